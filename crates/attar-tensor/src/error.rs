@@ -1,0 +1,318 @@
+//! What can go wrong with bytes that we did not write.
+
+use std::{io, path::PathBuf};
+
+/// The result of reading or writing tensors.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a tensor, a file or the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried: `read`, `write`, `create`, …
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// A file breaks the format it claims to be in.
+    #[error("`{}` is not a usable {format} file: {defect}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// `safetensors`, `GGUF`, …
+        format: &'static str,
+        /// What is wrong.
+        defect: Defect,
+    },
+    /// No file here is a checkpoint.
+    #[error("`{}` is not a checkpoint: {wanted}", path.display())]
+    NotACheckpoint {
+        /// The path.
+        path: PathBuf,
+        /// What would have made it one.
+        wanted: &'static str,
+    },
+    /// The index names a shard that is not there.
+    #[error("shard `{shard}` is missing from `{}`; `{tensor}` lies in it", folder.display())]
+    MissingShard {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// The file's name.
+        shard: String,
+        /// One tensor that needs it.
+        tensor: String,
+    },
+    /// A name that no tensor has.
+    #[error("no tensor is named `{name}`{}", did_you_mean(nearest))]
+    UnknownTensor {
+        /// The name asked for.
+        name: String,
+        /// The closest one that exists.
+        nearest: Option<String>,
+    },
+    /// Rows outside a tensor.
+    #[error("rows {start}..{end} of `{name}`, which has {rows}")]
+    RowsOutOfRange {
+        /// The tensor.
+        name: String,
+        /// First row asked for.
+        start: usize,
+        /// One past the last row asked for.
+        end: usize,
+        /// How many there are.
+        rows: usize,
+    },
+    /// The operation does not exist for how the tensor is stored.
+    #[error("`{name}` is stored as {encoding}; {wanted} was wanted")]
+    WrongEncoding {
+        /// The tensor.
+        name: String,
+        /// How it is stored.
+        encoding: String,
+        /// What the caller can use.
+        wanted: &'static str,
+    },
+    /// NaN or infinity among weights.
+    #[error("`{name}` holds {count} value(s) that are not finite; the first is {value} in row {row}, column {column}")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// How many in the rows that were read.
+        count: usize,
+        /// The first one.
+        value: f32,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        column: usize,
+    },
+    /// A group that does not divide the columns, and no word on what to do with the rest.
+    #[error("group {group} does not divide {columns} columns")]
+    GroupDoesNotDivide {
+        /// Values a group.
+        group: usize,
+        /// Columns a row.
+        columns: usize,
+    },
+    /// A scale that its number format cannot hold.
+    #[error("a scale of {scale} does not fit in {dtype}")]
+    ScaleOutOfRange {
+        /// The scale.
+        scale: f32,
+        /// The format.
+        dtype: Dtype,
+    },
+    /// Text that names no scheme, grid or dtype.
+    #[error("`{found}` is not a {what}{}", did_you_mean(nearest))]
+    UnknownName {
+        /// The text.
+        found: String,
+        /// `grid`, `dtype`, `scheme`.
+        what: &'static str,
+        /// The closest word that is one.
+        nearest: Option<String>,
+    },
+    /// A blob of the store whose content is not what its name says.
+    #[error("blob {digest} of the store at `{}` is damaged", root.display())]
+    DamagedBlob {
+        /// The store.
+        root: PathBuf,
+        /// The name.
+        digest: Digest,
+    },
+}
+
+/// What is wrong with a file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Defect {
+    /// Shorter than its own fixed part.
+    #[error("it is {length} bytes long, too short for {what}")]
+    TooShort {
+        /// Its length.
+        length: u64,
+        /// What does not fit.
+        what: &'static str,
+    },
+    /// The file starts like something else.
+    #[error("it starts with {found:02x?}")]
+    Magic {
+        /// Its first bytes.
+        found: [u8; 4],
+    },
+    /// A version we do not read.
+    #[error("its version is {found}; {known} can be read")]
+    Version {
+        /// Its version.
+        found: u64,
+        /// What we read.
+        known: &'static str,
+    },
+    /// A header larger than any honest one, or than the file.
+    #[error("its header claims {declared} bytes; the limit is {limit}")]
+    HeaderTooLong {
+        /// As claimed.
+        declared: u64,
+        /// What we accept for this file.
+        limit: u64,
+    },
+    /// The header is not the JSON that the format wants: overlaps, holes, wrong sizes, unknown dtypes.
+    #[error("its header is invalid: {0}")]
+    Header(#[source] serde_json::Error),
+    /// Not the JSON that was expected.
+    #[error("{0}")]
+    Json(#[source] serde_json::Error),
+    /// Header and file disagree about the length.
+    #[error("its tensors cover {covered} bytes and the file holds {present}{}", if present < covered { ": it was cut short" } else { "" })]
+    Length {
+        /// By the header.
+        covered: u64,
+        /// By the file system.
+        present: u64,
+    },
+    /// A count larger than the file could hold.
+    #[error("it claims {claimed} {what}, more than its {length} bytes can hold")]
+    Count {
+        /// `tensors`, `metadata entries`, `array elements`, `characters`.
+        what: &'static str,
+        /// As claimed.
+        claimed: u64,
+        /// The file's length.
+        length: u64,
+    },
+    /// A tensor that reaches past the end, or starts where it must not.
+    #[error("`{tensor}` lies at bytes {start}..{end}; the data is {length} bytes long and aligned to {alignment}")]
+    Extent {
+        /// The tensor.
+        tensor: String,
+        /// Its first byte, from the start of the data.
+        start: u64,
+        /// One past its last byte.
+        end: u64,
+        /// How long the data is.
+        length: u64,
+        /// What offsets must be a multiple of.
+        alignment: u64,
+    },
+    /// Two tensors that share bytes or a name.
+    #[error("`{first}` and `{second}` overlap")]
+    Overlap {
+        /// One.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A type that we do not read.
+    #[error("`{tensor}` is stored as {dtype}, which cannot be read")]
+    Dtype {
+        /// The tensor.
+        tensor: String,
+        /// Its type, as the format names it.
+        dtype: String,
+    },
+    /// A shape that its type cannot have.
+    #[error("`{tensor}` has {columns} columns, not a multiple of the {block} values of a {dtype} block")]
+    Block {
+        /// The tensor.
+        tensor: String,
+        /// Values a row.
+        columns: u64,
+        /// Values a block.
+        block: u64,
+        /// The block format.
+        dtype: &'static str,
+    },
+    /// Too many dimensions, or a product that overflows.
+    #[error("`{tensor}` has the shape {dims:?}, which cannot be")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// As claimed.
+        dims: Vec<u64>,
+    },
+    /// Text that is not UTF-8.
+    #[error("the text at byte {offset} is not UTF-8")]
+    Text {
+        /// Where it starts.
+        offset: u64,
+    },
+    /// A tag that the format does not define.
+    #[error("{what} {found} at byte {offset} does not exist")]
+    Tag {
+        /// `value type`, `tensor type`.
+        what: &'static str,
+        /// As found.
+        found: u64,
+        /// Where.
+        offset: u64,
+    },
+    /// A part of a quantized tensor is missing or has another shape than its scheme says.
+    #[error("`{tensor}` should be {wanted} and is {found}")]
+    Part {
+        /// `NAME.codes`, `NAME.scales` or `NAME.zeros`.
+        tensor: String,
+        /// By the scheme.
+        wanted: String,
+        /// In the file.
+        found: String,
+    },
+}
+
+use crate::{Digest, Dtype};
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+/// The candidate that looks most like `word`, if one is close enough to be what was meant.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let score = |c: &str| strsim::jaro_winkler(word, c);
+    candidates
+        .into_iter()
+        .map(|c| (score(c), c))
+        .filter(|(s, _)| *s > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => Some("free some space and run the same command again: finished work is kept".into()),
+                io::ErrorKind::PermissionDenied => Some("check the permissions of the file and of the folder it is in".into()),
+                _ => None,
+            },
+            Error::Malformed { defect: Defect::Length { covered, present }, .. } if present < covered => {
+                Some("the download or copy stopped early: fetch the file again".into())
+            }
+            Error::MissingShard { .. } => Some("fetch the missing file, or a `model.safetensors.index.json` that fits the files here".into()),
+            Error::NotFinite { .. } => {
+                Some("the checkpoint is damaged or its training diverged: quantizing it would hide that, so nothing was written".into())
+            }
+            Error::GroupDoesNotDivide { columns, .. } => {
+                let divisors: Vec<String> =
+                    [128, 96, 64, 48, 32, 16].iter().filter(|g| columns % **g == 0).map(|g| g.to_string()).collect();
+                let fits = match divisors.as_slice() {
+                    [] => String::new(),
+                    some => format!("a group of {}, ", some.join(", ")),
+                };
+                Some(format!("use {fits}`group = \"row\"`, or `tail = \"short\"` for one short last group a row"))
+            }
+            Error::ScaleOutOfRange { .. } => Some("use `scale_dtype = \"f32\"`".into()),
+            Error::DamagedBlob { root, .. } => Some(format!("delete `{}` and run again", root.display())),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Numbers: what a value is, how many of them share a scale, how their bits lie in memory and in files.
+//!
+//! The *weight plane* of attar: huge, named, read lazily by rows, content-addressed. Nothing here knows what a model
+//! is, and nothing here ever loads a whole one: every reader is a [`Source`], and a source hands out rows.
+//!
+//! A number is four independent choices: [`Grid`] (which values exist) x [`Granularity`] (what shares a scale) x
+//! algorithm (which value is picked; `attar-compress`) x layout (how bits lie in a file; [`pack`] here, exporters
+//! elsewhere). [`Scheme`] joins the first two; no type joins more.
+//!
+//! ```
+//! use attar_tensor::{Granularity, Scheme};
+//! let scheme: Scheme = "int4/g64".parse().unwrap();
+//! assert_eq!(scheme.granularity, Granularity::Group(64));
+//! assert_eq!(scheme.bits_per_weight([576, 576]), 4.25);
+//! ```
+
+mod checkpoint;
+mod digest;
+mod dtype;
+mod error;
+pub mod gguf;
+mod grid;
+pub mod pack;
+mod quantized;
+pub mod safetensors;
+mod scheme;
+mod source;
+mod store;
+
+pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest};
+pub use digest::Digest;
+pub use dtype::{BlockFormat, Dtype};
+pub use error::{Defect, Error, Result, nearest};
+pub use grid::{Fit, GRIDS, Grid, grid};
+pub use quantized::QuantizedTensor;
+pub use scheme::{Encoding, Granularity, Scheme, Tail, ZeroPoint};
+pub use source::{Overlay, Source, TensorInfo};
+pub use store::{Journal, Store, write_atomically};

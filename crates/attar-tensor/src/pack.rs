@@ -1,0 +1,80 @@
+//! attar's one canonical packing: the codes of a row as one stream of bits, lowest bit first; every row starts on a
+//! byte. Exporters lay it out anew for their targets.
+
+/// Bytes of a row of `columns` codes.
+pub fn row_bytes(columns: usize, bits: u32) -> usize {
+    (columns * bits as usize).div_ceil(8)
+}
+
+/// Appends one row. Every code is below `2^bits`.
+pub fn pack_row(codes: &[u8], bits: u32, out: &mut Vec<u8>) {
+    match bits {
+        8 => out.extend_from_slice(codes),
+        4 => {
+            let pairs = codes.chunks_exact(2);
+            let last = pairs.remainder();
+            out.extend(pairs.map(|c| c[0] | c[1] << 4));
+            out.extend_from_slice(last);
+        }
+        _ => {
+            for chunk in codes.chunks(8) {
+                let word = chunk.iter().rev().fold(0u64, |word, c| word << bits | u64::from(*c));
+                let bytes = (chunk.len() * bits as usize).div_ceil(8);
+                out.extend_from_slice(&word.to_le_bytes()[..bytes]);
+            }
+        }
+    }
+}
+
+/// The codes of one row of [`row_bytes`] bytes.
+pub fn unpack_row(packed: &[u8], bits: u32, codes: &mut [u8]) {
+    debug_assert_eq!(packed.len(), row_bytes(codes.len(), bits));
+    match bits {
+        8 => codes.copy_from_slice(packed),
+        4 => {
+            for (pair, byte) in codes.chunks_mut(2).zip(packed) {
+                pair[0] = byte & 15;
+                if let [_, high] = pair {
+                    *high = byte >> 4;
+                }
+            }
+        }
+        _ => {
+            let mask = (1u64 << bits) - 1;
+            for (chunk, bytes) in codes.chunks_mut(8).zip(packed.chunks(bits as usize)) {
+                let mut word = [0; 8];
+                word[..bytes.len()].copy_from_slice(bytes);
+                let word = u64::from_le_bytes(word);
+                for (i, code) in chunk.iter_mut().enumerate() {
+                    *code = (word >> (i as u32 * bits) & mask) as u8;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_width_and_length_survives_a_round_trip() {
+        for bits in 1..=8 {
+            for columns in 0..70usize {
+                let codes: Vec<u8> = (0..columns).map(|i| ((i * 37 + 11) % (1 << bits)) as u8).collect();
+                let (mut packed, mut again) = (Vec::new(), vec![0; columns]);
+                pack_row(&codes, bits, &mut packed);
+                assert_eq!(packed.len(), row_bytes(columns, bits));
+                unpack_row(&packed, bits, &mut again);
+                assert_eq!(codes, again, "{bits} bits, {columns} columns");
+            }
+        }
+    }
+
+    #[test]
+    fn the_lowest_bits_come_first() {
+        let mut packed = Vec::new();
+        pack_row(&[1, 2, 3], 3, &mut packed);
+        assert_eq!(packed, [0b11_010_001, 0b0]);
+    }
+}

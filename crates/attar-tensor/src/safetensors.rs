@@ -1,0 +1,409 @@
+//! safetensors: files of named tensors behind a JSON header, as specified by the `safetensors` crate, 0.8.
+//!
+//! Headers are bounded before they are read and checked against the length of the file, so a header that lies costs
+//! nothing and is found at once. Reads are seek + read, never a map: the memory a gate sees is then ours.
+//!
+//! A quantized tensor `NAME` is three tensors: `NAME.codes` (u8 `[rows, row bytes]`, [`crate::pack`]), `NAME.scales`
+//! (`[rows, groups]`, or `[1, 1]` for one scale in all) and, unless symmetric, `NAME.zeros` (u8, one code a scale,
+//! packed like codes with the same rows as the scales).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    io::{Read, Write},
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo as StoredInfo};
+
+use crate::{Defect, Digest, Dtype, Encoding, Error, Granularity, QuantizedTensor, Result, Scheme, Source, TensorInfo, pack};
+
+/// Longest header we read. The format's own library has the same limit.
+const HEADER_LIMIT: u64 = 100_000_000;
+
+const FORMAT: &str = "safetensors";
+
+/// Bytes a piece when hashing or copying.
+const PIECE: usize = 1 << 18;
+
+/// One file, its header read.
+pub struct File {
+    path: PathBuf,
+    file: fs::File,
+    start: u64,
+    tensors: BTreeMap<String, Stored>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// A tensor as a file names it.
+#[derive(Clone, Debug)]
+struct Stored {
+    dtype: StoredDtype,
+    dims: Vec<usize>,
+    bytes: Range<u64>,
+}
+
+impl File {
+    /// Reads and checks the header.
+    pub fn open(path: &Path) -> Result<File> {
+        let malformed = |defect| Error::Malformed { path: path.into(), format: FORMAT, defect };
+        let mut file = fs::File::open(path).map_err(Error::io("read", path))?;
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        if length < 8 {
+            return Err(malformed(Defect::TooShort { length, what: "the size of its header" }));
+        }
+        let mut size = [0; 8];
+        file.read_exact(&mut size).map_err(Error::io("read", path))?;
+        let size = u64::from_le_bytes(size);
+        let limit = HEADER_LIMIT.min(length - 8);
+        if size > limit {
+            return Err(malformed(Defect::HeaderTooLong { declared: size, limit }));
+        }
+        let mut text = vec![0; size as usize];
+        file.read_exact(&mut text).map_err(Error::io("read", path))?;
+        let header: Metadata = serde_json::from_slice(&text).map_err(|e| malformed(Defect::Header(e)))?;
+        let (covered, present) = (header.data_len() as u64, length - 8 - size);
+        if covered != present {
+            return Err(malformed(Defect::Length { covered, present }));
+        }
+        let tensors = header.tensors().into_iter().map(|(name, info)| (name, Stored::new(info))).collect();
+        let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        Ok(File { path: path.into(), file, start: 8 + size, tensors, metadata })
+    }
+
+    /// The free text of the header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn read_at(&self, stored: &Stored, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        debug_assert!(stored.bytes.start + offset + buffer.len() as u64 <= stored.bytes.end);
+        let at = self.start + stored.bytes.start + offset;
+        self.file.read_exact_at(buffer, at).map_err(Error::io("read", &self.path))
+    }
+
+    fn hash(&self, stored: &Stored, hasher: &mut blake3::Hasher) -> Result<()> {
+        let length = stored.bytes.end - stored.bytes.start;
+        let mut piece = vec![0; PIECE.min(length as usize)];
+        let mut done = 0;
+        while done < length {
+            let n = PIECE.min((length - done) as usize);
+            self.read_at(stored, done, &mut piece[..n])?;
+            hasher.update(&piece[..n]);
+            done += n as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Stored {
+    fn new(info: &StoredInfo) -> Stored {
+        let (start, end) = info.data_offsets;
+        Stored { dtype: info.dtype, dims: info.shape.clone(), bytes: start as u64..end as u64 }
+    }
+}
+
+fn plain(dtype: StoredDtype) -> Option<Dtype> {
+    Some(match dtype {
+        StoredDtype::F64 => Dtype::F64,
+        StoredDtype::F32 => Dtype::F32,
+        StoredDtype::F16 => Dtype::F16,
+        StoredDtype::BF16 => Dtype::BF16,
+        StoredDtype::I64 => Dtype::I64,
+        StoredDtype::I32 => Dtype::I32,
+        StoredDtype::I16 => Dtype::I16,
+        StoredDtype::I8 => Dtype::I8,
+        StoredDtype::U8 => Dtype::U8,
+        _ => return None,
+    })
+}
+
+fn stored(dtype: Dtype) -> StoredDtype {
+    match dtype {
+        Dtype::F64 => StoredDtype::F64,
+        Dtype::F32 => StoredDtype::F32,
+        Dtype::F16 => StoredDtype::F16,
+        Dtype::BF16 => StoredDtype::BF16,
+        Dtype::I64 => StoredDtype::I64,
+        Dtype::I32 => StoredDtype::I32,
+        Dtype::I16 => StoredDtype::I16,
+        Dtype::I8 => StoredDtype::I8,
+        Dtype::U8 => StoredDtype::U8,
+    }
+}
+
+/// Where a tensor of a [`Shards`] lies.
+enum Place {
+    Plain(Part),
+    Quantized { scheme: Scheme, codes: Part, scales: Part, zeros: Option<Part> },
+    Unreadable(StoredDtype),
+}
+
+struct Part {
+    file: usize,
+    stored: Stored,
+}
+
+/// Tensors that lie in one or more files.
+pub struct Shards {
+    files: Vec<File>,
+    places: BTreeMap<String, Place>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Shards {
+    /// The tensors of `paths`. `quantized` tells which names are codes, scales and zeros, and their shape.
+    pub fn open(paths: &[PathBuf], quantized: &BTreeMap<String, (Scheme, [usize; 2])>) -> Result<Shards> {
+        let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>>>()?;
+        let mut parts: HashMap<String, Part> = HashMap::new();
+        for (file, opened) in files.iter().enumerate() {
+            for (name, stored) in &opened.tensors {
+                let part = Part { file, stored: stored.clone() };
+                if parts.insert(name.clone(), part).is_some() {
+                    return Err(Error::Malformed {
+                        path: opened.path.clone(),
+                        format: FORMAT,
+                        defect: Defect::Overlap { first: name.clone(), second: name.clone() },
+                    });
+                }
+            }
+        }
+        let mut shards = Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new() };
+        for (name, (scheme, dims)) in quantized {
+            shards.add_quantized(name, *scheme, *dims, &mut parts)?;
+        }
+        for (name, part) in parts {
+            shards.add_plain(name, part);
+        }
+        Ok(shards)
+    }
+
+    fn add_plain(&mut self, name: String, part: Part) {
+        let place = match plain(part.stored.dtype) {
+            Some(dtype) => {
+                let info = TensorInfo { dims: part.stored.dims.clone(), encoding: Encoding::Plain(dtype) };
+                self.tensors.insert(name.clone(), info);
+                Place::Plain(part)
+            }
+            None => Place::Unreadable(part.stored.dtype),
+        };
+        self.places.insert(name, place);
+    }
+
+    fn add_quantized(&mut self, name: &str, scheme: Scheme, dims: [usize; 2], parts: &mut HashMap<String, Part>) -> Result<()> {
+        let layout = PartLayout::new(name, scheme, dims);
+        let codes = self.take(&layout.codes, parts)?;
+        let scales = self.take(&layout.scales, parts)?;
+        let zeros = layout.zeros.as_ref().map(|zeros| self.take(zeros, parts)).transpose()?;
+        self.tensors.insert(name.into(), TensorInfo { dims: dims.to_vec(), encoding: Encoding::Quantized(scheme) });
+        self.places.insert(name.into(), Place::Quantized { scheme, codes, scales, zeros });
+        Ok(())
+    }
+
+    fn take(&self, wanted: &Entry, parts: &mut HashMap<String, Part>) -> Result<Part> {
+        let describe = |dtype: StoredDtype, dims: &[usize]| format!("{dtype:?} {dims:?}");
+        let want = describe(stored(wanted.dtype), &wanted.dims);
+        let part = parts.remove(&wanted.name);
+        let found = part.as_ref().map_or("missing".into(), |p| describe(p.stored.dtype, &p.stored.dims));
+        part.filter(|_| found == want).ok_or_else(|| Error::Malformed {
+            path: self.files.first().map(|f| f.path.clone()).unwrap_or_default(),
+            format: FORMAT,
+            defect: Defect::Part { tensor: wanted.name.clone(), wanted: want, found },
+        })
+    }
+
+    fn bytes(&self, part: &Part, rows: &Range<usize>, row_bytes: usize) -> Result<Vec<u8>> {
+        let mut buffer = vec![0; rows.len() * row_bytes];
+        self.files[part.file].read_at(&part.stored, (rows.start * row_bytes) as u64, &mut buffer)?;
+        Ok(buffer)
+    }
+
+    fn place(&self, name: &str, rows: &Range<usize>) -> Result<(&Place, [usize; 2])> {
+        let dims = self.check(name, rows)?.matrix();
+        Ok((&self.places[name], dims))
+    }
+}
+
+impl Source for Shards {
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        if let Some(info) = self.tensors.get(name) {
+            return Ok(info);
+        }
+        if let Some(Place::Unreadable(dtype)) = self.places.get(name) {
+            return Err(Error::Malformed {
+                path: self.files.first().map(|f| f.path.clone()).unwrap_or_default(),
+                format: FORMAT,
+                defect: Defect::Dtype { tensor: name.into(), dtype: format!("{dtype:?}") },
+            });
+        }
+        Err(Error::UnknownTensor {
+            name: name.into(),
+            nearest: crate::nearest(name, self.tensors.keys().map(String::as_str)).map(Into::into),
+        })
+    }
+
+    fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let (place, [_, columns]) = self.place(name, &rows)?;
+        match place {
+            Place::Plain(part) => {
+                let dtype = plain(part.stored.dtype).expect("unreadable tensors are not in the list");
+                // In pieces: the bytes of a large read would otherwise stand beside its values.
+                let step = (PIECE / (columns * dtype.bytes()).max(1)).max(1);
+                for (i, out) in out.chunks_mut((step * columns).max(1)).enumerate() {
+                    let start = rows.start + i * step;
+                    let piece = start..(start + step).min(rows.end);
+                    dtype.decode(&self.bytes(part, &piece, columns * dtype.bytes())?, out);
+                }
+                Ok(())
+            }
+            _ => {
+                self.read_quantized(name, rows)?.decode(out);
+                Ok(())
+            }
+        }
+    }
+
+    fn read_quantized(&self, name: &str, rows: Range<usize>) -> Result<QuantizedTensor> {
+        let (place, [_, columns]) = self.place(name, &rows)?;
+        let Place::Quantized { scheme, codes, scales, zeros } = place else {
+            let encoding = self.tensors[name].encoding.to_string();
+            return Err(Error::WrongEncoding { name: name.into(), encoding, wanted: "a quantized tensor" });
+        };
+        let (scale_rows, groups) = match scheme.granularity {
+            Granularity::Tensor => (0..1, 1),
+            _ => (rows.clone(), scheme.groups(columns)),
+        };
+        let bytes = self.bytes(scales, &scale_rows, groups * scheme.scale.bytes())?;
+        let mut values = vec![0.0; scale_rows.len() * groups];
+        scheme.scale.decode(&bytes, &mut values);
+        let bits = scheme.grid.bits();
+        let zeros = match zeros {
+            None => Vec::new(),
+            Some(part) => {
+                let row_bytes = pack::row_bytes(groups, bits);
+                let packed = self.bytes(part, &scale_rows, row_bytes)?;
+                let mut zeros = vec![0; scale_rows.len() * groups];
+                for (packed, zeros) in packed.chunks(row_bytes).zip(zeros.chunks_mut(groups)) {
+                    pack::unpack_row(packed, bits, zeros);
+                }
+                zeros
+            }
+        };
+        let codes = self.bytes(codes, &rows, pack::row_bytes(columns, bits))?;
+        Ok(QuantizedTensor { scheme: *scheme, dims: [rows.len(), columns], codes, scales: values, zeros })
+    }
+
+    fn digest(&self, name: &str) -> Result<Digest> {
+        let info = self.info(name)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{} {:?}\n", info.encoding, info.dims).as_bytes());
+        match &self.places[name] {
+            Place::Plain(part) => self.files[part.file].hash(&part.stored, &mut hasher)?,
+            Place::Quantized { codes, scales, zeros, .. } => {
+                for part in [Some(codes), Some(scales), zeros.as_ref()].into_iter().flatten() {
+                    self.files[part.file].hash(&part.stored, &mut hasher)?;
+                }
+            }
+            Place::Unreadable(_) => unreachable!("`info` refuses it"),
+        }
+        Ok(hasher.into())
+    }
+}
+
+/// A tensor of a file to be written.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its format.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub dims: Vec<usize>,
+}
+
+/// The parts that a quantized tensor is stored as.
+pub struct PartLayout {
+    /// `NAME.codes`.
+    pub codes: Entry,
+    /// `NAME.scales`.
+    pub scales: Entry,
+    /// `NAME.zeros`, unless symmetric.
+    pub zeros: Option<Entry>,
+}
+
+impl PartLayout {
+    /// For a tensor of `dims` under `scheme`.
+    pub fn new(name: &str, scheme: Scheme, dims: [usize; 2]) -> PartLayout {
+        let [rows, columns] = dims;
+        let bits = scheme.grid.bits();
+        let (scale_rows, groups) = match scheme.granularity {
+            Granularity::Tensor => (1, 1),
+            _ => (rows, scheme.groups(columns)),
+        };
+        let entry = |part: &str, dtype, dims: [usize; 2]| Entry { name: format!("{name}.{part}"), dtype, dims: dims.to_vec() };
+        PartLayout {
+            codes: entry("codes", Dtype::U8, [rows, pack::row_bytes(columns, bits)]),
+            scales: entry("scales", scheme.scale, [scale_rows, groups]),
+            zeros: (!scheme.is_symmetric()).then(|| entry("zeros", Dtype::U8, [scale_rows, pack::row_bytes(groups, bits)])),
+        }
+    }
+
+    /// In the order in which they are written.
+    pub fn entries(self) -> impl Iterator<Item = Entry> {
+        [Some(self.codes), Some(self.scales), self.zeros].into_iter().flatten()
+    }
+}
+
+/// Writes a file from front to back: the header from a list of entries, then their bytes in that order.
+///
+/// Same entries and bytes, same file: metadata is sorted, and the data starts at a multiple of 8.
+pub struct Writer<W: Write> {
+    to: W,
+    left: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes the header.
+    pub fn new(mut to: W, entries: &[Entry], metadata: &BTreeMap<String, String>) -> std::io::Result<Writer<W>> {
+        let mut offset = 0;
+        let mut header = serde_json::Map::new();
+        if !metadata.is_empty() {
+            header.insert("__metadata__".into(), serde_json::json!(metadata));
+        }
+        for entry in entries {
+            let end = offset + entry.dims.iter().product::<usize>() * entry.dtype.bytes();
+            let dtype = serde_json::to_value(stored(entry.dtype)).expect("a dtype is a string");
+            header.insert(entry.name.clone(), serde_json::json!({ "dtype": dtype, "shape": entry.dims, "data_offsets": [offset, end] }));
+            offset = end;
+        }
+        let mut text = serde_json::Value::Object(header).to_string();
+        text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+        to.write_all(&(text.len() as u64).to_le_bytes())?;
+        to.write_all(text.as_bytes())?;
+        Ok(Writer { to, left: offset as u64 })
+    }
+
+    /// The next bytes.
+    ///
+    /// # Panics
+    /// If they are more than the entries have room for.
+    pub fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.left = self.left.checked_sub(bytes.len() as u64).expect("no more bytes than the header says");
+        self.to.write_all(bytes)
+    }
+
+    /// Done.
+    ///
+    /// # Panics
+    /// If bytes are missing.
+    pub fn finish(self) -> W {
+        assert_eq!(self.left, 0, "as many bytes as the header says");
+        self.to
+    }
+}

@@ -1,0 +1,260 @@
+//! A grid, what shares a scale, and how scales and zeros are stored.
+
+use std::{fmt, str::FromStr};
+
+use crate::{BlockFormat, Dtype, Error, Grid, Result, error::nearest, grid};
+
+/// What shares a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// The whole tensor.
+    Tensor,
+    /// A row: one output channel of a linear layer.
+    Row,
+    /// This many neighbours in a row.
+    Group(usize),
+}
+
+/// What to do when a group does not divide a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Tail {
+    /// It is an error.
+    #[default]
+    Error,
+    /// The last group of each row is shorter.
+    Short,
+}
+
+/// Whether a group stores a zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum ZeroPoint {
+    /// No: the middle code is zero.
+    #[default]
+    Symmetric,
+    /// One code a group.
+    Asymmetric,
+}
+
+/// How a tensor's numbers are chosen to be representable. Text form: `int4/g64`, `int8/row/asymmetric`,
+/// `int3/g32/f32/short`.
+#[derive(Clone, Copy)]
+pub struct Scheme {
+    /// Which values exist.
+    pub grid: &'static dyn Grid,
+    /// What shares a scale.
+    pub granularity: Granularity,
+    /// Whether zeros are stored.
+    pub zero: ZeroPoint,
+    /// The format of the scales: `f16`, `bf16` or `f32`.
+    pub scale: Dtype,
+    /// What happens at the end of a row.
+    pub tail: Tail,
+}
+
+impl Scheme {
+    /// Groups a row of `columns` values.
+    pub fn groups(&self, columns: usize) -> usize {
+        match self.granularity {
+            Granularity::Group(n) => columns.div_ceil(n),
+            Granularity::Row | Granularity::Tensor => 1,
+        }
+    }
+
+    /// Values a group of a row of `columns` values.
+    pub fn group(&self, columns: usize) -> usize {
+        match self.granularity {
+            Granularity::Group(n) => n.min(columns),
+            Granularity::Row | Granularity::Tensor => columns,
+        }
+    }
+
+    /// Whether rows of `columns` values can be cut into groups.
+    pub fn fit(&self, columns: usize) -> Result<()> {
+        match self.granularity {
+            Granularity::Group(group) if self.tail == Tail::Error && columns % group != 0 => {
+                Err(Error::GroupDoesNotDivide { group, columns })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Scales of a `[rows, columns]` tensor.
+    pub fn scale_count(&self, [rows, columns]: [usize; 2]) -> usize {
+        match self.granularity {
+            Granularity::Tensor => 1,
+            _ => rows * self.groups(columns),
+        }
+    }
+
+    /// Bits of a `[rows, columns]` tensor: codes, scales and zeros, no padding.
+    pub fn true_bits(&self, [rows, columns]: [usize; 2]) -> u64 {
+        let zero = if self.is_symmetric() { 0 } else { u64::from(self.grid.bits()) };
+        (rows * columns) as u64 * u64::from(self.grid.bits())
+            + self.scale_count([rows, columns]) as u64 * (8 * self.scale.bytes() as u64 + zero)
+    }
+
+    /// [`Scheme::true_bits`] a weight.
+    pub fn bits_per_weight(&self, dims: [usize; 2]) -> f64 {
+        self.true_bits(dims) as f64 / (dims[0] * dims[1]) as f64
+    }
+
+    /// Whether no zeros are stored.
+    pub fn is_symmetric(&self) -> bool {
+        self.zero == ZeroPoint::Symmetric
+    }
+
+    /// `scale` as it will be stored.
+    pub fn round_scale(&self, scale: f32) -> Result<f32> {
+        let rounded = self.scale.round(scale);
+        match rounded.is_finite() {
+            true => Ok(rounded),
+            false => Err(Error::ScaleOutOfRange { scale, dtype: self.scale }),
+        }
+    }
+}
+
+impl PartialEq for Scheme {
+    fn eq(&self, other: &Scheme) -> bool {
+        self.grid.name() == other.grid.name()
+            && (self.granularity, self.zero, self.scale, self.tail) == (other.granularity, other.zero, other.scale, other.tail)
+    }
+}
+
+impl Eq for Scheme {}
+
+impl fmt::Debug for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scheme({self})")
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.grid.name())?;
+        match self.granularity {
+            Granularity::Tensor => f.write_str("/tensor")?,
+            Granularity::Row => f.write_str("/row")?,
+            Granularity::Group(n) => write!(f, "/g{n}")?,
+        }
+        if self.zero == ZeroPoint::Asymmetric {
+            f.write_str("/asymmetric")?;
+        }
+        if self.scale != Dtype::F16 {
+            write!(f, "/{}", self.scale)?;
+        }
+        if self.tail == Tail::Short {
+            f.write_str("/short")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Scheme> {
+        let unknown = || Error::UnknownName { found: text.into(), what: "scheme", nearest: None };
+        let mut words = text.split('/');
+        let grid = grid(words.next().unwrap_or_default())?;
+        let granularity = match words.next().ok_or_else(unknown)? {
+            "tensor" => Granularity::Tensor,
+            "row" => Granularity::Row,
+            group => match group.strip_prefix('g').and_then(|n| n.parse().ok()) {
+                Some(n) if n > 0 => Granularity::Group(n),
+                _ => return Err(unknown()),
+            },
+        };
+        let mut scheme = Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale: Dtype::F16, tail: Tail::Error };
+        for word in words {
+            match word {
+                "asymmetric" => scheme.zero = ZeroPoint::Asymmetric,
+                "short" => scheme.tail = Tail::Short,
+                "f16" | "bf16" | "f32" => scheme.scale = word.parse()?,
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(scheme)
+    }
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// Every element stands alone.
+    Plain(Dtype),
+    /// Blocks of a GGUF file.
+    Blocks(BlockFormat),
+    /// Codes, scales and zeros in attar's canonical packing.
+    Quantized(Scheme),
+}
+
+impl Encoding {
+    /// Bits of a `[rows, columns]` tensor: everything that is needed to read it, no padding.
+    pub fn true_bits(&self, dims: [usize; 2]) -> u64 {
+        let elements = (dims[0] * dims[1]) as u64;
+        match self {
+            Encoding::Plain(dtype) => elements * 8 * dtype.bytes() as u64,
+            Encoding::Blocks(format) => elements / format.values() as u64 * 8 * format.bytes() as u64,
+            Encoding::Quantized(scheme) => scheme.true_bits(dims),
+        }
+    }
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Encoding::Plain(dtype) => dtype.fmt(f),
+            Encoding::Blocks(format) => format.fmt(f),
+            Encoding::Quantized(scheme) => scheme.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Encoding {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Encoding> {
+        if text.contains('/') {
+            return text.parse().map(Encoding::Quantized);
+        }
+        if let Some(format) = BlockFormat::ALL.iter().find(|b| b.name() == text) {
+            return Ok(Encoding::Blocks(*format));
+        }
+        let words = Dtype::ALL.iter().map(|d| d.name()).chain(BlockFormat::ALL.iter().map(|b| b.name()));
+        text.parse().map(Encoding::Plain).map_err(|_| Error::UnknownName {
+            found: text.into(),
+            what: "encoding",
+            nearest: nearest(text, words).map(Into::into),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_survives_a_round_trip() {
+        for text in ["int4/g64", "int8/row/asymmetric", "int3/g32/f32/short", "int8/tensor/bf16", "bf16", "q4_k"] {
+            assert_eq!(text.parse::<Encoding>().unwrap().to_string(), text);
+        }
+        for text in ["int4", "int4/g0", "int5/g64", "int4/g64/q", "int4/64"] {
+            assert!(text.parse::<Scheme>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn true_bits_count_scales_and_zeros() {
+        let bits = |text: &str, dims| text.parse::<Scheme>().unwrap().bits_per_weight(dims);
+        assert_eq!(bits("int4/g64", [8, 576]), 4.25);
+        assert_eq!(bits("int4/g64/asymmetric", [8, 576]), 4.3125);
+        assert_eq!(bits("int8/row", [576, 576]), 8.0 + 16.0 / 576.0);
+        assert_eq!(bits("int3/g64/short", [1, 172]), 3.0 + 48.0 / 172.0);
+    }
+
+    #[test]
+    fn a_group_that_does_not_divide_is_an_error_unless_the_tail_may_be_short() {
+        assert!("int4/g64".parse::<Scheme>().unwrap().fit(172).is_err());
+        assert!("int4/g64/short".parse::<Scheme>().unwrap().fit(172).is_ok());
+    }
+}

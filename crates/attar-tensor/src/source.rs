@@ -1,0 +1,108 @@
+//! Named tensors, read lazily by rows.
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
+
+use crate::{Digest, Encoding, Error, QuantizedTensor, Result, error::nearest};
+
+/// Shape and storage of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Outermost first; rows are the first dimension of two or more.
+    pub dims: Vec<usize>,
+    /// How it is stored.
+    pub encoding: Encoding,
+}
+
+impl TensorInfo {
+    /// Rows and columns: a vector is one row, and a tensor of more dimensions is a matrix of its first.
+    pub fn matrix(&self) -> [usize; 2] {
+        match self.dims.as_slice() {
+            [] => [1, 1],
+            [n] => [1, *n],
+            [rows, rest @ ..] => [*rows, rest.iter().product()],
+        }
+    }
+
+    /// How many numbers.
+    pub fn elements(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Bits of everything that is needed to read it.
+    pub fn true_bits(&self) -> u64 {
+        self.encoding.true_bits(self.matrix())
+    }
+}
+
+/// A set of named tensors that are read by rows.
+///
+/// Implementations keep headers in memory and nothing else: a read allocates what it returns, no more.
+pub trait Source: Send + Sync {
+    /// Every tensor, by name.
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo>;
+
+    /// Rows as f32, dequantized if need be. `out` is `[rows, columns]`. Does not look for NaN.
+    fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// Rows as they are stored, for a [`Encoding::Quantized`] tensor.
+    fn read_quantized(&self, name: &str, rows: Range<usize>) -> Result<QuantizedTensor>;
+
+    /// The digest of the tensor's shape, encoding and stored bytes. Names and files do not matter: tied weights agree.
+    fn digest(&self, name: &str) -> Result<Digest>;
+
+    /// The tensor of that name.
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensors().get(name).ok_or_else(|| Error::UnknownTensor {
+            name: name.into(),
+            nearest: nearest(name, self.tensors().keys().map(String::as_str)).map(Into::into),
+        })
+    }
+
+    /// The tensor of that name, if `rows` lie in it and `length` values are exactly what they hold.
+    fn check(&self, name: &str, rows: &Range<usize>) -> Result<&TensorInfo> {
+        let info = self.info(name)?;
+        let [count, _] = info.matrix();
+        if rows.start > rows.end || rows.end > count {
+            return Err(Error::RowsOutOfRange { name: name.into(), start: rows.start, end: rows.end, rows: count });
+        }
+        Ok(info)
+    }
+}
+
+/// One source over another: tensors of `top` hide those of the same name below.
+pub struct Overlay {
+    top: Arc<dyn Source>,
+    below: Arc<dyn Source>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Overlay {
+    /// `top` over `below`.
+    pub fn new(top: Arc<dyn Source>, below: Arc<dyn Source>) -> Overlay {
+        let mut tensors = below.tensors().clone();
+        tensors.extend(top.tensors().clone());
+        Overlay { top, below, tensors }
+    }
+
+    fn holder(&self, name: &str) -> &dyn Source {
+        if self.top.tensors().contains_key(name) { &*self.top } else { &*self.below }
+    }
+}
+
+impl Source for Overlay {
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.holder(name).read(name, rows, out)
+    }
+
+    fn read_quantized(&self, name: &str, rows: Range<usize>) -> Result<QuantizedTensor> {
+        self.holder(name).read_quantized(name, rows)
+    }
+
+    fn digest(&self, name: &str) -> Result<Digest> {
+        self.holder(name).digest(name)
+    }
+}
