@@ -1,0 +1,223 @@
+//! Values, nodes and blocks.
+
+use std::collections::HashMap;
+
+use crate::{Expr, Fact, Op, Result, error::Problem};
+
+/// Index of a [`Value`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub(crate) u32);
+
+/// Index of a [`Node`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub(crate) u32);
+
+/// Index of a block: a run of nodes that is read, run and compressed as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub(crate) u32);
+
+/// Something that nodes read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Value {
+    /// Unique in the graph. A weight's is canonical: the same for every architecture and checkpoint format.
+    pub name: String,
+    /// Shape and encoding.
+    pub fact: Fact,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Origin {
+    /// The caller.
+    Input,
+    /// A checkpoint.
+    Weight(Expr),
+    /// A node.
+    Node(NodeId),
+}
+
+/// One application of an op.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// What it does.
+    pub op: Op,
+    /// What it reads.
+    pub inputs: Vec<ValueId>,
+    /// What it makes.
+    pub output: ValueId,
+    /// Where it belongs.
+    pub block: BlockId,
+}
+
+/// A model, or a part of one. Nodes stand in an order in which they can run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Graph {
+    name: String,
+    values: Vec<Value>,
+    nodes: Vec<Node>,
+    blocks: Vec<String>,
+    inputs: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+    names: HashMap<String, ValueId>,
+}
+
+impl Graph {
+    /// No nodes yet.
+    pub fn new(name: impl Into<String>) -> Graph {
+        Graph { name: name.into(), ..Graph::default() }
+    }
+
+    /// Adds something that the caller gives.
+    pub fn input(&mut self, name: &str, fact: Fact) -> Result<ValueId> {
+        let id = self.value(name, fact, Origin::Input)?;
+        self.inputs.push(id);
+        Ok(id)
+    }
+
+    /// Adds a constant.
+    pub fn weight(&mut self, name: &str, fact: Fact, expr: Expr) -> Result<ValueId> {
+        self.value(name, fact, Origin::Weight(expr))
+    }
+
+    /// Starts a block: nodes that follow belong to it.
+    pub fn block(&mut self, name: impl Into<String>) -> BlockId {
+        self.blocks.push(name.into());
+        BlockId(self.blocks.len() as u32 - 1)
+    }
+
+    /// Adds a node to the latest block; its fact is inferred.
+    pub fn node(&mut self, name: &str, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
+        if self.blocks.is_empty() {
+            self.block("");
+        }
+        let facts: Vec<&Fact> = inputs.iter().map(|id| self.fact(*id)).collect();
+        let fact = op.infer(name, &facts)?;
+        let node = NodeId(self.nodes.len() as u32);
+        let output = self.value(name, fact, Origin::Node(node))?;
+        let block = BlockId(self.blocks.len() as u32 - 1);
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), output, block });
+        Ok(output)
+    }
+
+    /// Names what the graph is for.
+    pub fn output(&mut self, id: ValueId) {
+        self.outputs.push(id);
+    }
+
+    fn value(&mut self, name: &str, fact: Fact, origin: Origin) -> Result<ValueId> {
+        let id = ValueId(self.values.len() as u32);
+        if self.names.insert(name.into(), id).is_some() {
+            return Err(crate::Error::Invalid(Problem::Twice { name: name.into() }));
+        }
+        self.values.push(Value { name: name.into(), fact, origin });
+        Ok(id)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// In the order of the caller's arguments.
+    pub fn inputs(&self) -> &[ValueId] {
+        &self.inputs
+    }
+
+    /// What it returns.
+    pub fn outputs(&self) -> &[ValueId] {
+        &self.outputs
+    }
+
+    /// In running order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// All values with their ids.
+    pub fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.values.iter().enumerate().map(|(i, value)| (ValueId(i as u32), value))
+    }
+
+    /// One value.
+    pub fn get(&self, id: ValueId) -> &Value {
+        &self.values[id.0 as usize]
+    }
+
+    /// The fact of one value.
+    pub fn fact(&self, id: ValueId) -> &Fact {
+        &self.get(id).fact
+    }
+
+    /// The value of that name.
+    pub fn find(&self, name: &str) -> Option<ValueId> {
+        self.names.get(name).copied()
+    }
+
+    /// The constants: value, canonical name, fact and expression, in order of first use.
+    pub fn weights(&self) -> impl Iterator<Item = (ValueId, &Value, &Expr)> {
+        self.values().filter_map(|(id, value)| match &value.origin {
+            Origin::Weight(expr) => Some((id, value, expr)),
+            _ => None,
+        })
+    }
+
+    /// The same constant from another place or in another encoding. Its shape stays.
+    ///
+    /// # Panics
+    /// If `id` is not a weight.
+    pub fn replace_weight(&mut self, id: ValueId, encoding: attar_tensor::Encoding, expr: Expr) {
+        let value = &mut self.values[id.0 as usize];
+        assert!(matches!(value.origin, Origin::Weight(_)), "`{}` is a weight", value.name);
+        value.fact.encoding = encoding;
+        value.origin = Origin::Weight(expr);
+    }
+
+    /// How many blocks.
+    pub fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// In running order.
+    pub fn blocks(&self) -> impl Iterator<Item = BlockId> {
+        (0..self.blocks.len() as u32).map(BlockId)
+    }
+
+    /// The name of a block.
+    pub fn block_name(&self, id: BlockId) -> &str {
+        &self.blocks[id.0 as usize]
+    }
+
+    /// The nodes of a block, in running order.
+    pub fn nodes_of(&self, block: BlockId) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(move |node| node.block == block)
+    }
+
+    /// The values that `block` reads from before it.
+    pub fn live_into(&self, block: BlockId) -> Vec<ValueId> {
+        let mut ids: Vec<ValueId> = self
+            .nodes_of(block)
+            .flat_map(|node| node.inputs.iter().copied())
+            .filter(|id| match self.get(*id).origin {
+                Origin::Input => true,
+                Origin::Weight(_) => false,
+                Origin::Node(made_by) => self.nodes[made_by.0 as usize].block < block,
+            })
+            .collect();
+        ids.sort();
+        ids.dedup();
+        ids
+    }
+
+    /// The last block that reads each value, for those that a node reads.
+    pub fn last_use(&self) -> HashMap<ValueId, BlockId> {
+        let mut last = HashMap::new();
+        for node in &self.nodes {
+            for id in &node.inputs {
+                last.insert(*id, node.block);
+            }
+        }
+        last
+    }
+}

@@ -1,0 +1,80 @@
+//! Grouped-query causal attention (Vaswani et al. 2017; Ainslie et al. 2023).
+
+use candle_core::{D, Tensor};
+
+use super::{Attribute, Attributes, Op, OpDef};
+use crate::{Fact, Mode, error::Problem, kernel};
+
+/// How queries meet keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Multiplies the scores before the softmax.
+    pub scale: f64,
+    /// A query sees this many positions, its own the last; all before it, if there is no window.
+    pub window: Option<usize>,
+}
+
+pub(super) static DEF: OpDef = OpDef {
+    name: "attention",
+    wants: "query [batch, heads, seq, head], key and value [batch, some divisor of heads, past+seq, head]",
+    parse,
+    attributes: |op| {
+        let attention = attention_of(op);
+        let mut all = vec![("scale", Attribute::Number(attention.scale))];
+        all.extend(attention.window.map(|n| ("window", n.into())));
+        all
+    },
+    infer: |_, facts| match facts {
+        [query, key, value] if query.dims.len() == 4 && key.dims.len() == 4 => {
+            let grouped = query.dims[1].constant()? % key.dims[1].constant()? == 0;
+            let fits = key.dims == value.dims && query.dims[3] == key.dims[3] && grouped;
+            fits.then(|| Fact::activation(query.dims.clone()))
+        }
+        _ => None,
+    },
+    evaluate: |op, operands, context| {
+        let attention = attention_of(op);
+        let (q, k, v) = (operands[0].tensor()?, operands[1].tensor()?, operands[2].tensor()?);
+        Ok(match context.mode {
+            Mode::Inference => kernel::attention(&q, &k, &v, attention.scale as f32, attention.window)?,
+            Mode::Training => differentiable(attention, &q, &k, &v)?,
+        })
+    },
+    decompose: None,
+    macs: |_, dims| 2 * dims[0].iter().product::<usize>() as u64 * dims[1][2] as u64,
+};
+
+fn attention_of(op: &Op) -> &Attention {
+    match op {
+        Op::Attention(attention) => attention,
+        _ => unreachable!("the table is right"),
+    }
+}
+
+fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
+    let scale = attributes.number("scale")?;
+    let window = match attributes.number_or("window", 0.0)? {
+        0.0 => None,
+        n => Some(n as usize),
+    };
+    Ok(Op::Attention(Attention { scale, window }))
+}
+
+/// The same in ops that have gradients.
+fn differentiable(attention: &Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+    let (batch, heads, seq, head) = q.dims4()?;
+    let (_, key_heads, all, _) = k.dims4()?;
+    let spread = |x: &Tensor| {
+        x.unsqueeze(2)?.expand((batch, key_heads, heads / key_heads, all, head))?.contiguous()?.reshape((batch, heads, all, head))
+    };
+    let (k, v) = (spread(k)?, spread(v)?);
+    let scores = (q.matmul(&k.transpose(2, 3)?)? * attention.scale)?;
+    let past = all - seq;
+    let window = attention.window.unwrap_or(all);
+    let mask: Vec<f32> = (0..seq)
+        .flat_map(|i| (0..all).map(move |j| if j <= past + i && past + i < j + window { 0.0 } else { f32::NEG_INFINITY }))
+        .collect();
+    let mask = Tensor::from_vec(mask, (seq, all), q.device())?;
+    let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
+    weights.matmul(&v)
+}

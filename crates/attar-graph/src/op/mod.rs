@@ -1,0 +1,272 @@
+//! The ops: an enum, so that the compiler lists what a new one missed, and a table, so that each lives in one file.
+
+mod activation;
+mod attention;
+mod cache;
+mod elementwise;
+mod embedding;
+mod heads;
+mod linear;
+mod rms_norm;
+mod rope;
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::Tensor;
+
+use crate::{
+    Error, Expr, Fact, Graph, Result, ValueId, Weights,
+    error::Problem,
+    run::{Mode, State},
+};
+
+pub use attention::Attention;
+pub use rope::{Rope, Scaling};
+
+/// What a node does. `x` stands for activations `[batch, seq, width]` or, split, `[batch, heads, seq, head]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `tokens, table [vocabulary, width]`: the rows that the tokens name.
+    Embedding,
+    /// `x, weight [out, in]` and perhaps `bias [out]`: `x weight^T + bias`.
+    Linear,
+    /// `x, gain [width]`: `x / sqrt(mean(x^2) + epsilon) * gain` over the last dimension (Zhang & Sennrich 2019).
+    RmsNorm {
+        /// Keeps the root away from zero.
+        epsilon: f64,
+    },
+    /// `x [batch, seq, heads * head]` to `[batch, heads, seq, head]`.
+    SplitHeads {
+        /// How many.
+        heads: usize,
+    },
+    /// `x [batch, heads, seq, head]` to `[batch, seq, heads * head]`.
+    MergeHeads,
+    /// `x split, positions [batch, seq]`: rotary position embedding.
+    Rope(Rope),
+    /// `x split`: state. What earlier calls gave, and `x` behind it, along `seq`.
+    Cache {
+        /// Which state.
+        name: String,
+    },
+    /// `query, key, value`, all split: causal attention; a key head serves several query heads.
+    Attention(Attention),
+    /// `gate, up`: `silu(gate) * up` (Shazeer 2020).
+    Swiglu,
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `a, b`: their product, element by element.
+    Mul,
+    /// `a, b`: their sum, element by element.
+    Add,
+}
+
+/// Every op, in the order of the documentation.
+pub static OPS: &[&OpDef] = &[
+    &embedding::DEF,
+    &linear::DEF,
+    &rms_norm::DEF,
+    &heads::SPLIT,
+    &heads::MERGE,
+    &rope::DEF,
+    &cache::DEF,
+    &attention::DEF,
+    &activation::SWIGLU,
+    &activation::SILU,
+    &elementwise::MUL,
+    &elementwise::ADD,
+];
+
+/// The behaviour of an op.
+pub struct OpDef {
+    /// Its name in text form.
+    pub name: &'static str,
+    /// The operands it takes, for messages.
+    pub wants: &'static str,
+    /// From the attributes of its text form.
+    pub parse: fn(&mut Attributes) -> std::result::Result<Op, Problem>,
+    /// To the attributes of its text form.
+    pub attributes: fn(&Op) -> Vec<(&'static str, Attribute)>,
+    /// The fact of its value, if it can take such operands.
+    pub infer: fn(&Op, &[&Fact]) -> Option<Fact>,
+    /// Its meaning.
+    pub evaluate: fn(&Op, &[Operand<'_>], &mut Context<'_>) -> Result<Tensor>,
+    /// The same in simpler ops: adds nodes to a graph and returns their value.
+    pub decompose: Option<fn(&mut Graph, &str, &Op, &[ValueId]) -> Result<ValueId>>,
+    /// Multiply-accumulates, from the shapes of its operands.
+    pub macs: fn(&Op, &[Vec<usize>]) -> u64,
+}
+
+impl Op {
+    /// Its behaviour.
+    pub fn def(&self) -> &'static OpDef {
+        match self {
+            Op::Embedding => &embedding::DEF,
+            Op::Linear => &linear::DEF,
+            Op::RmsNorm { .. } => &rms_norm::DEF,
+            Op::SplitHeads { .. } => &heads::SPLIT,
+            Op::MergeHeads => &heads::MERGE,
+            Op::Rope(_) => &rope::DEF,
+            Op::Cache { .. } => &cache::DEF,
+            Op::Attention(_) => &attention::DEF,
+            Op::Swiglu => &activation::SWIGLU,
+            Op::Silu => &activation::SILU,
+            Op::Mul => &elementwise::MUL,
+            Op::Add => &elementwise::ADD,
+        }
+    }
+
+    /// The fact of its value.
+    pub fn infer(&self, node: &str, facts: &[&Fact]) -> Result<Fact> {
+        let def = self.def();
+        (def.infer)(self, facts).ok_or_else(|| {
+            let found = facts.iter().map(|f| f.to_string()).collect::<Vec<_>>().join(", ");
+            Error::Operands { node: node.into(), op: def.name, wanted: def.wants, found }
+        })
+    }
+
+    /// Whether position `i` of its value depends on position `i` of its operands alone.
+    pub fn is_pointwise(&self) -> bool {
+        !matches!(self, Op::Attention(_) | Op::Cache { .. } | Op::SplitHeads { .. } | Op::MergeHeads | Op::Rope(_))
+    }
+}
+
+impl Graph {
+    /// The same function with every node that `legal` rejects rewritten into simpler ops, as often as it takes.
+    pub fn legalize(&self, legal: &dyn Fn(&Op) -> bool) -> Result<Graph> {
+        let mut graph = Graph::new(self.name());
+        let mut ids = HashMap::new();
+        for id in self.inputs() {
+            ids.insert(*id, graph.input(&self.get(*id).name, self.fact(*id).clone())?);
+        }
+        for (id, value, expr) in self.weights() {
+            ids.insert(id, graph.weight(&value.name, value.fact.clone(), expr.clone())?);
+        }
+        for block in self.blocks() {
+            graph.block(self.block_name(block));
+            for node in self.nodes_of(block) {
+                let inputs: Vec<ValueId> = node.inputs.iter().map(|id| ids[id]).collect();
+                let name = &self.get(node.output).name;
+                let output = match node.op.def().decompose {
+                    Some(decompose) if !legal(&node.op) => decompose(&mut graph, name, &node.op, &inputs)?,
+                    _ => graph.node(name, node.op.clone(), &inputs)?,
+                };
+                ids.insert(node.output, output);
+            }
+        }
+        for id in self.outputs() {
+            graph.output(ids[id]);
+        }
+        Ok(graph)
+    }
+}
+
+/// One argument of an evaluation.
+pub enum Operand<'a> {
+    /// A value computed before.
+    Tensor(Tensor),
+    /// A constant, read when the op asks for it.
+    Weight(&'a dyn Weights, &'a str, &'a Expr),
+}
+
+impl Operand<'_> {
+    /// All of it.
+    pub fn tensor(&self) -> Result<Tensor> {
+        match self {
+            Operand::Tensor(tensor) => Ok(tensor.clone()),
+            Operand::Weight(weights, name, expr) => weights.whole(name, expr),
+        }
+    }
+
+    /// Some rows of it, in the order asked for.
+    pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
+        match self {
+            Operand::Tensor(tensor) => Ok(tensor.index_select(&Tensor::new(rows, tensor.device())?, 0)?),
+            Operand::Weight(weights, name, expr) => weights.rows(name, expr, rows),
+        }
+    }
+}
+
+/// What surrounds an evaluation.
+pub struct Context<'a> {
+    /// Whether gradients are wanted.
+    pub mode: Mode,
+    /// What [`Op::Cache`] remembers; nothing is remembered without.
+    pub state: Option<&'a mut State>,
+    pub(crate) tables: &'a mut rope::Tables,
+}
+
+pub(crate) use rope::Tables;
+
+/// The value of an attribute in text form.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attribute {
+    /// A number.
+    Number(f64),
+    /// A string.
+    Text(String),
+}
+
+impl From<usize> for Attribute {
+    fn from(n: usize) -> Attribute {
+        Attribute::Number(n as f64)
+    }
+}
+
+/// Attributes of a text form that no op has taken yet.
+pub struct Attributes {
+    op: &'static str,
+    left: BTreeMap<String, Attribute>,
+}
+
+impl Attributes {
+    pub(crate) fn new(op: &'static str, left: BTreeMap<String, Attribute>) -> Attributes {
+        Attributes { op, left }
+    }
+
+    pub(crate) fn number_or(&mut self, name: &'static str, default: f64) -> std::result::Result<f64, Problem> {
+        match self.left.remove(name) {
+            Some(Attribute::Number(n)) => Ok(n),
+            Some(Attribute::Text(text)) => Err(Problem::Syntax { found: format!("{text:?}"), wanted: "a number" }),
+            None => Ok(default),
+        }
+    }
+
+    pub(crate) fn number(&mut self, name: &'static str) -> std::result::Result<f64, Problem> {
+        match self.left.contains_key(name) {
+            true => self.number_or(name, 0.0),
+            false => Err(Problem::MissingAttribute { op: self.op, name }),
+        }
+    }
+
+    pub(crate) fn count(&mut self, name: &'static str) -> std::result::Result<usize, Problem> {
+        let number = self.number(name)?;
+        if number >= 1.0 && number.fract() == 0.0 && number < 1e15 {
+            return Ok(number as usize);
+        }
+        Err(Problem::Syntax { found: number.to_string(), wanted: "a whole number of at least 1" })
+    }
+
+    pub(crate) fn text(&mut self, name: &'static str) -> std::result::Result<Option<String>, Problem> {
+        match self.left.remove(name) {
+            Some(Attribute::Text(text)) => Ok(Some(text)),
+            Some(Attribute::Number(n)) => Err(Problem::Syntax { found: n.to_string(), wanted: "a string" }),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn finish(self) -> std::result::Result<(), Problem> {
+        match self.left.into_keys().next() {
+            Some(name) => Err(Problem::UnknownAttribute { op: self.op, name }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn no_attributes(_: &Op) -> Vec<(&'static str, Attribute)> {
+    Vec::new()
+}
+
+fn no_macs(_: &Op, _: &[Vec<usize>]) -> u64 {
+    0
+}

@@ -1,0 +1,205 @@
+//! Rotary position embedding (Su et al. 2021), pairs half a head apart, and the ways to stretch it to longer contexts.
+
+use candle_core::{Tensor, TensorId};
+
+use super::{Attribute, Attributes, Op, OpDef, no_macs};
+use crate::{Fact, Mode, error::Problem};
+
+/// Which angle each pair turns by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the geometric series of frequencies.
+    pub theta: f64,
+    /// How the series is stretched.
+    pub scaling: Scaling,
+}
+
+/// How frequencies are stretched. Names and formulas are those of the `rope_type`s of the transformers library.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scaling {
+    /// Not at all.
+    Default,
+    /// All by the same factor (Chen et al. 2023).
+    Linear {
+        /// By how much.
+        factor: f64,
+    },
+    /// Low ones, high ones kept, smoothly between (Llama 3.1).
+    Llama3 {
+        /// By how much.
+        factor: f64,
+        /// Wavelengths longer than `original / low` are stretched.
+        low: f64,
+        /// Wavelengths shorter than `original / high` are kept.
+        high: f64,
+        /// Context length of the first training.
+        original: f64,
+    },
+    /// A linear ramp between, and sharper attention (Peng et al. 2023).
+    Yarn {
+        /// By how much.
+        factor: f64,
+        /// Context length of the first training.
+        original: f64,
+        /// Turns above which a pair is kept.
+        fast: f64,
+        /// Turns below which a pair is stretched.
+        slow: f64,
+        /// Multiplies both sine and cosine.
+        attention: f64,
+    },
+}
+
+impl Rope {
+    /// Radians a position, for each of the `head / 2` pairs.
+    pub fn frequencies(&self, head: usize) -> Vec<f32> {
+        let pairs = head / 2;
+        let plain = (0..pairs).map(|i| 1.0 / (self.theta as f32).powf((2 * i) as f32 / head as f32));
+        match &self.scaling {
+            Scaling::Default => plain.collect(),
+            Scaling::Linear { factor } => plain.map(|f| f / *factor as f32).collect(),
+            Scaling::Llama3 { factor, low, high, original } => plain
+                .map(|f| {
+                    let turns = original * f64::from(f) / std::f64::consts::TAU;
+                    let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    ((1.0 - smooth) * f64::from(f) / factor + smooth * f64::from(f)) as f32
+                })
+                .collect(),
+            Scaling::Yarn { factor, original, fast, slow, .. } => {
+                let pair = |turns: f64| head as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * self.theta.ln());
+                let low = pair(*fast).floor().max(0.0);
+                let high = pair(*slow).ceil().min(head as f64 - 1.0);
+                let width = if high == low { 0.001 } else { high - low };
+                plain
+                    .enumerate()
+                    .map(|(i, f)| {
+                        let stretched = ((i as f64 - low) / width).clamp(0.0, 1.0);
+                        (f64::from(f) / factor * stretched + f64::from(f) * (1.0 - stretched)) as f32
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// What sine and cosine are multiplied by.
+    pub fn magnitude(&self) -> f32 {
+        match self.scaling {
+            Scaling::Yarn { attention, .. } => attention as f32,
+            _ => 1.0,
+        }
+    }
+}
+
+/// Cosines and sines, kept while one set of positions is in use.
+#[derive(Default)]
+pub(crate) struct Tables(Vec<(TensorId, usize, Rope, Tensor, Tensor)>);
+
+impl Tables {
+    fn get(&mut self, rope: &Rope, positions: &Tensor, head: usize) -> candle_core::Result<(Tensor, Tensor)> {
+        let known = self.0.iter().find(|(id, h, r, ..)| *id == positions.id() && *h == head && r == rope);
+        if let Some((.., cos, sin)) = known {
+            return Ok((cos.clone(), sin.clone()));
+        }
+        let (batch, seq) = positions.dims2()?;
+        let at = positions.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let (frequencies, magnitude) = (rope.frequencies(head), rope.magnitude());
+        let angles = || at.iter().flat_map(|p| frequencies.iter().map(move |f| p * f));
+        let cos: Vec<f32> = angles().map(|a| a.cos() * magnitude).collect();
+        let sin: Vec<f32> = angles().map(|a| a.sin() * magnitude).collect();
+        let dims = (batch, seq, head / 2);
+        let (cos, sin) = (Tensor::from_vec(cos, dims, positions.device())?, Tensor::from_vec(sin, dims, positions.device())?);
+        self.0.push((positions.id(), head, rope.clone(), cos.clone(), sin.clone()));
+        Ok((cos, sin))
+    }
+}
+
+pub(super) static DEF: OpDef = OpDef {
+    name: "rope",
+    wants: "x [batch, heads, seq, an even head] and positions [batch, seq] i64",
+    parse,
+    attributes,
+    infer: |_, facts| match facts {
+        [x, positions] if x.dims.len() == 4 && positions.dims.len() == 2 => {
+            let even = x.width().is_some_and(|head| head % 2 == 0);
+            (even && x.dims[2] == positions.dims[1]).then(|| Fact::activation(x.dims.clone()))
+        }
+        _ => None,
+    },
+    evaluate: |op, operands, context| {
+        let Op::Rope(rope) = op else { unreachable!("the table is right") };
+        let (x, positions) = (operands[0].tensor()?.contiguous()?, operands[1].tensor()?);
+        let (cos, sin) = context.tables.get(rope, &positions, x.dim(3)?)?;
+        Ok(match context.mode {
+            Mode::Inference => candle_nn::rotary_emb::rope(&x, &cos, &sin)?,
+            Mode::Training => turn(&x, &cos, &sin)?,
+        })
+    },
+    decompose: None,
+    macs: no_macs,
+};
+
+/// The same in ops that have gradients.
+fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
+    let half = x.dim(3)? / 2;
+    let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
+    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
+    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[first, second], 3)
+}
+
+fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
+    let theta = attributes.number("theta")?;
+    let scaling = match attributes.text("scaling")?.as_deref() {
+        None => Scaling::Default,
+        Some("linear") => Scaling::Linear { factor: attributes.number("factor")? },
+        Some("llama3") => Scaling::Llama3 {
+            factor: attributes.number("factor")?,
+            low: attributes.number("low")?,
+            high: attributes.number("high")?,
+            original: attributes.number("original")?,
+        },
+        Some("yarn") => Scaling::Yarn {
+            factor: attributes.number("factor")?,
+            original: attributes.number("original")?,
+            fast: attributes.number("fast")?,
+            slow: attributes.number("slow")?,
+            attention: attributes.number("attention")?,
+        },
+        Some(other) => return Err(Problem::Syntax { found: format!("{other:?}"), wanted: "`linear`, `llama3` or `yarn`" }),
+    };
+    Ok(Op::Rope(Rope { theta, scaling }))
+}
+
+fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
+    let Op::Rope(rope) = op else { unreachable!("the table is right") };
+    let (name, numbers) = match &rope.scaling {
+        Scaling::Default => (None, vec![]),
+        Scaling::Linear { factor } => (Some("linear"), vec![("factor", factor)]),
+        Scaling::Llama3 { factor, low, high, original } => {
+            (Some("llama3"), vec![("factor", factor), ("low", low), ("high", high), ("original", original)])
+        }
+        Scaling::Yarn { factor, original, fast, slow, attention } => {
+            let numbers = vec![("factor", factor), ("original", original), ("fast", fast), ("slow", slow), ("attention", attention)];
+            (Some("yarn"), numbers)
+        }
+    };
+    let mut all = vec![("theta", Attribute::Number(rope.theta))];
+    all.extend(name.map(|name| ("scaling", Attribute::Text(name.into()))));
+    all.extend(numbers.into_iter().map(|(name, value)| (name, Attribute::Number(*value))));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_keeps_high_frequencies_and_stretches_low_ones() {
+        let plain = Rope { theta: 500_000.0, scaling: Scaling::Default }.frequencies(64);
+        let scaling = Scaling::Llama3 { factor: 32.0, low: 1.0, high: 4.0, original: 8192.0 };
+        let scaled = Rope { theta: 500_000.0, scaling }.frequencies(64);
+        assert_eq!(plain[0], scaled[0]);
+        assert!((plain[31] / scaled[31] - 32.0).abs() < 1e-3);
+    }
+}

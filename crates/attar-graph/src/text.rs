@@ -1,0 +1,354 @@
+//! Text form of a graph: prints and parses back.
+//!
+//! ```text
+//! ; a comment
+//! graph NAME(x: [batch, seq, 64] f32, …) {
+//!   block NAME {
+//!     value = op x, weight("canonical.name": [176, 64] int4/g64 = tensor("stored")) {attribute = 1, other = "text"}
+//!   }
+//!   return value
+//! }
+//! ```
+//!
+//! A weight that is stored under its canonical name needs no `= …`. Numbers print in their shortest exact form.
+
+use std::{collections::BTreeMap, fmt};
+
+use attar_tensor::nearest;
+
+use crate::{
+    Dim, Error, Expr, Fact, Graph, OPS, Origin, Result, ValueId,
+    error::Problem,
+    op::{Attribute, Attributes},
+};
+
+impl fmt::Display for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inputs: Vec<String> = self.inputs().iter().map(|id| format!("{}: {}", self.get(*id).name, self.fact(*id))).collect();
+        writeln!(f, "graph {}({}) {{", self.name(), inputs.join(", "))?;
+        for block in self.blocks() {
+            let name = self.block_name(block);
+            let indent = if name.is_empty() { "  " } else { "    " };
+            if !name.is_empty() {
+                writeln!(f, "  block {name} {{")?;
+            }
+            for node in self.nodes_of(block) {
+                let operands: Vec<String> = node.inputs.iter().map(|id| self.operand(*id)).collect();
+                write!(f, "{indent}{} = {} {}", self.get(node.output).name, node.op.def().name, operands.join(", "))?;
+                let attributes: Vec<String> =
+                    (node.op.def().attributes)(&node.op).iter().map(|(name, value)| format!("{name} = {value}")).collect();
+                match attributes.is_empty() {
+                    true => writeln!(f)?,
+                    false => writeln!(f, " {{{}}}", attributes.join(", "))?,
+                }
+            }
+            if !name.is_empty() {
+                writeln!(f, "  }}")?;
+            }
+        }
+        let outputs: Vec<&str> = self.outputs().iter().map(|id| self.get(*id).name.as_str()).collect();
+        writeln!(f, "  return {}", outputs.join(", "))?;
+        writeln!(f, "}}")
+    }
+}
+
+impl Graph {
+    fn operand(&self, id: ValueId) -> String {
+        let value = self.get(id);
+        match &value.origin {
+            Origin::Weight(Expr::Tensor(stored)) if *stored == value.name => format!("weight({:?}: {})", value.name, value.fact),
+            Origin::Weight(expr) => format!("weight({:?}: {} = {expr})", value.name, value.fact),
+            _ => value.name.clone(),
+        }
+    }
+
+    /// From text form. The result is verified.
+    pub fn parse(text: &str) -> Result<Graph> {
+        let mut parser = Parser { text, at: 0, token: 0 };
+        let graph = parser.graph().map_err(|failure| parser.locate(failure))?;
+        graph.verify()?;
+        Ok(graph)
+    }
+}
+
+impl fmt::Display for Attribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Attribute::Number(n) => n.fmt(f),
+            Attribute::Text(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+/// A problem here, or an error that knows where it is.
+enum Failure {
+    Here(Problem),
+    There(Error),
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Failure {
+        Failure::Here(problem)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::There(error)
+    }
+}
+
+type Parsed<T> = std::result::Result<T, Failure>;
+
+struct Parser<'t> {
+    text: &'t str,
+    /// Behind the last token.
+    at: usize,
+    /// Where the last token starts.
+    token: usize,
+}
+
+impl<'t> Parser<'t> {
+    fn locate(&self, failure: Failure) -> Error {
+        let problem = match failure {
+            Failure::Here(problem) => problem,
+            Failure::There(Error::Operands { op, wanted, found, .. }) => {
+                Problem::Operands(format!("{op} wants {wanted}, found {found}"))
+            }
+            Failure::There(Error::Invalid(problem)) => problem,
+            Failure::There(other) => Problem::Operands(other.to_string()),
+        };
+        let before = &self.text[..self.token];
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        Error::Text { line, column, problem }
+    }
+
+    /// The next word, string or sign; empty at the end.
+    fn next(&mut self) -> &'t str {
+        loop {
+            let rest = &self.text[self.at..];
+            let trimmed = rest.trim_start();
+            self.at += rest.len() - trimmed.len();
+            if !trimmed.starts_with(';') {
+                break;
+            }
+            self.at += trimmed.find('\n').unwrap_or(trimmed.len());
+        }
+        self.token = self.at;
+        let rest = &self.text[self.at..];
+        let word = |c: char| c.is_ascii_alphanumeric() || "_./+-".contains(c);
+        let length = match rest.chars().next() {
+            None => 0,
+            Some('"') => rest[1..].find('"').map_or(rest.len(), |end| end + 2),
+            Some(c) if word(c) => rest.find(|c| !word(c)).unwrap_or(rest.len()),
+            Some(c) => c.len_utf8(),
+        };
+        self.at += length;
+        &rest[..length]
+    }
+
+    fn peek(&mut self) -> &'t str {
+        let (at, token) = (self.at, self.token);
+        let next = self.next();
+        (self.at, self.token) = (at, token);
+        next
+    }
+
+    fn take(&mut self, wanted: &str) -> bool {
+        let found = self.peek() == wanted;
+        if found {
+            self.next();
+        }
+        found
+    }
+
+    fn expect(&mut self, wanted: &'static str) -> Parsed<()> {
+        match self.next() {
+            found if found == wanted => Ok(()),
+            found => Err(syntax(found, wanted)),
+        }
+    }
+
+    fn word(&mut self, wanted: &'static str) -> Parsed<&'t str> {
+        match self.next() {
+            found if found.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') => Ok(found),
+            found => Err(syntax(found, wanted)),
+        }
+    }
+
+    fn string(&mut self) -> Parsed<&'t str> {
+        let found = self.next();
+        let inner = found.strip_prefix('"').and_then(|s| s.strip_suffix('"'));
+        inner.filter(|_| found.len() >= 2).ok_or_else(|| syntax(found, "a string"))
+    }
+
+    fn graph(&mut self) -> Parsed<Graph> {
+        self.expect("graph")?;
+        let mut graph = Graph::new(self.word("the graph's name")?);
+        self.expect("(")?;
+        while !self.take(")") {
+            let name = self.word("an input's name")?;
+            self.expect(":")?;
+            let fact = self.fact()?;
+            graph.input(name, fact)?;
+            if !self.take(",") {
+                self.expect(")")?;
+                break;
+            }
+        }
+        self.expect("{")?;
+        loop {
+            match self.word("a value, `block` or `return`")? {
+                "block" => {
+                    let name = self.word("the block's name")?;
+                    graph.block(name);
+                    self.expect("{")?;
+                    while !self.take("}") {
+                        let name = self.word("a value's name")?;
+                        self.node(&mut graph, name)?;
+                    }
+                }
+                "return" => break,
+                name => self.node(&mut graph, name)?,
+            }
+        }
+        loop {
+            let name = self.word("a value's name")?;
+            let id = self.lookup(&graph, name)?;
+            graph.output(id);
+            if !self.take(",") {
+                break;
+            }
+        }
+        self.expect("}")?;
+        match self.next() {
+            "" => Ok(graph),
+            found => Err(syntax(found, "the end")),
+        }
+    }
+
+    fn node(&mut self, graph: &mut Graph, name: &str) -> Parsed<()> {
+        self.expect("=")?;
+        let op_name = self.word("an op")?;
+        let def = OPS.iter().find(|def| def.name == op_name).ok_or_else(|| Problem::UnknownOp {
+            name: op_name.into(),
+            nearest: nearest(op_name, OPS.iter().map(|def| def.name)).map(Into::into),
+        })?;
+        let op_at = self.token;
+        let mut operands = Vec::new();
+        loop {
+            operands.push(self.operand_of(graph)?);
+            if !self.take(",") {
+                break;
+            }
+        }
+        let mut attributes = Attributes::new(def.name, self.attributes()?);
+        self.token = op_at;
+        let op = (def.parse)(&mut attributes)?;
+        attributes.finish()?;
+        graph.node(name, op, &operands)?;
+        Ok(())
+    }
+
+    fn operand_of(&mut self, graph: &mut Graph) -> Parsed<ValueId> {
+        match self.word("a value")? {
+            "weight" => self.weight(graph),
+            name => self.lookup(graph, name),
+        }
+    }
+
+    fn lookup(&self, graph: &Graph, name: &str) -> Parsed<ValueId> {
+        Ok(graph.find(name).ok_or_else(|| Problem::UnknownValue { name: name.into() })?)
+    }
+
+    fn weight(&mut self, graph: &mut Graph) -> Parsed<ValueId> {
+        self.expect("(")?;
+        let name = self.string()?;
+        self.expect(":")?;
+        let fact = self.fact()?;
+        let expr = if self.take("=") { self.expr(8)? } else { Expr::tensor(name) };
+        self.expect(")")?;
+        if fact.constant_dims().is_none() {
+            return Err(Problem::Syntax { found: fact.to_string(), wanted: "constant dimensions" }.into());
+        }
+        match graph.find(name) {
+            Some(id) if graph.get(id).fact == fact && graph.get(id).origin == Origin::Weight(expr.clone()) => Ok(id),
+            Some(_) => Err(Problem::Twice { name: name.into() }.into()),
+            None => Ok(graph.weight(name, fact, expr)?),
+        }
+    }
+
+    /// `depth` bounds the nesting.
+    fn expr(&mut self, depth: u32) -> Parsed<Expr> {
+        match self.next() {
+            "tensor" => {
+                self.expect("(")?;
+                let name = self.string()?;
+                self.expect(")")?;
+                Ok(Expr::tensor(name))
+            }
+            "halves" if depth > 0 => {
+                self.expect("(")?;
+                let of = self.expr(depth - 1)?;
+                self.expect(",")?;
+                let heads = self.count()?;
+                self.expect(")")?;
+                Ok(Expr::Halves(Box::new(of), heads))
+            }
+            found => Err(syntax(found, "`tensor` or `halves`")),
+        }
+    }
+
+    fn count(&mut self) -> Parsed<usize> {
+        let found = self.next();
+        found.parse().ok().filter(|n| (1..1 << 40).contains(n)).ok_or_else(|| syntax(found, "a whole number of at least 1"))
+    }
+
+    fn fact(&mut self) -> Parsed<Fact> {
+        self.expect("[")?;
+        let mut dims = Vec::new();
+        while !self.take("]") {
+            dims.push(match self.peek().starts_with(|c: char| c.is_ascii_digit()) {
+                true => Dim::Constant(self.count()?),
+                false => Dim::Symbol(self.word("a dimension")?.split('+').map(Into::into).collect()),
+            });
+            if !self.take(",") {
+                self.expect("]")?;
+                break;
+            }
+        }
+        let word = self.word("an encoding")?;
+        let encoding = word.parse().map_err(|_| syntax(word, "an encoding"))?;
+        Ok(Fact { dims, encoding })
+    }
+
+    fn attributes(&mut self) -> Parsed<BTreeMap<String, Attribute>> {
+        let mut all = BTreeMap::new();
+        if !self.take("{") {
+            return Ok(all);
+        }
+        while !self.take("}") {
+            let name = self.word("an attribute")?;
+            self.expect("=")?;
+            let value = match self.peek().starts_with('"') {
+                true => Attribute::Text(self.string()?.into()),
+                false => {
+                    let found = self.next();
+                    Attribute::Number(found.parse().map_err(|_| syntax(found, "a number or a string"))?)
+                }
+            };
+            all.insert(name.into(), value);
+            if !self.take(",") {
+                self.expect("}")?;
+                break;
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn syntax(found: &str, wanted: &'static str) -> Failure {
+    let found = if found.is_empty() { "the end".into() } else { format!("`{found}`") };
+    Failure::Here(Problem::Syntax { found, wanted })
+}

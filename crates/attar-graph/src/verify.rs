@@ -1,0 +1,65 @@
+//! The rules of a graph, checked from nothing: it does not trust what the builder did.
+
+use std::collections::HashSet;
+
+use crate::{Error, Expr, Fact, Graph, Origin, Result, error::Problem};
+use attar_tensor::Source;
+
+impl Graph {
+    /// Every value is defined before it is used, every fact is what its op infers, blocks lie together, something is
+    /// returned.
+    pub fn verify(&self) -> Result<()> {
+        let invalid = |problem| Err(Error::Invalid(problem));
+        let mut defined: HashSet<_> = self.values().filter(|(_, v)| !matches!(v.origin, Origin::Node(_))).map(|(id, _)| id).collect();
+        let mut names = HashSet::new();
+        if let Some((_, value)) = self.values().find(|(_, v)| !names.insert(&v.name)) {
+            return invalid(Problem::Twice { name: value.name.clone() });
+        }
+        let mut block = None;
+        for node in self.nodes() {
+            if block.is_some_and(|last| node.block < last) {
+                return invalid(Problem::Scattered { block: self.block_name(node.block).into() });
+            }
+            block = Some(node.block);
+            if let Some(id) = node.inputs.iter().find(|id| !defined.contains(id)) {
+                return invalid(Problem::Order { name: self.get(*id).name.clone() });
+            }
+            let output = self.get(node.output);
+            let facts: Vec<&Fact> = node.inputs.iter().map(|id| self.fact(*id)).collect();
+            let wanted = node.op.infer(&output.name, &facts)?;
+            if wanted != output.fact {
+                let (found, wanted) = (output.fact.to_string(), wanted.to_string());
+                return invalid(Problem::Fact { name: output.name.clone(), found, wanted });
+            }
+            if !defined.insert(node.output) {
+                return invalid(Problem::Twice { name: output.name.clone() });
+            }
+        }
+        match self.outputs().iter().find(|id| !defined.contains(id)) {
+            Some(id) => invalid(Problem::Order { name: self.get(*id).name.clone() }),
+            None if self.outputs().is_empty() => invalid(Problem::NoOutput),
+            None => Ok(()),
+        }
+    }
+
+    /// Every weight lies in `source` with the shape and encoding that the graph says.
+    pub fn verify_weights(&self, source: &dyn Source) -> Result<()> {
+        for (_, value, expr) in self.weights() {
+            let info = expr.info(source)?;
+            let wanted = value.fact.constant_dims().unwrap_or_default();
+            let whole_heads = match expr {
+                Expr::Halves(_, heads) => info.matrix()[0] % (2 * heads) == 0,
+                Expr::Tensor(_) => true,
+            };
+            if wanted != info.dims || !whole_heads {
+                let (weight, stored) = (value.name.clone(), expr.to_string());
+                return Err(Error::Shape { weight, stored, wanted, found: info.dims.clone() });
+            }
+            if value.fact.encoding != info.encoding {
+                let (found, wanted) = (info.encoding.to_string(), value.fact.encoding.to_string());
+                return Err(Error::Invalid(Problem::Fact { name: value.name.clone(), found, wanted }));
+            }
+        }
+        Ok(())
+    }
+}
