@@ -1,0 +1,72 @@
+//! `ci`: everything that must hold before a merge. Stages run in order and the first failure ends the run; the very
+//! last line is the tests' closing line.
+
+use std::time::{Duration, Instant};
+
+use crate::Failure;
+use crate::checkout::Checkout;
+use crate::child;
+use crate::engines;
+use crate::smollm2;
+use crate::tally::Tally;
+use crate::test;
+
+struct Stage {
+    name: &'static str,
+    run: fn(&Checkout, &mut Tally) -> Result<(), Failure>,
+}
+
+static STAGES: &[Stage] = &[
+    Stage { name: "format", run: |checkout, _| child::run(child::cargo(checkout).args(["fmt", "--all", "--check"])) },
+    Stage { name: "clippy", run: |checkout, _| child::run(child::cargo(checkout).args(CLIPPY)) },
+    Stage { name: "engines", run: |checkout, _| engines::run(checkout, &[]) },
+    Stage { name: "smollm2", run: |checkout, _| checkpoint(checkout) },
+    Stage { name: "test", run: |checkout, tally| test::count(checkout, &[], &[], tally) },
+    Stage { name: "docs", run: |checkout, _| child::run(child::cargo(checkout).args(DOC).env("RUSTDOCFLAGS", "-Dwarnings")) },
+    Stage { name: "quickstart", run: |checkout, _| child::run(child::cargo(checkout).args(QUICKSTART)) },
+];
+
+const CLIPPY: &[&str] = &["clippy", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"];
+const DOC: &[&str] = &["doc", "--workspace", "--no-deps", "--release"];
+/// The README's first command, word for word.
+const QUICKSTART: &[&str] = &["run", "--release", "--", "run", "recipes/quickstart.toml"];
+
+pub(crate) fn run(checkout: &Checkout, _arguments: &[String]) -> Result<(), Failure> {
+    let (mut tally, mut times) = (Tally::default(), Vec::new());
+    let done = STAGES.iter().try_for_each(|stage| {
+        eprintln!("\n== {} ==", stage.name);
+        let start = Instant::now();
+        let done = (stage.run)(checkout, &mut tally);
+        times.push((stage, start.elapsed(), done.is_ok()));
+        done
+    });
+    eprintln!();
+    for (stage, time, succeeded) in times {
+        eprintln!("{}", timing(stage.name, time, succeeded));
+    }
+    test::close(done, &tally)
+}
+
+/// The larger checkpoint, only where the folder beside the repository says that the larger tests are wanted.
+fn checkpoint(checkout: &Checkout) -> Result<(), Failure> {
+    if checkout.shared.is_some() {
+        return smollm2::run(checkout, &[]);
+    }
+    eprintln!("left out: there is no `../shared`");
+    Ok(())
+}
+
+fn timing(name: &str, time: Duration, succeeded: bool) -> String {
+    format!("{name:12} {:7.1} s{}", time.as_secs_f64(), if succeeded { "" } else { "  failed" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_stage_is_marked_in_the_times() {
+        assert_eq!(timing("clippy", Duration::from_millis(61_240), true), "clippy          61.2 s");
+        assert_eq!(timing("test", Duration::from_millis(500), false), "test             0.5 s  failed");
+    }
+}
