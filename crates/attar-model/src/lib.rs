@@ -1,1 +1,94 @@
-//! stub
+//! From a checkpoint of a known architecture to a graph with named weights and a tokenizer.
+//!
+//! A [`Model`] joins the two planes: its graph's weight expressions are over the names of its source. The canonical
+//! names of weights are the same for every architecture and checkpoint format: `embedding`,
+//! `blocks.N.attention.{query,key,value,output}`, `blocks.N.mlp.{gate,up,down}`, `lm_head`; norms are
+//! `blocks.N.{attention,mlp}_norm` and `final_norm`, and a bias is its weight's name with `.bias` behind it.
+
+mod arch;
+mod config;
+mod decoder;
+mod error;
+mod gguf;
+mod tokenizer;
+
+use std::{path::Path, path::PathBuf, sync::Arc};
+
+use attar_graph::Graph;
+use attar_tensor::{Checkpoint, Format, Source};
+
+pub use arch::{ARCHITECTURES, Architecture};
+pub use config::Config;
+pub use decoder::{Decoder, Naming};
+pub use error::{Error, Result};
+pub use tokenizer::Tokenizer;
+
+/// The text form of a graph in a folder that attar wrote.
+pub const GRAPH: &str = "graph.ir";
+
+/// A checkpoint that we know how to run.
+pub struct Model {
+    /// What it computes.
+    pub graph: Graph,
+    /// Where its weights are.
+    pub source: Arc<dyn Source>,
+    /// What is known beside the graph.
+    pub config: Config,
+    /// The folder or file it was opened from.
+    pub path: PathBuf,
+    /// Every file that its meaning depends on, sorted.
+    pub files: Vec<PathBuf>,
+    tokenizer: tokenizer::Origin,
+}
+
+impl Model {
+    /// Opens a Hugging Face folder, a GGUF file or a folder that attar wrote. Reads headers and configurations only;
+    /// every weight that the graph names is there, in the shape that the configuration says.
+    pub fn open(path: &Path) -> Result<Model> {
+        let checkpoint = Checkpoint::open(path)?;
+        let tokenizer = match &checkpoint.format {
+            Format::Gguf(metadata) => tokenizer::Origin::Gguf(path.into(), metadata.clone()),
+            _ => tokenizer::Origin::File(path.join("tokenizer.json")),
+        };
+        let (graph, config) = match &checkpoint.format {
+            Format::HuggingFace => arch::from_folder(&checkpoint)?,
+            Format::Gguf(metadata) => arch::from_gguf(&checkpoint, metadata)?,
+            Format::Attar(_) => written_graph(path, &checkpoint)?,
+        };
+        graph.verify_weights(&*checkpoint.source)?;
+        Ok(Model { graph, source: checkpoint.source, config, path: path.into(), files: checkpoint.files, tokenizer })
+    }
+
+    /// Reads or builds the tokenizer.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        self.tokenizer.open()
+    }
+
+    /// The same with another graph and other weights, which fit each other.
+    pub fn with(&self, graph: Graph, source: Arc<dyn Source>) -> Model {
+        Model {
+            graph,
+            source,
+            config: self.config.clone(),
+            path: self.path.clone(),
+            files: self.files.clone(),
+            tokenizer: self.tokenizer.clone(),
+        }
+    }
+
+    /// Numbers in all weights; tied ones count once.
+    pub fn parameters(&self) -> u64 {
+        let mut seen = std::collections::HashSet::new();
+        let distinct = self.graph.weights().filter(|(.., expr)| seen.insert((*expr).clone()));
+        distinct.map(|(_, value, _)| value.fact.constant_dims().unwrap_or_default().iter().product::<usize>() as u64).sum()
+    }
+}
+
+fn written_graph(path: &Path, checkpoint: &Checkpoint) -> Result<(Graph, Config)> {
+    let file = path.join(GRAPH);
+    let text = std::fs::read_to_string(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
+    let graph = Graph::parse(&text).map_err(|source| Error::Graph { path: file, source })?;
+    let config = checkpoint.json("config.json")?.ok_or_else(|| Error::NoConfig { path: path.into() })?;
+    let config = Config::from_json(&path.join("config.json"), config)?;
+    Ok((graph, config))
+}

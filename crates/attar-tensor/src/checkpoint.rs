@@ -90,7 +90,7 @@ impl Checkpoint {
         }
         let mut quantized = BTreeMap::new();
         for (name, entry) in &manifest.quantized {
-            if entry.dims.iter().any(|d| *d == 0) || entry.dims[0].checked_mul(entry.dims[1]).is_none_or(|n| n > 1 << 48) {
+            if entry.dims.contains(&0) || entry.dims[0].checked_mul(entry.dims[1]).is_none_or(|n| n > 1 << 48) {
                 let dims = entry.dims.iter().map(|d| *d as u64).collect();
                 return Err(malformed(Defect::Shape { tensor: name.clone(), dims }));
             }

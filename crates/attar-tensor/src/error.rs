@@ -251,6 +251,16 @@ pub enum Defect {
         /// Where.
         offset: u64,
     },
+    /// A metadata entry that cannot be used.
+    #[error("its `{key}` is {found}; {wanted} was wanted")]
+    Metadata {
+        /// Its key.
+        key: String,
+        /// What it is.
+        found: String,
+        /// What can be used.
+        wanted: &'static str,
+    },
     /// A part of a quantized tensor is missing or has another shape than its scheme says.
     #[error("`{tensor}` should be {wanted} and is {found}")]
     Part {

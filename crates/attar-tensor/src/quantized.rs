@@ -23,6 +23,19 @@ impl QuantizedTensor {
         QuantizedTensor { scheme, dims: [0, columns], codes: Vec::new(), scales: Vec::new(), zeros: Vec::new() }
     }
 
+    /// Adds the rows of `more` below these. Both have the same scheme and columns.
+    pub fn append(&mut self, more: QuantizedTensor) {
+        debug_assert!(self.scheme == more.scheme && self.dims[1] == more.dims[1]);
+        if self.scheme.granularity == Granularity::Tensor && self.dims[0] > 0 {
+            debug_assert_eq!((&self.scales, &self.zeros), (&more.scales, &more.zeros));
+        } else {
+            self.scales.extend(more.scales);
+            self.zeros.extend(more.zeros);
+        }
+        self.dims[0] += more.dims[0];
+        self.codes.extend(more.codes);
+    }
+
     /// What `group` of `row` shares.
     pub fn fit(&self, row: usize, group: usize) -> Fit {
         let at = match self.scheme.granularity {

@@ -68,6 +68,10 @@ impl File {
         if covered != present {
             return Err(malformed(Defect::Length { covered, present }));
         }
+        if let Some((tensor, info)) = header.tensors().into_iter().find(|(_, info)| overflows(&info.shape)) {
+            let dims = info.shape.iter().map(|d| *d as u64).collect();
+            return Err(malformed(Defect::Shape { tensor, dims }));
+        }
         let tensors = header.tensors().into_iter().map(|(name, info)| (name, Stored::new(info))).collect();
         let metadata = header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         Ok(File { path: path.into(), file, start: 8 + size, tensors, metadata })
@@ -96,6 +100,11 @@ impl File {
         }
         Ok(())
     }
+}
+
+/// Whether a product of some of the dimensions does not fit, which a zero among them would hide.
+fn overflows(dims: &[usize]) -> bool {
+    dims.iter().filter(|d| **d > 0).try_fold(1usize, |product, d| product.checked_mul(*d)).is_none_or(|n| n > isize::MAX as usize / 8)
 }
 
 impl Stored {
@@ -242,10 +251,7 @@ impl Source for Shards {
                 defect: Defect::Dtype { tensor: name.into(), dtype: format!("{dtype:?}") },
             });
         }
-        Err(Error::UnknownTensor {
-            name: name.into(),
-            nearest: crate::nearest(name, self.tensors.keys().map(String::as_str)).map(Into::into),
-        })
+        Err(self.unknown(name))
     }
 
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {

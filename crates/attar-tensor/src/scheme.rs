@@ -71,7 +71,7 @@ impl Scheme {
     /// Whether rows of `columns` values can be cut into groups.
     pub fn fit(&self, columns: usize) -> Result<()> {
         match self.granularity {
-            Granularity::Group(group) if self.tail == Tail::Error && columns % group != 0 => {
+            Granularity::Group(group) if self.tail == Tail::Error && !columns.is_multiple_of(group) => {
                 Err(Error::GroupDoesNotDivide { group, columns })
             }
             _ => Ok(()),

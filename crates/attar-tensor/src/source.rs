@@ -52,13 +52,15 @@ pub trait Source: Send + Sync {
 
     /// The tensor of that name.
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.tensors().get(name).ok_or_else(|| Error::UnknownTensor {
-            name: name.into(),
-            nearest: nearest(name, self.tensors().keys().map(String::as_str)).map(Into::into),
-        })
+        self.tensors().get(name).ok_or_else(|| self.unknown(name))
     }
 
-    /// The tensor of that name, if `rows` lie in it and `length` values are exactly what they hold.
+    /// The error for a name that no tensor has.
+    fn unknown(&self, name: &str) -> Error {
+        Error::UnknownTensor { name: name.into(), nearest: nearest(name, self.tensors().keys().map(String::as_str)).map(Into::into) }
+    }
+
+    /// The tensor of that name, if `rows` lie in it.
     fn check(&self, name: &str, rows: &Range<usize>) -> Result<&TensorInfo> {
         let info = self.info(name)?;
         let [count, _] = info.matrix();

@@ -35,6 +35,8 @@ pub enum Scaling {
         /// Context length of the first training.
         original: f64,
     },
+    /// Each pair by a factor of its own, as `rope_freqs.weight` of GGUF files gives them.
+    Factors(Vec<f32>),
     /// A linear ramp between, and sharper attention (Peng et al. 2023).
     Yarn {
         /// By how much.
@@ -58,6 +60,7 @@ impl Rope {
         match &self.scaling {
             Scaling::Default => plain.collect(),
             Scaling::Linear { factor } => plain.map(|f| f / *factor as f32).collect(),
+            Scaling::Factors(factors) => plain.zip(factors).map(|(f, factor)| f / factor).collect(),
             Scaling::Llama3 { factor, low, high, original } => plain
                 .map(|f| {
                     let turns = original * f64::from(f) / std::f64::consts::TAU;
@@ -159,6 +162,11 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
             high: attributes.number("high")?,
             original: attributes.number("original")?,
         },
+        Some("factors") => {
+            let text = attributes.text("by")?.unwrap_or_default();
+            let numbers = text.split_whitespace().map(str::parse).collect::<Result<_, _>>();
+            Scaling::Factors(numbers.map_err(|_| Problem::Syntax { found: format!("{text:?}"), wanted: "numbers" })?)
+        }
         Some("yarn") => Scaling::Yarn {
             factor: attributes.number("factor")?,
             original: attributes.number("original")?,
@@ -166,7 +174,7 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
             slow: attributes.number("slow")?,
             attention: attributes.number("attention")?,
         },
-        Some(other) => return Err(Problem::Syntax { found: format!("{other:?}"), wanted: "`linear`, `llama3` or `yarn`" }),
+        Some(other) => return Err(Problem::Syntax { found: format!("{other:?}"), wanted: "`linear`, `llama3`, `factors` or `yarn`" }),
     };
     Ok(Op::Rope(Rope { theta, scaling }))
 }
@@ -176,6 +184,7 @@ fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
     let (name, numbers) = match &rope.scaling {
         Scaling::Default => (None, vec![]),
         Scaling::Linear { factor } => (Some("linear"), vec![("factor", factor)]),
+        Scaling::Factors(_) => (Some("factors"), vec![]),
         Scaling::Llama3 { factor, low, high, original } => {
             (Some("llama3"), vec![("factor", factor), ("low", low), ("high", high), ("original", original)])
         }
@@ -186,6 +195,10 @@ fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
     };
     let mut all = vec![("theta", Attribute::Number(rope.theta))];
     all.extend(name.map(|name| ("scaling", Attribute::Text(name.into()))));
+    if let Scaling::Factors(factors) = &rope.scaling {
+        let text: Vec<String> = factors.iter().map(f32::to_string).collect();
+        all.push(("by", Attribute::Text(text.join(" "))));
+    }
     all.extend(numbers.into_iter().map(|(name, value)| (name, Attribute::Number(*value))));
     all
 }
