@@ -14,6 +14,7 @@
 //! assert_eq!(scheme.bits_per_weight([576, 576]), 4.25);
 //! ```
 
+mod blobs;
 mod checkpoint;
 mod digest;
 mod dtype;
@@ -27,7 +28,8 @@ mod scheme;
 mod source;
 mod store;
 
-pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest};
+pub use blobs::{BlobWriter, Blobs, Damage};
+pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry};
 pub use digest::Digest;
 pub use dtype::{BlockFormat, Dtype};
 pub use error::{Defect, Error, Result, nearest};

@@ -1,0 +1,75 @@
+//! Why weights cannot be quantized as asked.
+
+use attar_tensor::Scheme;
+
+/// The result of choosing or quantizing weights.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What is wrong, and with which setting.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A weight could not be read or written.
+    #[error(transparent)]
+    Tensor(#[from] attar_tensor::Error),
+    /// A weight expression could not be evaluated.
+    #[error(transparent)]
+    Graph(#[from] attar_graph::Error),
+    /// A pattern that names no weight.
+    #[error("`{pattern}` matches no weight{}", if *within_selection { " among those selected" } else { "" })]
+    NoMatch {
+        /// The setting it stands in: `select[0]`.
+        key: String,
+        /// The pattern.
+        pattern: String,
+        /// Whether only selected weights were looked at.
+        within_selection: bool,
+        /// Names of weights that it could have meant.
+        nearest: Vec<String>,
+    },
+    /// A scheme that does not fit a weight.
+    #[error("`{weight}` cannot be {scheme}")]
+    DoesNotFit {
+        /// The setting to change: `group`.
+        key: String,
+        /// Canonical name.
+        weight: String,
+        /// What was asked for.
+        scheme: Scheme,
+        /// Why not.
+        source: attar_tensor::Error,
+    },
+    /// Codes are decided once.
+    #[error("`{weight}` is already quantized to {scheme}")]
+    AlreadyQuantized {
+        /// Canonical name.
+        weight: String,
+        /// How.
+        scheme: Scheme,
+    },
+    /// `select` and `keep` cancel out.
+    #[error("`keep` leaves nothing of what `select` matches")]
+    NothingLeft,
+}
+
+impl Error {
+    /// The setting to look at.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Error::NoMatch { key, .. } | Error::DoesNotFit { key, .. } => Some(key),
+            Error::AlreadyQuantized { .. } => Some("select"),
+            Error::NothingLeft => Some("keep"),
+            _ => None,
+        }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Tensor(error) | Error::Graph(attar_graph::Error::Tensor(error)) | Error::DoesNotFit { source: error, .. } => error.hint(),
+            Error::NoMatch { nearest, .. } if !nearest.is_empty() => Some(format!("weights here are called {}", nearest.join(", "))),
+            Error::AlreadyQuantized { .. } => Some("start from the checkpoint it was made from, or add it to `keep`".into()),
+            _ => None,
+        }
+    }
+}

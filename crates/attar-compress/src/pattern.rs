@@ -1,0 +1,78 @@
+//! Patterns over canonical names: `*` stands for anything in one part of a name, `**` for any number of parts,
+//! `{a,b}` for either.
+
+use std::borrow::Cow;
+
+use globset::{GlobBuilder, GlobMatcher};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// One pattern.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    matcher: GlobMatcher,
+}
+
+/// Several: a name matches if one of them does.
+pub type Patterns = Vec<Pattern>;
+
+impl Pattern {
+    /// From text.
+    pub fn new(text: &str) -> Result<Pattern, globset::Error> {
+        let glob = GlobBuilder::new(&text.replace('.', "/")).literal_separator(true).build()?;
+        Ok(Pattern { text: text.into(), matcher: glob.compile_matcher() })
+    }
+
+    /// Whether it matches `name`.
+    pub fn matches(&self, name: &str) -> bool {
+        self.matcher.is_match(name.replace('.', "/"))
+    }
+
+    /// As written.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pattern, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Pattern::new(&text).map_err(|e| de::Error::custom(format!("`{text}` is not a pattern: {}", e.kind())))
+    }
+}
+
+impl JsonSchema for Pattern {
+    fn schema_name() -> Cow<'static, str> {
+        "Pattern".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "description": "A canonical weight name; `*`, `**` and `{a,b}` stand for others." })
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stays_in_its_part_of_the_name() {
+        let matches = |pattern: &str, name: &str| Pattern::new(pattern).unwrap().matches(name);
+        assert!(matches("blocks.*.{attention,mlp}.*", "blocks.11.mlp.down"));
+        assert!(!matches("blocks.*.{attention,mlp}.*", "blocks.11.mlp_norm"));
+        assert!(!matches("blocks.*", "blocks.1.mlp.down"));
+        assert!(matches("blocks.**", "blocks.1.mlp.down"));
+        assert!(!matches("lm_head", "xlm_head"));
+    }
+}

@@ -1,0 +1,58 @@
+//! Which weights become which codes.
+
+mod config;
+mod rtn;
+
+use std::ops::Range;
+
+use attar_tensor::{BlobWriter, Damage, Scheme};
+
+pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule};
+
+use crate::{Result, ScaleSearch};
+
+/// What an algorithm must have seen before it can pick codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Needs {
+    /// The weights alone.
+    Nothing,
+}
+
+/// The weights of one tensor, read by rows.
+pub trait WeightRows: Sync {
+    /// Rows and columns.
+    fn dims(&self) -> [usize; 2];
+    /// Rows as f32.
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+    /// The error for a weight that is not finite, at `row` and `column`.
+    fn not_finite(&self, count: usize, value: f32, row: usize, column: usize) -> crate::Error;
+}
+
+/// An algorithm that picks codes.
+pub trait Quantizer: Sync {
+    /// Its name in recipes.
+    fn name(&self) -> &'static str;
+
+    /// Moves whenever the same input gives other bytes: part of every cache key.
+    fn version(&self) -> u32;
+
+    /// What it must have seen.
+    fn needs(&self) -> Needs;
+
+    /// Bytes of memory that quantizing a tensor of `dims` takes at most.
+    fn memory(&self, dims: [usize; 2]) -> u64;
+
+    /// Picks the codes of a tensor and writes them, row after row. `rows_done` is told how far it is.
+    fn quantize(
+        &self,
+        weights: &dyn WeightRows,
+        scheme: Scheme,
+        search: ScaleSearch,
+        to: BlobWriter<'_>,
+        rows_done: &(dyn Fn(usize) + Sync),
+    ) -> Result<Damage>;
+}
+
+/// Every algorithm, in the order of the documentation.
+pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn];

@@ -1,0 +1,173 @@
+//! Round to nearest: every weight becomes the closest code under its group's scale.
+
+use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use rayon::prelude::*;
+
+use super::{Needs, Quantizer, WeightRows};
+use crate::{Error, Result, ScaleSearch, scale::range};
+
+/// Round to nearest.
+pub(super) struct Rtn;
+
+/// Weights in memory at a time: 4 MiB of f32.
+const PIECE: usize = 1 << 20;
+
+/// Weights a parallel part.
+const PART: usize = 1 << 16;
+
+impl Quantizer for Rtn {
+    fn name(&self) -> &'static str {
+        "rtn"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+
+    fn memory(&self, [rows, columns]: [usize; 2]) -> u64 {
+        // A piece of weights, as much of codes, and all scales of the tensor until they are written.
+        (6 * PIECE.max(columns) + 4 * rows * columns.div_ceil(16)) as u64
+    }
+
+    fn quantize(
+        &self,
+        weights: &dyn WeightRows,
+        scheme: Scheme,
+        search: ScaleSearch,
+        mut to: BlobWriter<'_>,
+        rows_done: &(dyn Fn(usize) + Sync),
+    ) -> Result<Damage> {
+        let columns = weights.dims()[1];
+        let shared = match scheme.granularity {
+            Granularity::Tensor => Some(whole_fit(weights, &scheme, search)?),
+            _ => None,
+        };
+        let mut damage = Damage::default();
+        in_pieces(weights, |first, values| {
+            let part = (PART / columns.max(1)).max(1) * columns;
+            let parts: Vec<Part> =
+                values.par_chunks(part.max(1)).map(|values| rows(values, columns, &scheme, search, shared)).collect::<Result<_>>()?;
+            for part in parts {
+                damage.squared_error += part.damage.squared_error;
+                damage.energy += part.damage.energy;
+                to.append(&part.rows).map_err(attar_tensor::Error::from)?;
+            }
+            rows_done(first + values.len() / columns.max(1));
+            Ok(())
+        })?;
+        to.finish(damage).map_err(attar_tensor::Error::from)?;
+        Ok(damage)
+    }
+}
+
+/// Some rows, done.
+struct Part {
+    rows: QuantizedTensor,
+    damage: Damage,
+}
+
+fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, shared: Option<Fit>) -> Result<Part> {
+    let (bits, size) = (scheme.grid.bits(), scheme.group(columns).max(1));
+    let mut all = QuantizedTensor::empty(*scheme, columns);
+    all.codes.reserve(values.len() / columns.max(1) * pack::row_bytes(columns, bits));
+    let mut damage = Damage::default();
+    let mut codes = vec![0; columns];
+    for row in values.chunks(columns.max(1)) {
+        let (mut error, mut energy) = (0.0f64, 0.0f64);
+        for (group, codes) in row.chunks(size).zip(codes.chunks_mut(size)) {
+            let fit = shared.map_or_else(|| search.fit(scheme, group), Ok)?;
+            scheme.grid.encode(group, fit, codes);
+            error += f64::from(scheme.grid.error(group, fit));
+            energy += f64::from(squares(group));
+            if shared.is_none() || all.scales.is_empty() {
+                all.scales.push(fit.scale);
+                if !scheme.is_symmetric() {
+                    all.zeros.push(fit.zero);
+                }
+            }
+        }
+        damage.squared_error += error;
+        damage.energy += energy;
+        pack::pack_row(&codes, bits, &mut all.codes);
+        all.dims[0] += 1;
+    }
+    Ok(Part { rows: all, damage })
+}
+
+/// One scale for the whole tensor: its range first, then the error of every candidate, over all pieces.
+fn whole_fit(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> Result<Fit> {
+    let (mut low, mut high) = (0.0f32, 0.0f32);
+    in_pieces(weights, |_, values| {
+        let (least, greatest) = range(values);
+        (low, high) = (low.min(least), high.max(greatest));
+        Ok(())
+    })?;
+    let candidates = (0..search.candidates()).map(|n| search.candidate(n, scheme, low, high));
+    let candidates: Vec<Fit> = candidates.collect::<attar_tensor::Result<_>>()?;
+    if let [only] = candidates.as_slice() {
+        return Ok(*only);
+    }
+    let mut errors = vec![0.0f64; candidates.len()];
+    in_pieces(weights, |_, values| {
+        let parts: Vec<Vec<f64>> = values
+            .par_chunks(PART)
+            .map(|part| candidates.iter().map(|fit| f64::from(scheme.grid.error(part, *fit))).collect())
+            .collect();
+        for part in parts {
+            errors.iter_mut().zip(part).for_each(|(sum, error)| *sum += error);
+        }
+        Ok(())
+    })?;
+    let best = errors.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(at, _)| at);
+    Ok(candidates[best])
+}
+
+/// Reads a tensor piece by piece, in order; refuses what is not finite.
+fn in_pieces(weights: &dyn WeightRows, mut each: impl FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+    let [rows, columns] = weights.dims();
+    let step = (PIECE / columns.max(1)).clamp(1, rows.max(1));
+    let mut values = vec![0.0; step * columns];
+    for first in (0..rows).step_by(step) {
+        let last = (first + step).min(rows);
+        let values = &mut values[..(last - first) * columns];
+        weights.read(first..last, values)?;
+        check_finite(weights, first, values)?;
+        each(first, values)?;
+    }
+    Ok(())
+}
+
+fn check_finite(weights: &dyn WeightRows, first: usize, values: &[f32]) -> Result<()> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let bad = |x: &f32| x.to_bits() & EXPONENT == EXPONENT;
+    // A fold over chunks vectorises; `any` would not.
+    if !values.chunks(1024).any(|chunk| chunk.iter().fold(false, |found, x| found | bad(x))) {
+        return Ok(());
+    }
+    let columns = weights.dims()[1];
+    let count = values.iter().filter(|x| bad(x)).count();
+    let at = values.iter().position(|x| bad(x)).unwrap_or(0);
+    Err(weights.not_finite(count, values[at], first + at / columns, at % columns))
+}
+
+fn squares(values: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f32; LANES];
+    let mut chunks = values.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x * x;
+        }
+    }
+    sums.iter().sum::<f32>() + chunks.remainder().iter().map(|x| x * x).sum::<f32>()
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Error {
+        Error::Tensor(error.into())
+    }
+}

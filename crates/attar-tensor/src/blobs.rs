@@ -1,0 +1,131 @@
+//! Quantized tensors that lie in the store, one blob each.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    ops::Range,
+    path::PathBuf,
+};
+
+use crate::{
+    Digest, Dtype, Encoding, Error, QuantizedTensor, Result, Scheme, Source, Store, TensorInfo, pack,
+    safetensors::{Entry, PartLayout, Shards, Writer},
+};
+
+/// What the tensor of a blob is called in it.
+const NAME: &str = "w";
+
+/// The measured damage: squared error and squared norm.
+const DAMAGE: &str = "damage";
+
+/// What quantization did to a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Damage {
+    /// Sum of squared differences between the weights and what their codes mean.
+    pub squared_error: f64,
+    /// Sum of the squared weights.
+    pub energy: f64,
+}
+
+impl Damage {
+    /// Signal-to-noise ratio in decibels; infinite where nothing was lost.
+    pub fn snr_db(&self) -> f64 {
+        if self.squared_error == 0.0 { f64::INFINITY } else { 10.0 * (self.energy / self.squared_error).log10() }
+    }
+}
+
+/// Writes a blob from front to back as rows come in.
+pub struct BlobWriter<'w> {
+    writer: Writer<&'w mut dyn Write>,
+    scheme: Scheme,
+    scales: Vec<u8>,
+    zeros: Vec<u8>,
+    groups: usize,
+}
+
+impl<'w> BlobWriter<'w> {
+    /// For a tensor of `dims`.
+    pub fn new(to: &'w mut dyn Write, scheme: Scheme, dims: [usize; 2]) -> std::io::Result<BlobWriter<'w>> {
+        let mut entries: Vec<Entry> = PartLayout::new(NAME, scheme, dims).entries().collect();
+        entries.push(Entry { name: DAMAGE.into(), dtype: Dtype::F64, dims: vec![2] });
+        let writer = Writer::new(to, &entries, &BTreeMap::new())?;
+        Ok(BlobWriter { writer, scheme, scales: Vec::new(), zeros: Vec::new(), groups: scheme.groups(dims[1]) })
+    }
+
+    /// The next rows. With one scale for the whole tensor, every part carries the same one.
+    pub fn append(&mut self, rows: &QuantizedTensor) -> std::io::Result<()> {
+        self.writer.append(&rows.codes)?;
+        if rows.scheme.granularity == crate::Granularity::Tensor {
+            (self.scales, self.zeros) = (Vec::new(), Vec::new());
+        }
+        self.scheme.scale.encode(&rows.scales, &mut self.scales);
+        for zeros in rows.zeros.chunks(self.groups) {
+            pack::pack_row(zeros, self.scheme.grid.bits(), &mut self.zeros);
+        }
+        Ok(())
+    }
+
+    /// All rows are in.
+    pub fn finish(mut self, damage: Damage) -> std::io::Result<()> {
+        self.writer.append(&self.scales)?;
+        self.writer.append(&self.zeros)?;
+        self.writer.append(&damage.squared_error.to_le_bytes())?;
+        self.writer.append(&damage.energy.to_le_bytes())?;
+        self.writer.finish();
+        Ok(())
+    }
+}
+
+/// Tensors of the store under names of their own. A blob is opened when it is read, so their number is not limited by
+/// that of open files.
+#[derive(Default)]
+pub struct Blobs {
+    tensors: BTreeMap<String, TensorInfo>,
+    places: HashMap<String, (PathBuf, Scheme)>,
+}
+
+impl Blobs {
+    /// Adds the blob of that digest.
+    pub fn insert(&mut self, name: &str, store: &Store, blob: &Digest, scheme: Scheme, dims: [usize; 2]) {
+        let info = TensorInfo { dims: dims.to_vec(), encoding: Encoding::Quantized(scheme) };
+        self.tensors.insert(name.into(), info);
+        self.places.insert(name.into(), (store.path(blob), scheme));
+    }
+
+    /// What quantization did to a tensor.
+    pub fn damage(&self, name: &str) -> Result<Damage> {
+        let mut both = [0.0f32; 2];
+        self.open(name)?.read(DAMAGE, 0..1, &mut both)?;
+        Ok(Damage { squared_error: both[0].into(), energy: both[1].into() })
+    }
+
+    fn open(&self, name: &str) -> Result<Shards> {
+        let dims = self.info(name)?.matrix();
+        let (path, scheme) = &self.places[name];
+        Shards::open(std::slice::from_ref(path), &BTreeMap::from([(NAME.to_owned(), (*scheme, dims))]))
+    }
+}
+
+impl Source for Blobs {
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.open(name)?.read(NAME, rows, out)
+    }
+
+    fn read_quantized(&self, name: &str, rows: Range<usize>) -> Result<QuantizedTensor> {
+        self.open(name)?.read_quantized(NAME, rows)
+    }
+
+    fn digest(&self, name: &str) -> Result<Digest> {
+        self.open(name)?.digest(NAME)
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(source: std::io::Error) -> Error {
+        Error::Io { action: "write", path: PathBuf::from("the store"), source }
+    }
+}
