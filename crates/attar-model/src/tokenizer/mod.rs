@@ -1,6 +1,8 @@
 //! Text to tokens and back, through the `tokenizers` crate.
 
-use std::path::PathBuf;
+mod gguf;
+
+use std::path::{Path, PathBuf};
 
 use attar_tensor::gguf::Metadata;
 
@@ -9,6 +11,7 @@ use crate::{Error, Result};
 /// A tokenizer. Adds no special tokens of its own accord.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    path: PathBuf,
 }
 
 /// Where a tokenizer comes from.
@@ -23,17 +26,34 @@ pub(crate) enum Origin {
 impl Origin {
     pub(crate) fn open(&self) -> Result<Tokenizer> {
         match self {
-            Origin::File(path) if !path.exists() => Err(Error::Tokenizer { path: path.clone(), reason: "the file does not exist".into() }),
-            Origin::File(path) => tokenizers::Tokenizer::from_file(path)
-                .map(|inner| Tokenizer { inner })
-                .map_err(|error| Error::Tokenizer { path: path.clone(), reason: error.to_string() }),
-            Origin::Gguf(path, _) => Err(Error::Tokenizer { path: path.clone(), reason: "not built yet".into() }),
+            Origin::File(path) => Tokenizer::open(path),
+            Origin::Gguf(path, metadata) => Tokenizer::from_gguf(path, metadata),
         }
     }
 }
 
 impl Tokenizer {
-    /// The tokens of `text`; none are added in front or behind.
+    /// Reads a `tokenizer.json`.
+    pub fn open(path: &Path) -> Result<Tokenizer> {
+        if !path.exists() {
+            return Err(Error::Tokenizer { path: path.into(), reason: "the file does not exist".into() });
+        }
+        Tokenizer::new(path, tokenizers::Tokenizer::from_file(path))
+    }
+
+    /// Builds the tokenizer that the metadata of the GGUF file at `path` describe.
+    pub fn from_gguf(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
+        Tokenizer::new(path, gguf::build(metadata))
+    }
+
+    fn new(path: &Path, built: tokenizers::Result<tokenizers::Tokenizer>) -> Result<Tokenizer> {
+        match built {
+            Ok(inner) => Ok(Tokenizer { inner, path: path.into() }),
+            Err(error) => Err(Error::Tokenizer { path: path.into(), reason: error.to_string() }),
+        }
+    }
+
+    /// The tokens of `text`; none are added in front or behind. Special ones are found in it by their text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| self.error(e))?;
         Ok(encoding.get_ids().to_vec())
@@ -60,6 +80,6 @@ impl Tokenizer {
     }
 
     fn error(&self, error: tokenizers::Error) -> Error {
-        Error::Tokenizer { path: PathBuf::new(), reason: error.to_string() }
+        Error::Tokenizer { path: self.path.clone(), reason: error.to_string() }
     }
 }
