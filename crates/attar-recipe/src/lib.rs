@@ -1,1 +1,29 @@
-//! stub
+//! A declarative file to a resumable, cached, reported run.
+//!
+//! [`Recipe::parse`] turns text into typed settings with exact positions for every error; [`plan`] says what a run would
+//! do, before any work; [`run`] does it: steps as units in a store, exports that are verified, evals, gates, a report.
+//! The command line is a thin layer over this crate: every verb builds a recipe.
+
+mod document;
+mod error;
+mod lock;
+mod model;
+mod output;
+mod plan;
+mod progress;
+mod recipe;
+mod report;
+mod run;
+mod schema;
+pub mod step;
+mod task;
+
+pub use error::{Error, ErrorKind, Result};
+pub use lock::{Lock, LockMode};
+pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
+pub use progress::{Observer, Silent};
+pub use recipe::{Eval, Export, Recipe, Variant};
+pub use report::{ArtifactReport, EvalReport, ModelReport, Report, Table, TensorReport, VariantReport, bytes};
+pub use run::{Engines, Request, run};
+pub use schema::{schema, task_schema, verb_schema};
+pub use task::{EvalTask, RunnerKind};

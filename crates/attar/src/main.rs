@@ -1,1 +1,68 @@
-fn main(){}
+//! Turns a language-model checkpoint into NPU-ready artifacts and proves that they are good.
+//!
+//! This crate is arguments in; progress, report and exit code out. Everything it does is a recipe, run by
+//! `attar-recipe`. Exit codes: 0 done; 1 a gate failed; 2 wrong usage or recipe; 3 the model, the data or the machine
+//! cannot be used; 70 a bug of attar; 130 interrupted.
+
+mod environment;
+mod printer;
+mod progress;
+mod settings;
+mod verbs;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+};
+
+use clap::{Arg, ArgAction, Command};
+
+use crate::{environment::Environment, printer::Printer, verbs::VERBS};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The exit code of a bug: `EX_SOFTWARE` of sysexits.h.
+const BUG: u8 = 70;
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    let printer = Printer::new(&matches);
+    if let Some(threads) = matches.get_one::<usize>("threads") {
+        // Fails only if the pool exists already, and nothing has run yet.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(*threads).build_global();
+    }
+    let (name, arguments) = matches.subcommand().expect("clap demands one");
+    let verb = VERBS.iter().find(|verb| verb.name() == name).expect("clap knows only these");
+    let environment = Environment::read();
+    match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer))) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            printer.error(&error);
+            ExitCode::from(error.exit_code())
+        }
+        Err(_) => {
+            printer.bug();
+            ExitCode::from(BUG)
+        }
+    }
+}
+
+/// The whole command line.
+fn command() -> Command {
+    let global = |name: &'static str, help: &'static str| Arg::new(name).long(name).help(help).global(true);
+    Command::new("attar")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Turns a language-model checkpoint into NPU-ready artifacts and proves that they are good")
+        .after_help("Exit codes: 0 done, 1 a gate failed, 2 wrong usage or recipe, 3 the model, the data or the machine cannot be used, 70 a bug, 130 interrupted")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .arg(global("json", "Print results as JSON").action(ArgAction::SetTrue))
+        .arg(global("quiet", "Print nothing but errors").short('q').action(ArgAction::SetTrue))
+        .arg(global("threads", "Threads to use [default: all cores]").value_name("N").value_parser(parse_threads))
+        .subcommands(VERBS.iter().map(|verb| verb.command()))
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "a whole number from 1 to 1024 is wanted".into())
+}

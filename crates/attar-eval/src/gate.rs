@@ -1,0 +1,322 @@
+//! Bounds on metrics.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use attar_tensor::nearest;
+
+use crate::{Error, Measurements, Metric, Mode, Result, metric};
+
+/// A bound that a metric must keep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "Written", into = "Written")]
+pub struct Gate {
+    /// The eval that measures.
+    pub eval: String,
+    /// The metric's name.
+    pub metric: String,
+    /// Of this variant only; of each, if not given.
+    pub variant: Option<String>,
+    /// By this runner.
+    pub runner: String,
+    /// In this mode only; in each, if not given.
+    pub mode: Option<Mode>,
+    /// Not to be left.
+    pub bound: Bound,
+}
+
+/// What a metric must keep to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// This or less.
+    AtMost(f64),
+    /// This or more.
+    AtLeast(f64),
+    /// Of the base's value, at most this share is lost; the base is measured in the same run.
+    DropAtMost(f64),
+}
+
+/// A measurement that was made, or not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The eval's name.
+    pub eval: String,
+    /// Of what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// By whom.
+    pub runner: String,
+    /// How, where the runner has modes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// The numbers, or why there are none.
+    pub outcome: Outcome,
+}
+
+/// What came of an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The numbers.
+    Measured(Box<Measurements>),
+    /// None.
+    Skipped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Whether a bound is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// It is.
+    Passed,
+    /// It is not.
+    Failed,
+    /// Nobody knows, which is no pass.
+    NotRun,
+}
+
+/// A gate's answer for one evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The question.
+    pub gate: Gate,
+    /// The variant that was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+    /// The mode that was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// The answer.
+    pub status: Status,
+    /// What the bound was held against: the metric, or for [`Bound::DropAtMost`] the share that was lost.
+    pub measured: Option<f64>,
+    /// The bound's number.
+    pub limit: f64,
+    /// The answer in words.
+    pub reason: String,
+}
+
+/// A gate as recipes write it.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    /// `EVAL/METRIC`, for example `shakespeare/perplexity`.
+    metric: String,
+    /// Judge this variant only; without, each is judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    variant: Option<String>,
+    /// Judge what this runner measured.
+    #[serde(default = "reference", skip_serializing_if = "is_reference")]
+    runner: String,
+    /// Judge this mode of the runner only; without, each is judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<Mode>,
+    /// The metric is at most this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at_most: Option<f64>,
+    /// The metric is at least this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at_least: Option<f64>,
+    /// At most this share of the untouched model's quality is lost, measured in the same run: `"3%"` or `0.03`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    drop_at_most: Option<Share>,
+}
+
+fn reference() -> String {
+    "reference".into()
+}
+
+fn is_reference(runner: &String) -> bool {
+    runner == "reference"
+}
+
+/// `"3%"` or `0.03`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Share {
+    Number(f64),
+    Percent(String),
+}
+
+impl Share {
+    fn number(&self) -> Option<f64> {
+        match self {
+            Share::Number(n) => Some(*n),
+            Share::Percent(text) => text.strip_suffix('%')?.trim().parse::<f64>().ok().map(|percent| percent / 100.0),
+        }
+    }
+}
+
+impl TryFrom<Written> for Gate {
+    type Error = Error;
+
+    fn try_from(written: Written) -> Result<Gate> {
+        let bound = written.bound()?;
+        let Some((eval, metric)) = written.metric.split_once('/').filter(|(eval, metric)| !eval.is_empty() && !metric.is_empty())
+        else {
+            return Err(Error::GateMetric { found: written.metric });
+        };
+        let (eval, metric) = (eval.into(), metric.into());
+        Ok(Gate { eval, metric, variant: written.variant, runner: written.runner, mode: written.mode, bound })
+    }
+}
+
+impl From<Gate> for Written {
+    fn from(gate: Gate) -> Written {
+        let metric = format!("{}/{}", gate.eval, gate.metric);
+        let mut written = Written {
+            metric,
+            variant: gate.variant,
+            runner: gate.runner,
+            mode: gate.mode,
+            at_most: None,
+            at_least: None,
+            drop_at_most: None,
+        };
+        match gate.bound {
+            Bound::AtMost(limit) => written.at_most = Some(limit),
+            Bound::AtLeast(limit) => written.at_least = Some(limit),
+            Bound::DropAtMost(limit) => written.drop_at_most = Some(Share::Number(limit)),
+        }
+        written
+    }
+}
+
+impl Written {
+    fn bound(&self) -> Result<Bound> {
+        let limit = |key, number: Option<f64>, found: String, lowest: f64| match number {
+            Some(number) if number.is_finite() && number >= lowest => Ok(number),
+            _ => Err(Error::GateLimit { key, found }),
+        };
+        match (self.at_most, self.at_least, &self.drop_at_most) {
+            (Some(n), None, None) => Ok(Bound::AtMost(limit("at_most", Some(n), n.to_string(), f64::MIN)?)),
+            (None, Some(n), None) => Ok(Bound::AtLeast(limit("at_least", Some(n), n.to_string(), f64::MIN)?)),
+            (None, None, Some(share)) => Ok(Bound::DropAtMost(limit("drop_at_most", share.number(), share.to_string(), 0.0)?)),
+            _ => Err(Error::GateBound { found: self.bounds_given() }),
+        }
+    }
+
+    fn bounds_given(&self) -> Vec<&'static str> {
+        let given = [
+            ("at_most", self.at_most.is_some()),
+            ("at_least", self.at_least.is_some()),
+            ("drop_at_most", self.drop_at_most.is_some()),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Share::Number(n) => n.fmt(f),
+            Share::Percent(text) => write!(f, "{text:?}"),
+        }
+    }
+}
+
+impl Bound {
+    /// The bound's number.
+    pub fn limit(&self) -> f64 {
+        match self {
+            Bound::AtMost(limit) | Bound::AtLeast(limit) | Bound::DropAtMost(limit) => *limit,
+        }
+    }
+
+    /// Whether a number keeps it. What is not a number does not.
+    pub fn holds(&self, measured: f64) -> bool {
+        match self {
+            Bound::AtMost(limit) | Bound::DropAtMost(limit) => measured <= *limit,
+            Bound::AtLeast(limit) => measured >= *limit,
+        }
+    }
+}
+
+impl Gate {
+    /// Whether it can be judged at all: its metric and its eval exist, and the bound has a meaning for the metric.
+    pub fn check(&self, evals: &[&str]) -> Result<()> {
+        if !evals.contains(&self.eval.as_str()) {
+            return Err(Error::UnknownEval {
+                found: self.eval.clone(),
+                nearest: nearest(&self.eval, evals.iter().copied()).map(Into::into),
+                known: evals.iter().map(|name| name.to_string()).collect(),
+            });
+        }
+        let metric = metric(&self.metric)?;
+        match self.bound {
+            Bound::DropAtMost(_) if metric.loss.is_none() => Err(Error::NoDrop { metric: metric.name }),
+            _ => Ok(()),
+        }
+    }
+
+    /// An answer for every evaluation that the gate is about; one answer, [`Status::NotRun`], if it is about none.
+    pub fn judge(&self, evaluations: &[Evaluation]) -> Vec<Verdict> {
+        let about = evaluations.iter().filter(|evaluation| self.is_about(evaluation));
+        let verdicts: Vec<Verdict> = about.map(|evaluation| self.judge_one(evaluation)).collect();
+        if verdicts.is_empty() {
+            let reason = format!("nothing was measured by `{}` for `{}`", self.runner, self.eval);
+            return vec![self.verdict(self.variant.clone(), self.mode, None, reason)];
+        }
+        verdicts
+    }
+
+    fn is_about(&self, evaluation: &Evaluation) -> bool {
+        evaluation.eval == self.eval
+            && evaluation.runner == self.runner
+            && self.variant.as_ref().is_none_or(|variant| evaluation.variant.as_ref() == Some(variant))
+            && self.mode.is_none_or(|mode| evaluation.mode == Some(mode))
+    }
+
+    fn judge_one(&self, evaluation: &Evaluation) -> Verdict {
+        let (measured, reason) = match &evaluation.outcome {
+            Outcome::Skipped { reason } => (None, reason.clone()),
+            Outcome::Measured(measurements) => self.measured(measurements),
+        };
+        self.verdict(evaluation.variant.clone(), evaluation.mode, measured, reason)
+    }
+
+    fn measured(&self, measurements: &Measurements) -> (Option<f64>, String) {
+        let metric = match metric(&self.metric) {
+            Ok(metric) => metric,
+            Err(error) => return (None, error.to_string()),
+        };
+        let measured = self.number(metric, measurements);
+        match measured {
+            Some(number) => (measured, self.words(number)),
+            None => (None, format!("`{}` was not measured", metric.name)),
+        }
+    }
+
+    fn number(&self, metric: &Metric, measurements: &Measurements) -> Option<f64> {
+        match self.bound {
+            Bound::DropAtMost(_) => metric.loss.and_then(|loss| loss(measurements)),
+            Bound::AtMost(_) | Bound::AtLeast(_) => (metric.value)(measurements),
+        }
+    }
+
+    fn words(&self, measured: f64) -> String {
+        let kept = self.bound.holds(measured);
+        match self.bound {
+            Bound::AtMost(limit) if kept => format!("{measured:.4} is at most {limit}"),
+            Bound::AtMost(limit) => format!("{measured:.4} is not at most {limit}"),
+            Bound::AtLeast(limit) if kept => format!("{measured:.4} is at least {limit}"),
+            Bound::AtLeast(limit) => format!("{measured:.4} is not at least {limit}"),
+            Bound::DropAtMost(limit) => {
+                let word = if kept { "within" } else { "not within" };
+                format!("{:.2}% lost against the base, {word} {}%", 100.0 * measured, 100.0 * limit)
+            }
+        }
+    }
+
+    fn verdict(&self, variant: Option<String>, mode: Option<Mode>, measured: Option<f64>, reason: String) -> Verdict {
+        let status = match measured {
+            None => Status::NotRun,
+            Some(number) if self.bound.holds(number) => Status::Passed,
+            Some(_) => Status::Failed,
+        };
+        Verdict { gate: self.clone(), variant, mode, status, measured, limit: self.bound.limit(), reason }
+    }
+}

@@ -1,0 +1,153 @@
+//! The process that holds the engine, seen from its parent.
+
+use std::{
+    io::{self, BufReader, Read},
+    path::Path,
+    process::{self, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::VERB;
+use crate::{
+    Error, Result,
+    engine::protocol::{self, Reply, Request},
+};
+
+/// Bytes of the child's standard error that are kept, the last ones.
+const LAST_WORDS: usize = 4096;
+
+/// How long a child that broke its pipe may take to end, and its last words to arrive.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How often an ending child is looked at.
+const PAUSE: Duration = Duration::from_millis(10);
+
+type Answer = io::Result<Option<(Reply, Vec<f32>)>>;
+
+/// A child that is killed when this is dropped.
+pub(super) struct Child {
+    process: process::Child,
+    requests: Sender<(Request, Vec<u32>)>,
+    answers: Receiver<Answer>,
+    stderr: LastWords,
+    timeout: Duration,
+}
+
+impl Child {
+    pub(super) fn spawn(host: &Path, timeout: Duration) -> Result<Child> {
+        let mut command = Command::new(host);
+        command.arg(VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn().map_err(|source| Error::EngineStart { host: host.into(), source })?;
+        let stdin = process.stdin.take().expect("it is piped");
+        let stdout = process.stdout.take().expect("it is piped");
+        let stderr = LastWords::of(process.stderr.take().expect("it is piped"));
+        let (requests, to_send) = mpsc::channel();
+        let (to_answer, answers) = mpsc::channel();
+        thread::spawn(move || converse(stdin, BufReader::new(stdout), &to_send, &to_answer));
+        Ok(Child { process, requests, answers, stderr, timeout })
+    }
+
+    /// Sends a request and waits for its answer. After an error that is not [`Error::Engine`], the child is dead.
+    pub(super) fn ask(&mut self, doing: &'static str, request: Request, tokens: &[u32]) -> Result<(Reply, Vec<f32>)> {
+        let sent = self.requests.send((request, tokens.to_vec()));
+        let answer = match sent {
+            Ok(()) => self.answers.recv_timeout(self.timeout),
+            Err(_) => Err(RecvTimeoutError::Disconnected),
+        };
+        match answer {
+            Ok(Ok(Some((Reply::Failed { message }, _)))) => Err(Error::Engine { doing, message }),
+            Ok(Ok(Some(answer))) => Ok(answer),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(self.nonsense(doing, error.to_string())),
+            Ok(Ok(None) | Err(_)) | Err(RecvTimeoutError::Disconnected) => Err(self.died(doing)),
+            Err(RecvTimeoutError::Timeout) => {
+                self.kill();
+                Err(Error::EngineTimeout { doing, waited: self.timeout, stderr: self.stderr.text() })
+            }
+        }
+    }
+
+    /// The error for an answer that makes no sense.
+    pub(super) fn nonsense(&mut self, doing: &'static str, found: String) -> Error {
+        self.kill();
+        Error::Protocol { doing, found, stderr: self.stderr.text() }
+    }
+
+    fn died(&mut self, doing: &'static str) -> Error {
+        let until = Instant::now() + GRACE;
+        let status = loop {
+            match self.process.try_wait() {
+                Ok(Some(status)) => break status.to_string(),
+                Ok(None) if Instant::now() < until => thread::sleep(PAUSE),
+                _ => break "its pipes are closed".into(),
+            }
+        };
+        self.kill();
+        Error::EngineDied { doing, status, stderr: self.stderr.text() }
+    }
+
+    fn kill(&mut self) {
+        // A child that is dead already cannot be killed, which is no harm.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Carries requests and answers until either side is gone. On a thread of its own: a pipe may block, its owner may not.
+fn converse(
+    mut stdin: process::ChildStdin,
+    mut stdout: BufReader<process::ChildStdout>,
+    requests: &Receiver<(Request, Vec<u32>)>,
+    answers: &Sender<Answer>,
+) {
+    for (request, tokens) in requests {
+        let sent = protocol::write(&mut stdin, &request, bytemuck::cast_slice(&tokens));
+        // A child that wrote before it ended has said more than a broken pipe does.
+        let answer = protocol::read(&mut stdout).and_then(|answer| if answer.is_none() { sent.map(|()| None) } else { Ok(answer) });
+        if answers.send(answer).is_err() {
+            return;
+        }
+    }
+}
+
+/// The end of what a child writes to its standard error.
+struct LastWords {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: thread::JoinHandle<()>,
+}
+
+impl LastWords {
+    fn of(mut stderr: process::ChildStderr) -> LastWords {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let kept = bytes.clone();
+        let reader = thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(count @ 1..) = stderr.read(&mut buffer) {
+                let mut kept = kept.lock().expect("no panic holds this lock");
+                kept.extend_from_slice(&buffer[..count]);
+                let surplus = kept.len().saturating_sub(LAST_WORDS);
+                kept.drain(..surplus);
+            }
+        });
+        LastWords { bytes, reader }
+    }
+
+    /// What a dead child said.
+    fn text(&self) -> String {
+        let until = Instant::now() + GRACE;
+        while !self.reader.is_finished() && Instant::now() < until {
+            thread::sleep(PAUSE);
+        }
+        String::from_utf8_lossy(&self.bytes.lock().expect("no panic holds this lock")).into_owned()
+    }
+}

@@ -1,0 +1,216 @@
+//! How well a model predicts a text, after Jelinek et al. 1977: text to windows of tokens.
+//!
+//! Windows and strides mean what they mean in "Perplexity of fixed-length models" of the transformers documentation.
+
+use std::{ops::Range, path::PathBuf};
+
+use attar_model::{Config, Model, Tokenizer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How a text is cut into windows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Perplexity {
+    /// The text, in UTF-8.
+    pub data: PathBuf,
+    /// Tokens a window, BOS included.
+    #[serde(default = "default_window")]
+    pub window: usize,
+    /// Tokens from the start of one window to that of the next. Without, windows do not overlap; where they do, a token
+    /// is scored in the first window that has it, and the others give it context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
+    /// Only so many of the text's first tokens; BOS is not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
+    /// Begin every window with the model's begin-of-text token.
+    #[serde(default)]
+    pub bos: bool,
+    /// What stands between documents. White space around a document is dropped, and no window holds two documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
+}
+
+const fn default_window() -> usize {
+    512
+}
+
+/// Tokens that are run together, and which of them are scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// BOS included.
+    pub tokens: Vec<u32>,
+    /// The positions whose *next* token is scored.
+    pub scored: Range<usize>,
+}
+
+impl Window {
+    /// The tokens that are scored, in the order of their positions.
+    pub fn targets(&self) -> &[u32] {
+        &self.tokens[self.scored.start + 1..self.scored.end + 1]
+    }
+}
+
+impl Perplexity {
+    /// All defaults.
+    pub fn of(data: impl Into<PathBuf>) -> Perplexity {
+        Perplexity { data: data.into(), window: default_window(), stride: None, tokens: None, bos: false, split: None }
+    }
+
+    /// Reads the text and cuts it. Every window scores at least one token.
+    pub fn windows(&self, model: &Model) -> Result<Vec<Window>> {
+        self.windows_of(&model.tokenizer()?, &model.config)
+    }
+
+    /// The same for a model of which there is no more than this.
+    pub fn windows_of(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Window>> {
+        let cut = self.cut(config)?;
+        let text = std::fs::read_to_string(&self.data).map_err(|source| Error::Read { path: self.data.clone(), source })?;
+        let documents = self.documents(&text).into_iter().map(|document| tokenizer.encode(document));
+        let mut documents = documents.collect::<attar_model::Result<Vec<_>>>()?;
+        documents.retain(|tokens| !tokens.is_empty());
+        if documents.is_empty() {
+            return Err(Error::NoText { path: self.data.clone() });
+        }
+        limit(&mut documents, self.tokens.unwrap_or(usize::MAX));
+        let windows: Vec<Window> = documents.iter().flat_map(|tokens| cut.windows(tokens)).collect();
+        if windows.is_empty() {
+            let tokens = documents.iter().map(Vec::len).sum();
+            return Err(Error::TooShort { path: self.data.clone(), tokens, documents: documents.len() });
+        }
+        Ok(windows)
+    }
+
+    fn documents<'t>(&self, text: &'t str) -> Vec<&'t str> {
+        match self.split.as_deref() {
+            None | Some("") => vec![text],
+            Some(between) => text.split(between).map(str::trim).filter(|document| !document.is_empty()).collect(),
+        }
+    }
+
+    fn cut(&self, config: &Config) -> Result<Cut> {
+        let bos = match self.bos {
+            true => Some(config.bos.ok_or(Error::NoBos)?),
+            false => None,
+        };
+        let setting = |key, found, wanted| Err(Error::Setting { key, found, wanted });
+        let longest = config.context.unwrap_or(usize::MAX);
+        let length = self.window.saturating_sub(usize::from(self.bos));
+        let stride = self.stride.unwrap_or(self.window);
+        if self.window < 2 {
+            return setting("window", self.window, "a window has at least 2 tokens".into());
+        }
+        if self.window > longest {
+            return setting("window", self.window, format!("the model's context is {longest} tokens"));
+        }
+        if stride == 0 || stride > self.window {
+            return setting("stride", stride, format!("1 to the window's {} leave no token out", self.window));
+        }
+        if self.tokens == Some(0) {
+            return setting("tokens", 0, "1 or more are measured".into());
+        }
+        Ok(Cut { bos, length, stride: stride.min(length) })
+    }
+}
+
+/// Keeps the first tokens of all documents together.
+fn limit(documents: &mut Vec<Vec<u32>>, mut left: usize) {
+    for tokens in documents.iter_mut() {
+        tokens.truncate(left);
+        left -= tokens.len();
+    }
+    documents.retain(|tokens| !tokens.is_empty());
+}
+
+struct Cut {
+    bos: Option<u32>,
+    /// Tokens of text a window.
+    length: usize,
+    stride: usize,
+}
+
+impl Cut {
+    fn windows(&self, document: &[u32]) -> Vec<Window> {
+        let mut windows = Vec::new();
+        let (mut start, mut scored_to) = (0, 0);
+        loop {
+            let end = (start + self.length).min(document.len());
+            windows.extend(self.window(&document[start..end], scored_to - start));
+            if end == document.len() {
+                return windows;
+            }
+            scored_to = end;
+            start += self.stride;
+        }
+    }
+
+    /// `known`: tokens of the text that an earlier window scored.
+    fn window(&self, text: &[u32], known: usize) -> Option<Window> {
+        let tokens: Vec<u32> = self.bos.into_iter().chain(text.iter().copied()).collect();
+        let first_target = (known + self.bos.iter().len()).max(1);
+        (first_target < tokens.len()).then(|| Window { scored: first_target - 1..tokens.len() - 1, tokens })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(length: usize, stride: usize, bos: Option<u32>) -> Cut {
+        Cut { bos, length, stride }
+    }
+
+    fn targets(windows: &[Window]) -> Vec<u32> {
+        windows.iter().flat_map(Window::targets).copied().collect()
+    }
+
+    #[test]
+    fn windows_without_overlap_score_all_but_their_first_token() {
+        let windows = cut(4, 4, None).windows(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(targets(&windows), [1, 2, 3, 5, 6, 7]);
+        assert_eq!(windows.len(), 2, "a tail of one token is dropped");
+    }
+
+    #[test]
+    fn overlapping_windows_score_every_token_once() {
+        let document: Vec<u32> = (0..23).collect();
+        for stride in 1..4 {
+            let windows = cut(5, stride, None).windows(&document);
+            assert_eq!(targets(&windows), document[1..], "stride {stride}");
+            assert!(windows[1..].iter().all(|w| w.scored.len() <= stride));
+            assert!(windows.iter().all(|w| w.scored.end + 1 == w.tokens.len()));
+        }
+    }
+
+    #[test]
+    fn bos_lets_every_token_of_the_text_be_scored() {
+        let document: Vec<u32> = (1..24).collect();
+        for stride in [1, 2, 4] {
+            let windows = cut(4, stride, Some(0)).windows(&document);
+            assert_eq!(targets(&windows), document, "stride {stride}");
+            assert!(windows.iter().all(|w| w.tokens[0] == 0 && w.tokens.len() <= 5));
+        }
+    }
+
+    #[test]
+    fn a_limit_counts_tokens_of_all_documents_together() {
+        let mut documents = vec![vec![1, 2, 3], vec![4, 5], vec![6]];
+        limit(&mut documents, 4);
+        assert_eq!(documents, [vec![1, 2, 3], vec![4]]);
+    }
+
+    #[test]
+    fn documents_are_trimmed_and_empty_ones_dropped() {
+        let settings = Perplexity { split: Some("<|end|>".into()), ..Perplexity::of("t") };
+        assert_eq!(settings.documents(" a b\n<|end|> \n<|end|>c"), ["a b", "c"]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_and_defaults_fill_the_rest() {
+        assert!(toml::from_str::<Perplexity>("data = \"a\"\nwindows = 3").is_err());
+        assert_eq!(toml::from_str::<Perplexity>("data = \"a\"").unwrap(), Perplexity::of("a"));
+    }
+}

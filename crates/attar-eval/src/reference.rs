@@ -1,0 +1,258 @@
+//! The graph's own meaning, as a runner.
+
+use std::{collections::HashMap, ops::Range, sync::Mutex};
+
+use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State, Weights, kernel};
+use attar_model::Model;
+use candle_core::Tensor;
+
+use crate::{Error, Logits, Progress, Result, Runner, Window, runner::likeliest};
+
+/// Tokens that run through a block together.
+const LANE: usize = 2048;
+
+/// Bytes of activations that wait between blocks. More windows than fit are run in several passes, each of which reads
+/// all weights once.
+const WAITING: usize = 256 << 20;
+
+/// Bytes of weights that [`Runner::generate`] keeps between tokens; what goes beyond is read anew for every token.
+const KEPT: usize = 4 << 30;
+
+/// Tokens of a prompt that run together.
+const PROMPT: usize = 256;
+
+/// Runs a model by evaluating its graph.
+pub struct Reference<'m> {
+    model: &'m Model,
+    weights: SourceWeights,
+}
+
+impl<'m> Reference<'m> {
+    /// Of a model.
+    pub fn new(model: &'m Model) -> Reference<'m> {
+        Reference { model, weights: SourceWeights(model.source.clone()) }
+    }
+}
+
+impl Runner for Reference<'_> {
+    fn name(&self) -> &str {
+        "reference"
+    }
+
+    fn start<'r>(&'r self, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Logits + 'r>> {
+        let graph = &self.model.graph;
+        let passes = passes(windows, WAITING / bytes_waiting(graph).max(1));
+        let head = Kept::new(&self.weights, usize::MAX);
+        Ok(Box::new(Passes { graph, weights: &self.weights, head, windows, passes, progress, current: None }))
+    }
+
+    fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
+        let weights = Kept::new(&self.weights, KEPT);
+        let mut speaker = Speaker { graph: &self.model.graph, weights: &weights, state: State::default(), past: 0 };
+        let mut next = None;
+        for part in prompt.chunks(PROMPT) {
+            next = Some(speaker.hear(part)?);
+        }
+        let mut next = next.ok_or(Error::EmptyPrompt)?;
+        let mut said = Vec::new();
+        while said.len() < limit {
+            said.push(next);
+            each(next);
+            if stop.contains(&next) || said.len() == limit {
+                break;
+            }
+            next = speaker.hear(&[next])?;
+        }
+        Ok(said)
+    }
+}
+
+struct Speaker<'a> {
+    graph: &'a Graph,
+    weights: &'a dyn Weights,
+    state: State,
+    past: usize,
+}
+
+impl Speaker<'_> {
+    /// The likeliest token behind all that was heard.
+    fn hear(&mut self, tokens: &[u32]) -> Result<u32> {
+        let mut inputs = Inputs::tokens(&[tokens], self.past)?;
+        inputs.state = Some(std::mem::take(&mut self.state));
+        let (outputs, state) = Run::new(self.graph, self.weights, Mode::Inference, vec![inputs]).finish(0)?;
+        self.state = state.expect("a lane that was given a state returns it");
+        self.past += tokens.len();
+        let last = outputs[0].narrow(1, tokens.len() - 1, 1)?;
+        Ok(kernel::with_f32(&last, likeliest)?)
+    }
+}
+
+/// Windows that run side by side: lanes of windows of one length.
+struct Pass {
+    lanes: Vec<Range<usize>>,
+}
+
+impl Pass {
+    fn windows(&self) -> Range<usize> {
+        self.lanes[0].start..self.lanes[self.lanes.len() - 1].end
+    }
+}
+
+fn passes(windows: &[Window], most_tokens: usize) -> Vec<Pass> {
+    let mut passes: Vec<Pass> = Vec::new();
+    let mut waiting = usize::MAX;
+    for lane in lanes(windows) {
+        let tokens: usize = windows[lane.clone()].iter().map(|window| window.tokens.len()).sum();
+        match passes.last_mut() {
+            Some(pass) if waiting.saturating_add(tokens) <= most_tokens => pass.lanes.push(lane),
+            _ => {
+                passes.push(Pass { lanes: vec![lane] });
+                waiting = 0;
+            }
+        }
+        waiting += tokens;
+    }
+    passes
+}
+
+fn lanes(windows: &[Window]) -> Vec<Range<usize>> {
+    let mut lanes: Vec<Range<usize>> = Vec::new();
+    for (at, window) in windows.iter().enumerate() {
+        let length = window.tokens.len();
+        match lanes.last_mut() {
+            Some(lane) if windows[lane.start].tokens.len() == length && (lane.len() + 1) * length <= LANE => lane.end = at + 1,
+            _ => lanes.push(at..at + 1),
+        }
+    }
+    lanes
+}
+
+/// Bytes a token of what waits for the last block.
+fn bytes_waiting(graph: &Graph) -> usize {
+    let last = graph.blocks().last();
+    let live = last.map(|block| graph.live_into(block)).unwrap_or_default();
+    live.into_iter().filter_map(|id| graph.fact(id).width()).map(|width| width * size_of::<f32>()).sum()
+}
+
+/// Passes that run when rows of one of their windows are asked for.
+struct Passes<'r> {
+    graph: &'r Graph,
+    weights: &'r dyn Weights,
+    head: Kept<'r>,
+    windows: &'r [Window],
+    passes: Vec<Pass>,
+    progress: Progress<'r>,
+    current: Option<(usize, Run<'r>)>,
+}
+
+impl<'r> Passes<'r> {
+    fn run(&mut self, pass: usize) -> Result<&Run<'r>> {
+        if self.current.as_ref().is_none_or(|(current, _)| *current != pass) {
+            self.current = None;
+            let run = self.advanced(pass)?;
+            self.current = Some((pass, run));
+        }
+        let (_, run) = self.current.as_ref().expect("it was just made");
+        Ok(run)
+    }
+
+    fn advanced(&self, pass: usize) -> Result<Run<'r>> {
+        let tokens = |windows: Range<usize>| self.windows[windows].iter().map(|w| w.tokens.len() as u64).sum::<u64>();
+        let (before, mine, all) = {
+            let mine = self.passes[pass].windows();
+            (tokens(0..mine.start), tokens(mine), tokens(0..self.windows.len()))
+        };
+        let lanes = self.passes[pass].lanes.iter().map(|lane| {
+            let windows: Vec<&[u32]> = self.windows[lane.clone()].iter().map(|window| window.tokens.as_slice()).collect();
+            Inputs::tokens(&windows, 0)
+        });
+        let lanes = lanes.collect::<attar_graph::Result<Vec<Inputs>>>()?;
+        let mut run = Run::new(self.graph, self.weights, Mode::Inference, lanes);
+        let progress = self.progress;
+        run.advance_to_last_block(|done, blocks| {
+            let ahead = blocks as u64 - 1;
+            progress(before * ahead + mine * done as u64, all * ahead);
+        })?;
+        Ok(run)
+    }
+
+    /// Pass, lane, and place in the lane.
+    fn place(&self, window: usize) -> (usize, usize, usize) {
+        let pass = self.passes.partition_point(|pass| pass.windows().end <= window);
+        let lanes = &self.passes[pass].lanes;
+        let lane = lanes.partition_point(|lane| lane.end <= window);
+        (pass, lane, window - lanes[lane].start)
+    }
+}
+
+impl Logits for Passes<'_> {
+    fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize> {
+        let (pass, lane, at) = self.place(window);
+        self.run(pass)?;
+        let (_, run) = self.current.as_ref().expect("the pass has run");
+        let logits = run.last_block(&self.head, lane, at..at + 1, positions)?;
+        out.clear();
+        kernel::with_f32(&logits, |logits| out.extend_from_slice(logits))?;
+        Ok(logits.dim(2)?)
+    }
+}
+
+/// Weights that are read once and kept, as far as there is room.
+struct Kept<'w> {
+    below: &'w dyn Weights,
+    kept: Mutex<Room>,
+}
+
+struct Room {
+    bytes: usize,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl<'w> Kept<'w> {
+    fn new(below: &'w dyn Weights, bytes: usize) -> Kept<'w> {
+        Kept { below, kept: Mutex::new(Room { bytes, tensors: HashMap::new() }) }
+    }
+}
+
+impl Weights for Kept<'_> {
+    fn whole(&self, name: &str, expr: &Expr) -> attar_graph::Result<Tensor> {
+        let mut room = self.kept.lock().expect("no panic holds this lock");
+        if let Some(tensor) = room.tensors.get(name) {
+            return Ok(tensor.clone());
+        }
+        let tensor = self.below.whole(name, expr)?;
+        let bytes = tensor.elem_count() * size_of::<f32>();
+        if bytes <= room.bytes {
+            room.bytes -= bytes;
+            room.tensors.insert(name.into(), tensor.clone());
+        }
+        Ok(tensor)
+    }
+
+    fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> attar_graph::Result<Tensor> {
+        self.below.rows(name, expr, rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows(lengths: &[usize]) -> Vec<Window> {
+        lengths.iter().map(|n| Window { tokens: vec![0; *n], scored: 0..n - 1 }).collect()
+    }
+
+    #[test]
+    fn a_lane_has_windows_of_one_length_and_not_too_many_tokens() {
+        let windows = windows(&[512, 512, 512, 512, 512, 100, 4000, 4000]);
+        assert_eq!(lanes(&windows), [0..4, 4..5, 5..6, 6..7, 7..8]);
+    }
+
+    #[test]
+    fn passes_hold_every_window_once_in_order() {
+        let windows = windows(&[512, 512, 512, 512, 512, 100, 4000, 4000]);
+        let passes = passes(&windows, 5000);
+        let covered: Vec<Range<usize>> = passes.iter().map(Pass::windows).collect();
+        assert_eq!(covered, [0..6, 6..7, 7..8]);
+    }
+}

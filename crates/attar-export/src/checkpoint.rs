@@ -1,0 +1,301 @@
+//! attar's own checkpoint folder: what every verb reads back.
+//!
+//! `attar.json` names the files and the quantized tensors with their schemes ([`attar_tensor::Manifest`]), `graph.ir`
+//! is the graph in text form, `model.safetensors` holds every weight under its canonical name: plain ones in their own
+//! number format (blocks of a GGUF file as f32, exactly), quantized ones as codes, scales and zeros
+//! ([`attar_tensor::safetensors`] has the layout). Tied weights are written once.
+
+use std::{collections::BTreeMap, fs, io::Write, ops::Range, path::Path};
+
+use attar_graph::{Expr, Fact, Graph, ValueId};
+use attar_tensor::{
+    Checkpoint, Digest, Dtype, Encoding, MANIFEST, Manifest, QuantizedEntry, QuantizedTensor, TensorInfo, pack,
+    safetensors::{Entry, PartLayout, Writer},
+};
+
+use crate::{
+    Artifact, Error, FileEntry, Input, Options, Original, Plan, PlainEntry, Port, Progress, Result, Target, TensorEntry, Totals,
+    Verification, VerifiedTensor,
+};
+
+/// The target `checkpoint`.
+pub struct CheckpointFolder;
+
+const GRAPH: &str = "graph.ir";
+const WEIGHTS: &str = "model.safetensors";
+
+/// Bytes of f32 in memory at a time.
+const PIECE: usize = 1 << 22;
+
+/// A weight as it will be stored.
+struct Item {
+    name: String,
+    also: Vec<String>,
+    ids: Vec<ValueId>,
+    dims: Vec<usize>,
+    encoding: Encoding,
+    expr: Expr,
+}
+
+impl Item {
+    fn info(&self) -> TensorInfo {
+        TensorInfo { dims: self.dims.clone(), encoding: self.encoding }
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        match self.encoding {
+            Encoding::Quantized(scheme) => PartLayout::new(&self.name, scheme, self.info().matrix()).entries().collect(),
+            Encoding::Plain(dtype) => vec![Entry { name: self.name.clone(), dtype, dims: self.dims.clone() }],
+            Encoding::Blocks(_) => unreachable!("`items` turns blocks into f32"),
+        }
+    }
+
+    fn entry(&self) -> TensorEntry {
+        let stored_bytes = self.entries().iter().map(|e| (e.dims.iter().product::<usize>() * e.dtype.bytes()) as u64).sum();
+        TensorEntry {
+            name: self.name.clone(),
+            also: self.also.clone(),
+            dims: self.dims.clone(),
+            encoding: self.encoding.to_string(),
+            storage: match self.encoding {
+                Encoding::Quantized(_) => "codes, scales and zeros in attar's packing".into(),
+                other => other.to_string(),
+            },
+            true_bits: self.info().true_bits(),
+            stored_bytes,
+            snr_db: None,
+        }
+    }
+
+    /// Runs of rows that fit in memory.
+    fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let [rows, columns] = self.info().matrix();
+        let step = (PIECE / 4 / columns.max(1)).max(1);
+        (0..rows).step_by(step).map(move |first| first..(first + step).min(rows))
+    }
+}
+
+/// The weights in order of first use; those of one expression and encoding are one.
+fn items(graph: &Graph) -> Vec<Item> {
+    let mut items: Vec<Item> = Vec::new();
+    for (id, value, expr) in graph.weights() {
+        let encoding = match value.fact.encoding {
+            Encoding::Blocks(_) => Encoding::Plain(Dtype::F32),
+            other => other,
+        };
+        if let Some(item) = items.iter_mut().find(|item| item.expr == *expr && item.encoding == encoding) {
+            item.also.push(value.name.clone());
+            item.ids.push(id);
+            continue;
+        }
+        let dims = value.fact.constant_dims().unwrap_or_default();
+        items.push(Item { name: value.name.clone(), also: Vec::new(), ids: vec![id], dims, encoding, expr: expr.clone() });
+    }
+    items
+}
+
+impl Target for CheckpointFolder {
+    fn name(&self) -> &'static str {
+        "checkpoint"
+    }
+
+    fn check(&self, graph: &Graph, _: &Options) -> Result<Plan> {
+        let tensors: Vec<TensorEntry> = items(graph).iter().map(Item::entry).collect();
+        let bytes = tensors.iter().map(|t| t.stored_bytes).sum();
+        Ok(Plan { tensors, bytes })
+    }
+
+    fn write(&self, model: &Input<'_>, options: &Options, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
+        let plan = self.check(model.graph, options)?;
+        let items = items(model.graph);
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        attar_tensor::write_atomically(&folder.join(WEIGHTS), |to| write_weights(to, model, &items, plan.bytes, progress))?;
+        let text = stored_graph(model.graph, &items).to_string();
+        attar_tensor::write_atomically(&folder.join(GRAPH), |to| {
+            to.write_all(text.as_bytes()).map_err(Error::io("write", folder.join(GRAPH)))
+        })?;
+        let mut manifest = serde_json::to_string_pretty(&manifest(&items)).expect("a manifest is JSON");
+        manifest.push('\n');
+        attar_tensor::write_atomically(&folder.join(MANIFEST), |to| {
+            to.write_all(manifest.as_bytes()).map_err(Error::io("write", folder.join(MANIFEST)))
+        })?;
+        Ok(Artifact {
+            target: self.name().into(),
+            options: options.clone(),
+            files: [WEIGHTS, GRAPH, MANIFEST].iter().map(|name| file_entry(folder, name)).collect::<Result<_>>()?,
+            inputs: ports(model.graph, model.graph.inputs()),
+            outputs: ports(model.graph, model.graph.outputs()),
+            totals: totals(&items),
+            not_quantized: not_quantized(&items),
+            tensors: plan.tensors,
+        })
+    }
+
+    fn verify(&self, model: &Input<'_>, _: &Artifact, folder: &Path, original: Option<Original<'_>>) -> Result<Verification> {
+        let written = Checkpoint::open(folder)?;
+        let text = fs::read_to_string(folder.join(GRAPH)).map_err(Error::io("read", folder.join(GRAPH)))?;
+        let graph = Graph::parse(&text)?;
+        graph.verify_weights(&*written.source)?;
+        let mut verification = Verification { tensors: Vec::new(), weights: 0 };
+        for item in items(model.graph) {
+            let mut noise = Noise::default();
+            for rows in item.pieces() {
+                compare(model, &item, &*written.source, rows, original, &mut noise)?;
+            }
+            verification.weights += item.dims.iter().product::<usize>() as u64;
+            verification.tensors.push(VerifiedTensor { name: item.name, snr_db: noise.snr_db() });
+        }
+        Ok(verification)
+    }
+}
+
+/// Signal and noise against the weights before quantization.
+#[derive(Default)]
+struct Noise {
+    signal: f64,
+    noise: f64,
+}
+
+impl Noise {
+    fn snr_db(&self) -> Option<f64> {
+        (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10())
+    }
+}
+
+fn compare(
+    model: &Input<'_>,
+    item: &Item,
+    written: &dyn attar_tensor::Source,
+    rows: Range<usize>,
+    original: Option<Original<'_>>,
+    noise: &mut Noise,
+) -> Result<()> {
+    let columns = item.info().matrix()[1];
+    let mut wanted = vec![0.0; rows.len() * columns];
+    let mut found = wanted.clone();
+    item.expr.read(model.source, rows.clone(), &mut wanted)?;
+    written.read(&item.name, rows.clone(), &mut found)?;
+    // Bits, not values: a NaN in both is still to be refused.
+    if let Some(at) = (0..wanted.len()).find(|i| wanted[*i].to_bits() != found[*i].to_bits() || !found[*i].is_finite()) {
+        let (row, column) = (rows.start + at / columns, at % columns);
+        return Err(Error::Differs { tensor: item.name.clone(), row, column, found: found[at], wanted: wanted[at] });
+    }
+    if let (Encoding::Quantized(_), Some(original)) = (item.encoding, original) {
+        if original(&item.name, rows, &mut wanted)? {
+            for (before, after) in wanted.iter().zip(&found) {
+                noise.signal += f64::from(*before).powi(2);
+                noise.noise += f64::from(before - after).powi(2);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_weights(to: &mut dyn Write, model: &Input<'_>, items: &[Item], total: u64, progress: Progress<'_>) -> Result<()> {
+    let failed = || Error::io("write", WEIGHTS);
+    let entries: Vec<Entry> = items.iter().flat_map(Item::entries).collect();
+    let mut writer = Writer::new(to, &entries, &BTreeMap::new()).map_err(failed())?;
+    let mut done = 0;
+    for item in items {
+        match item.encoding {
+            Encoding::Quantized(scheme) => {
+                let (mut scales, mut zeros) = (Vec::new(), Vec::new());
+                let groups = scheme.groups(item.info().matrix()[1]);
+                for rows in item.pieces() {
+                    let part: QuantizedTensor = item.expr.read_quantized(model.source, rows)?;
+                    writer.append(&part.codes).map_err(failed())?;
+                    if scheme.granularity == attar_tensor::Granularity::Tensor {
+                        (scales, zeros) = (Vec::new(), Vec::new());
+                    }
+                    scheme.scale.encode(&part.scales, &mut scales);
+                    part.zeros.chunks(groups).for_each(|row| pack::pack_row(row, scheme.grid.bits(), &mut zeros));
+                }
+                writer.append(&scales).map_err(failed())?;
+                writer.append(&zeros).map_err(failed())?;
+            }
+            Encoding::Plain(dtype) => {
+                let columns = item.info().matrix()[1];
+                for rows in item.pieces() {
+                    let mut values = vec![0.0; rows.len() * columns];
+                    item.expr.read(model.source, rows, &mut values)?;
+                    let mut bytes = Vec::new();
+                    dtype.encode(&values, &mut bytes);
+                    writer.append(&bytes).map_err(failed())?;
+                }
+            }
+            Encoding::Blocks(_) => unreachable!("`items` turns blocks into f32"),
+        }
+        done += item.entry().stored_bytes;
+        progress(done, total);
+    }
+    writer.finish();
+    Ok(())
+}
+
+/// The graph over the names of the folder.
+fn stored_graph(graph: &Graph, items: &[Item]) -> Graph {
+    let mut graph = graph.clone();
+    for item in items {
+        for id in &item.ids {
+            graph.replace_weight(*id, item.encoding, Expr::tensor(item.name.clone()));
+        }
+    }
+    graph
+}
+
+fn manifest(items: &[Item]) -> Manifest {
+    let quantized = items.iter().filter_map(|item| match item.encoding {
+        Encoding::Quantized(scheme) => {
+            Some((item.name.clone(), QuantizedEntry { scheme: scheme.to_string(), dims: item.info().matrix() }))
+        }
+        _ => None,
+    });
+    let tool = concat!("attar ", env!("CARGO_PKG_VERSION")).to_owned();
+    Manifest { attar: 1, tool, shards: vec![WEIGHTS.into()], quantized: quantized.collect() }
+}
+
+fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
+    let path = folder.join(name);
+    let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+    Ok(FileEntry { name: name.into(), bytes, digest: Digest::of_file(&path)? })
+}
+
+fn ports(graph: &Graph, ids: &[ValueId]) -> Vec<Port> {
+    let port = |id: &ValueId| {
+        let Fact { dims, encoding } = graph.fact(*id);
+        Port { name: graph.get(*id).name.clone(), dims: dims.iter().map(ToString::to_string).collect(), dtype: encoding.to_string() }
+    };
+    ids.iter().map(port).collect()
+}
+
+fn totals(items: &[Item]) -> Totals {
+    let mut totals = Totals::default();
+    let mut quantized_bits = 0;
+    for item in items {
+        let (count, entry) = (item.dims.iter().product::<usize>() as u64, item.entry());
+        totals.weights += count;
+        totals.true_bits += entry.true_bits;
+        totals.stored_bytes += entry.stored_bytes;
+        if matches!(item.encoding, Encoding::Quantized(_)) {
+            totals.quantized_weights += count;
+            quantized_bits += entry.true_bits;
+        }
+    }
+    totals.bits_per_weight = totals.true_bits as f64 / totals.weights.max(1) as f64;
+    totals.quantized_bits_per_weight = quantized_bits as f64 / totals.quantized_weights.max(1) as f64;
+    totals
+}
+
+fn not_quantized(items: &[Item]) -> Vec<PlainEntry> {
+    let all: usize = items.iter().map(|item| item.dims.iter().product::<usize>()).sum();
+    items
+        .iter()
+        .filter(|item| !matches!(item.encoding, Encoding::Quantized(_)))
+        .map(|item| PlainEntry {
+            name: item.name.clone(),
+            dtype: item.encoding.to_string(),
+            bytes: item.entry().stored_bytes,
+            share: item.dims.iter().product::<usize>() as f64 / all.max(1) as f64,
+        })
+        .collect()
+}

@@ -1,0 +1,243 @@
+//! The data file: weights in the forms that [`super::storage`] chose, streamed from a source.
+//!
+//! Codes that lie `[in, out]` are turned in tiles of rows that fit in memory, each tile in bands of columns that fit in
+//! the cache. Every part has its place before the first byte is written, so tiles go where they belong.
+
+use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::Path};
+
+use attar_tensor::{Granularity, QuantizedTensor, Scheme, Source, pack};
+
+use super::storage::{Form, Part, Stored, Weights, blob_group, stored_bits};
+use crate::{Error, Progress, Result};
+
+/// Bytes of packed codes a tile.
+const TILE: usize = 16 << 20;
+
+/// Bytes that are made at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Rows and most columns of what is turned at a time.
+const TURN: [usize; 2] = [64, 128];
+
+/// A data file that is being written.
+pub(super) struct DataFile<'a> {
+    file: File,
+    path: &'a Path,
+    source: &'a dyn Source,
+    progress: Progress<'a>,
+    done: u64,
+    total: u64,
+    tile: usize,
+}
+
+impl<'a> DataFile<'a> {
+    /// Writes all of `weights`: the file is whole or not there.
+    pub(super) fn write(path: &'a Path, weights: &Weights, source: &'a dyn Source, progress: Progress<'a>) -> Result<()> {
+        Self::write_in_tiles(path, weights, source, progress, TILE)
+    }
+
+    fn write_in_tiles(path: &'a Path, weights: &Weights, source: &'a dyn Source, progress: Progress<'a>, tile: usize) -> Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let temporary = tempfile::Builder::new()
+            .prefix(".partial-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(folder)
+            .map_err(Error::io("create", path))?;
+        let file = temporary.as_file().try_clone().map_err(Error::io("create", path))?;
+        file.set_len(weights.bytes).map_err(Error::io("write", path))?;
+        let total = weights.stored.iter().map(Stored::bytes).sum();
+        let mut data = DataFile { file, path, source, progress, done: 0, total, tile };
+        for stored in &weights.stored {
+            data.weight(stored)?;
+        }
+        data.file.sync_all().map_err(Error::io("write", path))?;
+        temporary.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
+        Ok(())
+    }
+
+    fn weight(&mut self, stored: &Stored) -> Result<()> {
+        match stored.form {
+            Form::Plain(_) => self.plain(stored),
+            Form::Columns(scheme) => self.columns(stored, scheme),
+            Form::Rows(scheme) => self.by_rows(stored, scheme, 0),
+            Form::Blobs(scheme) => self.by_rows(stored, scheme, blob_group(&scheme)),
+        }
+    }
+
+    fn put(&mut self, part: &Part, at: usize, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, part.offset + at as u64).map_err(Error::io("write", self.path))?;
+        self.done += bytes.len() as u64;
+        (self.progress)(self.done.min(self.total), self.total);
+        Ok(())
+    }
+
+    fn plain(&mut self, stored: &Stored) -> Result<()> {
+        let Form::Plain(dtype) = stored.form else { unreachable!("called for plain weights") };
+        let [rows, columns] = stored.matrix();
+        let (mut values, mut bytes, mut at) = (Vec::new(), Vec::new(), 0);
+        for chunk in chunks(rows, CHUNK / (4 * columns).max(1)) {
+            values.resize(chunk.len() * columns, 0.0);
+            stored.expr.read(self.source, chunk, &mut values)?;
+            bytes.clear();
+            dtype.encode(&values, &mut bytes);
+            self.put(&stored.parts[0], at, &bytes)?;
+            at += bytes.len();
+        }
+        Ok(())
+    }
+
+    /// Codes, scales and zeros by rows. Groups of codes are padded to `group`, and zeros then packed like codes.
+    fn by_rows(&mut self, stored: &Stored, scheme: Scheme, group: usize) -> Result<()> {
+        let [rows, columns] = stored.matrix();
+        let (bits, padded) = (stored_bits(&scheme), columns.max(scheme.groups(columns) * group));
+        let mut codes = vec![0; padded];
+        let mut at = [0; 3];
+        for chunk in chunks(rows, CHUNK / padded) {
+            let tensor = stored.expr.read_quantized(self.source, chunk)?;
+            let mut bytes = Vec::with_capacity(CHUNK);
+            for row in 0..tensor.dims[0] {
+                tensor.codes_of(row, &mut codes[..columns]);
+                shift(&mut codes[..columns], stored.form);
+                pack::pack_row(&codes, bits, &mut bytes);
+            }
+            let first_of_one = at[0] == 0 || scheme.granularity != Granularity::Tensor;
+            let shared = if first_of_one { shared_by_rows(&tensor, group > 0) } else { [Vec::new(), Vec::new()] };
+            for ((part, at), bytes) in stored.parts.iter().zip(&mut at).zip([&bytes, &shared[0], &shared[1]]) {
+                self.put(part, *at, bytes)?;
+                *at += bytes.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn columns(&mut self, stored: &Stored, scheme: Scheme) -> Result<()> {
+        let [rows, columns] = stored.matrix();
+        let row_bytes = pack::row_bytes(columns, scheme.grid.bits());
+        let tile = (self.tile / row_bytes).max(TURN[0]) / TURN[0] * TURN[0];
+        for tile in chunks(rows, tile) {
+            let tensor = stored.expr.read_quantized(self.source, tile.clone())?;
+            self.turned_codes(stored, &tensor, &tile)?;
+            if tile.start == 0 || scheme.granularity != Granularity::Tensor {
+                self.turned_shared(stored, &tensor, &tile)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn turned_codes(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
+        let [rows, columns] = stored.matrix();
+        let band = (CHUNK / tile.len() / 8 * 8).clamp(8, TURN[1]);
+        let mut codes = vec![0; band * tile.len()];
+        for band in chunks(columns, band) {
+            let codes = &mut codes[..band.len() * tile.len()];
+            turn(tensor, band.clone(), codes);
+            shift(codes, stored.form);
+            self.put_columns(&stored.parts[0], rows, band.start, tile, codes)?;
+        }
+        Ok(())
+    }
+
+    /// Scales and zeros of a tile, `[groups, rows]`.
+    fn turned_shared(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
+        let groups = tensor.scheme.groups(tensor.dims[1]);
+        let (rows, tile) = match tensor.scheme.granularity {
+            Granularity::Tensor => (1, 0..1),
+            _ => (stored.dims[0], tile.clone()),
+        };
+        let size = tensor.scheme.scale.bytes();
+        for group in 0..groups {
+            let scales: Vec<f32> = tensor.scales.iter().skip(group).step_by(groups).copied().collect();
+            let mut bytes = Vec::new();
+            tensor.scheme.scale.encode(&scales, &mut bytes);
+            self.put(&stored.parts[1], (group * rows + tile.start) * size, &bytes)?;
+        }
+        let Some(part) = stored.parts.get(2) else { return Ok(()) };
+        let zeros: Vec<u8> = (0..groups).flat_map(|group| tensor.zeros.iter().skip(group).step_by(groups).copied()).collect();
+        self.put_columns(part, rows, 0, &tile, &zeros)
+    }
+
+    /// Writes `codes` `[some, tile]`, which lie from row `first` on in a part of `rows` columns.
+    fn put_columns(&mut self, part: &Part, rows: usize, first: usize, tile: &Range<usize>, codes: &[u8]) -> Result<()> {
+        if tile.len() == rows {
+            return self.put_codes(part, first * rows, codes);
+        }
+        for (i, codes) in codes.chunks(tile.len()).enumerate() {
+            self.put_codes(part, (first + i) * rows + tile.start, codes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes codes from element `at` on. Two that share a byte may come at different times.
+    fn put_codes(&mut self, part: &Part, at: usize, codes: &[u8]) -> Result<()> {
+        if part.element.bits() == 8 {
+            return self.put(part, at, codes);
+        }
+        let head = at % 2;
+        let (first, codes) = codes.split_at(head.min(codes.len()));
+        if let [high] = first {
+            self.join(part, at / 2, high << 4, 0xf0)?;
+        }
+        let (pairs, last) = codes.as_chunks::<2>();
+        let bytes: Vec<u8> = pairs.iter().map(|[low, high]| low | high << 4).collect();
+        let at = at.div_ceil(2);
+        self.put(part, at, &bytes)?;
+        match last {
+            [low] => self.join(part, at + bytes.len(), *low, 0x0f),
+            _ => Ok(()),
+        }
+    }
+
+    /// Replaces half of a byte: the bits of `mask`.
+    fn join(&mut self, part: &Part, at: usize, half: u8, mask: u8) -> Result<()> {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, part.offset + at as u64).map_err(Error::io("read", self.path))?;
+        self.put(part, at, &[byte[0] & !mask | half])
+    }
+}
+
+/// `0..count` in runs of `size`, at least 1.
+fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = size.max(1);
+    (0..count).step_by(size).map(move |start| start..(start + size).min(count))
+}
+
+fn shift(codes: &mut [u8], form: Form) {
+    let (by, mask) = match form {
+        Form::Columns(s) | Form::Rows(s) | Form::Blobs(s) if stored_bits(&s) == 4 => (form.shift(), 15),
+        _ => (form.shift(), 255),
+    };
+    for code in codes {
+        *code = code.wrapping_add(by) & mask;
+    }
+}
+
+/// Scales, and zeros if there are any; zeros are packed by rows or take a byte each.
+fn shared_by_rows(tensor: &QuantizedTensor, packed: bool) -> [Vec<u8>; 2] {
+    let (mut scales, mut zeros) = (Vec::new(), Vec::new());
+    tensor.scheme.scale.encode(&tensor.scales, &mut scales);
+    let bits = if packed { stored_bits(&tensor.scheme) } else { 8 };
+    for row in tensor.zeros.chunks(tensor.scheme.groups(tensor.dims[1])) {
+        pack::pack_row(row, bits, &mut zeros);
+    }
+    [scales, zeros]
+}
+
+/// Columns `band` of all rows, turned: `out` is `[band, rows]`. The band starts at a multiple of 8.
+fn turn(tensor: &QuantizedTensor, band: Range<usize>, out: &mut [u8]) {
+    let [rows, columns] = tensor.dims;
+    let bits = tensor.scheme.grid.bits();
+    let (row_bytes, start, width) = (pack::row_bytes(columns, bits), pack::row_bytes(band.start, bits), band.len());
+    let bytes = pack::row_bytes(width, bits);
+    let mut square = [0; TURN[0] * TURN[1]];
+    for block in chunks(rows, TURN[0]) {
+        for (row, codes) in block.clone().zip(square.chunks_mut(TURN[1])) {
+            pack::unpack_row(&tensor.codes[row * row_bytes + start..][..bytes], bits, &mut codes[..width]);
+        }
+        for column in 0..width {
+            let out = &mut out[column * rows..][block.clone()];
+            for (code, row) in out.iter_mut().zip(square.chunks(TURN[1])) {
+                *code = row[column];
+            }
+        }
+    }
+}

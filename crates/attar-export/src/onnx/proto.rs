@@ -1,0 +1,159 @@
+//! Everything that knows protobuf: codes and versions of the format, and how its messages are built.
+//!
+//! Follows onnx.proto of ONNX 1.16: opset 21 with IR 10, the first pair that has 4-bit integers.
+
+use onnx_protobuf::{
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
+    TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation, tensor_shape_proto, type_proto,
+};
+
+use attar_tensor::Dtype;
+
+const IR_VERSION: i64 = 10;
+const OPSET: i64 = 21;
+
+/// Where ONNX Runtime's own operators live.
+pub(super) const MICROSOFT: &str = "com.microsoft";
+
+/// An element type, by its code in `TensorProto.DataType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Element(pub(super) i32);
+
+impl Element {
+    pub(super) const F32: Element = Element(1);
+    pub(super) const U8: Element = Element(2);
+    pub(super) const I8: Element = Element(3);
+    pub(super) const I64: Element = Element(7);
+    pub(super) const BOOL: Element = Element(9);
+    pub(super) const F16: Element = Element(10);
+    pub(super) const BF16: Element = Element(16);
+    pub(super) const U4: Element = Element(21);
+    pub(super) const I4: Element = Element(22);
+
+    /// The element type of a number format, if the exporter writes it.
+    pub(super) fn of(dtype: Dtype) -> Option<Element> {
+        Some(match dtype {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::BF16,
+            Dtype::I64 => Element::I64,
+            _ => return None,
+        })
+    }
+
+    /// Bits an element.
+    pub(super) fn bits(self) -> u64 {
+        match self {
+            Element::U4 | Element::I4 => 4,
+            Element::F16 | Element::BF16 => 16,
+            Element::F32 => 32,
+            Element::I64 => 64,
+            _ => 8,
+        }
+    }
+
+    /// Bytes of a tensor: elements lie without gaps, the first in the lowest bits.
+    pub(super) fn bytes(self, dims: &[usize]) -> u64 {
+        (dims.iter().product::<usize>() as u64 * self.bits()).div_ceil(8)
+    }
+}
+
+/// The value of an attribute.
+pub(super) enum Value {
+    Int(i64),
+    Ints(Vec<i64>),
+    Text(&'static str),
+    Tensor(TensorProto),
+}
+
+/// Attributes of a node, in the order in which they are written.
+pub(super) type Attributes = Vec<(&'static str, Value)>;
+
+pub(super) fn node(domain: &str, op: &str, name: &str, inputs: &[&str], attributes: Attributes) -> NodeProto {
+    NodeProto {
+        domain: domain.into(),
+        op_type: op.into(),
+        name: name.into(),
+        input: inputs.iter().map(|i| (*i).into()).collect(),
+        output: vec![name.into()],
+        attribute: attributes.into_iter().map(|(name, value)| attribute(name, value)).collect(),
+        ..Default::default()
+    }
+}
+
+fn attribute(name: &str, value: Value) -> AttributeProto {
+    let mut proto = AttributeProto { name: name.into(), ..Default::default() };
+    let kind = match value {
+        Value::Int(i) => {
+            proto.i = i;
+            AttributeType::INT
+        }
+        Value::Ints(all) => {
+            proto.ints = all;
+            AttributeType::INTS
+        }
+        Value::Text(text) => {
+            proto.s = text.into();
+            AttributeType::STRING
+        }
+        Value::Tensor(tensor) => {
+            proto.t = Some(tensor).into();
+            AttributeType::TENSOR
+        }
+    };
+    proto.type_ = kind.into();
+    proto
+}
+
+/// A constant whose bytes are in the model itself.
+pub(super) fn inline(name: &str, element: Element, dims: &[usize], bytes: Vec<u8>) -> TensorProto {
+    TensorProto { raw_data: bytes, ..tensor(name, element, dims) }
+}
+
+/// A constant whose bytes lie in another file.
+pub(super) fn external(name: &str, element: Element, dims: &[usize], file: &str, offset: u64, length: u64) -> TensorProto {
+    let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
+    TensorProto {
+        data_location: DataLocation::EXTERNAL.into(),
+        external_data: vec![entry("location", file.into()), entry("offset", offset.to_string()), entry("length", length.to_string())],
+        ..tensor(name, element, dims)
+    }
+}
+
+fn tensor(name: &str, element: Element, dims: &[usize]) -> TensorProto {
+    TensorProto { name: name.into(), dims: dims.iter().map(|d| *d as i64).collect(), data_type: element.0, ..Default::default() }
+}
+
+/// An input or output. A dimension that is no number is a name.
+pub(super) fn port(name: &str, element: Element, dims: &[String]) -> ValueInfoProto {
+    let dimension = |text: &String| {
+        let mut dim = tensor_shape_proto::Dimension::default();
+        match text.parse() {
+            Ok(number) => dim.set_dim_value(number),
+            Err(_) => dim.set_dim_param(text.clone()),
+        }
+        dim
+    };
+    let shape = TensorShapeProto { dim: dims.iter().map(dimension).collect(), ..Default::default() };
+    let mut type_ = TypeProto::default();
+    type_.set_tensor_type(type_proto::Tensor { elem_type: element.0, shape: Some(shape).into(), ..Default::default() });
+    ValueInfoProto { name: name.into(), type_: Some(type_).into(), ..Default::default() }
+}
+
+/// A whole model, as bytes. The domain [`MICROSOFT`] is imported if a node uses it.
+pub(super) fn model(graph: GraphProto) -> protobuf::Result<Vec<u8>> {
+    let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version, ..Default::default() };
+    let mut imports = vec![import("", OPSET)];
+    if graph.node.iter().any(|n| n.domain == MICROSOFT) {
+        imports.push(import(MICROSOFT, 1));
+    }
+    let model = ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "attar".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        opset_import: imports,
+        graph: Some(graph).into(),
+        ..Default::default()
+    };
+    model.write_to_bytes()
+}

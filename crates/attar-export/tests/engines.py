@@ -1,0 +1,59 @@
+"""Runs exported models in onnxruntime. stdin: a list of cases; stdout: what each gave, as JSON.
+
+A case is {"model", "calls": [{"input_ids", "attention_mask", "position_ids"}], "check": whether the onnx checker is
+asked}. Calls continue each other: the present of one is the past of the next.
+"""
+
+import collections
+import json
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+
+
+def session(path, optimized):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = optimized
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.onnx.data")
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run(case):
+    path = case["model"]
+    if case["check"]:
+        onnx.checker.check_model(path, full_check=True)
+    optimized = path.replace("model.onnx", "optimized.onnx")
+    engine = session(path, optimized)
+    ops = collections.Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
+    names = [i.name for i in engine.get_inputs()]
+    past = {}
+    for port in engine.get_inputs():
+        if port.name.startswith("past_key_values."):
+            shape = [len(case["calls"][0]["input_ids"]), port.shape[1], 0, port.shape[3]]
+            past[port.name] = np.zeros(shape, np.float32)
+    logits = []
+    for call in case["calls"]:
+        feed = {name: np.array(value, np.int64) for name, value in call.items() if name in names}
+        outputs = engine.run(None, {**feed, **past})
+        by_name = dict(zip([o.name for o in engine.get_outputs()], outputs))
+        past = {name: by_name[name.replace("past_key_values", "present")] for name in past}
+        logits.append(by_name["logits"].tolist())
+    return {"logits": logits, "ops": ops, "inputs": names, "outputs": [o.name for o in engine.get_outputs()]}
+
+
+def main():
+    results = []
+    for case in json.load(sys.stdin):
+        try:
+            results.append(run(case))
+        except Exception as error:  # the test says which case it was
+            results.append({"error": str(error)})
+    json.dump(results, sys.stdout)
+
+
+main()

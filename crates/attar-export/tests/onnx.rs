@@ -1,0 +1,369 @@
+//! ONNX artifacts against the reference run, in the real engine, and against damage.
+//!
+//! Tests that run onnxruntime want `ATTAR_ENGINES`: a Python environment with onnx, onnxruntime and numpy.
+
+mod tiny;
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use attar_export::{Artifact, Defect, Error, Layout, Options, Target, target};
+use serde_json::{Value, json};
+use tiny::{Model, Tiny};
+
+/// Two layers of f32 products in another order; measured at 1e-6.
+const ENGINE_TOLERANCE: f32 = 1e-5;
+
+const LAYOUTS: [Layout; 2] = [Layout::DequantizeLinear, Layout::MatMulNBits];
+
+fn onnx() -> &'static dyn Target {
+    target("onnx").unwrap()
+}
+
+fn export(model: &Model, layout: Layout, folder: &Path) -> Artifact {
+    let options = Options { layout };
+    let plan = onnx().check(&model.graph, &options).unwrap();
+    let (mut last, mut calls) = ((0, 1), 0);
+    let artifact = onnx()
+        .write(&model.input(), &options, folder, &mut |done, total| {
+            (last, calls) = ((done, total), calls + 1);
+        })
+        .unwrap();
+    assert!(calls > 0 && last.0 == last.1, "progress ends at the end: {last:?}");
+    assert_eq!(plan.tensors, artifact.tensors, "the plan is what is written");
+    assert_eq!(plan.bytes, artifact.files[1].bytes);
+    artifact
+}
+
+fn verify(model: &Model, artifact: &Artifact, folder: &Path) -> attar_export::Result<attar_export::Verification> {
+    let before = |name: &str, rows, out: &mut [f32]| Ok(tiny::rows_before(&model.graph, name, rows, out));
+    onnx().verify(&model.input(), artifact, folder, Some(&before))
+}
+
+/// Runs cases in onnxruntime; `None` if it is not here.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn run_engine(cases: &[Value]) -> Option<Vec<Value>> {
+    let Some(engines) = std::env::var_os("ATTAR_ENGINES") else {
+        eprintln!("skipped: ATTAR_ENGINES is not set");
+        return None;
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engines.py");
+    let mut python = Command::new(Path::new(&engines).join("bin/python"))
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("ATTAR_ENGINES is a Python environment");
+    python.stdin.take().unwrap().write_all(&serde_json::to_vec(cases).unwrap()).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success());
+    Some(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+fn case(folder: &Path, layout: Layout, calls: &[Value]) -> Value {
+    json!({ "model": folder.join("model.onnx"), "check": layout == Layout::DequantizeLinear, "calls": calls })
+}
+
+fn call(tokens: &[Vec<u32>], padding: &[usize], past: usize) -> Value {
+    let all = past + tokens[0].len();
+    let mask: Vec<Vec<u32>> = padding.iter().map(|p| (0..all).map(|i| u32::from(i >= *p)).collect()).collect();
+    let positions: Vec<Vec<usize>> = padding.iter().map(|p| (past..all).map(|i| i.saturating_sub(*p)).collect()).collect();
+    json!({ "input_ids": tokens, "attention_mask": mask, "position_ids": positions })
+}
+
+/// Logits of one row of the batch of one call: `[seq][vocabulary]`.
+fn logits(result: &Value, call: usize, row: usize) -> Vec<Vec<f32>> {
+    assert!(result.get("error").is_none(), "{}", result["error"]);
+    serde_json::from_value(result["logits"][call][row].clone()).unwrap()
+}
+
+fn assert_close(found: &[Vec<f32>], wanted: &[Vec<f32>], what: &str) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    let largest = wanted.iter().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
+    let error = found.iter().flatten().zip(wanted.iter().flatten()).fold(0.0f32, |m, (f, w)| m.max((f - w).abs()));
+    assert!(error <= ENGINE_TOLERANCE * largest, "{what}: off by {error} of {largest}");
+}
+
+fn tokens(seed: u32, count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| (i * 17 + seed * 29 + i * i * 3) % tiny::VOCABULARY as u32).collect()
+}
+
+/// Models that every layout can hold.
+fn everywhere() -> Vec<Tiny> {
+    let each = |linear, table, head| Tiny { linear, table, head, ..Tiny::default() };
+    vec![
+        each("f32", "f32", None),
+        each("bf16", "bf16", Some("f16")),
+        each("int4/g32", "bf16", None),
+        each("int4/g32", "int4/g32", None),
+        each("int4/g32/f32", "int4/g16", Some("int8/g32")),
+        each("int4/g32/asymmetric", "int4/g16/asymmetric", None),
+        each("int4/g64/asymmetric/short", "int8/g32", Some("int4/g32")),
+        each("int8/g32", "int8/g32", None),
+        each("int8/g16/asymmetric/bf16", "int8/g32/asymmetric", None),
+        each("int3/g32", "int3/g32", Some("int3/g16/asymmetric")),
+        each("int3/g32/asymmetric", "int3/g64/asymmetric", None),
+        Tiny { inner: 172, ..each("int4/g64/short", "int4/g64/short", None) },
+        Tiny { inner: 172, width: 48, ..each("int4/g64/asymmetric/short", "int4/g32/asymmetric/short", None) },
+        Tiny { inner: 172, width: 48, ..each("int8/g32/short", "int8/g32/short", None) },
+        Tiny { bias: true, ..each("int4/g32", "bf16", None) },
+        Tiny { window: Some(3), key_heads: 1, ..each("int8/g32", "f32", None) },
+        Tiny { key_heads: 4, ..each("int4/g16", "f32", None) },
+        Tiny { vocabulary: 51, ..each("int8/g32", "int8/g32", None) },
+    ]
+}
+
+/// Models that only standard operators can hold.
+fn standard_only() -> Vec<Tiny> {
+    let each = |linear, table, head| Tiny { linear, table, head, ..Tiny::default() };
+    vec![
+        each("int8/row", "int8/row", None),
+        each("int8/row/asymmetric", "int8/row/asymmetric", None),
+        each("int4/row", "int4/row", None),
+        each("int4/row/asymmetric", "int4/row/asymmetric", Some("int4/row")),
+        each("int4/row/asymmetric", "int4/row/asymmetric", None),
+        each("int8/tensor", "int8/tensor", Some("int8/tensor/asymmetric")),
+        each("int4/tensor", "int4/tensor", None),
+        each("int4/tensor/asymmetric", "int4/tensor/asymmetric", None),
+        each("int3/tensor/asymmetric/f32", "int3/tensor", Some("f32")),
+        each("int8/tensor/asymmetric", "int8/tensor/asymmetric", None),
+        each("int4/g48/short", "int4/g24/asymmetric/short", Some("int4/g8")),
+        Tiny { vocabulary: 51, inner: 97, ..each("int4/g32/short", "int4/g32", Some("int4/g32/asymmetric")) },
+    ]
+}
+
+fn all_cases() -> Vec<(Tiny, Layout)> {
+    let both = everywhere().into_iter().flat_map(|tiny| LAYOUTS.map(|layout| (tiny.clone(), layout)));
+    both.chain(standard_only().into_iter().map(|tiny| (tiny, Layout::DequantizeLinear))).collect()
+}
+
+fn describe(tiny: &Tiny, layout: Layout) -> String {
+    format!("{layout}, linear {}, table {}, head {:?}, inner {}", tiny.linear, tiny.table, tiny.head, tiny.inner)
+}
+
+#[test]
+fn every_scheme_is_written_and_read_back_to_the_bit() {
+    for (tiny, layout) in all_cases() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = tiny.build(folder.path());
+        let artifact = export(&model, layout, folder.path());
+        let verification = verify(&model, &artifact, folder.path());
+        let verification = verification.unwrap_or_else(|e| panic!("{}: {e}", describe(&tiny, layout)));
+        let all: usize = artifact.tensors.iter().map(|t| t.dims.iter().product::<usize>()).sum();
+        assert_eq!(verification.weights, all as u64, "{}", describe(&tiny, layout));
+        assert_eq!(verification.tensors.len(), artifact.tensors.len());
+    }
+}
+
+#[test]
+fn onnxruntime_agrees_with_the_reference_run() {
+    let (mut cases, mut wanted, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+    let text = tokens(1, 9);
+    for (tiny, layout) in all_cases() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = tiny.build(folder.path());
+        export(&model, layout, folder.path());
+        cases.push(case(folder.path(), layout, &[call(&[text.clone()], &[0], 0)]));
+        wanted.push((model.reference(&text, 0, None).0, describe(&tiny, layout)));
+        folders.push(folder);
+    }
+    let Some(results) = run_engine(&cases) else { return };
+    for (result, (wanted, what)) in results.iter().zip(wanted) {
+        assert!(result.get("error").is_none(), "{what}: {}", result["error"]);
+        assert_close(&logits(result, 0, 0), &wanted, &what);
+    }
+}
+
+/// Every product of quantized weights becomes one fused kernel when the model is loaded.
+#[test]
+fn onnxruntime_fuses_what_it_multiplies() {
+    // One scale for a whole tensor is fused where its rows are a multiple of 32.
+    let fused = ["int4/g32/short", "int4/g32/asymmetric/short", "int8/g32/short", "int8/row", "int4/row", "int4/tensor", "int3/g32/f32/short", "int4/g64/short"];
+    let (mut cases, mut folders) = (Vec::new(), Vec::new());
+    for linear in fused {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = if linear.ends_with("tensor") { 96 } else { 172 };
+        let model = Tiny { linear, inner, ..Tiny::default() }.build(folder.path());
+        export(&model, Layout::DequantizeLinear, folder.path());
+        cases.push(case(folder.path(), Layout::DequantizeLinear, &[call(&[tokens(1, 3)], &[0], 0)]));
+        folders.push(folder);
+    }
+    let Some(results) = run_engine(&cases) else { return };
+    for (result, linear) in results.iter().zip(fused) {
+        assert_eq!(result["ops"]["MatMulNBits"], 7 * tiny::LAYERS, "{linear}: {}", result["ops"]);
+        assert!(result["ops"].get("DequantizeLinear").is_none(), "{linear}");
+    }
+}
+
+#[test]
+fn a_prompt_in_two_parts_gives_what_the_whole_gives() {
+    let tiny = Tiny { window: Some(4), ..Tiny::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny.build(folder.path());
+    export(&model, Layout::DequantizeLinear, folder.path());
+    let text = tokens(2, 8);
+    let mut calls = vec![call(&[text[..5].to_vec()], &[0], 0)];
+    calls.extend((5..8).map(|i| call(&[text[i..=i].to_vec()], &[0], i)));
+    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &calls)]) else { return };
+    let (whole, _) = model.reference(&text, 0, None);
+    assert_close(&logits(&results[0], 0, 0), &whole[..5], "prefill");
+    for (i, whole) in whole.iter().enumerate().skip(5) {
+        assert_close(&logits(&results[0], i - 4, 0), std::slice::from_ref(whole), "decode");
+    }
+    let names: Vec<String> = serde_json::from_value(results[0]["inputs"].clone()).unwrap();
+    assert_eq!(names[..4], ["input_ids", "attention_mask", "position_ids", "past_key_values.0.key"]);
+    assert_eq!(results[0]["outputs"][1], "present.0.key");
+}
+
+#[test]
+fn padding_on_the_left_changes_nothing_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { linear: "int4/g32", ..Tiny::default() }.build(folder.path());
+    export(&model, Layout::DequantizeLinear, folder.path());
+    let (long, short) = (tokens(3, 7), tokens(4, 4));
+    let padded: Vec<u32> = [0; 3].into_iter().chain(short[..3].iter().copied()).collect();
+    let batch = [long[..6].to_vec(), padded];
+    let next = [vec![long[6]], vec![short[3]]];
+    let calls = [call(&batch, &[0, 3], 0), call(&next, &[0, 3], 6)];
+    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &calls)]) else { return };
+    let (long, short) = (model.reference(&long, 0, None).0, model.reference(&short, 0, None).0);
+    assert_close(&logits(&results[0], 0, 0), &long[..6], "whole row");
+    assert_close(&logits(&results[0], 1, 0), &long[6..], "whole row, decode");
+    let padded = logits(&results[0], 0, 1);
+    assert!(padded.iter().flatten().all(|v| v.is_finite()));
+    assert_close(&padded[3..], &short[..3], "padded row");
+    assert_close(&logits(&results[0], 1, 1), &short[3..], "padded row, decode");
+}
+
+#[test]
+fn a_graph_without_caches_is_exported_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { cache: false, ..Tiny::default() }.build(folder.path());
+    let artifact = export(&model, Layout::DequantizeLinear, folder.path());
+    assert_eq!(artifact.outputs.len(), 1);
+    let text = tokens(5, 6);
+    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &[call(&[text.clone()], &[0], 0)])]) else { return };
+    assert_close(&logits(&results[0], 0, 0), &model.reference(&text, 0, None).0, "no caches");
+}
+
+#[test]
+fn the_same_model_gives_the_same_bytes() {
+    for layout in LAYOUTS {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let files = folders.each_ref().map(|folder| {
+            let model = Tiny { linear: "int4/g32/asymmetric", ..Tiny::default() }.build(folder.path());
+            export(&model, layout, folder.path()).files
+        });
+        assert_eq!(files[0], files[1]);
+    }
+}
+
+/// Each byte that holds a number is compared; the rest is found by the digest.
+#[test]
+fn a_changed_byte_is_found() {
+    for layout in LAYOUTS {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Tiny { linear: "int4/g32/asymmetric", table: "int8/g32", ..Tiny::default() }.build(folder.path());
+        let artifact = export(&model, layout, folder.path());
+        let path = folder.path().join("model.onnx.data");
+        let whole = fs::read(&path).unwrap();
+        for at in (0..whole.len()).step_by(whole.len() / 60) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x10;
+            fs::write(&path, damaged).unwrap();
+            let error = verify(&model, &artifact, folder.path()).expect_err("damaged");
+            let named = matches!(&error, Error::Differs { .. } | Error::Tensor(_) | Error::Malformed { defect: Defect::Unexpected { .. }, .. });
+            assert!(named && error.hint().is_some(), "byte {at}: {error}");
+        }
+        fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        let error = verify(&model, &artifact, folder.path()).expect_err("cut short");
+        assert!(matches!(error, Error::Malformed { defect: Defect::Extent { .. }, .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_ours_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny::default().build(folder.path());
+    let artifact = export(&model, Layout::DequantizeLinear, folder.path());
+    let path = folder.path().join("model.onnx");
+    for bytes in [vec![0x2b; 1000], vec![0xff; 40], Vec::new()] {
+        fs::write(&path, bytes).unwrap();
+        let error = verify(&model, &artifact, folder.path()).expect_err("not a model");
+        assert!(matches!(error, Error::Malformed { defect: Defect::Parse(_), .. }), "{error}");
+    }
+}
+
+#[test]
+fn verification_measures_what_quantization_cost() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { linear: "int4/g32", ..Tiny::default() }.build(folder.path());
+    let mut artifact = export(&model, Layout::DequantizeLinear, folder.path());
+    artifact.record(&verify(&model, &artifact, folder.path()).unwrap());
+    for tensor in artifact.tensors.iter().filter(|t| t.encoding == "int4/g32") {
+        let snr = tensor.snr_db.expect("measured");
+        assert!((18.0..26.0).contains(&snr), "{}: {snr}", tensor.name);
+    }
+    let text = serde_json::to_string(&artifact).unwrap();
+    let again: Artifact = serde_json::from_str(&text).unwrap();
+    assert_eq!((again.files, again.options, again.inputs), (artifact.files.clone(), artifact.options.clone(), artifact.inputs.clone()));
+    assert!((artifact.totals.quantized_bits_per_weight - 4.5).abs() < 1e-9);
+    let share: f64 = artifact.not_quantized.iter().map(|p| p.share).sum();
+    let quantized = artifact.totals.quantized_weights as f64 / artifact.totals.weights as f64;
+    assert!((share + quantized - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn weights_that_lost_too_much_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { linear: "int4/g32", ..Tiny::default() }.build(folder.path());
+    let artifact = export(&model, Layout::DequantizeLinear, folder.path());
+    let noise = |_: &str, _, out: &mut [f32]| {
+        out.copy_from_slice(&tiny::original("something else", out.len()));
+        Ok(true)
+    };
+    let error = onnx().verify(&model.input(), &artifact, folder.path(), Some(&noise)).expect_err("noise");
+    assert!(matches!(error, Error::Noise { .. }), "{error}");
+}
+
+#[test]
+fn tied_weights_are_written_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { table: "int4/g32", ..Tiny::default() }.build(folder.path());
+    for layout in LAYOUTS {
+        let artifact = export(&model, layout, folder.path());
+        let tied = artifact.tensors.iter().find(|t| t.name == "embedding").unwrap();
+        assert_eq!(tied.also, ["tied"]);
+        assert_eq!(artifact.tensors.iter().filter(|t| t.dims == tied.dims).count(), 1);
+    }
+}
+
+#[test]
+fn what_a_layout_cannot_hold_is_an_error_before_any_work() {
+    let refused = |tiny: Tiny, layout| onnx().check(&tiny.graph(), &Options { layout }).expect_err("refused");
+    for linear in ["int8/row", "int4/tensor", "int4/g48/short", "int4/g8"] {
+        let error = refused(Tiny { linear, ..Tiny::default() }, Layout::MatMulNBits);
+        assert!(matches!(&error, Error::Weight { tensor, .. } if tensor == "b0.q"), "{error}");
+        assert!(error.to_string().contains(linear) && error.hint().unwrap().contains("dequantize-linear"), "{error}");
+    }
+    let odd = Tiny { table: "int4/g32", vocabulary: 51, ..Tiny::default() };
+    assert!(refused(odd, Layout::DequantizeLinear).hint().unwrap().contains("matmul-nbits"));
+}
+
+#[test]
+fn three_bit_levels_say_that_they_ride_in_four() {
+    let plan = onnx().check(&Tiny { linear: "int3/g32", ..Tiny::default() }.graph(), &Options::default()).unwrap();
+    let tensor = plan.tensors.iter().find(|t| t.name == "b0.q").unwrap();
+    assert_eq!(tensor.storage, "int4 transposed, blocks of 32 along inputs, f16 scales; 3-bit levels in 4-bit storage");
+    assert_eq!((tensor.true_bits, tensor.stored_bytes), (64 * 64 * 3 + 128 * 16, 64 * 64 / 2 + 128 * 2));
+}
+
+#[test]
+fn an_unknown_target_offers_the_nearest() {
+    let error = target("onnxx").err().unwrap();
+    assert_eq!(error.to_string(), "no target is named `onnxx`; did you mean `onnx`?");
+}

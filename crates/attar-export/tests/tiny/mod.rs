@@ -1,0 +1,225 @@
+//! Tiny models of the Llama family with any scheme anywhere, and sources that hold them.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs::File, ops::Range, path::Path, sync::Arc};
+
+use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, State};
+use attar_tensor::{
+    Encoding, Fit, Granularity, QuantizedTensor, Scheme, Source, pack,
+    safetensors::{Entry, PartLayout, Shards, Writer},
+};
+
+pub(crate) const VOCABULARY: usize = 50;
+pub(crate) const LAYERS: usize = 2;
+
+/// What varies between models.
+#[derive(Clone)]
+pub(crate) struct Tiny {
+    pub(crate) linear: &'static str,
+    pub(crate) table: &'static str,
+    pub(crate) head: Option<&'static str>,
+    pub(crate) width: usize,
+    pub(crate) inner: usize,
+    pub(crate) bias: bool,
+    pub(crate) window: Option<usize>,
+    pub(crate) key_heads: usize,
+    pub(crate) cache: bool,
+    pub(crate) vocabulary: usize,
+}
+
+impl Default for Tiny {
+    fn default() -> Tiny {
+        Tiny {
+            linear: "f32",
+            table: "bf16",
+            head: None,
+            width: 64,
+            inner: 96,
+            bias: false,
+            window: None,
+            key_heads: 2,
+            cache: true,
+            vocabulary: VOCABULARY,
+        }
+    }
+}
+
+const HEADS: usize = 4;
+
+impl Tiny {
+    /// The graph in text form. Without a head of its own, the table is the head.
+    pub(crate) fn text(&self) -> String {
+        let (width, inner, linear, table, vocabulary) = (self.width, self.inner, self.linear, self.table, self.vocabulary);
+        let head = width / HEADS;
+        let narrow = self.key_heads * head;
+        let mut text = String::from("graph tiny(tokens: [batch, seq] i64, positions: [batch, seq] i64) {\n  block input {\n");
+        writeln!(text, "    x = embedding tokens, weight(\"embedding\": [{vocabulary}, {width}] {table})\n  }}").unwrap();
+        let mut x = "x".to_string();
+        for layer in 0..LAYERS {
+            let n = format!("b{layer}.");
+            let weight = |name: &str, out: usize, input: usize| format!("weight(\"b{layer}.{name}\": [{out}, {input}] {linear})");
+            let bias = |name: &str, out: usize| match self.bias {
+                true => format!(", weight(\"b{layer}.{name}.bias\": [{out}] f16)"),
+                false => String::new(),
+            };
+            writeln!(text, "  block blocks.{layer} {{").unwrap();
+            writeln!(text, "    {n}n1 = rms_norm {x}, weight(\"b{layer}.norm1\": [{width}] f32) {{epsilon = 1e-5}}").unwrap();
+            for (name, out) in [("q", width), ("k", narrow), ("v", narrow)] {
+                writeln!(text, "    {n}{name}0 = linear {n}n1, {}{}", weight(name, out, width), bias(name, out)).unwrap();
+                let heads = out / head;
+                writeln!(text, "    {n}{name}1 = split_heads {n}{name}0 {{heads = {heads}}}").unwrap();
+            }
+            let scaling = if layer == 0 { "" } else { ", scaling = \"linear\", factor = 2" };
+            for name in ["q", "k"] {
+                writeln!(text, "    {n}{name}2 = rope {n}{name}1, positions {{theta = 10000{scaling}}}").unwrap();
+            }
+            let (key, value) = match self.cache {
+                true => {
+                    writeln!(text, "    {n}kc = cache {n}k2 {{state = \"blocks.{layer}.attention.key\"}}").unwrap();
+                    writeln!(text, "    {n}vc = cache {n}v1 {{state = \"blocks.{layer}.attention.value\"}}").unwrap();
+                    ("kc", "vc")
+                }
+                false => ("k2", "v1"),
+            };
+            let window = self.window.map(|w| format!(", window = {w}")).unwrap_or_default();
+            writeln!(text, "    {n}a = attention {n}q2, {n}{key}, {n}{value} {{scale = {}{window}}}", 1.0 / (head as f64).sqrt()).unwrap();
+            writeln!(text, "    {n}m = merge_heads {n}a").unwrap();
+            writeln!(text, "    {n}out = linear {n}m, {}{}", weight("o", width, width), bias("o", width)).unwrap();
+            writeln!(text, "    {n}r1 = add {x}, {n}out").unwrap();
+            writeln!(text, "    {n}n2 = rms_norm {n}r1, weight(\"b{layer}.norm2\": [{width}] bf16) {{epsilon = 1e-6}}").unwrap();
+            writeln!(text, "    {n}g = linear {n}n2, {}", weight("gate", inner, width)).unwrap();
+            writeln!(text, "    {n}u = linear {n}n2, {}", weight("up", inner, width)).unwrap();
+            writeln!(text, "    {n}s = swiglu {n}g, {n}u").unwrap();
+            writeln!(text, "    {n}d = linear {n}s, {}", weight("down", width, inner)).unwrap();
+            writeln!(text, "    {n}r2 = add {n}r1, {n}d\n  }}").unwrap();
+            x = format!("{n}r2");
+        }
+        writeln!(text, "  block head {{\n    nf = rms_norm {x}, weight(\"norm\": [{width}] f32) {{epsilon = 1e-5}}").unwrap();
+        let weight = match self.head {
+            Some(encoding) => format!("weight(\"head\": [{vocabulary}, {width}] {encoding})"),
+            None => format!("weight(\"tied\": [{vocabulary}, {width}] {table} = tensor(\"embedding\"))"),
+        };
+        writeln!(text, "    logits = linear nf, {weight}\n  }}\n  return logits\n}}").unwrap();
+        text
+    }
+
+    pub(crate) fn graph(&self) -> Graph {
+        Graph::parse(&self.text()).unwrap_or_else(|e| panic!("{e}\n{}", self.text()))
+    }
+
+    /// The graph and a source, written to `folder`.
+    pub(crate) fn build(&self, folder: &Path) -> Model {
+        let graph = self.graph();
+        let source = source(&graph, &folder.join("weights.safetensors"));
+        Model { graph, source }
+    }
+}
+
+pub(crate) struct Model {
+    pub(crate) graph: Graph,
+    pub(crate) source: Arc<dyn Source>,
+}
+
+impl Model {
+    pub(crate) fn input(&self) -> attar_export::Input<'_> {
+        attar_export::Input { graph: &self.graph, source: &*self.source }
+    }
+
+    /// Logits of the reference run, `[seq][vocabulary]`, and the state it leaves.
+    pub(crate) fn reference(&self, tokens: &[u32], past: usize, state: Option<State>) -> (Vec<Vec<f32>>, Option<State>) {
+        let weights = SourceWeights(self.source.clone());
+        let inputs = Inputs { state, ..Inputs::tokens(&[tokens], past).unwrap() };
+        let (outputs, state) = Run::new(&self.graph, &weights, Mode::Inference, vec![inputs]).finish(0).unwrap();
+        (outputs[0].squeeze(0).unwrap().to_vec2().unwrap(), state)
+    }
+}
+
+/// Numbers that look like weights: the sum of four uniform ones.
+pub(crate) fn original(name: &str, count: usize) -> Vec<f32> {
+    let mut state = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let offset = if name.contains("norm") { 1.0 } else { 0.0 };
+    (0..count).map(|_| offset + 0.08 * (uniform() + uniform() + uniform() + uniform())).collect()
+}
+
+/// Rounds to nearest; every other scale is negative where the grid is symmetric.
+pub(crate) fn quantize(values: &[f32], [rows, columns]: [usize; 2], scheme: Scheme) -> QuantizedTensor {
+    let grid = scheme.grid;
+    let mut tensor = QuantizedTensor { dims: [rows, columns], ..QuantizedTensor::empty(scheme, columns) };
+    let group = scheme.group(columns);
+    let fit = |values: &[f32]| {
+        let low = values.iter().copied().fold(f32::MAX, f32::min);
+        let high = values.iter().copied().fold(f32::MIN, f32::max);
+        let fit = grid.cover(low, high, scheme.is_symmetric());
+        Fit { scale: scheme.round_scale(fit.scale).unwrap(), ..fit }
+    };
+    let whole = (scheme.granularity == Granularity::Tensor).then(|| fit(values));
+    for row in values.chunks(columns) {
+        let mut codes = vec![0; columns];
+        for (values, codes) in row.chunks(group).zip(codes.chunks_mut(group)) {
+            let fit = whole.unwrap_or_else(|| fit(values));
+            grid.encode(values, fit, codes);
+            tensor.scales.push(fit.scale);
+            tensor.zeros.extend((!scheme.is_symmetric()).then_some(fit.zero));
+        }
+        pack::pack_row(&codes, grid.bits(), &mut tensor.codes);
+    }
+    if whole.is_some() {
+        tensor.scales.truncate(1);
+        tensor.zeros.truncate(1);
+    }
+    tensor
+}
+
+/// Every stored tensor of `graph`, made from its name.
+pub(crate) fn source(graph: &Graph, path: &Path) -> Arc<dyn Source> {
+    let (mut entries, mut bytes, mut quantized) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let mut stored = BTreeMap::new();
+    for (_, value, expr) in graph.weights() {
+        stored.insert(expr.tensor_name().to_string(), value.fact.clone());
+    }
+    for (name, fact) in stored {
+        let dims = fact.constant_dims().unwrap();
+        let values = original(&name, dims.iter().product());
+        match fact.encoding {
+            Encoding::Quantized(scheme) => {
+                let dims = [dims[0], dims[1]];
+                add_quantized(&name, &quantize(&values, dims, scheme), &mut entries, &mut bytes);
+                quantized.insert(name, (scheme, dims));
+            }
+            Encoding::Plain(dtype) => {
+                dtype.encode(&values, &mut bytes);
+                entries.push(Entry { name, dtype, dims });
+            }
+            Encoding::Blocks(_) => panic!("not written"),
+        }
+    }
+    let mut writer = Writer::new(File::create(path).unwrap(), &entries, &BTreeMap::new()).unwrap();
+    writer.append(&bytes).unwrap();
+    writer.finish();
+    Arc::new(Shards::open(&[path.into()], &quantized).unwrap())
+}
+
+fn add_quantized(name: &str, tensor: &QuantizedTensor, entries: &mut Vec<Entry>, bytes: &mut Vec<u8>) {
+    let scheme = tensor.scheme;
+    entries.extend(PartLayout::new(name, scheme, tensor.dims).entries());
+    bytes.extend(&tensor.codes);
+    scheme.scale.encode(&tensor.scales, bytes);
+    let groups = if scheme.granularity == Granularity::Tensor { 1 } else { scheme.groups(tensor.dims[1]) };
+    for row in tensor.zeros.chunks(groups) {
+        pack::pack_row(row, scheme.grid.bits(), bytes);
+    }
+}
+
+/// Rows of what a weight of `graph` was before quantization.
+pub(crate) fn rows_before(graph: &Graph, name: &str, rows: Range<usize>, out: &mut [f32]) -> bool {
+    let Some(id) = graph.find(name) else { return false };
+    let dims = graph.fact(id).constant_dims().unwrap();
+    let stored = graph.weights().find(|(w, ..)| *w == id).map(|(_, _, expr)| expr.tensor_name().to_string()).unwrap();
+    let all = original(&stored, dims.iter().product());
+    let columns = if dims.len() == 1 { dims[0] } else { dims[1] };
+    out.copy_from_slice(&all[rows.start * columns..rows.end * columns]);
+    true
+}

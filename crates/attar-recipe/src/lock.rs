@@ -1,0 +1,109 @@
+//! `NAME.lock` beside `NAME.toml`: the recipe with every default filled in, and the digest of every input.
+
+use std::path::{Path, PathBuf};
+
+use attar_tensor::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// What a run was made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lock {
+    /// Version of this format: 1.
+    pub lock: u32,
+    /// The program, with its version.
+    pub tool: String,
+    /// Digest of the recipe with every default filled in.
+    pub recipe: Digest,
+    /// Every file that was read, sorted by path.
+    #[serde(default, rename = "input")]
+    pub inputs: Vec<Input>,
+}
+
+/// A file that was read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Input {
+    /// As the recipe reaches it.
+    pub path: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Of its content.
+    pub digest: Digest,
+}
+
+/// What to do with the lock file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockMode {
+    /// Write it.
+    Update,
+    /// It must be there and agree.
+    Require,
+    /// There is none: the recipe was built from a command line.
+    None,
+}
+
+impl Input {
+    /// Reads a file to its end.
+    pub(crate) fn of(path: &Path) -> Result<Input> {
+        let bytes = std::fs::metadata(path).map_err(|source| attar_tensor::Error::Io { action: "read", path: path.into(), source })?.len();
+        Ok(Input { path: path.display().to_string(), bytes, digest: Digest::of_file(path)? })
+    }
+}
+
+impl Lock {
+    /// Where the lock of a recipe is.
+    pub fn path(recipe: &Path) -> PathBuf {
+        recipe.with_extension("lock")
+    }
+
+    pub(crate) fn apply(&self, mode: LockMode, path: &Path) -> Result<()> {
+        match mode {
+            LockMode::None => Ok(()),
+            LockMode::Update => self.write(path),
+            LockMode::Require => self.require(path),
+        }
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let body = toml::to_string(self).expect("a lock is TOML");
+        let text = format!("# Written by attar. Commit it: `attar run --locked` refuses to run on anything else.\n{body}");
+        if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
+        attar_tensor::write_atomically(path, |to| {
+            to.write_all(text.as_bytes()).map_err(|source| attar_tensor::Error::Io { action: "write", path: path.into(), source })
+        })?;
+        Ok(())
+    }
+
+    fn require(&self, path: &Path) -> Result<()> {
+        let hint = "run once without `--locked` to write it, look at what changed, and commit it";
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::recipe(format!("`--locked` needs `{}`", path.display())).because(&e).hint(hint.to_owned()))?;
+        let there: Lock = toml::from_str(&text)
+            .map_err(|e| Error::recipe(format!("`{}` is not a lock", path.display())).because(&e).hint(hint.to_owned()))?;
+        match self.difference(&there) {
+            None => Ok(()),
+            Some(difference) => Err(Error::recipe(format!("`{}` does not agree: {difference}", path.display())).hint(hint.to_owned())),
+        }
+    }
+
+    fn difference(&self, there: &Lock) -> Option<String> {
+        if self.tool != there.tool {
+            return Some(format!("it was written by {}, and this is {}", there.tool, self.tool));
+        }
+        if self.recipe != there.recipe {
+            return Some("the recipe has changed".into());
+        }
+        for input in &self.inputs {
+            match there.inputs.iter().find(|i| i.path == input.path) {
+                None => return Some(format!("it does not know `{}`", input.path)),
+                Some(known) if known.digest != input.digest => return Some(format!("`{}` has changed", input.path)),
+                Some(_) => {}
+            }
+        }
+        let gone = there.inputs.iter().find(|i| self.inputs.iter().all(|mine| mine.path != i.path));
+        gone.map(|i| format!("`{}` is no longer read", i.path))
+    }
+}

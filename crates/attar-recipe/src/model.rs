@@ -1,0 +1,25 @@
+//! A model on its way through the steps of a variant.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use attar_graph::Graph;
+use attar_model::Model;
+use attar_tensor::{Damage, Source};
+
+/// Graph and weights as the steps so far left them.
+pub struct Working {
+    /// For progress and messages.
+    pub(crate) title: String,
+    /// What it computes.
+    pub(crate) graph: Graph,
+    /// Where its weights are.
+    pub(crate) source: Arc<dyn Source>,
+    /// What quantization did, by canonical name.
+    pub(crate) damage: BTreeMap<String, Damage>,
+}
+
+impl Working {
+    pub(crate) fn new(title: &str, model: &Model) -> Working {
+        Working { title: title.into(), graph: model.graph.clone(), source: model.source.clone(), damage: BTreeMap::new() }
+    }
+}

@@ -1,0 +1,148 @@
+//! The output folder: claimed before work, filled by renames, never half right.
+//!
+//! Its hidden folder `.attar` holds what a killed run needs: the store, the journal and who the folder belongs to.
+//! What a run promises (`manifest.json`, `report.json`, `report.md`) is removed when it starts and written when it ends,
+//! so a folder with a manifest is a finished one.
+
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+const STATE: &str = ".attar";
+
+/// What a finished run leaves beside its artifacts.
+pub(crate) const PROMISED: [&str; 3] = ["manifest.json", "report.json", "report.md"];
+
+/// A claimed output folder.
+pub(crate) struct Output {
+    root: PathBuf,
+    _lock: File,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Owner {
+    attar: u32,
+    made_by: String,
+}
+
+impl Output {
+    /// Makes the folder, or takes it over if it is of an earlier run of `owner`.
+    pub(crate) fn claim(root: &Path, owner: &str) -> Result<Output> {
+        check(root, owner)?;
+        let state = root.join(STATE);
+        fs::create_dir_all(&state).map_err(|e| refused("create", &state, &e))?;
+        let lock_path = state.join("lock");
+        let lock = File::create(&lock_path).map_err(|e| refused("create", &lock_path, &e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let hint = "wait for it to finish, or give this run another output".to_owned();
+                return Err(Error::input(format!("another attar is writing to `{}`", root.display())).hint(hint));
+            }
+            Err(TryLockError::Error(e)) => return Err(refused("lock", &lock_path, &e)),
+        }
+        let text = serde_json::to_string(&Owner { attar: 1, made_by: owner.into() }).expect("an owner is JSON");
+        let output = Output { root: root.into(), _lock: lock };
+        output.write(&format!("{STATE}/owner.json"), text.as_bytes())?;
+        Ok(output)
+    }
+
+    /// What an earlier run promised no longer holds.
+    pub(crate) fn withdraw_promises(&self) -> Result<()> {
+        for name in PROMISED {
+            remove(&self.root.join(name))?;
+        }
+        remove(&self.partial())
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn store(&self) -> PathBuf {
+        self.root.join(STATE).join("store")
+    }
+
+    fn partial(&self) -> PathBuf {
+        self.root.join(STATE).join("partial")
+    }
+
+    /// An empty folder for an artifact that is not yet what it should be.
+    pub(crate) fn unfinished(&self) -> Result<PathBuf> {
+        let partial = self.partial();
+        remove(&partial)?;
+        fs::create_dir_all(&partial).map_err(|e| refused("create", &partial, &e))?;
+        Ok(partial)
+    }
+
+    /// Moves the unfinished folder to `folder`, in place of what is there.
+    pub(crate) fn publish(&self, folder: &str) -> Result<()> {
+        let (partial, to) = (self.partial(), self.root.join(folder));
+        if folder == "." {
+            for entry in fs::read_dir(&partial).map_err(|e| refused("read", &partial, &e))?.flatten() {
+                rename(&entry.path(), &self.root.join(entry.file_name()))?;
+            }
+            return remove(&partial);
+        }
+        remove(&to)?;
+        if let Some(parent) = to.parent() {
+            fs::create_dir_all(parent).map_err(|e| refused("create", parent, &e))?;
+        }
+        rename(&partial, &to)
+    }
+
+    /// Writes a file whole or not at all.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.root.join(name);
+        attar_tensor::write_atomically(&path, |to| to.write_all(bytes).map_err(|e| refused("write", &path, &e)))
+    }
+
+    /// Removes the store and everything else that only a killed run needs.
+    pub(crate) fn forget_state(&self) -> Result<()> {
+        remove(&self.store())
+    }
+}
+
+/// Whether the folder can be claimed. Changes nothing.
+pub(crate) fn check(root: &Path, owner: &str) -> Result<()> {
+    let mut entries = match fs::read_dir(root) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(refused("read", root, &e)),
+        Ok(entries) => entries,
+    };
+    let state = root.join(STATE).join("owner.json");
+    let made_by = fs::read(&state).ok().and_then(|text| serde_json::from_slice::<Owner>(&text).ok()).map(|o| o.made_by);
+    match made_by {
+        Some(made_by) if made_by == owner => Ok(()),
+        Some(made_by) => Err(Error::recipe(format!("`{}` holds the output of `{made_by}`", root.display()))
+            .hint("give this run another output, or delete that folder".to_owned())),
+        // A kill can fall between making the state folder and naming the owner.
+        None if entries.all(|e| e.is_ok_and(|e| e.file_name() == STATE)) => Ok(()),
+        None => Err(Error::recipe(format!("`{}` exists and holds other things", root.display()))
+            .hint("give this run an output of its own: nothing that attar did not write is overwritten".to_owned())),
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| refused("write", to, &e))
+}
+
+/// Removes a file or folder, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => return Ok(()),
+    };
+    removed.map_err(|e| refused("delete", path, &e))
+}
+
+fn refused(action: &'static str, path: &Path, error: &std::io::Error) -> Error {
+    let source = std::io::Error::new(error.kind(), error.to_string());
+    attar_tensor::Error::Io { action, path: path.into(), source }.into()
+}

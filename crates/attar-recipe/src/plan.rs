@@ -1,0 +1,206 @@
+//! What a run would do, before any work: headers are read, weights are not.
+
+use attar_model::Model;
+use attar_tensor::TensorInfo;
+use serde::Serialize;
+
+use crate::{
+    Error, Recipe, Result,
+    model::Working,
+    output,
+    run::Engines,
+    step::StepError,
+    task::RunnerKind,
+};
+
+/// What a run would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// The checkpoint.
+    pub model: String,
+    /// What it is.
+    pub architecture: String,
+    /// Numbers in its weights.
+    pub parameters: u64,
+    /// Each way through the steps.
+    pub variants: Vec<PlannedVariant>,
+    /// What would be measured: `NAME: TASK with RUNNER`.
+    pub evals: Vec<String>,
+    /// How many gates would be judged.
+    pub gates: usize,
+    /// Bytes of memory at the peak, estimated from above.
+    pub peak_memory: u64,
+    /// What a run needs and this machine does not have.
+    pub missing: Vec<String>,
+}
+
+/// What would become of one variant.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedVariant {
+    /// Empty for the only one.
+    pub name: String,
+    /// Every weight that changes, in order.
+    pub tensors: Vec<PlannedTensor>,
+    /// What would be written.
+    pub exports: Vec<PlannedExport>,
+    /// True bits a weight, over all weights.
+    pub bits_per_weight: f64,
+    /// True bits a weight, over the quantized ones.
+    pub quantized_bits_per_weight: f64,
+}
+
+/// What would become of one weight.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedTensor {
+    /// Canonical name.
+    pub name: String,
+    /// Its shape.
+    pub dims: Vec<usize>,
+    /// Its encoding now.
+    pub from: String,
+    /// Its encoding then.
+    pub to: String,
+    /// Codes, scales and zeros.
+    pub bits_per_weight: f64,
+    /// The same, in all.
+    pub bytes: u64,
+    /// Bytes of memory that the work takes.
+    #[serde(skip)]
+    pub(crate) memory: u64,
+}
+
+/// A folder that would be written.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedExport {
+    /// How.
+    pub target: String,
+    /// Where.
+    pub folder: String,
+    /// How much.
+    pub bytes: u64,
+}
+
+/// What an attar takes that has opened a model and done nothing.
+const BASE_MEMORY: u64 = 40 << 20;
+
+/// What an export takes beside its largest tensor's codes.
+const EXPORT_MEMORY: u64 = 24 << 20;
+
+/// Plans a run of `recipe`.
+pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
+    output::check(recipe.output(), &recipe.owner())?;
+    let model = open(recipe)?;
+    let mut memory = 0;
+    let mut variants = Vec::new();
+    for variant in &recipe.variants {
+        let mut working = Working::new(&variant.name, &model);
+        let mut tensors = Vec::new();
+        for (key, step) in &variant.steps {
+            let planned = step.plan(&mut working).map_err(|e| placed(recipe, key, step.kind().name, e))?;
+            memory = planned.iter().map(|t| t.memory).fold(memory, u64::max);
+            tensors.extend(planned);
+        }
+        let mut exports = Vec::new();
+        for export in &recipe.exports {
+            let written = export.target.check(&working.graph, &export.options).map_err(|e| refused(recipe, &export.key, e))?;
+            let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
+            memory = memory.max(EXPORT_MEMORY + largest);
+            let folder = folder(recipe, &variant.name, &export.folder);
+            exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
+        }
+        let (bits_per_weight, quantized_bits_per_weight) = bits(&working);
+        variants.push(PlannedVariant { name: variant.name.clone(), tensors, exports, bits_per_weight, quantized_bits_per_weight });
+    }
+    if !recipe.evals.is_empty() {
+        memory = memory.max(eval_memory(&model));
+    }
+    Ok(Plan {
+        model: recipe.model().display().to_string(),
+        architecture: model.config.architecture.clone(),
+        parameters: model.parameters(),
+        variants,
+        evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
+        gates: recipe.gates.len(),
+        peak_memory: BASE_MEMORY + memory,
+        missing: missing(recipe, engines),
+    })
+}
+
+fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> String {
+    match runner {
+        RunnerKind::Reference => format!("{}: {} with reference", eval.name, eval.task.task().name),
+        engine => format!("{}: {} with {engine}, {mode} mode", eval.name, eval.task.task().name),
+    }
+}
+
+/// Opens the recipe's model; a failure points at `model`.
+pub(crate) fn open(recipe: &Recipe) -> Result<Model> {
+    Model::open(recipe.model()).map_err(|e| recipe.document.place(e.into(), "model"))
+}
+
+pub(crate) fn placed(recipe: &Recipe, key: &str, kind: &str, failure: StepError) -> Error {
+    let Some(setting) = failure.key else { return failure.error };
+    let number = key.trim_end_matches(']').rsplit('[').next().and_then(|n| n.parse::<usize>().ok()).map_or(0, |n| n + 1);
+    let mut error = failure.error;
+    let detail = std::mem::replace(&mut error.message, format!("step {number} (`{kind}`): `{}` cannot be used", setting.split('[').next().unwrap_or_default()));
+    error.causes.insert(0, detail);
+    recipe.document.place(error, &format!("{key}.{setting}"))
+}
+
+pub(crate) fn refused(recipe: &Recipe, key: &str, error: attar_export::Error) -> Error {
+    let refused = Error::from(error);
+    recipe.document.place(Error { kind: crate::ErrorKind::Recipe, ..refused }, key)
+}
+
+/// The folder of an artifact, relative to the output folder.
+pub(crate) fn folder(recipe: &Recipe, variant: &str, export: &str) -> String {
+    let only = recipe.variants.len() == 1 && variant.is_empty();
+    if only { export.into() } else { format!("{variant}/{export}") }
+}
+
+/// True bits a weight: over all, and over the quantized ones.
+pub(crate) fn bits(working: &Working) -> (f64, f64) {
+    let (mut all, mut quantized) = ((0u64, 0u64), (0u64, 0u64));
+    let mut seen = std::collections::HashSet::new();
+    for (_, value, expr) in working.graph.weights() {
+        if !seen.insert((expr.clone(), value.fact.encoding.to_string())) {
+            continue;
+        }
+        let info = TensorInfo { dims: value.fact.constant_dims().unwrap_or_default(), encoding: value.fact.encoding };
+        let (bits, count) = (info.true_bits(), info.elements() as u64);
+        all = (all.0 + bits, all.1 + count);
+        if matches!(info.encoding, attar_tensor::Encoding::Quantized(_)) {
+            quantized = (quantized.0 + bits, quantized.1 + count);
+        }
+    }
+    let per = |(bits, count): (u64, u64)| bits as f64 / count.max(1) as f64;
+    (per(all), per(quantized))
+}
+
+/// Two heads in f32, a block in f32, and the logits of a batch.
+fn eval_memory(model: &Model) -> u64 {
+    let bytes = |name: &str| {
+        let dims = model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
+        4 * dims.iter().product::<usize>() as u64
+    };
+    let block: u64 = model.graph.weights().filter(|(_, v, _)| v.name.starts_with("blocks.0.")).map(|(_, v, _)| bytes(&v.name)).sum();
+    2 * bytes("lm_head") + block + (256 << 20)
+}
+
+fn missing(recipe: &Recipe, engines: &Engines) -> Vec<String> {
+    let mut missing = Vec::new();
+    for eval in &recipe.evals {
+        for file in eval.task.files() {
+            if !file.exists() {
+                missing.push(format!("eval `{}`: `{}` does not exist", eval.name, file.display()));
+            }
+        }
+        let wants_engine = eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
+        if wants_engine && engines.onnxruntime.is_none() {
+            let consequence = if eval.required { "the run would fail" } else { "it would not be run" };
+            missing.push(format!("eval `{}`: ONNX Runtime is not on this machine; {consequence}", eval.name));
+        }
+    }
+    missing.dedup();
+    missing
+}

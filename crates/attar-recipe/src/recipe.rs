@@ -1,0 +1,321 @@
+//! The recipe as typed settings.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use attar_eval::{Gate, Mode};
+use attar_export::{Options, TARGETS, Target};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Result,
+    document::{self, Document, Section, fields},
+    step::{STEPS, Step},
+    task::{EvalTask, RunnerKind, TASKS},
+};
+
+/// The settings at the top of a recipe.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct Head {
+    /// Version of the recipe format: 1.
+    pub(crate) recipe: u32,
+    /// The checkpoint: a Hugging Face folder, a GGUF file or a folder that attar wrote. Relative to the current folder,
+    /// like every path.
+    pub(crate) model: PathBuf,
+    /// Where everything goes.
+    pub(crate) output: PathBuf,
+    /// Where finished units of work are kept; `OUTPUT/.attar/store` if not given. A store that is named can be shared.
+    #[serde(default)]
+    pub(crate) store: Option<PathBuf>,
+    /// Keep the store after a finished run, so that the next one need not repeat what has not changed.
+    #[serde(default = "yes")]
+    pub(crate) keep_store: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A recipe.
+#[derive(Debug)]
+pub struct Recipe {
+    pub(crate) document: Document,
+    pub(crate) head: Head,
+    /// What is made: one variant without a name, if the recipe lists none.
+    pub variants: Vec<Variant>,
+    /// What is written of each variant.
+    pub exports: Vec<Export>,
+    /// What is measured of each variant.
+    pub evals: Vec<Eval>,
+    pub(crate) gates: Vec<Gate>,
+}
+
+/// One way through the steps.
+#[derive(Debug)]
+pub struct Variant {
+    /// Empty for the only one.
+    pub name: String,
+    /// The recipe's steps, then its own, each with its place in the recipe.
+    pub(crate) steps: Vec<(String, std::sync::Arc<dyn Step>)>,
+}
+
+/// `[[export]]`.
+#[derive(Clone)]
+pub struct Export {
+    /// How.
+    pub target: &'static dyn Target,
+    /// Where, under the output folder and the variant's name.
+    pub folder: String,
+    /// In which form.
+    pub options: Options,
+    pub(crate) key: String,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Export({} to {})", self.target.name(), self.folder)
+    }
+}
+
+/// The part of `[[export]]` that every target has.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct ExportHead {
+    /// Folder under the output folder (and the variant's name); the target's name if not given.
+    #[serde(default)]
+    folder: Option<String>,
+}
+
+/// `[[eval]]`.
+#[derive(Debug)]
+pub struct Eval {
+    /// First part of its metrics' names.
+    pub name: String,
+    /// Who runs the model.
+    pub runners: Vec<(RunnerKind, Mode)>,
+    /// Whether a runner that is not there is a failure.
+    pub required: bool,
+    /// What is measured, and on what.
+    pub task: Box<dyn EvalTask>,
+    pub(crate) key: String,
+}
+
+/// The part of `[[eval]]` that every task has.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct EvalHead {
+    /// First part of its metrics' names: `NAME/perplexity`.
+    pub(crate) name: String,
+    /// Who runs the model: `reference` is our own graph on the weights as they will be written, `onnxruntime` the real
+    /// engine on the written artifact.
+    #[serde(default = "reference_only")]
+    pub(crate) runners: Vec<RunnerKind>,
+    /// For real engines: `exact` keeps activations in f32, `default` is what the engine does when nobody says anything.
+    #[serde(default = "exact_only")]
+    pub(crate) modes: Vec<Mode>,
+    /// Whether the run fails if a runner is not on this machine. A gate on what was not run fails either way.
+    #[serde(default = "yes")]
+    pub(crate) required: bool,
+}
+
+fn reference_only() -> Vec<RunnerKind> {
+    vec![RunnerKind::Reference]
+}
+
+fn exact_only() -> Vec<Mode> {
+    vec![Mode::Exact]
+}
+
+/// The part of `[[variant]]` beside its steps.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct VariantHead {
+    /// Its name, and that of its folder.
+    pub(crate) name: String,
+}
+
+impl Recipe {
+    /// From the text of a file.
+    pub fn parse(path: &Path, text: &str) -> Result<Recipe> {
+        let (document, root) = document::parse(path.into(), text)?;
+        let mut root = Section::root(&document, root);
+        let shared = steps(root.take_tables("step")?)?;
+        let mut variants = Vec::new();
+        for section in root.take_tables("variant")? {
+            variants.push(variant(section, &shared)?);
+        }
+        if variants.is_empty() {
+            variants.push(Variant { name: String::new(), steps: shared });
+        }
+        let exports = root.take_tables("export")?.into_iter().map(export).collect::<Result<Vec<_>>>()?;
+        let evals = root.take_tables("eval")?.into_iter().map(eval).collect::<Result<Vec<_>>>()?;
+        let gates = root.take_tables("gate")?.into_iter().map(|section| section.finish::<Gate>(&[])).collect::<Result<Vec<_>>>()?;
+        let lists = ["step", "variant", "export", "eval", "gate"].map(String::from);
+        let head: Head = root.finish(&lists)?;
+        let recipe = Recipe { head, variants, exports, evals, gates, document: document.clone() };
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Reads and parses a file.
+    pub fn read(path: &Path) -> Result<Recipe> {
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            Error::recipe(format!("cannot read the recipe `{}`", path.display())).because(&e)
+        })?;
+        Recipe::parse(path, &text)
+    }
+
+    /// Where everything goes.
+    pub fn output(&self) -> &Path {
+        &self.head.output
+    }
+
+    /// The checkpoint.
+    pub fn model(&self) -> &Path {
+        &self.head.model
+    }
+
+    /// Everything that decides the result, with every default filled in.
+    pub fn settings(&self) -> serde_json::Value {
+        let steps = |variant: &Variant| -> Vec<serde_json::Value> {
+            variant.steps.iter().map(|(_, s)| serde_json::json!({ "kind": s.kind().name, "settings": s.settings() })).collect()
+        };
+        serde_json::json!({
+            "recipe": self.head.recipe,
+            "model": self.head.model,
+            "variants": self.variants.iter().map(|v| serde_json::json!({ "name": v.name, "steps": steps(v) })).collect::<Vec<_>>(),
+            "exports": self.exports.iter().map(|e| serde_json::json!({ "target": e.target.name(), "folder": e.folder, "options": e.options })).collect::<Vec<_>>(),
+            "evals": self.evals.iter().map(|e| serde_json::json!({ "name": e.name, "task": e.task.task().name, "runners": e.runners, "required": e.required, "settings": e.task.settings() })).collect::<Vec<_>>(),
+            "gates": self.gates,
+        })
+    }
+
+    /// Who the output folder belongs to.
+    pub(crate) fn owner(&self) -> String {
+        self.document.path.display().to_string()
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.head.recipe != 1 {
+            let error = Error::recipe(format!("recipe format {} is not known", self.head.recipe)).hint("this attar reads format 1".to_owned());
+            return Err(self.document.place(error, "recipe"));
+        }
+        self.check_names("variant", self.variants.iter().map(|v| v.name.as_str()))?;
+        self.check_names("eval", self.evals.iter().map(|e| e.name.as_str()))?;
+        let mut folders = BTreeSet::new();
+        for export in &self.exports {
+            let parts: Vec<&str> = export.folder.split('/').collect();
+            let usable = export.folder == "." || parts.iter().all(|p| is_name(p));
+            if !usable || (export.folder == "." && self.variants.len() > 1) || !folders.insert(&export.folder) {
+                let error = Error::recipe(format!("two exports, or something else, would lie in the folder `{}`", export.folder))
+                    .hint("give each export a `folder` of its own, of letters, digits, `-` and `_`".to_owned());
+                return Err(self.document.place(error, &export.key));
+            }
+        }
+        for (i, gate) in self.gates.iter().enumerate() {
+            self.check_gate(i, gate)?;
+        }
+        for eval in &self.evals {
+            let wants_artifact = eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
+            if wants_artifact && !self.exports.iter().any(|e| e.target.name() == "onnx") {
+                let error = Error::recipe(format!("eval `{}` runs onnxruntime, and nothing is exported to it", eval.name))
+                    .hint("add `[[export]]` with `target = \"onnx\"`".to_owned());
+                return Err(self.document.place(error, &eval.key));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_names<'a>(&self, what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for (i, name) in names.enumerate() {
+            let usable = is_name(name) || (name.is_empty() && what == "variant" && self.variants.len() == 1);
+            if !usable || !seen.insert(name) {
+                let problem = if usable { "is there twice" } else { "is not a name" };
+                let error = Error::recipe(format!("{what} {}: `{name}` {problem}", i + 1))
+                    .hint("names are unique and made of letters, digits, `-`, `_` and inner dots".to_owned());
+                return Err(self.document.place(error, &format!("{what}[{i}].name")));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_gate(&self, index: usize, gate: &Gate) -> Result<()> {
+        let key = |name: &str| format!("gate[{index}].{name}");
+        let evals: Vec<&str> = self.evals.iter().map(|e| e.name.as_str()).collect();
+        if let Err(e) = gate.check(&evals) {
+            let hint = e.hint();
+            let error = Error::recipe(format!("gate {}: {e}", index + 1)).hint(hint);
+            return Err(self.document.place(error, &key("metric")));
+        }
+        if let Some(variant) = &gate.variant
+            && !self.variants.iter().any(|v| v.name == *variant)
+        {
+            let nearest = attar_tensor::nearest(variant, self.variants.iter().map(|v| v.name.as_str()));
+            let hint = nearest.map(|n| format!("did you mean `{n}`?"));
+            let error = Error::recipe(format!("gate {}: no variant is named `{variant}`", index + 1)).hint(hint);
+            return Err(self.document.place(error, &key("variant")));
+        }
+        let eval = self.evals.iter().find(|e| e.name == gate.eval).expect("`check` found it");
+        let runs = eval.runners.iter().any(|(runner, mode)| {
+            runner.to_string() == gate.runner && (*runner == RunnerKind::Reference || gate.mode.is_none_or(|m| m == *mode))
+        });
+        if !runs {
+            let hint = format!("add it to `runners` or `modes` of the eval `{}`", eval.name);
+            let error = Error::recipe(format!("gate {}: eval `{}` is not run by `{}`", index + 1, eval.name, gate.runner)).hint(hint);
+            return Err(self.document.place(error, &key("runner")));
+        }
+        Ok(())
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !text.is_empty() && text.chars().all(fine) && !text.starts_with('.') && !text.ends_with('.')
+}
+
+fn steps(sections: Vec<Section<'_, '_>>) -> Result<Vec<(String, std::sync::Arc<dyn Step>)>> {
+    let known: Vec<_> = STEPS.iter().map(|kind| (kind.name, *kind)).collect();
+    sections
+        .into_iter()
+        .map(|mut section| {
+            let kind = section.take_word("kind", None, &known)?;
+            let key = section.key.clone();
+            Ok((key, std::sync::Arc::from((kind.build)(section)?)))
+        })
+        .collect()
+}
+
+fn variant(mut section: Section<'_, '_>, shared: &[(String, std::sync::Arc<dyn Step>)]) -> Result<Variant> {
+    let own = steps(section.take_tables("step")?)?;
+    let head: VariantHead = section.finish(&["step".into()])?;
+    Ok(Variant { name: head.name, steps: shared.iter().cloned().chain(own).collect() })
+}
+
+fn export(mut section: Section<'_, '_>) -> Result<Export> {
+    let known: Vec<_> = TARGETS.iter().map(|target| (target.name(), *target)).collect();
+    let target = section.take_word("target", None, &known)?;
+    let key = section.key.clone();
+    let head: ExportHead = section.take_part()?;
+    let options = section.finish::<Options>(&["target".into(), "folder".into()])?;
+    Ok(Export { target, folder: head.folder.unwrap_or_else(|| target.name().into()), options, key })
+}
+
+fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
+    let known: Vec<_> = TASKS.iter().map(|task| (task.name, *task)).collect();
+    let kind = section.take_word("task", Some("perplexity"), &known)?;
+    let key = section.key.clone();
+    let head: EvalHead = section.take_part()?;
+    let mut also = fields::<EvalHead>();
+    also.push("task".into());
+    let task = (kind.build)(section, &also)?;
+    let runners = head
+        .runners
+        .iter()
+        .flat_map(|runner| match runner {
+            RunnerKind::Reference => vec![(RunnerKind::Reference, Mode::Exact)],
+            engine => head.modes.iter().map(|mode| (*engine, *mode)).collect(),
+        })
+        .collect();
+    Ok(Eval { name: head.name, runners, required: head.required, task, key })
+}

@@ -1,0 +1,235 @@
+//! What a run found, for machines (`report.json`, versioned), CI pages (`report.md`) and terminals.
+//!
+//! Nothing in a report depends on when or how fast it was made: the same recipe gives the same report.
+
+use attar_eval::{Evaluation, Outcome, Status, Verdict};
+use attar_export::Totals;
+use serde::{Deserialize, Serialize};
+
+/// Version of the report's JSON.
+pub(crate) const FORMAT: u32 = 1;
+
+/// What a run found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this format: 1.
+    pub report: u32,
+    /// The program, with its version.
+    pub tool: String,
+    /// The recipe's path, or the command line that stands for it.
+    pub recipe: String,
+    /// Digest of the recipe with every default filled in.
+    pub recipe_digest: attar_tensor::Digest,
+    /// The checkpoint.
+    pub model: ModelReport,
+    /// Each way through the steps.
+    pub variants: Vec<VariantReport>,
+    /// What was measured.
+    pub evals: Vec<EvalReport>,
+    /// The gates' answers.
+    pub gates: Vec<Verdict>,
+    /// Whether every gate passed.
+    pub passed: bool,
+}
+
+/// The checkpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// As the recipe reaches it.
+    pub path: String,
+    /// What it is.
+    pub architecture: String,
+    /// Numbers in its weights; tied ones count once.
+    pub parameters: u64,
+}
+
+/// What became of one variant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VariantReport {
+    /// Empty for the only one.
+    pub name: String,
+    /// True bits a weight over all weights: codes, scales, zeros, and whatever stayed as it was.
+    pub bits_per_weight: f64,
+    /// True bits a weight over the quantized ones; 0 if there is none.
+    pub quantized_bits_per_weight: f64,
+    /// Every weight that a step changed, in the graph's order.
+    pub tensors: Vec<TensorReport>,
+    /// What was written.
+    pub artifacts: Vec<ArtifactReport>,
+}
+
+/// What became of one weight.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TensorReport {
+    /// Canonical name.
+    pub name: String,
+    /// Its shape.
+    pub dims: Vec<usize>,
+    /// Its encoding.
+    pub encoding: String,
+    /// Codes, scales and zeros.
+    pub bits_per_weight: f64,
+    /// Signal to quantization noise in decibels; absent when nothing was lost.
+    pub snr_db: Option<f64>,
+}
+
+/// A written artifact.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArtifactReport {
+    /// How it was written.
+    pub target: String,
+    /// Where, relative to the output folder.
+    pub folder: String,
+    /// Of all its files.
+    pub bytes: u64,
+    /// Of its list of files.
+    pub digest: attar_tensor::Digest,
+    /// Weights and bits.
+    pub totals: Totals,
+    /// Numbers that were decoded from it and found equal to the model's.
+    pub verified_weights: u64,
+}
+
+/// One eval of one variant by one runner.
+pub type EvalReport = Evaluation;
+
+impl Report {
+    /// For CI pages.
+    pub fn markdown(&self) -> String {
+        let mut text = format!("# {}: {}\n\n", self.recipe, if self.passed { "passed" } else { "FAILED" });
+        text += &format!("{} ({}), {} parameters. {}.\n\n", self.model.path, self.model.architecture, self.model.parameters, self.tool);
+        for (title, table) in [("Variants", self.variant_table()), ("Evals", self.eval_table()), ("Gates", self.gate_table())] {
+            if table.rows.is_empty() {
+                continue;
+            }
+            text += &format!("## {title}\n\n{}\n", table.markdown());
+        }
+        text
+    }
+
+    /// Sizes: one row an artifact.
+    pub fn variant_table(&self) -> Table {
+        let mut rows = Vec::new();
+        for variant in &self.variants {
+            let snr = variant.tensors.iter().filter_map(|t| t.snr_db).min_by(f64::total_cmp);
+            let head = [
+                or_dash(&variant.name),
+                format!("{:.3}", variant.quantized_bits_per_weight),
+                format!("{:.3}", variant.bits_per_weight),
+                snr.map_or("-".into(), |snr| format!("{snr:.1}")),
+            ];
+            let artifacts = variant.artifacts.iter().map(|a| [a.folder.clone(), bytes(a.bytes), format!("{} weights equal", a.verified_weights)]);
+            let tails: Vec<[String; 3]> = if variant.artifacts.is_empty() { vec![["-".into(), "-".into(), "-".into()]] } else { artifacts.collect() };
+            rows.extend(tails.into_iter().map(|tail| head.iter().cloned().chain(tail).collect()));
+        }
+        Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
+    }
+
+    /// Measurements: one row an eval, variant, runner and mode; the untouched model first.
+    pub fn eval_table(&self) -> Table {
+        Report::evals(&self.evals)
+    }
+
+    /// The same of any measurements.
+    pub fn evals(evals: &[EvalReport]) -> Table {
+        let mut rows = Vec::new();
+        let mut seen = Vec::new();
+        for eval in evals {
+            let who = match eval.mode {
+                Some(mode) => format!("{} ({mode})", eval.runner),
+                None => eval.runner.clone(),
+            };
+            let variant = eval.variant.clone().unwrap_or_default();
+            let row = match &eval.outcome {
+                Outcome::Skipped { reason } => {
+                    let mut row = vec![eval.eval.clone(), or_dash(&variant), who, "not run".into()];
+                    row.extend([reason.clone(), "-".into(), "-".into(), "-".into(), "-".into()]);
+                    row
+                }
+                Outcome::Measured(m) => {
+                    if let Some(base) = &m.against_base
+                        && !seen.contains(&eval.eval)
+                    {
+                        seen.push(eval.eval.clone());
+                        let mut row = vec![eval.eval.clone(), "(untouched)".into(), "reference".into(), estimate(&base.perplexity, 3)];
+                        row.resize(9, "-".into());
+                        rows.push(row);
+                    }
+                    let base = m.against_base.as_ref();
+                    let of = |pick: fn(&attar_eval::AgainstBase) -> &attar_eval::Estimate, digits| {
+                        base.map_or("-".into(), |b| estimate(pick(b), digits))
+                    };
+                    vec![
+                        eval.eval.clone(),
+                        or_dash(&variant),
+                        who,
+                        estimate(&m.perplexity, 3),
+                        of(|b| &b.perplexity_ratio, 4),
+                        of(|b| &b.kl_mean, 5),
+                        of(|b| &b.kl_p99, 4),
+                        of(|b| &b.top1_agreement, 4),
+                        m.agreement.as_ref().map_or("-".into(), |a| format!("{:.1e}", a.relative)),
+                    ]
+                }
+            };
+            rows.push(row);
+        }
+        let head = &["eval", "variant", "runner", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "logits off reference"];
+        Table { head, rows }
+    }
+
+    /// Gates: one row a verdict.
+    pub fn gate_table(&self) -> Table {
+        let rows = self.gates.iter().map(|verdict| {
+            let status = match verdict.status {
+                Status::Passed => "passed",
+                Status::Failed => "FAILED",
+                Status::NotRun => "NOT RUN",
+            };
+            let runner = match verdict.mode {
+                Some(mode) => format!("{} ({mode})", verdict.gate.runner),
+                None => verdict.gate.runner.clone(),
+            };
+            let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
+            vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
+        });
+        Table { head: &["gate", "variant", "runner", "answer", "why"], rows: rows.collect() }
+    }
+}
+
+/// Rows of text under a head.
+pub struct Table {
+    /// Names of the columns.
+    pub head: &'static [&'static str],
+    /// As many cells each as the head.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn markdown(&self) -> String {
+        let line = |cells: &mut dyn Iterator<Item = String>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
+        let mut text = line(&mut self.head.iter().map(|h| h.to_string()));
+        text += &line(&mut self.head.iter().map(|_| "---".to_string()));
+        for row in &self.rows {
+            text += &line(&mut row.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")));
+        }
+        text
+    }
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
+fn estimate(estimate: &attar_eval::Estimate, digits: usize) -> String {
+    match estimate.standard_error {
+        Some(error) => format!("{:.digits$} ± {error:.digits$}", estimate.value),
+        None => format!("{:.digits$}", estimate.value),
+    }
+}
+
+/// `1.5 MB`: powers of ten, as disks are sold.
+pub fn bytes(n: u64) -> String {
+    let (unit, size) = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)].into_iter().find(|(_, size)| n as f64 >= *size).unwrap_or(("B", 1.0));
+    if unit == "B" { format!("{n} B") } else { format!("{:.1} {unit}", n as f64 / size) }
+}

@@ -1,0 +1,79 @@
+//! JSON Schema of recipes, put together from the registries.
+
+use attar_eval::Gate;
+use attar_export::{Options, TARGETS};
+use schemars::{JsonSchema, Schema, generate::SchemaSettings};
+use serde_json::{Value, json};
+
+use crate::{
+    recipe::{EvalHead, ExportHead, Head, VariantHead},
+    step::STEPS,
+    task::TASKS,
+};
+
+/// The schema of a whole recipe.
+pub fn schema() -> Value {
+    let steps: Vec<Value> = STEPS.iter().map(|kind| tagged("kind", kind.name, &[(kind.schema)().into()])).collect();
+    let step_list = json!({ "type": "array", "items": { "oneOf": steps }, "description": "What is done to the model, in order." });
+    let mut variant = of::<VariantHead>();
+    variant["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
+    variant["additionalProperties"] = json!(false);
+    let exports: Vec<Value> =
+        TARGETS.iter().map(|target| tagged("target", target.name(), &[of::<ExportHead>(), of::<Options>()])).collect();
+    let evals: Vec<Value> = TASKS.iter().map(|task| tagged("task", task.name, &[of::<EvalHead>(), (task.schema)()])).collect();
+    let mut root = of::<Head>();
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["title"] = json!("attar recipe");
+    root["properties"]["recipe"]["const"] = json!(1);
+    root["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
+    root["properties"]["variant"] =
+        json!({ "type": "array", "items": variant, "description": "Ways through the steps: the recipe's own, then the variant's." });
+    root["properties"]["export"] = json!({ "type": "array", "items": { "oneOf": exports }, "description": "What is written of each variant." });
+    root["properties"]["eval"] = json!({ "type": "array", "items": { "oneOf": evals }, "description": "What is measured of each variant." });
+    root["properties"]["gate"] = json!({ "type": "array", "items": of::<Gate>(), "description": "What must hold for the run to succeed." });
+    root["additionalProperties"] = json!(false);
+    root["$defs"] = json!({ "steps": step_list });
+    root
+}
+
+/// The settings of one verb on the command line: a step's, or an export's.
+pub fn verb_schema(kind: &str) -> Option<Value> {
+    let step = STEPS.iter().find(|step| step.name == kind).map(|step| (step.schema)().into());
+    step.or_else(|| (kind == "export").then(|| merged(&[of::<ExportHead>(), of::<Options>()])))
+}
+
+/// The settings of an eval task.
+pub fn task_schema(name: &str) -> Option<Value> {
+    TASKS.iter().find(|task| task.name == name).map(|task| (task.schema)())
+}
+
+/// Without definitions of its own: everything inline.
+pub(crate) fn of<T: JsonSchema>() -> Value {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.inline_subschemas = true;
+    settings.meta_schema = None;
+    let schema: Schema = settings.into_generator().into_root_schema_for::<T>();
+    schema.into()
+}
+
+fn merged(parts: &[Value]) -> Value {
+    let mut all = json!({ "type": "object", "properties": {}, "required": [] });
+    for part in parts {
+        for (name, property) in part["properties"].as_object().into_iter().flatten() {
+            all["properties"][name] = property.clone();
+        }
+        let required = part["required"].as_array().cloned().unwrap_or_default();
+        all["required"].as_array_mut().expect("made above").extend(required);
+    }
+    all
+}
+
+/// The parts as one table with a word that says what it is.
+fn tagged(tag: &str, word: &str, parts: &[Value]) -> Value {
+    let mut all = merged(parts);
+    all["description"] = parts.last().map(|p| p["description"].clone()).unwrap_or_default();
+    all["properties"][tag] = json!({ "const": word });
+    all["required"].as_array_mut().expect("made by `merged`").push(json!(tag));
+    all["additionalProperties"] = json!(false);
+    all
+}

@@ -1,0 +1,50 @@
+//! What a recipe can do to a model, one file a kind.
+
+mod quantize;
+
+use attar_tensor::Digest;
+
+use crate::{Result, document::Section, model::Working, plan::PlannedTensor, run::Session};
+
+/// A kind of step.
+pub struct StepKind {
+    /// Its name in recipes, and the verb on the command line.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub about: &'static str,
+    /// JSON Schema of its settings.
+    pub schema: fn() -> schemars::Schema,
+    pub(crate) build: fn(Section<'_, '_>) -> Result<Box<dyn Step>>,
+}
+
+/// Every kind of step, in the order of the documentation.
+pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE];
+
+/// A step with its settings.
+pub trait Step: std::fmt::Debug + Send + Sync {
+    /// Its kind.
+    fn kind(&self) -> &'static StepKind;
+
+    /// Its settings with every default filled in.
+    fn settings(&self) -> serde_json::Value;
+
+    /// What it would do to `model`, and what the model would be: facts only, nothing is read.
+    #[doc(hidden)]
+    fn plan(&self, model: &mut Working) -> std::result::Result<Vec<PlannedTensor>, StepError>;
+
+    /// Does it, unit by unit. Returns the blobs that the model now needs.
+    #[doc(hidden)]
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> std::result::Result<Vec<Digest>, StepError>;
+}
+
+/// An error, and the setting of the step that it is about.
+pub struct StepError {
+    pub(crate) key: Option<String>,
+    pub(crate) error: crate::Error,
+}
+
+impl<E: Into<crate::Error>> From<E> for StepError {
+    fn from(error: E) -> StepError {
+        StepError { key: None, error: error.into() }
+    }
+}

@@ -1,0 +1,125 @@
+//! The step `quantize`: a unit is a tensor.
+
+use std::{ops::Range, sync::Arc};
+
+use attar_compress::{Assignment, Quantize, WeightRows};
+use attar_graph::Expr;
+use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
+
+use super::{Step, StepError, StepKind};
+use crate::{ErrorKind, model::Working, plan::PlannedTensor, run::Session};
+
+pub(super) static QUANTIZE: StepKind = StepKind {
+    name: "quantize",
+    about: "Quantize weights to 8, 4 or 3 bits",
+    schema: || schemars::schema_for!(Quantize),
+    build: |section| Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?)),
+};
+
+impl Step for Quantize {
+    fn kind(&self) -> &'static StepKind {
+        &QUANTIZE
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        let assignments = self.assign(&model.graph).map_err(refused)?;
+        let planned = assignments.iter().map(|a| PlannedTensor {
+            name: a.name.clone(),
+            dims: a.dims.to_vec(),
+            from: model.graph.fact(a.id).encoding.to_string(),
+            to: a.scheme.to_string(),
+            bits_per_weight: a.scheme.bits_per_weight(a.dims),
+            bytes: a.scheme.true_bits(a.dims).div_ceil(8),
+            memory: a.algorithm.memory(a.dims),
+        });
+        let planned = planned.collect();
+        assignments.iter().for_each(|a| place(model, a));
+        Ok(planned)
+    }
+
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        let assignments = self.assign(&model.graph).map_err(refused)?;
+        let total: usize = assignments.iter().map(|a| a.dims[0] * a.dims[1]).sum();
+        session.observer.stage(&format!("{}: quantize", model.title), total as u64);
+        let mut blobs = Blobs::default();
+        let mut used = Vec::new();
+        let mut done = 0;
+        for assignment in &assignments {
+            session.check_interrupt()?;
+            let columns = assignment.dims[1];
+            let before = done;
+            let progress = |rows: usize| session.observer.advance((before + rows * columns) as u64, &assignment.name);
+            let blob = session.unit(key(assignment, &*model.source)?, |to| quantize(assignment, &*model.source, to, &progress))?;
+            blobs.insert(&assignment.name, session.store, &blob, assignment.scheme, assignment.dims);
+            used.push(blob);
+            done += assignment.dims[0] * columns;
+            progress(assignment.dims[0]);
+        }
+        for assignment in &assignments {
+            model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
+            place(model, assignment);
+        }
+        model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
+        Ok(used)
+    }
+}
+
+/// The weight is now under its canonical name, in codes.
+fn place(model: &mut Working, assignment: &Assignment) {
+    model.graph.replace_weight(assignment.id, Encoding::Quantized(assignment.scheme), Expr::tensor(assignment.name.clone()));
+}
+
+/// All that decides the bytes of a unit.
+fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest, StepError> {
+    let settings = format!(
+        "quantize {} {} {} {:?}",
+        assignment.algorithm.name(),
+        assignment.algorithm.version(),
+        assignment.scheme,
+        assignment.search
+    );
+    Ok(Digest::of_parts([settings.as_bytes(), assignment.expr.digest(source)?.as_bytes()]))
+}
+
+fn quantize(
+    assignment: &Assignment,
+    source: &dyn Source,
+    to: &mut dyn std::io::Write,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<(), crate::Error> {
+    let weights = Rows { assignment, source };
+    let writer = BlobWriter::new(to, assignment.scheme, assignment.dims).map_err(attar_tensor::Error::from)?;
+    assignment.algorithm.quantize(&weights, assignment.scheme, assignment.search, writer, progress)?;
+    Ok(())
+}
+
+struct Rows<'a> {
+    assignment: &'a Assignment,
+    source: &'a dyn Source,
+}
+
+impl WeightRows for Rows<'_> {
+    fn dims(&self) -> [usize; 2] {
+        self.assignment.dims
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> attar_compress::Result<()> {
+        Ok(self.assignment.expr.read(self.source, rows, out)?)
+    }
+
+    fn not_finite(&self, count: usize, value: f32, row: usize, column: usize) -> attar_compress::Error {
+        let name = self.assignment.expr.tensor_name().to_owned();
+        attar_tensor::Error::NotFinite { name, count, value, row, column }.into()
+    }
+}
+
+/// A choice that cannot be made is the recipe's fault.
+fn refused(error: attar_compress::Error) -> StepError {
+    let key = error.key().map(Into::into);
+    let kind = if key.is_some() { ErrorKind::Recipe } else { ErrorKind::Input };
+    StepError { key, error: crate::Error { kind, ..error.into() } }
+}

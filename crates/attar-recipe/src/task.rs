@@ -1,0 +1,73 @@
+//! The eval tasks as recipes write them: each of [`attar_eval::TASKS`] with its settings.
+
+use std::{fmt, path::PathBuf};
+
+use attar_eval::{Perplexity, Window};
+use attar_model::Model;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Result, document::Section, schema::of};
+
+/// Who runs a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RunnerKind {
+    /// Our own graph, on the weights as they will be written.
+    Reference,
+    /// ONNX Runtime, on the written artifact.
+    OnnxRuntime,
+}
+
+impl fmt::Display for RunnerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RunnerKind::Reference => "reference",
+            RunnerKind::OnnxRuntime => "onnxruntime",
+        })
+    }
+}
+
+/// A task with its settings.
+pub trait EvalTask: fmt::Debug + Send + Sync {
+    /// What it is and which metrics it yields.
+    fn task(&self) -> &'static attar_eval::Task;
+    /// Its settings with every default filled in.
+    fn settings(&self) -> serde_json::Value;
+    /// The files that it reads.
+    fn files(&self) -> Vec<PathBuf>;
+    /// The tokens that a model is run on.
+    fn windows(&self, model: &Model) -> Result<Vec<Window>>;
+}
+
+/// How a recipe names a task.
+pub(crate) struct TaskKind {
+    pub(crate) name: &'static str,
+    pub(crate) schema: fn() -> serde_json::Value,
+    pub(crate) build: fn(Section<'_, '_>, &[String]) -> Result<Box<dyn EvalTask>>,
+}
+
+/// Every task, in the order of the documentation.
+pub(crate) static TASKS: &[&TaskKind] = &[&TaskKind {
+    name: "perplexity",
+    schema: of::<Perplexity>,
+    build: |section, also| Ok(Box::new(section.finish::<Perplexity>(also)?)),
+}];
+
+impl EvalTask for Perplexity {
+    fn task(&self) -> &'static attar_eval::Task {
+        attar_eval::TASKS[0]
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.data.clone()]
+    }
+
+    fn windows(&self, model: &Model) -> Result<Vec<Window>> {
+        Ok(Perplexity::windows(self, model)?)
+    }
+}

@@ -1,0 +1,67 @@
+//! The only place that prints. Data goes to stdout, everything else to stderr.
+
+#![expect(clippy::print_stderr, reason = "this is the one place")]
+
+use std::io::{IsTerminal, Write};
+
+use attar_recipe::Error;
+use clap::ArgMatches;
+
+/// How to talk.
+pub(crate) struct Printer {
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    color: bool,
+}
+
+impl Printer {
+    pub(crate) fn new(matches: &ArgMatches) -> Printer {
+        let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Printer { json: matches.get_flag("json"), quiet: matches.get_flag("quiet"), color }
+    }
+
+    /// What was asked for.
+    pub(crate) fn data(&self, text: &str) {
+        // A reader that went away is no error.
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes());
+        if !text.ends_with('\n') {
+            let _ = out.write_all(b"\n");
+        }
+    }
+
+    /// A piece of it, at once.
+    pub(crate) fn piece(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes());
+        let _ = out.flush();
+    }
+
+    /// What was asked for, as JSON.
+    pub(crate) fn value(&self, value: &impl serde::Serialize) {
+        self.data(&serde_json::to_string_pretty(value).expect("results are JSON"));
+    }
+
+    /// A remark.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    pub(crate) fn error(&self, error: &Error) {
+        if self.json {
+            self.value(&error.to_json());
+        }
+        eprintln!("{}", error.render(self.color));
+    }
+
+    pub(crate) fn bug(&self) {
+        eprintln!("error: this is a bug of attar, not of what you asked for\nhint: please report it, with the lines above; finished work is kept");
+    }
+
+    /// Whether progress can be drawn.
+    pub(crate) fn draws(&self) -> bool {
+        !self.quiet && !self.json && std::io::stderr().is_terminal()
+    }
+}

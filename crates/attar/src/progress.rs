@@ -1,0 +1,75 @@
+//! Progress on a terminal: a bar with an estimate of the time left. Nothing where there is no terminal.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+use attar_recipe::Observer;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::printer::Printer;
+
+/// Set by Ctrl-C: stop as soon as nothing is lost. A second one stops at once.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Draws the progress of a run.
+pub(crate) struct Bars<'p> {
+    printer: &'p Printer,
+    current: Mutex<ProgressBar>,
+}
+
+impl<'p> Bars<'p> {
+    pub(crate) fn new(printer: &'p Printer) -> Bars<'p> {
+        // Fails only if a handler is set already.
+        let _ = ctrlc::set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        });
+        Bars { printer, current: Mutex::new(ProgressBar::hidden()) }
+    }
+
+    fn bar(&self) -> ProgressBar {
+        self.current.lock().expect("no panic holds this lock").clone()
+    }
+}
+
+impl Observer for Bars<'_> {
+    fn stage(&self, name: &str, total: u64) {
+        self.bar().finish_and_clear();
+        if !self.printer.draws() {
+            return;
+        }
+        let template = match total {
+            0 => "{spinner} {prefix} {msg}",
+            _ => "{prefix} [{bar:28}] {percent:>3}% eta {eta} {wide_msg}",
+        };
+        let style = ProgressStyle::with_template(template).expect("a constant").progress_chars("=> ");
+        let bar = if total == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(total) };
+        bar.set_style(style);
+        bar.set_prefix(name.to_owned());
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        *self.current.lock().expect("no panic holds this lock") = bar;
+    }
+
+    fn advance(&self, done: u64, what: &str) {
+        let bar = self.bar();
+        bar.set_position(done);
+        bar.set_message(what.to_owned());
+    }
+
+    fn note(&self, text: &str) {
+        self.bar().suspend(|| self.printer.note(text));
+    }
+
+    fn interrupted(&self) -> bool {
+        INTERRUPTED.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Bars<'_> {
+    fn drop(&mut self) {
+        self.bar().finish_and_clear();
+    }
+}

@@ -1,0 +1,53 @@
+//! `attar export MODEL --target onnx --out DIR`.
+
+use std::process::ExitCode;
+
+use attar_recipe::{Error, verb_schema};
+use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
+
+use super::{Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
+use crate::{environment::Environment, printer::Printer, settings};
+
+pub(super) struct Export;
+
+impl Verb for Export {
+    fn name(&self) -> &'static str {
+        "export"
+    }
+
+    fn command(&self) -> Command {
+        let targets = attar_export::TARGETS.iter().map(|target| target.name());
+        let command = Command::new("export")
+            .about("Write a model in a form that other runtimes load, and verify every number of it")
+            .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
+            .arg(
+                Arg::new("target")
+                    .long("target")
+                    .value_name("TARGET")
+                    .help("What to write")
+                    .required(true)
+                    .value_parser(PossibleValuesParser::new(targets)),
+            )
+            .arg(out_argument())
+            .arg(print_recipe_argument());
+        settings::flags(command, &schema())
+    }
+
+    fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+        let target = arguments.get_one::<String>("target").expect("clap demands it");
+        let mut export = toml::Table::from_iter([("target".to_owned(), target.as_str().into()), ("folder".to_owned(), ".".into())]);
+        export.extend(settings::table(&schema(), arguments));
+        let model = path(arguments, "model");
+        let text = one_shot(model, path(arguments, "out"), &[("export", export)]);
+        run_text(&format!("attar export {} --target {target}", model.display()), &text, arguments, environment, printer)
+    }
+}
+
+/// The settings of a target; where it goes is `--out`.
+fn schema() -> serde_json::Value {
+    let mut schema = verb_schema("export").expect("exports have settings");
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        properties.remove("folder");
+    }
+    schema
+}

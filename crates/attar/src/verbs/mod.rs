@@ -1,0 +1,127 @@
+//! The verbs, one file each (steps share one).
+
+mod completions;
+mod engine;
+mod eval;
+mod export;
+mod generate;
+mod inspect;
+mod man;
+mod plan;
+mod run;
+mod schema;
+mod step;
+
+use std::{path::Path, process::ExitCode};
+
+use attar_recipe::{Error, LockMode, Recipe, Report, Request};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use comfy_table::{ContentArrangement, Table, presets};
+use toml::Table as Settings;
+
+use crate::{environment::Environment, printer::Printer, progress::Bars};
+
+/// Something that attar can be told to do.
+pub(crate) trait Verb: Sync {
+    fn name(&self) -> &'static str;
+    fn command(&self) -> Command;
+    fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error>;
+}
+
+/// Every verb, in the order of the help.
+pub(crate) static VERBS: &[&dyn Verb] = &[
+    &run::Run,
+    &plan::Plan,
+    &step::StepVerb("quantize"),
+    &export::Export,
+    &eval::Eval,
+    &generate::Generate,
+    &inspect::Inspect,
+    &schema::Schema,
+    &completions::Completions,
+    &man::Man,
+    &engine::Engine,
+];
+
+/// A gate failed.
+const GATE_FAILED: u8 = 1;
+
+fn path_argument(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name.to_lowercase()).value_name(name).help(help).required(true).value_parser(clap::value_parser!(std::path::PathBuf))
+}
+
+fn path<'a>(arguments: &'a ArgMatches, name: &str) -> &'a Path {
+    arguments.get_one::<std::path::PathBuf>(name).expect("clap demands it")
+}
+
+fn out_argument() -> Arg {
+    Arg::new("out").long("out").value_name("DIR").help("Folder to write, made if need be").required(true).value_parser(clap::value_parser!(std::path::PathBuf))
+}
+
+fn print_recipe_argument() -> Arg {
+    Arg::new("print-recipe").long("print-recipe").help("Print the recipe that this command stands for, and do nothing").action(ArgAction::SetTrue)
+}
+
+/// A recipe of one step or export, as text.
+fn one_shot(model: &Path, out: &Path, sections: &[(&str, Settings)]) -> String {
+    let mut root = Settings::new();
+    root.insert("recipe".into(), 1.into());
+    root.insert("model".into(), model.display().to_string().into());
+    root.insert("output".into(), out.display().to_string().into());
+    root.insert("keep_store".into(), false.into());
+    for (name, settings) in sections {
+        root.insert((*name).into(), toml::Value::Array(vec![toml::Value::Table(settings.clone())]));
+    }
+    toml::to_string(&root).expect("settings are TOML")
+}
+
+/// Runs, or prints, a recipe that was built from a command line. `title` stands for its path.
+fn run_text(title: &str, text: &str, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+    if arguments.get_flag("print-recipe") {
+        printer.data(text);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let recipe = Recipe::parse(Path::new(title), text)?;
+    run_recipe(&recipe, LockMode::None, environment, printer)
+}
+
+fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+    let engines = environment.engines();
+    let bars = Bars::new(printer);
+    let report = attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars })?;
+    drop(bars);
+    show(&report, recipe.output(), printer);
+    Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
+}
+
+fn show(report: &Report, output: &Path, printer: &Printer) {
+    if printer.json {
+        return printer.value(report);
+    }
+    if printer.quiet {
+        return;
+    }
+    for table in [report.variant_table(), report.eval_table(), report.gate_table()] {
+        if !table.rows.is_empty() {
+            printer.data(&draw(table.head, &table.rows));
+        }
+    }
+    let answer = match (report.gates.is_empty(), report.passed) {
+        (true, _) => "done",
+        (false, true) => "passed",
+        (false, false) => "FAILED: a gate does not hold",
+    };
+    printer.data(&format!("{answer}: {}", output.join("report.md").display()));
+}
+
+/// A table for a terminal, no wider than it.
+fn draw<H: AsRef<str>>(head: &[H], rows: &[Vec<String>]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    if let Some((width, _)) = terminal_size::terminal_size() {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.0);
+    }
+    table.set_header(head.iter().map(AsRef::as_ref));
+    table.add_rows(rows);
+    format!("{table}\n")
+}

@@ -1,0 +1,78 @@
+//! `attar plan RECIPE`.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use attar_recipe::{Error, PlannedVariant, Recipe};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::{Verb, draw, path, path_argument};
+use crate::{environment::Environment, printer::Printer};
+
+pub(super) struct Plan;
+
+impl Verb for Plan {
+    fn name(&self) -> &'static str {
+        "plan"
+    }
+
+    fn command(&self) -> Command {
+        Command::new("plan")
+            .about("Say what a recipe would do, before any work")
+            .arg(path_argument("RECIPE", "The recipe, a TOML file"))
+            .arg(Arg::new("tensors").long("tensors").help("List every tensor instead of every kind of tensor").action(ArgAction::SetTrue))
+    }
+
+    fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+        let recipe = Recipe::read(path(arguments, "recipe"))?;
+        let plan = attar_recipe::plan(&recipe, &environment.engines())?;
+        if printer.json {
+            printer.value(&plan);
+            return Ok(ExitCode::SUCCESS);
+        }
+        printer.data(&format!("{} ({}), {} parameters", plan.model, plan.architecture, plan.parameters));
+        for variant in &plan.variants {
+            printer.data(&describe(variant, arguments.get_flag("tensors")));
+        }
+        for eval in &plan.evals {
+            printer.data(&format!("measure {eval}"));
+        }
+        printer.data(&format!("gates: {}; peak memory: at most about {}", plan.gates, attar_recipe::bytes(plan.peak_memory)));
+        for missing in &plan.missing {
+            printer.data(&format!("missing: {missing}"));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
+    let mut kinds: BTreeMap<(String, String, String, String), (usize, f64, u64)> = BTreeMap::new();
+    for tensor in &variant.tensors {
+        let name = if every_tensor { tensor.name.clone() } else { kind(&tensor.name) };
+        let entry = kinds.entry((name, format!("{:?}", tensor.dims), tensor.from.clone(), tensor.to.clone())).or_default();
+        *entry = (entry.0 + 1, tensor.bits_per_weight, entry.2 + tensor.bytes);
+    }
+    let rows: Vec<Vec<String>> = kinds
+        .into_iter()
+        .map(|((name, dims, from, to), (count, bits, bytes))| {
+            vec![name, count.to_string(), dims, from, to, format!("{bits:.4}"), attar_recipe::bytes(bytes)]
+        })
+        .collect();
+    let name = if variant.name.is_empty() { "model" } else { &variant.name };
+    let mut text = format!(
+        "\n{name}: {:.3} true bits a quantized weight, {:.3} over all weights\n",
+        variant.quantized_bits_per_weight, variant.bits_per_weight
+    );
+    if !rows.is_empty() {
+        text += &draw(&["weight", "count", "shape", "from", "to", "bits/weight", "bytes"], &rows);
+    }
+    for export in &variant.exports {
+        text += &format!("write {} to {}: {}\n", export.target, export.folder, attar_recipe::bytes(export.bytes));
+    }
+    text
+}
+
+/// `blocks.3.mlp.down` as `blocks.*.mlp.down`.
+fn kind(name: &str) -> String {
+    let parts = name.split('.').map(|part| if part.parse::<usize>().is_ok() { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
