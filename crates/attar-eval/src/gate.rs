@@ -320,3 +320,167 @@ impl Gate {
         Verdict { gate: self.clone(), variant, mode, status, measured, limit: self.bound.limit(), reason }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AgainstBase, Agreement, Estimate};
+
+    fn gate(toml: &str) -> Gate {
+        toml::from_str(&format!("metric = \"text/{}", toml.replacen(' ', "\"\n", 1))).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn refusal(toml: &str) -> String {
+        toml::from_str::<Gate>(toml).unwrap_err().message().to_owned()
+    }
+
+    fn measurements(perplexity: f64, base: f64) -> Measurements {
+        let sure = |value| Estimate { value, standard_error: None };
+        Measurements {
+            tokens: 10,
+            windows: 1,
+            perplexity: sure(perplexity),
+            against_base: Some(AgainstBase {
+                perplexity: sure(base),
+                perplexity_ratio: sure(perplexity / base),
+                kl_mean: sure(0.1),
+                kl_p99: sure(0.4),
+                top1_agreement: sure(0.9),
+            }),
+            agreement: None,
+        }
+    }
+
+    fn evaluation(outcome: Outcome) -> Evaluation {
+        Evaluation { eval: "text".into(), variant: None, runner: "reference".into(), mode: None, outcome }
+    }
+
+    fn measured(perplexity: f64, base: f64) -> Evaluation {
+        evaluation(Outcome::Measured(Box::new(measurements(perplexity, base))))
+    }
+
+    fn statuses(gate: &Gate, evaluations: &[Evaluation]) -> Vec<Status> {
+        gate.judge(evaluations).into_iter().map(|verdict| verdict.status).collect()
+    }
+
+    #[test]
+    fn bounds_hold_at_their_limit_and_break_beyond() {
+        use Status::{Failed, Passed};
+        for (text, perplexity, wanted) in [
+            ("perplexity at_most = 24", 24.0, Passed),
+            ("perplexity at_most = 24", 24.1, Failed),
+            ("perplexity at_least = 24", 24.0, Passed),
+            ("perplexity at_least = 24", 23.9, Failed),
+            ("perplexity drop_at_most = \"3%\"", 20.5, Passed),
+            ("perplexity drop_at_most = \"3%\"", 20.7, Failed),
+            ("perplexity drop_at_most = 0.03", 19.0, Passed),
+            ("perplexity-ratio drop_at_most = \"3 %\"", 20.7, Failed),
+            ("perplexity-ratio at_most = 1.03", 20.5, Passed),
+            ("top1 drop_at_most = \"11%\"", 20.0, Passed),
+            ("top1 drop_at_most = \"9%\"", 20.0, Failed),
+            ("kl at_most = 0.1", 20.0, Passed),
+            ("kl-p99 at_most = 0.39", 20.0, Failed),
+        ] {
+            assert_eq!(statuses(&gate(text), &[measured(perplexity, 20.0)]), [wanted], "{text}, {perplexity}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_fails_every_bound() {
+        for text in ["perplexity at_most = 1e300", "perplexity at_least = -1e300", "perplexity drop_at_most = \"100%\""] {
+            let verdict = &gate(text).judge(&[measured(f64::NAN, 20.0)])[0];
+            assert_eq!(verdict.status, Status::Failed, "{text}");
+            assert!(verdict.measured.unwrap().is_nan());
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_run() {
+        let mut without_base = measurements(20.0, 20.0);
+        without_base.against_base = None;
+        let without_base = evaluation(Outcome::Measured(Box::new(without_base)));
+        let skipped = evaluation(Outcome::Skipped { reason: "onnxruntime is not installed here".into() });
+        let verdict = &gate("kl at_most = 1").judge(std::slice::from_ref(&without_base))[0];
+        assert_eq!((verdict.status, verdict.reason.as_str()), (Status::NotRun, "`kl` was not measured"));
+        let verdict = &gate("perplexity drop_at_most = 1").judge(&[without_base])[0];
+        assert_eq!(verdict.status, Status::NotRun);
+        let verdict = &gate("kl at_most = 1").judge(&[skipped])[0];
+        assert_eq!((verdict.status, verdict.reason.as_str()), (Status::NotRun, "onnxruntime is not installed here"));
+        let verdict = &gate("kl at_most = 1").judge(&[])[0];
+        assert_eq!((verdict.status, verdict.measured), (Status::NotRun, None));
+    }
+
+    #[test]
+    fn a_gate_judges_every_evaluation_it_is_about_and_no_other() {
+        let with = |variant: &str, runner: &str, mode| Evaluation {
+            variant: Some(variant.into()),
+            runner: runner.into(),
+            mode,
+            ..measured(20.0, 20.0)
+        };
+        let all = [
+            with("int4", "reference", None),
+            with("int8", "reference", None),
+            with("int4", "onnxruntime", Some(Mode::Exact)),
+            with("int4", "onnxruntime", Some(Mode::Default)),
+        ];
+        let count = |text: &str| gate(text).judge(&all).iter().filter(|verdict| verdict.status == Status::Passed).count();
+        assert_eq!(count("perplexity at_most = 20"), 2);
+        assert_eq!(count("perplexity at_most = 20\nvariant = \"int4\""), 1);
+        assert_eq!(count("perplexity at_most = 20\nrunner = \"onnxruntime\""), 2);
+        assert_eq!(count("perplexity at_most = 20\nrunner = \"onnxruntime\"\nmode = \"default\""), 1);
+        assert_eq!(count("perplexity at_most = 20\nvariant = \"int3\""), 0);
+        let other = Gate { eval: "other".into(), ..gate("perplexity at_most = 20") };
+        assert_eq!(statuses(&other, &all), [Status::NotRun]);
+    }
+
+    #[test]
+    fn agreement_can_be_bound() {
+        let mut both = measurements(20.0, 20.0);
+        both.agreement = Some(Agreement { perplexity_gap: 0.002, max_logit_difference: 0.5, relative: 0.01 });
+        let both = [evaluation(Outcome::Measured(Box::new(both)))];
+        assert_eq!(statuses(&gate("agreement-perplexity at_most = 0.001"), &both), [Status::Failed]);
+        assert_eq!(statuses(&gate("agreement-logits at_most = 0.01"), &both), [Status::Passed]);
+    }
+
+    #[test]
+    fn one_bound_is_one_bound() {
+        assert_eq!(refusal("metric = \"a/kl\""), "a gate has one of `at_most`, `at_least` and `drop_at_most`; this one has none");
+        let two = refusal("metric = \"a/kl\"\nat_most = 1\ndrop_at_most = \"1%\"");
+        assert_eq!(two, "a gate has one of `at_most`, `at_least` and `drop_at_most`; this one has `at_most` and `drop_at_most`");
+    }
+
+    #[test]
+    fn limits_are_numbers() {
+        assert_eq!(refusal("metric = \"a/kl\"\nat_most = nan"), "`at_most = NaN` is not a bound");
+        assert_eq!(refusal("metric = \"a/kl\"\nat_least = inf"), "`at_least = inf` is not a bound");
+        assert_eq!(refusal("metric = \"a/kl\"\ndrop_at_most = \"3\""), "`drop_at_most = \"3\"` is not a bound");
+        assert_eq!(refusal("metric = \"a/kl\"\ndrop_at_most = -0.1"), "`drop_at_most = -0.1` is not a bound");
+    }
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(refusal("metric = \"kl\"\nat_most = 1"), "`metric = \"kl\"` is not `EVAL/METRIC`");
+        assert!(refusal("metric = \"a/kl\"\nat_mots = 1").starts_with("unknown field `at_mots`"));
+        assert!(gate("perplexity at_most = 1").check(&["text"]).is_ok());
+        assert!(matches!(gate("perplexity at_most = 1").check(&["txet"]), Err(Error::UnknownEval { nearest: Some(_), .. })));
+        assert!(matches!(gate("perplexty at_most = 1").check(&["text"]), Err(Error::UnknownMetric { nearest: Some(_), .. })));
+        assert!(matches!(gate("kl drop_at_most = 1").check(&["text"]), Err(Error::NoDrop { metric: "kl" })));
+    }
+
+    #[test]
+    fn the_schema_is_that_of_recipes() {
+        let schema = schemars::schema_for!(Gate).to_value().to_string();
+        assert!(schema.contains("drop_at_most") && schema.contains("EVAL/METRIC") && !schema.contains("\"bound\""), "{schema}");
+    }
+
+    #[test]
+    fn gates_survive_being_written() {
+        for text in
+            ["perplexity at_most = 1", "top1 at_least = 0.5\nvariant = \"x\"", "top1 drop_at_most = \"2%\"\nmode = \"exact\""]
+        {
+            let gate = gate(text);
+            assert_eq!(serde_json::from_str::<Gate>(&serde_json::to_string(&gate).unwrap()).unwrap(), gate);
+        }
+    }
+}

@@ -118,6 +118,18 @@ fn smollm2_names_the_capital_of_france_and_stops() {
 }
 
 #[test]
+fn thread_counts_change_no_bit() {
+    let model = Model::open(&testdata().join("models/shakespeare-1m")).unwrap();
+    let text = Perplexity { window: 100, tokens: Some(2050), ..Perplexity::of(testdata().join("evals/shakespeare-valid.txt")) };
+    let windows = text.windows(&model).unwrap();
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| serde_json::to_string(&measure(&model, &windows)).unwrap())
+    };
+    assert_eq!(run(1), run(2));
+}
+
+#[test]
 fn strides_give_every_token_once_and_more_context() {
     let model = Model::open(&testdata().join("models/shakespeare-1m")).unwrap();
     let text = Perplexity { window: 128, tokens: Some(2000), ..Perplexity::of(testdata().join("evals/shakespeare-valid.txt")) };

@@ -188,8 +188,12 @@ impl Error {
                 Some("check the permissions of the file and of the folder it is in".into())
             }
             Error::Weight { hint, .. } => Some((*hint).into()),
-            Error::Malformed { .. } | Error::Differs { .. } => Some("the files were damaged or changed after they were written: export again".into()),
-            Error::Noise { .. } | Error::Constant { .. } => Some("keep this tensor as it is, or give it more bits or smaller groups".into()),
+            Error::Malformed { .. } | Error::Differs { .. } => {
+                Some("the files were damaged or changed after they were written: export again".into())
+            }
+            Error::Noise { .. } | Error::Constant { .. } => {
+                Some("keep this tensor as it is, or give it more bits or smaller groups".into())
+            }
             _ => None,
         }
     }

@@ -29,7 +29,7 @@ use std::{ops::Range, path::Path};
 use attar_graph::Graph;
 use attar_tensor::{Source, nearest};
 
-pub use artifact::{Artifact, FileEntry, Plan, PlainEntry, Port, TensorEntry, Totals, Verification, VerifiedTensor};
+pub use artifact::{Artifact, FileEntry, PlainEntry, Plan, Port, TensorEntry, Totals, Verification, VerifiedTensor};
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
 pub use onnx::Onnx;
@@ -63,7 +63,13 @@ pub trait Target: Sync {
 
     /// Re-opens the files of `artifact` in `folder` and compares every weight with the model's, and with what it was
     /// before quantization if `original` tells.
-    fn verify(&self, model: &Input<'_>, artifact: &Artifact, folder: &Path, original: Option<Original<'_>>) -> Result<Verification>;
+    fn verify(
+        &self,
+        model: &Input<'_>,
+        artifact: &Artifact,
+        folder: &Path,
+        original: Option<Original<'_>>,
+    ) -> Result<Verification>;
 }
 
 /// Every target, in the order of the documentation.

@@ -2,6 +2,8 @@
 //!
 //! Tests that run onnxruntime want `ATTAR_ENGINES`: a Python environment with onnx, onnxruntime and numpy.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod tiny;
 
 use std::{
@@ -9,6 +11,7 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
+    slice::from_ref,
 };
 
 use attar_export::{Artifact, Defect, Error, Layout, Options, Target, target};
@@ -98,6 +101,8 @@ fn everywhere() -> Vec<Tiny> {
     vec![
         each("f32", "f32", None),
         each("bf16", "bf16", Some("f16")),
+        each("f64", "f64", None),
+        Tiny { interleaved: true, ..each("int4/g32", "f32", None) },
         each("int4/g32", "bf16", None),
         each("int4/g32", "int4/g32", None),
         each("int4/g32/f32", "int4/g16", Some("int8/g32")),
@@ -167,7 +172,7 @@ fn onnxruntime_agrees_with_the_reference_run() {
         let folder = tempfile::tempdir().unwrap();
         let model = tiny.build(folder.path());
         export(&model, layout, folder.path());
-        cases.push(case(folder.path(), layout, &[call(&[text.clone()], &[0], 0)]));
+        cases.push(case(folder.path(), layout, &[call(from_ref(&text), &[0], 0)]));
         wanted.push((model.reference(&text, 0, None).0, describe(&tiny, layout)));
         folders.push(folder);
     }
@@ -182,7 +187,16 @@ fn onnxruntime_agrees_with_the_reference_run() {
 #[test]
 fn onnxruntime_fuses_what_it_multiplies() {
     // One scale for a whole tensor is fused where its rows are a multiple of 32.
-    let fused = ["int4/g32/short", "int4/g32/asymmetric/short", "int8/g32/short", "int8/row", "int4/row", "int4/tensor", "int3/g32/f32/short", "int4/g64/short"];
+    let fused = [
+        "int4/g32/short",
+        "int4/g32/asymmetric/short",
+        "int8/g32/short",
+        "int8/row",
+        "int4/row",
+        "int4/tensor",
+        "int3/g32/f32/short",
+        "int4/g64/short",
+    ];
     let (mut cases, mut folders) = (Vec::new(), Vec::new());
     for linear in fused {
         let folder = tempfile::tempdir().unwrap();
@@ -212,7 +226,7 @@ fn a_prompt_in_two_parts_gives_what_the_whole_gives() {
     let (whole, _) = model.reference(&text, 0, None);
     assert_close(&logits(&results[0], 0, 0), &whole[..5], "prefill");
     for (i, whole) in whole.iter().enumerate().skip(5) {
-        assert_close(&logits(&results[0], i - 4, 0), std::slice::from_ref(whole), "decode");
+        assert_close(&logits(&results[0], i - 4, 0), from_ref(whole), "decode");
     }
     let names: Vec<String> = serde_json::from_value(results[0]["inputs"].clone()).unwrap();
     assert_eq!(names[..4], ["input_ids", "attention_mask", "position_ids", "past_key_values.0.key"]);
@@ -246,7 +260,9 @@ fn a_graph_without_caches_is_exported_too() {
     let artifact = export(&model, Layout::DequantizeLinear, folder.path());
     assert_eq!(artifact.outputs.len(), 1);
     let text = tokens(5, 6);
-    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &[call(&[text.clone()], &[0], 0)])]) else { return };
+    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &[call(from_ref(&text), &[0], 0)])]) else {
+        return;
+    };
     assert_close(&logits(&results[0], 0, 0), &model.reference(&text, 0, None).0, "no caches");
 }
 
@@ -276,7 +292,10 @@ fn a_changed_byte_is_found() {
             damaged[at] ^= 0x10;
             fs::write(&path, damaged).unwrap();
             let error = verify(&model, &artifact, folder.path()).expect_err("damaged");
-            let named = matches!(&error, Error::Differs { .. } | Error::Tensor(_) | Error::Malformed { defect: Defect::Unexpected { .. }, .. });
+            let named = matches!(
+                &error,
+                Error::Differs { .. } | Error::Tensor(_) | Error::Malformed { defect: Defect::Unexpected { .. }, .. }
+            );
             assert!(named && error.hint().is_some(), "byte {at}: {error}");
         }
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
@@ -310,7 +329,10 @@ fn verification_measures_what_quantization_cost() {
     }
     let text = serde_json::to_string(&artifact).unwrap();
     let again: Artifact = serde_json::from_str(&text).unwrap();
-    assert_eq!((again.files, again.options, again.inputs), (artifact.files.clone(), artifact.options.clone(), artifact.inputs.clone()));
+    assert_eq!(
+        (again.files, again.options, again.inputs),
+        (artifact.files.clone(), artifact.options.clone(), artifact.inputs.clone())
+    );
     assert!((artifact.totals.quantized_bits_per_weight - 4.5).abs() < 1e-9);
     let share: f64 = artifact.not_quantized.iter().map(|p| p.share).sum();
     let quantized = artifact.totals.quantized_weights as f64 / artifact.totals.weights as f64;
@@ -328,6 +350,23 @@ fn weights_that_lost_too_much_are_refused() {
     };
     let error = onnx().verify(&model.input(), &artifact, folder.path(), Some(&noise)).expect_err("noise");
     assert!(matches!(error, Error::Noise { .. }), "{error}");
+}
+
+#[test]
+fn a_tensor_that_became_constant_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "graph g(x: [seq, 64] f32) { y = linear x, weight(\"constant\": [8, 64] int4/g32)\n return y }";
+    let graph = attar_graph::Graph::parse(text).unwrap();
+    let source = tiny::source(&graph, &folder.path().join("weights.safetensors"));
+    let model = Model { graph, source };
+    let artifact = export(&model, Layout::DequantizeLinear, folder.path());
+    verify(&model, &artifact, folder.path()).expect("it was constant before");
+    let varied = |_: &str, _, out: &mut [f32]| {
+        out.copy_from_slice(&tiny::original("varied", out.len()));
+        Ok(true)
+    };
+    let error = onnx().verify(&model.input(), &artifact, folder.path(), Some(&varied)).expect_err("constant");
+    assert!(matches!(error, Error::Constant { found: 0.25, .. }), "{error}");
 }
 
 #[test]

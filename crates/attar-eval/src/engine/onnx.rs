@@ -1,6 +1,6 @@
 //! A decoder in ONNX Runtime, with its cache of keys and values.
 
-use std::{ops::Range, path::Path};
+use std::{error::Error as _, ops::Range, path::Path};
 
 use ort::{
     session::{SessionInputValue, builder::GraphOptimizationLevel},
@@ -18,7 +18,7 @@ pub(super) enum Error {
     #[error("{0}")]
     Engine(#[from] ort::Error),
     /// What was named as its library.
-    #[error("{0}")]
+    #[error("{}{}", .0, because(.0))]
     Library(#[from] ort::LoadDynamicError),
     /// Settings are refused together with the half-built session.
     #[error("{0}")]
@@ -32,6 +32,14 @@ pub(super) enum Error {
     /// A request out of range.
     #[error("rows {rows:?} of {length} were asked for")]
     Rows { rows: Range<usize>, length: usize },
+}
+
+/// What the operating system says, which `ort` leaves out.
+fn because(error: &ort::LoadDynamicError) -> String {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => error.source().map(|why| format!(": {why}")).unwrap_or_default(),
+        _ => String::new(),
+    }
 }
 
 pub(super) struct Session {

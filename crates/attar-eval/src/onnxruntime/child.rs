@@ -113,7 +113,8 @@ fn converse(
     for (request, tokens) in requests {
         let sent = protocol::write(&mut stdin, &request, bytemuck::cast_slice(&tokens));
         // A child that wrote before it ended has said more than a broken pipe does.
-        let answer = protocol::read(&mut stdout).and_then(|answer| if answer.is_none() { sent.map(|()| None) } else { Ok(answer) });
+        let answer =
+            protocol::read(&mut stdout).and_then(|answer| if answer.is_none() { sent.map(|()| None) } else { Ok(answer) });
         if answers.send(answer).is_err() {
             return;
         }

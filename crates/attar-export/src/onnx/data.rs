@@ -36,7 +36,13 @@ impl<'a> DataFile<'a> {
         Self::write_in_tiles(path, weights, source, progress, TILE)
     }
 
-    fn write_in_tiles(path: &'a Path, weights: &Weights, source: &'a dyn Source, progress: Progress<'a>, tile: usize) -> Result<()> {
+    fn write_in_tiles(
+        path: &'a Path,
+        weights: &Weights,
+        source: &'a dyn Source,
+        progress: Progress<'a>,
+        tile: usize,
+    ) -> Result<()> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let temporary = tempfile::Builder::new()
             .prefix(".partial-")
@@ -237,6 +243,80 @@ fn turn(tensor: &QuantizedTensor, band: Range<usize>, out: &mut [u8]) {
             let out = &mut out[column * rows..][block.clone()];
             for (code, row) in out.iter_mut().zip(square.chunks(TURN[1])) {
                 *code = row[column];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use attar_graph::Graph;
+    use attar_tensor::{Digest, Encoding, TensorInfo};
+
+    use super::*;
+    use crate::Layout;
+
+    /// One weight, `w`.
+    struct One(BTreeMap<String, TensorInfo>, QuantizedTensor);
+
+    impl Source for One {
+        fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+            &self.0
+        }
+
+        fn read(&self, _: &str, _: Range<usize>, _: &mut [f32]) -> attar_tensor::Result<()> {
+            unreachable!("the writer reads codes")
+        }
+
+        fn read_quantized(&self, _: &str, rows: Range<usize>) -> attar_tensor::Result<QuantizedTensor> {
+            let (all, columns) = (&self.1, self.1.dims[1]);
+            let bytes = pack::row_bytes(columns, all.scheme.grid.bits());
+            let groups = all.scheme.groups(columns);
+            let mut some = QuantizedTensor { dims: [rows.len(), columns], ..QuantizedTensor::empty(all.scheme, columns) };
+            some.codes.extend(&all.codes[rows.start * bytes..rows.end * bytes]);
+            some.scales.extend(&all.scales[rows.start * groups..rows.end * groups]);
+            some.zeros.extend(&all.zeros[rows.start * groups..rows.end * groups]);
+            Ok(some)
+        }
+
+        fn digest(&self, _: &str) -> attar_tensor::Result<Digest> {
+            unreachable!("the writer asks for no digest")
+        }
+    }
+
+    fn one(scheme: &str, dims: [usize; 2]) -> One {
+        let scheme: Scheme = scheme.parse().unwrap();
+        let [rows, columns] = dims;
+        let code = |i: usize| ((i * 37 + i / 11) % (1 << scheme.grid.bits())) as u8;
+        let mut tensor = QuantizedTensor { dims, ..QuantizedTensor::empty(scheme, columns) };
+        for row in 0..rows {
+            let codes: Vec<u8> = (0..columns).map(|column| code(row * columns + column)).collect();
+            pack::pack_row(&codes, scheme.grid.bits(), &mut tensor.codes);
+        }
+        let shared = scheme.scale_count(dims);
+        tensor.scales = (0..shared).map(|i| i as f32).collect();
+        tensor.zeros = (0..shared).map(code).collect();
+        let info = TensorInfo { dims: dims.to_vec(), encoding: Encoding::Quantized(scheme) };
+        One(BTreeMap::from([("w".into(), info)]), tensor)
+    }
+
+    #[test]
+    fn tiles_of_any_size_give_the_same_bytes() {
+        for scheme in ["int4/g16/asymmetric", "int8/g16/asymmetric", "int3/g16/asymmetric/f32"] {
+            for rows in [64, 130, 193] {
+                let text =
+                    format!("graph g(x: [seq, 48] f32) {{ y = linear x, weight(\"w\": [{rows}, 48] {scheme})\n return y }}");
+                let weights = Weights::new(&Graph::parse(&text).unwrap(), Layout::DequantizeLinear).unwrap();
+                let source = one(scheme, [rows, 48]);
+                let folder = tempfile::tempdir().unwrap();
+                let [whole, tiled] = [TILE, 1].map(|tile| {
+                    let path = folder.path().join(format!("{tile}"));
+                    DataFile::write_in_tiles(&path, &weights, &source, &mut |_, _| (), tile).unwrap();
+                    std::fs::read(path).unwrap()
+                });
+                assert_eq!(whole, tiled, "{scheme}, {rows} rows");
             }
         }
     }

@@ -75,7 +75,8 @@ struct Emission<'g> {
     caches: CachePlaces,
     /// What each value is called here.
     names: HashMap<ValueId, String>,
-    /// Names of nodes and constants that are shared.
+    /// Names of nodes and constants that are shared. They start with a sign that no value of a graph starts with, or
+    /// hold a colon.
     made: HashSet<String>,
     /// What turns by which angles: the rope, the head, the positions, and the name of the angles.
     ropes: Vec<(Rope, usize, String, String)>,
@@ -260,7 +261,14 @@ impl Emission<'_> {
         let value = self.graph.get(id);
         let (element, dtype) = match value.fact.encoding {
             Encoding::Plain(dtype @ (Dtype::F32 | Dtype::I64)) => (Element::of(dtype).unwrap_or(Element::F32), dtype),
-            other => return Err(Error::Port { name: value.name.clone(), found: other.to_string(), target: "onnx", wanted: "f32 and i64" }),
+            other => {
+                return Err(Error::Port {
+                    name: value.name.clone(),
+                    found: other.to_string(),
+                    target: "onnx",
+                    wanted: "f32 and i64",
+                });
+            }
         };
         let dims = value.fact.dims.iter().map(dim).collect();
         Ok((Port { name: name.into(), dims, dtype: dtype.to_string() }, element))
@@ -443,7 +451,7 @@ impl Emission<'_> {
         let pairs = self.node("Concat", format!("{name}/pairs"), &[&low, &high], vec![("axis", Value::Int(-1))]);
         let shape = self.ints(&[0, 0, columns.next_multiple_of(2) as i64]);
         let all = self.node("Reshape", format!("{name}/nibbles"), &[&pairs, &shape], vec![]);
-        if columns % 2 == 0 { all } else { self.cut(&format!("{name}/cut"), &all, columns) }
+        if columns.is_multiple_of(2) { all } else { self.cut(&format!("{name}/cut"), &all, columns) }
     }
 
     /// The zeros of codes that an embedding reads: none for two's complement, else one a scale.
@@ -455,7 +463,7 @@ impl Emission<'_> {
             (.., None) => Some(self.byte(8)),
             (.., Some(scale)) => {
                 let shape = self.node("Shape", format!("{name}/scales"), &[scale], vec![]);
-                let eight = Value::Tensor(proto::inline("", Element::U8, &[1], vec![8]));
+                let eight = Value::Byte(8);
                 Some(self.node("ConstantOfShape", format!("{name}/zero"), &[&shape], vec![("value", eight)]))
             }
         }
@@ -578,7 +586,7 @@ impl Emission<'_> {
         if let Some((.., name)) = self.ropes.iter().find(|(r, h, p, _)| r == rope && *h == head && p == positions) {
             return name.clone();
         }
-        let name = format!("rope.{}", self.ropes.len());
+        let name = format!("/rope.{}", self.ropes.len());
         self.ropes.push((rope.clone(), head, positions.into(), name.clone()));
         let frequencies = rope.frequencies(head);
         let bytes = frequencies.iter().flat_map(|f| f.to_le_bytes()).collect();
@@ -638,7 +646,7 @@ fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
 impl Emission<'_> {
     /// What is added to scores: `[batch, 1, group * seq, past + seq]`, once for each window and group.
     fn mask(&mut self, queries: &str, group: i64, window: Option<usize>) -> String {
-        let name = window.map_or("mask".into(), |window| format!("mask.{window}"));
+        let name = window.map_or("/mask".into(), |window| format!("/mask.{window}"));
         let grouped = format!("{name}/group.{group}");
         if self.made.contains(&grouped) {
             return grouped;
@@ -664,8 +672,8 @@ impl Emission<'_> {
             }
         };
         let axes = self.ints(&[1, 2]);
-        let real = self.shared("Cast", "mask/real", &[MASK], vec![("to", Value::Int(Element::BOOL.0.into()))]);
-        let real = self.shared("Unsqueeze", "mask/real_keys", &[&real, &axes], vec![]);
+        let real = self.shared("Cast", "/mask/real", &[MASK], vec![("to", Value::Int(Element::BOOL.0.into()))]);
+        let real = self.shared("Unsqueeze", "/mask/real_keys", &[&real, &axes], vec![]);
         let visible = self.node("And", format!("{name}/visible"), &[&near, &real], vec![]);
         let (zero, hidden) = (self.float(0.0), self.float(HIDDEN));
         self.node("Where", name, &[&visible, &zero, &hidden], vec![]);
@@ -676,19 +684,19 @@ impl Emission<'_> {
         let (zero, one, first, second) = (self.int(0), self.int(1), self.ints(&[0]), self.ints(&[1]));
         let length = |e: &mut Self, what: &str, of: &str| {
             let axis = vec![("start", Value::Int(2)), ("end", Value::Int(3))];
-            let shape = e.shared("Shape", &format!("mask/{what}_shape"), &[of], axis);
-            e.shared("Squeeze", &format!("mask/{what}"), &[&shape], vec![])
+            let shape = e.shared("Shape", &format!("/mask/{what}_shape"), &[of], axis);
+            e.shared("Squeeze", &format!("/mask/{what}"), &[&shape], vec![])
         };
         let seq = length(self, "seq", queries);
         let past = match self.caches.is_empty() {
             true => zero.clone(),
             false => length(self, "past", "past_key_values.0.key"),
         };
-        let total = self.shared("Add", "mask/total", &[&past, &seq], vec![]);
-        let at = self.shared("Range", "mask/query", &[&past, &total, &one], vec![]);
-        let at = self.shared("Unsqueeze", "mask/queries", &[&at, &second], vec![]);
-        let keys = self.shared("Range", "mask/key", &[&zero, &total, &one], vec![]);
-        let keys = self.shared("Unsqueeze", "mask/keys", &[&keys, &first], vec![]);
+        let total = self.shared("Add", "/mask/total", &[&past, &seq], vec![]);
+        let at = self.shared("Range", "/mask/query", &[&past, &total, &one], vec![]);
+        let at = self.shared("Unsqueeze", "/mask/queries", &[&at, &second], vec![]);
+        let keys = self.shared("Range", "/mask/key", &[&zero, &total, &one], vec![]);
+        let keys = self.shared("Unsqueeze", "/mask/keys", &[&keys, &first], vec![]);
         (at, keys)
     }
 }

@@ -18,7 +18,9 @@ use std::{fs, path::Path};
 use attar_graph::Graph;
 use attar_tensor::{Digest, Encoding, write_atomically};
 
-use crate::{Artifact, Error, FileEntry, Input, Options, Original, PlainEntry, Plan, Progress, Result, Target, Totals, Verification};
+use crate::{
+    Artifact, Error, FileEntry, Input, Options, Original, PlainEntry, Plan, Progress, Result, Target, Totals, Verification,
+};
 use data::DataFile;
 use storage::{Stored, Weights};
 
@@ -59,7 +61,13 @@ impl Target for Onnx {
         })
     }
 
-    fn verify(&self, model: &Input<'_>, artifact: &Artifact, folder: &Path, original: Option<Original<'_>>) -> Result<Verification> {
+    fn verify(
+        &self,
+        model: &Input<'_>,
+        artifact: &Artifact,
+        folder: &Path,
+        original: Option<Original<'_>>,
+    ) -> Result<Verification> {
         let verification = verify::verify(model, artifact, folder, original)?;
         for file in &artifact.files {
             let found = file_entry(folder, &file.name)?;

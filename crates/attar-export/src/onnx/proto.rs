@@ -3,8 +3,9 @@
 //! Follows onnx.proto of ONNX 1.16: opset 21 with IR 10, the first pair that has 4-bit integers.
 
 use onnx_protobuf::{
-    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto,
-    TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation, tensor_shape_proto, type_proto,
+    AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation, tensor_shape_proto,
+    type_proto,
 };
 
 use attar_tensor::Dtype;
@@ -63,7 +64,8 @@ pub(super) enum Value {
     Int(i64),
     Ints(Vec<i64>),
     Text(&'static str),
-    Tensor(TensorProto),
+    /// A tensor of one byte.
+    Byte(u8),
 }
 
 /// Attributes of a node, in the order in which they are written.
@@ -96,8 +98,8 @@ fn attribute(name: &str, value: Value) -> AttributeProto {
             proto.s = text.into();
             AttributeType::STRING
         }
-        Value::Tensor(tensor) => {
-            proto.t = Some(tensor).into();
+        Value::Byte(byte) => {
+            proto.t = Some(inline("", Element::U8, &[1], vec![byte])).into();
             AttributeType::TENSOR
         }
     };
@@ -115,7 +117,11 @@ pub(super) fn external(name: &str, element: Element, dims: &[usize], file: &str,
     let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
     TensorProto {
         data_location: DataLocation::EXTERNAL.into(),
-        external_data: vec![entry("location", file.into()), entry("offset", offset.to_string()), entry("length", length.to_string())],
+        external_data: vec![
+            entry("location", file.into()),
+            entry("offset", offset.to_string()),
+            entry("length", length.to_string()),
+        ],
         ..tensor(name, element, dims)
     }
 }

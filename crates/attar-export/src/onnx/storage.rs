@@ -68,7 +68,6 @@ pub(super) fn stored_bits(scheme: &Scheme) -> u32 {
     if scheme.grid.bits() == 8 { 8 } else { 4 }
 }
 
-
 /// Everything that `nodes` of `graph` read, each once, and which entry each value is.
 pub(super) struct Weights {
     pub(super) stored: Vec<Stored>,
@@ -158,7 +157,14 @@ fn choose(graph: &Graph, layout: Layout, readers: &Readers<'_>) -> Result<Stored
     Ok(Stored { name, also, dims, encoding, expr: expr.clone(), form, parts, views })
 }
 
-fn quantized_form(graph: &Graph, layout: Layout, readers: &Readers<'_>, name: &str, dims: &[usize], scheme: Scheme) -> Result<Form> {
+fn quantized_form(
+    graph: &Graph,
+    layout: Layout,
+    readers: &Readers<'_>,
+    name: &str,
+    dims: &[usize],
+    scheme: Scheme,
+) -> Result<Form> {
     let refuse = |node: &Node, found: String, wanted, hint| Error::Weight {
         node: graph.get(node.output).name.clone(),
         tensor: name.into(),
@@ -258,9 +264,7 @@ fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
             let dims = &parts[0].dims;
             vec![(0, Part::new(format!("{}/rows", parts[0].name), Element::U8, &[dims[0], dims[1] * dims[2]]))]
         }
-        Form::Columns(_) => {
-            parts.iter().enumerate().filter(|(_, p)| p.element.bits() == 4).map(|(i, p)| (i, bytes(p))).collect()
-        }
+        Form::Columns(_) => parts.iter().enumerate().filter(|(_, p)| p.element.bits() == 4).map(|(i, p)| (i, bytes(p))).collect(),
         _ => Vec::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs::File, ops::Range, path::Path, sync::Arc};
 
-use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, State};
+use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State};
 use attar_tensor::{
     Encoding, Fit, Granularity, QuantizedTensor, Scheme, Source, pack,
     safetensors::{Entry, PartLayout, Shards, Writer},
@@ -24,6 +24,8 @@ pub(crate) struct Tiny {
     pub(crate) key_heads: usize,
     pub(crate) cache: bool,
     pub(crate) vocabulary: usize,
+    /// Whether the rows of queries are stored interleaved.
+    pub(crate) interleaved: bool,
 }
 
 impl Default for Tiny {
@@ -39,6 +41,7 @@ impl Default for Tiny {
             key_heads: 2,
             cache: true,
             vocabulary: VOCABULARY,
+            interleaved: false,
         }
     }
 }
@@ -56,7 +59,13 @@ impl Tiny {
         let mut x = "x".to_string();
         for layer in 0..LAYERS {
             let n = format!("b{layer}.");
-            let weight = |name: &str, out: usize, input: usize| format!("weight(\"b{layer}.{name}\": [{out}, {input}] {linear})");
+            let weight = |name: &str, out: usize, input: usize| {
+                let stored = match self.interleaved && name == "q" {
+                    true => format!(" = halves(tensor(\"b{layer}.{name}\"), {HEADS})"),
+                    false => String::new(),
+                };
+                format!("weight(\"b{layer}.{name}\": [{out}, {input}] {linear}{stored})")
+            };
             let bias = |name: &str, out: usize| match self.bias {
                 true => format!(", weight(\"b{layer}.{name}.bias\": [{out}] f16)"),
                 false => String::new(),
@@ -81,7 +90,8 @@ impl Tiny {
                 false => ("k2", "v1"),
             };
             let window = self.window.map(|w| format!(", window = {w}")).unwrap_or_default();
-            writeln!(text, "    {n}a = attention {n}q2, {n}{key}, {n}{value} {{scale = {}{window}}}", 1.0 / (head as f64).sqrt()).unwrap();
+            writeln!(text, "    {n}a = attention {n}q2, {n}{key}, {n}{value} {{scale = {}{window}}}", 1.0 / (head as f64).sqrt())
+                .unwrap();
             writeln!(text, "    {n}m = merge_heads {n}a").unwrap();
             writeln!(text, "    {n}out = linear {n}m, {}{}", weight("o", width, width), bias("o", width)).unwrap();
             writeln!(text, "    {n}r1 = add {x}, {n}out").unwrap();
@@ -133,8 +143,11 @@ impl Model {
     }
 }
 
-/// Numbers that look like weights: the sum of four uniform ones.
+/// Numbers that look like weights: the sum of four uniform ones; or all the same, if the name says so.
 pub(crate) fn original(name: &str, count: usize) -> Vec<f32> {
+    if name.contains("constant") {
+        return vec![0.25; count];
+    }
     let mut state = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut uniform = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -213,13 +226,12 @@ fn add_quantized(name: &str, tensor: &QuantizedTensor, entries: &mut Vec<Entry>,
     }
 }
 
-/// Rows of what a weight of `graph` was before quantization.
+/// Rows of what a weight of `graph` was before quantization, if it is stored as it is read.
 pub(crate) fn rows_before(graph: &Graph, name: &str, rows: Range<usize>, out: &mut [f32]) -> bool {
-    let Some(id) = graph.find(name) else { return false };
-    let dims = graph.fact(id).constant_dims().unwrap();
-    let stored = graph.weights().find(|(w, ..)| *w == id).map(|(_, _, expr)| expr.tensor_name().to_string()).unwrap();
-    let all = original(&stored, dims.iter().product());
-    let columns = if dims.len() == 1 { dims[0] } else { dims[1] };
+    let Some((_, value, Expr::Tensor(stored))) = graph.weights().find(|(_, value, _)| value.name == name) else { return false };
+    let dims = value.fact.constant_dims().unwrap();
+    let all = original(stored, dims.iter().product());
+    let columns = dims[dims.len() - 1];
     out.copy_from_slice(&all[rows.start * columns..rows.end * columns]);
     true
 }

@@ -117,7 +117,7 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
 /// A table for a terminal, no wider than it.
 fn draw<H: AsRef<str>>(head: &[H], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     if let Some((width, _)) = terminal_size::terminal_size() {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.0);
     }

@@ -79,7 +79,9 @@ fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [row
         ([groups, n], Some(0), Some(size)) if *n == rows && size > 0 && columns.div_ceil(size as usize) == *groups => {
             (size as usize, [1, rows])
         }
-        other => return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form")),
+        other => {
+            return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form"));
+        }
     };
     let zero = match node.input.get(2) {
         None => Zero::Code(0),
@@ -105,7 +107,12 @@ fn block_codes<'f>(
     let (bits, group) = (attribute("bits"), attribute("block_size"));
     let groups = columns.div_ceil(group.max(1));
     if !matches!(bits, 4 | 8) || place.dims.iter().product::<usize>() != rows * groups * group * bits / 8 {
-        return Err(unexpected(&opened.path, format!("the codes of `{}`", node.name), format!("{:?}", place.dims), "rows of groups"));
+        return Err(unexpected(
+            &opened.path,
+            format!("the codes of `{}`", node.name),
+            format!("{:?}", place.dims),
+            "rows of groups",
+        ));
     }
     if node.op_type == "MatMulNBits" {
         expect(opened, &node.name, &[attribute("N"), attribute("K")], &[rows, columns])?;
@@ -137,7 +144,9 @@ fn gathered_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [r
         ([n, groups], Some(2), Some(size)) if *n == rows && size > 0 && columns.div_ceil(size as usize) == *groups => {
             (size as usize, [*groups, 1])
         }
-        other => return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form")),
+        other => {
+            return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form"));
+        }
     };
     let zero = match node.input.get(2) {
         None => Zero::Code(0),
@@ -216,7 +225,13 @@ impl<'f> Grid<'f> {
 
     /// Calls `each` with runs of entries that lie together: their bytes, how many entries to leave out, how many to
     /// take, and where they belong in a `[width, rows]` (turned) or `[rows, width]` matrix.
-    fn runs(&self, opened: &Opened, rows: &Range<usize>, width: usize, mut each: impl FnMut(&[u8], usize, usize, usize)) -> Result<()> {
+    fn runs(
+        &self,
+        opened: &Opened,
+        rows: &Range<usize>,
+        width: usize,
+        mut each: impl FnMut(&[u8], usize, usize, usize),
+    ) -> Result<()> {
         let mut bytes = Vec::new();
         let mut run = |start: usize, count: usize, at: usize| -> Result<()> {
             let skip = self.bytes(opened, start..start + count, &mut bytes)?;

@@ -19,9 +19,9 @@ use file::{Opened, Place};
 /// Bytes of f32 that are compared at a time.
 const CHUNK: usize = 4 << 20;
 
-/// The least signal-to-noise ratio, in decibels, of codes of some bits. Rounding normally distributed weights in groups
-/// of 32 to 128 gives some 44 dB at 8 bits, 20 at 4 and 13 at 3; one scale for a whole row costs up to 6 and heavy
-/// tails as much again. Below these floors something else went wrong than rounding.
+/// The least signal-to-noise ratio, in decibels, of codes of some bits. Evenly spread weights rounded to `2^bits` levels
+/// keep 6 dB a bit; real ones keep about 5 dB less in groups of 32, and 10 dB less under one scale a row. Below these
+/// floors something else went wrong than rounding: another tensor's scales, lost rows, a swapped sign.
 fn noise_floor(bits: u32) -> f64 {
     match bits {
         8.. => 30.0,
@@ -36,14 +36,20 @@ fn unexpected(path: &Path, what: String, found: impl Display, wanted: impl Displ
 }
 
 /// Compares all weights that a node of the graph reads, tied ones once.
-pub(super) fn verify(model: &Input<'_>, artifact: &Artifact, folder: &Path, original: Option<Original<'_>>) -> Result<Verification> {
+pub(super) fn verify(
+    model: &Input<'_>,
+    artifact: &Artifact,
+    folder: &Path,
+    original: Option<Original<'_>>,
+) -> Result<Verification> {
     let opened = Opened::open(folder)?;
     let mut verification = Verification { tensors: Vec::new(), weights: 0 };
     let mut seen = HashSet::new();
     let read: HashSet<ValueId> = model.graph.nodes().iter().flat_map(|node| node.inputs.iter().copied()).collect();
     for (id, value, expr) in model.graph.weights().filter(|(id, ..)| read.contains(id)) {
         let entry = artifact.tensors.iter().find(|t| t.name == value.name || t.also.contains(&value.name));
-        let entry = entry.ok_or_else(|| unexpected(folder, format!("`{}`", value.name), "missing", "a tensor of the manifest"))?;
+        let entry =
+            entry.ok_or_else(|| unexpected(folder, format!("`{}`", value.name), "missing", "a tensor of the manifest"))?;
         if !seen.insert((&entry.name, expr, value.fact.encoding.to_string())) {
             continue;
         }
@@ -98,7 +104,12 @@ impl Weight<'_> {
         };
         if place.dims.iter().product::<usize>() != rows * columns {
             let found = format!("{:?}", place.dims);
-            return Err(unexpected(&self.opened.path, format!("the shape of `{}`", self.name), found, format!("{rows} x {columns}")));
+            return Err(unexpected(
+                &self.opened.path,
+                format!("the shape of `{}`", self.name),
+                found,
+                format!("{rows} x {columns}"),
+            ));
         }
         let row_bytes = (columns * dtype.bytes()) as u64;
         let (mut bytes, mut values) = (Vec::new(), Vec::new());
