@@ -1,5 +1,7 @@
 //! The real engine in a child process: right answers where it is installed, clear errors and no hang where it is not.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     io::Write,
     path::{Path, PathBuf},

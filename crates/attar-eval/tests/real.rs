@@ -1,5 +1,7 @@
 //! Perplexities and continuations that others computed: transformers and our own numpy, in float32.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     io::Write,
     path::{Path, PathBuf},

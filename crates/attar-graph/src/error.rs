@@ -95,6 +95,8 @@ pub enum Problem {
     Fact { name: String, found: String, wanted: String },
     #[error("the nodes of block `{block}` do not lie together")]
     Scattered { block: String },
+    #[error("`{name}` is a weight; a graph returns what nodes make")]
+    ConstantOutput { name: String },
     #[error("the graph returns nothing")]
     NoOutput,
 }

@@ -34,6 +34,14 @@ impl Expr {
         }
     }
 
+    /// Whether its value exists for a stored tensor of so many rows: every head is made of pairs.
+    pub(crate) fn fits(&self, rows: usize) -> bool {
+        match self {
+            Expr::Tensor(_) => true,
+            Expr::Halves(of, heads) => *heads > 0 && rows.is_multiple_of(2 * heads) && of.fits(rows),
+        }
+    }
+
     /// Shape and encoding of its value. Rows move, so both are those of the stored tensor.
     pub fn info<'s>(&self, source: &'s dyn Source) -> Result<&'s TensorInfo> {
         Ok(source.info(self.tensor_name())?)

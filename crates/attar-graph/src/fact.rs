@@ -14,6 +14,14 @@ pub enum Dim {
 }
 
 impl Dim {
+    /// The sum of symbols, if each is a name: `seq+past`.
+    pub fn parse(text: &str) -> Option<Dim> {
+        let mut names: Vec<String> = text.split('+').map(Into::into).collect();
+        names.sort();
+        let named = names.iter().all(|name| name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_'));
+        named.then_some(Dim::Symbol(names))
+    }
+
     /// One symbol.
     pub fn symbol(name: &str) -> Dim {
         Dim::Symbol(vec![name.into()])

@@ -108,9 +108,10 @@ impl Graph {
 
     fn value(&mut self, name: &str, fact: Fact, origin: Origin) -> Result<ValueId> {
         let id = ValueId(self.values.len() as u32);
-        if self.names.insert(name.into(), id).is_some() {
+        if self.names.contains_key(name) {
             return Err(crate::Error::Invalid(Problem::Twice { name: name.into() }));
         }
+        self.names.insert(name.into(), id);
         self.values.push(Value { name: name.into(), fact, origin });
         Ok(id)
     }
@@ -210,14 +211,9 @@ impl Graph {
         ids
     }
 
-    /// The last block that reads each value, for those that a node reads.
-    pub fn last_use(&self) -> HashMap<ValueId, BlockId> {
-        let mut last = HashMap::new();
-        for node in &self.nodes {
-            for id in &node.inputs {
-                last.insert(*id, node.block);
-            }
-        }
-        last
+    /// The last node that reads each value, for those that a node reads.
+    pub fn last_use(&self) -> HashMap<ValueId, NodeId> {
+        let reads = self.nodes.iter().enumerate().flat_map(|(at, node)| node.inputs.iter().map(move |id| (*id, NodeId(at as u32))));
+        reads.collect()
     }
 }

@@ -2,18 +2,22 @@
 
 use std::collections::HashSet;
 
-use crate::{Error, Expr, Fact, Graph, Origin, Result, error::Problem};
+use crate::{Error, Fact, Graph, Origin, Result, Value, error::Problem};
 use attar_tensor::Source;
 
 impl Graph {
-    /// Every value is defined before it is used, every fact is what its op infers, blocks lie together, something is
-    /// returned.
+    /// Every value is defined before it is used, every fact is what its op infers, blocks lie together and each has a name
+    /// of its own, something is returned.
     pub fn verify(&self) -> Result<()> {
         let invalid = |problem| Err(Error::Invalid(problem));
         let mut defined: HashSet<_> = self.values().filter(|(_, v)| !matches!(v.origin, Origin::Node(_))).map(|(id, _)| id).collect();
         let mut names = HashSet::new();
         if let Some((_, value)) = self.values().find(|(_, v)| !names.insert(&v.name)) {
             return invalid(Problem::Twice { name: value.name.clone() });
+        }
+        let mut blocks = HashSet::new();
+        if let Some(block) = self.blocks().find(|id| !blocks.insert(self.block_name(*id))) {
+            return invalid(Problem::Scattered { block: self.block_name(block).into() });
         }
         let mut block = None;
         for node in self.nodes() {
@@ -35,11 +39,19 @@ impl Graph {
                 return invalid(Problem::Twice { name: output.name.clone() });
             }
         }
-        match self.outputs().iter().find(|id| !defined.contains(id)) {
-            Some(id) => invalid(Problem::Order { name: self.get(*id).name.clone() }),
-            None if self.outputs().is_empty() => invalid(Problem::NoOutput),
-            None => Ok(()),
+        if self.outputs().is_empty() {
+            return invalid(Problem::NoOutput);
         }
+        for id in self.outputs() {
+            let Value { name, origin, .. } = self.get(*id);
+            if matches!(origin, Origin::Weight(_)) {
+                return invalid(Problem::ConstantOutput { name: name.clone() });
+            }
+            if !defined.contains(id) {
+                return invalid(Problem::Order { name: name.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Every weight lies in `source` with the shape and encoding that the graph says.
@@ -47,11 +59,7 @@ impl Graph {
         for (_, value, expr) in self.weights() {
             let info = expr.info(source)?;
             let wanted = value.fact.constant_dims().unwrap_or_default();
-            let whole_heads = match expr {
-                Expr::Halves(_, heads) => info.matrix()[0] % (2 * heads) == 0,
-                Expr::Tensor(_) => true,
-            };
-            if wanted != info.dims || !whole_heads {
+            if wanted != info.dims || !expr.fits(info.matrix()[0]) {
                 let (weight, stored) = (value.name.clone(), expr.to_string());
                 return Err(Error::Shape { weight, stored, wanted, found: info.dims.clone() });
             }

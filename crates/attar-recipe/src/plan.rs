@@ -111,8 +111,8 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         let (bits_per_weight, quantized_bits_per_weight) = bits(&working);
         variants.push(PlannedVariant { name: variant.name.clone(), tensors, exports, bits_per_weight, quantized_bits_per_weight });
     }
-    if !recipe.evals.is_empty() {
-        memory = memory.max(eval_memory(&model));
+    for eval in &recipe.evals {
+        memory = memory.max(eval_memory(&model, eval.task.longest()));
     }
     Ok(Plan {
         model: recipe.model().display().to_string(),
@@ -177,15 +177,18 @@ pub(crate) fn bits(working: &Working) -> (f64, f64) {
     (per(all), per(quantized))
 }
 
-/// Two heads in f32, a block in f32, and the logits of a batch.
-fn eval_memory(model: &Model) -> u64 {
-    let bytes = |name: &str| {
-        let dims = model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
-        4 * dims.iter().product::<usize>() as u64
-    };
+/// Two heads in f32, a block in f32, two windows of logits and what computes them, and the activations of a lane.
+fn eval_memory(model: &Model, window: usize) -> u64 {
+    let dims = |name: &str| model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
+    let bytes = |name: &str| 4 * dims(name).iter().product::<usize>() as u64;
     let block: u64 = model.graph.weights().filter(|(_, v, _)| v.name.starts_with("blocks.0.")).map(|(_, v, _)| bytes(&v.name)).sum();
-    2 * bytes("lm_head") + block + (256 << 20)
+    let vocabulary = dims("lm_head").first().copied().unwrap_or(0) as u64;
+    let widest = dims("blocks.0.mlp.gate").iter().copied().max().unwrap_or(0) as u64;
+    2 * bytes("lm_head") + block + 3 * 4 * window as u64 * vocabulary + 4 * 4 * EVAL_LANE * widest
 }
+
+/// Tokens that the reference runs at a time, and some more.
+const EVAL_LANE: u64 = 4096;
 
 fn missing(recipe: &Recipe, engines: &Engines) -> Vec<String> {
     let mut missing = Vec::new();

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_eval::{Evaluation, Measurements, Mode, OnnxRuntime, Outcome, Reference, Runner, Status, Window};
+use attar_eval::{Evaluation, Logits, Measurements, Mode, OnnxRuntime, Outcome, Reference, Runner, Status, Window};
 use attar_export::{Artifact, Input};
 use attar_model::Model;
 use attar_tensor::{Digest, Journal, Store};
@@ -108,7 +108,7 @@ struct ManifestArtifact<'a> {
 pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let planned = crate::plan(recipe, request.engines)?;
     let observer = request.observer;
-    check_data(recipe)?;
+    check_needs(recipe, request.engines)?;
     let base = open(recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
     let lock = lock_inputs(recipe, &base, observer)?;
@@ -182,14 +182,21 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     text
 }
 
-/// Data that cannot be read is known before hours of work, not after.
-fn check_data(recipe: &Recipe) -> Result<()> {
-    for eval in recipe.evals.iter().filter(|e| e.required) {
+/// What a run cannot end well without is known before hours of work, not after.
+fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
+    for eval in &recipe.evals {
         for file in eval.task.files() {
             if let Err(e) = std::fs::File::open(&file) {
                 let error = Error::input(format!("eval `{}` cannot read `{}`", eval.name, file.display())).because(&e);
                 return Err(recipe.document.place(error, &format!("{}.data", eval.key)));
             }
+        }
+        let wants_engine = eval.required && eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
+        let judged = recipe.gates.iter().any(|gate| gate.eval == eval.name && gate.runner == "onnxruntime");
+        // A gate will say so in the report instead.
+        if wants_engine && engines.onnxruntime.is_none() && !judged {
+            let error = Error::from(engines.onnxruntime_missing());
+            return Err(recipe.document.place(error, &format!("{}.runners", eval.key)));
         }
     }
     Ok(())
@@ -323,31 +330,25 @@ fn measure(
     let mut evaluations = Vec::new();
     for eval in &recipe.evals {
         let windows = eval.task.windows(base).map_err(|e| recipe.document.place(e, &eval.key))?;
+        let base_runner = Reference::new(base);
+        let mut untouched = Started::new(&base_runner, &windows, format!("untouched: {}", eval.name), session.observer);
         for variant in made {
+            let reference = Reference::new(&variant.model);
+            let title = format!("{}: {}", variant.working.title, eval.name);
+            let mut reference = Started::new(&reference, &windows, title, session.observer);
             for (runner, mode) in &eval.runners {
                 session.check_interrupt()?;
-                let outcome = match (runner, &engines.onnxruntime) {
-                    (RunnerKind::OnnxRuntime, None) => {
-                        let error = Error::from(engines.onnxruntime_missing());
-                        if eval.required && !recipe.gates.iter().any(|g| g.eval == eval.name && g.runner == "onnxruntime") {
-                            return Err(recipe.document.place(error, &format!("{}.runners", eval.key)));
-                        }
-                        session.observer.note(&format!("eval `{}` by onnxruntime: not run: {error}", eval.name));
-                        Outcome::Skipped { reason: error.to_string() }
-                    }
-                    _ => {
-                        let key = eval_key(eval, *runner, *mode, engines, &windows, base, variant)?;
-                        let blob = session.unit(key, |to| {
-                            let measured = measure_one(eval, *runner, *mode, engines, &windows, base, variant, output, session.observer)?;
-                            to.write_all(&json(&measured)).map_err(|e| attar_tensor::Error::from(e).into())
-                        })?;
-                        used.insert(blob);
-                        let path = session.store.path(&blob);
-                        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
-                        let measured: Measurements = serde_json::from_slice(&text)
-                            .map_err(|e| Error::input("a measurement in the store cannot be read").because(&e))?;
-                        Outcome::Measured(Box::new(measured))
-                    }
+                let outcome = if *runner == RunnerKind::OnnxRuntime && engines.onnxruntime.is_none() {
+                    Outcome::Skipped { reason: engines.onnxruntime_missing().to_string() }
+                } else {
+                    let key = eval_key(eval, *runner, *mode, engines, &windows, base, variant)?;
+                    let blob = session.unit(key, |to| {
+                        let engine = engine(*runner, *mode, engines, variant, output);
+                        let measured = measure_one(&windows, &mut untouched, &mut reference, engine.as_ref(), session.observer)?;
+                        to.write_all(&json(&measured)).map_err(|e| attar_tensor::Error::from(e).into())
+                    })?;
+                    used.insert(blob);
+                    Outcome::Measured(Box::new(read_measurements(&session.store.path(&blob))?))
                 };
                 evaluations.push(Evaluation {
                     eval: eval.name.clone(),
@@ -358,8 +359,71 @@ fn measure(
                 });
             }
         }
+        if evaluations.iter().any(|e| e.eval == eval.name && matches!(e.outcome, Outcome::Skipped { .. })) {
+            let missing = engines.onnxruntime_missing();
+            let hint = missing.hint().map(|hint| format!("\nhint: {hint}")).unwrap_or_default();
+            session.observer.note(&format!("eval `{}` was not run by onnxruntime: {missing}{hint}", eval.name));
+        }
     }
     Ok(evaluations)
+}
+
+fn read_measurements(path: &Path) -> Result<Measurements> {
+    let text = std::fs::read(path).map_err(|source| attar_tensor::Error::Io { action: "read", path: path.into(), source })?;
+    serde_json::from_slice(&text).map_err(|e| Error::input("a measurement in the store cannot be read").because(&e))
+}
+
+/// A run of the reference that begins when it is first needed and then serves every comparison.
+struct Started<'r> {
+    runner: &'r Reference<'r>,
+    windows: &'r [Window],
+    title: String,
+    observer: &'r dyn Observer,
+    logits: Option<Box<dyn Logits + 'r>>,
+}
+
+impl<'r> Started<'r> {
+    fn new(runner: &'r Reference<'r>, windows: &'r [Window], title: String, observer: &'r dyn Observer) -> Started<'r> {
+        Started { runner, windows, title, observer, logits: None }
+    }
+
+    fn logits(&mut self) -> Result<&mut (dyn Logits + 'r)> {
+        if self.logits.is_none() {
+            let observer = self.observer;
+            observer.stage(&self.title, 0);
+            // Whatever the runner counts while it starts is not windows.
+            self.logits = Some(self.runner.start(self.windows, &|_, _| {})?);
+        }
+        Ok(&mut **self.logits.as_mut().expect("just started"))
+    }
+}
+
+/// The engine on the variant's artifact, if the runner is one.
+fn engine(runner: RunnerKind, mode: Mode, engines: &Engines, variant: &Made, output: &Output) -> Option<OnnxRuntime> {
+    let library = engines.onnxruntime.as_ref().filter(|_| runner == RunnerKind::OnnxRuntime)?;
+    let written = variant.artifacts.iter().find(|(_, artifact, _)| artifact.target == "onnx");
+    let (folder, ..) = written.expect("a recipe that runs onnxruntime exports to it: checked when parsed");
+    Some(OnnxRuntime::new(library, output.root().join(folder), mode, &engines.host))
+}
+
+fn measure_one(
+    windows: &[Window],
+    untouched: &mut Started<'_>,
+    reference: &mut Started<'_>,
+    engine: Option<&OnnxRuntime>,
+    observer: &dyn Observer,
+) -> Result<Measurements> {
+    let title = format!("{} by {}", reference.title, engine.map_or("reference", |engine| engine.name()));
+    let (base, reference_logits) = (untouched.logits()?, reference.logits()?);
+    let scored = |done: u64, _: u64| observer.advance(done, "");
+    observer.stage(&title, windows.len() as u64);
+    match engine {
+        None => Ok(attar_eval::compare(windows, base, reference_logits, None, &scored)?),
+        Some(engine) => {
+            let mut logits = engine.start(windows, &|_, _| {})?;
+            Ok(attar_eval::compare(windows, base, &mut *logits, Some(reference_logits), &scored)?)
+        }
+    }
 }
 
 /// All that decides a measurement. Matrix kernels differ by instruction set in their last bits, so that counts too.
@@ -405,36 +469,6 @@ fn instruction_set() -> &'static str {
         }
     }
     std::env::consts::ARCH
-}
-
-#[expect(clippy::too_many_arguments, reason = "one call, and each of them decides the result")]
-fn measure_one(
-    eval: &Eval,
-    runner: RunnerKind,
-    mode: Mode,
-    engines: &Engines,
-    windows: &[Window],
-    base: &Model,
-    variant: &Made,
-    output: &Output,
-    observer: &dyn Observer,
-) -> Result<Measurements> {
-    observer.stage(&format!("{}: {} by {runner}", variant.working.title, eval.name), windows.len() as u64);
-    let progress = |_: u64, _: u64| {};
-    let scored = |done: u64, _: u64| observer.advance(done, "");
-    let (base_runner, variant_runner) = (Reference::new(base), Reference::new(&variant.model));
-    let mut base_logits = base_runner.start(windows, &progress)?;
-    let mut reference = variant_runner.start(windows, &progress)?;
-    match (runner, &engines.onnxruntime) {
-        (RunnerKind::OnnxRuntime, Some(library)) => {
-            let written = variant.artifacts.iter().find(|(_, artifact, _)| artifact.target == "onnx");
-            let (folder, ..) = written.expect("a recipe that runs onnxruntime exports to it: checked when parsed");
-            let engine = OnnxRuntime::new(library, output.root().join(folder), mode, &engines.host);
-            let mut logits = engine.start(windows, &progress)?;
-            Ok(attar_eval::compare(windows, &mut *base_logits, &mut *logits, Some(&mut *reference), &scored)?)
-        }
-        _ => Ok(attar_eval::compare(windows, &mut *base_logits, &mut *reference, None, &scored)?),
-    }
 }
 
 fn variant_report(made: &Made) -> VariantReport {

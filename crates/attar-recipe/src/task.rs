@@ -36,6 +36,8 @@ pub trait EvalTask: fmt::Debug + Send + Sync {
     fn settings(&self) -> serde_json::Value;
     /// The files that it reads.
     fn files(&self) -> Vec<PathBuf>;
+    /// Tokens in its longest window.
+    fn longest(&self) -> usize;
     /// The tokens that a model is run on.
     fn windows(&self, model: &Model) -> Result<Vec<Window>>;
 }
@@ -65,6 +67,10 @@ impl EvalTask for Perplexity {
 
     fn files(&self) -> Vec<PathBuf> {
         vec![self.data.clone()]
+    }
+
+    fn longest(&self) -> usize {
+        self.window
     }
 
     fn windows(&self, model: &Model) -> Result<Vec<Window>> {

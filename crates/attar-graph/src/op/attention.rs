@@ -26,7 +26,7 @@ pub(super) static DEF: OpDef = OpDef {
     },
     infer: |_, facts| match facts {
         [query, key, value] if query.dims.len() == 4 && key.dims.len() == 4 => {
-            let grouped = query.dims[1].constant()? % key.dims[1].constant()? == 0;
+            let grouped = query.dims[1].constant()?.checked_rem(key.dims[1].constant()?) == Some(0);
             let fits = key.dims == value.dims && query.dims[3] == key.dims[3] && grouped;
             fits.then(|| Fact::activation(query.dims.clone()))
         }
@@ -53,10 +53,7 @@ fn attention_of(op: &Op) -> &Attention {
 
 fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
     let scale = attributes.number("scale")?;
-    let window = match attributes.number_or("window", 0.0)? {
-        0.0 => None,
-        n => Some(n as usize),
-    };
+    let window = attributes.count_if_given("window")?;
     Ok(Op::Attention(Attention { scale, window }))
 }
 

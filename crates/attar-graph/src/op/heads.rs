@@ -11,7 +11,7 @@ pub(super) static SPLIT: OpDef = OpDef {
     infer: |op, facts| match facts {
         [x] if x.dims.len() == 3 => {
             let heads = heads_of(op);
-            let width = x.width().filter(|width| width % heads == 0)?;
+            let width = x.width().filter(|width| width.checked_rem(heads) == Some(0))?;
             let (batch, seq) = (x.dims[0].clone(), x.dims[1].clone());
             Some(Fact::activation(vec![batch, Dim::Constant(heads), seq, Dim::Constant(width / heads)]))
         }
@@ -33,7 +33,7 @@ pub(super) static MERGE: OpDef = OpDef {
     attributes: no_attributes,
     infer: |_, facts| match facts {
         [x] if x.dims.len() == 4 => {
-            let width = x.dims[1].constant()? * x.dims[3].constant()?;
+            let width = x.dims[1].constant()?.checked_mul(x.dims[3].constant()?)?;
             Some(Fact::activation(vec![x.dims[0].clone(), x.dims[2].clone(), Dim::Constant(width)]))
         }
         _ => None,

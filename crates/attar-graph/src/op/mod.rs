@@ -224,19 +224,16 @@ impl Attributes {
         Attributes { op, left }
     }
 
-    pub(crate) fn number_or(&mut self, name: &'static str, default: f64) -> std::result::Result<f64, Problem> {
+    pub(crate) fn number(&mut self, name: &'static str) -> std::result::Result<f64, Problem> {
         match self.left.remove(name) {
             Some(Attribute::Number(n)) => Ok(n),
             Some(Attribute::Text(text)) => Err(Problem::Syntax { found: format!("{text:?}"), wanted: "a number" }),
-            None => Ok(default),
+            None => Err(Problem::MissingAttribute { op: self.op, name }),
         }
     }
 
-    pub(crate) fn number(&mut self, name: &'static str) -> std::result::Result<f64, Problem> {
-        match self.left.contains_key(name) {
-            true => self.number_or(name, 0.0),
-            false => Err(Problem::MissingAttribute { op: self.op, name }),
-        }
+    pub(crate) fn count_if_given(&mut self, name: &'static str) -> std::result::Result<Option<usize>, Problem> {
+        self.left.contains_key(name).then(|| self.count(name)).transpose()
     }
 
     pub(crate) fn count(&mut self, name: &'static str) -> std::result::Result<usize, Problem> {

@@ -84,6 +84,14 @@ impl Rope {
         }
     }
 
+    /// Whether it says how each pair of such a head turns.
+    fn turns(&self, head: usize) -> bool {
+        match &self.scaling {
+            Scaling::Factors(factors) => factors.len() == head / 2,
+            _ => true,
+        }
+    }
+
     /// What sine and cosine are multiplied by.
     pub fn magnitude(&self) -> f32 {
         match self.scaling {
@@ -118,18 +126,19 @@ impl Tables {
 
 pub(super) static DEF: OpDef = OpDef {
     name: "rope",
-    wants: "x [batch, heads, seq, an even head] and positions [batch, seq] i64",
+    wants: "x [batch, heads, seq, an even head], positions [batch, seq] i64, and of `factors` one a pair",
     parse,
     attributes,
-    infer: |_, facts| match facts {
+    infer: |op, facts| match facts {
         [x, positions] if x.dims.len() == 4 && positions.dims.len() == 2 => {
-            let even = x.width().is_some_and(|head| head % 2 == 0);
-            (even && x.dims[2] == positions.dims[1]).then(|| Fact::activation(x.dims.clone()))
+            let even = x.width().is_some_and(|head| head % 2 == 0 && rope_of(op).turns(head));
+            let along = x.dims[0] == positions.dims[0] && x.dims[2] == positions.dims[1];
+            (even && along).then(|| Fact::activation(x.dims.clone()))
         }
         _ => None,
     },
     evaluate: |op, operands, context| {
-        let Op::Rope(rope) = op else { unreachable!("the table is right") };
+        let rope = rope_of(op);
         let (x, positions) = (operands[0].tensor()?.contiguous()?, operands[1].tensor()?);
         let (cos, sin) = context.tables.get(rope, &positions, x.dim(3)?)?;
         Ok(match context.mode {
@@ -140,6 +149,13 @@ pub(super) static DEF: OpDef = OpDef {
     decompose: None,
     macs: no_macs,
 };
+
+fn rope_of(op: &Op) -> &Rope {
+    match op {
+        Op::Rope(rope) => rope,
+        _ => unreachable!("the table is right"),
+    }
+}
 
 /// The same in ops that have gradients.
 fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
@@ -180,7 +196,7 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
 }
 
 fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
-    let Op::Rope(rope) = op else { unreachable!("the table is right") };
+    let rope = rope_of(op);
     let (name, numbers) = match &rope.scaling {
         Scaling::Default => (None, vec![]),
         Scaling::Linear { factor } => (Some("linear"), vec![("factor", factor)]),
