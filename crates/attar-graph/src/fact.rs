@@ -35,6 +35,15 @@ impl Dim {
         }
     }
 
+    /// Whether it is at least `other` whatever the symbols are.
+    pub(crate) fn reaches(&self, other: &Dim) -> bool {
+        match (self, other) {
+            (Dim::Constant(all), Dim::Constant(some)) => all >= some,
+            (Dim::Symbol(all), Dim::Symbol(some)) => some.iter().all(|name| all.contains(name)),
+            _ => false,
+        }
+    }
+
     /// `self + symbol`, for a symbolic dimension.
     pub fn plus(&self, symbol: &str) -> Dim {
         match self {

@@ -1,7 +1,7 @@
 //! The reference meaning of a graph: evaluation over candle tensors, block by block.
 //!
 //! Several lanes (batches of windows) run side by side so that a block's weights are read once for all of them and then
-//! let go. What a block makes is kept only while a later block reads it.
+//! let go. What a node makes is kept only while a later one reads it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,7 +12,7 @@ use attar_tensor::Source;
 use candle_core::{Device, Tensor};
 
 use crate::{
-    BlockId, Error, Expr, Graph, Node, Origin, Result, ValueId,
+    BlockId, Error, Expr, Graph, Node, NodeId, Origin, Result, ValueId,
     op::{Context, Operand, Tables},
 };
 
@@ -126,7 +126,7 @@ pub struct Run<'a> {
     weights: &'a dyn Weights,
     mode: Mode,
     lanes: Vec<Lane>,
-    last_use: HashMap<ValueId, BlockId>,
+    last_use: HashMap<ValueId, NodeId>,
     next: u32,
     macs: u64,
 }
@@ -166,9 +166,8 @@ impl<'a> Run<'a> {
                     tap(index, node.output, &tensor);
                 }
                 lane.values.insert(node.output, tensor);
+                forget(self.graph, &self.last_use, node, &mut lane.values);
             }
-            let (graph, last_use) = (self.graph, &self.last_use);
-            lane.values.retain(|id, _| graph.outputs().contains(id) || last_use.get(id).is_some_and(|last| *last > block));
         }
         self.next += 1;
         Ok(())
@@ -212,6 +211,16 @@ impl<'a> Run<'a> {
             part.values.insert(node.output, tensor);
         }
         Ok(part.values[&self.graph.outputs()[0]].clone())
+    }
+}
+
+/// Lets go of what no node behind `node` reads.
+fn forget(graph: &Graph, last_use: &HashMap<ValueId, NodeId>, node: &Node, values: &mut HashMap<ValueId, Tensor>) {
+    let Origin::Node(here) = graph.get(node.output).origin else { unreachable!("a node made it") };
+    for id in node.inputs.iter().chain([&node.output]) {
+        if last_use.get(id).is_none_or(|last| *last <= here) && !graph.outputs().contains(id) {
+            values.remove(id);
+        }
     }
 }
 

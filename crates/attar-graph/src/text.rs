@@ -10,9 +10,10 @@
 //! }
 //! ```
 //!
-//! A weight that is stored under its canonical name needs no `= …`. Numbers print in their shortest exact form.
+//! A weight that is stored under its canonical name needs no `= …`. Nodes outside blocks come before them. Numbers print
+//! in their shortest exact form; strings are escaped as in Rust.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, str::Chars};
 
 use attar_tensor::nearest;
 
@@ -140,7 +141,7 @@ impl<'t> Parser<'t> {
         let word = |c: char| c.is_ascii_alphanumeric() || "_./+-".contains(c);
         let length = match rest.chars().next() {
             None => 0,
-            Some('"') => rest[1..].find('"').map_or(rest.len(), |end| end + 2),
+            Some('"') => string_length(rest),
             Some(c) if word(c) => rest.find(|c| !word(c)).unwrap_or(rest.len()),
             Some(c) => c.len_utf8(),
         };
@@ -177,10 +178,10 @@ impl<'t> Parser<'t> {
         }
     }
 
-    fn string(&mut self) -> Parsed<&'t str> {
+    fn string(&mut self) -> Parsed<String> {
         let found = self.next();
-        let inner = found.strip_prefix('"').and_then(|s| s.strip_suffix('"'));
-        inner.filter(|_| found.len() >= 2).ok_or_else(|| syntax(found, "a string"))
+        let inner = found.strip_prefix('"').and_then(|s| s.strip_suffix('"')).filter(|_| string_length(found) == found.len());
+        inner.and_then(unescaped).ok_or_else(|| syntax(found, "a string"))
     }
 
     fn graph(&mut self) -> Parsed<Graph> {
@@ -210,6 +211,9 @@ impl<'t> Parser<'t> {
                     }
                 }
                 "return" => break,
+                name if graph.blocks().any(|block| !graph.block_name(block).is_empty()) => {
+                    return Err(syntax(name, "`block` or `return`, since blocks have begun"));
+                }
                 name => self.node(&mut graph, name)?,
             }
         }
@@ -267,15 +271,15 @@ impl<'t> Parser<'t> {
         let name = self.string()?;
         self.expect(":")?;
         let fact = self.fact()?;
-        let expr = if self.take("=") { self.expr(8)? } else { Expr::tensor(name) };
+        let expr = if self.take("=") { self.expr(8)? } else { Expr::tensor(&name) };
         self.expect(")")?;
         if fact.constant_dims().is_none() {
             return Err(Problem::Syntax { found: fact.to_string(), wanted: "constant dimensions" }.into());
         }
-        match graph.find(name) {
+        match graph.find(&name) {
             Some(id) if graph.get(id).fact == fact && graph.get(id).origin == Origin::Weight(expr.clone()) => Ok(id),
-            Some(_) => Err(Problem::Twice { name: name.into() }.into()),
-            None => Ok(graph.weight(name, fact, expr)?),
+            Some(_) => Err(Problem::Twice { name }.into()),
+            None => Ok(graph.weight(&name, fact, expr)?),
         }
     }
 
@@ -311,7 +315,10 @@ impl<'t> Parser<'t> {
         while !self.take("]") {
             dims.push(match self.peek().starts_with(|c: char| c.is_ascii_digit()) {
                 true => Dim::Constant(self.count()?),
-                false => Dim::Symbol(self.word("a dimension")?.split('+').map(Into::into).collect()),
+                false => {
+                    let word = self.word("a dimension")?;
+                    Dim::parse(word).ok_or_else(|| syntax(word, "names with `+` between them"))?
+                }
             });
             if !self.take(",") {
                 self.expect("]")?;
@@ -332,19 +339,60 @@ impl<'t> Parser<'t> {
             let name = self.word("an attribute")?;
             self.expect("=")?;
             let value = match self.peek().starts_with('"') {
-                true => Attribute::Text(self.string()?.into()),
+                true => Attribute::Text(self.string()?),
                 false => {
                     let found = self.next();
                     Attribute::Number(found.parse().map_err(|_| syntax(found, "a number or a string"))?)
                 }
             };
-            all.insert(name.into(), value);
+            if all.insert(name.into(), value).is_some() {
+                return Err(Problem::Twice { name: name.into() }.into());
+            }
             if !self.take(",") {
                 self.expect("}")?;
                 break;
             }
         }
         Ok(all)
+    }
+}
+
+/// Bytes of the string that `text` starts with, both quotes included; all of it, if the second is missing.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            '"' if !escaped => return at + 1,
+            _ => escaped = c == '\\' && !escaped,
+        }
+    }
+    text.len()
+}
+
+/// What stands between the quotes of a string.
+fn unescaped(text: &str) -> Option<String> {
+    let mut chars = text.chars();
+    let mut all = String::with_capacity(text.len());
+    while let Some(c) = chars.next() {
+        all.push(if c == '\\' { escape(&mut chars)? } else { c });
+    }
+    Some(all)
+}
+
+/// The character that an escape stands for; `chars` are behind its backslash.
+fn escape(chars: &mut Chars<'_>) -> Option<char> {
+    match chars.next()? {
+        'n' => Some('\n'),
+        'r' => Some('\r'),
+        't' => Some('\t'),
+        '0' => Some('\0'),
+        'u' => {
+            let digits = chars.as_str().strip_prefix('{')?.split_once('}')?.0;
+            *chars = chars.as_str()[digits.len() + 2..].chars();
+            u32::from_str_radix(digits, 16).ok().and_then(char::from_u32)
+        }
+        c @ ('"' | '\\' | '\'') => Some(c),
+        _ => None,
     }
 }
 

@@ -27,8 +27,8 @@ pub(super) static DEF: OpDef = OpDef {
     infer: |_, facts| match facts {
         [query, key, value] if query.dims.len() == 4 && key.dims.len() == 4 => {
             let grouped = query.dims[1].constant()?.checked_rem(key.dims[1].constant()?) == Some(0);
-            let fits = key.dims == value.dims && query.dims[3] == key.dims[3] && grouped;
-            fits.then(|| Fact::activation(query.dims.clone()))
+            let same = key.dims == value.dims && query.dims[0] == key.dims[0] && query.dims[3] == key.dims[3];
+            (same && grouped && key.dims[2].reaches(&query.dims[2])).then(|| Fact::activation(query.dims.clone()))
         }
         _ => None,
     },

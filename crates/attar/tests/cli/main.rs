@@ -1,0 +1,18 @@
+//! What `attar` promises to the people and scripts that type it, on the real binary: exit codes, messages word for word,
+//! what lies in the output folder afterwards.
+//!
+//! Every test has a [`room::Room`] of its own to run in. What the binary said is compared with a golden file in
+//! `testdata/cli`; `BLESS=1` rewrites those, and a person reads the difference.
+
+mod checkpoint;
+mod engine;
+mod gates;
+mod inputs;
+mod machine;
+mod output;
+mod recipes;
+mod resume;
+mod room;
+mod schema;
+mod snapshot;
+mod verbs;
