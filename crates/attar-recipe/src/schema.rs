@@ -13,7 +13,7 @@ use crate::{
 
 /// The schema of a whole recipe.
 pub fn schema() -> Value {
-    let steps: Vec<Value> = STEPS.iter().map(|kind| tagged("kind", kind.name, &[(kind.schema)().into()])).collect();
+    let steps: Vec<Value> = STEPS.iter().map(|kind| tagged("kind", kind.name, &[(kind.schema)()])).collect();
     let step_list = json!({ "type": "array", "items": { "oneOf": steps }, "description": "What is done to the model, in order." });
     let mut variant = of::<VariantHead>();
     variant["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
@@ -38,7 +38,7 @@ pub fn schema() -> Value {
 
 /// The settings of one verb on the command line: a step's, or an export's.
 pub fn verb_schema(kind: &str) -> Option<Value> {
-    let step = STEPS.iter().find(|step| step.name == kind).map(|step| (step.schema)().into());
+    let step = STEPS.iter().find(|step| step.name == kind).map(|step| (step.schema)());
     step.or_else(|| (kind == "export").then(|| merged(&[of::<ExportHead>(), of::<Options>()])))
 }
 

@@ -30,7 +30,8 @@ pub use find::find;
 /// The argument that makes a host serve.
 pub const VERB: &str = "engine";
 
-/// How exactly the engine computes.
+/// How exactly the engine computes where it fuses `DequantizeLinear` and a product itself. A `MatMulNBits` that was
+/// written as such says so itself, in its `accuracy_level`, and runs the same in both modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {

@@ -13,7 +13,7 @@ pub struct StepKind {
     /// What it does, in a line.
     pub about: &'static str,
     /// JSON Schema of its settings.
-    pub schema: fn() -> schemars::Schema,
+    pub schema: fn() -> serde_json::Value,
     pub(crate) build: fn(Section<'_, '_>) -> Result<Box<dyn Step>>,
 }
 

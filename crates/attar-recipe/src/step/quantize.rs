@@ -7,12 +7,12 @@ use attar_graph::Expr;
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
 
 use super::{Step, StepError, StepKind};
-use crate::{ErrorKind, model::Working, plan::PlannedTensor, run::Session};
+use crate::{ErrorKind, model::Working, plan::PlannedTensor, run::Session, schema::of};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
     about: "Quantize weights to 8, 4 or 3 bits",
-    schema: || schemars::schema_for!(Quantize),
+    schema: of::<Quantize>,
     build: |section| Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?)),
 };
 

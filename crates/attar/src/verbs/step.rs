@@ -24,7 +24,7 @@ impl Verb for StepVerb {
             .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
             .arg(out_argument())
             .arg(print_recipe_argument());
-        settings::flags(command, &(kind.schema)().into())
+        settings::flags(command, &(kind.schema)())
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
