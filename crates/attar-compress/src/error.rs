@@ -28,12 +28,14 @@ pub enum Error {
         nearest: Vec<String>,
     },
     /// A scheme that does not fit a weight.
-    #[error("`{weight}` cannot be {scheme}")]
+    #[error("`{weight}`{} cannot be {scheme}", and_others(*others))]
     DoesNotFit {
         /// The setting to change: `group`.
         key: String,
         /// Canonical name.
         weight: String,
+        /// How many more weights it does not fit.
+        others: usize,
         /// What was asked for.
         scheme: Scheme,
         /// Why not.
@@ -50,6 +52,14 @@ pub enum Error {
     /// `select` and `keep` cancel out.
     #[error("`keep` leaves nothing of what `select` matches")]
     NothingLeft,
+}
+
+fn and_others(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        1 => " and 1 other weight".into(),
+        n => format!(" and {n} other weights"),
+    }
 }
 
 impl Error {

@@ -195,6 +195,15 @@ fn given(found: &[&str]) -> String {
 }
 
 impl Error {
+    /// The setting of the task that cannot be, if it is one.
+    pub fn key(&self) -> Option<&'static str> {
+        match self {
+            Error::Setting { key, .. } => Some(key),
+            Error::NoBos => Some("bos"),
+            _ => None,
+        }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -60,6 +60,11 @@ impl Perplexity {
         Perplexity { data: data.into(), window: default_window(), stride: None, tokens: None, bos: false, split: None }
     }
 
+    /// Whether a model of that configuration can be measured so; the text is not looked at.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        self.cut(config).map(|_| ())
+    }
+
     /// Reads the text and cuts it. Every window scores at least one token.
     pub fn windows(&self, model: &Model) -> Result<Vec<Window>> {
         self.windows_of(&model.tokenizer()?, &model.config)

@@ -16,6 +16,7 @@ use attar_tensor::{
 use crate::{
     Artifact, Error, FileEntry, Input, Options, Original, Plan, PlainEntry, Port, Progress, Result, Target, TensorEntry, Totals,
     Verification, VerifiedTensor,
+    noise::{Noise, same},
 };
 
 /// The target `checkpoint`.
@@ -143,22 +144,10 @@ impl Target for CheckpointFolder {
                 compare(model, &item, &*written.source, rows, original, &mut noise)?;
             }
             verification.weights += item.dims.iter().product::<usize>() as u64;
-            verification.tensors.push(VerifiedTensor { name: item.name, snr_db: noise.snr_db() });
+            let snr_db = noise.judge(&item.name, item.encoding)?;
+            verification.tensors.push(VerifiedTensor { name: item.name, snr_db });
         }
         Ok(verification)
-    }
-}
-
-/// Signal and noise against the weights before quantization.
-#[derive(Default)]
-struct Noise {
-    signal: f64,
-    noise: f64,
-}
-
-impl Noise {
-    fn snr_db(&self) -> Option<f64> {
-        (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10())
     }
 }
 
@@ -175,18 +164,11 @@ fn compare(
     let mut found = wanted.clone();
     item.expr.read(model.source, rows.clone(), &mut wanted)?;
     written.read(&item.name, rows.clone(), &mut found)?;
-    // Bits, not values: a NaN in both is still to be refused.
-    if let Some(at) = (0..wanted.len()).find(|i| wanted[*i].to_bits() != found[*i].to_bits() || !found[*i].is_finite()) {
-        let (row, column) = (rows.start + at / columns, at % columns);
-        return Err(Error::Differs { tensor: item.name.clone(), row, column, found: found[at], wanted: wanted[at] });
-    }
-    if let (Encoding::Quantized(_), Some(original)) = (item.encoding, original) {
-        if original(&item.name, rows, &mut wanted)? {
-            for (before, after) in wanted.iter().zip(&found) {
-                noise.signal += f64::from(*before).powi(2);
-                noise.noise += f64::from(before - after).powi(2);
-            }
-        }
+    same(&item.name, rows.start, columns, &found, &wanted)?;
+    if let Some(original) = original
+        && original(&item.name, rows, &mut wanted)?
+    {
+        noise.add(&found, &wanted);
     }
     Ok(())
 }

@@ -21,6 +21,7 @@
 mod artifact;
 mod checkpoint;
 mod error;
+mod noise;
 mod onnx;
 mod options;
 

@@ -81,6 +81,8 @@ pub enum Problem {
     UnknownValue { name: String },
     #[error("no op is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownOp { name: String, nearest: Option<String> },
+    #[error("no encoding is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    UnknownEncoding { name: String, nearest: Option<String> },
     #[error("{op} has no attribute `{name}`")]
     UnknownAttribute { op: &'static str, name: String },
     #[error("{op} needs the attribute `{name}`")]

@@ -29,16 +29,17 @@ pub fn with_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = x * std::f32::consts::LOG2_E + ROUND - ROUND;
+    // The low bits of the sum are the integer that it was rounded to.
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + c;
     }
     let p = p * r * r + r + 1.0;
-    // SAFETY: `n` is an integer between -126 and 127.
-    let power = unsafe { n.to_int_unchecked::<i32>() };
-    p * f32::from_bits(((power + 127) << 23) as u32)
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    p * f32::from_bits(power << 23)
 }
 
 /// Compiles a function twice, plain and with AVX2, and picks at run time. Both give the same bits.

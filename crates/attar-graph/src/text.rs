@@ -203,6 +203,9 @@ impl<'t> Parser<'t> {
             match self.word("a value, `block` or `return`")? {
                 "block" => {
                     let name = self.word("the block's name")?;
+                    if graph.blocks().any(|block| graph.block_name(block) == name) {
+                        return Err(Problem::Scattered { block: name.into() }.into());
+                    }
                     graph.block(name);
                     self.expect("{")?;
                     while !self.take("}") {
@@ -220,6 +223,9 @@ impl<'t> Parser<'t> {
         loop {
             let name = self.word("a value's name")?;
             let id = self.lookup(&graph, name)?;
+            if matches!(graph.get(id).origin, Origin::Weight(_)) {
+                return Err(Problem::ConstantOutput { name: name.into() }.into());
+            }
             graph.output(id);
             if !self.take(",") {
                 break;
@@ -326,7 +332,10 @@ impl<'t> Parser<'t> {
             }
         }
         let word = self.word("an encoding")?;
-        let encoding = word.parse().map_err(|_| syntax(word, "an encoding"))?;
+        let encoding = word.parse().map_err(|error| match error {
+            attar_tensor::Error::UnknownName { nearest, .. } => Problem::UnknownEncoding { name: word.into(), nearest },
+            other => Problem::Operands(other.to_string()),
+        })?;
         Ok(Fact { dims, encoding })
     }
 
@@ -397,6 +406,6 @@ fn escape(chars: &mut Chars<'_>) -> Option<char> {
 }
 
 fn syntax(found: &str, wanted: &'static str) -> Failure {
-    let found = if found.is_empty() { "the end".into() } else { format!("`{found}`") };
+    let found = found.lines().next().map_or("the end".into(), |line| format!("`{line}`"));
     Failure::Here(Problem::Syntax { found, wanted })
 }

@@ -6,7 +6,7 @@ use attar_graph::{
 };
 use attar_tensor::{Dtype, Encoding, Source};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// The numbers that make one decoder different from another.
 #[derive(Clone, Debug)]
@@ -88,6 +88,15 @@ impl Naming {
             Naming::Gguf { .. } => format!("blk.{block}.{gguf}.{part}"),
         })
     }
+
+    /// The block that a stored tensor belongs to, if it belongs to one.
+    fn block(self, stored: &str) -> Option<usize> {
+        let prefix = match self {
+            Naming::HuggingFace => "model.layers.",
+            Naming::Gguf { .. } => "blk.",
+        };
+        stored.strip_prefix(prefix)?.split('.').next()?.parse().ok()
+    }
 }
 
 impl Decoder {
@@ -96,7 +105,10 @@ impl Decoder {
         let mut builder = Builder { decoder: self, naming, source, graph: Graph::new(self.name), positions: None };
         builder.build()?;
         builder.graph.verify()?;
-        Ok(builder.graph)
+        match source.tensors().keys().find(|stored| naming.block(stored).is_some_and(|block| block >= self.blocks)) {
+            Some(tensor) => Err(Error::SurplusBlock { tensor: tensor.clone(), blocks: self.blocks }),
+            None => Ok(builder.graph),
+        }
     }
 }
 
@@ -192,6 +204,10 @@ impl Builder<'_> {
 
     fn weight(&mut self, canonical: &str, dims: &[usize], expr: Expr) -> Result<ValueId> {
         let encoding = expr.encoding(self.source)?;
+        if matches!(encoding, Encoding::Plain(dtype) if !dtype.is_float()) {
+            let (name, encoding) = (expr.tensor_name().to_owned(), encoding.to_string());
+            return Err(attar_tensor::Error::WrongEncoding { name, encoding, wanted: "a floating-point format" }.into());
+        }
         let fact = Fact { dims: dims.iter().map(|n| Dim::Constant(*n)).collect(), encoding };
         Ok(self.graph.weight(canonical, fact, expr)?)
     }

@@ -71,6 +71,14 @@ pub enum Error {
         /// Another.
         second: String,
     },
+    /// A block that would silently be left out.
+    #[error("`{tensor}` is of a block that the configuration does not have: it counts {blocks}")]
+    SurplusBlock {
+        /// A stored tensor of it.
+        tensor: String,
+        /// By the configuration.
+        blocks: usize,
+    },
     /// GGUF metadata without a key that we need, or with a value of another type.
     #[error("the GGUF metadata has no usable `{key}`")]
     Metadata {
@@ -92,7 +100,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Tensor(error) | Error::Weights(attar_graph::Error::Tensor(error)) => error.hint(),
-            Error::Weights(attar_graph::Error::Shape { .. }) => {
+            Error::Weights(attar_graph::Error::Shape { .. }) | Error::SurplusBlock { .. } => {
                 Some("config.json and the tensors come from different models: fetch both again from one place".into())
             }
             Error::UnknownArchitecture { nearest, .. } => {

@@ -186,7 +186,8 @@ impl From<attar_export::Error> for Error {
 
 impl From<attar_eval::Error> for Error {
     fn from(error: attar_eval::Error) -> Error {
-        input_error(&error, error.hint())
+        let kind = if error.key().is_some() { ErrorKind::Recipe } else { ErrorKind::Input };
+        Error { kind, ..input_error(&error, error.hint()) }
     }
 }
 

@@ -90,6 +90,7 @@ const EXPORT_MEMORY: u64 = 24 << 20;
 pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     output::check(recipe.output(), &recipe.owner())?;
     let model = open(recipe)?;
+    check_evals(recipe, &model)?;
     let mut memory = 0;
     let mut variants = Vec::new();
     for variant in &recipe.variants {
@@ -131,6 +132,17 @@ fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> S
         RunnerKind::Reference => format!("{}: {} with reference", eval.name, eval.task.task().name),
         engine => format!("{}: {} with {engine}, {mode} mode", eval.name, eval.task.task().name),
     }
+}
+
+/// A setting that this model cannot have is known before hours of work, not after.
+fn check_evals(recipe: &Recipe, model: &Model) -> Result<()> {
+    for eval in &recipe.evals {
+        eval.task.check(&model.config).map_err(|e| {
+            let key = format!("{}.{}", eval.key, e.key().unwrap_or_default());
+            recipe.document.place(e.into(), &key)
+        })?;
+    }
+    Ok(())
 }
 
 /// Opens the recipe's model; a failure points at `model`.

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result,
     document::{self, Document, Section, fields},
+    output::PROMISED,
     step::{STEPS, Step},
-    task::{EvalTask, RunnerKind, TASKS},
+    task::{DEFAULT_TASK, EvalTask, RunnerKind, TASKS},
 };
 
 /// The settings at the top of a recipe.
@@ -202,16 +203,7 @@ impl Recipe {
         }
         self.check_names("variant", self.variants.iter().map(|v| v.name.as_str()))?;
         self.check_names("eval", self.evals.iter().map(|e| e.name.as_str()))?;
-        let mut folders = BTreeSet::new();
-        for export in &self.exports {
-            let parts: Vec<&str> = export.folder.split('/').collect();
-            let usable = export.folder == "." || parts.iter().all(|p| is_name(p));
-            if !usable || (export.folder == "." && self.variants.len() > 1) || !folders.insert(&export.folder) {
-                let error = Error::recipe(format!("two exports, or something else, would lie in the folder `{}`", export.folder))
-                    .hint("give each export a `folder` of its own, of letters, digits, `-` and `_`".to_owned());
-                return Err(self.document.place(error, &export.key));
-            }
-        }
+        self.check_folders()?;
         for (i, gate) in self.gates.iter().enumerate() {
             self.check_gate(i, gate)?;
         }
@@ -236,6 +228,22 @@ impl Recipe {
                     .hint("names are unique and made of letters, digits, `-`, `_` and inner dots".to_owned());
                 return Err(self.document.place(error, &format!("{what}[{i}].name")));
             }
+        }
+        Ok(())
+    }
+
+    fn check_folders(&self) -> Result<()> {
+        for (i, export) in self.exports.iter().enumerate() {
+            let folder = &export.folder;
+            let usable = if folder == "." { self.variants.len() == 1 } else { folder.split('/').all(is_name) };
+            let taken = self.exports[..i].iter().find(|other| within(folder, &other.folder) || within(&other.folder, folder));
+            let (problem, hint) = match taken {
+                _ if !usable => (format!("`{folder}` cannot be the folder of an export"), "letters, digits, `-`, `_` and inner dots make a name"),
+                Some(other) => (format!("two exports would lie in the folders `{}` and `{folder}`", other.folder), "give each export a `folder` of its own"),
+                None => continue,
+            };
+            let error = Error::recipe(problem).hint(hint.to_owned());
+            return Err(self.document.place(error, &format!("{}.folder", export.key)));
         }
         Ok(())
     }
@@ -269,9 +277,15 @@ impl Recipe {
     }
 }
 
+/// Names of folders, too; not those of the files that a run leaves beside them.
 fn is_name(text: &str) -> bool {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    !text.is_empty() && text.chars().all(fine) && !text.starts_with('.') && !text.ends_with('.')
+    !text.is_empty() && text.chars().all(fine) && !text.starts_with('.') && !text.ends_with('.') && !PROMISED.contains(&text)
+}
+
+/// Whether `folder` is `other` or lies in it. The output folder itself holds files beside any folder.
+fn within(folder: &str, other: &str) -> bool {
+    folder.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn steps(sections: Vec<Section<'_, '_>>) -> Result<Vec<(String, std::sync::Arc<dyn Step>)>> {
@@ -303,7 +317,7 @@ fn export(mut section: Section<'_, '_>) -> Result<Export> {
 
 fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
     let known: Vec<_> = TASKS.iter().map(|task| (task.name, *task)).collect();
-    let kind = section.take_word("task", Some("perplexity"), &known)?;
+    let kind = section.take_word("task", Some(DEFAULT_TASK), &known)?;
     let key = section.key.clone();
     let head: EvalHead = section.take_part()?;
     let mut also = fields::<EvalHead>();

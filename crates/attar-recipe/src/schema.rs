@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     recipe::{EvalHead, ExportHead, Head, VariantHead},
     step::STEPS,
-    task::TASKS,
+    task::{DEFAULT_TASK, TASKS, TaskKind},
 };
 
 /// The schema of a whole recipe.
@@ -20,7 +20,7 @@ pub fn schema() -> Value {
     variant["additionalProperties"] = json!(false);
     let exports: Vec<Value> =
         TARGETS.iter().map(|target| tagged("target", target.name(), &[of::<ExportHead>(), of::<Options>()])).collect();
-    let evals: Vec<Value> = TASKS.iter().map(|task| tagged("task", task.name, &[of::<EvalHead>(), (task.schema)()])).collect();
+    let evals: Vec<Value> = TASKS.iter().map(|task| eval(task)).collect();
     let mut root = of::<Head>();
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["title"] = json!("attar recipe");
@@ -34,6 +34,15 @@ pub fn schema() -> Value {
     root["additionalProperties"] = json!(false);
     root["$defs"] = json!({ "steps": step_list });
     root
+}
+
+fn eval(task: &TaskKind) -> Value {
+    let mut eval = tagged("task", task.name, &[of::<EvalHead>(), (task.schema)()]);
+    if task.name == DEFAULT_TASK {
+        eval["properties"]["task"]["default"] = json!(DEFAULT_TASK);
+        eval["required"].as_array_mut().expect("made by `tagged`").retain(|key| key != "task");
+    }
+    eval
 }
 
 /// The settings of one verb on the command line: a step's, or an export's.

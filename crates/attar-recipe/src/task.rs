@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf};
 
 use attar_eval::{Perplexity, Window};
-use attar_model::Model;
+use attar_model::{Config, Model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,8 @@ pub trait EvalTask: fmt::Debug + Send + Sync {
     fn settings(&self) -> serde_json::Value;
     /// The files that it reads.
     fn files(&self) -> Vec<PathBuf>;
+    /// Whether a model of that configuration can be measured so; no file is read.
+    fn check(&self, config: &Config) -> attar_eval::Result<()>;
     /// Tokens in its longest window.
     fn longest(&self) -> usize;
     /// The tokens that a model is run on.
@@ -48,6 +50,9 @@ pub(crate) struct TaskKind {
     pub(crate) schema: fn() -> serde_json::Value,
     pub(crate) build: fn(Section<'_, '_>, &[String]) -> Result<Box<dyn EvalTask>>,
 }
+
+/// What an eval measures that does not say it.
+pub(crate) const DEFAULT_TASK: &str = "perplexity";
 
 /// Every task, in the order of the documentation.
 pub(crate) static TASKS: &[&TaskKind] = &[&TaskKind {
@@ -67,6 +72,10 @@ impl EvalTask for Perplexity {
 
     fn files(&self) -> Vec<PathBuf> {
         vec![self.data.clone()]
+    }
+
+    fn check(&self, config: &Config) -> attar_eval::Result<()> {
+        Perplexity::check(self, config)
     }
 
     fn longest(&self) -> usize {

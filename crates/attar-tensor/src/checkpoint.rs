@@ -121,6 +121,8 @@ impl Checkpoint {
         } else if path.join("model.safetensors").exists() {
             (vec![path.join("model.safetensors")], BTreeMap::new())
         } else {
+            // In a folder that may not be read, nothing seems to exist.
+            fs::read_dir(path).map_err(Error::io("read", path))?;
             return Err(Error::NotACheckpoint {
                 path: path.into(),
                 wanted: "`model.safetensors`, `model.safetensors.index.json` or `attar.json` was expected in it",

@@ -65,3 +65,8 @@ impl Printer {
         !self.quiet && !self.json && std::io::stderr().is_terminal()
     }
 }
+
+/// What Ctrl-C is answered with.
+pub(crate) fn stopping() {
+    eprintln!("stopping when the unit at work is done; press Ctrl-C again to stop at once (nothing finished is lost)");
+}

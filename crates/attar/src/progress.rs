@@ -26,6 +26,7 @@ impl<'p> Bars<'p> {
             if INTERRUPTED.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
+            crate::printer::stopping();
         });
         Bars { printer, current: Mutex::new(ProgressBar::hidden()) }
     }

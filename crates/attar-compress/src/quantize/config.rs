@@ -282,7 +282,21 @@ impl Quantize {
         for (i, other) in self.overrides.iter().enumerate() {
             check_matches(&format!("override[{i}].select"), &other.select, &selected, true)?;
         }
-        selected.into_iter().map(|matrix| self.assign_one(matrix)).collect()
+        let (mut assignments, mut misfits) = (Vec::new(), Vec::new());
+        for matrix in selected {
+            match self.assign_one(matrix) {
+                Ok(assignment) => assignments.push(assignment),
+                Err(misfit @ Error::DoesNotFit { .. }) => misfits.push(misfit),
+                Err(error) => return Err(error),
+            }
+        }
+        let more = misfits.len().saturating_sub(1);
+        match misfits.into_iter().next() {
+            Some(Error::DoesNotFit { key, weight, scheme, source, .. }) => {
+                Err(Error::DoesNotFit { key, weight, others: more, scheme, source })
+            }
+            _ => Ok(assignments),
+        }
     }
 
     fn assign_one(&self, matrix: Matrix) -> Result<Assignment> {
@@ -301,6 +315,7 @@ impl Quantize {
         scheme.fit(matrix.dims[1]).map_err(|source| Error::DoesNotFit {
             key: group_key,
             weight: matrix.name.clone(),
+            others: 0,
             scheme,
             source,
         })?;

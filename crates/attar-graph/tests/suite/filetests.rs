@@ -8,7 +8,8 @@
 //! ; test legalize OP …      without those ops
 //! ```
 //!
-//! What comes out stands below a line `; ---` (`BLESS=1` rewrites it), or in parts behind `; check:`, in their order.
+//! What comes out stands below a line `; ---` (`BLESS=1` rewrites it), or in parts behind `; check:`, in their order. A
+//! graph of which nothing is said prints as itself.
 
 use attar_graph::{Graph, OPS};
 

@@ -3,6 +3,7 @@
 mod attention;
 mod filetests;
 mod ops;
+mod random;
 mod text;
 mod texts;
 mod verify;

@@ -1,1 +1,142 @@
-//! x
+//! Runs over every entry of [`OPS`], unasked: its examples are `testdata/filetests/ops/NAME.ir` and `NAME-*.ir`.
+
+use attar_graph::{Dim, Graph, Inputs, Mode, OPS, Op, Run, State, ValueId};
+use candle_core::Tensor;
+
+use crate::{
+    random::{Random, Sizes},
+    texts::cases_of,
+};
+
+/// Largest difference over the largest value, between two ways to compute the same in f32.
+const RELATIVE: f32 = 2e-6;
+
+/// Random shapes an example.
+const SHAPES: u64 = 8;
+
+/// An example with its sizes: a call without a past, and the next one.
+struct Example {
+    name: String,
+    graph: Graph,
+    calls: [Sizes; 2],
+    seed: u64,
+}
+
+fn examples() -> Vec<Example> {
+    let cases = OPS.iter().flat_map(|def| cases_of(def.name));
+    let of = |(name, graph): (String, Graph)| {
+        (0..SHAPES).map(move |seed| {
+            let mut random = Random::new(seed);
+            let (batch, past, seq) = (1 + random.below(3) as usize, 1 + random.below(20) as usize, 1 + random.below(20) as usize);
+            let calls = [Sizes { batch, seq: past, past: 0 }, Sizes { batch, seq, past }];
+            Example { name: format!("{name} {:?}", calls[1]), graph: graph.clone(), calls, seed }
+        })
+    };
+    cases.map(|case| (case.name(), Graph::parse(&case.input).unwrap())).flat_map(of).collect()
+}
+
+impl Example {
+    fn inputs(&self, call: usize) -> Vec<Tensor> {
+        let mut random = Random::new(self.seed ^ (call as u64) << 32);
+        self.graph.inputs().iter().map(|id| random.value(self.graph.fact(*id), self.calls[call])).collect()
+    }
+
+    /// The outputs of both calls; `graph` computes what the example does.
+    fn run(&self, graph: &Graph, mode: Mode) -> [Tensor; 2] {
+        let mut state = State::default();
+        [0, 1].map(|call| evaluate(graph, mode, self.seed, self.inputs(call), &mut state))
+    }
+}
+
+/// The first output.
+fn evaluate(graph: &Graph, mode: Mode, seed: u64, tensors: Vec<Tensor>, state: &mut State) -> Tensor {
+    let weights = Random::new(seed).weights(graph);
+    let lane = Inputs { tensors, state: Some(std::mem::take(state)) };
+    let (outputs, after) = Run::new(graph, &weights, mode, vec![lane]).finish(0).unwrap();
+    *state = after.unwrap();
+    outputs[0].clone()
+}
+
+fn assert_close(what: &str, got: &Tensor, want: &Tensor) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (got, want) = (values(got), values(want));
+    let scale = want.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let worst = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+    assert!(worst <= RELATIVE * scale, "{what}: off by {worst} where the largest is {scale}");
+}
+
+#[test]
+fn a_value_has_the_shape_that_was_inferred() {
+    for example in examples() {
+        let fact = example.graph.fact(example.graph.outputs()[0]);
+        for (call, output) in example.run(&example.graph, Mode::Inference).iter().enumerate() {
+            assert_eq!(output.dims(), example.calls[call].of(fact), "{}, call {call}", example.name);
+        }
+    }
+}
+
+#[test]
+fn both_modes_mean_the_same() {
+    for example in examples() {
+        let (fast, slow) = (example.run(&example.graph, Mode::Inference), example.run(&example.graph, Mode::Training));
+        fast.iter().zip(&slow).for_each(|(fast, slow)| assert_close(&example.name, fast, slow));
+    }
+}
+
+#[test]
+fn a_decomposition_means_the_same() {
+    for example in examples() {
+        let simpler = example.graph.legalize(&|_| false).unwrap();
+        simpler.verify().unwrap();
+        assert!(simpler.nodes().iter().all(|node| node.op.def().decompose.is_none()), "{}: {simpler}", example.name);
+        assert_eq!(simpler.fact(simpler.outputs()[0]), example.graph.fact(example.graph.outputs()[0]));
+        let (got, want) = (example.run(&simpler, Mode::Inference), example.run(&example.graph, Mode::Inference));
+        got.iter().zip(&want).for_each(|(got, want)| assert_close(&example.name, got, want));
+    }
+}
+
+#[test]
+fn attributes_survive_their_text_form() {
+    let ops = |graph: &Graph| graph.nodes().iter().map(|node| node.op.clone()).collect::<Vec<Op>>();
+    for example in examples() {
+        assert_eq!(ops(&Graph::parse(&example.graph.to_string()).unwrap()), ops(&example.graph), "{}", example.name);
+    }
+}
+
+/// The runner of logits computes positions of the last block one by one on the strength of this.
+#[test]
+fn a_pointwise_op_needs_only_its_own_position() {
+    let one = |graph: &Graph, id: ValueId, tensor: &Tensor, position: usize| {
+        let along = graph.fact(id).dims.iter().position(|dim| *dim == Dim::symbol("seq"));
+        along.map_or(tensor.clone(), |along| tensor.narrow(along, position, 1).unwrap())
+    };
+    for example in examples().iter().filter(|example| example.graph.nodes().iter().all(|node| node.op.is_pointwise())) {
+        let (graph, inputs) = (&example.graph, example.inputs(0));
+        let position = example.calls[0].seq / 2;
+        let whole = evaluate(graph, Mode::Inference, example.seed, inputs.clone(), &mut State::default());
+        let alone = graph.inputs().iter().zip(&inputs).map(|(id, tensor)| one(graph, *id, tensor, position)).collect();
+        let alone = evaluate(graph, Mode::Inference, example.seed, alone, &mut State::default());
+        assert_close(&example.name, &alone, &one(graph, graph.outputs()[0], &whole, position));
+    }
+}
+
+/// What the decoder family is costed by: a product of matrices, and two for the scores and sums of attention.
+#[test]
+fn multiply_accumulates_are_those_of_the_products() {
+    for example in examples() {
+        let (graph, sizes) = (&example.graph, example.calls[0]);
+        let weights = Random::new(example.seed).weights(graph);
+        let mut run = Run::new(graph, &weights, Mode::Inference, vec![Inputs { tensors: example.inputs(0), state: None }]);
+        run.step(None).unwrap();
+        let node = &graph.nodes()[0];
+        let dims: Vec<Vec<usize>> = node.inputs.iter().map(|id| sizes.of(graph.fact(*id))).collect();
+        let product = |dims: &[usize]| dims.iter().product::<usize>() as u64;
+        let wanted = match &node.op {
+            Op::Linear => product(&dims[0]) * dims[1][0] as u64,
+            Op::Attention(_) => 2 * product(&dims[0]) * dims[1][2] as u64,
+            _ => 0,
+        };
+        assert_eq!(run.macs(), wanted, "{}", example.name);
+    }
+}

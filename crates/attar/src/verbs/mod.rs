@@ -81,8 +81,9 @@ fn run_text(title: &str, text: &str, arguments: &ArgMatches, environment: &Envir
         printer.data(text);
         return Ok(ExitCode::SUCCESS);
     }
-    let recipe = Recipe::parse(Path::new(title), text)?;
-    run_recipe(&recipe, LockMode::None, environment, printer)
+    let run = || run_recipe(&Recipe::parse(Path::new(title), text)?, LockMode::None, environment, printer);
+    // Nobody wrote the recipe, so nobody can look at a place in it.
+    run().map_err(|error| Error { place: None, ..error })
 }
 
 fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

@@ -5,6 +5,7 @@
 //! `testdata/cli`; `BLESS=1` rewrites those, and a person reads the difference.
 
 mod checkpoint;
+mod docs;
 mod engine;
 mod gates;
 mod inputs;

@@ -143,7 +143,7 @@ fn mistakes_around_the_steps() {
     let mut around = |title: &str, recipe: String, wanted: &str| session.note(title, &mistaken(&room, &recipe, wanted));
     around("another format", head.replace("recipe = 1", "recipe = 2") + step, "2\nmodel");
     around("no format", head.replace("recipe = 1\n", "") + step, "model = ");
-    around("no TOML", head.to_owned() + "[[step]\nkind = \"quantize\"\n", "]\nkind");
+    around("no TOML", head.to_owned() + "[[step]\nkind = \"quantize\"\n", "\nkind");
     around("text without an end", head.to_owned() + "[[step]]\nkind = \"quantize\n", "\n");
     around("a misspelt section", head.to_owned() + "[[steps]]\nkind = \"quantize\"\n", "steps");
     around("a step that is no list", head.to_owned() + "[step]\nkind = \"quantize\"\n", "[step]");
@@ -151,12 +151,16 @@ fn mistakes_around_the_steps() {
     around("a name that is none", head.to_owned() + &variants.replace("two", "../two"), "\"../two\"");
     around("a misspelt target", head.to_owned() + step + "[[export]]\ntarget = \"onxn\"\n", "\"onxn\"");
     around("a misspelt layout", head.to_owned() + step + "[[export]]\ntarget = \"onnx\"\nlayout = \"matmul-nbit\"\n", "\"matmul-nbit\"");
-    around("a folder outside", head.to_owned() + step + "[[export]]\ntarget = \"onnx\"\nfolder = \"../onnx\"\n", "[[export]]");
+    let export = |folder: &str| format!("[[export]]\ntarget = \"onnx\"\nfolder = \"{folder}\"\n");
+    around("a folder outside", head.to_owned() + step + &export("../onnx"), "\"../onnx\"");
+    around("a folder in place of the report", head.to_owned() + step + &export("report.json"), "\"report.json\"");
+    around("several variants in one folder", head.to_owned() + &variants + &export("."), "\".\"");
     around("two exports in one folder", head.to_owned() + step + &"[[export]]\ntarget = \"onnx\"\n".repeat(2), "[[export]]");
+    around("a folder in the other's", head.to_owned() + step + &export("onnx/small") + &export("onnx"), "\"onnx\"\n");
     around("an engine without its artifact", head.to_owned() + step + eval + "runners = [\"onnxruntime\"]\n", "[[eval]]");
     around("an unknown runner", head.to_owned() + step + eval + "runners = [\"onnxruntim\"]\n", "\"onnxruntim\"");
     around("a misspelt task", head.to_owned() + step + &eval.replace("perplexity", "perplexety"), "\"perplexety\"");
-    around("a window longer than the context", head.to_owned() + step + &eval.replace("64", "4096"), "[[eval]]");
+    around("a window longer than the context", head.to_owned() + step + &eval.replace("64", "4096"), "4096");
     session.check();
 }
 

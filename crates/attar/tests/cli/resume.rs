@@ -1,1 +1,176 @@
-//! To come.
+//! Killed, interrupted, repeated, on one thread or two: the same bytes in the end.
+
+use std::{
+    collections::BTreeMap,
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    checkpoint::Random,
+    room::{Room, assert_same_files},
+};
+
+/// Several variants, both exports, an eval: every kind of work there is.
+fn recipe() -> String {
+    let mut text = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n".to_owned();
+    for (grid, group, scales) in [("int8", "\"row\"", "absmax"), ("int4", "32", "mse"), ("int3", "64", "mse"), ("int4", "\"tensor\"", "absmax")] {
+        let name = format!("{grid}-{}", group.trim_matches('"'));
+        let step = format!("kind = \"quantize\"\ngrid = \"{grid}\"\ngroup = {group}\nscales = \"{scales}\"\n");
+        text += &format!("\n[[variant]]\nname = \"{name}\"\n[[variant.step]]\n{step}");
+    }
+    text += "\n[[export]]\ntarget = \"checkpoint\"\n\n[[export]]\ntarget = \"onnx\"\n";
+    text + "\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 128\ntokens = 512\n"
+}
+
+const RUN: [&str; 3] = ["run", "recipe.toml", "--quiet"];
+
+fn ready() -> Room {
+    let room = Room::new();
+    room.write("recipe.toml", &recipe());
+    room
+}
+
+/// What an uninterrupted run gives, and how long it took.
+fn whole() -> (BTreeMap<String, Vec<u8>>, Duration) {
+    let room = ready();
+    let start = Instant::now();
+    room.attar(&RUN).exits(0);
+    let took = start.elapsed();
+    let files = room.files("out");
+    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 4);
+    (files, took)
+}
+
+fn start(room: &Room) -> Child {
+    let mut command = room.command(&RUN);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("attar starts")
+}
+
+fn journal_lines(room: &Room) -> usize {
+    std::fs::read_to_string(room.path("out/.attar/store/journal")).map_or(0, |text| text.lines().count())
+}
+
+#[test]
+fn a_run_that_was_killed_at_any_moment_ends_with_the_same_bytes() {
+    let (wanted, took) = whole();
+    let mut random = Random(2);
+    let mut killed = 0;
+    for kill in 0..12 {
+        let room = ready();
+        let mut child = start(&room);
+        let moment = took.mul_f64(f64::from(random.next()) / f64::from(u32::MAX) * 0.95);
+        sleep(moment);
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        let finished = room.path("out/manifest.json").exists();
+        assert!(!finished || room.files("out") == wanted, "a folder with a manifest is a finished one");
+        room.attar(&RUN).exits(0);
+        assert_same_files(&wanted, &room.files("out"), &format!("kill {kill} after {moment:?} of {took:?}"));
+    }
+    assert!(killed > 0, "every run was over before its kill");
+}
+
+#[test]
+fn a_run_that_is_killed_again_and_again_gets_through() {
+    let (wanted, took) = whole();
+    let room = ready();
+    let mut random = Random(3);
+    let mut lines = 0;
+    for _ in 0..4 {
+        let mut child = start(&room);
+        sleep(took.mul_f64(0.1 + f64::from(random.next()) / f64::from(u32::MAX) * 0.4));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(journal_lines(&room) >= lines, "finished work is kept");
+        lines = journal_lines(&room);
+    }
+    room.attar(&RUN).exits(0);
+    assert_same_files(&wanted, &room.files("out"), "after four kills");
+}
+
+#[test]
+fn an_interrupted_run_says_so_and_goes_on_later() {
+    let room = ready();
+    let mut command = room.command(&RUN);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("attar starts");
+    while journal_lines(&room) < 3 {
+        sleep(Duration::from_millis(2));
+    }
+    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is everywhere");
+    assert!(interrupt.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text, "error: interrupted\nhint: finished work is kept: the same command goes on from here\n");
+    assert!(!room.path("out/manifest.json").exists());
+    room.attar(&RUN).exits(0);
+    assert_same_files(&whole().0, &room.files("out"), "after an interrupt");
+}
+
+#[test]
+fn a_run_with_nothing_new_does_no_unit_again() {
+    let room = ready();
+    room.attar(&RUN).exits(0);
+    let (files, lines) = (room.files("out"), journal_lines(&room));
+    let made = |name: &str| std::fs::metadata(room.path(name)).unwrap().modified().unwrap();
+    let times = || ["out/int4-32/onnx/model.onnx.data", "out/int4-32/checkpoint/model.safetensors"].map(made);
+    let before = times();
+    assert!(lines > 4 * 7, "{lines}");
+    room.attar(&RUN).exits(0);
+    assert_same_files(&files, &room.files("out"), "the second time");
+    assert_eq!((journal_lines(&room), times()), (lines, before), "units and artifacts are not made again");
+
+    // Something else in one variant: its units are made, and only its.
+    room.write("recipe.toml", &recipe().replace("group = \"row\"", "group = 128"));
+    room.attar(&RUN).exits(0);
+    assert_eq!((journal_lines(&room), times()), (lines + 4 * 7 + 1, before));
+}
+
+#[test]
+fn a_damaged_artifact_or_blob_is_made_again() {
+    let room = ready();
+    room.attar(&RUN).exits(0);
+    let files = room.files("out");
+    let spoil = |path: &std::path::Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    spoil(&room.path("out/int4-32/onnx/model.onnx.data"));
+    std::fs::remove_file(room.path("out/int3-64/checkpoint/model.safetensors")).unwrap();
+    let blobs = std::fs::read_dir(room.path("out/.attar/store/blobs")).unwrap().flatten();
+    blobs.step_by(5).for_each(|blob| spoil(&blob.path()));
+    room.attar(&RUN).exits(0);
+    assert_same_files(&files, &room.files("out"), "after damage");
+}
+
+#[test]
+fn the_number_of_threads_changes_no_byte() {
+    let run = |threads: &str| {
+        let room = ready();
+        room.attar(&[&RUN[..], &["--threads", threads]].concat()).exits(0);
+        room.files("out")
+    };
+    let one = run("1");
+    assert!(one.contains_key("report.json"));
+    assert_same_files(&one, &run("2"), "threads");
+    assert_same_files(&one, &run("5"), "threads");
+}
+
+#[test]
+fn two_runs_at_once_do_not_write_to_one_folder() {
+    let room = ready();
+    let mut child = start(&room);
+    while journal_lines(&room) == 0 {
+        sleep(Duration::from_millis(2));
+    }
+    let said = room.attar(&["run", "recipe.toml"]);
+    assert!(child.wait().unwrap().success());
+    // The first one may have been over already.
+    if said.code != Some(0) {
+        assert!(said.exits(3).stderr.contains("another attar is writing to `out`"));
+    }
+    assert_same_files(&whole().0, &room.files("out"), "the first is not disturbed");
+}

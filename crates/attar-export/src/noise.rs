@@ -1,0 +1,112 @@
+//! What every target checks of the weights it has read back.
+
+use attar_tensor::{Encoding, Granularity, Scheme};
+
+use crate::{Error, Result};
+
+/// The least signal-to-noise ratio, in decibels, that a scheme can honestly have. Evenly spread weights rounded to
+/// `2^bits` levels keep 6 dB a bit; real ones keep about 5 dB less in groups of 32, 10 dB less under one scale a row, and
+/// under one scale in all as much less as their largest outlier takes. Below these floors something else went wrong than
+/// rounding: another tensor's scales, lost rows, a swapped sign (which has about -6 dB).
+fn floor(scheme: &Scheme) -> f64 {
+    let whole = scheme.granularity == Granularity::Tensor;
+    match (scheme.grid.bits(), whole) {
+        (8.., false) => 30.0,
+        (8.., true) => 15.0,
+        (4..8, false) => 12.0,
+        (_, false) => 6.0,
+        // A tensor with one outlier rounds to zeros and little else: 0 dB.
+        (_, true) => -0.1,
+    }
+}
+
+/// Both are equal to the bit, and finite. `first` is the first row.
+pub(crate) fn same(name: &str, first: usize, columns: usize, found: &[f32], wanted: &[f32]) -> Result<()> {
+    let differs = found.iter().zip(wanted).fold(0, |all, (f, w)| all | (f.to_bits() ^ w.to_bits()));
+    let strange = found.iter().fold(false, |any, f| any | !f.is_finite());
+    if differs == 0 && !strange {
+        return Ok(());
+    }
+    let at = found.iter().zip(wanted).position(|(f, w)| f.to_bits() != w.to_bits() || !f.is_finite()).unwrap_or(0);
+    let (row, column, tensor) = (first + at / columns, at % columns, name.to_owned());
+    if found[at].to_bits() == wanted[at].to_bits() {
+        let count = found.iter().filter(|f| !f.is_finite()).count();
+        return Err(attar_tensor::Error::NotFinite { name: tensor, count, value: found[at], row, column }.into());
+    }
+    Err(Error::Differs { tensor, row, column, found: found[at], wanted: wanted[at] })
+}
+
+/// What quantization did to one weight.
+#[derive(Default)]
+pub(crate) struct Noise {
+    signal: f64,
+    noise: f64,
+    found: Bounds,
+    original: Bounds,
+}
+
+impl Noise {
+    /// Some weights as the artifact has them and as they were.
+    pub(crate) fn add(&mut self, found: &[f32], original: &[f32]) {
+        for (found, original) in found.chunks(LANES * 64).zip(original.chunks(LANES * 64)) {
+            let [signal, noise] = squares(found, original);
+            self.signal += f64::from(signal);
+            self.noise += f64::from(noise);
+        }
+        self.found.add(found);
+        self.original.add(original);
+    }
+
+    /// The signal-to-noise ratio in decibels, `None` if nothing was lost; an error where rounding does not explain it.
+    pub(crate) fn judge(&self, name: &str, encoding: Encoding) -> Result<Option<f64>> {
+        let Encoding::Quantized(scheme) = encoding else { return Ok(self.decibels()) };
+        if let Some(only) = self.found.only().filter(|_| self.original.only().is_none() && self.signal > 0.0) {
+            return Err(Error::Constant { tensor: name.into(), found: only });
+        }
+        let (found, wanted) = (self.decibels(), floor(&scheme));
+        match found {
+            Some(found) if found < wanted => {
+                Err(Error::Noise { tensor: name.into(), encoding: scheme.to_string(), found, wanted })
+            }
+            found => Ok(found),
+        }
+    }
+
+    fn decibels(&self) -> Option<f64> {
+        (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10())
+    }
+}
+
+/// Partial sums, so that a wide unit can add them.
+const LANES: usize = 16;
+
+/// Sums of squares of `original` and of the difference.
+fn squares(found: &[f32], original: &[f32]) -> [f32; 2] {
+    let (mut signal, mut noise) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for (found, original) in found.chunks(LANES).zip(original.chunks(LANES)) {
+        for (((s, n), f), o) in signal.iter_mut().zip(&mut noise).zip(found).zip(original) {
+            *s += o * o;
+            *n += (f - o) * (f - o);
+        }
+    }
+    [signal.iter().sum(), noise.iter().sum()]
+}
+
+/// Least and greatest, once there is any.
+#[derive(Default)]
+struct Bounds(Option<[f32; 2]>);
+
+impl Bounds {
+    fn add(&mut self, values: &[f32]) {
+        let Some(first) = values.first() else { return };
+        let [low, high] = self.0.unwrap_or([*first; 2]);
+        let low = values.iter().fold(low, |low, v| if *v < low { *v } else { low });
+        let high = values.iter().fold(high, |high, v| if *v > high { *v } else { high });
+        self.0 = Some([low, high]);
+    }
+
+    /// The value, if all are the same.
+    fn only(&self) -> Option<f32> {
+        self.0.filter(|[low, high]| low == high).map(|[low, _]| low)
+    }
+}
