@@ -1,9 +1,11 @@
 //! Why weights cannot be quantized as asked.
 
+use std::ops::Range;
+
 use attar_tensor::Scheme;
 
 /// The result of choosing or quantizing weights.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What is wrong, and with which setting.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,18 @@ pub enum Error {
         others: usize,
         /// What was asked for.
         scheme: Scheme,
+        /// Why not.
+        source: attar_tensor::Error,
+    },
+    /// A scale that its format cannot hold.
+    #[error("cannot scale rows {rows:?}, columns {columns:?}, of `{weight}`")]
+    Scale {
+        /// As it is stored.
+        weight: String,
+        /// What shares the scale.
+        rows: Range<usize>,
+        /// What shares the scale.
+        columns: Range<usize>,
         /// Why not.
         source: attar_tensor::Error,
     },
@@ -76,8 +90,13 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::Tensor(error) | Error::Graph(attar_graph::Error::Tensor(error)) | Error::DoesNotFit { source: error, .. } => error.hint(),
-            Error::NoMatch { nearest, .. } if !nearest.is_empty() => Some(format!("weights here are called {}", nearest.join(", "))),
+            Error::Tensor(error)
+            | Error::Graph(attar_graph::Error::Tensor(error))
+            | Error::DoesNotFit { source: error, .. }
+            | Error::Scale { source: error, .. } => error.hint(),
+            Error::NoMatch { nearest, .. } if !nearest.is_empty() => {
+                Some(format!("weights here are called {}", nearest.join(", ")))
+            }
             Error::AlreadyQuantized { .. } => Some("start from the checkpoint it was made from, or add it to `keep`".into()),
             _ => None,
         }

@@ -213,7 +213,8 @@ impl Graph {
 
     /// The last node that reads each value, for those that a node reads.
     pub fn last_use(&self) -> HashMap<ValueId, NodeId> {
-        let reads = self.nodes.iter().enumerate().flat_map(|(at, node)| node.inputs.iter().map(move |id| (*id, NodeId(at as u32))));
+        let reads =
+            self.nodes.iter().enumerate().flat_map(|(at, node)| node.inputs.iter().map(move |id| (*id, NodeId(at as u32))));
         reads.collect()
     }
 }

@@ -195,7 +195,13 @@ impl<'a> Run<'a> {
 
     /// What the last block makes of some positions of some windows of a lane: `[windows, positions, width]`. Any number
     /// of calls, in any order, once [`Run::advance_to_last_block`] is through. `weights` may keep what it reads.
-    pub fn last_block(&self, weights: &dyn Weights, lane: usize, windows: std::ops::Range<usize>, positions: std::ops::Range<usize>) -> Result<Tensor> {
+    pub fn last_block(
+        &self,
+        weights: &dyn Weights,
+        lane: usize,
+        windows: std::ops::Range<usize>,
+        positions: std::ops::Range<usize>,
+    ) -> Result<Tensor> {
         let block = BlockId(self.next);
         debug_assert!(self.graph.nodes_of(block).all(|n| n.op.is_pointwise()), "positions of the last block are independent");
         let live = self.graph.live_into(block);

@@ -10,7 +10,8 @@ impl Graph {
     /// of its own, something is returned.
     pub fn verify(&self) -> Result<()> {
         let invalid = |problem| Err(Error::Invalid(problem));
-        let mut defined: HashSet<_> = self.values().filter(|(_, v)| !matches!(v.origin, Origin::Node(_))).map(|(id, _)| id).collect();
+        let mut defined: HashSet<_> =
+            self.values().filter(|(_, v)| !matches!(v.origin, Origin::Node(_))).map(|(id, _)| id).collect();
         let mut names = HashSet::new();
         if let Some((_, value)) = self.values().find(|(_, v)| !names.insert(&v.name)) {
             return invalid(Problem::Twice { name: value.name.clone() });

@@ -131,7 +131,7 @@ impl DecoderConfig {
                 return Err(Error::Unsupported { key: key.into(), found: n.to_string(), wanted: "1 to 16777216" });
             }
         }
-        if config.num_attention_heads % config.key_heads() != 0 {
+        if !config.num_attention_heads.is_multiple_of(config.key_heads()) {
             return Err(Error::Contradiction {
                 first: format!("num_attention_heads = {}", config.num_attention_heads),
                 second: format!("num_key_value_heads = {}", config.key_heads()),

@@ -1,6 +1,8 @@
 //! The graph is differentiable: every weight gets the gradient that finite differences say, and steps against it lower
 //! the loss.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
@@ -13,7 +15,7 @@ use candle_nn::{AdamW, Optimizer, ParamsAdamW, loss::cross_entropy};
 
 /// Largest difference between a gradient along a direction and the finite difference along it, as a share of the
 /// gradient's norm: an f32 loss has some 1e-7 of noise, and steps are short enough that third derivatives do not show.
-const DIFFERENCE: f64 = 0.02;
+const DIFFERENCE: f64 = 0.005;
 
 /// A step of finite differences, as a share of a weight's root mean square.
 const STEP: f64 = 0.01;
@@ -42,7 +44,11 @@ impl Trainee {
 
     /// Mean cross-entropy of every next token.
     fn loss(&self, batch: &[Vec<u32>]) -> Tensor {
-        let named = self.model.graph.weights().map(|(_, value, expr)| (value.name.clone(), self.variables[&expr.to_string()].as_tensor().clone()));
+        let named = self
+            .model
+            .graph
+            .weights()
+            .map(|(_, value, expr)| (value.name.clone(), self.variables[&expr.to_string()].as_tensor().clone()));
         let source = SourceWeights(self.model.source.clone());
         let weights = TensorWeights { tensors: named.collect::<HashMap<_, _>>(), below: &source };
         let length = batch[0].len() - 1;
@@ -66,7 +72,7 @@ impl Trainee {
 /// Windows of real text, far apart.
 fn text(model: &Model, windows: usize, length: usize) -> Vec<Vec<u32>> {
     let text = std::fs::read_to_string(testdata().join("evals/shakespeare-valid.txt")).unwrap();
-    let tokens = model.tokenizer().unwrap().encode(&text, false).unwrap();
+    let tokens = model.tokenizer().unwrap().encode(&text).unwrap();
     tokens.chunks(tokens.len() / windows).take(windows).map(|part| part[..length].to_vec()).collect()
 }
 
@@ -150,7 +156,10 @@ fn gradients_are_those_of_finite_differences() {
         let (found, wanted) = ((at(step) - at(-step)) / (2.0 * step), dot(gradient, &direction));
         variable.set(&here).unwrap();
         let norm = dot(gradient, gradient).sqrt();
-        assert!((found - wanted).abs() <= DIFFERENCE * norm, "{weight}: {found} by differences, {wanted} by gradient, norm {norm}");
+        assert!(
+            (found - wanted).abs() <= DIFFERENCE * norm,
+            "{weight}: {found} by differences, {wanted} by gradient, norm {norm}"
+        );
     }
 }
 

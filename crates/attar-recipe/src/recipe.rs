@@ -238,7 +238,7 @@ impl Recipe {
             let usable = if folder == "." { self.variants.len() == 1 } else { folder.split('/').all(is_name) };
             let taken = self.exports[..i].iter().find(|other| within(folder, &other.folder) || within(&other.folder, folder));
             let (problem, hint) = match taken {
-                _ if !usable => (format!("`{folder}` cannot be the folder of an export"), "letters, digits, `-`, `_` and inner dots make a name"),
+                _ if !usable => (format!("`{folder}` cannot be the folder of an export"), "letters, digits, `-`, `_` and inner dots make a name; `.` is for a single variant, and the report's names are taken"),
                 Some(other) => (format!("two exports would lie in the folders `{}` and `{folder}`", other.folder), "give each export a `folder` of its own"),
                 None => continue,
             };

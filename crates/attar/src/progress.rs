@@ -13,6 +13,17 @@ use crate::printer::Printer;
 /// Set by Ctrl-C: stop as soon as nothing is lost. A second one stops at once.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// From here on Ctrl-C lets the unit at work end first. Only for those who look at [`Observer::interrupted`].
+pub(crate) fn stop_between_units() {
+    // Fails only if a handler is set already.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        crate::printer::stopping();
+    });
+}
+
 /// Draws the progress of a run.
 pub(crate) struct Bars<'p> {
     printer: &'p Printer,
@@ -21,13 +32,6 @@ pub(crate) struct Bars<'p> {
 
 impl<'p> Bars<'p> {
     pub(crate) fn new(printer: &'p Printer) -> Bars<'p> {
-        // Fails only if a handler is set already.
-        let _ = ctrlc::set_handler(|| {
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-            crate::printer::stopping();
-        });
         Bars { printer, current: Mutex::new(ProgressBar::hidden()) }
     }
 

@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{QUANTIZERS, Quantizer};
-use crate::{Error, Patterns, Pattern, Result, ScaleSearch};
+use crate::{Error, Pattern, Patterns, Result, ScaleSearch};
 
 /// Quantize weights.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

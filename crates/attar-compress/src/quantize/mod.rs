@@ -25,8 +25,8 @@ pub trait WeightRows: Sync {
     fn dims(&self) -> [usize; 2];
     /// Rows as f32.
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
-    /// The error for a weight that is not finite, at `row` and `column`.
-    fn not_finite(&self, count: usize, value: f32, row: usize, column: usize) -> crate::Error;
+    /// As it is stored, for messages.
+    fn name(&self) -> &str;
 }
 
 /// An algorithm that picks codes.

@@ -1,5 +1,7 @@
 //! Round to nearest: every weight becomes the closest code under its group's scale.
 
+use std::ops::Range;
+
 use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
 use rayon::prelude::*;
 
@@ -48,9 +50,17 @@ impl Quantizer for Rtn {
         };
         let mut damage = Damage::default();
         in_pieces(weights, |first, values| {
-            let part = (PART / columns.max(1)).max(1) * columns;
-            let parts: Vec<Part> =
-                values.par_chunks(part.max(1)).map(|values| rows(values, columns, &scheme, search, shared)).collect::<Result<_>>()?;
+            let step = (PART / columns.max(1)).max(1);
+            let parts = values.par_chunks((step * columns).max(1)).enumerate();
+            let parts: Vec<Part> = parts
+                .map(|(at, values)| {
+                    let refused = |(row, columns, source)| {
+                        let row = first + at * step + row;
+                        Error::Scale { weight: weights.name().into(), rows: row..row + 1, columns, source }
+                    };
+                    rows(values, columns, &scheme, search, shared).map_err(refused)
+                })
+                .collect::<Result<_>>()?;
             for part in parts {
                 damage.squared_error += part.damage.squared_error;
                 damage.energy += part.damage.energy;
@@ -70,16 +80,20 @@ struct Part {
     damage: Damage,
 }
 
-fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, shared: Option<Fit>) -> Result<Part> {
+/// Row and columns of a group whose scale cannot be stored, and why.
+type Refusal = (usize, Range<usize>, attar_tensor::Error);
+
+fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, shared: Option<Fit>) -> Result<Part, Refusal> {
     let (bits, size) = (scheme.grid.bits(), scheme.group(columns).max(1));
     let mut all = QuantizedTensor::empty(*scheme, columns);
     all.codes.reserve(values.len() / columns.max(1) * pack::row_bytes(columns, bits));
     let mut damage = Damage::default();
     let mut codes = vec![0; columns];
-    for row in values.chunks(columns.max(1)) {
+    for (at, row) in values.chunks(columns.max(1)).enumerate() {
         let (mut error, mut energy) = (0.0f64, 0.0f64);
-        for (group, codes) in row.chunks(size).zip(codes.chunks_mut(size)) {
-            let fit = shared.map_or_else(|| search.fit(scheme, group), Ok)?;
+        for (number, (group, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
+            let refused = |source| (at, number * size..number * size + group.len(), source);
+            let fit = shared.map_or_else(|| search.fit(scheme, group), Ok).map_err(refused)?;
             scheme.grid.encode(group, fit, codes);
             error += f64::from(scheme.grid.error(group, fit));
             energy += f64::from(squares(group));
@@ -107,7 +121,9 @@ fn whole_fit(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> 
         Ok(())
     })?;
     let candidates = (0..search.candidates()).map(|n| search.candidate(n, scheme, low, high));
-    let candidates: Vec<Fit> = candidates.collect::<attar_tensor::Result<_>>()?;
+    let [rows, columns] = weights.dims();
+    let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
+    let candidates: Vec<Fit> = candidates.collect::<attar_tensor::Result<_>>().map_err(refused)?;
     if let [only] = candidates.as_slice() {
         return Ok(*only);
     }
@@ -150,8 +166,9 @@ fn check_finite(weights: &dyn WeightRows, first: usize, values: &[f32]) -> Resul
     }
     let columns = weights.dims()[1];
     let count = values.iter().filter(|x| bad(x)).count();
-    let at = values.iter().position(|x| bad(x)).unwrap_or(0);
-    Err(weights.not_finite(count, values[at], first + at / columns, at % columns))
+    let at = values.iter().position(bad).unwrap_or(0);
+    let (row, column, name) = (first + at / columns, at % columns, weights.name().to_owned());
+    Err(attar_tensor::Error::NotFinite { name, count, value: values[at], row, column }.into())
 }
 
 fn squares(values: &[f32]) -> f32 {

@@ -92,10 +92,13 @@ pub struct OpDef {
     /// Its meaning.
     pub evaluate: fn(&Op, &[Operand<'_>], &mut Context<'_>) -> Result<Tensor>,
     /// The same in simpler ops: adds nodes to a graph and returns their value.
-    pub decompose: Option<fn(&mut Graph, &str, &Op, &[ValueId]) -> Result<ValueId>>,
+    pub decompose: Option<Decompose>,
     /// Multiply-accumulates, from the shapes of its operands.
     pub macs: fn(&Op, &[Vec<usize>]) -> u64,
 }
+
+/// Adds nodes that do what an op does to inputs; the last of them has the given name.
+pub type Decompose = fn(&mut Graph, &str, &Op, &[ValueId]) -> Result<ValueId>;
 
 impl Op {
     /// Its behaviour.

@@ -190,7 +190,9 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
             slow: attributes.number("slow")?,
             attention: attributes.number("attention")?,
         },
-        Some(other) => return Err(Problem::Syntax { found: format!("{other:?}"), wanted: "`linear`, `llama3`, `factors` or `yarn`" }),
+        Some(other) => {
+            return Err(Problem::Syntax { found: format!("{other:?}"), wanted: "`linear`, `llama3`, `factors` or `yarn`" });
+        }
     };
     Ok(Op::Rope(Rope { theta, scaling }))
 }
@@ -205,7 +207,8 @@ fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
             (Some("llama3"), vec![("factor", factor), ("low", low), ("high", high), ("original", original)])
         }
         Scaling::Yarn { factor, original, fast, slow, attention } => {
-            let numbers = vec![("factor", factor), ("original", original), ("fast", fast), ("slow", slow), ("attention", attention)];
+            let numbers =
+                vec![("factor", factor), ("original", original), ("fast", fast), ("slow", slow), ("attention", attention)];
             (Some("yarn"), numbers)
         }
     };

@@ -18,7 +18,12 @@ use crate::texts::{Case, cases, cases_of};
 #[test]
 fn every_file_gives_what_it_says() {
     let failures: Vec<String> = cases().iter().filter_map(|case| case.judge(&outcome(case)).err()).collect();
-    assert!(failures.is_empty(), "{} files differ; `BLESS=1` rewrites what is below `; ---`\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} files differ; `BLESS=1` rewrites what is below `; ---`\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 fn outcome(case: &Case) -> String {

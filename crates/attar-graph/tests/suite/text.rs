@@ -83,7 +83,8 @@ impl Edit {
 }
 
 fn vocabulary(texts: &[String]) -> Vec<String> {
-    let mut all: Vec<String> = texts.iter().flat_map(|text| tokens(text).into_iter().map(|token| text[token].to_owned())).collect();
+    let mut all: Vec<String> =
+        texts.iter().flat_map(|text| tokens(text).into_iter().map(|token| text[token].to_owned())).collect();
     all.sort();
     all.dedup();
     all

@@ -80,10 +80,13 @@ impl Case {
 
     /// Whether `found` is what the file says; `BLESS=1` makes it so.
     pub(crate) fn judge(&self, found: &str) -> Result<(), String> {
-        let checks: Vec<&str> = self.input.lines().filter_map(|line| line.split_once("; check:")).map(|(_, wanted)| wanted.trim()).collect();
+        let checks: Vec<&str> =
+            self.input.lines().filter_map(|line| line.split_once("; check:")).map(|(_, wanted)| wanted.trim()).collect();
         let mut rest = found;
         for wanted in &checks {
-            let Some(at) = rest.find(wanted) else { return Err(format!("{}: `{wanted}` does not come, in\n{found}", self.name())) };
+            let Some(at) = rest.find(wanted) else {
+                return Err(format!("{}: `{wanted}` does not come, in\n{found}", self.name()));
+            };
             rest = &rest[at + wanted.len()..];
         }
         let itself: String = self.input.split_inclusive('\n').filter(|line| !line.starts_with(';')).collect();

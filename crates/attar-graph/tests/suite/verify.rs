@@ -91,7 +91,8 @@ fn ops_refuse_operands_of_any_other_shape() {
         Op::Mul,
         Op::Add,
     ];
-    let shapes: [&[usize]; 8] = [&[], &[0], &[4], &[4, 4], &[1, 0, 3, 0], &[1, 2, 3, 4], &[usize::MAX, usize::MAX, 2, usize::MAX], &[5; 7]];
+    let shapes: [&[usize]; 8] =
+        [&[], &[0], &[4], &[4, 4], &[1, 0, 3, 0], &[1, 2, 3, 4], &[usize::MAX, usize::MAX, 2, usize::MAX], &[5; 7]];
     let facts: Vec<Fact> = shapes.iter().map(|dims| activation(dims)).collect();
     for op in &ops {
         for count in 0..5u32 {

@@ -111,9 +111,8 @@ impl WeightRows for Rows<'_> {
         Ok(self.assignment.expr.read(self.source, rows, out)?)
     }
 
-    fn not_finite(&self, count: usize, value: f32, row: usize, column: usize) -> attar_compress::Error {
-        let name = self.assignment.expr.tensor_name().to_owned();
-        attar_tensor::Error::NotFinite { name, count, value, row, column }.into()
+    fn name(&self) -> &str {
+        self.assignment.expr.tensor_name()
     }
 }
 

@@ -19,7 +19,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use comfy_table::{ContentArrangement, Table, presets};
 use toml::Table as Settings;
 
-use crate::{environment::Environment, printer::Printer, progress::Bars};
+use crate::{environment::Environment, printer::Printer, progress::{self, Bars}};
 
 /// Something that attar can be told to do.
 pub(crate) trait Verb: Sync {
@@ -88,6 +88,7 @@ fn run_text(title: &str, text: &str, arguments: &ArgMatches, environment: &Envir
 
 fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
     let engines = environment.engines();
+    progress::stop_between_units();
     let bars = Bars::new(printer);
     let report = attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars })?;
     drop(bars);

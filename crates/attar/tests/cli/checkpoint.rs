@@ -54,7 +54,10 @@ impl Raw {
         for (_, tensor) in self.header.as_object_mut().into_iter().flatten() {
             let offsets = tensor["data_offsets"].as_array().cloned().unwrap_or_default();
             if offsets.iter().any(|offset| offset.as_u64() > Some(old.start as u64)) {
-                let moved = offsets.iter().map(|o| o.as_u64().expect("a number") as usize).map(|o| if o > old.start { o - removed } else { o });
+                let moved = offsets
+                    .iter()
+                    .map(|o| o.as_u64().expect("a number") as usize)
+                    .map(|o| if o > old.start { o - removed } else { o });
                 tensor["data_offsets"] = moved.collect::<Vec<_>>().into();
             }
         }

@@ -215,7 +215,8 @@ fn data() {
     fs::write(room.path("binary.txt"), [0xff, 0xfe, 0, 1]).unwrap();
     room.write("empty.txt", "");
     let evaluate = |data: &str| ["eval", "testdata/models/shakespeare-1m", "--data", data].map(String::from);
-    for (title, data) in [("no data", "nowhere.txt"), ("data that is no text", "binary.txt"), ("data without text", "empty.txt")] {
+    for (title, data) in [("no data", "nowhere.txt"), ("data that is no text", "binary.txt"), ("data without text", "empty.txt")]
+    {
         let arguments = evaluate(data);
         session.note(title, &refuses(&room, &arguments.each_ref().map(String::as_str)));
     }

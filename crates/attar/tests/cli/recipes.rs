@@ -80,11 +80,7 @@ fn patterns_and_groups_that_do_not_fit_the_model() {
         session.note(title, &said);
     };
     second("a pattern that matches nothing", "select = [\"blocks.*.mlp.gaet\"]", "\"blocks.*.mlp.gaet\"");
-    second(
-        "the second pattern matches nothing",
-        "select = [\"blocks.*.mlp.*\", \"blocks.9.mlp.*\"]",
-        "\"blocks.9.mlp.*\"",
-    );
+    second("the second pattern matches nothing", "select = [\"blocks.*.mlp.*\", \"blocks.9.mlp.*\"]", "\"blocks.9.mlp.*\"");
     second("nothing to keep", "select = [\"blocks.*.mlp.*\"]\nkeep = [\"lm_haed\"]", "\"lm_haed\"");
     second("nothing left", "select = [\"blocks.*.mlp.*\"]\nkeep = [\"blocks.**\"]", "[\"blocks.**\"]");
     second("quantized twice", "select = [\"blocks.*.attention.query\"]", "[\"blocks.*.attention.query\"]");
@@ -113,7 +109,9 @@ fn a_width_that_the_group_does_not_divide_wants_a_short_tail() {
     STORIES.write(&room.path("model"));
     let recipe = |tail: &str| {
         let step = format!("[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 64\n{tail}");
-        format!("recipe = 1\nmodel = \"model\"\noutput = \"out\"\n\n{step}\n[[export]]\ntarget = \"checkpoint\"\nfolder = \".\"\n")
+        format!(
+            "recipe = 1\nmodel = \"model\"\noutput = \"out\"\n\n{step}\n[[export]]\ntarget = \"checkpoint\"\nfolder = \".\"\n"
+        )
     };
     let said = mistaken(&room, &recipe(""), "64");
     assert!(said.stderr.contains("tail = \"short\""), "{}", said.stderr);
@@ -139,7 +137,8 @@ fn mistakes_around_the_steps() {
     let step = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\n";
     let head = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n\n";
     let eval = "[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 64\n";
-    let variants = "[[variant]]\nname = \"one\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n\n[[variant]]\nname = \"two\"\n";
+    let variants =
+        "[[variant]]\nname = \"one\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n\n[[variant]]\nname = \"two\"\n";
     let mut around = |title: &str, recipe: String, wanted: &str| session.note(title, &mistaken(&room, &recipe, wanted));
     around("another format", head.replace("recipe = 1", "recipe = 2") + step, "2\nmodel");
     around("no format", head.replace("recipe = 1\n", "") + step, "model = ");
@@ -150,11 +149,15 @@ fn mistakes_around_the_steps() {
     around("two variants of one name", head.to_owned() + &variants.replace("two", "one"), "\"one\"");
     around("a name that is none", head.to_owned() + &variants.replace("two", "../two"), "\"../two\"");
     around("a misspelt target", head.to_owned() + step + "[[export]]\ntarget = \"onxn\"\n", "\"onxn\"");
-    around("a misspelt layout", head.to_owned() + step + "[[export]]\ntarget = \"onnx\"\nlayout = \"matmul-nbit\"\n", "\"matmul-nbit\"");
+    around(
+        "a misspelt layout",
+        head.to_owned() + step + "[[export]]\ntarget = \"onnx\"\nlayout = \"matmul-nbit\"\n",
+        "\"matmul-nbit\"",
+    );
     let export = |folder: &str| format!("[[export]]\ntarget = \"onnx\"\nfolder = \"{folder}\"\n");
     around("a folder outside", head.to_owned() + step + &export("../onnx"), "\"../onnx\"");
     around("a folder in place of the report", head.to_owned() + step + &export("report.json"), "\"report.json\"");
-    around("several variants in one folder", head.to_owned() + &variants + &export("."), "\".\"");
+    around("several variants in one folder", head.to_owned() + variants + &export("."), "\".\"");
     around("two exports in one folder", head.to_owned() + step + &"[[export]]\ntarget = \"onnx\"\n".repeat(2), "[[export]]");
     around("a folder in the other's", head.to_owned() + step + &export("onnx/small") + &export("onnx"), "\"onnx\"\n");
     around("an engine without its artifact", head.to_owned() + step + eval + "runners = [\"onnxruntime\"]\n", "[[eval]]");
@@ -181,7 +184,11 @@ fn gates_on_what_is_not_measured() {
     gate("an unknown eval", "metric = \"txt/perplexity\"\nat_most = 100", "\"txt/perplexity\"");
     gate("no eval", "metric = \"perplexity\"\nat_most = 100", "[[gate]]");
     gate("an unknown variant", "metric = \"text/perplexity\"\nvariant = \"smal\"\nat_most = 100", "\"smal\"");
-    gate("a runner that does not run", "metric = \"text/perplexity\"\nrunner = \"onnxruntime\"\nat_most = 100", "\"onnxruntime\"");
+    gate(
+        "a runner that does not run",
+        "metric = \"text/perplexity\"\nrunner = \"onnxruntime\"\nat_most = 100",
+        "\"onnxruntime\"",
+    );
     gate("no bound", "metric = \"text/perplexity\"", "[[gate]]");
     gate("two bounds", "metric = \"text/perplexity\"\nat_most = 100\nat_least = 1", "[[gate]]");
     gate("a bound that is text", "metric = \"text/perplexity\"\nat_most = \"much\"", "\"much\"");

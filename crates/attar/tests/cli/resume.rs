@@ -15,7 +15,9 @@ use crate::{
 /// Several variants, both exports, an eval: every kind of work there is.
 fn recipe() -> String {
     let mut text = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n".to_owned();
-    for (grid, group, scales) in [("int8", "\"row\"", "absmax"), ("int4", "32", "mse"), ("int3", "64", "mse"), ("int4", "\"tensor\"", "absmax")] {
+    for (grid, group, scales) in
+        [("int8", "\"row\"", "absmax"), ("int4", "32", "mse"), ("int3", "64", "mse"), ("int4", "\"tensor\"", "absmax")]
+    {
         let name = format!("{grid}-{}", group.trim_matches('"'));
         let step = format!("kind = \"quantize\"\ngrid = \"{grid}\"\ngroup = {group}\nscales = \"{scales}\"\n");
         text += &format!("\n[[variant]]\nname = \"{name}\"\n[[variant.step]]\n{step}");
@@ -50,6 +52,12 @@ fn start(room: &Room) -> Child {
 
 fn journal_lines(room: &Room) -> usize {
     std::fs::read_to_string(room.path("out/.attar/store/journal")).map_or(0, |text| text.lines().count())
+}
+
+/// What Ctrl-C does.
+fn interrupt(child: &Child) {
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is everywhere");
+    assert!(kill.success());
 }
 
 #[test]
@@ -98,15 +106,27 @@ fn an_interrupted_run_says_so_and_goes_on_later() {
     while journal_lines(&room) < 3 {
         sleep(Duration::from_millis(2));
     }
-    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is everywhere");
-    assert!(interrupt.success());
+    interrupt(&child);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.starts_with("stopping when the unit at work is done"), "{text}");
+    let (_, text) = text.split_once('\n').unwrap();
     assert_eq!(text, "error: interrupted\nhint: finished work is kept: the same command goes on from here\n");
     assert!(!room.path("out/manifest.json").exists());
     room.attar(&RUN).exits(0);
     assert_same_files(&whole().0, &room.files("out"), "after an interrupt");
+}
+
+#[test]
+fn an_eval_that_is_interrupted_ends_at_once() {
+    let room = Room::new();
+    let text = "testdata/evals/shakespeare-train.txt";
+    let mut command = room.command(&["eval", "testdata/models/shakespeare-1m", "--data", text]);
+    let mut child = command.stdout(Stdio::null()).spawn().expect("attar starts");
+    sleep(Duration::from_millis(200));
+    interrupt(&child);
+    assert!(!child.wait().unwrap().success());
 }
 
 #[test]

@@ -66,7 +66,8 @@ fn keyword_mistake(root: &Value, schema: &Value, keyword: &str, wanted: &Value, 
         "minimum" => no(value.as_f64().is_none_or(|n| n >= wanted.as_f64().expect("a number"))),
         "oneOf" => no(fitting() == 1),
         "anyOf" => no(fitting() > 0),
-        "required" => no(!value.is_object() || wanted.as_array().is_some_and(|keys| keys.iter().all(|k| value.get(k.as_str().expect("a key")).is_some()))),
+        "required" => no(!value.is_object()
+            || wanted.as_array().is_some_and(|keys| keys.iter().all(|k| value.get(k.as_str().expect("a key")).is_some()))),
         "items" => {
             let mut items = value.as_array().into_iter().flatten().enumerate();
             items.find_map(|(i, item)| mistake(root, wanted, item, &format!("{at}/{i}")))

@@ -60,7 +60,8 @@ fn a_recipe_gives_what_it_promises() {
     assert!(said.stdout.trim_end().ends_with("passed: out/report.md"), "{}", said.stdout);
     let files = room.files("out");
     let promised = ["manifest.json", "report.json", "report.md", "int8/onnx/model.onnx", "int8/onnx/model.onnx.data"];
-    let more = ["int4/onnx/model.onnx", "int4/onnx/tokenizer.json", "int4/checkpoint/model.safetensors", "int4/checkpoint/attar.json"];
+    let more =
+        ["int4/onnx/model.onnx", "int4/onnx/tokenizer.json", "int4/checkpoint/model.safetensors", "int4/checkpoint/attar.json"];
     for file in promised.iter().chain(&more) {
         assert!(files.contains_key(*file), "{file}: {:?}", files.keys());
     }
@@ -89,13 +90,13 @@ fn a_recipe_gives_what_it_promises() {
 
 /// A manifest's artifact names the files that are there, with their sizes, and every weight.
 fn check_artifact(artifact: &Value, files: &BTreeMap<String, Vec<u8>>) {
-    let folder = artifact["folder"].as_str().unwrap();
-    for file in artifact["files"].as_array().unwrap() {
-        let bytes = &files[&format!("{folder}/{}", file["name"].as_str().unwrap())];
+    let folder = artifact["folder"].as_str().expect("a path");
+    for file in artifact["files"].as_array().expect("a list") {
+        let bytes = &files[&format!("{folder}/{}", file["name"].as_str().expect("a name"))];
         assert_eq!(file["bytes"], bytes.len());
     }
-    let tensors = artifact["tensors"].as_array().unwrap();
-    let quantized = |tensor: &&Value| tensor["encoding"].as_str().unwrap().starts_with("int");
+    let tensors = artifact["tensors"].as_array().expect("a list");
+    let quantized = |tensor: &&Value| tensor["encoding"].as_str().expect("a name").starts_with("int");
     assert_eq!(tensors.iter().filter(quantized).count(), 4 * 7, "{folder}");
 }
 
@@ -146,7 +147,10 @@ fn what_a_verb_writes_the_others_read() {
     assert_eq!(json["parameters"], 918_656);
 
     session.note("eval", &room.attar(&[&["eval", "small"], &EVAL[..]].concat()).exits(0));
-    session.note("eval against the checkpoint", &room.attar(&[&["eval", "small", "--baseline", MODEL], &EVAL[..]].concat()).exits(0));
+    session.note(
+        "eval against the checkpoint",
+        &room.attar(&[&["eval", "small", "--baseline", MODEL], &EVAL[..]].concat()).exits(0),
+    );
     let measured = room.attar(&[&["eval", "small", "--json"], &EVAL[..]].concat()).exits(0).json();
     room.write("recipe.toml", RECIPE);
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
@@ -160,7 +164,8 @@ fn what_a_verb_writes_the_others_read() {
     assert!(room.path("plain/model.onnx").exists());
     let nbits = ["export", "small", "--target", "onnx", "--layout", "matmul-nbits", "--out", "nbits"];
     session.note("export in another layout", &room.attar(&nbits).exits(0));
-    session.note("quantize what is quantized", &room.attar(&["quantize", "small", "--grid", "int3", "--out", "smaller"]).exits(2));
+    session
+        .note("quantize what is quantized", &room.attar(&["quantize", "small", "--grid", "int3", "--out", "smaller"]).exits(2));
     session.check();
 }
 

@@ -1,0 +1,297 @@
+//! Runs over every quantizer x grid x granularity x zero point x scale search, unasked.
+//!
+//! `tests/golden/quantizers.txt` holds a digest of what every version of every algorithm wrote. When bytes move,
+//! `version()` must too; then `BLESS=1` adds the line of the new version and never touches an old one.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{fs, ops::Range, path::Path};
+
+use attar_compress::{Error, QUANTIZERS, Quantizer, Result, ScaleSearch, WeightRows};
+use attar_tensor::{BlobWriter, Blobs, Damage, Digest, Dtype, GRIDS, Granularity, Scheme, Source, Store, Tail, ZeroPoint};
+
+/// Sums of squares in f32 lanes against one in f64.
+const SUM: f64 = 1e-5;
+
+/// More than one piece of memory and several parallel parts; groups of 16 and 64 both leave a tail.
+const LARGE: [usize; 2] = [6200, 172];
+
+/// Groups of 16 and 64 divide a row.
+const SMALL: [usize; 2] = [37, 192];
+
+/// Weights in memory.
+struct Weights {
+    dims: [usize; 2],
+    values: Vec<f32>,
+}
+
+impl Weights {
+    /// About normal, with a few outliers, a row of zeros and a row of one sign. Sums of whole numbers, so that they are
+    /// the same everywhere.
+    fn new(dims: [usize; 2]) -> Weights {
+        let [rows, columns] = dims;
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) as i32 - 32_768
+        };
+        let mut values: Vec<f32> =
+            (0..rows * columns).map(|_| (next() + next() + next() + next()) as f32 / 2_097_152.0).collect();
+        values.iter_mut().step_by(997).for_each(|value| *value *= 8.0);
+        values[columns..2 * columns].fill(0.0);
+        values[2 * columns..3 * columns].iter_mut().for_each(|value| *value = value.abs());
+        Weights { dims, values }
+    }
+}
+
+impl WeightRows for Weights {
+    fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&self.values[rows.start * self.dims[1]..rows.end * self.dims[1]]);
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        "w"
+    }
+}
+
+/// Every combination for tensors of `dims`.
+fn schemes(dims: [usize; 2]) -> Vec<Scheme> {
+    let mut all = Vec::new();
+    for grid in GRIDS {
+        for granularity in [Granularity::Tensor, Granularity::Row, Granularity::Group(16), Granularity::Group(64)] {
+            for zero in [ZeroPoint::Symmetric, ZeroPoint::Asymmetric] {
+                let tail = if dims == LARGE { Tail::Short } else { Tail::Error };
+                all.push(Scheme { grid: *grid, granularity, zero, scale: Dtype::F16, tail });
+            }
+        }
+    }
+    all
+}
+
+const SEARCHES: [ScaleSearch; 2] = [ScaleSearch::Absmax, ScaleSearch::Mse];
+
+fn quantize(quantizer: &dyn Quantizer, weights: &Weights, scheme: Scheme, search: ScaleSearch) -> Result<(Vec<u8>, Damage)> {
+    let mut bytes = Vec::new();
+    let writer = BlobWriter::new(&mut bytes, scheme, weights.dims).unwrap();
+    let damage = quantizer.quantize(weights, scheme, search, writer, &|_| {})?;
+    Ok((bytes, damage))
+}
+
+/// Calls `each` with every combination and its weights.
+fn for_all(dims: [usize; 2], mut each: impl FnMut(&str, &dyn Quantizer, &Weights, Scheme, ScaleSearch)) {
+    let weights = Weights::new(dims);
+    for quantizer in QUANTIZERS {
+        for scheme in schemes(dims) {
+            for search in SEARCHES {
+                each(&format!("{} {scheme} {search:?} {dims:?}", quantizer.name()), *quantizer, &weights, scheme, search);
+            }
+        }
+    }
+}
+
+fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+#[test]
+fn the_same_weights_give_the_same_bytes_on_any_number_of_threads() {
+    for dims in [SMALL, LARGE] {
+        for_all(dims, |what, quantizer, weights, scheme, search| {
+            let bytes = |threads| on_threads(threads, || quantize(quantizer, weights, scheme, search).unwrap());
+            let (one, two) = (bytes(1), bytes(2));
+            assert!(one.0 == two.0, "{what}: the bytes differ");
+            assert_eq!(one.1, two.1, "{what}");
+        });
+    }
+}
+
+#[test]
+fn a_blob_reads_back_as_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    for dims in [SMALL, LARGE] {
+        for_all(dims, |what, quantizer, weights, scheme, search| {
+            let (bytes, damage) = quantize(quantizer, weights, scheme, search).unwrap();
+            let blob = store.put(|to| to.write_all(&bytes).map_err(attar_tensor::Error::from)).unwrap();
+            let mut blobs = Blobs::default();
+            blobs.insert("w", &store, &blob, scheme, dims);
+            check_codes(what, &blobs, scheme, dims);
+            let mut decoded = vec![0.0; dims[0] * dims[1]];
+            blobs.read("w", 0..dims[0], &mut decoded).unwrap();
+            let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+            let error = squares(&mut weights.values.iter().zip(&decoded).map(|(w, d)| f64::from(*w) - f64::from(*d)));
+            let energy = squares(&mut weights.values.iter().map(|w| f64::from(*w)));
+            for (found, wanted) in [(damage.squared_error, error), (damage.energy, energy)] {
+                assert!((found - wanted).abs() <= SUM * wanted, "{what}: {found} was measured, {wanted} is so");
+            }
+            let kept = blobs.damage("w").unwrap();
+            assert_eq!(
+                (kept.squared_error as f32, kept.energy as f32),
+                (damage.squared_error as f32, damage.energy as f32),
+                "{what}"
+            );
+            fs::remove_file(store.path(&blob)).unwrap();
+        });
+    }
+}
+
+/// Codes and zeros lie in the grid, scales are finite and as many as there should be.
+fn check_codes(what: &str, blobs: &Blobs, scheme: Scheme, dims: [usize; 2]) {
+    let tensor = blobs.read_quantized("w", 0..dims[0]).unwrap();
+    let top = ((1u32 << scheme.grid.bits()) - 1) as u8;
+    let mut codes = vec![0; dims[1]];
+    for row in 0..dims[0] {
+        tensor.codes_of(row, &mut codes);
+        assert!(codes.iter().all(|code| *code <= top), "{what}: row {row}");
+    }
+    assert_eq!(tensor.scales.len(), scheme.scale_count(dims), "{what}");
+    assert!(tensor.scales.iter().all(|scale| scale.is_finite()), "{what}");
+    assert_eq!(tensor.zeros.len(), if scheme.is_symmetric() { 0 } else { scheme.scale_count(dims) }, "{what}");
+    assert!(tensor.zeros.iter().all(|zero| *zero <= top), "{what}");
+}
+
+#[test]
+fn a_search_never_does_more_damage_than_absmax() {
+    for dims in [SMALL, LARGE] {
+        for_all(dims, |what, quantizer, weights, scheme, search| {
+            let error = |search| quantize(quantizer, weights, scheme, search).unwrap().1.squared_error;
+            let (found, absmax) = (error(search), error(ScaleSearch::Absmax));
+            assert!(found <= absmax * (1.0 + SUM), "{what}: {found}, and absmax {absmax}");
+        });
+    }
+}
+
+#[test]
+fn more_bits_and_smaller_groups_do_less_damage() {
+    let weights = Weights::new(SMALL);
+    for quantizer in QUANTIZERS {
+        let snr = |text: &str| quantize(*quantizer, &weights, text.parse().unwrap(), ScaleSearch::Mse).unwrap().1.snr_db();
+        for finer in [["int3/g64", "int4/g64", "int8/g64"], ["int4/tensor", "int4/row", "int4/g16"]] {
+            assert!(finer.map(&snr).is_sorted(), "{}: {finer:?} have {:?} dB", quantizer.name(), finer.map(&snr));
+        }
+    }
+}
+
+#[test]
+fn progress_ends_at_the_last_row_and_never_goes_back() {
+    for_all(LARGE, |what, quantizer, weights, scheme, search| {
+        let seen = std::sync::Mutex::new(Vec::new());
+        let mut bytes = Vec::new();
+        let writer = BlobWriter::new(&mut bytes, scheme, LARGE).unwrap();
+        quantizer.quantize(weights, scheme, search, writer, &|rows| seen.lock().unwrap().push(rows)).unwrap();
+        let seen = seen.into_inner().unwrap();
+        assert!(seen.is_sorted() && seen.last() == Some(&LARGE[0]), "{what}: {seen:?}");
+    });
+}
+
+#[test]
+fn bytes_move_only_with_the_version() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quantizers.txt");
+    let mut golden = fs::read_to_string(&path).unwrap_or_default();
+    for quantizer in QUANTIZERS {
+        let name = format!("{} {} ", quantizer.name(), quantizer.version());
+        let digest = digest(*quantizer).to_string();
+        match golden.lines().find_map(|line| line.strip_prefix(&name)) {
+            Some(known) => {
+                assert_eq!(digest, known, "`{}` writes other bytes: raise its version(), then `BLESS=1`", quantizer.name())
+            }
+            None if std::env::var_os("BLESS").is_some() => golden += &format!("{name}{digest}\n"),
+            None => panic!("no digest is known for `{}` version {}; `BLESS=1` adds it", quantizer.name(), quantizer.version()),
+        }
+    }
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, golden).unwrap();
+    }
+}
+
+/// Of all bytes for all combinations.
+fn digest(quantizer: &dyn Quantizer) -> Digest {
+    let mut all = Vec::new();
+    for dims in [SMALL, [400, 172], LARGE] {
+        let weights = Weights::new(dims);
+        let schemes = schemes(if dims == SMALL { SMALL } else { LARGE });
+        // The largest adds pieces, and those are the same for every scheme.
+        for scheme in schemes.into_iter().take(if dims == LARGE { 4 } else { usize::MAX }) {
+            for search in SEARCHES {
+                all.push(Digest::of(&quantize(quantizer, &weights, scheme, search).unwrap().0));
+            }
+        }
+    }
+    Digest::of_parts(all.iter().map(|digest| digest.as_bytes().as_slice()))
+}
+
+#[test]
+fn a_scale_that_f16_cannot_hold_is_an_error_that_says_what_to_do() {
+    for_scales(Dtype::F16, |what, result| {
+        let error = result.unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot scale {what}, of `w`"));
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("does not fit in f16"), "{what}: {cause}");
+        assert!(error.hint().is_some_and(|hint| hint.contains(r#"scale_dtype = "f32""#)), "{what}: {:?}", error.hint());
+    });
+    for dtype in [Dtype::BF16, Dtype::F32] {
+        for_scales(dtype, |what, result| assert!(result.is_ok(), "{what} {dtype}"));
+    }
+}
+
+/// Quantizes weights of which the one in row 10, column 70 is huge; `each` gets where an error has to point.
+fn for_scales(scale: Dtype, mut each: impl FnMut(&str, Result<(Vec<u8>, Damage)>)) {
+    let mut weights = Weights::new(SMALL);
+    weights.values[10 * SMALL[1] + 70] = 1e8;
+    let places = [
+        (Granularity::Tensor, "rows 0..37, columns 0..192"),
+        (Granularity::Row, "rows 10..11, columns 0..192"),
+        (Granularity::Group(64), "rows 10..11, columns 64..128"),
+    ];
+    for quantizer in QUANTIZERS {
+        for scheme in schemes(SMALL) {
+            if let Some((_, place)) = places.iter().find(|(granularity, _)| *granularity == scheme.granularity) {
+                for search in SEARCHES {
+                    each(place, quantize(*quantizer, &weights, Scheme { scale, ..scheme }, search));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_an_error_that_says_where() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for (row, column) in [(0, 0), (30, 191), (36, 191)] {
+            let mut weights = Weights::new(SMALL);
+            weights.values[row * SMALL[1] + column] = value;
+            weights.values[36 * SMALL[1] + 191] = value;
+            for quantizer in QUANTIZERS {
+                for scheme in schemes(SMALL) {
+                    let error = quantize(*quantizer, &weights, scheme, ScaleSearch::Absmax).unwrap_err().to_string();
+                    assert!(error.contains(&format!("row {row}, column {column}")), "{scheme}: {error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_found_behind_the_first_piece() {
+    let mut weights = Weights::new(LARGE);
+    weights.values[6150 * LARGE[1] + 3] = f32::NAN;
+    for quantizer in QUANTIZERS {
+        let error = quantize(*quantizer, &weights, "int4/row".parse().unwrap(), ScaleSearch::Absmax).unwrap_err().to_string();
+        assert!(error.contains("row 6150, column 3"), "{error}");
+    }
+}
+
+#[test]
+fn memory_is_no_less_than_what_a_piece_of_weights_and_the_scales_take() {
+    for quantizer in QUANTIZERS {
+        for dims in [[1, 1], SMALL, LARGE, [1 << 17, 1 << 13]] {
+            let scales = dims[0] * dims[1].div_ceil(64) * 4;
+            assert!(quantizer.memory(dims) >= (4 * (dims[0] * dims[1]).min(1 << 20) + scales) as u64, "{dims:?}");
+        }
+    }
+}
