@@ -27,7 +27,6 @@ pub(crate) fn of<T>(work: impl FnOnce() -> T) -> (T, Cost) {
 
 /// Runs `command` to its end; it must succeed. Its children count once it has waited for them. Until the program is
 /// loaded the child is a copy of this process, so a peak below our own cannot be seen: hold little while calling this.
-#[expect(clippy::zombie_processes, reason = "wait4 waits for it, where the standard library would drop its usage")]
 pub(crate) fn of_command(command: &mut Command) -> Result<Cost, Failure> {
     let start = Instant::now();
     let child = command.spawn().map_err(|error| format!("`{}` cannot be started: {error}", shown(command)))?;

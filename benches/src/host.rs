@@ -49,7 +49,7 @@ pub(crate) fn attar() -> Result<PathBuf, Failure> {
 }
 
 /// Bytes free where `path` is.
-pub(crate) fn free_bytes(path: &Path) -> Result<u64, Failure> {
+pub(crate) fn free_bytes(path: &Path) -> Result<f64, Failure> {
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
     let mut found = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
     // SAFETY: `path` ends in a zero, `found` has room for one, and plain numbers may be zeros.
@@ -57,7 +57,7 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64, Failure> {
     if answer != 0 {
         return Err(std::io::Error::last_os_error().into());
     }
-    Ok(found.f_bavail as u64 * found.f_frsize as u64)
+    Ok(found.f_bavail as f64 * found.f_frsize as f64)
 }
 
 /// Copies every file of a folder, as a baseline of moving the bytes once.

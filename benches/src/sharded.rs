@@ -32,14 +32,9 @@ fn run(options: &[String]) -> Result<(), Failure> {
     let shape = if asked("--small") { SMALL } else { LARGE };
     let attar = host::attar()?;
     let folder = host::scratch("sharded")?;
-    let (wanted, free) = (3 * shape.bytes(), host::free_bytes(&folder)?);
+    let (wanted, free) = (3.0 * shape.bytes() as f64, host::free_bytes(&folder)?);
     if free < wanted {
-        println!(
-            "skipped: {:.1} GB are wanted in `{}`, and {:.1} GB are free",
-            wanted as f64 / 1e9,
-            folder.display(),
-            free as f64 / 1e9
-        );
+        println!("skipped: {:.1} GB are wanted in `{}`, and {:.1} GB are free", wanted / 1e9, folder.display(), free / 1e9);
         return Ok(());
     }
     let (model, out) = (folder.join("model"), folder.join("out"));

@@ -7,7 +7,7 @@
 
 use std::{fs, ops::Range, path::Path};
 
-use attar_compress::{Error, QUANTIZERS, Quantizer, Result, ScaleSearch, WeightRows};
+use attar_compress::{QUANTIZERS, Quantizer, Result, ScaleSearch, WeightRows};
 use attar_tensor::{BlobWriter, Blobs, Damage, Digest, Dtype, GRIDS, Granularity, Scheme, Source, Store, Tail, ZeroPoint};
 
 /// Sums of squares in f32 lanes against one in f64.

@@ -14,7 +14,7 @@ use attar_tensor::{
 };
 
 use crate::{
-    Artifact, Error, FileEntry, Input, Options, Original, Plan, PlainEntry, Port, Progress, Result, Target, TensorEntry, Totals,
+    Artifact, Error, FileEntry, Input, Options, Original, PlainEntry, Plan, Port, Progress, Result, Target, TensorEntry, Totals,
     Verification, VerifiedTensor,
     noise::{Noise, same},
 };
@@ -245,7 +245,11 @@ fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
 fn ports(graph: &Graph, ids: &[ValueId]) -> Vec<Port> {
     let port = |id: &ValueId| {
         let Fact { dims, encoding } = graph.fact(*id);
-        Port { name: graph.get(*id).name.clone(), dims: dims.iter().map(ToString::to_string).collect(), dtype: encoding.to_string() }
+        Port {
+            name: graph.get(*id).name.clone(),
+            dims: dims.iter().map(ToString::to_string).collect(),
+            dtype: encoding.to_string(),
+        }
     };
     ids.iter().map(port).collect()
 }

@@ -163,7 +163,8 @@ impl Builder<'_> {
         let op = Op::Attention(Attention { scale: 1.0 / (d.head as f64).sqrt(), window: d.window });
         let mixed = self.graph.node(&v("mixed"), op, &[query, keys, values])?;
         let merged = self.graph.node(&v("merged"), Op::MergeHeads, &[mixed])?;
-        let out = self.linear(block, "attention.output", &v("attention_out"), merged, [d.hidden, d.heads * d.head], d.output_bias)?;
+        let out =
+            self.linear(block, "attention.output", &v("attention_out"), merged, [d.hidden, d.heads * d.head], d.output_bias)?;
         Ok(self.graph.node(&v("attended"), Op::Add, &[x, out])?)
     }
 

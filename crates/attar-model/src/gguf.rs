@@ -91,7 +91,11 @@ fn shortest(value: f64) -> f64 {
 /// What only the tensors tell.
 pub(crate) fn adjust(decoder: &mut Decoder, source: &dyn Source) -> Result<()> {
     if decoder.output_bias {
-        return Err(Error::Unsupported { key: "blk.0.attn_q.bias".into(), found: "present".into(), wanted: "a Llama without biases" });
+        return Err(Error::Unsupported {
+            key: "blk.0.attn_q.bias".into(),
+            found: "present".into(),
+            wanted: "a Llama without biases",
+        });
     }
     if source.tensors().contains_key("rope_freqs.weight") {
         let mut factors = vec![0.0; source.info("rope_freqs.weight")?.elements()];

@@ -156,5 +156,9 @@ fn a_graph_survives_its_text_form() {
     let text = model.graph.to_string();
     let again = attar_graph::Graph::parse(&text).unwrap();
     assert_eq!(text, again.to_string());
-    assert!(text.contains(r#"weight("blocks.0.attention.query": [128, 128] bf16 = tensor("model.layers.0.self_attn.q_proj.weight"))"#));
+    assert!(
+        text.contains(
+            r#"weight("blocks.0.attention.query": [128, 128] bf16 = tensor("model.layers.0.self_attn.q_proj.weight"))"#
+        )
+    );
 }

@@ -109,9 +109,13 @@ impl<'d, 't> Section<'d, 't> {
         let sections = array.into_iter().enumerate().map(|(i, item)| {
             let span = item.span();
             match item.into_inner() {
-                DeValue::Table(table) => {
-                    Ok(Section { document: self.document, key: format!("{key}[{i}]"), title: format!("{name} {}", i + 1), table, span })
-                }
+                DeValue::Table(table) => Ok(Section {
+                    document: self.document,
+                    key: format!("{key}[{i}]"),
+                    title: format!("{name} {}", i + 1),
+                    table,
+                    span,
+                }),
                 _ => Err(self.document.at(Error::recipe(format!("{name} {} is not a table", i + 1)), span)),
             }
         });
@@ -148,7 +152,8 @@ impl<'d, 't> Section<'d, 't> {
     /// Splits off the keys that `T` has.
     pub(crate) fn take_part<T: DeserializeOwned + JsonSchema>(&mut self) -> Result<T> {
         let fields = fields::<T>();
-        let (mine, rest) = std::mem::take(&mut self.table).into_iter().partition(|(key, _)| fields.iter().any(|f| f == key.get_ref()));
+        let (mine, rest) =
+            std::mem::take(&mut self.table).into_iter().partition(|(key, _)| fields.iter().any(|f| f == key.get_ref()));
         self.table = rest;
         self.decode(mine)
     }

@@ -102,7 +102,9 @@ impl Error {
     pub fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
         let mut title = Level::ERROR.primary_title(self.message.as_str()).elements(
-            self.causes.iter().map(|cause| annotate_snippets::Element::from(Level::NOTE.with_name("caused by").message(cause.as_str()))),
+            self.causes
+                .iter()
+                .map(|cause| annotate_snippets::Element::from(Level::NOTE.with_name("caused by").message(cause.as_str()))),
         );
         let path = self.place.as_ref().map(|place| place.path.display().to_string());
         if let (Some(place), Some(path)) = (&self.place, &path) {

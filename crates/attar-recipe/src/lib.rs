@@ -4,9 +4,12 @@
 //! do, before any work; [`run`] does it: steps as units in a store, exports that are verified, evals, gates, a report.
 //! The command line is a thin layer over this crate: every verb builds a recipe.
 
+mod artifact;
 mod document;
+mod engines;
 mod error;
 mod lock;
+mod measure;
 mod model;
 mod output;
 mod plan;
@@ -15,15 +18,17 @@ mod recipe;
 mod report;
 mod run;
 mod schema;
+mod session;
 pub mod step;
 mod task;
 
+pub use engines::Engines;
 pub use error::{Error, ErrorKind, Result};
 pub use lock::{Lock, LockMode};
 pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{ArtifactReport, EvalReport, ModelReport, Report, Table, TensorReport, VariantReport, bytes};
-pub use run::{Engines, Request, run};
+pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};
 pub use task::{EvalTask, RunnerKind};

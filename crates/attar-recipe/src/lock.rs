@@ -46,7 +46,9 @@ pub enum LockMode {
 impl Input {
     /// Reads a file to its end.
     pub(crate) fn of(path: &Path) -> Result<Input> {
-        let bytes = std::fs::metadata(path).map_err(|source| attar_tensor::Error::Io { action: "read", path: path.into(), source })?.len();
+        let bytes = std::fs::metadata(path)
+            .map_err(|source| attar_tensor::Error::Io { action: "read", path: path.into(), source })?
+            .len();
         Ok(Input { path: path.display().to_string(), bytes, digest: Digest::of_file(path)? })
     }
 }
@@ -85,7 +87,9 @@ impl Lock {
             .map_err(|e| Error::recipe(format!("`{}` is not a lock", path.display())).because(&e).hint(hint.to_owned()))?;
         match self.difference(&there) {
             None => Ok(()),
-            Some(difference) => Err(Error::recipe(format!("`{}` does not agree: {difference}", path.display())).hint(hint.to_owned())),
+            Some(difference) => {
+                Err(Error::recipe(format!("`{}` does not agree: {difference}", path.display())).hint(hint.to_owned()))
+            }
         }
     }
 

@@ -4,14 +4,7 @@ use attar_model::Model;
 use attar_tensor::TensorInfo;
 use serde::Serialize;
 
-use crate::{
-    Error, Recipe, Result,
-    model::Working,
-    output,
-    run::Engines,
-    step::StepError,
-    task::RunnerKind,
-};
+use crate::{Engines, Error, Recipe, Result, model::Working, output, step::StepError, task::RunnerKind};
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -110,7 +103,13 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
             exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
         }
         let (bits_per_weight, quantized_bits_per_weight) = bits(&working);
-        variants.push(PlannedVariant { name: variant.name.clone(), tensors, exports, bits_per_weight, quantized_bits_per_weight });
+        variants.push(PlannedVariant {
+            name: variant.name.clone(),
+            tensors,
+            exports,
+            bits_per_weight,
+            quantized_bits_per_weight,
+        });
     }
     for eval in &recipe.evals {
         memory = memory.max(eval_memory(&model, eval.task.longest()));
@@ -154,7 +153,10 @@ pub(crate) fn placed(recipe: &Recipe, key: &str, kind: &str, failure: StepError)
     let Some(setting) = failure.key else { return failure.error };
     let number = key.trim_end_matches(']').rsplit('[').next().and_then(|n| n.parse::<usize>().ok()).map_or(0, |n| n + 1);
     let mut error = failure.error;
-    let detail = std::mem::replace(&mut error.message, format!("step {number} (`{kind}`): `{}` cannot be used", setting.split('[').next().unwrap_or_default()));
+    let detail = std::mem::replace(
+        &mut error.message,
+        format!("step {number} (`{kind}`): `{}` cannot be used", setting.split('[').next().unwrap_or_default()),
+    );
     error.causes.insert(0, detail);
     recipe.document.place(error, &format!("{key}.{setting}"))
 }
@@ -193,7 +195,8 @@ pub(crate) fn bits(working: &Working) -> (f64, f64) {
 fn eval_memory(model: &Model, window: usize) -> u64 {
     let dims = |name: &str| model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
     let bytes = |name: &str| 4 * dims(name).iter().product::<usize>() as u64;
-    let block: u64 = model.graph.weights().filter(|(_, v, _)| v.name.starts_with("blocks.0.")).map(|(_, v, _)| bytes(&v.name)).sum();
+    let block: u64 =
+        model.graph.weights().filter(|(_, v, _)| v.name.starts_with("blocks.0.")).map(|(_, v, _)| bytes(&v.name)).sum();
     let vocabulary = dims("lm_head").first().copied().unwrap_or(0) as u64;
     let widest = dims("blocks.0.mlp.gate").iter().copied().max().unwrap_or(0) as u64;
     2 * bytes("lm_head") + block + 3 * 4 * window as u64 * vocabulary + 4 * 4 * EVAL_LANE * widest

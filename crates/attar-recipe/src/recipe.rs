@@ -150,7 +150,8 @@ impl Recipe {
         }
         let exports = root.take_tables("export")?.into_iter().map(export).collect::<Result<Vec<_>>>()?;
         let evals = root.take_tables("eval")?.into_iter().map(eval).collect::<Result<Vec<_>>>()?;
-        let gates = root.take_tables("gate")?.into_iter().map(|section| section.finish::<Gate>(&[])).collect::<Result<Vec<_>>>()?;
+        let gates =
+            root.take_tables("gate")?.into_iter().map(|section| section.finish::<Gate>(&[])).collect::<Result<Vec<_>>>()?;
         let lists = ["step", "variant", "export", "eval", "gate"].map(String::from);
         let head: Head = root.finish(&lists)?;
         let recipe = Recipe { head, variants, exports, evals, gates, document: document.clone() };
@@ -160,9 +161,8 @@ impl Recipe {
 
     /// Reads and parses a file.
     pub fn read(path: &Path) -> Result<Recipe> {
-        let text = std::fs::read_to_string(path).map_err(|e| {
-            Error::recipe(format!("cannot read the recipe `{}`", path.display())).because(&e)
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::recipe(format!("cannot read the recipe `{}`", path.display())).because(&e))?;
         Recipe::parse(path, &text)
     }
 
@@ -198,7 +198,8 @@ impl Recipe {
 
     fn check(&self) -> Result<()> {
         if self.head.recipe != 1 {
-            let error = Error::recipe(format!("recipe format {} is not known", self.head.recipe)).hint("this attar reads format 1".to_owned());
+            let error = Error::recipe(format!("recipe format {} is not known", self.head.recipe))
+                .hint("this attar reads format 1".to_owned());
             return Err(self.document.place(error, "recipe"));
         }
         self.check_names("variant", self.variants.iter().map(|v| v.name.as_str()))?;
@@ -238,8 +239,14 @@ impl Recipe {
             let usable = if folder == "." { self.variants.len() == 1 } else { folder.split('/').all(is_name) };
             let taken = self.exports[..i].iter().find(|other| within(folder, &other.folder) || within(&other.folder, folder));
             let (problem, hint) = match taken {
-                _ if !usable => (format!("`{folder}` cannot be the folder of an export"), "letters, digits, `-`, `_` and inner dots make a name; `.` is for a single variant, and the report's names are taken"),
-                Some(other) => (format!("two exports would lie in the folders `{}` and `{folder}`", other.folder), "give each export a `folder` of its own"),
+                _ if !usable => (
+                    format!("`{folder}` cannot be the folder of an export"),
+                    "letters, digits, `-`, `_` and inner dots make a name; `.` is for a single variant, and the report's names are taken",
+                ),
+                Some(other) => (
+                    format!("two exports would lie in the folders `{}` and `{folder}`", other.folder),
+                    "give each export a `folder` of its own",
+                ),
                 None => continue,
             };
             let error = Error::recipe(problem).hint(hint.to_owned());
@@ -270,7 +277,8 @@ impl Recipe {
         });
         if !runs {
             let hint = format!("add it to `runners` or `modes` of the eval `{}`", eval.name);
-            let error = Error::recipe(format!("gate {}: eval `{}` is not run by `{}`", index + 1, eval.name, gate.runner)).hint(hint);
+            let error =
+                Error::recipe(format!("gate {}: eval `{}` is not run by `{}`", index + 1, eval.name, gate.runner)).hint(hint);
             return Err(self.document.place(error, &key("runner")));
         }
         Ok(())

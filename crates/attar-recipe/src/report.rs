@@ -97,7 +97,10 @@ impl Report {
     /// For CI pages.
     pub fn markdown(&self) -> String {
         let mut text = format!("# {}: {}\n\n", self.recipe, if self.passed { "passed" } else { "FAILED" });
-        text += &format!("{} ({}), {} parameters. {}.\n\n", self.model.path, self.model.architecture, self.model.parameters, self.tool);
+        text += &format!(
+            "{} ({}), {} parameters. {}.\n\n",
+            self.model.path, self.model.architecture, self.model.parameters, self.tool
+        );
         for (title, table) in [("Variants", self.variant_table()), ("Evals", self.eval_table()), ("Gates", self.gate_table())] {
             if table.rows.is_empty() {
                 continue;
@@ -118,8 +121,12 @@ impl Report {
                 format!("{:.3}", variant.bits_per_weight),
                 snr.map_or("-".into(), |snr| format!("{snr:.1}")),
             ];
-            let artifacts = variant.artifacts.iter().map(|a| [a.folder.clone(), bytes(a.bytes), format!("{} weights equal", a.verified_weights)]);
-            let tails: Vec<[String; 3]> = if variant.artifacts.is_empty() { vec![["-".into(), "-".into(), "-".into()]] } else { artifacts.collect() };
+            let artifacts = variant
+                .artifacts
+                .iter()
+                .map(|a| [a.folder.clone(), bytes(a.bytes), format!("{} weights equal", a.verified_weights)]);
+            let tails: Vec<[String; 3]> =
+                if variant.artifacts.is_empty() { vec![["-".into(), "-".into(), "-".into()]] } else { artifacts.collect() };
             rows.extend(tails.into_iter().map(|tail| head.iter().cloned().chain(tail).collect()));
         }
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
@@ -151,7 +158,8 @@ impl Report {
                         && !seen.contains(&eval.eval)
                     {
                         seen.push(eval.eval.clone());
-                        let mut row = vec![eval.eval.clone(), "(untouched)".into(), "reference".into(), estimate(&base.perplexity, 3)];
+                        let mut row =
+                            vec![eval.eval.clone(), "(untouched)".into(), "reference".into(), estimate(&base.perplexity, 3)];
                         row.resize(9, "-".into());
                         rows.push(row);
                     }
@@ -230,6 +238,7 @@ fn estimate(estimate: &attar_eval::Estimate, digits: usize) -> String {
 
 /// `1.5 MB`: powers of ten, as disks are sold.
 pub fn bytes(n: u64) -> String {
-    let (unit, size) = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)].into_iter().find(|(_, size)| n as f64 >= *size).unwrap_or(("B", 1.0));
+    let (unit, size) =
+        [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)].into_iter().find(|(_, size)| n as f64 >= *size).unwrap_or(("B", 1.0));
     if unit == "B" { format!("{n} B") } else { format!("{:.1} {unit}", n as f64 / size) }
 }

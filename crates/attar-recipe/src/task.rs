@@ -44,11 +44,14 @@ pub trait EvalTask: fmt::Debug + Send + Sync {
     fn windows(&self, model: &Model) -> Result<Vec<Window>>;
 }
 
+/// From what is left of an `[[eval]]`; the names are of keys that were taken before.
+type Build = fn(Section<'_, '_>, &[String]) -> Result<Box<dyn EvalTask>>;
+
 /// How a recipe names a task.
 pub(crate) struct TaskKind {
     pub(crate) name: &'static str,
     pub(crate) schema: fn() -> serde_json::Value,
-    pub(crate) build: fn(Section<'_, '_>, &[String]) -> Result<Box<dyn EvalTask>>,
+    pub(crate) build: Build,
 }
 
 /// What an eval measures that does not say it.

@@ -67,7 +67,10 @@ impl Checkpoint {
         if kind.is_file() {
             return match path.extension().and_then(|e| e.to_str()) {
                 Some("gguf") => Checkpoint::gguf(path),
-                _ => Err(Error::NotACheckpoint { path: path.into(), wanted: "a `.gguf` file or a folder with safetensors was expected" }),
+                _ => Err(Error::NotACheckpoint {
+                    path: path.into(),
+                    wanted: "a `.gguf` file or a folder with safetensors was expected",
+                }),
             };
         }
         if path.join(MANIFEST).exists() {
@@ -114,7 +117,11 @@ impl Checkpoint {
             for name in &names {
                 if !path.join(name).exists() {
                     let tensor = index.weight_map.iter().find(|(_, shard)| shard == name).map(|(t, _)| t.clone());
-                    return Err(Error::MissingShard { folder: path.into(), shard: name.to_string(), tensor: tensor.unwrap_or_default() });
+                    return Err(Error::MissingShard {
+                        folder: path.into(),
+                        shard: name.to_string(),
+                        tensor: tensor.unwrap_or_default(),
+                    });
                 }
             }
             (names.into_iter().map(|name| path.join(name)).collect(), index.weight_map)

@@ -71,9 +71,11 @@ impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Digest> {
-        blake3::Hash::from_hex(text)
-            .map(|hash| Digest(*hash.as_bytes()))
-            .map_err(|_| Error::UnknownName { found: text.into(), what: "digest", nearest: None })
+        blake3::Hash::from_hex(text).map(|hash| Digest(*hash.as_bytes())).map_err(|_| Error::UnknownName {
+            found: text.into(),
+            what: "digest",
+            nearest: None,
+        })
     }
 }
 

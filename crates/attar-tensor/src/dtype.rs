@@ -33,17 +33,8 @@ pub enum Dtype {
 
 impl Dtype {
     /// All of them.
-    pub const ALL: &'static [Dtype] = &[
-        Dtype::F64,
-        Dtype::F32,
-        Dtype::F16,
-        Dtype::BF16,
-        Dtype::I64,
-        Dtype::I32,
-        Dtype::I16,
-        Dtype::I8,
-        Dtype::U8,
-    ];
+    pub const ALL: &'static [Dtype] =
+        &[Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I64, Dtype::I32, Dtype::I16, Dtype::I8, Dtype::U8];
 
     /// Its name in the IR, in recipes and in reports.
     pub fn name(self) -> &'static str {

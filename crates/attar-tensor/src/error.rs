@@ -282,12 +282,7 @@ fn did_you_mean(nearest: &Option<String>) -> String {
 /// The candidate that looks most like `word`, if one is close enough to be what was meant.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let score = |c: &str| strsim::jaro_winkler(word, c);
-    candidates
-        .into_iter()
-        .map(|c| (score(c), c))
-        .filter(|(s, _)| *s > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, c)| c)
+    candidates.into_iter().map(|c| (score(c), c)).filter(|(s, _)| *s > 0.75).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, c)| c)
 }
 
 impl Error {
@@ -300,17 +295,22 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull => Some("free some space and run the same command again: finished work is kept".into()),
+                io::ErrorKind::StorageFull => {
+                    Some("free some space and run the same command again: finished work is kept".into())
+                }
                 io::ErrorKind::PermissionDenied => Some("check the permissions of the file and of the folder it is in".into()),
                 _ => None,
             },
             Error::Malformed { defect: Defect::Length { covered, present }, .. } if present < covered => {
                 Some("the download or copy stopped early: fetch the file again".into())
             }
-            Error::MissingShard { .. } => Some("fetch the missing file, or a `model.safetensors.index.json` that fits the files here".into()),
-            Error::NotFinite { .. } => {
-                Some("the checkpoint is damaged or its training diverged: quantizing it would hide that, so nothing was written".into())
+            Error::MissingShard { .. } => {
+                Some("fetch the missing file, or a `model.safetensors.index.json` that fits the files here".into())
             }
+            Error::NotFinite { .. } => Some(
+                "the checkpoint is damaged or its training diverged: quantizing it would hide that, so nothing was written"
+                    .into(),
+            ),
             Error::GroupDoesNotDivide { columns, .. } => {
                 let divisors: Vec<String> =
                     [128, 96, 64, 48, 32, 16].iter().filter(|g| columns % **g == 0).map(|g| g.to_string()).collect();

@@ -104,7 +104,10 @@ impl File {
 
 /// Whether a product of some of the dimensions does not fit, which a zero among them would hide.
 fn overflows(dims: &[usize]) -> bool {
-    dims.iter().filter(|d| **d > 0).try_fold(1usize, |product, d| product.checked_mul(*d)).is_none_or(|n| n > isize::MAX as usize / 8)
+    dims.iter()
+        .filter(|d| **d > 0)
+        .try_fold(1usize, |product, d| product.checked_mul(*d))
+        .is_none_or(|n| n > isize::MAX as usize / 8)
 }
 
 impl Stored {
@@ -385,7 +388,10 @@ impl<W: Write> Writer<W> {
         for entry in entries {
             let end = offset + entry.dims.iter().product::<usize>() * entry.dtype.bytes();
             let dtype = serde_json::to_value(stored(entry.dtype)).expect("a dtype is a string");
-            header.insert(entry.name.clone(), serde_json::json!({ "dtype": dtype, "shape": entry.dims, "data_offsets": [offset, end] }));
+            header.insert(
+                entry.name.clone(),
+                serde_json::json!({ "dtype": dtype, "shape": entry.dims, "data_offsets": [offset, end] }),
+            );
             offset = end;
         }
         let mut text = serde_json::Value::Object(header).to_string();

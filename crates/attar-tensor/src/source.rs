@@ -57,7 +57,10 @@ pub trait Source: Send + Sync {
 
     /// The error for a name that no tensor has.
     fn unknown(&self, name: &str) -> Error {
-        Error::UnknownTensor { name: name.into(), nearest: nearest(name, self.tensors().keys().map(String::as_str)).map(Into::into) }
+        Error::UnknownTensor {
+            name: name.into(),
+            nearest: nearest(name, self.tensors().keys().map(String::as_str)).map(Into::into),
+        }
     }
 
     /// The tensor of that name, if `rows` lie in it.

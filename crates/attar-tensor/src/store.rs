@@ -47,7 +47,10 @@ impl Store {
     }
 
     /// Stores what `write` writes.
-    pub fn put<E: From<Error>>(&self, write: impl FnOnce(&mut dyn Write) -> std::result::Result<(), E>) -> std::result::Result<Digest, E> {
+    pub fn put<E: From<Error>>(
+        &self,
+        write: impl FnOnce(&mut dyn Write) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Digest, E> {
         let partial = self.root.join("partial");
         let temporary = tempfile::NamedTempFile::new_in(&partial).map_err(Error::io("create", &partial))?;
         let mut hashing = Hashing { to: BufWriter::with_capacity(1 << 16, temporary), hasher: blake3::Hasher::new() };
@@ -81,10 +84,7 @@ impl Store {
     pub fn blobs(&self) -> Result<BTreeMap<Digest, u64>> {
         let folder = self.root.join("blobs");
         let entries = fs::read_dir(&folder).map_err(Error::io("read", &folder))?;
-        Ok(entries
-            .flatten()
-            .filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.metadata().ok()?.len())))
-            .collect())
+        Ok(entries.flatten().filter_map(|e| Some((e.file_name().to_str()?.parse().ok()?, e.metadata().ok()?.len()))).collect())
     }
 }
 
@@ -148,8 +148,7 @@ struct Line {
 impl Journal {
     /// The journal at `path`. A last line that a kill cut short is dropped.
     pub fn open(path: &Path) -> Result<Journal> {
-        let mut file =
-            OpenOptions::new().read(true).append(true).create(true).open(path).map_err(Error::io("create", path))?;
+        let mut file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(Error::io("create", path))?;
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(Error::io("read", path))?;
         let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);

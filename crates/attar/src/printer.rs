@@ -57,7 +57,9 @@ impl Printer {
     }
 
     pub(crate) fn bug(&self) {
-        eprintln!("error: this is a bug of attar, not of what you asked for\nhint: please report it, with the lines above; finished work is kept");
+        eprintln!(
+            "error: this is a bug of attar, not of what you asked for\nhint: please report it, with the lines above; finished work is kept"
+        );
     }
 
     /// Whether progress can be drawn.

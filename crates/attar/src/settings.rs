@@ -58,7 +58,8 @@ fn branches(schema: &Value) -> impl Iterator<Item = &Value> {
 
 /// The words that a schema lists, if it does.
 fn words(schema: &Value) -> Option<Vec<String>> {
-    let mut words: Vec<String> = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect();
+    let mut words: Vec<String> =
+        schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect();
     words.extend(schema["const"].as_str().map(Into::into));
     words.extend(branches(schema).filter_map(self::words).flatten());
     (!words.is_empty()).then_some(words)

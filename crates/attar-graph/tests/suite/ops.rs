@@ -37,7 +37,7 @@ fn examples() -> Vec<Example> {
 
 impl Example {
     fn inputs(&self, call: usize) -> Vec<Tensor> {
-        let mut random = Random::new(self.seed ^ (call as u64) << 32);
+        let mut random = Random::new(self.seed ^ ((call as u64) << 32));
         self.graph.inputs().iter().map(|id| random.value(self.graph.fact(*id), self.calls[call])).collect()
     }
 

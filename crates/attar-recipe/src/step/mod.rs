@@ -4,7 +4,7 @@ mod quantize;
 
 use attar_tensor::Digest;
 
-use crate::{Result, document::Section, model::Working, plan::PlannedTensor, run::Session};
+use crate::{Result, document::Section, model::Working, plan::PlannedTensor, session::Session};
 
 /// A kind of step.
 pub struct StepKind {

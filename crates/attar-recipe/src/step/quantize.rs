@@ -7,7 +7,7 @@ use attar_graph::Expr;
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
 
 use super::{Step, StepError, StepKind};
-use crate::{ErrorKind, model::Working, plan::PlannedTensor, run::Session, schema::of};
+use crate::{ErrorKind, model::Working, plan::PlannedTensor, schema::of, session::Session};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
@@ -53,7 +53,8 @@ impl Step for Quantize {
             let columns = assignment.dims[1];
             let before = done;
             let progress = |rows: usize| session.observer.advance((before + rows * columns) as u64, &assignment.name);
-            let blob = session.unit(key(assignment, &*model.source)?, |to| quantize(assignment, &*model.source, to, &progress))?;
+            let blob =
+                session.unit(key(assignment, &*model.source)?, |to| quantize(assignment, &*model.source, to, &progress))?;
             blobs.insert(&assignment.name, session.store, &blob, assignment.scheme, assignment.dims);
             used.push(blob);
             done += assignment.dims[0] * columns;

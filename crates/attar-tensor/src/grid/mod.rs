@@ -84,7 +84,9 @@ mod suite {
     fn every_code_survives_decoding_and_encoding() {
         for grid in GRIDS {
             let codes: Vec<u8> = (0..(1u32 << grid.bits())).map(|c| c as u8).collect();
-            for fit in [Fit { scale: 0.37, zero: grid.middle() }, Fit { scale: -0.25, zero: grid.middle() }, Fit { scale: 3.0, zero: 1 }] {
+            for fit in
+                [Fit { scale: 0.37, zero: grid.middle() }, Fit { scale: -0.25, zero: grid.middle() }, Fit { scale: 3.0, zero: 1 }]
+            {
                 let (mut values, mut again) = (vec![0.0; codes.len()], vec![0; codes.len()]);
                 grid.decode(&codes, fit, &mut values);
                 grid.encode(&values, fit, &mut again);

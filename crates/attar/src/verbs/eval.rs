@@ -63,7 +63,8 @@ impl Verb for Eval {
         let bars = Bars::new(printer);
         let (runner, mode, measured) = match Artifact::open(subject)? {
             Some(artifact) => {
-                let mode = if arguments.get_one::<String>("mode").is_some_and(|m| m == "default") { Mode::Default } else { Mode::Exact };
+                let mode =
+                    if arguments.get_one::<String>("mode").is_some_and(|m| m == "default") { Mode::Default } else { Mode::Exact };
                 let engine = artifact.engine(environment, mode)?;
                 let windows = task.windows_of(&artifact.tokenizer, &artifact.config)?;
                 ("onnxruntime", Some(mode), measure(&engine, &windows, baseline.as_ref(), &bars)?)
@@ -84,7 +85,12 @@ fn schema() -> serde_json::Value {
     attar_recipe::task_schema("perplexity").expect("the task exists")
 }
 
-fn measure(runner: &dyn Runner, windows: &[attar_eval::Window], baseline: Option<&Model>, bars: &Bars<'_>) -> Result<Measurements, Error> {
+fn measure(
+    runner: &dyn Runner,
+    windows: &[attar_eval::Window],
+    baseline: Option<&Model>,
+    bars: &Bars<'_>,
+) -> Result<Measurements, Error> {
     bars.stage("eval", windows.len() as u64);
     let scored = |done: u64, _: u64| bars.advance(done, "");
     let mut logits = runner.start(windows, &|_, _| {})?;
@@ -113,8 +119,12 @@ fn show(runner: &str, mode: Option<Mode>, measured: Measurements, printer: &Prin
 /// The recipe that measures the same; an artifact is measured by the recipe that makes it.
 fn recipe(arguments: &ArgMatches, subject: &Path, task: &toml::Table) -> Result<String, Error> {
     if subject.join("model.onnx").exists() {
-        let error = Error { kind: ErrorKind::Recipe, ..Error::input("recipes measure the artifacts that they make, and this one is made already") };
-        return Err(error.hint("add `runners = [\"reference\", \"onnxruntime\"]` to the `[[eval]]` of the recipe that made it".to_owned()));
+        let error = Error {
+            kind: ErrorKind::Recipe,
+            ..Error::input("recipes measure the artifacts that they make, and this one is made already")
+        };
+        return Err(error
+            .hint("add `runners = [\"reference\", \"onnxruntime\"]` to the `[[eval]]` of the recipe that made it".to_owned()));
     }
     let mut eval = toml::Table::from_iter([("name".to_owned(), toml::Value::from("eval"))]);
     let name = arguments.get_one::<String>("task").expect("it has a default");

@@ -35,7 +35,8 @@ impl Verb for Export {
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let target = arguments.get_one::<String>("target").expect("clap demands it");
-        let mut export = toml::Table::from_iter([("target".to_owned(), target.as_str().into()), ("folder".to_owned(), ".".into())]);
+        let mut export =
+            toml::Table::from_iter([("target".to_owned(), target.as_str().into()), ("folder".to_owned(), ".".into())]);
         export.extend(settings::table(&schema(), arguments));
         let model = path(arguments, "model");
         let text = one_shot(model, path(arguments, "out"), &[("export", export)]);

@@ -94,8 +94,10 @@ impl Artifact {
             return Ok(None);
         }
         let config_path = path.join("config.json");
-        let text = std::fs::read(&config_path).map_err(|e| Error::input(format!("cannot read `{}`", config_path.display())).because(&e))?;
-        let json = serde_json::from_slice(&text).map_err(|e| Error::input(format!("`{}` is not JSON", config_path.display())).because(&e))?;
+        let text = std::fs::read(&config_path)
+            .map_err(|e| Error::input(format!("cannot read `{}`", config_path.display())).because(&e))?;
+        let json = serde_json::from_slice(&text)
+            .map_err(|e| Error::input(format!("`{}` is not JSON", config_path.display())).because(&e))?;
         let config = Config::from_json(&config_path, json)?;
         let tokenizer = Tokenizer::open(&path.join("tokenizer.json"))?;
         Ok(Some(Artifact { folder: path.into(), tokenizer, config }))

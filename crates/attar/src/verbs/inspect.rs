@@ -73,7 +73,13 @@ fn checkpoint(path: &Path, printer: &Printer) -> Result<(), Error> {
         .iter()
         .map(|(name, info, expr)| {
             let stored = expr.strip_prefix("tensor(\"").and_then(|e| e.strip_suffix("\")")).unwrap_or(expr);
-            vec![name.clone(), format!("{:?}", info.dims), info.encoding.to_string(), bytes(info.true_bits().div_ceil(8)), stored.into()]
+            vec![
+                name.clone(),
+                format!("{:?}", info.dims),
+                info.encoding.to_string(),
+                bytes(info.true_bits().div_ceil(8)),
+                stored.into(),
+            ]
         })
         .collect();
     printer.data(&draw(&["weight", "shape", "encoding", "bytes", "stored as"], &rows));
@@ -121,7 +127,14 @@ fn written(file: &Path, printer: &Printer) -> Result<(), Error> {
             .map(|t| {
                 let text = |key: &str| t[key].as_str().unwrap_or("-").to_owned();
                 let snr = t["snr_db"].as_f64().map_or("-".into(), |snr| format!("{snr:.1}"));
-                vec![text("name"), t["dims"].to_string(), text("encoding"), text("storage"), bytes(t["stored_bytes"].as_u64().unwrap_or(0)), snr]
+                vec![
+                    text("name"),
+                    t["dims"].to_string(),
+                    text("encoding"),
+                    text("storage"),
+                    bytes(t["stored_bytes"].as_u64().unwrap_or(0)),
+                    snr,
+                ]
             })
             .collect();
         printer.data(&draw(&["weight", "shape", "encoding", "storage", "bytes", "SNR dB"], &rows));

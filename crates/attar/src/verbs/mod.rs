@@ -19,7 +19,11 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use comfy_table::{ContentArrangement, Table, presets};
 use toml::Table as Settings;
 
-use crate::{environment::Environment, printer::Printer, progress::{self, Bars}};
+use crate::{
+    environment::Environment,
+    printer::Printer,
+    progress::{self, Bars},
+};
 
 /// Something that attar can be told to do.
 pub(crate) trait Verb: Sync {
@@ -55,11 +59,19 @@ fn path<'a>(arguments: &'a ArgMatches, name: &str) -> &'a Path {
 }
 
 fn out_argument() -> Arg {
-    Arg::new("out").long("out").value_name("DIR").help("Folder to write, made if need be").required(true).value_parser(clap::value_parser!(std::path::PathBuf))
+    Arg::new("out")
+        .long("out")
+        .value_name("DIR")
+        .help("Folder to write, made if need be")
+        .required(true)
+        .value_parser(clap::value_parser!(std::path::PathBuf))
 }
 
 fn print_recipe_argument() -> Arg {
-    Arg::new("print-recipe").long("print-recipe").help("Print the recipe that this command stands for, and do nothing").action(ArgAction::SetTrue)
+    Arg::new("print-recipe")
+        .long("print-recipe")
+        .help("Print the recipe that this command stands for, and do nothing")
+        .action(ArgAction::SetTrue)
 }
 
 /// A recipe of one step or export, as text.
@@ -76,7 +88,13 @@ fn one_shot(model: &Path, out: &Path, sections: &[(&str, Settings)]) -> String {
 }
 
 /// Runs, or prints, a recipe that was built from a command line. `title` stands for its path.
-fn run_text(title: &str, text: &str, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+fn run_text(
+    title: &str,
+    text: &str,
+    arguments: &ArgMatches,
+    environment: &Environment,
+    printer: &Printer,
+) -> Result<ExitCode, Error> {
     if arguments.get_flag("print-recipe") {
         printer.data(text);
         return Ok(ExitCode::SUCCESS);

@@ -19,7 +19,12 @@ impl Verb for Plan {
         Command::new("plan")
             .about("Say what a recipe would do, before any work")
             .arg(path_argument("RECIPE", "The recipe, a TOML file"))
-            .arg(Arg::new("tensors").long("tensors").help("List every tensor instead of every kind of tensor").action(ArgAction::SetTrue))
+            .arg(
+                Arg::new("tensors")
+                    .long("tensors")
+                    .help("List every tensor instead of every kind of tensor")
+                    .action(ArgAction::SetTrue),
+            )
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
@@ -44,17 +49,26 @@ impl Verb for Plan {
     }
 }
 
+/// Tensors of one kind, shape and encoding.
+#[derive(Default)]
+struct Kind {
+    count: usize,
+    bits_per_weight: f64,
+    bytes: u64,
+}
+
 fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
-    let mut kinds: BTreeMap<(String, String, String, String), (usize, f64, u64)> = BTreeMap::new();
+    let mut kinds: BTreeMap<[String; 4], Kind> = BTreeMap::new();
     for tensor in &variant.tensors {
         let name = if every_tensor { tensor.name.clone() } else { kind(&tensor.name) };
-        let entry = kinds.entry((name, format!("{:?}", tensor.dims), tensor.from.clone(), tensor.to.clone())).or_default();
-        *entry = (entry.0 + 1, tensor.bits_per_weight, entry.2 + tensor.bytes);
+        let entry = kinds.entry([name, format!("{:?}", tensor.dims), tensor.from.clone(), tensor.to.clone()]).or_default();
+        *entry = Kind { count: entry.count + 1, bits_per_weight: tensor.bits_per_weight, bytes: entry.bytes + tensor.bytes };
     }
     let rows: Vec<Vec<String>> = kinds
         .into_iter()
-        .map(|((name, dims, from, to), (count, bits, bytes))| {
-            vec![name, count.to_string(), dims, from, to, format!("{bits:.4}"), attar_recipe::bytes(bytes)]
+        .map(|([name, dims, from, to], kind)| {
+            let bits = format!("{:.4}", kind.bits_per_weight);
+            vec![name, kind.count.to_string(), dims, from, to, bits, attar_recipe::bytes(kind.bytes)]
         })
         .collect();
     let name = if variant.name.is_empty() { "model" } else { &variant.name };

@@ -20,7 +20,10 @@ impl Verb for StepVerb {
         let kind = STEPS.iter().find(|kind| kind.name == self.0).expect("a verb of a step that exists");
         let command = Command::new(self.0)
             .about(kind.about)
-            .long_about(format!("{}: the step `{}` on its own, writing a checkpoint folder that every verb reads back.", kind.about, self.0))
+            .long_about(format!(
+                "{}: the step `{}` on its own, writing a checkpoint folder that every verb reads back.",
+                kind.about, self.0
+            ))
             .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
             .arg(out_argument())
             .arg(print_recipe_argument());

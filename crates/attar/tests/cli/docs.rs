@@ -1,5 +1,7 @@
 //! The documentation is true: its commands run, and its generated pages are what the program says.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -66,6 +68,18 @@ fn every_recipe_of_the_documentation_can_be_planned() {
         let output = Command::new(env!("CARGO_BIN_EXE_attar")).arg("plan").arg(file.path()).current_dir(&root).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+/// The lock beside the quickstart is the one that this attar would write.
+#[test]
+fn the_committed_lock_agrees() {
+    let root = root();
+    let output = Command::new(env!("CARGO_BIN_EXE_attar"))
+        .args(["run", "recipes/quickstart.toml", "--locked", "--quiet"])
+        .current_dir(&root)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn attar(arguments: &[&str]) -> String {

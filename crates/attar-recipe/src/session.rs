@@ -1,0 +1,46 @@
+//! A unit of work: looked up by the digest of all that decides it, or else done and noted.
+
+use std::io::Write;
+
+use attar_tensor::{Digest, Journal, Store};
+
+use crate::{Error, Observer, Result};
+
+/// What units of work need while they run.
+pub struct Session<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) journal: &'a Journal,
+    pub(crate) observer: &'a dyn Observer,
+}
+
+impl Session<'_> {
+    /// The blob of a unit: from the store if it is there and whole, or else made now.
+    pub(crate) fn unit(&self, key: Digest, make: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Digest> {
+        if let Some(blob) = self.journal.get(&key)
+            && self.store.verify(&blob)?
+        {
+            return Ok(blob);
+        }
+        let blob = self.store.put(make)?;
+        self.journal.record(key, blob)?;
+        Ok(blob)
+    }
+
+    pub(crate) fn check_interrupt(&self) -> Result<()> {
+        if self.observer.interrupted() { Err(Error::interrupted()) } else { Ok(()) }
+    }
+}
+
+/// The widest vectors that matrix kernels will use here.
+pub(crate) fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "x86-64 avx512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "x86-64 avx2";
+        }
+    }
+    std::env::consts::ARCH
+}
