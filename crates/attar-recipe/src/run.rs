@@ -56,14 +56,22 @@ pub struct Session<'a> {
     pub(crate) store: &'a Store,
     pub(crate) journal: &'a Journal,
     pub(crate) observer: &'a dyn Observer,
+    /// The windows that activations are seen on, if the recipe has such.
+    pub(crate) calibration: Option<&'a [Vec<u32>]>,
 }
 
 impl Session<'_> {
+    /// The blob of a unit that is done, if it is there and whole.
+    pub(crate) fn done(&self, key: &Digest) -> Result<Option<Digest>> {
+        match self.journal.get(key) {
+            Some(blob) if self.store.verify(&blob)? => Ok(Some(blob)),
+            _ => Ok(None),
+        }
+    }
+
     /// The blob of a unit: from the store if it is there and whole, or else made now.
     pub(crate) fn unit(&self, key: Digest, make: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Digest> {
-        if let Some(blob) = self.journal.get(&key)
-            && self.store.verify(&blob)?
-        {
+        if let Some(blob) = self.done(&key)? {
             return Ok(blob);
         }
         let blob = self.store.put(make)?;
@@ -116,7 +124,8 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     output.withdraw_promises()?;
     let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
     let journal = Journal::open(&store.root().join("journal"))?;
-    let session = Session { store: &store, journal: &journal, observer };
+    let calibration = calibration(recipe, &base)?;
+    let session = Session { store: &store, journal: &journal, observer, calibration: calibration.as_deref() };
 
     let mut used = BTreeSet::new();
     let mut made = Vec::new();
@@ -176,6 +185,12 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     Ok(report)
 }
 
+fn calibration(recipe: &Recipe, base: &Model) -> Result<Option<Vec<Vec<u32>>>> {
+    let Some(calibration) = recipe.calibration() else { return Ok(None) };
+    let windows = calibration.windows(&base.tokenizer()?, &base.config);
+    windows.map(Some).map_err(|e| recipe.document.place(e.into(), "data.calibration"))
+}
+
 fn json(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("reports are JSON");
     text.push(b'\n');
@@ -204,6 +219,7 @@ fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
 
 fn lock_inputs(recipe: &Recipe, base: &Model, observer: &dyn Observer) -> Result<Lock> {
     let mut files: BTreeSet<PathBuf> = base.files.iter().cloned().collect();
+    files.extend(recipe.calibration().map(|c| c.path.clone()));
     files.extend(recipe.evals.iter().flat_map(|e| e.task.files()).filter(|f| f.exists()));
     let length = |file: &Path| std::fs::metadata(file).map_or(0, |m| m.len());
     observer.stage("digest inputs", files.iter().map(|f| length(f)).sum());
@@ -458,7 +474,7 @@ fn eval_key(
 }
 
 /// The widest vectors that matrix kernels will use here.
-fn instruction_set() -> &'static str {
+pub(crate) fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
