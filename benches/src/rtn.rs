@@ -2,7 +2,7 @@
 
 use std::{hint::black_box, io, ops::Range};
 
-use attar_compress::{Error, QUANTIZERS, ScaleSearch, WeightRows};
+use attar_compress::{Error, QUANTIZERS, ScaleSearch, Seen, WeightRows};
 use attar_tensor::{BlobWriter, Scheme};
 use candle_core::{
     Device, Tensor,
@@ -52,7 +52,7 @@ fn run(_options: &[String]) -> Result<(), Failure> {
 
 fn quantize(weights: &Weights, scheme: Scheme, search: ScaleSearch) -> Result<u64, Failure> {
     let mut bytes = Count(0);
-    QUANTIZERS[0].quantize(weights, scheme, search, BlobWriter::new(&mut bytes, scheme, DIMS)?, &|_| {})?;
+    QUANTIZERS[0].quantize(weights, Seen::default(), scheme, search, BlobWriter::new(&mut bytes, scheme, DIMS)?, &|_| {})?;
     Ok(bytes.0)
 }
 

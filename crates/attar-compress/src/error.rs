@@ -63,6 +63,43 @@ pub enum Error {
         /// How.
         scheme: Scheme,
     },
+    /// A model that cannot be run on calibration text.
+    #[error(transparent)]
+    Model(#[from] attar_model::Error),
+    /// A setting of the calibration that cannot be.
+    #[error("`{key} = {found}` cannot be; {wanted}")]
+    Setting {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        found: usize,
+        /// What could be.
+        wanted: String,
+    },
+    /// Not enough text to see activations on.
+    #[error("`{}` has {tokens} tokens, and the calibration wants {wanted}", path.display())]
+    TextTooShort {
+        /// The text.
+        path: std::path::PathBuf,
+        /// What it has.
+        tokens: usize,
+        /// What is wanted.
+        wanted: usize,
+    },
+    /// Activations that are not finite.
+    #[error("`{value}` is not finite on the calibration text")]
+    Activations {
+        /// The value in the graph.
+        value: String,
+    },
+    /// Second moments that no damping made positive definite.
+    #[error("the second moments of {inputs} inputs are not positive definite, even damped by {damping} of their mean")]
+    NotPositiveDefinite {
+        /// How many.
+        inputs: usize,
+        /// The largest share that was tried.
+        damping: f64,
+    },
     /// `select` and `keep` cancel out.
     #[error("`keep` leaves nothing of what `select` matches")]
     NothingLeft,
@@ -96,6 +133,11 @@ impl Error {
             | Error::Scale { source: error, .. } => error.hint(),
             Error::NoMatch { nearest, .. } if !nearest.is_empty() => {
                 Some(format!("weights here are called {}", nearest.join(", ")))
+            }
+            Error::Model(error) => error.hint(),
+            Error::TextTooShort { .. } => Some("give more text, or lower `samples` or `length`".into()),
+            Error::Activations { .. } => {
+                Some("the checkpoint overflows on this text: check it, or calibrate on other text".into())
             }
             Error::AlreadyQuantized { .. } => Some("start from the checkpoint it was made from, or add it to `keep`".into()),
             _ => None,

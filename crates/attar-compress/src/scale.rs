@@ -51,6 +51,25 @@ impl ScaleSearch {
         }
         Ok(best)
     }
+
+    /// The scale and zero of one group where the error of each weight counts as much as its `importance`.
+    pub(crate) fn weighted_fit(self, scheme: &Scheme, values: &[f32], importance: &[f32]) -> Result<Fit> {
+        let (low, high) = range(values);
+        let mut best = self.candidate(0, scheme, low, high)?;
+        let mut least = f64::INFINITY;
+        let (mut codes, mut decoded) = (vec![0; values.len()], vec![0.0; values.len()]);
+        for number in (0..self.candidates()).take_while(|_| self != ScaleSearch::Absmax) {
+            let fit = self.candidate(number, scheme, low, high)?;
+            scheme.grid.encode(values, fit, &mut codes);
+            scheme.grid.decode(&codes, fit, &mut decoded);
+            let errors = values.iter().zip(&decoded).zip(importance);
+            let error: f64 = errors.map(|((w, q), h)| f64::from((w - q) * (w - q) * h)).sum();
+            if error < least {
+                (best, least) = (fit, error);
+            }
+        }
+        Ok(best)
+    }
 }
 
 /// Least and greatest value, in lanes so that the compiler can use vectors.

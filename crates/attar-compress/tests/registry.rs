@@ -7,8 +7,9 @@
 
 use std::{fs, ops::Range, path::Path};
 
-use attar_compress::{QUANTIZERS, Quantizer, Result, ScaleSearch, WeightRows};
+use attar_compress::{Hessian, QUANTIZERS, Quantizer, Result, ScaleSearch, Seen, WeightRows};
 use attar_tensor::{BlobWriter, Blobs, Damage, Digest, Dtype, GRIDS, Granularity, Scheme, Source, Store, Tail, ZeroPoint};
+use candle_core::{Device, Tensor};
 
 /// Sums of squares in f32 lanes against one in f64.
 const SUM: f64 = 1e-5;
@@ -59,6 +60,31 @@ impl WeightRows for Weights {
     }
 }
 
+/// What is known of activations.
+#[derive(Clone, Copy, Debug)]
+enum Statistics {
+    /// Every input as large as the others, and on its own.
+    Identity,
+    /// Neighbours go together, and some are larger.
+    Correlated,
+}
+
+impl Statistics {
+    /// Whole numbers, so that sums are exact.
+    fn hessian(self, inputs: usize) -> Hessian {
+        let mut hessian = Hessian::new(inputs);
+        let x = match self {
+            Statistics::Identity => Tensor::eye(inputs, candle_core::DType::F32, &Device::Cpu).unwrap(),
+            Statistics::Correlated => {
+                let value = |at: usize| ((at / inputs * 7 + at % inputs / 3 * 5) % 11) as f32 - 5.0 + (at * at % 3) as f32;
+                Tensor::from_iter((0..4 * inputs * inputs).map(value), &Device::Cpu).unwrap()
+            }
+        };
+        hessian.add(&x.reshape(((), inputs)).unwrap()).unwrap();
+        hessian
+    }
+}
+
 /// Every combination for tensors of `dims`.
 fn schemes(dims: [usize; 2]) -> Vec<Scheme> {
     let mut all = Vec::new();
@@ -75,10 +101,22 @@ fn schemes(dims: [usize; 2]) -> Vec<Scheme> {
 
 const SEARCHES: [ScaleSearch; 2] = [ScaleSearch::Absmax, ScaleSearch::Mse];
 
+/// Bytes and damage, under statistics that say nothing.
 fn quantize(quantizer: &dyn Quantizer, weights: &Weights, scheme: Scheme, search: ScaleSearch) -> Result<(Vec<u8>, Damage)> {
+    quantize_seen(Statistics::Identity, quantizer, weights, scheme, search)
+}
+
+fn quantize_seen(
+    statistics: Statistics,
+    quantizer: &dyn Quantizer,
+    weights: &Weights,
+    scheme: Scheme,
+    search: ScaleSearch,
+) -> Result<(Vec<u8>, Damage)> {
+    let hessian = statistics.hessian(weights.dims[1]);
     let mut bytes = Vec::new();
     let writer = BlobWriter::new(&mut bytes, scheme, weights.dims).unwrap();
-    let damage = quantizer.quantize(weights, scheme, search, writer, &|_| {})?;
+    let damage = quantizer.quantize(weights, Seen { hessian: Some(&hessian) }, scheme, search, writer, &|_| {})?;
     Ok((bytes, damage))
 }
 
@@ -102,7 +140,8 @@ fn on_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
 fn the_same_weights_give_the_same_bytes_on_any_number_of_threads() {
     for dims in [SMALL, LARGE] {
         for_all(dims, |what, quantizer, weights, scheme, search| {
-            let bytes = |threads| on_threads(threads, || quantize(quantizer, weights, scheme, search).unwrap());
+            let seen = Statistics::Correlated;
+            let bytes = |threads| on_threads(threads, || quantize_seen(seen, quantizer, weights, scheme, search).unwrap());
             let (one, two) = (bytes(1), bytes(2));
             assert!(one.0 == two.0, "{what}: the bytes differ");
             assert_eq!(one.1, two.1, "{what}");
@@ -116,7 +155,7 @@ fn a_blob_reads_back_as_what_was_measured() {
     let store = Store::open(folder.path()).unwrap();
     for dims in [SMALL, LARGE] {
         for_all(dims, |what, quantizer, weights, scheme, search| {
-            let (bytes, damage) = quantize(quantizer, weights, scheme, search).unwrap();
+            let (bytes, damage) = quantize_seen(Statistics::Correlated, quantizer, weights, scheme, search).unwrap();
             let blob = store.put(|to| to.write_all(&bytes).map_err(attar_tensor::Error::from)).unwrap();
             let mut blobs = Blobs::default();
             blobs.insert("w", &store, &blob, scheme, dims);
@@ -167,6 +206,17 @@ fn a_search_never_does_more_damage_than_absmax() {
 }
 
 #[test]
+fn no_algorithm_is_worse_than_rounding_to_nearest_under_identity_statistics() {
+    for dims in [SMALL, LARGE] {
+        for_all(dims, |what, quantizer, weights, scheme, search| {
+            let error = |quantizer| quantize(quantizer, weights, scheme, search).unwrap().1.squared_error;
+            let (found, nearest) = (error(quantizer), error(QUANTIZERS[0]));
+            assert!(found <= nearest * (1.0 + SUM), "{what}: {found}, and {nearest} by rounding to nearest");
+        });
+    }
+}
+
+#[test]
 fn more_bits_and_smaller_groups_do_less_damage() {
     let weights = Weights::new(SMALL);
     for quantizer in QUANTIZERS {
@@ -179,13 +229,15 @@ fn more_bits_and_smaller_groups_do_less_damage() {
 
 #[test]
 fn progress_ends_at_the_last_row_and_never_goes_back() {
+    let hessian = Statistics::Identity.hessian(LARGE[1]);
     for_all(LARGE, |what, quantizer, weights, scheme, search| {
-        let seen = std::sync::Mutex::new(Vec::new());
+        let told = std::sync::Mutex::new(Vec::new());
         let mut bytes = Vec::new();
         let writer = BlobWriter::new(&mut bytes, scheme, LARGE).unwrap();
-        quantizer.quantize(weights, scheme, search, writer, &|rows| seen.lock().unwrap().push(rows)).unwrap();
-        let seen = seen.into_inner().unwrap();
-        assert!(seen.is_sorted() && seen.last() == Some(&LARGE[0]), "{what}: {seen:?}");
+        let progress = |rows| told.lock().unwrap().push(rows);
+        quantizer.quantize(weights, Seen { hessian: Some(&hessian) }, scheme, search, writer, &progress).unwrap();
+        let told = told.into_inner().unwrap();
+        assert!(told.is_sorted() && told.last() == Some(&LARGE[0]), "{what}: {told:?}");
     });
 }
 
@@ -222,6 +274,9 @@ fn digest(quantizer: &dyn Quantizer) -> Digest {
             }
         }
     }
+    let seen =
+        quantize_seen(Statistics::Correlated, quantizer, &Weights::new(SMALL), "int4/g64".parse().unwrap(), ScaleSearch::Mse);
+    all.push(Digest::of(&seen.unwrap().0));
     Digest::of_parts(all.iter().map(|digest| digest.as_bytes().as_slice()))
 }
 

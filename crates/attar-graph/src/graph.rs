@@ -16,6 +16,13 @@ pub struct NodeId(pub(crate) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub(crate) u32);
 
+impl BlockId {
+    /// How many blocks run before it.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Something that nodes read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {

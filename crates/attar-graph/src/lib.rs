@@ -27,6 +27,7 @@ mod graph;
 pub mod kernel;
 pub mod op;
 mod run;
+mod stream;
 mod text;
 mod verify;
 
@@ -36,3 +37,4 @@ pub use fact::{Dim, Fact};
 pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
 pub use op::{OPS, Op};
 pub use run::{Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
+pub use stream::Stream;

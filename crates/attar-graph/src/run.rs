@@ -111,10 +111,10 @@ impl Inputs {
     }
 }
 
-struct Lane {
-    values: HashMap<ValueId, Tensor>,
-    state: Option<State>,
-    tables: Tables,
+pub(crate) struct Lane {
+    pub(crate) values: HashMap<ValueId, Tensor>,
+    pub(crate) state: Option<State>,
+    pub(crate) tables: Tables,
 }
 
 /// Called with every value that a block makes: lane, value, tensor.
@@ -258,7 +258,14 @@ impl Weights for Cached<'_> {
     }
 }
 
-fn evaluate(graph: &Graph, weights: &dyn Weights, mode: Mode, node: &Node, lane: &mut Lane, macs: &mut u64) -> Result<Tensor> {
+pub(crate) fn evaluate(
+    graph: &Graph,
+    weights: &dyn Weights,
+    mode: Mode,
+    node: &Node,
+    lane: &mut Lane,
+    macs: &mut u64,
+) -> Result<Tensor> {
     let operands: Vec<Operand<'_>> = node
         .inputs
         .iter()

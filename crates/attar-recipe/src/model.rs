@@ -16,10 +16,18 @@ pub struct Working {
     pub(crate) source: Arc<dyn Source>,
     /// What quantization did, by canonical name.
     pub(crate) damage: BTreeMap<String, Damage>,
+    /// Whether the recipe has a text to see activations on.
+    pub(crate) calibrated: bool,
 }
 
 impl Working {
-    pub(crate) fn new(title: &str, model: &Model) -> Working {
-        Working { title: title.into(), graph: model.graph.clone(), source: model.source.clone(), damage: BTreeMap::new() }
+    pub(crate) fn new(title: &str, model: &Model, calibrated: bool) -> Working {
+        Working {
+            title: title.into(),
+            graph: model.graph.clone(),
+            source: model.source.clone(),
+            damage: BTreeMap::new(),
+            calibrated,
+        }
     }
 }

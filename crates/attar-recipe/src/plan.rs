@@ -87,7 +87,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     let mut memory = 0;
     let mut variants = Vec::new();
     for variant in &recipe.variants {
-        let mut working = Working::new(&variant.name, &model);
+        let mut working = Working::new(&variant.name, &model, recipe.calibration().is_some());
         let mut tensors = Vec::new();
         for (key, step) in &variant.steps {
             let planned = step.plan(&mut working).map_err(|e| placed(recipe, key, step.kind().name, e))?;
@@ -111,6 +111,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
             quantized_bits_per_weight,
         });
     }
+    memory += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
     for eval in &recipe.evals {
         memory = memory.max(eval_memory(&model, eval.task.longest()));
     }
@@ -189,6 +190,12 @@ pub(crate) fn bits(working: &Working) -> (f64, f64) {
     }
     let per = |(bits, count): (u64, u64)| bits as f64 / count.max(1) as f64;
     (per(all), per(quantized))
+}
+
+/// What waits between two blocks and inside one: at most four values as wide as the residual stream, for every token.
+fn activation_memory(model: &Model, tokens: usize) -> u64 {
+    let width = model.graph.find("final_norm").and_then(|id| model.graph.fact(id).width()).unwrap_or(0);
+    4 * 4 * tokens as u64 * width as u64
 }
 
 /// Two heads in f32, a block in f32, two windows of logits and what computes them, and the activations of a lane.

@@ -31,9 +31,21 @@ pub(crate) struct Head {
     /// Where finished units of work are kept; `OUTPUT/.attar/store` if not given. A store that is named can be shared.
     #[serde(default)]
     pub(crate) store: Option<PathBuf>,
+    /// Texts that steps look at.
+    #[serde(default)]
+    pub(crate) data: Data,
     /// Keep the store after a finished run, so that the next one need not repeat what has not changed.
     #[serde(default = "yes")]
     pub(crate) keep_store: bool,
+}
+
+/// Texts that steps look at.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Data {
+    /// For algorithms that must see activations.
+    #[serde(default)]
+    pub(crate) calibration: Option<attar_compress::Calibration>,
 }
 
 fn yes() -> bool {
@@ -171,6 +183,11 @@ impl Recipe {
         &self.head.output
     }
 
+    /// The text that activations are seen on.
+    pub(crate) fn calibration(&self) -> Option<&attar_compress::Calibration> {
+        self.head.data.calibration.as_ref()
+    }
+
     /// The checkpoint.
     pub fn model(&self) -> &Path {
         &self.head.model
@@ -184,6 +201,7 @@ impl Recipe {
         serde_json::json!({
             "recipe": self.head.recipe,
             "model": self.head.model,
+            "calibration": self.head.data.calibration,
             "variants": self.variants.iter().map(|v| serde_json::json!({ "name": v.name, "steps": steps(v) })).collect::<Vec<_>>(),
             "exports": self.exports.iter().map(|e| serde_json::json!({ "target": e.target.name(), "folder": e.folder, "options": e.options })).collect::<Vec<_>>(),
             "evals": self.evals.iter().map(|e| serde_json::json!({ "name": e.name, "task": e.task.task().name, "runners": e.runners, "required": e.required, "settings": e.task.settings() })).collect::<Vec<_>>(),

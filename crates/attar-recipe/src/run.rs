@@ -76,12 +76,14 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     output.withdraw_promises()?;
     let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
     let journal = Journal::open(&store.root().join("journal"))?;
-    let session = Session { store: &store, journal: &journal, observer };
+    let calibration = calibration(recipe, &base)?;
+    let session = Session { store: &store, journal: &journal, observer, calibration: calibration.as_deref() };
 
     let mut used = BTreeSet::new();
     let mut made = Vec::new();
     for variant in &recipe.variants {
-        let mut working = Working::new(if variant.name.is_empty() { "model" } else { &variant.name }, &base);
+        let mut working =
+            Working::new(if variant.name.is_empty() { "model" } else { &variant.name }, &base, recipe.calibration().is_some());
         for (key, step) in &variant.steps {
             used.extend(step.run(&mut working, &session).map_err(|e| placed(recipe, key, step.kind().name, e))?);
         }
@@ -142,8 +144,20 @@ pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
     text
 }
 
+fn calibration(recipe: &Recipe, base: &Model) -> Result<Option<Vec<Vec<u32>>>> {
+    let Some(calibration) = recipe.calibration() else { return Ok(None) };
+    let windows = calibration.windows(&base.tokenizer()?, &base.config);
+    windows.map(Some).map_err(|e| recipe.document.place(e.into(), "data.calibration"))
+}
+
 /// What a run cannot end well without is known before hours of work, not after.
 fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
+    if let Some(calibration) = recipe.calibration()
+        && let Err(e) = std::fs::File::open(&calibration.path)
+    {
+        let error = Error::input(format!("cannot read the calibration text `{}`", calibration.path.display())).because(&e);
+        return Err(recipe.document.place(error, "data.calibration.path"));
+    }
     for eval in &recipe.evals {
         for file in eval.task.files() {
             if let Err(e) = std::fs::File::open(&file) {
@@ -164,6 +178,7 @@ fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
 
 fn lock_inputs(recipe: &Recipe, base: &Model, observer: &dyn Observer) -> Result<Lock> {
     let mut files: BTreeSet<PathBuf> = base.files.iter().cloned().collect();
+    files.extend(recipe.calibration().map(|c| c.path.clone()));
     files.extend(recipe.evals.iter().flat_map(|e| e.task.files()).filter(|f| f.exists()));
     let length = |file: &Path| std::fs::metadata(file).map_or(0, |m| m.len());
     observer.stage("digest inputs", files.iter().map(|f| length(f)).sum());

@@ -11,14 +11,22 @@ pub struct Session<'a> {
     pub(crate) store: &'a Store,
     pub(crate) journal: &'a Journal,
     pub(crate) observer: &'a dyn Observer,
+    /// The windows that activations are seen on, if the recipe has such.
+    pub(crate) calibration: Option<&'a [Vec<u32>]>,
 }
 
 impl Session<'_> {
+    /// The blob of a unit that is done, if it is there and whole.
+    pub(crate) fn done(&self, key: &Digest) -> Result<Option<Digest>> {
+        match self.journal.get(key) {
+            Some(blob) if self.store.verify(&blob)? => Ok(Some(blob)),
+            _ => Ok(None),
+        }
+    }
+
     /// The blob of a unit: from the store if it is there and whole, or else made now.
     pub(crate) fn unit(&self, key: Digest, make: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<Digest> {
-        if let Some(blob) = self.journal.get(&key)
-            && self.store.verify(&blob)?
-        {
+        if let Some(blob) = self.done(&key)? {
             return Ok(blob);
         }
         let blob = self.store.put(make)?;

@@ -1,6 +1,7 @@
 //! Which weights become which codes.
 
 mod config;
+mod gptq;
 mod rtn;
 
 use std::ops::Range;
@@ -9,7 +10,7 @@ use attar_tensor::{BlobWriter, Damage, Scheme};
 
 pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule};
 
-use crate::{Result, ScaleSearch};
+use crate::{Hessian, Result, ScaleSearch};
 
 /// What an algorithm must have seen before it can pick codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,15 @@ use crate::{Result, ScaleSearch};
 pub enum Needs {
     /// The weights alone.
     Nothing,
+    /// The second moments of what the weights are multiplied with.
+    Hessian,
+}
+
+/// What was seen, as far as the algorithm needs it.
+#[derive(Clone, Copy, Default)]
+pub struct Seen<'a> {
+    /// For [`Needs::Hessian`].
+    pub hessian: Option<&'a Hessian>,
 }
 
 /// The weights of one tensor, read by rows.
@@ -47,6 +57,7 @@ pub trait Quantizer: Sync {
     fn quantize(
         &self,
         weights: &dyn WeightRows,
+        seen: Seen<'_>,
         scheme: Scheme,
         search: ScaleSearch,
         to: BlobWriter<'_>,
@@ -55,4 +66,19 @@ pub trait Quantizer: Sync {
 }
 
 /// Every algorithm, in the order of the documentation.
-pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn];
+pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn, &gptq::Gptq];
+
+/// Refuses weights that are not finite. `first` is the first row of `values`.
+fn check_finite(weights: &dyn WeightRows, first: usize, values: &[f32]) -> Result<()> {
+    const EXPONENT: u32 = 0x7f80_0000;
+    let bad = |x: &f32| x.to_bits() & EXPONENT == EXPONENT;
+    // A fold over chunks vectorises; `any` would not.
+    if !values.chunks(1024).any(|chunk| chunk.iter().fold(false, |found, x| found | bad(x))) {
+        return Ok(());
+    }
+    let columns = weights.dims()[1];
+    let count = values.iter().filter(|x| bad(x)).count();
+    let at = values.iter().position(bad).unwrap_or(0);
+    let (row, column, name) = (first + at / columns, at % columns, weights.name().to_owned());
+    Err(attar_tensor::Error::NotFinite { name, count, value: values[at], row, column }.into())
+}

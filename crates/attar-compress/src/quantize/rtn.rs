@@ -5,7 +5,7 @@ use std::ops::Range;
 use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
 use rayon::prelude::*;
 
-use super::{Needs, Quantizer, WeightRows};
+use super::{Needs, Quantizer, Seen, WeightRows, check_finite};
 use crate::{Error, Result, ScaleSearch, scale::range};
 
 /// Round to nearest.
@@ -38,6 +38,7 @@ impl Quantizer for Rtn {
     fn quantize(
         &self,
         weights: &dyn WeightRows,
+        _: Seen<'_>,
         scheme: Scheme,
         search: ScaleSearch,
         mut to: BlobWriter<'_>,
@@ -155,20 +156,6 @@ fn in_pieces(weights: &dyn WeightRows, mut each: impl FnMut(usize, &[f32]) -> Re
         each(first, values)?;
     }
     Ok(())
-}
-
-fn check_finite(weights: &dyn WeightRows, first: usize, values: &[f32]) -> Result<()> {
-    const EXPONENT: u32 = 0x7f80_0000;
-    let bad = |x: &f32| x.to_bits() & EXPONENT == EXPONENT;
-    // A fold over chunks vectorises; `any` would not.
-    if !values.chunks(1024).any(|chunk| chunk.iter().fold(false, |found, x| found | bad(x))) {
-        return Ok(());
-    }
-    let columns = weights.dims()[1];
-    let count = values.iter().filter(|x| bad(x)).count();
-    let at = values.iter().position(bad).unwrap_or(0);
-    let (row, column, name) = (first + at / columns, at % columns, weights.name().to_owned());
-    Err(attar_tensor::Error::NotFinite { name, count, value: values[at], row, column }.into())
 }
 
 fn squares(values: &[f32]) -> f32 {

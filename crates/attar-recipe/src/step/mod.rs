@@ -1,5 +1,6 @@
 //! What a recipe can do to a model, one file a kind.
 
+mod calibrated;
 mod quantize;
 
 use attar_tensor::Digest;

@@ -2,11 +2,11 @@
 
 use std::{ops::Range, sync::Arc};
 
-use attar_compress::{Assignment, Quantize, WeightRows};
+use attar_compress::{Assignment, Needs, Quantize, Seen, WeightRows};
 use attar_graph::Expr;
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
 
-use super::{Step, StepError, StepKind};
+use super::{Step, StepError, StepKind, calibrated};
 use crate::{ErrorKind, model::Working, plan::PlannedTensor, schema::of, session::Session};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
@@ -27,6 +27,7 @@ impl Step for Quantize {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         let assignments = self.assign(&model.graph).map_err(refused)?;
+        calibrated::check(&model.graph, &assignments, model.calibrated)?;
         let planned = assignments.iter().map(|a| PlannedTensor {
             name: a.name.clone(),
             dims: a.dims.to_vec(),
@@ -43,6 +44,9 @@ impl Step for Quantize {
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let assignments = self.assign(&model.graph).map_err(refused)?;
+        if assignments.iter().any(|a| a.algorithm.needs() != Needs::Nothing) {
+            return calibrated::run(&assignments, model, session);
+        }
         let total: usize = assignments.iter().map(|a| a.dims[0] * a.dims[1]).sum();
         session.observer.stage(&format!("{}: quantize", model.title), total as u64);
         let mut blobs = Blobs::default();
@@ -53,20 +57,27 @@ impl Step for Quantize {
             let columns = assignment.dims[1];
             let before = done;
             let progress = |rows: usize| session.observer.advance((before + rows * columns) as u64, &assignment.name);
-            let blob =
-                session.unit(key(assignment, &*model.source)?, |to| quantize(assignment, &*model.source, to, &progress))?;
+            let blob = session.unit(key(assignment, &*model.source)?, |to| {
+                quantize(assignment, &*model.source, Seen::default(), to, &progress)
+            })?;
             blobs.insert(&assignment.name, session.store, &blob, assignment.scheme, assignment.dims);
             used.push(blob);
             done += assignment.dims[0] * columns;
             progress(assignment.dims[0]);
         }
-        for assignment in &assignments {
-            model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
-            place(model, assignment);
-        }
-        model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
+        install(model, &assignments, blobs)?;
         Ok(used)
     }
+}
+
+/// The model's selected weights are now those of the blobs.
+pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<(), StepError> {
+    for assignment in assignments {
+        model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
+        place(model, assignment);
+    }
+    model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
+    Ok(())
 }
 
 /// The weight is now under its canonical name, in codes.
@@ -75,7 +86,7 @@ fn place(model: &mut Working, assignment: &Assignment) {
 }
 
 /// All that decides the bytes of a unit.
-fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest, StepError> {
+pub(super) fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest, StepError> {
     let settings = format!(
         "quantize {} {} {} {:?}",
         assignment.algorithm.name(),
@@ -86,15 +97,16 @@ fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest, StepError
     Ok(Digest::of_parts([settings.as_bytes(), assignment.expr.digest(source)?.as_bytes()]))
 }
 
-fn quantize(
+pub(super) fn quantize(
     assignment: &Assignment,
     source: &dyn Source,
+    seen: Seen<'_>,
     to: &mut dyn std::io::Write,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<(), crate::Error> {
     let weights = Rows { assignment, source };
     let writer = BlobWriter::new(to, assignment.scheme, assignment.dims).map_err(attar_tensor::Error::from)?;
-    assignment.algorithm.quantize(&weights, assignment.scheme, assignment.search, writer, progress)?;
+    assignment.algorithm.quantize(&weights, seen, assignment.scheme, assignment.search, writer, progress)?;
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 //! A step as a verb: `attar quantize MODEL --grid int4 --out DIR`.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use attar_recipe::{Error, step::STEPS, verb_schema};
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
 use super::{Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
 use crate::{environment::Environment, printer::Printer, settings};
@@ -27,6 +27,16 @@ impl Verb for StepVerb {
             .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
             .arg(out_argument())
             .arg(print_recipe_argument());
+        let command = command
+            .arg(
+                Arg::new("calibration")
+                    .long("calibration")
+                    .value_name("FILE")
+                    .help("Text for algorithms that must see activations")
+                    .value_parser(clap::value_parser!(PathBuf)),
+            )
+            .arg(count("samples", "Windows of that text to take [default: 128]"))
+            .arg(count("length", "Tokens a window [default: 512]"));
         settings::flags(command, &(kind.schema)())
     }
 
@@ -37,7 +47,24 @@ impl Verb for StepVerb {
         step.extend(settings::table(&schema, arguments));
         let export = toml::Table::from_iter([("target".to_owned(), "checkpoint".into()), ("folder".to_owned(), ".".into())]);
         let model = path(arguments, "model");
-        let text = one_shot(model, path(arguments, "out"), &[("step", step), ("export", export)]);
+        let mut text = one_shot(model, path(arguments, "out"), &[("step", step), ("export", export)]);
+        if let Some(calibration) = calibration(arguments) {
+            text += &format!("\n[data.calibration]\n{}", toml::to_string(&calibration).expect("settings are TOML"));
+        }
         run_text(&format!("attar {} {}", self.0, model.display()), &text, arguments, environment, printer)
     }
+}
+
+fn count(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name("N").help(help).requires("calibration").value_parser(clap::value_parser!(u32))
+}
+
+/// `[data.calibration]`, if a text was given.
+fn calibration(arguments: &ArgMatches) -> Option<toml::Table> {
+    let path = arguments.get_one::<PathBuf>("calibration")?;
+    let mut table = toml::Table::from_iter([("path".to_owned(), path.display().to_string().into())]);
+    for name in ["samples", "length"] {
+        table.extend(arguments.get_one::<u32>(name).map(|n| (name.to_owned(), toml::Value::from(i64::from(*n)))));
+    }
+    Some(table)
 }

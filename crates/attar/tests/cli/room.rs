@@ -137,6 +137,11 @@ impl Said {
         self
     }
 
+    /// Stderr has these words.
+    pub(crate) fn says(&self, words: &str) {
+        assert!(self.stderr.contains(words), "{words:?} is not in\n{}", self.stderr);
+    }
+
     /// The one JSON document on stdout.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {

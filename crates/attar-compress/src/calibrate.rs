@@ -1,0 +1,125 @@
+//! What activations say about weights: text to windows of tokens, and statistics of what linear layers read.
+
+use std::path::PathBuf;
+
+use attar_model::{Config, Tokenizer};
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The text that activations are seen on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// A text in UTF-8.
+    pub path: PathBuf,
+    /// Windows to take.
+    #[serde(default = "default_samples")]
+    pub samples: usize,
+    /// Tokens a window.
+    #[serde(default = "default_length")]
+    pub length: usize,
+    /// Decides which windows of the text are taken.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn default_samples() -> usize {
+    128
+}
+
+fn default_length() -> usize {
+    512
+}
+
+impl Calibration {
+    /// Reads and tokenizes the text, cuts it into windows and takes as many as asked for, in the order of the text.
+    pub fn windows(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Vec<u32>>> {
+        let setting = |key, found: usize, wanted: String| Err(Error::Setting { key, found, wanted });
+        if self.samples == 0 {
+            return setting("samples", 0, "1 or more windows are taken".into());
+        }
+        let longest = config.context.unwrap_or(usize::MAX);
+        if self.length == 0 || self.length > longest {
+            return setting("length", self.length, format!("the model's context is {longest} tokens"));
+        }
+        let text = std::fs::read_to_string(&self.path).map_err(|source| attar_tensor::Error::Io {
+            action: "read",
+            path: self.path.clone(),
+            source,
+        })?;
+        let tokens = tokenizer.encode(&text)?;
+        let windows: Vec<&[u32]> = tokens.chunks_exact(self.length).collect();
+        if windows.len() < self.samples {
+            return Err(Error::TextTooShort {
+                path: self.path.clone(),
+                tokens: tokens.len(),
+                wanted: self.samples.saturating_mul(self.length),
+            });
+        }
+        let mut order: Vec<usize> = (0..windows.len()).collect();
+        shuffle(&mut order, self.seed);
+        order.truncate(self.samples);
+        order.sort_unstable();
+        Ok(order.into_iter().map(|at| windows[at].to_vec()).collect())
+    }
+}
+
+/// Fisher-Yates by SplitMix64.
+fn shuffle(order: &mut [usize], seed: u64) {
+    let mut state = seed;
+    for i in (1..order.len()).rev() {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        order.swap(i, ((u128::from(z ^ (z >> 31)) * (i as u128 + 1)) >> 64) as usize);
+    }
+}
+
+/// The second moments of what a linear layer reads: `sum of x x^T` over tokens.
+pub struct Hessian {
+    /// `[inputs, inputs]`.
+    sum: Vec<f64>,
+    inputs: usize,
+    tokens: u64,
+}
+
+impl Hessian {
+    /// Of nothing yet.
+    pub fn new(inputs: usize) -> Hessian {
+        Hessian { sum: vec![0.0; inputs * inputs], inputs, tokens: 0 }
+    }
+
+    /// Bytes that one takes, its f32 product included.
+    pub fn bytes(inputs: usize) -> u64 {
+        12 * (inputs * inputs) as u64
+    }
+
+    /// Adds tokens `[.., inputs]`. In f32 within a call, in f64 between calls: calls are made in a fixed order.
+    pub fn add(&mut self, x: &Tensor) -> candle_core::Result<()> {
+        let x = x.reshape(((), self.inputs))?;
+        let product = x.t()?.matmul(&x)?;
+        attar_graph::kernel::with_f32(&product, |product| {
+            self.sum.iter_mut().zip(product).for_each(|(sum, p)| *sum += f64::from(*p));
+        })?;
+        self.tokens += x.dim(0)? as u64;
+        Ok(())
+    }
+
+    /// How many inputs.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Mean of `x_i x_j`.
+    pub fn mean(&self, i: usize, j: usize) -> f64 {
+        self.sum[i * self.inputs + j] / self.tokens.max(1) as f64
+    }
+
+    /// Whether every entry is finite.
+    pub fn is_finite(&self) -> bool {
+        self.sum.iter().all(|x| x.is_finite())
+    }
+}

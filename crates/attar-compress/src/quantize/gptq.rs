@@ -1,0 +1,183 @@
+//! GPTQ (Frantar et al. 2022): columns are rounded one after another, and what each loses is made up for by those that
+//! are still to come, as far as the inputs let them.
+//!
+//! Columns go in the order of falling `E[x_j^2]` (activation ordering). Scales are chosen before, for groups of neighbours
+//! in the original order, so the result is stored like any other; the search for a scale weighs each weight's error by its
+//! input's `E[x_j^2]`. The Hessian is factored in f64. Where it is not positive definite the damping grows until it is.
+
+use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use faer::{Mat, Side, linalg::solvers::DenseSolveCore};
+use rayon::prelude::*;
+
+use super::{Needs, Quantizer, Seen, WeightRows};
+use crate::{Error, Hessian, Result, ScaleSearch};
+
+/// GPTQ.
+pub(super) struct Gptq;
+
+/// Rows that are worked on together: their weights and a row of the factor stay in the processor's cache.
+const ROWS: usize = 16;
+
+/// Damping, as a share of the mean of the diagonal, and how often it may grow tenfold.
+const DAMPING: f64 = 0.01;
+const ATTEMPTS: i32 = 6;
+
+impl Quantizer for Gptq {
+    fn name(&self) -> &'static str {
+        "gptq"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Hessian
+    }
+
+    fn memory(&self, [rows, columns]: [usize; 2]) -> u64 {
+        // The weights twice, and the Hessian, its inverse and their factors.
+        (8 * rows * columns) as u64 + 4 * Hessian::bytes(columns)
+    }
+
+    fn quantize(
+        &self,
+        weights: &dyn WeightRows,
+        seen: Seen<'_>,
+        scheme: Scheme,
+        search: ScaleSearch,
+        mut to: BlobWriter<'_>,
+        rows_done: &(dyn Fn(usize) + Sync),
+    ) -> Result<Damage> {
+        let hessian = seen.hessian.expect("the caller gives what `needs` asks for");
+        let [rows, columns] = weights.dims();
+        let mut all = vec![0.0; rows * columns];
+        weights.read(0..rows, &mut all)?;
+        super::check_finite(weights, 0, &all)?;
+        let factor = Factor::of(hessian)?;
+        let importance: Vec<f32> = (0..columns).map(|j| hessian.mean(j, j) as f32).collect();
+        let shared = match scheme.granularity {
+            Granularity::Tensor => {
+                let repeated: Vec<f32> = importance.iter().copied().cycle().take(all.len()).collect();
+                let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
+                Some(search.weighted_fit(&scheme, &all, &repeated).map_err(refused)?)
+            }
+            _ => None,
+        };
+        let task = Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared };
+        let parts = all.par_chunks(ROWS * columns).enumerate();
+        let parts: Vec<(QuantizedTensor, Damage)> = parts.map(|(at, rows)| task.rows(at * ROWS, rows)).collect::<Result<_>>()?;
+        let mut damage = Damage::default();
+        for (part, lost) in &parts {
+            damage.squared_error += lost.squared_error;
+            damage.energy += lost.energy;
+            to.append(part)?;
+        }
+        rows_done(rows);
+        to.finish(damage)?;
+        Ok(damage)
+    }
+}
+
+/// The upper Cholesky factor `U` of the inverse Hessian, `H^-1 = U^T U`, in the order in which columns are rounded.
+struct Factor {
+    order: Vec<usize>,
+    /// `[columns, columns]`, row `j` divided by its diagonal.
+    rows: Vec<f32>,
+}
+
+impl Factor {
+    fn of(hessian: &Hessian) -> Result<Factor> {
+        let n = hessian.inputs();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|a, b| hessian.mean(*b, *b).total_cmp(&hessian.mean(*a, *a)));
+        let mean = (0..n).map(|j| hessian.mean(j, j)).sum::<f64>() / n as f64;
+        // An input that is always zero says nothing about its column.
+        let scale = if mean > 0.0 { mean } else { 1.0 };
+        for attempt in 0..ATTEMPTS {
+            let damping = DAMPING * 10f64.powi(attempt) * scale;
+            let damped = Mat::from_fn(n, n, |i, j| hessian.mean(order[i], order[j]) + if i == j { damping } else { 0.0 });
+            let Ok(cholesky) = damped.llt(Side::Lower) else { continue };
+            let inverse = cholesky.inverse();
+            let Ok(cholesky) = inverse.llt(Side::Lower) else { continue };
+            let lower = cholesky.L();
+            let rows = (0..n).flat_map(|j| (0..n).map(move |i| if i < j { 0.0 } else { (lower[(i, j)] / lower[(j, j)]) as f32 }));
+            return Ok(Factor { rows: rows.collect(), order });
+        }
+        Err(Error::NotPositiveDefinite { inputs: n, damping: DAMPING * 10f64.powi(ATTEMPTS - 1) })
+    }
+}
+
+struct Task<'a> {
+    name: &'a str,
+    scheme: Scheme,
+    search: ScaleSearch,
+    columns: usize,
+    factor: &'a Factor,
+    importance: &'a [f32],
+    shared: Option<Fit>,
+}
+
+impl Task<'_> {
+    /// Some rows `[.., columns]`, the first of which is `first`.
+    fn rows(&self, first: usize, original: &[f32]) -> Result<(QuantizedTensor, Damage)> {
+        let (scheme, columns) = (&self.scheme, self.columns);
+        let size = scheme.group(columns).max(1);
+        let fits: Vec<Vec<Fit>> =
+            original.chunks(columns).enumerate().map(|(at, row)| self.fits(first + at, row, size)).collect::<Result<_>>()?;
+        let codes = self.round(original, &fits, size);
+        let mut all = QuantizedTensor::empty(*scheme, columns);
+        for (row, fits) in codes.chunks(columns).zip(&fits) {
+            pack::pack_row(row, scheme.grid.bits(), &mut all.codes);
+            all.dims[0] += 1;
+            if scheme.granularity == Granularity::Tensor && !all.scales.is_empty() {
+                continue;
+            }
+            all.scales.extend(fits.iter().map(|fit| fit.scale));
+            if !scheme.is_symmetric() {
+                all.zeros.extend(fits.iter().map(|fit| fit.zero));
+            }
+        }
+        let mut decoded = vec![0.0; original.len()];
+        all.decode(&mut decoded);
+        let mut damage = Damage::default();
+        for (w, q) in original.iter().zip(&decoded) {
+            damage.squared_error += f64::from(w - q).powi(2);
+            damage.energy += f64::from(*w).powi(2);
+        }
+        Ok((all, damage))
+    }
+
+    /// The scale and zero of every group of a row.
+    fn fits(&self, row: usize, original: &[f32], size: usize) -> Result<Vec<Fit>> {
+        let groups = original.chunks(size).zip(self.importance.chunks(size)).enumerate();
+        let fit = |(group, (w, h)): (usize, (&[f32], &[f32]))| {
+            let columns = group * size..group * size + w.len();
+            let refused = |source| Error::Scale { weight: self.name.into(), rows: row..row + 1, columns, source };
+            self.shared.map_or_else(|| self.search.weighted_fit(&self.scheme, w, h), Ok).map_err(refused)
+        };
+        groups.map(fit).collect()
+    }
+
+    /// The recursion: w[.., j+1..] -= (w_j - q_j) / U_jj * U[j, j+1..].
+    fn round(&self, original: &[f32], fits: &[Vec<Fit>], size: usize) -> Vec<u8> {
+        let (columns, order) = (self.columns, &self.factor.order);
+        // In the order of the recursion, so that what is still to come lies together.
+        let mut w: Vec<f32> = original.chunks(columns).flat_map(|row| order.iter().map(|j| row[*j])).collect();
+        let mut codes = vec![0u8; original.len()];
+        for (step, column) in order.iter().enumerate() {
+            let update = &self.factor.rows[step * columns + step + 1..(step + 1) * columns];
+            for (row, fits) in fits.iter().enumerate() {
+                let fit = fits[column / size];
+                let (now, ahead) = w[row * columns + step..(row + 1) * columns].split_at_mut(1);
+                let (mut code, mut value) = ([0], [0.0]);
+                self.scheme.grid.encode(now, fit, &mut code);
+                self.scheme.grid.decode(&code, fit, &mut value);
+                codes[row * columns + column] = code[0];
+                let error = now[0] - value[0];
+                ahead.iter_mut().zip(update).for_each(|(w, u)| *w -= error * u);
+            }
+        }
+        codes
+    }
+}

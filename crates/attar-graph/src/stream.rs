@@ -1,0 +1,159 @@
+//! Activations on their way through the blocks, for what changes weights as it goes.
+//!
+//! A [`crate::Run`] evaluates a block as a whole. Calibration must stop inside: see what a linear layer reads, change
+//! its weights, and go on with the changed ones. A stream evaluates a block in pieces, for every lane, and between the
+//! pieces keeps only values no wider than the widest that enters a block; wider ones are computed again when they are
+//! wanted. So its memory is a few times that of the activations between two blocks, whatever an MLP does inside.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use candle_core::Tensor;
+
+use crate::{
+    BlockId, Graph, Inputs, Mode, Origin, Result, ValueId, Weights,
+    op::Tables,
+    run::{Cached, Lane, evaluate},
+};
+
+/// Lanes of activations at some place in a graph.
+pub struct Stream<'a> {
+    graph: &'a Graph,
+    lanes: Vec<Lane>,
+    block: BlockId,
+    /// Values of the block that were computed, in some lane and hence in all.
+    reached: HashSet<ValueId>,
+    /// The last block that reads each value.
+    last_use: HashMap<ValueId, BlockId>,
+}
+
+impl<'a> Stream<'a> {
+    /// Before the first block.
+    pub fn new(graph: &'a Graph, lanes: Vec<Inputs>) -> Stream<'a> {
+        let lanes = lanes.into_iter().map(|lane| Lane {
+            values: graph.inputs().iter().copied().zip(lane.tensors).collect(),
+            state: None,
+            tables: Tables::default(),
+        });
+        let last_use = graph.last_use().into_iter().map(|(id, node)| (id, graph.nodes()[node.0 as usize].block)).collect();
+        Stream { graph, lanes: lanes.collect(), block: BlockId(0), reached: HashSet::new(), last_use }
+    }
+
+    /// The block that is next or under way.
+    pub fn block(&self) -> BlockId {
+        self.block
+    }
+
+    /// What was computed and enters the block: by lane, then by the value's name. With the same inputs and
+    /// [`Stream::restore`], another process goes on from here.
+    pub fn entering(&self) -> Vec<BTreeMap<String, Tensor>> {
+        let name = |id: &ValueId| self.graph.get(*id).name.clone();
+        let computed = |id: &ValueId| matches!(self.graph.get(*id).origin, Origin::Node(_));
+        let of = |lane: &Lane| lane.values.iter().filter(|(id, _)| computed(id)).map(|(id, t)| (name(id), t.clone())).collect();
+        self.lanes.iter().map(of).collect()
+    }
+
+    /// Takes up at `block` with what another stream had [`Stream::entering`] it.
+    pub fn restore(&mut self, block: BlockId, entering: Vec<BTreeMap<String, Tensor>>) {
+        self.block = block;
+        self.reached.clear();
+        for (lane, values) in self.lanes.iter_mut().zip(entering) {
+            lane.values.retain(|id, _| matches!(self.graph.get(*id).origin, Origin::Input));
+            lane.values.extend(values.into_iter().filter_map(|(name, tensor)| Some((self.graph.find(&name)?, tensor))));
+        }
+    }
+
+    /// Computes `target`, a value of the current block, and shows it lane by lane.
+    pub fn reach(
+        &mut self,
+        weights: &dyn Weights,
+        target: ValueId,
+        each: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let cached = Cached::new(weights);
+        let mut after = self.reached.clone();
+        self.add_ancestors(target, &HashSet::new(), &mut after);
+        let keep = self.kept(&after, Some(target));
+        for index in 0..self.lanes.len() {
+            let mut wanted = HashSet::new();
+            let known = self.lanes[index].values.keys().copied().collect();
+            self.add_ancestors(target, &known, &mut wanted);
+            self.evaluate(index, &cached, &wanted)?;
+            each(index, &self.lanes[index].values[&target])?;
+            self.lanes[index].values.retain(|id, _| keep.contains(id));
+        }
+        self.reached = after;
+        Ok(())
+    }
+
+    /// Computes what the block hands on, and goes to the next.
+    pub fn leave(&mut self, weights: &dyn Weights) -> Result<()> {
+        let cached = Cached::new(weights);
+        let (graph, block) = (self.graph, self.block);
+        let later = |id: &ValueId| self.last_use.get(id).is_some_and(|last| *last > block) || graph.outputs().contains(id);
+        let results: Vec<ValueId> = graph.nodes_of(block).map(|node| node.output).filter(later).collect();
+        let keep: HashSet<ValueId> =
+            self.last_use.iter().filter(|(_, last)| **last > block).map(|(id, _)| *id).chain(results.iter().copied()).collect();
+        for index in 0..self.lanes.len() {
+            let known: HashSet<ValueId> = self.lanes[index].values.keys().copied().collect();
+            let mut wanted = HashSet::new();
+            results.iter().for_each(|id| self.add_ancestors(*id, &known, &mut wanted));
+            self.evaluate(index, &cached, &wanted)?;
+            self.lanes[index].values.retain(|id, _| keep.contains(id));
+        }
+        self.reached.clear();
+        self.block = BlockId(block.0 + 1);
+        Ok(())
+    }
+
+    fn evaluate(&mut self, index: usize, weights: &dyn Weights, wanted: &HashSet<ValueId>) -> Result<()> {
+        let mut macs = 0;
+        for node in self.graph.nodes_of(self.block).filter(|node| wanted.contains(&node.output)) {
+            let lane = &mut self.lanes[index];
+            let tensor = evaluate(self.graph, weights, Mode::Inference, node, lane, &mut macs)?;
+            lane.values.insert(node.output, tensor);
+        }
+        Ok(())
+    }
+
+    /// `id` and what it is computed from within the block, short of what is known.
+    fn add_ancestors(&self, id: ValueId, known: &HashSet<ValueId>, all: &mut HashSet<ValueId>) {
+        let Origin::Node(made_by) = self.graph.get(id).origin else { return };
+        let node = &self.graph.nodes()[made_by.0 as usize];
+        if node.block != self.block || known.contains(&id) || !all.insert(id) {
+            return;
+        }
+        node.inputs.iter().for_each(|input| self.add_ancestors(*input, known, all));
+    }
+
+    /// What must be kept once `reached` is computed: narrow values that are read later, and what wide ones are computed
+    /// from.
+    fn kept(&self, reached: &HashSet<ValueId>, target: Option<ValueId>) -> BTreeSet<ValueId> {
+        let widest = self.graph.live_into(self.block).into_iter().filter_map(|id| self.graph.fact(id).width()).max().unwrap_or(0);
+        let ahead = self.graph.nodes_of(self.block).filter(|node| !reached.contains(&node.output));
+        let read_here = ahead.flat_map(|node| node.inputs.iter().copied());
+        let read_later = self.last_use.iter().filter(|(_, last)| **last > self.block).map(|(id, _)| *id);
+        let mut keep = BTreeSet::new();
+        for id in read_here.chain(read_later).chain(target) {
+            self.keep(id, reached, widest, &mut keep);
+        }
+        keep
+    }
+
+    fn keep(&self, id: ValueId, reached: &HashSet<ValueId>, widest: usize, keep: &mut BTreeSet<ValueId>) {
+        let wide = self.elements_a_token(id) > widest;
+        match self.graph.get(id).origin {
+            Origin::Weight(_) => {}
+            Origin::Node(made_by) if reached.contains(&id) && wide => {
+                self.graph.nodes()[made_by.0 as usize].inputs.iter().for_each(|input| self.keep(*input, reached, widest, keep));
+            }
+            _ => {
+                keep.insert(id);
+            }
+        }
+    }
+
+    /// Numbers a position.
+    fn elements_a_token(&self, id: ValueId) -> usize {
+        self.graph.fact(id).dims.iter().filter_map(crate::Dim::constant).product()
+    }
+}
