@@ -7,7 +7,7 @@
 
 use std::{fs, ops::Range, path::Path};
 
-use attar_compress::{Hessian, QUANTIZERS, Quantizer, Result, ScaleSearch, Seen, WeightRows};
+use attar_compress::{Hessian, Needs, QUANTIZERS, Quantizer, Result, ScaleSearch, Seen, WeightRows};
 use attar_tensor::{BlobWriter, Blobs, Damage, Digest, Dtype, GRIDS, Granularity, Scheme, Source, Store, Tail, ZeroPoint};
 use candle_core::{Device, Tensor};
 
@@ -274,9 +274,11 @@ fn digest(quantizer: &dyn Quantizer) -> Digest {
             }
         }
     }
-    let seen =
-        quantize_seen(Statistics::Correlated, quantizer, &Weights::new(SMALL), "int4/g64".parse().unwrap(), ScaleSearch::Mse);
-    all.push(Digest::of(&seen.unwrap().0));
+    if quantizer.needs() != Needs::Nothing {
+        let weights = Weights::new(SMALL);
+        let seen = quantize_seen(Statistics::Correlated, quantizer, &weights, "int4/g64".parse().unwrap(), ScaleSearch::Mse);
+        all.push(Digest::of(&seen.unwrap().0));
+    }
     Digest::of_parts(all.iter().map(|digest| digest.as_bytes().as_slice()))
 }
 
