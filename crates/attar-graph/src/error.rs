@@ -73,7 +73,6 @@ pub enum Error {
 /// What is wrong with a text or a graph.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "the messages say it")]
 pub enum Problem {
     #[error("found {found}, wanted {wanted}")]
     Syntax { found: String, wanted: &'static str },

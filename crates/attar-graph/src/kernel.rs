@@ -15,6 +15,20 @@ const PART: usize = 1 << 14;
 /// Query rows a product of [`attention`]: keys beyond the last row's position are not touched.
 const QUERIES: usize = 64;
 
+/// The widest vectors that matrix products use here. Their last bits depend on it: what hangs on them says so in its key.
+pub fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "x86-64-avx512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "x86-64-avx2";
+        }
+    }
+    std::env::consts::ARCH
+}
+
 /// Calls `f` with the values of a contiguous f32 tensor on the CPU.
 pub fn with_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let tensor = tensor.contiguous()?;

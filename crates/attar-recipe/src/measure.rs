@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use attar_eval::{Evaluation, Logits, Measurements, Mode, OnnxRuntime, Outcome, Reference, Runner, Window};
+use attar_graph::kernel::instruction_set;
 use attar_model::Model;
 use attar_tensor::Digest;
 
@@ -10,7 +11,7 @@ use crate::{
     Engines, Error, Eval, Observer, Recipe, Result, RunnerKind,
     output::Output,
     run::{Made, TOOL, json},
-    session::{Session, instruction_set},
+    session::Session,
 };
 
 /// Measures every variant by every runner of every eval.

@@ -38,17 +38,3 @@ impl Session<'_> {
         if self.observer.interrupted() { Err(Error::interrupted()) } else { Ok(()) }
     }
 }
-
-/// The widest vectors that matrix kernels will use here.
-pub(crate) fn instruction_set() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            return "x86-64 avx512";
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "x86-64 avx2";
-        }
-    }
-    std::env::consts::ARCH
-}

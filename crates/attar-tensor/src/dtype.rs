@@ -161,7 +161,7 @@ impl FromStr for Dtype {
 ///
 /// The formats are those of the ggml library; [`crate::gguf`] holds their layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "the names are the format's own")]
+#[expect(missing_docs, reason = "the names are the format's own")]
 pub enum BlockFormat {
     Q4_0,
     Q4_1,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use attar_compress::{Assignment, Hessian, Needs, Seen};
-use attar_graph::{BlockId, Expr, Graph, Inputs, Op, SourceWeights, Stream, ValueId, Weights};
+use attar_graph::{BlockId, Expr, Graph, Inputs, Op, SourceWeights, Stream, ValueId, Weights, kernel::instruction_set};
 use attar_tensor::{
     Blobs, Digest, Dtype, Source,
     safetensors::{Entry, Shards, Writer},
@@ -19,11 +19,7 @@ use attar_tensor::{
 use candle_core::{Device, Tensor};
 
 use super::{StepError, quantize};
-use crate::{
-    Error,
-    model::Working,
-    session::{Session, instruction_set},
-};
+use crate::{Error, model::Working, session::Session};
 
 /// Tokens that run through a block together.
 const LANE: usize = 2048;
