@@ -222,7 +222,12 @@ fn missing(recipe: &Recipe, engines: &Engines) -> Vec<String> {
         }
         let wants_engine = eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
         if wants_engine && engines.onnxruntime.is_none() {
-            let consequence = if eval.required { "the run would fail" } else { "it would not be run" };
+            let judged = recipe.gates.iter().any(|gate| gate.eval == eval.name && gate.runner == "onnxruntime");
+            let consequence = match (judged, eval.required) {
+                (true, _) => "a gate on it would fail as not run",
+                (false, true) => "the run would not start",
+                (false, false) => "it would be reported as not run",
+            };
             missing.push(format!("eval `{}`: ONNX Runtime is not on this machine; {consequence}", eval.name));
         }
     }

@@ -70,9 +70,9 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let observer = request.observer;
     check_needs(recipe, request.engines)?;
     let base = open(recipe)?;
-    let output = Output::claim(recipe.output(), &recipe.owner())?;
     let lock = lock_inputs(recipe, &base, observer)?;
     lock.apply(request.lock, &Lock::path(&recipe.document.path))?;
+    let output = Output::claim(recipe.output(), &recipe.owner())?;
     output.withdraw_promises()?;
     let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
     let journal = Journal::open(&store.root().join("journal"))?;
