@@ -14,7 +14,9 @@ fn floor(scheme: &Scheme) -> f64 {
         (8.., false) => 30.0,
         (8.., true) => 15.0,
         (4..8, false) => 12.0,
-        (_, false) => 6.0,
+        (3, false) => 6.0,
+        // Four levels: a wide row keeps little more than the signs.
+        (_, false) => 0.5,
         // A tensor with one outlier rounds to zeros and little else: 0 dB.
         (_, true) => -0.1,
     }

@@ -112,6 +112,8 @@ fn everywhere() -> Vec<Tiny> {
         each("int8/g16/asymmetric/bf16", "int8/g32/asymmetric", None),
         each("int3/g32", "int3/g32", Some("int3/g16/asymmetric")),
         each("int3/g32/asymmetric", "int3/g64/asymmetric", None),
+        each("int5/g32", "int6/g32", Some("int2/g16")),
+        each("int2/g16/asymmetric", "int5/g64/asymmetric", None),
         Tiny { inner: 172, ..each("int4/g64/short", "int4/g64/short", None) },
         Tiny { inner: 172, width: 48, ..each("int4/g64/asymmetric/short", "int4/g32/asymmetric/short", None) },
         Tiny { inner: 172, width: 48, ..each("int8/g32/short", "int8/g32/short", None) },

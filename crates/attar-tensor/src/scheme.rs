@@ -238,7 +238,7 @@ mod tests {
         for text in ["int4/g64", "int8/row/asymmetric", "int3/g32/f32/short", "int8/tensor/bf16", "bf16", "q4_k"] {
             assert_eq!(text.parse::<Encoding>().unwrap().to_string(), text);
         }
-        for text in ["int4", "int4/g0", "int5/g64", "int4/g64/q", "int4/64"] {
+        for text in ["int4", "int4/g0", "int7/g64", "int4/g64/q", "int4/64"] {
             assert!(text.parse::<Scheme>().is_err(), "{text}");
         }
     }

@@ -65,7 +65,7 @@ impl Part {
 
 /// Width of the integers that hold codes of `scheme`.
 pub(super) fn stored_bits(scheme: &Scheme) -> u32 {
-    if scheme.grid.bits() == 8 { 8 } else { 4 }
+    if scheme.grid.bits() > 4 { 8 } else { 4 }
 }
 
 /// Everything that `nodes` of `graph` read, each once, and which entry each value is.

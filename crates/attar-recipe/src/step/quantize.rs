@@ -11,7 +11,7 @@ use crate::{ErrorKind, model::Working, plan::PlannedTensor, schema::of, session:
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
-    about: "Quantize weights to 8, 4 or 3 bits",
+    about: "Quantize weights to 2 to 8 bits",
     schema: of::<Quantize>,
     build: |section| Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?)),
 };

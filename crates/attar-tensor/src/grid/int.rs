@@ -1,4 +1,4 @@
-//! Evenly spaced integers: int8, int4, int3.
+//! Evenly spaced integers, 2 to 8 bits wide.
 //!
 //! Symmetric groups use the full range: the value of largest magnitude becomes `-2^(bits - 1)` exactly, whichever its
 //! sign, and the scale takes the sign that makes it so. Against the narrow range `±(2^(bits - 1) - 1)` this is worth

@@ -39,7 +39,8 @@ pub trait Grid: Sync {
 }
 
 /// Every grid, in the order of the documentation.
-pub static GRIDS: &[&dyn Grid] = &[&Int::<8>("int8"), &Int::<4>("int4"), &Int::<3>("int3")];
+pub static GRIDS: &[&dyn Grid] =
+    &[&Int::<8>("int8"), &Int::<6>("int6"), &Int::<5>("int5"), &Int::<4>("int4"), &Int::<3>("int3"), &Int::<2>("int2")];
 
 /// The grid of that name.
 pub fn grid(name: &str) -> Result<&'static dyn Grid> {

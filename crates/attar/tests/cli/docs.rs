@@ -8,6 +8,8 @@ use std::{
     process::Command,
 };
 
+use crate::room::Room;
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
@@ -63,10 +65,9 @@ fn every_recipe_of_the_documentation_can_be_planned() {
     let recipes: Vec<&str> = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert!(!recipes.is_empty());
     for recipe in recipes {
-        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-        fs::write(file.path(), recipe).unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_attar")).arg("plan").arg(file.path()).current_dir(&root).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let room = Room::new();
+        room.write("recipe.toml", recipe);
+        room.attar(&["plan", "recipe.toml"]).exits(0);
     }
 }
 

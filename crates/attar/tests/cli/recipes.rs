@@ -233,7 +233,7 @@ fn usage() {
         ("a recipe that is a folder", &["run", "folder"]),
         ("a recipe without what it needs", &["run", "folder.toml"]),
         ("no grid", &["quantize", model, "--out", "out"]),
-        ("an unknown grid", &["quantize", model, "--grid", "int5", "--out", "out"]),
+        ("an unknown grid", &["quantize", model, "--grid", "int7", "--out", "out"]),
         ("no output", &["quantize", model, "--grid", "int4"]),
         ("a group that is none", &["quantize", model, "--grid", "int4", "--group", "none", "--out", "out"]),
         ("an unknown target", &["export", model, "--target", "tflite", "--out", "out"]),

@@ -31,7 +31,7 @@ fn what_a_run_refuses_does_not_fit_the_schema() {
     change("/recipe", json!(2));
     change("/variant/0/step/0", json!({ "kind": "quantize" }));
     change("/variant/0/step/0/kind", json!("quantise"));
-    change("/variant/0/step/0/grid", json!("int5"));
+    change("/variant/0/step/0/grid", json!("int7"));
     change("/variant/0/step/0/group", json!(0));
     change("/variant/0/step/0", json!({ "kind": "quantize", "grid": "int4", "gruop": 32 }));
     change("/export/0/target", json!("onxn"));
