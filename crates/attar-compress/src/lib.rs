@@ -15,6 +15,6 @@ pub use error::{Error, Result};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{
     Algorithm, Assignment, GridName, Grouping, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen, TailRule,
-    WeightRows,
+    WeightRows, kind,
 };
 pub use scale::ScaleSearch;

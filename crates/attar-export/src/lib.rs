@@ -6,8 +6,7 @@
 //! Nothing here knows recipes, rounds a number or prints.
 //!
 //! ```no_run
-//! # fn main() -> attar_export::Result<()> {
-//! # let (graph, source): (attar_graph::Graph, std::sync::Arc<dyn attar_tensor::Source>) = unimplemented!();
+//! # fn export(graph: attar_graph::Graph, source: std::sync::Arc<dyn attar_tensor::Source>) -> attar_export::Result<()> {
 //! use attar_export::{Input, Options, target};
 //! let (target, options) = (target("onnx")?, Options::default());
 //! let plan = target.check(&graph, &options)?; // instant: nothing is read

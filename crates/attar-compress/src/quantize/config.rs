@@ -372,8 +372,8 @@ fn examples(pattern: &str, matrices: &[Matrix]) -> Vec<String> {
     kinds
 }
 
-/// `blocks.3.mlp.down` as `blocks.*.mlp.down`.
-fn kind(name: &str) -> String {
+/// The kind of a canonical name: `blocks.3.mlp.down` as `blocks.*.mlp.down`.
+pub fn kind(name: &str) -> String {
     let parts = name.split('.').map(|part| if part.parse::<usize>().is_ok() { "*" } else { part });
     parts.collect::<Vec<_>>().join(".")
 }

@@ -23,7 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Defect, Digest, Error, QuantizedTensor, Result, Source, TensorInfo, nearest};
+use crate::{Defect, Digest, Error, QuantizedTensor, Result, Source, TensorInfo};
 use header::{FORMAT, Header, Storage, Stored};
 
 /// Bytes a piece when reading or hashing.
@@ -92,10 +92,7 @@ impl Source for File {
                 format: FORMAT,
                 defect: Defect::Dtype { tensor: name.into(), dtype: stored.kind.name.into() },
             },
-            None => Error::UnknownTensor {
-                name: name.into(),
-                nearest: nearest(name, self.tensors.keys().map(String::as_str)).map(Into::into),
-            },
+            None => self.unknown(name),
         })
     }
 

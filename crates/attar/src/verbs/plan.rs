@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, process::ExitCode};
 
+use attar_compress::kind;
 use attar_recipe::{Error, PlannedVariant, Recipe};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -83,10 +84,4 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
         text += &format!("write {} to {}: {}\n", export.target, export.folder, attar_recipe::bytes(export.bytes));
     }
     text
-}
-
-/// `blocks.3.mlp.down` as `blocks.*.mlp.down`.
-fn kind(name: &str) -> String {
-    let parts = name.split('.').map(|part| if part.parse::<usize>().is_ok() { "*" } else { part });
-    parts.collect::<Vec<_>>().join(".")
 }
