@@ -100,6 +100,15 @@ pub enum Error {
         /// The largest share that was tried.
         damping: f64,
     },
+    /// A weight that was to learn and that nothing reaches.
+    #[error("no gradient reaches `{weight}`")]
+    NoGradient {
+        /// Canonical name.
+        weight: String,
+    },
+    /// A kernel failed.
+    #[error(transparent)]
+    Kernel(#[from] candle_core::Error),
     /// `select` and `keep` cancel out.
     #[error("`keep` leaves nothing of what `select` matches")]
     NothingLeft,

@@ -6,6 +6,7 @@
 
 mod calibrate;
 mod error;
+pub mod learn;
 mod pattern;
 mod quantize;
 mod scale;

@@ -17,6 +17,14 @@ pub struct NodeId(pub(crate) u32);
 pub struct BlockId(pub(crate) u32);
 
 impl BlockId {
+    /// The first of a graph.
+    pub const FIRST: BlockId = BlockId(0);
+
+    /// The one that runs after `block`.
+    pub fn after(block: BlockId) -> BlockId {
+        BlockId(block.0 + 1)
+    }
+
     /// How many blocks run before it.
     pub fn index(self) -> usize {
         self.0 as usize

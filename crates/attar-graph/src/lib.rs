@@ -20,6 +20,7 @@
 //! assert_eq!(graph.fact(graph.outputs()[0]).to_string(), "[batch, seq, 176] f32");
 //! ```
 
+mod block;
 mod error;
 mod expr;
 mod fact;
@@ -31,10 +32,11 @@ mod stream;
 mod text;
 mod verify;
 
+pub use block::Values;
 pub use error::{Error, Result};
 pub use expr::Expr;
 pub use fact::{Dim, Fact};
 pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
 pub use op::{OPS, Op};
-pub use run::{Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
+pub use run::{Cached, Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
 pub use stream::Stream;

@@ -231,13 +231,14 @@ fn forget(graph: &Graph, last_use: &HashMap<ValueId, NodeId>, node: &Node, value
 }
 
 /// Keeps what it reads whole for as long as it lives.
-pub(crate) struct Cached<'a> {
+pub struct Cached<'a> {
     below: &'a dyn Weights,
     read: std::sync::Mutex<HashMap<String, Tensor>>,
 }
 
 impl<'a> Cached<'a> {
-    pub(crate) fn new(below: &'a dyn Weights) -> Cached<'a> {
+    /// Over `below`.
+    pub fn new(below: &'a dyn Weights) -> Cached<'a> {
         Cached { below, read: Default::default() }
     }
 }

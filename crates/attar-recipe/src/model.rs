@@ -6,6 +6,13 @@ use attar_graph::Graph;
 use attar_model::Model;
 use attar_tensor::{Damage, Source};
 
+/// A model before quantization.
+#[derive(Clone)]
+pub(crate) struct Float {
+    pub(crate) graph: Graph,
+    pub(crate) source: Arc<dyn Source>,
+}
+
 /// Graph and weights as the steps so far left them.
 pub struct Working {
     /// For progress and messages.
@@ -16,6 +23,8 @@ pub struct Working {
     pub(crate) source: Arc<dyn Source>,
     /// What quantization did, by canonical name.
     pub(crate) damage: BTreeMap<String, Damage>,
+    /// The model that quantization started from, once it has: what the quantized one is held against.
+    pub(crate) float: Option<Float>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
 }
@@ -27,6 +36,7 @@ impl Working {
             graph: model.graph.clone(),
             source: model.source.clone(),
             damage: BTreeMap::new(),
+            float: None,
             calibrated,
         }
     }

@@ -1,0 +1,73 @@
+//! Adam (Kingma & Ba 2015), element by element.
+
+/// How fast the two means forget.
+const BETA: [f64; 2] = [0.9, 0.99];
+
+/// First and second moments of the gradients of some parameters.
+#[derive(Clone, Debug)]
+pub struct Adam {
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+/// One step's numbers, the same for every element.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// How far a parameter moves whose gradients have all pointed one way, in the parameter's unit.
+    length: f64,
+    step: i32,
+}
+
+impl Rate {
+    /// Of step `step`, the first being 0.
+    pub fn new(length: f64, step: usize) -> Rate {
+        Rate { length, step: step as i32 + 1 }
+    }
+
+    /// The factors of the first moment and of the second.
+    fn corrections(self) -> (f32, f32) {
+        let [first, second] = BETA.map(|beta| 1.0 - beta.powi(self.step));
+        ((self.length / first) as f32, (1.0 / second) as f32)
+    }
+}
+
+impl Adam {
+    /// Of so many parameters that had no gradient yet.
+    pub fn new(parameters: usize) -> Adam {
+        Adam { first: vec![0.0; parameters], second: vec![0.0; parameters] }
+    }
+
+    /// The moments of parameters, `size` at a time.
+    pub fn chunks(&mut self, size: usize) -> Vec<Moments<'_>> {
+        let both = self.first.chunks_mut(size.max(1)).zip(self.second.chunks_mut(size.max(1)));
+        both.map(|(first, second)| Moments { first, second }).collect()
+    }
+
+    /// Everything, first moments before second ones: for a checkpoint.
+    pub fn state(&self) -> [&[f32]; 2] {
+        [&self.first, &self.second]
+    }
+
+    /// From what [`Adam::state`] gave.
+    pub fn restore(first: Vec<f32>, second: Vec<f32>) -> Adam {
+        Adam { first, second }
+    }
+}
+
+/// A part of an [`Adam`].
+pub struct Moments<'a> {
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+}
+
+impl Moments<'_> {
+    /// Takes in the gradient of parameter `at` and says what to take off the parameter.
+    #[inline(always)]
+    pub fn step(&mut self, at: usize, gradient: f32, rate: Rate) -> f32 {
+        let ([a, b], (length, second)) = (BETA.map(|beta| beta as f32), rate.corrections());
+        let (m, v) = (&mut self.first[at], &mut self.second[at]);
+        *m = a * *m + (1.0 - a) * gradient;
+        *v = b * *v + (1.0 - b) * gradient * gradient;
+        if *v > 0.0 { length * *m / (*v * second).sqrt() } else { 0.0 }
+    }
+}

@@ -1,0 +1,152 @@
+//! AutoRound (Cheng et al. 2024), generalised: the rounding and the scales of a block's weights learn until the block
+//! gives what the float model's block gives.
+//!
+//! The block sees what the quantized blocks before it make; it is asked for what the float blocks make. So what was lost
+//! before is made up for, as far as this block can.
+
+use std::collections::BTreeMap;
+
+use attar_graph::{BlockId, Graph, Values, Weights};
+use candle_core::{Device, Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Differentiable, Learned, Rate, relative_error};
+use crate::{Error, Pattern, Patterns, Result};
+
+/// Let the rounding and the scales of quantized weights learn, block by block.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AutoRound {
+    /// Quantized weights that learn: patterns over canonical names. Every pattern must match one.
+    #[serde(default = "block_matrices")]
+    pub select: Patterns,
+    /// Steps a block.
+    #[serde(default = "default_iterations")]
+    pub iterations: usize,
+    /// Calibration windows a step.
+    #[serde(default = "default_batch")]
+    pub batch: usize,
+    /// How far rounding moves at first, as a share of the distance between two codes; falls to nothing.
+    #[serde(default = "default_rounding")]
+    pub rounding: f64,
+    /// How far scales move at first, as a share of themselves; falls to nothing.
+    #[serde(default = "default_scaling")]
+    pub scaling: f64,
+}
+
+fn block_matrices() -> Patterns {
+    vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
+}
+
+fn default_iterations() -> usize {
+    100
+}
+
+fn default_batch() -> usize {
+    4
+}
+
+fn default_rounding() -> f64 {
+    0.02
+}
+
+fn default_scaling() -> f64 {
+    0.001
+}
+
+/// The errors of a block before and after it learned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lesson {
+    /// On the first batch, before.
+    pub before: f64,
+    /// On the same, after.
+    pub after: f64,
+}
+
+/// A block and what it must learn.
+pub struct Task<'a> {
+    /// The graph.
+    pub graph: &'a Graph,
+    /// The block.
+    pub block: BlockId,
+    /// The weights that do not learn.
+    pub below: &'a dyn Weights,
+    /// What enters, a batch each.
+    pub entering: &'a [Values],
+    /// What is to leave, a batch each.
+    pub wanted: &'a [Values],
+}
+
+impl AutoRound {
+    /// Lets `learned`, weights of the block by canonical name, learn. `done` is told of every step and may stop it by an
+    /// error.
+    pub fn teach(
+        &self,
+        task: &Task<'_>,
+        learned: &mut BTreeMap<String, Learned>,
+        done: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Lesson> {
+        let mut before = None;
+        for iteration in 0..self.iterations {
+            // Every batch as often as the others, in an order that neighbours in the text do not decide.
+            let batch = (iteration * stride(task.entering.len())) % task.entering.len();
+            let left = 1.0 - iteration as f64 / self.iterations as f64;
+            let loss = task.step(batch, learned, Rate::new(self.rounding * left, iteration), Rate::new(self.scaling * left, iteration))?;
+            before.get_or_insert(loss);
+            done(iteration + 1)?;
+        }
+        let after = task.loss(0, learned)?;
+        Ok(Lesson { before: before.unwrap_or(after), after })
+    }
+}
+
+/// A number without a common divisor with `n`, near its golden section.
+fn stride(n: usize) -> usize {
+    let common = |mut a: usize, mut b: usize| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let golden = (n as f64 * 0.618) as usize;
+    (golden.max(1)..).find(|s| common(*s, n) == 1).expect("every number is prime to some larger one")
+}
+
+impl Task<'_> {
+    fn step(&self, batch: usize, learned: &mut BTreeMap<String, Learned>, rounding: Rate, scaling: Rate) -> Result<f64> {
+        let values = tensors(learned)?;
+        let block = Differentiable { graph: self.graph, block: self.block, learned: &values, below: self.below };
+        let wanted = &self.wanted[batch];
+        let gradients = block.gradients(&self.entering[batch], false, &|left| error(left, wanted))?;
+        if !gradients.loss.is_finite() {
+            return Err(Error::Activations { value: self.graph.block_name(self.block).into() });
+        }
+        for (name, learned) in learned {
+            let value = attar_graph::kernel::with_f32(&values[name], <[f32]>::to_vec)?;
+            learned.step(&gradients.weights[name], &value, rounding, scaling);
+        }
+        Ok(gradients.loss)
+    }
+
+    fn loss(&self, batch: usize, learned: &BTreeMap<String, Learned>) -> Result<f64> {
+        let weights = attar_graph::TensorWeights { tensors: tensors(learned)?.into_iter().collect(), below: self.below };
+        let left = self.graph.evaluate_block(self.block, &weights, attar_graph::Mode::Inference, &self.entering[batch])?;
+        Ok(error(&left, &self.wanted[batch])?.to_scalar::<f32>()?.into())
+    }
+}
+
+fn error(left: &Values, wanted: &Values) -> candle_core::Result<Tensor> {
+    let mut errors = wanted.iter().map(|(id, wanted)| relative_error(&left[id], wanted));
+    let first = errors.next().expect("something leaves a block")?;
+    errors.try_fold(first, |sum, error| sum + error?)
+}
+
+/// What rounded weights are, by name.
+pub fn tensors(learned: &BTreeMap<String, Learned>) -> Result<BTreeMap<String, Tensor>> {
+    let tensor = |(name, learned): (&String, &Learned)| {
+        let dims = learned.dims();
+        Ok((name.clone(), Tensor::from_vec(learned.values()?, (dims[0], dims[1]), &Device::Cpu)?))
+    };
+    learned.iter().map(tensor).collect()
+}

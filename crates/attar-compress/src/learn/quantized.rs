@@ -1,0 +1,156 @@
+//! A quantized matrix whose rounding and scales learn.
+
+use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use rayon::prelude::*;
+
+use super::adam::{Adam, Moments, Rate};
+use crate::Result;
+
+/// A quantized matrix whose rounding and scales learn. Rounded, it is what a [`QuantizedTensor`] holds.
+#[derive(Clone)]
+pub struct Learned {
+    scheme: Scheme,
+    dims: [usize; 2],
+    /// `[rows, columns]`: what is rounded.
+    latent: Vec<f32>,
+    /// `[rows, groups]`, or one: not rounded to their format.
+    scales: Vec<f32>,
+    zeros: Vec<u8>,
+    rounding: Adam,
+    scaling: Adam,
+}
+
+/// How far beyond the middle between two codes a weight starts at most that was not rounded to its nearest one.
+const MARGIN: f32 = 0.02;
+
+impl Learned {
+    /// Starts at codes that were already picked for `original` weights `[rows, columns]`: each weight as near to its
+    /// original as still rounds to its code.
+    pub fn new(picked: &QuantizedTensor, original: &[f32]) -> Learned {
+        let ([rows, columns], scheme) = (picked.dims, picked.scheme);
+        let size = scheme.group(columns).max(1);
+        let mut latent = vec![0.0; rows * columns];
+        picked.decode(&mut latent);
+        for (at, (latent, original)) in latent.chunks_mut(size).zip(original.chunks(size)).enumerate() {
+            let groups = scheme.groups(columns);
+            let fit = picked.fit(at / groups, at % groups);
+            let reach = (0.5 - MARGIN) * fit.scale.abs();
+            latent.iter_mut().zip(original).for_each(|(q, w)| *q = w.clamp(*q - reach, *q + reach));
+        }
+        Learned {
+            scheme,
+            dims: picked.dims,
+            rounding: Adam::new(latent.len()),
+            scaling: Adam::new(picked.scales.len()),
+            latent,
+            scales: picked.scales.clone(),
+            zeros: picked.zeros.clone(),
+        }
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    /// What the rounded weights are: `[rows, columns]`.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        let columns = self.dims[1].max(1);
+        let mut values = vec![0.0; self.latent.len()];
+        values.par_chunks_mut(columns).enumerate().try_for_each(|(row, values)| {
+            let mut codes = vec![0; values.len()];
+            self.encode_row(row, &mut codes)?;
+            let size = self.scheme.group(columns).max(1);
+            for (group, (codes, values)) in codes.chunks(size).zip(values.chunks_mut(size)).enumerate() {
+                self.scheme.grid.decode(codes, self.fit(row, group)?, values);
+            }
+            Ok::<_, crate::Error>(())
+        })?;
+        Ok(values)
+    }
+
+    fn encode_row(&self, row: usize, codes: &mut [u8]) -> Result<()> {
+        let size = self.scheme.group(self.dims[1]).max(1);
+        let latent = &self.latent[row * self.dims[1]..][..self.dims[1]];
+        for (group, (codes, latent)) in codes.chunks_mut(size).zip(latent.chunks(size)).enumerate() {
+            self.scheme.grid.encode(latent, self.fit(row, group)?, codes);
+        }
+        Ok(())
+    }
+
+    fn scale_at(&self, row: usize, group: usize) -> usize {
+        match self.scheme.granularity {
+            Granularity::Tensor => 0,
+            _ => row * self.scheme.groups(self.dims[1]) + group,
+        }
+    }
+
+    fn fit(&self, row: usize, group: usize) -> Result<Fit> {
+        let at = self.scale_at(row, group);
+        let zero = self.zeros.get(at).copied().unwrap_or(self.scheme.grid.middle());
+        Ok(Fit { scale: self.scheme.round_scale(self.scales[at])?, zero })
+    }
+
+    /// One step against the gradient of [`Learned::values`]. Weights move by shares of their scale, scales by shares of
+    /// themselves.
+    pub fn step(&mut self, gradient: &[f32], values: &[f32], rounding: Rate, scaling: Rate) {
+        let columns = self.dims[1].max(1);
+        let (size, groups) = (self.scheme.group(columns).max(1), self.scheme.groups(columns));
+        let shared = self.scheme.granularity == Granularity::Tensor;
+        let top = ((1u32 << self.scheme.grid.bits()) - 1) as f32;
+        let (scales, zeros, middle) = (&self.scales, &self.zeros, self.scheme.grid.middle());
+        let of_scales: Vec<Vec<f32>> = self
+            .latent
+            .par_chunks_mut(columns)
+            .zip(self.rounding.chunks(columns))
+            .enumerate()
+            .map(|(row, (latent, mut moments))| {
+                let mut of_scales = vec![0.0; groups];
+                for at in 0..latent.len() {
+                    let group = at / size;
+                    let index = if shared { 0 } else { row * groups + group };
+                    let (scale, zero) = (scales[index], f32::from(zeros.get(index).copied().unwrap_or(middle)));
+                    let (g, value) = (gradient[row * columns + at], values[row * columns + at]);
+                    let level = if scale == 0.0 { zero } else { latent[at] / scale + zero };
+                    let inside = (-0.5..=top + 0.5).contains(&level);
+                    of_scales[group] += g * if inside { value - latent[at] } else { value };
+                    let off = moments.step(at, if inside { g } else { 0.0 }, rounding);
+                    latent[at] -= off * scale.abs();
+                }
+                of_scales
+            })
+            .collect();
+        let flat: Vec<f32> = match shared {
+            true => vec![of_scales.iter().flatten().sum()],
+            false => of_scales.into_iter().flatten().collect(),
+        };
+        let size = flat.len();
+        let mut moments: Vec<Moments<'_>> = self.scaling.chunks(size);
+        for (at, (scale, g)) in self.scales.iter_mut().zip(flat).enumerate() {
+            *scale *= 1.0 - moments[0].step(at, g, scaling);
+        }
+    }
+
+    /// Writes the codes and scales as they are now, and what they do to `original`.
+    pub fn write(&self, original: &[f32], mut to: BlobWriter<'_>) -> Result<Damage> {
+        let [rows, columns] = self.dims;
+        let mut all = QuantizedTensor::empty(self.scheme, columns);
+        let mut codes = vec![0; columns];
+        for row in 0..rows {
+            self.encode_row(row, &mut codes)?;
+            pack::pack_row(&codes, self.scheme.grid.bits(), &mut all.codes);
+        }
+        all.dims[0] = rows;
+        let rounded = self.scales.iter().map(|scale| self.scheme.round_scale(*scale));
+        all.scales = rounded.collect::<attar_tensor::Result<_>>()?;
+        all.zeros.clone_from(&self.zeros);
+        let mut damage = Damage::default();
+        for (w, q) in original.iter().zip(self.values()?) {
+            damage.squared_error += f64::from(w - q).powi(2);
+            damage.energy += f64::from(*w).powi(2);
+        }
+        to.append(&all)?;
+        to.finish(damage)?;
+        Ok(damage)
+    }
+}

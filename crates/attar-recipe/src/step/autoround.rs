@@ -1,0 +1,329 @@
+//! The step `autoround`: a unit is a block.
+//!
+//! Two streams of activations go through the model side by side: one through the float model, which says what each
+//! block should give, and one through the quantized model, which says what each block gets. Both are stored together
+//! after every block, so that a killed run takes up where it was, with the very numbers that it had.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, RwLock},
+};
+
+use attar_compress::{
+    Pattern,
+    learn::{AutoRound, Learned, Task},
+};
+use attar_graph::{BlockId, Expr, Graph, Inputs, Mode, SourceWeights, ValueId, Values, Weights};
+use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Scheme, Source, safetensors::Shards};
+use candle_core::Tensor;
+
+use super::{
+    Step, StepError, StepKind,
+    calibrated::{Live, first_key, read_activations, write_activations},
+};
+use crate::{
+    Error, ErrorKind,
+    model::{Float, Working},
+    plan::PlannedTensor,
+    schema::of,
+    session::Session,
+};
+
+pub(super) static AUTOROUND: StepKind = StepKind {
+    name: "autoround",
+    about: "Let the rounding and the scales of quantized weights learn, block by block",
+    schema: of::<AutoRound>,
+    build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
+};
+
+impl Step for AutoRound {
+    fn kind(&self) -> &'static StepKind {
+        &AUTOROUND
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        let pupils = pupils(self, model)?;
+        if !model.calibrated {
+            let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+            return Err(Error::recipe("`autoround` learns from activations, and the recipe has no text for that").hint(hint).into());
+        }
+        let float = model.float.as_ref().expect("`pupils` are quantized");
+        let planned = pupils.iter().map(|pupil| PlannedTensor {
+            name: pupil.name.clone(),
+            dims: pupil.dims.to_vec(),
+            from: pupil.scheme.to_string(),
+            to: format!("{}, learned", pupil.scheme),
+            bits_per_weight: pupil.scheme.bits_per_weight(pupil.dims),
+            bytes: pupil.scheme.true_bits(pupil.dims).div_ceil(8),
+            memory: memory(self, &float.graph, &pupils, pupil),
+        });
+        Ok(planned.collect())
+    }
+
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        let pupils = pupils(self, model)?;
+        let float = model.float.clone().expect("`pupils` are quantized");
+        let graph = model.graph.clone();
+        let windows = session.calibration.expect("planned");
+        let settings = serde_json::to_vec(self).expect("settings are JSON");
+        let first = first_key(&graph, windows);
+        let live = Live { below: SourceWeights(model.source.clone()), blobs: RwLock::default() };
+        let mut walk = Walk {
+            settings: self,
+            graph: &graph,
+            source: model.source.clone(),
+            float,
+            session,
+            live: &live,
+            key: Digest::of_parts([b"autoround 1".as_slice(), first.as_bytes(), &settings]),
+            streams: None,
+            entering: None,
+            used: Vec::new(),
+        };
+        let last = pupils.iter().map(|pupil| pupil.block).max().map_or(0, |block| block.index() + 1);
+        session.observer.stage(&format!("{}: autoround", model.title), (last * self.iterations) as u64);
+        for block in graph.blocks().take(last) {
+            session.check_interrupt()?;
+            let here: Vec<&Pupil> = pupils.iter().filter(|pupil| pupil.block == block).collect();
+            walk.block(block, &here, block.index() + 1 < last)?;
+            session.observer.advance(((block.index() + 1) * self.iterations) as u64, graph.block_name(block));
+        }
+        let used = walk.used;
+        let blobs = live.blobs.into_inner().expect("no panic holds this lock");
+        for pupil in &pupils {
+            model.damage.insert(pupil.name.clone(), blobs.damage(&pupil.name)?);
+            model.graph.replace_weight(pupil.id, Encoding::Quantized(pupil.scheme), Expr::tensor(pupil.name.clone()));
+        }
+        model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
+        Ok(used)
+    }
+}
+
+/// A quantized weight that learns.
+struct Pupil {
+    id: ValueId,
+    name: String,
+    /// Where its codes are, and where its float weights are.
+    exprs: [Expr; 2],
+    dims: [usize; 2],
+    scheme: Scheme,
+    block: BlockId,
+}
+
+fn pupils(settings: &AutoRound, model: &Working) -> Result<Vec<Pupil>, StepError> {
+    let graph = &model.graph;
+    let mut pupils = Vec::new();
+    for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
+        let id = node.inputs[1];
+        let value = graph.get(id);
+        let (Encoding::Quantized(scheme), attar_graph::Origin::Weight(expr)) = (value.fact.encoding, &value.origin) else { continue };
+        let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
+        let (Some(dims), Some(float)) = (dims, model.float.as_ref().and_then(|float| float_expr(&float.graph, &value.name))) else {
+            continue;
+        };
+        if settings.select.iter().any(|pattern| pattern.matches(&value.name)) {
+            pupils.push(Pupil { id, name: value.name.clone(), exprs: [expr.clone(), float], dims, scheme, block: node.block });
+        }
+    }
+    let lazy = |pattern: &&Pattern| !pupils.iter().any(|pupil| pattern.matches(&pupil.name));
+    match settings.select.iter().enumerate().find(|(_, pattern)| lazy(pattern)) {
+        Some((at, pattern)) => {
+            let message = format!("`{}` matches no quantized weight", pattern.text());
+            let hint = "a `quantize` step comes before this one".to_owned();
+            Err(StepError { key: Some(format!("select[{at}]")), error: Error::recipe(message).hint(hint) })
+        }
+        None => Ok(pupils),
+    }
+}
+
+fn float_expr(graph: &Graph, name: &str) -> Option<Expr> {
+    graph.weights().find(|(_, value, _)| value.name == name).map(|(_, _, expr)| expr.clone())
+}
+
+/// What a block takes that learns: its weights as they are, were and become, their moments and gradients, and what a batch
+/// leaves on its way through.
+fn memory(_: &AutoRound, _: &Graph, pupils: &[Pupil], of: &Pupil) -> u64 {
+    let weights: usize = pupils.iter().filter(|p| p.block == of.block).map(|p| p.dims[0] * p.dims[1]).sum();
+    32 * weights as u64
+}
+
+/// What enters a block: through the float model and through the quantized one, a lane each.
+struct Streams {
+    block: BlockId,
+    float: Vec<Values>,
+    quantized: Vec<Values>,
+}
+
+struct Walk<'a> {
+    settings: &'a AutoRound,
+    graph: &'a Graph,
+    source: Arc<dyn Source>,
+    float: Float,
+    session: &'a Session<'a>,
+    live: &'a Live,
+    /// Of all that was decided so far.
+    key: Digest,
+    streams: Option<Streams>,
+    /// The blob of the activations that enter the next block.
+    entering: Option<Digest>,
+    used: Vec<Digest>,
+}
+
+impl Walk<'_> {
+    fn block(&mut self, block: BlockId, pupils: &[&Pupil], more: bool) -> Result<(), StepError> {
+        let key = self.block_key(block, pupils)?;
+        let part = |name: &str| Digest::of_parts([key.as_bytes().as_slice(), name.as_bytes()]);
+        let leaving = if more { self.session.done(&part("leaving"))? } else { None };
+        let mut done = Vec::new();
+        for pupil in pupils {
+            done.extend(self.session.done(&part(&pupil.name))?.map(|blob| (*pupil, blob)));
+        }
+        if done.len() == pupils.len() && (leaving.is_some() || !more) {
+            done.into_iter().for_each(|(pupil, blob)| self.take(pupil, blob));
+            (self.streams, self.entering, self.key) = (None, leaving, key);
+            return Ok(());
+        }
+        let streams = self.start(block)?;
+        let float = leave(&self.float.graph, &SourceWeights(self.float.source.clone()), block, &streams.float)?;
+        if !pupils.is_empty() {
+            self.teach(block, pupils, &streams.quantized, &float, &part)?;
+        }
+        if more {
+            let quantized = leave(self.graph, self.live, block, &streams.quantized)?;
+            let next = Streams { block: BlockId::after(block), float, quantized };
+            self.keep(&next, part("leaving"))?;
+            self.streams = Some(next);
+        }
+        self.key = key;
+        Ok(())
+    }
+
+    fn block_key(&self, block: BlockId, pupils: &[&Pupil]) -> Result<Digest, StepError> {
+        let mut parts = vec![self.key, Digest::of(self.graph.block_name(block).as_bytes())];
+        for (graph, source) in [(self.graph, &self.source), (&self.float.graph, &self.float.source)] {
+            for id in graph.nodes_of(block).flat_map(|node| &node.inputs) {
+                if let attar_graph::Origin::Weight(expr) = &graph.get(*id).origin {
+                    parts.push(expr.digest(&**source)?);
+                }
+            }
+        }
+        parts.extend(pupils.iter().map(|pupil| Digest::of(pupil.name.as_bytes())));
+        Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
+    }
+
+    fn take(&mut self, pupil: &Pupil, blob: Digest) {
+        let mut blobs = self.live.blobs.write().expect("no panic holds this lock");
+        blobs.insert(&pupil.name, self.session.store, &blob, pupil.scheme, pupil.dims);
+        self.used.push(blob);
+    }
+
+    /// Both streams at the start of `block`: at hand, from the store, or else through all blocks before.
+    fn start(&mut self, block: BlockId) -> Result<Streams, StepError> {
+        if let Some(streams) = self.streams.take() {
+            return Ok(streams);
+        }
+        let mut lanes = Vec::new();
+        for lane in self.session.calibration.expect("planned").chunks(self.settings.batch.max(1)) {
+            let lane: Vec<&[u32]> = lane.iter().map(Vec::as_slice).collect();
+            let inputs = Inputs::tokens(&lane, 0)?;
+            lanes.push(self.graph.inputs().iter().copied().zip(inputs.tensors).collect::<Values>());
+        }
+        let mut streams = Streams { block: BlockId::FIRST, float: lanes.clone(), quantized: lanes };
+        if let Some(blob) = self.entering {
+            let count = streams.float.len();
+            let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+            let mut both = read_activations(&stored, 2 * count)?;
+            let quantized = both.split_off(count);
+            restore(&self.float.graph, &mut streams.float, both);
+            restore(self.graph, &mut streams.quantized, quantized);
+            streams.block = block;
+        }
+        while streams.block != block {
+            self.session.check_interrupt()?;
+            let below = SourceWeights(self.float.source.clone());
+            streams.float = leave(&self.float.graph, &below, streams.block, &streams.float)?;
+            streams.quantized = leave(self.graph, self.live, streams.block, &streams.quantized)?;
+            streams.block = BlockId::after(streams.block);
+        }
+        Ok(streams)
+    }
+
+    fn teach(
+        &mut self,
+        block: BlockId,
+        pupils: &[&Pupil],
+        entering: &[Values],
+        wanted: &[Values],
+        part: &dyn Fn(&str) -> Digest,
+    ) -> Result<(), StepError> {
+        let (mut originals, mut learned) = (BTreeMap::new(), BTreeMap::new());
+        for pupil in pupils {
+            let mut original = vec![0.0; pupil.dims[0] * pupil.dims[1]];
+            pupil.exprs[1].read(&*self.float.source, 0..pupil.dims[0], &mut original)?;
+            let picked = pupil.exprs[0].read_quantized(&*self.source, 0..pupil.dims[0])?;
+            learned.insert(pupil.name.clone(), Learned::new(&picked, &original));
+            originals.insert(pupil.name.clone(), original);
+        }
+        let made = self.graph.leaving(block);
+        let wanted: Vec<Values> =
+            wanted.iter().map(|lane| lane.iter().filter(|(id, _)| made.contains(id)).map(|(id, t)| (*id, t.clone())).collect()).collect();
+        let task = Task { graph: self.graph, block, below: self.live, entering, wanted: &wanted };
+        let (observer, iterations) = (self.session.observer, self.settings.iterations);
+        let name = self.graph.block_name(block);
+        let lesson = self.settings.teach(&task, &mut learned, &mut |iteration| {
+            observer.advance((block.index() * iterations + iteration) as u64, name);
+            Ok(())
+        })?;
+        if std::env::var_os("ATTAR_DEBUG").is_some() {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "{name}: {:.6} -> {:.6}", lesson.before, lesson.after);
+        }
+        for pupil in pupils {
+            let (learned, original) = (&learned[&pupil.name], &originals[&pupil.name]);
+            let blob = self.session.unit(part(&pupil.name), |to| {
+                let writer = BlobWriter::new(to, pupil.scheme, pupil.dims).map_err(attar_tensor::Error::from)?;
+                learned.write(original, writer)?;
+                Ok(())
+            })?;
+            self.take(pupil, blob);
+        }
+        Ok(())
+    }
+
+    /// Stores what enters the next block, and lets go of what entered this one.
+    fn keep(&mut self, streams: &Streams, key: Digest) -> Result<(), StepError> {
+        let named = |graph: &Graph, lanes: &[Values]| -> Vec<BTreeMap<String, Tensor>> {
+            let computed = |id: &ValueId| matches!(graph.get(*id).origin, attar_graph::Origin::Node(_));
+            let name = |(id, t): (&ValueId, &Tensor)| computed(id).then(|| (graph.get(*id).name.clone(), t.clone()));
+            lanes.iter().map(|lane| lane.iter().filter_map(name).collect()).collect()
+        };
+        let mut both = named(&self.float.graph, &streams.float);
+        both.extend(named(self.graph, &streams.quantized));
+        let blob = self.session.unit(key, |to| write_activations(&both, to))?;
+        if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
+            crate::output::remove(&self.session.store.path(&before))?;
+        }
+        Ok(())
+    }
+}
+
+/// What enters the next block, lane by lane.
+fn leave(graph: &Graph, weights: &dyn Weights, block: BlockId, entering: &[Values]) -> Result<Vec<Values>, StepError> {
+    let cached = attar_graph::Cached::new(weights);
+    let lane = |lane: &Values| {
+        let mut left = graph.evaluate_block(block, &cached, Mode::Inference, lane)?;
+        left.extend(lane.iter().filter(|(id, _)| graph.is_read_after(**id, block)).map(|(id, t)| (*id, t.clone())));
+        Ok(left)
+    };
+    entering.iter().map(lane).collect()
+}
+
+fn restore(graph: &Graph, lanes: &mut [Values], stored: Vec<BTreeMap<String, Tensor>>) {
+    for (lane, stored) in lanes.iter_mut().zip(stored) {
+        lane.extend(stored.into_iter().filter_map(|(name, tensor)| Some((graph.find(&name)?, tensor))));
+    }
+}
