@@ -18,4 +18,4 @@ pub use quantize::{
     Algorithm, Assignment, GridName, Grouping, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen, TailRule,
     WeightRows, kind,
 };
-pub use scale::ScaleSearch;
+pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};

@@ -1,8 +1,12 @@
-//! Choosing the scale of a group by what it does to the weights alone.
+//! Choosing the scales of a row by what they do to its weights.
 
-use attar_tensor::{Fit, Result, Scheme};
+use std::ops::Range;
+
+use attar_tensor::{Error, Fit, Granularity, QuantizedTensor, Scheme, pack};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::Result;
 
 /// How the scale of a group is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,15 +32,16 @@ impl ScaleSearch {
         }
     }
 
-    /// The candidate of that number for values from `low` to `high`, with its scale as it will be stored.
-    pub(crate) fn candidate(self, number: usize, scheme: &Scheme, low: f32, high: f32) -> Result<Fit> {
+    /// The candidate of that number for values from `low` to `high`, with its scale as it will be stored if it is stored on
+    /// its own.
+    pub(crate) fn candidate(self, number: usize, scheme: &Scheme, low: f32, high: f32) -> Result<Fit, Error> {
         let share = 1.0 - number as f32 * STEP;
         let fit = scheme.grid.cover(low * share, high * share, scheme.is_symmetric());
-        Ok(Fit { scale: scheme.round_scale(fit.scale)?, ..fit })
+        Ok(Fit { scale: scheme.scale.round(fit.scale)?, ..fit })
     }
 
     /// The scale and zero of one group.
-    pub(crate) fn fit(self, scheme: &Scheme, values: &[f32]) -> Result<Fit> {
+    fn fit(self, scheme: &Scheme, values: &[f32]) -> Result<Fit, Error> {
         let (low, high) = range(values);
         let mut best = self.candidate(0, scheme, low, high)?;
         if self == ScaleSearch::Mse {
@@ -53,23 +58,193 @@ impl ScaleSearch {
     }
 
     /// The scale and zero of one group where the error of each weight counts as much as its `importance`.
-    pub(crate) fn weighted_fit(self, scheme: &Scheme, values: &[f32], importance: &[f32]) -> Result<Fit> {
+    fn weighted_fit(self, scheme: &Scheme, values: &[f32], importance: &[f32]) -> Result<Fit, Error> {
         let (low, high) = range(values);
         let mut best = self.candidate(0, scheme, low, high)?;
         let mut least = f64::INFINITY;
-        let (mut codes, mut decoded) = (vec![0; values.len()], vec![0.0; values.len()]);
         for number in (0..self.candidates()).take_while(|_| self != ScaleSearch::Absmax) {
             let fit = self.candidate(number, scheme, low, high)?;
-            scheme.grid.encode(values, fit, &mut codes);
-            scheme.grid.decode(&codes, fit, &mut decoded);
-            let errors = values.iter().zip(&decoded).zip(importance);
-            let error: f64 = errors.map(|((w, q), h)| f64::from((w - q) * (w - q) * h)).sum();
+            let error = weighted_error(scheme, fit, values, importance);
             if error < least {
                 (best, least) = (fit, error);
             }
         }
         Ok(best)
     }
+}
+
+/// What the rows of a tensor share.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Shared {
+    /// Scale and zero of all weights, under [`Granularity::Tensor`].
+    pub fit: Option<Fit>,
+    /// The super scale, where the whole tensor has one.
+    pub super_scale: Option<f32>,
+}
+
+impl Shared {
+    /// Whether `scheme` shares anything.
+    pub(crate) fn is_wanted(scheme: &Scheme) -> bool {
+        scheme.granularity == Granularity::Tensor || matches!(scheme.scale.supers(), Some((_, Granularity::Tensor)))
+    }
+
+    /// The super scale for weights from `low` to `high`.
+    pub(crate) fn supers(scheme: &Scheme, low: f32, high: f32) -> Result<Shared, Error> {
+        let largest = scheme.grid.cover(low, high, scheme.is_symmetric()).scale;
+        Ok(Shared { fit: None, super_scale: Some(scheme.scale.super_scale(largest)?) })
+    }
+
+    /// For all weights of a tensor, `[rows, columns]`, each of which counts as much as the `importance` of its column.
+    pub(crate) fn weighted(scheme: &Scheme, search: ScaleSearch, values: &[f32], importance: &[f32]) -> Result<Shared, Error> {
+        if scheme.granularity == Granularity::Tensor {
+            let repeated: Vec<f32> = importance.iter().copied().cycle().take(values.len()).collect();
+            return Ok(Shared { fit: Some(search.weighted_fit(scheme, values, &repeated)?), super_scale: None });
+        }
+        if !Shared::is_wanted(scheme) {
+            return Ok(Shared::default());
+        }
+        let (low, high) = range(values);
+        Shared::supers(scheme, low, high)
+    }
+}
+
+/// The scales of one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowFits {
+    /// The super scale above `fits`; 1 where the format has none.
+    pub super_scale: f32,
+    /// Scale and zero of every group.
+    pub fits: Vec<Fit>,
+}
+
+impl RowFits {
+    /// Adds a row of `codes` under these scales. What a whole tensor shares is kept once.
+    pub fn push_row(&self, codes: &[u8], to: &mut QuantizedTensor) {
+        let scheme = to.scheme;
+        pack::pack_row(codes, scheme.grid.bits(), &mut to.codes);
+        if scheme.granularity != Granularity::Tensor || to.dims[0] == 0 {
+            to.scales.extend(self.fits.iter().map(|fit| fit.scale));
+            to.zeros.extend(self.fits.iter().map(|fit| fit.zero).filter(|_| !scheme.is_symmetric()));
+        }
+        to.dims[0] += 1;
+        if to.supers.len() < scheme.scale.super_count(to.dims[0]) {
+            to.supers.push(self.super_scale);
+        }
+    }
+}
+
+/// Columns of a group whose scale cannot be stored, and why.
+pub type Refusal = (Range<usize>, Error);
+
+/// The scales of one row of weights, where the error of each counts as much as its `importance`, or all the same without.
+///
+/// Every scale is first chosen on its own by `search`. If scales are stored as codes, the super scale comes from the
+/// largest of them, and then each becomes the one of the neighbouring codes under which its group's error is least.
+pub fn row_fits(
+    scheme: &Scheme,
+    search: ScaleSearch,
+    shared: &Shared,
+    values: &[f32],
+    importance: Option<&[f32]>,
+) -> Result<RowFits, Refusal> {
+    let row = Row { scheme, shared, values, importance };
+    if let Some(fit) = shared.fit {
+        return Ok(RowFits { super_scale: 1.0, fits: vec![fit; row.groups().count()] });
+    }
+    if scheme.scale.plain().is_some() {
+        return Ok(RowFits { super_scale: 1.0, fits: row.wishes(search)? });
+    }
+    let (absmax, error) = row.in_codes(&row.wishes(ScaleSearch::Absmax)?)?;
+    if search == ScaleSearch::Absmax {
+        return Ok(absmax);
+    }
+    // Another super scale moves every code: the search may lose what it wins.
+    let (found, less) = row.in_codes(&row.wishes(search)?)?;
+    Ok(if less < error { found } else { absmax })
+}
+
+/// A row whose scales are being chosen.
+struct Row<'a> {
+    scheme: &'a Scheme,
+    shared: &'a Shared,
+    values: &'a [f32],
+    importance: Option<&'a [f32]>,
+}
+
+impl<'a> Row<'a> {
+    /// First column, values and importance of each group.
+    fn groups(&self) -> impl Iterator<Item = (usize, &'a [f32], Option<&'a [f32]>)> {
+        let size = self.scheme.group(self.values.len()).max(1);
+        let importance = self.importance;
+        let weights = move |from: usize, group: &[f32]| importance.map(|all| &all[from..from + group.len()]);
+        self.values.chunks(size).enumerate().map(move |(at, group)| (at * size, group, weights(at * size, group)))
+    }
+
+    /// The best scale of each group, whatever the others are.
+    fn wishes(&self, search: ScaleSearch) -> Result<Vec<Fit>, Refusal> {
+        let wish = |(from, group, importance): (usize, &[f32], Option<&[f32]>)| {
+            let fit = match importance {
+                None => search.fit(self.scheme, group),
+                Some(importance) => search.weighted_fit(self.scheme, group, importance),
+            };
+            fit.map_err(|error| (from..from + group.len(), error))
+        };
+        self.groups().map(wish).collect()
+    }
+
+    /// Scales near the wished ones that are codes under one super scale, and the error of the row.
+    fn in_codes(&self, wishes: &[Fit]) -> Result<(RowFits, f64), Refusal> {
+        let largest = wishes.iter().fold(0.0f32, |most, fit| if fit.scale.abs() > most.abs() { fit.scale } else { most });
+        let refused = |error| (0..self.values.len(), error);
+        let super_scale = self.shared.super_scale.map_or_else(|| self.scheme.scale.super_scale(largest), Ok).map_err(refused)?;
+        let (mut fits, mut total) = (Vec::with_capacity(wishes.len()), 0.0);
+        for ((_, group, importance), wish) in self.groups().zip(wishes) {
+            let (fit, error) = self.nearby(*wish, super_scale, group, importance);
+            fits.push(fit);
+            total += error;
+        }
+        Ok((RowFits { super_scale, fits }, total))
+    }
+
+    /// The best of the fits that can be stored and are next to `wish`.
+    fn nearby(&self, wish: Fit, super_scale: f32, group: &[f32], importance: Option<&[f32]>) -> (Fit, f64) {
+        let format = self.scheme.scale;
+        let mut best: Option<(Fit, f64)> = None;
+        for code in format.neighbours(format.code(wish.scale, super_scale)) {
+            for zero in self.zeros(wish.zero) {
+                let fit = Fit { scale: format.scale(code, super_scale), zero };
+                let error = self.error(fit, group, importance);
+                if best.is_none_or(|(_, least)| error < least) {
+                    best = Some((fit, error));
+                }
+            }
+        }
+        best.expect("a code is a neighbour of itself")
+    }
+
+    /// A zero and those beside it, where zeros are stored.
+    fn zeros(&self, zero: u8) -> impl Iterator<Item = u8> {
+        let top = u8::MAX >> (8 - self.scheme.grid.bits());
+        let beside = [zero.checked_sub(1), zero.checked_add(1).filter(|zero| *zero <= top)];
+        let stored = !self.scheme.is_symmetric();
+        std::iter::once(zero).chain(beside.into_iter().flatten().filter(move |_| stored))
+    }
+
+    fn error(&self, fit: Fit, group: &[f32], importance: Option<&[f32]>) -> f64 {
+        match importance {
+            None => f64::from(self.scheme.grid.error(group, fit)),
+            Some(importance) => weighted_error(self.scheme, fit, group, importance),
+        }
+    }
+}
+
+/// Sum of squared differences between `values` and what their nearest codes mean, each as often as its importance.
+fn weighted_error(scheme: &Scheme, fit: Fit, values: &[f32], importance: &[f32]) -> f64 {
+    let (mut codes, mut decoded) = (vec![0; values.len()], vec![0.0; values.len()]);
+    scheme.grid.encode(values, fit, &mut codes);
+    scheme.grid.decode(&codes, fit, &mut decoded);
+    let errors = values.iter().zip(&decoded).zip(importance);
+    errors.map(|((w, q), h)| f64::from((w - q) * (w - q) * h)).sum()
 }
 
 /// Least and greatest value, in lanes so that the compiler can use vectors.

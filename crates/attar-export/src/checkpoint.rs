@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, io::Write, ops::Range, path::Path};
 
 use attar_graph::{Expr, Fact, Graph, ValueId};
 use attar_tensor::{
-    Checkpoint, Digest, Dtype, Encoding, MANIFEST, Manifest, QuantizedEntry, QuantizedTensor, TensorInfo, pack,
+    Checkpoint, Digest, Dtype, Encoding, MANIFEST, Manifest, QuantizedEntry, SharedParts, TensorInfo,
     safetensors::{Entry, PartLayout, Writer},
 };
 
@@ -180,20 +180,14 @@ fn write_weights(to: &mut dyn Write, model: &Input<'_>, items: &[Item], total: u
     let mut done = 0;
     for item in items {
         match item.encoding {
-            Encoding::Quantized(scheme) => {
-                let (mut scales, mut zeros) = (Vec::new(), Vec::new());
-                let groups = scheme.groups(item.info().matrix()[1]);
+            Encoding::Quantized(_) => {
+                let mut shared = SharedParts::default();
                 for rows in item.pieces() {
-                    let part: QuantizedTensor = item.expr.read_quantized(model.source, rows)?;
+                    let part = item.expr.read_quantized(model.source, rows)?;
                     writer.append(&part.codes).map_err(failed())?;
-                    if scheme.granularity == attar_tensor::Granularity::Tensor {
-                        (scales, zeros) = (Vec::new(), Vec::new());
-                    }
-                    scheme.scale.encode(&part.scales, &mut scales);
-                    part.zeros.chunks(groups).for_each(|row| pack::pack_row(row, scheme.grid.bits(), &mut zeros));
+                    shared.add(&part);
                 }
-                writer.append(&scales).map_err(failed())?;
-                writer.append(&zeros).map_err(failed())?;
+                shared.bytes().try_for_each(|part| writer.append(part)).map_err(failed())?;
             }
             Encoding::Plain(dtype) => {
                 let columns = item.info().matrix()[1];

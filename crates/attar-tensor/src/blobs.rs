@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    Digest, Dtype, Encoding, Error, QuantizedTensor, Result, Scheme, Source, Store, TensorInfo, pack,
+    Digest, Dtype, Encoding, Error, QuantizedTensor, Result, Scheme, SharedParts, Source, Store, TensorInfo,
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
 
@@ -37,10 +37,7 @@ impl Damage {
 /// Writes a blob from front to back as rows come in.
 pub struct BlobWriter<'w> {
     writer: Writer<&'w mut dyn Write>,
-    scheme: Scheme,
-    scales: Vec<u8>,
-    zeros: Vec<u8>,
-    groups: usize,
+    shared: SharedParts,
 }
 
 impl<'w> BlobWriter<'w> {
@@ -49,26 +46,19 @@ impl<'w> BlobWriter<'w> {
         let mut entries: Vec<Entry> = PartLayout::new(NAME, scheme, dims).entries().collect();
         entries.push(Entry { name: DAMAGE.into(), dtype: Dtype::F64, dims: vec![2] });
         let writer = Writer::new(to, &entries, &BTreeMap::new())?;
-        Ok(BlobWriter { writer, scheme, scales: Vec::new(), zeros: Vec::new(), groups: scheme.groups(dims[1]) })
+        Ok(BlobWriter { writer, shared: SharedParts::default() })
     }
 
     /// The next rows. With one scale for the whole tensor, every part carries the same one.
     pub fn append(&mut self, rows: &QuantizedTensor) -> std::io::Result<()> {
         self.writer.append(&rows.codes)?;
-        if rows.scheme.granularity == crate::Granularity::Tensor {
-            (self.scales, self.zeros) = (Vec::new(), Vec::new());
-        }
-        self.scheme.scale.encode(&rows.scales, &mut self.scales);
-        for zeros in rows.zeros.chunks(self.groups) {
-            pack::pack_row(zeros, self.scheme.grid.bits(), &mut self.zeros);
-        }
+        self.shared.add(rows);
         Ok(())
     }
 
     /// All rows are in.
     pub fn finish(mut self, damage: Damage) -> std::io::Result<()> {
-        self.writer.append(&self.scales)?;
-        self.writer.append(&self.zeros)?;
+        self.shared.bytes().try_for_each(|part| self.writer.append(part))?;
         self.writer.append(&damage.squared_error.to_le_bytes())?;
         self.writer.append(&damage.energy.to_le_bytes())?;
         self.writer.finish();

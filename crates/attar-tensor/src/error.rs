@@ -100,12 +100,24 @@ pub enum Error {
         columns: usize,
     },
     /// A scale that its number format cannot hold.
-    #[error("a scale of {scale} does not fit in {dtype}")]
+    #[error("a scale of {scale} does not fit in {format}")]
     ScaleOutOfRange {
         /// The scale.
         scale: f32,
         /// The format.
-        dtype: Dtype,
+        format: ScaleFormat,
+    },
+    /// Choices of a scheme that do not go together.
+    #[error("`{what}` does not go with `{setting} = {found}`")]
+    Contradiction {
+        /// The grid or the format of scales that has a say.
+        what: String,
+        /// What it has a say in: `group`, `scale_dtype`, `asymmetric`.
+        setting: &'static str,
+        /// As it was asked for.
+        found: String,
+        /// What would be possible.
+        wanted: &'static str,
     },
     /// Text that names no scheme, grid or dtype.
     #[error("`{found}` is not a {what}{}", did_you_mean(nearest))]
@@ -273,7 +285,7 @@ pub enum Defect {
     },
 }
 
-use crate::{Digest, Dtype};
+use crate::{Digest, ScaleFormat};
 
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
@@ -289,6 +301,15 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
+    }
+
+    /// The setting to change, for choices that cannot be.
+    pub fn setting(&self) -> Option<&'static str> {
+        match self {
+            Error::GroupDoesNotDivide { .. } => Some("group"),
+            Error::Contradiction { setting, .. } => Some(setting),
+            _ => None,
+        }
     }
 
     /// What the user can do about it.
@@ -321,6 +342,7 @@ impl Error {
                 Some(format!("use {fits}`group = \"row\"`, or `tail = \"short\"` for one short last group a row"))
             }
             Error::ScaleOutOfRange { .. } => Some("use `scale_dtype = \"f32\"`".into()),
+            Error::Contradiction { setting, wanted, .. } => Some(format!("`{setting}` can be {wanted}")),
             Error::DamagedBlob { root, .. } => Some(format!("delete `{}` and run again", root.display())),
             _ => None,
         }

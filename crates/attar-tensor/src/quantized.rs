@@ -1,6 +1,6 @@
 //! A tensor, or some rows of one, as codes, scales and zeros.
 
-use crate::{Fit, Granularity, Scheme, pack};
+use crate::{Dtype, Fit, Granularity, Scheme, pack};
 
 /// Codes, scales and zeros of a `[rows, columns]` tensor or of a run of its rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,8 +11,11 @@ pub struct QuantizedTensor {
     pub dims: [usize; 2],
     /// [`pack::row_bytes`] bytes a row.
     pub codes: Vec<u8>,
-    /// `[rows, groups]`, or a single one for [`Granularity::Tensor`]; each is exact in the scheme's scale format.
+    /// `[rows, groups]`, or a single one for [`Granularity::Tensor`]: in effect, super scales included. Each is exact in the
+    /// scheme's scale format.
     pub scales: Vec<f32>,
+    /// [`crate::ScaleFormat::super_count`] of them.
+    pub supers: Vec<f32>,
     /// As many as scales, one code each; empty when symmetric.
     pub zeros: Vec<u8>,
 }
@@ -20,7 +23,14 @@ pub struct QuantizedTensor {
 impl QuantizedTensor {
     /// No rows yet.
     pub fn empty(scheme: Scheme, columns: usize) -> QuantizedTensor {
-        QuantizedTensor { scheme, dims: [0, columns], codes: Vec::new(), scales: Vec::new(), zeros: Vec::new() }
+        QuantizedTensor {
+            scheme,
+            dims: [0, columns],
+            codes: Vec::new(),
+            scales: Vec::new(),
+            supers: Vec::new(),
+            zeros: Vec::new(),
+        }
     }
 
     /// Adds the rows of `more` below these. Both have the same scheme and columns.
@@ -31,6 +41,9 @@ impl QuantizedTensor {
         } else {
             self.scales.extend(more.scales);
             self.zeros.extend(more.zeros);
+        }
+        if self.scheme.scale.super_count(2) == 2 || self.dims[0] == 0 {
+            self.supers.extend(more.supers);
         }
         self.dims[0] += more.dims[0];
         self.codes.extend(more.codes);
@@ -44,6 +57,15 @@ impl QuantizedTensor {
         };
         let zero = self.zeros.get(at).copied().unwrap_or(self.scheme.grid.middle());
         Fit { scale: self.scales[at], zero }
+    }
+
+    /// The super scale of a row; 1 where there are none.
+    pub fn super_of(&self, row: usize) -> f32 {
+        match self.supers.as_slice() {
+            [] => 1.0,
+            [one] => *one,
+            all => all[row],
+        }
     }
 
     /// The codes of one row, a byte each.
@@ -65,5 +87,39 @@ impl QuantizedTensor {
                 self.scheme.grid.decode(codes, self.fit(row, group), out);
             }
         }
+    }
+}
+
+/// Scales, zeros and super scales as they are stored, while rows come in: they lie behind all codes.
+#[derive(Default)]
+pub struct SharedParts {
+    scales: Vec<u8>,
+    zeros: Vec<u8>,
+    supers: Vec<u8>,
+}
+
+impl SharedParts {
+    /// Adds those of the next rows. What the whole tensor shares is in all of them, and kept once.
+    pub fn add(&mut self, rows: &QuantizedTensor) {
+        let format = rows.scheme.scale;
+        if rows.scheme.granularity == Granularity::Tensor {
+            (self.scales, self.zeros) = (Vec::new(), Vec::new());
+        }
+        if format.super_count(2) == 1 {
+            self.supers.clear();
+        }
+        let groups = rows.scheme.groups(rows.dims[1]).max(1);
+        for (row, scales) in rows.scales.chunks(groups).enumerate() {
+            format.encode(scales, rows.super_of(row), &mut self.scales);
+        }
+        for zeros in rows.zeros.chunks(groups) {
+            pack::pack_row(zeros, rows.scheme.grid.bits(), &mut self.zeros);
+        }
+        format.supers().map_or(Dtype::F32, |(dtype, _)| dtype).encode(&rows.supers, &mut self.supers);
+    }
+
+    /// In the order of [`crate::safetensors::PartLayout::entries`].
+    pub fn bytes(&self) -> impl Iterator<Item = &[u8]> {
+        [self.scales.as_slice(), &self.zeros, &self.supers].into_iter()
     }
 }

@@ -3,9 +3,10 @@
 //! Headers are bounded before they are read and checked against the length of the file, so a header that lies costs
 //! nothing and is found at once. Reads are seek + read, never a map: the memory a gate sees is then ours.
 //!
-//! A quantized tensor `NAME` is three tensors: `NAME.codes` (u8 `[rows, row bytes]`, [`crate::pack`]), `NAME.scales`
-//! (`[rows, groups]`, or `[1, 1]` for one scale in all) and, unless symmetric, `NAME.zeros` (u8, one code a scale,
-//! packed like codes with the same rows as the scales).
+//! A quantized tensor `NAME` is several tensors: `NAME.codes` (u8 `[rows, row bytes]`, [`crate::pack`]), `NAME.scales`
+//! (`[rows, groups]`, or `[1, 1]` for one scale in all; scales that are codes are u8 `[rows, row bytes]`, packed like
+//! codes), unless symmetric `NAME.zeros` (u8, one code a scale, packed like codes with the same rows as the scales), and
+//! where the scale format has them `NAME.supers` (f16 `[rows, 1]` or f32 `[1, 1]`).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -149,8 +150,24 @@ fn stored(dtype: Dtype) -> StoredDtype {
 /// Where a tensor of a [`Shards`] lies.
 enum Place {
     Plain(Part),
-    Quantized { scheme: Scheme, codes: Part, scales: Part, zeros: Option<Part> },
+    Quantized(Box<Quantized>),
     Unreadable(StoredDtype),
+}
+
+/// The parts of a quantized tensor, as in [`PartLayout`].
+struct Quantized {
+    scheme: Scheme,
+    codes: Part,
+    scales: Part,
+    zeros: Option<Part>,
+    supers: Option<Part>,
+}
+
+impl Quantized {
+    /// In the order in which they are written.
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        [Some(&self.codes), Some(&self.scales), self.zeros.as_ref(), self.supers.as_ref()].into_iter().flatten()
+    }
 }
 
 struct Part {
@@ -209,8 +226,9 @@ impl Shards {
         let codes = self.take(&layout.codes, parts)?;
         let scales = self.take(&layout.scales, parts)?;
         let zeros = layout.zeros.as_ref().map(|zeros| self.take(zeros, parts)).transpose()?;
+        let supers = layout.supers.as_ref().map(|supers| self.take(supers, parts)).transpose()?;
         self.tensors.insert(name.into(), TensorInfo { dims: dims.to_vec(), encoding: Encoding::Quantized(scheme) });
-        self.places.insert(name.into(), Place::Quantized { scheme, codes, scales, zeros });
+        self.places.insert(name.into(), Place::Quantized(Box::new(Quantized { scheme, codes, scales, zeros, supers })));
         Ok(())
     }
 
@@ -230,6 +248,15 @@ impl Shards {
         let mut buffer = vec![0; rows.len() * row_bytes];
         self.files[part.file].read_at(&part.stored, (rows.start * row_bytes) as u64, &mut buffer)?;
         Ok(buffer)
+    }
+
+    /// The super scales of `rows`.
+    fn supers(&self, part: &Part, scheme: &Scheme, rows: &Range<usize>) -> Result<Vec<f32>> {
+        let Some((dtype, granularity)) = scheme.scale.supers() else { return Ok(Vec::new()) };
+        let rows = if granularity == Granularity::Tensor { &(0..1) } else { rows };
+        let mut supers = vec![0.0; rows.len()];
+        dtype.decode(&self.bytes(part, rows, dtype.bytes())?, &mut supers);
+        Ok(supers)
     }
 
     fn place(&self, name: &str, rows: &Range<usize>) -> Result<(&Place, [usize; 2])> {
@@ -280,17 +307,23 @@ impl Source for Shards {
 
     fn read_quantized(&self, name: &str, rows: Range<usize>) -> Result<QuantizedTensor> {
         let (place, [_, columns]) = self.place(name, &rows)?;
-        let Place::Quantized { scheme, codes, scales, zeros } = place else {
+        let Place::Quantized(place) = place else {
             let encoding = self.tensors[name].encoding.to_string();
             return Err(Error::WrongEncoding { name: name.into(), encoding, wanted: "a quantized tensor" });
         };
+        let Quantized { scheme, codes, scales, zeros, supers } = &**place;
         let (scale_rows, groups) = match scheme.granularity {
             Granularity::Tensor => (0..1, 1),
             _ => (rows.clone(), scheme.groups(columns)),
         };
-        let bytes = self.bytes(scales, &scale_rows, groups * scheme.scale.bytes())?;
+        let supers = supers.as_ref().map_or(Ok(Vec::new()), |part| self.supers(part, scheme, &rows))?;
+        let row_bytes = scheme.scale.row_bytes(groups);
+        let bytes = self.bytes(scales, &scale_rows, row_bytes)?;
+        let tensor = QuantizedTensor { dims: [rows.len(), columns], supers, ..QuantizedTensor::empty(*scheme, columns) };
         let mut values = vec![0.0; scale_rows.len() * groups];
-        scheme.scale.decode(&bytes, &mut values);
+        for (row, (bytes, scales)) in bytes.chunks(row_bytes.max(1)).zip(values.chunks_mut(groups.max(1))).enumerate() {
+            scheme.scale.decode(bytes, tensor.super_of(row), scales);
+        }
         let bits = scheme.grid.bits();
         let zeros = match zeros {
             None => Vec::new(),
@@ -305,7 +338,7 @@ impl Source for Shards {
             }
         };
         let codes = self.bytes(codes, &rows, pack::row_bytes(columns, bits))?;
-        Ok(QuantizedTensor { scheme: *scheme, dims: [rows.len(), columns], codes, scales: values, zeros })
+        Ok(QuantizedTensor { codes, scales: values, zeros, ..tensor })
     }
 
     fn digest(&self, name: &str) -> Result<Digest> {
@@ -314,8 +347,8 @@ impl Source for Shards {
         hasher.update(format!("{} {:?}\n", info.encoding, info.dims).as_bytes());
         match &self.places[name] {
             Place::Plain(part) => self.files[part.file].hash(&part.stored, &mut hasher)?,
-            Place::Quantized { codes, scales, zeros, .. } => {
-                for part in [Some(codes), Some(scales), zeros.as_ref()].into_iter().flatten() {
+            Place::Quantized(place) => {
+                for part in place.parts() {
                     self.files[part.file].hash(&part.stored, &mut hasher)?;
                 }
             }
@@ -344,6 +377,8 @@ pub struct PartLayout {
     pub scales: Entry,
     /// `NAME.zeros`, unless symmetric.
     pub zeros: Option<Entry>,
+    /// `NAME.supers`, if the scale format has them.
+    pub supers: Option<Entry>,
 }
 
 impl PartLayout {
@@ -351,21 +386,23 @@ impl PartLayout {
     pub fn new(name: &str, scheme: Scheme, dims: [usize; 2]) -> PartLayout {
         let [rows, columns] = dims;
         let bits = scheme.grid.bits();
-        let (scale_rows, groups) = match scheme.granularity {
-            Granularity::Tensor => (1, 1),
-            _ => (rows, scheme.groups(columns)),
+        let [scale_rows, groups] = scheme.scale_dims(dims);
+        let scales = match scheme.scale.plain() {
+            Some(dtype) => (dtype, groups),
+            None => (Dtype::U8, scheme.scale.row_bytes(groups)),
         };
         let entry = |part: &str, dtype, dims: [usize; 2]| Entry { name: format!("{name}.{part}"), dtype, dims: dims.to_vec() };
         PartLayout {
             codes: entry("codes", Dtype::U8, [rows, pack::row_bytes(columns, bits)]),
-            scales: entry("scales", scheme.scale, [scale_rows, groups]),
+            scales: entry("scales", scales.0, [scale_rows, scales.1]),
             zeros: (!scheme.is_symmetric()).then(|| entry("zeros", Dtype::U8, [scale_rows, pack::row_bytes(groups, bits)])),
+            supers: scheme.scale.supers().map(|(dtype, _)| entry("supers", dtype, [scheme.scale.super_count(rows), 1])),
         }
     }
 
     /// In the order in which they are written.
     pub fn entries(self) -> impl Iterator<Item = Entry> {
-        [Some(self.codes), Some(self.scales), self.zeros].into_iter().flatten()
+        [Some(self.codes), Some(self.scales), self.zeros, self.supers].into_iter().flatten()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{BlockFormat, Dtype, Error, Grid, Result, error::nearest, grid};
+use crate::{BlockFormat, Dtype, Error, Grid, Result, ScaleFormat, error::nearest, grid};
 
 /// What shares a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +36,7 @@ pub enum ZeroPoint {
 }
 
 /// How a tensor's numbers are chosen to be representable. Text form: `int4/g64`, `int8/row/asymmetric`,
-/// `int3/g32/f32/short`.
+/// `int3/g32/f32/short`, `int4/g32/int6`.
 #[derive(Clone, Copy)]
 pub struct Scheme {
     /// Which values exist.
@@ -45,8 +45,8 @@ pub struct Scheme {
     pub granularity: Granularity,
     /// Whether zeros are stored.
     pub zero: ZeroPoint,
-    /// The format of the scales: `f16`, `bf16` or `f32`.
-    pub scale: Dtype,
+    /// How scales are stored.
+    pub scale: ScaleFormat,
     /// What happens at the end of a row.
     pub tail: Tail,
 }
@@ -80,17 +80,38 @@ impl Scheme {
 
     /// Scales of a `[rows, columns]` tensor.
     pub fn scale_count(&self, [rows, columns]: [usize; 2]) -> usize {
+        let [rows, groups] = self.scale_dims([rows, columns]);
+        rows * groups
+    }
+
+    /// Rows and columns of the scales of a `[rows, columns]` tensor.
+    pub fn scale_dims(&self, [rows, columns]: [usize; 2]) -> [usize; 2] {
         match self.granularity {
-            Granularity::Tensor => 1,
-            _ => rows * self.groups(columns),
+            Granularity::Tensor => [1, 1],
+            _ => [rows, self.groups(columns)],
         }
     }
 
-    /// Bits of a `[rows, columns]` tensor: codes, scales and zeros, no padding.
+    /// Whether the choices go together; no tensor is needed to tell.
+    pub fn check(&self) -> Result<()> {
+        let contradiction =
+            |setting, found: String, wanted| Err(Error::Contradiction { what: self.scale.to_string(), setting, found, wanted });
+        match (self.scale.supers(), self.granularity) {
+            (_, Granularity::Tensor) if self.scale.plain().is_none() => {
+                contradiction("group", "tensor".into(), "a number of columns")
+            }
+            (Some((_, Granularity::Row)), Granularity::Row) => contradiction("group", "row".into(), "a number of columns"),
+            _ if !self.scale.is_signed() && self.is_symmetric() => contradiction("asymmetric", "false".into(), "true"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bits of a `[rows, columns]` tensor: codes, scales, super scales and zeros, no padding.
     pub fn true_bits(&self, [rows, columns]: [usize; 2]) -> u64 {
         let zero = if self.is_symmetric() { 0 } else { u64::from(self.grid.bits()) };
         (rows * columns) as u64 * u64::from(self.grid.bits())
-            + self.scale_count([rows, columns]) as u64 * (8 * self.scale.bytes() as u64 + zero)
+            + self.scale_count([rows, columns]) as u64 * (u64::from(self.scale.bits()) + zero)
+            + self.scale.super_bits(rows)
     }
 
     /// [`Scheme::true_bits`] a weight.
@@ -101,15 +122,6 @@ impl Scheme {
     /// Whether no zeros are stored.
     pub fn is_symmetric(&self) -> bool {
         self.zero == ZeroPoint::Symmetric
-    }
-
-    /// `scale` as it will be stored.
-    pub fn round_scale(&self, scale: f32) -> Result<f32> {
-        let rounded = self.scale.round(scale);
-        match rounded.is_finite() {
-            true => Ok(rounded),
-            false => Err(Error::ScaleOutOfRange { scale, dtype: self.scale }),
-        }
     }
 }
 
@@ -139,7 +151,7 @@ impl fmt::Display for Scheme {
         if self.zero == ZeroPoint::Asymmetric {
             f.write_str("/asymmetric")?;
         }
-        if self.scale != Dtype::F16 {
+        if self.scale != ScaleFormat::F16 {
             write!(f, "/{}", self.scale)?;
         }
         if self.tail == Tail::Short {
@@ -164,15 +176,15 @@ impl FromStr for Scheme {
                 _ => return Err(unknown()),
             },
         };
-        let mut scheme = Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale: Dtype::F16, tail: Tail::Error };
+        let mut scheme = Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale: ScaleFormat::F16, tail: Tail::Error };
         for word in words {
             match word {
                 "asymmetric" => scheme.zero = ZeroPoint::Asymmetric,
                 "short" => scheme.tail = Tail::Short,
-                "f16" | "bf16" | "f32" => scheme.scale = word.parse()?,
-                _ => return Err(unknown()),
+                _ => scheme.scale = word.parse().map_err(|_| unknown())?,
             }
         }
+        scheme.check()?;
         Ok(scheme)
     }
 }
@@ -235,10 +247,11 @@ mod tests {
 
     #[test]
     fn text_survives_a_round_trip() {
-        for text in ["int4/g64", "int8/row/asymmetric", "int3/g32/f32/short", "int8/tensor/bf16", "bf16", "q4_k"] {
+        for text in ["int4/g64", "int8/row/asymmetric", "int3/g32/f32/short", "int8/tensor/bf16", "int4/g32/int6", "bf16", "q4_k"]
+        {
             assert_eq!(text.parse::<Encoding>().unwrap().to_string(), text);
         }
-        for text in ["int4", "int4/g0", "int7/g64", "int4/g64/q", "int4/64"] {
+        for text in ["int4", "int4/g0", "int7/g64", "int4/g64/q", "int4/64", "int4/row/int6", "int4/g64/e8m0"] {
             assert!(text.parse::<Scheme>().is_err(), "{text}");
         }
     }
@@ -249,6 +262,7 @@ mod tests {
         assert_eq!(bits("int4/g64", [8, 576]), 4.25);
         assert_eq!(bits("int4/g64/asymmetric", [8, 576]), 4.3125);
         assert_eq!(bits("int8/row", [576, 576]), 8.0 + 16.0 / 576.0);
+        assert_eq!(bits("int4/g32/int6", [8, 4096]), 4.0 + 6.0 / 32.0 + 16.0 / 4096.0);
         assert_eq!(bits("int3/g64/short", [1, 172]), 3.0 + 48.0 / 172.0);
     }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use attar_graph::{Expr, Graph, Op, ValueId};
-use attar_tensor::{Dtype, Encoding, GRIDS, Granularity, Grid, Scheme, Tail, ZeroPoint, nearest};
+use attar_tensor::{Encoding, GRIDS, Granularity, Grid, ScaleFormat, Scheme, Tail, ZeroPoint, nearest};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -228,14 +228,29 @@ pub enum ScaleDtype {
     Bf16,
     /// 32 bits.
     F32,
+    /// Signed integers of 8 bits times one f16 a row.
+    Int8,
+    /// Signed integers of 6 bits times one f16 a row.
+    Int6,
+    /// Signed integers of 4 bits times one f16 a row.
+    Int4,
+    /// Powers of two in 8 bits, without a sign.
+    E8m0,
+    /// Floats of 8 bits times one f32 for the whole tensor.
+    E4m3,
 }
 
-impl From<ScaleDtype> for Dtype {
-    fn from(dtype: ScaleDtype) -> Dtype {
+impl From<ScaleDtype> for ScaleFormat {
+    fn from(dtype: ScaleDtype) -> ScaleFormat {
         match dtype {
-            ScaleDtype::F16 => Dtype::F16,
-            ScaleDtype::Bf16 => Dtype::BF16,
-            ScaleDtype::F32 => Dtype::F32,
+            ScaleDtype::F16 => ScaleFormat::F16,
+            ScaleDtype::Bf16 => ScaleFormat::Bf16,
+            ScaleDtype::F32 => ScaleFormat::F32,
+            ScaleDtype::Int8 => ScaleFormat::Int8,
+            ScaleDtype::Int6 => ScaleFormat::Int6,
+            ScaleDtype::Int4 => ScaleFormat::Int4,
+            ScaleDtype::E8m0 => ScaleFormat::E8m0,
+            ScaleDtype::E4m3 => ScaleFormat::E4m3,
         }
     }
 }
@@ -304,16 +319,10 @@ impl Quantize {
             return Err(Error::AlreadyQuantized { weight: matrix.name, scheme });
         }
         let mut settings = self.clone();
-        let mut group_key = "group".to_owned();
-        for (i, other) in self.overrides.iter().enumerate().filter(|(_, o)| any(&o.select, &matrix.name)) {
-            settings.replace(other);
-            if other.group.is_some() {
-                group_key = format!("override[{i}].group");
-            }
-        }
+        self.overrides.iter().filter(|o| any(&o.select, &matrix.name)).for_each(|other| settings.replace(other));
         let scheme = settings.scheme();
-        scheme.fit(matrix.dims[1]).map_err(|source| Error::DoesNotFit {
-            key: group_key,
+        scheme.check().and_then(|()| scheme.fit(matrix.dims[1])).map_err(|source| Error::DoesNotFit {
+            key: self.place(source.setting().unwrap_or("group"), &matrix.name),
             weight: matrix.name.clone(),
             others: 0,
             scheme,
@@ -321,6 +330,18 @@ impl Quantize {
         })?;
         let Matrix { id, name, expr, dims, .. } = matrix;
         Ok(Assignment { id, name, expr, dims, scheme, search: settings.scales, algorithm: settings.algorithm.0 })
+    }
+
+    /// Where `setting` is decided for a weight: in the last override that has it, or in the step.
+    fn place(&self, setting: &str, weight: &str) -> String {
+        let given = |other: &Override| match setting {
+            "grid" => other.grid.is_some(),
+            "asymmetric" => other.asymmetric.is_some(),
+            "scale_dtype" => other.scale_dtype.is_some(),
+            _ => other.group.is_some(),
+        };
+        let last = self.overrides.iter().rposition(|other| any(&other.select, weight) && given(other));
+        last.map_or_else(|| setting.into(), |i| format!("override[{i}].{setting}"))
     }
 
     fn replace(&mut self, other: &Override) {

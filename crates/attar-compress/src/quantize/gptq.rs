@@ -5,12 +5,12 @@
 //! in the original order, so the result is stored like any other; the search for a scale weighs each weight's error by its
 //! input's `E[x_j^2]`. The Hessian is factored in f64. Where it is not positive definite the damping grows until it is.
 
-use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use attar_tensor::{BlobWriter, Damage, QuantizedTensor, Scheme};
 use faer::{Mat, Side, linalg::solvers::DenseSolveCore};
 use rayon::prelude::*;
 
 use super::{Needs, Quantizer, Seen, WeightRows};
-use crate::{Error, Hessian, Result, ScaleSearch};
+use crate::{Error, Hessian, Result, RowFits, ScaleSearch, Shared, row_fits};
 
 /// GPTQ.
 pub(super) struct Gptq;
@@ -56,14 +56,8 @@ impl Quantizer for Gptq {
         super::check_finite(weights, 0, &all)?;
         let factor = Factor::of(hessian)?;
         let importance: Vec<f32> = (0..columns).map(|j| hessian.mean(j, j) as f32).collect();
-        let shared = match scheme.granularity {
-            Granularity::Tensor => {
-                let repeated: Vec<f32> = importance.iter().copied().cycle().take(all.len()).collect();
-                let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
-                Some(search.weighted_fit(&scheme, &all, &repeated).map_err(refused)?)
-            }
-            _ => None,
-        };
+        let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
+        let shared = Shared::weighted(&scheme, search, &all, &importance).map_err(refused)?;
         let task = Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared };
         let parts = all.par_chunks(ROWS * columns).enumerate();
         let parts: Vec<(QuantizedTensor, Damage)> = parts.map(|(at, rows)| task.rows(at * ROWS, rows)).collect::<Result<_>>()?;
@@ -115,7 +109,7 @@ struct Task<'a> {
     columns: usize,
     factor: &'a Factor,
     importance: &'a [f32],
-    shared: Option<Fit>,
+    shared: Shared,
 }
 
 impl Task<'_> {
@@ -123,21 +117,11 @@ impl Task<'_> {
     fn rows(&self, first: usize, original: &[f32]) -> Result<(QuantizedTensor, Damage)> {
         let (scheme, columns) = (&self.scheme, self.columns);
         let size = scheme.group(columns).max(1);
-        let fits: Vec<Vec<Fit>> =
-            original.chunks(columns).enumerate().map(|(at, row)| self.fits(first + at, row, size)).collect::<Result<_>>()?;
+        let fits: Vec<RowFits> =
+            original.chunks(columns).enumerate().map(|(at, row)| self.fits(first + at, row)).collect::<Result<_>>()?;
         let codes = self.round(original, &fits, size);
         let mut all = QuantizedTensor::empty(*scheme, columns);
-        for (row, fits) in codes.chunks(columns).zip(&fits) {
-            pack::pack_row(row, scheme.grid.bits(), &mut all.codes);
-            all.dims[0] += 1;
-            if scheme.granularity == Granularity::Tensor && !all.scales.is_empty() {
-                continue;
-            }
-            all.scales.extend(fits.iter().map(|fit| fit.scale));
-            if !scheme.is_symmetric() {
-                all.zeros.extend(fits.iter().map(|fit| fit.zero));
-            }
-        }
+        codes.chunks(columns).zip(&fits).for_each(|(codes, fits)| fits.push_row(codes, &mut all));
         let mut decoded = vec![0.0; original.len()];
         all.decode(&mut decoded);
         let mut damage = Damage::default();
@@ -149,18 +133,13 @@ impl Task<'_> {
     }
 
     /// The scale and zero of every group of a row.
-    fn fits(&self, row: usize, original: &[f32], size: usize) -> Result<Vec<Fit>> {
-        let groups = original.chunks(size).zip(self.importance.chunks(size)).enumerate();
-        let fit = |(group, (w, h)): (usize, (&[f32], &[f32]))| {
-            let columns = group * size..group * size + w.len();
-            let refused = |source| Error::Scale { weight: self.name.into(), rows: row..row + 1, columns, source };
-            self.shared.map_or_else(|| self.search.weighted_fit(&self.scheme, w, h), Ok).map_err(refused)
-        };
-        groups.map(fit).collect()
+    fn fits(&self, row: usize, original: &[f32]) -> Result<RowFits> {
+        let refused = |(columns, source)| Error::Scale { weight: self.name.into(), rows: row..row + 1, columns, source };
+        row_fits(&self.scheme, self.search, &self.shared, original, Some(self.importance)).map_err(refused)
     }
 
     /// The recursion: w[.., j+1..] -= (w_j - q_j) / U_jj * U[j, j+1..].
-    fn round(&self, original: &[f32], fits: &[Vec<Fit>], size: usize) -> Vec<u8> {
+    fn round(&self, original: &[f32], fits: &[RowFits], size: usize) -> Vec<u8> {
         let (columns, order) = (self.columns, &self.factor.order);
         // In the order of the recursion, so that what is still to come lies together.
         let mut w: Vec<f32> = original.chunks(columns).flat_map(|row| order.iter().map(|j| row[*j])).collect();
@@ -168,7 +147,7 @@ impl Task<'_> {
         for (step, column) in order.iter().enumerate() {
             let update = &self.factor.rows[step * columns + step + 1..(step + 1) * columns];
             for (row, fits) in fits.iter().enumerate() {
-                let fit = fits[column / size];
+                let fit = fits.fits[column / size];
                 let (now, ahead) = w[row * columns + step..(row + 1) * columns].split_at_mut(1);
                 let (mut code, mut value) = ([0], [0.0]);
                 self.scheme.grid.encode(now, fit, &mut code);

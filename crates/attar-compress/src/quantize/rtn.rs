@@ -6,7 +6,7 @@ use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme
 use rayon::prelude::*;
 
 use super::{Needs, Quantizer, Seen, WeightRows, check_finite};
-use crate::{Error, Result, ScaleSearch, scale::range};
+use crate::{Error, Result, ScaleSearch, Shared, row_fits, scale::range};
 
 /// Round to nearest.
 pub(super) struct Rtn;
@@ -45,10 +45,7 @@ impl Quantizer for Rtn {
         rows_done: &(dyn Fn(usize) + Sync),
     ) -> Result<Damage> {
         let columns = weights.dims()[1];
-        let shared = match scheme.granularity {
-            Granularity::Tensor => Some(whole_fit(weights, &scheme, search)?),
-            _ => None,
-        };
+        let shared = shared(weights, &scheme, search)?;
         let mut damage = Damage::default();
         in_pieces(weights, |first, values| {
             let step = (PART / columns.max(1)).max(1);
@@ -59,7 +56,7 @@ impl Quantizer for Rtn {
                         let row = first + at * step + row;
                         Error::Scale { weight: weights.name().into(), rows: row..row + 1, columns, source }
                     };
-                    rows(values, columns, &scheme, search, shared).map_err(refused)
+                    rows(values, columns, &scheme, search, &shared).map_err(refused)
                 })
                 .collect::<Result<_>>()?;
             for part in parts {
@@ -84,7 +81,7 @@ struct Part {
 /// Row and columns of a group whose scale cannot be stored, and why.
 type Refusal = (usize, Range<usize>, attar_tensor::Error);
 
-fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, shared: Option<Fit>) -> Result<Part, Refusal> {
+fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, shared: &Shared) -> Result<Part, Refusal> {
     let (bits, size) = (scheme.grid.bits(), scheme.group(columns).max(1));
     let mut all = QuantizedTensor::empty(*scheme, columns);
     all.codes.reserve(values.len() / columns.max(1) * pack::row_bytes(columns, bits));
@@ -92,35 +89,45 @@ fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, sh
     let mut codes = vec![0; columns];
     for (at, row) in values.chunks(columns.max(1)).enumerate() {
         let (mut error, mut energy) = (0.0f64, 0.0f64);
-        for (number, (group, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
-            let refused = |source| (at, number * size..number * size + group.len(), source);
-            let fit = shared.map_or_else(|| search.fit(scheme, group), Ok).map_err(refused)?;
-            scheme.grid.encode(group, fit, codes);
-            error += f64::from(scheme.grid.error(group, fit));
+        let fits = row_fits(scheme, search, shared, row, None).map_err(|(columns, source)| (at, columns, source))?;
+        for ((group, codes), fit) in row.chunks(size).zip(codes.chunks_mut(size)).zip(&fits.fits) {
+            scheme.grid.encode(group, *fit, codes);
+            error += f64::from(scheme.grid.error(group, *fit));
             energy += f64::from(squares(group));
-            if shared.is_none() || all.scales.is_empty() {
-                all.scales.push(fit.scale);
-                if !scheme.is_symmetric() {
-                    all.zeros.push(fit.zero);
-                }
-            }
         }
         damage.squared_error += error;
         damage.energy += energy;
-        pack::pack_row(&codes, bits, &mut all.codes);
-        all.dims[0] += 1;
+        fits.push_row(&codes, &mut all);
     }
     Ok(Part { rows: all, damage })
 }
 
-/// One scale for the whole tensor: its range first, then the error of every candidate, over all pieces.
-fn whole_fit(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> Result<Fit> {
+/// What the rows share: the range of the tensor says which super scale.
+fn shared(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> Result<Shared> {
+    if !Shared::is_wanted(scheme) {
+        return Ok(Shared::default());
+    }
+    let (low, high) = whole_range(weights)?;
+    if scheme.granularity == Granularity::Tensor {
+        return Ok(Shared { fit: Some(whole_fit(weights, scheme, search, low, high)?), super_scale: None });
+    }
+    let [rows, columns] = weights.dims();
+    let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
+    Shared::supers(scheme, low, high).map_err(refused)
+}
+
+fn whole_range(weights: &dyn WeightRows) -> Result<(f32, f32)> {
     let (mut low, mut high) = (0.0f32, 0.0f32);
     in_pieces(weights, |_, values| {
         let (least, greatest) = range(values);
         (low, high) = (low.min(least), high.max(greatest));
         Ok(())
     })?;
+    Ok((low, high))
+}
+
+/// One scale for the whole tensor: the error of every candidate, over all pieces.
+fn whole_fit(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch, low: f32, high: f32) -> Result<Fit> {
     let candidates = (0..search.candidates()).map(|n| search.candidate(n, scheme, low, high));
     let [rows, columns] = weights.dims();
     let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };

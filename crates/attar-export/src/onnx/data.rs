@@ -150,11 +150,11 @@ impl<'a> DataFile<'a> {
             Granularity::Tensor => (1, 0..1),
             _ => (stored.dims[0], tile.clone()),
         };
-        let size = tensor.scheme.scale.bytes();
+        let size = tensor.scheme.scale.row_bytes(1);
         for group in 0..groups {
             let scales: Vec<f32> = tensor.scales.iter().skip(group).step_by(groups).copied().collect();
             let mut bytes = Vec::new();
-            tensor.scheme.scale.encode(&scales, &mut bytes);
+            tensor.scheme.scale.encode(&scales, 1.0, &mut bytes);
             self.put(&stored.parts[1], (group * rows + tile.start) * size, &bytes)?;
         }
         let Some(part) = stored.parts.get(2) else { return Ok(()) };
@@ -220,7 +220,7 @@ fn shift(codes: &mut [u8], form: Form) {
 /// Scales, and zeros if there are any; zeros are packed by rows or take a byte each.
 fn shared_by_rows(tensor: &QuantizedTensor, packed: bool) -> [Vec<u8>; 2] {
     let (mut scales, mut zeros) = (Vec::new(), Vec::new());
-    tensor.scheme.scale.encode(&tensor.scales, &mut scales);
+    tensor.scheme.scale.encode(&tensor.scales, 1.0, &mut scales);
     let bits = if packed { stored_bits(&tensor.scheme) } else { 8 };
     for row in tensor.zeros.chunks(tensor.scheme.groups(tensor.dims[1])) {
         pack::pack_row(row, bits, &mut zeros);

@@ -179,6 +179,11 @@ fn quantized_form(
     }
     let [rows, columns] = dims else { unreachable!("linear layers and embeddings take matrices: checked by the graph") };
     scheme.fit(*columns)?;
+    if scheme.scale.plain().is_none() {
+        let node = readers.matrix.or(readers.table).expect("a weight has a reader");
+        let hint = "use `scale_dtype = \"f16\"`, or export with `target = \"checkpoint\"`";
+        return Err(refuse(node, scheme.to_string(), "scales of their own", hint));
+    }
     let node = readers.matrix.or(readers.table).expect("a weight has a reader");
     match (layout, scheme.granularity) {
         (Layout::MatMulNBits, Granularity::Group(16 | 32 | 64 | 128 | 256)) => Ok(Form::Blobs(scheme)),
@@ -235,7 +240,8 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
             (s, Part::new(name.into(), Element::U8, &dims), vec![rows, groups], zeros)
         }
     };
-    let element = Element::of(scheme.scale).expect("scales are f16, bf16 or f32");
+    let element =
+        scheme.scale.plain().and_then(Element::of).expect("scales are f16, bf16 or f32: checked when the form was chosen");
     let mut all = vec![codes, Part::new(scale_name, element, &shared_dims)];
     all.extend((!scheme.is_symmetric()).then_some(zeros));
     all

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs::File, ops::Range, path::Pa
 
 use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State};
 use attar_tensor::{
-    Encoding, Fit, Granularity, QuantizedTensor, Scheme, Source, pack,
+    Encoding, Fit, Granularity, QuantizedTensor, Scheme, SharedParts, Source, pack,
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
 
@@ -166,7 +166,7 @@ pub(crate) fn quantize(values: &[f32], [rows, columns]: [usize; 2], scheme: Sche
         let low = values.iter().copied().fold(f32::MAX, f32::min);
         let high = values.iter().copied().fold(f32::MIN, f32::max);
         let fit = grid.cover(low, high, scheme.is_symmetric());
-        Fit { scale: scheme.round_scale(fit.scale).unwrap(), ..fit }
+        Fit { scale: scheme.scale.round(fit.scale).unwrap(), ..fit }
     };
     let whole = (scheme.granularity == Granularity::Tensor).then(|| fit(values));
     for row in values.chunks(columns) {
@@ -216,14 +216,11 @@ pub(crate) fn source(graph: &Graph, path: &Path) -> Arc<dyn Source> {
 }
 
 fn add_quantized(name: &str, tensor: &QuantizedTensor, entries: &mut Vec<Entry>, bytes: &mut Vec<u8>) {
-    let scheme = tensor.scheme;
-    entries.extend(PartLayout::new(name, scheme, tensor.dims).entries());
+    entries.extend(PartLayout::new(name, tensor.scheme, tensor.dims).entries());
     bytes.extend(&tensor.codes);
-    scheme.scale.encode(&tensor.scales, bytes);
-    let groups = if scheme.granularity == Granularity::Tensor { 1 } else { scheme.groups(tensor.dims[1]) };
-    for row in tensor.zeros.chunks(groups) {
-        pack::pack_row(row, scheme.grid.bits(), bytes);
-    }
+    let mut shared = SharedParts::default();
+    shared.add(tensor);
+    shared.bytes().for_each(|part| bytes.extend(part));
 }
 
 /// Rows of what a weight of `graph` was before quantization, if it is stored as it is read.
