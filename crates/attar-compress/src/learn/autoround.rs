@@ -48,11 +48,11 @@ fn default_batch() -> usize {
 }
 
 fn default_rounding() -> f64 {
-    0.02
+    0.01
 }
 
 fn default_scaling() -> f64 {
-    0.001
+    0.005
 }
 
 /// The errors of a block before and after it learned.

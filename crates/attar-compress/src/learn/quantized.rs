@@ -11,11 +11,12 @@ use crate::Result;
 pub struct Learned {
     scheme: Scheme,
     dims: [usize; 2],
+    /// Zeros and super scales, which do not learn.
+    picked: QuantizedTensor,
     /// `[rows, columns]`: what is rounded.
     latent: Vec<f32>,
     /// `[rows, groups]`, or one: not rounded to their format.
     scales: Vec<f32>,
-    zeros: Vec<u8>,
     rounding: Adam,
     scaling: Adam,
 }
@@ -26,7 +27,7 @@ const MARGIN: f32 = 0.02;
 impl Learned {
     /// Starts at codes that were already picked for `original` weights `[rows, columns]`: each weight as near to its
     /// original as still rounds to its code.
-    pub fn new(picked: &QuantizedTensor, original: &[f32]) -> Learned {
+    pub fn new(picked: QuantizedTensor, original: &[f32]) -> Learned {
         let ([rows, columns], scheme) = (picked.dims, picked.scheme);
         let size = scheme.group(columns).max(1);
         let mut latent = vec![0.0; rows * columns];
@@ -44,7 +45,7 @@ impl Learned {
             scaling: Adam::new(picked.scales.len()),
             latent,
             scales: picked.scales.clone(),
-            zeros: picked.zeros.clone(),
+            picked: QuantizedTensor { codes: Vec::new(), ..picked },
         }
     }
 
@@ -86,9 +87,14 @@ impl Learned {
     }
 
     fn fit(&self, row: usize, group: usize) -> Result<Fit> {
-        let at = self.scale_at(row, group);
-        let zero = self.zeros.get(at).copied().unwrap_or(self.scheme.grid.middle());
-        Ok(Fit { scale: self.scheme.round_scale(self.scales[at])?, zero })
+        let scale = self.stored(row, self.scales[self.scale_at(row, group)])?;
+        Ok(Fit { scale, ..self.picked.fit(row, group) })
+    }
+
+    /// A scale of a row as it is stored.
+    fn stored(&self, row: usize, scale: f32) -> Result<f32> {
+        let (format, over) = (self.scheme.scale, self.picked.super_of(row));
+        Ok(if format.plain().is_some() { format.round(scale)? } else { format.scale(format.code(scale, over), over) })
     }
 
     /// One step against the gradient of [`Learned::values`]. Weights move by shares of their scale, scales by shares of
@@ -98,7 +104,7 @@ impl Learned {
         let (size, groups) = (self.scheme.group(columns).max(1), self.scheme.groups(columns));
         let shared = self.scheme.granularity == Granularity::Tensor;
         let top = ((1u32 << self.scheme.grid.bits()) - 1) as f32;
-        let (scales, zeros, middle) = (&self.scales, &self.zeros, self.scheme.grid.middle());
+        let (scales, zeros, middle) = (&self.scales, &self.picked.zeros, self.scheme.grid.middle());
         let of_scales: Vec<Vec<f32>> = self
             .latent
             .par_chunks_mut(columns)
@@ -134,16 +140,15 @@ impl Learned {
     /// Writes the codes and scales as they are now, and what they do to `original`.
     pub fn write(&self, original: &[f32], mut to: BlobWriter<'_>) -> Result<Damage> {
         let [rows, columns] = self.dims;
-        let mut all = QuantizedTensor::empty(self.scheme, columns);
+        let mut all = self.picked.clone();
         let mut codes = vec![0; columns];
         for row in 0..rows {
             self.encode_row(row, &mut codes)?;
             pack::pack_row(&codes, self.scheme.grid.bits(), &mut all.codes);
         }
-        all.dims[0] = rows;
-        let rounded = self.scales.iter().map(|scale| self.scheme.round_scale(*scale));
-        all.scales = rounded.collect::<attar_tensor::Result<_>>()?;
-        all.zeros.clone_from(&self.zeros);
+        let shared = self.scales.len().div_ceil(rows.max(1)).max(1);
+        let rounded = self.scales.iter().enumerate().map(|(at, scale)| self.stored(at / shared, *scale));
+        all.scales = rounded.collect::<Result<_>>()?;
         let mut damage = Damage::default();
         for (w, q) in original.iter().zip(self.values()?) {
             damage.squared_error += f64::from(w - q).powi(2);

@@ -14,7 +14,7 @@ use attar_compress::{
     learn::{AutoRound, Learned, Task},
 };
 use attar_graph::{BlockId, Expr, Graph, Inputs, Mode, SourceWeights, ValueId, Values, Weights};
-use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Scheme, Source, safetensors::Shards};
+use attar_tensor::{BlobWriter, Digest, Encoding, Overlay, Scheme, Source, safetensors::Shards};
 use candle_core::Tensor;
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
     calibrated::{Live, first_key, read_activations, write_activations},
 };
 use crate::{
-    Error, ErrorKind,
+    Error,
     model::{Float, Working},
     plan::PlannedTensor,
     schema::of,
@@ -265,7 +265,7 @@ impl Walk<'_> {
             let mut original = vec![0.0; pupil.dims[0] * pupil.dims[1]];
             pupil.exprs[1].read(&*self.float.source, 0..pupil.dims[0], &mut original)?;
             let picked = pupil.exprs[0].read_quantized(&*self.source, 0..pupil.dims[0])?;
-            learned.insert(pupil.name.clone(), Learned::new(&picked, &original));
+            learned.insert(pupil.name.clone(), Learned::new(picked, &original));
             originals.insert(pupil.name.clone(), original);
         }
         let made = self.graph.leaving(block);
