@@ -6,6 +6,8 @@ use attar_graph::Graph;
 use attar_model::Model;
 use attar_tensor::{Damage, Source};
 
+use crate::AllocationReport;
+
 /// A model before quantization.
 #[derive(Clone)]
 pub(crate) struct Float {
@@ -27,6 +29,10 @@ pub struct Working {
     pub(crate) float: Option<Float>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
+    /// How budgets were spent, in the order of the steps.
+    pub(crate) allocations: Vec<AllocationReport>,
+    /// While planning: graphs whose every weight has a format that a budget may give it.
+    pub(crate) possible: Vec<Graph>,
 }
 
 impl Working {
@@ -38,6 +44,8 @@ impl Working {
             damage: BTreeMap::new(),
             float: None,
             calibrated,
+            allocations: Vec::new(),
+            possible: Vec::new(),
         }
     }
 }

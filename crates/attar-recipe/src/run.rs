@@ -77,7 +77,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
     let journal = Journal::open(&store.root().join("journal"))?;
     let calibration = calibration(recipe, &base)?;
-    let session = Session { store: &store, journal: &journal, observer, calibration: calibration.as_deref() };
+    let session = Session { store: &store, journal: &journal, observer, base: &base, calibration: calibration.as_deref() };
 
     let mut used = BTreeSet::new();
     let mut made = Vec::new();
@@ -223,6 +223,7 @@ fn variant_report(made: &Made) -> VariantReport {
         bits_per_weight,
         quantized_bits_per_weight,
         tensors: weights.collect(),
+        allocations: made.working.allocations.clone(),
         artifacts: artifacts.collect(),
     }
 }

@@ -92,7 +92,8 @@ impl AutoRound {
             // Every batch as often as the others, in an order that neighbours in the text do not decide.
             let batch = (iteration * stride(task.entering.len())) % task.entering.len();
             let left = 1.0 - iteration as f64 / self.iterations as f64;
-            let loss = task.step(batch, learned, Rate::new(self.rounding * left, iteration), Rate::new(self.scaling * left, iteration))?;
+            let loss =
+                task.step(batch, learned, Rate::new(self.rounding * left, iteration), Rate::new(self.scaling * left, iteration))?;
             before.get_or_insert(loss);
             done(iteration + 1)?;
         }

@@ -49,7 +49,9 @@ impl Step for AutoRound {
         let pupils = pupils(self, model)?;
         if !model.calibrated {
             let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
-            return Err(Error::recipe("`autoround` learns from activations, and the recipe has no text for that").hint(hint).into());
+            return Err(Error::recipe("`autoround` learns from activations, and the recipe has no text for that")
+                .hint(hint)
+                .into());
         }
         let float = model.float.as_ref().expect("`pupils` are quantized");
         let planned = pupils.iter().map(|pupil| PlannedTensor {
@@ -120,9 +122,12 @@ fn pupils(settings: &AutoRound, model: &Working) -> Result<Vec<Pupil>, StepError
     for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
         let id = node.inputs[1];
         let value = graph.get(id);
-        let (Encoding::Quantized(scheme), attar_graph::Origin::Weight(expr)) = (value.fact.encoding, &value.origin) else { continue };
+        let (Encoding::Quantized(scheme), attar_graph::Origin::Weight(expr)) = (value.fact.encoding, &value.origin) else {
+            continue;
+        };
         let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
-        let (Some(dims), Some(float)) = (dims, model.float.as_ref().and_then(|float| float_expr(&float.graph, &value.name))) else {
+        let (Some(dims), Some(float)) = (dims, model.float.as_ref().and_then(|float| float_expr(&float.graph, &value.name)))
+        else {
             continue;
         };
         if settings.select.iter().any(|pattern| pattern.matches(&value.name)) {
@@ -269,8 +274,10 @@ impl Walk<'_> {
             originals.insert(pupil.name.clone(), original);
         }
         let made = self.graph.leaving(block);
-        let wanted: Vec<Values> =
-            wanted.iter().map(|lane| lane.iter().filter(|(id, _)| made.contains(id)).map(|(id, t)| (*id, t.clone())).collect()).collect();
+        let wanted: Vec<Values> = wanted
+            .iter()
+            .map(|lane| lane.iter().filter(|(id, _)| made.contains(id)).map(|(id, t)| (*id, t.clone())).collect())
+            .collect();
         let task = Task { graph: self.graph, block, below: self.live, entering, wanted: &wanted };
         let (observer, iterations) = (self.session.observer, self.settings.iterations);
         let name = self.graph.block_name(block);
