@@ -16,6 +16,7 @@ pub(crate) struct Float {
 }
 
 /// Graph and weights as the steps so far left them.
+#[derive(Clone)]
 pub struct Working {
     /// For progress and messages.
     pub(crate) title: String,

@@ -54,7 +54,7 @@ impl Quantizer for Gptq {
         let mut all = vec![0.0; rows * columns];
         weights.read(0..rows, &mut all)?;
         super::check_finite(weights, 0, &all)?;
-        let factor = Factor::of(hessian)?;
+        let factor = hessian.factor(Factor::of)?;
         let importance: Vec<f32> = (0..columns).map(|j| hessian.mean(j, j) as f32).collect();
         let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
         let shared = Shared::weighted(&scheme, search, &all, &importance).map_err(refused)?;
@@ -74,7 +74,7 @@ impl Quantizer for Gptq {
 }
 
 /// The upper Cholesky factor `U` of the inverse Hessian, `H^-1 = U^T U`, in the order in which columns are rounded.
-struct Factor {
+pub(crate) struct Factor {
     order: Vec<usize>,
     /// `[columns, columns]`, row `j` divided by its diagonal.
     rows: Vec<f32>,

@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
+pub(crate) use gptq::Factor;
+
 pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind};
 
 use crate::{Hessian, Result, ScaleSearch};
