@@ -26,6 +26,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BUG: u8 = 70;
 
 fn main() -> ExitCode {
+    // candle's own pool for elementwise ops waits in busy loops, which starves everything else on the machine.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let matches = command().get_matches();
     let printer = Printer::new(&matches);
     if let Some(threads) = matches.get_one::<usize>("threads") {
