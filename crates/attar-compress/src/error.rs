@@ -106,6 +106,12 @@ pub enum Error {
         /// Canonical name.
         weight: String,
     },
+    /// A stored state of what learns that lacks a part.
+    #[error("the stored state of training has no `{part}`")]
+    State {
+        /// Its name.
+        part: String,
+    },
     /// A kernel failed.
     #[error(transparent)]
     Kernel(#[from] candle_core::Error),

@@ -80,6 +80,30 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.contiguous()?.apply_op2(&up.contiguous()?, SwigluOp)
 }
 
+struct KlOp;
+
+impl CustomOp2 for KlOp {
+    fn name(&self) -> &'static str {
+        "kl_divergence"
+    }
+
+    fn cpu_fwd(&self, teacher: &CpuStorage, tl: &Layout, student: &CpuStorage, sl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (divergence, _) = kernel::kl_divergence(&tensor(teacher, tl)?, &tensor(student, sl)?)?;
+        Ok((CpuStorage::F32(vec![divergence as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, teacher: &Tensor, student: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (_, of_student) = kernel::kl_divergence(teacher, student)?;
+        Ok((None, Some(of_student.affine(f64::from(gradient.to_scalar::<f32>()?), 0.0)?)))
+    }
+}
+
+/// The KL divergence `KL(teacher || student)` of the distributions that logits `[.., vocabulary]` mean, averaged over
+/// positions; with a gradient by the student's.
+pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<Tensor> {
+    teacher.contiguous()?.apply_op2(&student.contiguous()?, KlOp)
+}
+
 #[cfg(test)]
 mod tests {
     //! The same in candle's own ops is the oracle.
@@ -143,6 +167,16 @@ mod tests {
             let fast = attention(&op, &q, &k, &v).unwrap();
             assert_same(&format!("{seq} {past} {window:?}"), &[&q, &k, &v], &fast, &slow_attention(&op, &q, &k, &v));
         }
+    }
+
+    #[test]
+    fn divergence_has_the_gradient_of_its_definition() {
+        let (teacher, student) = (noise(&[2, 3, 101], 6), noise(&[2, 3, 101], 7));
+        let log = |x: &Tensor| candle_nn::ops::log_softmax(x, D::Minus1).unwrap();
+        let (t, s) = (log(&teacher.as_detached_tensor()), log(&student));
+        let each = (t.exp().unwrap() * (&t - s).unwrap()).unwrap().sum(D::Minus1).unwrap();
+        let slow = each.mean_all().unwrap();
+        assert_same("divergence", &[&student], &kl_divergence(&teacher.as_detached_tensor(), &student).unwrap(), &slow);
     }
 
     #[test]

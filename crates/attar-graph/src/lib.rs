@@ -24,7 +24,7 @@ mod block;
 mod error;
 mod expr;
 mod fact;
-mod gradient;
+pub mod gradient;
 mod graph;
 pub mod kernel;
 pub mod op;

@@ -35,7 +35,7 @@ pub struct AutoRound {
     pub scaling: f64,
 }
 
-fn block_matrices() -> Patterns {
+pub(super) fn block_matrices() -> Patterns {
     vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
 }
 
@@ -101,8 +101,9 @@ impl AutoRound {
     }
 }
 
-/// A number without a common divisor with `n`, near its golden section.
-fn stride(n: usize) -> usize {
+/// A number without a common divisor with `n`, near its golden section: steps of it go through `0..n` in an order that
+/// neighbours do not decide.
+pub fn stride(n: usize) -> usize {
     let common = |mut a: usize, mut b: usize| {
         while b != 0 {
             (a, b) = (b, a % b);

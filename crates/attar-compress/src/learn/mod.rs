@@ -8,8 +8,10 @@ mod adam;
 mod autoround;
 mod gradients;
 mod quantized;
+mod recover;
 
 pub use adam::{Adam, Rate};
-pub use autoround::{AutoRound, Lesson, Task, tensors};
+pub use autoround::{AutoRound, Lesson, Task, stride, tensors};
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use quantized::Learned;
+pub use recover::{Method, Recover, Student, Teacher};

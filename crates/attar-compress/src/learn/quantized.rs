@@ -1,10 +1,14 @@
 //! A quantized matrix whose rounding and scales learn.
 
+use std::collections::BTreeMap;
+
+use attar_graph::kernel::with_f32;
 use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::adam::{Adam, Moments, Rate};
-use crate::Result;
+use crate::{Error, Result};
 
 /// A quantized matrix whose rounding and scales learn. Rounded, it is what a [`QuantizedTensor`] holds.
 #[derive(Clone)]
@@ -47,6 +51,26 @@ impl Learned {
             scales: picked.scales.clone(),
             picked: QuantizedTensor { codes: Vec::new(), ..picked },
         }
+    }
+
+    /// All that learns and its moments, by names of their own.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let ([r1, r2], [s1, s2]) = (self.rounding.state(), self.scaling.state());
+        let parts = [("latent", &self.latent[..]), ("r1", r1), ("r2", r2), ("scales", &self.scales), ("s1", s1), ("s2", s2)];
+        let tensor = |(name, values): (&str, &[f32])| Ok((name.to_owned(), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
+        parts.into_iter().map(tensor).collect()
+    }
+
+    /// Goes on from a [`Learned::state`] of the same weight.
+    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let part = |name: &str| match state.get(name) {
+            Some(tensor) => Ok(with_f32(tensor, <[f32]>::to_vec)?),
+            None => Err(Error::State { part: name.into() }),
+        };
+        (self.latent, self.scales) = (part("latent")?, part("scales")?);
+        self.rounding = Adam::restore(part("r1")?, part("r2")?);
+        self.scaling = Adam::restore(part("s1")?, part("s2")?);
+        Ok(())
     }
 
     /// Rows and columns.

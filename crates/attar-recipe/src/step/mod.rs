@@ -2,7 +2,9 @@
 
 mod autoround;
 mod calibrated;
+mod pupils;
 mod quantize;
+mod recover;
 
 use attar_tensor::Digest;
 
@@ -20,7 +22,7 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE, &autoround::AUTOROUND];
+pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE, &autoround::AUTOROUND, &recover::RECOVER];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {
