@@ -26,15 +26,17 @@ mod fact;
 mod graph;
 pub mod kernel;
 pub mod op;
+mod rotation;
 mod run;
 mod stream;
 mod text;
 mod verify;
 
 pub use error::{Error, Result};
-pub use expr::Expr;
+pub use expr::{Axis, Expr};
 pub use fact::{Dim, Fact};
 pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
 pub use op::{OPS, Op};
+pub use rotation::Rotation;
 pub use run::{Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
 pub use stream::Stream;
