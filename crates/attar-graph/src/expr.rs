@@ -84,6 +84,16 @@ impl Expr {
         }
     }
 
+    /// How many rows are read for one: whole blocks, where rows are turned.
+    pub fn rows_together(&self) -> usize {
+        match self {
+            Expr::Tensor(_) | Expr::Ones(_) | Expr::Identity(_) => 1,
+            Expr::Halves(of, _) | Expr::Scale(_, of, _) | Expr::Divide(_, of, _) => of.rows_together(),
+            Expr::Rotate { axis: Axis::Columns, of, .. } => of.rows_together(),
+            Expr::Rotate { axis: Axis::Rows, of, size, .. } => of.rows_together().max(*size),
+        }
+    }
+
     /// Whether its parts go together: heads are made of pairs, vectors are as long as what they scale, rotations divide
     /// what they turn.
     pub(crate) fn fits(&self, source: &dyn Source) -> Result<bool> {

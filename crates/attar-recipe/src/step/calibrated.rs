@@ -22,7 +22,7 @@ use super::{StepError, quantize};
 use crate::{Error, model::Working, session::Session};
 
 /// Tokens that run through a block together.
-const LANE: usize = 2048;
+pub(super) const LANE: usize = 2048;
 
 /// The weights as far as they are quantized.
 struct Live {
@@ -119,7 +119,7 @@ fn stages<'a>(graph: &Graph, block: BlockId, assignments: &'a [Assignment]) -> R
 }
 
 /// What decides the activations that enter the first block. Matrix kernels differ by instruction set in their last bits.
-fn first_key(graph: &Graph, windows: &[Vec<u32>]) -> Digest {
+pub(super) fn first_key(graph: &Graph, windows: &[Vec<u32>]) -> Digest {
     let tokens: Vec<u8> = windows.iter().flat_map(|w| w.iter().copied().chain([u32::MAX]).flat_map(u32::to_le_bytes)).collect();
     Digest::of_parts([b"calibrated 1".as_slice(), instruction_set().as_bytes(), graph.to_string().as_bytes(), &tokens])
 }
@@ -252,7 +252,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn write_activations(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::io::Write) -> Result<(), Error> {
+pub(super) fn write_activations(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::io::Write) -> Result<(), Error> {
     let entries: Vec<Entry> = lanes
         .iter()
         .enumerate()
@@ -276,7 +276,7 @@ fn write_activations(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::io::W
     Ok(())
 }
 
-fn read_activations(from: &Shards, lanes: usize) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
+pub(super) fn read_activations(from: &Shards, lanes: usize) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
     let mut all = vec![BTreeMap::new(); lanes];
     for (name, info) in from.tensors() {
         let Some((lane, value)) = name.split_once(' ') else { continue };

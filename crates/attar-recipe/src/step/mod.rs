@@ -1,7 +1,12 @@
 //! What a recipe can do to a model, one file a kind.
 
 mod calibrated;
+mod passage;
+mod preserved;
 mod quantize;
+mod rotate;
+mod smooth;
+mod transformed;
 
 use attar_tensor::Digest;
 
@@ -19,7 +24,7 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE];
+pub static STEPS: &[&StepKind] = &[&rotate::ROTATE, &smooth::SMOOTH, &quantize::QUANTIZE];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

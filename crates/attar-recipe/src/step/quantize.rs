@@ -130,7 +130,7 @@ impl WeightRows for Rows<'_> {
 }
 
 /// A choice that cannot be made is the recipe's fault.
-fn refused(error: attar_compress::Error) -> StepError {
+pub(super) fn refused(error: attar_compress::Error) -> StepError {
     let key = error.key().map(Into::into);
     let kind = if key.is_some() { ErrorKind::Recipe } else { ErrorKind::Input };
     StepError { key, error: crate::Error { kind, ..error.into() } }
