@@ -205,12 +205,12 @@ fn stored(vectors: &BTreeMap<String, Vec<f32>>, folder: &Path) -> Arc<dyn Source
 }
 
 fn rotations() -> Vec<(&'static str, Rotate)> {
-    let none = Rotate { residual: false, value: false, mlp: false, seed: 3 };
+    let none = Rotate { residual: false, value: false, seed: 3, ..Rotate::default() };
     vec![
         ("residual", Rotate { residual: true, ..none.clone() }),
         ("value", Rotate { value: true, ..none.clone() }),
         ("mlp", Rotate { mlp: true, ..none.clone() }),
-        ("all", Rotate { residual: true, value: true, mlp: true, seed: u64::MAX }),
+        ("all", Rotate { mlp: true, seed: u64::MAX, ..Rotate::default() }),
     ]
 }
 
@@ -272,6 +272,25 @@ fn awq_finds_less_error_than_no_scaling() {
         assert!(choices.iter().all(|choice| choice.error <= 1.0 && choice.error > 0.0));
         assert!(choices.iter().any(|choice| choice.alpha > 0.0 && choice.error < 0.99), "{}: {choices:?}", subject.name);
     }
+}
+
+/// Only what the setting is about is rounded, and tables that were one can be another's half.
+#[test]
+fn tables_take_the_format_that_was_asked_for() {
+    let subject = &subjects()[1];
+    let rotate = Rotate { tables: attar_compress::ScaleDtype::F16, ..Rotate::default() };
+    let rotated = subject.rotated(&rotate);
+    rotated.graph.verify_weights(&*rotated.source).unwrap();
+    let changes = rotate.rewrite(&subject.graph).unwrap().changes();
+    let rounded: Vec<&str> = changes
+        .iter()
+        .filter(|change| rotated.graph.fact(change.id).encoding.to_string() == "f16")
+        .map(|change| change.name.as_str())
+        .collect();
+    assert_eq!(rounded, ["embedding", "lm_head"]);
+    let scale = subject.logits.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let worst = rotated.compute().iter().zip(&subject.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 0.002 * scale && worst > 1e-6 * scale, "{worst} of {scale}");
 }
 
 #[test]

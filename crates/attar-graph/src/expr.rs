@@ -3,7 +3,7 @@
 //! They let a graph say how its constant comes out of a checkpoint without touching a byte: a GGUF file keeps the
 //! rotary pairs of its query rows interleaved, so the graph says `halves(tensor("blk.0.attn_q.weight"), 9)`. Rows are
 //! evaluated as they are asked for. A rearranged tensor keeps its numbers; a computed one is f32, each number rounded
-//! once an operation.
+//! once an operation, unless it is rounded further.
 //!
 //! What an expression costs to read by rows is its own concern: `rotate_rows` reads whole blocks of rows for any of them,
 //! so whoever turns all rows of a large matrix together stores the result instead.
@@ -51,6 +51,8 @@ pub enum Expr {
         /// Seed of `R`.
         seed: u64,
     },
+    /// Every number rounded to a floating-point format, in which it then is.
+    Round(Box<Expr>, Dtype),
 }
 
 impl Expr {
@@ -74,11 +76,20 @@ impl Expr {
         Expr::Rotate { axis, of: Box::new(self), size, seed }
     }
 
+    /// Rounded to a floating-point format; f32 is no change.
+    pub fn rounded(self, dtype: Dtype) -> Expr {
+        if dtype == Dtype::F32 { self } else { Expr::Round(Box::new(self), dtype) }
+    }
+
     /// The stored tensor that it is mainly made of, for messages; what it is, if it is made of none.
     pub fn tensor_name(&self) -> &str {
         match self {
             Expr::Tensor(name) => name,
-            Expr::Halves(of, _) | Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Rotate { of, .. } => of.tensor_name(),
+            Expr::Halves(of, _)
+            | Expr::Scale(_, of, _)
+            | Expr::Divide(_, of, _)
+            | Expr::Rotate { of, .. }
+            | Expr::Round(of, _) => of.tensor_name(),
             Expr::Ones(_) => "ones",
             Expr::Identity(_) => "identity",
         }
@@ -88,7 +99,7 @@ impl Expr {
     pub fn rows_together(&self) -> usize {
         match self {
             Expr::Tensor(_) | Expr::Ones(_) | Expr::Identity(_) => 1,
-            Expr::Halves(of, _) | Expr::Scale(_, of, _) | Expr::Divide(_, of, _) => of.rows_together(),
+            Expr::Halves(of, _) | Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Round(of, _) => of.rows_together(),
             Expr::Rotate { axis: Axis::Columns, of, .. } => of.rows_together(),
             Expr::Rotate { axis: Axis::Rows, of, size, .. } => of.rows_together().max(*size),
         }
@@ -111,6 +122,7 @@ impl Expr {
                 let by_info = by.info(source)?;
                 by_info.dims.as_slice() == [along(axis, of)?] && of.fits(source)? && by.fits(source)?
             }
+            Expr::Round(of, dtype) => dtype.is_float() && of.fits(source)?,
             Expr::Rotate { axis, of, size, .. } => *size > 0 && along(axis, of)?.is_multiple_of(*size) && of.fits(source)?,
         })
     }
@@ -121,6 +133,7 @@ impl Expr {
         Ok(match self {
             Expr::Tensor(name) => source.info(name)?.clone(),
             Expr::Halves(of, _) => of.info(source)?,
+            Expr::Round(of, dtype) => TensorInfo { dims: of.info(source)?.dims, encoding: Encoding::Plain(*dtype) },
             Expr::Ones(n) => computed(vec![*n]),
             Expr::Identity(n) => computed(vec![*n, *n]),
             Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Rotate { of, .. } => computed(of.info(source)?.dims),
@@ -155,6 +168,11 @@ impl Expr {
             Expr::Divide(axis, of, by) => {
                 of.read(source, rows.clone(), out)?;
                 by.along(*axis, source, rows, out, |x, s| x / s)
+            }
+            Expr::Round(of, dtype) => {
+                of.read(source, rows, out)?;
+                out.iter_mut().for_each(|x| *x = dtype.round(*x));
+                Ok(())
             }
             Expr::Rotate { axis: Axis::Columns, of, size, seed } => {
                 of.read(source, rows, out)?;
@@ -230,6 +248,7 @@ impl Expr {
             Expr::Scale(_, of, by) | Expr::Divide(_, of, by) => {
                 of_parts(self.word(), &[], &[of.digest(source)?, by.digest(source)?])
             }
+            Expr::Round(of, dtype) => of_parts(dtype.name(), &[], &[of.digest(source)?]),
             Expr::Rotate { of, size, seed, .. } => of_parts(self.word(), &[*size as u64, *seed], &[of.digest(source)?]),
         })
     }
@@ -246,6 +265,7 @@ impl Expr {
             Expr::Halves(..) => "halves",
             Expr::Ones(_) => "ones",
             Expr::Identity(_) => "identity",
+            Expr::Round(..) => "round",
             Expr::Scale(Axis::Rows, ..) => "scale_rows",
             Expr::Scale(Axis::Columns, ..) => "scale_columns",
             Expr::Divide(Axis::Rows, ..) => "divide_rows",
@@ -290,6 +310,7 @@ impl fmt::Display for Expr {
         match self {
             Expr::Tensor(name) => write!(f, "{word}({name:?})"),
             Expr::Halves(of, heads) => write!(f, "{word}({of}, {heads})"),
+            Expr::Round(of, dtype) => write!(f, "{word}({of}, {dtype})"),
             Expr::Ones(n) | Expr::Identity(n) => write!(f, "{word}({n})"),
             Expr::Scale(_, of, by) | Expr::Divide(_, of, by) => write!(f, "{word}({of}, {by})"),
             Expr::Rotate { of, size, seed, .. } => write!(f, "{word}({of}, {size}, {seed})"),

@@ -15,7 +15,7 @@
 
 use std::{collections::BTreeMap, fmt, str::Chars};
 
-use attar_tensor::nearest;
+use attar_tensor::{Dtype, nearest};
 
 use crate::{
     Axis, Dim, Error, Expr, Fact, Graph, OPS, Origin, Result, ValueId,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The operations of weight expressions.
-const EXPRESSIONS: [&str; 10] = [
+const EXPRESSIONS: [&str; 11] = [
     "tensor",
     "halves",
     "ones",
@@ -35,6 +35,7 @@ const EXPRESSIONS: [&str; 10] = [
     "divide_columns",
     "rotate_rows",
     "rotate_columns",
+    "round",
 ];
 
 /// How deep expressions may nest.
@@ -333,6 +334,11 @@ impl<'t> Parser<'t> {
             "halves" => Expr::Halves(Box::new(of), self.count()?),
             "scale_rows" | "scale_columns" => of.scaled(axis, self.expr(depth)?),
             "divide_rows" | "divide_columns" => of.divided(axis, self.expr(depth)?),
+            "round" => {
+                let found = self.next();
+                let float = found.parse::<Dtype>().ok().filter(|dtype| dtype.is_float());
+                Expr::Round(Box::new(of), float.ok_or_else(|| syntax(found, "a floating-point format"))?)
+            }
             _ => {
                 let size = self.count()?;
                 self.expect(",")?;

@@ -59,13 +59,18 @@ impl Rewrite {
 
     /// A constant becomes a function of itself.
     fn change(&mut self, id: ValueId, f: impl FnOnce(Expr) -> Expr) -> Result<()> {
+        self.change_to(Dtype::F32, id, f)
+    }
+
+    /// A constant becomes a function of itself, rounded to `dtype`.
+    fn change_to(&mut self, dtype: Dtype, id: ValueId, f: impl FnOnce(Expr) -> Expr) -> Result<()> {
         let encoding = self.graph.fact(id).encoding;
         let name = self.graph.get(id).name.clone();
         if let Encoding::Quantized(scheme) = encoding {
             return Err(Error::CodesStay { weight: name, scheme });
         }
-        let expr = f(self.expr(id).clone());
-        self.graph.replace_weight(id, Encoding::Plain(Dtype::F32), expr);
+        let expr = f(self.expr(id).clone()).rounded(dtype);
+        self.graph.replace_weight(id, Encoding::Plain(dtype), expr);
         self.changed.entry(name).or_insert(Some(encoding));
         Ok(())
     }

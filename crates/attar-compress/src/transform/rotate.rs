@@ -18,7 +18,7 @@ use super::{
     Rewrite,
     structure::{Gated, Layer, Residual, Values},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, ScaleDtype};
 
 /// Turn inner coordinates by orthogonal matrices so that rounding loses less; outputs stay the same.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +33,9 @@ pub struct Rotate {
     /// Turn what the last layer of an MLP reads, by a linear layer in front of it: this one costs time when the model runs.
     #[serde(default)]
     pub mlp: bool,
+    /// The number format of turned embeddings and heads. What was bf16 takes twice its bytes in f32.
+    #[serde(default = "f32")]
+    pub tables: ScaleDtype,
     /// Decides the signs of the matrices.
     #[serde(default)]
     pub seed: u64,
@@ -42,9 +45,13 @@ fn yes() -> bool {
     true
 }
 
+fn f32() -> ScaleDtype {
+    ScaleDtype::F32
+}
+
 impl Default for Rotate {
     fn default() -> Rotate {
-        Rotate { residual: true, value: true, mlp: false, seed: 0 }
+        Rotate { residual: true, value: true, mlp: false, tables: f32(), seed: 0 }
     }
 }
 
@@ -73,11 +80,13 @@ impl Rotate {
 
     fn residual(&self, rewrite: &mut Rewrite) -> Result<()> {
         let residual = Residual::of(&rewrite.graph)?;
-        let (width, seed) = (residual.width, self.seed);
+        let (width, seed, tables) = (residual.width, self.seed, Dtype::from(self.tables));
+        let outputs = rewrite.graph.outputs().to_vec();
         for norm in &residual.norms {
             let gain = rewrite.expr(norm.gain).clone();
             for reader in &norm.readers {
-                rewrite.change(reader.weight, |w| {
+                let dtype = if outputs.contains(&reader.output) { tables } else { Dtype::F32 };
+                rewrite.change_to(dtype, reader.weight, |w| {
                     let w = if gain == Expr::Ones(width) { w } else { w.scaled(Axis::Columns, gain.clone()) };
                     w.rotated(Axis::Columns, width, seed)
                 })?;
@@ -87,7 +96,7 @@ impl Rotate {
             }
         }
         for table in &residual.tables {
-            rewrite.change(*table, |e| e.rotated(Axis::Columns, width, seed))?;
+            rewrite.change_to(tables, *table, |e| e.rotated(Axis::Columns, width, seed))?;
         }
         residual.writers.iter().try_for_each(|writer| turn_output(rewrite, writer, width, seed))
     }

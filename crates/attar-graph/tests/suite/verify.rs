@@ -154,7 +154,9 @@ fn parts_of_expressions_must_go_together() {
         with_weight("f32", fits).unwrap();
         assert!(with_weight("bf16", fits).is_err(), "what is computed is f32: {fits}");
     }
+    with_weight("bf16", r#"round(tensor("t"), bf16)"#).unwrap();
     for misfit in [
+        r#"round(tensor("t"), bf16)"#,
         r#"scale_rows(tensor("t"), ones(1))"#,
         r#"scale_columns(tensor("t"), ones(12))"#,
         r#"divide_rows(tensor("t"), tensor("t"))"#,
@@ -181,6 +183,8 @@ fn computed_rows_do_not_depend_on_how_they_are_read() {
         t().rotated(Axis::Rows, 4, 1),
         t().rotated(Axis::Rows, 12, 0),
         t().rotated(Axis::Columns, 1, 0),
+        t().rounded(Dtype::BF16),
+        t().rounded(Dtype::F16),
         t().scaled(Axis::Columns, Expr::Ones(1)),
         t().divided(Axis::Columns, Expr::Ones(1)),
         Expr::Halves(Box::new(t().rotated(Axis::Rows, 6, 0)), 2),

@@ -3,13 +3,27 @@
 use std::sync::Arc;
 
 use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, kernel::instruction_set};
-use attar_tensor::{Digest, Source};
+use attar_tensor::{Digest, Dtype, Source};
 
 use crate::{Error, Result, session::Session};
 
 /// Largest difference of a logit over the largest logit that rounding to f32 explains. Real transformations stay well
 /// below; one wrong sign anywhere is far above.
-pub(super) const LOGITS_OFF_AT_MOST: f64 = 1e-3;
+const ROUNDING: f64 = 1e-3;
+
+/// How many roundings of a coarser number format explain.
+const COARSE_ROUNDINGS: f64 = 8.0;
+
+/// Largest difference of a logit over the largest logit that may be, if all that a step rounds is rounded to one of
+/// `dtypes`.
+pub(super) fn at_most(dtypes: impl Iterator<Item = Dtype>) -> f64 {
+    let unit = |dtype| match dtype {
+        Dtype::BF16 => 1.0 / 256.0,
+        Dtype::F16 => 1.0 / 2048.0,
+        _ => 0.0,
+    };
+    dtypes.map(|dtype| COARSE_ROUNDINGS * unit(dtype)).fold(ROUNDING, f64::max)
+}
 
 /// Windows that are looked at, and tokens of each.
 const WINDOWS: usize = 4;
@@ -27,7 +41,13 @@ pub(super) fn memory(graph: &Graph) -> u64 {
 
 /// How far the logits of `after` are off those of `before`, relative to the largest; an error if rounding does not
 /// explain it. The windows are the calibration's first, or tokens without sense if there is none.
-pub(super) fn check(step: &str, before: Model<'_>, after: Model<'_>, session: &Session<'_>) -> Result<(f64, Digest)> {
+pub(super) fn check(
+    step: &str,
+    before: Model<'_>,
+    after: Model<'_>,
+    at_most: f64,
+    session: &Session<'_>,
+) -> Result<(f64, Digest)> {
     let windows = windows(before.0, session.calibration);
     let blob = session.unit(key(before, after, &windows)?, |to| {
         let off = difference(before, after, &windows)?;
@@ -36,11 +56,11 @@ pub(super) fn check(step: &str, before: Model<'_>, after: Model<'_>, session: &S
     let path = session.store.path(&blob);
     let bytes = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
     let off = bytes.try_into().map_or(f64::NAN, f64::from_le_bytes);
-    if off <= LOGITS_OFF_AT_MOST {
+    if off <= at_most {
         return Ok((off, blob));
     }
     let message = format!("`{step}` changed what the model computes: logits are off by {off:.1e} of the largest");
-    let hint = format!("at most {LOGITS_OFF_AT_MOST:.0e} is rounding: see whether the checkpoint overflows on this text");
+    let hint = format!("at most {at_most:.0e} is rounding: see whether the checkpoint overflows on this text");
     Err(Error::input(message).hint(hint))
 }
 

@@ -34,7 +34,7 @@ pub(super) fn plan(model: &mut Working, rewrite: Rewrite, memory: u64) -> Vec<Pl
 }
 
 fn planned(change: &Change, before: &Graph, after: &Graph, memory: u64) -> PlannedTensor {
-    let info = TensorInfo { dims: change.dims.clone(), encoding: Encoding::Plain(Dtype::F32) };
+    let info = TensorInfo { dims: change.dims.clone(), encoding: after.fact(change.id).encoding };
     let bits = info.true_bits();
     let from = change.from.map_or("new".to_owned(), |encoding| encoding.to_string());
     let made = if is_stored(change) { 3 * bits / 8 } else { 0 };
@@ -90,20 +90,23 @@ pub(super) fn apply(
     }
     let source = over(&files, &model.source)?;
     session.check_interrupt()?;
-    let (logits_off, measured) = preserved::check(step, (&model.graph, &model.source), (&graph, &source), session)?;
+    let logits_off_at_most = preserved::at_most(changes.iter().filter_map(|change| plain(graph.fact(change.id).encoding)));
+    let (before, after) = ((&model.graph, &model.source), (&graph, &source));
+    let (logits_off, measured) = preserved::check(step, before, after, logits_off_at_most, session)?;
     used.push(measured);
-    let report = TransformReport {
-        step: step.into(),
-        weights: changes.len(),
-        logits_off,
-        logits_off_at_most: preserved::LOGITS_OFF_AT_MOST,
-        sites,
-    };
+    let report = TransformReport { step: step.into(), weights: changes.len(), logits_off, logits_off_at_most, sites };
     model.transforms.push(report);
     let exprs: BTreeMap<&str, &Expr> = graph.weights().map(|(_, value, expr)| (value.name.as_str(), expr)).collect();
     let changed: Vec<(String, Expr)> = changes.into_iter().map(|c| (c.name.clone(), exprs[c.name.as_str()].clone())).collect();
     model.transform(graph, changed, Arc::new(Shards::open(&files, &BTreeMap::new())?));
     Ok(used)
+}
+
+fn plain(encoding: Encoding) -> Option<Dtype> {
+    match encoding {
+        Encoding::Plain(dtype) => Some(dtype),
+        _ => None,
+    }
 }
 
 fn over(files: &[PathBuf], below: &Arc<dyn Source>) -> Result<Arc<dyn Source>, StepError> {
