@@ -109,7 +109,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// A transformation of a weight that is codes already.
-    #[error("`{weight}` is already quantized to {scheme}, and transformations are for what is not")]
+    #[error("`{weight}` is already quantized to {scheme}, and codes cannot be transformed")]
     CodesStay {
         /// Canonical name.
         weight: String,
