@@ -112,9 +112,43 @@ pub enum Error {
         /// Its name.
         part: String,
     },
-    /// A kernel failed.
-    #[error(transparent)]
-    Kernel(#[from] candle_core::Error),
+    /// A graph that a transformation does not know how to change.
+    #[error("`{value}` {problem}: what leads there cannot be transformed")]
+    Structure {
+        /// The value in the graph.
+        value: String,
+        /// What is done with it.
+        problem: &'static str,
+    },
+    /// A transformation of a weight that is codes already.
+    #[error("`{weight}` is already quantized to {scheme}, and codes cannot be transformed")]
+    CodesStay {
+        /// Canonical name.
+        weight: String,
+        /// How.
+        scheme: Scheme,
+    },
+    /// A rotation of nothing.
+    #[error("`residual`, `value` and `mlp` are all `false`")]
+    NothingToRotate,
+    /// A setting of another method, or one that the method needs.
+    #[error("the method `{method}` {problem} `{key}`")]
+    Method {
+        /// The setting.
+        key: &'static str,
+        /// Which method.
+        method: &'static str,
+        /// "has no" or "needs".
+        problem: &'static str,
+    },
+    /// A share that is none.
+    #[error("`{key} = {found}` is no share: 0 to 1 are")]
+    Share {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        found: f64,
+    },
     /// `select` and `keep` cancel out.
     #[error("`keep` leaves nothing of what `select` matches")]
     NothingLeft,
@@ -128,6 +162,12 @@ fn and_others(others: usize) -> String {
     }
 }
 
+/// The problem of [`Error::Method`] with a setting that is not there.
+pub(crate) const NEEDS: &str = "needs";
+
+/// The problem of [`Error::Method`] with a setting that is another's.
+pub(crate) const HAS_NO: &str = "has no";
+
 impl Error {
     /// The setting to look at.
     pub fn key(&self) -> Option<&str> {
@@ -135,6 +175,10 @@ impl Error {
             Error::NoMatch { key, .. } | Error::DoesNotFit { key, .. } => Some(key),
             Error::AlreadyQuantized { .. } => Some("select"),
             Error::NothingLeft => Some("keep"),
+            Error::CodesStay { .. } => Some("kind"),
+            Error::NothingToRotate => Some("residual"),
+            Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
+            Error::Share { key, .. } => Some(key),
             _ => None,
         }
     }
@@ -154,6 +198,10 @@ impl Error {
             Error::Activations { .. } => {
                 Some("the checkpoint overflows on this text: check it, or calibrate on other text".into())
             }
+            Error::CodesStay { .. } => Some("put this step before the one that quantizes".into()),
+            Error::NothingToRotate => Some("leave the step out, or set one of them".into()),
+            Error::Method { key, problem, .. } if *problem == NEEDS => Some(format!("add `{key}` to the step")),
+            Error::Method { key, .. } => Some(format!("take `{key}` out, or choose the other method")),
             Error::AlreadyQuantized { .. } => Some("start from the checkpoint it was made from, or add it to `keep`".into()),
             _ => None,
         }

@@ -1,6 +1,6 @@
 //! Changes the numbers of a model, never its shape.
 //!
-//! Now: quantization of weights, with and without activations. A [`Quantizer`] picks codes; the grid and what shares a scale are
+//! Now: quantization of weights, with and without activations, and what makes it lose less: [`Rotate`], [`Smooth`]. A [`Quantizer`] picks codes; the grid and what shares a scale are
 //! the caller's ([`attar_tensor::Scheme`]). Which weights are touched is decided by [`Quantize::assign`] from patterns
 //! over canonical names, before anything is read.
 
@@ -10,6 +10,7 @@ pub mod learn;
 mod pattern;
 mod quantize;
 mod scale;
+mod transform;
 
 pub use calibrate::{Calibration, Hessian};
 pub use error::{Error, Result};
@@ -19,3 +20,7 @@ pub use quantize::{
     WeightRows, kind,
 };
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};
+pub use transform::{
+    Change, Choice, Gated, Layer, Method, Norm, Residual, Rewrite, Rotate, SMOOTHERS, Seeing, Site, Smooth, SmoothScales,
+    Smoother, Spread, TableDtype, Values,
+};

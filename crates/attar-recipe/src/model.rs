@@ -1,17 +1,12 @@
 //! A model on its way through the steps of a variant.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use attar_graph::Graph;
+use attar_graph::{Expr, Graph};
 use attar_model::Model;
-use attar_tensor::{Damage, Source};
+use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-/// A model before quantization.
-#[derive(Clone)]
-pub(crate) struct Float {
-    pub(crate) graph: Graph,
-    pub(crate) source: Arc<dyn Source>,
-}
+use crate::report::TransformReport;
 
 /// Graph and weights as the steps so far left them.
 pub struct Working {
@@ -23,10 +18,33 @@ pub struct Working {
     pub(crate) source: Arc<dyn Source>,
     /// What quantization did, by canonical name.
     pub(crate) damage: BTreeMap<String, Damage>,
-    /// The model that quantization started from, once it has: what the quantized one is held against.
-    pub(crate) float: Option<Float>,
+    /// The same without quantization: what the quantized one is held against.
+    pub(crate) float: Float,
+    /// What transformations did, in order.
+    pub(crate) transforms: Vec<TransformReport>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
+}
+
+/// A model as a perfect quantizer would store it: the checkpoint's weights, or those of the last transformation.
+#[derive(Clone)]
+pub(crate) struct Float {
+    pub(crate) graph: Graph,
+    pub(crate) source: Arc<dyn Source>,
+}
+
+impl Float {
+    /// The weight of that name.
+    pub(crate) fn weight(&self, name: &str) -> Option<(Encoding, &Expr)> {
+        let found = self.graph.weights().find(|(_, value, _)| value.name == name);
+        found.map(|(_, value, expr)| (value.fact.encoding, expr))
+    }
+
+    /// Rows of a weight; `false` if there is none of that name.
+    pub(crate) fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> attar_graph::Result<bool> {
+        let Some((_, expr)) = self.weight(name) else { return Ok(false) };
+        expr.read(&*self.source, rows, out).map(|()| true)
+    }
 }
 
 impl Working {
@@ -36,8 +54,23 @@ impl Working {
             graph: model.graph.clone(),
             source: model.source.clone(),
             damage: BTreeMap::new(),
-            float: None,
+            float: Float { graph: model.graph.clone(), source: model.source.clone() },
+            transforms: Vec::new(),
             calibrated,
         }
+    }
+
+    /// The same function over other weights: `changed` ones, some of which lie in `top`.
+    pub(crate) fn transform(&mut self, graph: Graph, changed: impl IntoIterator<Item = (String, Expr)>, top: Arc<dyn Source>) {
+        let changed: BTreeMap<String, Expr> = changed.into_iter().collect();
+        let mut float = graph.clone();
+        for (id, value, _) in graph.weights().filter(|(_, value, _)| !changed.contains_key(&value.name)) {
+            if let Some((encoding, expr)) = self.float.weight(&value.name) {
+                float.replace_weight(id, encoding, expr.clone());
+            }
+        }
+        self.float = Float { graph: float, source: Arc::new(Overlay::new(top.clone(), self.float.source.clone())) };
+        self.source = Arc::new(Overlay::new(top, self.source.clone()));
+        self.graph = graph;
     }
 }

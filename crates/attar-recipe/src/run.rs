@@ -222,6 +222,7 @@ fn variant_report(made: &Made) -> VariantReport {
         name: made.name.clone(),
         bits_per_weight,
         quantized_bits_per_weight,
+        transforms: made.working.transforms.clone(),
         tensors: weights.collect(),
         artifacts: artifacts.collect(),
     }

@@ -122,6 +122,8 @@ macro_rules! registered {
     };
 }
 
+pub(crate) use registered;
+
 registered!(
     /// A grid by its name.
     GridName, "grid", &'static dyn Grid, GRIDS

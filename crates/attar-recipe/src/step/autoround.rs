@@ -50,7 +50,7 @@ impl Step for AutoRound {
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let pupils = pupils(&self.select, model)?;
-        let float = model.float.clone().expect("`pupils` are quantized");
+        let float = model.float.clone();
         let graph = model.graph.clone();
         let windows = session.calibration.expect("planned");
         let settings = serde_json::to_vec(self).expect("settings are JSON");

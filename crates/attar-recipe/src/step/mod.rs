@@ -2,9 +2,14 @@
 
 mod autoround;
 mod calibrated;
+mod passage;
+mod preserved;
 mod pupils;
 mod quantize;
 mod recover;
+mod rotate;
+mod smooth;
+mod transformed;
 
 use attar_tensor::Digest;
 
@@ -22,7 +27,8 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE, &autoround::AUTOROUND, &recover::RECOVER];
+pub static STEPS: &[&StepKind] =
+    &[&rotate::ROTATE, &smooth::SMOOTH, &quantize::QUANTIZE, &autoround::AUTOROUND, &recover::RECOVER];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

@@ -34,11 +34,9 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
         let value = graph.get(id);
         let (Encoding::Quantized(scheme), attar_graph::Origin::Weight(expr)) = (value.fact.encoding, &value.origin) else { continue };
         let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
-        let (Some(dims), Some(float)) = (dims, model.float.as_ref().and_then(|float| float_expr(&float.graph, &value.name))) else {
-            continue;
-        };
+        let (Some(dims), Some((_, float))) = (dims, model.float.weight(&value.name)) else { continue };
         if select.iter().any(|pattern| pattern.matches(&value.name)) {
-            pupils.push(Pupil { id, name: value.name.clone(), exprs: [expr.clone(), float], dims, scheme, block: node.block });
+            pupils.push(Pupil { id, name: value.name.clone(), exprs: [expr.clone(), float.clone()], dims, scheme, block: node.block });
         }
     }
     let lazy = |pattern: &&Pattern| !pupils.iter().any(|pupil| pattern.matches(&pupil.name));
@@ -52,15 +50,10 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
     }
 }
 
-fn float_expr(graph: &Graph, name: &str) -> Option<Expr> {
-    graph.weights().find(|(_, value, _)| value.name == name).map(|(_, _, expr)| expr.clone())
-}
-
 impl Pupil {
     /// As it stands, and its float weights `[rows, columns]`.
     pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> Result<(Learned, Vec<f32>), StepError> {
-        let mut original = vec![0.0; self.dims[0] * self.dims[1]];
-        self.exprs[1].read(&*float.source, 0..self.dims[0], &mut original)?;
+        let original = self.original(float)?;
         let picked = self.exprs[0].read_quantized(quantized, 0..self.dims[0])?;
         Ok((Learned::new(picked, &original), original))
     }

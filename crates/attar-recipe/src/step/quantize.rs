@@ -7,7 +7,7 @@ use attar_graph::Expr;
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
 
 use super::{Step, StepError, StepKind, calibrated};
-use crate::{ErrorKind, model::{Float, Working}, plan::PlannedTensor, schema::of, session::Session};
+use crate::{ErrorKind, model::Working, plan::PlannedTensor, schema::of, session::Session};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
@@ -38,7 +38,6 @@ impl Step for Quantize {
             memory: a.algorithm.memory(a.dims),
         });
         let planned = planned.collect();
-        model.float.get_or_insert_with(|| Float { graph: model.graph.clone(), source: model.source.clone() });
         assignments.iter().for_each(|a| place(model, a));
         Ok(planned)
     }
@@ -73,7 +72,6 @@ impl Step for Quantize {
 
 /// The model's selected weights are now those of the blobs.
 pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<(), StepError> {
-    model.float.get_or_insert_with(|| Float { graph: model.graph.clone(), source: model.source.clone() });
     for assignment in assignments {
         model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
         place(model, assignment);
@@ -132,7 +130,7 @@ impl WeightRows for Rows<'_> {
 }
 
 /// A choice that cannot be made is the recipe's fault.
-fn refused(error: attar_compress::Error) -> StepError {
+pub(super) fn refused(error: attar_compress::Error) -> StepError {
     let key = error.key().map(Into::into);
     let kind = if key.is_some() { ErrorKind::Recipe } else { ErrorKind::Input };
     StepError { key, error: crate::Error { kind, ..error.into() } }

@@ -52,7 +52,7 @@ impl Step for Recover {
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let pupils = pupils(&self.select, model)?;
-        let float = model.float.clone().expect("`pupils` are quantized");
+        let float = model.float.clone();
         let school = School { settings: self, model, float: &float, pupils: &pupils, session };
         let key = school.key()?;
         let part = |name: &str| Digest::of_parts([key.as_bytes().as_slice(), name.as_bytes()]);

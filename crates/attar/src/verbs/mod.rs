@@ -36,6 +36,8 @@ pub(crate) trait Verb: Sync {
 pub(crate) static VERBS: &[&dyn Verb] = &[
     &run::Run,
     &plan::Plan,
+    &step::StepVerb("rotate"),
+    &step::StepVerb("smooth"),
     &step::StepVerb("quantize"),
     &export::Export,
     &eval::Eval,

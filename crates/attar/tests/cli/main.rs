@@ -17,4 +17,5 @@ mod resume;
 mod room;
 mod schema;
 mod snapshot;
+mod transforms;
 mod verbs;
