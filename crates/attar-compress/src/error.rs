@@ -178,7 +178,7 @@ impl Error {
             Error::CodesStay { .. } => Some("kind"),
             Error::NothingToRotate => Some("residual"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
-            Error::Share { key, .. } => Some(key),
+            Error::Share { key, .. } | Error::Setting { key, .. } => Some(key),
             _ => None,
         }
     }

@@ -15,7 +15,9 @@ fn tensor(storage: &CpuStorage, layout: &Layout) -> Result<Tensor> {
     let count = layout.shape().elem_count();
     let Storage::Cpu(CpuStorage::F32(values)) = &storage else { candle_core::bail!("f32 on the CPU was expected") };
     match layout.contiguous_offsets() {
-        Some((from, to)) if to - from == count => Tensor::from_slice(&values[from..to], layout.shape(), &candle_core::Device::Cpu),
+        Some((from, to)) if to - from == count => {
+            Tensor::from_slice(&values[from..to], layout.shape(), &candle_core::Device::Cpu)
+        }
         _ => candle_core::bail!("a contiguous operand was expected"),
     }
 }
@@ -136,8 +138,7 @@ mod tests {
         let scores = (q.matmul(&spread(k).transpose(2, 3).unwrap()).unwrap() * op.scale).unwrap();
         let (past, window) = (all - seq, op.window.unwrap_or(all));
         let seen = |i: usize, j: usize| j <= past + i && past + i < j + window;
-        let mask: Vec<f32> =
-            (0..seq * all).map(|at| if seen(at / all, at % all) { 0.0 } else { f32::NEG_INFINITY }).collect();
+        let mask: Vec<f32> = (0..seq * all).map(|at| if seen(at / all, at % all) { 0.0 } else { f32::NEG_INFINITY }).collect();
         let mask = Tensor::from_vec(mask, (seq, all), &Device::Cpu).unwrap();
         let p = candle_nn::ops::softmax(&scores.broadcast_add(&mask).unwrap(), D::Minus1).unwrap();
         p.matmul(&spread(v)).unwrap()

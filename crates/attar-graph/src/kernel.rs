@@ -230,19 +230,12 @@ unsafe fn multiply(
     let (a, b, none) = (a.as_ptr(), b.as_ptr(), gemm::Parallelism::None);
     // SAFETY: the caller's promise.
     unsafe {
-        gemm::gemm(
-            m, n, k, to, 1, n_row, on_top, a, a_column, a_row, b, b_column, b_row, 1.0, 1.0, false, false, false, none,
-        );
+        gemm::gemm(m, n, k, to, 1, n_row, on_top, a, a_column, a_row, b, b_column, b_row, 1.0, 1.0, false, false, false, none);
     }
 }
 
 /// The gradients of [`attention`] by queries, keys and values, given that by its result. Scores are computed again.
-pub fn attention_gradients(
-    [q, k, v]: [&Tensor; 3],
-    gradient: &Tensor,
-    scale: f32,
-    window: Option<usize>,
-) -> Result<[Tensor; 3]> {
+pub fn attention_gradients([q, k, v]: [&Tensor; 3], gradient: &Tensor, scale: f32, window: Option<usize>) -> Result<[Tensor; 3]> {
     let (batch, heads, seq, head) = q.dims4()?;
     let (_, key_heads, all, _) = k.dims4()?;
     let shape = Shape { seq, all, head, scale, window: window.unwrap_or(all) };
@@ -268,7 +261,8 @@ pub fn attention_gradients(
             })
         })
     })????;
-    let tensor = |values: Vec<f32>, heads: usize, length: usize| Tensor::from_vec(values, (batch, heads, length, head), gradient.device());
+    let tensor =
+        |values: Vec<f32>, heads: usize, length: usize| Tensor::from_vec(values, (batch, heads, length, head), gradient.device());
     Ok([tensor(of_q, heads, seq)?, tensor(of_k, key_heads, all)?, tensor(of_v, key_heads, all)?])
 }
 

@@ -79,6 +79,12 @@ pub struct Task<'a> {
 }
 
 impl AutoRound {
+    /// Refuses settings that nothing could come of.
+    pub fn check(&self) -> Result<()> {
+        let rates = [("rounding", self.rounding), ("scaling", self.scaling)];
+        super::check(&[("iterations", self.iterations), ("batch", self.batch)], &rates)
+    }
+
     /// Lets `learned`, weights of the block by canonical name, learn. `done` is told of every step and may stop it by an
     /// error.
     pub fn teach(
@@ -92,7 +98,8 @@ impl AutoRound {
             // Every batch as often as the others, in an order that neighbours in the text do not decide.
             let batch = (iteration * stride(task.entering.len())) % task.entering.len();
             let left = 1.0 - iteration as f64 / self.iterations as f64;
-            let loss = task.step(batch, learned, Rate::new(self.rounding * left, iteration), Rate::new(self.scaling * left, iteration))?;
+            let loss =
+                task.step(batch, learned, Rate::new(self.rounding * left, iteration), Rate::new(self.scaling * left, iteration))?;
             before.get_or_insert(loss);
             done(iteration + 1)?;
         }
@@ -125,7 +132,7 @@ impl Task<'_> {
         }
         for (name, learned) in learned {
             let value = attar_graph::kernel::with_f32(&values[name], <[f32]>::to_vec)?;
-            learned.step(&gradients.weights[name], &value, rounding, scaling);
+            learned.step(&gradients.weights[name], &value, rounding, scaling)?;
         }
         Ok(gradients.loss)
     }

@@ -40,7 +40,8 @@ impl Differentiable<'_> {
     ) -> Result<Gradients> {
         let vars: BTreeMap<&String, Var> =
             self.learned.iter().map(|(name, t)| Ok((name, Var::from_tensor(t)?))).collect::<candle_core::Result<_>>()?;
-        let tensors: HashMap<String, Tensor> = vars.iter().map(|(name, var)| ((*name).clone(), var.as_tensor().clone())).collect();
+        let tensors: HashMap<String, Tensor> =
+            vars.iter().map(|(name, var)| ((*name).clone(), var.as_tensor().clone())).collect();
         let weights = TensorWeights { tensors, below: self.below };
         let mut inside: Values = entering.clone();
         for tensor in inside.values_mut().filter(|t| back && t.dtype().is_float()) {

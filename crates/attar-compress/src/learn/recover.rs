@@ -69,7 +69,7 @@ fn default_batch() -> usize {
 }
 
 fn default_rounding() -> f64 {
-    0.01
+    0.003
 }
 
 fn default_scaling() -> f64 {
@@ -83,6 +83,12 @@ const ROWS: usize = 256;
 const WARM: usize = 4;
 
 impl Recover {
+    /// Refuses settings that nothing could come of.
+    pub fn check(&self) -> Result<()> {
+        let rates = [("rounding", self.rounding), ("scaling", self.scaling)];
+        super::check(&[("epochs", self.epochs), ("batch", self.batch), ("rank", self.rank)], &rates)
+    }
+
     /// The rates of step `step` of `steps`: up for a few steps, then down to nothing in a line.
     pub fn rates(&self, step: usize, steps: usize) -> [Rate; 2] {
         let warm = ((step + 1) as f64 / WARM as f64).min(1.0);
@@ -129,7 +135,13 @@ impl Teacher<'_> {
 impl Student<'_> {
     /// One step on a batch. `heads` are the last blocks' weights, kept: the student's and the teacher's. Returns the mean KL
     /// divergence before the step.
-    pub fn step(&mut self, inputs: &Values, teacher: (&Graph, &Values), heads: [&dyn Weights; 2], rates: [Rate; 2]) -> Result<f64> {
+    pub fn step(
+        &mut self,
+        inputs: &Values,
+        teacher: (&Graph, &Values),
+        heads: [&dyn Weights; 2],
+        rates: [Rate; 2],
+    ) -> Result<f64> {
         let last = last_block(self.graph);
         let mut entered: Vec<(BlockId, Values)> = Vec::new();
         let mut values = inputs.clone();
@@ -161,7 +173,13 @@ impl Student<'_> {
     }
 
     /// The divergence, and its gradients by what enters the last block.
-    fn head(&self, last: BlockId, values: &Values, teacher: (&Graph, &Values), heads: [&dyn Weights; 2]) -> Result<(f64, Values)> {
+    fn head(
+        &self,
+        last: BlockId,
+        values: &Values,
+        teacher: (&Graph, &Values),
+        heads: [&dyn Weights; 2],
+    ) -> Result<(f64, Values)> {
         let output = self.graph.outputs()[0];
         let mine = entering(self.graph, last, values);
         let first = mine.values().next().expect("something enters the last block");
@@ -178,7 +196,8 @@ impl Student<'_> {
             let wanted = teacher.0.evaluate_block(last, heads[1], Mode::Inference, &narrow(teacher.1)?)?;
             let wanted = &wanted[&teacher.0.outputs()[0]];
             let share = (windows * count) as f64 / rows;
-            let gradients = block.gradients(&narrow(&mine)?, true, &|left| kl_divergence(wanted, &left[&output])?.affine(share, 0.0))?;
+            let gradients =
+                block.gradients(&narrow(&mine)?, true, &|left| kl_divergence(wanted, &left[&output])?.affine(share, 0.0))?;
             total += gradients.loss;
             gradients.entering.into_iter().for_each(|(id, gradient)| parts.entry(id).or_default().push(gradient));
         }
@@ -206,7 +225,7 @@ impl Student<'_> {
         })?;
         for (name, learned_weight) in self.learned.get_mut(&block).into_iter().flatten() {
             let values = attar_graph::kernel::with_f32(&learned[name], <[f32]>::to_vec)?;
-            learned_weight.step(&found.weights[name], &values, rates[0], rates[1]);
+            learned_weight.step(&found.weights[name], &values, rates[0], rates[1])?;
         }
         Ok(found.entering)
     }

@@ -18,6 +18,7 @@ use super::{
     Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
     pupils::{Pupil, batches, check_text, install, pupils, weights_key},
+    quantize::refused,
 };
 use crate::{
     model::{Float, Working},
@@ -43,6 +44,7 @@ impl Step for AutoRound {
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        self.check().map_err(refused)?;
         let pupils = pupils(&self.select, model)?;
         check_text("autoround", model)?;
         Ok(pupils.iter().map(|pupil| pupil.planned(memory(&pupils, pupil))).collect())
@@ -194,8 +196,10 @@ impl Walk<'_> {
             originals.insert(pupil.name.clone(), original);
         }
         let made = self.graph.leaving(block);
-        let wanted: Vec<Values> =
-            wanted.iter().map(|lane| lane.iter().filter(|(id, _)| made.contains(id)).map(|(id, t)| (*id, t.clone())).collect()).collect();
+        let wanted: Vec<Values> = wanted
+            .iter()
+            .map(|lane| lane.iter().filter(|(id, _)| made.contains(id)).map(|(id, t)| (*id, t.clone())).collect())
+            .collect();
         let task = Task { graph: self.graph, block, below: self.live, entering, wanted: &wanted };
         let (observer, iterations) = (self.session.observer, self.settings.iterations);
         let name = self.graph.block_name(block);

@@ -32,11 +32,20 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
     for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
         let id = node.inputs[1];
         let value = graph.get(id);
-        let (Encoding::Quantized(scheme), attar_graph::Origin::Weight(expr)) = (value.fact.encoding, &value.origin) else { continue };
+        let (Encoding::Quantized(scheme), attar_graph::Origin::Weight(expr)) = (value.fact.encoding, &value.origin) else {
+            continue;
+        };
         let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
         let (Some(dims), Some((_, float))) = (dims, model.float.weight(&value.name)) else { continue };
         if select.iter().any(|pattern| pattern.matches(&value.name)) {
-            pupils.push(Pupil { id, name: value.name.clone(), exprs: [expr.clone(), float.clone()], dims, scheme, block: node.block });
+            pupils.push(Pupil {
+                id,
+                name: value.name.clone(),
+                exprs: [expr.clone(), float.clone()],
+                dims,
+                scheme,
+                block: node.block,
+            });
         }
     }
     let lazy = |pattern: &&Pattern| !pupils.iter().any(|pupil| pattern.matches(&pupil.name));
@@ -66,7 +75,13 @@ impl Pupil {
     }
 
     /// Stores what it learned.
-    pub(super) fn keep(&self, learned: &Learned, original: &[f32], key: Digest, session: &Session<'_>) -> Result<Digest, StepError> {
+    pub(super) fn keep(
+        &self,
+        learned: &Learned,
+        original: &[f32],
+        key: Digest,
+        session: &Session<'_>,
+    ) -> Result<Digest, StepError> {
         Ok(session.unit(key, |to| {
             let writer = BlobWriter::new(to, self.scheme, self.dims).map_err(attar_tensor::Error::from)?;
             learned.write(original, writer)?;

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::RwLock};
 
-use attar_compress::learn::{Learned, Recover, Student, Teacher};
+use attar_compress::learn::{Learned, Method, Recover, Student, Teacher};
 use attar_graph::{BlockId, Cached, SourceWeights, Values};
 use attar_tensor::{Blobs, Digest, safetensors::Shards};
 use candle_core::Tensor;
@@ -14,6 +14,7 @@ use super::{
     Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
     pupils::{Pupil, batches, check_text, install, pupils, weights_key},
+    quantize::refused,
 };
 use crate::{
     Error,
@@ -43,6 +44,7 @@ impl Step for Recover {
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        self.check().map_err(refused)?;
         let pupils = pupils(&self.select, model)?;
         check_text("recover", model)?;
         // The weights before rounding and two moments, for all of them at once.
@@ -115,7 +117,8 @@ impl School<'_> {
             }
             session.observer.advance(step as u64 + 1, &format!("KL {loss:.4}"));
             if (step + 1).is_multiple_of(STEPS_KEPT) && step + 1 < steps {
-                let blob = session.unit(part(&format!("step {}", step + 1)), |to| write_activations(&self.state(&student)?, to))?;
+                let blob =
+                    session.unit(part(&format!("step {}", step + 1)), |to| write_activations(&self.state(&student)?, to))?;
                 self.drop_blob(kept.replace(blob).filter(|before| *before != blob))?;
             }
         }
@@ -162,7 +165,8 @@ impl School<'_> {
         };
         let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
         let found = read_activations(&stored, inputs.len())?;
-        let by_id = |values: BTreeMap<String, _>| values.into_iter().filter_map(|(name, t)| Some((graph.find(&name)?, t))).collect();
+        let by_id =
+            |values: BTreeMap<String, _>| values.into_iter().filter_map(|(name, t)| Some((graph.find(&name)?, t))).collect();
         Ok(found.into_iter().map(by_id).collect())
     }
 
@@ -178,6 +182,9 @@ impl School<'_> {
         let mut learned: BTreeMap<BlockId, BTreeMap<String, Learned>> = BTreeMap::new();
         for (at, pupil) in self.pupils.iter().enumerate() {
             let (mut one, _) = pupil.learned(&*self.model.source, self.float)?;
+            if self.settings.method == Method::Lora {
+                one.adapt(self.settings.rank.max(1), at as u64);
+            }
             if let Some(states) = &mut states {
                 one.restore(&std::mem::take(&mut states[at]))?;
             }

@@ -10,6 +10,7 @@ mod docs;
 mod engine;
 mod gates;
 mod inputs;
+mod learned;
 mod machine;
 mod output;
 mod recipes;
