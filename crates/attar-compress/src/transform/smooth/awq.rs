@@ -101,21 +101,27 @@ fn output_error(values: &[f32], by_column: &[f32], scheme: &Scheme, search: Scal
 /// `Q(W s) / s - W`.
 fn lost(values: &[f32], by_column: &[f32], scheme: &Scheme, search: ScaleSearch) -> Result<Vec<f32>> {
     let columns = by_column.len();
-    let mut rounded: Vec<f32> =
-        values.chunks_exact(columns).flat_map(|row| row.iter().zip(by_column).map(|(w, s)| w * s)).collect();
-    let part = if scheme.granularity == Granularity::Tensor { rounded.len() } else { columns };
-    let size = if scheme.granularity == Granularity::Tensor { part } else { scheme.group(columns).max(1) };
-    rounded
-        .par_chunks_mut(part.max(1))
-        .try_for_each(|row| row.chunks_mut(size.max(1)).try_for_each(|group| round(scheme, search, group)))?;
-    for (row, original) in rounded.chunks_exact_mut(columns).zip(values.chunks_exact(columns)) {
+    let mut lost: Vec<f32> = values.chunks_exact(columns).flat_map(|row| row.iter().zip(by_column).map(|(w, s)| w * s)).collect();
+    round(&mut lost, columns, scheme, search)?;
+    for (row, original) in lost.chunks_exact_mut(columns).zip(values.chunks_exact(columns)) {
         row.iter_mut().zip(by_column).zip(original).for_each(|((q, s), w)| *q = *q / s - w);
     }
-    Ok(rounded)
+    Ok(lost)
 }
 
-/// Values of one scale to their nearest codes.
-fn round(scheme: &Scheme, search: ScaleSearch, group: &mut [f32]) -> Result<()> {
+/// Replaces a matrix by what its nearest codes mean.
+fn round(values: &mut [f32], columns: usize, scheme: &Scheme, search: ScaleSearch) -> Result<()> {
+    if scheme.granularity == Granularity::Tensor {
+        return round_group(values, scheme, search);
+    }
+    let size = scheme.group(columns).max(1);
+    values
+        .par_chunks_mut(columns)
+        .try_for_each(|row| row.chunks_mut(size).try_for_each(|group| round_group(group, scheme, search)))
+}
+
+/// Replaces values of one scale by what their nearest codes mean.
+fn round_group(group: &mut [f32], scheme: &Scheme, search: ScaleSearch) -> Result<()> {
     let fit = search.fit(scheme, group)?;
     let mut codes = vec![0; group.len()];
     scheme.grid.encode(group, fit, &mut codes);
