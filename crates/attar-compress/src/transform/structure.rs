@@ -4,7 +4,7 @@
 //! `attention` says what values are, `swiglu` what is gated. A graph that does something else with one of these is
 //! refused by the name of the node that does it.
 
-use attar_graph::{Graph, Node, Op, Origin, ValueId};
+use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 
 use crate::{Error, Result};
 
@@ -166,9 +166,12 @@ impl Layer {
         Layer::of(graph, maker(graph, id)?)
     }
 
-    /// Its weight and its bias.
-    pub fn constants(&self) -> impl Iterator<Item = ValueId> {
-        std::iter::once(self.weight).chain(self.bias)
+    /// What its weight is.
+    pub fn expr<'g>(&self, graph: &'g Graph) -> &'g Expr {
+        match &graph.get(self.weight).origin {
+            Origin::Weight(expr) => expr,
+            _ => unreachable!("a layer's weight is a constant: checked when it was found"),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ mod smoothquant;
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use attar_graph::{Axis, BlockId, Expr, Graph, Origin, ValueId};
+use attar_graph::{Axis, BlockId, Expr, Graph, ValueId};
 use attar_tensor::{Scheme, Tail, ZeroPoint, nearest};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -246,15 +246,4 @@ fn fits(graph: &Graph, reader: &Layer, scheme: Scheme) -> Result<()> {
     let columns = weight.fact.width().unwrap_or(0);
     let (key, name) = ("group".to_owned(), weight.name.clone());
     scheme.fit(columns).map_err(|source| Error::DoesNotFit { key, weight: name, others: 0, scheme, source })
-}
-
-/// The expression of a reader's weight.
-impl Layer {
-    /// What its weight is.
-    pub fn expr<'g>(&self, graph: &'g Graph) -> &'g Expr {
-        match &graph.get(self.weight).origin {
-            Origin::Weight(expr) => expr,
-            _ => unreachable!("a layer's weight is a constant: checked when it was found"),
-        }
-    }
 }
