@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
-pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind};
+pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
 
 use crate::{Hessian, Result, ScaleSearch};
 
