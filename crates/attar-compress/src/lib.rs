@@ -5,6 +5,7 @@
 //! over canonical names, before anything is read.
 
 mod calibrate;
+mod distribution;
 mod error;
 pub mod learn;
 mod pattern;
@@ -17,7 +18,7 @@ pub use error::{Error, Result};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{
     Algorithm, Assignment, GridName, Grouping, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen, TailRule,
-    WeightRows, kind,
+    WeightRows, kind, scheme,
 };
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};
 pub use transform::{

@@ -121,6 +121,11 @@ fn everywhere() -> Vec<Tiny> {
         Tiny { window: Some(3), key_heads: 1, ..each("int8/g32", "f32", None) },
         Tiny { key_heads: 4, ..each("int4/g16", "f32", None) },
         Tiny { vocabulary: 51, ..each("int8/g32", "int8/g32", None) },
+        each("int4/g32/int6", "int4/g16/int4", Some("int8/g32/int8")),
+        each("int4/g16/asymmetric/int6", "int3/g32/int6", None),
+        each("int8/g32/e4m3", "int4/g32/e4m3", Some("int4/g16/asymmetric/e8m0")),
+        Tiny { inner: 172, interleaved: true, ..each("int4/g64/int6/short", "int4/g32/int6", None) },
+        each("ternary/g32", "ternary/g16", Some("ternary/g32/int6")),
     ]
 }
 
@@ -139,6 +144,21 @@ fn standard_only() -> Vec<Tiny> {
         each("int3/tensor/asymmetric/f32", "int3/tensor", Some("f32")),
         each("int8/tensor/asymmetric", "int8/tensor/asymmetric", None),
         each("int4/g48/short", "int4/g24/asymmetric/short", Some("int4/g8")),
+        each("ternary/tensor", "ternary/row", None),
+        each("nf4/g32", "nf4/g16", Some("nf4/row")),
+        each("nf4/tensor", "nf4/g32", None),
+        each("gauss4/g32/int6", "gauss3/g16/int4", Some("gauss4/g64/short")),
+        each("mxfp4/g32", "mxfp4/g32", None),
+        each("nvfp4/g16", "nvfp4/g16", Some("mxfp4/g32")),
+        each("fp8_e4m3/g32", "fp8_e4m3/g32", Some("fp8_e4m3/row")),
+        each("fp8_e4m3/row", "fp8_e5m2/row", None),
+        each("fp8_e5m2/tensor", "fp8_e4m3/tensor", Some("fp8_e5m2/g16/int8")),
+        each("lut4/g32", "lut4/row", Some("lut4/tensor")),
+        each("lut3/row", "lut2/row", None),
+        each("lut2/tensor", "lut3/tensor", None),
+        each("lut1/g32", "lut1/g16", Some("lut3/g32/f32")),
+        Tiny { inner: 172, interleaved: true, ..each("nf4/g64/short", "nf4/g25/short", None) },
+        Tiny { inner: 97, ..each("lut3/row", "lut3/g21/short", None) },
         Tiny { vocabulary: 51, inner: 97, ..each("int4/g32/short", "int4/g32", Some("int4/g32/asymmetric")) },
     ]
 }
@@ -386,7 +406,7 @@ fn tied_weights_are_written_once() {
 #[test]
 fn what_a_layout_cannot_hold_is_an_error_before_any_work() {
     let refused = |tiny: Tiny, layout| onnx().check(&tiny.graph(), &Options { layout }).expect_err("refused");
-    for linear in ["int8/row", "int4/tensor", "int4/g48/short", "int4/g8"] {
+    for linear in ["int8/row", "int4/tensor", "int4/g48/short", "int4/g8", "nf4/g32", "lut4/g32", "fp8_e4m3/g32"] {
         let error = refused(Tiny { linear, ..Tiny::default() }, Layout::MatMulNBits);
         assert!(matches!(&error, Error::Weight { tensor, .. } if tensor == "b0.q"), "{error}");
         assert!(error.to_string().contains(linear) && error.hint().unwrap().contains("dequantize-linear"), "{error}");

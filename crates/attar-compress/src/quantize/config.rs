@@ -22,9 +22,9 @@ pub struct Quantize {
     pub keep: Patterns,
     /// Which values exist.
     pub grid: GridName,
-    /// What shares a scale: so many neighbours in a row, `"row"` or `"tensor"`.
-    #[serde(default)]
-    pub group: Grouping,
+    /// What shares a scale: so many neighbours in a row, `"row"` or `"tensor"`. 64, or what the grid requires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Grouping>,
     /// What to do where the group does not divide a row: `error`, or a `short` last group.
     #[serde(default)]
     pub tail: TailRule,
@@ -34,9 +34,9 @@ pub struct Quantize {
     /// How scales are chosen.
     #[serde(default)]
     pub scales: ScaleSearch,
-    /// The format of the scales.
-    #[serde(default)]
-    pub scale_dtype: ScaleDtype,
+    /// The format of the scales; of learned tables, of their entries. `f16`, or what the grid requires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_dtype: Option<ScaleDtype>,
     /// How codes are chosen.
     #[serde(default)]
     pub algorithm: Algorithm,
@@ -143,12 +143,6 @@ impl Default for Algorithm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grouping(pub Granularity);
 
-impl Default for Grouping {
-    fn default() -> Grouping {
-        Grouping(Granularity::Group(64))
-    }
-}
-
 impl Serialize for Grouping {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         match self.0 {
@@ -219,12 +213,11 @@ pub enum TailRule {
 }
 
 /// The format of scales.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum ScaleDtype {
     /// 16 bits, 11 of them significant.
-    #[default]
     F16,
     /// 16 bits, 8 of them significant, the range of f32.
     Bf16,
@@ -352,20 +345,28 @@ impl Quantize {
                 $(if let Some(value) = other.$field { self.$field = value; })*
             };
         }
-        take!(grid, group, tail, asymmetric, scales, scale_dtype, algorithm);
+        take!(grid, tail, asymmetric, scales, algorithm);
+        self.group = other.group.or(self.group);
+        self.scale_dtype = other.scale_dtype.or(self.scale_dtype);
     }
 
     fn scheme(&self) -> Scheme {
-        Scheme {
-            grid: self.grid.0,
-            granularity: self.group.0,
-            zero: if self.asymmetric { ZeroPoint::Asymmetric } else { ZeroPoint::Symmetric },
-            scale: self.scale_dtype.into(),
-            tail: match self.tail {
-                TailRule::Error => Tail::Error,
-                TailRule::Short => Tail::Short,
-            },
-        }
+        scheme(self.grid, self.group, self.scale_dtype, self.asymmetric, self.tail)
+    }
+}
+
+/// A scheme out of settings: what is not said is as the grid requires.
+pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>, asymmetric: bool, tail: TailRule) -> Scheme {
+    let usual = Scheme::of(grid.0);
+    Scheme {
+        granularity: group.map_or(usual.granularity, |group| group.0),
+        scale: scale.map_or(usual.scale, Into::into),
+        zero: if asymmetric { ZeroPoint::Asymmetric } else { ZeroPoint::Symmetric },
+        tail: match tail {
+            TailRule::Error => Tail::Error,
+            TailRule::Short => Tail::Short,
+        },
+        ..usual
     }
 }
 

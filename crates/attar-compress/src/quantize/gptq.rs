@@ -147,7 +147,7 @@ impl Task<'_> {
         for (step, column) in order.iter().enumerate() {
             let update = &self.factor.rows[step * columns + step + 1..(step + 1) * columns];
             for (row, fits) in fits.iter().enumerate() {
-                let fit = fits.fits[column / size];
+                let fit = fits.fit(column / size);
                 let (now, ahead) = w[row * columns + step..(row + 1) * columns].split_at_mut(1);
                 let (mut code, mut value) = ([0], [0.0]);
                 self.scheme.grid.encode(now, fit, &mut code);

@@ -9,7 +9,7 @@ use std::ops::Range;
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
 pub(crate) use config::registered;
-pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind};
+pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
 
 use crate::{Hessian, Result, ScaleSearch};
 

@@ -28,6 +28,9 @@ impl Element {
     pub(super) const BOOL: Element = Element(9);
     pub(super) const F16: Element = Element(10);
     pub(super) const BF16: Element = Element(16);
+    pub(super) const F8_E4M3: Element = Element(17);
+    pub(super) const F8_E5M2: Element = Element(19);
+    pub(super) const I32: Element = Element(6);
     pub(super) const U4: Element = Element(21);
     pub(super) const I4: Element = Element(22);
 
@@ -47,7 +50,7 @@ impl Element {
         match self {
             Element::U4 | Element::I4 => 4,
             Element::F16 | Element::BF16 => 16,
-            Element::F32 => 32,
+            Element::F32 | Element::I32 => 32,
             Element::I64 => 64,
             _ => 8,
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs::File, ops::Range, path::Pa
 
 use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State};
 use attar_tensor::{
-    Encoding, Fit, Granularity, QuantizedTensor, Scheme, SharedParts, Source, pack,
+    Encoding, Granularity, QuantizedTensor, Scheme, SharedParts, Source,
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
 
@@ -157,31 +157,51 @@ pub(crate) fn original(name: &str, count: usize) -> Vec<f32> {
     (0..count).map(|_| offset + 0.08 * (uniform() + uniform() + uniform() + uniform())).collect()
 }
 
-/// Rounds to nearest; every other scale is negative where the grid is symmetric.
+/// Rounds to nearest. Learned tables are quantiles; scales that are codes are the nearest ones.
 pub(crate) fn quantize(values: &[f32], [rows, columns]: [usize; 2], scheme: Scheme) -> QuantizedTensor {
     let grid = scheme.grid;
     let mut tensor = QuantizedTensor { dims: [rows, columns], ..QuantizedTensor::empty(scheme, columns) };
     let group = scheme.group(columns);
-    let fit = |values: &[f32]| {
+    let cover = |values: &[f32]| {
         let low = values.iter().copied().fold(f32::MAX, f32::min);
         let high = values.iter().copied().fold(f32::MIN, f32::max);
-        let fit = grid.cover(low, high, scheme.is_symmetric());
-        Fit { scale: scheme.scale.round(fit.scale).unwrap(), ..fit }
+        grid.cover(low, high, scheme.is_symmetric())
     };
-    let whole = (scheme.granularity == Granularity::Tensor).then(|| fit(values));
-    for row in values.chunks(columns) {
-        let mut codes = vec![0; columns];
-        for (values, codes) in row.chunks(group).zip(codes.chunks_mut(group)) {
-            let fit = whole.unwrap_or_else(|| fit(values));
-            grid.encode(values, fit, codes);
-            tensor.scales.push(fit.scale);
-            tensor.zeros.extend((!scheme.is_symmetric()).then_some(fit.zero));
-        }
-        pack::pack_row(&codes, grid.bits(), &mut tensor.codes);
+    let largest = |values: &[f32]| {
+        let scales = values.chunks(columns).flat_map(|row| row.chunks(group)).map(|group| cover(group).scale);
+        scales.fold(0.0f32, |most, scale| if scale.abs() > most.abs() { scale } else { most })
+    };
+    match scheme.scale.super_count(2) {
+        0 => (),
+        1 => tensor.supers.push(scheme.scale.super_scale(largest(values)).unwrap()),
+        _ => tensor.supers = values.chunks(columns).map(|row| scheme.scale.super_scale(largest(row)).unwrap()).collect(),
     }
-    if whole.is_some() {
-        tensor.scales.truncate(1);
-        tensor.zeros.truncate(1);
+    let shared = |tensor: &mut QuantizedTensor, row: usize, values: &[f32]| {
+        let (fit, over) = (cover(values), tensor.super_of(row));
+        match (scheme.entries(), scheme.scale.plain()) {
+            (1, Some(dtype)) => tensor.scales.push(dtype.round(fit.scale)),
+            (1, None) => tensor.scales.push(scheme.scale.scale(scheme.scale.code(fit.scale, over), over)),
+            (entries, _) => {
+                let mut sorted = values.to_vec();
+                sorted.sort_by(f32::total_cmp);
+                let at = |entry: usize| sorted[(2 * entry + 1) * sorted.len() / (2 * entries)];
+                tensor.scales.extend((0..entries).map(|entry| scheme.scale.round(at(entry)).unwrap()));
+            }
+        }
+        tensor.zeros.extend((!scheme.is_symmetric()).then_some(fit.zero));
+    };
+    if scheme.granularity == Granularity::Tensor {
+        shared(&mut tensor, 0, values);
+    }
+    for (row, values) in values.chunks(columns).enumerate() {
+        let mut codes = vec![0; columns];
+        for (at, (values, codes)) in values.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
+            if scheme.granularity != Granularity::Tensor {
+                shared(&mut tensor, row, values);
+            }
+            grid.encode(values, tensor.fit(row, at), codes);
+        }
+        grid.packing().pack(&codes, &mut tensor.codes);
     }
     tensor
 }
