@@ -81,6 +81,7 @@ fn shuffle(order: &mut [usize], seed: u64) {
 }
 
 /// The second moments of what a linear layer reads: `sum of x x^T` over tokens.
+#[derive(Clone)]
 pub struct Hessian {
     /// `[inputs, inputs]`; the tiles above the diagonal are not filled.
     sum: Vec<f64>,

@@ -63,6 +63,25 @@ pub enum Error {
         /// How.
         scheme: Scheme,
     },
+    /// Neither a format for all weights nor a budget; or, under a budget, a part of a format.
+    #[error("{}", if key == "grid" { "there is neither a `grid` nor a budget" } else { "a part of a format says nothing without its `grid`" })]
+    NoGrid {
+        /// The setting it is about.
+        key: String,
+    },
+    /// A budget with nothing to choose from.
+    #[error("`choices` is empty")]
+    NoChoices,
+    /// A budget that the smallest choices exceed.
+    #[error("the smallest choices take {least}, and the budget is {budget}")]
+    BudgetTooSmall {
+        /// The setting: `bits`.
+        key: &'static str,
+        /// As asked for: `bits = 2`.
+        budget: String,
+        /// What can be met, as a setting.
+        least: String,
+    },
     /// A model that cannot be run on calibration text.
     #[error(transparent)]
     Model(#[from] attar_model::Error),
@@ -179,6 +198,9 @@ impl Error {
             Error::NothingToRotate => Some("residual"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
             Error::Share { key, .. } | Error::Setting { key, .. } => Some(key),
+            Error::NoGrid { key } => Some(key),
+            Error::NoChoices => Some("choices"),
+            Error::BudgetTooSmall { key, .. } => Some(key),
             _ => None,
         }
     }
@@ -193,6 +215,14 @@ impl Error {
             Error::NoMatch { nearest, .. } if !nearest.is_empty() => {
                 Some(format!("weights here are called {}", nearest.join(", ")))
             }
+            Error::NoGrid { key } if key == "grid" => {
+                Some("`grid` gives all weights one format, `bits` or `bytes` a budget".into())
+            }
+            Error::NoGrid { .. } => {
+                Some("give the override a `grid`: its weights then have that format, whatever the budget".into())
+            }
+            Error::NoChoices => Some("leave it out for the usual ones".into()),
+            Error::BudgetTooSmall { least, .. } => Some(format!("`{least}` can be met; smaller `choices` allow less")),
             Error::Model(error) => error.hint(),
             Error::TextTooShort { .. } => Some("give more text, or lower `samples` or `length`".into()),
             Error::Activations { .. } => {

@@ -4,6 +4,7 @@
 //! the caller's ([`attar_tensor::Scheme`]). Which weights are touched is decided by [`Quantize::assign`] from patterns
 //! over canonical names, before anything is read.
 
+pub mod allocate;
 mod calibrate;
 mod distribution;
 mod error;

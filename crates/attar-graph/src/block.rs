@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use crate::{
-    BlockId, Graph, Mode, Result, ValueId, Weights,
+    BlockId, Graph, Mode, Node, Result, ValueId, Weights,
     op::Tables,
     run::{Lane, evaluate},
 };
@@ -17,11 +17,23 @@ impl Graph {
     /// What `block` makes of `entering` that a later block reads or the graph returns. Values that only pass by are not
     /// in it. With [`Mode::Training`] gradients flow back to the tensors of `entering` and of `weights`.
     pub fn evaluate_block(&self, block: BlockId, weights: &dyn Weights, mode: Mode, entering: &Values) -> Result<Values> {
+        self.evaluate_block_with(block, weights, mode, entering, &mut |_, tensor| Ok(tensor))
+    }
+
+    /// The same, where what every node makes goes on as what `change` makes of it.
+    pub fn evaluate_block_with(
+        &self,
+        block: BlockId,
+        weights: &dyn Weights,
+        mode: Mode,
+        entering: &Values,
+        change: &mut dyn FnMut(&Node, Tensor) -> Result<Tensor>,
+    ) -> Result<Values> {
         let mut lane = Lane { values: entering.clone().into_iter().collect(), state: None, tables: Tables::default() };
         let mut macs = 0;
         for node in self.nodes_of(block) {
             let tensor = evaluate(self, weights, mode, node, &mut lane, &mut macs)?;
-            lane.values.insert(node.output, tensor);
+            lane.values.insert(node.output, change(node, tensor)?);
         }
         let leaving = self.leaving(block);
         Ok(lane.values.into_iter().filter(|(id, _)| leaving.contains(id)).collect())

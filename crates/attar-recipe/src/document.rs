@@ -149,6 +149,16 @@ impl<'d, 't> Section<'d, 't> {
         }
     }
 
+    /// Whether a key is there.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.table.contains_key(name)
+    }
+
+    /// `error` at a key.
+    pub(crate) fn place(&self, error: Error, name: &str) -> Error {
+        self.document.place(error, &self.path(name))
+    }
+
     /// Splits off the keys that `T` has.
     pub(crate) fn take_part<T: DeserializeOwned + JsonSchema>(&mut self) -> Result<T> {
         let fields = fields::<T>();

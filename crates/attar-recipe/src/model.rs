@@ -6,7 +6,7 @@ use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-use crate::report::TransformReport;
+use crate::{AllocationReport, TransformReport};
 
 /// Graph and weights as the steps so far left them.
 pub struct Working {
@@ -24,6 +24,10 @@ pub struct Working {
     pub(crate) transforms: Vec<TransformReport>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
+    /// How budgets were spent, in the order of the steps.
+    pub(crate) allocations: Vec<AllocationReport>,
+    /// While planning: graphs whose every weight has a format that a budget may give it.
+    pub(crate) possible: Vec<Graph>,
 }
 
 /// A model as a perfect quantizer would store it: the checkpoint's weights, or those of the last transformation.
@@ -57,6 +61,8 @@ impl Working {
             float: Float { graph: model.graph.clone(), source: model.source.clone() },
             transforms: Vec::new(),
             calibrated,
+            allocations: Vec::new(),
+            possible: Vec::new(),
         }
     }
 

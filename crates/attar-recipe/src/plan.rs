@@ -97,6 +97,9 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         let mut exports = Vec::new();
         for export in &recipe.exports {
             let written = export.target.check(&working.graph, &export.options).map_err(|e| refused(recipe, &export.key, e))?;
+            for graph in &working.possible {
+                export.target.check(graph, &export.options).map_err(|e| refused(recipe, &export.key, e))?;
+            }
             let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
             memory = memory.max(EXPORT_MEMORY + largest);
             let folder = folder(recipe, &variant.name, &export.folder);

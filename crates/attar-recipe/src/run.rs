@@ -77,7 +77,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
     let journal = Journal::open(&store.root().join("journal"))?;
     let calibration = calibration(recipe, &base)?;
-    let session = Session { store: &store, journal: &journal, observer, calibration: calibration.as_deref() };
+    let session = Session { store: &store, journal: &journal, observer, base: &base, calibration: calibration.as_deref() };
 
     let mut used = BTreeSet::new();
     let mut made = Vec::new();
@@ -224,6 +224,7 @@ fn variant_report(made: &Made) -> VariantReport {
         quantized_bits_per_weight,
         transforms: made.working.transforms.clone(),
         tensors: weights.collect(),
+        allocations: made.working.allocations.clone(),
         artifacts: artifacts.collect(),
     }
 }

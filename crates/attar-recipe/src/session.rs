@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use attar_model::Model;
 use attar_tensor::{Digest, Journal, Store};
 
 use crate::{Error, Observer, Result};
@@ -11,6 +12,8 @@ pub struct Session<'a> {
     pub(crate) store: &'a Store,
     pub(crate) journal: &'a Journal,
     pub(crate) observer: &'a dyn Observer,
+    /// The model as it was opened.
+    pub(crate) base: &'a Model,
     /// The windows that activations are seen on, if the recipe has such.
     pub(crate) calibration: Option<&'a [Vec<u32>]>,
 }

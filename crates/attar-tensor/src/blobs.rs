@@ -77,9 +77,14 @@ pub struct Blobs {
 impl Blobs {
     /// Adds the blob of that digest.
     pub fn insert(&mut self, name: &str, store: &Store, blob: &Digest, scheme: Scheme, dims: [usize; 2]) {
+        self.insert_file(name, store.path(blob), scheme, dims);
+    }
+
+    /// Adds what a [`BlobWriter`] wrote to a file outside a store.
+    pub fn insert_file(&mut self, name: &str, path: PathBuf, scheme: Scheme, dims: [usize; 2]) {
         let info = TensorInfo { dims: dims.to_vec(), encoding: Encoding::Quantized(scheme) };
         self.tensors.insert(name.into(), info);
-        self.places.insert(name.into(), (store.path(blob), scheme));
+        self.places.insert(name.into(), (path, scheme));
     }
 
     /// What quantization did to a tensor.

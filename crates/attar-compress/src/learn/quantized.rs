@@ -147,7 +147,7 @@ impl Learned {
         }
     }
 
-    fn fit(&self, row: usize, group: usize) -> Result<Fit> {
+    fn fit(&self, row: usize, group: usize) -> Result<Fit<'_>> {
         let scale = self.stored(row, self.scales[self.scale_at(row, group)])?;
         Ok(Fit { scale, ..self.picked.fit(row, group) })
     }

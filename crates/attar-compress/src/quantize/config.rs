@@ -8,7 +8,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{QUANTIZERS, Quantizer};
-use crate::{Error, Pattern, Patterns, Result, ScaleSearch};
+use crate::{
+    Error, Pattern, Patterns, Result, ScaleSearch,
+    allocate::{Budget, Choice, Sensitivity, Size, default_choices},
+};
 
 /// Quantize weights.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -21,7 +24,21 @@ pub struct Quantize {
     #[serde(default)]
     pub keep: Patterns,
     /// Which values exist.
-    pub grid: GridName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<GridName>,
+    /// Instead of a grid: true bits a weight, on average over the selected ones; which weight gets which of the `choices`
+    /// is up to what it loses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<f64>,
+    /// The same for the whole model, as it will be stored: a number of bytes, or a size like `"60 MB"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Size>,
+    /// Under a budget, the schemes to choose from, like `int4/g32/int6`. A weight is offered those that divide its rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choices: Option<Vec<Choice>>,
+    /// Under a budget, how what a choice loses is predicted: `fisher` if there is a calibration text, or else `weights`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<Sensitivity>,
     /// What shares a scale: so many neighbours in a row, `"row"` or `"tensor"`. 64, or what the grid requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Grouping>,
@@ -257,6 +274,8 @@ pub struct Assignment {
     pub id: ValueId,
     /// Its canonical name.
     pub name: String,
+    /// The other selected weights that are the same numbers: they stay so.
+    pub tied: Vec<(ValueId, String)>,
     /// Where it is now.
     pub expr: Expr,
     /// Rows and columns.
@@ -269,6 +288,23 @@ pub struct Assignment {
     pub algorithm: &'static dyn Quantizer,
 }
 
+impl Assignment {
+    /// The weight and those that are tied to it.
+    pub fn ids(&self) -> impl Iterator<Item = ValueId> + '_ {
+        std::iter::once(self.id).chain(self.tied.iter().map(|(id, _)| *id))
+    }
+
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.tied.iter().map(|(_, name)| name.as_str()))
+    }
+
+    /// Whether it decides what becomes of a value.
+    pub fn is_of(&self, id: ValueId) -> bool {
+        self.ids().any(|own| own == id)
+    }
+}
+
 /// A matrix of the graph that can be quantized.
 struct Matrix {
     id: ValueId,
@@ -279,8 +315,16 @@ struct Matrix {
 }
 
 impl Quantize {
-    /// What becomes of each selected weight of `graph`, in the graph's order.
+    /// What becomes of each selected weight of `graph`, in the graph's order; under a budget, the first of its options.
     pub fn assign(&self, graph: &Graph) -> Result<Vec<Assignment>> {
+        let first = |options: Vec<Assignment>| options.into_iter().next().expect("every weight has an option");
+        Ok(self.options(graph)?.into_iter().map(first).collect())
+    }
+
+    /// What can become of each selected weight of `graph`, in the graph's order: one thing, or, under a budget, any of the
+    /// choices that fit it.
+    pub fn options(&self, graph: &Graph) -> Result<Vec<Vec<Assignment>>> {
+        self.check_budget()?;
         let matrices = matrices(graph);
         check_matches("select", &self.select, &matrices, false)?;
         check_matches("keep", &self.keep, &matrices, false)?;
@@ -292,10 +336,13 @@ impl Quantize {
         for (i, other) in self.overrides.iter().enumerate() {
             check_matches(&format!("override[{i}].select"), &other.select, &selected, true)?;
         }
-        let (mut assignments, mut misfits) = (Vec::new(), Vec::new());
+        let (mut all, mut misfits): (Vec<Vec<Assignment>>, Vec<Error>) = Default::default();
         for matrix in selected {
-            match self.assign_one(matrix) {
-                Ok(assignment) => assignments.push(assignment),
+            match self.options_of(matrix) {
+                Ok(options) => match all.iter_mut().find(|others| is_tied(others, &options)) {
+                    Some(others) => others.iter_mut().for_each(|o| o.tied.push((options[0].id, options[0].name.clone()))),
+                    None => all.push(options),
+                },
                 Err(misfit @ Error::DoesNotFit { .. }) => misfits.push(misfit),
                 Err(error) => return Err(error),
             }
@@ -305,26 +352,63 @@ impl Quantize {
             Some(Error::DoesNotFit { key, weight, scheme, source, .. }) => {
                 Err(Error::DoesNotFit { key, weight, others: more, scheme, source })
             }
-            _ => Ok(assignments),
+            _ => Ok(all),
         }
     }
 
-    fn assign_one(&self, matrix: Matrix) -> Result<Assignment> {
+    /// How much the selected weights may take, if that is what is asked for.
+    pub fn budget(&self) -> Option<Budget> {
+        self.bits.map(Budget::Bits).or(self.bytes.map(|size| Budget::Bytes(size.0)))
+    }
+
+    fn check_budget(&self) -> Result<()> {
+        if self.budget().is_none() {
+            return if self.grid.is_some() { Ok(()) } else { Err(Error::NoGrid { key: "grid".into() }) };
+        }
+        if self.choices.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::NoChoices);
+        }
+        let whole = |other: &Override| other.grid.is_some();
+        let part = |other: &Override| {
+            let given = [other.group.is_some(), other.tail.is_some(), other.asymmetric.is_some(), other.scale_dtype.is_some()];
+            ["group", "tail", "asymmetric", "scale_dtype"].into_iter().zip(given).find(|(_, given)| *given)
+        };
+        match self.overrides.iter().enumerate().find_map(|(i, other)| Some((i, part(other).filter(|_| !whole(other))?))) {
+            Some((i, (setting, _))) => Err(Error::NoGrid { key: format!("override[{i}].{setting}") }),
+            None => Ok(()),
+        }
+    }
+
+    fn options_of(&self, matrix: Matrix) -> Result<Vec<Assignment>> {
         if let Encoding::Quantized(scheme) = matrix.encoding {
             return Err(Error::AlreadyQuantized { weight: matrix.name, scheme });
         }
         let mut settings = self.clone();
         self.overrides.iter().filter(|o| any(&o.select, &matrix.name)).for_each(|other| settings.replace(other));
-        let scheme = settings.scheme();
-        scheme.check().and_then(|()| scheme.fit(matrix.dims[1])).map_err(|source| Error::DoesNotFit {
-            key: self.place(source.setting().unwrap_or("group"), &matrix.name),
-            weight: matrix.name.clone(),
-            others: 0,
+        let fits = |scheme: &Scheme| scheme.check().and_then(|()| scheme.fit(matrix.dims[1]));
+        let schemes = match settings.grid {
+            Some(grid) => vec![settings.scheme(grid)],
+            None => settings.choices.clone().unwrap_or_else(default_choices).into_iter().map(|choice| choice.0).collect(),
+        };
+        let fitting: Vec<Scheme> = schemes.iter().copied().filter(|scheme| fits(scheme).is_ok()).collect();
+        if let ([], Err(source)) = (&fitting[..], fits(&schemes[0])) {
+            let key = match settings.grid {
+                Some(_) => self.place(source.setting().unwrap_or("group"), &matrix.name),
+                None => "choices".into(),
+            };
+            return Err(Error::DoesNotFit { key, weight: matrix.name, others: 0, scheme: schemes[0], source });
+        }
+        let assignment = |scheme| Assignment {
+            id: matrix.id,
+            name: matrix.name.clone(),
+            tied: Vec::new(),
+            expr: matrix.expr.clone(),
+            dims: matrix.dims,
             scheme,
-            source,
-        })?;
-        let Matrix { id, name, expr, dims, .. } = matrix;
-        Ok(Assignment { id, name, expr, dims, scheme, search: settings.scales, algorithm: settings.algorithm.0 })
+            search: settings.scales,
+            algorithm: settings.algorithm.0,
+        };
+        Ok(fitting.into_iter().map(assignment).collect())
     }
 
     /// Where `setting` is decided for a weight: in the last override that has it, or in the step.
@@ -345,13 +429,14 @@ impl Quantize {
                 $(if let Some(value) = other.$field { self.$field = value; })*
             };
         }
-        take!(grid, tail, asymmetric, scales, algorithm);
+        self.grid = other.grid.or(self.grid);
         self.group = other.group.or(self.group);
         self.scale_dtype = other.scale_dtype.or(self.scale_dtype);
+        take!(tail, asymmetric, scales, algorithm);
     }
 
-    fn scheme(&self) -> Scheme {
-        scheme(self.grid, self.group, self.scale_dtype, self.asymmetric, self.tail)
+    fn scheme(&self, grid: GridName) -> Scheme {
+        scheme(grid, self.group, self.scale_dtype, self.asymmetric, self.tail)
     }
 }
 
@@ -368,6 +453,14 @@ pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>
         },
         ..usual
     }
+}
+
+/// Whether two weights are the same numbers and can become the same things.
+fn is_tied(a: &[Assignment], b: &[Assignment]) -> bool {
+    let same = |a: &Assignment, b: &Assignment| {
+        a.expr == b.expr && a.scheme == b.scheme && a.search == b.search && a.algorithm.name() == b.algorithm.name()
+    };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
 }
 
 fn any(patterns: &[Pattern], name: &str) -> bool {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use attar_compress::{Assignment, Hessian, Needs, Seen};
-use attar_graph::{BlockId, Expr, Graph, Inputs, Op, SourceWeights, Stream, ValueId, Weights, kernel::instruction_set};
+use attar_graph::{BlockId, Expr, Graph, Inputs, Node, Op, SourceWeights, Stream, ValueId, Weights, kernel::instruction_set};
 use attar_tensor::{
     Blobs, Digest, Dtype, Source,
     safetensors::{Entry, Shards, Writer},
@@ -54,6 +54,13 @@ impl Weights for Live {
 struct Stage<'a> {
     input: ValueId,
     assignments: Vec<&'a Assignment>,
+}
+
+impl Stage<'_> {
+    /// Whether some of its weights want to see what they are multiplied with.
+    fn sees(&self) -> bool {
+        self.assignments.iter().any(|assignment| assignment.algorithm.needs() != Needs::Nothing)
+    }
 }
 
 pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
@@ -104,7 +111,7 @@ pub(super) fn check(graph: &Graph, assignments: &[Assignment], calibrated: bool)
 fn stages<'a>(graph: &Graph, block: BlockId, assignments: &'a [Assignment]) -> Result<Vec<Stage<'a>>, StepError> {
     let mut stages: Vec<Stage<'a>> = Vec::new();
     for node in graph.nodes_of(block) {
-        let Some(assignment) = assignments.iter().find(|a| node.inputs.get(1) == Some(&a.id)) else { continue };
+        let Some(assignment) = assignments.iter().find(|a| is_decided_by(a, node)) else { continue };
         if node.op != Op::Linear && assignment.algorithm.needs() != Needs::Nothing {
             let error = Error::recipe(format!("`{}` is a table that is looked up in: it has no inputs to see", assignment.name))
                 .hint("leave it out of `select`, or give it `algorithm = \"rtn\"` by an override".to_owned());
@@ -116,6 +123,16 @@ fn stages<'a>(graph: &Graph, block: BlockId, assignments: &'a [Assignment]) -> R
         }
     }
     Ok(stages)
+}
+
+/// Whether a weight is quantized where `node` reads it. A table that is also the head has inputs to see only there.
+fn is_decided_by(assignment: &Assignment, node: &Node) -> bool {
+    let sees = assignment.algorithm.needs() != Needs::Nothing;
+    let reads = node.inputs.get(1).is_some_and(|id| assignment.is_of(*id));
+    match assignment.tied.is_empty() || !sees {
+        true => node.inputs.get(1) == Some(&assignment.id),
+        false => reads && node.op == Op::Linear,
+    }
 }
 
 /// What decides the activations that enter the first block. Matrix kernels differ by instruction set in their last bits.
@@ -186,7 +203,9 @@ impl<'a> Walk<'a> {
 
     fn take(&mut self, assignment: &Assignment, blob: Digest) {
         let mut blobs = self.live.blobs.write().expect("no panic holds this lock");
-        blobs.insert(&assignment.name, self.session.store, &blob, assignment.scheme, assignment.dims);
+        for name in assignment.names() {
+            blobs.insert(name, self.session.store, &blob, assignment.scheme, assignment.dims);
+        }
         self.used.push(blob);
     }
 
@@ -223,22 +242,27 @@ impl<'a> Walk<'a> {
 
     fn stage(&mut self, stage: &Stage<'_>, key: &dyn Fn(&Assignment) -> Digest) -> Result<(), StepError> {
         self.session.check_interrupt()?;
-        let inputs = stage.assignments[0].dims[1];
-        let mut hessian = Hessian::new(inputs);
+        let hessian = if stage.sees() { Some(self.hessian(stage)?) } else { None };
+        for assignment in &stage.assignments {
+            self.session.observer.advance(self.stream().block().index() as u64, &assignment.name);
+            let seen = Seen { hessian: hessian.as_ref() };
+            let source = self.source.clone();
+            let blob = self.session.unit(key(assignment), |to| quantize::quantize(assignment, &*source, seen, to, &|_| {}))?;
+            self.take(assignment, blob);
+        }
+        Ok(())
+    }
+
+    /// The second moments of what a stage's weights are multiplied with.
+    fn hessian(&mut self, stage: &Stage<'_>) -> Result<Hessian, StepError> {
+        let mut hessian = Hessian::new(stage.assignments[0].dims[1]);
         let live = self.live;
         self.stream().reach(live, stage.input, &mut |_, x| Ok(hessian.add(x)?))?;
         if !hessian.is_finite() {
             let value = self.graph.get(stage.input).name.clone();
             return Err(attar_compress::Error::Activations { value }.into());
         }
-        for assignment in &stage.assignments {
-            self.session.observer.advance(self.stream().block().index() as u64, &assignment.name);
-            let seen = Seen { hessian: Some(&hessian) };
-            let source = self.source.clone();
-            let blob = self.session.unit(key(assignment), |to| quantize::quantize(assignment, &*source, seen, to, &|_| {}))?;
-            self.take(assignment, blob);
-        }
-        Ok(())
+        Ok(hessian)
     }
 
     /// Stores what enters the next block, and lets go of what entered this one.

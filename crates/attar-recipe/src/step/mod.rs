@@ -1,5 +1,6 @@
 //! What a recipe can do to a model, one file a kind.
 
+mod allocate;
 mod autoround;
 mod calibrated;
 mod passage;
@@ -11,9 +12,11 @@ mod rotate;
 mod smooth;
 mod transformed;
 
+use std::sync::Arc;
+
 use attar_tensor::Digest;
 
-use crate::{Result, document::Section, model::Working, plan::PlannedTensor, session::Session};
+use crate::{AllocationReport, Result, document::Section, model::Working, plan::PlannedTensor, session::Session};
 
 /// A kind of step.
 pub struct StepKind {
@@ -45,6 +48,18 @@ pub trait Step: std::fmt::Debug + Send + Sync {
     /// Does it, unit by unit. Returns the blobs that the model now needs.
     #[doc(hidden)]
     fn run(&self, model: &mut Working, session: &Session<'_>) -> std::result::Result<Vec<Digest>, StepError>;
+
+    /// The same with another budget, in true bits a selected weight, for a step that has one.
+    #[doc(hidden)]
+    fn with_bits(&self, _: f64) -> Option<Arc<dyn Step>> {
+        None
+    }
+
+    /// How it would spend its budget on `model`, and the blobs that say so, for a step that has one.
+    #[doc(hidden)]
+    fn allocate(&self, _: &Working, _: &Session<'_>) -> std::result::Result<Option<(AllocationReport, Vec<Digest>)>, StepError> {
+        Ok(None)
+    }
 }
 
 /// An error, and the setting of the step that it is about.

@@ -3,18 +3,49 @@
 use std::{ops::Range, sync::Arc};
 
 use attar_compress::{Assignment, Needs, Quantize, Seen, WeightRows};
-use attar_graph::Expr;
+use attar_graph::{Expr, Graph};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
 
-use super::{Step, StepError, StepKind, calibrated};
-use crate::{ErrorKind, model::Working, plan::PlannedTensor, schema::of, session::Session};
+use super::{Step, StepError, StepKind, allocate, calibrated};
+use crate::{AllocationReport, ErrorKind, document::Section, model::Working, plan::PlannedTensor, schema::of, session::Session};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
     about: "Quantize weights to 2 to 8 bits",
     schema: of::<Quantize>,
-    build: |section| Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?)),
+    build: |section| {
+        check_format(&section)?;
+        Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?))
+    },
 };
+
+/// A format for all weights or a budget, not both and not neither. Defaults hide later what was written.
+fn check_format(section: &Section<'_, '_>) -> Result<(), crate::Error> {
+    let wrong = |key: &str, message: String, hint: &str| {
+        let error = crate::Error::recipe(format!("{}: {message}", section.title)).hint(hint.to_owned());
+        Err(if key.is_empty() { section.document.at(error, section.header()) } else { section.place(error, key) })
+    };
+    let given = |keys: &[&'static str]| keys.iter().copied().find(|key| section.has(key));
+    match (given(&["bits", "bytes"]), given(&["grid", "group", "tail", "asymmetric", "scale_dtype"])) {
+        (None, Some("grid")) => match given(&["choices", "sensitivity"]) {
+            Some(key) => wrong(
+                key,
+                format!("`{key}` says how a budget is spent, and there is none"),
+                "give `bits` or `bytes` instead of `grid`",
+            ),
+            None => Ok(()),
+        },
+        (None, _) => wrong("", "missing field `grid`".into(), "`grid` gives all weights one format, `bits` or `bytes` a budget"),
+        (Some("bits"), _) if section.has("bytes") => {
+            wrong("bytes", "`bits` and `bytes` are two budgets".into(), "leave one of them out")
+        }
+        (Some(budget), Some(key)) => {
+            let hint = "`choices` lists the schemes that a budget may use; an override with a `grid` fixes that of some weights";
+            wrong(key, format!("`{key}` and `{budget}` exclude each other"), hint)
+        }
+        (Some(_), None) => Ok(()),
+    }
+}
 
 impl Step for Quantize {
     fn kind(&self) -> &'static StepKind {
@@ -26,31 +57,54 @@ impl Step for Quantize {
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
-        let assignments = self.assign(&model.graph).map_err(refused)?;
-        calibrated::check(&model.graph, &assignments, model.calibrated)?;
+        let options = self.options(&model.graph).map_err(refused)?;
+        calibrated::check(&model.graph, &options.concat(), model.calibrated)?;
+        let assignments = match self.budget() {
+            None => options.into_iter().flatten().collect(),
+            Some(budget) => allocate::plan(self, budget, options, model)?,
+        };
+        let to = |a: &Assignment| if self.grid.is_some() { a.scheme.to_string() } else { allocate::describe(self, a) };
         let planned = assignments.iter().map(|a| PlannedTensor {
             name: a.name.clone(),
             dims: a.dims.to_vec(),
             from: model.graph.fact(a.id).encoding.to_string(),
-            to: a.scheme.to_string(),
+            to: to(a),
             bits_per_weight: a.scheme.bits_per_weight(a.dims),
             bytes: a.scheme.true_bits(a.dims).div_ceil(8),
-            memory: a.algorithm.memory(a.dims),
+            memory: a.algorithm.memory(a.dims) + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 },
         });
         let planned = planned.collect();
-        assignments.iter().for_each(|a| place(model, a));
+        assignments.iter().for_each(|a| place(&mut model.graph, a));
         Ok(planned)
     }
 
+    fn with_bits(&self, bits: f64) -> Option<Arc<dyn Step>> {
+        self.budget()?;
+        Some(Arc::new(Quantize { bits: Some(bits), bytes: None, ..self.clone() }))
+    }
+
+    fn allocate(&self, model: &Working, session: &Session<'_>) -> Result<Option<(AllocationReport, Vec<Digest>)>, StepError> {
+        let Some(budget) = self.budget() else { return Ok(None) };
+        let spent = allocate::run(self, budget, model, session)?;
+        Ok(Some((spent.report, spent.used)))
+    }
+
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let assignments = self.assign(&model.graph).map_err(refused)?;
+        let (assignments, mut used) = match self.budget() {
+            None => (self.assign(&model.graph).map_err(refused)?, Vec::new()),
+            Some(budget) => {
+                let spent = allocate::run(self, budget, model, session)?;
+                model.allocations.push(spent.report);
+                (spent.assignments, spent.used)
+            }
+        };
         if assignments.iter().any(|a| a.algorithm.needs() != Needs::Nothing) {
-            return calibrated::run(&assignments, model, session);
+            used.extend(calibrated::run(&assignments, model, session)?);
+            return Ok(used);
         }
         let total: usize = assignments.iter().map(|a| a.dims[0] * a.dims[1]).sum();
         session.observer.stage(&format!("{}: quantize", model.title), total as u64);
         let mut blobs = Blobs::default();
-        let mut used = Vec::new();
         let mut done = 0;
         for assignment in &assignments {
             session.check_interrupt()?;
@@ -60,7 +114,9 @@ impl Step for Quantize {
             let blob = session.unit(key(assignment, &*model.source)?, |to| {
                 quantize(assignment, &*model.source, Seen::default(), to, &progress)
             })?;
-            blobs.insert(&assignment.name, session.store, &blob, assignment.scheme, assignment.dims);
+            for name in assignment.names() {
+                blobs.insert(name, session.store, &blob, assignment.scheme, assignment.dims);
+            }
             used.push(blob);
             done += assignment.dims[0] * columns;
             progress(assignment.dims[0]);
@@ -74,15 +130,17 @@ impl Step for Quantize {
 pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<(), StepError> {
     for assignment in assignments {
         model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
-        place(model, assignment);
+        place(&mut model.graph, assignment);
     }
     model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
     Ok(())
 }
 
-/// The weight is now under its canonical name, in codes.
-fn place(model: &mut Working, assignment: &Assignment) {
-    model.graph.replace_weight(assignment.id, Encoding::Quantized(assignment.scheme), Expr::tensor(assignment.name.clone()));
+/// The weight, and what is tied to it, is now under its canonical name, in codes.
+pub(super) fn place(graph: &mut Graph, assignment: &Assignment) {
+    for id in assignment.ids() {
+        graph.replace_weight(id, Encoding::Quantized(assignment.scheme), Expr::tensor(assignment.name.clone()));
+    }
 }
 
 /// All that decides the bytes of a unit.

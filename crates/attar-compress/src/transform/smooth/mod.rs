@@ -12,7 +12,7 @@ mod smoothquant;
 use std::{borrow::Cow, collections::BTreeSet};
 
 use attar_graph::{Axis, BlockId, Expr, Graph, ValueId};
-use attar_tensor::{Scheme, Tail, ZeroPoint, nearest};
+use attar_tensor::{Scheme, nearest};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     Error, GridName, Grouping, Result, ScaleDtype, ScaleSearch, TailRule,
     error::{HAS_NO, NEEDS},
-    quantize::registered,
+    quantize::{registered, scheme},
 };
 
 /// A way to pick the scales of channels.
@@ -68,8 +68,8 @@ pub struct Smooth {
     #[serde(default)]
     pub grid: Option<GridName>,
     /// For `awq`: what will share a scale, as in `quantize`.
-    #[serde(default)]
-    pub group: Grouping,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Grouping>,
     /// For `awq`: what will be done where the group does not divide a row.
     #[serde(default)]
     pub tail: TailRule,
@@ -80,8 +80,8 @@ pub struct Smooth {
     #[serde(default)]
     pub scales: ScaleSearch,
     /// For `awq`: the format that scales will have.
-    #[serde(default)]
-    pub scale_dtype: ScaleDtype,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_dtype: Option<ScaleDtype>,
 }
 
 /// Scales for the channels of a site, and what they are worth.
@@ -189,16 +189,7 @@ impl Site {
 impl Smooth {
     /// How the weights will be quantized, for methods that ask.
     pub fn scheme(&self) -> Option<Scheme> {
-        Some(Scheme {
-            grid: self.grid?.0,
-            granularity: self.group.0,
-            zero: if self.asymmetric { ZeroPoint::Asymmetric } else { ZeroPoint::Symmetric },
-            scale: self.scale_dtype.into(),
-            tail: match self.tail {
-                TailRule::Error => Tail::Error,
-                TailRule::Short => Tail::Short,
-            },
-        })
+        Some(scheme(self.grid?, self.group, self.scale_dtype, self.asymmetric, self.tail))
     }
 
     /// The places to scale, in running order, if the settings and the graph allow it. Reads no weight.

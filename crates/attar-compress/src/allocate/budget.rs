@@ -1,0 +1,244 @@
+//! The settings of a budget.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use attar_tensor::Scheme;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A number of bytes: whole, or as text with a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+/// Powers of ten, as disks are sold, and powers of two.
+const UNITS: [(&str, u64); 8] = [
+    ("B", 1),
+    ("kB", 1000),
+    ("KB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+];
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Size, String> {
+        let wanted = || format!("`{text}` is not a size; write it as `60 MB`, with B, kB, MB, GB, KiB, MiB or GiB");
+        let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+        let (number, unit) = (text[..end].trim(), text[end..].trim());
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit || unit.is_empty() && *name == "B").ok_or_else(wanted)?;
+        let number: f64 = number.parse().map_err(|_| wanted())?;
+        let bytes = number * *factor as f64;
+        // Whole numbers of f64 end there.
+        if !(0.0..=9e15).contains(&bytes) { Err(wanted()) } else { Ok(Size(bytes as u64)) }
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number of bytes, or a size like `\"60 MB\"`")
+            }
+
+            fn visit_i64<E: de::Error>(self, n: i64) -> Result<Size, E> {
+                u64::try_from(n).map(Size).map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, n: u64) -> Result<Size, E> {
+                Ok(Size(n))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [{ "type": "integer", "minimum": 0 }, { "type": "string" }] })
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+/// A scheme by its text: `int4/g32/int6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice(pub Scheme);
+
+impl Serialize for Choice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Choice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Choice, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Choice).map_err(|e: attar_tensor::Error| {
+            let hint = e.hint().unwrap_or_else(|| "a scheme is written like `int4/g64` or `int4/g32/int6`".into());
+            de::Error::custom(format!("{e}; {hint}"))
+        })
+    }
+}
+
+impl JsonSchema for Choice {
+    fn schema_name() -> Cow<'static, str> {
+        "Choice".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string" })
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+/// Scales are small codes, so that a finer group costs little. The last fits rows of any width.
+const DEFAULT_CHOICES: [&str; 8] = [
+    "int2/g32/int6",
+    "int3/g64/int6",
+    "int3/g32/int6",
+    "int4/g64/int6",
+    "int4/g32/int6",
+    "int5/g64/int6",
+    "int6/g64/int6",
+    "int8/row",
+];
+
+/// What a budget chooses from if nothing is said: from 2.2 to 8 bits a weight.
+pub fn default_choices() -> Vec<Choice> {
+    DEFAULT_CHOICES.iter().map(|text| Choice(text.parse().expect("constants that the tests parse"))).collect()
+}
+
+/// How the loss of a choice is predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Sensitivity {
+    /// To second order, by gradients on the calibration text: nats of KL divergence a token.
+    Fisher,
+    /// Measured with one tensor quantized at a time, on the calibration text: nats of KL divergence a token. Slow.
+    Kl,
+    /// The squared error as a share of the weights' energy; no text is needed.
+    Weights,
+}
+
+impl Sensitivity {
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Sensitivity::Fisher => "fisher",
+            Sensitivity::Kl => "kl",
+            Sensitivity::Weights => "weights",
+        }
+    }
+
+    /// Whether its predictions are KL divergences.
+    pub fn is_divergence(self) -> bool {
+        self != Sensitivity::Weights
+    }
+}
+
+/// How much the weights may take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// True bits a weight, over the selected ones.
+    Bits(f64),
+    /// Bytes of the whole model.
+    Bytes(u64),
+}
+
+impl Budget {
+    /// The setting that says it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Budget::Bits(_) => "bits",
+            Budget::Bytes(_) => "bytes",
+        }
+    }
+
+    /// Bits for the selected `weights`, of which there are so many, beside the `rest` of the model, which takes so many
+    /// bits.
+    pub fn bits(self, weights: u64, rest: u64) -> u64 {
+        match self {
+            Budget::Bits(bits) => (bits * weights as f64).max(0.0) as u64,
+            Budget::Bytes(bytes) => bytes.saturating_mul(8).saturating_sub(rest),
+        }
+    }
+
+    /// As in a recipe: what would allow the selected `weights` so many `bits`, rounded up.
+    pub fn that_allows(self, bits: u64, weights: u64, rest: u64) -> String {
+        match self {
+            Budget::Bits(_) => format!("bits = {}", (bits as f64 / weights.max(1) as f64 * 1e4).ceil() / 1e4),
+            Budget::Bytes(_) => format!("bytes = {}", (bits + rest).div_ceil(8)),
+        }
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Budget::Bits(bits) => write!(f, "bits = {bits}"),
+            Budget::Bytes(bytes) => write!(f, "bytes = {bytes}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_units_of_ten_and_of_two() {
+        let sizes = [("60 MB", 60_000_000), ("1.5GiB", 3 << 29), ("17", 17), ("2 kB", 2000), ("0 B", 0)];
+        sizes.iter().for_each(|(text, bytes)| assert_eq!(text.parse(), Ok(Size(*bytes)), "{text}"));
+        for text in ["", "MB", "60 mb", "-1 MB", "nan", "1e300 GB", "6 0 MB"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_allow_some_bits_does() {
+        let (weights, rest, bits) = (1_000_003u64, 12_345u64, 3_456_789u64);
+        for budget in [Budget::Bits(1.0), Budget::Bytes(1)] {
+            let text = budget.that_allows(bits, weights, rest);
+            let number = text.split(" = ").nth(1).and_then(|number| number.parse::<f64>().ok());
+            let again = match budget {
+                Budget::Bits(_) => number.map(Budget::Bits),
+                Budget::Bytes(_) => number.map(|bytes| Budget::Bytes(bytes as u64)),
+            };
+            let allowed = again.map(|again| again.bits(weights, rest)).unwrap_or(0);
+            assert!(allowed >= bits && allowed < bits + 200, "{text}: {allowed}");
+        }
+    }
+
+    #[test]
+    fn default_choices_are_distinct_schemes_of_rising_size() {
+        let bits: Vec<f64> = default_choices().iter().map(|choice| choice.0.bits_per_weight([4096, 4096])).collect();
+        assert!(bits.windows(2).all(|pair| pair[0] < pair[1]), "{bits:?}");
+    }
+}

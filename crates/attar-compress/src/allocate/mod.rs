@@ -1,0 +1,12 @@
+//! Mixed precision under a budget: which weight gets which format.
+//!
+//! What a choice loses is predicted ([`Sensitivity`]), tensor by tensor; the predictions add up; [`solve`] finds the
+//! choices of least sum that fit the budget. [`Backward`] and [`Outputs`] give the predictions their gradients.
+
+mod budget;
+mod fisher;
+mod knapsack;
+
+pub use budget::{Budget, Choice, Sensitivity, Size, default_choices};
+pub use fisher::{Backward, Backwards, Outputs, Reads};
+pub use knapsack::{Cost, Solution, least_bits, most_bits, solve};

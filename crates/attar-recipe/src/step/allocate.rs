@@ -1,0 +1,433 @@
+//! Budgets of the step `quantize`: what every option of every weight loses, a unit each, and the best choices.
+//!
+//! Losses are those of one weight changed at a time in the model as it enters the step, with the codes that the step's
+//! own algorithm picks. Gradients come from the first calibration windows, second moments from the others, so that an
+//! algorithm is not judged on what it was fitted to.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use attar_compress::{
+    Assignment, Hessian, Needs, Quantize, Seen,
+    allocate::{Backward, Budget, Cost, Outputs, Reads, Sensitivity, least_bits, most_bits, solve},
+};
+use attar_eval::{Logits, Reference, Runner, Window};
+use attar_graph::{Graph, Inputs, SourceWeights, ValueId, Values, kernel::instruction_set};
+use attar_model::Model;
+use attar_tensor::{Blobs, Digest, Overlay, Source, TensorInfo};
+use candle_core::{Device, Tensor};
+
+use super::{
+    StepError,
+    calibrated::LANE,
+    quantize::{self, place, refused},
+};
+use crate::{AllocationReport, ChoiceReport, Error, model::Working, session::Session};
+
+/// Moves whenever the same input gives other predictions.
+const VERSION: u32 = 2;
+
+/// Tokens that gradients are taken on, and tokens that second moments are summed over, at most.
+const TAUGHT: usize = 4096;
+const SEEN: usize = 8192;
+
+/// Decides which labels are drawn from the model's predictions.
+const SEED: u64 = 0;
+
+/// A budget that was spent.
+pub(super) struct Spent {
+    pub(super) assignments: Vec<Assignment>,
+    pub(super) report: AllocationReport,
+    /// The blobs of the predictions.
+    pub(super) used: Vec<Digest>,
+}
+
+/// What the selected weights may take, and what else there is.
+struct Room {
+    budget: Budget,
+    /// Numbers in the selected weights.
+    weights: u64,
+    /// Bits of everything else.
+    rest: u64,
+}
+
+impl Room {
+    fn of(budget: Budget, options: &[Vec<Assignment>], graph: &Graph) -> Room {
+        let selected = |id: ValueId| options.iter().any(|options| options[0].is_of(id));
+        let mut seen = std::collections::HashSet::new();
+        let others = graph
+            .weights()
+            .filter(|(id, value, expr)| !selected(*id) && seen.insert(((*expr).clone(), value.fact.encoding.to_string())));
+        let bits = others.map(|(_, value, _)| {
+            TensorInfo { dims: value.fact.constant_dims().unwrap_or_default(), encoding: value.fact.encoding }.true_bits()
+        });
+        let rest = bits.sum();
+        Room { budget, weights: options.iter().map(|options| (options[0].dims[0] * options[0].dims[1]) as u64).sum(), rest }
+    }
+
+    fn capacity(&self) -> u64 {
+        self.budget.bits(self.weights, self.rest)
+    }
+
+    /// The choices of least loss.
+    fn spend(&self, costs: &[Vec<Cost>]) -> Result<attar_compress::allocate::Solution, StepError> {
+        solve(costs, self.capacity()).ok_or_else(|| {
+            refused(attar_compress::Error::BudgetTooSmall {
+                key: self.budget.key(),
+                budget: self.budget.to_string(),
+                least: self.budget.that_allows(least_bits(costs), self.weights, self.rest),
+            })
+        })
+    }
+
+    fn per_weight(&self, bits: u64) -> f64 {
+        bits as f64 / self.weights.max(1) as f64
+    }
+}
+
+fn costs(options: &[Vec<Assignment>], losses: &[Vec<f64>]) -> Vec<Vec<Cost>> {
+    let cost = |(a, loss): (&Assignment, &f64)| Cost { bits: a.scheme.true_bits(a.dims), loss: *loss };
+    options.iter().zip(losses).map(|(options, losses)| options.iter().zip(losses).map(cost).collect()).collect()
+}
+
+/// Whether the budget can be met and predictions can be made; and choices as they could be if all weights were alike.
+pub(super) fn plan(
+    settings: &Quantize,
+    budget: Budget,
+    options: Vec<Vec<Assignment>>,
+    model: &mut Working,
+) -> Result<Vec<Assignment>, StepError> {
+    sensitivity(settings, model.calibrated)?;
+    let even = |a: &Assignment| (a.dims[0] * a.dims[1]) as f64 * 4f64.powf(-a.scheme.bits_per_weight(a.dims));
+    let losses: Vec<Vec<f64>> = options.iter().map(|options| options.iter().map(even).collect()).collect();
+    let solution = Room::of(budget, &options, &model.graph).spend(&costs(&options, &losses))?;
+    let most = options.iter().map(Vec::len).max().unwrap_or(0);
+    for at in 0..most {
+        let mut graph = model.graph.clone();
+        options.iter().for_each(|options| place(&mut graph, &options[at.min(options.len() - 1)]));
+        model.possible.push(graph);
+    }
+    Ok(options.into_iter().zip(solution.choices).map(|(mut options, at)| options.swap_remove(at)).collect())
+}
+
+/// What a weight of an even plan becomes, for people.
+pub(super) fn describe(settings: &Quantize, assignment: &Assignment) -> String {
+    let budget = settings.budget().map(|budget| budget.to_string()).unwrap_or_default();
+    format!("about {}, by `{budget}`", assignment.scheme)
+}
+
+/// Bytes of memory that judging a weight takes beside quantizing it: what it is, what it becomes, and the difference.
+pub(super) fn memory([rows, columns]: [usize; 2]) -> u64 {
+    let tokens = (TAUGHT + SEEN) as u64;
+    12 * (rows * columns) as u64 + 4 * tokens * 8 * columns as u64
+}
+
+/// How losses are predicted: as asked for, or as well as the recipe allows.
+fn sensitivity(settings: &Quantize, calibrated: bool) -> Result<Sensitivity, StepError> {
+    match settings.sensitivity {
+        Some(asked) if asked.is_divergence() && !calibrated => {
+            let message =
+                format!("`sensitivity = \"{}\"` looks at activations, and the recipe has no text for that", asked.name());
+            let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+            Err(StepError { key: Some("sensitivity".into()), error: Error::recipe(message).hint(hint) })
+        }
+        Some(asked) => Ok(asked),
+        None if calibrated => Ok(Sensitivity::Fisher),
+        None => Ok(Sensitivity::Weights),
+    }
+}
+
+/// Predicts what every option loses, and chooses.
+pub(super) fn run(settings: &Quantize, budget: Budget, model: &Working, session: &Session<'_>) -> Result<Spent, StepError> {
+    let options = settings.options(&model.graph).map_err(refused)?;
+    let sensitivity = sensitivity(settings, session.calibration.is_some())?;
+    let room = Room::of(budget, &options, &model.graph);
+    let (losses, used) = Judge::new(sensitivity, &options, model, session)?.losses()?;
+    let costs = costs(&options, &losses);
+    let solution = room.spend(&costs)?;
+    if settings.sensitivity.is_none() && sensitivity == Sensitivity::Weights {
+        session.observer.note("without `[data.calibration]` a budget is spent by the error of the weights alone");
+    }
+    let chosen =
+        || options.iter().zip(&losses).zip(&solution.choices).map(|((options, losses), at)| (&options[*at], losses[*at]));
+    let choice = |(a, loss): (&Assignment, f64)| ChoiceReport {
+        name: a.name.clone(),
+        scheme: a.scheme.to_string(),
+        bits_per_weight: a.scheme.bits_per_weight(a.dims),
+        predicted: loss,
+    };
+    let report = AllocationReport {
+        budget: budget.to_string(),
+        sensitivity: sensitivity.name().into(),
+        allowed: room.per_weight(room.capacity()),
+        bits_per_weight: room.per_weight(solution.bits),
+        bytes: (solution.bits + room.rest).div_ceil(8),
+        range: [room.per_weight(least_bits(&costs)), room.per_weight(most_bits(&costs))],
+        predicted: solution.loss,
+        divergence: sensitivity.is_divergence(),
+        optimal: solution.optimal,
+        choices: chosen().map(choice).collect(),
+    };
+    Ok(Spent { assignments: chosen().map(|(a, _)| a.clone()).collect(), report, used })
+}
+
+/// One prediction: what a use of a weight loses under an option.
+struct Part {
+    /// Which weight, and which of its options.
+    weight: usize,
+    option: usize,
+    /// The value that is read there: the weight's own, or one that is tied to it.
+    value: ValueId,
+    key: Digest,
+}
+
+/// Predicts losses.
+struct Judge<'a> {
+    sensitivity: Sensitivity,
+    options: &'a [Vec<Assignment>],
+    graph: &'a Graph,
+    source: Arc<dyn Source>,
+    session: &'a Session<'a>,
+    title: &'a str,
+    parts: Vec<Part>,
+    losses: Vec<Vec<f64>>,
+    used: Vec<Digest>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(
+        sensitivity: Sensitivity,
+        options: &'a [Vec<Assignment>],
+        model: &'a Working,
+        session: &'a Session<'a>,
+    ) -> Result<Judge<'a>, StepError> {
+        let (graph, source) = (&model.graph, model.source.clone());
+        let losses = options.iter().map(|options| vec![0.0; options.len()]).collect();
+        let mut judge = Judge {
+            sensitivity,
+            options,
+            graph,
+            source,
+            session,
+            title: &model.title,
+            parts: Vec::new(),
+            losses,
+            used: Vec::new(),
+        };
+        judge.parts = judge.all_parts()?;
+        Ok(judge)
+    }
+
+    fn all_parts(&self) -> Result<Vec<Part>, StepError> {
+        let all = self.whole_key()?;
+        let mut parts = Vec::new();
+        for (weight, options) in self.options.iter().enumerate() {
+            for (option, assignment) in options.iter().enumerate() {
+                let own = quantize::key(assignment, &*self.source)?;
+                for value in self.judged(assignment) {
+                    let name = self.graph.get(value).name.as_bytes();
+                    let key = Digest::of_parts([all.as_bytes().as_slice(), own.as_bytes(), name]);
+                    parts.push(Part { weight, option, value, key });
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Where a weight is judged: to second order wherever it is read, or else once, at the last of its uses, for that is
+    /// where a head sees its inputs.
+    fn judged(&self, assignment: &Assignment) -> Vec<ValueId> {
+        match self.sensitivity {
+            Sensitivity::Fisher => assignment.ids().collect(),
+            _ => assignment.ids().last().into_iter().collect(),
+        }
+    }
+
+    /// Whether activations are looked at.
+    fn sees(&self) -> bool {
+        let needs = |a: &Assignment| a.algorithm.needs() != Needs::Nothing;
+        self.sensitivity.is_divergence() || self.options.iter().flatten().any(needs)
+    }
+
+    /// What decides every prediction.
+    fn whole_key(&self) -> Result<Digest, StepError> {
+        let kind = format!("sensitivity {} {VERSION} {SEED}", self.sensitivity.name());
+        let mut parts = vec![Digest::of(kind.as_bytes())];
+        if self.sees() {
+            parts.push(super::calibrated::first_key(self.graph, self.session.calibration.unwrap_or_default()));
+            parts.push(Digest::of(instruction_set().as_bytes()));
+            for (_, _, expr) in self.graph.weights() {
+                parts.push(expr.digest(&*self.source)?);
+            }
+        }
+        Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
+    }
+
+    /// By weight and option, and the blobs they are in.
+    fn losses(mut self) -> Result<(Vec<Vec<f64>>, Vec<Digest>), StepError> {
+        let mut open = Vec::new();
+        for part in std::mem::take(&mut self.parts) {
+            match self.session.done(&part.key)? {
+                Some(blob) => self.take(&part, blob)?,
+                None => open.push(part),
+            }
+        }
+        if !open.is_empty() {
+            self.session.observer.stage(&format!("{}: {} sensitivity", self.title, self.sensitivity.name()), open.len() as u64);
+            if self.sees() { self.walk(open)? } else { self.weigh(open)? }
+        }
+        Ok((self.losses, self.used))
+    }
+
+    fn take(&mut self, part: &Part, blob: Digest) -> Result<(), Error> {
+        let path = self.session.store.path(&blob);
+        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
+        let loss: f64 =
+            serde_json::from_slice(&text).map_err(|e| Error::input("a prediction in the store cannot be read").because(&e))?;
+        self.losses[part.weight][part.option] += loss;
+        self.used.push(blob);
+        Ok(())
+    }
+
+    fn note(&mut self, part: &Part, loss: f64) -> Result<(), Error> {
+        let blob = self.session.unit(part.key, |to| {
+            serde_json::to_writer(to, &loss).map_err(|e| attar_tensor::Error::from(std::io::Error::from(e)).into())
+        })?;
+        self.take(part, blob)
+    }
+
+    /// Without activations.
+    fn weigh(&mut self, open: Vec<Part>) -> Result<(), StepError> {
+        for (at, part) in open.iter().enumerate() {
+            self.session.check_interrupt()?;
+            let candidate = self.candidate(part, None)?;
+            self.note(part, candidate.noise()?)?;
+            self.session.observer.advance(at as u64 + 1, &candidate.assignment.name);
+        }
+        Ok(())
+    }
+
+    /// From the last block to the first.
+    fn walk(&mut self, open: Vec<Part>) -> Result<(), StepError> {
+        let windows = self.session.calibration.unwrap_or_default();
+        let (taught, seen) = split(windows);
+        let wanted = |id: ValueId| open.iter().any(|part| part.value == id);
+        let below = SourceWeights(self.source.clone());
+        let graph = self.graph;
+        let back = Backward { graph, weights: &below, wanted: &wanted, seed: SEED };
+        let mut back = back.start(lanes(graph, taught)?, lanes(graph, seen)?)?;
+        let base = self.session.base.with(graph.clone(), self.source.clone());
+        let text: Vec<Window> = taught.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
+        let runner = Reference::new(&base);
+        let mut exact = Exact { base: &base, windows: &text, logits: runner.start(&text, &|_, _| {})? };
+        let (mut done, mut moments) = (0, BTreeMap::new());
+        while let Some((_, outputs)) = back.step()? {
+            for part in open.iter().filter(|part| outputs.reads.contains_key(&part.value)) {
+                self.session.check_interrupt()?;
+                // What is tied to a head has no inputs of its own.
+                if let Some(hessian) = outputs.hessian(part.value).filter(|_| !self.options[part.weight][0].tied.is_empty()) {
+                    moments.entry(part.weight).or_insert_with(|| hessian.clone());
+                }
+                let hessian = outputs.hessian(part.value).or(moments.get(&part.weight));
+                let candidate = self.candidate(part, hessian)?;
+                let loss = match self.sensitivity {
+                    Sensitivity::Fisher => candidate.divergence(part.value, &outputs)?,
+                    Sensitivity::Kl => exact.divergence(&candidate)?,
+                    Sensitivity::Weights => candidate.noise()?,
+                };
+                self.note(part, loss)?;
+                done += 1;
+                self.session.observer.advance(done, &candidate.assignment.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// The weight of a part, quantized.
+    fn candidate(&self, part: &Part, hessian: Option<&Hessian>) -> Result<Candidate<'a>, StepError> {
+        let assignment = &self.options[part.weight][part.option];
+        let path = self.session.store.root().join("partial").join("candidate");
+        attar_tensor::write_atomically(&path, |to| quantize::quantize(assignment, &*self.source, Seen { hessian }, to, &|_| {}))?;
+        Ok(Candidate { assignment, graph: self.graph, source: self.source.clone(), path })
+    }
+}
+
+/// The windows for gradients and those for second moments.
+fn split(windows: &[Vec<u32>]) -> (&[Vec<u32>], &[Vec<u32>]) {
+    let length = windows.first().map_or(1, Vec::len).max(1);
+    let taught = (TAUGHT / length).clamp(1, windows.len().div_ceil(2).max(1)).min(windows.len());
+    let seen = (SEEN / length).min(windows.len() - taught);
+    (&windows[..taught], &windows[taught..taught + seen])
+}
+
+fn lanes(graph: &Graph, windows: &[Vec<u32>]) -> Result<Vec<Values>, StepError> {
+    let length = windows.first().map_or(1, Vec::len).max(1);
+    let lane = |windows: &[Vec<u32>]| {
+        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
+    };
+    windows.chunks((LANE / length).max(1)).map(lane).collect()
+}
+
+/// A quantized weight that nothing is decided about.
+struct Candidate<'a> {
+    assignment: &'a Assignment,
+    graph: &'a Graph,
+    source: Arc<dyn Source>,
+    path: PathBuf,
+}
+
+impl Candidate<'_> {
+    fn blobs(&self) -> Blobs {
+        let (a, mut blobs) = (self.assignment, Blobs::default());
+        a.names().for_each(|name| blobs.insert_file(name, self.path.clone(), a.scheme, a.dims));
+        blobs
+    }
+
+    /// Squared error as a share of the weights' energy.
+    fn noise(&self) -> Result<f64, Error> {
+        let damage = self.blobs().damage(&self.assignment.name)?;
+        Ok(if damage.energy > 0.0 { damage.squared_error / damage.energy } else { 0.0 })
+    }
+
+    /// To second order, a token.
+    fn divergence(&self, value: ValueId, outputs: &Outputs) -> Result<f64, Error> {
+        let (weight, change) = self.change()?;
+        let (mut sum, mut tokens) = (0.0, 0);
+        for reads in outputs.reads.get(&value).into_iter().flatten() {
+            let (more, of) = Reads::divergence(reads, &weight, &change)?;
+            (sum, tokens) = (sum + more, tokens + of);
+        }
+        Ok(sum / tokens.max(1) as f64)
+    }
+
+    /// The weight `[rows, columns]`, and what is added to it.
+    fn change(&self) -> Result<(Tensor, Tensor), Error> {
+        let dims = self.assignment.dims;
+        let (mut original, mut quantized) = (vec![0.0; dims[0] * dims[1]], vec![0.0; dims[0] * dims[1]]);
+        self.assignment.expr.read(&*self.source, 0..dims[0], &mut original)?;
+        self.blobs().read(&self.assignment.name, 0..dims[0], &mut quantized)?;
+        quantized.iter_mut().zip(&original).for_each(|(q, w)| *q -= w);
+        let tensor = |values| Tensor::from_vec(values, (dims[0], dims[1]), &Device::Cpu).map_err(attar_graph::Error::from);
+        Ok((tensor(original)?, tensor(quantized)?))
+    }
+}
+
+/// Measures divergences.
+struct Exact<'a> {
+    base: &'a Model,
+    windows: &'a [Window],
+    logits: Box<dyn Logits + 'a>,
+}
+
+impl Exact<'_> {
+    /// Of the model with one weight quantized, a token.
+    fn divergence(&mut self, candidate: &Candidate<'_>) -> Result<f64, Error> {
+        let mut graph = candidate.graph.clone();
+        place(&mut graph, candidate.assignment);
+        let model = self.base.with(graph, Arc::new(Overlay::new(Arc::new(candidate.blobs()), candidate.source.clone())));
+        let runner = Reference::new(&model);
+        let mut logits = runner.start(self.windows, &|_, _| {})?;
+        let measured = attar_eval::compare(self.windows, &mut *self.logits, &mut *logits, None, &|_, _| {})?;
+        Ok(measured.against_base.map_or(0.0, |base| base.kl_mean.value))
+    }
+}
