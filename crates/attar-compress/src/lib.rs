@@ -14,7 +14,7 @@ mod quantize;
 mod scale;
 mod transform;
 
-pub use calibrate::{Calibration, Hessian};
+pub use calibrate::{Calibration, Drift, Hessian};
 pub use error::{Error, Result};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{

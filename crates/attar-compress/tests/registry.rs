@@ -137,7 +137,7 @@ fn quantize_seen(
     let hessian = statistics.hessian(weights.dims[1]);
     let mut bytes = Vec::new();
     let writer = BlobWriter::new(&mut bytes, scheme, weights.dims).unwrap();
-    let damage = quantizer.quantize(weights, Seen { hessian: Some(&hessian) }, scheme, search, writer, &|_| {})?;
+    let damage = quantizer.quantize(weights, Seen { hessian: Some(&hessian), drift: None }, scheme, search, writer, &|_| {})?;
     Ok((bytes, damage))
 }
 
@@ -260,7 +260,7 @@ fn progress_ends_at_the_last_row_and_never_goes_back() {
         let mut bytes = Vec::new();
         let writer = BlobWriter::new(&mut bytes, scheme, LARGE).unwrap();
         let progress = |rows| told.lock().unwrap().push(rows);
-        quantizer.quantize(weights, Seen { hessian: Some(&hessian) }, scheme, search, writer, &progress).unwrap();
+        quantizer.quantize(weights, Seen { hessian: Some(&hessian), drift: None }, scheme, search, writer, &progress).unwrap();
         let told = told.into_inner().unwrap();
         assert!(told.is_sorted() && told.last() == Some(&LARGE[0]), "{what}: {told:?}");
     });
