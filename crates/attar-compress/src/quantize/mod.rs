@@ -2,6 +2,7 @@
 
 mod config;
 mod gptq;
+mod hqq;
 mod rtn;
 
 use std::ops::Range;
@@ -66,7 +67,7 @@ pub trait Quantizer: Sync {
 }
 
 /// Every algorithm, in the order of the documentation.
-pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn, &gptq::Gptq];
+pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn, &hqq::Hqq, &gptq::Gptq];
 
 /// Refuses weights that are not finite. `first` is the first row of `values`.
 fn check_finite(weights: &dyn WeightRows, first: usize, values: &[f32]) -> Result<()> {

@@ -26,5 +26,6 @@ pub(super) static NVFP4: Table = Table::of_groups("nvfp4", 4, &E2M1, 16, ScaleFo
 /// Floats with 4 bits of exponent and 3 of mantissa.
 pub(super) static FP8_E4M3: Table = Table::new("fp8_e4m3", 8, &E4M3);
 
-/// Floats with 5 bits of exponent and 2 of mantissa.
-pub(super) static FP8_E5M2: Table = Table::new("fp8_e5m2", 8, &E5M2);
+/// Floats with 5 bits of exponent and 2 of mantissa. The extreme of a group becomes 448: the binades above would only make
+/// scales small, and what is small has 2^-16 below it.
+pub(super) static FP8_E5M2: Table = Table::reaching("fp8_e5m2", 8, &E5M2, 448.0);

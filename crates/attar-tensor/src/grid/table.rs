@@ -22,6 +22,8 @@ pub(crate) struct Table {
     values: &'static [f32],
     requires: Requires,
     learned: bool,
+    /// The value that the extreme of a group becomes, if it is not the largest.
+    reach: Option<f32>,
     sorted: OnceLock<Sorted>,
 }
 
@@ -47,6 +49,12 @@ impl Table {
         Table::with(name, bits, values, Some(group), Scales::Exactly(scale), false)
     }
 
+    /// Groups reach to `reach` of the values `values`, and no farther: a scale must not become too small for its format.
+    pub(crate) const fn reaching(name: &'static str, bits: u32, values: &'static [f32], reach: f32) -> Table {
+        let requires = Requires { group: None, scale: Scales::Any, symmetric: true };
+        Table { name, bits, values, requires, learned: false, reach: Some(reach), sorted: OnceLock::new() }
+    }
+
     const fn with(
         name: &'static str,
         bits: u32,
@@ -56,7 +64,7 @@ impl Table {
         learned: bool,
     ) -> Table {
         let requires = Requires { group, scale, symmetric: true };
-        Table { name, bits, values, requires, learned, sorted: OnceLock::new() }
+        Table { name, bits, values, requires, learned, reach: None, sorted: OnceLock::new() }
     }
 
     fn sorted(&self) -> &Sorted {
@@ -193,7 +201,7 @@ impl Grid for Table {
         let scale = match () {
             _ if self.requires.scale == Scales::Exactly(ScaleFormat::E8m0) => microscaling(extreme.abs(), above),
             _ if below > above => -extreme / below,
-            _ => extreme.abs() / above,
+            _ => extreme.abs() / self.reach.unwrap_or(above),
         };
         Fit { scale, zero: self.middle(), table: if self.learned { self.values } else { &[] } }
     }
