@@ -53,6 +53,7 @@ impl Minifloat {
     }
 
     /// The code of the nearest finite number; halves go to the even code.
+    #[inline]
     pub fn nearest(self, value: f32) -> u8 {
         let sign = if value.is_sign_negative() { self.sign() } else { 0 };
         let magnitude = value.abs().min(self.largest());
