@@ -3,6 +3,7 @@
 mod config;
 mod gptaq;
 mod gptq;
+mod hqq;
 mod rtn;
 
 use std::ops::Range;
@@ -72,7 +73,7 @@ pub trait Quantizer: Sync {
 }
 
 /// Every algorithm, in the order of the documentation.
-pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn, &gptq::Gptq, &gptaq::Gptaq];
+pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn, &hqq::Hqq, &gptq::Gptq, &gptaq::Gptaq];
 
 /// Refuses weights that are not finite. `first` is the first row of `values`.
 fn check_finite(weights: &dyn WeightRows, first: usize, values: &[f32]) -> Result<()> {

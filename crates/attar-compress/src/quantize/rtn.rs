@@ -6,7 +6,7 @@ use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme
 use rayon::prelude::*;
 
 use super::{Needs, Quantizer, Seen, WeightRows, check_finite};
-use crate::{Error, Result, ScaleSearch, Shared, distribution::Histogram, row_fits, scale::range};
+use crate::{Error, Result, RowFits, ScaleSearch, Shared, distribution::Histogram, row_fits, scale::range};
 
 /// Round to nearest.
 pub(super) struct Rtn;
@@ -41,35 +41,47 @@ impl Quantizer for Rtn {
         _: Seen<'_>,
         scheme: Scheme,
         search: ScaleSearch,
-        mut to: BlobWriter<'_>,
+        to: BlobWriter<'_>,
         rows_done: &(dyn Fn(usize) + Sync),
     ) -> Result<Damage> {
-        let columns = weights.dims()[1];
-        let shared = shared(weights, &scheme, search)?;
-        let mut damage = Damage::default();
-        in_pieces(weights, |first, values| {
-            let step = (PART / columns.max(1)).max(1);
-            let parts = values.par_chunks((step * columns).max(1)).enumerate();
-            let parts: Vec<Part> = parts
-                .map(|(at, values)| {
-                    let refused = |(row, columns, source)| {
-                        let row = first + at * step + row;
-                        Error::Scale { weight: weights.name().into(), rows: row..row + 1, columns, source }
-                    };
-                    rows(values, columns, &scheme, search, &shared).map_err(refused)
-                })
-                .collect::<Result<_>>()?;
-            for part in parts {
-                damage.squared_error += part.damage.squared_error;
-                damage.energy += part.damage.energy;
-                to.append(&part.rows).map_err(attar_tensor::Error::from)?;
-            }
-            rows_done(first + values.len() / columns.max(1));
-            Ok(())
-        })?;
-        to.finish(damage).map_err(attar_tensor::Error::from)?;
-        Ok(damage)
+        by_rows(weights, scheme, search, to, rows_done, |scheme, search, shared, row| row_fits(scheme, search, shared, row, None))
     }
+}
+
+/// Chooses the scales of each row by `fits`, and rounds to nearest under them.
+pub(super) fn by_rows(
+    weights: &dyn WeightRows,
+    scheme: Scheme,
+    search: ScaleSearch,
+    mut to: BlobWriter<'_>,
+    rows_done: &(dyn Fn(usize) + Sync),
+    fits: impl Fn(&Scheme, ScaleSearch, &Shared, &[f32]) -> Result<RowFits, crate::Refusal> + Sync,
+) -> Result<Damage> {
+    let columns = weights.dims()[1];
+    let shared = shared(weights, &scheme, search)?;
+    let mut damage = Damage::default();
+    in_pieces(weights, |first, values| {
+        let step = (PART / columns.max(1)).max(1);
+        let parts = values.par_chunks((step * columns).max(1)).enumerate();
+        let parts: Vec<Part> = parts
+            .map(|(at, values)| {
+                let refused = |(row, columns, source)| {
+                    let row = first + at * step + row;
+                    Error::Scale { weight: weights.name().into(), rows: row..row + 1, columns, source }
+                };
+                rows(values, columns, &scheme, &|row| fits(&scheme, search, &shared, row)).map_err(refused)
+            })
+            .collect::<Result<_>>()?;
+        for part in parts {
+            damage.squared_error += part.damage.squared_error;
+            damage.energy += part.damage.energy;
+            to.append(&part.rows).map_err(attar_tensor::Error::from)?;
+        }
+        rows_done(first + values.len() / columns.max(1));
+        Ok(())
+    })?;
+    to.finish(damage).map_err(attar_tensor::Error::from)?;
+    Ok(damage)
 }
 
 /// Some rows, done.
@@ -78,10 +90,13 @@ struct Part {
     damage: Damage,
 }
 
+/// Chooses the scales of a row.
+type FitsOfRow<'a> = dyn Fn(&[f32]) -> Result<RowFits, crate::Refusal> + Sync + 'a;
+
 /// Row and columns of a group whose scale cannot be stored, and why.
 type Refusal = (usize, Range<usize>, attar_tensor::Error);
 
-fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, shared: &Shared) -> Result<Part, Refusal> {
+fn rows(values: &[f32], columns: usize, scheme: &Scheme, fits: &FitsOfRow<'_>) -> Result<Part, Refusal> {
     let size = scheme.group(columns).max(1);
     let mut all = QuantizedTensor::empty(*scheme, columns);
     all.codes.reserve(values.len() / columns.max(1) * scheme.grid.packing().row_bytes(columns));
@@ -89,7 +104,7 @@ fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, sh
     let mut codes = vec![0; columns];
     for (at, row) in values.chunks(columns.max(1)).enumerate() {
         let (mut error, mut energy) = (0.0f64, 0.0f64);
-        let fits = row_fits(scheme, search, shared, row, None).map_err(|(columns, source)| (at, columns, source))?;
+        let fits = fits(row).map_err(|(columns, source)| (at, columns, source))?;
         for (number, (group, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
             let fit = fits.fit(number);
             scheme.grid.encode(group, fit, codes);

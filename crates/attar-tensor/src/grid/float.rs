@@ -24,7 +24,8 @@ pub(super) static MXFP4: Table = Table::of_groups("mxfp4", 4, &E2M1, 32, ScaleFo
 pub(super) static NVFP4: Table = Table::of_groups("nvfp4", 4, &E2M1, 16, ScaleFormat::E4m3);
 
 /// Floats with 4 bits of exponent and 3 of mantissa.
-pub(super) static FP8_E4M3: Table = Table::new("fp8_e4m3", 8, &E4M3);
+pub(super) static FP8_E4M3: Table = Table::of_floats("fp8_e4m3", &E4M3, Minifloat::E4M3, 448.0);
 
-/// Floats with 5 bits of exponent and 2 of mantissa.
-pub(super) static FP8_E5M2: Table = Table::new("fp8_e5m2", 8, &E5M2);
+/// Floats with 5 bits of exponent and 2 of mantissa. The extreme of a group becomes 448: the binades above would only make
+/// scales small, and what is small has 2^-16 below it.
+pub(super) static FP8_E5M2: Table = Table::of_floats("fp8_e5m2", &E5M2, Minifloat::E5M2, 448.0);

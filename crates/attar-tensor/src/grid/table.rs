@@ -6,12 +6,12 @@
 use std::sync::OnceLock;
 
 use super::{Fit, Grid, Levels, Requires, Scales};
-use crate::ScaleFormat;
+use crate::{Minifloat, ScaleFormat};
 
 /// Partial sums: as many as the widest vector has lanes, so that every machine adds in the same order.
 const LANES: usize = 16;
 
-/// Values up to which a table is compared with each of them, and above which it is searched in halves.
+/// The most values that are compared one by one. Larger tables are those of floats, whose codes can be computed.
 const SMALL: usize = 16;
 
 /// A grid with a table.
@@ -22,6 +22,8 @@ pub(crate) struct Table {
     values: &'static [f32],
     requires: Requires,
     learned: bool,
+    /// The format that the codes are of, and the value that the extreme of a group becomes.
+    float: Option<(Minifloat, f32)>,
     sorted: OnceLock<Sorted>,
 }
 
@@ -47,6 +49,12 @@ impl Table {
         Table::with(name, bits, values, Some(group), Scales::Exactly(scale), false)
     }
 
+    /// Floats of 8 bits. Groups reach to `reach`, and no farther: a scale must not become too small for its own format.
+    pub(crate) const fn of_floats(name: &'static str, values: &'static [f32; 256], float: Minifloat, reach: f32) -> Table {
+        let requires = Requires { group: None, scale: Scales::Any, symmetric: true };
+        Table { name, bits: 8, values, requires, learned: false, float: Some((float, reach)), sorted: OnceLock::new() }
+    }
+
     const fn with(
         name: &'static str,
         bits: u32,
@@ -56,7 +64,17 @@ impl Table {
         learned: bool,
     ) -> Table {
         let requires = Requires { group, scale, symmetric: true };
-        Table { name, bits, values, requires, learned, sorted: OnceLock::new() }
+        Table { name, bits, values, requires, learned, float: None, sorted: OnceLock::new() }
+    }
+
+    fn float_error(&self, float: Minifloat, values: &[f32], scale: f32) -> f32 {
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let mut sums = [0.0f32; LANES];
+        for (at, value) in values.iter().enumerate() {
+            let difference = value - self.values[usize::from(float_code(float, value * inverse))] * scale;
+            sums[at % LANES] += difference * difference;
+        }
+        sums.iter().sum()
     }
 
     fn sorted(&self) -> &Sorted {
@@ -98,18 +116,9 @@ impl Sorted {
         }
     }
 
-    /// How many thresholds lie below `value`.
-    fn rank(&self, value: f32) -> usize {
-        self.thresholds.partition_point(|threshold| *threshold < value)
-    }
-
     #[inline(always)]
     fn encode_all(&self, values: &[f32], scale: f32, codes: &mut [u8]) {
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        if self.values.len() > SMALL {
-            codes.iter_mut().zip(values).for_each(|(code, value)| *code = self.codes[self.rank(value * inverse)]);
-            return;
-        }
         for (codes, values) in codes.chunks_mut(LANES).zip(values.chunks(LANES)) {
             let (mut scaled, mut ranks) = ([0.0f32; LANES], [0u32; LANES]);
             scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = value * inverse);
@@ -125,14 +134,6 @@ impl Sorted {
     #[inline(always)]
     fn error_all(&self, values: &[f32], scale: f32) -> f32 {
         let mut sums = [0.0f32; LANES];
-        if self.values.len() > SMALL {
-            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-            for (at, value) in values.iter().enumerate() {
-                let difference = value - self.values[self.rank(value * inverse)] * scale;
-                sums[at % LANES] += difference * difference;
-            }
-            return sums.iter().sum();
-        }
         let mut points = [0.0f32; SMALL];
         points.iter_mut().zip(&self.values).for_each(|(point, value)| *point = value * scale);
         let points = &points[..self.values.len()];
@@ -193,7 +194,7 @@ impl Grid for Table {
         let scale = match () {
             _ if self.requires.scale == Scales::Exactly(ScaleFormat::E8m0) => microscaling(extreme.abs(), above),
             _ if below > above => -extreme / below,
-            _ => extreme.abs() / above,
+            _ => extreme.abs() / self.float.map_or(above, |(_, reach)| reach),
         };
         Fit { scale, zero: self.middle(), table: if self.learned { self.values } else { &[] } }
     }
@@ -207,6 +208,11 @@ impl Grid for Table {
         debug_assert_eq!(values.len(), codes.len());
         if let ([value], [code], true) = (values, &mut *codes, self.learned) {
             *code = nearest(*value, fit);
+            return;
+        }
+        if let Some((float, _)) = self.float {
+            let inverse = if fit.scale == 0.0 { 0.0 } else { 1.0 / fit.scale };
+            codes.iter_mut().zip(values).for_each(|(code, value)| *code = float_code(float, value * inverse));
             return;
         }
         self.look(fit, |sorted| {
@@ -228,6 +234,9 @@ impl Grid for Table {
     }
 
     fn error(&self, values: &[f32], fit: Fit<'_>) -> f32 {
+        if let Some((float, _)) = self.float {
+            return self.float_error(float, values, fit.scale);
+        }
         self.look(fit, |sorted| {
             #[cfg(target_arch = "x86_64")]
             if is_x86_feature_detected!("avx2") {
@@ -236,6 +245,15 @@ impl Grid for Table {
             }
             sorted.error_all(values, fit.scale)
         })
+    }
+}
+
+/// The nearest code; zero has one.
+#[inline(always)]
+fn float_code(float: Minifloat, value: f32) -> u8 {
+    match float.nearest(value) {
+        0x80 => 0,
+        code => code,
     }
 }
 
