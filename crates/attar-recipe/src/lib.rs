@@ -28,7 +28,7 @@ pub use lock::{Lock, LockMode};
 pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
-pub use report::{ArtifactReport, EvalReport, ModelReport, Report, Table, TensorReport, VariantReport, bytes};
+pub use report::{ActivationReport, ArtifactReport, EvalReport, ModelReport, Report, Table, TensorReport, VariantReport, bytes};
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};
 pub use task::{EvalTask, RunnerKind};

@@ -6,6 +6,8 @@ use attar_graph::Graph;
 use attar_model::Model;
 use attar_tensor::{Damage, Source};
 
+use crate::ActivationReport;
+
 /// Graph and weights as the steps so far left them.
 pub struct Working {
     /// For progress and messages.
@@ -16,6 +18,8 @@ pub struct Working {
     pub(crate) source: Arc<dyn Source>,
     /// What quantization did, by canonical name.
     pub(crate) damage: BTreeMap<String, Damage>,
+    /// Values that are in integers, in running order.
+    pub(crate) activations: Vec<ActivationReport>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
 }
@@ -27,6 +31,7 @@ impl Working {
             graph: model.graph.clone(),
             source: model.source.clone(),
             damage: BTreeMap::new(),
+            activations: Vec::new(),
             calibrated,
         }
     }

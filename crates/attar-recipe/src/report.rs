@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Version of the report's JSON.
 pub(crate) const FORMAT: u32 = 1;
 
+/// Activations that the text of a report shows of each variant.
+const WORST: usize = 10;
+
 /// What a run found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -54,6 +57,9 @@ pub struct VariantReport {
     pub quantized_bits_per_weight: f64,
     /// Every weight that a step changed, in the graph's order.
     pub tensors: Vec<TensorReport>,
+    /// Every activation that is in integers, the one with the least signal to noise first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub activations: Vec<ActivationReport>,
     /// What was written.
     pub artifacts: Vec<ArtifactReport>,
 }
@@ -70,6 +76,22 @@ pub struct TensorReport {
     /// Codes, scales and zeros.
     pub bits_per_weight: f64,
     /// Signal to quantization noise in decibels; absent when nothing was lost.
+    pub snr_db: Option<f64>,
+}
+
+/// What became of one activation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActivationReport {
+    /// The value's name in the graph.
+    pub name: String,
+    /// Size of its last dimension.
+    pub width: usize,
+    /// Codes, and what shares a scale: `int8/token`, `int8/tensor/asymmetric`, …
+    pub encoding: String,
+    /// Weights of the linear layers that read it, or the cache.
+    pub feeds: Vec<String>,
+    /// Signal to rounding noise on the calibration text in decibels; absent where there is no such text, or no noise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snr_db: Option<f64>,
 }
 
@@ -101,7 +123,13 @@ impl Report {
             "{} ({}), {} parameters. {}.\n\n",
             self.model.path, self.model.architecture, self.model.parameters, self.tool
         );
-        for (title, table) in [("Variants", self.variant_table()), ("Evals", self.eval_table()), ("Gates", self.gate_table())] {
+        let tables = [
+            ("Variants", self.variant_table()),
+            ("Activations with the least signal to noise", self.activation_table()),
+            ("Evals", self.eval_table()),
+            ("Gates", self.gate_table()),
+        ];
+        for (title, table) in tables {
             if table.rows.is_empty() {
                 continue;
             }
@@ -130,6 +158,19 @@ impl Report {
             rows.extend(tails.into_iter().map(|tail| head.iter().cloned().chain(tail).collect()));
         }
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
+    }
+
+    /// Activations in integers: the worst ten of each variant whose noise was measured.
+    pub fn activation_table(&self) -> Table {
+        let mut rows = Vec::new();
+        for variant in &self.variants {
+            let measured = variant.activations.iter().filter_map(|activation| Some((activation, activation.snr_db?)));
+            rows.extend(measured.take(WORST).map(|(activation, snr)| {
+                let feeds = activation.feeds.join(", ");
+                vec![or_dash(&variant.name), activation.name.clone(), activation.encoding.clone(), format!("{snr:.1}"), feeds]
+            }));
+        }
+        Table { head: &["variant", "activation", "codes", "SNR dB", "read by"], rows }
     }
 
     /// Measurements: one row an eval, variant, runner and mode; the untouched model first.

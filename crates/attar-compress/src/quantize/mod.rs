@@ -9,6 +9,7 @@ use std::ops::Range;
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
 pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind};
+pub(crate) use config::{block_matrices, registered};
 
 use crate::{Hessian, Result, ScaleSearch};
 

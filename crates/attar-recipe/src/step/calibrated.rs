@@ -22,7 +22,7 @@ use super::{StepError, quantize};
 use crate::{Error, model::Working, session::Session};
 
 /// Tokens that run through a block together.
-const LANE: usize = 2048;
+pub(super) const LANE: usize = 2048;
 
 /// The weights as far as they are quantized.
 struct Live {
@@ -252,7 +252,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn write_activations(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::io::Write) -> Result<(), Error> {
+pub(super) fn write_activations(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::io::Write) -> Result<(), Error> {
     let entries: Vec<Entry> = lanes
         .iter()
         .enumerate()
@@ -276,7 +276,7 @@ fn write_activations(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::io::W
     Ok(())
 }
 
-fn read_activations(from: &Shards, lanes: usize) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
+pub(super) fn read_activations(from: &Shards, lanes: usize) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
     let mut all = vec![BTreeMap::new(); lanes];
     for (name, info) in from.tensors() {
         let Some((lane, value)) = name.split_once(' ') else { continue };

@@ -1,5 +1,6 @@
 //! What a recipe can do to a model, one file a kind.
 
+mod activations;
 mod calibrated;
 mod quantize;
 
@@ -19,7 +20,7 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE];
+pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE, &activations::ACTIVATIONS];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

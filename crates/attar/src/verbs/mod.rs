@@ -37,6 +37,7 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &run::Run,
     &plan::Plan,
     &step::StepVerb("quantize"),
+    &step::StepVerb("activations"),
     &export::Export,
     &eval::Eval,
     &generate::Generate,
@@ -121,7 +122,7 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
     if printer.quiet {
         return;
     }
-    for table in [report.variant_table(), report.eval_table(), report.gate_table()] {
+    for table in [report.variant_table(), report.activation_table(), report.eval_table(), report.gate_table()] {
         if !table.rows.is_empty() {
             printer.data(&draw(table.head, &table.rows));
         }
