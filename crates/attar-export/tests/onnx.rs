@@ -217,7 +217,7 @@ fn in_integers() -> Vec<Tiny> {
     ];
     let mut all = Vec::new();
     for activations in forms {
-        for (linear, kv) in [("int4/g32", None), ("int8/g32/asymmetric", Some(8)), ("f32", Some(4))] {
+        for (linear, kv) in [("int4/g32", None), ("int8/g32/asymmetric", Some(8)), ("f32", Some(4)), ("int8/row", None)] {
             if activations.is_some() || kv.is_some() {
                 all.push(Tiny { linear, activations, kv, ..Tiny::default() });
             }
@@ -231,7 +231,8 @@ fn in_integers() -> Vec<Tiny> {
 fn onnxruntime_agrees_on_activations_in_integers() {
     let (mut cases, mut wanted, mut folders) = (Vec::new(), Vec::new(), Vec::new());
     let text = tokens(6, 9);
-    for (tiny, layout) in in_integers().into_iter().flat_map(|tiny| LAYOUTS.map(|layout| (tiny.clone(), layout))) {
+    let all = in_integers().into_iter().flat_map(|tiny| LAYOUTS.map(|layout| (tiny.clone(), layout)));
+    for (tiny, layout) in all.filter(|(tiny, layout)| tiny.linear != "int8/row" || *layout == Layout::DequantizeLinear) {
         let folder = tempfile::tempdir().unwrap();
         let model = tiny.build(folder.path());
         let artifact = export(&model, layout, folder.path());

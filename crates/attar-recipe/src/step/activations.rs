@@ -29,6 +29,9 @@ use crate::{ActivationReport, Error, ErrorKind, model::Working, plan::PlannedTen
 /// Moves whenever the same activations give other scales.
 const VERSION: u32 = 1;
 
+/// Channels whose values are gathered at a time.
+const CHANNELS: usize = 64;
+
 pub(super) static ACTIVATIONS: StepKind = StepKind {
     name: "activations",
     about: "Quantize activations and the KV cache to integers",
@@ -300,15 +303,22 @@ impl<'a> Walk<'a> {
         Ok(Seen { scale, zero: if site.codes.asymmetric { zero } else { Vec::new() }, ..Seen::default() })
     }
 
+    /// A few channels at a time: their values are gathered and sorted.
     fn channel_covers(&self, site: &Site, lanes: &[Tensor]) -> Result<Vec<(f32, f32)>, StepError> {
-        let mut channels = vec![Vec::new(); site.width];
-        for x in lanes {
-            let spread =
-                |x: &[f32]| x.chunks(site.width).for_each(|row| channels.iter_mut().zip(row).for_each(|(c, x)| c.push(*x)));
-            with_f32(x, spread).map_err(attar_graph::Error::from)?;
+        let mut covers = Vec::with_capacity(site.width);
+        for first in (0..site.width).step_by(CHANNELS) {
+            let mut channels = vec![Vec::new(); CHANNELS.min(site.width - first)];
+            for x in lanes {
+                let gather = |x: &[f32]| {
+                    let rows = x.chunks(site.width).map(|row| &row[first..]);
+                    rows.for_each(|row| channels.iter_mut().zip(row).for_each(|(channel, x)| channel.push(*x)));
+                };
+                with_f32(x, gather).map_err(attar_graph::Error::from)?;
+            }
+            let cover = |channel| site.codes.cover(self.settings.range(&Distribution::of(channel), site.codes));
+            covers.extend(channels.into_iter().map(cover));
         }
-        let cover = |channel| site.codes.cover(self.settings.range(&Distribution::of(channel), site.codes));
-        Ok(channels.into_iter().map(cover).collect())
+        Ok(covers)
     }
 
     /// Hands the activations on, stores them, and lets go of what entered this block.
