@@ -111,6 +111,38 @@ pub enum Error {
         /// The value in the graph.
         value: String,
     },
+    /// Settings that exclude each other.
+    #[error("`{key}` does not go with `{other}`")]
+    Contradiction {
+        /// The setting that should not be there.
+        key: &'static str,
+        /// The one that it does not go with, as written.
+        other: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A percentile that is none.
+    #[error("`percentile = {found}` cannot be; more than 50 and at most 100 percent are within the range")]
+    Percentile {
+        /// As given.
+        found: f64,
+    },
+    /// Activations become integers once.
+    #[error("`{reader}` reads `{value}`, which is in integers already")]
+    AlreadyIntegers {
+        /// The setting that selects it.
+        key: &'static str,
+        /// The weight or cache that reads it.
+        reader: String,
+        /// The value.
+        value: String,
+    },
+    /// A graph without a cache.
+    #[error("the model has no KV cache")]
+    NoCache,
+    /// Nothing is selected.
+    #[error("no linear layer is selected, and the KV cache is left as it is")]
+    NoActivations,
     /// Second moments that no damping made positive definite.
     #[error("the second moments of {inputs} inputs are not positive definite, even damped by {damping} of their mean")]
     NotPositiveDefinite {
@@ -201,6 +233,10 @@ impl Error {
             Error::NoGrid { key } => Some(key),
             Error::NoChoices => Some("choices"),
             Error::BudgetTooSmall { key, .. } => Some(key),
+            Error::Contradiction { key, .. } | Error::AlreadyIntegers { key, .. } => Some(key),
+            Error::Percentile { .. } => Some("percentile"),
+            Error::NoCache => Some("kv"),
+            Error::NoActivations => Some("select"),
             _ => None,
         }
     }
@@ -232,6 +268,13 @@ impl Error {
             Error::NothingToRotate => Some("leave the step out, or set one of them".into()),
             Error::Method { key, problem, .. } if *problem == NEEDS => Some(format!("add `{key}` to the step")),
             Error::Method { key, .. } => Some(format!("take `{key}` out, or choose the other method")),
+            Error::Contradiction { hint, .. } => Some((*hint).into()),
+            Error::Percentile { .. } => Some("99.99 clips one value in ten thousand on either side".into()),
+            Error::AlreadyIntegers { .. } => {
+                Some("let one step select it, or start from a model whose activations are f32".into())
+            }
+            Error::NoCache => Some("leave `kv` out".into()),
+            Error::NoActivations => Some("select linear layers, or add `kv = \"int8\"`".into()),
             Error::AlreadyQuantized { .. } => Some("start from the checkpoint it was made from, or add it to `keep`".into()),
             _ => None,
         }

@@ -1,9 +1,11 @@
 //! Changes the numbers of a model, never its shape.
 //!
-//! Now: quantization of weights, with and without activations, and what makes it lose less: [`Rotate`], [`Smooth`]. A [`Quantizer`] picks codes; the grid and what shares a scale are
-//! the caller's ([`attar_tensor::Scheme`]). Which weights are touched is decided by [`Quantize::assign`] from patterns
-//! over canonical names, before anything is read.
+//! Now: quantization of weights, with and without calibration, and of activations; what makes it lose less ([`Rotate`],
+//! [`Smooth`]); what is learned afterwards ([`learn`]); budgets ([`allocate`]). A [`Quantizer`] picks codes; the grid and what
+//! shares a scale are the caller's ([`attar_tensor::Scheme`]). Which weights are touched is decided by [`Quantize::assign`]
+//! from patterns over canonical names, before anything is read.
 
+mod activation;
 pub mod allocate;
 mod calibrate;
 mod distribution;
@@ -14,6 +16,10 @@ mod quantize;
 mod scale;
 mod transform;
 
+pub use activation::{
+    ActivationBits, ActivationGranularity, ActivationMode, Activations, Codes, Counts, Distribution, Feed, KvCache, OBSERVERS,
+    Observer, ObserverName, Site as ActivationSite, insert,
+};
 pub use calibrate::{Calibration, Drift, Hessian};
 pub use error::{Error, Result};
 pub use pattern::{Pattern, Patterns};

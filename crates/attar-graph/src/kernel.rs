@@ -79,6 +79,8 @@ macro_rules! wide {
     };
 }
 
+pub(crate) use wide;
+
 wide! {
     /// The largest value of a row.
     pub fn max(row: &[f32]) -> f32 {

@@ -5,7 +5,8 @@
 //! weight expressions ([`Expr`]) over the names of a [`attar_tensor::Source`], never numbers.
 //!
 //! [`Run`] is the reference meaning: it evaluates a graph over candle tensors, block by block, reading weights as it
-//! goes. It is no server: no batching across requests, no sampling, no quantized kernels.
+//! goes. It is no server: no batching across requests, no sampling. Where a linear layer reads a value of [`Op::Quantize`]
+//! and its weight is in integers, the product is the one of [`integer`]; all others are products of f32.
 //!
 //! ```
 //! let text = r#"
@@ -26,6 +27,7 @@ mod expr;
 mod fact;
 pub mod gradient;
 mod graph;
+pub mod integer;
 pub mod kernel;
 pub mod op;
 mod rotation;

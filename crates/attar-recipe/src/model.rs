@@ -6,7 +6,7 @@ use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-use crate::{AllocationReport, TransformReport};
+use crate::{ActivationReport, AllocationReport, TransformReport};
 
 /// Graph and weights as the steps so far left them.
 pub struct Working {
@@ -22,6 +22,8 @@ pub struct Working {
     pub(crate) float: Float,
     /// What transformations did, in order.
     pub(crate) transforms: Vec<TransformReport>,
+    /// Values that are in integers, in running order.
+    pub(crate) activations: Vec<ActivationReport>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
     /// How budgets were spent, in the order of the steps.
@@ -60,10 +62,17 @@ impl Working {
             damage: BTreeMap::new(),
             float: Float { graph: model.graph.clone(), source: model.source.clone() },
             transforms: Vec::new(),
+            activations: Vec::new(),
             calibrated,
             allocations: Vec::new(),
             possible: Vec::new(),
         }
+    }
+
+    /// Whether the float model has the same values as this one, by number.
+    pub(crate) fn is_beside_float(&self) -> bool {
+        let names = |graph: &Graph| graph.values().map(|(_, value)| value.name.clone()).collect::<Vec<_>>();
+        names(&self.graph) == names(&self.float.graph)
     }
 
     /// The same function over other weights: `changed` ones, some of which lie in `top`.

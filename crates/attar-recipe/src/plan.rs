@@ -4,7 +4,7 @@ use attar_model::Model;
 use attar_tensor::TensorInfo;
 use serde::Serialize;
 
-use crate::{Engines, Error, Recipe, Result, model::Working, output, step::StepError, task::RunnerKind};
+use crate::{ActivationReport, Engines, Error, Recipe, Result, model::Working, output, step::StepError, task::RunnerKind};
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +34,9 @@ pub struct PlannedVariant {
     pub name: String,
     /// Every weight that changes, in order.
     pub tensors: Vec<PlannedTensor>,
+    /// Every activation that becomes integers, in running order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub activations: Vec<ActivationReport>,
     /// What would be written.
     pub exports: Vec<PlannedExport>,
     /// True bits a weight, over all weights.
@@ -109,6 +112,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         variants.push(PlannedVariant {
             name: variant.name.clone(),
             tensors,
+            activations: working.activations,
             exports,
             bits_per_weight,
             quantized_bits_per_weight,

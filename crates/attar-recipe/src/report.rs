@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Version of the report's JSON.
 pub(crate) const FORMAT: u32 = 1;
 
+/// Activations that the text of a report shows of each variant.
+const WORST: usize = 10;
+
 /// What a run found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -60,6 +63,9 @@ pub struct VariantReport {
     /// How budgets were spent, in the order of the steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allocations: Vec<AllocationReport>,
+    /// Every activation that is in integers, the one with the least signal to noise first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub activations: Vec<ActivationReport>,
     /// What was written.
     pub artifacts: Vec<ArtifactReport>,
 }
@@ -145,6 +151,22 @@ pub struct ChoiceReport {
     pub predicted: f64,
 }
 
+/// What became of one activation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActivationReport {
+    /// The value's name in the graph.
+    pub name: String,
+    /// Size of its last dimension.
+    pub width: usize,
+    /// Codes, and what shares a scale: `int8/token`, `int8/tensor/asymmetric`, …
+    pub encoding: String,
+    /// Weights of the linear layers that read it, or the cache.
+    pub feeds: Vec<String>,
+    /// Signal to rounding noise on the calibration text in decibels; absent where there is no such text, or no noise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snr_db: Option<f64>,
+}
+
 /// A written artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactReport {
@@ -173,7 +195,13 @@ impl Report {
             "{} ({}), {} parameters. {}.\n\n",
             self.model.path, self.model.architecture, self.model.parameters, self.tool
         );
-        for (title, table) in [("Variants", self.variant_table()), ("Evals", self.eval_table()), ("Gates", self.gate_table())] {
+        let tables = [
+            ("Variants", self.variant_table()),
+            ("Activations with the least signal to noise", self.activation_table()),
+            ("Evals", self.eval_table()),
+            ("Gates", self.gate_table()),
+        ];
+        for (title, table) in tables {
             if table.rows.is_empty() {
                 continue;
             }
@@ -235,6 +263,19 @@ impl Report {
             rows.extend(tails.into_iter().map(|tail| head.iter().cloned().chain(tail).collect()));
         }
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
+    }
+
+    /// Activations in integers: the worst ten of each variant whose noise was measured.
+    pub fn activation_table(&self) -> Table {
+        let mut rows = Vec::new();
+        for variant in &self.variants {
+            let measured = variant.activations.iter().filter_map(|activation| Some((activation, activation.snr_db?)));
+            rows.extend(measured.take(WORST).map(|(activation, snr)| {
+                let feeds = activation.feeds.join(", ");
+                vec![or_dash(&variant.name), activation.name.clone(), activation.encoding.clone(), format!("{snr:.1}"), feeds]
+            }));
+        }
+        Table { head: &["variant", "activation", "codes", "SNR dB", "read by"], rows }
     }
 
     /// Measurements: one row an eval, variant, runner and mode; the untouched model first.

@@ -19,7 +19,7 @@ use crate::{
     model::Working,
     output::Output,
     plan::{bits, folder, open, placed},
-    report::{self, ArtifactReport, ModelReport, TensorReport, VariantReport},
+    report::{self, ActivationReport, ArtifactReport, ModelReport, TensorReport, VariantReport},
     session::Session,
 };
 
@@ -196,6 +196,13 @@ fn lock_inputs(recipe: &Recipe, base: &Model, observer: &dyn Observer) -> Result
     Ok(Lock { lock: 1, tool: TOOL.into(), recipe: Digest::of(settings.as_bytes()), inputs })
 }
 
+fn worst_first(activations: &[ActivationReport]) -> Vec<ActivationReport> {
+    let mut all = activations.to_vec();
+    let snr = |activation: &ActivationReport| activation.snr_db.unwrap_or(f64::INFINITY);
+    all.sort_by(|a, b| snr(a).total_cmp(&snr(b)));
+    all
+}
+
 fn variant_report(made: &Made) -> VariantReport {
     let (bits_per_weight, quantized_bits_per_weight) = bits(&made.working);
     let weights = made.working.graph.weights().filter_map(|(_, value, _)| {
@@ -225,6 +232,7 @@ fn variant_report(made: &Made) -> VariantReport {
         transforms: made.working.transforms.clone(),
         tensors: weights.collect(),
         allocations: made.working.allocations.clone(),
+        activations: worst_first(&made.working.activations),
         artifacts: artifacts.collect(),
     }
 }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use attar_graph::kernel::with_f32;
-use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use attar_tensor::{BlobWriter, Damage, Fit, Granularity, Levels, QuantizedTensor, Scheme};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -45,7 +45,12 @@ impl Learned {
             let groups = scheme.groups(columns);
             let fit = picked.fit(at / groups, at % groups);
             let reach = (0.5 - MARGIN) * fit.scale.abs();
-            latent.iter_mut().zip(original).for_each(|(q, w)| *q = w.clamp(*q - reach, *q + reach));
+            let near: Vec<f32> = latent.iter().zip(original).map(|(q, w)| w.clamp(*q - reach, *q + reach)).collect();
+            let (mut codes, mut again) = (vec![0; near.len()], vec![0.0; near.len()]);
+            scheme.grid.encode(&near, fit, &mut codes);
+            scheme.grid.decode(&codes, fit, &mut again);
+            // Where levels are not evenly spaced, half a step may be too far.
+            latent.iter_mut().zip(near).zip(again).filter(|((q, _), again)| **q == *again).for_each(|((q, near), _)| *q = near);
         }
         Learned {
             scheme,
@@ -181,7 +186,7 @@ impl Learned {
     fn through(&self, gradient: &[f32], values: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let columns = self.dims[1].max(1);
         let (size, groups) = (self.scheme.group(columns).max(1), self.scheme.groups(columns));
-        let top = ((1u32 << self.scheme.grid.bits()) - 1) as f32;
+        let ends = self.ends();
         let mut of_latent = gradient.to_vec();
         let rows = of_latent.par_chunks_mut(columns).zip(values.par_chunks(columns)).enumerate();
         let of_rows = rows.map(|(row, (gradients, values))| {
@@ -189,8 +194,8 @@ impl Learned {
             let mut of_scales = vec![0.0; groups];
             for (at, g) in gradients.iter_mut().enumerate() {
                 let fit = Fit { scale: self.scales[self.scale_at(row, at / size)], ..self.picked.fit(row, at / size) };
-                let level = if fit.scale == 0.0 { 0.0 } else { latent[at] / fit.scale } + f32::from(fit.zero);
-                let inside = (-0.5..=top + 0.5).contains(&level);
+                let level = if fit.scale == 0.0 { 0.0 } else { latent[at] / fit.scale };
+                let inside = ends(fit.zero).contains(&level);
                 of_scales[at / size] += *g * if inside { values[at] - latent[at] } else { values[at] };
                 *g = if inside { *g } else { 0.0 };
             }
@@ -202,6 +207,20 @@ impl Learned {
             _ => of_rows.into_iter().flatten().collect(),
         };
         (of_latent, of_scales)
+    }
+
+    /// From which level to which a weight is rounded to its nearest code, at scale 1, by the code that means zero.
+    fn ends(&self) -> impl Fn(u8) -> std::ops::RangeInclusive<f32> + Sync + use<> {
+        let grid = self.scheme.grid;
+        let table = match grid.levels() {
+            Levels::Table(values) => {
+                let finite = values.iter().copied().filter(|value| value.is_finite());
+                Some(finite.clone().fold(f32::INFINITY, f32::min)..=finite.fold(f32::NEG_INFINITY, f32::max))
+            }
+            _ => None,
+        };
+        let top = ((1u32 << grid.bits()) - 1) as f32;
+        move |zero| table.clone().unwrap_or(-0.5 - f32::from(zero)..=top + 0.5 - f32::from(zero))
     }
 
     fn step_latent(&mut self, gradient: &[f32], rate: Rate) {
@@ -225,7 +244,7 @@ impl Learned {
         let mut codes = vec![0; columns];
         for row in 0..rows {
             self.encode_row(row, &mut codes)?;
-            pack::pack_row(&codes, self.scheme.grid.bits(), &mut all.codes);
+            self.scheme.grid.packing().pack(&codes, &mut all.codes);
         }
         let shared = self.scales.len().div_ceil(rows.max(1)).max(1);
         let rounded = self.scales.iter().enumerate().map(|(at, scale)| self.stored(at / shared, *scale));

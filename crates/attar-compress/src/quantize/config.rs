@@ -11,6 +11,7 @@ use super::{QUANTIZERS, Quantizer};
 use crate::{
     Error, Pattern, Patterns, Result, ScaleSearch,
     allocate::{Budget, Choice, Sensitivity, Size, default_choices},
+    pattern,
 };
 
 /// Quantize weights.
@@ -84,7 +85,7 @@ pub struct Override {
     pub algorithm: Option<Algorithm>,
 }
 
-fn block_matrices() -> Patterns {
+pub(crate) fn block_matrices() -> Patterns {
     vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
 }
 
@@ -468,25 +469,8 @@ fn any(patterns: &[Pattern], name: &str) -> bool {
 }
 
 fn check_matches(key: &str, patterns: &[Pattern], matrices: &[Matrix], within_selection: bool) -> Result<()> {
-    for (i, pattern) in patterns.iter().enumerate() {
-        if !matrices.iter().any(|m| pattern.matches(&m.name)) {
-            let nearest = examples(pattern.text(), matrices);
-            return Err(Error::NoMatch { key: format!("{key}[{i}]"), pattern: pattern.text().into(), within_selection, nearest });
-        }
-    }
-    Ok(())
-}
-
-/// A few names that `pattern` could have meant, or one of each kind.
-fn examples(pattern: &str, matrices: &[Matrix]) -> Vec<String> {
-    if let Some(name) = nearest(pattern, matrices.iter().map(|m| m.name.as_str())) {
-        return vec![format!("`{name}`")];
-    }
-    let mut kinds: Vec<String> = matrices.iter().map(|m| format!("`{}`", kind(&m.name))).collect();
-    kinds.sort();
-    kinds.dedup();
-    kinds.truncate(9);
-    kinds
+    let names: Vec<&str> = matrices.iter().map(|matrix| matrix.name.as_str()).collect();
+    pattern::check(key, patterns, &names, within_selection)
 }
 
 /// The kind of a canonical name: `blocks.3.mlp.down` as `blocks.*.mlp.down`.

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
-pub(crate) use config::registered;
 pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
+pub(crate) use config::{block_matrices, registered};
 
 use crate::{Drift, Hessian, Result, ScaleSearch};
 

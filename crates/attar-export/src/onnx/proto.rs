@@ -24,6 +24,7 @@ impl Element {
     pub(super) const F32: Element = Element(1);
     pub(super) const U8: Element = Element(2);
     pub(super) const I8: Element = Element(3);
+    pub(super) const I16: Element = Element(5);
     pub(super) const I64: Element = Element(7);
     pub(super) const BOOL: Element = Element(9);
     pub(super) const F16: Element = Element(10);
@@ -41,6 +42,8 @@ impl Element {
             Dtype::F16 => Element::F16,
             Dtype::BF16 => Element::BF16,
             Dtype::I64 => Element::I64,
+            Dtype::I16 => Element::I16,
+            Dtype::I8 => Element::I8,
             _ => return None,
         })
     }
@@ -49,7 +52,7 @@ impl Element {
     pub(super) fn bits(self) -> u64 {
         match self {
             Element::U4 | Element::I4 => 4,
-            Element::F16 | Element::BF16 => 16,
+            Element::F16 | Element::BF16 | Element::I16 => 16,
             Element::F32 | Element::I32 => 32,
             Element::I64 => 64,
             _ => 8,

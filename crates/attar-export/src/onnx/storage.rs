@@ -203,7 +203,7 @@ fn choose(graph: &Graph, layout: Layout, readers: &Readers<'_>) -> Result<Stored
     let encoding = value.fact.encoding;
     let form = match encoding {
         Encoding::Quantized(scheme) => quantized_form(graph, layout, readers, &name, &dims, scheme)?,
-        Encoding::Plain(dtype @ (Dtype::F16 | Dtype::BF16)) => Form::Plain(dtype),
+        Encoding::Plain(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::I8)) => Form::Plain(dtype),
         Encoding::Plain(_) | Encoding::Blocks(_) => Form::Plain(Dtype::F32),
     };
     let parts = parts(form, &name, &dims, readers.matrix.is_some());
@@ -258,7 +258,7 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
     let [rows, columns] = [dims[0], dims.get(1).copied().unwrap_or(1)];
     let (scheme, codes, shared_dims, zeros) = match form {
         Form::Plain(dtype) => {
-            let element = Element::of(dtype).expect("plain forms are f16, bf16 or f32");
+            let element = Element::of(dtype).expect("plain forms are f16, bf16, f32, i16 or i8");
             return vec![Part::new(name.into(), element, dims)];
         }
         Form::Columns(s) => {

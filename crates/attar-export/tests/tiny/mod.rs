@@ -26,6 +26,25 @@ pub(crate) struct Tiny {
     pub(crate) vocabulary: usize,
     /// Whether the rows of queries are stored interleaved.
     pub(crate) interleaved: bool,
+    /// What linear layers read is rounded to.
+    pub(crate) activations: Option<Rounded>,
+    /// Bits of keys and values in front of the cache.
+    pub(crate) kv: Option<u32>,
+}
+
+/// How activations are in integers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounded {
+    pub(crate) bits: u32,
+    /// Static scales, as many as that; a dynamic one, if there are none.
+    pub(crate) scales: Option<Scales>,
+    pub(crate) zero: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scales {
+    One,
+    Channels,
 }
 
 impl Default for Tiny {
@@ -42,6 +61,8 @@ impl Default for Tiny {
             cache: true,
             vocabulary: VOCABULARY,
             interleaved: false,
+            activations: None,
+            kv: None,
         }
     }
 }
@@ -109,7 +130,40 @@ impl Tiny {
             None => format!("weight(\"tied\": [{vocabulary}, {width}] {table} = tensor(\"embedding\"))"),
         };
         writeln!(text, "    logits = linear nf, {weight}\n  }}\n  return logits\n}}").unwrap();
-        text
+        self.in_integers(&text)
+    }
+
+    /// With an op `quantize` in front of every linear layer and cache that is to read integers.
+    fn in_integers(&self, text: &str) -> String {
+        let (mut out, mut made) = (String::new(), Vec::new());
+        for line in text.lines() {
+            let mut line = line.to_string();
+            for (op, wanted) in [("linear", self.activations.is_some()), ("cache", self.kv.is_some())] {
+                let Some((before, after)) = line.split_once(&format!(" = {op} ")).filter(|_| wanted) else { continue };
+                let end = after.find([',', ' ']).unwrap();
+                let (x, rest) = after.split_at(end);
+                if !made.contains(&format!("{x}.{op}")) {
+                    writeln!(out, "    {x}.{op} = quantize {x}{}", self.rounding(x, op)).unwrap();
+                    made.push(format!("{x}.{op}"));
+                }
+                line = format!("{before} = {op} {x}.{op}{rest}");
+            }
+            writeln!(out, "{line}").unwrap();
+        }
+        out
+    }
+
+    /// Scale, zero and bits of the value `x`.
+    fn rounding(&self, x: &str, op: &str) -> String {
+        let Some(Rounded { bits, scales, zero }) = self.activations.filter(|_| op == "linear") else {
+            return format!(" {{bits = {}}}", self.kv.unwrap());
+        };
+        let Some(scales) = scales else { return format!(" {{bits = {bits}}}") };
+        let width = if x.ends_with(".s") { self.inner } else { self.width };
+        let count = if scales == Scales::One { 1 } else { width };
+        let format = if bits > 8 { "i16" } else { "i8" };
+        let zero = if zero { format!(", weight(\"{x}.zero\": [{count}] {format})") } else { String::new() };
+        format!(", weight(\"{x}.scale{bits}\": [{count}] f32){zero} {{bits = {bits}}}")
     }
 
     pub(crate) fn graph(&self) -> Graph {
@@ -147,6 +201,14 @@ impl Model {
 pub(crate) fn original(name: &str, count: usize) -> Vec<f32> {
     if name.contains("constant") {
         return vec![0.25; count];
+    }
+    if name.ends_with(".zero") {
+        return (0..count).map(|i| (i % 7) as f32 - 5.0).collect();
+    }
+    if let Some((_, bits)) = name.rsplit_once(".scale") {
+        // Some values of most activations are clipped.
+        let reach = 2.5 / f32::powi(2.0, bits.parse::<i32>().unwrap() - 1);
+        return (0..count).map(|i| reach * (1.0 + (i % 5) as f32 / 10.0)).collect();
     }
     let mut state = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut uniform = || {

@@ -70,7 +70,7 @@ impl Stage<'_> {
 
 pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
     let graph = model.graph.clone();
-    check(&graph, assignments, session.calibration.is_some())?;
+    check(model, assignments, session.calibration.is_some())?;
     let windows = session.calibration.unwrap_or_default();
     let live = Live { below: SourceWeights(model.source.clone()), blobs: RwLock::default() };
     let blocks: Vec<(BlockId, Vec<Stage<'_>>)> =
@@ -105,13 +105,19 @@ pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Ses
 }
 
 /// Whether activations can be seen at all, and whether every weight that wants them has any. Nothing is read.
-pub(super) fn check(graph: &Graph, assignments: &[Assignment], calibrated: bool) -> Result<(), StepError> {
+pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: bool) -> Result<(), StepError> {
+    let graph = &model.graph;
     if assignments.iter().all(|a| a.algorithm.needs() == Needs::Nothing) {
         return Ok(());
     }
     if !calibrated {
         let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
         let error = Error::recipe("the algorithm looks at activations, and the recipe has no text for that").hint(hint);
+        return Err(StepError { key: Some("algorithm".into()), error });
+    }
+    if !model.is_beside_float() && assignments.iter().any(|a| a.algorithm.needs() == Needs::Drift) {
+        let hint = "put the step `activations` behind this one".to_owned();
+        let error = Error::recipe("the algorithm looks at the float model, which has no integer activations").hint(hint);
         return Err(StepError { key: Some("algorithm".into()), error });
     }
     graph.blocks().try_for_each(|block| stages(graph, block, assignments).map(drop))

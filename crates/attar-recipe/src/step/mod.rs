@@ -1,5 +1,6 @@
 //! What a recipe can do to a model, one file a kind.
 
+mod activations;
 mod allocate;
 mod autoround;
 mod calibrated;
@@ -31,7 +32,7 @@ pub struct StepKind {
 
 /// Every kind of step, in the order of the documentation.
 pub static STEPS: &[&StepKind] =
-    &[&rotate::ROTATE, &smooth::SMOOTH, &quantize::QUANTIZE, &autoround::AUTOROUND, &recover::RECOVER];
+    &[&rotate::ROTATE, &smooth::SMOOTH, &quantize::QUANTIZE, &autoround::AUTOROUND, &recover::RECOVER, &activations::ACTIVATIONS];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use attar_compress::{Pattern, learn::Learned};
 use attar_graph::{BlockId, Expr, Graph, Inputs, ValueId, Values};
-use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Scheme, Source};
+use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Levels, Overlay, Scheme, Source};
 
 use super::StepError;
 use crate::{
@@ -28,6 +28,10 @@ pub(super) struct Pupil {
 /// The quantized weights of linear layers that `select` names, in running order. Every pattern must name one.
 pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, StepError> {
     let graph = &model.graph;
+    if !model.is_beside_float() {
+        let hint = "put the step `activations` behind this one".to_owned();
+        return Err(Error::recipe("weights learn before activations become integers").hint(hint).into());
+    }
     let mut pupils = Vec::new();
     for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
         let id = node.inputs[1];
@@ -38,6 +42,11 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
         let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
         let (Some(dims), Some((_, float))) = (dims, model.float.weight(&value.name)) else { continue };
         if select.iter().any(|pattern| pattern.matches(&value.name)) {
+            if matches!(scheme.grid.levels(), Levels::Learned) {
+                let message = format!("`{}` is {scheme}: tables that were found do not learn further", value.name);
+                let hint = "leave it out of `select`, or give it another grid".to_owned();
+                return Err(StepError { key: Some("select".into()), error: Error::recipe(message).hint(hint) });
+            }
             pupils.push(Pupil {
                 id,
                 name: value.name.clone(),

@@ -58,7 +58,7 @@ impl Step for Quantize {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         let options = self.options(&model.graph).map_err(refused)?;
-        calibrated::check(&model.graph, &options.concat(), model.calibrated)?;
+        calibrated::check(model, &options.concat(), model.calibrated)?;
         let assignments = match self.budget() {
             None => options.into_iter().flatten().collect(),
             Some(budget) => allocate::plan(self, budget, options, model)?,

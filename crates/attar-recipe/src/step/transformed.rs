@@ -29,6 +29,7 @@ const TOGETHER: usize = 256;
 pub(super) fn plan(model: &mut Working, rewrite: Rewrite, memory: u64) -> Vec<PlannedTensor> {
     let memory = memory.max(preserved::memory(&model.graph));
     let planned = rewrite.changes().iter().map(|change| planned(change, &model.graph, &rewrite.graph, memory)).collect();
+    model.float.graph = rewrite.graph.clone();
     model.graph = rewrite.graph;
     planned
 }

@@ -39,6 +39,7 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &step::StepVerb("rotate"),
     &step::StepVerb("smooth"),
     &step::StepVerb("quantize"),
+    &step::StepVerb("activations"),
     &export::Export,
     &eval::Eval,
     &generate::Generate,
@@ -123,7 +124,7 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
     if printer.quiet {
         return;
     }
-    for table in [report.variant_table(), report.eval_table(), report.gate_table()] {
+    for table in [report.variant_table(), report.activation_table(), report.eval_table(), report.gate_table()] {
         if !table.rows.is_empty() {
             printer.data(&draw(table.head, &table.rows));
         }

@@ -4,6 +4,7 @@
 //! Every test has a [`room::Room`] of its own to run in. What the binary said is compared with a golden file in
 //! `testdata/cli`; `BLESS=1` rewrites those, and a person reads the difference.
 
+mod activations;
 mod calibrated;
 mod checkpoint;
 mod docs;

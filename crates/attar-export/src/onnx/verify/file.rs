@@ -139,7 +139,7 @@ fn bits(code: i32) -> Option<u64> {
     Some(match code {
         21 | 22 => 4,
         2 | 3 | 17 | 19 => 8,
-        10 | 16 => 16,
+        5 | 10 | 16 => 16,
         1 => 32,
         _ => return None,
     })
