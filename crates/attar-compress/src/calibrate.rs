@@ -1,6 +1,9 @@
 //! What activations say about weights: text to windows of tokens, and statistics of what linear layers read.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use attar_graph::kernel::with_f32;
 use attar_model::{Config, Tokenizer};
@@ -9,7 +12,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, quantize::Factor};
 
 /// The text that activations are seen on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -87,6 +90,8 @@ pub struct Hessian {
     sum: Vec<f64>,
     inputs: usize,
     tokens: u64,
+    /// What GPTQ makes of it, once for all weights that see the same inputs.
+    factor: OnceLock<Arc<Factor>>,
 }
 
 /// Inputs along an edge of a tile. Tiles are computed apart, those above the diagonal never.
@@ -95,7 +100,7 @@ const TILE: usize = 192;
 impl Hessian {
     /// Of nothing yet.
     pub fn new(inputs: usize) -> Hessian {
-        Hessian { sum: vec![0.0; inputs * inputs], inputs, tokens: 0 }
+        Hessian { sum: vec![0.0; inputs * inputs], inputs, tokens: 0, factor: OnceLock::new() }
     }
 
     /// Bytes that one takes, its f32 tiles included.
@@ -118,7 +123,17 @@ impl Hessian {
             }
         }
         self.tokens += (x.elem_count() / n) as u64;
+        self.factor = OnceLock::new();
         Ok(())
+    }
+
+    /// The factor of its inverse, from `make` the first time.
+    pub(crate) fn factor(&self, make: impl FnOnce(&Hessian) -> Result<Factor>) -> Result<Arc<Factor>> {
+        if let Some(factor) = self.factor.get() {
+            return Ok(factor.clone());
+        }
+        let factor = Arc::new(make(self)?);
+        Ok(self.factor.get_or_init(|| factor).clone())
     }
 
     /// How many inputs.

@@ -13,6 +13,7 @@ mod measure;
 mod model;
 mod output;
 mod plan;
+mod plot;
 mod progress;
 mod recipe;
 mod report;
@@ -20,6 +21,7 @@ mod run;
 mod schema;
 mod session;
 pub mod step;
+mod sweep;
 mod task;
 
 pub use engines::Engines;
@@ -34,4 +36,5 @@ pub use report::{
 };
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};
+pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use task::{EvalTask, RunnerKind};

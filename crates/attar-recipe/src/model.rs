@@ -9,6 +9,7 @@ use attar_tensor::{Damage, Encoding, Overlay, Source};
 use crate::{ActivationReport, AllocationReport, TransformReport};
 
 /// Graph and weights as the steps so far left them.
+#[derive(Clone)]
 pub struct Working {
     /// For progress and messages.
     pub(crate) title: String,

@@ -144,14 +144,14 @@ pub(crate) fn json(value: &impl Serialize) -> Vec<u8> {
     text
 }
 
-fn calibration(recipe: &Recipe, base: &Model) -> Result<Option<Vec<Vec<u32>>>> {
+pub(crate) fn calibration(recipe: &Recipe, base: &Model) -> Result<Option<Vec<Vec<u32>>>> {
     let Some(calibration) = recipe.calibration() else { return Ok(None) };
     let windows = calibration.windows(&base.tokenizer()?, &base.config);
     windows.map(Some).map_err(|e| recipe.document.place(e.into(), "data.calibration"))
 }
 
 /// What a run cannot end well without is known before hours of work, not after.
-fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
+pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
     if let Some(calibration) = recipe.calibration()
         && let Err(e) = std::fs::File::open(&calibration.path)
     {

@@ -185,7 +185,8 @@ impl Budget {
     /// bits.
     pub fn bits(self, weights: u64, rest: u64) -> u64 {
         match self {
-            Budget::Bits(bits) => (bits * weights as f64).max(0.0) as u64,
+            // A mean that was divided out of whole bits gives them back.
+            Budget::Bits(bits) => (bits * weights as f64 * (1.0 + 1e-12)).max(0.0) as u64,
             Budget::Bytes(bytes) => bytes.saturating_mul(8).saturating_sub(rest),
         }
     }

@@ -77,7 +77,7 @@ pub(super) fn round_towards(
     to: &mut BlobWriter<'_>,
 ) -> Result<Damage> {
     let [rows, columns] = weights.dims();
-    let factor = Factor::of(hessian)?;
+    let factor = hessian.factor(Factor::of)?;
     let importance: Vec<f32> = (0..columns).map(|j| hessian.mean(j, j) as f32).collect();
     let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
     let shared = Shared::weighted(&scheme, search, target, &importance).map_err(refused)?;
@@ -95,7 +95,7 @@ pub(super) fn round_towards(
 }
 
 /// The upper Cholesky factor `U` of the inverse Hessian, `H^-1 = U^T U`, in the order in which columns are rounded.
-pub(super) struct Factor {
+pub(crate) struct Factor {
     order: Vec<usize>,
     /// `[columns, columns]`, row `j` divided by its diagonal.
     rows: Vec<f32>,

@@ -11,6 +11,7 @@ mod plan;
 mod run;
 mod schema;
 mod step;
+mod sweep;
 
 use std::{path::Path, process::ExitCode};
 
@@ -36,6 +37,7 @@ pub(crate) trait Verb: Sync {
 pub(crate) static VERBS: &[&dyn Verb] = &[
     &run::Run,
     &plan::Plan,
+    &sweep::Sweep,
     &step::StepVerb("rotate"),
     &step::StepVerb("smooth"),
     &step::StepVerb("quantize"),

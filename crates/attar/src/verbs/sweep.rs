@@ -1,0 +1,71 @@
+//! `attar sweep RECIPE`.
+
+use std::process::ExitCode;
+
+use attar_recipe::{Error, LockMode, Points, Recipe, Request};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::{Verb, draw, path, path_argument};
+use crate::{
+    environment::Environment,
+    printer::Printer,
+    progress::{self, Bars},
+};
+
+pub(super) struct Sweep;
+
+impl Verb for Sweep {
+    fn name(&self) -> &'static str {
+        "sweep"
+    }
+
+    fn command(&self) -> Command {
+        let bits = |name: &'static str, help: &'static str| {
+            Arg::new(name).long(name).value_name("BITS").help(help).value_parser(clap::value_parser!(f64))
+        };
+        Command::new("sweep")
+            .about("Show what every budget in a range would give: size against quality")
+            .long_about("Show what every budget in a range would give: size against quality.\n\nThe recipe has a `quantize` step with `bits` or `bytes`. What each choice loses is predicted once and kept in the recipe's store. Writes `sweep.json` and `sweep.svg` to the recipe's output folder.")
+            .arg(path_argument("RECIPE", "The recipe, a TOML file"))
+            .arg(
+                Arg::new("points")
+                    .long("points")
+                    .value_name("N")
+                    .help("How many budgets")
+                    .default_value("9")
+                    .value_parser(clap::value_parser!(u16)),
+            )
+            .arg(bits("from", "Bits a selected weight of the first [default: the smallest choices]"))
+            .arg(bits("to", "Bits a selected weight of the last [default: the largest choices]"))
+            .arg(
+                Arg::new("measure")
+                    .long("measure")
+                    .help("Also quantize each and measure it by the recipe's evals")
+                    .action(ArgAction::SetTrue),
+            )
+    }
+
+    fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+        let recipe = Recipe::read(path(arguments, "recipe"))?;
+        let points = Points {
+            count: usize::from(*arguments.get_one::<u16>("points").expect("it has a default")),
+            from: arguments.get_one("from").copied(),
+            to: arguments.get_one("to").copied(),
+            measure: arguments.get_flag("measure"),
+        };
+        let picture = recipe.output().join("sweep.svg");
+        let engines = environment.engines();
+        progress::stop_between_units();
+        let bars = Bars::new(printer);
+        let sweep = attar_recipe::sweep(recipe, points, &Request { lock: LockMode::None, engines: &engines, observer: &bars })?;
+        drop(bars);
+        if printer.json {
+            printer.value(&sweep);
+        } else if !printer.quiet {
+            let table = sweep.table();
+            printer.data(&draw(table.head, &table.rows));
+            printer.data(&format!("done: {}", picture.display()));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
