@@ -278,7 +278,7 @@ fn awq_finds_less_error_than_no_scaling() {
 #[test]
 fn tables_take_the_format_that_was_asked_for() {
     let subject = &subjects()[1];
-    let rotate = Rotate { tables: attar_compress::ScaleDtype::F16, ..Rotate::default() };
+    let rotate = Rotate { tables: attar_compress::TableDtype::F16, ..Rotate::default() };
     let rotated = subject.rotated(&rotate);
     rotated.graph.verify_weights(&*rotated.source).unwrap();
     let changes = rotate.rewrite(&subject.graph).unwrap().changes();

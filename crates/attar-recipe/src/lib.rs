@@ -24,6 +24,7 @@ pub mod step;
 mod sweep;
 mod task;
 
+pub use attar_compress::allocate::Size;
 pub use engines::Engines;
 pub use error::{Error, ErrorKind, Result};
 pub use lock::{Lock, LockMode};

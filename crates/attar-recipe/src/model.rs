@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
+use attar_compress::Calibration;
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source};
@@ -27,6 +28,10 @@ pub struct Working {
     pub(crate) activations: Vec<ActivationReport>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
+    /// Tokens of that text.
+    pub(crate) tokens: u64,
+    /// Tokens of one of its windows.
+    pub(crate) window: usize,
     /// How budgets were spent, in the order of the steps.
     pub(crate) allocations: Vec<AllocationReport>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
@@ -55,7 +60,7 @@ impl Float {
 }
 
 impl Working {
-    pub(crate) fn new(title: &str, model: &Model, calibrated: bool) -> Working {
+    pub(crate) fn new(title: &str, model: &Model, calibration: Option<&Calibration>) -> Working {
         Working {
             title: title.into(),
             graph: model.graph.clone(),
@@ -64,10 +69,22 @@ impl Working {
             float: Float { graph: model.graph.clone(), source: model.source.clone() },
             transforms: Vec::new(),
             activations: Vec::new(),
-            calibrated,
+            calibrated: calibration.is_some(),
+            tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
+            window: calibration.map_or(0, |c| c.length),
             allocations: Vec::new(),
             possible: Vec::new(),
         }
+    }
+
+    /// Bytes of the widest value inside a block, and of what waits between two blocks, for one token in f32.
+    pub(crate) fn token_bytes(&self) -> [u64; 2] {
+        let width = |id| self.graph.fact(id).width().unwrap_or(0) as u64;
+        let inside = |block| self.graph.nodes_of(block).map(|node| width(node.output)).max().unwrap_or(0);
+        let between = self.graph.find("final_norm").map_or(0, width);
+        // The last block makes logits, of few positions at a time.
+        let blocks = self.graph.block_count().saturating_sub(1);
+        [4 * self.graph.blocks().take(blocks).map(inside).max().unwrap_or(0), 4 * between]
     }
 
     /// Whether the float model has the same values as this one, by number.

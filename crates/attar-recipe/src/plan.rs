@@ -23,6 +23,8 @@ pub struct Plan {
     pub gates: usize,
     /// Bytes of memory at the peak, estimated from above.
     pub peak_memory: u64,
+    /// What takes most of it.
+    pub peak: String,
     /// What a run needs and this machine does not have.
     pub missing: Vec<String>,
 }
@@ -76,6 +78,21 @@ pub struct PlannedExport {
     pub bytes: u64,
 }
 
+impl Plan {
+    /// Refuses to start what would take more than `limit` bytes of memory.
+    pub fn check_memory(&self, limit: Option<u64>) -> Result<()> {
+        let Some(limit) = limit.filter(|limit| *limit < self.peak_memory) else { return Ok(()) };
+        let message = format!(
+            "{} needs about {} of memory, and {} are allowed",
+            self.peak,
+            crate::bytes(self.peak_memory),
+            crate::bytes(limit)
+        );
+        let hint = "raise `--max-memory`, or take fewer or shorter calibration windows".to_owned();
+        Err(Error::input(message).hint(hint))
+    }
+}
+
 /// What an attar takes that has opened a model and done nothing.
 const BASE_MEMORY: u64 = 40 << 20;
 
@@ -87,14 +104,16 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     output::check(recipe.output(), &recipe.owner())?;
     let model = open(recipe)?;
     check_evals(recipe, &model)?;
-    let mut memory = 0;
+    let (mut memory, mut most) = (0, String::new());
     let mut variants = Vec::new();
     for variant in &recipe.variants {
-        let mut working = Working::new(&variant.name, &model, recipe.calibration().is_some());
+        let mut working = Working::new(&variant.name, &model, recipe.calibration());
         let mut tensors = Vec::new();
         for (key, step) in &variant.steps {
             let planned = step.plan(&mut working).map_err(|e| placed(recipe, key, step.kind().name, e))?;
-            memory = planned.iter().map(|t| t.memory).fold(memory, u64::max);
+            if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory).filter(|tensor| tensor.memory > memory) {
+                (memory, most) = (tensor.memory, format!("the step `{}` on `{}`", step.kind().name, tensor.name));
+            }
             tensors.extend(planned);
         }
         let mut exports = Vec::new();
@@ -104,7 +123,9 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
                 export.target.check(graph, &export.options).map_err(|e| refused(recipe, &export.key, e))?;
             }
             let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
-            memory = memory.max(EXPORT_MEMORY + largest);
+            if EXPORT_MEMORY + largest > memory {
+                (memory, most) = (EXPORT_MEMORY + largest, format!("the export `{}`", export.target.name()));
+            }
             let folder = folder(recipe, &variant.name, &export.folder);
             exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
         }
@@ -120,7 +141,10 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     }
     memory += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
     for eval in &recipe.evals {
-        memory = memory.max(eval_memory(&model, eval.task.longest()));
+        let wanted = eval_memory(&model, eval.task.longest());
+        if wanted > memory {
+            (memory, most) = (wanted, format!("the eval `{}`", eval.name));
+        }
     }
     Ok(Plan {
         model: recipe.model().display().to_string(),
@@ -130,6 +154,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         gates: recipe.gates.len(),
         peak_memory: BASE_MEMORY + memory,
+        peak: most,
         missing: missing(recipe, engines),
     })
 }

@@ -33,6 +33,8 @@ pub struct Request<'a> {
     pub engines: &'a Engines,
     /// Who hears of progress.
     pub observer: &'a dyn Observer,
+    /// Bytes of memory that the run may take.
+    pub max_memory: Option<u64>,
 }
 
 /// A variant whose steps are done and whose artifacts are written.
@@ -67,6 +69,7 @@ struct ManifestArtifact<'a> {
 /// Runs a recipe to its report. A failed gate is no error: [`Report::passed`] tells.
 pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let planned = crate::plan(recipe, request.engines)?;
+    planned.check_memory(request.max_memory)?;
     let observer = request.observer;
     check_needs(recipe, request.engines)?;
     let base = open(recipe)?;
@@ -83,7 +86,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let mut made = Vec::new();
     for variant in &recipe.variants {
         let mut working =
-            Working::new(if variant.name.is_empty() { "model" } else { &variant.name }, &base, recipe.calibration().is_some());
+            Working::new(if variant.name.is_empty() { "model" } else { &variant.name }, &base, recipe.calibration());
         for (key, step) in &variant.steps {
             used.extend(step.run(&mut working, &session).map_err(|e| placed(recipe, key, step.kind().name, e))?);
         }

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     }
     let (name, arguments) = matches.subcommand().expect("clap demands one");
     let verb = VERBS.iter().find(|verb| verb.name() == name).expect("clap knows only these");
-    let environment = Environment::read();
+    let environment = Environment::read(matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
     match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
@@ -63,6 +63,11 @@ fn command() -> Command {
         .arg(global("json", "Print results as JSON").action(ArgAction::SetTrue))
         .arg(global("quiet", "Print nothing but errors").short('q').action(ArgAction::SetTrue))
         .arg(global("threads", "Threads to use [default: all cores]").value_name("N").value_parser(parse_threads))
+        .arg(
+            global("max-memory", "Refuse to start what would take more memory, like `2 GB` [default: no limit]")
+                .value_name("SIZE")
+                .value_parser(|text: &str| text.parse::<attar_recipe::Size>()),
+        )
         .subcommands(VERBS.iter().map(|verb| verb.command()))
 }
 

@@ -29,4 +29,4 @@ fn check(counts: &[(&'static str, usize)], rates: &[(&'static str, f64)]) -> Res
     }
 }
 
-pub use recover::{Method, Recover, Student, Teacher};
+pub use recover::{Method, ROWS, Recover, Student, Teacher};

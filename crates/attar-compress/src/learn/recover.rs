@@ -77,7 +77,7 @@ fn default_scaling() -> f64 {
 }
 
 /// Rows of logits that are at hand at a time.
-const ROWS: usize = 256;
+pub const ROWS: usize = 256;
 
 /// Steps in which rates rise.
 const WARM: usize = 4;

@@ -17,7 +17,7 @@ use candle_core::Tensor;
 use super::{
     Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
-    pupils::{Pupil, batches, check_text, install, pupils, weights_key},
+    pupils::{Pupil, batches, check_text, gradient_memory, install, pupils, weights_key},
     quantize::refused,
 };
 use crate::{
@@ -47,7 +47,9 @@ impl Step for AutoRound {
         self.check().map_err(refused)?;
         let pupils = pupils(&self.select, model)?;
         check_text("autoround", model)?;
-        Ok(pupils.iter().map(|pupil| pupil.planned(memory(&pupils, pupil))).collect())
+        // Two streams, before and behind the block.
+        let streams = 4 * model.tokens * model.token_bytes()[1] + gradient_memory(model, self.batch);
+        Ok(pupils.iter().map(|pupil| pupil.planned(streams + memory(&pupils, pupil))).collect())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {

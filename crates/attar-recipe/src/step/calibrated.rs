@@ -123,6 +123,12 @@ pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: boo
     graph.blocks().try_for_each(|block| stages(graph, block, assignments).map(drop))
 }
 
+/// What a float stream takes beside the quantized one: as much between two blocks, and what the layers read, `inputs` wide.
+pub(super) fn memory_beside(model: &Working, inputs: usize) -> u64 {
+    let [_, between] = model.token_bytes();
+    model.tokens * (4 * between + 4 * inputs as u64)
+}
+
 /// The weights of a block that are to be quantized, by what they read.
 fn stages<'a>(graph: &Graph, block: BlockId, assignments: &'a [Assignment]) -> Result<Vec<Stage<'a>>, StepError> {
     let mut stages: Vec<Stage<'a>> = Vec::new();

@@ -115,6 +115,16 @@ impl Pupil {
     }
 }
 
+/// Values of the widest kind that a block's gradients keep, and of that between blocks, for a token.
+const KEPT: [u64; 2] = [12, 48];
+
+/// What going back through a block takes, with `windows` at a time: values and gradients, and attention's of one window.
+pub(super) fn gradient_memory(model: &Working, windows: usize) -> u64 {
+    let tokens = (windows * model.window) as u64;
+    let [inside, between] = model.token_bytes();
+    tokens * (KEPT[0] * inside + KEPT[1] * between)
+}
+
 /// Learning needs a text.
 pub(super) fn check_text(what: &str, model: &Working) -> Result<(), StepError> {
     if model.calibrated {

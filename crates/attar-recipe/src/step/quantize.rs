@@ -71,7 +71,9 @@ impl Step for Quantize {
             to: to(a),
             bits_per_weight: a.scheme.bits_per_weight(a.dims),
             bytes: a.scheme.true_bits(a.dims).div_ceil(8),
-            memory: a.algorithm.memory(a.dims) + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 },
+            memory: a.algorithm.memory(a.dims)
+                + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 }
+                + if a.algorithm.needs() == Needs::Drift { calibrated::memory_beside(model, a.dims[1]) } else { 0 },
         });
         let planned = planned.collect();
         assignments.iter().for_each(|a| place(&mut model.graph, a));

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::RwLock};
 
-use attar_compress::learn::{Learned, Method, Recover, Student, Teacher};
+use attar_compress::learn::{Learned, Method, ROWS, Recover, Student, Teacher};
 use attar_graph::{BlockId, Cached, SourceWeights, Values};
 use attar_tensor::{Blobs, Digest, safetensors::Shards};
 use candle_core::Tensor;
@@ -13,7 +13,7 @@ use candle_core::Tensor;
 use super::{
     Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
-    pupils::{Pupil, batches, check_text, install, pupils, weights_key},
+    pupils::{Pupil, batches, check_text, gradient_memory, install, pupils, weights_key},
     quantize::refused,
 };
 use crate::{
@@ -47,8 +47,18 @@ impl Step for Recover {
         self.check().map_err(refused)?;
         let pupils = pupils(&self.select, model)?;
         check_text("recover", model)?;
-        // The weights before rounding and two moments, for all of them at once.
-        let memory = 12 * pupils.iter().map(Pupil::weights).sum::<u64>();
+        // The weights before rounding and two moments, for all of them at once, and again while they are stored; what enters
+        // every block; both heads; logits.
+        let [_, between] = model.token_bytes();
+        let entered = (self.batch * model.window * model.graph.block_count()) as u64 * between;
+        let dims = |name: &str| model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
+        let head: u64 = dims("lm_head").iter().product::<usize>() as u64;
+        let logits = 6 * ROWS as u64 * dims("lm_head").first().copied().unwrap_or(0) as u64;
+        let memory = 24 * pupils.iter().map(Pupil::weights).sum::<u64>()
+            + 2 * model.tokens * between
+            + entered
+            + 4 * (2 * head + logits)
+            + gradient_memory(model, self.batch);
         Ok(pupils.iter().map(|pupil| pupil.planned(memory)).collect())
     }
 

@@ -113,7 +113,8 @@ fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printe
     let engines = environment.engines();
     progress::stop_between_units();
     let bars = Bars::new(printer);
-    let report = attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars })?;
+    let report =
+        attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars, max_memory: environment.max_memory })?;
     drop(bars);
     show(&report, recipe.output(), printer);
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })

@@ -31,6 +31,7 @@ impl Verb for Plan {
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let recipe = Recipe::read(path(arguments, "recipe"))?;
         let plan = attar_recipe::plan(&recipe, &environment.engines())?;
+        plan.check_memory(environment.max_memory)?;
         if printer.json {
             printer.value(&plan);
             return Ok(ExitCode::SUCCESS);

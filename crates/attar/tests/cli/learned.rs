@@ -76,3 +76,18 @@ fn settings_that_cannot_be_are_found_before_any_work() {
         room.attar(&["plan", "recipe.toml"]).exits(2).says(says);
     }
 }
+
+#[test]
+fn a_limit_of_memory_that_is_too_low_is_found_before_any_work() {
+    let room = Room::new();
+    room.write("recipe.toml", &recipe(CALIBRATION, &format!("{QUANTIZE}[[step]]\nkind = \"recover\"\n")));
+    for verb in ["plan", "run"] {
+        let said = room.attar(&[verb, "recipe.toml", "--max-memory", "50 MB"]).exits(3);
+        said.says("the step `recover`");
+        said.says("50.0 MB are allowed");
+        said.says("--max-memory");
+    }
+    assert!(!room.path("out").exists());
+    room.attar(&["plan", "recipe.toml", "--max-memory", "2 GB"]).exits(0);
+    room.attar(&["plan", "recipe.toml", "--max-memory", "much"]).exits(2).says("is not a size");
+}
