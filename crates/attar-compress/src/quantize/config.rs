@@ -17,6 +17,7 @@ use crate::{
 /// Quantize weights.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [{ "required": ["grid"] }, { "required": ["bits"] }, { "required": ["bytes"] }]))]
 pub struct Quantize {
     /// Weights to quantize: patterns over canonical names. Every pattern must match one.
     #[serde(default = "block_matrices")]

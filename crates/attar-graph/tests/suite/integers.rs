@@ -22,7 +22,7 @@ fn weight(scheme: &str, [rows, columns]: [usize; 2], random: &mut Random) -> Qua
         pack::pack_row(&codes, bits, &mut tensor.codes);
     }
     let count = scheme.scale_count([rows, columns]);
-    tensor.scales = (0..count).map(|_| scheme.round_scale(random.number() * 0.01).unwrap()).collect();
+    tensor.scales = (0..count).map(|_| scheme.scale.round(random.number() * 0.01).unwrap()).collect();
     if !scheme.is_symmetric() {
         tensor.zeros = (0..count).map(|_| random.below(1 << bits) as u8).collect();
     }
@@ -41,7 +41,7 @@ fn plain(x: &[f32], rounding: &Reference, weight: &QuantizedTensor) -> Vec<f32> 
             weight.codes_of(row, &mut bytes);
             let mut sum = 0.0f32;
             for g in 0..groups {
-                let Fit { scale, zero } = weight.fit(row, g);
+                let Fit { scale, zero, .. } = weight.fit(row, g);
                 let inputs = g * group..columns.min((g + 1) * group);
                 let dot: i64 = inputs.map(|i| codes[i] * (i64::from(bytes[i]) - i64::from(zero))).sum();
                 sum += dot as f32 * scale;
