@@ -76,6 +76,9 @@ fn merged(parts: &[Value]) -> Value {
         }
         let required = part["required"].as_array().cloned().unwrap_or_default();
         all["required"].as_array_mut().expect("made above").extend(required);
+        if let Some(one) = part.get("oneOf") {
+            all["oneOf"] = one.clone();
+        }
     }
     all
 }

@@ -123,7 +123,7 @@ impl Walk<'_> {
         for pupil in pupils {
             done.extend(self.session.done(&part(&pupil.name))?.map(|blob| (*pupil, blob)));
         }
-        if done.len() == pupils.len() && (leaving.is_some() || !more) {
+        if done.len() == pupils.len() && (leaving.is_some() || !more || self.streams.is_none()) {
             done.into_iter().for_each(|(pupil, blob)| self.take(pupil, blob));
             (self.streams, self.entering, self.key) = (None, leaving, key);
             return Ok(());
