@@ -73,7 +73,7 @@ fn default_rounding() -> f64 {
 }
 
 fn default_scaling() -> f64 {
-    0.001
+    0.0003
 }
 
 /// Rows of logits that are at hand at a time.

@@ -30,6 +30,7 @@ fn what_a_run_refuses_does_not_fit_the_schema() {
     };
     change("/recipe", json!(2));
     change("/variant/0/step/0", json!({ "kind": "quantize" }));
+    change("/variant/0/step/0", json!({ "kind": "quantize", "grid": "int4", "bits": 3.5 }));
     change("/variant/0/step/0/kind", json!("quantise"));
     change("/variant/0/step/0/grid", json!("int7"));
     change("/variant/0/step/0/group", json!(0));
