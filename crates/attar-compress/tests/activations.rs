@@ -18,7 +18,7 @@ fn uniform(seed: u32, count: usize) -> Vec<f32> {
 /// Bell-shaped values with one outlier in a thousand, and others that an observer must survive.
 fn samples() -> Vec<(&'static str, Vec<f32>)> {
     let bell: Vec<f32> = uniform(1, 40_000).chunks(4).map(|four| four.iter().sum()).collect();
-    let tailed = bell.iter().enumerate().map(|(i, x)| if i % 1000 == 0 { x * 60.0 } else { *x }).collect();
+    let tailed = bell.iter().enumerate().map(|(i, x)| if i % 1000 == 0 { x * 12.0 } else { *x }).collect();
     let one_sided = bell.iter().map(|x| x.abs()).collect();
     vec![
         ("bell", bell),
