@@ -209,10 +209,8 @@ impl Walk<'_> {
             observer.advance((block.index() * iterations + iteration) as u64, name);
             Ok(())
         })?;
-        if std::env::var_os("ATTAR_DEBUG").is_some() {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "{name}: {:.6} -> {:.6}", lesson.before, lesson.after);
-        }
+        let said = format!("{name}: error {:.4}, before {:.4}", lesson.after, lesson.before);
+        observer.advance(((block.index() + 1) * iterations) as u64, &said);
         for pupil in pupils {
             let blob = pupil.keep(&learned[&pupil.name], &originals[&pupil.name], part(&pupil.name), self.session)?;
             self.take(pupil, blob);

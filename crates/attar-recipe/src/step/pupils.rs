@@ -155,8 +155,8 @@ pub(super) fn install(model: &mut Working, pupils: &[Pupil], blobs: Blobs) -> Re
 }
 
 /// The digests of all weights that the blocks of a graph read.
-pub(super) fn weights_key<'g>(
-    graph: &'g Graph,
+pub(super) fn weights_key(
+    graph: &Graph,
     source: &dyn Source,
     blocks: impl Iterator<Item = BlockId>,
 ) -> Result<Digest, StepError> {

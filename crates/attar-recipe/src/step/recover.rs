@@ -121,10 +121,6 @@ impl School<'_> {
             let batch = (step * attar_compress::learn::stride(inputs.len())) % inputs.len();
             let rates = self.settings.rates(step, steps);
             let loss = student.step(&inputs[batch], (&self.float.graph, &wanted[batch]), [&heads[0], &heads[1]], rates)?;
-            if std::env::var_os("ATTAR_DEBUG").is_some() {
-                use std::io::Write;
-                let _ = writeln!(std::io::stderr(), "step {step}: {loss:.6}");
-            }
             session.observer.advance(step as u64 + 1, &format!("KL {loss:.4}"));
             if (step + 1).is_multiple_of(STEPS_KEPT) && step + 1 < steps {
                 let blob =

@@ -110,7 +110,7 @@ fn a_budget_in_bytes_counts_everything_once() {
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
     let report = room.json("out/report.json");
     let bytes = number(&allocation(&report)["bytes"]);
-    assert!(bytes <= 600_000.0 && bytes >= 594_000.0, "{bytes}");
+    assert!((594_000.0..=600_000.0).contains(&bytes), "{bytes}");
     let stored = std::fs::metadata(room.path("out/checkpoint/model.safetensors")).expect("it was written").len() as f64;
     // Headers, and codes that fill whole bytes in each row.
     assert!(stored >= bytes && stored < bytes + 40_000.0, "{stored} beside {bytes}");
@@ -146,7 +146,7 @@ fn overrides_fix_formats_and_the_rest_of_the_budget_is_spent_on_the_others() {
     assert!(!values.is_empty() && values.iter().all(|c| c["scheme"] == "int8/g64"));
     assert!(others.iter().any(|c| c["scheme"].as_str().is_some_and(|scheme| scheme.starts_with("int3"))));
     let bits = number(&allocation(&report)["bits_per_weight"]);
-    assert!(bits <= 4.0 && bits >= 3.96, "{bits}");
+    assert!((3.96..=4.0).contains(&bits), "{bits}");
 }
 
 /// What was predicted is kept: another budget asks nothing anew, at any number of threads, and gives the same bytes as a
@@ -183,7 +183,7 @@ fn a_sweep_shows_the_front_and_draws_it() {
     let (bits, predicted) = (of("bits_per_weight"), of("predicted"));
     assert!(bits.len() == 4 && bits.windows(2).all(|pair| pair[0] < pair[1]), "{bits:?}");
     assert!(predicted.windows(2).all(|pair| pair[0] > pair[1]), "{predicted:?}");
-    let measured: Vec<f64> = points.iter().map(|point| kl(point)).collect();
+    let measured: Vec<f64> = points.iter().map(kl).collect();
     assert!(measured.windows(2).all(|pair| pair[0] > pair[1]), "{measured:?}");
     let picture = room.read("out/sweep.svg");
     assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n") && picture.matches("r=\"3\"").count() == 8);
