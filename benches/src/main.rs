@@ -14,6 +14,7 @@
 
 mod checkpoint;
 mod cost;
+mod gaussian;
 mod host;
 mod prefill;
 mod rtn;
@@ -40,7 +41,7 @@ struct Bench {
 }
 
 /// Every benchmark, in the order of the documentation.
-static BENCHES: &[Bench] = &[startup::BENCH, rtn::BENCH, prefill::BENCH, smollm2::BENCH, sharded::BENCH];
+static BENCHES: &[Bench] = &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, smollm2::BENCH, sharded::BENCH];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

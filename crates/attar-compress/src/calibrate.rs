@@ -113,7 +113,8 @@ impl Hessian {
         let n = self.inputs;
         let edges = n.div_ceil(TILE);
         let tiles: Vec<(usize, usize)> = (0..edges).flat_map(|i| (0..=i).map(move |j| (i, j))).collect();
-        let sums: Vec<Vec<f32>> = with_f32(x, |x| tiles.par_iter().map(|(i, j)| product(x, n, i * TILE, j * TILE)).collect())?;
+        let sums: Vec<Vec<f32>> =
+            with_f32(x, |x| tiles.par_iter().map(|(i, j)| product([x, x], n, i * TILE, j * TILE)).collect())?;
         for ((i, j), tile) in tiles.into_iter().zip(sums) {
             let width = TILE.min(n - j * TILE);
             for (row, tile) in tile.chunks(width).enumerate() {
@@ -151,18 +152,61 @@ impl Hessian {
     }
 }
 
-/// The tile of `x^T x` at `row`, `column`, where `x` is `[tokens, inputs]`. On this thread.
-fn product(x: &[f32], inputs: usize, row: usize, column: usize) -> Vec<f32> {
-    let (tokens, rows, columns) = (x.len() / inputs, TILE.min(inputs - row), TILE.min(inputs - column));
+/// How what a linear layer reads has moved: `sum of (x' - x) x^T` over tokens, where `x` is what the quantized layers
+/// before make and `x'` what the float ones make.
+pub struct Drift {
+    /// `[inputs, inputs]`.
+    sum: Vec<f64>,
+    inputs: usize,
+    tokens: u64,
+}
+
+impl Drift {
+    /// Of nothing yet.
+    pub fn new(inputs: usize) -> Drift {
+        Drift { sum: vec![0.0; inputs * inputs], inputs, tokens: 0 }
+    }
+
+    /// Adds tokens `[.., inputs]` as the float layers and as the quantized layers make them. In f32 within a call, in f64
+    /// between calls: calls are made in a fixed order.
+    pub fn add(&mut self, float: &Tensor, x: &Tensor) -> candle_core::Result<()> {
+        let n = self.inputs;
+        let moved = (float - x)?;
+        let edges = n.div_ceil(TILE);
+        let tiles: Vec<(usize, usize)> = (0..edges * edges).map(|at| (at / edges, at % edges)).collect();
+        let sums: Vec<Vec<f32>> = with_f32(&moved, |moved| {
+            with_f32(x, |x| tiles.par_iter().map(|(i, j)| product([moved, x], n, i * TILE, j * TILE)).collect())
+        })??;
+        for ((i, j), tile) in tiles.into_iter().zip(sums) {
+            let width = TILE.min(n - j * TILE);
+            for (row, tile) in tile.chunks(width).enumerate() {
+                let at = (i * TILE + row) * n + j * TILE;
+                self.sum[at..at + width].iter_mut().zip(tile).for_each(|(sum, x)| *sum += f64::from(*x));
+            }
+        }
+        self.tokens += (x.elem_count() / n) as u64;
+        Ok(())
+    }
+
+    /// Mean of `(x'_i - x_i) x_j`.
+    pub fn mean(&self, i: usize, j: usize) -> f64 {
+        self.sum[i * self.inputs + j] / self.tokens.max(1) as f64
+    }
+}
+
+/// The tile of `left^T right` at `row`, `column`, where both are `[tokens, inputs]`. On this thread.
+fn product([left, right]: [&[f32]; 2], inputs: usize, row: usize, column: usize) -> Vec<f32> {
+    assert_eq!(left.len(), right.len(), "the same tokens");
+    let (tokens, rows, columns) = (left.len() / inputs, TILE.min(inputs - row), TILE.min(inputs - column));
     let mut tile = vec![0.0f32; rows * columns];
     if tokens == 0 {
         return tile;
     }
     let stride = inputs as isize;
-    // SAFETY: `tile` is `[rows, columns]`, and `x` holds `tokens` rows of `inputs`, of which both operands read `rows`
-    // and `columns` that lie within a row.
+    // SAFETY: `tile` is `[rows, columns]`, and both operands hold `tokens` rows of `inputs`, of which they read `rows` and
+    // `columns` that lie within a row.
     unsafe {
-        let (left, right) = (x.as_ptr().add(row), x.as_ptr().add(column));
+        let (left, right) = (left.as_ptr().add(row), right.as_ptr().add(column));
         let (out, across) = (tile.as_mut_ptr(), columns as isize);
         let none = gemm::Parallelism::None;
         gemm::gemm(

@@ -111,6 +111,38 @@ pub enum Error {
         /// The value in the graph.
         value: String,
     },
+    /// Settings that exclude each other.
+    #[error("`{key}` does not go with `{other}`")]
+    Contradiction {
+        /// The setting that should not be there.
+        key: &'static str,
+        /// The one that it does not go with, as written.
+        other: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A percentile that is none.
+    #[error("`percentile = {found}` cannot be; more than 50 and at most 100 percent are within the range")]
+    Percentile {
+        /// As given.
+        found: f64,
+    },
+    /// Activations become integers once.
+    #[error("`{reader}` reads `{value}`, which is in integers already")]
+    AlreadyIntegers {
+        /// The setting that selects it.
+        key: &'static str,
+        /// The weight or cache that reads it.
+        reader: String,
+        /// The value.
+        value: String,
+    },
+    /// A graph without a cache.
+    #[error("the model has no KV cache")]
+    NoCache,
+    /// Nothing is selected.
+    #[error("no linear layer is selected, and the KV cache is left as it is")]
+    NoActivations,
     /// Second moments that no damping made positive definite.
     #[error("the second moments of {inputs} inputs are not positive definite, even damped by {damping} of their mean")]
     NotPositiveDefinite {
@@ -125,9 +157,49 @@ pub enum Error {
         /// Canonical name.
         weight: String,
     },
-    /// A kernel failed.
-    #[error(transparent)]
-    Kernel(#[from] candle_core::Error),
+    /// A stored state of what learns that lacks a part.
+    #[error("the stored state of training has no `{part}`")]
+    State {
+        /// Its name.
+        part: String,
+    },
+    /// A graph that a transformation does not know how to change.
+    #[error("`{value}` {problem}: what leads there cannot be transformed")]
+    Structure {
+        /// The value in the graph.
+        value: String,
+        /// What is done with it.
+        problem: &'static str,
+    },
+    /// A transformation of a weight that is codes already.
+    #[error("`{weight}` is already quantized to {scheme}, and codes cannot be transformed")]
+    CodesStay {
+        /// Canonical name.
+        weight: String,
+        /// How.
+        scheme: Scheme,
+    },
+    /// A rotation of nothing.
+    #[error("`residual`, `value` and `mlp` are all `false`")]
+    NothingToRotate,
+    /// A setting of another method, or one that the method needs.
+    #[error("the method `{method}` {problem} `{key}`")]
+    Method {
+        /// The setting.
+        key: &'static str,
+        /// Which method.
+        method: &'static str,
+        /// "has no" or "needs".
+        problem: &'static str,
+    },
+    /// A share that is none.
+    #[error("`{key} = {found}` is no share: 0 to 1 are")]
+    Share {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        found: f64,
+    },
     /// `select` and `keep` cancel out.
     #[error("`keep` leaves nothing of what `select` matches")]
     NothingLeft,
@@ -141,6 +213,12 @@ fn and_others(others: usize) -> String {
     }
 }
 
+/// The problem of [`Error::Method`] with a setting that is not there.
+pub(crate) const NEEDS: &str = "needs";
+
+/// The problem of [`Error::Method`] with a setting that is another's.
+pub(crate) const HAS_NO: &str = "has no";
+
 impl Error {
     /// The setting to look at.
     pub fn key(&self) -> Option<&str> {
@@ -148,9 +226,17 @@ impl Error {
             Error::NoMatch { key, .. } | Error::DoesNotFit { key, .. } => Some(key),
             Error::AlreadyQuantized { .. } => Some("select"),
             Error::NothingLeft => Some("keep"),
+            Error::CodesStay { .. } => Some("kind"),
+            Error::NothingToRotate => Some("residual"),
+            Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
+            Error::Share { key, .. } | Error::Setting { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
             Error::NoChoices => Some("choices"),
             Error::BudgetTooSmall { key, .. } => Some(key),
+            Error::Contradiction { key, .. } | Error::AlreadyIntegers { key, .. } => Some(key),
+            Error::Percentile { .. } => Some("percentile"),
+            Error::NoCache => Some("kv"),
+            Error::NoActivations => Some("select"),
             _ => None,
         }
     }
@@ -178,6 +264,17 @@ impl Error {
             Error::Activations { .. } => {
                 Some("the checkpoint overflows on this text: check it, or calibrate on other text".into())
             }
+            Error::CodesStay { .. } => Some("put this step before the one that quantizes".into()),
+            Error::NothingToRotate => Some("leave the step out, or set one of them".into()),
+            Error::Method { key, problem, .. } if *problem == NEEDS => Some(format!("add `{key}` to the step")),
+            Error::Method { key, .. } => Some(format!("take `{key}` out, or choose the other method")),
+            Error::Contradiction { hint, .. } => Some((*hint).into()),
+            Error::Percentile { .. } => Some("99.99 clips one value in ten thousand on either side".into()),
+            Error::AlreadyIntegers { .. } => {
+                Some("let one step select it, or start from a model whose activations are f32".into())
+            }
+            Error::NoCache => Some("leave `kv` out".into()),
+            Error::NoActivations => Some("select linear layers, or add `kv = \"int8\"`".into()),
             Error::AlreadyQuantized { .. } => Some("start from the checkpoint it was made from, or add it to `keep`".into()),
             _ => None,
         }

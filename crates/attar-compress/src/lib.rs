@@ -1,22 +1,34 @@
 //! Changes the numbers of a model, never its shape.
 //!
-//! Now: quantization of weights, with and without activations. A [`Quantizer`] picks codes; the grid and what shares a scale are
-//! the caller's ([`attar_tensor::Scheme`]). Which weights are touched is decided by [`Quantize::assign`] from patterns
-//! over canonical names, before anything is read.
+//! Now: quantization of weights, with and without calibration, and of activations; what makes it lose less ([`Rotate`],
+//! [`Smooth`]); what is learned afterwards ([`learn`]); budgets ([`allocate`]). A [`Quantizer`] picks codes; the grid and what
+//! shares a scale are the caller's ([`attar_tensor::Scheme`]). Which weights are touched is decided by [`Quantize::assign`]
+//! from patterns over canonical names, before anything is read.
 
+mod activation;
 pub mod allocate;
 mod calibrate;
+mod distribution;
 mod error;
 pub mod learn;
 mod pattern;
 mod quantize;
 mod scale;
+mod transform;
 
-pub use calibrate::{Calibration, Hessian};
+pub use activation::{
+    ActivationBits, ActivationGranularity, ActivationMode, Activations, Codes, Counts, Distribution, Feed, KvCache, OBSERVERS,
+    Observer, ObserverName, Site as ActivationSite, insert,
+};
+pub use calibrate::{Calibration, Drift, Hessian};
 pub use error::{Error, Result};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{
     Algorithm, Assignment, GridName, Grouping, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen, TailRule,
-    WeightRows, kind,
+    WeightRows, kind, scheme,
 };
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};
+pub use transform::{
+    Change, Choice, Gated, Layer, Method, Norm, Residual, Rewrite, Rotate, SMOOTHERS, Seeing, Site, Smooth, SmoothScales,
+    Smoother, Spread, TableDtype, Values,
+};

@@ -3,9 +3,12 @@
 
 use std::borrow::Cow;
 
+use attar_tensor::nearest;
 use globset::{GlobBuilder, GlobMatcher};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{Error, kind};
 
 /// One pattern.
 #[derive(Clone, Debug)]
@@ -33,6 +36,29 @@ impl Pattern {
     pub fn text(&self) -> &str {
         &self.text
     }
+}
+
+/// Whether every pattern of the setting `key` matches one of `names`.
+pub(crate) fn check(key: &str, patterns: &[Pattern], names: &[&str], within_selection: bool) -> Result<(), Error> {
+    for (i, pattern) in patterns.iter().enumerate() {
+        if !names.iter().any(|name| pattern.matches(name)) {
+            let nearest = examples(pattern.text(), names);
+            return Err(Error::NoMatch { key: format!("{key}[{i}]"), pattern: pattern.text().into(), within_selection, nearest });
+        }
+    }
+    Ok(())
+}
+
+/// A few names that `pattern` could have meant, or one of each kind.
+fn examples(pattern: &str, names: &[&str]) -> Vec<String> {
+    if let Some(name) = nearest(pattern, names.iter().copied()) {
+        return vec![format!("`{name}`")];
+    }
+    let mut kinds: Vec<String> = names.iter().map(|name| format!("`{}`", kind(name))).collect();
+    kinds.sort();
+    kinds.dedup();
+    kinds.truncate(9);
+    kinds
 }
 
 impl Serialize for Pattern {

@@ -17,6 +17,15 @@ fn word() -> impl Strategy<Value = String> {
         "int4",
         "int8",
         "int3",
+        "int6",
+        "mxfp4",
+        "nvfp4",
+        "nf4",
+        "ternary",
+        "lut2",
+        "fp8_e4m3",
+        "e8m0",
+        "e4m3",
         "row",
         "tensor",
         "absmax",
@@ -130,4 +139,42 @@ fn a_canonical_name_is_a_pattern_of_itself() {
         prop_assert!(pattern.matches(&name));
         prop_assert_eq!(pattern.matches(&other), name == other);
     });
+}
+
+/// The first weight's scheme, or the key and the hint of the error.
+fn assigned(settings: &str) -> Result<String, (String, String)> {
+    let quantize: Quantize = toml::from_str(&format!("select = [\"blocks.0.attention.query\"]\n{settings}")).unwrap();
+    match quantize.assign(&graph()) {
+        Ok(assignments) => Ok(assignments[0].scheme.to_string()),
+        Err(error) => Err((error.key().unwrap_or_default().into(), error.hint().unwrap_or_default())),
+    }
+}
+
+#[test]
+fn what_is_not_said_follows_from_the_grid() {
+    for (settings, scheme) in [
+        (r#"grid = "int4""#, "int4/g64"),
+        (r#"grid = "mxfp4""#, "mxfp4/g32"),
+        (r#"grid = "nvfp4""#, "nvfp4/g16"),
+        (r#"grid = "lut3""#, "lut3/g64"),
+        ("grid = \"nf4\"\ngroup = 32\nscale_dtype = \"int8\"", "nf4/g32/int8"),
+    ] {
+        assert_eq!(assigned(settings).unwrap(), scheme);
+    }
+}
+
+#[test]
+fn settings_that_contradict_the_grid_are_errors_at_their_key_that_say_what_is_possible() {
+    for (settings, key, hint) in [
+        ("grid = \"mxfp4\"\ngroup = 64", "group", "`group` can be 32"),
+        ("grid = \"nvfp4\"\nscale_dtype = \"f16\"", "scale_dtype", "`scale_dtype` can be e4m3"),
+        ("grid = \"nf4\"\nasymmetric = true", "asymmetric", "`asymmetric` can be false"),
+        ("grid = \"lut2\"\nscale_dtype = \"int6\"", "scale_dtype", "f16, bf16 or f32"),
+        ("grid = \"int4\"\nscale_dtype = \"int6\"\ngroup = \"row\"", "group", "a number of columns"),
+        ("grid = \"int4\"\nscale_dtype = \"e8m0\"", "asymmetric", "symmetric scales have signs"),
+        ("grid = \"int4\"\n[[override]]\nselect = [\"**\"]\ngrid = \"mxfp4\"\ngroup = 16", "override[0].group", "32"),
+    ] {
+        let (found, said) = assigned(settings).unwrap_err();
+        assert!(found == key && said.contains(hint), "{settings}: {found}: {said}");
+    }
 }

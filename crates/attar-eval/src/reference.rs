@@ -1,8 +1,12 @@
 //! The graph's own meaning, as a runner.
 
-use std::{collections::HashMap, ops::Range, sync::Mutex};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
-use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State, Weights, kernel};
+use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State, Weights, integer::IntegerMatrix, kernel};
 use attar_model::Model;
 use candle_core::Tensor;
 
@@ -206,11 +210,12 @@ struct Kept<'w> {
 struct Room {
     bytes: usize,
     tensors: HashMap<String, Tensor>,
+    integers: HashMap<String, Option<Arc<IntegerMatrix>>>,
 }
 
 impl<'w> Kept<'w> {
     fn new(below: &'w dyn Weights, bytes: usize) -> Kept<'w> {
-        Kept { below, kept: Mutex::new(Room { bytes, tensors: HashMap::new() }) }
+        Kept { below, kept: Mutex::new(Room { bytes, tensors: HashMap::new(), integers: HashMap::new() }) }
     }
 }
 
@@ -231,6 +236,20 @@ impl Weights for Kept<'_> {
 
     fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> attar_graph::Result<Tensor> {
         self.below.rows(name, expr, rows)
+    }
+
+    fn integers(&self, name: &str, expr: &Expr) -> attar_graph::Result<Option<Arc<IntegerMatrix>>> {
+        let mut room = self.kept.lock().expect("no panic holds this lock");
+        if let Some(known) = room.integers.get(name) {
+            return Ok(known.clone());
+        }
+        let matrix = self.below.integers(name, expr)?;
+        let bytes = matrix.as_ref().map_or(0, |matrix| matrix.bytes());
+        if bytes <= room.bytes {
+            room.bytes -= bytes;
+            room.integers.insert(name.into(), matrix.clone());
+        }
+        Ok(matrix)
     }
 }
 

@@ -188,6 +188,7 @@ impl Error {
                 Some("check the permissions of the file and of the folder it is in".into())
             }
             Error::Weight { hint, .. } => Some((*hint).into()),
+            Error::Node { op: "quantize", .. } => Some("use 8 or 16 bits, or a dynamic scale".into()),
             Error::Malformed { .. } | Error::Differs { .. } => {
                 Some("the files were damaged or changed after they were written: export again".into())
             }

@@ -1,6 +1,6 @@
 //! What every target checks of the weights it has read back.
 
-use attar_tensor::{Encoding, Granularity, Scheme};
+use attar_tensor::{Encoding, Granularity, Levels, Scheme};
 
 use crate::{Error, Result};
 
@@ -11,6 +11,8 @@ use crate::{Error, Result};
 fn floor(scheme: &Scheme) -> f64 {
     let whole = scheme.granularity == Granularity::Tensor;
     match (scheme.grid.bits(), whole) {
+        // Floats of 8 bits keep 2 or 3 bits of every weight.
+        (8.., _) if scheme.grid.levels() != Levels::Even => 12.0,
         (8.., false) => 30.0,
         (8.., true) => 15.0,
         (4..8, false) => 12.0,

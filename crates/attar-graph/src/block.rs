@@ -6,7 +6,6 @@ use candle_core::Tensor;
 
 use crate::{
     BlockId, Graph, Mode, Node, Result, ValueId, Weights,
-    op::Tables,
     run::{Lane, evaluate},
 };
 
@@ -29,7 +28,7 @@ impl Graph {
         entering: &Values,
         change: &mut dyn FnMut(&Node, Tensor) -> Result<Tensor>,
     ) -> Result<Values> {
-        let mut lane = Lane { values: entering.clone().into_iter().collect(), state: None, tables: Tables::default() };
+        let mut lane = Lane { values: entering.clone().into_iter().collect(), ..Lane::default() };
         let mut macs = 0;
         for node in self.nodes_of(block) {
             let tensor = evaluate(self, weights, mode, node, &mut lane, &mut macs)?;

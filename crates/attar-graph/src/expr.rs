@@ -2,13 +2,26 @@
 //!
 //! They let a graph say how its constant comes out of a checkpoint without touching a byte: a GGUF file keeps the
 //! rotary pairs of its query rows interleaved, so the graph says `halves(tensor("blk.0.attn_q.weight"), 9)`. Rows are
-//! evaluated as they are asked for. A rearranged tensor keeps its numbers: nothing here rounds.
+//! evaluated as they are asked for. A rearranged tensor keeps its numbers; a computed one is f32, each number rounded
+//! once an operation, unless it is rounded further.
+//!
+//! What an expression costs to read by rows is its own concern: `rotate_rows` reads whole blocks of rows for any of them,
+//! so whoever turns all rows of a large matrix together stores the result instead.
 
 use std::{fmt, ops::Range};
 
-use attar_tensor::{Digest, Encoding, QuantizedTensor, Source, TensorInfo};
+use attar_tensor::{Digest, Dtype, Encoding, QuantizedTensor, Source, TensorInfo};
 
-use crate::Result;
+use crate::{Error, Result, Rotation};
+
+/// What of a matrix an operation goes along. A vector is a matrix of one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Axis {
+    /// Something for each row: of a linear layer, its outputs.
+    Rows,
+    /// Something for each column: of a linear layer, its inputs.
+    Columns,
+}
 
 /// A term over stored names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +31,28 @@ pub enum Expr {
     /// Rows reordered within each of `heads` equal runs: even rows first, then odd ones. Undoes the interleaving of
     /// rotary pairs that GGUF files of the Llama family have.
     Halves(Box<Expr>, usize),
+    /// A vector of so many ones.
+    Ones(usize),
+    /// The identity matrix of that size.
+    Identity(usize),
+    /// Every row, or column, times its number of a vector.
+    Scale(Axis, Box<Expr>, Box<Expr>),
+    /// Every row, or column, divided by its number of a vector.
+    Divide(Axis, Box<Expr>, Box<Expr>),
+    /// Blocks of neighbouring columns, or rows, turned by an orthogonal matrix `R`, a [`Rotation`]: `w (I x R)` for
+    /// columns, `(I x R^T) w` for rows.
+    Rotate {
+        /// What is turned.
+        axis: Axis,
+        /// The matrix.
+        of: Box<Expr>,
+        /// Width of `R`.
+        size: usize,
+        /// Seed of `R`.
+        seed: u64,
+    },
+    /// Every number rounded to a floating-point format, in which it then is.
+    Round(Box<Expr>, Dtype),
 }
 
 impl Expr {
@@ -26,25 +61,83 @@ impl Expr {
         Expr::Tensor(name.into())
     }
 
-    /// The stored names it reads.
+    /// Every row, or column, times its number of `by`.
+    pub fn scaled(self, axis: Axis, by: Expr) -> Expr {
+        Expr::Scale(axis, Box::new(self), Box::new(by))
+    }
+
+    /// Every row, or column, divided by its number of `by`.
+    pub fn divided(self, axis: Axis, by: Expr) -> Expr {
+        Expr::Divide(axis, Box::new(self), Box::new(by))
+    }
+
+    /// Blocks of `size` rows, or columns, turned by the [`Rotation`] of that size and `seed`.
+    pub fn rotated(self, axis: Axis, size: usize, seed: u64) -> Expr {
+        Expr::Rotate { axis, of: Box::new(self), size, seed }
+    }
+
+    /// Rounded to a floating-point format; f32 is no change.
+    pub fn rounded(self, dtype: Dtype) -> Expr {
+        if dtype == Dtype::F32 { self } else { Expr::Round(Box::new(self), dtype) }
+    }
+
+    /// The stored tensor that it is mainly made of, for messages; what it is, if it is made of none.
     pub fn tensor_name(&self) -> &str {
         match self {
             Expr::Tensor(name) => name,
-            Expr::Halves(of, _) => of.tensor_name(),
+            Expr::Halves(of, _)
+            | Expr::Scale(_, of, _)
+            | Expr::Divide(_, of, _)
+            | Expr::Rotate { of, .. }
+            | Expr::Round(of, _) => of.tensor_name(),
+            Expr::Ones(_) => "ones",
+            Expr::Identity(_) => "identity",
         }
     }
 
-    /// Whether its value exists for a stored tensor of so many rows: every head is made of pairs.
-    pub(crate) fn fits(&self, rows: usize) -> bool {
+    /// How many rows are read for one: whole blocks, where rows are turned.
+    pub fn rows_together(&self) -> usize {
         match self {
-            Expr::Tensor(_) => true,
-            Expr::Halves(of, heads) => *heads > 0 && rows.is_multiple_of(2 * heads) && of.fits(rows),
+            Expr::Tensor(_) | Expr::Ones(_) | Expr::Identity(_) => 1,
+            Expr::Halves(of, _) | Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Round(of, _) => of.rows_together(),
+            Expr::Rotate { axis: Axis::Columns, of, .. } => of.rows_together(),
+            Expr::Rotate { axis: Axis::Rows, of, size, .. } => of.rows_together().max(*size),
         }
     }
 
-    /// Shape and encoding of its value. Rows move, so both are those of the stored tensor.
-    pub fn info<'s>(&self, source: &'s dyn Source) -> Result<&'s TensorInfo> {
-        Ok(source.info(self.tensor_name())?)
+    /// Whether its parts go together: heads are made of pairs, vectors are as long as what they scale, rotations divide
+    /// what they turn.
+    pub(crate) fn fits(&self, source: &dyn Source) -> Result<bool> {
+        let along = |axis: &Axis, of: &Expr| {
+            let [rows, columns] = of.info(source)?.matrix();
+            Result::Ok(if *axis == Axis::Rows { rows } else { columns })
+        };
+        Ok(match self {
+            Expr::Tensor(_) | Expr::Ones(_) | Expr::Identity(_) => true,
+            Expr::Halves(of, heads) => {
+                let rows = of.info(source)?.matrix()[0];
+                *heads > 0 && rows.is_multiple_of(heads.saturating_mul(2)) && of.fits(source)?
+            }
+            Expr::Scale(axis, of, by) | Expr::Divide(axis, of, by) => {
+                let by_info = by.info(source)?;
+                by_info.dims.as_slice() == [along(axis, of)?] && of.fits(source)? && by.fits(source)?
+            }
+            Expr::Round(of, dtype) => dtype.is_float() && of.fits(source)?,
+            Expr::Rotate { axis, of, size, .. } => *size > 0 && along(axis, of)?.is_multiple_of(*size) && of.fits(source)?,
+        })
+    }
+
+    /// Shape and encoding of its value.
+    pub fn info(&self, source: &dyn Source) -> Result<TensorInfo> {
+        let computed = |dims: Vec<usize>| TensorInfo { dims, encoding: Encoding::Plain(Dtype::F32) };
+        Ok(match self {
+            Expr::Tensor(name) => source.info(name)?.clone(),
+            Expr::Halves(of, _) => of.info(source)?,
+            Expr::Round(of, dtype) => TensorInfo { dims: of.info(source)?.dims, encoding: Encoding::Plain(*dtype) },
+            Expr::Ones(n) => computed(vec![*n]),
+            Expr::Identity(n) => computed(vec![*n, *n]),
+            Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Rotate { of, .. } => computed(of.info(source)?.dims),
+        })
     }
 
     /// Rows of its value as f32. `out` is `[rows, columns]`.
@@ -59,7 +152,63 @@ impl Expr {
                 }
                 Ok(())
             }
+            Expr::Ones(_) => {
+                out.fill(1.0);
+                Ok(())
+            }
+            Expr::Identity(n) => {
+                out.fill(0.0);
+                rows.zip(out.chunks_mut((*n).max(1))).for_each(|(row, out)| out[row] = 1.0);
+                Ok(())
+            }
+            Expr::Scale(axis, of, by) => {
+                of.read(source, rows.clone(), out)?;
+                by.along(*axis, source, rows, out, |x, s| x * s)
+            }
+            Expr::Divide(axis, of, by) => {
+                of.read(source, rows.clone(), out)?;
+                by.along(*axis, source, rows, out, |x, s| x / s)
+            }
+            Expr::Round(of, dtype) => {
+                of.read(source, rows, out)?;
+                out.iter_mut().for_each(|x| *x = dtype.round(*x));
+                Ok(())
+            }
+            Expr::Rotate { axis: Axis::Columns, of, size, seed } => {
+                of.read(source, rows, out)?;
+                Rotation::shared(*size, *seed).apply(out);
+                Ok(())
+            }
+            Expr::Rotate { axis: Axis::Rows, of, size, seed } => {
+                let columns = of.info(source)?.matrix()[1];
+                read_blocks(rows, *size, columns, out, |block, all| {
+                    of.read(source, block, all)?;
+                    Rotation::shared(*size, *seed).apply_to_columns(all, columns);
+                    Ok(())
+                })
+            }
         }
+    }
+
+    /// Combines `out`, some `rows` of a matrix, with this vector along an axis.
+    fn along(
+        &self,
+        axis: Axis,
+        source: &dyn Source,
+        rows: Range<usize>,
+        out: &mut [f32],
+        f: impl Fn(f32, f32) -> f32,
+    ) -> Result<()> {
+        let mut by = vec![0.0; self.info(source)?.elements()];
+        self.read(source, 0..1, &mut by)?;
+        let columns = (out.len() / rows.len().max(1)).max(1);
+        for (row, out) in rows.zip(out.chunks_mut(columns)) {
+            match axis {
+                Axis::Rows => out.iter_mut().for_each(|x| *x = f(*x, by[row])),
+                Axis::Columns => out.iter_mut().zip(&by).for_each(|(x, s)| *x = f(*x, *s)),
+            }
+        }
+        Ok(())
     }
 
     /// Rows of its value as codes, scales and zeros.
@@ -77,24 +226,75 @@ impl Expr {
                 }
                 Ok(all.unwrap_or(of.read_quantized(source, 0..0)?))
             }
+            computed => {
+                let (name, encoding) = (computed.to_string(), computed.encoding(source)?.to_string());
+                Err(Error::Tensor(attar_tensor::Error::WrongEncoding { name, encoding, wanted: "codes" }))
+            }
         }
     }
 
     /// Changes when its value does.
     pub fn digest(&self, source: &dyn Source) -> Result<Digest> {
-        match self {
-            Expr::Tensor(name) => Ok(source.digest(name)?),
-            Expr::Halves(of, heads) => {
-                let inner = of.digest(source)?;
-                Ok(Digest::of_parts([b"halves".as_slice(), &heads.to_le_bytes(), inner.as_bytes()]))
+        let of_parts = |word: &str, numbers: &[u64], parts: &[Digest]| {
+            let numbers: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+            let parts = parts.iter().map(|digest| digest.as_bytes().as_slice());
+            Digest::of_parts([word.as_bytes(), numbers.as_slice()].into_iter().chain(parts))
+        };
+        Ok(match self {
+            Expr::Tensor(name) => source.digest(name)?,
+            Expr::Halves(of, heads) => of_parts("halves", &[*heads as u64], &[of.digest(source)?]),
+            Expr::Ones(n) => of_parts("ones", &[*n as u64], &[]),
+            Expr::Identity(n) => of_parts("identity", &[*n as u64], &[]),
+            Expr::Scale(_, of, by) | Expr::Divide(_, of, by) => {
+                of_parts(self.word(), &[], &[of.digest(source)?, by.digest(source)?])
             }
-        }
+            Expr::Round(of, dtype) => of_parts(dtype.name(), &[], &[of.digest(source)?]),
+            Expr::Rotate { of, size, seed, .. } => of_parts(self.word(), &[*size as u64, *seed], &[of.digest(source)?]),
+        })
     }
 
     /// The encoding of its value.
     pub fn encoding(&self, source: &dyn Source) -> Result<Encoding> {
         Ok(self.info(source)?.encoding)
     }
+
+    /// What its outermost operation is called in text form.
+    fn word(&self) -> &'static str {
+        match self {
+            Expr::Tensor(_) => "tensor",
+            Expr::Halves(..) => "halves",
+            Expr::Ones(_) => "ones",
+            Expr::Identity(_) => "identity",
+            Expr::Round(..) => "round",
+            Expr::Scale(Axis::Rows, ..) => "scale_rows",
+            Expr::Scale(Axis::Columns, ..) => "scale_columns",
+            Expr::Divide(Axis::Rows, ..) => "divide_rows",
+            Expr::Divide(Axis::Columns, ..) => "divide_columns",
+            Expr::Rotate { axis: Axis::Rows, .. } => "rotate_rows",
+            Expr::Rotate { axis: Axis::Columns, .. } => "rotate_columns",
+        }
+    }
+}
+
+/// Fills `out` with `rows` of a matrix that can only be made by blocks of `size` rows.
+fn read_blocks(
+    rows: Range<usize>,
+    size: usize,
+    columns: usize,
+    out: &mut [f32],
+    make: impl Fn(Range<usize>, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let mut all = vec![0.0; size * columns];
+    let mut row = rows.start;
+    while row < rows.end {
+        let first = row / size * size;
+        let end = (first + size).min(rows.end);
+        make(first..first + size, &mut all)?;
+        out[(row - rows.start) * columns..(end - rows.start) * columns]
+            .copy_from_slice(&all[(row - first) * columns..(end - first) * columns]);
+        row = end;
+    }
+    Ok(())
 }
 
 /// Where row `row` of the value lies when pairs of each run of `size` rows are interleaved.
@@ -106,9 +306,14 @@ fn interleaved(row: usize, size: usize) -> usize {
 
 impl fmt::Display for Expr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = self.word();
         match self {
-            Expr::Tensor(name) => write!(f, "tensor({name:?})"),
-            Expr::Halves(of, heads) => write!(f, "halves({of}, {heads})"),
+            Expr::Tensor(name) => write!(f, "{word}({name:?})"),
+            Expr::Halves(of, heads) => write!(f, "{word}({of}, {heads})"),
+            Expr::Round(of, dtype) => write!(f, "{word}({of}, {dtype})"),
+            Expr::Ones(n) | Expr::Identity(n) => write!(f, "{word}({n})"),
+            Expr::Scale(_, of, by) | Expr::Divide(_, of, by) => write!(f, "{word}({of}, {by})"),
+            Expr::Rotate { of, size, seed, .. } => write!(f, "{word}({of}, {size}, {seed})"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Fast forms of what candle computes slowly: for inference only, none of them has a gradient.
+//! Fast forms of what candle computes slowly, and of their gradients: `gradient.rs` joins the two.
 //!
 //! Each is plain arithmetic in a fixed order, in parallel over parts that do not meet, so its bits depend on neither
 //! thread count nor vector width. (Products go through `gemm`, whose bits depend on the instruction set.)
@@ -78,6 +78,8 @@ macro_rules! wide {
         }
     };
 }
+
+pub(crate) use wide;
 
 wide! {
     /// The largest value of a row.
@@ -205,29 +207,170 @@ fn product(out: &mut [f32], [m, n, k]: [usize; 3], a: &[f32], b: &[f32], transpo
     assert!(out.len() >= m * n && a.len() >= m * k && b.len() >= n * k);
     let (b_column, b_row) = if transposed { (k as isize, 1) } else { (1, n as isize) };
     // SAFETY: the three slices hold the matrices that the sizes and strides describe: asserted above.
+    unsafe { multiply(out, [m, n, k], (a, 1, k as isize), (b, b_column, b_row), false) }
+}
+
+/// `out [m, n] += a^T b`, with `a` `[k, m]` and `b` `[k, n]`. On this thread.
+fn add_product_of_transposed(out: &mut [f32], [m, n, k]: [usize; 3], a: &[f32], b: &[f32]) {
+    assert!(out.len() >= m * n && a.len() >= m * k && b.len() >= n * k);
+    // SAFETY: as above.
+    unsafe { multiply(out, [m, n, k], (a, m as isize, 1), (b, 1, n as isize), true) }
+}
+
+/// `out [m, n] = a [m, k] b [k, n]`, or that on top; operands come with the strides of their columns and rows.
+///
+/// # Safety
+/// The slices hold what sizes and strides describe.
+unsafe fn multiply(
+    out: &mut [f32],
+    [m, n, k]: [usize; 3],
+    (a, a_column, a_row): (&[f32], isize, isize),
+    (b, b_column, b_row): (&[f32], isize, isize),
+    on_top: bool,
+) {
+    let (to, n_row) = (out.as_mut_ptr(), n as isize);
+    let (a, b, none) = (a.as_ptr(), b.as_ptr(), gemm::Parallelism::None);
+    // SAFETY: the caller's promise.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            a.as_ptr(),
-            1,
-            k as isize,
-            b.as_ptr(),
-            b_column,
-            b_row,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+        gemm::gemm(m, n, k, to, 1, n_row, on_top, a, a_column, a_row, b, b_column, b_row, 1.0, 1.0, false, false, false, none);
     }
+}
+
+/// The gradients of [`attention`] by queries, keys and values, given that by its result. Scores are computed again.
+pub fn attention_gradients([q, k, v]: [&Tensor; 3], gradient: &Tensor, scale: f32, window: Option<usize>) -> Result<[Tensor; 3]> {
+    let (batch, heads, seq, head) = q.dims4()?;
+    let (_, key_heads, all, _) = k.dims4()?;
+    let shape = Shape { seq, all, head, scale, window: window.unwrap_or(all) };
+    let group = heads / key_heads;
+    let (queries, keys) = (group * seq * head, all * head);
+    let mut of_q = vec![0.0; batch * heads * seq * head];
+    let (mut of_k, mut of_v) = (vec![0.0; batch * key_heads * keys], vec![0.0; batch * key_heads * keys]);
+    with_f32(q, |q| {
+        with_f32(k, |k| {
+            with_f32(v, |v| {
+                with_f32(gradient, |gradient| {
+                    // A part is a key head: its query heads add to one gradient, in order.
+                    let parts = of_q.par_chunks_mut(queries.max(1)).zip(of_k.par_chunks_mut(keys)).zip(of_v.par_chunks_mut(keys));
+                    parts.enumerate().for_each(|(at, ((of_q, of_k), of_v))| {
+                        let (k, v) = (&k[at * keys..][..keys], &v[at * keys..][..keys]);
+                        for (h, of_q) in of_q.chunks_mut(seq * head).enumerate() {
+                            let from = at * queries + h * seq * head;
+                            let (q, gradient) = (&q[from..][..seq * head], &gradient[from..][..seq * head]);
+                            shape.one_head_back([q, k, v], gradient, [of_q, of_k, of_v]);
+                        }
+                    });
+                })
+            })
+        })
+    })????;
+    let tensor =
+        |values: Vec<f32>, heads: usize, length: usize| Tensor::from_vec(values, (batch, heads, length, head), gradient.device());
+    Ok([tensor(of_q, heads, seq)?, tensor(of_k, key_heads, all)?, tensor(of_v, key_heads, all)?])
+}
+
+impl Shape {
+    /// q, gradient, of_q: [seq, head]; all others: [all, head]. Adds to `of_k` and `of_v`.
+    fn one_head_back(&self, [q, k, v]: [&[f32]; 3], gradient: &[f32], [of_q, of_k, of_v]: [&mut [f32]; 3]) {
+        let (head, past) = (self.head, self.all - self.seq);
+        let mut both = vec![0.0; 2 * QUERIES.min(self.seq) * self.all];
+        let chunks = q.chunks(QUERIES * head).zip(gradient.chunks(QUERIES * head)).zip(of_q.chunks_mut(QUERIES * head));
+        for (chunk, ((q, gradient), of_q)) in chunks.enumerate() {
+            let (first, rows) = (past + chunk * QUERIES, q.len() / head);
+            let seen = first + rows;
+            let (p, of_p) = both[..2 * rows * seen].split_at_mut(rows * seen);
+            product(p, [rows, seen, head], q, k, true);
+            for (row, p) in p.chunks_mut(seen).enumerate() {
+                self.softmax(p, first + row);
+            }
+            add_product_of_transposed(of_v, [seen, head, rows], p, gradient);
+            product(of_p, [rows, seen, head], gradient, v, true);
+            for (p, of_p) in p.chunks(seen).zip(of_p.chunks_mut(seen)) {
+                softmax_back(p, of_p, self.scale);
+            }
+            product(of_q, [rows, head, seen], of_p, k, false);
+            add_product_of_transposed(of_k, [seen, head, rows], of_p, q);
+        }
+    }
+}
+
+wide! {
+    /// From the gradient by a row of probabilities to that by the scores before scaling.
+    fn softmax_back(p: &[f32], gradient: &mut [f32], scale: f32) {
+        let mut lanes = [0.0f32; LANES];
+        let (mut left, mut right) = (p.chunks_exact(LANES), gradient.chunks_exact(LANES));
+        for (p, g) in (&mut left).zip(&mut right) {
+            for ((lane, p), g) in lanes.iter_mut().zip(p).zip(g) {
+                *lane += p * g;
+            }
+        }
+        let rest = left.remainder().iter().zip(right.remainder()).map(|(p, g)| p * g);
+        let mean: f32 = lanes.iter().copied().chain(rest).sum();
+        for (p, g) in p.iter().zip(gradient) {
+            *g = p * (*g - mean) * scale;
+        }
+    }
+}
+
+wide! {
+    fn gate_row_back(gate: &[f32], up: &[f32], gradient: &[f32], of_gate: &mut [f32], of_up: &mut [f32]) {
+        for i in 0..gradient.len() {
+            let sigmoid = 1.0 / (1.0 + exp(-gate[i]));
+            let silu = gate[i] * sigmoid;
+            of_up[i] = gradient[i] * silu;
+            of_gate[i] = gradient[i] * up[i] * (sigmoid + silu * (1.0 - sigmoid));
+        }
+    }
+}
+
+/// The gradients of [`swiglu`] by gate and up, given that by its result.
+pub fn swiglu_gradients(gate: &Tensor, up: &Tensor, gradient: &Tensor) -> Result<[Tensor; 2]> {
+    let (mut of_gate, mut of_up) = (vec![0.0; gate.elem_count()], vec![0.0; gate.elem_count()]);
+    with_f32(gate, |gate| {
+        with_f32(up, |up| {
+            with_f32(gradient, |gradient| {
+                let inputs = gate.par_chunks(PART).zip(up.par_chunks(PART)).zip(gradient.par_chunks(PART));
+                let outputs = of_gate.par_chunks_mut(PART).zip(of_up.par_chunks_mut(PART));
+                inputs.zip(outputs).for_each(|(((gate, up), g), (of_gate, of_up))| gate_row_back(gate, up, g, of_gate, of_up));
+            })
+        })
+    })???;
+    Ok([Tensor::from_vec(of_gate, gate.shape(), gate.device())?, Tensor::from_vec(of_up, up.shape(), up.device())?])
+}
+
+wide! {
+    /// Replaces a row of student logits by the gradient of the row's divergence, and returns the divergence.
+    fn divergence_row(teacher: &mut [f32], student: &mut [f32]) -> f64 {
+        let (t_offset, s_offset) = (max(teacher), max(student));
+        let mut difference = 0.0f64;
+        let gap: Vec<f32> = teacher.iter().zip(student.iter()).map(|(t, s)| t - s).collect();
+        let (t_sum, s_sum) = (exp_sum(teacher, t_offset), exp_sum(student, s_offset));
+        let (t_scale, s_scale) = (1.0 / t_sum, 1.0 / s_sum);
+        for ((t, s), gap) in teacher.iter().zip(student.iter_mut()).zip(gap) {
+            let p = t * t_scale;
+            difference += f64::from(p * gap);
+            *s = *s * s_scale - p;
+        }
+        difference + f64::from(s_offset - t_offset) + f64::from(s_sum).ln() - f64::from(t_sum).ln()
+    }
+}
+
+/// The mean over positions of `KL(teacher || student)` of the distributions that logits `[.., vocabulary]` mean, and its
+/// gradient by the student's.
+pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<(f64, Tensor)> {
+    let vocabulary = student.dim(candle_core::D::Minus1)?;
+    let mut teacher = with_f32(teacher, <[f32]>::to_vec)?;
+    let mut of_student = with_f32(student, <[f32]>::to_vec)?;
+    let rows = (of_student.len() / vocabulary.max(1)).max(1);
+    let each = teacher.par_chunks_mut(vocabulary.max(1)).zip(of_student.par_chunks_mut(vocabulary.max(1)));
+    let divergences: Vec<f64> = each
+        .map(|(teacher, student)| {
+            let divergence = divergence_row(teacher, student);
+            scale(student, 1.0 / rows as f32);
+            divergence
+        })
+        .collect();
+    let mean = divergences.iter().sum::<f64>() / rows as f64;
+    Ok((mean, Tensor::from_vec(of_student, student.shape(), student.device())?))
 }
 
 #[cfg(test)]

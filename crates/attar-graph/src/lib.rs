@@ -5,7 +5,8 @@
 //! weight expressions ([`Expr`]) over the names of a [`attar_tensor::Source`], never numbers.
 //!
 //! [`Run`] is the reference meaning: it evaluates a graph over candle tensors, block by block, reading weights as it
-//! goes. It is no server: no batching across requests, no sampling, no quantized kernels.
+//! goes. It is no server: no batching across requests, no sampling. Where a linear layer reads a value of [`Op::Quantize`]
+//! and its weight is in integers, the product is the one of [`integer`]; all others are products of f32.
 //!
 //! ```
 //! let text = r#"
@@ -24,9 +25,12 @@ mod block;
 mod error;
 mod expr;
 mod fact;
+pub mod gradient;
 mod graph;
+pub mod integer;
 pub mod kernel;
 pub mod op;
+mod rotation;
 mod run;
 mod stream;
 mod text;
@@ -34,9 +38,10 @@ mod verify;
 
 pub use block::Values;
 pub use error::{Error, Result};
-pub use expr::Expr;
+pub use expr::{Axis, Expr};
 pub use fact::{Dim, Fact};
 pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
 pub use op::{OPS, Op};
+pub use rotation::Rotation;
 pub use run::{Cached, Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
 pub use stream::Stream;

@@ -5,14 +5,15 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
-use attar_tensor::Source;
+use attar_tensor::{Encoding, Source};
 use candle_core::{Device, Tensor};
 
 use crate::{
     BlockId, Error, Expr, Graph, Node, NodeId, Origin, Result, ValueId,
+    integer::{IntegerMatrix, RowScales},
     op::{Context, Operand, Tables},
 };
 
@@ -34,6 +35,11 @@ pub trait Weights: Sync {
     fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> Result<Tensor> {
         let whole = self.whole(name, expr)?;
         Ok(whole.index_select(&Tensor::new(rows, whole.device())?, 0)?)
+    }
+
+    /// The weight `name` in integers, if it is stored in codes that are. Products with rounded values then are, too.
+    fn integers(&self, _name: &str, _expr: &Expr) -> Result<Option<Arc<IntegerMatrix>>> {
+        Ok(None)
     }
 }
 
@@ -68,6 +74,12 @@ impl Weights for SourceWeights {
         }
         Ok(Tensor::from_vec(values, (rows.len(), columns), &Device::Cpu)?)
     }
+
+    fn integers(&self, _: &str, expr: &Expr) -> Result<Option<Arc<IntegerMatrix>>> {
+        let Encoding::Quantized(_) = expr.encoding(&*self.0)? else { return Ok(None) };
+        let [rows, _] = expr.info(&*self.0)?.matrix();
+        Ok(IntegerMatrix::new(&expr.read_quantized(&*self.0, 0..rows)?).map(Arc::new))
+    }
 }
 
 /// Constants held in memory by canonical name, for training; whatever is not there comes from `below`.
@@ -81,6 +93,10 @@ pub struct TensorWeights<'a> {
 impl Weights for TensorWeights<'_> {
     fn whole(&self, name: &str, expr: &Expr) -> Result<Tensor> {
         self.tensors.get(name).cloned().map_or_else(|| self.below.whole(name, expr), Ok)
+    }
+
+    fn integers(&self, name: &str, expr: &Expr) -> Result<Option<Arc<IntegerMatrix>>> {
+        if self.tensors.contains_key(name) { Ok(None) } else { self.below.integers(name, expr) }
     }
 }
 
@@ -111,10 +127,21 @@ impl Inputs {
     }
 }
 
+#[derive(Default)]
 pub(crate) struct Lane {
     pub(crate) values: HashMap<ValueId, Tensor>,
+    /// Of quantized values of the block at work. A product in another block is one of f32.
+    pub(crate) row_scales: HashMap<ValueId, RowScales>,
     pub(crate) state: Option<State>,
     pub(crate) tables: Tables,
+}
+
+impl Lane {
+    /// Lets go of all values but those.
+    pub(crate) fn keep(&mut self, keep: impl Fn(&ValueId) -> bool) {
+        self.values.retain(|id, _| keep(id));
+        self.row_scales.retain(|id, _| keep(id));
+    }
 }
 
 /// Called with every value that a block makes: lane, value, tensor.
@@ -139,7 +166,7 @@ impl<'a> Run<'a> {
             .map(|lane| Lane {
                 values: graph.inputs().iter().copied().zip(lane.tensors).collect(),
                 state: lane.state,
-                tables: Tables::default(),
+                ..Lane::default()
             })
             .collect();
         Run { graph, weights, mode, lanes, last_use: graph.last_use(), next: 0, macs: 0 }
@@ -168,6 +195,7 @@ impl<'a> Run<'a> {
                 lane.values.insert(node.output, tensor);
                 forget(self.graph, &self.last_use, node, &mut lane.values);
             }
+            lane.row_scales.clear();
         }
         self.next += 1;
         Ok(())
@@ -205,7 +233,7 @@ impl<'a> Run<'a> {
         let block = BlockId(self.next);
         debug_assert!(self.graph.nodes_of(block).all(|n| n.op.is_pointwise()), "positions of the last block are independent");
         let live = self.graph.live_into(block);
-        let mut part = Lane { values: HashMap::new(), state: None, tables: Tables::default() };
+        let mut part = Lane::default();
         for id in live {
             let whole = &self.lanes[lane].values[&id];
             let narrow = whole.narrow(0, windows.start, windows.len())?.narrow(1, positions.start, positions.len())?;
@@ -233,13 +261,14 @@ fn forget(graph: &Graph, last_use: &HashMap<ValueId, NodeId>, node: &Node, value
 /// Keeps what it reads whole for as long as it lives.
 pub struct Cached<'a> {
     below: &'a dyn Weights,
-    read: std::sync::Mutex<HashMap<String, Tensor>>,
+    read: Mutex<HashMap<String, Tensor>>,
+    integers: Mutex<HashMap<String, Option<Arc<IntegerMatrix>>>>,
 }
 
 impl<'a> Cached<'a> {
     /// Over `below`.
     pub fn new(below: &'a dyn Weights) -> Cached<'a> {
-        Cached { below, read: Default::default() }
+        Cached { below, read: Mutex::default(), integers: Mutex::default() }
     }
 }
 
@@ -257,6 +286,16 @@ impl Weights for Cached<'_> {
     fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> Result<Tensor> {
         self.below.rows(name, expr, rows)
     }
+
+    fn integers(&self, name: &str, expr: &Expr) -> Result<Option<Arc<IntegerMatrix>>> {
+        let mut read = self.integers.lock().expect("no panic holds this lock");
+        if let Some(known) = read.get(name) {
+            return Ok(known.clone());
+        }
+        let integers = self.below.integers(name, expr)?;
+        read.insert(name.into(), integers.clone());
+        Ok(integers)
+    }
 }
 
 pub(crate) fn evaluate(
@@ -272,22 +311,29 @@ pub(crate) fn evaluate(
         .iter()
         .map(|id| match &graph.get(*id).origin {
             Origin::Weight(expr) => Operand::Weight(weights, &graph.get(*id).name, expr),
-            _ => Operand::Tensor(lane.values[id].clone()),
+            _ => match lane.row_scales.get(id) {
+                Some(scales) => Operand::Quantized(lane.values[id].clone(), scales),
+                None => Operand::Tensor(lane.values[id].clone()),
+            },
         })
         .collect();
     let dims: Vec<Vec<usize>> = operands
         .iter()
         .zip(&node.inputs)
         .map(|(operand, id)| match operand {
-            Operand::Tensor(tensor) => tensor.dims().to_vec(),
+            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => tensor.dims().to_vec(),
             Operand::Weight(..) => graph.fact(*id).constant_dims().unwrap_or_default(),
         })
         .collect();
     let def = node.op.def();
     *macs += (def.macs)(&node.op, &dims);
-    let mut context = Context { mode, state: lane.state.as_mut(), tables: &mut lane.tables };
-    (def.evaluate)(&node.op, &operands, &mut context).map_err(|error| match error {
+    let mut row_scales = None;
+    let mut context = Context { mode, state: lane.state.as_mut(), row_scales: &mut row_scales, tables: &mut lane.tables };
+    let tensor = (def.evaluate)(&node.op, &operands, &mut context).map_err(|error| match error {
         Error::Kernel(source) => Error::Candle { node: graph.get(node.output).name.clone(), op: def.name, source },
         other => other,
-    })
+    })?;
+    drop(operands);
+    lane.row_scales.extend(row_scales.map(|scales| (node.output, scales)));
+    Ok(tensor)
 }

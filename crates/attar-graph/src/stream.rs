@@ -11,7 +11,6 @@ use candle_core::Tensor;
 
 use crate::{
     BlockId, Graph, Inputs, Mode, Origin, Result, ValueId, Weights,
-    op::Tables,
     run::{Cached, Lane, evaluate},
 };
 
@@ -29,11 +28,9 @@ pub struct Stream<'a> {
 impl<'a> Stream<'a> {
     /// Before the first block.
     pub fn new(graph: &'a Graph, lanes: Vec<Inputs>) -> Stream<'a> {
-        let lanes = lanes.into_iter().map(|lane| Lane {
-            values: graph.inputs().iter().copied().zip(lane.tensors).collect(),
-            state: None,
-            tables: Tables::default(),
-        });
+        let lanes = lanes
+            .into_iter()
+            .map(|lane| Lane { values: graph.inputs().iter().copied().zip(lane.tensors).collect(), ..Lane::default() });
         let last_use = graph.last_use().into_iter().map(|(id, node)| (id, graph.nodes()[node.0 as usize].block)).collect();
         Stream { graph, lanes: lanes.collect(), block: BlockId(0), reached: HashSet::new(), last_use }
     }
@@ -58,6 +55,7 @@ impl<'a> Stream<'a> {
         self.reached.clear();
         for (lane, values) in self.lanes.iter_mut().zip(entering) {
             lane.values.retain(|id, _| matches!(self.graph.get(*id).origin, Origin::Input));
+            lane.row_scales.clear();
             lane.values.extend(values.into_iter().filter_map(|(name, tensor)| Some((self.graph.find(&name)?, tensor))));
         }
     }
@@ -79,7 +77,7 @@ impl<'a> Stream<'a> {
             self.add_ancestors(target, &known, &mut wanted);
             self.evaluate(index, &cached, &wanted)?;
             each(index, &self.lanes[index].values[&target])?;
-            self.lanes[index].values.retain(|id, _| keep.contains(id));
+            self.lanes[index].keep(|id| keep.contains(id));
         }
         self.reached = after;
         Ok(())
@@ -98,7 +96,8 @@ impl<'a> Stream<'a> {
             let mut wanted = HashSet::new();
             results.iter().for_each(|id| self.add_ancestors(*id, &known, &mut wanted));
             self.evaluate(index, &cached, &wanted)?;
-            self.lanes[index].values.retain(|id, _| keep.contains(id));
+            self.lanes[index].keep(|id| keep.contains(id));
+            self.lanes[index].row_scales.clear();
         }
         self.reached.clear();
         self.block = BlockId(block.0 + 1);

@@ -15,13 +15,31 @@
 
 use std::{collections::BTreeMap, fmt, str::Chars};
 
-use attar_tensor::nearest;
+use attar_tensor::{Dtype, nearest};
 
 use crate::{
-    Dim, Error, Expr, Fact, Graph, OPS, Origin, Result, ValueId,
+    Axis, Dim, Error, Expr, Fact, Graph, OPS, Origin, Result, ValueId,
     error::Problem,
     op::{Attribute, Attributes},
 };
+
+/// The operations of weight expressions.
+const EXPRESSIONS: [&str; 11] = [
+    "tensor",
+    "halves",
+    "ones",
+    "identity",
+    "scale_rows",
+    "scale_columns",
+    "divide_rows",
+    "divide_columns",
+    "rotate_rows",
+    "rotate_columns",
+    "round",
+];
+
+/// How deep expressions may nest.
+const DEPTH: u32 = 16;
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -277,7 +295,7 @@ impl<'t> Parser<'t> {
         let name = self.string()?;
         self.expect(":")?;
         let fact = self.fact()?;
-        let expr = if self.take("=") { self.expr(8)? } else { Expr::tensor(&name) };
+        let expr = if self.take("=") { self.expr(DEPTH)? } else { Expr::tensor(&name) };
         self.expect(")")?;
         if fact.constant_dims().is_none() {
             return Err(Problem::Syntax { found: fact.to_string(), wanted: "constant dimensions" }.into());
@@ -291,23 +309,44 @@ impl<'t> Parser<'t> {
 
     /// `depth` bounds the nesting.
     fn expr(&mut self, depth: u32) -> Parsed<Expr> {
-        match self.next() {
-            "tensor" => {
-                self.expect("(")?;
-                let name = self.string()?;
-                self.expect(")")?;
-                Ok(Expr::tensor(name))
-            }
-            "halves" if depth > 0 => {
-                self.expect("(")?;
-                let of = self.expr(depth - 1)?;
-                self.expect(",")?;
-                let heads = self.count()?;
-                self.expect(")")?;
-                Ok(Expr::Halves(Box::new(of), heads))
-            }
-            found => Err(syntax(found, "`tensor` or `halves`")),
+        let word = self.next();
+        if !EXPRESSIONS.contains(&word) || (depth == 0 && word != "tensor") {
+            return Err(syntax(word, "a weight expression, such as `tensor` or `halves`, nested at most 16 deep"));
         }
+        self.expect("(")?;
+        let expr = self.expr_parts(word, depth.saturating_sub(1))?;
+        self.expect(")")?;
+        Ok(expr)
+    }
+
+    /// What stands between the parentheses of `word`, one of [`EXPRESSIONS`].
+    fn expr_parts(&mut self, word: &str, depth: u32) -> Parsed<Expr> {
+        match word {
+            "tensor" => return Ok(Expr::tensor(self.string()?)),
+            "ones" => return Ok(Expr::Ones(self.count()?)),
+            "identity" => return Ok(Expr::Identity(self.count()?)),
+            _ => {}
+        }
+        let of = self.expr(depth)?;
+        self.expect(",")?;
+        let axis = if word.ends_with("_rows") { Axis::Rows } else { Axis::Columns };
+        Ok(match word {
+            "halves" => Expr::Halves(Box::new(of), self.count()?),
+            "scale_rows" | "scale_columns" => of.scaled(axis, self.expr(depth)?),
+            "divide_rows" | "divide_columns" => of.divided(axis, self.expr(depth)?),
+            "round" => {
+                let found = self.next();
+                let float = found.parse::<Dtype>().ok().filter(|dtype| dtype.is_float());
+                Expr::Round(Box::new(of), float.ok_or_else(|| syntax(found, "a floating-point format"))?)
+            }
+            _ => {
+                let size = self.count()?;
+                self.expect(",")?;
+                let found = self.next();
+                let seed = found.parse().map_err(|_| syntax(found, "a seed: a whole number of at least 0"))?;
+                of.rotated(axis, size, seed)
+            }
+        })
     }
 
     fn count(&mut self) -> Parsed<usize> {

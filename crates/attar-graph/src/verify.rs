@@ -60,9 +60,9 @@ impl Graph {
         for (_, value, expr) in self.weights() {
             let info = expr.info(source)?;
             let wanted = value.fact.constant_dims().unwrap_or_default();
-            if wanted != info.dims || !expr.fits(info.matrix()[0]) {
+            if wanted != info.dims || !expr.fits(source)? {
                 let (weight, stored) = (value.name.clone(), expr.to_string());
-                return Err(Error::Shape { weight, stored, wanted, found: info.dims.clone() });
+                return Err(Error::Shape { weight, stored, wanted, found: info.dims });
             }
             if value.fact.encoding != info.encoding {
                 let (found, wanted) = (info.encoding.to_string(), value.fact.encoding.to_string());

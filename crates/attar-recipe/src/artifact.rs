@@ -57,11 +57,7 @@ pub(crate) fn write_artifact(
         })
         .map_err(|e| input_or_refused(recipe, export, e))?;
     observer.stage(&format!("{}: verify {}", working.title, export.target.name()), 0);
-    let originals: BTreeMap<&str, _> = base.graph.weights().map(|(_, v, expr)| (v.name.as_str(), expr)).collect();
-    let original = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| match originals.get(name) {
-        Some(expr) => expr.read(&*base.source, rows, out).map(|()| true),
-        None => Ok(false),
-    };
+    let original = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| working.float.read(name, rows, out);
     let verification = export.target.verify(&input, &artifact, &partial, Some(&original))?;
     artifact.record(&verification);
     side_files(base, &partial)?;

@@ -24,6 +24,7 @@ pub mod step;
 mod sweep;
 mod task;
 
+pub use attar_compress::allocate::Size;
 pub use engines::Engines;
 pub use error::{Error, ErrorKind, Result};
 pub use lock::{Lock, LockMode};
@@ -31,7 +32,8 @@ pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    AllocationReport, ArtifactReport, ChoiceReport, EvalReport, ModelReport, Report, Table, TensorReport, VariantReport, bytes,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, EvalReport, ModelReport, Report, SiteReport, Table,
+    TensorReport, TransformReport, VariantReport, bytes,
 };
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};

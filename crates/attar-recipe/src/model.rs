@@ -1,19 +1,13 @@
 //! A model on its way through the steps of a variant.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use attar_graph::Graph;
+use attar_compress::Calibration;
+use attar_graph::{Expr, Graph};
 use attar_model::Model;
-use attar_tensor::{Damage, Source};
+use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-use crate::AllocationReport;
-
-/// A model before quantization.
-#[derive(Clone)]
-pub(crate) struct Float {
-    pub(crate) graph: Graph,
-    pub(crate) source: Arc<dyn Source>,
-}
+use crate::{ActivationReport, AllocationReport, TransformReport};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -26,27 +20,90 @@ pub struct Working {
     pub(crate) source: Arc<dyn Source>,
     /// What quantization did, by canonical name.
     pub(crate) damage: BTreeMap<String, Damage>,
-    /// The model that quantization started from, once it has: what the quantized one is held against.
-    pub(crate) float: Option<Float>,
+    /// The same without quantization: what the quantized one is held against.
+    pub(crate) float: Float,
+    /// What transformations did, in order.
+    pub(crate) transforms: Vec<TransformReport>,
+    /// Values that are in integers, in running order.
+    pub(crate) activations: Vec<ActivationReport>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
+    /// Tokens of that text.
+    pub(crate) tokens: u64,
+    /// Tokens of one of its windows.
+    pub(crate) window: usize,
     /// How budgets were spent, in the order of the steps.
     pub(crate) allocations: Vec<AllocationReport>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
     pub(crate) possible: Vec<Graph>,
 }
 
+/// A model as a perfect quantizer would store it: the checkpoint's weights, or those of the last transformation.
+#[derive(Clone)]
+pub(crate) struct Float {
+    pub(crate) graph: Graph,
+    pub(crate) source: Arc<dyn Source>,
+}
+
+impl Float {
+    /// The weight of that name.
+    pub(crate) fn weight(&self, name: &str) -> Option<(Encoding, &Expr)> {
+        let found = self.graph.weights().find(|(_, value, _)| value.name == name);
+        found.map(|(_, value, expr)| (value.fact.encoding, expr))
+    }
+
+    /// Rows of a weight; `false` if there is none of that name.
+    pub(crate) fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> attar_graph::Result<bool> {
+        let Some((_, expr)) = self.weight(name) else { return Ok(false) };
+        expr.read(&*self.source, rows, out).map(|()| true)
+    }
+}
+
 impl Working {
-    pub(crate) fn new(title: &str, model: &Model, calibrated: bool) -> Working {
+    pub(crate) fn new(title: &str, model: &Model, calibration: Option<&Calibration>) -> Working {
         Working {
             title: title.into(),
             graph: model.graph.clone(),
             source: model.source.clone(),
             damage: BTreeMap::new(),
-            float: None,
-            calibrated,
+            float: Float { graph: model.graph.clone(), source: model.source.clone() },
+            transforms: Vec::new(),
+            activations: Vec::new(),
+            calibrated: calibration.is_some(),
+            tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
+            window: calibration.map_or(0, |c| c.length),
             allocations: Vec::new(),
             possible: Vec::new(),
         }
+    }
+
+    /// Bytes of the widest value inside a block, and of what waits between two blocks, for one token in f32.
+    pub(crate) fn token_bytes(&self) -> [u64; 2] {
+        let width = |id| self.graph.fact(id).width().unwrap_or(0) as u64;
+        let inside = |block| self.graph.nodes_of(block).map(|node| width(node.output)).max().unwrap_or(0);
+        let between = self.graph.find("final_norm").map_or(0, width);
+        // The last block makes logits, of few positions at a time.
+        let blocks = self.graph.block_count().saturating_sub(1);
+        [4 * self.graph.blocks().take(blocks).map(inside).max().unwrap_or(0), 4 * between]
+    }
+
+    /// Whether the float model has the same values as this one, by number.
+    pub(crate) fn is_beside_float(&self) -> bool {
+        let names = |graph: &Graph| graph.values().map(|(_, value)| value.name.clone()).collect::<Vec<_>>();
+        names(&self.graph) == names(&self.float.graph)
+    }
+
+    /// The same function over other weights: `changed` ones, some of which lie in `top`.
+    pub(crate) fn transform(&mut self, graph: Graph, changed: impl IntoIterator<Item = (String, Expr)>, top: Arc<dyn Source>) {
+        let changed: BTreeMap<String, Expr> = changed.into_iter().collect();
+        let mut float = graph.clone();
+        for (id, value, _) in graph.weights().filter(|(_, value, _)| !changed.contains_key(&value.name)) {
+            if let Some((encoding, expr)) = self.float.weight(&value.name) {
+                float.replace_weight(id, encoding, expr.clone());
+            }
+        }
+        self.float = Float { graph: float, source: Arc::new(Overlay::new(top.clone(), self.float.source.clone())) };
+        self.source = Arc::new(Overlay::new(top, self.source.clone()));
+        self.graph = graph;
     }
 }

@@ -4,7 +4,7 @@ use attar_model::Model;
 use attar_tensor::TensorInfo;
 use serde::Serialize;
 
-use crate::{Engines, Error, Recipe, Result, model::Working, output, step::StepError, task::RunnerKind};
+use crate::{ActivationReport, Engines, Error, Recipe, Result, model::Working, output, step::StepError, task::RunnerKind};
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -23,6 +23,8 @@ pub struct Plan {
     pub gates: usize,
     /// Bytes of memory at the peak, estimated from above.
     pub peak_memory: u64,
+    /// What takes most of it.
+    pub peak: String,
     /// What a run needs and this machine does not have.
     pub missing: Vec<String>,
 }
@@ -34,6 +36,9 @@ pub struct PlannedVariant {
     pub name: String,
     /// Every weight that changes, in order.
     pub tensors: Vec<PlannedTensor>,
+    /// Every activation that becomes integers, in running order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub activations: Vec<ActivationReport>,
     /// What would be written.
     pub exports: Vec<PlannedExport>,
     /// True bits a weight, over all weights.
@@ -73,6 +78,21 @@ pub struct PlannedExport {
     pub bytes: u64,
 }
 
+impl Plan {
+    /// Refuses to start what would take more than `limit` bytes of memory.
+    pub fn check_memory(&self, limit: Option<u64>) -> Result<()> {
+        let Some(limit) = limit.filter(|limit| *limit < self.peak_memory) else { return Ok(()) };
+        let message = format!(
+            "{} needs about {} of memory, and {} are allowed",
+            self.peak,
+            crate::bytes(self.peak_memory),
+            crate::bytes(limit)
+        );
+        let hint = "raise `--max-memory`, or take fewer or shorter calibration windows".to_owned();
+        Err(Error::input(message).hint(hint))
+    }
+}
+
 /// What an attar takes that has opened a model and done nothing.
 const BASE_MEMORY: u64 = 40 << 20;
 
@@ -84,14 +104,16 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     output::check(recipe.output(), &recipe.owner())?;
     let model = open(recipe)?;
     check_evals(recipe, &model)?;
-    let mut memory = 0;
+    let (mut memory, mut most) = (0, String::new());
     let mut variants = Vec::new();
     for variant in &recipe.variants {
-        let mut working = Working::new(&variant.name, &model, recipe.calibration().is_some());
+        let mut working = Working::new(&variant.name, &model, recipe.calibration());
         let mut tensors = Vec::new();
         for (key, step) in &variant.steps {
             let planned = step.plan(&mut working).map_err(|e| placed(recipe, key, step.kind().name, e))?;
-            memory = planned.iter().map(|t| t.memory).fold(memory, u64::max);
+            if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory).filter(|tensor| tensor.memory > memory) {
+                (memory, most) = (tensor.memory, format!("the step `{}` on `{}`", step.kind().name, tensor.name));
+            }
             tensors.extend(planned);
         }
         let mut exports = Vec::new();
@@ -101,7 +123,9 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
                 export.target.check(graph, &export.options).map_err(|e| refused(recipe, &export.key, e))?;
             }
             let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
-            memory = memory.max(EXPORT_MEMORY + largest);
+            if EXPORT_MEMORY + largest > memory {
+                (memory, most) = (EXPORT_MEMORY + largest, format!("the export `{}`", export.target.name()));
+            }
             let folder = folder(recipe, &variant.name, &export.folder);
             exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
         }
@@ -109,6 +133,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         variants.push(PlannedVariant {
             name: variant.name.clone(),
             tensors,
+            activations: working.activations,
             exports,
             bits_per_weight,
             quantized_bits_per_weight,
@@ -116,7 +141,10 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     }
     memory += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
     for eval in &recipe.evals {
-        memory = memory.max(eval_memory(&model, eval.task.longest()));
+        let wanted = eval_memory(&model, eval.task.longest());
+        if wanted > memory {
+            (memory, most) = (wanted, format!("the eval `{}`", eval.name));
+        }
     }
     Ok(Plan {
         model: recipe.model().display().to_string(),
@@ -126,6 +154,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         gates: recipe.gates.len(),
         peak_memory: BASE_MEMORY + memory,
+        peak: most,
         missing: missing(recipe, engines),
     })
 }

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Version of the report's JSON.
 pub(crate) const FORMAT: u32 = 1;
 
+/// Activations that the text of a report shows of each variant.
+const WORST: usize = 10;
+
 /// What a run found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -52,13 +55,47 @@ pub struct VariantReport {
     pub bits_per_weight: f64,
     /// True bits a weight over the quantized ones; 0 if there is none.
     pub quantized_bits_per_weight: f64,
+    /// What changed the weights and not the function, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transforms: Vec<TransformReport>,
     /// Every weight that a step changed, in the graph's order.
     pub tensors: Vec<TensorReport>,
     /// How budgets were spent, in the order of the steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allocations: Vec<AllocationReport>,
+    /// Every activation that is in integers, the one with the least signal to noise first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub activations: Vec<ActivationReport>,
     /// What was written.
     pub artifacts: Vec<ArtifactReport>,
+}
+
+/// A step that keeps what the model computes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransformReport {
+    /// Its kind.
+    pub step: String,
+    /// How many weights it changed.
+    pub weights: usize,
+    /// Largest difference of a logit from that before the step, over the largest logit, on a few windows.
+    pub logits_off: f64,
+    /// More than this fails the run.
+    pub logits_off_at_most: f64,
+    /// What was scaled, if channels were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<SiteReport>,
+}
+
+/// Channels that were scaled.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SiteReport {
+    /// Canonical name of what makes them.
+    pub name: String,
+    /// The exponent that was chosen.
+    pub alpha: f64,
+    /// Error of the outputs behind them, rounded to nearest, as a share of that without scaling; absent where the method
+    /// does not look.
+    pub error: Option<f64>,
 }
 
 /// What became of one weight.
@@ -114,6 +151,22 @@ pub struct ChoiceReport {
     pub predicted: f64,
 }
 
+/// What became of one activation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ActivationReport {
+    /// The value's name in the graph.
+    pub name: String,
+    /// Size of its last dimension.
+    pub width: usize,
+    /// Codes, and what shares a scale: `int8/token`, `int8/tensor/asymmetric`, …
+    pub encoding: String,
+    /// Weights of the linear layers that read it, or the cache.
+    pub feeds: Vec<String>,
+    /// Signal to rounding noise on the calibration text in decibels; absent where there is no such text, or no noise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snr_db: Option<f64>,
+}
+
 /// A written artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactReport {
@@ -142,7 +195,13 @@ impl Report {
             "{} ({}), {} parameters. {}.\n\n",
             self.model.path, self.model.architecture, self.model.parameters, self.tool
         );
-        for (title, table) in [("Variants", self.variant_table()), ("Evals", self.eval_table()), ("Gates", self.gate_table())] {
+        let tables = [
+            ("Variants", self.variant_table()),
+            ("Activations with the least signal to noise", self.activation_table()),
+            ("Evals", self.eval_table()),
+            ("Gates", self.gate_table()),
+        ];
+        for (title, table) in tables {
             if table.rows.is_empty() {
                 continue;
             }
@@ -204,6 +263,19 @@ impl Report {
             rows.extend(tails.into_iter().map(|tail| head.iter().cloned().chain(tail).collect()));
         }
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
+    }
+
+    /// Activations in integers: the worst ten of each variant whose noise was measured.
+    pub fn activation_table(&self) -> Table {
+        let mut rows = Vec::new();
+        for variant in &self.variants {
+            let measured = variant.activations.iter().filter_map(|activation| Some((activation, activation.snr_db?)));
+            rows.extend(measured.take(WORST).map(|(activation, snr)| {
+                let feeds = activation.feeds.join(", ");
+                vec![or_dash(&variant.name), activation.name.clone(), activation.encoding.clone(), format!("{snr:.1}"), feeds]
+            }));
+        }
+        Table { head: &["variant", "activation", "codes", "SNR dB", "read by"], rows }
     }
 
     /// Measurements: one row an eval, variant, runner and mode; the untouched model first.

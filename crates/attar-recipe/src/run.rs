@@ -19,7 +19,7 @@ use crate::{
     model::Working,
     output::Output,
     plan::{bits, folder, open, placed},
-    report::{self, ArtifactReport, ModelReport, TensorReport, VariantReport},
+    report::{self, ActivationReport, ArtifactReport, ModelReport, TensorReport, VariantReport},
     session::Session,
 };
 
@@ -33,6 +33,8 @@ pub struct Request<'a> {
     pub engines: &'a Engines,
     /// Who hears of progress.
     pub observer: &'a dyn Observer,
+    /// Bytes of memory that the run may take.
+    pub max_memory: Option<u64>,
 }
 
 /// A variant whose steps are done and whose artifacts are written.
@@ -67,6 +69,7 @@ struct ManifestArtifact<'a> {
 /// Runs a recipe to its report. A failed gate is no error: [`Report::passed`] tells.
 pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let planned = crate::plan(recipe, request.engines)?;
+    planned.check_memory(request.max_memory)?;
     let observer = request.observer;
     check_needs(recipe, request.engines)?;
     let base = open(recipe)?;
@@ -83,7 +86,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let mut made = Vec::new();
     for variant in &recipe.variants {
         let mut working =
-            Working::new(if variant.name.is_empty() { "model" } else { &variant.name }, &base, recipe.calibration().is_some());
+            Working::new(if variant.name.is_empty() { "model" } else { &variant.name }, &base, recipe.calibration());
         for (key, step) in &variant.steps {
             used.extend(step.run(&mut working, &session).map_err(|e| placed(recipe, key, step.kind().name, e))?);
         }
@@ -196,6 +199,13 @@ fn lock_inputs(recipe: &Recipe, base: &Model, observer: &dyn Observer) -> Result
     Ok(Lock { lock: 1, tool: TOOL.into(), recipe: Digest::of(settings.as_bytes()), inputs })
 }
 
+fn worst_first(activations: &[ActivationReport]) -> Vec<ActivationReport> {
+    let mut all = activations.to_vec();
+    let snr = |activation: &ActivationReport| activation.snr_db.unwrap_or(f64::INFINITY);
+    all.sort_by(|a, b| snr(a).total_cmp(&snr(b)));
+    all
+}
+
 fn variant_report(made: &Made) -> VariantReport {
     let (bits_per_weight, quantized_bits_per_weight) = bits(&made.working);
     let weights = made.working.graph.weights().filter_map(|(_, value, _)| {
@@ -222,8 +232,10 @@ fn variant_report(made: &Made) -> VariantReport {
         name: made.name.clone(),
         bits_per_weight,
         quantized_bits_per_weight,
+        transforms: made.working.transforms.clone(),
         tensors: weights.collect(),
         allocations: made.working.allocations.clone(),
+        activations: worst_first(&made.working.activations),
         artifacts: artifacts.collect(),
     }
 }

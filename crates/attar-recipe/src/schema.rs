@@ -76,8 +76,8 @@ fn merged(parts: &[Value]) -> Value {
         }
         let required = part["required"].as_array().cloned().unwrap_or_default();
         all["required"].as_array_mut().expect("made above").extend(required);
-        if let Some(either) = part.get("oneOf") {
-            all["oneOf"] = either.clone();
+        if let Some(one) = part.get("oneOf") {
+            all["oneOf"] = one.clone();
         }
     }
     all

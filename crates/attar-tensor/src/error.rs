@@ -117,7 +117,7 @@ pub enum Error {
         /// As it was asked for.
         found: String,
         /// What would be possible.
-        wanted: &'static str,
+        wanted: String,
     },
     /// Text that names no scheme, grid or dtype.
     #[error("`{found}` is not a {what}{}", did_you_mean(nearest))]

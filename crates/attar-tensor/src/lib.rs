@@ -35,7 +35,7 @@ pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry};
 pub use digest::Digest;
 pub use dtype::{BlockFormat, Dtype};
 pub use error::{Defect, Error, Result, nearest};
-pub use grid::{Fit, GRIDS, Grid, grid};
+pub use grid::{Fit, GRIDS, Grid, Levels, Requires, Scales, grid};
 pub use minifloat::Minifloat;
 pub use quantized::{QuantizedTensor, SharedParts};
 pub use scale::ScaleFormat;

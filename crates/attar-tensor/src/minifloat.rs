@@ -53,6 +53,7 @@ impl Minifloat {
     }
 
     /// The code of the nearest finite number; halves go to the even code.
+    #[inline]
     pub fn nearest(self, value: f32) -> u8 {
         let sign = if value.is_sign_negative() { self.sign() } else { 0 };
         let magnitude = value.abs().min(self.largest());
@@ -83,6 +84,28 @@ mod tests {
             }
         }
         assert_eq!(ALL.map(Minifloat::largest), [6.0, 448.0, 57344.0]);
+    }
+
+    /// `tests/oracle/minifloat.py` wrote what `ml_dtypes` makes of numbers in range, halves and subnormal ones among them.
+    #[test]
+    fn codes_are_those_of_ml_dtypes() {
+        let text = include_str!("../tests/oracle/minifloat.txt");
+        let mut seen = 0;
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let value = f32::from_bits(u32::from_str_radix(words[1], 16).unwrap());
+            let (found, decoded) = match words[0] {
+                "e8m0" => (crate::ScaleFormat::E8m0.nearest(value), crate::ScaleFormat::E8m0.value(words[2].parse().unwrap())),
+                name => {
+                    let float = ALL[["e2m1", "e4m3", "e5m2"].iter().position(|known| *known == name).unwrap()];
+                    (float.nearest(value), float.value(words[2].parse().unwrap()))
+                }
+            };
+            let meant = f32::from_bits(u32::from_str_radix(words[3], 16).unwrap());
+            assert_eq!((found.to_string().as_str(), decoded), (words[2], meant), "{line}");
+            seen += 1;
+        }
+        assert!(seen > 2000, "{seen}");
     }
 
     #[test]

@@ -1,5 +1,62 @@
 //! attar's one canonical packing: the codes of a row as one stream of bits, lowest bit first; every row starts on a
-//! byte. Exporters lay it out anew for their targets.
+//! byte. Codes of three values go five to a byte, as digits to base 3, lowest first. Exporters lay it out anew for their
+//! targets.
+
+/// How codes are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// So many bits a code.
+    Bits(u32),
+    /// Five codes below 3 a byte.
+    Trits,
+}
+
+/// Digits to base 3 in a byte.
+const TRITS: usize = 5;
+
+impl Packing {
+    /// A row may be read from any multiple of so many codes on.
+    pub const PERIOD: usize = 8 * TRITS;
+
+    /// Bits of so many codes, no padding.
+    pub fn bits(self, codes: usize) -> u64 {
+        match self {
+            Packing::Bits(bits) => codes as u64 * u64::from(bits),
+            Packing::Trits => (8 * codes as u64).div_ceil(TRITS as u64),
+        }
+    }
+
+    /// Bytes of a row of `columns` codes.
+    pub fn row_bytes(self, columns: usize) -> usize {
+        match self {
+            Packing::Bits(bits) => row_bytes(columns, bits),
+            Packing::Trits => columns.div_ceil(TRITS),
+        }
+    }
+
+    /// Appends one row.
+    pub fn pack(self, codes: &[u8], out: &mut Vec<u8>) {
+        match self {
+            Packing::Bits(bits) => pack_row(codes, bits, out),
+            Packing::Trits => out.extend(codes.chunks(TRITS).map(|five| five.iter().rev().fold(0, |byte, code| 3 * byte + code))),
+        }
+    }
+
+    /// The codes of one row of [`Packing::row_bytes`] bytes. Whatever the bytes are, codes of three values are below 3.
+    pub fn unpack(self, packed: &[u8], codes: &mut [u8]) {
+        match self {
+            Packing::Bits(bits) => unpack_row(packed, bits, codes),
+            Packing::Trits => {
+                for (five, byte) in codes.chunks_mut(TRITS).zip(packed) {
+                    five.iter_mut().fold(*byte, |rest, code| {
+                        *code = rest % 3;
+                        rest / 3
+                    });
+                }
+            }
+        }
+    }
+}
 
 /// Bytes of a row of `columns` codes.
 pub fn row_bytes(columns: usize, bits: u32) -> usize {

@@ -9,10 +9,10 @@ pub struct QuantizedTensor {
     pub scheme: Scheme,
     /// Rows and columns held here.
     pub dims: [usize; 2],
-    /// [`pack::row_bytes`] bytes a row.
+    /// [`pack::Packing::row_bytes`] bytes a row.
     pub codes: Vec<u8>,
     /// `[rows, groups]`, or a single one for [`Granularity::Tensor`]: in effect, super scales included. Each is exact in the
-    /// scheme's scale format.
+    /// scheme's scale format. Where tables are learned, their entries instead: [`Scheme::entries`] for every group.
     pub scales: Vec<f32>,
     /// [`crate::ScaleFormat::super_count`] of them.
     pub supers: Vec<f32>,
@@ -50,13 +50,16 @@ impl QuantizedTensor {
     }
 
     /// What `group` of `row` shares.
-    pub fn fit(&self, row: usize, group: usize) -> Fit {
+    pub fn fit(&self, row: usize, group: usize) -> Fit<'_> {
         let at = match self.scheme.granularity {
             Granularity::Tensor => 0,
             _ => row * self.scheme.groups(self.dims[1]) + group,
         };
         let zero = self.zeros.get(at).copied().unwrap_or(self.scheme.grid.middle());
-        Fit { scale: self.scales[at], zero }
+        match self.scheme.entries() {
+            1 => Fit { scale: self.scales[at], zero, table: &[] },
+            entries => Fit { scale: 1.0, zero, table: &self.scales[at * entries..][..entries] },
+        }
     }
 
     /// The super scale of a row; 1 where there are none.
@@ -70,9 +73,9 @@ impl QuantizedTensor {
 
     /// The codes of one row, a byte each.
     pub fn codes_of(&self, row: usize, codes: &mut [u8]) {
-        let bits = self.scheme.grid.bits();
-        let bytes = pack::row_bytes(self.dims[1], bits);
-        pack::unpack_row(&self.codes[row * bytes..][..bytes], bits, codes);
+        let packing = self.scheme.grid.packing();
+        let bytes = packing.row_bytes(self.dims[1]);
+        packing.unpack(&self.codes[row * bytes..][..bytes], codes);
     }
 
     /// What the codes mean: `out` is `[rows, columns]`.
@@ -109,7 +112,7 @@ impl SharedParts {
             self.supers.clear();
         }
         let groups = rows.scheme.groups(rows.dims[1]).max(1);
-        for (row, scales) in rows.scales.chunks(groups).enumerate() {
+        for (row, scales) in rows.scales.chunks(groups * rows.scheme.entries()).enumerate() {
             format.encode(scales, rows.super_of(row), &mut self.scales);
         }
         for zeros in rows.zeros.chunks(groups) {

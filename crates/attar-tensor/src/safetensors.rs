@@ -5,7 +5,7 @@
 //!
 //! A quantized tensor `NAME` is several tensors: `NAME.codes` (u8 `[rows, row bytes]`, [`crate::pack`]), `NAME.scales`
 //! (`[rows, groups]`, or `[1, 1]` for one scale in all; scales that are codes are u8 `[rows, row bytes]`, packed like
-//! codes), unless symmetric `NAME.zeros` (u8, one code a scale, packed like codes with the same rows as the scales), and
+//! codes; of a grid that learns tables `NAME.tables`, `[rows, groups * entries]`), unless symmetric `NAME.zeros` (u8, one code a scale, packed like codes with the same rows as the scales), and
 //! where the scale format has them `NAME.supers` (f16 `[rows, 1]` or f32 `[1, 1]`).
 
 use std::{
@@ -312,16 +312,14 @@ impl Source for Shards {
             return Err(Error::WrongEncoding { name: name.into(), encoding, wanted: "a quantized tensor" });
         };
         let Quantized { scheme, codes, scales, zeros, supers } = &**place;
-        let (scale_rows, groups) = match scheme.granularity {
-            Granularity::Tensor => (0..1, 1),
-            _ => (rows.clone(), scheme.groups(columns)),
-        };
+        let scale_rows = if scheme.granularity == Granularity::Tensor { 0..1 } else { rows.clone() };
+        let (groups, entries) = (scheme.groups(columns), scheme.scale_dims([1, columns])[1]);
         let supers = supers.as_ref().map_or(Ok(Vec::new()), |part| self.supers(part, scheme, &rows))?;
-        let row_bytes = scheme.scale.row_bytes(groups);
+        let row_bytes = scheme.scale.row_bytes(entries);
         let bytes = self.bytes(scales, &scale_rows, row_bytes)?;
         let tensor = QuantizedTensor { dims: [rows.len(), columns], supers, ..QuantizedTensor::empty(*scheme, columns) };
-        let mut values = vec![0.0; scale_rows.len() * groups];
-        for (row, (bytes, scales)) in bytes.chunks(row_bytes.max(1)).zip(values.chunks_mut(groups.max(1))).enumerate() {
+        let mut values = vec![0.0; scale_rows.len() * entries];
+        for (row, (bytes, scales)) in bytes.chunks(row_bytes.max(1)).zip(values.chunks_mut(entries.max(1))).enumerate() {
             scheme.scale.decode(bytes, tensor.super_of(row), scales);
         }
         let bits = scheme.grid.bits();
@@ -337,7 +335,7 @@ impl Source for Shards {
                 zeros
             }
         };
-        let codes = self.bytes(codes, &rows, pack::row_bytes(columns, bits))?;
+        let codes = self.bytes(codes, &rows, scheme.grid.packing().row_bytes(columns))?;
         Ok(QuantizedTensor { codes, scales: values, zeros, ..tensor })
     }
 
@@ -373,7 +371,7 @@ pub struct Entry {
 pub struct PartLayout {
     /// `NAME.codes`.
     pub codes: Entry,
-    /// `NAME.scales`.
+    /// `NAME.scales`, or `NAME.tables` of a grid that learns them.
     pub scales: Entry,
     /// `NAME.zeros`, unless symmetric.
     pub zeros: Option<Entry>,
@@ -386,15 +384,16 @@ impl PartLayout {
     pub fn new(name: &str, scheme: Scheme, dims: [usize; 2]) -> PartLayout {
         let [rows, columns] = dims;
         let bits = scheme.grid.bits();
-        let [scale_rows, groups] = scheme.scale_dims(dims);
+        let ([scale_rows, entries], groups) = (scheme.scale_dims(dims), scheme.groups(columns));
         let scales = match scheme.scale.plain() {
-            Some(dtype) => (dtype, groups),
-            None => (Dtype::U8, scheme.scale.row_bytes(groups)),
+            Some(dtype) => (dtype, entries),
+            None => (Dtype::U8, scheme.scale.row_bytes(entries)),
         };
+        let name_of_scales = if scheme.entries() == 1 { "scales" } else { "tables" };
         let entry = |part: &str, dtype, dims: [usize; 2]| Entry { name: format!("{name}.{part}"), dtype, dims: dims.to_vec() };
         PartLayout {
-            codes: entry("codes", Dtype::U8, [rows, pack::row_bytes(columns, bits)]),
-            scales: entry("scales", scales.0, [scale_rows, scales.1]),
+            codes: entry("codes", Dtype::U8, [rows, scheme.grid.packing().row_bytes(columns)]),
+            scales: entry(name_of_scales, scales.0, [scale_rows, scales.1]),
             zeros: (!scheme.is_symmetric()).then(|| entry("zeros", Dtype::U8, [scale_rows, pack::row_bytes(groups, bits)])),
             supers: scheme.scale.supers().map(|(dtype, _)| entry("supers", dtype, [scheme.scale.super_count(rows), 1])),
         }

@@ -141,11 +141,12 @@ impl ScaleFormat {
     /// The code nearest to `scale` under a super scale of 1.
     pub fn nearest(self, scale: f32) -> u8 {
         match self {
-            // Halves go to the even exponent; 255 means no number.
+            // Halves go up; 255 means no number.
             E8m0 => {
-                let (bits, up) = (scale.max(0.0).to_bits(), 1 << 22);
-                let (exponent, rest) = (bits >> 23, bits & ((1 << 23) - 1));
-                (exponent + u32::from(rest > up || rest == up && exponent & 1 == 1)).min(254) as u8
+                let bits = scale.max(0.0).to_bits();
+                // Below 2^-126 numbers are subnormal: 2^-127 is half of that, and 1.5 of it the middle.
+                let up = if bits >> 23 == 0 { u32::from(bits >= 3 << 21) } else { bits >> 22 & 1 };
+                ((bits >> 23) + up).min(254) as u8
             }
             E4m3 => Minifloat::E4M3.nearest(scale),
             _ => {

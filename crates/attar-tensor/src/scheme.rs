@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{BlockFormat, Dtype, Error, Grid, Result, ScaleFormat, error::nearest, grid};
+use crate::{BlockFormat, Dtype, Error, Grid, Levels, Result, ScaleFormat, Scales, error::nearest, grid};
 
 /// What shares a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -13,6 +13,16 @@ pub enum Granularity {
     Row,
     /// This many neighbours in a row.
     Group(usize),
+}
+
+impl fmt::Display for Granularity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Granularity::Tensor => f.write_str("tensor"),
+            Granularity::Row => f.write_str("row"),
+            Granularity::Group(n) => n.fmt(f),
+        }
+    }
 }
 
 /// What to do when a group does not divide a row.
@@ -52,6 +62,14 @@ pub struct Scheme {
 }
 
 impl Scheme {
+    /// Codes of `grid` with everything else as the grid requires, or as it usually is: symmetric groups of 64, scales in f16.
+    pub fn of(grid: &'static dyn Grid) -> Scheme {
+        let requires = grid.requires();
+        let scale = if let Scales::Exactly(format) = requires.scale { format } else { ScaleFormat::F16 };
+        let granularity = Granularity::Group(requires.group.unwrap_or(64));
+        Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale, tail: Tail::Error }
+    }
+
     /// Groups a row of `columns` values.
     pub fn groups(&self, columns: usize) -> usize {
         match self.granularity {
@@ -78,38 +96,64 @@ impl Scheme {
         }
     }
 
-    /// Scales of a `[rows, columns]` tensor.
+    /// Scales of a `[rows, columns]` tensor, or entries of its tables.
     pub fn scale_count(&self, [rows, columns]: [usize; 2]) -> usize {
         let [rows, groups] = self.scale_dims([rows, columns]);
         rows * groups
     }
 
-    /// Rows and columns of the scales of a `[rows, columns]` tensor.
+    /// Numbers that a group has for a scale: one, or the entries of its learned table.
+    pub fn entries(&self) -> usize {
+        if self.grid.levels() == Levels::Learned { 1 << self.grid.bits() } else { 1 }
+    }
+
+    /// Rows and columns of the scales of a `[rows, columns]` tensor, or of the entries of its tables.
     pub fn scale_dims(&self, [rows, columns]: [usize; 2]) -> [usize; 2] {
         match self.granularity {
-            Granularity::Tensor => [1, 1],
-            _ => [rows, self.groups(columns)],
+            Granularity::Tensor => [1, self.entries()],
+            _ => [rows, self.groups(columns) * self.entries()],
         }
     }
 
     /// Whether the choices go together; no tensor is needed to tell.
     pub fn check(&self) -> Result<()> {
-        let contradiction =
-            |setting, found: String, wanted| Err(Error::Contradiction { what: self.scale.to_string(), setting, found, wanted });
+        self.check_grid()?;
+        let not = |setting, found: &str, wanted: &str| self.contradiction(self.scale.name(), setting, found, wanted);
         match (self.scale.supers(), self.granularity) {
-            (_, Granularity::Tensor) if self.scale.plain().is_none() => {
-                contradiction("group", "tensor".into(), "a number of columns")
+            (_, Granularity::Tensor) if self.scale.plain().is_none() => not("group", "tensor", "a number of columns"),
+            (Some((_, Granularity::Row)), Granularity::Row) => not("group", "row", "a number of columns"),
+            _ if self.grid.levels() == Levels::Even && !self.scale.is_signed() && self.is_symmetric() => {
+                not("asymmetric", "false", "true: symmetric scales have signs")
             }
-            (Some((_, Granularity::Row)), Granularity::Row) => contradiction("group", "row".into(), "a number of columns"),
-            _ if !self.scale.is_signed() && self.is_symmetric() => contradiction("asymmetric", "false".into(), "true"),
             _ => Ok(()),
         }
     }
 
-    /// Bits of a `[rows, columns]` tensor: codes, scales, super scales and zeros, no padding.
+    /// Whether the rest is what the grid requires.
+    fn check_grid(&self) -> Result<()> {
+        let requires = self.grid.requires();
+        let not = |setting, found: &str, wanted: &str| self.contradiction(self.grid.name(), setting, found, wanted);
+        if let Some(group) = requires.group.filter(|group| self.granularity != Granularity::Group(*group)) {
+            return not("group", &self.granularity.to_string(), &group.to_string());
+        }
+        if requires.symmetric && !self.is_symmetric() {
+            return not("asymmetric", "true", "false: it has no zero to move");
+        }
+        match requires.scale {
+            Scales::Exactly(format) if format != self.scale => not("scale_dtype", self.scale.name(), format.name()),
+            Scales::Plain if self.scale.plain().is_none() => not("scale_dtype", self.scale.name(), "f16, bf16 or f32"),
+            _ => Ok(()),
+        }
+    }
+
+    fn contradiction(&self, what: &str, setting: &'static str, found: &str, wanted: &str) -> Result<()> {
+        Err(Error::Contradiction { what: what.into(), setting, found: found.into(), wanted: wanted.into() })
+    }
+
+    /// Bits of a `[rows, columns]` tensor: codes, scales or tables, super scales and zeros, no padding.
     pub fn true_bits(&self, [rows, columns]: [usize; 2]) -> u64 {
         let zero = if self.is_symmetric() { 0 } else { u64::from(self.grid.bits()) };
-        (rows * columns) as u64 * u64::from(self.grid.bits())
+        self.grid.packing().bits(rows * columns)
             + self.scale_count([rows, columns]) as u64 * (u64::from(self.scale.bits()) + zero)
             + self.scale.super_bits(rows)
     }
@@ -151,7 +195,7 @@ impl fmt::Display for Scheme {
         if self.zero == ZeroPoint::Asymmetric {
             f.write_str("/asymmetric")?;
         }
-        if self.scale != ScaleFormat::F16 {
+        if self.scale != Scheme::of(self.grid).scale {
             write!(f, "/{}", self.scale)?;
         }
         if self.tail == Tail::Short {
@@ -176,7 +220,7 @@ impl FromStr for Scheme {
                 _ => return Err(unknown()),
             },
         };
-        let mut scheme = Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale: ScaleFormat::F16, tail: Tail::Error };
+        let mut scheme = Scheme { granularity, ..Scheme::of(grid) };
         for word in words {
             match word {
                 "asymmetric" => scheme.zero = ZeroPoint::Asymmetric,
@@ -247,11 +291,32 @@ mod tests {
 
     #[test]
     fn text_survives_a_round_trip() {
-        for text in ["int4/g64", "int8/row/asymmetric", "int3/g32/f32/short", "int8/tensor/bf16", "int4/g32/int6", "bf16", "q4_k"]
-        {
+        for text in [
+            "int4/g64",
+            "int8/row/asymmetric",
+            "int3/g32/f32/short",
+            "int8/tensor/bf16",
+            "int4/g32/int6",
+            "bf16",
+            "q4_k",
+            "mxfp4/g32",
+            "lut4/row",
+            "nf4/g64/int8",
+        ] {
             assert_eq!(text.parse::<Encoding>().unwrap().to_string(), text);
         }
-        for text in ["int4", "int4/g0", "int7/g64", "int4/g64/q", "int4/64", "int4/row/int6", "int4/g64/e8m0"] {
+        for text in [
+            "int4",
+            "int4/g0",
+            "int7/g64",
+            "int4/g64/q",
+            "int4/64",
+            "int4/row/int6",
+            "int4/g64/e8m0",
+            "mxfp4/g64",
+            "nf4/g64/asymmetric",
+            "lut2/g64/int6",
+        ] {
             assert!(text.parse::<Scheme>().is_err(), "{text}");
         }
     }
@@ -263,6 +328,10 @@ mod tests {
         assert_eq!(bits("int4/g64/asymmetric", [8, 576]), 4.3125);
         assert_eq!(bits("int8/row", [576, 576]), 8.0 + 16.0 / 576.0);
         assert_eq!(bits("int4/g32/int6", [8, 4096]), 4.0 + 6.0 / 32.0 + 16.0 / 4096.0);
+        assert_eq!(bits("lut4/row", [8, 4096]), 4.0 + 256.0 / 4096.0);
+        assert_eq!(bits("ternary/row", [8, 4000]), 1.6 + 16.0 / 4000.0);
+        assert_eq!(bits("mxfp4/g32", [8, 4096]), 4.25);
+        assert_eq!(bits("nvfp4/g16", [8, 4096]), 4.5 + 32.0 / 32768.0);
         assert_eq!(bits("int3/g64/short", [1, 172]), 3.0 + 48.0 / 172.0);
     }
 

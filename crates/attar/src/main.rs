@@ -26,6 +26,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BUG: u8 = 70;
 
 fn main() -> ExitCode {
+    // candle's own pool for elementwise ops waits in busy loops, which starves everything else on the machine.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let matches = command().get_matches();
     let printer = Printer::new(&matches);
     if let Some(threads) = matches.get_one::<usize>("threads") {
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
     }
     let (name, arguments) = matches.subcommand().expect("clap demands one");
     let verb = VERBS.iter().find(|verb| verb.name() == name).expect("clap knows only these");
-    let environment = Environment::read();
+    let environment = Environment::read(matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
     match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
@@ -60,6 +63,11 @@ fn command() -> Command {
         .arg(global("json", "Print results as JSON").action(ArgAction::SetTrue))
         .arg(global("quiet", "Print nothing but errors").short('q').action(ArgAction::SetTrue))
         .arg(global("threads", "Threads to use [default: all cores]").value_name("N").value_parser(parse_threads))
+        .arg(
+            global("max-memory", "Refuse to start what would take more memory, like `2 GB` [default: no limit]")
+                .value_name("SIZE")
+                .value_parser(|text: &str| text.parse::<attar_recipe::Size>()),
+        )
         .subcommands(VERBS.iter().map(|verb| verb.command()))
 }
 

@@ -219,7 +219,7 @@ impl Backwards<'_> {
         for (at, entering) in lanes[..self.lessons].iter().enumerate() {
             let leaving = std::mem::take(&mut self.gradients[at]);
             self.gradients[at] = match self.gives_logits(block) {
-                true => self.through_logits(block, at, entering, &mut outputs)?,
+                true => self.back_from_logits(block, at, entering, &mut outputs)?,
                 false => self.through(block, entering, leaving, &mut outputs)?,
             };
         }
@@ -342,7 +342,7 @@ impl Backwards<'_> {
     }
 
     /// The same for the block that gives the logits, with labels drawn from them, some positions at a time.
-    fn through_logits(&self, block: BlockId, lane: usize, entering: &Values, outputs: &mut Outputs) -> Result<Values> {
+    fn back_from_logits(&self, block: BlockId, lane: usize, entering: &Values, outputs: &mut Outputs) -> Result<Values> {
         let graph = self.of.graph;
         let computed: Vec<ValueId> = graph.live_into(block);
         let Some(&[windows, length]) = computed.iter().find_map(|id| entering.get(id)?.dims().get(..2)) else {

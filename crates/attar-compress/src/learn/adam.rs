@@ -13,21 +13,17 @@ pub struct Adam {
 /// One step's numbers, the same for every element.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// How far a parameter moves whose gradients have all pointed one way, in the parameter's unit.
-    length: f64,
-    step: i32,
+    /// The factors of the first moment and of the second.
+    first: f32,
+    second: f32,
 }
 
 impl Rate {
-    /// Of step `step`, the first being 0.
+    /// Of step `step`, the first being 0: a parameter whose gradients have all pointed one way moves by `length` of its
+    /// units.
     pub fn new(length: f64, step: usize) -> Rate {
-        Rate { length, step: step as i32 + 1 }
-    }
-
-    /// The factors of the first moment and of the second.
-    fn corrections(self) -> (f32, f32) {
-        let [first, second] = BETA.map(|beta| 1.0 - beta.powi(self.step));
-        ((self.length / first) as f32, (1.0 / second) as f32)
+        let [first, second] = BETA.map(|beta| 1.0 - beta.powi(step as i32 + 1));
+        Rate { first: (length / first) as f32, second: (1.0 / second) as f32 }
     }
 }
 
@@ -64,10 +60,10 @@ impl Moments<'_> {
     /// Takes in the gradient of parameter `at` and says what to take off the parameter.
     #[inline(always)]
     pub fn step(&mut self, at: usize, gradient: f32, rate: Rate) -> f32 {
-        let ([a, b], (length, second)) = (BETA.map(|beta| beta as f32), rate.corrections());
+        let [a, b] = BETA.map(|beta| beta as f32);
         let (m, v) = (&mut self.first[at], &mut self.second[at]);
         *m = a * *m + (1.0 - a) * gradient;
         *v = b * *v + (1.0 - b) * gradient * gradient;
-        if *v > 0.0 { length * *m / (*v * second).sqrt() } else { 0.0 }
+        if *v > 0.0 { rate.first * *m / (*v * rate.second).sqrt() } else { 0.0 }
     }
 }

@@ -35,7 +35,7 @@ pub struct AutoRound {
     pub scaling: f64,
 }
 
-fn block_matrices() -> Patterns {
+pub(super) fn block_matrices() -> Patterns {
     vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
 }
 
@@ -79,6 +79,12 @@ pub struct Task<'a> {
 }
 
 impl AutoRound {
+    /// Refuses settings that nothing could come of.
+    pub fn check(&self) -> Result<()> {
+        let rates = [("rounding", self.rounding), ("scaling", self.scaling)];
+        super::check(&[("iterations", self.iterations), ("batch", self.batch)], &rates)
+    }
+
     /// Lets `learned`, weights of the block by canonical name, learn. `done` is told of every step and may stop it by an
     /// error.
     pub fn teach(
@@ -102,8 +108,9 @@ impl AutoRound {
     }
 }
 
-/// A number without a common divisor with `n`, near its golden section.
-fn stride(n: usize) -> usize {
+/// A number without a common divisor with `n`, near its golden section: steps of it go through `0..n` in an order that
+/// neighbours do not decide.
+pub fn stride(n: usize) -> usize {
     let common = |mut a: usize, mut b: usize| {
         while b != 0 {
             (a, b) = (b, a % b);
@@ -125,7 +132,7 @@ impl Task<'_> {
         }
         for (name, learned) in learned {
             let value = attar_graph::kernel::with_f32(&values[name], <[f32]>::to_vec)?;
-            learned.step(&gradients.weights[name], &value, rounding, scaling);
+            learned.step(&gradients.weights[name], &value, rounding, scaling)?;
         }
         Ok(gradients.loss)
     }

@@ -5,11 +5,28 @@
 //! block or a whole model, is the caller's.
 
 mod adam;
+mod adapter;
 mod autoround;
 mod gradients;
 mod quantized;
+mod recover;
 
 pub use adam::{Adam, Rate};
-pub use autoround::{AutoRound, Lesson, Task, tensors};
+pub use autoround::{AutoRound, Lesson, Task, stride, tensors};
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use quantized::Learned;
+
+use crate::{Error, Result};
+
+/// Refuses settings that nothing could come of: counts of zero, rates that are no share.
+fn check(counts: &[(&'static str, usize)], rates: &[(&'static str, f64)]) -> Result<()> {
+    if let Some((key, found)) = counts.iter().find(|(_, count)| *count == 0) {
+        return Err(Error::Setting { key, found: *found, wanted: "it is 1 or more".into() });
+    }
+    match rates.iter().find(|(_, rate)| !(0.0..=1.0).contains(rate)) {
+        Some((key, found)) => Err(Error::Share { key, found: *found }),
+        None => Ok(()),
+    }
+}
+
+pub use recover::{Method, ROWS, Recover, Student, Teacher};

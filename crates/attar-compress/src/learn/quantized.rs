@@ -1,10 +1,17 @@
 //! A quantized matrix whose rounding and scales learn.
 
-use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use std::{borrow::Cow, collections::BTreeMap};
+
+use attar_graph::kernel::with_f32;
+use attar_tensor::{BlobWriter, Damage, Fit, Granularity, Levels, QuantizedTensor, Scheme};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::adam::{Adam, Moments, Rate};
-use crate::Result;
+use super::{
+    adam::{Adam, Rate},
+    adapter::Adapter,
+};
+use crate::{Error, Result};
 
 /// A quantized matrix whose rounding and scales learn. Rounded, it is what a [`QuantizedTensor`] holds.
 #[derive(Clone)]
@@ -19,6 +26,8 @@ pub struct Learned {
     scales: Vec<f32>,
     rounding: Adam,
     scaling: Adam,
+    /// What is added to `latent` before rounding; then `latent` itself stays.
+    adapter: Option<Adapter>,
 }
 
 /// How far beyond the middle between two codes a weight starts at most that was not rounded to its nearest one.
@@ -36,17 +45,61 @@ impl Learned {
             let groups = scheme.groups(columns);
             let fit = picked.fit(at / groups, at % groups);
             let reach = (0.5 - MARGIN) * fit.scale.abs();
-            latent.iter_mut().zip(original).for_each(|(q, w)| *q = w.clamp(*q - reach, *q + reach));
+            let near: Vec<f32> = latent.iter().zip(original).map(|(q, w)| w.clamp(*q - reach, *q + reach)).collect();
+            let (mut codes, mut again) = (vec![0; near.len()], vec![0.0; near.len()]);
+            scheme.grid.encode(&near, fit, &mut codes);
+            scheme.grid.decode(&codes, fit, &mut again);
+            // Where levels are not evenly spaced, half a step may be too far.
+            latent.iter_mut().zip(near).zip(again).filter(|((q, _), again)| **q == *again).for_each(|((q, near), _)| *q = near);
         }
         Learned {
             scheme,
             dims: picked.dims,
             rounding: Adam::new(latent.len()),
             scaling: Adam::new(picked.scales.len()),
+            adapter: None,
             latent,
             scales: picked.scales.clone(),
             picked: QuantizedTensor { codes: Vec::new(), ..picked },
         }
+    }
+
+    /// From now on a term of rank `rank` learns in place of single weights. It starts at nothing, along directions that
+    /// `seed` decides.
+    pub fn adapt(&mut self, rank: usize, seed: u64) {
+        self.rounding = Adam::new(0);
+        self.adapter = Some(Adapter::new(self.dims, rank, seed));
+    }
+
+    /// All that learns and its moments, by names of their own.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let ([r1, r2], [s1, s2]) = (self.rounding.state(), self.scaling.state());
+        let mut parts = vec![("scales", &self.scales[..]), ("s1", s1), ("s2", s2)];
+        match &self.adapter {
+            Some(adapter) => parts.extend(adapter.state()),
+            None => parts.extend([("latent", &self.latent[..]), ("r1", r1), ("r2", r2)]),
+        }
+        let tensor =
+            |(name, values): (&str, &[f32])| Ok((name.to_owned(), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
+        parts.into_iter().map(tensor).collect()
+    }
+
+    /// Goes on from a [`Learned::state`] of the same weight.
+    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let part = |name: &str| match state.get(name) {
+            Some(tensor) => Ok(with_f32(tensor, <[f32]>::to_vec)?),
+            None => Err(Error::State { part: name.into() }),
+        };
+        match &mut self.adapter {
+            Some(adapter) => adapter.restore(&part)?,
+            None => {
+                self.latent = part("latent")?;
+                self.rounding = Adam::restore(part("r1")?, part("r2")?);
+            }
+        }
+        self.scales = part("scales")?;
+        self.scaling = Adam::restore(part("s1")?, part("s2")?);
+        Ok(())
     }
 
     /// Rows and columns.
@@ -72,11 +125,24 @@ impl Learned {
 
     fn encode_row(&self, row: usize, codes: &mut [u8]) -> Result<()> {
         let size = self.scheme.group(self.dims[1]).max(1);
-        let latent = &self.latent[row * self.dims[1]..][..self.dims[1]];
+        let latent = self.latent_row(row);
         for (group, (codes, latent)) in codes.chunks_mut(size).zip(latent.chunks(size)).enumerate() {
             self.scheme.grid.encode(latent, self.fit(row, group)?, codes);
         }
         Ok(())
+    }
+
+    /// What is rounded, of one row.
+    fn latent_row(&self, row: usize) -> Cow<'_, [f32]> {
+        let latent = &self.latent[row * self.dims[1]..][..self.dims[1]];
+        match &self.adapter {
+            None => Cow::Borrowed(latent),
+            Some(adapter) => {
+                let mut latent = latent.to_vec();
+                adapter.add_row(row, &mut latent);
+                Cow::Owned(latent)
+            }
+        }
     }
 
     fn scale_at(&self, row: usize, group: usize) -> usize {
@@ -86,7 +152,7 @@ impl Learned {
         }
     }
 
-    fn fit(&self, row: usize, group: usize) -> Result<Fit> {
+    fn fit(&self, row: usize, group: usize) -> Result<Fit<'_>> {
         let scale = self.stored(row, self.scales[self.scale_at(row, group)])?;
         Ok(Fit { scale, ..self.picked.fit(row, group) })
     }
@@ -99,42 +165,76 @@ impl Learned {
 
     /// One step against the gradient of [`Learned::values`]. Weights move by shares of their scale, scales by shares of
     /// themselves.
-    pub fn step(&mut self, gradient: &[f32], values: &[f32], rounding: Rate, scaling: Rate) {
-        let columns = self.dims[1].max(1);
-        let (size, groups) = (self.scheme.group(columns).max(1), self.scheme.groups(columns));
-        let shared = self.scheme.granularity == Granularity::Tensor;
-        let top = ((1u32 << self.scheme.grid.bits()) - 1) as f32;
-        let (scales, zeros, middle) = (&self.scales, &self.picked.zeros, self.scheme.grid.middle());
-        let of_scales: Vec<Vec<f32>> = self
-            .latent
-            .par_chunks_mut(columns)
-            .zip(self.rounding.chunks(columns))
-            .enumerate()
-            .map(|(row, (latent, mut moments))| {
-                let mut of_scales = vec![0.0; groups];
-                for at in 0..latent.len() {
-                    let group = at / size;
-                    let index = if shared { 0 } else { row * groups + group };
-                    let (scale, zero) = (scales[index], f32::from(zeros.get(index).copied().unwrap_or(middle)));
-                    let (g, value) = (gradient[row * columns + at], values[row * columns + at]);
-                    let level = if scale == 0.0 { zero } else { latent[at] / scale + zero };
-                    let inside = (-0.5..=top + 0.5).contains(&level);
-                    of_scales[group] += g * if inside { value - latent[at] } else { value };
-                    let off = moments.step(at, if inside { g } else { 0.0 }, rounding);
-                    latent[at] -= off * scale.abs();
-                }
-                of_scales
-            })
-            .collect();
-        let flat: Vec<f32> = match shared {
-            true => vec![of_scales.iter().flatten().sum()],
-            false => of_scales.into_iter().flatten().collect(),
-        };
-        let size = flat.len();
-        let mut moments: Vec<Moments<'_>> = self.scaling.chunks(size);
-        for (at, (scale, g)) in self.scales.iter_mut().zip(flat).enumerate() {
+    pub fn step(&mut self, gradient: &[f32], values: &[f32], rounding: Rate, scaling: Rate) -> Result<()> {
+        let (of_latent, of_scales) = self.through(gradient, values);
+        match &mut self.adapter {
+            Some(adapter) => {
+                let unit = self.scales.iter().map(|s| f64::from(s.abs())).sum::<f64>() / self.scales.len().max(1) as f64;
+                adapter.step(of_latent, unit as f32, rounding)?;
+            }
+            None => self.step_latent(&of_latent, rounding),
+        }
+        let mut moments = self.scaling.chunks(of_scales.len());
+        for (at, (scale, g)) in self.scales.iter_mut().zip(of_scales).enumerate() {
             *scale *= 1.0 - moments[0].step(at, g, scaling);
         }
+        Ok(())
+    }
+
+    /// The gradients of what is rounded and, as shares of themselves, of scales. A weight beyond the outermost code has
+    /// none; its scale does.
+    fn through(&self, gradient: &[f32], values: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let columns = self.dims[1].max(1);
+        let (size, groups) = (self.scheme.group(columns).max(1), self.scheme.groups(columns));
+        let ends = self.ends();
+        let mut of_latent = gradient.to_vec();
+        let rows = of_latent.par_chunks_mut(columns).zip(values.par_chunks(columns)).enumerate();
+        let of_rows = rows.map(|(row, (gradients, values))| {
+            let latent = self.latent_row(row);
+            let mut of_scales = vec![0.0; groups];
+            for (at, g) in gradients.iter_mut().enumerate() {
+                let fit = Fit { scale: self.scales[self.scale_at(row, at / size)], ..self.picked.fit(row, at / size) };
+                let level = if fit.scale == 0.0 { 0.0 } else { latent[at] / fit.scale };
+                let inside = ends(fit.zero).contains(&level);
+                of_scales[at / size] += *g * if inside { values[at] - latent[at] } else { values[at] };
+                *g = if inside { *g } else { 0.0 };
+            }
+            of_scales
+        });
+        let of_rows: Vec<Vec<f32>> = of_rows.collect();
+        let of_scales = match self.scheme.granularity {
+            Granularity::Tensor => vec![of_rows.iter().flatten().sum()],
+            _ => of_rows.into_iter().flatten().collect(),
+        };
+        (of_latent, of_scales)
+    }
+
+    /// From which level to which a weight is rounded to its nearest code, at scale 1, by the code that means zero.
+    fn ends(&self) -> impl Fn(u8) -> std::ops::RangeInclusive<f32> + Sync + use<> {
+        let grid = self.scheme.grid;
+        let table = match grid.levels() {
+            Levels::Table(values) => {
+                let finite = values.iter().copied().filter(|value| value.is_finite());
+                Some(finite.clone().fold(f32::INFINITY, f32::min)..=finite.fold(f32::NEG_INFINITY, f32::max))
+            }
+            _ => None,
+        };
+        let top = ((1u32 << grid.bits()) - 1) as f32;
+        move |zero| table.clone().unwrap_or(-0.5 - f32::from(zero)..=top + 0.5 - f32::from(zero))
+    }
+
+    fn step_latent(&mut self, gradient: &[f32], rate: Rate) {
+        let columns = self.dims[1].max(1);
+        let size = self.scheme.group(columns).max(1);
+        let (scales, groups, shared) =
+            (&self.scales, self.scheme.groups(columns), self.scheme.granularity == Granularity::Tensor);
+        let rows = self.latent.par_chunks_mut(columns).zip(gradient.par_chunks(columns)).zip(self.rounding.chunks(columns));
+        rows.enumerate().for_each(|(row, ((latent, gradient), mut moments))| {
+            for (at, (latent, g)) in latent.iter_mut().zip(gradient).enumerate() {
+                let unit = scales[if shared { 0 } else { row * groups + at / size }].abs();
+                *latent -= moments.step(at, *g, rate) * unit;
+            }
+        });
     }
 
     /// Writes the codes and scales as they are now, and what they do to `original`.
@@ -144,7 +244,7 @@ impl Learned {
         let mut codes = vec![0; columns];
         for row in 0..rows {
             self.encode_row(row, &mut codes)?;
-            pack::pack_row(&codes, self.scheme.grid.bits(), &mut all.codes);
+            self.scheme.grid.packing().pack(&codes, &mut all.codes);
         }
         let shared = self.scales.len().div_ceil(rows.max(1)).max(1);
         let rounded = self.scales.iter().enumerate().map(|(at, scale)| self.stored(at / shared, *scale));

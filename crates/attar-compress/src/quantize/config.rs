@@ -11,6 +11,7 @@ use super::{QUANTIZERS, Quantizer};
 use crate::{
     Error, Pattern, Patterns, Result, ScaleSearch,
     allocate::{Budget, Choice, Sensitivity, Size, default_choices},
+    pattern,
 };
 
 /// Quantize weights.
@@ -40,9 +41,9 @@ pub struct Quantize {
     /// Under a budget, how what a choice loses is predicted: `fisher` if there is a calibration text, or else `weights`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<Sensitivity>,
-    /// What shares a scale: so many neighbours in a row, `"row"` or `"tensor"`.
-    #[serde(default)]
-    pub group: Grouping,
+    /// What shares a scale: so many neighbours in a row, `"row"` or `"tensor"`. 64, or what the grid requires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Grouping>,
     /// What to do where the group does not divide a row: `error`, or a `short` last group.
     #[serde(default)]
     pub tail: TailRule,
@@ -52,9 +53,9 @@ pub struct Quantize {
     /// How scales are chosen.
     #[serde(default)]
     pub scales: ScaleSearch,
-    /// The format of the scales.
-    #[serde(default)]
-    pub scale_dtype: ScaleDtype,
+    /// The format of the scales; of learned tables, of their entries. `f16`, or what the grid requires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_dtype: Option<ScaleDtype>,
     /// How codes are chosen.
     #[serde(default)]
     pub algorithm: Algorithm,
@@ -85,7 +86,7 @@ pub struct Override {
     pub algorithm: Option<Algorithm>,
 }
 
-fn block_matrices() -> Patterns {
+pub(crate) fn block_matrices() -> Patterns {
     vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
 }
 
@@ -140,6 +141,8 @@ macro_rules! registered {
     };
 }
 
+pub(crate) use registered;
+
 registered!(
     /// A grid by its name.
     GridName, "grid", &'static dyn Grid, GRIDS
@@ -158,12 +161,6 @@ impl Default for Algorithm {
 /// What shares a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grouping(pub Granularity);
-
-impl Default for Grouping {
-    fn default() -> Grouping {
-        Grouping(Granularity::Group(64))
-    }
-}
 
 impl Serialize for Grouping {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
@@ -235,12 +232,11 @@ pub enum TailRule {
 }
 
 /// The format of scales.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum ScaleDtype {
     /// 16 bits, 11 of them significant.
-    #[default]
     F16,
     /// 16 bits, 8 of them significant, the range of f32.
     Bf16,
@@ -436,20 +432,28 @@ impl Quantize {
             };
         }
         self.grid = other.grid.or(self.grid);
-        take!(group, tail, asymmetric, scales, scale_dtype, algorithm);
+        self.group = other.group.or(self.group);
+        self.scale_dtype = other.scale_dtype.or(self.scale_dtype);
+        take!(tail, asymmetric, scales, algorithm);
     }
 
     fn scheme(&self, grid: GridName) -> Scheme {
-        Scheme {
-            grid: grid.0,
-            granularity: self.group.0,
-            zero: if self.asymmetric { ZeroPoint::Asymmetric } else { ZeroPoint::Symmetric },
-            scale: self.scale_dtype.into(),
-            tail: match self.tail {
-                TailRule::Error => Tail::Error,
-                TailRule::Short => Tail::Short,
-            },
-        }
+        scheme(grid, self.group, self.scale_dtype, self.asymmetric, self.tail)
+    }
+}
+
+/// A scheme out of settings: what is not said is as the grid requires.
+pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>, asymmetric: bool, tail: TailRule) -> Scheme {
+    let usual = Scheme::of(grid.0);
+    Scheme {
+        granularity: group.map_or(usual.granularity, |group| group.0),
+        scale: scale.map_or(usual.scale, Into::into),
+        zero: if asymmetric { ZeroPoint::Asymmetric } else { ZeroPoint::Symmetric },
+        tail: match tail {
+            TailRule::Error => Tail::Error,
+            TailRule::Short => Tail::Short,
+        },
+        ..usual
     }
 }
 
@@ -466,25 +470,8 @@ fn any(patterns: &[Pattern], name: &str) -> bool {
 }
 
 fn check_matches(key: &str, patterns: &[Pattern], matrices: &[Matrix], within_selection: bool) -> Result<()> {
-    for (i, pattern) in patterns.iter().enumerate() {
-        if !matrices.iter().any(|m| pattern.matches(&m.name)) {
-            let nearest = examples(pattern.text(), matrices);
-            return Err(Error::NoMatch { key: format!("{key}[{i}]"), pattern: pattern.text().into(), within_selection, nearest });
-        }
-    }
-    Ok(())
-}
-
-/// A few names that `pattern` could have meant, or one of each kind.
-fn examples(pattern: &str, matrices: &[Matrix]) -> Vec<String> {
-    if let Some(name) = nearest(pattern, matrices.iter().map(|m| m.name.as_str())) {
-        return vec![format!("`{name}`")];
-    }
-    let mut kinds: Vec<String> = matrices.iter().map(|m| format!("`{}`", kind(&m.name))).collect();
-    kinds.sort();
-    kinds.dedup();
-    kinds.truncate(9);
-    kinds
+    let names: Vec<&str> = matrices.iter().map(|matrix| matrix.name.as_str()).collect();
+    pattern::check(key, patterns, &names, within_selection)
 }
 
 /// The kind of a canonical name: `blocks.3.mlp.down` as `blocks.*.mlp.down`.

@@ -19,7 +19,7 @@ pub(super) struct Gptq;
 const ROWS: usize = 16;
 
 /// Damping, as a share of the mean of the diagonal, and how often it may grow tenfold.
-const DAMPING: f64 = 0.01;
+pub(super) const DAMPING: f64 = 0.01;
 const ATTEMPTS: i32 = 6;
 
 impl Quantizer for Gptq {
@@ -50,27 +50,48 @@ impl Quantizer for Gptq {
         rows_done: &(dyn Fn(usize) + Sync),
     ) -> Result<Damage> {
         let hessian = seen.hessian.expect("the caller gives what `needs` asks for");
-        let [rows, columns] = weights.dims();
-        let mut all = vec![0.0; rows * columns];
-        weights.read(0..rows, &mut all)?;
-        super::check_finite(weights, 0, &all)?;
-        let factor = hessian.factor(Factor::of)?;
-        let importance: Vec<f32> = (0..columns).map(|j| hessian.mean(j, j) as f32).collect();
-        let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
-        let shared = Shared::weighted(&scheme, search, &all, &importance).map_err(refused)?;
-        let task = Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared };
-        let parts = all.par_chunks(ROWS * columns).enumerate();
-        let parts: Vec<(QuantizedTensor, Damage)> = parts.map(|(at, rows)| task.rows(at * ROWS, rows)).collect::<Result<_>>()?;
-        let mut damage = Damage::default();
-        for (part, lost) in &parts {
-            damage.squared_error += lost.squared_error;
-            damage.energy += lost.energy;
-            to.append(part)?;
-        }
-        rows_done(rows);
+        let all = whole(weights)?;
+        let damage = round_towards(weights, [&all, &all], hessian, scheme, search, &mut to)?;
+        rows_done(weights.dims()[0]);
         to.finish(damage)?;
         Ok(damage)
     }
+}
+
+/// A whole matrix, if it is finite.
+pub(super) fn whole(weights: &dyn WeightRows) -> Result<Vec<f32>> {
+    let [rows, columns] = weights.dims();
+    let mut all = vec![0.0; rows * columns];
+    weights.read(0..rows, &mut all)?;
+    super::check_finite(weights, 0, &all)?;
+    Ok(all)
+}
+
+/// Writes the codes that come near to `target`, and returns what they do to `original`.
+pub(super) fn round_towards(
+    weights: &dyn WeightRows,
+    [original, target]: [&[f32]; 2],
+    hessian: &Hessian,
+    scheme: Scheme,
+    search: ScaleSearch,
+    to: &mut BlobWriter<'_>,
+) -> Result<Damage> {
+    let [rows, columns] = weights.dims();
+    let factor = hessian.factor(Factor::of)?;
+    let importance: Vec<f32> = (0..columns).map(|j| hessian.mean(j, j) as f32).collect();
+    let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
+    let shared = Shared::weighted(&scheme, search, target, &importance).map_err(refused)?;
+    let task = Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared };
+    let parts = target.par_chunks(ROWS * columns).zip(original.par_chunks(ROWS * columns)).enumerate();
+    let parts: Vec<(QuantizedTensor, Damage)> =
+        parts.map(|(at, (rows, original))| task.rows(at * ROWS, rows, original)).collect::<Result<_>>()?;
+    let mut damage = Damage::default();
+    for (part, lost) in &parts {
+        damage.squared_error += lost.squared_error;
+        damage.energy += lost.energy;
+        to.append(part)?;
+    }
+    Ok(damage)
 }
 
 /// The upper Cholesky factor `U` of the inverse Hessian, `H^-1 = U^T U`, in the order in which columns are rounded.
@@ -114,15 +135,15 @@ struct Task<'a> {
 
 impl Task<'_> {
     /// Some rows `[.., columns]`, the first of which is `first`.
-    fn rows(&self, first: usize, original: &[f32]) -> Result<(QuantizedTensor, Damage)> {
+    fn rows(&self, first: usize, target: &[f32], original: &[f32]) -> Result<(QuantizedTensor, Damage)> {
         let (scheme, columns) = (&self.scheme, self.columns);
         let size = scheme.group(columns).max(1);
         let fits: Vec<RowFits> =
-            original.chunks(columns).enumerate().map(|(at, row)| self.fits(first + at, row)).collect::<Result<_>>()?;
-        let codes = self.round(original, &fits, size);
+            target.chunks(columns).enumerate().map(|(at, row)| self.fits(first + at, row)).collect::<Result<_>>()?;
+        let codes = self.round(target, &fits, size);
         let mut all = QuantizedTensor::empty(*scheme, columns);
         codes.chunks(columns).zip(&fits).for_each(|(codes, fits)| fits.push_row(codes, &mut all));
-        let mut decoded = vec![0.0; original.len()];
+        let mut decoded = vec![0.0; target.len()];
         all.decode(&mut decoded);
         let mut damage = Damage::default();
         for (w, q) in original.iter().zip(&decoded) {
@@ -147,7 +168,7 @@ impl Task<'_> {
         for (step, column) in order.iter().enumerate() {
             let update = &self.factor.rows[step * columns + step + 1..(step + 1) * columns];
             for (row, fits) in fits.iter().enumerate() {
-                let fit = fits.fits[column / size];
+                let fit = fits.fit(column / size);
                 let (now, ahead) = w[row * columns + step..(row + 1) * columns].split_at_mut(1);
                 let (mut code, mut value) = ([0], [0.0]);
                 self.scheme.grid.encode(now, fit, &mut code);

@@ -1,18 +1,20 @@
 //! Which weights become which codes.
 
 mod config;
+mod gptaq;
 mod gptq;
+mod hqq;
 mod rtn;
 
 use std::ops::Range;
 
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
+pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
+pub(crate) use config::{block_matrices, registered};
 pub(crate) use gptq::Factor;
 
-pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind};
-
-use crate::{Hessian, Result, ScaleSearch};
+use crate::{Drift, Hessian, Result, ScaleSearch};
 
 /// What an algorithm must have seen before it can pick codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +24,17 @@ pub enum Needs {
     Nothing,
     /// The second moments of what the weights are multiplied with.
     Hessian,
+    /// Those, and how far the quantized layers before have moved it.
+    Drift,
 }
 
 /// What was seen, as far as the algorithm needs it.
 #[derive(Clone, Copy, Default)]
 pub struct Seen<'a> {
-    /// For [`Needs::Hessian`].
+    /// For [`Needs::Hessian`] and [`Needs::Drift`].
     pub hessian: Option<&'a Hessian>,
+    /// For [`Needs::Drift`]; without, nothing has moved.
+    pub drift: Option<&'a Drift>,
 }
 
 /// The weights of one tensor, read by rows.
@@ -68,7 +74,7 @@ pub trait Quantizer: Sync {
 }
 
 /// Every algorithm, in the order of the documentation.
-pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn, &gptq::Gptq];
+pub static QUANTIZERS: &[&dyn Quantizer] = &[&rtn::Rtn, &hqq::Hqq, &gptq::Gptq, &gptaq::Gptaq];
 
 /// Refuses weights that are not finite. `first` is the first row of `values`.
 fn check_finite(weights: &dyn WeightRows, first: usize, values: &[f32]) -> Result<()> {

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme, pack};
+use attar_tensor::{BlobWriter, Damage, Fit, Granularity, QuantizedTensor, Scheme};
 use rayon::prelude::*;
 
 use super::{Needs, Quantizer, Seen, WeightRows, check_finite};
-use crate::{Error, Result, ScaleSearch, Shared, row_fits, scale::range};
+use crate::{Error, Result, RowFits, ScaleSearch, Shared, distribution::Histogram, row_fits, scale::range};
 
 /// Round to nearest.
 pub(super) struct Rtn;
@@ -41,35 +41,47 @@ impl Quantizer for Rtn {
         _: Seen<'_>,
         scheme: Scheme,
         search: ScaleSearch,
-        mut to: BlobWriter<'_>,
+        to: BlobWriter<'_>,
         rows_done: &(dyn Fn(usize) + Sync),
     ) -> Result<Damage> {
-        let columns = weights.dims()[1];
-        let shared = shared(weights, &scheme, search)?;
-        let mut damage = Damage::default();
-        in_pieces(weights, |first, values| {
-            let step = (PART / columns.max(1)).max(1);
-            let parts = values.par_chunks((step * columns).max(1)).enumerate();
-            let parts: Vec<Part> = parts
-                .map(|(at, values)| {
-                    let refused = |(row, columns, source)| {
-                        let row = first + at * step + row;
-                        Error::Scale { weight: weights.name().into(), rows: row..row + 1, columns, source }
-                    };
-                    rows(values, columns, &scheme, search, &shared).map_err(refused)
-                })
-                .collect::<Result<_>>()?;
-            for part in parts {
-                damage.squared_error += part.damage.squared_error;
-                damage.energy += part.damage.energy;
-                to.append(&part.rows).map_err(attar_tensor::Error::from)?;
-            }
-            rows_done(first + values.len() / columns.max(1));
-            Ok(())
-        })?;
-        to.finish(damage).map_err(attar_tensor::Error::from)?;
-        Ok(damage)
+        by_rows(weights, scheme, search, to, rows_done, |scheme, search, shared, row| row_fits(scheme, search, shared, row, None))
     }
+}
+
+/// Chooses the scales of each row by `fits`, and rounds to nearest under them.
+pub(super) fn by_rows(
+    weights: &dyn WeightRows,
+    scheme: Scheme,
+    search: ScaleSearch,
+    mut to: BlobWriter<'_>,
+    rows_done: &(dyn Fn(usize) + Sync),
+    fits: impl Fn(&Scheme, ScaleSearch, &Shared, &[f32]) -> Result<RowFits, crate::Refusal> + Sync,
+) -> Result<Damage> {
+    let columns = weights.dims()[1];
+    let shared = shared(weights, &scheme, search)?;
+    let mut damage = Damage::default();
+    in_pieces(weights, |first, values| {
+        let step = (PART / columns.max(1)).max(1);
+        let parts = values.par_chunks((step * columns).max(1)).enumerate();
+        let parts: Vec<Part> = parts
+            .map(|(at, values)| {
+                let refused = |(row, columns, source)| {
+                    let row = first + at * step + row;
+                    Error::Scale { weight: weights.name().into(), rows: row..row + 1, columns, source }
+                };
+                rows(values, columns, &scheme, &|row| fits(&scheme, search, &shared, row)).map_err(refused)
+            })
+            .collect::<Result<_>>()?;
+        for part in parts {
+            damage.squared_error += part.damage.squared_error;
+            damage.energy += part.damage.energy;
+            to.append(&part.rows).map_err(attar_tensor::Error::from)?;
+        }
+        rows_done(first + values.len() / columns.max(1));
+        Ok(())
+    })?;
+    to.finish(damage).map_err(attar_tensor::Error::from)?;
+    Ok(damage)
 }
 
 /// Some rows, done.
@@ -78,21 +90,25 @@ struct Part {
     damage: Damage,
 }
 
+/// Chooses the scales of a row.
+type FitsOfRow<'a> = dyn Fn(&[f32]) -> Result<RowFits, crate::Refusal> + Sync + 'a;
+
 /// Row and columns of a group whose scale cannot be stored, and why.
 type Refusal = (usize, Range<usize>, attar_tensor::Error);
 
-fn rows(values: &[f32], columns: usize, scheme: &Scheme, search: ScaleSearch, shared: &Shared) -> Result<Part, Refusal> {
-    let (bits, size) = (scheme.grid.bits(), scheme.group(columns).max(1));
+fn rows(values: &[f32], columns: usize, scheme: &Scheme, fits: &FitsOfRow<'_>) -> Result<Part, Refusal> {
+    let size = scheme.group(columns).max(1);
     let mut all = QuantizedTensor::empty(*scheme, columns);
-    all.codes.reserve(values.len() / columns.max(1) * pack::row_bytes(columns, bits));
+    all.codes.reserve(values.len() / columns.max(1) * scheme.grid.packing().row_bytes(columns));
     let mut damage = Damage::default();
     let mut codes = vec![0; columns];
     for (at, row) in values.chunks(columns.max(1)).enumerate() {
         let (mut error, mut energy) = (0.0f64, 0.0f64);
-        let fits = row_fits(scheme, search, shared, row, None).map_err(|(columns, source)| (at, columns, source))?;
-        for ((group, codes), fit) in row.chunks(size).zip(codes.chunks_mut(size)).zip(&fits.fits) {
-            scheme.grid.encode(group, *fit, codes);
-            error += f64::from(scheme.grid.error(group, *fit));
+        let fits = fits(row).map_err(|(columns, source)| (at, columns, source))?;
+        for (number, (group, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
+            let fit = fits.fit(number);
+            scheme.grid.encode(group, fit, codes);
+            error += f64::from(scheme.grid.error(group, fit));
             energy += f64::from(squares(group));
         }
         damage.squared_error += error;
@@ -107,13 +123,34 @@ fn shared(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> Res
     if !Shared::is_wanted(scheme) {
         return Ok(Shared::default());
     }
-    let (low, high) = whole_range(weights)?;
     if scheme.granularity == Granularity::Tensor {
-        return Ok(Shared { fit: Some(whole_fit(weights, scheme, search, low, high)?), super_scale: None });
+        return shared_by_all(weights, scheme, search);
     }
+    let (low, high) = whole_range(weights)?;
+    Shared::supers(scheme, low, high).map_err(refused(weights))
+}
+
+fn shared_by_all(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> Result<Shared> {
+    // Whether the grid needs no search shows without a weight.
+    if Shared::of_all(scheme, &Histogram::new()).map_err(refused(weights))?.is_some() {
+        let known = Shared::of_all(scheme, &histogram(weights)?).map_err(refused(weights))?;
+        return Ok(known.expect("it is known for any weights"));
+    }
+    Ok(Shared { fit: Some(whole_fit(weights, scheme, search)?), ..Shared::default() })
+}
+
+fn refused(weights: &dyn WeightRows) -> impl Fn(attar_tensor::Error) -> Error {
     let [rows, columns] = weights.dims();
-    let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
-    Shared::supers(scheme, low, high).map_err(refused)
+    move |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source }
+}
+
+fn histogram(weights: &dyn WeightRows) -> Result<Histogram> {
+    let mut histogram = Histogram::new();
+    in_pieces(weights, |_, values| {
+        histogram.add(values, None);
+        Ok(())
+    })?;
+    Ok(histogram)
 }
 
 fn whole_range(weights: &dyn WeightRows) -> Result<(f32, f32)> {
@@ -127,11 +164,10 @@ fn whole_range(weights: &dyn WeightRows) -> Result<(f32, f32)> {
 }
 
 /// One scale for the whole tensor: the error of every candidate, over all pieces.
-fn whole_fit(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch, low: f32, high: f32) -> Result<Fit> {
-    let candidates = (0..search.candidates()).map(|n| search.candidate(n, scheme, low, high));
-    let [rows, columns] = weights.dims();
-    let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
-    let candidates: Vec<Fit> = candidates.collect::<attar_tensor::Result<_>>().map_err(refused)?;
+fn whole_fit(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> Result<Fit<'static>> {
+    let (low, high) = whole_range(weights)?;
+    let candidates = (0..search.candidates(scheme)).map(|n| search.candidate(n, scheme, low, high));
+    let candidates: Vec<Fit<'static>> = candidates.collect::<attar_tensor::Result<_>>().map_err(refused(weights))?;
     if let [only] = candidates.as_slice() {
         return Ok(*only);
     }

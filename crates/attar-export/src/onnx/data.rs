@@ -5,9 +5,12 @@
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::Path};
 
-use attar_tensor::{Granularity, QuantizedTensor, Scheme, Source, pack};
+use attar_tensor::{
+    Dtype, Granularity, QuantizedTensor, ScaleFormat, Scheme, Source,
+    pack::{self, Packing},
+};
 
-use super::storage::{Form, Part, Stored, Weights, blob_group, stored_bits};
+use super::storage::{Form, Part, Role, Stored, Weights, blob_group, stored_bits, table_bits};
 use crate::{Error, Progress, Result};
 
 /// Bytes of packed codes a tile.
@@ -17,7 +20,7 @@ const TILE: usize = 16 << 20;
 const CHUNK: usize = 1 << 20;
 
 /// Rows and most columns of what is turned at a time.
-const TURN: [usize; 2] = [64, 128];
+const TURN: [usize; 2] = [64, 3 * Packing::PERIOD];
 
 /// A data file that is being written.
 pub(super) struct DataFile<'a> {
@@ -65,8 +68,12 @@ impl<'a> DataFile<'a> {
         match stored.form {
             Form::Plain(_) => self.plain(stored),
             Form::Columns(scheme) => self.columns(stored, scheme),
-            Form::Rows(scheme) => self.by_rows(stored, scheme, 0),
-            Form::Blobs(scheme) => self.by_rows(stored, scheme, blob_group(&scheme)),
+            Form::Rows(scheme) => self.by_rows(stored, scheme, stored_bits(&scheme), 0),
+            Form::Blobs(scheme) => self.by_rows(stored, scheme, stored_bits(&scheme), blob_group(&scheme)),
+            Form::Table(scheme) => {
+                let columns = stored.matrix()[1];
+                self.by_rows(stored, scheme, table_bits(&scheme, columns), scheme.group(columns))
+            }
         }
     }
 
@@ -93,13 +100,13 @@ impl<'a> DataFile<'a> {
     }
 
     /// Codes, scales and zeros by rows. Groups of codes are padded to `group`, and zeros then packed like codes.
-    fn by_rows(&mut self, stored: &Stored, scheme: Scheme, group: usize) -> Result<()> {
+    fn by_rows(&mut self, stored: &Stored, scheme: Scheme, bits: u32, group: usize) -> Result<()> {
         let [rows, columns] = stored.matrix();
-        let (bits, padded) = (stored_bits(&scheme), columns.max(scheme.groups(columns) * group));
+        let padded = columns.max(scheme.groups(columns) * group);
         let mut codes = vec![0; padded];
         let mut at = [0; 3];
         for chunk in chunks(rows, CHUNK / padded) {
-            let tensor = stored.expr.read_quantized(self.source, chunk)?;
+            let tensor = stored.expr.read_quantized(self.source, chunk.clone())?;
             let mut bytes = Vec::with_capacity(CHUNK);
             for row in 0..tensor.dims[0] {
                 tensor.codes_of(row, &mut codes[..columns]);
@@ -108,17 +115,32 @@ impl<'a> DataFile<'a> {
             }
             let first_of_one = at[0] == 0 || scheme.granularity != Granularity::Tensor;
             let shared = if first_of_one { shared_by_rows(&tensor, group > 0) } else { [Vec::new(), Vec::new()] };
-            for ((part, at), bytes) in stored.parts.iter().zip(&mut at).zip([&bytes, &shared[0], &shared[1]]) {
-                self.put(part, *at, bytes)?;
+            let parts = [Role::Codes, Role::Scales, Role::Zeros].map(|role| stored.part(role));
+            for ((part, at), bytes) in parts.into_iter().zip(&mut at).zip([&bytes, &shared[0], &shared[1]]) {
+                part.map_or(Ok(()), |part| self.put(part, *at, bytes))?;
                 *at += bytes.len();
             }
+            self.supers(stored, &tensor, chunk.start)?;
         }
         Ok(())
     }
 
+    /// The super scales of rows from `first` on; the one of a whole tensor comes with its first rows.
+    fn supers(&mut self, stored: &Stored, tensor: &QuantizedTensor, first: usize) -> Result<()> {
+        let (Some(part), Some((dtype, granularity))) = (stored.part(Role::Supers), tensor.scheme.scale.supers()) else {
+            return Ok(());
+        };
+        if granularity == Granularity::Tensor && first > 0 {
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        dtype.encode(&tensor.supers, &mut bytes);
+        self.put(part, first * dtype.bytes(), &bytes)
+    }
+
     fn columns(&mut self, stored: &Stored, scheme: Scheme) -> Result<()> {
         let [rows, columns] = stored.matrix();
-        let row_bytes = pack::row_bytes(columns, scheme.grid.bits());
+        let row_bytes = scheme.grid.packing().row_bytes(columns);
         let tile = (self.tile / row_bytes).max(TURN[0]) / TURN[0] * TURN[0];
         for tile in chunks(rows, tile) {
             let tensor = stored.expr.read_quantized(self.source, tile.clone())?;
@@ -126,13 +148,14 @@ impl<'a> DataFile<'a> {
             if tile.start == 0 || scheme.granularity != Granularity::Tensor {
                 self.turned_shared(stored, &tensor, &tile)?;
             }
+            self.supers(stored, &tensor, tile.start)?;
         }
         Ok(())
     }
 
     fn turned_codes(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
         let [rows, columns] = stored.matrix();
-        let band = (CHUNK / tile.len() / 8 * 8).clamp(8, TURN[1]);
+        let band = (CHUNK / tile.len() / Packing::PERIOD * Packing::PERIOD).clamp(Packing::PERIOD, TURN[1]);
         let mut codes = vec![0; band * tile.len()];
         for band in chunks(columns, band) {
             let codes = &mut codes[..band.len() * tile.len()];
@@ -150,14 +173,15 @@ impl<'a> DataFile<'a> {
             Granularity::Tensor => (1, 0..1),
             _ => (stored.dims[0], tile.clone()),
         };
-        let size = tensor.scheme.scale.row_bytes(1);
+        let part = &stored.parts[1];
         for group in 0..groups {
-            let scales: Vec<f32> = tensor.scales.iter().skip(group).step_by(groups).copied().collect();
             let mut bytes = Vec::new();
-            tensor.scheme.scale.encode(&scales, 1.0, &mut bytes);
-            self.put(&stored.parts[1], (group * rows + tile.start) * size, &bytes)?;
+            for (row, scale) in tensor.scales.iter().skip(group).step_by(groups).enumerate() {
+                scale_bytes(tensor.scheme.scale, &[*scale], tensor.super_of(row), &mut bytes);
+            }
+            self.put(part, (group * rows + tile.start) * part.element.bits() as usize / 8, &bytes)?;
         }
-        let Some(part) = stored.parts.get(2) else { return Ok(()) };
+        let Some(part) = stored.part(Role::Zeros) else { return Ok(()) };
         let zeros: Vec<u8> = (0..groups).flat_map(|group| tensor.zeros.iter().skip(group).step_by(groups).copied()).collect();
         self.put_columns(part, rows, 0, &tile, &zeros)
     }
@@ -209,7 +233,7 @@ fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 
 fn shift(codes: &mut [u8], form: Form) {
     let (by, mask) = match form {
-        Form::Columns(s) | Form::Rows(s) | Form::Blobs(s) if stored_bits(&s) == 4 => (form.shift(), 15),
+        Form::Columns(s) | Form::Rows(s) | Form::Blobs(s) | Form::Table(s) if stored_bits(&s) == 4 => (form.shift(), 15),
         _ => (form.shift(), 255),
     };
     for code in codes {
@@ -220,7 +244,10 @@ fn shift(codes: &mut [u8], form: Form) {
 /// Scales, and zeros if there are any; zeros are packed by rows or take a byte each.
 fn shared_by_rows(tensor: &QuantizedTensor, packed: bool) -> [Vec<u8>; 2] {
     let (mut scales, mut zeros) = (Vec::new(), Vec::new());
-    tensor.scheme.scale.encode(&tensor.scales, 1.0, &mut scales);
+    let width = tensor.scheme.scale_dims([1, tensor.dims[1]])[1].max(1);
+    for (row, of_row) in tensor.scales.chunks(width).enumerate() {
+        scale_bytes(tensor.scheme.scale, of_row, tensor.super_of(row), &mut scales);
+    }
     let bits = if packed { stored_bits(&tensor.scheme) } else { 8 };
     for row in tensor.zeros.chunks(tensor.scheme.groups(tensor.dims[1])) {
         pack::pack_row(row, bits, &mut zeros);
@@ -228,16 +255,26 @@ fn shared_by_rows(tensor: &QuantizedTensor, packed: bool) -> [Vec<u8>; 2] {
     [scales, zeros]
 }
 
-/// Columns `band` of all rows, turned: `out` is `[band, rows]`. The band starts at a multiple of 8.
+/// Scales of a row as their element type has them: codes take a byte each, powers of two are bf16.
+fn scale_bytes(format: ScaleFormat, scales: &[f32], over: f32, out: &mut Vec<u8>) {
+    match (format, format.plain()) {
+        (_, Some(dtype)) => dtype.encode(scales, out),
+        (ScaleFormat::E8m0, _) => Dtype::BF16.encode(scales, out),
+        (ScaleFormat::E4m3, _) => out.extend(scales.iter().map(|scale| format.code(*scale, over))),
+        _ => out.extend(scales.iter().map(|scale| format.value(format.code(*scale, over)) as i8 as u8)),
+    }
+}
+
+/// Columns `band` of all rows, turned: `out` is `[band, rows]`. The band starts at a multiple of [`Packing::PERIOD`].
 fn turn(tensor: &QuantizedTensor, band: Range<usize>, out: &mut [u8]) {
     let [rows, columns] = tensor.dims;
-    let bits = tensor.scheme.grid.bits();
-    let (row_bytes, start, width) = (pack::row_bytes(columns, bits), pack::row_bytes(band.start, bits), band.len());
-    let bytes = pack::row_bytes(width, bits);
+    let packing = tensor.scheme.grid.packing();
+    let (row_bytes, start, width) = (packing.row_bytes(columns), packing.row_bytes(band.start), band.len());
+    let bytes = packing.row_bytes(width);
     let mut square = [0; TURN[0] * TURN[1]];
     for block in chunks(rows, TURN[0]) {
         for (row, codes) in block.clone().zip(square.chunks_mut(TURN[1])) {
-            pack::unpack_row(&tensor.codes[row * row_bytes + start..][..bytes], bits, &mut codes[..width]);
+            packing.unpack(&tensor.codes[row * row_bytes + start..][..bytes], &mut codes[..width]);
         }
         for column in 0..width {
             let out = &mut out[column * rows..][block.clone()];

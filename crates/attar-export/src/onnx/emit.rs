@@ -5,13 +5,17 @@
 
 use std::collections::{HashMap, HashSet};
 
-use attar_graph::{Dim, Graph, Node, Op, ValueId, op::Rope};
-use attar_tensor::{Dtype, Encoding, Granularity, Scheme};
+use attar_graph::{
+    Dim, Graph, Node, Op, ValueId,
+    integer::{Rounding, SMALLEST_RANGE},
+    op::Rope,
+};
+use attar_tensor::{Dtype, Encoding, Granularity, Levels, Scheme};
 use onnx_protobuf::{GraphProto, NodeProto, TensorProto, ValueInfoProto};
 
 use super::{
     proto::{self, Attributes, Element, MICROSOFT, Value},
-    storage::{Form, Stored, Weights, blob_group, stored_bits},
+    storage::{Form, Role, Stored, Weights, blob_group, stored_bits},
 };
 use crate::{Error, Layout, Port, Result};
 
@@ -37,6 +41,7 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("silu", silu),
     ("mul", |e, node, name| Ok(e.elementwise("Mul", node, name))),
     ("add", |e, node, name| Ok(e.elementwise("Add", node, name))),
+    ("quantize", quantize),
 ];
 
 fn emitter(op: &Op) -> Option<Emit> {
@@ -176,14 +181,59 @@ impl<'g> Emission<'g> {
         self.shared("Cast", &format!("{name}/f32"), &[&name], vec![("to", Value::Int(Element::F32.0.into()))])
     }
 
-    /// The scales of a quantized weight as f32.
+    /// The scales of a quantized weight as f32. Those that are codes are multiplied by their super scales.
     fn scale(&mut self, at: usize) -> String {
-        let part = &self.weights.stored[at].parts[1];
-        self.as_f32(part.name.clone(), part.element)
+        let stored = &self.weights.stored[at];
+        let (part, form) = (stored.parts[1].clone(), stored.form);
+        let Some(over) = stored.part(Role::Supers).cloned() else { return self.as_f32(part.name, part.element) };
+        let attributes = match (over.dims.as_slice(), form) {
+            ([], _) => vec![],
+            (_, Form::Columns(_)) => vec![("axis", Value::Int(1))],
+            _ => vec![("axis", Value::Int(0))],
+        };
+        let over = self.as_f32(over.name, over.element);
+        self.shared("DequantizeLinear", &format!("{}/f32", part.name), &[&part.name, &over], attributes)
     }
 
     fn zero(&self, at: usize) -> Option<String> {
-        self.weights.stored[at].parts.get(2).map(|p| p.name.clone())
+        self.weights.stored[at].part(Role::Zeros).map(|p| p.name.clone())
+    }
+
+    /// What codes of a [`Form::Table`] mean: `[rows, columns]`.
+    fn looked_up(&mut self, at: usize, scheme: Scheme) -> String {
+        let stored = &self.weights.stored[at];
+        let (name, [rows, columns]) = (stored.name.clone(), stored.matrix());
+        let held = scheme.groups(columns) * scheme.group(columns);
+        let to = vec![("to", Value::Int(Element::I32.0.into()))];
+        let codes = self.shared("Cast", &format!("{name}/index"), &[&name], to);
+        let values = self.values_of_codes(at, scheme, &format!("{name}/values"), &codes);
+        let shape = self.ints(&[rows as i64, held as i64]);
+        let whole = self.shared("Reshape", &format!("{name}/whole"), &[&values, &shape], vec![]);
+        if held == columns {
+            return whole;
+        }
+        let (start, end, axis) = (self.ints(&[0]), self.ints(&[columns as i64]), self.ints(&[-1]));
+        self.shared("Slice", &format!("{name}/columns"), &[&whole, &start, &end, &axis], vec![])
+    }
+
+    fn values_of_codes(&mut self, at: usize, scheme: Scheme, name: &str, codes: &str) -> String {
+        let scale = self.scale(at);
+        match (scheme.grid.levels(), scheme.granularity) {
+            (Levels::Table(levels), _) => {
+                let table = self.table(scheme.grid.name(), levels);
+                let levels = self.shared("Gather", &format!("{name}/levels"), &[&table, codes], vec![]);
+                self.shared("Mul", name, &[&levels, &scale], vec![])
+            }
+            // Of a learned table, the entries are where scales are of others.
+            (_, Granularity::Tensor) => self.shared("Gather", name, &[&scale, codes], vec![]),
+            _ => self.shared("GatherElements", name, &[&scale, codes], vec![("axis", Value::Int(1))]),
+        }
+    }
+
+    /// The values of a grid by code; 0 where a code means no number.
+    fn table(&mut self, grid: &str, levels: &[f32]) -> String {
+        let bytes = levels.iter().map(|v| if v.is_nan() { 0.0 } else { *v }).flat_map(f32::to_le_bytes).collect();
+        self.constant(format!("levels:{grid}"), Element::F32, &[levels.len()], bytes)
     }
 
     /// What an embedding reads of part `part`: its view if it has one.
@@ -336,6 +386,10 @@ fn embedding(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
         Form::Rows(scheme) => e.gather_rows(name, &tokens, at, scheme),
         Form::Columns(scheme) => e.gather_columns(name, &tokens, at, scheme),
         Form::Blobs(scheme) => e.gather_blobs(name, &tokens, at, scheme),
+        Form::Table(scheme) => {
+            let table = e.looked_up(at, scheme);
+            e.node("Gather", name, &[&table, &tokens], vec![])
+        }
     })
 }
 
@@ -355,8 +409,16 @@ impl Emission<'_> {
             let (scale, zero) = (self.scale(at), self.byte_zero(name, at, None));
             return self.dequantize(name, &codes, &scale, zero, vec![]);
         }
-        let stored_scale = gather(self, "stored_scale", 1);
-        let scale = self.cast(format!("{name}/scale"), &stored_scale, Element::F32);
+        let scale = match self.weights.stored[at].part(Role::Supers) {
+            Some(_) => {
+                let all = self.scale(at);
+                self.node("Gather", format!("{name}/scale"), &[&all, tokens], vec![])
+            }
+            None => {
+                let stored_scale = gather(self, "stored_scale", 1);
+                self.cast(format!("{name}/scale"), &stored_scale, Element::F32)
+            }
+        };
         let zero = match scheme.is_symmetric() {
             true => self.byte_zero(name, at, Some(&scale)),
             false => Some(gather(self, "zero", 2)),
@@ -373,8 +435,16 @@ impl Emission<'_> {
             let (scale, zero) = (self.scale(at), self.byte_zero(name, at, None));
             self.dequantize(&turned, &codes, &scale, zero, vec![]);
         } else {
-            let stored_scale = self.gather_shared(name, tokens, at, 1);
-            let scale = self.cast(format!("{name}/scale"), &stored_scale, Element::F32);
+            let scale = match self.weights.stored[at].part(Role::Supers) {
+                Some(_) => {
+                    let all = self.scale(at);
+                    self.node("Gather", format!("{name}/scale"), &[&all, tokens], vec![("axis", Value::Int(1))])
+                }
+                None => {
+                    let stored_scale = self.gather_shared(name, tokens, at, 1);
+                    self.cast(format!("{name}/scale"), &stored_scale, Element::F32)
+                }
+            };
             let zero = match scheme.is_symmetric() {
                 true => self.byte_zero(name, at, Some(&scale)),
                 false => Some(self.gather_shared(name, tokens, at, 2)),
@@ -456,9 +526,9 @@ impl Emission<'_> {
 
     /// The zeros of codes that an embedding reads: none for two's complement, else one a scale.
     fn byte_zero(&mut self, name: &str, at: usize, like: Option<&str>) -> Option<String> {
-        let parts = &self.weights.stored[at].parts;
-        match (parts.len(), parts[0].element, like) {
-            (3, ..) => Some(self.readable(at, 2)),
+        let stored = &self.weights.stored[at];
+        match (stored.part(Role::Zeros), stored.parts[0].element, like) {
+            (Some(_), ..) => Some(self.readable(at, 2)),
             (_, Element::I8, _) => None,
             (.., None) => Some(self.byte(8)),
             (.., Some(scale)) => {
@@ -502,6 +572,10 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
             };
             let (codes, scale, zero) = (e.weights.stored[at].name.clone(), e.scale(at), e.zero(at));
             e.dequantize(&format!("{name}/weight"), &codes, &scale, zero, attributes)
+        }
+        Some((at, Form::Table(scheme))) => {
+            let weight = e.looked_up(at, scheme);
+            e.shared("Transpose", &format!("{weight}/transposed"), &[&weight], vec![("perm", Value::Ints(vec![1, 0]))])
         }
         _ => {
             let weight = e.value(id);
@@ -698,6 +772,83 @@ impl Emission<'_> {
         let keys = self.shared("Range", "/mask/key", &[&zero, &total, &one], vec![]);
         let keys = self.shared("Unsqueeze", "/mask/keys", &[&keys, &first], vec![]);
         (at, keys)
+    }
+}
+
+/// One static scale by QuantizeLinear and DequantizeLinear; all else by plain operators, each of which is exact:
+/// DynamicQuantizeLinear has one scale for all tokens, and a zero.
+fn quantize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::Quantize { bits } = node.op else { unreachable!("the table is right") };
+    let x = e.value(node.inputs[0]);
+    let Some(scale) = node.inputs.get(1).copied() else { return Ok(e.round_by_token(name, &x, bits)) };
+    if !matches!(bits, 8 | 16) {
+        return Err(e.refuse(node, "in 4 bits with a static scale", "8 or 16 bits, or 4 bits with a dynamic scale"));
+    }
+    let one = e.graph.fact(scale).constant_dims().as_deref() == Some(&[1]);
+    match one && !e.is_fused_wrongly(node, bits) {
+        true => Ok(e.round_by_pair(name, &x, node, bits)),
+        false => Ok(e.round_by_constants(name, &x, node, bits)),
+    }
+}
+
+impl Emission<'_> {
+    /// ONNX Runtime 1.32 turns a pair of 8 bits and a product with 8-bit weights in groups into a `MatMulIntegerToFloat`,
+    /// which then refuses the scales of the groups.
+    fn is_fused_wrongly(&self, node: &Node, bits: u32) -> bool {
+        let in_groups = |at: &usize| match self.weights.stored[*at].form {
+            Form::Columns(scheme) => stored_bits(&scheme) == 8 && matches!(scheme.granularity, Granularity::Group(_)),
+            _ => false,
+        };
+        let readers = self.graph.nodes().iter().filter(|reader| reader.op == Op::Linear && reader.inputs[0] == node.output);
+        bits == 8 && readers.filter_map(|reader| self.weights.of.get(&reader.inputs[1])).any(in_groups)
+    }
+
+    fn round_by_token(&mut self, name: &str, x: &str, bits: u32) -> String {
+        let codes = Rounding::dynamic(bits).codes();
+        let (smallest, last, top) = (self.float(SMALLEST_RANGE), self.ints(&[-1]), self.float(codes[1]));
+        let magnitudes = self.node("Abs", format!("{name}/magnitudes"), &[x], vec![]);
+        let largest = self.node("ReduceMax", format!("{name}/largest"), &[&magnitudes, &last], vec![("keepdims", Value::Int(1))]);
+        let range = self.node("Max", format!("{name}/range"), &[&largest, &smallest], vec![]);
+        let scale = self.node("Div", format!("{name}/scale"), &[&range, &top], vec![]);
+        self.round_by(name, x, &scale, None, codes)
+    }
+
+    fn round_by_constants(&mut self, name: &str, x: &str, node: &Node, bits: u32) -> String {
+        let (scale, zero) = (self.value(node.inputs[1]), node.inputs.get(2).map(|zero| self.value(*zero)));
+        let half = (1i64 << (bits - 1)) as f32;
+        self.round_by(name, x, &scale, zero.as_deref(), [-half, half - 1.0])
+    }
+
+    /// `(clip(round(x / scale) + zero) - zero) * scale`.
+    fn round_by(&mut self, name: &str, x: &str, scale: &str, zero: Option<&str>, codes: [f32; 2]) -> String {
+        let [low, high] = codes.map(|code| self.float(code));
+        let ratio = self.node("Div", format!("{name}/ratio"), &[x, scale], vec![]);
+        let mut steps = self.node("Round", format!("{name}/nearest"), &[&ratio], vec![]);
+        if let Some(zero) = zero {
+            steps = self.node("Add", format!("{name}/moved"), &[&steps, zero], vec![]);
+        }
+        steps = self.node("Clip", format!("{name}/codes"), &[&steps, &low, &high], vec![]);
+        if let Some(zero) = zero {
+            steps = self.node("Sub", format!("{name}/steps"), &[&steps, zero], vec![]);
+        }
+        self.node("Mul", name, &[&steps, scale], vec![])
+    }
+
+    fn round_by_pair(&mut self, name: &str, x: &str, node: &Node, bits: u32) -> String {
+        let scale = self.value(node.inputs[1]);
+        let zero = match node.inputs.get(2) {
+            // As it is stored: the zero's type is that of the codes.
+            Some(zero) => self.weights.stored[self.weights.of[zero]].parts[0].name.clone(),
+            None => self.no_zero(bits),
+        };
+        let codes = self.node("QuantizeLinear", format!("{name}/codes"), &[x, &scale, &zero], vec![]);
+        self.dequantize(name, &codes, &scale, Some(zero), vec![])
+    }
+
+    /// The zero of a symmetric quantizer: it says which integers codes are.
+    fn no_zero(&mut self, bits: u32) -> String {
+        let element = if bits > 8 { Element::I16 } else { Element::I8 };
+        self.constant(format!("zero:int{bits}"), element, &[1], vec![0; bits as usize / 8])
     }
 }
 

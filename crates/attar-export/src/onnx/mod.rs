@@ -4,6 +4,10 @@
 //! total_sequence_length]` (1 for what is attended to, 0 for padding on the left) and `past_key_values.N.key` and
 //! `.value`. Outputs: those of the graph, and `present.N.key` and `.value`.
 //!
+//! Activations in integers are rounded where the graph says: by `QuantizeLinear` and `DequantizeLinear` if one static scale
+//! is all there is, by plain operators if tokens or channels have their own, to the same codes as in the reference run. Products are then those of
+//! f32, unless the runtime fuses the rounding into them; what a cache holds is f32 that was rounded.
+//!
 //! ONNX Runtime multiplies quantized weights by activations that it rounds to 8 bits unless the session is made with
 //! `session.qdq_matmulnbits_accuracy_level` = `1`; the layout `matmul-nbits` needs no such setting.
 

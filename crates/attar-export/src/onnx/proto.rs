@@ -24,10 +24,14 @@ impl Element {
     pub(super) const F32: Element = Element(1);
     pub(super) const U8: Element = Element(2);
     pub(super) const I8: Element = Element(3);
+    pub(super) const I16: Element = Element(5);
     pub(super) const I64: Element = Element(7);
     pub(super) const BOOL: Element = Element(9);
     pub(super) const F16: Element = Element(10);
     pub(super) const BF16: Element = Element(16);
+    pub(super) const F8_E4M3: Element = Element(17);
+    pub(super) const F8_E5M2: Element = Element(19);
+    pub(super) const I32: Element = Element(6);
     pub(super) const U4: Element = Element(21);
     pub(super) const I4: Element = Element(22);
 
@@ -38,6 +42,8 @@ impl Element {
             Dtype::F16 => Element::F16,
             Dtype::BF16 => Element::BF16,
             Dtype::I64 => Element::I64,
+            Dtype::I16 => Element::I16,
+            Dtype::I8 => Element::I8,
             _ => return None,
         })
     }
@@ -46,8 +52,8 @@ impl Element {
     pub(super) fn bits(self) -> u64 {
         match self {
             Element::U4 | Element::I4 => 4,
-            Element::F16 | Element::BF16 => 16,
-            Element::F32 => 32,
+            Element::F16 | Element::BF16 | Element::I16 => 16,
+            Element::F32 | Element::I32 => 32,
             Element::I64 => 64,
             _ => 8,
         }

@@ -2,12 +2,14 @@
 //!
 //! What ONNX Runtime 1.32 accepts decides: it turns `DequantizeLinear -> MatMul` into its fused `MatMulNBits` when the
 //! codes lie `[in, out]` with a power of two as block (scales of any sign, short tails and scales that pass through a
-//! `Cast` included), and `Gather` takes no 4-bit integers, so tables of them are read as bytes.
+//! `Cast` included), and `Gather` takes no 4-bit integers, so tables of them are read as bytes. Floats of 8 bits go through
+//! `DequantizeLinear` too. Codes of any other table are looked up in it and multiplied by their scales; ONNX Runtime does
+//! that once, when it loads. Scales that are codes become numbers by a `DequantizeLinear` of their own.
 
 use std::collections::HashMap;
 
 use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
-use attar_tensor::{Dtype, Encoding, Granularity, Scheme};
+use attar_tensor::{Dtype, Encoding, Granularity, Levels, Minifloat, ScaleFormat, Scheme};
 
 use super::proto::Element;
 use crate::{Error, Layout, Result, TensorEntry};
@@ -25,7 +27,7 @@ pub(super) struct Stored {
     pub(super) encoding: Encoding,
     pub(super) expr: Expr,
     pub(super) form: Form,
-    /// Codes (or values), scales and zeros, as far as there are any.
+    /// Codes (or values), scales or tables, zeros and super scales, as far as there are any, in this order.
     pub(super) parts: Vec<Part>,
     /// Other tensors over the bytes of a part, by its index.
     pub(super) views: Vec<(usize, Part)>,
@@ -42,12 +44,28 @@ pub(super) enum Form {
     Rows(Scheme),
     /// Codes by rows, every group whole, zeros packed by rows: what `MatMulNBits` and `GatherBlockQuantized` want.
     Blobs(Scheme),
+    /// Codes by rows, every group whole, that say where in a table a value is.
+    Table(Scheme),
+}
+
+/// What a tensor of the file is to its weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Role {
+    /// Codes, or the values themselves.
+    Codes,
+    /// Scales, or learned tables.
+    Scales,
+    /// Zeros.
+    Zeros,
+    /// Super scales.
+    Supers,
 }
 
 /// A tensor of the file.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub(super) name: String,
+    pub(super) role: Role,
     pub(super) element: Element,
     pub(super) dims: Vec<usize>,
     pub(super) offset: u64,
@@ -55,7 +73,11 @@ pub(super) struct Part {
 
 impl Part {
     fn new(name: String, element: Element, dims: &[usize]) -> Part {
-        Part { name, element, dims: dims.to_vec(), offset: 0 }
+        Part { name, role: Role::Codes, element, dims: dims.to_vec(), offset: 0 }
+    }
+
+    fn of(self, role: Role) -> Part {
+        Part { role, ..self }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -66,6 +88,39 @@ impl Part {
 /// Width of the integers that hold codes of `scheme`.
 pub(super) fn stored_bits(scheme: &Scheme) -> u32 {
     if scheme.grid.bits() > 4 { 8 } else { 4 }
+}
+
+/// Width of the integers that hold codes that are looked up: groups start on a byte.
+pub(super) fn table_bits(scheme: &Scheme, columns: usize) -> u32 {
+    if scheme.group(columns).is_multiple_of(2) { stored_bits(scheme) } else { 8 }
+}
+
+/// Whether codes mean their distance from a zero.
+fn is_even(scheme: &Scheme) -> bool {
+    match scheme.grid.levels() {
+        Levels::Even => true,
+        Levels::Table(values) => values.iter().zip(0i16..).all(|(v, c)| *v == f32::from(c - i16::from(scheme.grid.middle()))),
+        Levels::Learned => false,
+    }
+}
+
+/// The element type whose bits the codes are, if there is one.
+fn float(scheme: &Scheme) -> Option<Element> {
+    let Levels::Table(values) = scheme.grid.levels() else { return None };
+    let same = |float: Minifloat| values.iter().zip(0u8..=255).all(|(v, c)| v.to_bits() == float.value(c).to_bits());
+    let known = [(Minifloat::E4M3, Element::F8_E4M3), (Minifloat::E5M2, Element::F8_E5M2)];
+    known.into_iter().find(|(float, _)| values.len() == 256 && same(*float)).map(|(_, element)| element)
+}
+
+/// The element type of stored scales. A power of two is a bf16 without loss.
+fn scale_element(format: ScaleFormat) -> Element {
+    match format {
+        ScaleFormat::F32 => Element::F32,
+        ScaleFormat::F16 => Element::F16,
+        ScaleFormat::Bf16 | ScaleFormat::E8m0 => Element::BF16,
+        ScaleFormat::Int8 | ScaleFormat::Int6 | ScaleFormat::Int4 => Element::I8,
+        ScaleFormat::E4m3 => Element::F8_E4M3,
+    }
 }
 
 /// Everything that `nodes` of `graph` read, each once, and which entry each value is.
@@ -148,7 +203,7 @@ fn choose(graph: &Graph, layout: Layout, readers: &Readers<'_>) -> Result<Stored
     let encoding = value.fact.encoding;
     let form = match encoding {
         Encoding::Quantized(scheme) => quantized_form(graph, layout, readers, &name, &dims, scheme)?,
-        Encoding::Plain(dtype @ (Dtype::F16 | Dtype::BF16)) => Form::Plain(dtype),
+        Encoding::Plain(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::I8)) => Form::Plain(dtype),
         Encoding::Plain(_) | Encoding::Blocks(_) => Form::Plain(Dtype::F32),
     };
     let parts = parts(form, &name, &dims, readers.matrix.is_some());
@@ -179,18 +234,15 @@ fn quantized_form(
     }
     let [rows, columns] = dims else { unreachable!("linear layers and embeddings take matrices: checked by the graph") };
     scheme.fit(*columns)?;
-    if scheme.scale.plain().is_none() {
-        let node = readers.matrix.or(readers.table).expect("a weight has a reader");
-        let hint = "use `scale_dtype = \"f16\"`, or export with `target = \"checkpoint\"`";
-        return Err(refuse(node, scheme.to_string(), "scales of their own", hint));
-    }
     let node = readers.matrix.or(readers.table).expect("a weight has a reader");
     match (layout, scheme.granularity) {
-        (Layout::MatMulNBits, Granularity::Group(16 | 32 | 64 | 128 | 256)) => Ok(Form::Blobs(scheme)),
+        (Layout::MatMulNBits, Granularity::Group(16 | 32 | 64 | 128 | 256)) if is_even(&scheme) => Ok(Form::Blobs(scheme)),
         (Layout::MatMulNBits, _) => {
-            let hint = "use `layout = \"dequantize-linear\"`, or quantize with `group = 32`, 64 or 128";
-            Err(refuse(node, scheme.to_string(), "groups of 16, 32, 64, 128 or 256", hint))
+            let hint = "use `layout = \"dequantize-linear\"`, or quantize to integers with `group = 32`, 64 or 128";
+            Err(refuse(node, scheme.to_string(), "integers in groups of 16, 32, 64, 128 or 256", hint))
         }
+        (Layout::DequantizeLinear, _) if float(&scheme).is_some() && readers.table.is_none() => Ok(Form::Columns(scheme)),
+        (Layout::DequantizeLinear, _) if !is_even(&scheme) => Ok(Form::Table(scheme)),
         (Layout::DequantizeLinear, _) if readers.matrix.is_none() => Ok(Form::Rows(scheme)),
         (Layout::DequantizeLinear, _) if readers.table.is_some() && stored_bits(&scheme) == 4 && rows % 2 == 1 => {
             let hint = "quantize the shared table to 8 bits, or use `layout = \"matmul-nbits\"`";
@@ -206,15 +258,16 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
     let [rows, columns] = [dims[0], dims.get(1).copied().unwrap_or(1)];
     let (scheme, codes, shared_dims, zeros) = match form {
         Form::Plain(dtype) => {
-            let element = Element::of(dtype).expect("plain forms are f16, bf16 or f32");
+            let element = Element::of(dtype).expect("plain forms are f16, bf16, f32, i16 or i8");
             return vec![Part::new(name.into(), element, dims)];
         }
         Form::Columns(s) => {
-            let element = match (stored_bits(&s), s.is_symmetric()) {
-                (8, true) => Element::I8,
-                (8, false) => Element::U8,
-                (_, true) => Element::I4,
-                (_, false) => Element::U4,
+            let element = match (float(&s), stored_bits(&s), s.is_symmetric()) {
+                (Some(float), ..) => float,
+                (_, 8, true) => Element::I8,
+                (_, 8, false) => Element::U8,
+                (.., true) => Element::I4,
+                (.., false) => Element::U4,
             };
             let shared = match s.granularity {
                 Granularity::Tensor => vec![],
@@ -239,11 +292,25 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
             let zeros = Part::new(zero_name, Element::U8, &[rows, (groups * bits).div_ceil(8)]);
             (s, Part::new(name.into(), Element::U8, &dims), vec![rows, groups], zeros)
         }
+        Form::Table(s) => {
+            let (groups, size) = (s.groups(columns), s.group(columns));
+            let element = if table_bits(&s, columns) == 8 { Element::U8 } else { Element::U4 };
+            let (codes, shared) = match (s.granularity, s.entries()) {
+                (Granularity::Tensor, 1) => (vec![rows, 1, size], vec![]),
+                (Granularity::Tensor, entries) => (vec![rows, 1, size], vec![entries]),
+                (_, 1) => (vec![rows, groups, size], vec![rows, groups, 1]),
+                (_, entries) => (vec![rows * groups, size], vec![rows * groups, entries]),
+            };
+            (s, Part::new(name.into(), element, &codes), shared, Part::new(zero_name, element, &[]))
+        }
     };
-    let element =
-        scheme.scale.plain().and_then(Element::of).expect("scales are f16, bf16 or f32: checked when the form was chosen");
-    let mut all = vec![codes, Part::new(scale_name, element, &shared_dims)];
-    all.extend((!scheme.is_symmetric()).then_some(zeros));
+    let super_dims = if scheme.scale.super_count(2) == 2 { vec![rows] } else { vec![] };
+    let mut all = vec![codes, Part::new(scale_name, scale_element(scheme.scale), &shared_dims).of(Role::Scales)];
+    all.extend((!scheme.is_symmetric()).then_some(zeros.of(Role::Zeros)));
+    all.extend(scheme.scale.supers().map(|(dtype, _)| {
+        let element = Element::of(dtype).expect("super scales are f16 or f32");
+        Part::new(format!("{name}/super"), element, &super_dims).of(Role::Supers)
+    }));
     all
 }
 
@@ -289,6 +356,11 @@ impl Stored {
         self.parts.iter().map(Part::bytes).sum()
     }
 
+    /// The part of that role, if there is one.
+    pub(super) fn part(&self, role: Role) -> Option<&Part> {
+        self.parts.iter().find(|part| part.role == role)
+    }
+
     /// For manifests.
     pub(super) fn entry(&self) -> TensorEntry {
         TensorEntry {
@@ -308,16 +380,16 @@ impl Form {
     /// Whether codes are in two's complement.
     pub(super) fn is_signed(self) -> bool {
         match self {
-            Form::Columns(s) => s.is_symmetric(),
+            Form::Columns(s) => s.is_symmetric() && is_even(&s),
             Form::Rows(s) => s.is_symmetric() && stored_bits(&s) == 8,
-            Form::Blobs(_) | Form::Plain(_) => false,
+            Form::Blobs(_) | Form::Table(_) | Form::Plain(_) => false,
         }
     }
 
     /// What is added to a code, modulo the stored width, so that the code that means zero is where the form has it.
     pub(super) fn shift(self) -> u8 {
         match self {
-            Form::Columns(s) | Form::Rows(s) | Form::Blobs(s) if s.is_symmetric() => {
+            Form::Columns(s) | Form::Rows(s) | Form::Blobs(s) if s.is_symmetric() && is_even(&s) => {
                 let zero = if self.is_signed() { 0 } else { 1 << (stored_bits(&s) - 1) };
                 u8::wrapping_sub(zero, s.grid.middle())
             }
@@ -331,16 +403,33 @@ impl Form {
             Form::Columns(s) => (s, "transposed"),
             Form::Rows(s) => (s, "by rows"),
             Form::Blobs(s) => (s, "in blobs"),
+            Form::Table(s) => (s, "by rows, looked up"),
         };
-        let sign = if self.is_signed() { "int" } else { "uint" };
+        let unit = if scheme.entries() == 1 { "scale" } else { "table" };
         let shared = match scheme.granularity {
-            Granularity::Tensor => "one scale".into(),
-            Granularity::Row => "a scale a row".into(),
+            Granularity::Tensor => format!("one {unit}"),
+            Granularity::Row => format!("a {unit} a row"),
             Granularity::Group(n) => format!("blocks of {n} along inputs"),
         };
         let (bits, stored) = (scheme.grid.bits(), stored_bits(&scheme));
+        let sign = if self.is_signed() { "int" } else { "uint" };
+        let element = match (self, float(&scheme)) {
+            (Form::Columns(_), Some(_)) => scheme.grid.name().into(),
+            _ => format!("{sign}{stored}"),
+        };
         let room = if bits == stored { String::new() } else { format!("; {bits}-bit levels in {stored}-bit storage") };
-        let scale = scheme.scale;
-        format!("{sign}{stored} {what}, {shared}, {scale} scales{room}")
+        format!("{element} {what}, {shared}, {}{room}", scales_in_words(&scheme))
+    }
+}
+
+fn scales_in_words(scheme: &Scheme) -> String {
+    match scheme.scale {
+        format if scheme.entries() > 1 => format!("{} entries in {format}", scheme.entries()),
+        format @ (ScaleFormat::Int8 | ScaleFormat::Int6 | ScaleFormat::Int4) => {
+            format!("{format} scales in 8 bits under an f16 a row")
+        }
+        ScaleFormat::E8m0 => "e8m0 scales as bf16".into(),
+        ScaleFormat::E4m3 => "e4m3 scales under one f32".into(),
+        format => format!("{format} scales"),
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs::File, ops::Range, path::Pa
 
 use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State};
 use attar_tensor::{
-    Encoding, Fit, Granularity, QuantizedTensor, Scheme, SharedParts, Source, pack,
+    Encoding, Granularity, QuantizedTensor, Scheme, SharedParts, Source,
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
 
@@ -26,6 +26,25 @@ pub(crate) struct Tiny {
     pub(crate) vocabulary: usize,
     /// Whether the rows of queries are stored interleaved.
     pub(crate) interleaved: bool,
+    /// What linear layers read is rounded to.
+    pub(crate) activations: Option<Rounded>,
+    /// Bits of keys and values in front of the cache.
+    pub(crate) kv: Option<u32>,
+}
+
+/// How activations are in integers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounded {
+    pub(crate) bits: u32,
+    /// Static scales, as many as that; a dynamic one, if there are none.
+    pub(crate) scales: Option<Scales>,
+    pub(crate) zero: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scales {
+    One,
+    Channels,
 }
 
 impl Default for Tiny {
@@ -42,6 +61,8 @@ impl Default for Tiny {
             cache: true,
             vocabulary: VOCABULARY,
             interleaved: false,
+            activations: None,
+            kv: None,
         }
     }
 }
@@ -109,7 +130,40 @@ impl Tiny {
             None => format!("weight(\"tied\": [{vocabulary}, {width}] {table} = tensor(\"embedding\"))"),
         };
         writeln!(text, "    logits = linear nf, {weight}\n  }}\n  return logits\n}}").unwrap();
-        text
+        self.in_integers(&text)
+    }
+
+    /// With an op `quantize` in front of every linear layer and cache that is to read integers.
+    fn in_integers(&self, text: &str) -> String {
+        let (mut out, mut made) = (String::new(), Vec::new());
+        for line in text.lines() {
+            let mut line = line.to_string();
+            for (op, wanted) in [("linear", self.activations.is_some()), ("cache", self.kv.is_some())] {
+                let Some((before, after)) = line.split_once(&format!(" = {op} ")).filter(|_| wanted) else { continue };
+                let end = after.find([',', ' ']).unwrap();
+                let (x, rest) = after.split_at(end);
+                if !made.contains(&format!("{x}.{op}")) {
+                    writeln!(out, "    {x}.{op} = quantize {x}{}", self.rounding(x, op)).unwrap();
+                    made.push(format!("{x}.{op}"));
+                }
+                line = format!("{before} = {op} {x}.{op}{rest}");
+            }
+            writeln!(out, "{line}").unwrap();
+        }
+        out
+    }
+
+    /// Scale, zero and bits of the value `x`.
+    fn rounding(&self, x: &str, op: &str) -> String {
+        let Some(Rounded { bits, scales, zero }) = self.activations.filter(|_| op == "linear") else {
+            return format!(" {{bits = {}}}", self.kv.unwrap());
+        };
+        let Some(scales) = scales else { return format!(" {{bits = {bits}}}") };
+        let width = if x.ends_with(".s") { self.inner } else { self.width };
+        let count = if scales == Scales::One { 1 } else { width };
+        let format = if bits > 8 { "i16" } else { "i8" };
+        let zero = if zero { format!(", weight(\"{x}.zero\": [{count}] {format})") } else { String::new() };
+        format!(", weight(\"{x}.scale{bits}\": [{count}] f32){zero} {{bits = {bits}}}")
     }
 
     pub(crate) fn graph(&self) -> Graph {
@@ -148,6 +202,14 @@ pub(crate) fn original(name: &str, count: usize) -> Vec<f32> {
     if name.contains("constant") {
         return vec![0.25; count];
     }
+    if name.ends_with(".zero") {
+        return (0..count).map(|i| (i % 7) as f32 - 5.0).collect();
+    }
+    if let Some((_, bits)) = name.rsplit_once(".scale") {
+        // Some values of most activations are clipped.
+        let reach = 2.5 / f32::powi(2.0, bits.parse::<i32>().unwrap() - 1);
+        return (0..count).map(|i| reach * (1.0 + (i % 5) as f32 / 10.0)).collect();
+    }
     let mut state = name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |s, b| (s ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut uniform = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -157,31 +219,51 @@ pub(crate) fn original(name: &str, count: usize) -> Vec<f32> {
     (0..count).map(|_| offset + 0.08 * (uniform() + uniform() + uniform() + uniform())).collect()
 }
 
-/// Rounds to nearest; every other scale is negative where the grid is symmetric.
+/// Rounds to nearest. Learned tables are quantiles; scales that are codes are the nearest ones.
 pub(crate) fn quantize(values: &[f32], [rows, columns]: [usize; 2], scheme: Scheme) -> QuantizedTensor {
     let grid = scheme.grid;
     let mut tensor = QuantizedTensor { dims: [rows, columns], ..QuantizedTensor::empty(scheme, columns) };
     let group = scheme.group(columns);
-    let fit = |values: &[f32]| {
+    let cover = |values: &[f32]| {
         let low = values.iter().copied().fold(f32::MAX, f32::min);
         let high = values.iter().copied().fold(f32::MIN, f32::max);
-        let fit = grid.cover(low, high, scheme.is_symmetric());
-        Fit { scale: scheme.scale.round(fit.scale).unwrap(), ..fit }
+        grid.cover(low, high, scheme.is_symmetric())
     };
-    let whole = (scheme.granularity == Granularity::Tensor).then(|| fit(values));
-    for row in values.chunks(columns) {
-        let mut codes = vec![0; columns];
-        for (values, codes) in row.chunks(group).zip(codes.chunks_mut(group)) {
-            let fit = whole.unwrap_or_else(|| fit(values));
-            grid.encode(values, fit, codes);
-            tensor.scales.push(fit.scale);
-            tensor.zeros.extend((!scheme.is_symmetric()).then_some(fit.zero));
-        }
-        pack::pack_row(&codes, grid.bits(), &mut tensor.codes);
+    let largest = |values: &[f32]| {
+        let scales = values.chunks(columns).flat_map(|row| row.chunks(group)).map(|group| cover(group).scale);
+        scales.fold(0.0f32, |most, scale| if scale.abs() > most.abs() { scale } else { most })
+    };
+    match scheme.scale.super_count(2) {
+        0 => (),
+        1 => tensor.supers.push(scheme.scale.super_scale(largest(values)).unwrap()),
+        _ => tensor.supers = values.chunks(columns).map(|row| scheme.scale.super_scale(largest(row)).unwrap()).collect(),
     }
-    if whole.is_some() {
-        tensor.scales.truncate(1);
-        tensor.zeros.truncate(1);
+    let shared = |tensor: &mut QuantizedTensor, row: usize, values: &[f32]| {
+        let (fit, over) = (cover(values), tensor.super_of(row));
+        match (scheme.entries(), scheme.scale.plain()) {
+            (1, Some(dtype)) => tensor.scales.push(dtype.round(fit.scale)),
+            (1, None) => tensor.scales.push(scheme.scale.scale(scheme.scale.code(fit.scale, over), over)),
+            (entries, _) => {
+                let mut sorted = values.to_vec();
+                sorted.sort_by(f32::total_cmp);
+                let at = |entry: usize| sorted[(2 * entry + 1) * sorted.len() / (2 * entries)];
+                tensor.scales.extend((0..entries).map(|entry| scheme.scale.round(at(entry)).unwrap()));
+            }
+        }
+        tensor.zeros.extend((!scheme.is_symmetric()).then_some(fit.zero));
+    };
+    if scheme.granularity == Granularity::Tensor {
+        shared(&mut tensor, 0, values);
+    }
+    for (row, values) in values.chunks(columns).enumerate() {
+        let mut codes = vec![0; columns];
+        for (at, (values, codes)) in values.chunks(group).zip(codes.chunks_mut(group)).enumerate() {
+            if scheme.granularity != Granularity::Tensor {
+                shared(&mut tensor, row, values);
+            }
+            grid.encode(values, tensor.fit(row, at), codes);
+        }
+        grid.packing().pack(&codes, &mut tensor.codes);
     }
     tensor
 }

@@ -1,7 +1,7 @@
 //! SiLU, and the gated unit built on it.
 
 use super::{Op, OpDef, no_attributes, no_macs};
-use crate::{Fact, Mode, kernel};
+use crate::{Fact, Mode, gradient, kernel};
 
 pub(super) static SWIGLU: OpDef = OpDef {
     name: "swiglu",
@@ -16,7 +16,7 @@ pub(super) static SWIGLU: OpDef = OpDef {
         let (gate, up) = (operands[0].tensor()?, operands[1].tensor()?);
         Ok(match context.mode {
             Mode::Inference => kernel::swiglu(&gate, &up)?,
-            Mode::Training => (gate.silu()? * up)?,
+            Mode::Training => gradient::swiglu(&gate, &up)?,
         })
     },
     decompose: Some(|graph, name, _, inputs| {

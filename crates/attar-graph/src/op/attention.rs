@@ -1,9 +1,7 @@
 //! Grouped-query causal attention (Vaswani et al. 2017; Ainslie et al. 2023).
 
-use candle_core::{D, Tensor};
-
 use super::{Attribute, Attributes, Op, OpDef};
-use crate::{Fact, Mode, error::Problem, kernel};
+use crate::{Fact, Mode, error::Problem, gradient, kernel};
 
 /// How queries meet keys.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +35,7 @@ pub(super) static DEF: OpDef = OpDef {
         let (q, k, v) = (operands[0].tensor()?, operands[1].tensor()?, operands[2].tensor()?);
         Ok(match context.mode {
             Mode::Inference => kernel::attention(&q, &k, &v, attention.scale as f32, attention.window)?,
-            Mode::Training => differentiable(attention, &q, &k, &v)?,
+            Mode::Training => gradient::attention(attention, &q, &k, &v)?,
         })
     },
     decompose: None,
@@ -55,23 +53,4 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
     let scale = attributes.number("scale")?;
     let window = attributes.count_if_given("window")?;
     Ok(Op::Attention(Attention { scale, window }))
-}
-
-/// The same in ops that have gradients.
-fn differentiable(attention: &Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
-    let (batch, heads, seq, head) = q.dims4()?;
-    let (_, key_heads, all, _) = k.dims4()?;
-    let spread = |x: &Tensor| {
-        x.unsqueeze(2)?.expand((batch, key_heads, heads / key_heads, all, head))?.contiguous()?.reshape((batch, heads, all, head))
-    };
-    let (k, v) = (spread(k)?, spread(v)?);
-    let scores = (q.matmul(&k.transpose(2, 3)?)? * attention.scale)?;
-    let past = all - seq;
-    let window = attention.window.unwrap_or(all);
-    let mask: Vec<f32> = (0..seq)
-        .flat_map(|i| (0..all).map(move |j| if j <= past + i && past + i < j + window { 0.0 } else { f32::NEG_INFINITY }))
-        .collect();
-    let mask = Tensor::from_vec(mask, (seq, all), q.device())?;
-    let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
-    weights.matmul(&v)
 }

@@ -1,9 +1,16 @@
-//! `y = x weight^T + bias`.
+//! `y = x weight^T + bias`: a product of integers ([`crate::integer`]) where both `x` and the weight are quantized, of f32
+//! otherwise.
+
+use std::sync::Arc;
 
 use candle_core::{D, Tensor};
 
-use super::{Op, OpDef, no_attributes};
-use crate::{Dim, Fact};
+use super::{Op, OpDef, Operand, no_attributes};
+use crate::{
+    Dim, Fact, Mode, Result,
+    integer::{IntegerMatrix, RowScales},
+    kernel::with_f32,
+};
 
 pub(super) static DEF: OpDef = OpDef {
     name: "linear",
@@ -25,9 +32,12 @@ pub(super) static DEF: OpDef = OpDef {
             Fact::activation(dims)
         })
     },
-    evaluate: |_, operands, _| {
-        let (x, weight) = (operands[0].tensor()?, operands[1].tensor()?);
-        let y = matmul(&x, &weight)?;
+    evaluate: |_, operands, context| {
+        let x = operands[0].tensor()?;
+        let y = match integers(operands, context.mode)? {
+            Some((scales, weight)) => integer_product(&x, scales, &weight)?,
+            None => matmul(&x, &operands[1].tensor()?)?,
+        };
         match operands.get(2) {
             Some(bias) => Ok(y.broadcast_add(&bias.tensor()?)?),
             None => Ok(y),
@@ -44,4 +54,18 @@ fn matmul(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     let y = x.reshape(((), input))?.matmul(&weight.t()?)?;
     *dims.last_mut().expect("activations have dimensions") = weight.dim(0)?;
     y.reshape(dims)
+}
+
+/// What a product of integers takes, if it can be one. It has no gradients.
+fn integers<'o>(operands: &'o [Operand<'_>], mode: Mode) -> Result<Option<(&'o RowScales, Arc<IntegerMatrix>)>> {
+    match operands[0].row_scales().filter(|_| mode == Mode::Inference) {
+        Some(scales) => Ok(operands[1].integers()?.map(|weight| (scales, weight))),
+        None => Ok(None),
+    }
+}
+
+fn integer_product(x: &Tensor, scales: &RowScales, weight: &IntegerMatrix) -> candle_core::Result<Tensor> {
+    let mut dims = x.dims().to_vec();
+    *dims.last_mut().expect("activations have dimensions") = weight.dims()[0];
+    Tensor::from_vec(with_f32(x, |x| weight.product(x, scales))?, dims, x.device())
 }

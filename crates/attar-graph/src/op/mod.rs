@@ -7,20 +7,26 @@ mod elementwise;
 mod embedding;
 mod heads;
 mod linear;
+mod quantize;
 mod rms_norm;
 mod rope;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use candle_core::Tensor;
 
 use crate::{
     Error, Expr, Fact, Graph, Result, ValueId, Weights,
     error::Problem,
+    integer::{IntegerMatrix, RowScales},
     run::{Mode, State},
 };
 
 pub use attention::Attention;
+pub use quantize::zero_dtype;
 pub use rope::{Rope, Scaling};
 
 /// What a node does. `x` stands for activations `[batch, seq, width]` or, split, `[batch, heads, seq, head]`.
@@ -59,6 +65,13 @@ pub enum Op {
     Mul,
     /// `a, b`: their sum, element by element.
     Add,
+    /// `x [.., width]`, perhaps `scale [1]` or `[width]`, perhaps `zero` of the shape of `scale`: what the nearest of the
+    /// signed integers of `bits` bits means, `(code - zero) * scale`. Without a scale, every row of the last dimension has
+    /// the one that reaches its largest magnitude.
+    Quantize {
+        /// 4, 8 or 16.
+        bits: u32,
+    },
 }
 
 /// Every op, in the order of the documentation.
@@ -75,6 +88,7 @@ pub static OPS: &[&OpDef] = &[
     &activation::SILU,
     &elementwise::MUL,
     &elementwise::ADD,
+    &quantize::DEF,
 ];
 
 /// The behaviour of an op.
@@ -116,6 +130,7 @@ impl Op {
             Op::Silu => &activation::SILU,
             Op::Mul => &elementwise::MUL,
             Op::Add => &elementwise::ADD,
+            Op::Quantize { .. } => &quantize::DEF,
         }
     }
 
@@ -168,6 +183,8 @@ impl Graph {
 pub enum Operand<'a> {
     /// A value computed before.
     Tensor(Tensor),
+    /// A value computed before by [`Op::Quantize`], with the scales of its rows.
+    Quantized(Tensor, &'a RowScales),
     /// A constant, read when the op asks for it.
     Weight(&'a dyn Weights, &'a str, &'a Expr),
 }
@@ -176,15 +193,33 @@ impl Operand<'_> {
     /// All of it.
     pub fn tensor(&self) -> Result<Tensor> {
         match self {
-            Operand::Tensor(tensor) => Ok(tensor.clone()),
+            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => Ok(tensor.clone()),
             Operand::Weight(weights, name, expr) => weights.whole(name, expr),
+        }
+    }
+
+    /// The scales of its rows, if it was quantized.
+    pub(crate) fn row_scales(&self) -> Option<&RowScales> {
+        match self {
+            Operand::Quantized(_, scales) => Some(scales),
+            _ => None,
+        }
+    }
+
+    /// A constant in integers, if it is stored so.
+    pub(crate) fn integers(&self) -> Result<Option<Arc<IntegerMatrix>>> {
+        match self {
+            Operand::Weight(weights, name, expr) => weights.integers(name, expr),
+            _ => Ok(None),
         }
     }
 
     /// Some rows of it, in the order asked for.
     pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
         match self {
-            Operand::Tensor(tensor) => Ok(tensor.index_select(&Tensor::new(rows, tensor.device())?, 0)?),
+            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => {
+                Ok(tensor.index_select(&Tensor::new(rows, tensor.device())?, 0)?)
+            }
             Operand::Weight(weights, name, expr) => weights.rows(name, expr, rows),
         }
     }
@@ -196,6 +231,8 @@ pub struct Context<'a> {
     pub mode: Mode,
     /// What [`Op::Cache`] remembers; nothing is remembered without.
     pub state: Option<&'a mut State>,
+    /// What [`Op::Quantize`] says of its value.
+    pub(crate) row_scales: &'a mut Option<RowScales>,
     pub(crate) tables: &'a mut rope::Tables,
 }
 

@@ -4,6 +4,7 @@
 
 mod attention;
 mod filetests;
+mod integers;
 mod ops;
 mod random;
 mod text;

@@ -35,12 +35,16 @@ impl Random {
         Tensor::from_vec(self.numbers(dims.iter().product()), dims, &Device::Cpu).unwrap()
     }
 
-    /// A value of that fact: small whole numbers for tokens and positions, or else from -1 to 1.
+    /// A value of that fact: small whole numbers for tokens, positions and zeros, or else from -1 to 1.
     pub(crate) fn value(&mut self, fact: &Fact, sizes: Sizes) -> Tensor {
         let dims = sizes.of(fact);
         match fact.encoding {
             Encoding::Plain(Dtype::I64) => {
                 let all: Vec<u32> = (0..dims.iter().product()).map(|_| self.below(TOKENS)).collect();
+                Tensor::from_vec(all, dims, &Device::Cpu).unwrap()
+            }
+            Encoding::Plain(Dtype::I8 | Dtype::I16) => {
+                let all: Vec<f32> = (0..dims.iter().product()).map(|_| self.below(TOKENS) as f32).collect();
                 Tensor::from_vec(all, dims, &Device::Cpu).unwrap()
             }
             _ => self.tensor(&dims),

@@ -1,7 +1,7 @@
 //! Graphs that are broken by hand are refused: what the builder did is not trusted.
 
 use attar_graph::{
-    Dim, Expr, Fact, Graph, Op, ValueId,
+    Axis, Dim, Expr, Fact, Graph, Op, ValueId,
     op::{Attention, Rope, Scaling},
 };
 use attar_tensor::{Digest, Dtype, Encoding, QuantizedTensor, Result, Source, TensorInfo};
@@ -140,6 +140,85 @@ fn weights_must_be_what_the_graph_says() {
     with_weight("f32", r#"halves(halves(tensor("t"), 3), 2)"#).unwrap();
     assert!(with_weight("bf16", r#"tensor("t")"#).is_err(), "another encoding");
     assert!(with_weight("f32", r#"tensor("u")"#).is_err(), "another name");
+}
+
+#[test]
+fn parts_of_expressions_must_go_together() {
+    for fits in [
+        r#"scale_rows(tensor("t"), ones(12))"#,
+        r#"scale_columns(tensor("t"), ones(1))"#,
+        r#"rotate_rows(tensor("t"), 4, 0)"#,
+        r#"rotate_columns(tensor("t"), 1, 0)"#,
+        r#"divide_rows(rotate_rows(halves(tensor("t"), 3), 12, 1), ones(12))"#,
+    ] {
+        with_weight("f32", fits).unwrap();
+        assert!(with_weight("bf16", fits).is_err(), "what is computed is f32: {fits}");
+    }
+    with_weight("bf16", r#"round(tensor("t"), bf16)"#).unwrap();
+    for misfit in [
+        r#"round(tensor("t"), bf16)"#,
+        r#"scale_rows(tensor("t"), ones(1))"#,
+        r#"scale_columns(tensor("t"), ones(12))"#,
+        r#"divide_rows(tensor("t"), tensor("t"))"#,
+        r#"rotate_rows(tensor("t"), 5, 0)"#,
+        r#"rotate_rows(tensor("t"), 24, 0)"#,
+        r#"rotate_columns(tensor("t"), 2, 0)"#,
+        r#"scale_rows(rotate_rows(tensor("t"), 5, 0), ones(12))"#,
+        r#"identity(12)"#,
+        r#"ones(12)"#,
+    ] {
+        assert!(with_weight("f32", misfit).is_err(), "{misfit}");
+    }
+}
+
+/// Rows read alone, in runs and all at once; the digest changes with every part.
+#[test]
+fn computed_rows_do_not_depend_on_how_they_are_read() {
+    let info = TensorInfo { dims: vec![12, 1], encoding: Encoding::Plain(Dtype::F32) };
+    let source = Twelve(BTreeMap::from([("t".into(), info)]));
+    let t = || Expr::tensor("t");
+    let all = [
+        t(),
+        t().rotated(Axis::Rows, 4, 0),
+        t().rotated(Axis::Rows, 4, 1),
+        t().rotated(Axis::Rows, 12, 0),
+        t().rotated(Axis::Columns, 1, 0),
+        t().rounded(Dtype::BF16),
+        t().rounded(Dtype::F16),
+        t().scaled(Axis::Columns, Expr::Ones(1)),
+        t().divided(Axis::Columns, Expr::Ones(1)),
+        Expr::Halves(Box::new(t().rotated(Axis::Rows, 6, 0)), 2),
+    ];
+    let mut digests = std::collections::BTreeSet::new();
+    for expr in &all {
+        let read = |rows: Range<usize>| {
+            let mut out = vec![f32::NAN; rows.len()];
+            expr.read(&source, rows, &mut out).unwrap();
+            out
+        };
+        let whole = read(0..12);
+        assert!(whole.iter().all(|x| x.is_finite()));
+        for (start, end) in (0..12).flat_map(|start| (start..=12).map(move |end| (start, end))) {
+            assert_eq!(read(start..end), whole[start..end], "{expr}: {start}..{end}");
+        }
+        assert!(digests.insert(expr.digest(&source).unwrap()), "{expr}");
+    }
+}
+
+/// `x (I x R)` against `(I x R^T) w`: both together are no change, for any layer.
+#[test]
+fn turning_both_sides_of_a_product_changes_nothing() {
+    let info = TensorInfo { dims: vec![12, 1], encoding: Encoding::Plain(Dtype::F32) };
+    let source = Twelve(BTreeMap::from([("t".into(), info)]));
+    let turned = Expr::tensor("t").rotated(Axis::Rows, 6, 3);
+    let mut turn = vec![0.0; 144];
+    Expr::Identity(12).rotated(Axis::Columns, 6, 3).read(&source, 0..12, &mut turn).unwrap();
+    let mut w = vec![0.0; 12];
+    turned.read(&source, 0..12, &mut w).unwrap();
+    for (row, wanted) in turn.chunks(12).zip(0u8..) {
+        let found: f32 = row.iter().zip(&w).map(|(a, b)| a * b).sum();
+        assert!((found - f32::from(wanted)).abs() < 1e-5, "{found}, wanted {wanted}");
+    }
 }
 
 #[test]

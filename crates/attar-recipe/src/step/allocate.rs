@@ -346,7 +346,9 @@ impl<'a> Judge<'a> {
     fn candidate(&self, part: &Part, hessian: Option<&Hessian>) -> Result<Candidate<'a>, StepError> {
         let assignment = &self.options[part.weight][part.option];
         let path = self.session.store.root().join("partial").join("candidate");
-        attar_tensor::write_atomically(&path, |to| quantize::quantize(assignment, &*self.source, Seen { hessian }, to, &|_| {}))?;
+        attar_tensor::write_atomically(&path, |to| {
+            quantize::quantize(assignment, &*self.source, Seen { hessian, drift: None }, to, &|_| {})
+        })?;
         Ok(Candidate { assignment, graph: self.graph, source: self.source.clone(), path })
     }
 }

@@ -9,20 +9,18 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use attar_compress::{
-    Pattern,
-    learn::{AutoRound, Learned, Task},
-};
-use attar_graph::{BlockId, Expr, Graph, Inputs, Mode, SourceWeights, ValueId, Values, Weights};
-use attar_tensor::{BlobWriter, Digest, Encoding, Overlay, Scheme, Source, safetensors::Shards};
+use attar_compress::learn::{AutoRound, Task};
+use attar_graph::{BlockId, Graph, Mode, SourceWeights, ValueId, Values, Weights};
+use attar_tensor::{Digest, Source, safetensors::Shards};
 use candle_core::Tensor;
 
 use super::{
     Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
+    pupils::{Pupil, batches, check_text, gradient_memory, install, pupils, weights_key},
+    quantize::refused,
 };
 use crate::{
-    Error,
     model::{Float, Working},
     plan::PlannedTensor,
     schema::of,
@@ -46,29 +44,17 @@ impl Step for AutoRound {
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
-        let pupils = pupils(self, model)?;
-        if !model.calibrated {
-            let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
-            return Err(Error::recipe("`autoround` learns from activations, and the recipe has no text for that")
-                .hint(hint)
-                .into());
-        }
-        let float = model.float.as_ref().expect("`pupils` are quantized");
-        let planned = pupils.iter().map(|pupil| PlannedTensor {
-            name: pupil.name.clone(),
-            dims: pupil.dims.to_vec(),
-            from: pupil.scheme.to_string(),
-            to: format!("{}, learned", pupil.scheme),
-            bits_per_weight: pupil.scheme.bits_per_weight(pupil.dims),
-            bytes: pupil.scheme.true_bits(pupil.dims).div_ceil(8),
-            memory: memory(self, &float.graph, &pupils, pupil),
-        });
-        Ok(planned.collect())
+        self.check().map_err(refused)?;
+        let pupils = pupils(&self.select, model)?;
+        check_text("autoround", model)?;
+        // Two streams, before and behind the block.
+        let streams = 4 * model.tokens * model.token_bytes()[1] + gradient_memory(model, self.batch);
+        Ok(pupils.iter().map(|pupil| pupil.planned(streams + memory(&pupils, pupil))).collect())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let pupils = pupils(self, model)?;
-        let float = model.float.clone().expect("`pupils` are quantized");
+        let pupils = pupils(&self.select, model)?;
+        let float = model.float.clone();
         let graph = model.graph.clone();
         let windows = session.calibration.expect("planned");
         let settings = serde_json::to_vec(self).expect("settings are JSON");
@@ -96,64 +82,14 @@ impl Step for AutoRound {
         }
         let used = walk.used;
         let blobs = live.blobs.into_inner().expect("no panic holds this lock");
-        for pupil in &pupils {
-            model.damage.insert(pupil.name.clone(), blobs.damage(&pupil.name)?);
-            model.graph.replace_weight(pupil.id, Encoding::Quantized(pupil.scheme), Expr::tensor(pupil.name.clone()));
-        }
-        model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
+        install(model, &pupils, blobs)?;
         Ok(used)
     }
 }
 
-/// A quantized weight that learns.
-struct Pupil {
-    id: ValueId,
-    name: String,
-    /// Where its codes are, and where its float weights are.
-    exprs: [Expr; 2],
-    dims: [usize; 2],
-    scheme: Scheme,
-    block: BlockId,
-}
-
-fn pupils(settings: &AutoRound, model: &Working) -> Result<Vec<Pupil>, StepError> {
-    let graph = &model.graph;
-    let mut pupils = Vec::new();
-    for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
-        let id = node.inputs[1];
-        let value = graph.get(id);
-        let (Encoding::Quantized(scheme), attar_graph::Origin::Weight(expr)) = (value.fact.encoding, &value.origin) else {
-            continue;
-        };
-        let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
-        let (Some(dims), Some(float)) = (dims, model.float.as_ref().and_then(|float| float_expr(&float.graph, &value.name)))
-        else {
-            continue;
-        };
-        if settings.select.iter().any(|pattern| pattern.matches(&value.name)) {
-            pupils.push(Pupil { id, name: value.name.clone(), exprs: [expr.clone(), float], dims, scheme, block: node.block });
-        }
-    }
-    let lazy = |pattern: &&Pattern| !pupils.iter().any(|pupil| pattern.matches(&pupil.name));
-    match settings.select.iter().enumerate().find(|(_, pattern)| lazy(pattern)) {
-        Some((at, pattern)) => {
-            let message = format!("`{}` matches no quantized weight", pattern.text());
-            let hint = "a `quantize` step comes before this one".to_owned();
-            Err(StepError { key: Some(format!("select[{at}]")), error: Error::recipe(message).hint(hint) })
-        }
-        None => Ok(pupils),
-    }
-}
-
-fn float_expr(graph: &Graph, name: &str) -> Option<Expr> {
-    graph.weights().find(|(_, value, _)| value.name == name).map(|(_, _, expr)| expr.clone())
-}
-
-/// What a block takes that learns: its weights as they are, were and become, their moments and gradients, and what a batch
-/// leaves on its way through.
-fn memory(_: &AutoRound, _: &Graph, pupils: &[Pupil], of: &Pupil) -> u64 {
-    let weights: usize = pupils.iter().filter(|p| p.block == of.block).map(|p| p.dims[0] * p.dims[1]).sum();
-    32 * weights as u64
+/// What a block takes that learns: its weights as they are, were and become, their moments and gradients.
+fn memory(pupils: &[Pupil], of: &Pupil) -> u64 {
+    32 * pupils.iter().filter(|p| p.block == of.block).map(Pupil::weights).sum::<u64>()
 }
 
 /// What enters a block: through the float model and through the quantized one, a lane each.
@@ -187,7 +123,7 @@ impl Walk<'_> {
         for pupil in pupils {
             done.extend(self.session.done(&part(&pupil.name))?.map(|blob| (*pupil, blob)));
         }
-        if done.len() == pupils.len() && (leaving.is_some() || !more) {
+        if done.len() == pupils.len() && (leaving.is_some() || !more || self.streams.is_none()) {
             done.into_iter().for_each(|(pupil, blob)| self.take(pupil, blob));
             (self.streams, self.entering, self.key) = (None, leaving, key);
             return Ok(());
@@ -209,13 +145,8 @@ impl Walk<'_> {
 
     fn block_key(&self, block: BlockId, pupils: &[&Pupil]) -> Result<Digest, StepError> {
         let mut parts = vec![self.key, Digest::of(self.graph.block_name(block).as_bytes())];
-        for (graph, source) in [(self.graph, &self.source), (&self.float.graph, &self.float.source)] {
-            for id in graph.nodes_of(block).flat_map(|node| &node.inputs) {
-                if let attar_graph::Origin::Weight(expr) = &graph.get(*id).origin {
-                    parts.push(expr.digest(&**source)?);
-                }
-            }
-        }
+        parts.push(weights_key(self.graph, &*self.source, std::iter::once(block))?);
+        parts.push(weights_key(&self.float.graph, &*self.float.source, std::iter::once(block))?);
         parts.extend(pupils.iter().map(|pupil| Digest::of(pupil.name.as_bytes())));
         Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
     }
@@ -231,12 +162,7 @@ impl Walk<'_> {
         if let Some(streams) = self.streams.take() {
             return Ok(streams);
         }
-        let mut lanes = Vec::new();
-        for lane in self.session.calibration.expect("planned").chunks(self.settings.batch.max(1)) {
-            let lane: Vec<&[u32]> = lane.iter().map(Vec::as_slice).collect();
-            let inputs = Inputs::tokens(&lane, 0)?;
-            lanes.push(self.graph.inputs().iter().copied().zip(inputs.tensors).collect::<Values>());
-        }
+        let lanes = batches(self.graph, self.session, self.settings.batch)?;
         let mut streams = Streams { block: BlockId::FIRST, float: lanes.clone(), quantized: lanes };
         if let Some(blob) = self.entering {
             let count = streams.float.len();
@@ -267,10 +193,8 @@ impl Walk<'_> {
     ) -> Result<(), StepError> {
         let (mut originals, mut learned) = (BTreeMap::new(), BTreeMap::new());
         for pupil in pupils {
-            let mut original = vec![0.0; pupil.dims[0] * pupil.dims[1]];
-            pupil.exprs[1].read(&*self.float.source, 0..pupil.dims[0], &mut original)?;
-            let picked = pupil.exprs[0].read_quantized(&*self.source, 0..pupil.dims[0])?;
-            learned.insert(pupil.name.clone(), Learned::new(picked, &original));
+            let (one, original) = pupil.learned(&*self.source, &self.float)?;
+            learned.insert(pupil.name.clone(), one);
             originals.insert(pupil.name.clone(), original);
         }
         let made = self.graph.leaving(block);
@@ -285,17 +209,10 @@ impl Walk<'_> {
             observer.advance((block.index() * iterations + iteration) as u64, name);
             Ok(())
         })?;
-        if std::env::var_os("ATTAR_DEBUG").is_some() {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "{name}: {:.6} -> {:.6}", lesson.before, lesson.after);
-        }
+        let said = format!("{name}: error {:.4}, before {:.4}", lesson.after, lesson.before);
+        observer.advance(((block.index() + 1) * iterations) as u64, &said);
         for pupil in pupils {
-            let (learned, original) = (&learned[&pupil.name], &originals[&pupil.name]);
-            let blob = self.session.unit(part(&pupil.name), |to| {
-                let writer = BlobWriter::new(to, pupil.scheme, pupil.dims).map_err(attar_tensor::Error::from)?;
-                learned.write(original, writer)?;
-                Ok(())
-            })?;
+            let blob = pupil.keep(&learned[&pupil.name], &originals[&pupil.name], part(&pupil.name), self.session)?;
             self.take(pupil, blob);
         }
         Ok(())

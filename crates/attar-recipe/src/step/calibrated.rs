@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use attar_compress::{Assignment, Hessian, Needs, Seen};
+use attar_compress::{Assignment, Drift, Hessian, Needs, Seen};
 use attar_graph::{BlockId, Expr, Graph, Inputs, Node, Op, SourceWeights, Stream, ValueId, Weights, kernel::instruction_set};
 use attar_tensor::{
     Blobs, Digest, Dtype, Source,
@@ -57,6 +57,11 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
+    /// Whether some of its weights want to see how far that has moved.
+    fn drifts(&self) -> bool {
+        self.assignments.iter().any(|assignment| assignment.algorithm.needs() == Needs::Drift)
+    }
+
     /// Whether some of its weights want to see what they are multiplied with.
     fn sees(&self) -> bool {
         self.assignments.iter().any(|assignment| assignment.algorithm.needs() != Needs::Nothing)
@@ -65,15 +70,20 @@ impl Stage<'_> {
 
 pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
     let graph = model.graph.clone();
-    check(&graph, assignments, session.calibration.is_some())?;
+    check(model, assignments, session.calibration.is_some())?;
     let windows = session.calibration.unwrap_or_default();
     let live = Live { below: SourceWeights(model.source.clone()), blobs: RwLock::default() };
     let blocks: Vec<(BlockId, Vec<Stage<'_>>)> =
         graph.blocks().map(|block| Ok((block, stages(&graph, block, assignments)?))).collect::<Result<_, StepError>>()?;
     let last = blocks.iter().rposition(|(_, stages)| !stages.is_empty()).map_or(0, |at| at + 1);
+    let float = model.float.clone();
+    let float = Beside { graph: &float.graph, weights: &SourceWeights(float.source.clone()) };
+    let drifts = blocks.iter().flat_map(|(_, stages)| stages).any(Stage::drifts);
     let mut walk = Walk {
         graph: &graph,
         source: model.source.clone(),
+        float: drifts.then_some(float),
+        beside: None,
         session,
         live: &live,
         windows,
@@ -95,7 +105,8 @@ pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Ses
 }
 
 /// Whether activations can be seen at all, and whether every weight that wants them has any. Nothing is read.
-pub(super) fn check(graph: &Graph, assignments: &[Assignment], calibrated: bool) -> Result<(), StepError> {
+pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: bool) -> Result<(), StepError> {
+    let graph = &model.graph;
     if assignments.iter().all(|a| a.algorithm.needs() == Needs::Nothing) {
         return Ok(());
     }
@@ -104,7 +115,18 @@ pub(super) fn check(graph: &Graph, assignments: &[Assignment], calibrated: bool)
         let error = Error::recipe("the algorithm looks at activations, and the recipe has no text for that").hint(hint);
         return Err(StepError { key: Some("algorithm".into()), error });
     }
+    if !model.is_beside_float() && assignments.iter().any(|a| a.algorithm.needs() == Needs::Drift) {
+        let hint = "put the step `activations` behind this one".to_owned();
+        let error = Error::recipe("the algorithm looks at the float model, which has no integer activations").hint(hint);
+        return Err(StepError { key: Some("algorithm".into()), error });
+    }
     graph.blocks().try_for_each(|block| stages(graph, block, assignments).map(drop))
+}
+
+/// What a float stream takes beside the quantized one: as much between two blocks, and what the layers read, `inputs` wide.
+pub(super) fn memory_beside(model: &Working, inputs: usize) -> u64 {
+    let [_, between] = model.token_bytes();
+    model.tokens * (4 * between + 4 * inputs as u64)
 }
 
 /// The weights of a block that are to be quantized, by what they read.
@@ -141,9 +163,20 @@ pub(super) fn first_key(graph: &Graph, windows: &[Vec<u32>]) -> Digest {
     Digest::of_parts([b"calibrated 1".as_slice(), instruction_set().as_bytes(), graph.to_string().as_bytes(), &tokens])
 }
 
+/// The float model.
+#[derive(Clone, Copy)]
+struct Beside<'a> {
+    graph: &'a Graph,
+    weights: &'a SourceWeights,
+}
+
 struct Walk<'a> {
     graph: &'a Graph,
     source: Arc<dyn Source>,
+    /// If an algorithm wants to know what the float layers make.
+    float: Option<Beside<'a>>,
+    /// The windows on their way through the float model; with `stream`, at the same block.
+    beside: Option<Stream<'a>>,
     session: &'a Session<'a>,
     live: &'a Live,
     windows: &'a [Vec<u32>],
@@ -170,7 +203,7 @@ impl<'a> Walk<'a> {
         let leaving = if more && whole { self.session.done(&leaving_key)? } else { None };
         if whole && (leaving.is_some() || !more || self.stream.is_none()) {
             done.into_iter().for_each(|(assignment, blob)| self.take(assignment, blob));
-            (self.stream, self.entering, self.key) = (None, leaving, key);
+            (self.stream, self.beside, self.entering, self.key) = (None, None, leaving, key);
             return Ok(());
         }
         self.start(block)?;
@@ -180,6 +213,9 @@ impl<'a> Walk<'a> {
         if more {
             let live = self.live;
             self.stream().leave(live)?;
+            if let (Some(float), Some(beside)) = (self.float, &mut self.beside) {
+                beside.leave(float.weights)?;
+            }
             self.keep_activations(leaving_key)?;
         }
         self.key = key;
@@ -218,34 +254,46 @@ impl<'a> Walk<'a> {
         if self.stream.is_some() {
             return Ok(());
         }
-        let mut lanes = Vec::new();
-        let length = self.windows.first().map_or(1, Vec::len).max(1);
-        for lane in self.windows.chunks((LANE / length).max(1)) {
-            let lane: Vec<&[u32]> = lane.iter().map(Vec::as_slice).collect();
-            lanes.push(Inputs::tokens(&lane, 0)?);
-        }
-        let count = lanes.len();
-        let mut stream = Stream::new(self.graph, lanes);
+        let mut stream = Stream::new(self.graph, self.lanes()?);
+        let mut beside = match self.float {
+            Some(float) => Some(Stream::new(float.graph, self.lanes()?)),
+            None => None,
+        };
         match self.entering {
-            Some(blob) => stream
-                .restore(block, read_activations(&Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?, count)?),
+            Some(blob) => {
+                let count = self.lanes()?.len();
+                let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+                let mut entering = read_activations(&stored, if beside.is_some() { 2 * count } else { count })?;
+                let of_float = entering.split_off(count);
+                stream.restore(block, entering);
+                beside.iter_mut().for_each(|beside| beside.restore(block, of_float.clone()));
+            }
             None => {
                 while stream.block() != block {
                     self.session.check_interrupt()?;
                     stream.leave(self.live)?;
+                    if let (Some(float), Some(beside)) = (self.float, &mut beside) {
+                        beside.leave(float.weights)?;
+                    }
                 }
             }
         }
-        self.stream = Some(stream);
+        (self.stream, self.beside) = (Some(stream), beside);
         Ok(())
+    }
+
+    fn lanes(&self) -> Result<Vec<Inputs>, StepError> {
+        let length = self.windows.first().map_or(1, Vec::len).max(1);
+        let lane = |lane: &[Vec<u32>]| Ok(Inputs::tokens(&lane.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0)?);
+        self.windows.chunks((LANE / length).max(1)).map(lane).collect()
     }
 
     fn stage(&mut self, stage: &Stage<'_>, key: &dyn Fn(&Assignment) -> Digest) -> Result<(), StepError> {
         self.session.check_interrupt()?;
-        let hessian = if stage.sees() { Some(self.hessian(stage)?) } else { None };
+        let (hessian, drift) = if stage.sees() { self.statistics(stage)? } else { (None, None) };
         for assignment in &stage.assignments {
             self.session.observer.advance(self.stream().block().index() as u64, &assignment.name);
-            let seen = Seen { hessian: hessian.as_ref() };
+            let seen = Seen { hessian: hessian.as_ref(), drift: drift.as_ref() };
             let source = self.source.clone();
             let blob = self.session.unit(key(assignment), |to| quantize::quantize(assignment, &*source, seen, to, &|_| {}))?;
             self.take(assignment, blob);
@@ -253,21 +301,35 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// The second moments of what a stage's weights are multiplied with.
-    fn hessian(&mut self, stage: &Stage<'_>) -> Result<Hessian, StepError> {
-        let mut hessian = Hessian::new(stage.assignments[0].dims[1]);
-        let live = self.live;
-        self.stream().reach(live, stage.input, &mut |_, x| Ok(hessian.add(x)?))?;
+    /// What a stage's weights want to have seen.
+    fn statistics(&mut self, stage: &Stage<'_>) -> Result<(Option<Hessian>, Option<Drift>), StepError> {
+        let (inputs, live) = (stage.assignments[0].dims[1], self.live);
+        let (mut hessian, mut drift) = (Hessian::new(inputs), None);
+        let mut of_float = Vec::new();
+        if let (Some(float), Some(beside), true) = (self.float, &mut self.beside, stage.drifts()) {
+            drift = Some(Drift::new(inputs));
+            beside.reach(float.weights, stage.input, &mut |_, x| {
+                of_float.push(x.clone());
+                Ok(())
+            })?;
+        }
+        self.stream().reach(live, stage.input, &mut |lane, x| {
+            if let Some(drift) = &mut drift {
+                drift.add(&of_float[lane], x)?;
+            }
+            Ok(hessian.add(x)?)
+        })?;
         if !hessian.is_finite() {
             let value = self.graph.get(stage.input).name.clone();
             return Err(attar_compress::Error::Activations { value }.into());
         }
-        Ok(hessian)
+        Ok((Some(hessian), drift))
     }
 
     /// Stores what enters the next block, and lets go of what entered this one.
     fn keep_activations(&mut self, key: Digest) -> Result<(), StepError> {
-        let entering = self.stream().entering();
+        let mut entering = self.stream().entering();
+        entering.extend(self.beside.iter().flat_map(Stream::entering));
         let blob = self.session.unit(key, |to| write_activations(&entering, to))?;
         if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
             crate::output::remove(&self.session.store.path(&before))?;

@@ -1,9 +1,17 @@
 //! What a recipe can do to a model, one file a kind.
 
+mod activations;
 mod allocate;
 mod autoround;
 mod calibrated;
+mod passage;
+mod preserved;
+mod pupils;
 mod quantize;
+mod recover;
+mod rotate;
+mod smooth;
+mod transformed;
 
 use std::sync::Arc;
 
@@ -23,7 +31,8 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] = &[&quantize::QUANTIZE, &autoround::AUTOROUND];
+pub static STEPS: &[&StepKind] =
+    &[&rotate::ROTATE, &smooth::SMOOTH, &quantize::QUANTIZE, &autoround::AUTOROUND, &recover::RECOVER, &activations::ACTIVATIONS];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

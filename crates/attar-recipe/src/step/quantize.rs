@@ -7,14 +7,7 @@ use attar_graph::{Expr, Graph};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
 
 use super::{Step, StepError, StepKind, allocate, calibrated};
-use crate::{
-    AllocationReport, ErrorKind,
-    document::Section,
-    model::{Float, Working},
-    plan::PlannedTensor,
-    schema::of,
-    session::Session,
-};
+use crate::{AllocationReport, ErrorKind, document::Section, model::Working, plan::PlannedTensor, schema::of, session::Session};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
@@ -65,7 +58,7 @@ impl Step for Quantize {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         let options = self.options(&model.graph).map_err(refused)?;
-        calibrated::check(&model.graph, &options.concat(), model.calibrated)?;
+        calibrated::check(model, &options.concat(), model.calibrated)?;
         let assignments = match self.budget() {
             None => options.into_iter().flatten().collect(),
             Some(budget) => allocate::plan(self, budget, options, model)?,
@@ -78,10 +71,11 @@ impl Step for Quantize {
             to: to(a),
             bits_per_weight: a.scheme.bits_per_weight(a.dims),
             bytes: a.scheme.true_bits(a.dims).div_ceil(8),
-            memory: a.algorithm.memory(a.dims) + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 },
+            memory: a.algorithm.memory(a.dims)
+                + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 }
+                + if a.algorithm.needs() == Needs::Drift { calibrated::memory_beside(model, a.dims[1]) } else { 0 },
         });
         let planned = planned.collect();
-        model.float.get_or_insert_with(|| Float { graph: model.graph.clone(), source: model.source.clone() });
         assignments.iter().for_each(|a| place(&mut model.graph, a));
         Ok(planned)
     }
@@ -136,7 +130,6 @@ impl Step for Quantize {
 
 /// The model's selected weights are now those of the blobs.
 pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<(), StepError> {
-    model.float.get_or_insert_with(|| Float { graph: model.graph.clone(), source: model.source.clone() });
     for assignment in assignments {
         model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
         place(&mut model.graph, assignment);

@@ -25,7 +25,7 @@ impl<const BITS: u32> Int<BITS> {
     }
 
     #[inline(always)]
-    fn encode_all(values: &[f32], fit: Fit, codes: &mut [u8]) {
+    fn encode_all(values: &[f32], fit: Fit<'_>, codes: &mut [u8]) {
         let (inverse, zero) = (inverse(fit.scale), f32::from(fit.zero));
         for (code, value) in codes.iter_mut().zip(values) {
             // SAFETY: `code` is an integer in 0..=TOP, and TOP fits in 8 bits.
@@ -34,7 +34,7 @@ impl<const BITS: u32> Int<BITS> {
     }
 
     #[inline(always)]
-    fn decode_all(codes: &[u8], fit: Fit, values: &mut [f32]) {
+    fn decode_all(codes: &[u8], fit: Fit<'_>, values: &mut [f32]) {
         let zero = i32::from(fit.zero);
         for (value, code) in values.iter_mut().zip(codes) {
             *value = (i32::from(*code) - zero) as f32 * fit.scale;
@@ -42,7 +42,7 @@ impl<const BITS: u32> Int<BITS> {
     }
 
     #[inline(always)]
-    fn error_all(values: &[f32], fit: Fit) -> f32 {
+    fn error_all(values: &[f32], fit: Fit<'_>) -> f32 {
         let (inverse, zero) = (inverse(fit.scale), f32::from(fit.zero));
         let square = |value: f32| {
             let difference = value - (Self::code(value, inverse, zero) - zero) * fit.scale;
@@ -63,13 +63,13 @@ impl<const BITS: u32> Int<BITS> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    fn encode_avx2(values: &[f32], fit: Fit, codes: &mut [u8]) {
+    fn encode_avx2(values: &[f32], fit: Fit<'_>, codes: &mut [u8]) {
         Self::encode_all(values, fit, codes);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    fn error_avx2(values: &[f32], fit: Fit) -> f32 {
+    fn error_avx2(values: &[f32], fit: Fit<'_>) -> f32 {
         Self::error_all(values, fit)
     }
 }
@@ -92,17 +92,17 @@ impl<const BITS: u32> Grid for Int<BITS> {
         1 << (BITS - 1)
     }
 
-    fn cover(&self, low: f32, high: f32, symmetric: bool) -> Fit {
+    fn cover(&self, low: f32, high: f32, symmetric: bool) -> Fit<'static> {
         if symmetric {
             let extreme = if high > -low { high } else { low };
-            return Fit { scale: -extreme / f32::from(self.middle()), zero: self.middle() };
+            return Fit { scale: -extreme / f32::from(self.middle()), zero: self.middle(), table: &[] };
         }
         let (low, high) = (low.min(0.0), high.max(0.0));
         let scale = high / Self::TOP - low / Self::TOP;
-        Fit { scale, zero: (-low * inverse(scale)).round_ties_even().clamp(0.0, Self::TOP) as u8 }
+        Fit { scale, zero: (-low * inverse(scale)).round_ties_even().clamp(0.0, Self::TOP) as u8, table: &[] }
     }
 
-    fn encode(&self, values: &[f32], fit: Fit, codes: &mut [u8]) {
+    fn encode(&self, values: &[f32], fit: Fit<'_>, codes: &mut [u8]) {
         debug_assert_eq!(values.len(), codes.len());
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
@@ -112,12 +112,12 @@ impl<const BITS: u32> Grid for Int<BITS> {
         Self::encode_all(values, fit, codes);
     }
 
-    fn decode(&self, codes: &[u8], fit: Fit, values: &mut [f32]) {
+    fn decode(&self, codes: &[u8], fit: Fit<'_>, values: &mut [f32]) {
         debug_assert_eq!(values.len(), codes.len());
         Self::decode_all(codes, fit, values);
     }
 
-    fn error(&self, values: &[f32], fit: Fit) -> f32 {
+    fn error(&self, values: &[f32], fit: Fit<'_>) -> f32 {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
             // SAFETY: the processor has AVX2.

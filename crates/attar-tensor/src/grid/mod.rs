@@ -1,23 +1,70 @@
 //! Which values exist.
 //!
-//! A grid turns a group of values that share one scale into codes and back: `value = (code - zero) * scale`. Codes are
-//! unsigned and `bits` wide; a symmetric group has its zero in the middle, at `2^(bits - 1)`, and stores none.
+//! A grid turns a group of values that share one scale into codes and back. Evenly spaced ones mean
+//! `value = (code - zero) * scale`: codes are unsigned and `bits` wide; a symmetric group has its zero in the middle, at
+//! `2^(bits - 1)`, and stores none. All others mean `value = table[code] * scale`.
 //!
 //! Every method is plain IEEE arithmetic in a fixed order, so its result is the same on every machine.
 
+mod float;
+mod gauss;
 mod int;
+mod lut;
+mod nf4;
+mod table;
+mod ternary;
 
-use crate::{Error, Result, error::nearest};
+use crate::{Error, Result, ScaleFormat, error::nearest, pack::Packing};
 pub(crate) use int::Int;
 
 /// What the values of one group share.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fit {
+pub struct Fit<'t> {
     /// Multiplies the code's distance from zero. A symmetric fit maps the value of largest magnitude, sign included,
     /// to the outermost code `-2^(bits - 1)`: the scale's sign is the opposite of that value's.
     pub scale: f32,
     /// The code that means zero.
     pub zero: u8,
+    /// What each code means at scale 1, ascending, for a grid that learns its table; empty for all others.
+    pub table: &'t [f32],
+}
+
+/// What codes mean at scale 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Levels {
+    /// Their distance from the zero.
+    Even,
+    /// The same for all tensors, by code; NaN where a code means no number.
+    Table(&'static [f32]),
+    /// Every group, row or tensor has its own table, of `2^bits` values.
+    Learned,
+}
+
+/// What a grid asks of the rest of a scheme.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requires {
+    /// Groups of so many values and no others.
+    pub group: Option<usize>,
+    /// Which formats of scales are possible; of a learned table, of its entries.
+    pub scale: Scales,
+    /// Whether it has no zeros to move.
+    pub symmetric: bool,
+}
+
+impl Requires {
+    /// Anything goes.
+    pub const NOTHING: Requires = Requires { group: None, scale: Scales::Any, symmetric: false };
+}
+
+/// Formats of scales that are possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// All.
+    Any,
+    /// Those that stand alone.
+    Plain,
+    /// One.
+    Exactly(ScaleFormat),
 }
 
 /// A set of representable values, up to a scale.
@@ -26,21 +73,60 @@ pub trait Grid: Sync {
     fn name(&self) -> &'static str;
     /// Width of a code, 1 to 8.
     fn bits(&self) -> u32;
+    /// How codes are packed.
+    fn packing(&self) -> Packing {
+        Packing::Bits(self.bits())
+    }
+    /// What codes mean at scale 1.
+    fn levels(&self) -> Levels {
+        Levels::Even
+    }
+    /// What it asks of the rest of a scheme.
+    fn requires(&self) -> Requires {
+        Requires::NOTHING
+    }
     /// The code that means zero when the group stores none.
     fn middle(&self) -> u8;
     /// The scale and zero that cover values from `low` to `high`.
-    fn cover(&self, low: f32, high: f32, symmetric: bool) -> Fit;
+    fn cover(&self, low: f32, high: f32, symmetric: bool) -> Fit<'static>;
+    /// Signs of the covering scale that give different values: a search looks at each.
+    fn signs(&self) -> &'static [f32] {
+        &[1.0]
+    }
+    /// The scale of least error for values of these magnitudes, which fall, each with its importance; `None` where it takes
+    /// a search.
+    fn best_scale(&self, _magnitudes: &mut dyn Iterator<Item = (f64, f64)>) -> Option<f32> {
+        None
+    }
     /// The nearest code of each value; halves go to the even neighbour.
-    fn encode(&self, values: &[f32], fit: Fit, codes: &mut [u8]);
+    fn encode(&self, values: &[f32], fit: Fit<'_>, codes: &mut [u8]);
     /// What the codes mean.
-    fn decode(&self, codes: &[u8], fit: Fit, values: &mut [f32]);
+    fn decode(&self, codes: &[u8], fit: Fit<'_>, values: &mut [f32]);
     /// Sum of squared differences between `values` and what their nearest codes mean.
-    fn error(&self, values: &[f32], fit: Fit) -> f32;
+    fn error(&self, values: &[f32], fit: Fit<'_>) -> f32;
 }
 
 /// Every grid, in the order of the documentation.
-pub static GRIDS: &[&dyn Grid] =
-    &[&Int::<8>("int8"), &Int::<6>("int6"), &Int::<5>("int5"), &Int::<4>("int4"), &Int::<3>("int3"), &Int::<2>("int2")];
+pub static GRIDS: &[&dyn Grid] = &[
+    &Int::<8>("int8"),
+    &Int::<6>("int6"),
+    &Int::<5>("int5"),
+    &Int::<4>("int4"),
+    &Int::<3>("int3"),
+    &Int::<2>("int2"),
+    &ternary::Ternary,
+    &nf4::NF4,
+    &gauss::GAUSS4,
+    &gauss::GAUSS3,
+    &float::MXFP4,
+    &float::NVFP4,
+    &float::FP8_E4M3,
+    &float::FP8_E5M2,
+    &lut::LUT4,
+    &lut::LUT3,
+    &lut::LUT2,
+    &lut::LUT1,
+];
 
 /// The grid of that name.
 pub fn grid(name: &str) -> Result<&'static dyn Grid> {
@@ -71,7 +157,7 @@ mod suite {
         (values.iter().copied().fold(f32::MAX, f32::min), values.iter().copied().fold(f32::MIN, f32::max))
     }
 
-    fn fits() -> impl Iterator<Item = (&'static dyn Grid, Vec<f32>, Fit)> {
+    fn fits() -> impl Iterator<Item = (&'static dyn Grid, Vec<f32>, Fit<'static>)> {
         GRIDS.iter().flat_map(|grid| {
             (0..40).flat_map(move |seed| {
                 let values = samples(seed, 1 + seed as usize * 3);
@@ -81,17 +167,44 @@ mod suite {
         })
     }
 
+    /// Every code that there is and that means a number.
+    fn codes(grid: &dyn Grid) -> Vec<u8> {
+        let known = |code: &u8| match grid.levels() {
+            Levels::Table(values) => values.get(usize::from(*code)).is_some_and(|value| value.is_finite()),
+            Levels::Even | Levels::Learned => true,
+        };
+        (0..1u32 << grid.bits()).map(|c| c as u8).filter(known).collect()
+    }
+
     #[test]
-    fn every_code_survives_decoding_and_encoding() {
+    fn every_value_survives_encoding_and_decoding() {
         for grid in GRIDS {
-            let codes: Vec<u8> = (0..(1u32 << grid.bits())).map(|c| c as u8).collect();
-            for fit in
-                [Fit { scale: 0.37, zero: grid.middle() }, Fit { scale: -0.25, zero: grid.middle() }, Fit { scale: 3.0, zero: 1 }]
-            {
-                let (mut values, mut again) = (vec![0.0; codes.len()], vec![0; codes.len()]);
+            let (codes, table) = (codes(*grid), grid.cover(-1.0, 1.0, true).table);
+            for (scale, zero) in [(0.37, grid.middle()), (-0.25, grid.middle()), (3.0, 1)] {
+                let fit = Fit { scale, zero, table };
+                let (mut values, mut again, mut once_more) =
+                    (vec![0.0; codes.len()], vec![0; codes.len()], vec![0.0; codes.len()]);
                 grid.decode(&codes, fit, &mut values);
                 grid.encode(&values, fit, &mut again);
-                assert_eq!(codes, again, "{} {fit:?}", grid.name());
+                grid.decode(&again, fit, &mut once_more);
+                assert_eq!(values, once_more, "{} {fit:?}", grid.name());
+                let distinct = (1..values.len()).all(|i| !values[..i].contains(&values[i]));
+                assert!(!distinct || codes == again, "{} {fit:?}: {codes:?} became {again:?}", grid.name());
+            }
+        }
+    }
+
+    #[test]
+    fn packed_codes_come_back() {
+        for grid in GRIDS {
+            let (codes, packing) = (codes(*grid), grid.packing());
+            for columns in 0..70 {
+                let row: Vec<u8> = codes.iter().copied().cycle().skip(columns).take(columns).collect();
+                let (mut packed, mut again) = (Vec::new(), vec![0; columns]);
+                packing.pack(&row, &mut packed);
+                assert_eq!(packed.len(), packing.row_bytes(columns));
+                packing.unpack(&packed, &mut again);
+                assert_eq!(row, again, "{}, {columns} columns", grid.name());
             }
         }
     }
@@ -99,7 +212,7 @@ mod suite {
     #[test]
     fn the_code_is_the_nearest_by_brute_force() {
         for (grid, values, fit) in fits() {
-            let all: Vec<u8> = (0..(1u32 << grid.bits())).map(|c| c as u8).collect();
+            let all = codes(grid);
             let mut points = vec![0.0; all.len()];
             grid.decode(&all, fit, &mut points);
             let (mut codes, mut got) = (vec![0; values.len()], vec![0.0; values.len()]);

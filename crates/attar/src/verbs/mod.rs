@@ -38,7 +38,10 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &run::Run,
     &plan::Plan,
     &sweep::Sweep,
+    &step::StepVerb("rotate"),
+    &step::StepVerb("smooth"),
     &step::StepVerb("quantize"),
+    &step::StepVerb("activations"),
     &export::Export,
     &eval::Eval,
     &generate::Generate,
@@ -110,7 +113,8 @@ fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printe
     let engines = environment.engines();
     progress::stop_between_units();
     let bars = Bars::new(printer);
-    let report = attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars })?;
+    let report =
+        attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars, max_memory: environment.max_memory })?;
     drop(bars);
     show(&report, recipe.output(), printer);
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
@@ -123,7 +127,7 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
     if printer.quiet {
         return;
     }
-    for table in [report.variant_table(), report.eval_table(), report.gate_table()] {
+    for table in [report.variant_table(), report.activation_table(), report.eval_table(), report.gate_table()] {
         if !table.rows.is_empty() {
             printer.data(&draw(table.head, &table.rows));
         }

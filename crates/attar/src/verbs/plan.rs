@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use attar_compress::kind;
-use attar_recipe::{Error, PlannedVariant, Recipe};
+use attar_recipe::{ActivationReport, Error, PlannedVariant, Recipe};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Verb, draw, path, path_argument};
@@ -31,6 +31,7 @@ impl Verb for Plan {
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let recipe = Recipe::read(path(arguments, "recipe"))?;
         let plan = attar_recipe::plan(&recipe, &environment.engines())?;
+        plan.check_memory(environment.max_memory)?;
         if printer.json {
             printer.value(&plan);
             return Ok(ExitCode::SUCCESS);
@@ -80,8 +81,26 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
     if !rows.is_empty() {
         text += &draw(&["weight", "count", "shape", "from", "to", "bits/weight", "bytes"], &rows);
     }
+    if !variant.activations.is_empty() {
+        text += &draw(&["activation read by", "count", "width", "codes/scale"], &activations(&variant.activations, every_tensor));
+    }
     for export in &variant.exports {
         text += &format!("write {} to {}: {}\n", export.target, export.folder, attar_recipe::bytes(export.bytes));
     }
     text
+}
+
+/// Activations of one kind, width and encoding, in running order.
+fn activations(all: &[ActivationReport], each: bool) -> Vec<Vec<String>> {
+    let mut kinds: Vec<([String; 3], usize)> = Vec::new();
+    for activation in all {
+        let name = |feed: &String| if each { feed.clone() } else { kind(feed) };
+        let feeds: Vec<String> = activation.feeds.iter().map(name).collect();
+        let row = [feeds.join(", "), activation.width.to_string(), activation.encoding.clone()];
+        match kinds.iter_mut().find(|(known, _)| *known == row) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((row, 1)),
+        }
+    }
+    kinds.into_iter().map(|([feeds, width, encoding], count)| vec![feeds, count.to_string(), width, encoding]).collect()
 }

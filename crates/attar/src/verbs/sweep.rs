@@ -57,7 +57,11 @@ impl Verb for Sweep {
         let engines = environment.engines();
         progress::stop_between_units();
         let bars = Bars::new(printer);
-        let sweep = attar_recipe::sweep(recipe, points, &Request { lock: LockMode::None, engines: &engines, observer: &bars })?;
+        let sweep = attar_recipe::sweep(
+            recipe,
+            points,
+            &Request { lock: LockMode::None, engines: &engines, observer: &bars, max_memory: environment.max_memory },
+        )?;
         drop(bars);
         if printer.json {
             printer.value(&sweep);

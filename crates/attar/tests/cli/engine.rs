@@ -11,7 +11,7 @@ const TEXT: &str = "testdata/evals/shakespeare-valid.txt";
 const SAME_PERPLEXITY: f64 = 1e-4;
 
 /// The virtual environment with ONNX Runtime in it.
-fn engines() -> Option<OsString> {
+pub(crate) fn engines() -> Option<OsString> {
     let engines = std::env::var_os("ATTAR_ENGINES").unwrap_or_default();
     let mut pythons = fs::read_dir(Path::new(&engines).join("lib")).into_iter().flatten().flatten();
     let found = pythons.any(|python| python.path().join("site-packages/onnxruntime").is_dir());

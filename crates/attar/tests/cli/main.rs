@@ -4,6 +4,7 @@
 //! Every test has a [`room::Room`] of its own to run in. What the binary said is compared with a golden file in
 //! `testdata/cli`; `BLESS=1` rewrites those, and a person reads the difference.
 
+mod activations;
 mod budget;
 mod calibrated;
 mod checkpoint;
@@ -11,6 +12,7 @@ mod docs;
 mod engine;
 mod gates;
 mod inputs;
+mod learned;
 mod machine;
 mod output;
 mod recipes;
@@ -18,4 +20,5 @@ mod resume;
 mod room;
 mod schema;
 mod snapshot;
+mod transforms;
 mod verbs;

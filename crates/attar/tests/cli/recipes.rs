@@ -99,6 +99,35 @@ fn patterns_and_groups_that_do_not_fit_the_model() {
     session.check();
 }
 
+#[test]
+fn mistakes_about_activations() {
+    let mut session = Session::new("activations");
+    let room = Room::new();
+    let text = "[data.calibration]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 2\nlength = 64\n\n";
+    let head = HEAD.replace("[[step]]\nkind = \"quantize\"\nselect", &format!("{text}[[step]]\nkind = \"quantize\"\nselect"));
+    let mut second = |title: &str, head: &str, lines: &str, wanted: &str| {
+        let said = mistaken(&room, &format!("{head}kind = \"activations\"\n{lines}\n"), wanted);
+        assert_eq!(room.attar(&["plan", "recipe.toml"]).exits(2).stderr, said.stderr, "a plan says the same");
+        session.note(title, &said);
+    };
+    second("a width that no NPU has", &head, "bits = 7", "7");
+    second("a misspelt mode", &head, "mode = \"statik\"", "\"statik\"");
+    second("a misspelt observer", &head, "mode = \"static\"\nobserver = \"minimax\"", "\"minimax\"");
+    second("a misspelt key", &head, "granuarity = \"tensor\"", "granuarity");
+    second("a cache that is none", &head, "kv = \"int3\"", "\"int3\"");
+    second("an observer for scales that are dynamic", &head, "observer = \"mse\"", "\"mse\"");
+    second("channels for scales that are dynamic", &head, "granularity = \"channel\"", "\"channel\"");
+    second("zeros for scales that are dynamic", &head, "asymmetric = true", "true");
+    second("a percentile for another observer", &head, "mode = \"static\"\npercentile = 99.0", "99.0");
+    second("a percentile that is a share", &head, "mode = \"static\"\nobserver = \"percentile\"\npercentile = 0.999", "0.999");
+    second("a pattern that matches nothing", &head, "select = [\"blocks.*.mlp.gaet\"]", "\"blocks.*.mlp.gaet\"");
+    second("nothing selected", &head, "select = []", "[]");
+    second("twice", &head, "\n[[step]]\nkind = \"activations\"\nselect = [\"blocks.0.mlp.up\"]", "[\"blocks.0.mlp.up\"]");
+    second("a cache twice", &head, "kv = \"int8\"\n\n[[step]]\nkind = \"activations\"\nselect = []\nkv = \"int4\"", "\"int4\"");
+    second("static scales without a text", HEAD, "mode = \"static\"", "\"static\"");
+    session.check();
+}
+
 /// The shape of stories260k: 172 columns, which 64 does not divide.
 const STORIES: Llama = Llama { hidden: 64, intermediate: 172, blocks: 2, vocabulary: 128, shards: 1 };
 

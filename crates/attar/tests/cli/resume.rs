@@ -12,7 +12,7 @@ use crate::{
     room::{Room, assert_same_files},
 };
 
-/// Several variants, one of them calibrated, both exports, an eval: every kind of work there is.
+/// Several variants, two of them calibrated, both exports, an eval: every kind of work there is.
 fn recipe() -> String {
     let mut text = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n".to_owned();
     for (grid, group, scales) in
@@ -24,6 +24,10 @@ fn recipe() -> String {
     }
     text += "\n[data.calibration]\npath = \"testdata/evals/shakespeare-valid.txt\"\nsamples = 24\nlength = 256\n";
     text += "\n[[variant]]\nname = \"gptq\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
+    text += "\n[[variant]]\nname = \"learned\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
+    text += "[[variant.step]]\nkind = \"autoround\"\niterations = 4\n[[variant.step]]\nkind = \"recover\"\nepochs = 3\n";
+    text += "\n[[variant]]\nname = \"integers\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
+    text += "[[variant.step]]\nkind = \"activations\"\nmode = \"static\"\nobserver = \"mse\"\nasymmetric = true\nkv = \"int4\"\n";
     text += "\n[[export]]\ntarget = \"checkpoint\"\n\n[[export]]\ntarget = \"onnx\"\n";
     text + "\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 128\ntokens = 512\n"
 }
@@ -43,7 +47,7 @@ fn whole() -> (BTreeMap<String, Vec<u8>>, Duration) {
     room.attar(&RUN).exits(0);
     let took = start.elapsed();
     let files = room.files("out");
-    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 5);
+    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 7);
     (files, took)
 }
 

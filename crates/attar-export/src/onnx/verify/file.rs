@@ -138,8 +138,8 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>> {
 fn bits(code: i32) -> Option<u64> {
     Some(match code {
         21 | 22 => 4,
-        2 | 3 => 8,
-        10 | 16 => 16,
+        2 | 3 | 17 | 19 => 8,
+        5 | 10 | 16 => 16,
         1 => 32,
         _ => return None,
     })

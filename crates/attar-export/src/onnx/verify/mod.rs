@@ -92,7 +92,12 @@ impl Weight<'_> {
             1 => Dtype::F32,
             10 => Dtype::F16,
             16 => Dtype::BF16,
-            code => return Err(unexpected(&self.opened.path, format!("the type of `{}`", self.name), code, "f32, f16 or bf16")),
+            3 => Dtype::I8,
+            5 => Dtype::I16,
+            code => {
+                let wanted = "f32, f16, bf16, i8 or i16";
+                return Err(unexpected(&self.opened.path, format!("the type of `{}`", self.name), code, wanted));
+            }
         };
         if place.dims.iter().product::<usize>() != rows * columns {
             let found = format!("{:?}", place.dims);

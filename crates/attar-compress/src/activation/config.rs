@@ -1,0 +1,225 @@
+//! The settings of the step `activations`, and what they mean for a graph.
+
+use std::borrow::Cow;
+
+use attar_graph::{Graph, Node, Op, ValueId};
+use attar_tensor::nearest;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::{Codes, Feed, OBSERVERS, Observer, Site};
+use crate::{Error, Patterns, Result, pattern, quantize::registered};
+
+/// Quantize activations and the KV cache.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Activations {
+    /// Linear layers whose inputs become integers: patterns over canonical weight names. Every pattern must match one;
+    /// none at all leaves every linear layer as it is, for a KV cache alone.
+    #[serde(default = "crate::quantize::block_matrices")]
+    pub select: Patterns,
+    /// Width of a code: 8 or 16.
+    #[serde(default)]
+    pub bits: ActivationBits,
+    /// `dynamic`: every token finds its own scale as the model runs. `static`: scales come from calibration text.
+    #[serde(default)]
+    pub mode: ActivationMode,
+    /// What shares a static scale: the whole `tensor` (default), or every `channel` has its own. A product with a scale
+    /// a channel is computed in f32.
+    pub granularity: Option<ActivationGranularity>,
+    /// How the range of a static scale is chosen: `minmax` (default), `percentile` or `mse`.
+    pub observer: Option<ObserverName>,
+    /// For `observer = "percentile"`: how many percent of the values are within the range, on either side [default: 99.99].
+    pub percentile: Option<f64>,
+    /// Static scales with a zero point each.
+    #[serde(default)]
+    pub asymmetric: bool,
+    /// Keys and values become integers before the cache, with a dynamic scale for each head and token.
+    pub kv: Option<KvCache>,
+}
+
+/// Width of a code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ActivationBits(pub u32);
+
+impl Default for ActivationBits {
+    fn default() -> ActivationBits {
+        ActivationBits(8)
+    }
+}
+
+impl<'de> Deserialize<'de> for ActivationBits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<ActivationBits, D::Error> {
+        match i64::deserialize(deserializer)? {
+            bits @ (8 | 16) => Ok(ActivationBits(bits as u32)),
+            other => Err(de::Error::custom(format!("invalid value: `{other}`, expected 8 or 16"))),
+        }
+    }
+}
+
+impl JsonSchema for ActivationBits {
+    fn schema_name() -> Cow<'static, str> {
+        "ActivationBits".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "enum": [8, 16] })
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+/// When scales are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ActivationMode {
+    /// As the model runs, for every token.
+    #[default]
+    Dynamic,
+    /// Before, on calibration text.
+    Static,
+}
+
+/// What shares a static scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ActivationGranularity {
+    /// The whole tensor.
+    #[default]
+    Tensor,
+    /// Nothing: every channel has its own.
+    Channel,
+}
+
+/// Integers that a cache holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum KvCache {
+    /// 8 bits.
+    Int8,
+    /// 4 bits.
+    Int4,
+}
+
+registered!(
+    /// An observer by its name.
+    ObserverName, "observer", &'static dyn Observer, OBSERVERS
+);
+
+impl Activations {
+    /// The values of `graph` that become integers, in running order. Reads nothing.
+    pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
+        self.check()?;
+        let linears: Vec<(&Node, &str)> = graph.nodes().iter().filter_map(|node| Some((node, weight_of(graph, node)?))).collect();
+        let names: Vec<&str> = linears.iter().map(|(_, name)| *name).collect();
+        pattern::check("select", &self.select, &names, false)?;
+        let mut sites: Vec<(ValueId, Site)> = Vec::new();
+        for node in graph.nodes() {
+            let Some((feed, codes, scales)) = self.wanted(graph, node) else { continue };
+            let input = node.inputs[0];
+            if is_quantized(graph, input) {
+                let key = if matches!(feed, Feed::Cache(_)) { "kv" } else { "select" };
+                return Err(Error::AlreadyIntegers { key, reader: feed.to_string(), value: graph.get(input).name.clone() });
+            }
+            match sites.iter_mut().find(|(value, site)| *value == input && site.codes == codes) {
+                Some((_, site)) => site.feeds.push(feed),
+                None => sites.push((input, site(graph, input, codes, scales, feed))),
+            }
+        }
+        if self.kv.is_some() && !sites.iter().any(|(_, site)| matches!(site.feeds[0], Feed::Cache(_))) {
+            return Err(Error::NoCache);
+        }
+        if sites.is_empty() {
+            return Err(Error::NoActivations);
+        }
+        Ok(sites.into_iter().map(|(_, site)| site).collect())
+    }
+
+    /// The range of a static scale.
+    pub fn range(&self, seen: &super::Distribution, codes: Codes) -> [f32; 2] {
+        let observer = self.observer();
+        observer.range(seen, codes, self.percentile.or(observer.default_number()).unwrap_or_default())
+    }
+
+    /// Who chooses the range of static scales.
+    pub fn observer(&self) -> &'static dyn Observer {
+        self.observer.map_or(OBSERVERS[0], |name| name.0)
+    }
+
+    /// What a node is to read in integers, if it is selected.
+    fn wanted(&self, graph: &Graph, node: &Node) -> Option<(Feed, Codes, Option<ActivationGranularity>)> {
+        let dynamic = |bits| Codes { bits, asymmetric: false };
+        match &node.op {
+            Op::Cache { name } => {
+                let bits = match self.kv? {
+                    KvCache::Int8 => 8,
+                    KvCache::Int4 => 4,
+                };
+                Some((Feed::Cache(name.clone()), dynamic(bits), None))
+            }
+            _ => {
+                let name = weight_of(graph, node).filter(|name| self.select.iter().any(|pattern| pattern.matches(name)))?;
+                let feed = Feed::Linear(name.into());
+                Some(match self.mode {
+                    ActivationMode::Dynamic => (feed, dynamic(self.bits.0), None),
+                    ActivationMode::Static => {
+                        let codes = Codes { bits: self.bits.0, asymmetric: self.asymmetric };
+                        (feed, codes, Some(self.granularity.unwrap_or_default()))
+                    }
+                })
+            }
+        }
+    }
+
+    /// Settings that contradict each other.
+    fn check(&self) -> Result<()> {
+        let dynamic = self.mode == ActivationMode::Dynamic;
+        let given = [
+            ("granularity", self.granularity.is_some()),
+            ("observer", self.observer.is_some()),
+            ("percentile", self.percentile.is_some()),
+            ("asymmetric", self.asymmetric),
+        ];
+        if let Some((key, _)) = given.into_iter().find(|(_, given)| *given && dynamic) {
+            return Err(Error::Contradiction { key, other: "mode = \"dynamic\"".into(), hint: DYNAMIC });
+        }
+        let Some(percent) = self.percentile else { return Ok(()) };
+        if self.observer().default_number().is_none() {
+            let other = format!("observer = \"{}\"", self.observer().name());
+            return Err(Error::Contradiction {
+                key: "percentile",
+                other,
+                hint: "add `observer = \"percentile\"`, or leave it out",
+            });
+        }
+        match percent > 50.0 && percent <= 100.0 {
+            true => Ok(()),
+            false => Err(Error::Percentile { found: percent }),
+        }
+    }
+}
+
+const DYNAMIC: &str = "a dynamic scale is symmetric and that of one token: leave it out, or use `mode = \"static\"`";
+
+fn site(graph: &Graph, value: ValueId, codes: Codes, granularity: Option<ActivationGranularity>, feed: Feed) -> Site {
+    let width = graph.fact(value).width().expect("what linear layers and caches read has a width: checked by the graph");
+    let scales = granularity.map(|granularity| match granularity {
+        ActivationGranularity::Tensor => 1,
+        ActivationGranularity::Channel => width,
+    });
+    Site { value: graph.get(value).name.clone(), width, codes, scales, feeds: vec![feed] }
+}
+
+/// The canonical name of a linear layer's weight.
+fn weight_of<'g>(graph: &'g Graph, node: &Node) -> Option<&'g str> {
+    (node.op == Op::Linear).then(|| graph.get(node.inputs[1]).name.as_str())
+}
+
+fn is_quantized(graph: &Graph, value: ValueId) -> bool {
+    graph.nodes().iter().any(|node| node.output == value && matches!(node.op, Op::Quantize { .. }))
+}

@@ -1,0 +1,244 @@
+//! Recovery: quantized weights learn from the whole float model at once, through their own rounding.
+//!
+//! The student is the quantized model, the teacher the float one; the loss is the KL divergence of their next-token
+//! distributions on the calibration text (Hinton et al. 2015; for scales alone: EfficientQAT, Chen et al. 2024). Gradients
+//! go back block by block: a block's inside is computed again when its turn comes, so that memory holds one block's
+//! activations, and its weights learn at once, so that no gradient waits.
+
+use std::collections::BTreeMap;
+
+use attar_graph::{BlockId, Cached, Graph, Mode, TensorWeights, Values, Weights, gradient::kl_divergence};
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Differentiable, Learned, Rate, autoround::block_matrices, autoround::tensors};
+use crate::{Error, Patterns, Result};
+
+/// Let quantized weights learn from the float model, end to end.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recover {
+    /// Quantized weights that learn: patterns over canonical names. Every pattern must match one.
+    #[serde(default = "block_matrices")]
+    pub select: Patterns,
+    /// What learns.
+    #[serde(default)]
+    pub method: Method,
+    /// The rank of `lora`.
+    #[serde(default = "default_rank")]
+    pub rank: usize,
+    /// How often the calibration text is gone through.
+    #[serde(default = "default_epochs")]
+    pub epochs: usize,
+    /// Calibration windows a step.
+    #[serde(default = "default_batch")]
+    pub batch: usize,
+    /// How far rounding moves a step at first, as a share of the distance between two codes; falls to nothing.
+    #[serde(default = "default_rounding")]
+    pub rounding: f64,
+    /// How far scales move a step at first, as a share of themselves; falls to nothing.
+    #[serde(default = "default_scaling")]
+    pub scaling: f64,
+}
+
+/// What learns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Every weight before its rounding, and every scale.
+    #[default]
+    Full,
+    /// Scales alone.
+    Scales,
+    /// A low-rank term added to the weights before their rounding, and every scale (LoRA, Hu et al. 2021; merged into the
+    /// codes).
+    Lora,
+}
+
+fn default_rank() -> usize {
+    16
+}
+
+fn default_epochs() -> usize {
+    2
+}
+
+fn default_batch() -> usize {
+    4
+}
+
+fn default_rounding() -> f64 {
+    0.003
+}
+
+fn default_scaling() -> f64 {
+    0.0003
+}
+
+/// Rows of logits that are at hand at a time.
+pub const ROWS: usize = 256;
+
+/// Steps in which rates rise.
+const WARM: usize = 4;
+
+impl Recover {
+    /// Refuses settings that nothing could come of.
+    pub fn check(&self) -> Result<()> {
+        let rates = [("rounding", self.rounding), ("scaling", self.scaling)];
+        super::check(&[("epochs", self.epochs), ("batch", self.batch), ("rank", self.rank)], &rates)
+    }
+
+    /// The rates of step `step` of `steps`: up for a few steps, then down to nothing in a line.
+    pub fn rates(&self, step: usize, steps: usize) -> [Rate; 2] {
+        let warm = ((step + 1) as f64 / WARM as f64).min(1.0);
+        let left = warm * (1.0 - step as f64 / steps as f64);
+        let rounding = if self.method == Method::Scales { 0.0 } else { self.rounding };
+        [Rate::new(rounding * left, step), Rate::new(self.scaling * left, step)]
+    }
+}
+
+/// A quantized model that learns.
+pub struct Student<'a> {
+    /// What it computes.
+    pub graph: &'a Graph,
+    /// The weights that do not learn.
+    pub below: &'a dyn Weights,
+    /// By block; each by canonical name.
+    pub learned: BTreeMap<BlockId, BTreeMap<String, Learned>>,
+}
+
+/// The float model.
+pub struct Teacher<'a> {
+    /// What it computes.
+    pub graph: &'a Graph,
+    /// Its weights.
+    pub weights: &'a dyn Weights,
+}
+
+/// The block that makes a graph's only output, and that output.
+fn last_block(graph: &Graph) -> BlockId {
+    graph.blocks().last().expect("a model has blocks")
+}
+
+impl Teacher<'_> {
+    /// What enters the last block when `inputs` enter the first.
+    pub fn hidden(&self, inputs: &Values) -> Result<Values> {
+        let mut values = inputs.clone();
+        for block in self.graph.blocks().take_while(|block| *block != last_block(self.graph)) {
+            values = advance(self.graph, block, &Cached::new(self.weights), &values)?;
+        }
+        Ok(entering(self.graph, last_block(self.graph), &values))
+    }
+}
+
+impl Student<'_> {
+    /// One step on a batch. `heads` are the last blocks' weights, kept: the student's and the teacher's. Returns the mean KL
+    /// divergence before the step.
+    pub fn step(
+        &mut self,
+        inputs: &Values,
+        teacher: (&Graph, &Values),
+        heads: [&dyn Weights; 2],
+        rates: [Rate; 2],
+    ) -> Result<f64> {
+        let last = last_block(self.graph);
+        let mut entered: Vec<(BlockId, Values)> = Vec::new();
+        let mut values = inputs.clone();
+        for block in self.graph.blocks().take_while(|block| *block != last) {
+            entered.push((block, entering(self.graph, block, &values)));
+            values = self.advance(block, &values)?;
+        }
+        let (loss, mut gradients) = self.head(last, &values, teacher, heads)?;
+        if !loss.is_finite() {
+            return Err(Error::Activations { value: self.graph.block_name(last).into() });
+        }
+        while let Some((block, values)) = entered.pop() {
+            let back = self.back(block, &values, &gradients, rates)?;
+            for (id, gradient) in back {
+                let sum = match gradients.remove(&id) {
+                    Some(before) => (before + gradient)?,
+                    None => gradient,
+                };
+                gradients.insert(id, sum);
+            }
+        }
+        Ok(loss)
+    }
+
+    fn advance(&self, block: BlockId, values: &Values) -> Result<Values> {
+        let learned = self.learned.get(&block).map(tensors).transpose()?.unwrap_or_default();
+        let weights = TensorWeights { tensors: learned.into_iter().collect(), below: self.below };
+        advance(self.graph, block, &weights, values)
+    }
+
+    /// The divergence, and its gradients by what enters the last block.
+    fn head(
+        &self,
+        last: BlockId,
+        values: &Values,
+        teacher: (&Graph, &Values),
+        heads: [&dyn Weights; 2],
+    ) -> Result<(f64, Values)> {
+        let output = self.graph.outputs()[0];
+        let mine = entering(self.graph, last, values);
+        let first = mine.values().next().expect("something enters the last block");
+        let (windows, length) = (first.dim(0)?, first.dim(1)?);
+        let (positions, rows) = ((ROWS / windows).max(1), (windows * length) as f64);
+        let none = BTreeMap::new();
+        let block = Differentiable { graph: self.graph, block: last, learned: &none, below: heads[0] };
+        let (mut total, mut parts): (f64, BTreeMap<_, Vec<Tensor>>) = (0.0, BTreeMap::new());
+        for from in (0..length).step_by(positions) {
+            let count = positions.min(length - from);
+            let narrow = |values: &Values| -> Result<Values> {
+                values.iter().map(|(id, t)| Ok((*id, t.narrow(1, from, count)?.contiguous()?))).collect()
+            };
+            let wanted = teacher.0.evaluate_block(last, heads[1], Mode::Inference, &narrow(teacher.1)?)?;
+            let wanted = &wanted[&teacher.0.outputs()[0]];
+            let share = (windows * count) as f64 / rows;
+            let gradients =
+                block.gradients(&narrow(&mine)?, true, &|left| kl_divergence(wanted, &left[&output])?.affine(share, 0.0))?;
+            total += gradients.loss;
+            gradients.entering.into_iter().for_each(|(id, gradient)| parts.entry(id).or_default().push(gradient));
+        }
+        let joined = parts.into_iter().map(|(id, parts)| Ok((id, Tensor::cat(&parts, 1)?)));
+        Ok((total, joined.collect::<Result<_>>()?))
+    }
+
+    /// Goes back through a block: its weights learn, and the gradients by what entered it come out. Takes those of what it
+    /// made out of `gradients`.
+    fn back(&mut self, block: BlockId, entered: &Values, gradients: &Values, rates: [Rate; 2]) -> Result<Values> {
+        let learned = self.learned.get(&block).map(tensors).transpose()?.unwrap_or_default();
+        let made = self.graph.leaving(block);
+        if learned.is_empty() && block == BlockId::FIRST {
+            return Ok(Values::new());
+        }
+        let task = Differentiable { graph: self.graph, block, learned: &learned, below: self.below };
+        let found = task.gradients(entered, true, &|left| {
+            let mut sum: Option<Tensor> = None;
+            for id in &made {
+                let Some(gradient) = gradients.get(id) else { continue };
+                let part = (&left[id] * gradient)?.sum_all()?;
+                sum = Some(sum.map_or(Ok(part.clone()), |sum| sum + part)?);
+            }
+            sum.ok_or_else(|| candle_core::Error::Msg("nothing that the block makes is read".into()))
+        })?;
+        for (name, learned_weight) in self.learned.get_mut(&block).into_iter().flatten() {
+            let values = attar_graph::kernel::with_f32(&learned[name], <[f32]>::to_vec)?;
+            learned_weight.step(&found.weights[name], &values, rates[0], rates[1])?;
+        }
+        Ok(found.entering)
+    }
+}
+
+/// What enters the block behind `block`, and those behind that.
+fn advance(graph: &Graph, block: BlockId, weights: &dyn Weights, values: &Values) -> Result<Values> {
+    let mut left = graph.evaluate_block(block, weights, Mode::Inference, &entering(graph, block, values))?;
+    left.extend(values.iter().filter(|(id, _)| graph.is_read_after(**id, block)).map(|(id, t)| (*id, t.clone())));
+    Ok(left)
+}
+
+/// Those of `values` that `block` reads.
+fn entering(graph: &Graph, block: BlockId, values: &Values) -> Values {
+    graph.live_into(block).into_iter().filter_map(|id| Some((id, values.get(&id)?.clone()))).collect()
+}

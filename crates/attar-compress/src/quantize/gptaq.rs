@@ -1,0 +1,73 @@
+//! GPTAQ (Li et al. 2025): GPTQ towards weights that also make up for what the quantized layers before have changed.
+//!
+//! With `x'` what the float layers before make and `x` what the quantized ones make, the layer should give `W x'` and is
+//! given `x`. The best that float weights could do is `W (I + D (H + damping)^-1)` with `H = E[x x^T]` and
+//! `D = E[(x' - x) x^T]`; those are what GPTQ then rounds.
+
+use attar_tensor::{BlobWriter, Damage, Scheme};
+use candle_core::{Device, Tensor};
+use faer::{Mat, Side, linalg::solvers::Solve};
+
+use super::{Needs, Quantizer, Seen, WeightRows, gptq};
+use crate::{Drift, Error, Hessian, Result, ScaleSearch};
+
+/// GPTAQ.
+pub(super) struct Gptaq;
+
+/// Damping of the correction, as a share of the mean of the diagonal: its moments are noisier than GPTQ's.
+const DAMPING: f64 = 0.1;
+
+impl Quantizer for Gptaq {
+    fn name(&self) -> &'static str {
+        "gptaq"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn needs(&self) -> Needs {
+        Needs::Drift
+    }
+
+    fn memory(&self, dims @ [rows, columns]: [usize; 2]) -> u64 {
+        gptq::Gptq.memory(dims) + (4 * rows * columns) as u64 + 2 * Hessian::bytes(columns)
+    }
+
+    fn quantize(
+        &self,
+        weights: &dyn WeightRows,
+        seen: Seen<'_>,
+        scheme: Scheme,
+        search: ScaleSearch,
+        mut to: BlobWriter<'_>,
+        rows_done: &(dyn Fn(usize) + Sync),
+    ) -> Result<Damage> {
+        let hessian = seen.hessian.expect("the caller gives what `needs` asks for");
+        let original = gptq::whole(weights)?;
+        let target = match seen.drift {
+            Some(drift) => corrected(&original, hessian, drift)?,
+            None => original.clone(),
+        };
+        let damage = gptq::round_towards(weights, [&original, &target], hessian, scheme, search, &mut to)?;
+        rows_done(weights.dims()[0]);
+        to.finish(damage)?;
+        Ok(damage)
+    }
+}
+
+/// `W + W D (H + damping)^-1`.
+fn corrected(original: &[f32], hessian: &Hessian, drift: &Drift) -> Result<Vec<f32>> {
+    let n = hessian.inputs();
+    let mean = (0..n).map(|j| hessian.mean(j, j)).sum::<f64>() / n as f64;
+    let damping = DAMPING * if mean > 0.0 { mean } else { 1.0 };
+    let damped = Mat::from_fn(n, n, |i, j| hessian.mean(i, j) + if i == j { damping } else { 0.0 });
+    let Ok(cholesky) = damped.llt(Side::Lower) else { return Err(Error::NotPositiveDefinite { inputs: n, damping: DAMPING }) };
+    // H is symmetric, so the transpose of the correction solves H P^T = D^T.
+    let transposed = cholesky.solve(Mat::from_fn(n, n, |i, j| drift.mean(j, i)));
+    let correction: Vec<f32> = (0..n * n).map(|at| transposed[(at % n, at / n)] as f32).collect();
+    let correction = Tensor::from_vec(correction, (n, n), &Device::Cpu)?;
+    let weights = Tensor::from_slice(original, (original.len() / n, n), &Device::Cpu)?;
+    let target = (&weights + weights.matmul(&correction)?)?;
+    Ok(attar_graph::kernel::with_f32(&target, <[f32]>::to_vec)?)
+}

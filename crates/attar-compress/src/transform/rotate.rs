@@ -1,0 +1,189 @@
+//! Rotation: QuaRot (Ashkboos et al. 2024), folded into the weights; with fixed matrices, where SpinQuant (Liu et al.
+//! 2024) trains them.
+//!
+//! Multiplying what a block reads and writes by an orthogonal matrix, and the weights on both sides by its inverse, is no
+//! change; but large single coordinates become many small ones, and rounding loses less. Rows are vectors here: the
+//! residual stream `x` becomes `x R`, so tables and biases that write to it become `e R`, layers that read it `W R`,
+//! layers that write to it `R^T W`. A norm without gain commutes with `R`; so gains are folded into the layers behind
+//! them first. A head that was the embedding no longer is.
+
+use std::collections::HashMap;
+
+use attar_graph::{Axis, Dim, Expr, Fact, Graph, Op, ValueId};
+use attar_tensor::{Dtype, Encoding};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Rewrite,
+    structure::{Gated, Layer, Residual, Values},
+};
+use crate::{Error, Result};
+
+/// Turn inner coordinates by orthogonal matrices so that rounding loses less; outputs stay the same.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Turn the residual stream. Norm gains move into the layers behind them, and a tied head becomes a tensor of its own.
+    #[serde(default = "yes")]
+    pub residual: bool,
+    /// Turn the values of every attention head.
+    #[serde(default = "yes")]
+    pub value: bool,
+    /// Turn what the last layer of an MLP reads, by a linear layer in front of it: this one costs time when the model runs.
+    #[serde(default)]
+    pub mlp: bool,
+    /// The number format of turned embeddings and heads. What was bf16 takes twice its bytes in f32.
+    #[serde(default = "f32")]
+    pub tables: TableDtype,
+    /// Decides the signs of the matrices.
+    #[serde(default)]
+    pub seed: u64,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn f32() -> TableDtype {
+    TableDtype::F32
+}
+
+/// The number format of turned tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum TableDtype {
+    /// 16 bits, 11 of them significant.
+    F16,
+    /// 16 bits, 8 of them significant, the range of f32.
+    Bf16,
+    /// 32 bits.
+    F32,
+}
+
+impl From<TableDtype> for Dtype {
+    fn from(dtype: TableDtype) -> Dtype {
+        match dtype {
+            TableDtype::F16 => Dtype::F16,
+            TableDtype::Bf16 => Dtype::BF16,
+            TableDtype::F32 => Dtype::F32,
+        }
+    }
+}
+
+impl Default for Rotate {
+    fn default() -> Rotate {
+        Rotate { residual: true, value: true, mlp: false, tables: f32(), seed: 0 }
+    }
+}
+
+impl Rotate {
+    /// Raised when the same settings give other weights.
+    pub const VERSION: u32 = 1;
+
+    /// The same function in other coordinates. Reads no weight.
+    pub fn rewrite(&self, graph: &Graph) -> Result<Rewrite> {
+        if !(self.residual || self.value || self.mlp) {
+            return Err(Error::NothingToRotate);
+        }
+        let mut rewrite = Rewrite::new(graph);
+        if self.mlp {
+            self.mlp(&mut rewrite)?;
+        }
+        if self.value {
+            self.value(&mut rewrite)?;
+        }
+        if self.residual {
+            self.residual(&mut rewrite)?;
+        }
+        rewrite.graph.verify()?;
+        Ok(rewrite)
+    }
+
+    fn residual(&self, rewrite: &mut Rewrite) -> Result<()> {
+        let residual = Residual::of(&rewrite.graph)?;
+        let (width, seed, tables) = (residual.width, self.seed, Dtype::from(self.tables));
+        let outputs = rewrite.graph.outputs().to_vec();
+        for norm in &residual.norms {
+            let gain = rewrite.expr(norm.gain).clone();
+            for reader in &norm.readers {
+                let dtype = if outputs.contains(&reader.output) { tables } else { Dtype::F32 };
+                rewrite.change_to(dtype, reader.weight, |w| {
+                    let w = if gain == Expr::Ones(width) { w } else { w.scaled(Axis::Columns, gain.clone()) };
+                    w.rotated(Axis::Columns, width, seed)
+                })?;
+            }
+            if gain != Expr::Ones(width) {
+                rewrite.change(norm.gain, |_| Expr::Ones(width))?;
+            }
+        }
+        for table in &residual.tables {
+            rewrite.change_to(tables, *table, |e| e.rotated(Axis::Columns, width, seed))?;
+        }
+        residual.writers.iter().try_for_each(|writer| turn_output(rewrite, writer, width, seed))
+    }
+
+    fn value(&self, rewrite: &mut Rewrite) -> Result<()> {
+        let seed = self.seed.wrapping_add(1);
+        for Values { value, output, head, .. } in Values::of(&rewrite.graph)? {
+            turn_output(rewrite, &value, head, seed)?;
+            rewrite.change(output.weight, |w| w.rotated(Axis::Columns, head, seed))?;
+        }
+        Ok(())
+    }
+
+    fn mlp(&self, rewrite: &mut Rewrite) -> Result<()> {
+        let seed = self.seed.wrapping_add(2);
+        let gated = Gated::of(&rewrite.graph)?;
+        for Gated { down, .. } in &gated {
+            let width = rewrite.graph.fact(down.input).width().unwrap_or(0);
+            rewrite.change(down.weight, |w| w.rotated(Axis::Columns, width, seed))?;
+        }
+        let added = with_turned_inputs(&rewrite.graph, &gated, seed)?;
+        rewrite.replace_graph(added);
+        Ok(())
+    }
+}
+
+/// What `layer` makes is turned: `R^T w` and `b R`, head by head.
+fn turn_output(rewrite: &mut Rewrite, layer: &Layer, size: usize, seed: u64) -> Result<()> {
+    rewrite.change(layer.weight, |w| w.rotated(Axis::Rows, size, seed))?;
+    layer.bias.map_or(Ok(()), |bias| rewrite.change(bias, |b| b.rotated(Axis::Columns, size, seed)))
+}
+
+/// The same graph with a linear layer of weight `R^T` in front of every `down`.
+fn with_turned_inputs(before: &Graph, gated: &[Gated], seed: u64) -> Result<Graph> {
+    let mut graph = Graph::new(before.name());
+    let mut ids = HashMap::new();
+    for id in before.inputs() {
+        ids.insert(*id, graph.input(&before.get(*id).name, before.fact(*id).clone())?);
+    }
+    for (id, value, expr) in before.weights() {
+        ids.insert(id, graph.weight(&value.name, value.fact.clone(), expr.clone())?);
+    }
+    for block in before.blocks() {
+        graph.block(before.block_name(block));
+        for node in before.nodes_of(block) {
+            let mut inputs: Vec<ValueId> = node.inputs.iter().map(|id| ids[id]).collect();
+            if let Some(Gated { down, .. }) = gated.iter().find(|gated| gated.down.output == node.output) {
+                inputs[0] = turned(&mut graph, inputs[0], &before.get(down.weight).name, seed)?;
+            }
+            let name = &before.get(node.output).name;
+            ids.insert(node.output, graph.node(name, node.op.clone(), &inputs)?);
+        }
+    }
+    before.outputs().iter().for_each(|id| graph.output(ids[id]));
+    Ok(graph)
+}
+
+/// `x R`, in front of the layer whose weight is called `reader`.
+fn turned(graph: &mut Graph, x: ValueId, reader: &str, seed: u64) -> Result<ValueId> {
+    let width = graph.fact(x).width().unwrap_or(0);
+    let mlp = reader.rsplit_once('.').map_or(reader, |(mlp, _)| mlp);
+    let fact = Fact { dims: vec![Dim::Constant(width); 2], encoding: Encoding::Plain(Dtype::F32) };
+    let matrix = Expr::Identity(width).rotated(Axis::Rows, width, seed);
+    let weight = graph.weight(&format!("{mlp}_rotation"), fact, matrix)?;
+    let name = format!("{}_rotated", graph.get(x).name);
+    Ok(graph.node(&name, Op::Linear, &[x, weight])?)
+}

@@ -1,0 +1,240 @@
+//! Scaling of channels: what a layer reads is divided by a vector, its weights are multiplied by it, channel by channel.
+//!
+//! The division is folded into what makes the channels: the gain of a norm, the rows of `up` in front of `down`, the rows
+//! of `value` in front of `output`. There, channels that several query heads share have one scale. A [`Smoother`] picks
+//! the vector from what the layers read on the calibration text. Scaling changes no activation but those that it
+//! scales, so one pass over the float model sees what all sites need.
+
+mod awq;
+mod seeing;
+mod smoothquant;
+
+use std::{borrow::Cow, collections::BTreeSet};
+
+use attar_graph::{Axis, BlockId, Expr, Graph, ValueId};
+use attar_tensor::{Scheme, nearest};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use seeing::Seeing;
+
+use super::{
+    Rewrite,
+    structure::{Gated, Layer, Residual, Values},
+};
+use crate::{
+    Error, GridName, Grouping, Result, ScaleDtype, ScaleSearch, TailRule,
+    error::{HAS_NO, NEEDS},
+    quantize::{registered, scheme},
+};
+
+/// A way to pick the scales of channels.
+pub trait Smoother: Sync {
+    /// Its name in recipes.
+    fn name(&self) -> &'static str;
+
+    /// Moves whenever the same input gives other scales: part of every cache key.
+    fn version(&self) -> u32;
+
+    /// Whether the settings are those of this method.
+    fn check(&self, settings: &Smooth) -> Result<()>;
+
+    /// Bytes of memory that the layers of a site take at most, `[rows, columns]` each.
+    fn memory(&self, layers: &[[usize; 2]]) -> u64;
+
+    /// Picks a scale for every channel of a site. `weights` are `[rows, columns]` each, of layers that read what was
+    /// `seen`; `channel` says which channel each column is.
+    fn scales(&self, settings: &Smooth, weights: &[(usize, Vec<f32>)], seen: &Seeing, channel: &[usize]) -> Result<Choice>;
+}
+
+/// Every way, in the order of the documentation.
+pub static SMOOTHERS: &[&dyn Smoother] = &[&awq::Awq, &smoothquant::SmoothQuant];
+
+registered!(
+    /// A smoother by its name.
+    Method, "method", &'static dyn Smoother, SMOOTHERS
+);
+
+/// Scale channels so that rounding loses less; outputs stay the same.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Smooth {
+    /// How scales are chosen.
+    pub method: Method,
+    /// For `smoothquant`: the share of the difficulty that moves from activations to weights; 0.5 if not given.
+    #[serde(default)]
+    pub alpha: Option<f64>,
+    /// For `awq`: the values that the weights will have.
+    #[serde(default)]
+    pub grid: Option<GridName>,
+    /// For `awq`: what will share a scale, as in `quantize`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Grouping>,
+    /// For `awq`: what will be done where the group does not divide a row.
+    #[serde(default)]
+    pub tail: TailRule,
+    /// For `awq`: whether a zero point will be stored with every scale.
+    #[serde(default)]
+    pub asymmetric: bool,
+    /// For `awq`: how scales will be chosen.
+    #[serde(default)]
+    pub scales: ScaleSearch,
+    /// For `awq`: the format that scales will have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_dtype: Option<ScaleDtype>,
+}
+
+/// Scales for the channels of a site, and what they are worth.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// One for each channel, positive and finite.
+    pub scales: Vec<f32>,
+    /// The exponent.
+    pub alpha: f64,
+    /// The error of the layers' outputs with these scales as a share of that without; 1 if it was not looked at.
+    pub error: f64,
+}
+
+/// What makes channels.
+#[derive(Clone, Copy, Debug)]
+enum Producer {
+    /// The gain of a norm.
+    Gain(ValueId),
+    /// The outputs of a layer.
+    Rows(Layer),
+}
+
+/// How columns of a reader follow from channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// One each.
+    Even,
+    /// Heads of that width; each serves so many neighbouring heads of the reader.
+    Heads {
+        /// Channels a head.
+        head: usize,
+        /// Reading heads a head.
+        group: usize,
+    },
+}
+
+/// A place where channels can be scaled.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The canonical name of what makes the channels.
+    pub name: String,
+    /// Where its readers are.
+    pub block: BlockId,
+    /// How many channels.
+    pub channels: usize,
+    /// How columns follow from channels.
+    pub spread: Spread,
+    /// Layers that read the channels.
+    pub readers: Vec<Layer>,
+    producer: Producer,
+}
+
+/// The scales of a site as expressions: of channels, and of the readers' columns.
+#[derive(Clone, Debug)]
+pub struct SmoothScales {
+    /// `[channels]`.
+    pub channels: Expr,
+    /// `[columns]`.
+    pub columns: Expr,
+}
+
+impl Site {
+    /// Every site of `graph`, in running order. A head that reads the last norm is no site: it is seldom quantized like
+    /// the blocks, and its rows are too many to search over.
+    pub fn of(graph: &Graph) -> Result<Vec<Site>> {
+        let mut sites = Vec::new();
+        let outputs: BTreeSet<ValueId> = graph.outputs().iter().copied().collect();
+        for norm in Residual::of(graph)?.norms {
+            if norm.readers.iter().all(|reader| !outputs.contains(&reader.output)) {
+                sites.push(Site::new(graph, Producer::Gain(norm.gain), norm.readers, Spread::Even));
+            }
+        }
+        for Values { value, output, heads, key_heads, head } in Values::of(graph)? {
+            let spread = Spread::Heads { head, group: heads / key_heads.max(1) };
+            sites.push(Site::new(graph, Producer::Rows(value), vec![output], spread));
+        }
+        for Gated { up, down } in Gated::of(graph)? {
+            sites.push(Site::new(graph, Producer::Rows(up), vec![down], Spread::Even));
+        }
+        let order = |site: &Site| graph.nodes().iter().position(|node| node.output == site.readers[0].output);
+        sites.sort_by_key(order);
+        Ok(sites)
+    }
+
+    fn new(graph: &Graph, producer: Producer, readers: Vec<Layer>, spread: Spread) -> Site {
+        let makes = match producer {
+            Producer::Gain(gain) => gain,
+            Producer::Rows(layer) => layer.weight,
+        };
+        let channels = graph.fact(makes).constant_dims().map_or(0, |dims| dims[0]);
+        let first = graph.nodes().iter().find(|node| node.output == readers[0].output).expect("a node makes it");
+        Site { name: graph.get(makes).name.clone(), block: first.block, channels, spread, readers, producer }
+    }
+
+    /// The channel of every column of the readers.
+    pub fn channel_of_columns(&self, columns: usize) -> Vec<usize> {
+        let of = |column: usize| match self.spread {
+            Spread::Even => column,
+            Spread::Heads { head, group } => column / (head * group) * head + column % head,
+        };
+        (0..columns).map(of).collect()
+    }
+}
+
+impl Smooth {
+    /// How the weights will be quantized, for methods that ask.
+    pub fn scheme(&self) -> Option<Scheme> {
+        Some(scheme(self.grid?, self.group, self.scale_dtype, self.asymmetric, self.tail))
+    }
+
+    /// The places to scale, in running order, if the settings and the graph allow it. Reads no weight.
+    pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
+        self.method.0.check(self)?;
+        let sites = Site::of(graph)?;
+        if let Some(scheme) = self.scheme() {
+            sites.iter().flat_map(|site| &site.readers).try_for_each(|reader| fits(graph, reader, scheme))?;
+        }
+        Ok(sites)
+    }
+
+    /// The same function with the channels of each site scaled. Reads no weight.
+    pub fn rewrite(&self, graph: &Graph, sites: &[(Site, SmoothScales)]) -> Result<Rewrite> {
+        let mut rewrite = Rewrite::new(graph);
+        for (site, scales) in sites {
+            let channels = || scales.channels.clone();
+            match site.producer {
+                Producer::Gain(gain) => rewrite.change(gain, |g| g.divided(Axis::Columns, channels()))?,
+                Producer::Rows(Layer { weight, bias, .. }) => {
+                    rewrite.change(weight, |w| w.divided(Axis::Rows, channels()))?;
+                    bias.map_or(Ok(()), |bias| rewrite.change(bias, |b| b.divided(Axis::Columns, channels())))?;
+                }
+            }
+            for reader in &site.readers {
+                rewrite.change(reader.weight, |w| w.scaled(Axis::Columns, scales.columns.clone()))?;
+            }
+        }
+        Ok(rewrite)
+    }
+
+    fn has_no(&self, key: &'static str, given: bool) -> Result<()> {
+        let method = self.method.0.name();
+        if given { Err(Error::Method { key, method, problem: HAS_NO }) } else { Ok(()) }
+    }
+
+    fn needs(&self, key: &'static str, given: bool) -> Result<()> {
+        let method = self.method.0.name();
+        if given { Ok(()) } else { Err(Error::Method { key, method, problem: NEEDS }) }
+    }
+}
+
+fn fits(graph: &Graph, reader: &Layer, scheme: Scheme) -> Result<()> {
+    let weight = graph.get(reader.weight);
+    let columns = weight.fact.width().unwrap_or(0);
+    let (key, name) = ("group".to_owned(), weight.name.clone());
+    scheme.fit(columns).map_err(|source| Error::DoesNotFit { key, weight: name, others: 0, scheme, source })
+}

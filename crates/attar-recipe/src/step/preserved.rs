@@ -1,0 +1,113 @@
+//! Whether a model still computes what it did.
+
+use std::sync::Arc;
+
+use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, kernel::instruction_set};
+use attar_tensor::{Digest, Dtype, Source};
+
+use crate::{Error, Result, session::Session};
+
+/// Largest difference of a logit over the largest logit that rounding to f32 explains. Real transformations stay well
+/// below; one wrong sign anywhere is far above.
+const ROUNDING: f64 = 1e-3;
+
+/// How many roundings of a coarser number format explain.
+const COARSE_ROUNDINGS: f64 = 8.0;
+
+/// Largest difference of a logit over the largest logit that may be, if all that a step rounds is rounded to one of
+/// `dtypes`.
+pub(super) fn at_most(dtypes: impl Iterator<Item = Dtype>) -> f64 {
+    let unit = |dtype| match dtype {
+        Dtype::BF16 => 1.0 / 256.0,
+        Dtype::F16 => 1.0 / 2048.0,
+        _ => 0.0,
+    };
+    dtypes.map(|dtype| COARSE_ROUNDINGS * unit(dtype)).fold(ROUNDING, f64::max)
+}
+
+/// Windows that are looked at, and tokens of each.
+const WINDOWS: usize = 4;
+const TOKENS: usize = 64;
+
+/// A graph and its weights.
+pub(super) type Model<'a> = (&'a Graph, &'a Arc<dyn Source>);
+
+/// Bytes that the comparison takes: the logits of both, and a head.
+pub(super) fn memory(graph: &Graph) -> u64 {
+    let vocabulary = vocabulary(graph) as u64;
+    let width = graph.find("final_norm").and_then(|id| graph.fact(id).width()).unwrap_or(0) as u64;
+    4 * vocabulary * (3 * (WINDOWS * TOKENS) as u64 + 2 * width)
+}
+
+/// How far the logits of `after` are off those of `before`, relative to the largest; an error if rounding does not
+/// explain it. The windows are the calibration's first, or tokens without sense if there is none.
+pub(super) fn check(
+    step: &str,
+    before: Model<'_>,
+    after: Model<'_>,
+    at_most: f64,
+    session: &Session<'_>,
+) -> Result<(f64, Digest)> {
+    let windows = windows(before.0, session.calibration);
+    let blob = session.unit(key(before, after, &windows)?, |to| {
+        let off = difference(before, after, &windows)?;
+        to.write_all(&off.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
+    })?;
+    let path = session.store.path(&blob);
+    let bytes = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
+    let off = bytes.try_into().map_or(f64::NAN, f64::from_le_bytes);
+    if off <= at_most {
+        return Ok((off, blob));
+    }
+    let message = format!("`{step}` changed what the model computes: logits are off by {off:.1e} of the largest");
+    let hint = format!("at most {at_most:.0e} is rounding: see whether the checkpoint overflows on this text");
+    Err(Error::input(message).hint(hint))
+}
+
+fn key(before: Model<'_>, after: Model<'_>, windows: &[Vec<u32>]) -> Result<Digest> {
+    let mut parts = vec![Digest::of(b"preserved 1"), Digest::of(instruction_set().as_bytes())];
+    for (graph, source) in [before, after] {
+        parts.push(Digest::of(graph.to_string().as_bytes()));
+        for (_, _, expr) in graph.weights() {
+            parts.push(expr.digest(&**source)?);
+        }
+    }
+    parts.extend(windows.iter().map(|w| Digest::of(&w.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<u8>>())));
+    Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
+}
+
+fn windows(graph: &Graph, calibration: Option<&[Vec<u32>]>) -> Vec<Vec<u32>> {
+    if let Some(windows) = calibration {
+        return windows.iter().take(WINDOWS).map(|w| w[..w.len().min(TOKENS)].to_vec()).collect();
+    }
+    let mut state = 1u64;
+    let mut token = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 32) % vocabulary(graph).max(1) as u64) as u32
+    };
+    vec![(0..TOKENS / 2).map(|_| token()).collect()]
+}
+
+fn vocabulary(graph: &Graph) -> usize {
+    graph.outputs().first().and_then(|id| graph.fact(*id).width()).unwrap_or(0)
+}
+
+fn difference(before: Model<'_>, after: Model<'_>, windows: &[Vec<u32>]) -> Result<f64> {
+    let (before, after) = (logits(before, windows)?, logits(after, windows)?);
+    if !before.iter().all(|x| x.is_finite()) {
+        let message = "the model's logits are not finite on the windows that a transformation is checked on";
+        return Err(Error::input(message).hint("check the checkpoint, or calibrate on other text".to_owned()));
+    }
+    let largest = before.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    // Not a maximum: that would pass over NaN.
+    let off = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0f32, |most, x| if x <= most { most } else { x });
+    Ok(f64::from(off) / f64::from(largest))
+}
+
+fn logits((graph, source): Model<'_>, windows: &[Vec<u32>]) -> Result<Vec<f32>> {
+    let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let weights = SourceWeights(source.clone());
+    let run = Run::new(graph, &weights, Mode::Inference, vec![Inputs::tokens(&windows, 0)?]);
+    let (outputs, _) = run.finish(0)?;
+    Ok(outputs[0].flatten_all().and_then(|all| all.to_vec1()).map_err(attar_graph::Error::from)?)
+}

@@ -1,0 +1,201 @@
+//! The step `recover`: a unit is a run of training steps.
+//!
+//! Every few steps all that learns, moments included, is a blob of the store, so that a killed run takes up from there
+//! and ends with the same bytes.
+
+use std::{collections::BTreeMap, sync::RwLock};
+
+use attar_compress::learn::{Learned, Method, ROWS, Recover, Student, Teacher};
+use attar_graph::{BlockId, Cached, SourceWeights, Values};
+use attar_tensor::{Blobs, Digest, safetensors::Shards};
+use candle_core::Tensor;
+
+use super::{
+    Step, StepError, StepKind,
+    calibrated::{Live, first_key, read_activations, write_activations},
+    pupils::{Pupil, batches, check_text, gradient_memory, install, pupils, weights_key},
+    quantize::refused,
+};
+use crate::{
+    Error,
+    model::{Float, Working},
+    plan::PlannedTensor,
+    schema::of,
+    session::Session,
+};
+
+pub(super) static RECOVER: StepKind = StepKind {
+    name: "recover",
+    about: "Let quantized weights learn from the float model, end to end",
+    schema: of::<Recover>,
+    build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
+};
+
+/// Training steps between two blobs.
+const STEPS_KEPT: usize = 8;
+
+impl Step for Recover {
+    fn kind(&self) -> &'static StepKind {
+        &RECOVER
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        self.check().map_err(refused)?;
+        let pupils = pupils(&self.select, model)?;
+        check_text("recover", model)?;
+        // The weights before rounding and two moments, for all of them at once, and again while they are stored; what enters
+        // every block; both heads; logits.
+        let [_, between] = model.token_bytes();
+        let entered = (self.batch * model.window * model.graph.block_count()) as u64 * between;
+        let dims = |name: &str| model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
+        let head: u64 = dims("lm_head").iter().product::<usize>() as u64;
+        let logits = 6 * ROWS as u64 * dims("lm_head").first().copied().unwrap_or(0) as u64;
+        let memory = 24 * pupils.iter().map(Pupil::weights).sum::<u64>()
+            + 2 * model.tokens * between
+            + entered
+            + 4 * (2 * head + logits)
+            + gradient_memory(model, self.batch);
+        Ok(pupils.iter().map(|pupil| pupil.planned(memory)).collect())
+    }
+
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        let pupils = pupils(&self.select, model)?;
+        let float = model.float.clone();
+        let school = School { settings: self, model, float: &float, pupils: &pupils, session };
+        let key = school.key()?;
+        let part = |name: &str| Digest::of_parts([key.as_bytes().as_slice(), name.as_bytes()]);
+        let done: Vec<Option<Digest>> =
+            pupils.iter().map(|pupil| session.done(&part(&pupil.name))).collect::<Result<_, Error>>()?;
+        let blobs: Vec<Digest> = match done.into_iter().collect() {
+            Some(done) => done,
+            None => school.teach(&part)?,
+        };
+        let mut quantized = Blobs::default();
+        for (pupil, blob) in pupils.iter().zip(&blobs) {
+            quantized.insert(&pupil.name, session.store, blob, pupil.scheme, pupil.dims);
+        }
+        install(model, &pupils, quantized)?;
+        Ok(blobs)
+    }
+}
+
+struct School<'a> {
+    settings: &'a Recover,
+    model: &'a Working,
+    float: &'a Float,
+    pupils: &'a [Pupil],
+    session: &'a Session<'a>,
+}
+
+impl School<'_> {
+    fn key(&self) -> Result<Digest, StepError> {
+        let settings = serde_json::to_vec(self.settings).expect("settings are JSON");
+        let windows = first_key(&self.model.graph, self.session.calibration.unwrap_or_default());
+        let quantized = weights_key(&self.model.graph, &*self.model.source, self.model.graph.blocks())?;
+        let float = weights_key(&self.float.graph, &*self.float.source, self.float.graph.blocks())?;
+        Ok(Digest::of_parts([b"recover 1".as_slice(), &settings, windows.as_bytes(), quantized.as_bytes(), float.as_bytes()]))
+    }
+
+    fn teach(&self, part: &dyn Fn(&str) -> Digest) -> Result<Vec<Digest>, StepError> {
+        let (graph, session) = (&self.model.graph, self.session);
+        let inputs = batches(graph, session, self.settings.batch)?;
+        let steps = self.settings.epochs * inputs.len();
+        let (float, live) = (SourceWeights(self.float.source.clone()), self.live());
+        let wanted = self.wanted(&inputs, &float, part("teacher"))?;
+        session.observer.stage(&format!("{}: recover", self.model.title), steps as u64);
+        let (mut first, mut kept) = (0, None);
+        for step in (1..=steps).rev().filter(|step| step.is_multiple_of(STEPS_KEPT)) {
+            if let Some(blob) = session.done(&part(&format!("step {step}")))? {
+                (first, kept) = (step, Some(blob));
+                break;
+            }
+        }
+        let mut student = Student { graph, below: &live, learned: self.learned(kept)? };
+        let heads = [Cached::new(&live), Cached::new(&float)];
+        for step in first..steps {
+            session.check_interrupt()?;
+            let batch = (step * attar_compress::learn::stride(inputs.len())) % inputs.len();
+            let rates = self.settings.rates(step, steps);
+            let loss = student.step(&inputs[batch], (&self.float.graph, &wanted[batch]), [&heads[0], &heads[1]], rates)?;
+            session.observer.advance(step as u64 + 1, &format!("KL {loss:.4}"));
+            if (step + 1).is_multiple_of(STEPS_KEPT) && step + 1 < steps {
+                let blob =
+                    session.unit(part(&format!("step {}", step + 1)), |to| write_activations(&self.state(&student)?, to))?;
+                self.drop_blob(kept.replace(blob).filter(|before| *before != blob))?;
+            }
+        }
+        let mut blobs = Vec::new();
+        for pupil in self.pupils {
+            let learned = &student.learned[&pupil.block][&pupil.name];
+            blobs.push(pupil.keep(learned, &pupil.original(self.float)?, part(&pupil.name), session)?);
+        }
+        self.drop_blob(kept)?;
+        Ok(blobs)
+    }
+
+    /// All that learns, a weight each, in the order of the pupils.
+    fn state(&self, student: &Student<'_>) -> Result<Vec<BTreeMap<String, Tensor>>, Error> {
+        let state = |pupil: &Pupil| student.learned[&pupil.block][&pupil.name].state();
+        Ok(self.pupils.iter().map(state).collect::<attar_compress::Result<_>>()?)
+    }
+
+    fn live(&self) -> Live {
+        Live { below: SourceWeights(self.model.source.clone()), blobs: RwLock::default() }
+    }
+
+    fn drop_blob(&self, blob: Option<Digest>) -> Result<(), StepError> {
+        blob.map_or(Ok(()), |blob| Ok(crate::output::remove(&self.session.store.path(&blob))?))
+    }
+
+    /// What enters the float model's last block.
+    fn wanted(&self, inputs: &[Values], float: &SourceWeights, key: Digest) -> Result<Vec<Values>, StepError> {
+        let graph = &self.float.graph;
+        let named = |values: &Values| values.iter().map(|(id, t)| (graph.get(*id).name.clone(), t.clone())).collect();
+        self.session.observer.stage(&format!("{}: run the float model", self.model.title), inputs.len() as u64);
+        let blob = match self.session.done(&key)? {
+            Some(blob) => blob,
+            None => {
+                let teacher = Teacher { graph, weights: float };
+                let mut hidden = Vec::new();
+                for (at, batch) in inputs.iter().enumerate() {
+                    self.session.check_interrupt()?;
+                    hidden.push(named(&teacher.hidden(batch)?));
+                    self.session.observer.advance(at as u64 + 1, "");
+                }
+                self.session.unit(key, |to| write_activations(&hidden, to))?
+            }
+        };
+        let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+        let found = read_activations(&stored, inputs.len())?;
+        let by_id =
+            |values: BTreeMap<String, _>| values.into_iter().filter_map(|(name, t)| Some((graph.find(&name)?, t))).collect();
+        Ok(found.into_iter().map(by_id).collect())
+    }
+
+    /// What learns, as it stood in `kept` or else as it was quantized.
+    fn learned(&self, kept: Option<Digest>) -> Result<BTreeMap<BlockId, BTreeMap<String, Learned>>, StepError> {
+        let mut states = match kept {
+            Some(blob) => {
+                let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+                Some(read_activations(&stored, self.pupils.len())?)
+            }
+            None => None,
+        };
+        let mut learned: BTreeMap<BlockId, BTreeMap<String, Learned>> = BTreeMap::new();
+        for (at, pupil) in self.pupils.iter().enumerate() {
+            let (mut one, _) = pupil.learned(&*self.model.source, self.float)?;
+            if self.settings.method == Method::Lora {
+                one.adapt(self.settings.rank.max(1), at as u64);
+            }
+            if let Some(states) = &mut states {
+                one.restore(&std::mem::take(&mut states[at]))?;
+            }
+            learned.entry(pupil.block).or_default().insert(pupil.name.clone(), one);
+        }
+        Ok(learned)
+    }
+}

@@ -1,0 +1,34 @@
+//! The step `rotate`: a unit is a matrix whose rows are turned together.
+
+use attar_compress::Rotate;
+use attar_tensor::Digest;
+
+use super::{Step, StepError, StepKind, quantize::refused, transformed};
+use crate::{model::Working, plan::PlannedTensor, schema::of, session::Session};
+
+pub(super) static ROTATE: StepKind = StepKind {
+    name: "rotate",
+    about: "Turn inner coordinates by orthogonal matrices, so that quantization loses less",
+    schema: of::<Rotate>,
+    build: |section| Ok(Box::new(section.finish::<Rotate>(&["kind".into()])?)),
+};
+
+impl Step for Rotate {
+    fn kind(&self) -> &'static StepKind {
+        &ROTATE
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        let rewrite = self.rewrite(&model.graph).map_err(refused)?;
+        Ok(transformed::plan(model, rewrite, 0))
+    }
+
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        let rewrite = self.rewrite(&model.graph).map_err(refused)?;
+        transformed::apply(ROTATE.name, model, rewrite, Vec::new(), Vec::new(), session)
+    }
+}
