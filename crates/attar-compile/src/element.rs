@@ -1,0 +1,27 @@
+//! How many bytes numbers take.
+
+/// How the numbers of a tensor are stored: `bits` bits for every run of `per` numbers along a row. int8 is 8 in 1, int4
+/// with a scale of 8 bits for every 32 is 136 in 32. What moves as one, a tile, takes whole bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Element {
+    /// For each run of `per`.
+    pub bits: u32,
+    /// At least 1.
+    pub per: u32,
+}
+
+impl Element {
+    /// One byte a number.
+    pub const INT8: Element = Element { bits: 8, per: 1 };
+    /// Half a byte a number.
+    pub const INT4: Element = Element { bits: 4, per: 1 };
+    /// Two bytes a number.
+    pub const INT16: Element = Element { bits: 16, per: 1 };
+    /// Four bytes a number: accumulators.
+    pub const INT32: Element = Element { bits: 32, per: 1 };
+
+    /// Bytes of a tile of `count` numbers.
+    pub fn bytes(self, count: u64) -> u64 {
+        (count * u64::from(self.bits)).div_ceil(8 * u64::from(self.per))
+    }
+}
