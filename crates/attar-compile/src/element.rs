@@ -1,8 +1,12 @@
 //! How many bytes numbers take.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 /// How the numbers of a tensor are stored: `bits` bits for every run of `per` numbers along a row. int8 is 8 in 1, int4
 /// with a scale of 8 bits for every 32 is 136 in 32. What moves as one, a tile, takes whole bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Element {
     /// For each run of `per`.
     pub bits: u32,
@@ -23,5 +27,14 @@ impl Element {
     /// Bytes of a tile of `count` numbers.
     pub fn bytes(self, count: u64) -> u64 {
         (count * u64::from(self.bits)).div_ceil(8 * u64::from(self.per))
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.per {
+            1 => write!(f, "{} bits", self.bits),
+            per => write!(f, "{} bits for {per}", self.bits),
+        }
     }
 }

@@ -6,4 +6,54 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What does not fit, and where.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {}
+pub enum Error {
+    /// A kernel that means nothing.
+    #[error("kernel `{kernel}` {what}")]
+    Kernel {
+        /// Its name.
+        kernel: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A file that is no plan.
+    #[error("this is no plan file: it does not begin with `attarpln`")]
+    NoPlan,
+    /// A plan file that ends too soon.
+    #[error("the plan file has {found} bytes; its header alone takes {wanted}")]
+    PlanTruncated {
+        /// Bytes.
+        found: usize,
+        /// Bytes.
+        wanted: usize,
+    },
+    /// A plan file of another version of this tool.
+    #[error("the plan file is of version {found}; this tool reads version {wanted}")]
+    PlanVersion {
+        /// Its version.
+        found: u32,
+        /// Ours.
+        wanted: u32,
+    },
+    /// A plan file whose digest is not that of its contents.
+    #[error("the plan file's digest does not match its contents ({bytes} bytes): it was cut short or changed")]
+    PlanDamaged {
+        /// What is there.
+        bytes: usize,
+    },
+    /// A plan file with the right digest that does not read as a plan.
+    #[error("the plan file cannot be read: {why}")]
+    PlanMalformed {
+        /// As the decoder says.
+        why: String,
+    },
+    /// A plan that breaks a rule.
+    #[error("`{call}`, {statement}: {what}")]
+    Violation {
+        /// The call, or the plan's title.
+        call: String,
+        /// What it was about to do.
+        statement: String,
+        /// The rule.
+        what: crate::simulate::Violation,
+    },
+}

@@ -1,7 +1,16 @@
 //! Compiles a quantized graph for a device: fuses ops, tiles for SRAM, plans memory, and proves the plan.
 
+mod data;
 mod element;
 mod error;
+pub mod fixed;
+pub mod plan;
+pub mod program;
+pub mod reference;
+pub mod simulate;
 
+pub use data::{Data, Memory};
 pub use element::Element;
 pub use error::{Error, Result};
+pub use plan::Plan;
+pub use program::{Kernel, Program, Tensor, TensorId};

@@ -1,0 +1,224 @@
+//! The integer arithmetic of a device: what every plan computes, to the bit, however it is tiled.
+//!
+//! - A product accumulates in i32; a weight group's partial sum is multiplied by the integer scale of the group. Sums wrap,
+//!   so that their order cannot matter; [`crate::Program::check`] refuses products whose sum could.
+//! - Rescaling is `(x * multiplier + 2^(shift - 1)) >> shift` with a multiplier of 31 bits (Jacob et al. 2018, section 2.2,
+//!   with one rounding), then saturation.
+//! - Softmax works in base 2 with 8 fractional bits, keeps the running maximum as a whole exponent, and walks over keys in
+//!   canonical runs of [`RUN`] in ascending order (Milakov & Gimelshein 2018). What a run adds, and where the sums are
+//!   shifted down, is fixed by the run, not by the tile: a tile holds whole runs.
+//! - A norm's root is the integer square root of the exact sum of squares.
+
+use serde::{Deserialize, Serialize};
+
+/// How many keys an attention step takes at once: tiles of keys are multiples of it.
+pub const RUN: u64 = 32;
+
+/// Fractional bits of logits in base 2.
+const LOGIT_BITS: u32 = 8;
+
+/// Fractional bits of the cosines and sines of rotary tables.
+pub const ROTARY_BITS: u32 = 14;
+
+/// `round(x * multiplier / 2^shift)`, halves up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Rescale {
+    /// Signed, of at most 31 bits.
+    pub multiplier: i32,
+    /// From 1 to 62.
+    pub shift: u8,
+}
+
+impl Rescale {
+    /// The nearest to a factor. Factors below 2^-32 in magnitude become 0; `None` where a factor is 2^29 or more, or no
+    /// number.
+    pub fn new(factor: f64) -> Option<Rescale> {
+        if !factor.is_finite() || factor.abs() >= f64::from(1 << 29) {
+            return None;
+        }
+        let mut shift = 62u8;
+        while shift > 1 && (factor * (1u64 << shift) as f64).round().abs() >= f64::from(1u32 << 31) - 1.0 {
+            shift -= 1;
+        }
+        Some(Rescale { multiplier: (factor * (1u64 << shift) as f64).round() as i32, shift })
+    }
+
+    /// Of a number of 32 bits.
+    pub fn apply(self, x: i32) -> i64 {
+        (i64::from(x) * i64::from(self.multiplier) + (1 << (self.shift - 1))) >> self.shift
+    }
+}
+
+/// The nearest of `bits` bits, two's complement.
+pub fn saturate(x: i64, bits: u32) -> i32 {
+    let top = (1i64 << (bits - 1)) - 1;
+    x.clamp(-top - 1, top) as i32
+}
+
+/// `2^-(i / 256)` in 15 fractional bits.
+pub struct Exponential([u16; 256]);
+
+impl Default for Exponential {
+    fn default() -> Exponential {
+        // 2^(-1/256) in 63 fractional bits; powers by integer products, so that every machine has the same table.
+        const STEP: u128 = 9_198_432_556_164_277_331;
+        let mut power = 1u128 << 63;
+        Exponential(std::array::from_fn(|_| {
+            let entry = ((power + (1 << 47)) >> 48) as u16;
+            power = (power * STEP) >> 63;
+            entry
+        }))
+    }
+}
+
+impl Exponential {
+    /// `2^(-distance / 256)` in 7 fractional bits: 128 at 0.
+    fn weight(&self, distance: u32) -> i32 {
+        let (whole, part) = (distance >> LOGIT_BITS, distance & 0xff);
+        if whole >= 9 {
+            return 0;
+        }
+        ((i32::from(self.0[part as usize])) + (1 << (7 + whole))) >> (8 + whole)
+    }
+}
+
+/// A logit in base 2, from the product of query and key.
+pub fn logit(product: i32, rescale: Rescale) -> i32 {
+    rescale.apply(product).clamp(-(1 << 22), 1 << 22) as i32
+}
+
+/// The softmax of one query row while keys stream past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftmaxRow {
+    /// The running maximum, a whole exponent; meaningless while `sum` is 0.
+    pub exponent: i32,
+    /// Of the weights, in 7 fractional bits.
+    pub sum: i32,
+}
+
+impl SoftmaxRow {
+    /// No key seen.
+    pub const EMPTY: SoftmaxRow = SoftmaxRow { exponent: i32::MIN, sum: 0 };
+
+    /// Takes one run of logits (base 2, 8 fractional bits; `None` for a key that is not attended to), writes their weights
+    /// and moves `accumulators` down where the maximum rises.
+    pub fn take(
+        &mut self,
+        exponential: &Exponential,
+        logits: &[Option<i32>],
+        weights: &mut [i32],
+        accumulators: impl Iterator<Item = i32>,
+    ) -> Vec<i32> {
+        let Some(highest) = logits.iter().flatten().max() else {
+            weights.fill(0);
+            return accumulators.collect();
+        };
+        // The least whole exponent that is not below it.
+        let wanted = (highest + (1 << LOGIT_BITS) - 1) >> LOGIT_BITS;
+        let shift = if self.exponent == i32::MIN { 0 } else { (wanted - self.exponent).clamp(0, 31) as u32 };
+        self.exponent = self.exponent.max(wanted);
+        self.sum = shift_down(self.sum, shift);
+        for (weight, logit) in weights.iter_mut().zip(logits) {
+            *weight = logit.map_or(0, |logit| exponential.weight(((self.exponent << LOGIT_BITS) - logit) as u32));
+            self.sum += *weight;
+        }
+        accumulators.map(|x| shift_down(x, shift)).collect()
+    }
+
+    /// What an accumulator comes to: `accumulator / sum`, rescaled.
+    pub fn finish(self, accumulator: i32, rescale: Rescale) -> i64 {
+        let scaled = i128::from(accumulator) * i128::from(rescale.multiplier);
+        let divisor = i128::from(self.sum.max(1)) << rescale.shift;
+        (2 * scaled + divisor).div_euclid(2 * divisor) as i64
+    }
+}
+
+fn shift_down(x: i32, shift: u32) -> i32 {
+    match shift {
+        0 => x,
+        _ => ((i64::from(x) + (1 << (shift - 1))) >> shift) as i32,
+    }
+}
+
+/// `1 / sqrt(x)` as a multiplier of at most 31 bits and a shift: `multiplier / 2^shift`. Of 0 as of 1.
+pub fn inverse_root(x: u64) -> (u32, u32) {
+    let x = u128::from(x.max(1));
+    // 2^(2 shift) / x has 60 or 61 bits, its root 30 or 31.
+    let shift = (60 + (128 - x.leading_zeros())).div_ceil(2);
+    (((1u128 << (2 * shift)) / x).isqrt() as u32, shift)
+}
+
+/// One row of a norm: `x / sqrt(mean(x^2) + epsilon) * gain`, where `epsilon` is `width * epsilon / scale^2` of the row's
+/// scale and a gain is `gain * sqrt(width) / out_scale` in `gain_shift` fractional bits.
+pub fn norm_row(x: &[i32], epsilon: u64, gains: &[i32], gain_shift: u32, bits: u32) -> impl Iterator<Item = i32> {
+    let squares: u64 = x.iter().map(|x| i64::from(*x).pow(2) as u64).sum();
+    let (inverse, shift) = inverse_root(squares + epsilon);
+    let shift = shift + gain_shift;
+    x.iter().zip(gains).map(move |(x, gain)| {
+        let product = i128::from(*x) * i128::from(*gain) * i128::from(inverse);
+        let rounded = (product + (1 << (shift - 1))) >> shift;
+        saturate(rounded.clamp(i128::from(i32::MIN), i128::from(i32::MAX)) as i64, bits)
+    })
+}
+
+/// A rotary pair: turned by an angle whose cosine and sine have [`ROTARY_BITS`] fractional bits.
+pub fn rotate(first: i32, second: i32, cosine: i32, sine: i32) -> (i32, i32) {
+    let half = 1i64 << (ROTARY_BITS - 1);
+    let (a, b, c, s) = (i64::from(first), i64::from(second), i64::from(cosine), i64::from(sine));
+    (((a * c - b * s + half) >> ROTARY_BITS) as i32, ((b * c + a * s + half) >> ROTARY_BITS) as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rescaling_is_the_nearest_integer() {
+        for factor in [0.0, 1.0, -1.0, 0.3, 1e-5, -7.25e-8, 123.456, 5e8] {
+            let rescale = Rescale::new(factor).unwrap();
+            for x in [-2_000_000_000, -12345, -1, 0, 1, 77, 1 << 20, 2_000_000_000] {
+                let exact = f64::from(x) * factor;
+                let error = (rescale.apply(x) as f64 - exact).abs();
+                assert!(error <= 0.5 + exact.abs() * 1e-9 + f64::from(x).abs() / (1u64 << 32) as f64, "{x} * {factor}: {error}");
+            }
+        }
+        assert_eq!(Rescale::new(1e9), None);
+        assert_eq!(Rescale::new(f64::NAN), None);
+    }
+
+    #[test]
+    fn exponentials_are_the_nearest() {
+        let table = Exponential::default();
+        for i in 0..256 {
+            assert_eq!(table.0[i], (32768.0 * 2f64.powf(-(i as f64) / 256.0)).round() as u16, "{i}");
+        }
+    }
+
+    #[test]
+    fn an_inverse_root_has_30_bits() {
+        for x in [1, 2, 3, 10, 999, 1 << 20, (1 << 40) + 7, u64::MAX / 3] {
+            let (multiplier, shift) = inverse_root(x);
+            let exact = 1.0 / (x as f64).sqrt();
+            assert!((f64::from(multiplier) / 2f64.powi(shift as i32) / exact - 1.0).abs() < 1e-8, "{x}");
+        }
+    }
+
+    #[test]
+    fn softmax_comes_near_the_real_one() {
+        let exponential = Exponential::default();
+        let logits: Vec<i32> = (0..128).map(|i| (i * 7919) % 1500 - 300).collect();
+        let values: Vec<i32> = (0..128).map(|i| (i * 31) % 255 - 127).collect();
+        let mut row = SoftmaxRow::EMPTY;
+        let mut accumulator = 0;
+        for (logits, values) in logits.chunks(RUN as usize).zip(values.chunks(RUN as usize)) {
+            let mut weights = vec![0; logits.len()];
+            let logits: Vec<_> = logits.iter().copied().map(Some).collect();
+            accumulator = row.take(&exponential, &logits, &mut weights, [accumulator].into_iter())[0];
+            accumulator += weights.iter().zip(values).map(|(w, v)| w * v).sum::<i32>();
+        }
+        let real: Vec<f64> = logits.iter().map(|l| 2f64.powf(f64::from(*l) / 256.0)).collect();
+        let mean = real.iter().zip(&values).map(|(w, v)| w * f64::from(*v)).sum::<f64>() / real.iter().sum::<f64>();
+        let found = row.finish(accumulator, Rescale::new(1.0).unwrap());
+        assert!((found as f64 - mean).abs() < 1.5, "{found} is not {mean}");
+    }
+}

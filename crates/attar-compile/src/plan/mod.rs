@@ -1,0 +1,421 @@
+//! The plan: what every queue of a device does, as data.
+//!
+//! A [`Plan`] is a list of [`Call`]s of [`Body`]s. A body is written once for all kernels of the same shape; a call says
+//! which tensors it works on and where its buffers lie. A body is a nest of loops over tiles; its statements belong to four
+//! queues that run in order, each on its own:
+//!
+//! | queue | statements |
+//! |---|---|
+//! | activation loads, weight loads | `load`: fills the next slot of a buffer, once that is released |
+//! | compute | `wait` until a box is loaded, `release` what was loaded first; `open` the next slot of a result, once it is stored; all arithmetic |
+//! | stores | `store`: takes what compute has just finished |
+//!
+//! Between calls all queues wait for each other, except weight loads where the call says that their buffers are free.
+//! Coordinates are those of tensors throughout: a view names a box, and the machine checks that it was loaded.
+
+mod file;
+mod text;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Element,
+    fixed::Rescale,
+    program::{Epilogue, Role},
+};
+
+pub use file::{MAGIC, VERSION};
+
+/// Everything a device needs to run a program once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The device it was made for.
+    pub device: String,
+    /// What it computes: `prefill, seq 128`.
+    pub title: String,
+    /// Bytes of on-chip memory it was made for.
+    pub sram: u64,
+    /// Every buffer starts at a multiple of it.
+    pub align: u64,
+    /// All that lies in memory between kernels.
+    pub tensors: Vec<Placed>,
+    /// Code, each used by at least one call.
+    pub bodies: Vec<Body>,
+    /// In running order.
+    pub calls: Vec<Call>,
+}
+
+/// Which memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Space {
+    /// On the chip.
+    Sram,
+    /// Beside it.
+    Dram,
+    /// Behind it: read only.
+    Flash,
+}
+
+/// A tensor and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    /// As in the program.
+    pub name: String,
+    /// As in the program.
+    pub rows: u64,
+    /// As in the program.
+    pub columns: u64,
+    /// As in the program.
+    pub element: Element,
+    /// As in the program.
+    pub role: Role,
+    /// Where.
+    pub space: Space,
+    /// The first byte.
+    pub address: u64,
+    /// Rows and columns of the tiles that a weight is stored in: columns of tiles first, from the top. `None` by rows.
+    pub tile: Option<[u64; 2]>,
+}
+
+/// How a buffer is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Slots {
+    /// So many equal places in turn.
+    Ring(u64),
+    /// Boxes one behind the other, each at the next aligned byte; all are released together.
+    Packed,
+}
+
+/// A place of a body on the chip.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Buffer {
+    /// For people.
+    pub name: String,
+    /// All of it, a multiple of the plan's alignment for each slot.
+    pub bytes: u64,
+    /// How it is used.
+    pub slots: Slots,
+    /// How its numbers are stored.
+    pub element: Element,
+}
+
+/// The code of a kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Body {
+    /// For people.
+    pub name: String,
+    /// How many tensors a call gives.
+    pub operands: u32,
+    /// Its places on the chip.
+    pub buffers: Vec<Buffer>,
+    /// What to do.
+    pub code: Vec<Statement>,
+}
+
+/// A body at work on tensors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// The kernel's name.
+    pub name: String,
+    /// Which body.
+    pub body: u32,
+    /// Which tensors.
+    pub operands: Vec<Operand>,
+    /// The first byte of every buffer.
+    pub offsets: Vec<u64>,
+    /// Whether weight loads wait for the calls before: not where their buffers were free.
+    pub fence_weights: bool,
+}
+
+/// A tensor, from a row on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operand {
+    /// Index into the plan's tensors.
+    pub tensor: u32,
+    /// Its row 0.
+    pub row: u64,
+}
+
+/// A range of rows or columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Span {
+    /// Always the same.
+    Fixed {
+        /// The first.
+        start: u64,
+        /// How many.
+        length: u64,
+    },
+    /// The tile that a loop is at, every step of it `unit` wide.
+    Tile {
+        /// Which loop.
+        variable: u8,
+        /// Added to the start.
+        base: u64,
+        /// Multiplies start and length.
+        unit: u64,
+    },
+}
+
+impl Span {
+    /// The tile of a loop.
+    pub fn tile(variable: u8) -> Span {
+        Span::Tile { variable, base: 0, unit: 1 }
+    }
+
+    /// From the start.
+    pub fn all(length: u64) -> Span {
+        Span::Fixed { start: 0, length }
+    }
+}
+
+/// A box of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Region {
+    /// Rows.
+    pub rows: Span,
+    /// Columns.
+    pub columns: Span,
+}
+
+/// A box in on-chip memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct View {
+    /// Where.
+    pub place: Place,
+    /// In the coordinates of the tensor that lies there.
+    pub region: Region,
+}
+
+/// Where on the chip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Place {
+    /// What a buffer holds.
+    Buffer(u32),
+    /// An operand that is kept on the chip.
+    Operand(u32),
+}
+
+/// What a loop goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Extent {
+    /// From 0 to a count.
+    Count(u64),
+    /// The keys that the rows of an outer loop's tile see.
+    Keys {
+        /// Which loop.
+        rows: u8,
+        /// Keys before the first row's own.
+        past: u64,
+        /// How many keys a row sees.
+        window: Option<u64>,
+    },
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Statement {
+    /// `for variable in extent by tile`. The last tile may be smaller.
+    Loop {
+        /// Unique along the nest.
+        variable: u8,
+        /// Steps in all.
+        extent: Extent,
+        /// Steps in a tile.
+        tile: u64,
+        /// The first tile and the one behind the last, of those that the extent has.
+        tiles: [u64; 2],
+        /// Done for each tile.
+        body: Vec<Statement>,
+    },
+    /// Into the next slot of a buffer, or behind what it holds.
+    Load {
+        /// Where to.
+        buffer: u32,
+        /// Where from.
+        operand: u32,
+        /// What.
+        region: Region,
+    },
+    /// Until a box is loaded.
+    Wait {
+        /// Where.
+        buffer: u32,
+        /// What.
+        region: Region,
+    },
+    /// The slot of a ring that was loaded first, or all of a packed buffer, may be filled again.
+    Release {
+        /// Which.
+        buffer: u32,
+    },
+    /// The next slot of a buffer takes the place of the one before, for a box of a result. Nothing is written yet.
+    Open {
+        /// Which.
+        buffer: u32,
+        /// What it will hold.
+        region: Region,
+    },
+    /// From what was opened last to the tensors that stand side by side.
+    Store {
+        /// Where from.
+        buffer: u32,
+        /// Where to: operands and the first column of each.
+        operands: Vec<(u32, u64)>,
+        /// What, in the columns of all of them.
+        region: Region,
+    },
+    /// Arithmetic.
+    Compute(Compute),
+}
+
+/// Arithmetic on boxes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Compute {
+    /// `sums[m, n] += x[m, k] w[n, k]^T`, from zero in the first step of `first`.
+    Multiply {
+        /// int8.
+        x: View,
+        /// Codes.
+        w: View,
+        /// int32.
+        sums: View,
+        /// The loop over `k`; without one there is one step.
+        first: Option<u8>,
+    },
+    /// `out = epilogue(sums)`.
+    Finish {
+        /// int32.
+        sums: View,
+        /// Of the columns.
+        columns: View,
+        /// Residual or rotary table.
+        beside: Option<View>,
+        /// The result.
+        out: View,
+        /// How.
+        finish: Finish,
+    },
+    /// Rows of a norm.
+    Norm {
+        /// int16.
+        x: View,
+        /// int32.
+        gains: View,
+        /// int8.
+        out: View,
+        /// See [`crate::program::Norm`].
+        epsilon: u64,
+        /// See [`crate::program::Norm`].
+        gain_shift: u32,
+    },
+    /// `sums` and `softmax` of query rows take the keys and values of a tile.
+    Attend {
+        /// `[tokens, group * head]`.
+        query: View,
+        /// `[keys, head]`.
+        key: View,
+        /// `[keys, head]`.
+        value: View,
+        /// int32, like `query`.
+        sums: View,
+        /// Exponent and sum of every token and head of the group: `[tokens, 2 * group]` int32.
+        softmax: View,
+        /// How.
+        attend: Attend,
+    },
+    /// `out = sums / softmax`.
+    Attended {
+        /// As before.
+        sums: View,
+        /// As before.
+        softmax: View,
+        /// int8.
+        out: View,
+        /// Columns of a head.
+        head: u64,
+        /// To the output.
+        rescale: Rescale,
+    },
+}
+
+/// The constants of an attention step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attend {
+    /// Columns of a head.
+    pub head: u64,
+    /// Keys before the first row's own.
+    pub past: u64,
+    /// How many keys a row sees.
+    pub window: Option<u64>,
+    /// To logits in base 2.
+    pub logits: Rescale,
+    /// The loop over keys, in whose first step sums begin at zero; without one there is one step.
+    pub first: Option<u8>,
+}
+
+/// What [`Compute::Finish`] does: [`Epilogue`] without its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Finish {
+    /// [`Epilogue::Rescale`].
+    Rescale,
+    /// [`Epilogue::Add`].
+    Add,
+    /// [`Epilogue::Rotary`].
+    Rotary {
+        /// Columns of a head.
+        head: u64,
+        /// How many columns are turned.
+        turned: u64,
+        /// From int16 to int8, with the end of each range of columns.
+        ranges: Vec<(u64, Rescale)>,
+    },
+    /// [`Epilogue::Gated`].
+    Gated {
+        /// Of gate codes.
+        table: Vec<i16>,
+        /// To the output.
+        rescale: Rescale,
+    },
+}
+
+impl From<&Epilogue> for Finish {
+    fn from(epilogue: &Epilogue) -> Finish {
+        match epilogue {
+            Epilogue::Rescale => Finish::Rescale,
+            Epilogue::Add { .. } => Finish::Add,
+            Epilogue::Rotary { head, turned, ranges, .. } => {
+                Finish::Rotary { head: *head, turned: *turned, ranges: ranges.clone() }
+            }
+            Epilogue::Gated { table, rescale } => Finish::Gated { table: table.clone(), rescale: *rescale },
+        }
+    }
+}
+
+impl Finish {
+    /// Accumulator columns for each column of the result.
+    pub fn pairs(&self) -> u64 {
+        match self {
+            Finish::Gated { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+impl Placed {
+    /// Bytes it takes where it lies.
+    pub fn bytes(&self) -> u64 {
+        match self.tile {
+            None => self.element.bytes(self.columns) * self.rows,
+            Some([rows, columns]) => {
+                let (full, rest) = (self.rows / rows, self.rows % rows);
+                let across = |rows: u64| {
+                    let whole = self.columns / columns * self.element.bytes(rows * columns);
+                    whole + self.element.bytes(rows * (self.columns % columns))
+                };
+                full * across(rows) + across(rest)
+            }
+        }
+    }
+}
+

@@ -1,0 +1,351 @@
+//! A model as integer kernels over matrices: what a plan computes, before anything is tiled or placed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Element, Error, Result,
+    fixed::{RUN, Rescale},
+};
+
+/// Index of a [`Tensor`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TensorId(pub u32);
+
+/// What a tensor is to its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// Written by the caller before every run.
+    Input,
+    /// Read by the caller after every run.
+    Output,
+    /// Made and read within a run.
+    Scratch,
+    /// Kept between runs: keys and values.
+    State,
+    /// Codes of a weight `[out, in]`, stored tile by tile in the order of use.
+    Weight,
+    /// Anything else that never changes, stored by rows.
+    Constant,
+}
+
+/// A matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Unique in its program.
+    pub name: String,
+    /// Rows; a weight's are its outputs.
+    pub rows: u64,
+    /// Numbers in a row.
+    pub columns: u64,
+    /// How numbers are stored.
+    pub element: Element,
+    /// What it is for.
+    pub role: Role,
+}
+
+impl Tensor {
+    /// Bytes of all of it, by rows.
+    pub fn bytes(&self) -> u64 {
+        self.element.bytes(self.columns) * self.rows
+    }
+}
+
+/// How an output column of a product becomes a number: 9 bytes as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Column {
+    /// Applied to accumulator and bias.
+    pub rescale: Rescale,
+    /// Added to the accumulator.
+    pub bias: i32,
+}
+
+impl Column {
+    /// As stored: multiplier, bias, shift, little-endian.
+    pub const ELEMENT: Element = Element { bits: 72, per: 1 };
+}
+
+/// A tensor, or the part of it from a row on, that stands for some columns of a kernel's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// Which.
+    pub tensor: TensorId,
+    /// Where the kernel's first row goes.
+    pub row: u64,
+}
+
+/// What happens to the accumulators of a product.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Epilogue {
+    /// Rescaled to the output's element.
+    Rescale,
+    /// Rescaled, added to a residual of the output's shape and element.
+    Add {
+        /// int16, on the output's scale.
+        residual: TensorId,
+    },
+    /// Rescaled to int16, turned by position, rescaled to int8. The first `turned` columns are turned, in pairs
+    /// `(i, i + head / 2)` of every head.
+    Rotary {
+        /// `[positions, head]` int16: cosines of a position, then sines, each `head / 2`.
+        table: TensorId,
+        /// The position of the first row.
+        position: u64,
+        /// Columns of a head.
+        head: u64,
+        /// A multiple of `head`.
+        turned: u64,
+        /// From int16 to int8: for the queries', keys' and values' columns, with the end of each.
+        ranges: Vec<(u64, Rescale)>,
+    },
+    /// Two products at once: the weight's rows `2j` and `2j + 1` are gate and up of output `j`. The gate is rescaled to
+    /// [`Epilogue::GATE_BITS`] bits and looked up, up to int16; their product is rescaled to the output.
+    Gated {
+        /// `silu` of every gate code, from the lowest, in int16.
+        table: Vec<i16>,
+        /// From `table[gate] * up` to the output.
+        rescale: Rescale,
+    },
+}
+
+impl Epilogue {
+    /// Bits of a gate code.
+    pub const GATE_BITS: u32 = 10;
+
+    /// Outputs for each accumulator column.
+    fn pairs(&self) -> u64 {
+        match self {
+            Epilogue::Gated { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// `out = epilogue(x weight^T)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// `[m, k]` int8.
+    pub x: TensorId,
+    /// `[n, k]`.
+    pub weight: TensorId,
+    /// `[1, n]` of [`Column`].
+    pub columns: TensorId,
+    /// Side by side.
+    pub out: Vec<Part>,
+    /// What becomes of an accumulator.
+    pub epilogue: Epilogue,
+}
+
+/// Root mean square norm of int16 rows (Zhang & Sennrich 2019).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// `[m, d]` int16.
+    pub x: TensorId,
+    /// `[1, d]` int32.
+    pub gains: TensorId,
+    /// `[m, d]` int8.
+    pub out: TensorId,
+    /// `d * epsilon / scale^2` of `x`.
+    pub epsilon: u64,
+    /// Fractional bits of the gains.
+    pub gain_shift: u32,
+}
+
+/// Causal attention; a key head serves `heads / key_heads` query heads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// `[m, heads * head]` int8.
+    pub query: TensorId,
+    /// `[past + m or more, 2 * key_heads * head]` int8: all key heads, then all value heads.
+    pub state: TensorId,
+    /// `[m, heads * head]` int8.
+    pub out: TensorId,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub key_heads: u64,
+    /// Columns of a head.
+    pub head: u64,
+    /// Rows of the state before the first query's own.
+    pub past: u64,
+    /// How many positions a query sees, itself included.
+    pub window: Option<u64>,
+    /// From products to logits in base 2.
+    pub logits: Rescale,
+    /// From weighted means of values to the output.
+    pub rescale: Rescale,
+}
+
+/// `down(gated(x)) + residual` in one: the inner activations never leave the chip.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mlp {
+    /// With [`Epilogue::Gated`]; its output tensor is what stays on the chip.
+    pub gated: Linear,
+    /// Reads it.
+    pub down: Linear,
+}
+
+/// One step of a program.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kernel {
+    /// A norm.
+    Norm(Norm),
+    /// A product.
+    Linear(Linear),
+    /// Attention.
+    Attention(Attention),
+    /// A gated unit.
+    Mlp(Mlp),
+}
+
+impl Kernel {
+    /// The tensors it reads, in the order of its operands.
+    pub fn reads(&self) -> Vec<TensorId> {
+        match self {
+            Kernel::Norm(norm) => vec![norm.x, norm.gains],
+            Kernel::Linear(linear) => linear.reads(),
+            Kernel::Attention(attention) => vec![attention.query, attention.state],
+            Kernel::Mlp(mlp) => {
+                let inner = mlp.gated.out[0].tensor;
+                mlp.gated.reads().into_iter().chain(mlp.down.reads().into_iter().filter(|id| *id != inner)).collect()
+            }
+        }
+    }
+
+    /// The tensors it writes.
+    pub fn writes(&self) -> Vec<TensorId> {
+        match self {
+            Kernel::Norm(norm) => vec![norm.out],
+            Kernel::Linear(linear) => linear.out.iter().map(|part| part.tensor).collect(),
+            Kernel::Attention(attention) => vec![attention.out],
+            Kernel::Mlp(mlp) => mlp.down.out.iter().map(|part| part.tensor).collect(),
+        }
+    }
+}
+
+impl Linear {
+    fn reads(&self) -> Vec<TensorId> {
+        let mut ids = vec![self.x, self.weight, self.columns];
+        match &self.epilogue {
+            Epilogue::Add { residual } => ids.push(*residual),
+            Epilogue::Rotary { table, .. } => ids.push(*table),
+            Epilogue::Rescale | Epilogue::Gated { .. } => {}
+        }
+        ids
+    }
+}
+
+/// Kernels in running order over tensors.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Program {
+    /// All of them.
+    pub tensors: Vec<Tensor>,
+    /// Each with its name.
+    pub kernels: Vec<(String, Kernel)>,
+}
+
+impl Program {
+    /// Adds a tensor.
+    pub fn tensor(&mut self, name: impl Into<String>, [rows, columns]: [u64; 2], element: Element, role: Role) -> TensorId {
+        self.tensors.push(Tensor { name: name.into(), rows, columns, element, role });
+        TensorId(self.tensors.len() as u32 - 1)
+    }
+
+    /// Adds a kernel at the end.
+    pub fn kernel(&mut self, name: impl Into<String>, kernel: Kernel) {
+        self.kernels.push((name.into(), kernel));
+    }
+
+    /// One tensor.
+    pub fn get(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0 as usize]
+    }
+
+    /// `[m, k, n]` of a product; `n` counts accumulator columns.
+    pub fn product(&self, linear: &Linear) -> [u64; 3] {
+        let weight = self.get(linear.weight);
+        [self.get(linear.x).rows, weight.columns, weight.rows]
+    }
+
+    /// Multiply-accumulates of a kernel that no plan can leave out.
+    pub fn macs(&self, kernel: &Kernel) -> u64 {
+        match kernel {
+            Kernel::Norm(_) => 0,
+            Kernel::Linear(linear) => self.product(linear).iter().product(),
+            Kernel::Attention(attention) => {
+                let rows = self.get(attention.query).rows;
+                let seen: u64 = (0..rows).map(|row| attention.keys(row).1 - attention.keys(row).0).sum();
+                2 * seen * attention.heads * attention.head
+            }
+            Kernel::Mlp(mlp) => [&mlp.gated, &mlp.down].iter().map(|l| self.product(l).iter().product::<u64>()).sum(),
+        }
+    }
+
+    /// Whether shapes agree, sums fit 32 bits, and every kernel reads what is there.
+    pub fn check(&self) -> Result<()> {
+        let mut written: Vec<bool> = self.tensors.iter().map(|t| t.role != Role::Scratch && t.role != Role::Output).collect();
+        for (name, kernel) in &self.kernels {
+            let wrong = |what: &'static str| Error::Kernel { kernel: name.clone(), what };
+            if kernel.reads().iter().any(|id| !written[id.0 as usize]) {
+                return Err(wrong("reads what no kernel before it writes"));
+            }
+            match kernel {
+                Kernel::Norm(norm) => self.check_norm(norm),
+                Kernel::Linear(linear) => self.check_linear(linear),
+                Kernel::Attention(attention) => self.check_attention(attention),
+                Kernel::Mlp(mlp) => self.check_linear(&mlp.gated).or(self.check_linear(&mlp.down)),
+            }
+            .map_or(Ok(()), |what| Err(wrong(what)))?;
+            kernel.writes().iter().for_each(|id| written[id.0 as usize] = true);
+        }
+        Ok(())
+    }
+
+    fn check_norm(&self, norm: &Norm) -> Option<&'static str> {
+        let [x, gains, out] = [norm.x, norm.gains, norm.out].map(|id| self.get(id));
+        (x.columns != gains.columns || x.columns != out.columns || x.rows != out.rows).then_some("has operands of other shapes")
+    }
+
+    fn check_linear(&self, linear: &Linear) -> Option<&'static str> {
+        let ([m, k, n], weight) = (self.product(linear), self.get(linear.weight));
+        let columns: u64 = linear.out.iter().map(|part| self.get(part.tensor).columns).sum();
+        let rows = linear.out.iter().all(|part| part.row + m <= self.get(part.tensor).rows);
+        if self.get(linear.x).columns != k || columns * linear.epilogue.pairs() != n || !rows || self.get(linear.columns).columns != n
+        {
+            return Some("has operands of other shapes");
+        }
+        // int8 activations, codes of half the bits of a run, scales of up to 7 bits where groups have them.
+        let code = 1u64 << (weight.element.bits / weight.element.per).saturating_sub(1);
+        let scale = if weight.element.per > 1 { 127 } else { 1 };
+        (k * 128 * code * scale >= 1 << 31).then_some("could overflow its accumulators of 32 bits")
+    }
+
+    fn check_attention(&self, attention: &Attention) -> Option<&'static str> {
+        let (query, state, out) = (self.get(attention.query), self.get(attention.state), self.get(attention.out));
+        let Attention { heads, key_heads, head, past, .. } = attention;
+        let fits = query.columns == heads * head
+            && state.columns == 2 * key_heads * head
+            && (out.rows, out.columns) == (query.rows, query.columns)
+            && *key_heads > 0
+            && heads % key_heads == 0
+            && past + query.rows <= state.rows;
+        (!fits).then_some("has operands of other shapes")
+    }
+}
+
+impl Attention {
+    /// The keys that query row `row` sees: from, to.
+    pub fn keys(&self, row: u64) -> (u64, u64) {
+        let to = self.past + row + 1;
+        (self.window.map_or(0, |window| to.saturating_sub(window)), to)
+    }
+
+    /// Query heads of a key head.
+    pub fn group(&self) -> u64 {
+        self.heads / self.key_heads
+    }
+
+    /// Keys in runs, for the rows from `first` on of which the last is `last`: from, to, multiples of [`RUN`] except at the end.
+    pub fn runs(&self, first: u64, last: u64) -> (u64, u64) {
+        (self.keys(first).0 / RUN * RUN, self.keys(last).1)
+    }
+}

@@ -1,0 +1,147 @@
+//! The meaning of a program: every kernel as plain loops over whole matrices, untiled. It shares the arithmetic of
+//! [`crate::fixed`] with the simulator, and nothing else.
+
+use crate::{
+    Program,
+    data::{Data, Memory},
+    fixed::{self, Exponential, RUN, SoftmaxRow, saturate},
+    program::{Attention, Epilogue, Kernel, Linear, Norm, Part},
+};
+
+/// Runs a program: reads and writes `memory`.
+pub fn run(program: &Program, memory: &mut Memory) {
+    for (_, kernel) in &program.kernels {
+        match kernel {
+            Kernel::Norm(n) => norm(program, n, memory),
+            Kernel::Linear(l) => linear(program, l, memory),
+            Kernel::Attention(a) => attention(program, a, memory),
+            Kernel::Mlp(mlp) => {
+                linear(program, &mlp.gated, memory);
+                linear(program, &mlp.down, memory);
+            }
+        }
+    }
+}
+
+fn norm(program: &Program, norm: &Norm, memory: &mut Memory) {
+    let width = program.get(norm.x).columns as usize;
+    let gains = memory.get(norm.gains).numbers();
+    let rows = memory.get(norm.x).numbers().chunks(width);
+    let out = rows.flat_map(|row| fixed::norm_row(row, norm.epsilon, gains, norm.gain_shift, 8)).collect();
+    memory.set(norm.out, Data::Numbers(out));
+}
+
+/// `x weight^T` with the scales of groups, `[m, n]`.
+fn accumulate(program: &Program, linear: &Linear, memory: &Memory) -> Vec<i32> {
+    let [m, k, n] = program.product(linear).map(|d| d as usize);
+    let Data::Weight { codes, scales } = memory.get(linear.weight) else { panic!("a weight holds codes") };
+    let group = match scales.is_empty() {
+        true => k,
+        false => program.get(linear.weight).element.per as usize,
+    };
+    let x = memory.get(linear.x).numbers();
+    let mut out = vec![0i32; m * n];
+    for j in 0..n {
+        let row: Vec<i32> = codes[j * k..][..k].iter().map(|c| i32::from(*c)).collect();
+        for i in 0..m {
+            let parts = x[i * k..][..k].chunks(group).zip(row.chunks(group)).enumerate();
+            out[i * n + j] = parts.fold(0i32, |sum, (g, (x, w))| {
+                let part = x.iter().zip(w).fold(0i32, |sum, (x, w)| sum.wrapping_add(x * w));
+                let scale = scales.get(j * k.div_ceil(group) + g).map_or(1, |s| i32::from(*s));
+                sum.wrapping_add(part.wrapping_mul(scale))
+            });
+        }
+    }
+    out
+}
+
+fn linear(program: &Program, linear: &Linear, memory: &mut Memory) {
+    let [m, _, n] = program.product(linear).map(|d| d as usize);
+    let accumulators = accumulate(program, linear, memory);
+    let Data::Columns(columns) = memory.get(linear.columns) else { panic!("columns hold rescalings") };
+    let rescaled = |i: usize, j: usize| columns[j].rescale.apply(accumulators[i * n + j].wrapping_add(columns[j].bias));
+    let bits = program.get(linear.out[0].tensor).element.bits;
+    let out: Vec<i32> = match &linear.epilogue {
+        Epilogue::Rescale => pairs(m, n).map(|(i, j)| saturate(rescaled(i, j), bits)).collect(),
+        Epilogue::Add { residual } => {
+            let residual = memory.get(*residual).numbers();
+            pairs(m, n).map(|(i, j)| saturate(rescaled(i, j) + i64::from(residual[i * n + j]), bits)).collect()
+        }
+        Epilogue::Rotary { table, position, head, turned, ranges } => {
+            let (half, table) = (*head as usize / 2, memory.get(*table).numbers());
+            let wide = |i: usize, j: usize| saturate(rescaled(i, j), 16);
+            pairs(m, n)
+                .map(|(i, j)| {
+                    let (within, row) = (j % (2 * half), &table[(*position as usize + i) * 2 * half..][..2 * half]);
+                    let turn = |first: usize, at: usize| fixed::rotate(wide(i, first), wide(i, first + half), row[at], row[half + at]);
+                    let value = match (j < *turned as usize, within < half) {
+                        (false, _) => wide(i, j),
+                        (true, true) => turn(j, within).0,
+                        (true, false) => turn(j - half, within - half).1,
+                    };
+                    let range = ranges.iter().find(|(end, _)| j < *end as usize).expect("ranges cover all columns");
+                    saturate(range.1.apply(value), 8)
+                })
+                .collect()
+        }
+        Epilogue::Gated { table, rescale } => pairs(m, n / 2)
+            .map(|(i, j)| {
+                let gate = saturate(rescaled(i, 2 * j), Epilogue::GATE_BITS) + (1 << (Epilogue::GATE_BITS - 1));
+                let up = saturate(rescaled(i, 2 * j + 1), 16);
+                saturate(rescale.apply(i32::from(table[gate as usize]) * up), bits)
+            })
+            .collect(),
+    };
+    spread(program, &linear.out, &out, m, memory);
+}
+
+fn pairs(m: usize, n: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..m).flat_map(move |i| (0..n).map(move |j| (i, j)))
+}
+
+/// Writes `[m, ..]` to the tensors that stand side by side.
+fn spread(program: &Program, parts: &[Part], out: &[i32], m: usize, memory: &mut Memory) {
+    let width = out.len() / m;
+    let mut first = 0;
+    for part in parts {
+        let columns = program.get(part.tensor).columns as usize;
+        let target = memory.numbers_mut(part.tensor);
+        for i in 0..m {
+            target[(part.row as usize + i) * columns..][..columns].copy_from_slice(&out[i * width + first..][..columns]);
+        }
+        first += columns;
+    }
+}
+
+fn attention(program: &Program, attention: &Attention, memory: &mut Memory) {
+    let exponential = Exponential::default();
+    let (rows, head) = (program.get(attention.query).rows, attention.head as usize);
+    let (query, state) = (memory.get(attention.query).numbers(), memory.get(attention.state).numbers());
+    let (width, state_width) = (attention.heads as usize * head, 2 * attention.key_heads as usize * head);
+    let mut out = vec![0; rows as usize * width];
+    for row in 0..rows {
+        for h in 0..attention.heads as usize {
+            let key_head = h / attention.group() as usize;
+            let q = &query[row as usize * width + h * head..][..head];
+            let key = |j: u64| &state[j as usize * state_width + key_head * head..][..head];
+            let value = |j: u64| &state[j as usize * state_width + (attention.key_heads as usize + key_head) * head..][..head];
+            let (from, to) = attention.keys(row);
+            let (mut softmax, mut sums) = (SoftmaxRow::EMPTY, vec![0i32; head]);
+            for run in (from / RUN * RUN..to).step_by(RUN as usize) {
+                let seen = run..(run + RUN).min(to);
+                let logits: Vec<Option<i32>> = seen
+                    .clone()
+                    .map(|j| (j >= from).then(|| fixed::logit(q.iter().zip(key(j)).map(|(q, k)| q * k).sum(), attention.logits)))
+                    .collect();
+                let mut weights = vec![0; logits.len()];
+                sums = softmax.take(&exponential, &logits, &mut weights, sums.into_iter());
+                for (j, weight) in seen.zip(weights) {
+                    sums.iter_mut().zip(value(j)).for_each(|(sum, v)| *sum += weight * v);
+                }
+            }
+            let place = &mut out[row as usize * width + h * head..][..head];
+            place.iter_mut().zip(sums).for_each(|(o, sum)| *o = saturate(softmax.finish(sum, attention.rescale), 8));
+        }
+    }
+    memory.set(attention.out, Data::Numbers(out));
+}

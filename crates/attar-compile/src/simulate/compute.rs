@@ -1,0 +1,472 @@
+//! The arithmetic of tiles: small loops of their own, over bytes on the chip.
+
+use super::{Box, COMPUTE, Found, Simulator, Terms};
+use crate::{
+    data,
+    fixed::{self, RUN, Rescale, SoftmaxRow, saturate},
+    plan::{Attend, Body, Call, Compute, Finish, Place, View},
+    program::{Column, Epilogue},
+    simulate::Violation,
+};
+
+type Checked<T = ()> = Result<T, Violation>;
+
+impl Simulator<'_, '_> {
+    pub(super) fn compute(&mut self, call: &Call, body: &Body, compute: &Compute) -> Checked {
+        self.clocks[COMPUTE][COMPUTE] += 1;
+        let cycles = match compute {
+            Compute::Multiply { x, w, sums, first } => self.multiply(call, body, [x, w, sums], *first)?,
+            Compute::Finish { sums, columns, beside, out, finish } => {
+                self.finish(call, body, [sums, columns, out], beside.as_ref(), finish)?
+            }
+            Compute::Norm { x, gains, out, epsilon, gain_shift } => {
+                self.norm(call, body, [x, gains, out], *epsilon, *gain_shift)?
+            }
+            Compute::Attend { query, key, value, sums, softmax, attend } => {
+                self.attend(call, body, [query, key, value, sums, softmax], attend)?
+            }
+            Compute::Attended { sums, softmax, out, head, rescale } => {
+                self.attended(call, body, [sums, softmax, out], *head, *rescale)?
+            }
+        };
+        let start = self.times[COMPUTE];
+        self.times[COMPUTE] += cycles;
+        self.trace.compute += cycles;
+        self.event(COMPUTE, start, start + cycles);
+        Ok(())
+    }
+
+    fn reads(&mut self, found: &Found) -> Checked {
+        let clock = self.clocks[COMPUTE];
+        for run in found.runs() {
+            self.trace.sram_bytes += run.length;
+            self.chip.read(&found.name, COMPUTE, &clock, run)?;
+        }
+        Ok(())
+    }
+
+    fn writes(&mut self, found: &Found) -> Checked {
+        let clock = self.clocks[COMPUTE];
+        for run in found.runs() {
+            self.trace.sram_bytes += run.length;
+            self.chip.write(&found.name, COMPUTE, &clock, run)?;
+        }
+        Ok(())
+    }
+
+    fn all(&self, found: &Found) -> Vec<i32> {
+        self.numbers(found, &found.region)
+    }
+
+    fn put(&mut self, found: &Found, numbers: &[i32]) {
+        let bytes = (found.bits / 8) as usize;
+        for (row, numbers) in numbers.chunks(found.region.width() as usize).enumerate() {
+            let at = (found.start + row as u64 * found.stride) as usize;
+            for (place, number) in self.chip.bytes[at..].chunks_exact_mut(bytes).zip(numbers) {
+                place.copy_from_slice(&number.to_le_bytes()[..bytes]);
+            }
+        }
+    }
+
+    /// What is known of the sums that lie in a view.
+    fn terms(&mut self, call: &Call, body: &Body, view: &View) -> Checked<&mut Vec<Terms>> {
+        let region = self.region(&view.region);
+        match view.place {
+            Place::Operand(operand) => {
+                let (of, _) = self.tensor(call, operand)?;
+                Ok(&mut self.kept[of.tensor as usize])
+            }
+            Place::Buffer(buffer) => {
+                self.slot(body, buffer, &region)?;
+                let held = &mut self.buffers[buffer as usize].held;
+                let slot = held.iter_mut().rev().find(|slot| slot.region.contains(&region)).expect("it was found above");
+                Ok(&mut slot.sums)
+            }
+        }
+    }
+
+    /// Terms `range` of `wanted` are added to the sums at `place`; all before them are gone if these come `first`.
+    fn add_terms(
+        &mut self,
+        call: &Call,
+        body: &Body,
+        sums: &View,
+        place: Box,
+        range: [u64; 2],
+        wanted: [u64; 2],
+        first: bool,
+    ) -> Checked {
+        let all = self.terms(call, body, sums)?;
+        if first {
+            all.retain(|terms| terms.place != place);
+            all.push(Terms { place, found: vec![range], wanted });
+            return Ok(());
+        }
+        let Some(terms) = all.iter_mut().find(|terms| terms.place == place) else {
+            return Err(Violation::Terms { found: vec![range], wanted, why: "they are added to nothing" });
+        };
+        if terms.found.iter().any(|[from, to]| *from < range[1] && range[0] < *to) {
+            return Err(Violation::Terms { found: vec![range], wanted, why: "they are added twice" });
+        }
+        terms.wanted = [terms.wanted[0].min(wanted[0]), terms.wanted[1].max(wanted[1])];
+        terms.found.push(range);
+        terms.found.sort();
+        terms.found.dedup_by(|next, before| {
+            let touch = before[1] == next[0];
+            if touch {
+                before[1] = next[1];
+            }
+            touch
+        });
+        Ok(())
+    }
+
+    /// The sums at `place` are complete.
+    fn take_terms(&mut self, call: &Call, body: &Body, sums: &View, place: Box) -> Checked {
+        let all = self.terms(call, body, sums)?;
+        let at = all.iter().position(|terms| terms.place == place);
+        let terms = at.map(|at| all.swap_remove(at));
+        match terms {
+            Some(terms) if terms.found == [terms.wanted] => Ok(()),
+            Some(Terms { found, wanted, .. }) => Err(Violation::Terms { found, wanted, why: "some are missing" }),
+            None => Err(Violation::Terms { found: Vec::new(), wanted: place.columns, why: "no sums of this box are there" }),
+        }
+    }
+
+    /// `first` is true in the first step of a loop, and where there is no loop.
+    fn is_first(&self, first: Option<u8>) -> bool {
+        first.is_none_or(|variable| self.tiles[variable as usize].index == 0)
+    }
+
+    fn multiply(&mut self, call: &Call, body: &Body, [x, w, sums]: [&View; 3], first: Option<u8>) -> Checked<u64> {
+        let (x, sums_at, first) = (self.find(call, body, x)?, self.find(call, body, sums)?, self.is_first(first));
+        let Place::Buffer(buffer) = w.place else {
+            return Err(Violation::Index { what: "buffer of weights", index: 0, count: 0 });
+        };
+        let w_region = self.region(&w.region);
+        let slot = self.slot(body, buffer, &w_region)?;
+        if slot.region != w_region {
+            let place = body.buffers[buffer as usize].name.clone();
+            return Err(Violation::NotThere { place, rows: w_region.rows, columns: w_region.columns });
+        }
+        let bytes = slot.bytes;
+        agree("the depth", x.region.columns, w_region.columns)?;
+        agree("rows", x.region.rows, sums_at.region.rows)?;
+        agree("columns", w_region.rows, sums_at.region.columns)?;
+        let depth = self.depth(call, body, buffer);
+        self.add_terms(call, body, sums, sums_at.region, w_region.columns, [0, depth], first)?;
+        self.reads(&x)?;
+        let clock = self.clocks[COMPUTE];
+        self.trace.sram_bytes += bytes.length;
+        self.chip.read(&body.buffers[buffer as usize].name, COMPUTE, &clock, bytes)?;
+        if !first {
+            self.reads(&sums_at)?;
+        }
+        self.writes(&sums_at)?;
+        let (m, n, k) = (x.region.height(), w_region.height(), w_region.width());
+        self.trace.macs += m * n * k;
+        if self.memory.is_some() {
+            let element = body.buffers[buffer as usize].element;
+            let packed = &self.chip.bytes[bytes.start as usize..][..bytes.length as usize];
+            let products = multiplied(&self.all(&x), packed, element, [m as usize, n as usize, k as usize]);
+            let before = if first { vec![0; products.len()] } else { self.all(&sums_at) };
+            let after: Vec<i32> = before.iter().zip(products).map(|(b, p)| b.wrapping_add(p)).collect();
+            self.put(&sums_at, &after);
+        }
+        Ok(self.rates.multiply(m, n, k))
+    }
+
+    /// Terms of a sum: the columns of the weight that a buffer is loaded from.
+    fn depth(&self, call: &Call, body: &Body, buffer: u32) -> u64 {
+        fn operand(code: &[crate::plan::Statement], wanted: u32) -> Option<u32> {
+            code.iter().find_map(|statement| match statement {
+                crate::plan::Statement::Loop { body, .. } => operand(body, wanted),
+                crate::plan::Statement::Load { buffer, operand, .. } if *buffer == wanted => Some(*operand),
+                _ => None,
+            })
+        }
+        operand(&body.code, buffer).and_then(|o| self.tensor(call, o).ok()).map_or(0, |(_, tensor)| tensor.columns)
+    }
+
+    fn finish(
+        &mut self,
+        call: &Call,
+        body: &Body,
+        [sums, columns, out]: [&View; 3],
+        beside: Option<&View>,
+        finish: &Finish,
+    ) -> Checked<u64> {
+        let (sums_at, out) = (self.find(call, body, sums)?, self.find(call, body, out)?);
+        let columns = self.find(call, body, columns)?;
+        let pairs = finish.pairs();
+        agree("rows", sums_at.region.rows, out.region.rows)?;
+        agree("columns", sums_at.region.columns, out.region.columns.map(|column| column * pairs))?;
+        agree("rescaled columns", columns.region.columns, sums_at.region.columns)?;
+        self.take_terms(call, body, sums, sums_at.region)?;
+        let beside = beside.map(|view| self.find(call, body, view)).transpose()?;
+        if let Some(beside) = &beside {
+            agree("rows beside", beside.region.rows, out.region.rows)?;
+            self.reads(beside)?;
+        }
+        self.reads(&sums_at)?;
+        let clock = self.clocks[COMPUTE];
+        let constants = column_bytes(&columns);
+        self.chip.read(&columns.name, COMPUTE, &clock, constants)?;
+        self.writes(&out)?;
+        if self.memory.is_some() {
+            let bytes = &self.chip.bytes[constants.start as usize..][..constants.length as usize];
+            let columns: Vec<Column> = bytes.chunks_exact(9).map(data::column).collect();
+            let beside = beside.as_ref().map(|beside| (self.all(beside), beside.region));
+            let numbers = finished(&self.all(&sums_at), &columns, beside, finish, &out)?;
+            self.put(&out, &numbers);
+        }
+        Ok(self.rates.vector(sums_at.region.height() * sums_at.region.width(), 2))
+    }
+
+    fn norm(
+        &mut self,
+        call: &Call,
+        body: &Body,
+        [x, gains, out]: [&View; 3],
+        epsilon: u64,
+        gain_shift: u32,
+    ) -> Checked<u64> {
+        let (x, gains, out) = (self.find(call, body, x)?, self.find(call, body, gains)?, self.find(call, body, out)?);
+        agree("rows", x.region.rows, out.region.rows)?;
+        agree("columns", x.region.columns, out.region.columns)?;
+        agree("gains", gains.region.columns, x.region.columns)?;
+        self.reads(&x)?;
+        self.reads(&gains)?;
+        self.writes(&out)?;
+        if self.memory.is_some() {
+            let (rows, gains) = (self.all(&x), self.all(&gains));
+            let rows = rows.chunks(x.region.width() as usize);
+            let numbers: Vec<i32> =
+                rows.flat_map(|row| fixed::norm_row(row, epsilon, &gains, gain_shift.min(64), out.bits)).collect();
+            self.put(&out, &numbers);
+        }
+        Ok(self.rates.vector(x.region.height() * x.region.width(), 3))
+    }
+
+    fn attend(&mut self, call: &Call, body: &Body, views: [&View; 5], attend: &Attend) -> Checked<u64> {
+        let [query, key, value, sums, softmax] = views;
+        let first = self.is_first_keys(query, attend);
+        let [q, k, v] = [query, key, value].map(|view| self.find(call, body, view));
+        let (q, k, v) = (q?, k?, v?);
+        let (sums_at, softmax_at) = (self.find(call, body, sums)?, self.find(call, body, softmax)?);
+        agree("keys", k.region.rows, v.region.rows)?;
+        agree("rows", q.region.rows, sums_at.region.rows)?;
+        agree("columns", q.region.columns, sums_at.region.columns)?;
+        agree("rows of the softmax", softmax_at.region.rows, q.region.rows)?;
+        let head = attend.head.max(1);
+        let group = q.region.width() / head;
+        if k.region.width() != head || v.region.width() != head || softmax_at.region.width() != 2 * group {
+            return Err(Violation::Mismatch { what: "heads", found: k.region.columns, wanted: v.region.columns });
+        }
+        let seen = keys(attend, q.region.rows[0], q.region.rows[1] - 1);
+        self.add_terms(call, body, sums, sums_at.region, k.region.rows, [k.region.rows[0].max(seen[0] / RUN * RUN), seen[1]], first)?;
+        if k.region.rows[0] % RUN != 0 {
+            return Err(Violation::Mismatch { what: "runs of keys", found: k.region.rows, wanted: [0, RUN] });
+        }
+        for found in [&q, &k, &v] {
+            self.reads(found)?;
+        }
+        if !first {
+            self.reads(&sums_at)?;
+            self.reads(&softmax_at)?;
+        }
+        self.writes(&sums_at)?;
+        self.writes(&softmax_at)?;
+        let visible: u64 = (q.region.rows[0]..q.region.rows[1])
+            .map(|row| {
+                let [from, to] = keys(attend, row, row);
+                to.min(k.region.rows[1]).saturating_sub(from.max(k.region.rows[0]))
+            })
+            .sum();
+        self.trace.macs += 2 * visible * group * head;
+        if self.memory.is_some() {
+            self.attend_numbers(&q, &k, &v, [&sums_at, &softmax_at], attend, first);
+        }
+        let (rows, keys) = (q.region.height() * group, k.region.height());
+        let products = self.rates.multiply(rows, keys, head) + self.rates.multiply(rows, head, keys);
+        Ok(products + self.rates.vector(rows * keys, 4))
+    }
+
+    /// Whether no key was seen by these rows yet: the loop over keys is at the first tile that they see.
+    fn is_first_keys(&self, query: &View, attend: &Attend) -> bool {
+        attend.first.is_none_or(|variable| {
+            let (rows, tile) = (self.span(&query.region.rows), self.tiles[variable as usize]);
+            let from = keys(attend, rows[0], rows[0])[0];
+            tile.start <= from
+        })
+    }
+
+    fn attend_numbers(
+        &mut self,
+        q: &Found,
+        k: &Found,
+        v: &Found,
+        [sums_at, softmax_at]: [&Found; 2],
+        attend: &Attend,
+        first: bool,
+    ) {
+        let head = attend.head as usize;
+        let group = q.region.width() as usize / head;
+        let [queries, keys_, values] = [q, k, v].map(|found| self.all(found));
+        let (mut sums, mut state) = match first {
+            true => (vec![0; queries.len()], vec![SoftmaxRow::EMPTY; queries.len() / head]),
+            false => {
+                let pairs = self.all(softmax_at);
+                let rows = pairs.chunks(2).map(|pair| SoftmaxRow { exponent: pair[0], sum: pair[1] });
+                (self.all(sums_at), rows.collect())
+            }
+        };
+        for (at, row) in state.iter_mut().enumerate() {
+            let token = q.region.rows[0] + (at / group) as u64;
+            let [from, to] = keys(attend, token, token);
+            let query = &queries[at * head..][..head];
+            let mut mine = sums[at * head..][..head].to_vec();
+            for (run, key_run) in keys_.chunks(RUN as usize * head).enumerate() {
+                let base = k.region.rows[0] + run as u64 * RUN;
+                let logits: Vec<Option<i32>> = key_run
+                    .chunks(head)
+                    .zip(base..)
+                    .map(|(key, position)| {
+                        let product = || query.iter().zip(key).map(|(q, k)| q * k).sum();
+                        (from..to).contains(&position).then(|| fixed::logit(product(), attend.logits))
+                    })
+                    .collect();
+                let mut weights = vec![0; logits.len()];
+                mine = row.take(&self.exponential, &logits, &mut weights, mine.into_iter());
+                for (weight, value) in weights.iter().zip(values[run * RUN as usize * head..].chunks(head)) {
+                    mine.iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
+                }
+            }
+            sums[at * head..][..head].copy_from_slice(&mine);
+        }
+        self.put(sums_at, &sums);
+        let pairs: Vec<i32> = state.iter().flat_map(|row| [row.exponent, row.sum]).collect();
+        self.put(softmax_at, &pairs);
+    }
+
+    fn attended(&mut self, call: &Call, body: &Body, views: [&View; 3], head: u64, rescale: Rescale) -> Checked<u64> {
+        let [sums, softmax, out] = views;
+        let (sums_at, softmax_at, out) = (self.find(call, body, sums)?, self.find(call, body, softmax)?, self.find(call, body, out)?);
+        agree("rows", sums_at.region.rows, out.region.rows)?;
+        agree("columns", sums_at.region.columns, out.region.columns)?;
+        agree("rows of the softmax", softmax_at.region.rows, out.region.rows)?;
+        if softmax_at.region.width() * head != 2 * out.region.width() {
+            return Err(Violation::Mismatch { what: "heads", found: softmax_at.region.columns, wanted: out.region.columns });
+        }
+        self.take_terms(call, body, sums, sums_at.region)?;
+        self.reads(&sums_at)?;
+        self.reads(&softmax_at)?;
+        self.writes(&out)?;
+        if self.memory.is_some() {
+            let (sums, pairs) = (self.all(&sums_at), self.all(&softmax_at));
+            let rows = pairs.chunks(2).map(|pair| SoftmaxRow { exponent: pair[0], sum: pair[1] });
+            let numbers: Vec<i32> = sums
+                .chunks(head as usize)
+                .zip(rows)
+                .flat_map(|(sums, row)| sums.iter().map(move |sum| saturate(row.finish(*sum, rescale), 8)))
+                .collect();
+            self.put(&out, &numbers);
+        }
+        Ok(self.rates.vector(out.region.height() * out.region.width(), 2))
+    }
+}
+
+/// The keys that rows `first` to `last` see between them.
+fn keys(attend: &Attend, first: u64, last: u64) -> [u64; 2] {
+    let from = attend.window.map_or(0, |window| (attend.past + first + 1).saturating_sub(window));
+    [from, attend.past + last + 1]
+}
+
+fn agree(what: &'static str, found: [u64; 2], wanted: [u64; 2]) -> Checked {
+    if found == wanted { Ok(()) } else { Err(Violation::Mismatch { what, found, wanted }) }
+}
+
+/// The bytes of rescalings: nine a column, which is no whole number of bits that [`Found`] counts in.
+fn column_bytes(columns: &Found) -> super::Bytes {
+    super::Bytes { start: columns.start, length: columns.region.width() * u64::from(Column::ELEMENT.bits) / 8 }
+}
+
+/// `x w^T` of a packed tile of weights, with the scales of its groups.
+fn multiplied(x: &[i32], packed: &[u8], element: crate::Element, [m, n, k]: [usize; 3]) -> Vec<i32> {
+    let bits = data::code_bits(element);
+    let codes = data::codes(packed, bits, n * k);
+    let (group, scales) = match element.per {
+        1 => (k, &[][..]),
+        per => (per as usize, &packed[(n * k * bits as usize).div_ceil(8)..]),
+    };
+    let mut out = vec![0i32; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            let terms = x[i * k..][..k].chunks(group).zip(codes[j * k..][..k].chunks(group));
+            for (at, (x, w)) in terms.enumerate() {
+                let part: i32 = x.iter().zip(w).fold(0, |sum, (x, w)| sum.wrapping_add(x * w));
+                let scale = scales.get(j * k.div_ceil(group) + at).map_or(1, |scale| i32::from(*scale as i8));
+                out[i * n + j] = out[i * n + j].wrapping_add(part.wrapping_mul(scale));
+            }
+        }
+    }
+    out
+}
+
+/// The results of sums `[rows, columns]`, in the order of `out`.
+fn finished(
+    sums: &[i32],
+    columns: &[Column],
+    beside: Option<(Vec<i32>, Box)>,
+    finish: &Finish,
+    out: &Found,
+) -> Checked<Vec<i32>> {
+    let wide: Vec<i64> =
+        sums.chunks(columns.len()).flat_map(|row| row.iter().zip(columns).map(|(x, c)| c.rescale.apply(x.wrapping_add(c.bias)))).collect();
+    let (width, base) = (out.region.width() as usize, out.region.columns[0]);
+    let numbers = match finish {
+        Finish::Rescale => wide.iter().map(|x| saturate(*x, out.bits)).collect(),
+        Finish::Add => {
+            let (beside, region) = beside.ok_or(Violation::Index { what: "operand beside", index: 0, count: 0 })?;
+            agree("columns beside", region.columns, out.region.columns)?;
+            wide.iter().zip(beside).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect()
+        }
+        Finish::Rotary { head, turned, ranges } => {
+            let (table, region) = beside.ok_or(Violation::Index { what: "operand beside", index: 0, count: 0 })?;
+            agree("columns of the table", region.columns, [0, *head])?;
+            if base % head != 0 || width as u64 % head != 0 {
+                return Err(Violation::Mismatch { what: "heads", found: out.region.columns, wanted: [0, *head] });
+            }
+            let mut narrow: Vec<i32> = wide.iter().map(|x| saturate(*x, 16)).collect();
+            let half = *head as usize / 2;
+            for (row, angles) in narrow.chunks_mut(width).zip(table.chunks(2 * half)) {
+                for (at, pair) in row.chunks_mut(2 * half).enumerate() {
+                    if base + (at * 2 * half) as u64 >= *turned {
+                        continue;
+                    }
+                    let (first, second) = pair.split_at_mut(half);
+                    for i in 0..half {
+                        (first[i], second[i]) = fixed::rotate(first[i], second[i], angles[i], angles[half + i]);
+                    }
+                }
+            }
+            let range = |column: u64| ranges.iter().find(|(end, _)| column < *end).map(|(_, rescale)| *rescale);
+            let rescales: Option<Vec<Rescale>> = (base..base + width as u64).map(range).collect();
+            let Some(rescales) = rescales else {
+                return Err(Violation::Mismatch { what: "ranges of columns", found: out.region.columns, wanted: [0, *turned] });
+            };
+            narrow.chunks(width).flat_map(|row| row.iter().zip(&rescales).map(|(x, r)| saturate(r.apply(*x), 8))).collect()
+        }
+        Finish::Gated { table, rescale } => {
+            if table.len() != 1 << Epilogue::GATE_BITS {
+                return Err(Violation::Index { what: "gate code", index: table.len() as u64, count: 1 << Epilogue::GATE_BITS });
+            }
+            let gated = |pair: &[i64]| {
+                let gate = saturate(pair[0], Epilogue::GATE_BITS) + (1 << (Epilogue::GATE_BITS - 1));
+                rescale.apply(i32::from(table[gate as usize]) * saturate(pair[1], 16))
+            };
+            wide.chunks_exact(2).map(|pair| saturate(gated(pair), out.bits)).collect()
+        }
+    };
+    Ok(numbers)
+}
