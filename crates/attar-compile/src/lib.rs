@@ -2,6 +2,7 @@
 
 mod element;
 mod error;
+pub mod tile;
 
 pub use element::Element;
 pub use error::{Error, Result};
