@@ -4,10 +4,21 @@
 //!
 //! It knows nothing of what surrounds the product (see chains for that) and places no buffer: it says how many bytes of
 //! SRAM are needed. Partial sums never leave the chip.
+//!
+//! ```
+//! use attar_compile::{Element, tile::{Limits, Objective, Product, search}};
+//! let product = Product::new(512, 576, 1536, Element::INT8, Element::INT4);
+//! let tiling = search(&product, &Limits::of(256 << 10), &Objective::Dram).unwrap();
+//! assert!(tiling.sram <= 256 << 10 && tiling.dram.total() >= product.compulsory().total());
+//! ```
 
 mod axis;
+mod cost;
+mod search;
 mod walk;
 
+pub use cost::{Cost, Rates};
+pub use search::{Objective, pareto, search};
 pub use walk::{Place, Slot, Step, Steps};
 
 use crate::Element;
