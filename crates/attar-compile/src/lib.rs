@@ -8,6 +8,7 @@ pub mod plan;
 pub mod program;
 pub mod reference;
 pub mod simulate;
+pub mod tile;
 
 pub use data::{Data, Memory};
 pub use element::Element;

@@ -260,11 +260,14 @@ impl Simulator<'_, '_> {
         agree("rows of the softmax", softmax_at.region.rows, q.region.rows)?;
         let head = attend.head.max(1);
         let group = q.region.width() / head;
-        if k.region.width() != head || v.region.width() != head || softmax_at.region.width() != 2 * group {
+        let heads = group > 0 && q.region.width() == group * head;
+        if !heads || k.region.width() != head || v.region.width() != head || softmax_at.region.width() != 2 * group {
             return Err(Violation::Mismatch { what: "heads", found: k.region.columns, wanted: v.region.columns });
         }
-        let seen = keys(attend, q.region.rows[0], q.region.rows[1] - 1);
-        self.add_terms(call, body, sums, sums_at.region, k.region.rows, [k.region.rows[0].max(seen[0] / RUN * RUN), seen[1]], first)?;
+        let [from, to] = keys(attend, q.region.rows[0], q.region.rows[1] - 1);
+        let wanted = [from / RUN * RUN, to];
+        let range = [k.region.rows[0].max(wanted[0]), k.region.rows[1]];
+        self.add_terms(call, body, sums, sums_at.region, range, wanted, first)?;
         if k.region.rows[0] % RUN != 0 {
             return Err(Violation::Mismatch { what: "runs of keys", found: k.region.rows, wanted: [0, RUN] });
         }

@@ -23,7 +23,7 @@ use timeline::Port;
 
 use crate::{
     Error, Result,
-    data::{self, Data, Memory},
+    data::{self, Memory},
     fixed::Exponential,
     plan::{Body, Call, Compute, Extent, Operand, Place, Placed, Plan, Region, Slots, Space, Span, Statement, View},
     program::{Program, Role, TensorId},
@@ -90,9 +90,9 @@ impl Simulation {
     /// Joules.
     pub fn energy(&self, rates: &Rates) -> f64 {
         let sram: u64 = self.calls.iter().map(|call| call.sram_bytes).sum();
-        let [mac, sram_byte, dram_byte] = rates.energy;
-        (self.macs() as f64 * mac + sram as f64 * sram_byte + self.dram() as f64 * dram_byte) * 1e-12
-            + self.latency(rates) * rates.static_power
+        let rates = &rates.tile;
+        let moved = sram as f64 * rates.sram_pj + self.dram() as f64 * rates.dram_pj;
+        (self.macs() as f64 * rates.mac_pj + moved + self.cycles as f64 * rates.cycle_pj) * 1e-12
     }
 }
 
@@ -557,8 +557,8 @@ impl<'p, 'm> Simulator<'p, 'm> {
     /// Takes the port; returns when the transfer is done.
     fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Box, bytes: u64) -> u64 {
         let pieces = if tensor.tile.is_some() || region.width() == tensor.columns { 1 } else { region.height() };
-        let cycles = self.rates.transfer(pieces, bytes / pieces.max(1));
-        let start = self.port.take(ready + self.rates.setup, cycles);
+        let cycles = self.rates.transfer(pieces, bytes / pieces.max(1), queue == STORES);
+        let start = self.port.take(ready + self.rates.tile.setup as u64, cycles);
         let end = start + cycles;
         self.times[queue] = end;
         self.trace.transfers += 1;

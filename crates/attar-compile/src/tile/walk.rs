@@ -1,0 +1,271 @@
+//! The loop nests of [`Order`], step by step, and what they move and hold in closed form.
+
+use super::axis::{Axis, grid, leading};
+use super::{Buffering, Buffers, Limits, Order, Product, Tiling, Traffic};
+use crate::Element;
+
+/// Where a tile of an operand stands in SRAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// Its own: the tile of this number in order of use, see [`Order`].
+    Kept(u64),
+    /// The streaming slot of this number.
+    Streamed(u64),
+}
+
+/// An operand's tile at one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Where it stands.
+    pub slot: Slot,
+    /// It is loaded before this step computes; otherwise it stands there already.
+    pub load: bool,
+}
+
+/// One tile's multiplication: accumulators of C[i,j] += A[i,l] W[l,j].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Step {
+    /// Tile of m.
+    pub i: u64,
+    /// Tile of k.
+    pub l: u64,
+    /// Tile of n.
+    pub j: u64,
+    /// A[i,l].
+    pub a: Place,
+    /// W[l,j].
+    pub w: Place,
+    /// Which tile of sums: 0 in Mnk and Nmk, j in Mkn, i in Nkm.
+    pub accumulator: u64,
+    /// The sums start from zero here (l = 0).
+    pub first: bool,
+    /// The sums are complete after this step, and C[i,j] is stored (l is the last).
+    pub last: bool,
+}
+
+impl Tiling {
+    /// The tiling of these loops, tiles and kept counts, with everything it moves and holds. Nothing is checked against
+    /// [`Limits::sram`] nor [`Product::unit`].
+    ///
+    /// `tile` is at least 1 and at most the dimension in each place, `kept` at most what [`Order`] says.
+    pub fn new(product: &Product, limits: &Limits, order: Order, tile: [u64; 3], kept: [u64; 2]) -> Tiling {
+        let nest = Nest::new(product, order, tile, kept);
+        let (outer_loads, inner_loads) = (nest.outer_loads(), nest.inner_loads());
+        let (outer_slots, inner_slots) = (nest.outer_slots(limits.buffering), nest.inner_slots(limits.buffering));
+        let (outer_bytes, inner_bytes) = (nest.outer_bytes(), nest.inner_bytes());
+        let (rows, columns) = (Axis { whole: product.m, tile: tile[0] }, Axis { whole: product.n, tile: tile[2] });
+        let stores = if product.c.bits == 0 { 0 } else { rows.tiles() * columns.tiles() };
+        let mut tiling = Tiling {
+            order,
+            tile,
+            kept,
+            slots: swap(order, [outer_slots, inner_slots]),
+            dram: Traffic { a: 0, w: 0, c: grid(product.c, rows, columns, 1) },
+            transfers: [0, 0, stores],
+            sram: 0,
+        };
+        [tiling.dram.a, tiling.dram.w] = swap(order, [outer_bytes, inner_bytes]);
+        [tiling.transfers[0], tiling.transfers[1]] = swap(order, [outer_loads, inner_loads]);
+        tiling.sram = tiling.buffers(product, limits).total();
+        tiling
+    }
+
+    /// What it holds in SRAM.
+    pub fn buffers(&self, product: &Product, limits: &Limits) -> Buffers {
+        let nest = Nest::new(product, self.order, self.tile, self.kept);
+        let [a_kept, w_kept] = swap(self.order, [nest.outer_held(limits.align), nest.inner_held(limits.align)]);
+        let [tm, tk, tn] = self.tile;
+        let stage = if limits.staged { product.c.bytes(tm * tn).next_multiple_of(limits.align) } else { 0 };
+        Buffers {
+            a_kept,
+            a_streamed: self.slots[0] * product.a.bytes(tm * tk).next_multiple_of(limits.align),
+            w_kept,
+            w_streamed: self.slots[1] * product.w.bytes(tk * tn).next_multiple_of(limits.align),
+            accumulators: nest.sums(product.partial, limits.align),
+            stage,
+        }
+    }
+
+    /// The walk, step by step: the one definition that a lowering follows.
+    pub fn steps(&self, product: &Product) -> Steps {
+        let nest = Nest::new(product, self.order, self.tile, self.kept);
+        let [outer_slots, inner_slots] = swap(self.order, self.slots);
+        Steps { nest, order: self.order, slots: [outer_slots, inner_slots], loads: [0; 2], position: 0 }
+    }
+
+    /// How many tiles m, k and n have.
+    pub fn counts(&self, product: &Product) -> [u64; 3] {
+        [product.m.div_ceil(self.tile[0]), product.k.div_ceil(self.tile[1]), product.n.div_ceil(self.tile[2])]
+    }
+}
+
+/// (outer, inner) to (a, w) and back.
+fn swap<T>(order: Order, [outer, inner]: [T; 2]) -> [T; 2] {
+    if order.columns_first() { [inner, outer] } else { [outer, inner] }
+}
+
+/// A nest seen from its outermost loop, so that exchanging A and W is done once: Mnk and Nmk are `outer, inner, depth`;
+/// Mkn and Nkm are `outer, depth, inner`. The outer operand is the one that the outermost loop indexes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nest {
+    outer: Axis,
+    depth: Axis,
+    inner: Axis,
+    outer_element: Element,
+    inner_element: Element,
+    /// Tiles of the outer operand's block that are kept; of the inner operand that are kept.
+    kept: [u64; 2],
+    depth_last: bool,
+}
+
+impl Nest {
+    pub(super) fn new(product: &Product, order: Order, tile: [u64; 3], kept: [u64; 2]) -> Nest {
+        let rows = Axis { whole: product.m, tile: tile[0] };
+        let depth = Axis { whole: product.k, tile: tile[1] };
+        let columns = Axis { whole: product.n, tile: tile[2] };
+        let [outer, inner] = swap(order, [rows, columns]);
+        let [outer_element, inner_element] = swap(order, [product.a, product.w]);
+        Nest { outer, depth, inner, outer_element, inner_element, kept: swap(order, kept), depth_last: order.depth_last() }
+    }
+
+    /// Streamed tiles of a block of the outer operand, and of the whole inner operand.
+    fn streamed(&self) -> [u64; 2] {
+        [self.depth.tiles() - self.kept[0], self.depth.tiles() * self.inner.tiles() - self.kept[1]]
+    }
+
+    /// How often a streamed tile of the outer operand is loaded.
+    fn outer_repeats(&self) -> u64 {
+        if self.depth_last && self.streamed()[0] > 1 { self.inner.tiles() } else { 1 }
+    }
+
+    /// How often a streamed tile of the inner operand is loaded.
+    fn inner_repeats(&self) -> u64 {
+        if self.streamed()[1] > 1 { self.outer.tiles() } else { 1 }
+    }
+
+    fn outer_loads(&self) -> u64 {
+        self.outer.tiles() * (self.kept[0] + self.streamed()[0] * self.outer_repeats())
+    }
+
+    fn inner_loads(&self) -> u64 {
+        self.kept[1] + self.streamed()[1] * self.inner_repeats()
+    }
+
+    fn outer_bytes(&self) -> u64 {
+        let once = grid(self.outer_element, self.outer, self.depth, 1);
+        let depth_kept = Axis { whole: self.depth.whole.min(self.kept[0] * self.depth.tile), tile: self.depth.tile };
+        let kept = grid(self.outer_element, self.outer, depth_kept, 1);
+        kept + (once - kept) * self.outer_repeats()
+    }
+
+    fn inner_bytes(&self) -> u64 {
+        let once = grid(self.inner_element, self.inner, self.depth, 1);
+        let kept = self.inner_held(1);
+        kept + (once - kept) * self.inner_repeats()
+    }
+
+    /// SRAM of the outer operand's kept tiles: those of a full block.
+    fn outer_held(&self, align: u64) -> u64 {
+        let block = Axis { whole: self.outer.width(0), tile: self.outer.width(0) };
+        leading(self.outer_element, block, self.depth, self.kept[0], align)
+    }
+
+    /// SRAM of the inner operand's kept tiles; with `align` 1 their bytes.
+    fn inner_held(&self, align: u64) -> u64 {
+        let (slow, fast) = if self.depth_last { (self.inner, self.depth) } else { (self.depth, self.inner) };
+        leading(self.inner_element, slow, fast, self.kept[1], align)
+    }
+
+    fn outer_slots(&self, buffering: Buffering) -> u64 {
+        slots(buffering, self.outer.tiles() * self.streamed()[0] * self.outer_repeats())
+    }
+
+    fn inner_slots(&self, buffering: Buffering) -> u64 {
+        slots(buffering, self.streamed()[1] * self.inner_repeats())
+    }
+
+    /// SRAM of the sums.
+    fn sums(&self, partial: Element, align: u64) -> u64 {
+        let block = Axis { whole: self.outer.width(0), tile: self.outer.width(0) };
+        let width = if self.depth_last { Axis { whole: self.inner.width(0), tile: self.inner.width(0) } } else { self.inner };
+        grid(partial, block, width, align)
+    }
+
+    /// How many steps there are.
+    fn len(&self) -> u64 {
+        self.outer.tiles() * self.inner.tiles() * self.depth.tiles()
+    }
+
+    /// The tiles (outer, depth, inner) of step `position`.
+    fn at(&self, position: u64) -> (u64, u64, u64) {
+        let (depths, inners) = (self.depth.tiles(), self.inner.tiles());
+        let (outer, rest) = (position / (depths * inners), position % (depths * inners));
+        if self.depth_last { (outer, rest % depths, rest / depths) } else { (outer, rest / inners, rest % inners) }
+    }
+
+    /// The number of an operand's tile in its order of use, whether this is its first use in a block (outer operand) or
+    /// at all (inner operand).
+    fn uses(&self, (outer, depth, inner): (u64, u64, u64)) -> [(u64, bool); 2] {
+        let number = if self.depth_last { inner * self.depth.tiles() + depth } else { depth * self.inner.tiles() + inner };
+        [(depth, inner == 0), (number, outer == 0)]
+    }
+}
+
+fn slots(buffering: Buffering, loads: u64) -> u64 {
+    match (loads, buffering) {
+        (0, _) => 0,
+        (1, _) | (_, Buffering::Single) => 1,
+        (_, Buffering::DoubleStreamed) => 2,
+    }
+}
+
+/// The steps of a tiling, in order.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    nest: Nest,
+    order: Order,
+    /// Of the outer and the inner operand.
+    slots: [u64; 2],
+    /// Streamed loads so far.
+    loads: [u64; 2],
+    position: u64,
+}
+
+impl Steps {
+    /// The place of operand `which` (0 outer, 1 inner), used as number `number`, for the first time or not.
+    fn place(&mut self, which: usize, (number, fresh): (u64, bool), repeats: bool) -> Place {
+        if number < self.nest.kept[which] {
+            return Place { slot: Slot::Kept(number), load: fresh };
+        }
+        let load = fresh || repeats;
+        self.loads[which] += u64::from(load);
+        Place { slot: Slot::Streamed((self.loads[which] - 1) % self.slots[which]), load }
+    }
+}
+
+impl Iterator for Steps {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        if self.position == self.nest.len() {
+            return None;
+        }
+        let at @ (outer, depth, inner) = self.nest.at(self.position);
+        self.position += 1;
+        let [outer_use, inner_use] = self.nest.uses(at);
+        let repeats = [self.nest.outer_repeats() > 1, self.nest.inner_repeats() > 1];
+        let places = [self.place(0, outer_use, repeats[0]), self.place(1, inner_use, repeats[1])];
+        let [a, w] = swap(self.order, places);
+        let [i, j] = swap(self.order, [outer, inner]);
+        Some(Step {
+            i,
+            l: depth,
+            j,
+            a,
+            w,
+            accumulator: if self.nest.depth_last { 0 } else { inner },
+            first: depth == 0,
+            last: depth + 1 == self.nest.depth.tiles(),
+        })
+    }
+}
