@@ -74,4 +74,32 @@ pub enum Error {
         /// Bytes there are.
         sram: u64,
     },
+    /// Not even the smallest tile of a kernel fits.
+    #[error("the smallest tile needs {needed} bytes of SRAM, and there are {sram}")]
+    TileTooLarge {
+        /// Bytes it takes.
+        needed: u64,
+        /// Bytes there are.
+        sram: u64,
+    },
+    /// A kernel that has no room.
+    #[error("kernel `{kernel}` does not fit")]
+    DoesNotFit {
+        /// Its name.
+        kernel: String,
+        /// How much is missing.
+        source: Box<Error>,
+    },
+    /// Tensors that memory has no room for.
+    #[error("{what} need {needed} bytes; there are {dram} of DRAM{}", if *flash > 0 { format!(" and {flash} of flash") } else { String::new() })]
+    MemoryTooSmall {
+        /// Which.
+        what: &'static str,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        dram: u64,
+        /// Bytes that could be used.
+        flash: u64,
+    },
 }

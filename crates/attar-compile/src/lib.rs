@@ -4,9 +4,11 @@ mod data;
 mod element;
 mod error;
 pub mod fixed;
+pub mod lower;
 pub mod plan;
 pub mod program;
 pub mod reference;
+pub mod schedule;
 pub mod simulate;
 pub mod tile;
 

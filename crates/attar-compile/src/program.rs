@@ -111,8 +111,8 @@ impl Epilogue {
     /// Bits of a gate code.
     pub const GATE_BITS: u32 = 10;
 
-    /// Outputs for each accumulator column.
-    fn pairs(&self) -> u64 {
+    /// Accumulator columns for each output.
+    pub(crate) fn pairs(&self) -> u64 {
         match self {
             Epilogue::Gated { .. } => 2,
             _ => 1,

@@ -123,8 +123,33 @@ pub struct Call {
     pub operands: Vec<Operand>,
     /// The first byte of every buffer.
     pub offsets: Vec<u64>,
+    /// Numbers that belong to the layer, not to the code.
+    pub constants: Vec<Constant>,
     /// Whether weight loads wait for the calls before: not where their buffers were free.
     pub fence_weights: bool,
+}
+
+/// A number, or several, that the code names by index.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Constant {
+    /// See [`crate::program::Norm`].
+    Norm {
+        /// Added to the sum of squares.
+        epsilon: u64,
+        /// Fractional bits of the gains.
+        gain_shift: u32,
+    },
+    /// From int16 to int8 after turning, with the end of each range of columns.
+    Ranges(Vec<(u64, Rescale)>),
+    /// Of [`Epilogue::Gated`].
+    Gate {
+        /// Of gate codes.
+        table: Vec<i16>,
+        /// To the output.
+        rescale: Rescale,
+    },
+    /// To logits in base 2, or from weighted means to the output.
+    Rescale(Rescale),
 }
 
 /// A tensor, from a row on.
@@ -304,10 +329,8 @@ pub enum Compute {
         gains: View,
         /// int8.
         out: View,
-        /// See [`crate::program::Norm`].
-        epsilon: u64,
-        /// See [`crate::program::Norm`].
-        gain_shift: u32,
+        /// [`Constant::Norm`].
+        constant: u32,
     },
     /// `sums` and `softmax` of query rows take the keys and values of a tile.
     Attend {
@@ -334,8 +357,8 @@ pub enum Compute {
         out: View,
         /// Columns of a head.
         head: u64,
-        /// To the output.
-        rescale: Rescale,
+        /// [`Constant::Rescale`], to the output.
+        constant: u32,
     },
 }
 
@@ -348,14 +371,14 @@ pub struct Attend {
     pub past: u64,
     /// How many keys a row sees.
     pub window: Option<u64>,
-    /// To logits in base 2.
-    pub logits: Rescale,
+    /// [`Constant::Rescale`], to logits in base 2.
+    pub constant: u32,
     /// The loop over keys, in whose first step sums begin at zero; without one there is one step.
     pub first: Option<u8>,
 }
 
-/// What [`Compute::Finish`] does: [`Epilogue`] without its tensors.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What [`Compute::Finish`] does: [`Epilogue`] without its tensors and numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finish {
     /// [`Epilogue::Rescale`].
     Rescale,
@@ -367,32 +390,31 @@ pub enum Finish {
         head: u64,
         /// How many columns are turned.
         turned: u64,
-        /// From int16 to int8, with the end of each range of columns.
-        ranges: Vec<(u64, Rescale)>,
+        /// [`Constant::Ranges`].
+        constant: u32,
     },
     /// [`Epilogue::Gated`].
     Gated {
-        /// Of gate codes.
-        table: Vec<i16>,
-        /// To the output.
-        rescale: Rescale,
+        /// [`Constant::Gate`].
+        constant: u32,
     },
 }
 
-impl From<&Epilogue> for Finish {
-    fn from(epilogue: &Epilogue) -> Finish {
+impl Finish {
+    /// An epilogue, and what becomes its constant number `constant`.
+    pub fn new(epilogue: &Epilogue, constant: u32) -> (Finish, Option<Constant>) {
         match epilogue {
-            Epilogue::Rescale => Finish::Rescale,
-            Epilogue::Add { .. } => Finish::Add,
+            Epilogue::Rescale => (Finish::Rescale, None),
+            Epilogue::Add { .. } => (Finish::Add, None),
             Epilogue::Rotary { head, turned, ranges, .. } => {
-                Finish::Rotary { head: *head, turned: *turned, ranges: ranges.clone() }
+                (Finish::Rotary { head: *head, turned: *turned, constant }, Some(Constant::Ranges(ranges.clone())))
             }
-            Epilogue::Gated { table, rescale } => Finish::Gated { table: table.clone(), rescale: *rescale },
+            Epilogue::Gated { table, rescale } => {
+                (Finish::Gated { constant }, Some(Constant::Gate { table: table.clone(), rescale: *rescale }))
+            }
         }
     }
-}
 
-impl Finish {
     /// Accumulator columns for each column of the result.
     pub fn pairs(&self) -> u64 {
         match self {

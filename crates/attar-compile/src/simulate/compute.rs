@@ -4,7 +4,7 @@ use super::{Box, COMPUTE, Found, Simulator, Terms};
 use crate::{
     data,
     fixed::{self, RUN, Rescale, SoftmaxRow, saturate},
-    plan::{Attend, Body, Call, Compute, Finish, Place, View},
+    plan::{Attend, Body, Call, Compute, Constant, Finish, Place, View},
     program::{Column, Epilogue},
     simulate::Violation,
 };
@@ -19,14 +19,12 @@ impl Simulator<'_, '_> {
             Compute::Finish { sums, columns, beside, out, finish } => {
                 self.finish(call, body, [sums, columns, out], beside.as_ref(), finish)?
             }
-            Compute::Norm { x, gains, out, epsilon, gain_shift } => {
-                self.norm(call, body, [x, gains, out], *epsilon, *gain_shift)?
-            }
+            Compute::Norm { x, gains, out, constant } => self.norm(call, body, [x, gains, out], *constant)?,
             Compute::Attend { query, key, value, sums, softmax, attend } => {
                 self.attend(call, body, [query, key, value, sums, softmax], attend)?
             }
-            Compute::Attended { sums, softmax, out, head, rescale } => {
-                self.attended(call, body, [sums, softmax, out], *head, *rescale)?
+            Compute::Attended { sums, softmax, out, head, constant } => {
+                self.attended(call, body, [sums, softmax, out], *head, *constant)?
             }
         };
         let start = self.times[COMPUTE];
@@ -121,16 +119,23 @@ impl Simulator<'_, '_> {
         Ok(())
     }
 
-    /// The sums at `place` are complete.
+    /// The sums at `place` are complete, and used up. They may be some columns of a larger box.
     fn take_terms(&mut self, call: &Call, body: &Body, sums: &View, place: Box) -> Checked {
         let all = self.terms(call, body, sums)?;
-        let at = all.iter().position(|terms| terms.place == place);
-        let terms = at.map(|at| all.swap_remove(at));
-        match terms {
-            Some(terms) if terms.found == [terms.wanted] => Ok(()),
-            Some(Terms { found, wanted, .. }) => Err(Violation::Terms { found, wanted, why: "some are missing" }),
-            None => Err(Violation::Terms { found: Vec::new(), wanted: place.columns, why: "no sums of this box are there" }),
+        let Some(at) = all.iter().position(|terms| terms.place.contains(&place) && terms.place.rows == place.rows) else {
+            return Err(Violation::Terms { found: Vec::new(), wanted: place.columns, why: "no sums of this box are there" });
+        };
+        let terms = all.swap_remove(at);
+        if terms.found != [terms.wanted] {
+            return Err(Violation::Terms { found: terms.found, wanted: terms.wanted, why: "some are missing" });
         }
+        let [from, to] = terms.place.columns;
+        for columns in [[from, place.columns[0]], [place.columns[1], to]] {
+            if columns[0] < columns[1] {
+                all.push(Terms { place: Box { columns, ..place }, ..terms.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// `first` is true in the first step of a loop, and where there is no loop.
@@ -217,20 +222,14 @@ impl Simulator<'_, '_> {
             let bytes = &self.chip.bytes[constants.start as usize..][..constants.length as usize];
             let columns: Vec<Column> = bytes.chunks_exact(9).map(data::column).collect();
             let beside = beside.as_ref().map(|beside| (self.all(beside), beside.region));
-            let numbers = finished(&self.all(&sums_at), &columns, beside, finish, &out)?;
+            let numbers = finished(call, &self.all(&sums_at), &columns, beside, finish, &out)?;
             self.put(&out, &numbers);
         }
         Ok(self.rates.vector(sums_at.region.height() * sums_at.region.width(), 2))
     }
 
-    fn norm(
-        &mut self,
-        call: &Call,
-        body: &Body,
-        [x, gains, out]: [&View; 3],
-        epsilon: u64,
-        gain_shift: u32,
-    ) -> Checked<u64> {
+    fn norm(&mut self, call: &Call, body: &Body, [x, gains, out]: [&View; 3], constant: u32) -> Checked<u64> {
+        let Constant::Norm { epsilon, gain_shift } = constant_of(call, constant)? else { return Err(no_constant(call, constant)) };
         let (x, gains, out) = (self.find(call, body, x)?, self.find(call, body, gains)?, self.find(call, body, out)?);
         agree("rows", x.region.rows, out.region.rows)?;
         agree("columns", x.region.columns, out.region.columns)?;
@@ -241,8 +240,8 @@ impl Simulator<'_, '_> {
         if self.memory.is_some() {
             let (rows, gains) = (self.all(&x), self.all(&gains));
             let rows = rows.chunks(x.region.width() as usize);
-            let numbers: Vec<i32> =
-                rows.flat_map(|row| fixed::norm_row(row, epsilon, &gains, gain_shift.min(64), out.bits)).collect();
+            let shift = *gain_shift.min(&64);
+            let numbers: Vec<i32> = rows.flat_map(|row| fixed::norm_row(row, *epsilon, &gains, shift, out.bits)).collect();
             self.put(&out, &numbers);
         }
         Ok(self.rates.vector(x.region.height() * x.region.width(), 3))
@@ -250,7 +249,7 @@ impl Simulator<'_, '_> {
 
     fn attend(&mut self, call: &Call, body: &Body, views: [&View; 5], attend: &Attend) -> Checked<u64> {
         let [query, key, value, sums, softmax] = views;
-        let first = self.is_first_keys(query, attend);
+        let (first, logits) = (self.is_first_keys(query, attend), rescale_of(call, attend.constant)?);
         let [q, k, v] = [query, key, value].map(|view| self.find(call, body, view));
         let (q, k, v) = (q?, k?, v?);
         let (sums_at, softmax_at) = (self.find(call, body, sums)?, self.find(call, body, softmax)?);
@@ -288,7 +287,7 @@ impl Simulator<'_, '_> {
             .sum();
         self.trace.macs += 2 * visible * group * head;
         if self.memory.is_some() {
-            self.attend_numbers(&q, &k, &v, [&sums_at, &softmax_at], attend, first);
+            self.attend_numbers([&q, &k, &v], [&sums_at, &softmax_at], attend, logits, first);
         }
         let (rows, keys) = (q.region.height() * group, k.region.height());
         let products = self.rates.multiply(rows, keys, head) + self.rates.multiply(rows, head, keys);
@@ -306,11 +305,10 @@ impl Simulator<'_, '_> {
 
     fn attend_numbers(
         &mut self,
-        q: &Found,
-        k: &Found,
-        v: &Found,
+        [q, k, v]: [&Found; 3],
         [sums_at, softmax_at]: [&Found; 2],
         attend: &Attend,
+        to_logits: Rescale,
         first: bool,
     ) {
         let head = attend.head as usize;
@@ -336,7 +334,7 @@ impl Simulator<'_, '_> {
                     .zip(base..)
                     .map(|(key, position)| {
                         let product = || query.iter().zip(key).map(|(q, k)| q * k).sum();
-                        (from..to).contains(&position).then(|| fixed::logit(product(), attend.logits))
+                        (from..to).contains(&position).then(|| fixed::logit(product(), to_logits))
                     })
                     .collect();
                 let mut weights = vec![0; logits.len()];
@@ -352,7 +350,8 @@ impl Simulator<'_, '_> {
         self.put(softmax_at, &pairs);
     }
 
-    fn attended(&mut self, call: &Call, body: &Body, views: [&View; 3], head: u64, rescale: Rescale) -> Checked<u64> {
+    fn attended(&mut self, call: &Call, body: &Body, views: [&View; 3], head: u64, constant: u32) -> Checked<u64> {
+        let rescale = rescale_of(call, constant)?;
         let [sums, softmax, out] = views;
         let (sums_at, softmax_at, out) = (self.find(call, body, sums)?, self.find(call, body, softmax)?, self.find(call, body, out)?);
         agree("rows", sums_at.region.rows, out.region.rows)?;
@@ -383,6 +382,22 @@ impl Simulator<'_, '_> {
 fn keys(attend: &Attend, first: u64, last: u64) -> [u64; 2] {
     let from = attend.window.map_or(0, |window| (attend.past + first + 1).saturating_sub(window));
     [from, attend.past + last + 1]
+}
+
+fn constant_of(call: &Call, index: u32) -> Checked<&Constant> {
+    call.constants.get(index as usize).ok_or_else(|| no_constant(call, index))
+}
+
+fn rescale_of(call: &Call, index: u32) -> Checked<Rescale> {
+    match constant_of(call, index)? {
+        Constant::Rescale(rescale) => Ok(*rescale),
+        _ => Err(no_constant(call, index)),
+    }
+}
+
+/// There is none of that index, or it is of another kind.
+fn no_constant(call: &Call, index: u32) -> Violation {
+    Violation::Index { what: "constant", index: index.into(), count: call.constants.len() as u64 }
 }
 
 fn agree(what: &'static str, found: [u64; 2], wanted: [u64; 2]) -> Checked {
@@ -418,6 +433,7 @@ fn multiplied(x: &[i32], packed: &[u8], element: crate::Element, [m, n, k]: [usi
 
 /// The results of sums `[rows, columns]`, in the order of `out`.
 fn finished(
+    call: &Call,
     sums: &[i32],
     columns: &[Column],
     beside: Option<(Vec<i32>, Box)>,
@@ -434,7 +450,8 @@ fn finished(
             agree("columns beside", region.columns, out.region.columns)?;
             wide.iter().zip(beside).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect()
         }
-        Finish::Rotary { head, turned, ranges } => {
+        Finish::Rotary { head, turned, constant } => {
+            let Constant::Ranges(ranges) = constant_of(call, *constant)? else { return Err(no_constant(call, *constant)) };
             let (table, region) = beside.ok_or(Violation::Index { what: "operand beside", index: 0, count: 0 })?;
             agree("columns of the table", region.columns, [0, *head])?;
             if base % head != 0 || width as u64 % head != 0 {
@@ -460,7 +477,10 @@ fn finished(
             };
             narrow.chunks(width).flat_map(|row| row.iter().zip(&rescales).map(|(x, r)| saturate(r.apply(*x), 8))).collect()
         }
-        Finish::Gated { table, rescale } => {
+        Finish::Gated { constant } => {
+            let Constant::Gate { table, rescale } = constant_of(call, *constant)? else {
+                return Err(no_constant(call, *constant));
+            };
             if table.len() != 1 << Epilogue::GATE_BITS {
                 return Err(Violation::Index { what: "gate code", index: table.len() as u64, count: 1 << Epilogue::GATE_BITS });
             }

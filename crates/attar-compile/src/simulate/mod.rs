@@ -220,6 +220,8 @@ struct Simulator<'p, 'm> {
     exponential: Exponential,
     clocks: [Clock; 4],
     times: [u64; 4],
+    /// What was known at the last barrier, and when that was.
+    barrier: (Clock, u64),
     port: Port,
     /// Which tensors hold what they are said to.
     defined: Vec<bool>,
@@ -250,6 +252,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             exponential: Exponential::default(),
             clocks: [[0; 4]; 4],
             times: [0; 4],
+            barrier: Default::default(),
             port: Port::default(),
             defined: plan.tensors.iter().map(|t| !matches!(t.role, Role::Scratch | Role::Output)).collect(),
             stored: vec![[0; 4]; plan.tensors.len()],
@@ -398,7 +401,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
         Ok(())
     }
 
-    /// All queues wait for each other; weight loads only if `weights`.
+    /// All queues wait for each other; weight loads without `weights` only for the barrier before this one.
     fn barrier(&mut self, weights: bool) {
         let waiting: &[usize] = if weights { &[0, 1, 2, 3] } else { &[ACTIVATIONS, COMPUTE, STORES] };
         let mut all = [0; 4];
@@ -408,6 +411,9 @@ impl<'p, 'm> Simulator<'p, 'm> {
             join(&mut self.clocks[*queue], &all);
             self.times[*queue] = time;
         }
+        let (before, before_time) = std::mem::replace(&mut self.barrier, (all, time));
+        join(&mut self.clocks[WEIGHTS], &before);
+        self.times[WEIGHTS] = self.times[WEIGHTS].max(before_time);
     }
 
     fn statements(&mut self, call: &Call, body: &Body, code: &[Statement]) -> Result<()> {

@@ -1,0 +1,180 @@
+//! The loops of attention: key heads, blocks of query rows, tiles of keys. Scores never leave the chip; where all keys and
+//! values of a head fit, they are loaded once, otherwise once for each block of rows.
+
+use super::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
+use crate::{
+    Element, Program,
+    fixed::RUN,
+    plan::{Attend, Compute, Constant, Extent, Span, Statement},
+    program::Attention,
+    tile::Limits,
+};
+
+const HEAD: u8 = 0;
+const ROWS: u8 = 1;
+const KEYS: u8 = 2;
+
+/// How attention is tiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttentionTiles {
+    /// Tokens at a time.
+    pub tokens: u64,
+    /// Keys at a time, a multiple of [`RUN`] or all.
+    pub keys: u64,
+    /// Whether all keys and values of a head stay on the chip while its queries pass.
+    pub resident: bool,
+    /// Whether queries and output are kept on the chip.
+    pub on_chip: [bool; 2],
+    align: u64,
+}
+
+impl AttentionTiles {
+    /// The least DRAM traffic that fits, then the largest tiles.
+    ///
+    /// # Errors
+    /// Where not even one token and one run of keys fit.
+    pub fn search(program: &Program, attention: &Attention, on_chip: [bool; 2], limits: &Limits) -> crate::Result<AttentionTiles> {
+        let m = program.get(attention.query).rows;
+        let total = attention.past + m;
+        let runs = total.div_ceil(RUN);
+        let make = |tokens, keys, resident| AttentionTiles { tokens, keys, resident, on_chip, align: limits.align };
+        let mut best: Option<(u64, u64, AttentionTiles)> = None;
+        for resident in [true, false] {
+            for run in [1, 2, 4, 8, 16].into_iter().filter(|run| *run == 1 || *run <= runs) {
+                let fits = |tokens: &u64| make(*tokens, run * RUN, resident).sram(program, attention) <= limits.sram;
+                let Some(tokens) = largest(m, &fits) else { continue };
+                // The same number of blocks with less room.
+                let tokens = m.div_ceil(m.div_ceil(tokens));
+                let tiles = make(tokens, run * RUN, resident);
+                let key = (tiles.traffic(program, attention), u64::MAX - run * tokens.min(64));
+                if best.as_ref().is_none_or(|(bytes, size, _)| key < (*bytes, *size)) {
+                    best = Some((key.0, key.1, tiles));
+                }
+            }
+        }
+        let needed = || make(1, RUN, false).sram(program, attention);
+        best.map(|(_, _, tiles)| tiles).ok_or_else(|| crate::Error::TileTooLarge { needed: needed(), sram: limits.sram })
+    }
+
+    /// DRAM bytes.
+    pub fn traffic(&self, program: &Program, attention: &Attention) -> u64 {
+        let m = program.get(attention.query).rows;
+        let [query, out] = [(attention.query, self.on_chip[0]), (attention.out, self.on_chip[1])]
+            .map(|(id, chip)| if chip { 0 } else { program.get(id).bytes() });
+        let seen: u64 = match self.resident {
+            true => attention.past + m - self.first(attention),
+            false => (0..m.div_ceil(self.tokens))
+                .map(|block| {
+                    let [first, last] = [block * self.tokens, ((block + 1) * self.tokens).min(m) - 1];
+                    attention.keys(last).1 - attention.keys(first).0 / self.keys * self.keys
+                })
+                .sum(),
+        };
+        query + out + seen * 2 * attention.key_heads * attention.head
+    }
+
+    /// The first key that is loaded at all.
+    fn first(&self, attention: &Attention) -> u64 {
+        attention.keys(0).0 / self.keys * self.keys
+    }
+
+    fn sram(&self, program: &Program, attention: &Attention) -> u64 {
+        let slot = |bytes: u64| bytes.next_multiple_of(self.align);
+        let [group, head] = [attention.group(), attention.head];
+        let rows = self.tokens * group;
+        let [query, out] = self.on_chip.map(|chip| if chip { 0 } else { 2 * slot(rows * head) });
+        let total = attention.past + program.get(attention.query).rows;
+        let tile = slot(self.keys.min(total) * head);
+        let states = match self.resident {
+            true => 2 * (total - self.first(attention)).div_ceil(self.keys) * tile,
+            false => 4 * tile,
+        };
+        query + out + states + slot(4 * rows * head) + slot(8 * rows) + slot(5 * rows * RUN)
+    }
+
+    /// The code of a kernel.
+    pub fn lower(&self, program: &Program, attention: &Attention, name: &str) -> Lowered {
+        let mut builder = Builder::new(name, self.align);
+        let [query, state, out] = [attention.query, attention.state, attention.out].map(|id| builder.operand(id));
+        let [group, head, m] = [attention.group(), attention.head, program.get(attention.query).rows];
+        let total = attention.past + m;
+        let rows = self.tokens * group;
+        let key_bytes = (self.keys.min(total) * head).next_multiple_of(self.align);
+        let [k, v] = ["keys", "values"].map(|name| match self.resident {
+            true => {
+                let count = (total - self.first(attention)).div_ceil(self.keys);
+                builder.packed(name, Element::INT8, count * key_bytes)
+            }
+            false => builder.ring(name, Element::INT8, 2, key_bytes),
+        });
+        let sums = builder.ring("sums", Element::INT32, 1, 4 * rows * head);
+        let softmax = builder.ring("softmax", Element::INT32, 1, 8 * rows);
+        // Logits and weights of one run: the device's own, no statement names it.
+        builder.ring("scores", Element::INT8, 1, 5 * rows * RUN);
+
+        let columns = Span::Tile { variable: HEAD, base: 0, unit: group * head };
+        let block = region(Span::tile(ROWS), columns);
+        let (mut code, mut after) = (Vec::new(), Vec::new());
+        let query_view = match self.on_chip[0] {
+            true => at_operand(query, block),
+            false => {
+                let buffer = builder.ring("query", Element::INT8, 2, rows * head);
+                code.extend([load(buffer, query, block), wait(buffer, block)]);
+                after.push(release(buffer));
+                at_buffer(buffer, block)
+            }
+        };
+        let pairs = region(Span::tile(ROWS), Span::Tile { variable: HEAD, base: 0, unit: 2 * group });
+        code.extend([open(sums, block), open(softmax, pairs)]);
+        let key_region = |base: u64| region(Span::tile(KEYS), Span::Tile { variable: HEAD, base, unit: head });
+        let boxes = [(k, key_region(0)), (v, key_region(attention.key_heads * head))];
+        let loads = boxes.map(|(buffer, place)| load(buffer, state, place));
+        let mut inner = if self.resident { Vec::new() } else { loads.to_vec() };
+        inner.extend(boxes.map(|(buffer, place)| wait(buffer, place)));
+        let constant = builder.constant(Constant::Rescale(attention.logits));
+        let attend = Attend { head, past: attention.past, window: attention.window, constant, first: Some(KEYS) };
+        let [sums_view, softmax_view] = [at_buffer(sums, block), at_buffer(softmax, pairs)];
+        let [key, value] = boxes.map(|(buffer, place)| at_buffer(buffer, place));
+        inner.push(compute(Compute::Attend { query: query_view, key, value, sums: sums_view, softmax: softmax_view, attend }));
+        if !self.resident {
+            inner.extend([release(k), release(v)]);
+        }
+        let extent = Extent::Keys { rows: ROWS, past: attention.past, window: attention.window };
+        code.push(Statement::Loop { variable: KEYS, extent, tile: self.keys, tiles: [0, u64::MAX], body: inner });
+        let out_view = match self.on_chip[1] {
+            true => at_operand(out, block),
+            false => {
+                let buffer = builder.ring("out", Element::INT8, 2, rows * head);
+                code.push(open(buffer, block));
+                after.push(Statement::Store { buffer, operands: vec![(out, 0)], region: block });
+                at_buffer(buffer, block)
+            }
+        };
+        let constant = builder.constant(Constant::Rescale(attention.rescale));
+        code.push(compute(Compute::Attended { sums: sums_view, softmax: softmax_view, out: out_view, head, constant }));
+        code.extend(after);
+
+        let mut per_head = Vec::new();
+        if self.resident {
+            let range = [self.first(attention) / self.keys, total.div_ceil(self.keys)];
+            per_head.push(tiles(KEYS, total, self.keys, range, loads.to_vec()));
+        }
+        per_head.push(tiles(ROWS, m, self.tokens, [0, m.div_ceil(self.tokens)], code));
+        if self.resident {
+            per_head.extend([release(k), release(v)]);
+        }
+        let code = vec![tiles(HEAD, attention.key_heads, 1, [0, attention.key_heads], per_head)];
+        builder.done(code, &|_| 0, Vec::new())
+    }
+}
+
+/// The largest number up to `top` that fits, if any does; what fits is a prefix.
+fn largest(top: u64, fits: &dyn Fn(&u64) -> bool) -> Option<u64> {
+    let (mut low, mut high) = (0, top);
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(&middle) { low = middle } else { high = middle - 1 }
+    }
+    (low > 0).then_some(low)
+}
+

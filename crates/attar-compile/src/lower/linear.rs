@@ -1,0 +1,512 @@
+//! The loops of a product: the nests of [`tile::Order`], with the loads of kept tiles in front, and what a finished tile
+//! needs beside its sums.
+
+use super::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
+use crate::{
+    Element, Program,
+    plan::{Compute, Finish, Region, Span, Statement, View},
+    program::{Column, Epilogue, Linear},
+    tile::{self, Limits, Objective, Order, Product, Tiling},
+};
+
+const OUTER: u8 = 0;
+const DEPTH: u8 = 1;
+const INNER: u8 = 2;
+
+/// How a product is tiled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearTiles {
+    /// Its loops.
+    pub tiling: Tiling,
+    /// As it was searched for.
+    pub product: Product,
+    /// Whether `x`, the output, and the residual are kept on the chip.
+    pub on_chip: [bool; 3],
+    /// Whether the rescalings of all columns are loaded at once.
+    pub columns_whole: bool,
+    limits: Limits,
+}
+
+impl LinearTiles {
+    /// The best by `objective` of those that fit `limits`, with all that surrounds the product.
+    ///
+    /// # Errors
+    /// Where not even the smallest tile fits.
+    pub fn search(
+        program: &Program,
+        linear: &Linear,
+        on_chip: [bool; 3],
+        limits: &Limits,
+        array: [u64; 2],
+        objective: &Objective,
+    ) -> crate::Result<LinearTiles> {
+        let product = product(program, linear, on_chip, array);
+        let columns_whole = 16 * Column::ELEMENT.bytes(product.n) <= limits.sram;
+        let mut reserve = 0;
+        loop {
+            let left = Limits { sram: limits.sram.saturating_sub(reserve), ..*limits };
+            let tiling = tile::search(&product, &left, objective)?;
+            let found = LinearTiles { tiling, product, on_chip, columns_whole, limits: *limits };
+            let beside = found.beside(program, linear).iter().map(|bytes| bytes.next_multiple_of(limits.align)).sum::<u64>();
+            if tiling.sram + beside <= limits.sram {
+                return Ok(found);
+            }
+            reserve = (limits.sram + reserve + 1 - tiling.sram.min(limits.sram)).min(beside).max(reserve + limits.align);
+        }
+    }
+
+    /// DRAM bytes, with rescalings and what lies beside the output.
+    pub fn traffic(&self, program: &Program, linear: &Linear) -> u64 {
+        let ([m, _, n], [rows, _, columns]) = ([self.product.m, self.product.k, self.product.n], self.tiling.counts(&self.product));
+        let columns_first = matches!(self.tiling.order, Order::Nmk | Order::Nkm);
+        let times = if self.columns_whole || columns_first { 1 } else { rows };
+        let rescalings = times * Column::ELEMENT.bytes(n);
+        let beside = match &linear.epilogue {
+            Epilogue::Add { residual } if !self.on_chip[2] => program.get(*residual).element.bytes(n) * m,
+            Epilogue::Rotary { table, .. } => {
+                let row = program.get(*table).bytes() / program.get(*table).rows;
+                row * m * if columns_first { columns } else { 1 }
+            }
+            _ => 0,
+        };
+        self.tiling.dram.total() + rescalings + beside
+    }
+
+    /// Bytes on the chip for rescalings and for what lies beside the output.
+    fn beside(&self, program: &Program, linear: &Linear) -> [u64; 2] {
+        let [tm, _, tn] = self.tiling.tile;
+        let columns = Column::ELEMENT.bytes(if self.columns_whole { self.product.n } else { tn });
+        let beside = match &linear.epilogue {
+            Epilogue::Add { residual } if !self.on_chip[2] => program.get(*residual).element.bytes(tn) * tm,
+            Epilogue::Rotary { table, .. } => program.get(*table).bytes() / program.get(*table).rows * tm,
+            _ => 0,
+        };
+        [columns, beside]
+    }
+}
+
+/// A linear kernel as a product to be tiled.
+fn product(program: &Program, linear: &Linear, [x, out, _]: [bool; 3], array: [u64; 2]) -> Product {
+    let ([m, k, n], weight) = (program.product(linear), program.get(linear.weight).element);
+    let pairs = linear.epilogue.pairs() as u32;
+    let nothing = Element { bits: 0, per: 1 };
+    let c = program.get(linear.out[0].tensor).element;
+    let columns = match &linear.epilogue {
+        Epilogue::Rotary { head, .. } => *head,
+        _ => array[1].max(u64::from(pairs)),
+    };
+    Product {
+        m,
+        k,
+        n,
+        a: if x { nothing } else { program.get(linear.x).element },
+        w: weight,
+        c: if out { nothing } else { Element { bits: c.bits, per: pairs } },
+        partial: Element::INT32,
+        unit: [1, array[0].max(u64::from(weight.per)).next_multiple_of(u64::from(weight.per)), columns],
+    }
+}
+
+/// One of the two things that a product reads, as its loops see it.
+#[derive(Clone, Copy)]
+enum Source {
+    /// On the chip already.
+    Chip,
+    /// In a buffer that was filled before these loops.
+    Held(u32),
+    /// Loaded into a buffer in the innermost loop.
+    Streamed(u32),
+}
+
+struct Nest<'a> {
+    tiles: &'a LinearTiles,
+    pairs: u64,
+    /// Operands of x and weight.
+    reads: [u32; 2],
+    sums: u32,
+    columns: (u32, u32),
+    beside: Option<Beside>,
+    out: Out<'a>,
+    finish: Finish,
+}
+
+/// Residual or rotary table.
+#[derive(Clone, Copy)]
+struct Beside {
+    operand: u32,
+    /// `None` on the chip.
+    buffer: Option<u32>,
+    /// All columns of the operand, or those of the tile.
+    whole_rows: Option<u64>,
+}
+
+enum Out<'a> {
+    Chip(u32),
+    Stored { buffer: u32, operands: &'a [(u32, u64)] },
+}
+
+impl LinearTiles {
+    /// The code of a kernel.
+    pub fn lower(&self, program: &Program, linear: &Linear, name: &str) -> Lowered {
+        let mut builder = Builder::new(name, self.limits.align);
+        let reads = [builder.operand(linear.x), builder.operand(linear.weight)];
+        let columns_operand = builder.operand(linear.columns);
+        let finish = builder.finish(&linear.epilogue);
+        let (pairs, [tm, tk, tn]) = (finish.pairs(), self.tiling.tile);
+        let held = self.tiling.buffers(&self.product, &self.limits);
+
+        let [columns_bytes, beside_bytes] = self.beside(program, linear);
+        let columns = match self.columns_whole {
+            true => builder.packed("columns", Column::ELEMENT, columns_bytes.next_multiple_of(self.limits.align)),
+            false => builder.ring("columns", Column::ELEMENT, 1, columns_bytes),
+        };
+        let beside = match &linear.epilogue {
+            Epilogue::Add { residual } => {
+                let (operand, element) = (builder.operand(*residual), program.get(*residual).element);
+                let buffer = (!self.on_chip[2]).then(|| builder.ring("residual", element, 1, beside_bytes));
+                Some(Beside { operand, buffer, whole_rows: None })
+            }
+            Epilogue::Rotary { table, .. } => {
+                let (operand, tensor) = (builder.operand(*table), program.get(*table));
+                let buffer = Some(builder.ring("table", tensor.element, 1, beside_bytes));
+                Some(Beside { operand, buffer, whole_rows: Some(tensor.columns) })
+            }
+            _ => None,
+        };
+        let outs: Vec<u32> = linear.out.iter().map(|part| builder.operand(part.tensor)).collect();
+        let firsts = linear.out.iter().scan(0, |first, part| {
+            let mine = *first;
+            *first += program.get(part.tensor).columns;
+            Some(mine)
+        });
+        let parts: Vec<(u32, u64)> = outs.iter().copied().zip(firsts).collect();
+        let element = program.get(linear.out[0].tensor).element;
+        let out = match self.on_chip[1] {
+            true => Out::Chip(outs[0]),
+            false => {
+                let bytes = element.bytes(tn / pairs) * tm;
+                Out::Stored { buffer: builder.ring("out", element, 1, bytes), operands: &parts }
+            }
+        };
+        let sums = builder.ring("sums", Element::INT32, 1, held.accumulators);
+
+        let x_element = program.get(linear.x).element;
+        let (w_element, slots) = (self.product.w, self.tiling.slots);
+        let mut buffer = |name: &str, element: Element, slots: u64, bytes: u64| {
+            (slots > 0).then(|| builder.ring(name, element, slots, bytes))
+        };
+        let x_streamed = if self.on_chip[0] { None } else { buffer("x", x_element, slots[0], x_element.bytes(tk) * tm) };
+        let w_streamed = buffer("weights", w_element, slots[1], w_element.bytes(tk * tn));
+        let mut packed = |name: &str, element: Element, bytes: u64| (bytes > 0).then(|| builder.packed(name, element, bytes));
+        let x_kept = if self.on_chip[0] { None } else { packed("kept x", x_element, held.a_kept) };
+        let w_kept = packed("kept weights", w_element, held.w_kept);
+
+        let nest = Nest { tiles: self, pairs, reads, sums, columns: (columns, columns_operand), beside, out, finish };
+        let mut code = Vec::new();
+        if self.columns_whole {
+            let all = region(Span::all(1), Span::all(self.product.n));
+            code.extend([load(columns, columns_operand, all), wait(columns, all)]);
+        }
+        code.extend(nest.code([[x_kept, x_streamed], [w_kept, w_streamed]]));
+        let position = match &linear.epilogue {
+            Epilogue::Rotary { position, .. } => *position,
+            _ => 0,
+        };
+        let rows = |at: usize| match beside {
+            Some(beside) if at as u32 == beside.operand => position,
+            _ => outs.iter().position(|out| *out == at as u32).map_or(0, |part| linear.out[part].row),
+        };
+        let weights_first = [Some(columns), w_kept, w_streamed].into_iter().flatten().collect();
+        builder.done(code, &rows, weights_first)
+    }
+}
+
+impl Nest<'_> {
+    fn columns_first(&self) -> bool {
+        matches!(self.tiles.tiling.order, Order::Nmk | Order::Nkm)
+    }
+
+    fn depth_last(&self) -> bool {
+        matches!(self.tiles.tiling.order, Order::Mnk | Order::Nmk)
+    }
+
+    /// Which variables stand for rows and for columns.
+    fn rows_columns(&self) -> [u8; 2] {
+        if self.columns_first() { [INNER, OUTER] } else { [OUTER, INNER] }
+    }
+
+    /// Whole and tile of outer, depth and inner; columns count outputs.
+    fn axes(&self) -> [(u64, u64); 3] {
+        let (product, [tm, tk, tn]) = (&self.tiles.product, self.tiles.tiling.tile);
+        let (rows, columns) = ((product.m, tm), (product.n / self.pairs, tn / self.pairs));
+        if self.columns_first() { [columns, (product.k, tk), rows] } else { [rows, (product.k, tk), columns] }
+    }
+
+    fn counts(&self) -> [u64; 3] {
+        self.axes().map(|(whole, tile)| whole.div_ceil(tile))
+    }
+
+    fn looped(&self, variable: u8, range: [u64; 2], body: Vec<Statement>) -> Vec<Statement> {
+        let (whole, tile) = self.axes()[variable as usize];
+        if range[0] < range[1] { vec![tiles(variable, whole, tile, range, body)] } else { Vec::new() }
+    }
+
+    fn wide(&self, variable: u8) -> Span {
+        Span::Tile { variable, base: 0, unit: self.pairs }
+    }
+
+    /// The box of operand 0 (x) or 1 (weight) at the current tiles.
+    fn operand_region(&self, operand: usize) -> Region {
+        let [rows, columns] = self.rows_columns();
+        match operand {
+            0 => region(Span::tile(rows), Span::tile(DEPTH)),
+            _ => region(self.wide(columns), Span::tile(DEPTH)),
+        }
+    }
+
+    /// Which of x and weight the outermost loop indexes, and the other.
+    fn sides(&self) -> [usize; 2] {
+        if self.columns_first() { [1, 0] } else { [0, 1] }
+    }
+
+    /// All loops. `buffers`: kept and streamed, of x and of the weight.
+    fn code(&self, buffers: [[Option<u32>; 2]; 2]) -> Vec<Statement> {
+        let ([outers, depths, inners], [outer, inner]) = (self.counts(), self.sides());
+        let kept = [self.tiles.tiling.kept[outer], self.tiles.tiling.kept[inner]];
+        let left = [depths - kept[0].min(depths), depths * inners - kept[1].min(depths * inners)];
+        let [inner_kept, inner_streamed] = buffers[inner];
+        // One streamed tile alone stays where it is.
+        let inner_rest = match (inner_streamed, left[1]) {
+            (None, _) => Source::Chip,
+            (Some(buffer), 1) => Source::Held(buffer),
+            (Some(buffer), _) => Source::Streamed(buffer),
+        };
+        let mut code = Vec::new();
+        let number = |position: u64| if self.depth_last() { [position / depths, position % depths] } else { [position / inners, position % inners] };
+        let order = if self.depth_last() { [INNER, DEPTH] } else { [DEPTH, INNER] };
+        let fill = |buffer: u32, from: u64, to: u64| self.prefix(order, number(from), number(to), vec![self.load(inner, buffer)]);
+        if let Some(buffer) = inner_kept {
+            code.extend(fill(buffer, 0, kept[1]));
+        }
+        if let (Some(buffer), Source::Held(_)) = (inner_streamed, inner_rest) {
+            code.extend(fill(buffer, kept[1], kept[1] + 1));
+        }
+        let inner_sources = (inner_kept.map_or(inner_rest, Source::Held), inner_rest);
+        let body = match self.depth_last() {
+            true => self.depth_last_body(buffers[outer], kept, left[0], inner_sources),
+            false => self.depth_between_body(buffers[outer][1], kept[1], inner_sources),
+        };
+        code.extend(self.looped(OUTER, [0, outers], body));
+        code.extend(inner_kept.map(release));
+        if let Source::Held(buffer) = inner_rest {
+            code.push(release(buffer));
+        }
+        code
+    }
+
+    /// The tiles from `from` up to but without `to` of a walk over two loops.
+    fn prefix(&self, [slow, fast]: [u8; 2], from: [u64; 2], to: [u64; 2], body: Vec<Statement>) -> Vec<Statement> {
+        let all = self.counts()[fast as usize];
+        let line = |range: [u64; 2], body: Vec<Statement>| self.looped(fast, range, body);
+        let mut code = Vec::new();
+        if from[0] == to[0] {
+            return self.looped(slow, [from[0], from[0] + 1], line([from[1], to[1]], body));
+        }
+        let mut first = from[0];
+        if from[1] > 0 {
+            code.extend(self.looped(slow, [first, first + 1], line([from[1], all], body.clone())));
+            first += 1;
+        }
+        code.extend(self.looped(slow, [first, to[0]], line([0, all], body.clone())));
+        if to[1] > 0 {
+            code.extend(self.looped(slow, [to[0], to[0] + 1], line([0, to[1]], body)));
+        }
+        code
+    }
+
+    fn load(&self, operand: usize, buffer: u32) -> Statement {
+        load(buffer, self.reads[operand], self.operand_region(operand))
+    }
+
+    /// Rows, columns, depth (or columns, rows, depth).
+    fn depth_last_body(&self, outer_buffers: [Option<u32>; 2], kept: [u64; 2], left: u64, inner: (Source, Source)) -> Vec<Statement> {
+        let ([_, depths, inners], [outer, _]) = (self.counts(), self.sides());
+        let [outer_kept, outer_streamed] = outer_buffers;
+        let rest = match (outer_streamed, left) {
+            (None, _) => Source::Chip,
+            (Some(buffer), 1) => Source::Held(buffer),
+            (Some(buffer), _) => Source::Streamed(buffer),
+        };
+        let mut code = Vec::new();
+        if let Some(buffer) = outer_kept {
+            code.extend(self.looped(DEPTH, [0, kept[0]], vec![self.load(outer, buffer)]));
+        }
+        if let Source::Held(buffer) = rest {
+            code.extend(self.looped(DEPTH, [kept[0], depths], vec![self.load(outer, buffer)]));
+        }
+        let outer_sources = (outer_kept.map_or(rest, Source::Held), rest);
+        code.extend(self.early(OUTER));
+        let [full, part] = [kept[1] / depths, kept[1] % depths];
+        for (lines, kept_inner) in [([0, full], depths), ([full, full + u64::from(part > 0)], part), ([full + u64::from(part > 0), inners], 0)] {
+            let mut line = self.early(INNER);
+            line.push(self.open_sums());
+            let mut cuts = vec![0, kept[0].min(depths), kept_inner, depths];
+            cuts.sort();
+            for piece in cuts.windows(2).filter(|piece| piece[0] < piece[1]) {
+                let pick = |(kept, rest): (Source, Source), end: u64| if piece[1] <= end { kept } else { rest };
+                let sources = [pick(outer_sources, kept[0]), pick(inner, kept_inner)];
+                line.extend(self.looped(DEPTH, [piece[0], piece[1]], self.step(sources)));
+            }
+            line.extend(self.finished());
+            code.extend(self.looped(INNER, lines, line));
+        }
+        code.extend(self.late(OUTER));
+        code.extend(outer_kept.map(release));
+        if let Source::Held(buffer) = rest {
+            code.push(release(buffer));
+        }
+        code
+    }
+
+    /// Rows, depth, columns (or columns, depth, rows): a tile of the outer operand serves a whole line.
+    fn depth_between_body(&self, outer_buffer: Option<u32>, kept: u64, inner: (Source, Source)) -> Vec<Statement> {
+        let ([_, depths, inners], [outer, _]) = (self.counts(), self.sides());
+        let mut code = self.early(OUTER);
+        code.push(self.open_sums());
+        let [full, part] = [kept / inners, kept % inners];
+        let held = outer_buffer.map_or(Source::Chip, Source::Held);
+        for (range, kept_inner) in [([0, full], inners), ([full, full + u64::from(part > 0)], part), ([full + u64::from(part > 0), depths], 0)] {
+            let mut line: Vec<Statement> = outer_buffer.map(|buffer| self.load(outer, buffer)).into_iter().collect();
+            line.extend(self.looped(INNER, [0, kept_inner], self.step([held, inner.0])));
+            line.extend(self.looped(INNER, [kept_inner, inners], self.step([held, inner.1])));
+            line.extend(outer_buffer.map(release));
+            code.extend(self.looped(DEPTH, range, line));
+        }
+        let mut line = self.early(INNER);
+        line.extend(self.finished());
+        code.extend(self.looped(INNER, [0, inners], line));
+        code.extend(self.late(OUTER));
+        code
+    }
+
+    fn sums_region(&self) -> Region {
+        let [rows, columns] = self.rows_columns();
+        region(Span::tile(rows), self.wide(columns))
+    }
+
+    /// Sums of a tile, or of all tiles of the inner loop.
+    fn open_sums(&self) -> Statement {
+        let (mut all, product) = (self.sums_region(), &self.tiles.product);
+        if !self.depth_last() {
+            match self.columns_first() {
+                true => all.rows = Span::all(product.m),
+                false => all.columns = Span::all(product.n),
+            }
+        }
+        open(self.sums, all)
+    }
+
+    /// One multiplication, with what it loads and lets go. `sources` of the outer and the inner operand.
+    fn step(&self, sources: [Source; 2]) -> Vec<Statement> {
+        let sides = self.sides();
+        let mut code = Vec::new();
+        for (source, side) in sources.iter().zip(sides) {
+            if let Source::Streamed(buffer) = source {
+                code.push(self.load(side, *buffer));
+            }
+        }
+        let mut views = [None, None];
+        for (source, side) in sources.iter().zip(sides) {
+            let region = self.operand_region(side);
+            views[side] = Some(match source {
+                Source::Chip => at_operand(self.reads[side], region),
+                Source::Held(buffer) | Source::Streamed(buffer) => {
+                    code.push(wait(*buffer, region));
+                    at_buffer(*buffer, region)
+                }
+            });
+        }
+        let [Some(x), Some(w)] = views else { unreachable!("each side has a source") };
+        code.push(compute(Compute::Multiply { x, w, sums: at_buffer(self.sums, self.sums_region()), first: Some(DEPTH) }));
+        code.extend(sources.iter().filter_map(|source| match source {
+            Source::Streamed(buffer) => Some(release(*buffer)),
+            _ => None,
+        }));
+        code
+    }
+
+    /// The loop in which rescalings, and residual or table, come: as far out as their box stands still.
+    fn levels(&self) -> [Option<u8>; 2] {
+        let columns = if self.columns_first() { OUTER } else { INNER };
+        let beside = self.beside.filter(|beside| beside.buffer.is_some());
+        let level = |beside: Beside| if beside.whole_rows.is_some() && !self.columns_first() { OUTER } else { INNER };
+        [(!self.tiles.columns_whole).then_some(columns), beside.map(level)]
+    }
+
+    fn columns_region(&self) -> Region {
+        region(Span::all(1), self.wide(self.rows_columns()[1]))
+    }
+
+    fn beside_region(&self, beside: Beside) -> Region {
+        let [rows, columns] = self.rows_columns();
+        region(Span::tile(rows), beside.whole_rows.map_or(Span::tile(columns), Span::all))
+    }
+
+    /// What is loaded at the start of a step of this loop.
+    fn early(&self, level: u8) -> Vec<Statement> {
+        let [columns, beside] = self.levels();
+        let mut code = Vec::new();
+        if columns == Some(level) {
+            code.push(load(self.columns.0, self.columns.1, self.columns_region()));
+        }
+        if let (Some(Beside { operand, buffer: Some(buffer), .. }), true) = (self.beside, beside == Some(level)) {
+            code.push(load(buffer, operand, self.beside_region(self.beside.expect("it is there"))));
+        }
+        code
+    }
+
+    /// What is let go at the end of a step of this loop.
+    fn late(&self, level: u8) -> Vec<Statement> {
+        let [columns, beside] = self.levels();
+        let mut code = Vec::new();
+        if columns == Some(level) {
+            code.push(release(self.columns.0));
+        }
+        if let (Some(Beside { buffer: Some(buffer), .. }), true) = (self.beside, beside == Some(level)) {
+            code.push(release(buffer));
+        }
+        code
+    }
+
+    /// From sums to the output.
+    fn finished(&self) -> Vec<Statement> {
+        let [rows, columns] = self.rows_columns();
+        let result = region(Span::tile(rows), Span::tile(columns));
+        let mut code = Vec::new();
+        if !self.tiles.columns_whole {
+            code.push(wait(self.columns.0, self.columns_region()));
+        }
+        let beside: Option<View> = self.beside.map(|beside| {
+            let region = self.beside_region(beside);
+            beside.buffer.map_or(at_operand(beside.operand, region), |buffer| at_buffer(buffer, region))
+        });
+        if let Some(Beside { buffer: Some(buffer), .. }) = self.beside {
+            code.push(wait(buffer, beside.expect("it is there").region));
+        }
+        let out = match &self.out {
+            Out::Chip(operand) => at_operand(*operand, result),
+            Out::Stored { buffer, .. } => {
+                code.push(open(*buffer, result));
+                at_buffer(*buffer, result)
+            }
+        };
+        let sums = at_buffer(self.sums, self.sums_region());
+        let columns = at_buffer(self.columns.0, self.columns_region());
+        code.push(compute(Compute::Finish { sums, columns, beside, out, finish: self.finish }));
+        if let Out::Stored { buffer, operands } = &self.out {
+            code.push(Statement::Store { buffer: *buffer, operands: operands.to_vec(), region: result });
+        }
+        code.extend(self.late(INNER));
+        code
+    }
+}

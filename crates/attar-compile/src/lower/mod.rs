@@ -1,0 +1,133 @@
+//! From a kernel and a choice of tiles to the code of a body.
+
+mod attention;
+mod linear;
+mod mlp;
+mod norm;
+
+pub use attention::AttentionTiles;
+pub use linear::LinearTiles;
+pub use mlp::MlpTiles;
+pub use norm::NormTiles;
+
+use crate::{
+    Element, TensorId,
+    plan::{Body, Buffer, Compute, Constant, Extent, Finish, Place, Region, Slots, Span, Statement, View},
+    program::Epilogue,
+};
+
+/// What a kernel's body is made from: how it is tiled, and which of its tensors stay on the chip.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tiles {
+    /// Of a norm.
+    Norm(NormTiles),
+    /// Of a product.
+    Linear(LinearTiles),
+    /// Of attention.
+    Attention(AttentionTiles),
+    /// Of a gated unit.
+    Mlp(MlpTiles),
+}
+
+/// A body under construction, with the tensors of its operands.
+struct Builder {
+    name: String,
+    align: u64,
+    operands: Vec<TensorId>,
+    buffers: Vec<Buffer>,
+    constants: Vec<Constant>,
+}
+
+/// A body, the tensors of its operands and their first rows, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lowered {
+    /// The code.
+    pub body: Body,
+    /// Which tensor each operand is, from which row on.
+    pub operands: Vec<(TensorId, u64)>,
+    /// What its code names by index.
+    pub constants: Vec<Constant>,
+    /// Buffers that only weights are loaded into, and first.
+    pub weights_first: Vec<u32>,
+}
+
+impl Builder {
+    fn new(name: &str, align: u64) -> Builder {
+        Builder { name: name.into(), align, operands: Vec::new(), buffers: Vec::new(), constants: Vec::new() }
+    }
+
+    fn operand(&mut self, tensor: TensorId) -> u32 {
+        self.operands.push(tensor);
+        self.operands.len() as u32 - 1
+    }
+
+    /// `slots` places of `bytes` each, in turn.
+    fn ring(&mut self, name: &str, element: Element, slots: u64, bytes: u64) -> u32 {
+        let bytes = bytes.next_multiple_of(self.align) * slots;
+        self.buffer(Buffer { name: name.into(), bytes, slots: Slots::Ring(slots), element })
+    }
+
+    /// Boxes one behind the other; `bytes` counts their alignment.
+    fn packed(&mut self, name: &str, element: Element, bytes: u64) -> u32 {
+        self.buffer(Buffer { name: name.into(), bytes, slots: Slots::Packed, element })
+    }
+
+    fn buffer(&mut self, buffer: Buffer) -> u32 {
+        self.buffers.push(buffer);
+        self.buffers.len() as u32 - 1
+    }
+
+    fn done(self, code: Vec<Statement>, rows: &dyn Fn(usize) -> u64, weights_first: Vec<u32>) -> Lowered {
+        let operands: Vec<(TensorId, u64)> = self.operands.iter().enumerate().map(|(at, id)| (*id, rows(at))).collect();
+        let body = Body { name: self.name, operands: operands.len() as u32, buffers: self.buffers, code };
+        Lowered { body, operands, constants: self.constants, weights_first }
+    }
+
+    fn constant(&mut self, constant: Constant) -> u32 {
+        self.constants.push(constant);
+        self.constants.len() as u32 - 1
+    }
+
+    fn finish(&mut self, epilogue: &Epilogue) -> Finish {
+        let (finish, constant) = Finish::new(epilogue, self.constants.len() as u32);
+        self.constants.extend(constant);
+        finish
+    }
+}
+
+fn region(rows: Span, columns: Span) -> Region {
+    Region { rows, columns }
+}
+
+fn at_buffer(buffer: u32, region: Region) -> View {
+    View { place: Place::Buffer(buffer), region }
+}
+
+fn at_operand(operand: u32, region: Region) -> View {
+    View { place: Place::Operand(operand), region }
+}
+
+fn load(buffer: u32, operand: u32, region: Region) -> Statement {
+    Statement::Load { buffer, operand, region }
+}
+
+fn wait(buffer: u32, region: Region) -> Statement {
+    Statement::Wait { buffer, region }
+}
+
+fn release(buffer: u32) -> Statement {
+    Statement::Release { buffer }
+}
+
+fn open(buffer: u32, region: Region) -> Statement {
+    Statement::Open { buffer, region }
+}
+
+fn compute(compute: Compute) -> Statement {
+    Statement::Compute(compute)
+}
+
+/// A loop over tiles `from..to` of a count.
+fn tiles(variable: u8, count: u64, tile: u64, [from, to]: [u64; 2], body: Vec<Statement>) -> Statement {
+    Statement::Loop { variable, extent: Extent::Count(count), tile, tiles: [from, to], body }
+}

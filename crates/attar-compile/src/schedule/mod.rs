@@ -1,0 +1,426 @@
+//! From a program to a plan: which kernels are joined, how each is tiled, which tensors stay on the chip between kernels,
+//! and where everything lies.
+//!
+//! Kernels are taken in their order. A dynamic program walks over them; its state is the set of tensors that are kept on
+//! the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in the room that is left
+//! (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are searched once, so
+//! that a model of equal blocks costs as much to plan as one block.
+
+mod place;
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::{
+    Error, Result,
+    lower::{AttentionTiles, LinearTiles, Lowered, MlpTiles, NormTiles, Tiles},
+    plan::{Call, Operand, Placed, Plan},
+    program::{Attention, Epilogue, Kernel, Linear, Mlp, Norm, Program, Role, TensorId},
+    simulate::Rates,
+    tile::{Buffering, Limits, Objective},
+};
+
+/// A device as a schedule sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// Its name.
+    pub name: String,
+    /// Bytes of on-chip memory.
+    pub sram: u64,
+    /// Of every buffer.
+    pub align: u64,
+    /// Bytes of DRAM.
+    pub dram: u64,
+    /// Bytes of flash that weights may be read from.
+    pub flash: u64,
+    /// Its speeds.
+    pub rates: Rates,
+}
+
+/// What is made small.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Goal {
+    /// DRAM bytes, then cycles.
+    #[default]
+    Dram,
+    /// Cycles, then DRAM bytes.
+    Latency,
+    /// Energy, then DRAM bytes.
+    Energy,
+}
+
+/// What a plan may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freedom {
+    /// Kernels may be joined.
+    pub join: bool,
+    /// Tensors may stay on the chip between kernels.
+    pub keep: bool,
+}
+
+/// A plan with what was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// To be run.
+    pub plan: Plan,
+    /// One for each call.
+    pub choices: Vec<Choice>,
+}
+
+/// What was chosen for a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// The kernel's name; of joined kernels, both.
+    pub name: String,
+    /// The kernel, as it was run.
+    pub kernel: Kernel,
+    /// Its tiles.
+    pub tiles: Tiles,
+    /// Names of the tensors that lie on the chip during it.
+    pub kept: Vec<String>,
+    /// DRAM bytes that are foretold.
+    pub dram: u64,
+}
+
+/// What a way costs, in the order of the goal.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+struct Cost([f64; 3]);
+
+impl Cost {
+    fn plus(self, other: Cost) -> Cost {
+        Cost(std::array::from_fn(|at| self.0[at] + other.0[at]))
+    }
+}
+
+/// A way to run the kernels up to somewhere.
+struct Way {
+    cost: Cost,
+    /// The way before, and what was added to it.
+    before: Option<(usize, Step)>,
+}
+
+#[derive(Clone)]
+struct Step {
+    kernels: [usize; 2],
+    kernel: Kernel,
+    tiles: Tiles,
+    kept: Vec<TensorId>,
+    dram: u64,
+}
+
+/// The best plan for a goal.
+///
+/// # Errors
+/// A program that means nothing, a kernel of which not even the smallest tile fits, tensors that do not fit in memory.
+pub fn schedule(program: &Program, target: &Target, goal: Goal, freedom: Freedom, title: &str) -> Result<Schedule> {
+    program.check()?;
+    let mut room = target.sram / target.align * target.align;
+    loop {
+        let mut search = Search { program, target, goal, freedom, room, known: HashMap::new(), last_use: last_uses(program) };
+        let steps = search.run()?;
+        match search.plan(&steps, title)? {
+            Some(schedule) => return Ok(schedule),
+            // The pieces fit, but not side by side: less room for each.
+            None => room = room / 16 * 15 / target.align * target.align,
+        }
+    }
+}
+
+fn last_uses(program: &Program) -> HashMap<TensorId, usize> {
+    let reads = program.kernels.iter().enumerate().flat_map(|(at, (_, kernel))| kernel.reads().into_iter().map(move |id| (id, at)));
+    reads.collect()
+}
+
+struct Search<'a> {
+    program: &'a Program,
+    target: &'a Target,
+    goal: Goal,
+    freedom: Freedom,
+    room: u64,
+    /// By the shape of a kernel and its room.
+    known: HashMap<String, Option<(Tiles, u64, Cost)>>,
+    last_use: HashMap<TensorId, usize>,
+}
+
+impl Search<'_> {
+    fn run(&mut self) -> Result<Vec<Step>> {
+        let count = self.program.kernels.len();
+        let mut ways: Vec<Way> = vec![Way { cost: Cost([0.0; 3]), before: None }];
+        // At each position: for each set of kept tensors, the best way.
+        let mut at: Vec<BTreeMap<Vec<TensorId>, usize>> = vec![BTreeMap::new(); count + 1];
+        at[0].insert(Vec::new(), 0);
+        for position in 0..count {
+            let states: Vec<(Vec<TensorId>, usize)> = at[position].iter().map(|(kept, way)| (kept.clone(), *way)).collect();
+            for (kept, way) in states {
+                for (end, kernel) in self.segments(position) {
+                    for step in self.steps(position, end, &kernel, &kept) {
+                        let (step, cost, after) = step?;
+                        let cost = ways[way].cost.plus(cost);
+                        let known = at[end].get(&after).copied();
+                        if known.is_none_or(|known| cost < ways[known].cost) {
+                            ways.push(Way { cost, before: Some((way, step)) });
+                            at[end].insert(after, ways.len() - 1);
+                        }
+                    }
+                }
+            }
+            if at[position + 1].is_empty() && !self.segments(position).iter().any(|(end, _)| *end > position + 1) {
+                return Err(self.too_small(position));
+            }
+        }
+        let best = at[count].values().copied().min_by(|a, b| ways[*a].cost.0[0].total_cmp(&ways[*b].cost.0[0]));
+        let mut way = best.ok_or_else(|| self.too_small(count.saturating_sub(1)))?;
+        let mut steps = Vec::new();
+        while let Some((before, step)) = &ways[way].before {
+            steps.push(step.clone());
+            way = *before;
+        }
+        steps.reverse();
+        Ok(steps)
+    }
+
+    /// Why a kernel cannot run.
+    fn too_small(&mut self, position: usize) -> Error {
+        let (name, kernel) = &self.program.kernels[position];
+        match self.tiles(kernel, &[], self.room) {
+            Err(source) => Error::DoesNotFit { kernel: name.clone(), source: Box::new(source) },
+            Ok(_) => Error::Kernel { kernel: name.clone(), what: "fits alone, but no way leads to it" },
+        }
+    }
+
+    /// The kernels that can run next: one alone, or a gated product joined with the one that reads it.
+    fn segments(&self, position: usize) -> Vec<(usize, Kernel)> {
+        let kernels = &self.program.kernels;
+        let mut found = vec![(position + 1, kernels[position].1.clone())];
+        if let (true, Kernel::Linear(gated), Some((_, Kernel::Linear(down)))) = (self.freedom.join, &kernels[position].1, kernels.get(position + 1)) {
+            let inner = gated.out[0].tensor;
+            let only = self.last_use.get(&inner) == Some(&(position + 1)) && self.program.get(inner).role == Role::Scratch;
+            let plain = matches!(down.epilogue, Epilogue::Rescale | Epilogue::Add { .. }) && down.out.len() == 1;
+            if matches!(gated.epilogue, Epilogue::Gated { .. }) && down.x == inner && only && plain {
+                found.push((position + 2, Kernel::Mlp(Mlp { gated: gated.clone(), down: down.clone() })));
+            }
+        }
+        found
+    }
+
+    /// The ways to run a segment: its output kept or not. With the tensors that are kept after it.
+    fn steps(&mut self, start: usize, end: usize, kernel: &Kernel, kept: &[TensorId]) -> Vec<Result<(Step, Cost, Vec<TensorId>)>> {
+        let out = keepable(self.program, kernel).filter(|_| self.freedom.keep);
+        let choices = std::iter::once(None).chain(out.map(Some));
+        let mut found = Vec::new();
+        for keep in choices {
+            let mut live: Vec<TensorId> = kept.iter().copied().chain(keep).collect();
+            live.sort();
+            let used: u64 = live.iter().map(|id| self.program.get(*id).bytes().next_multiple_of(self.target.align)).sum();
+            let Some(room) = self.room.checked_sub(used) else { continue };
+            let key = format!("{:?} {room}", shape(self.program, kernel, &live));
+            let known = match self.known.get(&key) {
+                Some(known) => known.clone(),
+                None => {
+                    let tiles = self.tiles(kernel, &live, room).ok().map(|tiles| self.cost(kernel, &tiles, &live));
+                    self.known.insert(key, tiles.clone());
+                    tiles
+                }
+            };
+            let Some((tiles, dram, cost)) = known else { continue };
+            let after: Vec<TensorId> = live.iter().copied().filter(|id| self.last_use.get(id).is_some_and(|last| *last >= end)).collect();
+            let step = Step { kernels: [start, end], kernel: kernel.clone(), tiles, kept: live, dram };
+            found.push(Ok((step, cost, after)));
+        }
+        found
+    }
+
+    /// The best tiles of a kernel in some room, with `live` on the chip.
+    fn tiles(&self, kernel: &Kernel, live: &[TensorId], room: u64) -> Result<Tiles> {
+        let limits = Limits { sram: room, align: self.target.align, buffering: Buffering::DoubleStreamed, staged: true };
+        let on = |id: TensorId| live.contains(&id);
+        let program = self.program;
+        let rates = self.target.rates.tile;
+        let array = [rates.array[1], rates.array[2]];
+        let objective = match self.goal {
+            // A transfer is worth a few bursts.
+            Goal::Dram => Objective::Dram { overhead: 64 },
+            Goal::Latency => Objective::Latency(rates),
+            Goal::Energy => Objective::Energy(rates),
+        };
+        Ok(match kernel {
+            Kernel::Norm(norm) => Tiles::Norm(NormTiles::search(program, norm, [on(norm.x), on(norm.out)], &limits)?),
+            Kernel::Linear(linear) => {
+                let chip = [on(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
+                Tiles::Linear(LinearTiles::search(program, linear, chip, &limits, array, &objective)?)
+            }
+            Kernel::Attention(attention) => {
+                let chip = [on(attention.query), on(attention.out)];
+                Tiles::Attention(AttentionTiles::search(program, attention, chip, &limits)?)
+            }
+            Kernel::Mlp(mlp) => {
+                let chip = [on(mlp.gated.x), on(mlp.down.out[0].tensor), residual(&mlp.down).is_some_and(on)];
+                Tiles::Mlp(MlpTiles::search(program, mlp, chip, &limits, array)?)
+            }
+        })
+    }
+
+    /// DRAM bytes and the cost of tiles, in the order of the goal.
+    fn cost(&self, kernel: &Kernel, tiles: &Tiles, live: &[TensorId]) -> (Tiles, u64, Cost) {
+        let on = |id: TensorId| live.contains(&id);
+        let rates = &self.target.rates;
+        let (array, read) = (rates.tile.array, rates.tile.read);
+        let dram = traffic(self.program, kernel, tiles, &on);
+        let macs = self.program.macs(kernel) as f64;
+        let compute = macs / array.iter().product::<u64>() as f64;
+        let cycles = match (tiles, kernel) {
+            (Tiles::Linear(tiles), _) => {
+                let limits = Limits { sram: self.room, align: self.target.align, buffering: Buffering::DoubleStreamed, staged: true };
+                tiles.tiling.cost(&tiles.product, &limits, &rates.tile).cycles
+            }
+            _ => compute.max(dram as f64 / read),
+        };
+        let energy = macs * rates.tile.mac_pj + dram as f64 * rates.tile.dram_pj + cycles * rates.tile.cycle_pj;
+        let bytes = dram as f64;
+        let cost = match self.goal {
+            Goal::Dram => [bytes, cycles, energy],
+            Goal::Latency => [cycles, bytes, energy],
+            Goal::Energy => [energy, bytes, cycles],
+        };
+        (tiles.clone(), dram, Cost(cost))
+    }
+
+    /// Bodies, calls and places; nothing where the pieces do not fit side by side.
+    fn plan(&self, steps: &[Step], title: &str) -> Result<Option<Schedule>> {
+        let (mut bodies, mut index): (Vec<crate::plan::Body>, HashMap<Vec<u8>, u32>) = Default::default();
+        let (mut calls, mut lowered_all, mut choices) = (Vec::new(), Vec::new(), Vec::new());
+        for step in steps {
+            let names: Vec<&str> = self.program.kernels[step.kernels[0]..step.kernels[1]].iter().map(|(name, _)| name.as_str()).collect();
+            let (name, lowered) = (names.join(" + "), self.lower(step));
+            let bytes = postcard::to_allocvec(&lowered.body).expect("a body has no value that postcard lacks");
+            let body = *index.entry(bytes).or_insert_with(|| {
+                bodies.push(lowered.body.clone());
+                bodies.len() as u32 - 1
+            });
+            let operands = lowered.operands.iter().map(|(id, row)| Operand { tensor: id.0, row: *row }).collect();
+            calls.push(Call {
+                name: name.clone(),
+                body,
+                operands,
+                offsets: Vec::new(),
+                constants: lowered.constants.clone(),
+                fence_weights: true,
+            });
+            let kept = step.kept.iter().map(|id| self.program.get(*id).name.clone()).collect();
+            choices.push(Choice { name, kernel: step.kernel.clone(), tiles: step.tiles.clone(), kept, dram: step.dram });
+            lowered_all.push(lowered);
+        }
+        let tensors: Vec<Placed> = self.layouts(steps);
+        let kept: Vec<Vec<u32>> = steps.iter().map(|step| step.kept.iter().map(|id| id.0).collect()).collect();
+        let plan = Plan {
+            device: self.target.name.clone(),
+            title: title.into(),
+            sram: self.target.sram,
+            align: self.target.align,
+            tensors,
+            bodies,
+            calls,
+        };
+        let Some(plan) = place::on_chip(plan, &lowered_all, &kept) else { return Ok(None) };
+        Ok(Some(Schedule { plan: place::in_memory(plan, self.target)?, choices }))
+    }
+
+    fn lower(&self, step: &Step) -> Lowered {
+        let kind = |name: &str| name.to_string();
+        match (&step.tiles, &step.kernel) {
+            (Tiles::Norm(tiles), Kernel::Norm(norm)) => tiles.lower(self.program, norm, &kind("norm")),
+            (Tiles::Linear(tiles), Kernel::Linear(linear)) => tiles.lower(self.program, linear, &kind("linear")),
+            (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(self.program, attention, &kind("attention")),
+            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.lower(self.program, mlp, &kind("mlp")),
+            _ => unreachable!("tiles are searched for the kernel they go with"),
+        }
+    }
+
+    /// The program's tensors, weights in the tiles of the kernel that reads them.
+    fn layouts(&self, steps: &[Step]) -> Vec<Placed> {
+        let mut tiles: HashMap<TensorId, [u64; 2]> = HashMap::new();
+        for step in steps {
+            match (&step.tiles, &step.kernel) {
+                (Tiles::Linear(linear), Kernel::Linear(kernel)) => {
+                    tiles.insert(kernel.weight, [linear.tiling.tile[2], linear.tiling.tile[1]]);
+                }
+                (Tiles::Mlp(mlp), Kernel::Mlp(kernel)) => {
+                    let [width, d] = [&kernel.gated, &kernel.down].map(|linear| self.program.product(linear)[1]);
+                    tiles.insert(kernel.gated.weight, [2 * mlp.inner, width]);
+                    tiles.insert(kernel.down.weight, [self.program.get(kernel.down.weight).rows, mlp.inner.min(d)]);
+                }
+                _ => {}
+            }
+        }
+        let placed = |(at, tensor): (usize, &crate::Tensor)| Placed {
+            name: tensor.name.clone(),
+            rows: tensor.rows,
+            columns: tensor.columns,
+            element: tensor.element,
+            role: tensor.role,
+            space: crate::plan::Space::Dram,
+            address: 0,
+            tile: tiles.get(&TensorId(at as u32)).copied(),
+        };
+        self.program.tensors.iter().enumerate().map(placed).collect()
+    }
+}
+
+fn residual(linear: &Linear) -> Option<TensorId> {
+    match linear.epilogue {
+        Epilogue::Add { residual } => Some(residual),
+        _ => None,
+    }
+}
+
+/// The output that may stay on the chip.
+fn keepable(program: &Program, kernel: &Kernel) -> Option<TensorId> {
+    let out = match kernel {
+        Kernel::Norm(norm) => norm.out,
+        Kernel::Linear(Linear { out, .. }) if out.len() == 1 && out[0].row == 0 => out[0].tensor,
+        Kernel::Attention(attention) => attention.out,
+        Kernel::Mlp(mlp) if mlp.down.out[0].row == 0 => mlp.down.out[0].tensor,
+        _ => return None,
+    };
+    (program.get(out).role == Role::Scratch).then_some(out)
+}
+
+/// All of a kernel that decides how it can be tiled.
+fn shape(program: &Program, kernel: &Kernel, live: &[TensorId]) -> String {
+    let tensor = |id: &TensorId| {
+        let tensor = program.get(*id);
+        (tensor.rows, tensor.columns, tensor.element.bits, tensor.element.per, live.contains(id))
+    };
+    let ids: Vec<_> = kernel.reads().iter().chain(&kernel.writes()).map(tensor).collect();
+    let kind = match kernel {
+        Kernel::Norm(Norm { .. }) => "norm".to_string(),
+        Kernel::Linear(linear) => format!("linear {}", epilogue(&linear.epilogue)),
+        Kernel::Attention(Attention { heads, key_heads, head, past, window, .. }) => {
+            format!("attention {heads} {key_heads} {head} {past} {window:?}")
+        }
+        Kernel::Mlp(mlp) => format!("mlp {}", epilogue(&mlp.down.epilogue)),
+    };
+    format!("{kind} {ids:?}")
+}
+
+fn epilogue(epilogue: &Epilogue) -> String {
+    match epilogue {
+        Epilogue::Rescale => "rescale".into(),
+        Epilogue::Add { .. } => "add".into(),
+        Epilogue::Rotary { head, turned, .. } => format!("rotary {head} {turned}"),
+        Epilogue::Gated { .. } => "gated".into(),
+    }
+}
+
+/// DRAM bytes of a kernel, foretold.
+fn traffic(program: &Program, kernel: &Kernel, tiles: &Tiles, on: &dyn Fn(TensorId) -> bool) -> u64 {
+    match (kernel, tiles) {
+        (Kernel::Norm(norm), _) => {
+            let moved = [norm.x, norm.out].into_iter().filter(|id| !on(*id));
+            moved.map(|id| program.get(id).bytes()).sum::<u64>() + program.get(norm.gains).bytes()
+        }
+        (Kernel::Linear(linear), Tiles::Linear(tiles)) => tiles.traffic(program, linear),
+        (Kernel::Attention(attention), Tiles::Attention(tiles)) => tiles.traffic(program, attention),
+        (Kernel::Mlp(mlp), Tiles::Mlp(tiles)) => tiles.traffic(program, mlp),
+        _ => unreachable!("tiles are searched for the kernel they go with"),
+    }
+}

@@ -1,0 +1,173 @@
+//! Where everything lies: buffers and kept tensors on the chip, the rest in DRAM and flash.
+
+use super::Target;
+use crate::{
+    Error, Result,
+    lower::Lowered,
+    plan::{Placed, Plan, Space},
+    program::Role,
+};
+
+/// Something that needs `bytes` from call `from` up to but without call `to`.
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    from: usize,
+    to: usize,
+    bytes: u64,
+}
+
+/// Offsets of items, if they fit: largest first, each in the lowest gap.
+fn fit(items: &[Item], capacity: u64) -> Option<Vec<u64>> {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|at| (std::cmp::Reverse(items[*at].bytes), items[*at].from, *at));
+    let mut offsets: Vec<Option<u64>> = vec![None; items.len()];
+    // By call, what is placed there.
+    let calls = items.iter().map(|item| item.to).max().unwrap_or(0);
+    let mut placed: Vec<Vec<usize>> = vec![Vec::new(); calls];
+    for at in order {
+        let item = items[at];
+        let mut near: Vec<usize> = (item.from..item.to).flat_map(|call| placed[call].iter().copied()).collect();
+        near.sort_by_key(|other| (offsets[*other], *other));
+        near.dedup();
+        let mut start = 0;
+        for other in near {
+            let begins = offsets[other].expect("only what is placed is listed");
+            if start + item.bytes <= begins {
+                break;
+            }
+            start = start.max(begins + items[other].bytes);
+        }
+        if start + item.bytes > capacity {
+            return None;
+        }
+        offsets[at] = Some(start);
+        (item.from..item.to).for_each(|call| placed[call].push(at));
+    }
+    Some(offsets.into_iter().map(|offset| offset.expect("every item is placed")).collect())
+}
+
+/// Places the buffers of all calls, and the tensors that `kept` lists for each call. Weight buffers reach into the call
+/// before where there is room, so that their first loads run beside its work.
+pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) -> Option<Plan> {
+    let mut tensors: Vec<Option<Item>> = vec![None; plan.tensors.len()];
+    for (call, ids) in kept.iter().enumerate() {
+        for id in ids {
+            let bytes = plan.tensors[*id as usize].bytes().next_multiple_of(plan.align);
+            let item = tensors[*id as usize].get_or_insert(Item { from: call, to: call, bytes });
+            item.to = call + 1;
+        }
+    }
+    let used = |call: usize| -> u64 {
+        let live = tensors.iter().flatten().filter(|item| (item.from..item.to).contains(&call)).map(|item| item.bytes);
+        lowered[call].body.buffers.iter().map(|b| b.bytes.next_multiple_of(plan.align)).chain(live).sum()
+    };
+    let early = |call: usize| -> u64 {
+        lowered[call].weights_first.iter().map(|b| lowered[call].body.buffers[*b as usize].bytes.next_multiple_of(plan.align)).sum()
+    };
+    let mut ahead: Vec<bool> = (0..lowered.len()).map(|call| call > 0 && early(call) > 0 && used(call - 1) + early(call) <= plan.sram).collect();
+    // What a call's own early weights take of the call before leaves less for nobody else: only one call reaches into each.
+    let offsets = loop {
+        let items = items(&plan, lowered, &tensors, &ahead);
+        match fit(&items, plan.sram) {
+            Some(offsets) => break offsets,
+            None if ahead.iter().any(|ahead| *ahead) => ahead.fill(false),
+            None => return None,
+        }
+    };
+    let mut next = offsets.into_iter();
+    for (tensor, item) in plan.tensors.iter_mut().zip(&tensors) {
+        if item.is_some() {
+            (tensor.space, tensor.address) = (Space::Sram, next.next().expect("one for each item"));
+        }
+    }
+    for (call, ahead) in plan.calls.iter_mut().zip(ahead) {
+        call.offsets = plan.bodies[call.body as usize].buffers.iter().map(|_| next.next().expect("one for each item")).collect();
+        call.fence_weights = !ahead;
+    }
+    Some(plan)
+}
+
+/// Kept tensors, then the buffers of each call.
+fn items(plan: &Plan, lowered: &[Lowered], tensors: &[Option<Item>], ahead: &[bool]) -> Vec<Item> {
+    let mut items: Vec<Item> = tensors.iter().flatten().copied().collect();
+    for (call, lowered) in lowered.iter().enumerate() {
+        for (at, buffer) in lowered.body.buffers.iter().enumerate() {
+            let early = ahead[call] && lowered.weights_first.contains(&(at as u32));
+            let from = if early { call - 1 } else { call };
+            items.push(Item { from, to: call + 1, bytes: buffer.bytes.next_multiple_of(plan.align) });
+        }
+    }
+    items
+}
+
+/// Places all tensors that are not on the chip: what lasts in the order of its use, scratch behind it, weights that DRAM
+/// has no room for in flash: the first stay in DRAM, the rest is read from flash at each use.
+pub(super) fn in_memory(mut plan: Plan, target: &Target) -> Result<Plan> {
+    let order = use_order(&plan);
+    let last = |tensor: &Placed| !matches!(tensor.role, Role::Scratch | Role::Weight);
+    let size = |tensor: &Placed| tensor.bytes().next_multiple_of(plan.align);
+    let in_dram: Vec<usize> = order.iter().copied().filter(|at| plan.tensors[*at].space == Space::Dram).collect();
+    let uses = uses(&plan);
+    let scratch: Vec<usize> = in_dram.iter().copied().filter(|at| plan.tensors[*at].role == Role::Scratch).collect();
+    let items: Vec<Item> = scratch
+        .iter()
+        .map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) })
+        .collect();
+    let offsets = fit(&items, u64::MAX / 2).expect("there is room without end");
+    let height = offsets.iter().zip(&items).map(|(offset, item)| offset + item.bytes).max().unwrap_or(0);
+    let lasting: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| last(t)).map(size).sum();
+    let weights: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| t.role == Role::Weight).map(size).sum();
+    let room = target.dram.checked_sub(lasting + height).ok_or(Error::MemoryTooSmall {
+        what: "activations, states and constants",
+        needed: lasting + height,
+        dram: target.dram,
+        flash: 0,
+    })?;
+    if weights.saturating_sub(room) > target.flash {
+        let (needed, dram, flash) = (lasting + height + weights, target.dram, target.flash);
+        return Err(Error::MemoryTooSmall { what: "all tensors", needed, dram, flash });
+    }
+    for (at, offset) in scratch.iter().zip(offsets) {
+        plan.tensors[*at].address = offset;
+    }
+    let (mut dram, mut flash, mut left) = (height, 0, room);
+    for at in in_dram {
+        let bytes = plan.tensors[at].bytes().next_multiple_of(plan.align);
+        let tensor = &mut plan.tensors[at];
+        match tensor.role {
+            Role::Scratch => {}
+            Role::Weight if bytes > left => {
+                left = 0;
+                (tensor.space, tensor.address) = (Space::Flash, flash);
+                flash += bytes;
+            }
+            _ => {
+                if tensor.role == Role::Weight {
+                    left -= bytes;
+                }
+                tensor.address = dram;
+                dram += bytes;
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// Tensors in the order of their first use, then those that nothing uses.
+fn use_order(plan: &Plan) -> Vec<usize> {
+    let mut seen = vec![false; plan.tensors.len()];
+    let used = plan.calls.iter().flat_map(|call| call.operands.iter().map(|operand| operand.tensor as usize));
+    used.chain(0..plan.tensors.len()).filter(|at| !std::mem::replace(&mut seen[*at], true)).collect()
+}
+
+/// First and last call of each tensor.
+fn uses(plan: &Plan) -> Vec<(usize, usize)> {
+    let mut uses = vec![(usize::MAX, 0); plan.tensors.len()];
+    for (at, call) in plan.calls.iter().enumerate() {
+        for operand in &call.operands {
+            let (first, last) = &mut uses[operand.tensor as usize];
+            (*first, *last) = ((*first).min(at), at);
+        }
+    }
+    uses.into_iter().map(|(first, last)| if first == usize::MAX { (0, 0) } else { (first, last) }).collect()
+}
