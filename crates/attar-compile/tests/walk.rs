@@ -66,7 +66,7 @@ fn by_hand(cut: &Cut, order: Order, kept: [u64; 2]) -> Count {
                 !resident[which].insert(tile)
             } else {
                 count.streamed[which] = true;
-                std::mem::replace(&mut last[which], Some(tile)) == Some(tile)
+                last[which].replace(tile) == Some(tile)
             };
             if !present {
                 count.bytes[which] += bytes;
@@ -169,6 +169,13 @@ proptest! {
         let kept_bytes = |which: usize| held[which].iter().filter(|(s, _)| matches!(s, Slot::Kept(_)))
             .map(|(_, b)| b.next_multiple_of(limits.align)).sum::<u64>();
         prop_assert_eq!([buffers.a_kept, buffers.w_kept], [kept_bytes(0), kept_bytes(1)]);
+        for (operand, slots) in held.iter().enumerate() {
+            for (slot, bytes) in slots {
+                let Slot::Kept(number) = slot else { continue };
+                let [start, end] = [*number, number + 1].map(|x| tiling.kept_offset(&product, &limits, operand, x));
+                prop_assert_eq!(end - start, bytes.next_multiple_of(limits.align));
+            }
+        }
         let streamed = |which: usize| held[which].iter().filter(|(s, _)| matches!(s, Slot::Streamed(_))).map(|(_, b)| *b).max();
         let full = [product.a.bytes(tile[0] * tile[1]), product.w.bytes(tile[1] * tile[2])];
         for which in 0..2 {

@@ -149,10 +149,34 @@ impl Tiling {
         let sram = moved + volume * (reads_a + reads_w + sums) as f64;
         product.macs() as f64 * rates.mac_pj + sram * rates.sram_pj + moved * rates.dram_pj
     }
+}
 
-    /// For tests: the classes counted in closed form.
-    #[cfg(test)]
-    pub(super) fn classes(&self, product: &Product) -> [(bool, bool, u64); 4] {
-        self.load_classes(product)
+#[cfg(test)]
+mod tests {
+    use super::super::{Limits, Order, Product, Tiling};
+    use crate::Element;
+
+    #[test]
+    fn load_classes_count_the_steps() {
+        let product = Product::new(5, 4, 6, Element::INT8, Element::INT8);
+        for order in Order::ALL {
+            for tile in (0..120).map(|x| [1 + x % 5, 1 + x / 5 % 4, 1 + x / 20]) {
+                let [nm, nk, nn] = [5u64.div_ceil(tile[0]), 4u64.div_ceil(tile[1]), 6u64.div_ceil(tile[2])];
+                let [most_a, most_w] = match order {
+                    Order::Mnk => [nk, nk * nn],
+                    Order::Nmk => [nk * nm, nk],
+                    Order::Mkn => [0, nk * nn],
+                    Order::Nkm => [nk * nm, 0],
+                };
+                for kept in (0..=most_a).flat_map(|a| (0..=most_w).map(move |w| [a, w])) {
+                    let tiling = Tiling::new(&product, &Limits::of(1 << 20), order, tile, kept);
+                    for (outer, inner, count) in tiling.load_classes(&product) {
+                        let [a, w] = if order.columns_first() { [inner, outer] } else { [outer, inner] };
+                        let steps = tiling.steps(&product).filter(|step| (step.a.load, step.w.load) == (a, w)).count();
+                        assert_eq!(steps as u64, count, "{order:?} {tile:?} {kept:?} {a} {w}");
+                    }
+                }
+            }
+        }
     }
 }

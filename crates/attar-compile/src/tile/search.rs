@@ -7,6 +7,7 @@
 //! tile, and kept counts in every combination, which makes the search exact there without exception.
 
 use super::axis::Axis;
+use super::walk::Nest;
 use super::{Buffering, Limits, Order, Product, Rates, Tiling};
 use crate::{Error, Result};
 
@@ -14,36 +15,29 @@ use crate::{Error, Result};
 const EVERY: u64 = 48;
 /// How many counts of kept tiles of the outermost operand are tried below the most that fit.
 const KEPT_BELOW: u64 = 48;
-/// Candidates for whose bound a whole evaluation is spent, at most. A determinate stop for objectives with many ties.
-const TRIED: usize = 4096;
+/// Pairs that are tried at most, best bound first, where the bound is not met: times have costs that it does not know.
+const TRIED: usize = 192;
+/// Predicted times and energies this close to each other, relatively, count as equal.
+const EQUAL: f64 = 1.0 / 128.0;
 
 /// What is made small, and what decides between equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Objective {
-    /// DRAM bytes, then transfers, then SRAM.
-    Dram,
-    /// Cycles, then DRAM bytes, then energy.
+    /// DRAM bytes, then transfers, then SRAM. Each transfer counts as `overhead` bytes more; with 0 bytes decide alone,
+    /// and where [`Product::unit`] allows it they are saved by very small tiles.
+    Dram {
+        /// Bytes.
+        overhead: u64,
+    },
+    /// Cycles; of tilings within 1/128 of the fewest, the one that moves fewest bytes (to 1/128 again).
     Latency(Rates),
-    /// Energy, then cycles, then DRAM bytes.
+    /// Energy; of tilings within 1/128 of the least, the one of fewest cycles (to 1/128 again).
     Energy(Rates),
 }
 
 impl Objective {
-    /// What is compared, the first first.
-    fn key(&self, product: &Product, limits: &Limits, tiling: &Tiling) -> [f64; 3] {
-        let dram = tiling.dram.total() as f64;
-        match self {
-            Objective::Dram => [dram, tiling.transfers.iter().sum::<u64>() as f64, tiling.sram as f64],
-            Objective::Latency(rates) => {
-                let cost = tiling.cost(product, limits, rates);
-                [cost.cycles, dram, cost.energy]
-            }
-            Objective::Energy(rates) => {
-                let cost = tiling.cost(product, limits, rates);
-                [cost.energy, cost.cycles, dram]
-            }
-        }
-    }
+    /// DRAM bytes and nothing else.
+    pub const BYTES: Objective = Objective::Dram { overhead: 0 };
 }
 
 /// The best tiling that fits.
@@ -51,29 +45,37 @@ impl Objective {
 /// # Errors
 /// Where not even the smallest tile fits.
 pub fn search(product: &Product, limits: &Limits, objective: &Objective) -> Result<Tiling> {
-    Search::new(product, limits, objective).run()
+    let (first, second) = match objective {
+        Objective::Dram { overhead } => return Search::new(product, limits, Measure::Bytes(*overhead)).run(),
+        Objective::Latency(rates) => (Measure::Cycles(rates), Measure::Bytes(0)),
+        Objective::Energy(rates) => (Measure::Energy(rates), Measure::Cycles(rates)),
+    };
+    let best = Search { equal: EQUAL, ..Search::new(product, limits, first) }.run()?;
+    let most = first.key(product, limits, &best)[0] * (1.0 + EQUAL);
+    let start = Some((second.key(product, limits, &best), best));
+    Search { equal: EQUAL, within: Some((first, most)), best: start, ..Search::new(product, limits, second) }.run()
 }
 
-/// Tilings of which none is at least as good as another in DRAM bytes, SRAM and cycles at once, by falling SRAM. They are
-/// the best by bytes and by cycles for SRAM sizes a quarter of an octave apart.
+/// Tilings of which none is at least as good as another in DRAM bytes, SRAM and cycles at once, by falling SRAM, with their
+/// cycles. They are the best by bytes and by cycles for SRAM sizes half an octave apart, down to 1/256 of the limit.
 ///
 /// # Errors
 /// Where not even the smallest tile fits.
 pub fn pareto(product: &Product, limits: &Limits, rates: &Rates) -> Result<Vec<(Tiling, f64)>> {
     let mut found: Vec<(Tiling, f64)> = Vec::new();
     let mut budget = limits.sram;
-    loop {
+    while budget >= limits.sram.div_ceil(256) {
         let limits = Limits { sram: budget, ..*limits };
-        for objective in [Objective::Dram, Objective::Latency(*rates)] {
+        for objective in [Objective::BYTES, Objective::Latency(*rates)] {
             match search(product, &limits, &objective) {
                 Ok(tiling) => found.push((tiling, tiling.cost(product, &limits, rates).cycles)),
                 Err(error) if found.is_empty() => return Err(error),
                 Err(_) => return Ok(front(found)),
             }
         }
-        let least = found.iter().map(|(t, _)| t.sram).min().unwrap_or(0);
-        budget = (budget * 27 / 32).min(least.saturating_sub(1)).max(budget * 27 / 64);
+        budget = budget * 181 / 256;
     }
+    Ok(front(found))
 }
 
 /// Those that no other dominates, by falling SRAM.
@@ -111,6 +113,63 @@ pub(super) fn candidates(whole: u64, unit: u64) -> Vec<u64> {
     tiles
 }
 
+/// One number to make small, with what decides between equals.
+#[derive(Clone, Copy)]
+enum Measure<'a> {
+    /// DRAM bytes, with so many more for each transfer.
+    Bytes(u64),
+    Cycles(&'a Rates),
+    Energy(&'a Rates),
+}
+
+impl Measure<'_> {
+    /// What is compared, the first first.
+    fn key(&self, product: &Product, limits: &Limits, tiling: &Tiling) -> [f64; 3] {
+        let dram = tiling.dram.total() as f64;
+        let cost = |rates| tiling.cost(product, limits, rates);
+        match self {
+            Measure::Bytes(overhead) => {
+                let transfers = tiling.transfers.iter().sum::<u64>();
+                [dram + (overhead * transfers) as f64, transfers as f64, tiling.sram as f64]
+            }
+            Measure::Cycles(rates) => [cost(rates).cycles, dram, tiling.sram as f64],
+            Measure::Energy(rates) => [cost(rates).energy, cost(rates).cycles, dram],
+        }
+    }
+
+    /// What the first two places of the key are at least if no fewer than `dram` bytes move in `depths` tiles of k or more.
+    fn least(&self, product: &Product, limits: &Limits, [tm, _, tn]: [u64; 3], depths: u64, dram: f64) -> [f64; 2] {
+        let (rows, columns) = (Axis { whole: product.m, tile: tm }, Axis { whole: product.n, tile: tn });
+        let outputs = rows.tiles() * columns.tiles();
+        let stores = if product.c.bits == 0 { 0 } else { outputs };
+        let transfers = ((rows.tiles() + columns.tiles()) * depths + stores) as f64;
+        let cycles = |rates: &Rates| {
+            let depth = product.k.div_ceil(rates.array[1]);
+            let blocks = Rates::blocks(rows, rates.array[0]) * Rates::blocks(columns, rates.array[2]) * depth;
+            let compute = blocks as f64 + (outputs * depths) as f64 * rates.fill;
+            let dma = dram / rates.read.max(rates.write) + transfers * rates.setup;
+            if limits.buffering == Buffering::Single { compute + dma } else { compute.max(dma) }
+        };
+        match self {
+            Measure::Bytes(overhead) => [dram + *overhead as f64 * transfers, transfers],
+            Measure::Cycles(rates) => [cycles(rates), dram],
+            Measure::Energy(rates) => {
+                let least = least_energy(product, rates, tm, tn, dram) + cycles(rates) * rates.cycle_pj;
+                [least, cycles(rates)]
+            }
+        }
+    }
+}
+
+/// Energy without that of the cycles, with tiles of k as large as one likes.
+fn least_energy(p: &Product, rates: &Rates, tm: u64, tn: u64, dram: f64) -> f64 {
+    let (macs, bytes) = (p.macs() as f64, |e: crate::Element| f64::from(e.bits) / (8.0 * f64::from(e.per)));
+    let reads_a = macs / tn as f64 * bytes(p.a) * tn.div_ceil(rates.array[2]) as f64;
+    let reads_w = macs / tm as f64 * bytes(p.w);
+    let sums = 2.0 * macs * bytes(p.partial) / rates.array[1] as f64;
+    macs * rates.mac_pj + dram * rates.dram_pj + (dram + reads_a + reads_w + sums) * rates.sram_pj
+}
+
 /// An order and a tile of m and n, with what no tiling of these can be below.
 struct Pair {
     bound: [f64; 2],
@@ -122,17 +181,21 @@ struct Pair {
 struct Search<'a> {
     product: &'a Product,
     limits: &'a Limits,
-    objective: &'a Objective,
+    measure: Measure<'a>,
+    /// How much worse than the best is good enough, relatively.
+    equal: f64,
+    /// Another measure that must not be above this.
+    within: Option<(Measure<'a>, f64)>,
     /// Candidates of k, descending.
     depths: Vec<u64>,
     best: Option<([f64; 3], Tiling)>,
 }
 
 impl<'a> Search<'a> {
-    fn new(product: &'a Product, limits: &'a Limits, objective: &'a Objective) -> Self {
+    fn new(product: &'a Product, limits: &'a Limits, measure: Measure<'a>) -> Self {
         let mut depths = candidates(product.k, product.unit[1]);
         depths.reverse();
-        Search { product, limits, objective, depths, best: None }
+        Search { product, limits, measure, equal: 0.0, within: None, depths, best: None }
     }
 
     fn run(mut self) -> Result<Tiling> {
@@ -142,7 +205,8 @@ impl<'a> Search<'a> {
         }
         pairs.retain(|pair| self.hopeful(pair.bound));
         pairs.sort_by(rank);
-        for pair in pairs.iter().take(TRIED) {
+        let tried = if self.equal > 0.0 { TRIED } else { pairs.len() };
+        for pair in pairs.iter().take(tried) {
             if !self.hopeful(pair.bound) {
                 break;
             }
@@ -160,7 +224,7 @@ impl<'a> Search<'a> {
         for order in Order::ALL {
             for &tm in &rows {
                 for &tn in &columns {
-                    if let Some(bound) = self.bound(order, [tm, depth, tn]) {
+                    if let Some(bound) = self.bound(order, [tm, depth, tn], 1) {
                         pairs.push(Pair { bound, order, tm, tn });
                     }
                 }
@@ -169,23 +233,21 @@ impl<'a> Search<'a> {
         pairs
     }
 
-    /// What the first two places of the objective's key are at least, for streamed tiles no smaller than `tile`; none if
-    /// that does not fit.
-    fn bound(&self, order: Order, tile: [u64; 3]) -> Option<[f64; 2]> {
-        let (p, [tm, _, tn]) = (self.product, tile);
+    /// What the first two places of the key are at least, for tiles of k no smaller than `tile` says and at least `depths`
+    /// of them; none if that does not fit or cannot be within what is asked.
+    fn bound(&self, order: Order, tile: [u64; 3], depths: u64) -> Option<[f64; 2]> {
         let dram = self.least_dram(order, tile)?;
-        let (rows, columns) = (Axis { whole: p.m, tile: tm }, Axis { whole: p.n, tile: tn });
-        Some(match self.objective {
-            Objective::Dram => {
-                let stores = if p.c.bits == 0 { 0 } else { rows.tiles() * columns.tiles() };
-                [dram, (rows.tiles() + columns.tiles() + stores) as f64]
-            }
-            Objective::Latency(rates) => [self.least_cycles(rates, rows, columns, dram), dram],
-            Objective::Energy(rates) => {
-                let cycles = self.least_cycles(rates, rows, columns, dram);
-                [self.least_energy(rates, tm, tn, dram) + cycles * rates.cycle_pj, cycles]
-            }
-        })
+        self.least(tile, depths, dram)
+    }
+
+    /// The same if no fewer than `dram` bytes move.
+    fn least(&self, tile: [u64; 3], depths: u64, dram: f64) -> Option<[f64; 2]> {
+        if let Some((measure, most)) = self.within
+            && measure.least(self.product, self.limits, tile, depths, dram)[0] > most
+        {
+            return None;
+        }
+        Some(self.measure.least(self.product, self.limits, tile, depths, dram))
     }
 
     /// DRAM bytes if SRAM could be filled with kept pieces of any size, those first that save most.
@@ -230,33 +292,11 @@ impl<'a> Search<'a> {
         Some(least)
     }
 
-    fn least_cycles(&self, rates: &Rates, rows: Axis, columns: Axis, dram: f64) -> f64 {
-        let depth = self.product.k.div_ceil(rates.array[1]);
-        let compute = (Rates::blocks(rows, rates.array[0]) * Rates::blocks(columns, rates.array[2]) * depth) as f64;
-        let dma = dram / rates.read.max(rates.write);
-        match self.limits.buffering {
-            Buffering::Single => compute + dma,
-            Buffering::DoubleStreamed => compute.max(dma),
-        }
-    }
-
-    fn least_energy(&self, rates: &Rates, tm: u64, tn: u64, dram: f64) -> f64 {
-        let p = self.product;
-        let (macs, bytes) = (p.macs() as f64, |e: crate::Element| f64::from(e.bits) / (8.0 * f64::from(e.per)));
-        let reads_a = macs / tn as f64 * bytes(p.a) * tn.div_ceil(rates.array[2]) as f64;
-        let reads_w = macs / tm as f64 * bytes(p.w);
-        let sums = 2.0 * macs * bytes(p.partial) / rates.array[1] as f64;
-        macs * rates.mac_pj + dram * rates.dram_pj + (dram + reads_a + reads_w + sums) * rates.sram_pj
-    }
-
-    /// Whether something with this bound may still be better than the best.
+    /// Whether something with this bound may be better than the best by more than what counts as equal.
     fn hopeful(&self, bound: [f64; 2]) -> bool {
-        // Times and energies are sums of rounded terms.
-        const SLACK: f64 = 1.0 - 1e-9;
         self.best.is_none_or(|(key, _)| {
-            let exact = matches!(self.objective, Objective::Dram);
-            let first = if exact { bound[0] } else { bound[0] * SLACK };
-            first < key[0] || (first == key[0] && bound[1] <= key[1])
+            let first = bound[0] * (1.0 + self.equal);
+            first < key[0] || (self.equal == 0.0 && first == key[0] && bound[1] <= key[1])
         })
     }
 
@@ -264,48 +304,33 @@ impl<'a> Search<'a> {
     fn attempt(&mut self, pair: &Pair) {
         for index in 0..self.depths.len() {
             let tile = [pair.tm, self.depths[index], pair.tn];
-            if self.bound(pair.order, tile).is_some_and(|bound| self.hopeful(bound)) {
-                self.keep(pair.order, tile);
+            let depths = self.product.k.div_ceil(tile[1]);
+            if self.bound(pair.order, tile, depths).is_some_and(|bound| self.hopeful(bound)) {
+                self.keep(pair.order, tile, depths);
             }
         }
     }
 
     /// Every kept count worth trying for a tile.
-    fn keep(&mut self, order: Order, tile: [u64; 3]) {
-        let [nm, nk, nn] = [self.product.m.div_ceil(tile[0]), self.product.k.div_ceil(tile[1]), self.product.n.div_ceil(tile[2])];
-        let (outers, inners) = if order.columns_first() { (nn, nm) } else { (nm, nn) };
-        let block = if order.depth_last() { nk } else { 0 };
-        let most = self.most(order, tile, block, |count| [count, 0]);
-        let Some(most) = most else { return self.consider(order, tile, [block, nk * inners]) };
-        let lowest = if inners == 1 { most } else { most.saturating_sub(KEPT_BELOW) };
-        let outer_counts = (lowest..=most).rev().chain([block, 0]);
-        for outer in outer_counts {
-            self.consider(order, tile, [outer, nk * inners]);
-            if outers == 1 {
-                self.consider(order, tile, [outer, 0]);
-            } else if let Some(inner) = self.most(order, tile, nk * inners, |count| [outer, count]) {
-                self.consider(order, tile, [outer, inner]);
-                self.consider(order, tile, [outer, 0]);
+    fn keep(&mut self, order: Order, tile: [u64; 3], depths: u64) {
+        let (p, limits) = (self.product, self.limits);
+        let nest = Nest::new(p, order, tile, [0, 0]);
+        let stage = if limits.staged { p.c.bytes(tile[0] * tile[2]).next_multiple_of(limits.align) } else { 0 };
+        let Some(room) = limits.sram.checked_sub(nest.sums(p.partial, limits.align) + stage) else { return };
+        let most = nest.most_outer(room.saturating_sub(nest.inner_least(limits)), limits);
+        let lowest = if nest.outer_saves() { most.saturating_sub(KEPT_BELOW) } else { most };
+        for outer in (lowest..=most).rev().chain((lowest > 0).then_some(0)) {
+            let nest = nest.keeping_outer(outer);
+            let Some(left) = room.checked_sub(nest.outer_sram(limits)) else { continue };
+            let dram = p.c.bytes(p.m * p.n) as f64 + nest.outer_bytes() as f64 + nest.least_inner(left);
+            if self.least(tile, depths, dram).is_some_and(|bound| self.hopeful(bound)) {
+                for inner in nest.inner_counts(left, limits) {
+                    self.consider(order, tile, [outer, inner]);
+                }
+            } else if outer == most && !nest.inner_saves_more() {
+                return;
             }
         }
-    }
-
-    /// The most tiles, at most `total`, that can be kept beside everything else: SRAM grows with the count until all are
-    /// kept and no streaming slot is needed. None if not even none fits.
-    fn most(&self, order: Order, tile: [u64; 3], total: u64, kept: impl Fn(u64) -> [u64; 2]) -> Option<u64> {
-        let fits = |count| self.tiling(order, tile, kept(count)).sram <= self.limits.sram;
-        if fits(total) {
-            return Some(total);
-        }
-        let (mut low, mut high) = (0, total);
-        if !fits(low) {
-            return None;
-        }
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if fits(middle) { low = middle } else { high = middle }
-        }
-        Some(low)
     }
 
     /// The tiling that keeps these counts of the outer and the inner operand.
@@ -319,7 +344,10 @@ impl<'a> Search<'a> {
         if tiling.sram > self.limits.sram {
             return;
         }
-        let key = self.objective.key(self.product, self.limits, &tiling);
+        if self.within.is_some_and(|(measure, most)| measure.key(self.product, self.limits, &tiling)[0] > most) {
+            return;
+        }
+        let key = self.measure.key(self.product, self.limits, &tiling);
         if self.best.is_none_or(|(best, _)| compare(&key, &best).is_lt()) {
             self.best = Some((key, tiling));
         }

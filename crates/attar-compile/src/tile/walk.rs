@@ -86,6 +86,15 @@ impl Tiling {
         }
     }
 
+    /// Where the slot of kept tile `number` (see [`Order`]) starts in the kept tiles' buffer: those of A with `operand` 0,
+    /// of W with 1. Streaming slots and accumulators have equal sizes, each rounded up by itself.
+    pub fn kept_offset(&self, product: &Product, limits: &Limits, operand: usize, number: u64) -> u64 {
+        let mut kept = self.kept;
+        kept[operand] = number;
+        let nest = Nest::new(product, self.order, self.tile, kept);
+        swap(self.order, [nest.outer_held(limits.align), nest.inner_held(limits.align)])[operand]
+    }
+
     /// The walk, step by step: the one definition that a lowering follows.
     pub fn steps(&self, product: &Product) -> Steps {
         let nest = Nest::new(product, self.order, self.tile, self.kept);
@@ -151,7 +160,7 @@ impl Nest {
         self.kept[1] + self.streamed()[1] * self.inner_repeats()
     }
 
-    fn outer_bytes(&self) -> u64 {
+    pub(super) fn outer_bytes(&self) -> u64 {
         let once = grid(self.outer_element, self.outer, self.depth, 1);
         let depth_kept = Axis { whole: self.depth.whole.min(self.kept[0] * self.depth.tile), tile: self.depth.tile };
         let kept = grid(self.outer_element, self.outer, depth_kept, 1);
@@ -185,10 +194,73 @@ impl Nest {
     }
 
     /// SRAM of the sums.
-    fn sums(&self, partial: Element, align: u64) -> u64 {
+    pub(super) fn sums(&self, partial: Element, align: u64) -> u64 {
         let block = Axis { whole: self.outer.width(0), tile: self.outer.width(0) };
         let width = if self.depth_last { Axis { whole: self.inner.width(0), tile: self.inner.width(0) } } else { self.inner };
         grid(partial, block, width, align)
+    }
+
+    /// The same with `count` tiles of the outer operand's block kept.
+    pub(super) fn keeping_outer(self, count: u64) -> Nest {
+        Nest { kept: [count, self.kept[1]], ..self }
+    }
+
+    /// Whether keeping tiles of the outer operand's block saves loads.
+    pub(super) fn outer_saves(&self) -> bool {
+        self.depth_last && self.inner.tiles() > 1
+    }
+
+    /// Whether a byte of SRAM saves more when it keeps the inner operand.
+    pub(super) fn inner_saves_more(&self) -> bool {
+        let (outers, inners) = (self.outer.tiles(), self.inner.tiles());
+        !self.depth_last || outers * (inners - 1) < outers
+    }
+
+    /// SRAM of a full tile of the outer and of the inner operand.
+    fn slot_sizes(&self, align: u64) -> [u64; 2] {
+        let depth = self.depth.width(0);
+        [
+            self.outer_element.bytes(self.outer.width(0) * depth).next_multiple_of(align),
+            self.inner_element.bytes(self.inner.width(0) * depth).next_multiple_of(align),
+        ]
+    }
+
+    /// SRAM of the outer operand: its kept tiles and its streaming slots.
+    pub(super) fn outer_sram(&self, limits: &Limits) -> u64 {
+        self.outer_held(limits.align) + self.outer_slots(limits.buffering) * self.slot_sizes(limits.align)[0]
+    }
+
+    /// The least SRAM the inner operand takes: none of it is kept, or all of it.
+    pub(super) fn inner_least(&self, limits: &Limits) -> u64 {
+        let keeping = |count| Nest { kept: [self.kept[0], count], ..*self };
+        let streamed = keeping(0).inner_slots(limits.buffering) * self.slot_sizes(limits.align)[1];
+        streamed.min(keeping(self.depth.tiles() * self.inner.tiles()).inner_held(limits.align))
+    }
+
+    /// The most tiles of the outer operand's block that `room` bytes hold beside the streaming slots.
+    pub(super) fn most_outer(&self, room: u64, limits: &Limits) -> u64 {
+        let total = if self.depth_last { self.depth.tiles() } else { 0 };
+        let slots = self.keeping_outer(0).outer_slots(limits.buffering);
+        let size = self.slot_sizes(limits.align)[0];
+        most(total, room, slots * size, size, |count| self.keeping_outer(count).outer_held(limits.align))
+    }
+
+    /// Numbers of kept tiles of the inner operand worth trying in `room` bytes: none, and the most that fit.
+    pub(super) fn inner_counts(&self, room: u64, limits: &Limits) -> impl Iterator<Item = u64> + use<> {
+        let size = self.slot_sizes(limits.align)[1];
+        let keeping = |count| Nest { kept: [self.kept[0], count], ..*self };
+        let slots = keeping(0).inner_slots(limits.buffering);
+        let total = self.depth.tiles() * self.inner.tiles();
+        let most = most(total, room, slots * size, size, |count| keeping(count).inner_held(limits.align));
+        let useful = self.outer.tiles() > 1 || most == total;
+        [(most > 0 && useful).then_some(most), Some(0)].into_iter().flatten()
+    }
+
+    /// Bytes that the inner operand moves at least if `room` bytes can keep pieces of it of any size.
+    pub(super) fn least_inner(&self, room: u64) -> f64 {
+        let once = grid(self.inner_element, self.inner, self.depth, 1);
+        let saved = once.min(room) * (self.outer.tiles() - 1);
+        (once * self.outer.tiles() - saved) as f64
     }
 
     /// How many steps there are.
@@ -209,6 +281,28 @@ impl Nest {
         let number = if self.depth_last { inner * self.depth.tiles() + depth } else { depth * self.inner.tiles() + inner };
         [(depth, inner == 0), (number, outer == 0)]
     }
+}
+
+/// The largest count of tiles that fit: all of `total` in `room`, or fewer beside `slots` bytes of streaming slots. A tile
+/// takes at most `size` bytes, the first `count` take `held(count)`.
+fn most(total: u64, room: u64, slots: u64, size: u64, held: impl Fn(u64) -> u64) -> u64 {
+    if held(total) <= room {
+        return total;
+    }
+    let Some(room) = room.checked_sub(slots) else { return 0 };
+    let (mut low, mut step) = ((room / size.max(1)).min(total - 1), 1);
+    // Edge tiles are smaller, so that a few more may fit.
+    while low + step < total && held(low + step) <= room {
+        low += step;
+        step *= 2;
+    }
+    while step > 0 {
+        if low + step < total && held(low + step) <= room {
+            low += step;
+        }
+        step /= 2;
+    }
+    low
 }
 
 fn slots(buffering: Buffering, loads: u64) -> u64 {
