@@ -309,9 +309,15 @@ impl Program {
         let ([m, k, n], weight) = (self.product(linear), self.get(linear.weight));
         let columns: u64 = linear.out.iter().map(|part| self.get(part.tensor).columns).sum();
         let rows = linear.out.iter().all(|part| part.row + m <= self.get(part.tensor).rows);
-        if self.get(linear.x).columns != k || columns * linear.epilogue.pairs() != n || !rows || self.get(linear.columns).columns != n
+        if self.get(linear.x).columns != k
+            || columns * linear.epilogue.pairs() != n
+            || !rows
+            || self.get(linear.columns).columns != n
         {
             return Some("has operands of other shapes");
+        }
+        if k % u64::from(weight.element.per) != 0 {
+            return Some("has groups that do not divide its depth");
         }
         // int8 activations, codes of half the bits of a run, scales of up to 7 bits where groups have them.
         let code = 1u64 << (weight.element.bits / weight.element.per).saturating_sub(1);

@@ -73,7 +73,8 @@ fn linear(program: &Program, linear: &Linear, memory: &mut Memory) {
             pairs(m, n)
                 .map(|(i, j)| {
                     let (within, row) = (j % (2 * half), &table[(*position as usize + i) * 2 * half..][..2 * half]);
-                    let turn = |first: usize, at: usize| fixed::rotate(wide(i, first), wide(i, first + half), row[at], row[half + at]);
+                    let turn =
+                        |first: usize, at: usize| fixed::rotate(wide(i, first), wide(i, first + half), row[at], row[half + at]);
                     let value = match (j < *turned as usize, within < half) {
                         (false, _) => wide(i, j),
                         (true, true) => turn(j, within).0,

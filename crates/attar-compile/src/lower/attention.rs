@@ -33,7 +33,12 @@ impl AttentionTiles {
     ///
     /// # Errors
     /// Where not even one token and one run of keys fit.
-    pub fn search(program: &Program, attention: &Attention, on_chip: [bool; 2], limits: &Limits) -> crate::Result<AttentionTiles> {
+    pub fn search(
+        program: &Program,
+        attention: &Attention,
+        on_chip: [bool; 2],
+        limits: &Limits,
+    ) -> crate::Result<AttentionTiles> {
         let m = program.get(attention.query).rows;
         let total = attention.past + m;
         let runs = total.div_ceil(RUN);
@@ -164,7 +169,7 @@ impl AttentionTiles {
             per_head.extend([release(k), release(v)]);
         }
         let code = vec![tiles(HEAD, attention.key_heads, 1, [0, attention.key_heads], per_head)];
-        builder.done(code, &|_| 0, Vec::new())
+        builder.done(code, &|_| 0)
     }
 }
 
@@ -177,4 +182,3 @@ fn largest(top: u64, fits: &dyn Fn(&u64) -> bool) -> Option<u64> {
     }
     (low > 0).then_some(low)
 }
-

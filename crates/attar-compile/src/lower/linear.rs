@@ -57,7 +57,8 @@ impl LinearTiles {
 
     /// DRAM bytes, with rescalings and what lies beside the output.
     pub fn traffic(&self, program: &Program, linear: &Linear) -> u64 {
-        let ([m, _, n], [rows, _, columns]) = ([self.product.m, self.product.k, self.product.n], self.tiling.counts(&self.product));
+        let ([m, _, n], [rows, _, columns]) =
+            ([self.product.m, self.product.k, self.product.n], self.tiling.counts(&self.product));
         let columns_first = matches!(self.tiling.order, Order::Nmk | Order::Nkm);
         let times = if self.columns_whole || columns_first { 1 } else { rows };
         let rescalings = times * Column::ELEMENT.bytes(n);
@@ -192,9 +193,8 @@ impl LinearTiles {
 
         let x_element = program.get(linear.x).element;
         let (w_element, slots) = (self.product.w, self.tiling.slots);
-        let mut buffer = |name: &str, element: Element, slots: u64, bytes: u64| {
-            (slots > 0).then(|| builder.ring(name, element, slots, bytes))
-        };
+        let mut buffer =
+            |name: &str, element: Element, slots: u64, bytes: u64| (slots > 0).then(|| builder.ring(name, element, slots, bytes));
         let x_streamed = if self.on_chip[0] { None } else { buffer("x", x_element, slots[0], x_element.bytes(tk) * tm) };
         let w_streamed = buffer("weights", w_element, slots[1], w_element.bytes(tk * tn));
         let mut packed = |name: &str, element: Element, bytes: u64| (bytes > 0).then(|| builder.packed(name, element, bytes));
@@ -216,8 +216,7 @@ impl LinearTiles {
             Some(beside) if at as u32 == beside.operand => position,
             _ => outs.iter().position(|out| *out == at as u32).map_or(0, |part| linear.out[part].row),
         };
-        let weights_first = [Some(columns), w_kept, w_streamed].into_iter().flatten().collect();
-        builder.done(code, &rows, weights_first)
+        builder.done(code, &rows)
     }
 }
 
@@ -282,7 +281,9 @@ impl Nest<'_> {
             (Some(buffer), _) => Source::Streamed(buffer),
         };
         let mut code = Vec::new();
-        let number = |position: u64| if self.depth_last() { [position / depths, position % depths] } else { [position / inners, position % inners] };
+        let number = |position: u64| {
+            if self.depth_last() { [position / depths, position % depths] } else { [position / inners, position % inners] }
+        };
         let order = if self.depth_last() { [INNER, DEPTH] } else { [DEPTH, INNER] };
         let fill = |buffer: u32, from: u64, to: u64| self.prefix(order, number(from), number(to), vec![self.load(inner, buffer)]);
         if let Some(buffer) = inner_kept {
@@ -329,7 +330,13 @@ impl Nest<'_> {
     }
 
     /// Rows, columns, depth (or columns, rows, depth).
-    fn depth_last_body(&self, outer_buffers: [Option<u32>; 2], kept: [u64; 2], left: u64, inner: (Source, Source)) -> Vec<Statement> {
+    fn depth_last_body(
+        &self,
+        outer_buffers: [Option<u32>; 2],
+        kept: [u64; 2],
+        left: u64,
+        inner: (Source, Source),
+    ) -> Vec<Statement> {
         let ([_, depths, inners], [outer, _]) = (self.counts(), self.sides());
         let [outer_kept, outer_streamed] = outer_buffers;
         let rest = match (outer_streamed, left) {
@@ -347,7 +354,9 @@ impl Nest<'_> {
         let outer_sources = (outer_kept.map_or(rest, Source::Held), rest);
         code.extend(self.early(OUTER));
         let [full, part] = [kept[1] / depths, kept[1] % depths];
-        for (lines, kept_inner) in [([0, full], depths), ([full, full + u64::from(part > 0)], part), ([full + u64::from(part > 0), inners], 0)] {
+        for (lines, kept_inner) in
+            [([0, full], depths), ([full, full + u64::from(part > 0)], part), ([full + u64::from(part > 0), inners], 0)]
+        {
             let mut line = self.early(INNER);
             line.push(self.open_sums());
             let mut cuts = vec![0, kept[0].min(depths), kept_inner, depths];
@@ -375,7 +384,9 @@ impl Nest<'_> {
         code.push(self.open_sums());
         let [full, part] = [kept / inners, kept % inners];
         let held = outer_buffer.map_or(Source::Chip, Source::Held);
-        for (range, kept_inner) in [([0, full], inners), ([full, full + u64::from(part > 0)], part), ([full + u64::from(part > 0), depths], 0)] {
+        for (range, kept_inner) in
+            [([0, full], inners), ([full, full + u64::from(part > 0)], part), ([full + u64::from(part > 0), depths], 0)]
+        {
             let mut line: Vec<Statement> = outer_buffer.map(|buffer| self.load(outer, buffer)).into_iter().collect();
             line.extend(self.looped(INNER, [0, kept_inner], self.step([held, inner.0])));
             line.extend(self.looped(INNER, [kept_inner, inners], self.step([held, inner.1])));

@@ -58,13 +58,7 @@ impl MlpTiles {
     ///
     /// # Errors
     /// Where not even one row fits.
-    pub fn search(
-        program: &Program,
-        mlp: &Mlp,
-        on_chip: [bool; 3],
-        limits: &Limits,
-        array: [u64; 2],
-    ) -> crate::Result<MlpTiles> {
+    pub fn search(program: &Program, mlp: &Mlp, on_chip: [bool; 3], limits: &Limits, array: [u64; 2]) -> crate::Result<MlpTiles> {
         let shape = Shape::of(program, mlp);
         let unit = array[1].max(u64::from(shape.down.per)).next_multiple_of(u64::from(shape.down.per));
         let mut best: Option<([u64; 3], MlpTiles)> = None;
@@ -88,9 +82,15 @@ impl MlpTiles {
                 }
             }
         }
-        let least = || MlpTiles { rows: 1, inner: unit.min(shape.f), kept: 0, finished: shape.d.min(2 * array[1]), on_chip, align: limits.align };
-        best.map(|(_, tiles)| tiles)
-            .ok_or_else(|| crate::Error::TileTooLarge { needed: least().sram(&shape), sram: limits.sram })
+        let least = || MlpTiles {
+            rows: 1,
+            inner: unit.min(shape.f),
+            kept: 0,
+            finished: shape.d.min(2 * array[1]),
+            on_chip,
+            align: limits.align,
+        };
+        best.map(|(_, tiles)| tiles).ok_or_else(|| crate::Error::TileTooLarge { needed: least().sram(&shape), sram: limits.sram })
     }
 
     /// As many kept tiles as fit: all, or those that leave room for two streamed ones.
@@ -134,8 +134,8 @@ impl MlpTiles {
         let tile = shape.weights(self.inner).map(slot);
         let streamed = if self.kept == shape.f.div_ceil(self.inner) { 0 } else { 2 };
         let x = if self.on_chip[0] { 0 } else { blocks.min(2) * slot(rows * shape.d) };
-        let [out, residual] = [self.on_chip[1], self.on_chip[2]]
-            .map(|chip| if chip { 0 } else { slot(shape.out.bytes(self.finished) * rows) });
+        let [out, residual] =
+            [self.on_chip[1], self.on_chip[2]].map(|chip| if chip { 0 } else { slot(shape.out.bytes(self.finished) * rows) });
         let columns = slot(Column::ELEMENT.bytes(2 * self.inner)) + slot(Column::ELEMENT.bytes(self.finished));
         let sums = slot(4 * rows * shape.d) + slot(8 * rows * self.inner) + slot(rows * self.inner);
         x + out + residual + columns + sums + (self.kept + streamed) * tile.iter().sum::<u64>()
@@ -156,10 +156,13 @@ impl MlpTiles {
         let count = shape.f.div_ceil(self.inner);
         let slot = |bytes: u64| bytes.next_multiple_of(self.align);
         let kept = (self.kept > 0).then(|| {
-            [b.packed("kept gate", shape.gate, self.kept * slot(gate_bytes)), b.packed("kept down", shape.down, self.kept * slot(down_bytes))]
+            [
+                b.packed("kept gate", shape.gate, self.kept * slot(gate_bytes)),
+                b.packed("kept down", shape.down, self.kept * slot(down_bytes)),
+            ]
         });
-        let streamed = (self.kept < count)
-            .then(|| [b.ring("gate", shape.gate, 2, gate_bytes), b.ring("down", shape.down, 2, down_bytes)]);
+        let streamed =
+            (self.kept < count).then(|| [b.ring("gate", shape.gate, 2, gate_bytes), b.ring("down", shape.down, 2, down_bytes)]);
         let gate_ring = b.ring("gate columns", Column::ELEMENT, 1, Column::ELEMENT.bytes(2 * self.inner));
         let down_ring = b.ring("down columns", Column::ELEMENT, 1, Column::ELEMENT.bytes(self.finished));
         let sums = b.ring("sums", Element::INT32, 1, 4 * self.rows * shape.d);
@@ -175,7 +178,8 @@ impl MlpTiles {
         };
         let x_place = region(rows, width);
         let mut body = Vec::new();
-        let x_buffer = (!self.on_chip[0]).then(|| b.ring("x", Element::INT8, shape.m.div_ceil(self.rows).min(2), self.rows * shape.d));
+        let x_buffer =
+            (!self.on_chip[0]).then(|| b.ring("x", Element::INT8, shape.m.div_ceil(self.rows).min(2), self.rows * shape.d));
         let x_view = match x_buffer {
             None => at_operand(x, x_place),
             Some(buffer) => {
@@ -260,8 +264,7 @@ impl MlpTiles {
             kept.map(|buffers| tiles(INNER, shape.f, self.inner, [0, self.kept], loads(buffers))).into_iter().collect();
         code.push(tiles(ROWS, shape.m, self.rows, [0, shape.m.div_ceil(self.rows)], body));
         code.extend(kept.into_iter().flatten().map(release));
-        let weights_first = kept.into_iter().chain(streamed).flatten().collect();
         let row = mlp.down.out[0].row;
-        b.done(code, &|at| if at as u32 == out { row } else { 0 }, weights_first)
+        b.done(code, &|at| if at as u32 == out { row } else { 0 })
     }
 }

@@ -47,8 +47,28 @@ pub struct Lowered {
     pub operands: Vec<(TensorId, u64)>,
     /// What its code names by index.
     pub constants: Vec<Constant>,
-    /// Buffers that only weights are loaded into, and first.
-    pub weights_first: Vec<u32>,
+}
+
+impl Lowered {
+    /// The buffers that are filled by the queue of weight loads: from tensors that `constant` names.
+    pub fn weight_buffers(&self, constant: &dyn Fn(TensorId) -> bool) -> Vec<u32> {
+        fn walk(code: &[Statement], found: &mut dyn FnMut(u32, u32)) {
+            for statement in code {
+                match statement {
+                    Statement::Loop { body, .. } => walk(body, found),
+                    Statement::Load { buffer, operand, .. } => found(*buffer, *operand),
+                    _ => {}
+                }
+            }
+        }
+        let mut buffers = Vec::new();
+        walk(&self.body.code, &mut |buffer, operand| {
+            if constant(self.operands[operand as usize].0) && !buffers.contains(&buffer) {
+                buffers.push(buffer);
+            }
+        });
+        buffers
+    }
 }
 
 impl Builder {
@@ -77,10 +97,10 @@ impl Builder {
         self.buffers.len() as u32 - 1
     }
 
-    fn done(self, code: Vec<Statement>, rows: &dyn Fn(usize) -> u64, weights_first: Vec<u32>) -> Lowered {
+    fn done(self, code: Vec<Statement>, rows: &dyn Fn(usize) -> u64) -> Lowered {
         let operands: Vec<(TensorId, u64)> = self.operands.iter().enumerate().map(|(at, id)| (*id, rows(at))).collect();
         let body = Body { name: self.name, operands: operands.len() as u32, buffers: self.buffers, code };
-        Lowered { body, operands, constants: self.constants, weights_first }
+        Lowered { body, operands, constants: self.constants }
     }
 
     fn constant(&mut self, constant: Constant) -> u32 {

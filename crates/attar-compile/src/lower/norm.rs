@@ -77,6 +77,6 @@ impl NormTiles {
             tiles(0, count, self.rows, [0, count.div_ceil(self.rows)], body),
             release(gains_buffer),
         ];
-        builder.done(code, &|_| 0, vec![gains_buffer])
+        builder.done(code, &|_| 0)
     }
 }

@@ -126,7 +126,8 @@ pub fn schedule(program: &Program, target: &Target, goal: Goal, freedom: Freedom
 }
 
 fn last_uses(program: &Program) -> HashMap<TensorId, usize> {
-    let reads = program.kernels.iter().enumerate().flat_map(|(at, (_, kernel))| kernel.reads().into_iter().map(move |id| (id, at)));
+    let reads =
+        program.kernels.iter().enumerate().flat_map(|(at, (_, kernel))| kernel.reads().into_iter().map(move |id| (id, at)));
     reads.collect()
 }
 
@@ -191,7 +192,9 @@ impl Search<'_> {
     fn segments(&self, position: usize) -> Vec<(usize, Kernel)> {
         let kernels = &self.program.kernels;
         let mut found = vec![(position + 1, kernels[position].1.clone())];
-        if let (true, Kernel::Linear(gated), Some((_, Kernel::Linear(down)))) = (self.freedom.join, &kernels[position].1, kernels.get(position + 1)) {
+        if let (true, Kernel::Linear(gated), Some((_, Kernel::Linear(down)))) =
+            (self.freedom.join, &kernels[position].1, kernels.get(position + 1))
+        {
             let inner = gated.out[0].tensor;
             let only = self.last_use.get(&inner) == Some(&(position + 1)) && self.program.get(inner).role == Role::Scratch;
             let plain = matches!(down.epilogue, Epilogue::Rescale | Epilogue::Add { .. }) && down.out.len() == 1;
@@ -203,7 +206,13 @@ impl Search<'_> {
     }
 
     /// The ways to run a segment: its output kept or not. With the tensors that are kept after it.
-    fn steps(&mut self, start: usize, end: usize, kernel: &Kernel, kept: &[TensorId]) -> Vec<Result<(Step, Cost, Vec<TensorId>)>> {
+    fn steps(
+        &mut self,
+        start: usize,
+        end: usize,
+        kernel: &Kernel,
+        kept: &[TensorId],
+    ) -> Vec<Result<(Step, Cost, Vec<TensorId>)>> {
         let out = keepable(self.program, kernel).filter(|_| self.freedom.keep);
         let choices = std::iter::once(None).chain(out.map(Some));
         let mut found = Vec::new();
@@ -222,7 +231,8 @@ impl Search<'_> {
                 }
             };
             let Some((tiles, dram, cost)) = known else { continue };
-            let after: Vec<TensorId> = live.iter().copied().filter(|id| self.last_use.get(id).is_some_and(|last| *last >= end)).collect();
+            let after: Vec<TensorId> =
+                live.iter().copied().filter(|id| self.last_use.get(id).is_some_and(|last| *last >= end)).collect();
             let step = Step { kernels: [start, end], kernel: kernel.clone(), tiles, kept: live, dram };
             found.push(Ok((step, cost, after)));
         }
@@ -269,7 +279,8 @@ impl Search<'_> {
         let compute = macs / array.iter().product::<u64>() as f64;
         let cycles = match (tiles, kernel) {
             (Tiles::Linear(tiles), _) => {
-                let limits = Limits { sram: self.room, align: self.target.align, buffering: Buffering::DoubleStreamed, staged: true };
+                let limits =
+                    Limits { sram: self.room, align: self.target.align, buffering: Buffering::DoubleStreamed, staged: true };
                 tiles.tiling.cost(&tiles.product, &limits, &rates.tile).cycles
             }
             _ => compute.max(dram as f64 / read),
@@ -289,7 +300,8 @@ impl Search<'_> {
         let (mut bodies, mut index): (Vec<crate::plan::Body>, HashMap<Vec<u8>, u32>) = Default::default();
         let (mut calls, mut lowered_all, mut choices) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
-            let names: Vec<&str> = self.program.kernels[step.kernels[0]..step.kernels[1]].iter().map(|(name, _)| name.as_str()).collect();
+            let names: Vec<&str> =
+                self.program.kernels[step.kernels[0]..step.kernels[1]].iter().map(|(name, _)| name.as_str()).collect();
             let (name, lowered) = (names.join(" + "), self.lower(step));
             let bytes = postcard::to_allocvec(&lowered.body).expect("a body has no value that postcard lacks");
             let body = *index.entry(bytes).or_insert_with(|| {

@@ -5,7 +5,7 @@ use crate::{
     Error, Result,
     lower::Lowered,
     plan::{Placed, Plan, Space},
-    program::Role,
+    program::{Role, TensorId},
 };
 
 /// Something that needs `bytes` from call `from` up to but without call `to`.
@@ -61,13 +61,17 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
         let live = tensors.iter().flatten().filter(|item| (item.from..item.to).contains(&call)).map(|item| item.bytes);
         lowered[call].body.buffers.iter().map(|b| b.bytes.next_multiple_of(plan.align)).chain(live).sum()
     };
+    let constant = |id: TensorId| matches!(plan.tensors[id.0 as usize].role, Role::Weight | Role::Constant);
+    let weights: Vec<Vec<u32>> = lowered.iter().map(|lowered| lowered.weight_buffers(&constant)).collect();
     let early = |call: usize| -> u64 {
-        lowered[call].weights_first.iter().map(|b| lowered[call].body.buffers[*b as usize].bytes.next_multiple_of(plan.align)).sum()
+        let buffers = &lowered[call].body.buffers;
+        weights[call].iter().map(|b| buffers[*b as usize].bytes.next_multiple_of(plan.align)).sum()
     };
-    let mut ahead: Vec<bool> = (0..lowered.len()).map(|call| call > 0 && early(call) > 0 && used(call - 1) + early(call) <= plan.sram).collect();
+    let mut ahead: Vec<bool> =
+        (0..lowered.len()).map(|call| call > 0 && early(call) > 0 && used(call - 1) + early(call) <= plan.sram).collect();
     // What a call's own early weights take of the call before leaves less for nobody else: only one call reaches into each.
     let offsets = loop {
-        let items = items(&plan, lowered, &tensors, &ahead);
+        let items = items(&plan, lowered, &weights, &tensors, &ahead);
         match fit(&items, plan.sram) {
             Some(offsets) => break offsets,
             None if ahead.iter().any(|ahead| *ahead) => ahead.fill(false),
@@ -88,11 +92,11 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
 }
 
 /// Kept tensors, then the buffers of each call.
-fn items(plan: &Plan, lowered: &[Lowered], tensors: &[Option<Item>], ahead: &[bool]) -> Vec<Item> {
+fn items(plan: &Plan, lowered: &[Lowered], weights: &[Vec<u32>], tensors: &[Option<Item>], ahead: &[bool]) -> Vec<Item> {
     let mut items: Vec<Item> = tensors.iter().flatten().copied().collect();
     for (call, lowered) in lowered.iter().enumerate() {
         for (at, buffer) in lowered.body.buffers.iter().enumerate() {
-            let early = ahead[call] && lowered.weights_first.contains(&(at as u32));
+            let early = ahead[call] && weights[call].contains(&(at as u32));
             let from = if early { call - 1 } else { call };
             items.push(Item { from, to: call + 1, bytes: buffer.bytes.next_multiple_of(plan.align) });
         }
@@ -109,10 +113,8 @@ pub(super) fn in_memory(mut plan: Plan, target: &Target) -> Result<Plan> {
     let in_dram: Vec<usize> = order.iter().copied().filter(|at| plan.tensors[*at].space == Space::Dram).collect();
     let uses = uses(&plan);
     let scratch: Vec<usize> = in_dram.iter().copied().filter(|at| plan.tensors[*at].role == Role::Scratch).collect();
-    let items: Vec<Item> = scratch
-        .iter()
-        .map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) })
-        .collect();
+    let items: Vec<Item> =
+        scratch.iter().map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) }).collect();
     let offsets = fit(&items, u64::MAX / 2).expect("there is room without end");
     let height = offsets.iter().zip(&items).map(|(offset, item)| offset + item.bytes).max().unwrap_or(0);
     let lasting: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| last(t)).map(size).sum();

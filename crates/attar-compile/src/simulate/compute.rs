@@ -229,7 +229,9 @@ impl Simulator<'_, '_> {
     }
 
     fn norm(&mut self, call: &Call, body: &Body, [x, gains, out]: [&View; 3], constant: u32) -> Checked<u64> {
-        let Constant::Norm { epsilon, gain_shift } = constant_of(call, constant)? else { return Err(no_constant(call, constant)) };
+        let Constant::Norm { epsilon, gain_shift } = constant_of(call, constant)? else {
+            return Err(no_constant(call, constant));
+        };
         let (x, gains, out) = (self.find(call, body, x)?, self.find(call, body, gains)?, self.find(call, body, out)?);
         agree("rows", x.region.rows, out.region.rows)?;
         agree("columns", x.region.columns, out.region.columns)?;
@@ -353,7 +355,8 @@ impl Simulator<'_, '_> {
     fn attended(&mut self, call: &Call, body: &Body, views: [&View; 3], head: u64, constant: u32) -> Checked<u64> {
         let rescale = rescale_of(call, constant)?;
         let [sums, softmax, out] = views;
-        let (sums_at, softmax_at, out) = (self.find(call, body, sums)?, self.find(call, body, softmax)?, self.find(call, body, out)?);
+        let (sums_at, softmax_at, out) =
+            (self.find(call, body, sums)?, self.find(call, body, softmax)?, self.find(call, body, out)?);
         agree("rows", sums_at.region.rows, out.region.rows)?;
         agree("columns", sums_at.region.columns, out.region.columns)?;
         agree("rows of the softmax", softmax_at.region.rows, out.region.rows)?;
@@ -440,8 +443,10 @@ fn finished(
     finish: &Finish,
     out: &Found,
 ) -> Checked<Vec<i32>> {
-    let wide: Vec<i64> =
-        sums.chunks(columns.len()).flat_map(|row| row.iter().zip(columns).map(|(x, c)| c.rescale.apply(x.wrapping_add(c.bias)))).collect();
+    let wide: Vec<i64> = sums
+        .chunks(columns.len())
+        .flat_map(|row| row.iter().zip(columns).map(|(x, c)| c.rescale.apply(x.wrapping_add(c.bias))))
+        .collect();
     let (width, base) = (out.region.width() as usize, out.region.columns[0]);
     let numbers = match finish {
         Finish::Rescale => wide.iter().map(|x| saturate(*x, out.bits)).collect(),

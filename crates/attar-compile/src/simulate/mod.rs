@@ -113,8 +113,8 @@ pub fn prove(program: &Program, plan: &Plan, rates: &Rates, memory: &Memory) -> 
     let simulation = simulate(plan, rates, &mut found)?;
     reference::run(program, &mut wanted);
     let violation = |what| Error::Violation { call: plan.title.clone(), statement: "the result".into(), what };
-    for (index, tensor) in program.tensors.iter().enumerate().filter(|(_, t)| matches!(t.role, Role::Output | Role::State)) {
-        let id = TensorId(index as u32);
+    for id in stored(plan) {
+        let tensor = program.get(id);
         let (found, wanted) = (found.get(id).numbers(), wanted.get(id).numbers());
         if let Some(at) = found.iter().zip(wanted).position(|(found, wanted)| found != wanted) {
             let (row, column) = (at as u64 / tensor.columns, at as u64 % tensor.columns);
@@ -127,6 +127,27 @@ pub fn prove(program: &Program, plan: &Plan, rates: &Rates, memory: &Memory) -> 
         found if found != wanted => Err(violation(Violation::Count { what: "multiply-accumulates", found, wanted })),
         _ => Ok(simulation),
     }
+}
+
+/// The tensors that a plan stores, in the order of its calls.
+fn stored(plan: &Plan) -> Vec<TensorId> {
+    fn walk(code: &[Statement], found: &mut Vec<u32>) {
+        for statement in code {
+            match statement {
+                Statement::Loop { body, .. } => walk(body, found),
+                Statement::Store { operands, .. } => found.extend(operands.iter().map(|(operand, _)| *operand)),
+                _ => {}
+            }
+        }
+    }
+    let mut ids = Vec::new();
+    for call in &plan.calls {
+        let mut operands = Vec::new();
+        walk(&plan.bodies[call.body as usize].code, &mut operands);
+        ids.extend(operands.into_iter().map(|operand| TensorId(call.operands[operand as usize].tensor)));
+    }
+    ids.dedup();
+    ids
 }
 
 /// Rows and columns: from, to.
@@ -333,7 +354,8 @@ impl<'p, 'm> Simulator<'p, 'm> {
         let live = plan.tensors.iter().zip(uses).filter(|(tensor, uses)| {
             tensor.space == Space::Sram && uses.is_some_and(|[first, last]| (first..=last).contains(&index))
         });
-        let mut places: Vec<(&str, u64, u64)> = buffers.chain(live.map(|(t, _)| (t.name.as_str(), t.address, t.bytes()))).collect();
+        let mut places: Vec<(&str, u64, u64)> =
+            buffers.chain(live.map(|(t, _)| (t.name.as_str(), t.address, t.bytes()))).collect();
         for (name, start, bytes) in &places {
             if start % plan.align != 0 {
                 return Err(Violation::Misaligned { what: (*name).into(), offset: *start, align: plan.align });
@@ -672,7 +694,15 @@ impl<'p, 'm> Simulator<'p, 'm> {
     }
 
     /// The columns of a store that belong to one tensor, whose column 0 is `first`.
-    fn store_part(&mut self, call: &Call, operand: u32, first: u64, found: &Found, part: &Box, ready: u64) -> Result<u64, Violation> {
+    fn store_part(
+        &mut self,
+        call: &Call,
+        operand: u32,
+        first: u64,
+        found: &Found,
+        part: &Box,
+        ready: u64,
+    ) -> Result<u64, Violation> {
         let (of, tensor) = self.tensor(call, operand)?;
         let local = Box { rows: part.rows, columns: part.columns.map(|column| column - first) };
         let bytes = moved(tensor, of.row, &local)?;
@@ -826,13 +856,7 @@ fn dram_hazard(kind: &'static str, tensor: &Placed, queue: usize, other: usize) 
 }
 
 fn as_tensor(placed: &Placed) -> crate::Tensor {
-    crate::Tensor {
-        name: String::new(),
-        rows: placed.rows,
-        columns: placed.columns,
-        element: placed.element,
-        role: placed.role,
-    }
+    crate::Tensor { name: String::new(), rows: placed.rows, columns: placed.columns, element: placed.element, role: placed.role }
 }
 
 fn fixed(region: &Box) -> Region {
@@ -862,4 +886,3 @@ fn name(statement: &Statement) -> String {
         },
     }
 }
-
