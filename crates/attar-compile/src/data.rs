@@ -3,6 +3,7 @@
 use crate::{
     Element, Program, TensorId,
     fixed::Rescale,
+    plan::Placed,
     program::{Column, Role, Tensor},
 };
 
@@ -37,7 +38,7 @@ impl Data {
 
 /// Bits of a code within a weight's element: those of a run less the 8 bits of its scale.
 pub(crate) fn code_bits(element: Element) -> u32 {
-    if element.per == 1 { element.bits } else { (element.bits - 8) / element.per }
+    if element.per == 1 { element.bits } else { element.bits.saturating_sub(8) / element.per.max(1) }
 }
 
 /// The bytes of a box of a tensor, as a tile of it is stored and moved. `rows` and `columns` are half-open.
@@ -145,6 +146,37 @@ impl Memory {
     /// Gives a tensor its numbers.
     pub fn set(&mut self, id: TensorId, data: Data) {
         self.0[id.0 as usize] = data;
+    }
+
+    /// Whether every tensor has as many numbers as it should, of its kind; else the name of the first that has not.
+    pub(crate) fn check(&self, tensors: &[Placed]) -> Result<(), String> {
+        let fits = |tensor: &Placed, data: &Data| {
+            let count = tensor.rows.checked_mul(tensor.columns).unwrap_or(u64::MAX);
+            let per = u64::from(tensor.element.per.max(1));
+            match data {
+                Data::Numbers(numbers) => {
+                    tensor.role != Role::Weight
+                        && numbers.len() as u64 == count
+                        && [8, 16, 32].contains(&tensor.element.bits)
+                        && per == 1
+                }
+                Data::Weight { codes, scales } => {
+                    let groups = if per > 1 { count / per } else { 0 };
+                    tensor.role == Role::Weight
+                        && codes.len() as u64 == count
+                        && scales.len() as u64 == groups
+                        && tensor.columns % per == 0
+                        && (1..=8).contains(&code_bits(tensor.element))
+                }
+                Data::Columns(columns) => tensor.element == Column::ELEMENT && columns.len() as u64 == count,
+            }
+        };
+        let wrong = tensors.iter().zip(&self.0).find(|(tensor, data)| !fits(tensor, data));
+        match wrong {
+            Some((tensor, _)) => Err(tensor.name.clone()),
+            None if tensors.len() != self.0.len() => Err("a tensor too many".into()),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn numbers_mut(&mut self, id: TensorId) -> &mut [i32] {

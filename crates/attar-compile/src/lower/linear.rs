@@ -208,6 +208,7 @@ impl LinearTiles {
             code.extend([load(columns, columns_operand, all), wait(columns, all)]);
         }
         code.extend(nest.code([[x_kept, x_streamed], [w_kept, w_streamed]]));
+        code.extend(self.columns_whole.then(|| release(columns)));
         let position = match &linear.epilogue {
             Epilogue::Rotary { position, .. } => *position,
             _ => 0,

@@ -35,6 +35,7 @@ impl Simulator<'_, '_> {
     }
 
     fn reads(&mut self, found: &Found) -> Checked {
+        plain(found)?;
         let clock = self.clocks[COMPUTE];
         for run in found.runs() {
             self.trace.sram_bytes += run.length;
@@ -44,6 +45,7 @@ impl Simulator<'_, '_> {
     }
 
     fn writes(&mut self, found: &Found) -> Checked {
+        plain(found)?;
         let clock = self.clocks[COMPUTE];
         for run in found.runs() {
             self.trace.sram_bytes += run.length;
@@ -385,6 +387,14 @@ impl Simulator<'_, '_> {
 fn keys(attend: &Attend, first: u64, last: u64) -> [u64; 2] {
     let from = attend.window.map_or(0, |window| (attend.past + first + 1).saturating_sub(window));
     [from, attend.past + last + 1]
+}
+
+/// Arithmetic knows numbers of 8, 16 and 32 bits.
+fn plain(found: &Found) -> Checked {
+    match found.bits {
+        8 | 16 | 32 => Ok(()),
+        bits => Err(Violation::Index { what: "number of bits", index: bits.into(), count: 32 }),
+    }
 }
 
 fn constant_of(call: &Call, index: u32) -> Checked<&Constant> {

@@ -25,13 +25,16 @@ use crate::{
     Error, Result,
     data::{self, Memory},
     fixed::Exponential,
-    plan::{Body, Call, Compute, Extent, Operand, Place, Placed, Plan, Region, Slots, Space, Span, Statement, View},
-    program::{Program, Role, TensorId},
+    plan::{Body, Call, Compute, Constant, Extent, Operand, Place, Placed, Plan, Region, Slots, Space, Span, Statement, View},
+    program::{Program, Role, Tensor, TensorId},
     reference,
 };
 
 /// The largest on-chip memory that is simulated.
 const LARGEST: u64 = 1 << 30;
+
+/// How many steps of loops are walked.
+const LONGEST: u64 = 1 << 26;
 
 /// What happened.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -113,7 +116,9 @@ pub fn prove(program: &Program, plan: &Plan, rates: &Rates, memory: &Memory) -> 
     let simulation = simulate(plan, rates, &mut found)?;
     reference::run(program, &mut wanted);
     let violation = |what| Error::Violation { call: plan.title.clone(), statement: "the result".into(), what };
-    for id in stored(plan) {
+    let lasting = |tensor: &Tensor| matches!(tensor.role, Role::Output | Role::State);
+    let outputs = (0..).zip(&program.tensors).filter(|(_, tensor)| lasting(tensor)).map(|(id, _)| TensorId(id));
+    for id in stored(plan).into_iter().chain(outputs) {
         let tensor = program.get(id);
         let (found, wanted) = (found.get(id).numbers(), wanted.get(id).numbers());
         if let Some(at) = found.iter().zip(wanted).position(|(found, wanted)| found != wanted) {
@@ -189,6 +194,8 @@ struct Slot {
     /// When it was loaded; compute knows of what it opened.
     clock: Clock,
     time: u64,
+    /// By a load, not opened.
+    loaded: bool,
     sums: Vec<Terms>,
 }
 
@@ -258,6 +265,8 @@ struct Simulator<'p, 'm> {
     trace: CallTrace,
     result: Simulation,
     call: u32,
+    /// Of loops, so far.
+    steps: u64,
 }
 
 /// How many events a simulation remembers.
@@ -285,6 +294,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             trace: CallTrace::default(),
             result: Simulation::default(),
             call: 0,
+            steps: 0,
         };
         let title = plan.title.clone();
         simulator.check_plan().map_err(|what| Error::Violation { call: title, statement: "the plan".into(), what })?;
@@ -305,6 +315,9 @@ impl<'p, 'm> Simulator<'p, 'm> {
         if plan.align == 0 || plan.align > plan.sram.max(1) {
             return Err(Violation::Misaligned { what: "the plan".into(), offset: 0, align: plan.align });
         }
+        if let Some(memory) = &self.memory {
+            memory.check(&plan.tensors).map_err(|tensor| Violation::Undefined { tensor })?;
+        }
         let uses = self.uses();
         for (index, call) in plan.calls.iter().enumerate() {
             let body = plan.bodies.get(call.body as usize).ok_or(Violation::Index {
@@ -313,6 +326,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
                 count: plan.bodies.len() as u64,
             })?;
             self.check_places(index, call, body, &uses)?;
+            self.check_constants(call)?;
         }
         for (index, tensor) in plan.tensors.iter().enumerate().filter(|(_, t)| t.space != Space::Sram) {
             self.check_constant(index, tensor)?;
@@ -331,6 +345,21 @@ impl<'p, 'm> Simulator<'p, 'm> {
             }
         }
         uses
+    }
+
+    /// Rescalings shift by what they can.
+    fn check_constants(&self, call: &Call) -> Result<(), Violation> {
+        for constant in &call.constants {
+            let shifts: Vec<u32> = match constant {
+                Constant::Norm { gain_shift, .. } => vec![gain_shift + 1],
+                Constant::Ranges(ranges) => ranges.iter().map(|(_, rescale)| rescale.shift.into()).collect(),
+                Constant::Gate { rescale, .. } | Constant::Rescale(rescale) => vec![rescale.shift.into()],
+            };
+            if let Some(shift) = shifts.into_iter().find(|shift| !(1..=62).contains(shift)) {
+                return Err(Violation::Index { what: "shift", index: shift.into(), count: 63 });
+            }
+        }
+        Ok(())
     }
 
     /// Buffers of a call, and tensors that live on the chip during it, are aligned, in memory, and apart.
@@ -416,6 +445,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             self.result.sram_peak = self.result.sram_peak.max(offset + buffer.bytes);
         }
         self.statements(call, body, &body.code)?;
+        self.check_released(body).map_err(|what| violation(call, "the end", what))?;
         self.check_stored(call).map_err(|what| violation(call, "the end", what))?;
         self.trace.end = self.times.into_iter().max().unwrap_or(0);
         self.port.forget(self.times[ACTIVATIONS].min(self.times[STORES]).min(self.times[WEIGHTS]));
@@ -442,7 +472,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
         for statement in code {
             match statement {
                 Statement::Loop { variable, extent, tile, tiles, body: inner } => {
-                    for at in self.range(extent, *tile, *tiles) {
+                    for at in self.range(extent, *tile, *tiles).map_err(|what| violation(call, &name(statement), what))? {
                         self.tiles[*variable as usize] = at;
                         self.statements(call, body, inner)?;
                     }
@@ -454,19 +484,23 @@ impl<'p, 'm> Simulator<'p, 'm> {
     }
 
     /// The tiles that a loop goes over.
-    fn range(&self, extent: &Extent, tile: u64, [first, behind]: [u64; 2]) -> Vec<Tile> {
+    fn range(&mut self, extent: &Extent, tile: u64, [first, behind]: [u64; 2]) -> Result<Vec<Tile>, Violation> {
         let tile = tile.max(1);
         let (from, to) = match extent {
             Extent::Count(count) => (0, *count),
             Extent::Keys { rows, past, window } => {
                 let rows = self.tiles[*rows as usize];
-                let last = past + rows.start + rows.length;
-                (window.map_or(0, |window| (past + rows.start + 1).saturating_sub(window)), last)
+                let first = past.saturating_add(rows.start).saturating_add(1);
+                let last = past.saturating_add(rows.start).saturating_add(rows.length);
+                (window.map_or(0, |window| first.saturating_sub(window)), last)
             }
         };
-        (first.max(from / tile)..behind.min(to.div_ceil(tile)))
-            .map(|index| Tile { index, start: index * tile, length: tile.min(to - index * tile) })
-            .collect()
+        let range = first.max(from / tile)..behind.min(to.div_ceil(tile));
+        self.steps = self.steps.saturating_add(range.end.saturating_sub(range.start));
+        if self.steps > LONGEST {
+            return Err(Violation::TooLong { steps: LONGEST });
+        }
+        Ok(range.map(|index| Tile { index, start: index * tile, length: tile.min(to - index * tile) }).collect())
     }
 
     fn statement(&mut self, call: &Call, body: &Body, statement: &Statement) -> Result<(), Violation> {
@@ -483,10 +517,11 @@ impl<'p, 'm> Simulator<'p, 'm> {
 
     fn span(&self, span: &Span) -> [u64; 2] {
         match span {
-            Span::Fixed { start, length } => [*start, start + length],
+            Span::Fixed { start, length } => [*start, start.saturating_add(*length)],
             Span::Tile { variable, base, unit } => {
                 let tile = self.tiles[*variable as usize];
-                [base + tile.start * unit, base + (tile.start + tile.length) * unit]
+                let at = |step: u64| base.saturating_add(step.saturating_mul(*unit));
+                [at(tile.start), at(tile.start.saturating_add(tile.length))]
             }
         }
     }
@@ -534,6 +569,11 @@ impl<'p, 'm> Simulator<'p, 'm> {
         let bytes = moved(tensor, of.row, &region)?;
         let queue = if matches!(tensor.role, Role::Weight | Role::Constant) { WEIGHTS } else { ACTIVATIONS };
         self.free_slot(body, buffer)?;
+        if body.buffers[buffer as usize].element != tensor.element {
+            let element = |e: crate::Element| [u64::from(e.bits), u64::from(e.per)];
+            let (found, wanted) = (element(tensor.element), element(body.buffers[buffer as usize].element));
+            return Err(Violation::Mismatch { what: "elements", found, wanted });
+        }
         let (index, place, clock, time) = self.next_slot(call, body, buffer, bytes)?;
         join(&mut self.clocks[queue], &clock);
         self.clocks[queue][queue] += 1;
@@ -548,7 +588,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             let packed = data::pack(&as_tensor(tensor), memory.get(TensorId(of.tensor)), rows, region.columns);
             self.chip.bytes[place.start as usize..][..packed.len()].copy_from_slice(&packed);
         }
-        let slot = Slot { index, bytes: place, region, clock, time: end, sums: Vec::new() };
+        let slot = Slot { index, bytes: place, region, clock, time: end, loaded: true, sums: Vec::new() };
         self.buffers[buffer as usize].held.push_back(slot);
         Ok(())
     }
@@ -657,7 +697,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
         self.chip.forget(place);
         let state = &mut self.buffers[buffer as usize];
         state.held.retain(|slot| slot.index != index);
-        let slot = Slot { index, bytes: place, region, clock: self.clocks[COMPUTE], time, sums: Vec::new() };
+        let slot = Slot { index, bytes: place, region, clock: self.clocks[COMPUTE], time, loaded: false, sums: Vec::new() };
         state.held.push_back(slot);
         Ok(())
     }
@@ -762,6 +802,18 @@ impl<'p, 'm> Simulator<'p, 'm> {
         Ok(())
     }
 
+    /// Whatever a call has loaded, it lets go.
+    fn check_released(&self, body: &Body) -> Result<(), Violation> {
+        let loaded = |state: &BufferState| state.held.iter().any(|slot| slot.loaded);
+        match self.buffers.iter().position(loaded) {
+            Some(at) => {
+                let buffer = body.buffers[at].name.clone();
+                Err(Violation::Deadlock { buffer, why: "what it holds is never released" })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// A tensor that a call has stored to is stored whole (a state: whole rows).
     fn check_stored(&self, call: &Call) -> Result<(), Violation> {
         for (operand, written) in call.operands.iter().zip(&self.written) {
@@ -855,8 +907,8 @@ fn dram_hazard(kind: &'static str, tensor: &Placed, queue: usize, other: usize) 
     Violation::Hazard { kind, place: tensor.name.clone(), at: tensor.address, queue, other }
 }
 
-fn as_tensor(placed: &Placed) -> crate::Tensor {
-    crate::Tensor { name: String::new(), rows: placed.rows, columns: placed.columns, element: placed.element, role: placed.role }
+fn as_tensor(placed: &Placed) -> Tensor {
+    Tensor { name: String::new(), rows: placed.rows, columns: placed.columns, element: placed.element, role: placed.role }
 }
 
 fn fixed(region: &Box) -> Region {

@@ -186,4 +186,10 @@ pub enum Violation {
         /// Foretold.
         wanted: u64,
     },
+    /// Loops without end.
+    #[error("its loops have more than {steps} steps")]
+    TooLong {
+        /// What is walked at most.
+        steps: u64,
+    },
 }
