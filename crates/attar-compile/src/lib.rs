@@ -1,6 +1,8 @@
 //! Compiles a quantized graph for a device: fuses ops, tiles for SRAM, plans memory, and proves the plan.
 
 mod data;
+mod bound;
+pub mod device;
 mod element;
 mod error;
 pub mod fixed;
@@ -13,6 +15,7 @@ pub mod simulate;
 pub mod tile;
 
 pub use data::{Data, Memory};
+pub use bound::{attention_lower_bound, lower_bound};
 pub use element::Element;
 pub use error::{Error, Result};
 pub use plan::Plan;

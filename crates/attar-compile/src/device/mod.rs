@@ -1,0 +1,465 @@
+//! Devices as data: memories, engines, DMA and numerics of an NPU, each number with where it comes from.
+//!
+//! A device is a TOML file ([`Device::load`]) or one of those shipped ([`Device::named`]); single numbers are changed with
+//! [`Device::set`]. What is not a number of the hardware (how to tile, what to fuse) has no place here.
+//!
+//! ```
+//! use attar_compile::device::Device;
+//! let mut device = Device::named("generic-npu").unwrap();
+//! device.set("sram", "256KiB").unwrap();
+//! assert_eq!(device.sram.usable, 256 << 10);
+//! ```
+
+mod file;
+mod keys;
+mod quantity;
+
+use crate::tile::{Buffering, Limits, Product, Rates, Tiling};
+use crate::{Element, Error, Result};
+use file::{Entry, File, Location};
+use keys::{KEYS, Key, Need};
+use quantity::Kind;
+use std::path::Path;
+
+/// The shipped devices and their files.
+static DEVICES: &[(&str, &str)] = &[
+    ("ethos-u55-256", include_str!("../../../../devices/ethos-u55-256.toml")),
+    ("ethos-u65-512", include_str!("../../../../devices/ethos-u65-512.toml")),
+    ("ethos-u85-1024", include_str!("../../../../devices/ethos-u85-1024.toml")),
+    ("intel-npu4", include_str!("../../../../devices/intel-npu4.toml")),
+    ("hexagon-v79", include_str!("../../../../devices/hexagon-v79.toml")),
+    ("amd-xdna2", include_str!("../../../../devices/amd-xdna2.toml")),
+    ("apple-ane-m4", include_str!("../../../../devices/apple-ane-m4.toml")),
+    ("rk3588", include_str!("../../../../devices/rk3588.toml")),
+    ("generic-npu", include_str!("../../../../devices/generic-npu.toml")),
+];
+
+/// How a number is known, surest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Confidence {
+    /// On the device.
+    Measured,
+    /// In a published source.
+    Read,
+    /// By arithmetic from numbers that were read.
+    Derived,
+    /// For want of better.
+    Assumed,
+}
+
+impl Confidence {
+    const ALL: [(&'static str, Confidence); 4] = [
+        ("measured", Confidence::Measured),
+        ("read", Confidence::Read),
+        ("derived", Confidence::Derived),
+        ("assumed", Confidence::Assumed),
+    ];
+
+    fn named(name: &str) -> Option<Confidence> {
+        Confidence::ALL.iter().find(|(n, _)| *n == name).map(|(_, c)| *c)
+    }
+
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        Confidence::ALL[self as usize].0
+    }
+}
+
+/// Where a number comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// How sure it is.
+    pub confidence: Confidence,
+    /// Document, page, or what the arithmetic was.
+    pub text: String,
+}
+
+/// What a device's programs can be made good at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strategy {
+    /// The time of one request.
+    Latency,
+    /// Tokens in a second over many requests.
+    Throughput,
+    /// Joules a token.
+    Energy,
+}
+
+impl Strategy {
+    const ALL: [(&'static str, Strategy); 3] =
+        [("latency", Strategy::Latency), ("throughput", Strategy::Throughput), ("energy", Strategy::Energy)];
+
+    fn named(name: &str) -> Option<Strategy> {
+        Strategy::ALL.iter().find(|(n, _)| *n == name).map(|(_, s)| *s)
+    }
+
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        Strategy::ALL[self as usize].0
+    }
+}
+
+/// One level of memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Memory {
+    /// Bytes there are.
+    pub bytes: u64,
+    /// Bytes a program may use.
+    pub usable: u64,
+    /// Bytes read in a second.
+    pub read: f64,
+    /// Bytes written in a second.
+    pub write: f64,
+    /// Cycles of the engine before the first byte.
+    pub latency: f64,
+    /// Bytes that one access moves at least.
+    pub burst: u64,
+    /// Energy of a byte moved, pJ.
+    pub energy: f64,
+}
+
+/// Multiply-accumulates in a cycle for one pair of widths.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    /// Bits of a weight.
+    pub weights: u32,
+    /// Bits of an activation.
+    pub activations: u32,
+    /// Multiply-accumulates in a cycle of all cores.
+    pub macs: f64,
+}
+
+/// What computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Engine {
+    /// Equal cores that share a product's columns.
+    pub cores: u64,
+    /// One core's multiply-accumulates in a cycle at int8, as a block of m, k and n.
+    pub array: [u64; 3],
+    /// Cycles in a second.
+    pub clock: f64,
+    /// Numbers processed in a cycle by all vector units.
+    pub lanes: u64,
+    /// Cycles to fill and drain the array for a tile.
+    pub fill: f64,
+    /// Energy of an int8 multiply-accumulate, pJ.
+    pub energy: f64,
+    /// What pairs of widths it multiplies.
+    pub pairs: Vec<Pair>,
+}
+
+/// What moves data.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dma {
+    /// Transfers under way at once.
+    pub channels: u64,
+    /// Cycles to start a transfer, besides the memory's latency.
+    pub setup: f64,
+}
+
+/// What numbers it knows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numerics {
+    /// Widths of stored weights, bits.
+    pub weights: Vec<u32>,
+    /// Widths of activations, bits.
+    pub activations: Vec<u32>,
+    /// Bits of a partial sum.
+    pub accumulator: u32,
+}
+
+/// An NPU and its memories.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Device {
+    /// The name it is chosen by.
+    pub name: String,
+    /// One line about it.
+    pub summary: String,
+    /// What it offers to optimize for, the default first.
+    pub strategies: Vec<Strategy>,
+    /// Storage for weights, where it has any.
+    pub flash: Option<Memory>,
+    /// Main memory.
+    pub dram: Memory,
+    /// On-chip memory for which programs are tiled.
+    pub sram: Memory,
+    /// Memory of one core below that, where there is any: (bytes, usable bytes).
+    pub core: Option<(u64, u64)>,
+    /// What computes.
+    pub engine: Engine,
+    /// What moves data.
+    pub dma: Dma,
+    /// What numbers it knows.
+    pub numerics: Numerics,
+    /// Every buffer starts at a multiple of this many bytes.
+    pub align: u64,
+    /// Tiles are multiples of this in m, k and n, or the whole dimension.
+    pub unit: [u64; 3],
+    /// Seconds from the call to the first cycle of a program.
+    pub dispatch: f64,
+    /// Watts drawn whatever is done.
+    pub power: f64,
+    file: File,
+}
+
+impl Device {
+    /// The names of the shipped devices.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        DEVICES.iter().map(|(name, _)| *name)
+    }
+
+    /// A shipped device.
+    ///
+    /// # Errors
+    /// If there is none of that name: with the nearest there is.
+    pub fn named(name: &str) -> Result<Device> {
+        Device::build(file::read(&Location::Shipped(known(name)?), Vec::new())?)
+    }
+
+    /// The device of a file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, inherits itself, has an unknown key, lacks a number, or has one that cannot be.
+    pub fn load(path: &Path) -> Result<Device> {
+        Device::build(file::read(&Location::Path(path.into()), Vec::new())?)
+    }
+
+    /// Changes one number, as `--set key=value` does: a key of the files, or for short `sram`, `dram`, `flash` for their
+    /// bytes, `dram.bandwidth` for reads and writes, `array`, `clock`, `cores`. With another array or number of cores,
+    /// multiply-accumulates in a cycle grow alike.
+    ///
+    /// # Errors
+    /// If the key is unknown, or the value or the device it makes cannot be. The device is unchanged then.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        let keys = full_keys(key);
+        let mut file = self.file.clone();
+        for key in &keys {
+            let Some(known) = KEYS.iter().find(|known| known.name == *key) else {
+                let nearest = nearest(key, KEYS.iter().map(|k| k.name));
+                return Err(Error::DeviceKey { key: key.clone(), nearest, place: "--set".into() });
+            };
+            if let Some(memory) = known.name.strip_suffix(".bytes").filter(|name| *name != "align") {
+                file.entries.remove(&format!("{memory}.usable"));
+            }
+            let origin = Origin { confidence: Confidence::Assumed, text: "chosen with --set".into() };
+            file.entries.insert(key.clone(), Entry { text: value.trim().into(), origin, place: "--set".into() });
+        }
+        let mut device = Device::build(file)?;
+        if keys.iter().any(|key| key == "engine.array" || key == "engine.cores") {
+            device = Device::build(device.scaled(self))?;
+        }
+        *self = device;
+        Ok(())
+    }
+
+    /// Its file with multiply-accumulates that follow its array and cores, as those of `before` did.
+    fn scaled(&self, before: &Device) -> File {
+        let size = |device: &Device| device.engine.array.iter().product::<u64>() as f64 * device.engine.cores as f64;
+        let mut file = self.file.clone();
+        for pair in &before.engine.pairs {
+            if let Some(entry) = file.entries.get_mut(&format!("engine.w{}a{}", pair.weights, pair.activations)) {
+                let origin = Origin { confidence: Confidence::Derived, text: "follows the array chosen with --set".into() };
+                *entry = Entry { text: (pair.macs * size(self) / size(before)).to_string(), origin, place: "--set".into() };
+            }
+        }
+        file
+    }
+
+    /// Every number with its key, its text and its origin, in the order of the reference pages.
+    pub fn numbers(&self) -> impl Iterator<Item = (&'static str, &str, &Origin)> {
+        KEYS.iter().filter_map(|key| self.file.entries.get(key.name).map(|e| (key.name, e.text.as_str(), &e.origin)))
+    }
+
+    /// Every key there is and what it means.
+    pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+        KEYS.iter().map(|key| (key.name, key.meaning))
+    }
+
+    /// What a tiling on this device may use.
+    pub fn limits(&self) -> Limits {
+        Limits { sram: self.sram.usable, align: self.align, buffering: Buffering::DoubleStreamed, staged: true }
+    }
+
+    /// What it does in a cycle for weights and activations of these widths. The energy of a multiply-accumulate grows with
+    /// the product of the widths.
+    ///
+    /// # Errors
+    /// If it does not multiply such a pair.
+    pub fn rates(&self, weights: u32, activations: u32) -> Result<Rates> {
+        let pair = self.engine.pairs.iter().find(|p| p.weights == weights && p.activations == activations);
+        let pair = pair.ok_or_else(|| Error::DevicePair { device: self.name.clone(), weights, activations })?;
+        let [m, k, n] = self.engine.array;
+        let columns = n * self.engine.cores;
+        // A pair that is faster or slower than int8 takes more or less depth in a cycle.
+        let depth = (pair.macs / (m * columns) as f64).round().max(1.0) as u64;
+        let columns = if depth == 1 && k > 1 { ((pair.macs / m as f64) as u64).clamp(1, columns) } else { columns };
+        let cycle = 1.0 / self.engine.clock;
+        Ok(Rates {
+            array: [m, depth, columns],
+            fill: self.engine.fill,
+            read: self.dram.read * cycle,
+            write: self.dram.write * cycle,
+            setup: self.dma.setup + self.dram.latency,
+            burst: self.dram.burst,
+            mac_pj: self.engine.energy * f64::from(weights * activations) / 64.0,
+            sram_pj: self.sram.energy,
+            dram_pj: self.dram.energy,
+            cycle_pj: self.power * cycle * 1e12,
+        })
+    }
+
+    fn build(file: File) -> Result<Device> {
+        let fields = Fields { file: &file };
+        KEYS.iter().try_for_each(|key| fields.check(key))?;
+        let pairs = [(8, 8), (4, 8), (8, 16), (4, 16), (16, 16)].into_iter().filter_map(|(weights, activations)| {
+            let macs = fields.given(&format!("engine.w{weights}a{activations}"))?;
+            Some(Pair { weights, activations, macs })
+        });
+        let bits = |key| fields.values(key).iter().map(|b| *b as u32).collect();
+        let device = Device {
+            name: file.name.clone(),
+            summary: file.summary.clone(),
+            strategies: if file.strategies.is_empty() { vec![Strategy::Latency] } else { file.strategies.clone() },
+            flash: fields.given("flash.bytes").map(|_| fields.memory("flash")),
+            dram: fields.memory("dram"),
+            sram: fields.memory("sram"),
+            core: fields.given("core.bytes").map(|bytes| (bytes as u64, fields.or("core.usable", bytes) as u64)),
+            engine: Engine {
+                cores: fields.or("engine.cores", 1.0) as u64,
+                array: fields.shape("engine.array"),
+                clock: fields.or("engine.clock", 0.0),
+                lanes: fields.or("engine.lanes", 1.0) as u64,
+                fill: fields.or("engine.fill", 0.0),
+                energy: fields.or("engine.energy", 0.0),
+                pairs: pairs.collect(),
+            },
+            dma: Dma { channels: fields.or("dma.channels", 1.0) as u64, setup: fields.or("dma.setup", 0.0) },
+            numerics: Numerics {
+                weights: bits("numerics.weights"),
+                activations: bits("numerics.activations"),
+                accumulator: fields.or("numerics.accumulator", 32.0) as u32,
+            },
+            align: fields.or("align.bytes", 1.0) as u64,
+            unit: fields.shape("align.tile"),
+            dispatch: fields.or("overhead.dispatch", 0.0),
+            power: fields.or("overhead.power", 0.0),
+            file: file.clone(),
+        };
+        device.sensible()?;
+        Ok(device)
+    }
+
+    /// What no single number shows.
+    fn sensible(&self) -> Result<()> {
+        let memories = [("dram", self.dram), ("sram", self.sram)].into_iter().chain(self.flash.map(|flash| ("flash", flash)));
+        for (memory, Memory { bytes, usable, .. }) in memories {
+            if usable > bytes {
+                return Err(Error::DeviceUsable { device: self.name.clone(), memory, usable, bytes });
+            }
+        }
+        if self.flash.is_some_and(|flash| flash.read == 0.0) {
+            return Err(Error::DeviceMissing { device: self.name.clone(), key: "flash.read" });
+        }
+        let [m, k, n] = self.unit;
+        let accumulator = Element { bits: self.numerics.accumulator, per: 1 };
+        let product = Product { partial: accumulator, ..Product::new(m, k, n, Element::INT8, Element::INT8) };
+        let needed = Tiling::new(&product, &self.limits(), crate::tile::Order::Mnk, self.unit, [0, 0]).sram;
+        if needed > self.sram.usable {
+            let (device, tile, sram) = (self.name.clone(), self.unit, self.sram.usable);
+            return Err(Error::DeviceSram { device, tile, needed, sram });
+        }
+        Ok(())
+    }
+}
+
+/// A file's numbers by key.
+struct Fields<'a> {
+    file: &'a File,
+}
+
+impl Fields<'_> {
+    fn check(&self, key: &Key) -> Result<()> {
+        let Some(entry) = self.file.entries.get(key.name) else {
+            let missing = matches!(key.need, Need::Positive | Need::Given);
+            let error = || Error::DeviceMissing { device: self.file.name.clone(), key: key.name };
+            return if missing { Err(error()) } else { Ok(()) };
+        };
+        let wrong =
+            |wanted| Error::DeviceValue { key: key.name.into(), found: entry.text.clone(), wanted, place: entry.place.clone() };
+        let values = key.kind.parse(&entry.text).ok_or_else(|| wrong(key.kind.wanted()))?;
+        let whole = matches!(key.kind, Kind::Shape | Kind::Bits);
+        let zero = matches!(key.need, Need::Positive | Need::PositiveIfGiven) && values.contains(&0.0);
+        if zero || whole && values.iter().any(|v| v.fract() != 0.0) {
+            return Err(wrong(if zero { "more than zero" } else { key.kind.wanted() }));
+        }
+        Ok(())
+    }
+
+    /// The values of a key that `check` has passed; none where it is absent.
+    fn values(&self, key: &str) -> Vec<f64> {
+        let kind = KEYS.iter().find(|k| k.name == key).map(|k| k.kind);
+        let entry = self.file.entries.get(key);
+        kind.zip(entry).and_then(|(kind, entry)| kind.parse(&entry.text)).unwrap_or_default()
+    }
+
+    fn given(&self, key: &str) -> Option<f64> {
+        self.values(key).first().copied()
+    }
+
+    fn or(&self, key: &str, default: f64) -> f64 {
+        self.given(key).unwrap_or(default)
+    }
+
+    fn shape(&self, key: &str) -> [u64; 3] {
+        let values = self.values(key);
+        std::array::from_fn(|d| values.get(d).map_or(1, |v| *v as u64))
+    }
+
+    fn memory(&self, name: &str) -> Memory {
+        let or = |field: &str, default: f64| self.or(&format!("{name}.{field}"), default);
+        let (bytes, read) = (or("bytes", 0.0), or("read", 0.0));
+        Memory {
+            bytes: bytes as u64,
+            usable: or("usable", bytes) as u64,
+            read,
+            write: or("write", read),
+            latency: or("latency", 0.0),
+            burst: or("burst", 1.0) as u64,
+            energy: or("energy", 0.0),
+        }
+    }
+}
+
+/// The keys that a short key stands for.
+fn full_keys(key: &str) -> Vec<String> {
+    match key {
+        "sram" | "dram" | "flash" | "core" => vec![format!("{key}.bytes")],
+        "array" | "clock" | "cores" => vec![format!("engine.{key}")],
+        _ => match key.strip_suffix(".bandwidth") {
+            Some(memory) => vec![format!("{memory}.read"), format!("{memory}.write")],
+            None => vec![key.into()],
+        },
+    }
+}
+
+/// The shipped device of this name, as it is spelt.
+fn known(name: &str) -> Result<&'static str> {
+    let found = DEVICES.iter().find(|(known, _)| *known == name).map(|(known, _)| *known);
+    found.ok_or_else(|| Error::DeviceUnknown { name: name.into(), nearest: nearest(name, Device::names()) })
+}
+
+fn shipped(name: &str) -> Result<&'static str> {
+    let name = known(name)?;
+    DEVICES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, text)| *text)
+        .ok_or_else(|| Error::DeviceUnknown { name: name.into(), nearest: None })
+}
+
+/// The name that was most likely meant: one that begins like this, or the most alike if it is alike at all.
+fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let score = |name: &str| f64::from(u8::from(name.starts_with(word))) + strsim::jaro_winkler(word, name);
+    let scored = names.map(|n| (score(n), n)).filter(|(s, _)| *s > 0.75);
+    scored.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, n)| n.into())
+}

@@ -1,0 +1,162 @@
+//! Every shipped device, and what is said of a wrong one.
+
+use attar_compile::device::{Confidence, Device};
+use attar_compile::tile::{Objective, Product, search};
+use attar_compile::{Element, Error};
+use std::path::Path;
+
+#[test]
+fn every_device_is_complete_and_every_number_has_a_source() {
+    let names: Vec<_> = Device::names().collect();
+    assert_eq!(names.len(), 9);
+    for name in names {
+        let device = Device::named(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(device.name, name);
+        assert!(!device.summary.is_empty() && !device.strategies.is_empty());
+        assert!(device.numbers().count() > 25);
+        for (key, text, origin) in device.numbers() {
+            assert!(origin.text.len() > 10 && !origin.text.contains("nothing is said"), "{name} {key} = {text}: {origin:?}");
+        }
+        let macs = device.engine.array.iter().product::<u64>() * device.engine.cores;
+        assert_eq!(macs as f64, device.engine.pairs[0].macs, "{name}: the array is what w8a8 says");
+        assert!(device.core.is_none_or(|(bytes, usable)| usable <= bytes && bytes <= device.sram.bytes));
+    }
+}
+
+#[test]
+fn every_file_is_shipped() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../devices");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    let mut names: Vec<_> = Device::names().collect();
+    names.sort();
+    let stems: Vec<_> = files.iter().map(|f| f.file_stem().unwrap().to_str().unwrap()).collect();
+    assert_eq!(stems, names);
+}
+
+#[test]
+fn every_device_tiles_a_projection() {
+    let product = Product::new(512, 576, 1536, Element::INT8, Element::INT4);
+    for name in Device::names() {
+        let device = Device::named(name).unwrap();
+        let product = product.aligned(device.unit);
+        for pair in &device.engine.pairs {
+            let rates = device.rates(pair.weights, pair.activations).unwrap();
+            let macs = rates.array.iter().product::<u64>() as f64;
+            assert!((macs / pair.macs - 1.0).abs() < 0.01, "{name} {pair:?} {rates:?}");
+        }
+        let rates = device.rates(4, 8).unwrap();
+        let tiling = search(&product, &device.limits(), &Objective::Latency(rates)).unwrap();
+        let cost = tiling.cost(&product, &device.limits(), &rates);
+        assert!(tiling.sram <= device.sram.usable && cost.cycles >= cost.compute && cost.energy > 0.0, "{name} {cost:?}");
+    }
+}
+
+#[test]
+fn a_source_stands_beside_its_number() {
+    let device = Device::named("ethos-u85-1024").unwrap();
+    let (_, text, origin) = device.numbers().find(|(key, ..)| *key == "dram.read").unwrap();
+    assert_eq!((text, origin.confidence), ("12 GB/s", Confidence::Derived));
+    assert!(origin.text.contains("Vela"));
+    assert_eq!((device.dram.read, device.dram.write, device.dram.latency), (12e9, 12e9, 500.0));
+    assert_eq!(device.flash.unwrap().read, 0.5e9, "inherited");
+}
+
+#[test]
+fn numbers_are_set_by_key_and_for_short() {
+    let mut device = Device::named("generic-npu").unwrap();
+    device.set("sram", "256KiB").unwrap();
+    device.set("dram.bandwidth", "12GB/s").unwrap();
+    device.set("array", "1x16x64").unwrap();
+    device.set("cores", "2").unwrap();
+    assert_eq!((device.sram.bytes, device.sram.usable), (256 << 10, 256 << 10));
+    assert_eq!((device.dram.read, device.dram.write), (12e9, 12e9));
+    assert_eq!((device.engine.array, device.engine.pairs[0].macs), ([1, 16, 64], 2048.0));
+    let (.., origin) = device.numbers().find(|(key, ..)| *key == "sram.bytes").unwrap();
+    assert_eq!((origin.confidence, origin.text.as_str()), (Confidence::Assumed, "chosen with --set"));
+    let mut hexagon = Device::named("hexagon-v79").unwrap();
+    hexagon.set("sram", "4MiB").unwrap();
+    assert_eq!(hexagon.sram.usable, 4 << 20, "usable follows what there is");
+}
+
+fn message(result: Result<Device, Error>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn an_unknown_name_is_answered_with_the_nearest() {
+    assert_eq!(message(Device::named("ethos-u55")), "no device is called `ethos-u55`; did you mean `ethos-u55-256`?");
+    assert_eq!(message(Device::named("zzz")), "no device is called `zzz`");
+}
+
+#[test]
+fn wrong_settings_leave_the_device_as_it_was() {
+    let before = Device::named("generic-npu").unwrap();
+    let mut device = before.clone();
+    let mut set = |key: &str, value: &str| device.set(key, value).unwrap_err().to_string();
+    assert_eq!(set("dram.bandwidth", "0 GB/s"), "--set: `dram.read` is `0 GB/s`, which is not more than zero");
+    assert_eq!(set("dram.raed", "1 GB/s"), "--set: devices have no `dram.raed`; did you mean `dram.read`?");
+    assert_eq!(set("sram", "lots"), "--set: `sram.bytes` is `lots`, which is not a size such as `256 KiB`");
+    assert_eq!(set("sram", "1 KiB"), "one tile [1, 32, 32] of `generic-npu` needs 1280 bytes of SRAM, and 1024 are usable");
+    assert_eq!(set("sram.usable", "1 GiB"), "`generic-npu` has 2097152 bytes of sram and says that 1073741824 are usable");
+    assert_eq!(device, before);
+    assert_eq!(
+        before.rates(3, 8).unwrap_err().to_string(),
+        "`generic-npu` does not multiply 3-bit weights with 8-bit activations"
+    );
+}
+
+/// The message for a file of this text, with the folder left out.
+fn complaint(text: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.toml");
+    std::fs::write(&path, text).unwrap();
+    message(Device::load(&path)).replace(&format!("{}/", folder.path().display()), "")
+}
+
+#[test]
+fn files_of_ones_own_inherit_and_may_leave_sources_out() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("base.toml"), "name = \"base\"\ninherit = \"generic-npu\"\n[sram]\nbytes = \"1 MiB\"\n")
+        .unwrap();
+    let path = folder.path().join("mine.toml");
+    std::fs::write(&path, "name = \"mine\"\ninherit = \"base.toml\"\n[dma]\nsetup = 12\n").unwrap();
+    let device = Device::load(&path).unwrap();
+    assert_eq!((device.name.as_str(), device.sram.bytes, device.dma.setup), ("mine", 1 << 20, 12.0));
+    let (.., origin) = device.numbers().find(|(key, ..)| *key == "dma.setup").unwrap();
+    assert_eq!(origin.confidence, Confidence::Assumed);
+}
+
+#[test]
+fn wrong_files_are_clear_errors() {
+    for (text, wanted) in [
+        ("inherit = \"mine.toml\"", "devices inherit in a circle: mine.toml -> mine.toml"),
+        ("inherit = \"generic\"", "no device is called `generic`; did you mean `generic-npu`?"),
+        ("name = \"x\"", "the device `x` does not say `dram.bytes`"),
+        ("inherit = \"generic-npu\"\n[dram]\nbandwith = 3", "mine.toml:3: devices have no `dram.bandwith`"),
+        ("inherit = \"generic-npu\"\n[dram]\nraed = 3", "mine.toml:3: devices have no `dram.raed`; did you mean `dram.read`?"),
+        (
+            "inherit = \"generic-npu\"\n\n[dram]\nread = \"0 GB/s\"",
+            "mine.toml:4: `dram.read` is `0 GB/s`, which is not more than zero",
+        ),
+        (
+            "inherit = \"generic-npu\"\n[dram]\nread = [\"1 GB/s\", \"sheet\"]",
+            "mine.toml:3: `dram.read` is `\"sheet\"`, which is not the name of an entry of `[sources]`",
+        ),
+        (
+            "[sources]\nsheet = { confidence = \"sure\", text = \"a\" }",
+            "mine.toml:2: `sources.sheet` is `\"sure\"`, which is not one of `measured`, `read`, `derived`, `assumed`",
+        ),
+        (
+            "strategies = [\"fast\"]",
+            "mine.toml:1: `strategies` is `\"fast\"`, which is not some of `latency`, `throughput`, `energy`",
+        ),
+        ("colour = 3", "mine.toml:1: devices have no `colour`"),
+        ("inherit = \"generic-npu\"\n[flash]\nbytes = \"1 GiB\"", "the device `generic-npu` does not say `flash.read`"),
+    ] {
+        let found = complaint(text);
+        assert!(found.ends_with(wanted) || found.starts_with(wanted), "{text}: {found}");
+    }
+    assert!(complaint("name = ").starts_with("mine.toml:1: "));
+    assert!(message(Device::load(Path::new("nowhere.toml"))).contains("nowhere.toml"));
+}
