@@ -144,4 +144,62 @@ pub enum Error {
         /// Bytes at most.
         most: u64,
     },
+    /// An op names a buffer that there is not; so do the kept ones, as an op after the last.
+    #[error("op {op} names buffer {buffer}, which there is not")]
+    OpBuffer {
+        /// Which.
+        op: usize,
+        /// What it names.
+        buffer: usize,
+    },
+    /// Two ops write one buffer.
+    #[error("op {op} writes buffer {buffer}, which another op writes")]
+    OpWritesAgain {
+        /// The second.
+        op: usize,
+        /// What both write.
+        buffer: usize,
+    },
+    /// A buffer is there from the start and nobody wants it.
+    #[error("buffer {buffer} is neither written nor read nor kept")]
+    OpUnused {
+        /// Which.
+        buffer: usize,
+    },
+    /// Ops wait for each other.
+    #[error("op {op} waits for what waits for it")]
+    OpCycle {
+        /// One of them.
+        op: usize,
+    },
+    /// An order leaves an op out, has it twice, or runs it before what it reads is there.
+    #[error("op {op} is left out, runs twice, or runs before what it reads is written")]
+    OrderOfOps {
+        /// Which.
+        op: usize,
+    },
+    /// The memory does not hold the two chunks between flash and compute.
+    #[error("{dram} bytes for weights do not hold two chunks of {chunk} bytes")]
+    PagingRoom {
+        /// Bytes there are.
+        dram: u64,
+        /// Bytes of one chunk.
+        chunk: u64,
+    },
+    /// A number of the flash is zero, or too large.
+    #[error("the flash has pages of {page} bytes, {queue} in flight, {rate} bytes a second: none may be 0, all at most 2^40")]
+    Flash {
+        /// Bytes of a page.
+        page: u64,
+        /// Pages in flight.
+        queue: u64,
+        /// Bytes a second.
+        rate: u64,
+    },
+    /// The weights are more than any memory.
+    #[error("the weights have more than {most} bytes")]
+    PagingWeights {
+        /// Bytes at most.
+        most: u64,
+    },
 }

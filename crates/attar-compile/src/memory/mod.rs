@@ -1,4 +1,4 @@
-//! Memory plans: where in a memory each buffer lies while it lives.
+//! Memory plans: in which order ops run, where in a memory each buffer lies while it lives, and what comes from flash.
 //!
 //! ```
 //! use attar_compile::memory::{Buffer, Effort, Outcome, Problem, solve, validate};
@@ -13,6 +13,9 @@
 mod csv;
 mod greedy;
 mod infeasible;
+mod map;
+mod order;
+mod paging;
 mod preorder;
 mod problem;
 mod search;
@@ -24,6 +27,9 @@ mod validate;
 
 pub use csv::{Entries, read_csv, write_csv};
 pub use infeasible::Reason;
+pub use map::memory_map;
+pub use order::{Op, Ops, OrderEffort, Schedule};
+pub use paging::{Flash, Paging, Run};
 pub use problem::{Buffer, MAX_ALIGN, MAX_BYTES, Peak, Placement, Problem};
 pub use solve::{Effort, Heights, Method, Outcome, Solution, greedy, minimise, solve};
 pub use validate::{Violation, validate};
