@@ -13,6 +13,7 @@ pub mod reference;
 pub mod schedule;
 pub mod simulate;
 pub mod tile;
+pub mod memory;
 
 pub use data::{Data, Memory};
 pub use bound::{attention_lower_bound, lower_bound};
