@@ -2,6 +2,7 @@
 
 mod element;
 mod error;
+pub mod pass;
 
 pub use element::Element;
 pub use error::{Error, Result};

@@ -1,4 +1,7 @@
 //! Moves that undo each other: heads split right after they were merged, a slice of what was just concatenated.
+//!
+//! A value that comes straight from rounding is in integers where a linear layer reads it, and a moved one is not. So such
+//! a value stays behind its moves: bits do not change.
 
 use crate::{Graph, Node, Op, Result, ValueId};
 
@@ -16,15 +19,19 @@ impl Graph {
     pub fn without_moves(&self) -> Result<(Graph, Vec<String>)> {
         let mut gone = Vec::new();
         let graph = self.rewrite(&mut |copy, node| {
-            let inputs = copy.values(&node.inputs)?;
-            let returned = self.outputs().contains(&node.output);
             let name = &self.get(node.output).name;
-            let made = match copy.graph().simpler(&node.op, &inputs).filter(|_| !returned) {
-                None => return copy.keep(node).map(drop),
-                Some(Simpler::Value(value)) => value,
-                Some(Simpler::Move(op, of)) => copy.graph().node(name, op, &[of])?,
-            };
-            gone.push(name.clone());
+            let (mut op, mut inputs) = (node.op.clone(), copy.values(&node.inputs)?);
+            let (mut value, returned) = (None, self.outputs().contains(&node.output));
+            while let Some(simpler) = copy.graph().simpler(&op, &inputs).filter(|_| !returned && value.is_none()) {
+                match simpler {
+                    Simpler::Value(same) => value = Some(same),
+                    Simpler::Move(other, of) => (op, inputs) = (other, vec![of]),
+                }
+            }
+            if value.is_some() || op != node.op {
+                gone.push(name.clone());
+            }
+            let made = value.map_or_else(|| copy.graph().node(name, op, &inputs), Ok)?;
             copy.put(node.output, made);
             Ok(())
         })?;
@@ -33,6 +40,18 @@ impl Graph {
 
     /// What a move of `inputs` comes to; nothing, if it is as simple as can be.
     fn simpler(&self, op: &Op, inputs: &[ValueId]) -> Option<Simpler> {
+        let simpler = self.undone(op, inputs)?;
+        let rounded = matches!(simpler, Simpler::Value(value) if self.is_rounded(value));
+        (!rounded).then_some(simpler)
+    }
+
+    /// Whether a value comes straight from rounding.
+    fn is_rounded(&self, id: ValueId) -> bool {
+        let last = |node: &Node| node.op.fused().and_then(|fused| fused.body().nodes().last().map(|last| last.op.clone()));
+        self.maker(id).is_some_and(|node| matches!(last(node).as_ref().unwrap_or(&node.op), Op::Quantize { .. }))
+    }
+
+    fn undone(&self, op: &Op, inputs: &[ValueId]) -> Option<Simpler> {
         let of = *inputs.first()?;
         let before = || self.maker(of);
         match op {
