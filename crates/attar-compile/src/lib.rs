@@ -14,6 +14,7 @@ pub mod schedule;
 pub mod simulate;
 pub mod tile;
 pub mod memory;
+pub mod pass;
 
 pub use data::{Data, Memory};
 pub use bound::{attention_lower_bound, lower_bound};

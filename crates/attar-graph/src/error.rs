@@ -82,6 +82,12 @@ pub enum Problem {
     UnknownOp { name: String, nearest: Option<String> },
     #[error("no encoding is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownEncoding { name: String, nearest: Option<String> },
+    #[error("nothing fused is of kind `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    UnknownKind { name: String, nearest: Option<String> },
+    #[error("the body of a fused `{kind}` has {found}")]
+    Body { kind: &'static str, found: &'static str },
+    #[error("the last node of a body bears the name of its node, `{name}`; found `{found}`")]
+    BodyName { name: String, found: String },
     #[error("{op} has no attribute `{name}`")]
     UnknownAttribute { op: &'static str, name: String },
     #[error("{op} needs the attribute `{name}`")]

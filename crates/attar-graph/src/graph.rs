@@ -1,8 +1,8 @@
 //! Values, nodes and blocks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::{Expr, Fact, Op, Result, error::Problem};
+use crate::{Error, Expr, Fact, Op, Result, error::Problem, op::Fused};
 
 /// Index of a [`Value`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,6 +76,8 @@ pub struct Graph {
     inputs: Vec<ValueId>,
     outputs: Vec<ValueId>,
     names: HashMap<String, ValueId>,
+    /// Of nodes in bodies.
+    inner_names: HashSet<String>,
 }
 
 impl Graph {
@@ -109,8 +111,14 @@ impl Graph {
         }
         let facts: Vec<&Fact> = inputs.iter().map(|id| self.fact(*id)).collect();
         let fact = op.infer(name, &facts)?;
+        if let Op::Fused(fused) = &op {
+            self.check_names(name, fused)?;
+        }
         let node = NodeId(self.nodes.len() as u32);
         let output = self.value(name, fact, Origin::Node(node))?;
+        if let Op::Fused(fused) = &op {
+            self.inner_names.extend(fused.inner_names().map(Into::into));
+        }
         let block = BlockId(self.blocks.len() as u32 - 1);
         self.nodes.push(Node { op, inputs: inputs.to_vec(), output, block });
         Ok(output)
@@ -123,12 +131,23 @@ impl Graph {
 
     fn value(&mut self, name: &str, fact: Fact, origin: Origin) -> Result<ValueId> {
         let id = ValueId(self.values.len() as u32);
-        if self.names.contains_key(name) {
-            return Err(crate::Error::Invalid(Problem::Twice { name: name.into() }));
+        if self.is_taken(name) {
+            return Err(Error::Invalid(Problem::Twice { name: name.into() }));
         }
         self.names.insert(name.into(), id);
         self.values.push(Value { name: name.into(), fact, origin });
         Ok(id)
+    }
+
+    /// What the nodes of a body are called, nothing else is.
+    fn check_names(&self, name: &str, fused: &Fused) -> Result<()> {
+        if fused.name() != name {
+            return Err(Error::Invalid(Problem::BodyName { name: name.into(), found: fused.name().into() }));
+        }
+        match fused.inner_names().find(|inner| self.is_taken(inner)) {
+            Some(inner) => Err(Error::Invalid(Problem::Twice { name: inner.into() })),
+            None => Ok(()),
+        }
     }
 
     /// Its name.
@@ -166,6 +185,19 @@ impl Graph {
         &self.get(id).fact
     }
 
+    /// The node that makes a value, if one does.
+    pub fn maker(&self, id: ValueId) -> Option<&Node> {
+        match self.get(id).origin {
+            Origin::Node(node) => Some(&self.nodes[node.0 as usize]),
+            _ => None,
+        }
+    }
+
+    /// Whether a value, or a node in a body, has that name.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.names.contains_key(name) || self.inner_names.contains(name)
+    }
+
     /// The value of that name.
     pub fn find(&self, name: &str) -> Option<ValueId> {
         self.names.get(name).copied()
@@ -188,6 +220,17 @@ impl Graph {
         assert!(matches!(value.origin, Origin::Weight(_)), "`{}` is a weight", value.name);
         value.fact.encoding = encoding;
         value.origin = Origin::Weight(expr);
+        for node in &mut self.nodes {
+            let Op::Fused(fused) = &mut node.op else { continue };
+            for (operand, _) in node.inputs.iter().enumerate().filter(|(_, input)| **input == id) {
+                fused.replace_encoding(operand, encoding);
+            }
+        }
+    }
+
+    /// An input of another encoding. Its shape stays.
+    pub(crate) fn replace_input(&mut self, at: usize, encoding: attar_tensor::Encoding) {
+        self.values[self.inputs[at].0 as usize].fact.encoding = encoding;
     }
 
     /// How many blocks.

@@ -12,7 +12,7 @@ use attar_tensor::{Encoding, Source};
 use candle_core::{Device, Tensor};
 
 use crate::{
-    BlockId, Error, Expr, Graph, Node, NodeId, Origin, Result, ValueId,
+    BlockId, Error, Expr, Fact, Graph, Node, NodeId, Origin, Result, ValueId,
     integer::{IntegerMatrix, RowScales},
     op::{Context, Operand, Tables},
 };
@@ -317,20 +317,11 @@ pub(crate) fn evaluate(
             },
         })
         .collect();
-    let dims: Vec<Vec<usize>> = operands
-        .iter()
-        .zip(&node.inputs)
-        .map(|(operand, id)| match operand {
-            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => tensor.dims().to_vec(),
-            Operand::Weight(..) => graph.fact(*id).constant_dims().unwrap_or_default(),
-        })
-        .collect();
-    let def = node.op.def();
-    *macs += (def.macs)(&node.op, &dims);
+    let facts: Vec<&Fact> = node.inputs.iter().map(|id| graph.fact(*id)).collect();
     let mut row_scales = None;
-    let mut context = Context { mode, state: lane.state.as_mut(), row_scales: &mut row_scales, tables: &mut lane.tables };
-    let tensor = (def.evaluate)(&node.op, &operands, &mut context).map_err(|error| match error {
-        Error::Kernel(source) => Error::Candle { node: graph.get(node.output).name.clone(), op: def.name, source },
+    let mut context = Context { mode, state: lane.state.as_mut(), row_scales: &mut row_scales, tables: &mut lane.tables, macs };
+    let tensor = node.op.perform(&operands, &facts, &mut context).map_err(|error| match error {
+        Error::Kernel(source) => Error::Candle { node: graph.get(node.output).name.clone(), op: node.op.def().name, source },
         other => other,
     })?;
     drop(operands);

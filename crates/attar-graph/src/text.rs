@@ -10,6 +10,17 @@
 //! }
 //! ```
 //!
+//! A fused node says its kind and, behind its operands, its body: what the operands are called there, and nodes, the last
+//! of which bears the name of the fused one.
+//!
+//! ```text
+//! h = fused gated x, weight("gate": [176, 64] int4/g64), weight("up": [176, 64] int4/g64) (x, gate, up) {
+//!   g = linear x, gate
+//!   u = linear x, up
+//!   h = swiglu g, u
+//! }
+//! ```
+//!
 //! A weight that is stored under its canonical name needs no `= …`. Nodes outside blocks come before them. Numbers print
 //! in their shortest exact form; strings are escaped as in Rust.
 
@@ -18,9 +29,9 @@ use std::{collections::BTreeMap, fmt, str::Chars};
 use attar_tensor::{Dtype, nearest};
 
 use crate::{
-    Axis, Dim, Error, Expr, Fact, Graph, OPS, Origin, Result, ValueId,
+    Axis, Dim, Error, Expr, Fact, Graph, Node, OPS, Op, Origin, Result, ValueId,
     error::Problem,
-    op::{Attribute, Attributes},
+    op::{Attribute, Attributes, Fused},
 };
 
 /// The operations of weight expressions.
@@ -38,6 +49,9 @@ const EXPRESSIONS: [&str; 11] = [
     "round",
 ];
 
+/// The op that has a body, and the name of every body.
+pub(crate) const FUSED: &str = "fused";
+
 /// How deep expressions may nest.
 const DEPTH: u32 = 16;
 
@@ -52,14 +66,7 @@ impl fmt::Display for Graph {
                 writeln!(f, "  block {name} {{")?;
             }
             for node in self.nodes_of(block) {
-                let operands: Vec<String> = node.inputs.iter().map(|id| self.operand(*id)).collect();
-                write!(f, "{indent}{} = {} {}", self.get(node.output).name, node.op.def().name, operands.join(", "))?;
-                let attributes: Vec<String> =
-                    (node.op.def().attributes)(&node.op).iter().map(|(name, value)| format!("{name} = {value}")).collect();
-                match attributes.is_empty() {
-                    true => writeln!(f)?,
-                    false => writeln!(f, " {{{}}}", attributes.join(", "))?,
-                }
+                self.write_node(f, node, indent)?;
             }
             if !name.is_empty() {
                 writeln!(f, "  }}")?;
@@ -72,6 +79,25 @@ impl fmt::Display for Graph {
 }
 
 impl Graph {
+    fn write_node(&self, f: &mut fmt::Formatter<'_>, node: &Node, indent: &str) -> fmt::Result {
+        let operands: Vec<String> = node.inputs.iter().map(|id| self.operand(*id)).collect();
+        let (name, def, operands) = (&self.get(node.output).name, node.op.def(), operands.join(", "));
+        if let Op::Fused(fused) = &node.op {
+            let body = fused.body();
+            let called: Vec<&str> = body.inputs().iter().map(|id| body.get(*id).name.as_str()).collect();
+            writeln!(f, "{indent}{name} = {} {} {operands} ({}) {{", def.name, fused.kind().name(), called.join(", "))?;
+            body.nodes().iter().try_for_each(|node| body.write_node(f, node, &format!("{indent}  ")))?;
+            return writeln!(f, "{indent}}}");
+        }
+        write!(f, "{indent}{name} = {} {operands}", def.name)?;
+        let attributes: Vec<String> =
+            (def.attributes)(&node.op).iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        match attributes.is_empty() {
+            true => writeln!(f),
+            false => writeln!(f, " {{{}}}", attributes.join(", ")),
+        }
+    }
+
     fn operand(&self, id: ValueId) -> String {
         let value = self.get(id);
         match &value.origin {
@@ -83,7 +109,7 @@ impl Graph {
 
     /// From text form. The result is verified.
     pub fn parse(text: &str) -> Result<Graph> {
-        let mut parser = Parser { text, at: 0, token: 0 };
+        let mut parser = Parser { text, at: 0, token: 0, in_body: false };
         let graph = parser.graph().map_err(|failure| parser.locate(failure))?;
         graph.verify()?;
         Ok(graph)
@@ -125,6 +151,8 @@ struct Parser<'t> {
     at: usize,
     /// Where the last token starts.
     token: usize,
+    /// Whether nodes are those of a body.
+    in_body: bool,
 }
 
 impl<'t> Parser<'t> {
@@ -264,19 +292,63 @@ impl<'t> Parser<'t> {
             nearest: nearest(op_name, OPS.iter().map(|def| def.name)).map(Into::into),
         })?;
         let op_at = self.token;
-        let mut operands = Vec::new();
-        loop {
-            operands.push(self.operand_of(graph)?);
-            if !self.take(",") {
-                break;
-            }
+        if def.name == FUSED {
+            return self.fused(graph, name);
         }
+        let operands = self.operands(graph)?;
         let mut attributes = Attributes::new(def.name, self.attributes()?);
         self.token = op_at;
         let op = (def.parse)(&mut attributes)?;
         attributes.finish()?;
         graph.node(name, op, &operands)?;
         Ok(())
+    }
+
+    fn operands(&mut self, graph: &mut Graph) -> Parsed<Vec<ValueId>> {
+        let mut operands = Vec::new();
+        loop {
+            operands.push(self.operand_of(graph)?);
+            if !self.take(",") {
+                return Ok(operands);
+            }
+        }
+    }
+
+    /// What stands behind `fused`: kind, operands and body.
+    fn fused(&mut self, graph: &mut Graph, name: &str) -> Parsed<()> {
+        let op_at = self.token;
+        if std::mem::replace(&mut self.in_body, true) {
+            return Err(syntax(FUSED, "another op, in the body of a fused one"));
+        }
+        let kind = self.word("what is fused")?.parse()?;
+        let operands = self.operands(graph)?;
+        let mut body = self.parameters(graph, &operands)?;
+        self.expect("{")?;
+        let mut last = None;
+        while !self.take("}") {
+            let name = self.word("a value's name")?;
+            self.node(&mut body, name)?;
+            last = body.find(name);
+        }
+        self.in_body = false;
+        self.token = op_at;
+        last.into_iter().for_each(|last| body.output(last));
+        graph.node(name, Op::Fused(Fused::new(kind, body)?), &operands)?;
+        Ok(())
+    }
+
+    /// A body that knows what its inputs are.
+    fn parameters(&mut self, graph: &Graph, operands: &[ValueId]) -> Parsed<Graph> {
+        let mut body = Graph::new(FUSED);
+        self.expect("(")?;
+        for (at, operand) in operands.iter().enumerate() {
+            if at > 0 {
+                self.expect(",")?;
+            }
+            body.input(self.word("what the operand is called in the body")?, graph.fact(*operand).clone())?;
+        }
+        self.expect(")")?;
+        Ok(body)
     }
 
     fn operand_of(&mut self, graph: &mut Graph) -> Parsed<ValueId> {

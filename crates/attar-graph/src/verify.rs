@@ -13,8 +13,10 @@ impl Graph {
         let mut defined: HashSet<_> =
             self.values().filter(|(_, v)| !matches!(v.origin, Origin::Node(_))).map(|(id, _)| id).collect();
         let mut names = HashSet::new();
-        if let Some((_, value)) = self.values().find(|(_, v)| !names.insert(&v.name)) {
-            return invalid(Problem::Twice { name: value.name.clone() });
+        let outer = self.values().map(|(_, value)| value.name.as_str());
+        let inner = self.nodes().iter().filter_map(|node| node.op.fused()).flat_map(|fused| fused.inner_names());
+        if let Some(name) = outer.chain(inner).find(|name| !names.insert(*name)) {
+            return invalid(Problem::Twice { name: name.into() });
         }
         let mut blocks = HashSet::new();
         if let Some(block) = self.blocks().find(|id| !blocks.insert(self.block_name(*id))) {
@@ -30,6 +32,10 @@ impl Graph {
                 return invalid(Problem::Order { name: self.get(*id).name.clone() });
             }
             let output = self.get(node.output);
+            if let Some(fused) = node.op.fused().filter(|fused| fused.name() != output.name) {
+                let (name, found) = (output.name.clone(), fused.name().into());
+                return invalid(Problem::BodyName { name, found });
+            }
             let facts: Vec<&Fact> = node.inputs.iter().map(|id| self.fact(*id)).collect();
             let wanted = node.op.infer(&output.name, &facts)?;
             if wanted != output.fact {

@@ -193,6 +193,12 @@ impl From<attar_eval::Error> for Error {
     }
 }
 
+impl From<attar_compile::Error> for Error {
+    fn from(error: attar_compile::Error) -> Error {
+        input_error(&error, None)
+    }
+}
+
 impl From<attar_compress::Error> for Error {
     fn from(error: attar_compress::Error) -> Error {
         input_error(&error, error.hint())

@@ -7,7 +7,7 @@ use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-use crate::{ActivationReport, AllocationReport, TransformReport};
+use crate::{ActivationReport, AllocationReport, FusionReport, TransformReport};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -24,6 +24,8 @@ pub struct Working {
     pub(crate) float: Float,
     /// What transformations did, in order.
     pub(crate) transforms: Vec<TransformReport>,
+    /// What passes did to the graph, in order.
+    pub(crate) fusions: Vec<FusionReport>,
     /// Values that are in integers, in running order.
     pub(crate) activations: Vec<ActivationReport>,
     /// Whether the recipe has a text to see activations on.
@@ -68,6 +70,7 @@ impl Working {
             damage: BTreeMap::new(),
             float: Float { graph: model.graph.clone(), source: model.source.clone() },
             transforms: Vec::new(),
+            fusions: Vec::new(),
             activations: Vec::new(),
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),

@@ -4,7 +4,13 @@ use attar_model::Model;
 use attar_tensor::TensorInfo;
 use serde::Serialize;
 
-use crate::{ActivationReport, Engines, Error, Recipe, Result, model::Working, output, step::StepError, task::RunnerKind};
+use crate::{
+    ActivationReport, Engines, Error, FusionReport, Recipe, Result,
+    model::Working,
+    output,
+    step::{StepError, check_order},
+    task::RunnerKind,
+};
 
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
@@ -39,6 +45,9 @@ pub struct PlannedVariant {
     /// Every activation that becomes integers, in running order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub activations: Vec<ActivationReport>,
+    /// What passes would do to the graph, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fusions: Vec<FusionReport>,
     /// What would be written.
     pub exports: Vec<PlannedExport>,
     /// True bits a weight, over all weights.
@@ -110,6 +119,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         let mut working = Working::new(&variant.name, &model, recipe.calibration());
         let mut tensors = Vec::new();
         for (key, step) in &variant.steps {
+            check_order(step.kind(), &working.graph).map_err(|e| placed(recipe, key, step.kind().name, e))?;
             let planned = step.plan(&mut working).map_err(|e| placed(recipe, key, step.kind().name, e))?;
             if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory).filter(|tensor| tensor.memory > memory) {
                 (memory, most) = (tensor.memory, format!("the step `{}` on `{}`", step.kind().name, tensor.name));
@@ -134,6 +144,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
             name: variant.name.clone(),
             tensors,
             activations: working.activations,
+            fusions: working.fusions,
             exports,
             bits_per_weight,
             quantized_bits_per_weight,

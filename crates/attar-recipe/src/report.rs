@@ -2,6 +2,7 @@
 //!
 //! Nothing in a report depends on when or how fast it was made: the same recipe gives the same report.
 
+use attar_compile::pass::PassReport;
 use attar_eval::{Evaluation, Outcome, Status, Verdict};
 use attar_export::Totals;
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,9 @@ pub struct VariantReport {
     /// Every activation that is in integers, the one with the least signal to noise first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub activations: Vec<ActivationReport>,
+    /// What passes did to the graph, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fusions: Vec<FusionReport>,
     /// What was written.
     pub artifacts: Vec<ArtifactReport>,
 }
@@ -167,6 +171,36 @@ pub struct ActivationReport {
     pub snr_db: Option<f64>,
 }
 
+/// What a pass did to a graph.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FusionReport {
+    /// Its name.
+    pub pass: String,
+    /// How many values it made anew, replaced or dropped.
+    pub changes: usize,
+    /// How many nodes there were before.
+    pub before: usize,
+    /// And after; what is inside a fused node does not count.
+    pub after: usize,
+}
+
+impl FusionReport {
+    /// Without the time: reports hold none.
+    pub fn of(report: &PassReport) -> FusionReport {
+        let [before, after] = report.nodes;
+        FusionReport { pass: report.name.into(), changes: report.changes.len(), before, after }
+    }
+}
+
+/// Passes: one row each.
+pub fn fusion_table<'f>(fusions: impl IntoIterator<Item = (&'f str, &'f FusionReport)>) -> Table {
+    let row = |(variant, f): (&str, &FusionReport)| {
+        let counts = [f.changes, f.before, f.after].map(|n| n.to_string());
+        [or_dash(variant), f.pass.clone()].into_iter().chain(counts).collect()
+    };
+    Table { head: &["variant", "pass", "changes", "nodes before", "after"], rows: fusions.into_iter().map(row).collect() }
+}
+
 /// A written artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactReport {
@@ -198,6 +232,7 @@ impl Report {
         let tables = [
             ("Variants", self.variant_table()),
             ("Activations with the least signal to noise", self.activation_table()),
+            ("Passes over the graph", self.fusion_table()),
             ("Evals", self.eval_table()),
             ("Gates", self.gate_table()),
         ];
@@ -276,6 +311,11 @@ impl Report {
             }));
         }
         Table { head: &["variant", "activation", "codes", "SNR dB", "read by"], rows }
+    }
+
+    /// What passes did to the graph.
+    pub fn fusion_table(&self) -> Table {
+        fusion_table(self.variants.iter().flat_map(|v| v.fusions.iter().map(move |fusion| (v.name.as_str(), fusion))))
     }
 
     /// Measurements: one row an eval, variant, runner and mode; the untouched model first.

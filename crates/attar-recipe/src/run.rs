@@ -236,6 +236,7 @@ fn variant_report(made: &Made) -> VariantReport {
         tensors: weights.collect(),
         allocations: made.working.allocations.clone(),
         activations: worst_first(&made.working.activations),
+        fusions: made.working.fusions.clone(),
         artifacts: artifacts.collect(),
     }
 }

@@ -42,6 +42,8 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("mul", |e, node, name| Ok(e.elementwise("Mul", node, name))),
     ("add", |e, node, name| Ok(e.elementwise("Add", node, name))),
     ("quantize", quantize),
+    ("concat", concat),
+    ("slice", slice),
 ];
 
 fn emitter(op: &Op) -> Option<Emit> {
@@ -635,6 +637,20 @@ fn merge_heads(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> 
 
 fn constant(dim: &Dim) -> i64 {
     dim.constant().expect("heads and widths are constant: checked by the graph") as i64
+}
+
+fn concat(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let parts: Vec<String> = node.inputs.iter().map(|id| e.value(*id)).collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    Ok(e.node("Concat", name, &parts, vec![("axis", Value::Int(-1))]))
+}
+
+fn slice(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::Slice { start, length } = node.op else { unreachable!("the table is right") };
+    let of = e.value(node.inputs[0]);
+    let [start, end] = [start, start + length].map(|at| e.ints(&[at as i64]));
+    let axis = e.ints(&[-1]);
+    Ok(e.node("Slice", name, &[&of, &start, &end, &axis], vec![]))
 }
 
 /// `x cos + swap(x) sin`, where `swap` exchanges the halves and the first half of `sin` is negated.

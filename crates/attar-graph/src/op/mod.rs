@@ -3,18 +3,17 @@
 mod activation;
 mod attention;
 mod cache;
+mod concat;
 mod elementwise;
 mod embedding;
+mod fused;
 mod heads;
 mod linear;
 mod quantize;
 mod rms_norm;
 mod rope;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::Tensor;
 
@@ -26,6 +25,7 @@ use crate::{
 };
 
 pub use attention::Attention;
+pub use fused::{Fused, Kind};
 pub use quantize::zero_dtype;
 pub use rope::{Rope, Scaling};
 
@@ -72,6 +72,17 @@ pub enum Op {
         /// 4, 8 or 16.
         bits: u32,
     },
+    /// Any number of values that differ in the last dimension only: one behind the other along it.
+    Concat,
+    /// `x [.., width]`: some of its last dimension.
+    Slice {
+        /// The first that is taken.
+        start: usize,
+        /// How many.
+        length: usize,
+    },
+    /// The inputs of a body: what it makes of them.
+    Fused(Fused),
 }
 
 /// Every op, in the order of the documentation.
@@ -89,6 +100,9 @@ pub static OPS: &[&OpDef] = &[
     &elementwise::MUL,
     &elementwise::ADD,
     &quantize::DEF,
+    &concat::CONCAT,
+    &concat::SLICE,
+    &fused::DEF,
 ];
 
 /// The behaviour of an op.
@@ -131,6 +145,9 @@ impl Op {
             Op::Mul => &elementwise::MUL,
             Op::Add => &elementwise::ADD,
             Op::Quantize { .. } => &quantize::DEF,
+            Op::Concat => &concat::CONCAT,
+            Op::Slice { .. } => &concat::SLICE,
+            Op::Fused(_) => &fused::DEF,
         }
     }
 
@@ -143,39 +160,53 @@ impl Op {
         })
     }
 
+    /// Kind and body, if it has one.
+    pub fn fused(&self) -> Option<&Fused> {
+        match self {
+            Op::Fused(fused) => Some(fused),
+            _ => None,
+        }
+    }
+
     /// Whether position `i` of its value depends on position `i` of its operands alone.
     pub fn is_pointwise(&self) -> bool {
-        !matches!(self, Op::Attention(_) | Op::Cache { .. } | Op::SplitHeads { .. } | Op::MergeHeads | Op::Rope(_))
+        match self {
+            Op::Fused(fused) => fused.body().nodes().iter().all(|node| node.op.is_pointwise()),
+            _ => !matches!(self, Op::Attention(_) | Op::Cache { .. } | Op::SplitHeads { .. } | Op::MergeHeads | Op::Rope(_)),
+        }
+    }
+
+    /// Evaluates it and counts what it multiplies.
+    pub(crate) fn perform(&self, operands: &[Operand<'_>], facts: &[&Fact], context: &mut Context<'_>) -> Result<Tensor> {
+        let def = self.def();
+        // The nodes of a body are counted one by one: only there is known what a cache holds.
+        if self.fused().is_none() {
+            let dims: Vec<Vec<usize>> = operands.iter().zip(facts).map(|(operand, fact)| operand.dims(fact)).collect();
+            *context.macs += (def.macs)(self, &dims);
+        }
+        (def.evaluate)(self, operands, context)
     }
 }
 
 impl Graph {
-    /// The same function with every node that `legal` rejects rewritten into simpler ops, as often as it takes.
+    /// The same function with every node that `legal` rejects rewritten into simpler ops, as often as it takes. What
+    /// was fused comes apart into what it was made of.
     pub fn legalize(&self, legal: &dyn Fn(&Op) -> bool) -> Result<Graph> {
-        let mut graph = Graph::new(self.name());
-        let mut ids = HashMap::new();
-        for id in self.inputs() {
-            ids.insert(*id, graph.input(&self.get(*id).name, self.fact(*id).clone())?);
+        let simpler = |op: &Op| op.def().decompose.filter(|_| !legal(op));
+        let mut graph = self.rewrite(&mut |copy, node| {
+            let Some(decompose) = simpler(&node.op) else { return copy.keep(node).map(drop) };
+            let inputs = copy.values(&node.inputs)?;
+            let output = decompose(copy.graph(), &self.get(node.output).name, &node.op, &inputs)?;
+            copy.put(node.output, output);
+            Ok(())
+        })?;
+        if self.nodes().iter().any(|node| node.op.fused().is_some() && !legal(&node.op)) {
+            graph = graph.without_moves()?.0.without_dead()?.0;
         }
-        for (id, value, expr) in self.weights() {
-            ids.insert(id, graph.weight(&value.name, value.fact.clone(), expr.clone())?);
+        match graph.nodes().iter().any(|node| simpler(&node.op).is_some()) {
+            true => graph.legalize(legal),
+            false => Ok(graph),
         }
-        for block in self.blocks() {
-            graph.block(self.block_name(block));
-            for node in self.nodes_of(block) {
-                let inputs: Vec<ValueId> = node.inputs.iter().map(|id| ids[id]).collect();
-                let name = &self.get(node.output).name;
-                let output = match node.op.def().decompose {
-                    Some(decompose) if !legal(&node.op) => decompose(&mut graph, name, &node.op, &inputs)?,
-                    _ => graph.node(name, node.op.clone(), &inputs)?,
-                };
-                ids.insert(node.output, output);
-            }
-        }
-        for id in self.outputs() {
-            graph.output(ids[id]);
-        }
-        Ok(graph)
     }
 }
 
@@ -189,7 +220,24 @@ pub enum Operand<'a> {
     Weight(&'a dyn Weights, &'a str, &'a Expr),
 }
 
-impl Operand<'_> {
+impl<'a> Operand<'a> {
+    /// The same once more.
+    pub(crate) fn again(&self) -> Operand<'a> {
+        match self {
+            Operand::Tensor(tensor) => Operand::Tensor(tensor.clone()),
+            Operand::Quantized(tensor, scales) => Operand::Quantized(tensor.clone(), scales),
+            Operand::Weight(weights, name, expr) => Operand::Weight(*weights, name, expr),
+        }
+    }
+
+    /// Its shape; a constant's is that of its fact.
+    fn dims(&self, fact: &Fact) -> Vec<usize> {
+        match self {
+            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => tensor.dims().to_vec(),
+            Operand::Weight(..) => fact.constant_dims().unwrap_or_default(),
+        }
+    }
+
     /// All of it.
     pub fn tensor(&self) -> Result<Tensor> {
         match self {
@@ -234,6 +282,8 @@ pub struct Context<'a> {
     /// What [`Op::Quantize`] says of its value.
     pub(crate) row_scales: &'a mut Option<RowScales>,
     pub(crate) tables: &'a mut rope::Tables,
+    /// Multiply-accumulates so far.
+    pub(crate) macs: &'a mut u64,
 }
 
 pub(crate) use rope::Tables;

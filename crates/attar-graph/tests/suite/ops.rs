@@ -121,6 +121,31 @@ fn a_pointwise_op_needs_only_its_own_position() {
     }
 }
 
+/// Of what a fused node comes apart into.
+fn parts(graph: &Graph, sizes: Sizes) -> u64 {
+    let parts = graph.legalize(&|_| false).unwrap();
+    let of = |node: &attar_graph::Node| {
+        let dims: Vec<Vec<usize>> = node.inputs.iter().map(|id| sizes.of(parts.fact(*id))).collect();
+        (node.op.def().macs)(&node.op, &dims)
+    };
+    parts.nodes().iter().map(of).sum()
+}
+
+/// A body is evaluated as its nodes are.
+#[test]
+fn a_fused_node_has_the_bits_of_its_parts() {
+    for example in examples().iter().filter(|example| example.graph.nodes()[0].op.fused().is_some()) {
+        let parts = example.graph.legalize(&|op| op.fused().is_none()).unwrap();
+        for mode in [Mode::Inference, Mode::Training] {
+            let (fused, apart) = (example.run(&example.graph, mode), example.run(&parts, mode));
+            for (fused, apart) in fused.iter().zip(&apart) {
+                let bits = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits);
+                assert!(bits(fused).eq(bits(apart)), "{}", example.name);
+            }
+        }
+    }
+}
+
 /// What the decoder family is costed by: a product of matrices, and two for the scores and sums of attention.
 #[test]
 fn multiply_accumulates_are_those_of_the_products() {
@@ -135,8 +160,10 @@ fn multiply_accumulates_are_those_of_the_products() {
         let wanted = match &node.op {
             Op::Linear => product(&dims[0]) * dims[1][0] as u64,
             Op::Attention(_) => 2 * product(&dims[0]) * dims[1][2] as u64,
+            Op::Fused(_) => parts(graph, sizes),
             _ => 0,
         };
+        assert_eq!((node.op.def().macs)(&node.op, &dims), wanted, "{}", example.name);
         assert_eq!(run.macs(), wanted, "{}", example.name);
     }
 }

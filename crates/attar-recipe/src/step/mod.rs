@@ -4,6 +4,7 @@ mod activations;
 mod allocate;
 mod autoround;
 mod calibrated;
+mod fuse;
 mod passage;
 mod preserved;
 mod pupils;
@@ -16,6 +17,8 @@ mod transformed;
 use std::sync::Arc;
 
 use attar_tensor::Digest;
+
+pub(crate) use fuse::check_order;
 
 use crate::{AllocationReport, Result, document::Section, model::Working, plan::PlannedTensor, session::Session};
 
@@ -31,8 +34,15 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] =
-    &[&rotate::ROTATE, &smooth::SMOOTH, &quantize::QUANTIZE, &autoround::AUTOROUND, &recover::RECOVER, &activations::ACTIVATIONS];
+pub static STEPS: &[&StepKind] = &[
+    &rotate::ROTATE,
+    &smooth::SMOOTH,
+    &quantize::QUANTIZE,
+    &autoround::AUTOROUND,
+    &recover::RECOVER,
+    &activations::ACTIVATIONS,
+    &fuse::FUSE,
+];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

@@ -4,6 +4,7 @@ mod completions;
 mod engine;
 mod eval;
 mod export;
+mod fuse;
 mod generate;
 mod inspect;
 mod man;
@@ -42,6 +43,7 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &step::StepVerb("smooth"),
     &step::StepVerb("quantize"),
     &step::StepVerb("activations"),
+    &fuse::Fuse,
     &export::Export,
     &eval::Eval,
     &generate::Generate,
@@ -127,7 +129,9 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
     if printer.quiet {
         return;
     }
-    for table in [report.variant_table(), report.activation_table(), report.eval_table(), report.gate_table()] {
+    for table in
+        [report.variant_table(), report.activation_table(), report.fusion_table(), report.eval_table(), report.gate_table()]
+    {
         if !table.rows.is_empty() {
             printer.data(&draw(table.head, &table.rows));
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use attar_compress::kind;
-use attar_recipe::{ActivationReport, Error, PlannedVariant, Recipe};
+use attar_recipe::{ActivationReport, Error, PlannedVariant, Recipe, fusion_table};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Verb, draw, path, path_argument};
@@ -83,6 +83,10 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
     }
     if !variant.activations.is_empty() {
         text += &draw(&["activation read by", "count", "width", "codes/scale"], &activations(&variant.activations, every_tensor));
+    }
+    if !variant.fusions.is_empty() {
+        let table = fusion_table(variant.fusions.iter().map(|fusion| (variant.name.as_str(), fusion)));
+        text += &draw(table.head, &table.rows);
     }
     for export in &variant.exports {
         text += &format!("write {} to {}: {}\n", export.target, export.folder, attar_recipe::bytes(export.bytes));

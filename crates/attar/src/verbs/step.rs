@@ -17,16 +17,7 @@ impl Verb for StepVerb {
     }
 
     fn command(&self) -> Command {
-        let kind = STEPS.iter().find(|kind| kind.name == self.0).expect("a verb of a step that exists");
-        let command = Command::new(self.0)
-            .about(kind.about)
-            .long_about(format!(
-                "{}: the step `{}` on its own, writing a checkpoint folder that every verb reads back.",
-                kind.about, self.0
-            ))
-            .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
-            .arg(out_argument())
-            .arg(print_recipe_argument());
+        let command = command(self.0).arg(out_argument()).arg(print_recipe_argument());
         let command = command
             .arg(
                 Arg::new("calibration")
@@ -37,22 +28,37 @@ impl Verb for StepVerb {
             )
             .arg(count("samples", "Windows of that text to take [default: 128]"))
             .arg(count("length", "Tokens a window [default: 512]"));
-        settings::flags(command, &(kind.schema)())
+        settings::flags(command, &verb_schema(self.0).expect("a verb of a step that exists"))
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let schema = verb_schema(self.0).expect("a verb of a step that exists");
-        let mut step = toml::Table::new();
-        step.insert("kind".into(), self.0.into());
-        step.extend(settings::table(&schema, arguments));
-        let export = toml::Table::from_iter([("target".to_owned(), "checkpoint".into()), ("folder".to_owned(), ".".into())]);
-        let model = path(arguments, "model");
-        let mut text = one_shot(model, path(arguments, "out"), &[("step", step), ("export", export)]);
+        let mut text = recipe(self.0, arguments);
         if let Some(calibration) = calibration(arguments) {
             text += &format!("\n[data.calibration]\n{}", toml::to_string(&calibration).expect("settings are TOML"));
         }
-        run_text(&format!("attar {} {}", self.0, model.display()), &text, arguments, environment, printer)
+        run_text(&format!("attar {} {}", self.0, path(arguments, "model").display()), &text, arguments, environment, printer)
     }
+}
+
+/// The verb of a step, and the model that it is done to.
+pub(super) fn command(step: &'static str) -> Command {
+    let kind = STEPS.iter().find(|kind| kind.name == step).expect("a verb of a step that exists");
+    Command::new(step)
+        .about(kind.about)
+        .long_about(format!(
+            "{}: the step `{step}` on its own, writing a checkpoint folder that every verb reads back.",
+            kind.about
+        ))
+        .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
+}
+
+/// The recipe that does a step alone and writes a checkpoint folder.
+pub(super) fn recipe(step: &str, arguments: &ArgMatches) -> String {
+    let schema = verb_schema(step).expect("a verb of a step that exists");
+    let mut table = toml::Table::from_iter([("kind".to_owned(), step.into())]);
+    table.extend(settings::table(&schema, arguments));
+    let export = toml::Table::from_iter([("target".to_owned(), "checkpoint".into()), ("folder".to_owned(), ".".into())]);
+    one_shot(path(arguments, "model"), path(arguments, "out"), &[("step", table), ("export", export)])
 }
 
 fn count(name: &'static str, help: &'static str) -> Arg {

@@ -10,6 +10,7 @@ mod calibrated;
 mod checkpoint;
 mod docs;
 mod engine;
+mod fuse;
 mod gates;
 mod inputs;
 mod learned;

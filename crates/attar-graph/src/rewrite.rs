@@ -1,0 +1,103 @@
+//! Graphs that follow another one: what all rewriting is made of. A graph is small, so it is built anew.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{Graph, Node, Origin, Result, ValueId};
+
+/// A graph under construction, and which of its values stand for those of another.
+pub struct Copy<'g> {
+    from: &'g Graph,
+    to: Graph,
+    ids: HashMap<ValueId, ValueId>,
+}
+
+impl Copy<'_> {
+    /// The value here that `id` is there. A weight comes with the first that reads it.
+    ///
+    /// # Panics
+    /// If `id` is a node's and nothing stands for it yet.
+    pub fn value(&mut self, id: ValueId) -> Result<ValueId> {
+        if let Some(known) = self.ids.get(&id) {
+            return Ok(*known);
+        }
+        let value = self.from.get(id);
+        let Origin::Weight(expr) = &value.origin else { panic!("nothing stands for `{}`", value.name) };
+        let made = self.to.weight(&value.name, value.fact.clone(), expr.clone())?;
+        self.ids.insert(id, made);
+        Ok(made)
+    }
+
+    /// The same of several.
+    pub fn values(&mut self, ids: &[ValueId]) -> Result<Vec<ValueId>> {
+        ids.iter().map(|id| self.value(*id)).collect()
+    }
+
+    /// Adds a node as it is.
+    pub fn keep(&mut self, node: &Node) -> Result<ValueId> {
+        let inputs = self.values(&node.inputs)?;
+        let made = self.to.node(&self.from.get(node.output).name, node.op.clone(), &inputs)?;
+        self.ids.insert(node.output, made);
+        Ok(made)
+    }
+
+    /// `here` stands for `there` from now on.
+    pub fn put(&mut self, there: ValueId, here: ValueId) {
+        self.ids.insert(there, here);
+    }
+
+    /// Whether a value stands for `there`. None does for a weight before it is read.
+    pub fn has(&self, there: ValueId) -> bool {
+        self.ids.contains_key(&there)
+    }
+
+    /// What is made so far. Nodes that are added belong to the block that is being copied.
+    pub fn graph(&mut self) -> &mut Graph {
+        &mut self.to
+    }
+}
+
+impl Graph {
+    /// A graph with the same inputs, blocks and outputs, whose nodes `each` adds: it is called with every node, in order.
+    pub fn rewrite(&self, each: &mut dyn FnMut(&mut Copy<'_>, &Node) -> Result<()>) -> Result<Graph> {
+        self.rewrite_blocks(&mut |copy, nodes| nodes.iter().try_for_each(|node| each(copy, node)))
+    }
+
+    /// The same, called with all nodes of every block.
+    pub fn rewrite_blocks(&self, each: &mut dyn FnMut(&mut Copy<'_>, &[&Node]) -> Result<()>) -> Result<Graph> {
+        let mut copy = Copy { from: self, to: Graph::new(self.name()), ids: HashMap::new() };
+        for id in self.inputs() {
+            let value = self.get(*id);
+            let input = copy.to.input(&value.name, value.fact.clone())?;
+            copy.ids.insert(*id, input);
+        }
+        for block in self.blocks() {
+            copy.to.block(self.block_name(block));
+            each(&mut copy, &self.nodes_of(block).collect::<Vec<_>>())?;
+        }
+        for id in self.outputs() {
+            let output = copy.value(*id)?;
+            copy.to.output(output);
+        }
+        Ok(copy.to)
+    }
+
+    /// Without the nodes that nothing the graph returns depends on, and without the weights that only they read; the
+    /// names of the values that are gone.
+    pub fn without_dead(&self) -> Result<(Graph, Vec<String>)> {
+        let mut alive: HashSet<ValueId> = self.outputs().iter().copied().collect();
+        for node in self.nodes().iter().rev() {
+            if alive.contains(&node.output) {
+                alive.extend(&node.inputs);
+            }
+        }
+        let mut gone = Vec::new();
+        let graph = self.rewrite(&mut |copy, node| match alive.contains(&node.output) {
+            true => copy.keep(node).map(drop),
+            false => {
+                gone.push(self.get(node.output).name.clone());
+                Ok(())
+            }
+        })?;
+        Ok((graph, gone))
+    }
+}
