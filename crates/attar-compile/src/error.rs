@@ -198,11 +198,6 @@ pub enum Error {
         /// Bits.
         activations: u32,
     },
-}
-
-fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
-}
     /// A buffer dies before it is born.
     #[error("buffer {buffer} lives in {lower}..{upper}, which is empty")]
     Lifetime {
@@ -397,6 +392,7 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     PagingWeights {
         /// Bytes at most.
         most: u64,
+    },
     /// A pass that is not there.
     #[error("no pass is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownPass {
@@ -413,4 +409,9 @@ fn did_you_mean(nearest: &Option<String>) -> String {
         /// What is wrong.
         source: attar_graph::Error,
     },
+}
+
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
 }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::{
     Error, Result,
+    device::Device,
     lower::{AttentionTiles, LinearTiles, Lowered, MlpTiles, NormTiles, Tiles},
     plan::{Call, Operand, Placed, Plan},
     program::{Attention, Epilogue, Kernel, Linear, Mlp, Norm, Program, Role, TensorId},
@@ -34,6 +35,32 @@ pub struct Target {
     pub flash: u64,
     /// Its speeds.
     pub rates: Rates,
+}
+
+impl Target {
+    /// A device, for products of int8 with weights of `weights` bits.
+    ///
+    /// # Errors
+    /// If the device does not multiply them.
+    pub fn new(device: &Device, weights: u32) -> Result<Target> {
+        let flash = device.flash.as_ref();
+        let cycle = 1.0 / device.engine.clock;
+        let rates = Rates {
+            clock: device.engine.clock,
+            lanes: device.engine.lanes,
+            flash: flash.map_or(0.0, |flash| flash.read * cycle),
+            dispatch: (device.dispatch * device.engine.clock) as u64,
+            tile: device.rates(weights, 8)?,
+        };
+        Ok(Target {
+            name: device.name.clone(),
+            sram: device.sram.usable,
+            align: device.align,
+            dram: device.dram.usable,
+            flash: flash.map_or(0, |flash| flash.usable),
+            rates,
+        })
+    }
 }
 
 /// What is made small.
@@ -332,7 +359,7 @@ impl Search<'_> {
             bodies,
             calls,
         };
-        let Some(plan) = place::on_chip(plan, &lowered_all, &kept) else { return Ok(None) };
+        let Some(plan) = place::on_chip(plan, &lowered_all, &kept)? else { return Ok(None) };
         Ok(Some(Schedule { plan: place::in_memory(plan, self.target)?, choices }))
     }
 

@@ -4,9 +4,13 @@ use super::Target;
 use crate::{
     Error, Result,
     lower::Lowered,
+    memory::{Buffer, Effort, Outcome, Problem, greedy, solve},
     plan::{Placed, Plan, Space},
     program::{Role, TensorId},
 };
+
+/// Nodes that the search for places may take: a program with less room for each kernel is the way out.
+const NODES: u64 = 200_000;
 
 /// Something that needs `bytes` from call `from` up to but without call `to`.
 #[derive(Clone, Copy, Debug)]
@@ -16,39 +20,18 @@ struct Item {
     bytes: u64,
 }
 
-/// Offsets of items, if they fit: largest first, each in the lowest gap.
-fn fit(items: &[Item], capacity: u64) -> Option<Vec<u64>> {
-    let mut order: Vec<usize> = (0..items.len()).collect();
-    order.sort_by_key(|at| (std::cmp::Reverse(items[*at].bytes), items[*at].from, *at));
-    let mut offsets: Vec<Option<u64>> = vec![None; items.len()];
-    // By call, what is placed there.
-    let calls = items.iter().map(|item| item.to).max().unwrap_or(0);
-    let mut placed: Vec<Vec<usize>> = vec![Vec::new(); calls];
-    for at in order {
-        let item = items[at];
-        let mut near: Vec<usize> = (item.from..item.to).flat_map(|call| placed[call].iter().copied()).collect();
-        near.sort_by_key(|other| (offsets[*other], *other));
-        near.dedup();
-        let mut start = 0;
-        for other in near {
-            let begins = offsets[other].expect("only what is placed is listed");
-            if start + item.bytes <= begins {
-                break;
-            }
-            start = start.max(begins + items[other].bytes);
-        }
-        if start + item.bytes > capacity {
-            return None;
-        }
-        offsets[at] = Some(start);
-        (item.from..item.to).for_each(|call| placed[call].push(at));
+/// Offsets of items, if they fit: greedily, else by the exact search.
+fn fit(items: &[Item], capacity: u64) -> Result<Option<Vec<u64>>> {
+    let buffers = items.iter().map(|item| Buffer::new(item.from as u64, item.to as u64, item.bytes)).collect();
+    match solve(&Problem { buffers, capacity }, Effort { nodes: NODES })?.outcome {
+        Outcome::Placed(placement, _) => Ok(Some(placement.offsets)),
+        Outcome::Infeasible(_) | Outcome::Undecided => Ok(None),
     }
-    Some(offsets.into_iter().map(|offset| offset.expect("every item is placed")).collect())
 }
 
 /// Places the buffers of all calls, and the tensors that `kept` lists for each call. Weight buffers reach into the call
 /// before where there is room, so that their first loads run beside its work.
-pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) -> Option<Plan> {
+pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) -> Result<Option<Plan>> {
     let mut tensors: Vec<Option<Item>> = vec![None; plan.tensors.len()];
     for (call, ids) in kept.iter().enumerate() {
         for id in ids {
@@ -72,10 +55,10 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
     // What a call's own early weights take of the call before leaves less for nobody else: only one call reaches into each.
     let offsets = loop {
         let items = items(&plan, lowered, &weights, &tensors, &ahead);
-        match fit(&items, plan.sram) {
+        match fit(&items, plan.sram)? {
             Some(offsets) => break offsets,
             None if ahead.iter().any(|ahead| *ahead) => ahead.fill(false),
-            None => return None,
+            None => return Ok(None),
         }
     };
     let mut next = offsets.into_iter();
@@ -88,7 +71,7 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
         call.offsets = plan.bodies[call.body as usize].buffers.iter().map(|_| next.next().expect("one for each item")).collect();
         call.fence_weights = !ahead;
     }
-    Some(plan)
+    Ok(Some(plan))
 }
 
 /// Kept tensors, then the buffers of each call.
@@ -115,8 +98,9 @@ pub(super) fn in_memory(mut plan: Plan, target: &Target) -> Result<Plan> {
     let scratch: Vec<usize> = in_dram.iter().copied().filter(|at| plan.tensors[*at].role == Role::Scratch).collect();
     let items: Vec<Item> =
         scratch.iter().map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) }).collect();
-    let offsets = fit(&items, u64::MAX / 2).expect("there is room without end");
-    let height = offsets.iter().zip(&items).map(|(offset, item)| offset + item.bytes).max().unwrap_or(0);
+    let buffers = items.iter().map(|item| Buffer::new(item.from as u64, item.to as u64, item.bytes)).collect();
+    let (placement, _) = greedy(&Problem { buffers, capacity: target.dram })?;
+    let height = placement.height;
     let lasting: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| last(t)).map(size).sum();
     let weights: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| t.role == Role::Weight).map(size).sum();
     let room = target.dram.checked_sub(lasting + height).ok_or(Error::MemoryTooSmall {
@@ -129,7 +113,7 @@ pub(super) fn in_memory(mut plan: Plan, target: &Target) -> Result<Plan> {
         let (needed, dram, flash) = (lasting + height + weights, target.dram, target.flash);
         return Err(Error::MemoryTooSmall { what: "all tensors", needed, dram, flash });
     }
-    for (at, offset) in scratch.iter().zip(offsets) {
+    for (at, offset) in scratch.iter().zip(placement.offsets) {
         plan.tensors[*at].address = offset;
     }
     let (mut dram, mut flash, mut left) = (height, 0, room);

@@ -251,6 +251,7 @@ struct Simulator<'p, 'm> {
     /// What was known at the last barrier, and when that was.
     barrier: (Clock, u64),
     port: Port,
+    flash: Port,
     /// Which tensors hold what they are said to.
     defined: Vec<bool>,
     /// When a tensor was last stored, and last loaded by each queue.
@@ -281,9 +282,10 @@ impl<'p, 'm> Simulator<'p, 'm> {
             memory,
             exponential: Exponential::default(),
             clocks: [[0; 4]; 4],
-            times: [0; 4],
+            times: [rates.dispatch; 4],
             barrier: Default::default(),
             port: Port::default(),
+            flash: Port::default(),
             defined: plan.tensors.iter().map(|t| !matches!(t.role, Role::Scratch | Role::Output)).collect(),
             stored: vec![[0; 4]; plan.tensors.len()],
             loaded: vec![[0; 4]; plan.tensors.len()],
@@ -448,7 +450,9 @@ impl<'p, 'm> Simulator<'p, 'm> {
         self.check_released(body).map_err(|what| violation(call, "the end", what))?;
         self.check_stored(call).map_err(|what| violation(call, "the end", what))?;
         self.trace.end = self.times.into_iter().max().unwrap_or(0);
-        self.port.forget(self.times[ACTIVATIONS].min(self.times[STORES]).min(self.times[WEIGHTS]));
+        let earliest = self.times[ACTIVATIONS].min(self.times[STORES]).min(self.times[WEIGHTS]);
+        self.port.forget(earliest);
+        self.flash.forget(earliest);
         self.result.calls.push(std::mem::take(&mut self.trace));
         Ok(())
     }
@@ -625,8 +629,14 @@ impl<'p, 'm> Simulator<'p, 'm> {
     /// Takes the port; returns when the transfer is done.
     fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Box, bytes: u64) -> u64 {
         let pieces = if tensor.tile.is_some() || region.width() == tensor.columns { 1 } else { region.height() };
-        let cycles = self.rates.transfer(pieces, bytes / pieces.max(1), queue == STORES);
-        let start = self.port.take(ready + self.rates.tile.setup as u64, cycles);
+        let way = match (tensor.space, queue) {
+            (Space::Flash, _) => rates::Port::Flash,
+            (_, STORES) => rates::Port::Write,
+            _ => rates::Port::Read,
+        };
+        let cycles = self.rates.transfer(pieces, bytes / pieces.max(1), way);
+        let port = if way == rates::Port::Flash { &mut self.flash } else { &mut self.port };
+        let start = port.take(ready + self.rates.tile.setup as u64, cycles);
         let end = start + cycles;
         self.times[queue] = end;
         self.trace.transfers += 1;

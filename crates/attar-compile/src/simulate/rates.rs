@@ -9,6 +9,10 @@ pub struct Rates {
     pub clock: f64,
     /// Elementwise operations a cycle.
     pub lanes: u64,
+    /// Flash bytes a cycle; 0 where there is no flash.
+    pub flash: f64,
+    /// Cycles from the start of a run to its first load.
+    pub dispatch: u64,
     /// Of products and transfers.
     pub tile: tile::Rates,
 }
@@ -28,7 +32,7 @@ impl Rates {
             dram_pj: 64.0,
             cycle_pj: 0.0,
         };
-        Rates { clock: 1e9, lanes: 32, tile }
+        Rates { clock: 1e9, lanes: 32, flash: 0.0, dispatch: 0, tile }
     }
 
     /// Cycles of a product of tiles.
@@ -43,8 +47,23 @@ impl Rates {
     }
 
     /// Cycles of a transfer of `pieces` contiguous pieces of `bytes` each, after its setup.
-    pub(crate) fn transfer(&self, pieces: u64, bytes: u64, write: bool) -> u64 {
-        let speed = if write { self.tile.write } else { self.tile.read };
+    pub(crate) fn transfer(&self, pieces: u64, bytes: u64, port: Port) -> u64 {
+        let speed = match port {
+            Port::Read => self.tile.read,
+            Port::Write => self.tile.write,
+            Port::Flash => self.flash,
+        };
         ((pieces * bytes.next_multiple_of(self.tile.burst)) as f64 / speed).ceil() as u64
     }
+}
+
+/// A way to a memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// From DRAM.
+    Read,
+    /// To DRAM.
+    Write,
+    /// From flash.
+    Flash,
 }
