@@ -26,7 +26,7 @@ impl Element {
 
     /// Bytes of a tile of `count` numbers.
     pub fn bytes(self, count: u64) -> u64 {
-        (count * u64::from(self.bits)).div_ceil(8 * u64::from(self.per))
+        count.saturating_mul(u64::from(self.bits)).div_ceil(8 * u64::from(self.per.max(1)))
     }
 }
 
