@@ -1,6 +1,7 @@
 //! Compiles a quantized graph for a device: fuses ops, tiles for SRAM, plans memory, and proves the plan.
 
 mod bound;
+pub mod chain;
 pub mod device;
 mod element;
 mod error;
