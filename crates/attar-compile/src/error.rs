@@ -84,6 +84,22 @@ pub enum Error {
         /// Bytes there are.
         sram: u64,
     },
+    /// Not even the smallest blocks of a fused chain fit.
+    #[error(
+        "a fused chain of {rows} rows and {inner} inner columns needs {needed} bytes of SRAM for blocks of {tile:?}, and there are {sram}"
+    )]
+    ChainTooLarge {
+        /// Rows.
+        rows: u64,
+        /// Columns between its products.
+        inner: u64,
+        /// The smallest blocks: rows, inner columns.
+        tile: [u64; 2],
+        /// Bytes they take.
+        needed: u64,
+        /// Bytes there are.
+        sram: u64,
+    },
     /// A kernel that has no room.
     #[error("kernel `{kernel}` does not fit")]
     DoesNotFit {

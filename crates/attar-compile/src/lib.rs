@@ -2,6 +2,7 @@
 
 mod data;
 mod bound;
+pub mod chain;
 pub mod device;
 mod element;
 mod error;

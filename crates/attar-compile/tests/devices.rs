@@ -80,7 +80,7 @@ fn numbers_are_set_by_key_and_for_short() {
 }
 
 fn message(result: Result<Device, Error>) -> String {
-    result.unwrap_err().to_string()
+    result.expect_err("the test is of an error").to_string()
 }
 
 #[test]
@@ -108,9 +108,9 @@ fn wrong_settings_leave_the_device_as_it_was() {
 
 /// The message for a file of this text, with the folder left out.
 fn complaint(text: &str) -> String {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a temporary folder can be written");
     let path = folder.path().join("mine.toml");
-    std::fs::write(&path, text).unwrap();
+    std::fs::write(&path, text).expect("a temporary folder can be written");
     message(Device::load(&path)).replace(&format!("{}/", folder.path().display()), "")
 }
 

@@ -173,7 +173,7 @@ impl Reader<'_> {
             }
             let place = self.place(value.span().start);
             let entry = match value.get_ref() {
-                DeValue::Array(items) => self.sourced(value, items.get(0), items.get(1), items.len(), &path, sources)?,
+                DeValue::Array(items) => self.sourced(value, items.first(), items.get(1), items.len(), &path, sources)?,
                 _ => {
                     let text = format!("nothing is said of it in {}", self.title);
                     (self.written(value, &path)?, Origin { confidence: Confidence::Assumed, text })

@@ -20,6 +20,7 @@ mod search;
 mod walk;
 
 pub use cost::{Cost, Rates};
+pub(crate) use search::candidates;
 pub use search::{Objective, pareto, search};
 pub use walk::{Place, Slot, Step, Steps};
 

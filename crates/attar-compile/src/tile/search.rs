@@ -97,7 +97,7 @@ fn front(mut found: Vec<(Tiling, f64)>) -> Vec<(Tiling, f64)> {
 }
 
 /// The tiles of a dimension that are worth trying, ascending: multiples of `unit`, or the whole.
-pub(super) fn candidates(whole: u64, unit: u64) -> Vec<u64> {
+pub(crate) fn candidates(whole: u64, unit: u64) -> Vec<u64> {
     let units = whole.div_ceil(unit);
     if units <= EVERY {
         return (1..=units).map(|u| (u * unit).min(whole)).collect();

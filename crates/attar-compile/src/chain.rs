@@ -1,0 +1,307 @@
+//! Two products with something between them, fused or not: the MLP (gate and up, SwiGLU, down) and attention (scores,
+//! softmax, values). What lies between is never as small as what goes in, so keeping it on chip saves most of the traffic,
+//! but a fused chain reads its weights again for every block of rows, which can cost more: both are counted and the cheaper
+//! is chosen.
+//!
+//! Scores, softmax statistics and hidden activations are taken to be complete after one pass over their columns. Nothing is
+//! skipped under a causal mask.
+
+use crate::tile::{Buffering, Limits, Objective, Product, Tiling, search};
+use crate::{Element, Error, Result};
+
+/// Y[m,e] = between(X[m,d] W1[d, gates f]) W2[f,e].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// m: rows of X and Y: tokens, or the queries of all heads that share a KV head.
+    pub rows: u64,
+    /// d: columns of X.
+    pub width: u64,
+    /// f: columns between the products: features of the MLP, or keys.
+    pub inner: u64,
+    /// e: columns of Y.
+    pub output: u64,
+    /// Columns of W1 that make one between: 2 for gate and up, which lie side by side in W1's tiles, 1 for scores.
+    pub gates: u64,
+    /// X and Y.
+    pub outside: Element,
+    /// What lies between, as the second product reads it.
+    pub between: Element,
+    /// W1 and W2, stored tile by tile. Keys and values in attention.
+    pub weights: Element,
+    /// Sums under way.
+    pub partial: Element,
+    /// Bytes of state of a row over its columns: a softmax's largest value and sum.
+    pub state: u64,
+    /// Blocks are multiples of these in rows and inner columns, or the whole.
+    pub unit: [u64; 2],
+}
+
+impl Chain {
+    /// A gated MLP with int8 activations.
+    pub fn mlp(rows: u64, width: u64, inner: u64, weights: Element) -> Chain {
+        Chain {
+            rows,
+            width,
+            inner,
+            output: width,
+            gates: 2,
+            outside: Element::INT8,
+            between: Element::INT8,
+            weights,
+            partial: Element::INT32,
+            state: 0,
+            unit: [1; 2],
+        }
+    }
+
+    /// The attention of one KV head at int8: `queries` rows (those of all heads of its group), `keys`, heads of `width`.
+    pub fn attention(queries: u64, keys: u64, width: u64) -> Chain {
+        Chain { gates: 1, state: 8, ..Chain::mlp(queries, width, keys, Element::INT8) }
+    }
+
+    /// The same with tiles that are multiples of these in rows and inner columns, or the whole.
+    pub fn aligned(self, unit: [u64; 2]) -> Chain {
+        Chain { unit, ..self }
+    }
+
+    /// Every operand moved once.
+    pub fn compulsory(&self) -> u64 {
+        let weights = self.weights.bytes(self.width * self.gates * self.inner) + self.weights.bytes(self.inner * self.output);
+        weights + self.outside.bytes(self.rows * self.width) + self.outside.bytes(self.rows * self.output)
+    }
+
+    /// X W1 for one of the gates, stored.
+    fn first(&self) -> Product {
+        Product {
+            c: self.between,
+            partial: self.partial,
+            unit: [self.unit[0], 1, self.unit[1]],
+            ..Product::new(self.rows, self.width, self.inner, self.outside, self.weights)
+        }
+    }
+
+    fn second(&self) -> Product {
+        Product {
+            c: self.outside,
+            partial: self.partial,
+            unit: [self.unit[0], self.unit[1], 1],
+            ..Product::new(self.rows, self.inner, self.output, self.between, self.weights)
+        }
+    }
+
+    /// X W1 for all gates at once, of which one between is stored: a stored byte stands for `gates` columns.
+    fn gated(&self) -> Product {
+        let c = Element { per: self.between.per * self.gates as u32, ..self.between };
+        let [um, uf] = self.unit;
+        Product { n: self.gates * self.inner, c, unit: [um, 1, self.gates * uf], ..self.first() }
+    }
+
+    /// The cheapest ways to run it: apart, half fused, and fused, where they fit.
+    ///
+    /// # Errors
+    /// If it does not even fit apart.
+    pub fn plans(&self, limits: &Limits) -> Result<Plans> {
+        let objective = Objective::BYTES;
+        let (first, second) = (search(&self.first(), limits, &objective)?, search(&self.second(), limits, &objective)?);
+        let between = (self.gates + 1) * self.between.bytes(self.rows * self.inner);
+        let apart = Plan::Apart { first, between, second, gates: self.gates };
+        let half = (self.gates > 1).then(|| search(&self.gated(), limits, &objective).ok()).flatten();
+        Ok(Plans {
+            apart,
+            half: half.map(|first| Plan::Half { first, second }),
+            fused: Fused::search(self, limits).ok().map(Plan::Fused),
+        })
+    }
+}
+
+/// The cheapest of each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plans {
+    /// Every op by itself.
+    pub apart: Plan,
+    /// The first product with what follows it.
+    pub half: Option<Plan>,
+    /// All in one.
+    pub fused: Option<Plan>,
+}
+
+impl Plans {
+    /// The one that moves fewest bytes; the simpler of equals.
+    pub fn best(&self) -> Plan {
+        let others = [self.half, self.fused].into_iter().flatten();
+        others.fold(self.apart, |best, plan| if plan.dram() < best.dram() { plan } else { best })
+    }
+}
+
+/// A way to run a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Each gate's product, then the op between, which reads and writes DRAM, then the second product.
+    Apart {
+        /// Of each gate.
+        first: Tiling,
+        /// Bytes that the op between reads and writes.
+        between: u64,
+        /// Of the second product.
+        second: Tiling,
+        /// How many first products there are.
+        gates: u64,
+    },
+    /// The gates' products and the op between in one, then the second product.
+    Half {
+        /// Its n counts all gates' columns, interleaved tile by tile.
+        first: Tiling,
+        /// Of the second product.
+        second: Tiling,
+    },
+    /// One loop nest.
+    Fused(Fused),
+}
+
+impl Plan {
+    /// Bytes between DRAM and SRAM.
+    pub fn dram(&self) -> u64 {
+        match self {
+            Plan::Apart { first, between, second, gates } => gates * first.dram.total() + between + second.dram.total(),
+            Plan::Half { first, second } => first.dram.total() + second.dram.total(),
+            Plan::Fused(fused) => fused.dram(),
+        }
+    }
+
+    /// Bytes of SRAM at its fullest.
+    pub fn sram(&self) -> u64 {
+        match self {
+            Plan::Apart { first, second, .. } | Plan::Half { first, second } => first.sram.max(second.sram),
+            Plan::Fused(fused) => fused.sram,
+        }
+    }
+}
+
+/// A fused chain:
+///
+/// ```text
+/// for i                                  blocks of tm rows
+///   load X[i]                            tm x d
+///   Y sums = 0, state = start            tm x e, tm
+///   for j                                blocks of tf inner columns
+///     load W1[j], W2[j]                  d x gates tf, tf x e; where j < kept, only if i = 0
+///     sums = X[i] W1[j]                  tm x gates tf
+///     between = op(sums, state)          tm x tf
+///     Y sums += between W2[j]
+///   store Y[i]
+/// ```
+///
+/// Blocks at the end are smaller. W1[j] and W2[j] are one tile each, padded to whole bytes. A streamed block is loaded at
+/// every use, unless it is the only one that is not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// tm, tf.
+    pub tile: [u64; 2],
+    /// Blocks of W1 and W2 with slots of their own.
+    pub kept: u64,
+    /// Slots through which the others pass: 0, 1 or 2 for each of W1 and W2.
+    pub slots: u64,
+    /// Bytes loaded of X and stored of Y.
+    pub outside: u64,
+    /// Bytes loaded of W1 and W2.
+    pub weights: u64,
+    /// Transfers: loads of X, of W1 and W2 together, stores of Y.
+    pub transfers: [u64; 3],
+    /// Bytes of SRAM: X, sums of Y, state, W1 and W2's slots, sums and between of a block, and with [`Limits::staged`] a
+    /// block of Y; each rounded up to [`Limits::align`] by itself.
+    pub sram: u64,
+}
+
+impl Fused {
+    /// The plan of these blocks, not checked against any limit.
+    pub fn new(chain: &Chain, limits: &Limits, tile: [u64; 2], kept: u64) -> Fused {
+        let [tm, tf] = tile;
+        let (nm, nf) = (chain.rows.div_ceil(tm), chain.inner.div_ceil(tf));
+        let edge = chain.inner - (nf - 1) * tf;
+        let round = |bytes: u64| bytes.next_multiple_of(limits.align);
+        let tiles = |columns: u64| {
+            [chain.weights.bytes(chain.width * chain.gates * columns), chain.weights.bytes(columns * chain.output)]
+        };
+        let (full, last) = (tiles(tf), tiles(edge));
+        // The last block is at the edge, and so kept only with all others.
+        let first = |count: u64, size: &dyn Fn([u64; 2]) -> u64| {
+            if count == nf { (nf - 1) * size(full) + size(last) } else { count * size(full) }
+        };
+        let plain = |sizes: [u64; 2]| sizes.iter().sum();
+        let rounded = |sizes: [u64; 2]| sizes.into_iter().map(round).sum();
+        let streamed = nf - kept;
+        let repeats = if streamed > 1 { nm } else { 1 };
+        let (all, held) = (first(nf, &plain), first(kept, &plain));
+        let slots = match (streamed * repeats, limits.buffering) {
+            (0, _) => 0,
+            (1, _) | (_, Buffering::Single) => 1,
+            (_, Buffering::DoubleStreamed) => 2,
+        };
+        let rows = |element: Element, columns: u64| {
+            let height = chain.rows - (nm - 1) * tm;
+            (nm - 1) * element.bytes(tm * columns) + element.bytes(height * columns)
+        };
+        let stage = if limits.staged { round(chain.outside.bytes(tm * chain.output)) } else { 0 };
+        let blocks = [
+            round(chain.outside.bytes(tm * chain.width)),
+            round(chain.partial.bytes(tm * chain.output)),
+            round(tm * chain.state),
+            first(kept, &rounded) + slots * rounded(full),
+            round(chain.partial.bytes(tm * chain.gates * tf)),
+            round(chain.between.bytes(tm * tf)),
+            stage,
+        ];
+        Fused {
+            tile,
+            kept,
+            slots,
+            outside: rows(chain.outside, chain.width) + rows(chain.outside, chain.output),
+            weights: held + (all - held) * repeats,
+            transfers: [nm, 2 * (kept + streamed * repeats), nm],
+            sram: blocks.iter().sum(),
+        }
+    }
+
+    /// Bytes between DRAM and SRAM.
+    pub fn dram(&self) -> u64 {
+        self.outside + self.weights
+    }
+
+    /// The blocks that move fewest bytes, then take fewest transfers, then least SRAM.
+    ///
+    /// # Errors
+    /// If not even the smallest blocks fit.
+    pub fn search(chain: &Chain, limits: &Limits) -> Result<Fused> {
+        let [rows, columns] = [chain.rows, chain.inner];
+        let least = [rows.min(chain.unit[0]), columns.min(chain.unit[1])];
+        let mut best: Option<((u64, u64, u64), Fused)> = None;
+        for tf in crate::tile::candidates(columns, chain.unit[1]) {
+            for tm in crate::tile::candidates(rows, chain.unit[0]) {
+                let Some(fused) = Fused::keeping(chain, limits, [tm, tf]) else { break };
+                let key = (fused.dram(), fused.transfers.iter().sum(), fused.sram);
+                if best.is_none_or(|(known, _)| key < known) {
+                    best = Some((key, fused));
+                }
+            }
+        }
+        let needed =
+            Fused::new(chain, limits, least, 0).sram.min(Fused::new(chain, limits, least, columns.div_ceil(least[1])).sram);
+        best.map(|(_, fused)| fused).ok_or(Error::ChainTooLarge { rows, inner: columns, tile: least, needed, sram: limits.sram })
+    }
+
+    /// With as many blocks of weights kept as fit.
+    fn keeping(chain: &Chain, limits: &Limits, tile: [u64; 2]) -> Option<Fused> {
+        let count = chain.inner.div_ceil(tile[1]);
+        let all = Fused::new(chain, limits, tile, count);
+        if all.sram <= limits.sram {
+            return Some(all);
+        }
+        let none = Fused::new(chain, limits, tile, 0);
+        let room = limits.sram.checked_sub(none.sram)?;
+        if none.transfers[0] == 1 || count == 1 {
+            return Some(none);
+        }
+        let each = Fused::new(chain, limits, tile, 1).sram - none.sram;
+        Some(Fused::new(chain, limits, tile, (room / each).min(count - 1)))
+    }
+}
