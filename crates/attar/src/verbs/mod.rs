@@ -7,6 +7,7 @@ mod export;
 mod generate;
 mod inspect;
 mod man;
+mod memory_plan;
 mod plan;
 mod run;
 mod schema;
@@ -46,6 +47,7 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &eval::Eval,
     &generate::Generate,
     &inspect::Inspect,
+    &memory_plan::MemoryPlan,
     &schema::Schema,
     &completions::Completions,
     &man::Man,
