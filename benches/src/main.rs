@@ -16,6 +16,7 @@ mod checkpoint;
 mod cost;
 mod gaussian;
 mod host;
+mod memory;
 mod prefill;
 mod rtn;
 mod sharded;
@@ -41,7 +42,8 @@ struct Bench {
 }
 
 /// Every benchmark, in the order of the documentation.
-static BENCHES: &[Bench] = &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, smollm2::BENCH, sharded::BENCH];
+static BENCHES: &[Bench] =
+    &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, smollm2::BENCH, sharded::BENCH, memory::BENCH];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -162,14 +162,14 @@ fn what_does_not_fit_is_cut_down_to_what_is_to_blame() {
 
 #[test]
 fn an_effort_that_ends_is_told() {
-    let text = include_str!("../../testdata/hard.csv");
+    let text = include_str!("../../../../testdata/memory/pieces.csv");
     let problem = Problem { buffers: read_csv(text.as_bytes()).unwrap().buffers, capacity: HARD };
     let solution = solve(&problem, Effort { nodes: 10 }).unwrap();
     assert_eq!((solution.outcome, solution.nodes), (Outcome::Undecided, 10));
     assert!(matches!(solve(&problem, Effort::default()).unwrap().outcome, Outcome::Placed(..)));
 }
 
-/// The capacity of `testdata/hard.csv`, which greedy does not reach.
+/// The capacity of `testdata/memory/pieces.csv`, which greedy does not reach.
 const HARD: u64 = 64;
 
 #[test]

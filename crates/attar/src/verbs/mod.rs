@@ -8,6 +8,7 @@ mod fuse;
 mod generate;
 mod inspect;
 mod man;
+mod memory_plan;
 mod plan;
 mod run;
 mod schema;
@@ -48,6 +49,7 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &eval::Eval,
     &generate::Generate,
     &inspect::Inspect,
+    &memory_plan::MemoryPlan,
     &schema::Schema,
     &completions::Completions,
     &man::Man,

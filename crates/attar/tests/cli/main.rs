@@ -15,6 +15,7 @@ mod gates;
 mod inputs;
 mod learned;
 mod machine;
+mod memory_plan;
 mod output;
 mod recipes;
 mod resume;
