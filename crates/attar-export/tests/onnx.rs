@@ -15,6 +15,7 @@ use std::{
 };
 
 use attar_export::{Artifact, Defect, Error, Layout, Options, Target, target};
+use attar_graph::Graph;
 use serde_json::{Value, json};
 use tiny::{Model, Rounded, Scales, Tiny};
 
@@ -374,6 +375,51 @@ fn a_graph_without_caches_is_exported_too() {
         return;
     };
     assert_close(&logits(&results[0], 0, 0), &model.reference(&text, 0, None).0, "no caches");
+}
+
+/// Moves along the last dimension, which no decoder has and a fused graph may keep.
+#[test]
+fn slices_and_concatenations_are_exported_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut model = Tiny::default().build(folder.path());
+    let moves = "low = slice nf {length = 40}\n    high = slice nf {start = 40, length = 24}\n    turned = concat high, low";
+    let text = model.graph.to_string().replace("logits = linear nf,", &format!("{moves}\n    logits = linear turned,"));
+    model.graph = Graph::parse(&text).unwrap();
+    assert!(text.contains("linear turned,"));
+    export(&model, Layout::DequantizeLinear, folder.path());
+    let text = tokens(7, 6);
+    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &[call(from_ref(&text), &[0], 0)])]) else {
+        return;
+    };
+    assert_close(&logits(&results[0], 0, 0), &model.reference(&text, 0, None).0, "moves");
+}
+
+/// What was fused is written as it was: the same tensors and nodes, and nothing of the packing.
+#[test]
+fn a_fused_graph_is_exported_as_what_it_was() {
+    let text = tokens(8, 7);
+    let (mut cases, mut wanted, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+    for layout in LAYOUTS {
+        let activations = Some(Rounded { bits: 8, scales: None, zero: false });
+        let tiny = Tiny { linear: "int4/g32", bias: true, activations, kv: Some(8), ..Tiny::default() };
+        let folders_of = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [apart, fused] = folders_of.each_ref().map(|folder| tiny.build(folder.path()));
+        let (graph, _) = attar_compile::pass::Fuse::default().run(&fused.graph).unwrap();
+        assert!(graph.nodes().len() < 20, "{graph}");
+        let fused = Model { graph, ..fused };
+        let artifacts = [export(&apart, layout, folders_of[0].path()), export(&fused, layout, folders_of[1].path())];
+        let (one, other) = (&artifacts[0].files, &artifacts[1].files);
+        assert_eq!((one[0].bytes, &one[1]), (other[0].bytes, &other[1]), "independent nodes may change places");
+        verify(&fused, &artifacts[1], folders_of[1].path()).unwrap();
+        cases.push(case(folders_of[1].path(), layout, &[call(from_ref(&text), &[0], 0)]));
+        wanted.push(fused.reference(&text, 0, None).0);
+        assert_eq!(wanted[wanted.len() - 1], apart.reference(&text, 0, None).0);
+        folders.extend(folders_of);
+    }
+    let Some(results) = run_engine(&cases) else { return };
+    for (result, wanted) in results.iter().zip(wanted) {
+        assert!(difference(&logits(result, 0, 0), &wanted, "fused") <= ROUNDED_TOLERANCE);
+    }
 }
 
 #[test]

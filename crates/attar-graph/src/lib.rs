@@ -44,7 +44,7 @@ pub use expr::{Axis, Expr};
 pub use fact::{Dim, Fact};
 pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
 pub use op::{OPS, Op};
-pub use rewrite::Copy;
+pub use rewrite::Rewriting;
 pub use rotation::Rotation;
 pub use run::{Cached, Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
 pub use stream::Stream;

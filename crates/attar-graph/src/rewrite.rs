@@ -5,13 +5,13 @@ use std::collections::{HashMap, HashSet};
 use crate::{Graph, Node, Origin, Result, ValueId};
 
 /// A graph under construction, and which of its values stand for those of another.
-pub struct Copy<'g> {
+pub struct Rewriting<'g> {
     from: &'g Graph,
     to: Graph,
     ids: HashMap<ValueId, ValueId>,
 }
 
-impl Copy<'_> {
+impl Rewriting<'_> {
     /// The value here that `id` is there. A weight comes with the first that reads it.
     ///
     /// # Panics
@@ -58,13 +58,13 @@ impl Copy<'_> {
 
 impl Graph {
     /// A graph with the same inputs, blocks and outputs, whose nodes `each` adds: it is called with every node, in order.
-    pub fn rewrite(&self, each: &mut dyn FnMut(&mut Copy<'_>, &Node) -> Result<()>) -> Result<Graph> {
+    pub fn rewrite(&self, each: &mut dyn FnMut(&mut Rewriting<'_>, &Node) -> Result<()>) -> Result<Graph> {
         self.rewrite_blocks(&mut |copy, nodes| nodes.iter().try_for_each(|node| each(copy, node)))
     }
 
     /// The same, called with all nodes of every block.
-    pub fn rewrite_blocks(&self, each: &mut dyn FnMut(&mut Copy<'_>, &[&Node]) -> Result<()>) -> Result<Graph> {
-        let mut copy = Copy { from: self, to: Graph::new(self.name()), ids: HashMap::new() };
+    pub fn rewrite_blocks(&self, each: &mut dyn FnMut(&mut Rewriting<'_>, &[&Node]) -> Result<()>) -> Result<Graph> {
+        let mut copy = Rewriting { from: self, to: Graph::new(self.name()), ids: HashMap::new() };
         for id in self.inputs() {
             let value = self.get(*id);
             let input = copy.to.input(&value.name, value.fact.clone())?;

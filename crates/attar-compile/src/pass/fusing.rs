@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use attar_graph::{
-    Copy, Graph, Node, Op, ValueId,
+    Graph, Node, Op, Rewriting, ValueId,
     op::{Fused, Kind},
 };
 
@@ -124,7 +124,7 @@ impl<'g> Fusion<'g> {
     }
 
     /// Adds the fused node, and what unpacks its value; its name.
-    fn add(&self, copy: &mut Copy<'_>) -> attar_graph::Result<String> {
+    fn add(&self, copy: &mut Rewriting<'_>) -> attar_graph::Result<String> {
         let (mut body, ids) = self.body()?;
         let last = self.nodes.last().expect("a group has nodes").output;
         let name = match self.group.packed.is_empty() {
@@ -176,7 +176,7 @@ impl<'g> Fusion<'g> {
     }
 
     /// Adds what takes the packed values out of `packed` again.
-    fn unpack(&self, copy: &mut Copy<'_>, packed: ValueId) -> attar_graph::Result<()> {
+    fn unpack(&self, copy: &mut Rewriting<'_>, packed: ValueId) -> attar_graph::Result<()> {
         let mut start = 0;
         for id in &self.group.packed {
             let (name, heads) = (self.name(*id), self.heads(*id));
