@@ -22,6 +22,7 @@ mod sharded;
 mod smollm2;
 mod startup;
 mod table;
+mod tiles;
 
 use std::process::{Command, ExitCode};
 
@@ -41,7 +42,8 @@ struct Bench {
 }
 
 /// Every benchmark, in the order of the documentation.
-static BENCHES: &[Bench] = &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, smollm2::BENCH, sharded::BENCH];
+static BENCHES: &[Bench] =
+    &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, tiles::BENCH, smollm2::BENCH, sharded::BENCH];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
