@@ -19,8 +19,9 @@ mod cost;
 mod search;
 mod walk;
 
+pub(crate) use axis::Axis;
 pub use cost::{Cost, Rates};
-pub(crate) use search::candidates;
+pub(crate) use search::{EQUAL, candidates};
 pub use search::{Objective, pareto, search};
 pub use walk::{Place, Slot, Step, Steps};
 

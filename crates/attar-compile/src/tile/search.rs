@@ -19,7 +19,7 @@ const KEPT_BELOW: u64 = 48;
 /// Pairs that are tried at most, best bound first, where the bound is not met: times have costs that it does not know.
 const TRIED: usize = 192;
 /// Predicted times and energies this close to each other, relatively, count as equal.
-const EQUAL: f64 = 1.0 / 128.0;
+pub(crate) const EQUAL: f64 = 1.0 / 128.0;
 
 /// What is made small, and what decides between equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
