@@ -9,7 +9,7 @@
 use crate::tile::{Axis, Buffering, Cost, EQUAL, Limits, Objective, Product, Rates, Tiling, search};
 use crate::{Element, Error, Result};
 
-/// Y[m,e] = between(X[m,d] W1[d, gates f]) W2[f,e].
+/// `Y[m,e] = between(X[m,d] W1[d, gates f]) W2[f,e]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// m: rows of X and Y: tokens, or the queries of all heads that share a KV head.
@@ -223,7 +223,7 @@ impl Plan {
 ///   store Y[i]
 /// ```
 ///
-/// Blocks at the end are smaller. W1[j] and W2[j] are one tile each, padded to whole bytes. A streamed block is loaded at
+/// Blocks at the end are smaller. `W1[j]` and `W2[j]` are one tile each, padded to whole bytes. A streamed block is loaded at
 /// every use, unless it is the only one that is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fused {
