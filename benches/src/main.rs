@@ -23,6 +23,7 @@ mod sharded;
 mod smollm2;
 mod startup;
 mod table;
+mod tiles;
 
 use std::process::{Command, ExitCode};
 
@@ -43,7 +44,7 @@ struct Bench {
 
 /// Every benchmark, in the order of the documentation.
 static BENCHES: &[Bench] =
-    &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, smollm2::BENCH, sharded::BENCH, memory::BENCH];
+    &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, tiles::BENCH, smollm2::BENCH, sharded::BENCH, memory::BENCH];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -6,10 +6,10 @@
 //! Scores, softmax statistics and hidden activations are taken to be complete after one pass over their columns. Nothing is
 //! skipped under a causal mask.
 
-use crate::tile::{Buffering, Limits, Objective, Product, Tiling, search};
+use crate::tile::{Axis, Buffering, Cost, EQUAL, Limits, Objective, Product, Rates, Tiling, search};
 use crate::{Element, Error, Result};
 
-/// Y[m,e] = between(X[m,d] W1[d, gates f]) W2[f,e].
+/// `Y[m,e] = between(X[m,d] W1[d, gates f]) W2[f,e]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// m: rows of X and Y: tokens, or the queries of all heads that share a KV head.
@@ -96,21 +96,17 @@ impl Chain {
         Product { n: self.gates * self.inner, c, unit: [um, 1, self.gates * uf], ..self.first() }
     }
 
-    /// The cheapest ways to run it: apart, half fused, and fused, where they fit.
+    /// The best ways to run it: apart, half fused, and fused, where they fit.
     ///
     /// # Errors
     /// If it does not even fit apart.
-    pub fn plans(&self, limits: &Limits) -> Result<Plans> {
-        let objective = Objective::BYTES;
-        let (first, second) = (search(&self.first(), limits, &objective)?, search(&self.second(), limits, &objective)?);
+    pub fn plans(&self, limits: &Limits, objective: &Objective) -> Result<Plans> {
+        let (first, second) = (search(&self.first(), limits, objective)?, search(&self.second(), limits, objective)?);
         let between = (self.gates + 1) * self.between.bytes(self.rows * self.inner);
         let apart = Plan::Apart { first, between, second, gates: self.gates };
-        let half = (self.gates > 1).then(|| search(&self.gated(), limits, &objective).ok()).flatten();
-        Ok(Plans {
-            apart,
-            half: half.map(|first| Plan::Half { first, second }),
-            fused: Fused::search(self, limits).ok().map(Plan::Fused),
-        })
+        let half = (self.gates > 1).then(|| search(&self.gated(), limits, objective).ok()).flatten();
+        let fused = Fused::search(self, limits, objective).ok().map(Plan::Fused);
+        Ok(Plans { apart, half: half.map(|first| Plan::Half { first, second }), fused })
     }
 }
 
@@ -126,10 +122,11 @@ pub struct Plans {
 }
 
 impl Plans {
-    /// The one that moves fewest bytes; the simpler of equals.
-    pub fn best(&self) -> Plan {
+    /// The best by this objective; the simpler of equals.
+    pub fn best(&self, chain: &Chain, limits: &Limits, objective: &Objective) -> Plan {
+        let value = |plan: &Plan| plan.value(chain, limits, objective);
         let others = [self.half, self.fused].into_iter().flatten();
-        others.fold(self.apart, |best, plan| if plan.dram() < best.dram() { plan } else { best })
+        others.fold(self.apart, |best, plan| if value(&plan) < value(&best) { plan } else { best })
     }
 }
 
@@ -168,6 +165,41 @@ impl Plan {
         }
     }
 
+    /// Predicted time and energy, without the vector work of the op between, which is the same in every plan.
+    pub fn cost(&self, chain: &Chain, limits: &Limits, rates: &Rates) -> Cost {
+        match self {
+            Plan::Apart { first, between, second, .. } => {
+                let one = first.cost(&chain.first(), limits, rates);
+                let gates = (1..chain.gates).fold(one, |sum, _| sum.then(one));
+                let cycles = *between as f64 / rates.read.min(rates.write);
+                let energy = *between as f64 * (rates.dram_pj + rates.sram_pj) + cycles * rates.cycle_pj;
+                gates.then(Cost { cycles, compute: 0.0, dma: cycles, energy }).then(second.cost(&chain.second(), limits, rates))
+            }
+            Plan::Half { first, second } => {
+                first.cost(&chain.gated(), limits, rates).then(second.cost(&chain.second(), limits, rates))
+            }
+            Plan::Fused(fused) => fused.cost(chain, limits, rates),
+        }
+    }
+
+    /// What the objective makes small.
+    fn value(&self, chain: &Chain, limits: &Limits, objective: &Objective) -> f64 {
+        match objective {
+            Objective::Dram { overhead } => (self.dram() + overhead * self.transfers(chain)) as f64,
+            Objective::Latency(rates) => self.cost(chain, limits, rates).cycles,
+            Objective::Energy(rates) => self.cost(chain, limits, rates).energy,
+        }
+    }
+
+    fn transfers(&self, chain: &Chain) -> u64 {
+        let sum = |tiling: &Tiling| tiling.transfers.iter().sum::<u64>();
+        match self {
+            Plan::Apart { first, second, .. } => chain.gates * sum(first) + sum(second),
+            Plan::Half { first, second } => sum(first) + sum(second),
+            Plan::Fused(fused) => fused.transfers.iter().sum(),
+        }
+    }
+
     /// Bytes of SRAM at its fullest.
     pub fn sram(&self) -> u64 {
         match self {
@@ -191,7 +223,7 @@ impl Plan {
 ///   store Y[i]
 /// ```
 ///
-/// Blocks at the end are smaller. W1[j] and W2[j] are one tile each, padded to whole bytes. A streamed block is loaded at
+/// Blocks at the end are smaller. `W1[j]` and `W2[j]` are one tile each, padded to whole bytes. A streamed block is loaded at
 /// every use, unless it is the only one that is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fused {
@@ -267,26 +299,78 @@ impl Fused {
         self.outside + self.weights
     }
 
-    /// The blocks that move fewest bytes, then take fewest transfers, then least SRAM.
+    /// Predicted time and energy. Each block waits for its weights (single buffers) or takes the longer of its computation
+    /// and the next block's loads (double buffers); X is loaded and Y stored in between.
+    pub fn cost(&self, chain: &Chain, limits: &Limits, rates: &Rates) -> Cost {
+        let [tm, tf] = self.tile;
+        let (rows, inner) = (Axis { whole: chain.rows, tile: tm }, Axis { whole: chain.inner, tile: tf });
+        let (nm, nf) = (rows.tiles() as f64, inner.tiles() as f64);
+        let [array_m, array_k, array_n] = rates.array;
+        let gated = Axis { whole: chain.gates * chain.inner, tile: chain.gates * tf };
+        let first = chain.width.div_ceil(array_k) * Rates::blocks(gated, array_n);
+        let second = Rates::blocks(inner, array_k) * chain.output.div_ceil(array_n);
+        let compute = (Rates::blocks(rows, array_m) * (first + second)) as f64 + 2.0 * nm * nf * rates.fill;
+        let weights = self.weights as f64 / rates.read + self.transfers[1] as f64 * rates.setup;
+        let each = weights / (self.transfers[1] as f64 / 2.0);
+        let outside =
+            self.outside as f64 / rates.read.min(rates.write) + (self.transfers[0] + self.transfers[2]) as f64 * rates.setup;
+        let (steps, loads) = (nm * nf, self.transfers[1] as f64 / 2.0);
+        let work = compute / steps;
+        let inside = match limits.buffering {
+            Buffering::Single => compute + weights,
+            Buffering::DoubleStreamed => each + loads * work.max(each) + (steps - loads) * work,
+        };
+        let cycles = inside + outside;
+        let moved = self.dram() as f64;
+        Cost { cycles, compute, dma: weights + outside, energy: self.energy(chain, rates, moved) + cycles * rates.cycle_pj }
+    }
+
+    /// Energy as for a tiling: X is read for every block of W1's columns, W1 and W2 once a step, sums and what lies between
+    /// as often as the array passes over them.
+    fn energy(&self, chain: &Chain, rates: &Rates, moved: f64) -> f64 {
+        let [tm, tf] = self.tile;
+        let steps = (chain.rows as f64 / tm as f64) * (chain.inner as f64 / tf as f64);
+        let [_, array_k, array_n] = rates.array;
+        let reads = chain.outside.bytes(tm * chain.width) * (chain.gates * tf).div_ceil(array_n)
+            + chain.weights.bytes(chain.width * chain.gates * tf)
+            + chain.weights.bytes(tf * chain.output)
+            + chain.between.bytes(tm * tf) * (1 + chain.output.div_ceil(array_n));
+        let sums = 2 * chain.partial.bytes(tm * chain.gates * tf) * chain.width.div_ceil(array_k)
+            + 2 * chain.partial.bytes(tm * chain.output) * tf.div_ceil(array_k);
+        let macs = (chain.rows * chain.inner * (chain.gates * chain.width + chain.output)) as f64;
+        macs * rates.mac_pj + (moved + steps * (reads + sums) as f64) * rates.sram_pj + moved * rates.dram_pj
+    }
+
+    /// The best blocks: those that move fewest bytes, then take fewest transfers, then least SRAM; for time and energy
+    /// those that move fewest bytes of all within 1/128 of the least.
     ///
     /// # Errors
     /// If not even the smallest blocks fit.
-    pub fn search(chain: &Chain, limits: &Limits) -> Result<Fused> {
-        let [rows, columns] = [chain.rows, chain.inner];
-        let least = [rows.min(chain.unit[0]), columns.min(chain.unit[1])];
-        let mut best: Option<((u64, u64, u64), Fused)> = None;
-        for tf in crate::tile::candidates(columns, chain.unit[1]) {
-            for tm in crate::tile::candidates(rows, chain.unit[0]) {
+    pub fn search(chain: &Chain, limits: &Limits, objective: &Objective) -> Result<Fused> {
+        let value = |fused: &Fused| Plan::Fused(*fused).value(chain, limits, objective);
+        let bytes = |fused: &Fused| (fused.dram(), fused.transfers.iter().sum::<u64>(), fused.sram);
+        let all: Vec<(f64, Fused)> = Fused::fitting(chain, limits).into_iter().map(|fused| (value(&fused), fused)).collect();
+        let equal = if matches!(objective, Objective::Dram { .. }) { 0.0 } else { EQUAL };
+        let most = all.iter().map(|(v, _)| *v).fold(f64::INFINITY, f64::min) * (1.0 + equal);
+        let best = all.iter().filter(|(v, _)| *v <= most).min_by_key(|(_, fused)| bytes(fused));
+        best.map(|(_, fused)| *fused).ok_or_else(|| {
+            let tile = [chain.rows.min(chain.unit[0]), chain.inner.min(chain.unit[1])];
+            let kept = [0, chain.inner.div_ceil(tile[1])];
+            let needed = kept.map(|kept| Fused::new(chain, limits, tile, kept).sram).into_iter().min().unwrap_or(0);
+            Error::ChainTooLarge { rows: chain.rows, inner: chain.inner, tile, needed, sram: limits.sram }
+        })
+    }
+
+    /// Every pair of blocks worth trying that fits, with as many weights kept as there is room for.
+    fn fitting(chain: &Chain, limits: &Limits) -> Vec<Fused> {
+        let mut all = Vec::new();
+        for tf in crate::tile::candidates(chain.inner, chain.unit[1]) {
+            for tm in crate::tile::candidates(chain.rows, chain.unit[0]) {
                 let Some(fused) = Fused::keeping(chain, limits, [tm, tf]) else { break };
-                let key = (fused.dram(), fused.transfers.iter().sum(), fused.sram);
-                if best.is_none_or(|(known, _)| key < known) {
-                    best = Some((key, fused));
-                }
+                all.push(fused);
             }
         }
-        let needed =
-            Fused::new(chain, limits, least, 0).sram.min(Fused::new(chain, limits, least, columns.div_ceil(least[1])).sram);
-        best.map(|(_, fused)| fused).ok_or(Error::ChainTooLarge { rows, inner: columns, tile: least, needed, sram: limits.sram })
+        all
     }
 
     /// With as many blocks of weights kept as fit.

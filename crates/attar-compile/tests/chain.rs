@@ -2,7 +2,7 @@
 
 use attar_compile::Element;
 use attar_compile::chain::{Chain, Fused, Plan};
-use attar_compile::tile::{Buffering, Limits};
+use attar_compile::tile::{Buffering, Limits, Objective, Rates};
 use proptest::prelude::*;
 
 /// Bytes loaded and stored by the loops of `Fused`, and the largest thing of each kind held.
@@ -50,15 +50,15 @@ proptest! {
                 }
             }
         }
-        let found = Fused::search(&chain, &limits).ok();
+        let found = Fused::search(&chain, &limits, &Objective::BYTES).ok();
         prop_assert_eq!(found.map(|f| f.dram()), best);
         prop_assert!(found.is_none_or(|f| f.sram <= limits.sram));
     }
 
     #[test]
     fn the_choice_is_never_worse_than_apart((chain, limits) in chains()) {
-        if let Ok(plans) = chain.plans(&limits) {
-            let best = plans.best();
+        if let Ok(plans) = chain.plans(&limits, &Objective::BYTES) {
+            let best = plans.best(&chain, &limits, &Objective::BYTES);
             prop_assert!(best.dram() <= plans.apart.dram() && best.dram() >= chain.compulsory() && best.sram() <= limits.sram);
         }
     }
@@ -69,9 +69,11 @@ const SMOL: [u64; 5] = [576, 1536, 9, 3, 64];
 const LLAMA_1B: [u64; 5] = [2048, 8192, 32, 8, 64];
 const LLAMA2_7B: [u64; 5] = [4096, 11008, 32, 32, 128];
 
+type Row = ([u64; 5], u32, u64, u64, [f64; 5]);
+
 /// An earlier prototype (int8 activations; MB): block, weight bits, tokens, SRAM KiB; the MLP half fused, fused, and apart
 /// with its residual; attention apart and fused, all heads.
-const TABLE: &[([u64; 5], u32, u64, u64, [f64; 5])] = &[
+const TABLE: &[Row] = &[
     (SMOL, 8, 128, 256, [3.27, 5.46, 4.28, 0.88, 0.20]),
     (SMOL, 8, 512, 256, [9.24, 16.52, 13.27, 10.62, 0.79]),
     (SMOL, 8, 512, 2048, [5.11, 3.24, 9.14, 10.62, 0.79]),
@@ -98,14 +100,16 @@ fn blocks_need_no_more_than_the_prototype() {
     for (block, bits, tokens, kib, [half, fused, apart, attention_apart, attention_fused]) in TABLE {
         let ([width, inner, heads, kv_heads, head], limits) = (*block, Limits::of(kib << 10));
         let weights = if *bits == 4 { Element::INT4 } else { Element::INT8 };
-        let mlp = Chain::mlp(*tokens, width, inner, weights).plans(&limits).unwrap();
+        let mlp = Chain::mlp(*tokens, width, inner, weights).plans(&limits, &Objective::BYTES).unwrap();
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         // The prototype counts the residual: three times X apart, once half fused, in SRAM already where fused.
         let x = width * tokens;
         let ours = [mlp.half.map(|p| p.dram() + x), mlp.fused.map(|p| p.dram()), Some(mlp.apart.dram() + 3 * x)];
         let ours = ours.map(|bytes| bytes.map_or(f64::INFINITY, megabytes));
-        let attention = Chain::attention(tokens * heads / kv_heads, *tokens, head).plans(&limits).unwrap();
-        let [ours_apart, ours_fused] = [attention.apart, attention.best()].map(|p| megabytes(kv_heads * p.dram()));
+        let scores = Chain::attention(tokens * heads / kv_heads, *tokens, head);
+        let attention = scores.plans(&limits, &Objective::BYTES).unwrap();
+        let chosen = attention.best(&scores, &limits, &Objective::BYTES);
+        let [ours_apart, ours_fused] = [attention.apart, chosen].map(|p| megabytes(kv_heads * p.dram()));
         println!(
             "{block:?} w{bits} {tokens} {kib} KiB: half {:.2}/{half} fused {:.2}/{fused} apart {:.2}/{apart}; attention apart \
              {ours_apart:.2}/{attention_apart} fused {ours_fused:.2}/{attention_fused}",
@@ -116,15 +120,61 @@ fn blocks_need_no_more_than_the_prototype() {
         assert!(ours[0].min(ours[1]) <= half.min(*fused) + ROUNDED, "{ours:?}");
         assert!(ours[2] <= apart + ROUNDED);
         assert!(ours_apart <= attention_apart + ROUNDED && ours_fused <= attention_fused + ROUNDED);
-        assert!(matches!(attention.best(), Plan::Fused(_)));
+        assert!(matches!(chosen, Plan::Fused(_)));
     }
 }
 
 #[test]
 fn attention_on_smollm2_moves_a_thirteenth() {
+    let chain = Chain::attention(512 * 3, 512, 64);
     for kib in [256, 2048, 8192] {
-        let plans = Chain::attention(512 * 3, 512, 64).plans(&Limits::of(kib << 10)).unwrap();
-        assert!(plans.apart.dram() >= 13 * plans.best().dram(), "{} {}", plans.apart.dram(), plans.best().dram());
-        assert_eq!(plans.best().dram(), Chain::attention(512 * 3, 512, 64).compulsory());
+        let limits = Limits::of(kib << 10);
+        let plans = chain.plans(&limits, &Objective::BYTES).unwrap();
+        let best = plans.best(&chain, &limits, &Objective::BYTES);
+        assert!(plans.apart.dram() >= 13 * best.dram(), "{} {}", plans.apart.dram(), best.dram());
+        assert_eq!(best.dram(), chain.compulsory());
+    }
+}
+
+#[test]
+fn time_chooses_within_what_counts_as_equal() {
+    let rates = Rates {
+        array: [1, 32, 32],
+        fill: 64.0,
+        read: 32.0,
+        write: 32.0,
+        setup: 100.0,
+        burst: 64,
+        mac_pj: 0.2,
+        sram_pj: 1.6,
+        dram_pj: 64.0,
+        cycle_pj: 0.0,
+    };
+    for kib in [256, 2048] {
+        let limits = Limits { buffering: Buffering::DoubleStreamed, staged: true, align: 64, ..Limits::of(kib << 10) };
+        for chain in
+            [Chain::mlp(512, 576, 1536, Element::INT4).aligned([1, 32]), Chain::attention(1536, 512, 64).aligned([1, 32])]
+        {
+            for objective in [Objective::Latency(rates), Objective::Energy(rates)] {
+                let plans = chain.plans(&limits, &objective).unwrap();
+                let cost = |plan: &Plan| plan.cost(&chain, &limits, &rates);
+                let value =
+                    |plan: &Plan| if matches!(objective, Objective::Energy(_)) { cost(plan).energy } else { cost(plan).cycles };
+                let all = [Some(plans.apart), plans.half, plans.fused];
+                let best = plans.best(&chain, &limits, &objective);
+                for plan in all.iter().flatten() {
+                    assert!(value(&best) <= value(plan) * (1.0 + 1.0 / 64.0));
+                    assert!(cost(plan).cycles >= cost(plan).compute && plan.sram() <= limits.sram);
+                }
+                // No block of rows and columns is better by more than what counts as equal.
+                let Some(Plan::Fused(fused)) = plans.fused else { panic!("fits") };
+                for (tm, tf) in [(32, 32), (64, 64), (128, 32), (256, 32), (16, 128), (100, 96)] {
+                    let other = Fused::new(&chain, &limits, [tm, tf], 0);
+                    if other.sram <= limits.sram {
+                        assert!(value(&Plan::Fused(fused)) <= value(&Plan::Fused(other)) * (1.0 + 1.0 / 64.0));
+                    }
+                }
+            }
+        }
     }
 }

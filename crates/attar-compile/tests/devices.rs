@@ -160,3 +160,22 @@ fn wrong_files_are_clear_errors() {
     assert!(complaint("name = ").starts_with("mine.toml:1: "));
     assert!(message(Device::load(Path::new("nowhere.toml"))).contains("nowhere.toml"));
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_file_makes_it_panic(text in "(\\[[a-z]{0,6}\\]\n|[a-z0-9]{0,6} ?= ?[\\[\"0-9a-zA-Z/ x.,\\]]{0,14}\n){0,6}", cut in 0usize..2000) {
+        let _ = complaint_of_any(&text);
+        let whole = include_str!("../../../devices/generic-npu.toml");
+        // What comes after this number need not be there.
+        let cut = cut % whole.find("dispatch").expect("it says so");
+        proptest::prop_assert!(complaint_of_any(&whole[..cut]).is_some(), "a truncated file is no device");
+        let _ = complaint_of_any(&format!("{}{text}", &whole[..cut]));
+    }
+}
+
+fn complaint_of_any(text: &str) -> Option<String> {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("mine.toml");
+    std::fs::write(&path, text).expect("a temporary file can be written");
+    Device::load(&path).err().map(|error| error.to_string())
+}

@@ -24,7 +24,7 @@ pub(super) enum Need {
     OrZero,
 }
 
-use Kind::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Power, Shape, Time};
+use Kind::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Power, Shape, Time, Whole};
 use Need::{Given, OrZero, Positive, PositiveIfGiven};
 
 const fn key(name: &'static str, kind: Kind, need: Need, meaning: &'static str) -> Key {
@@ -56,10 +56,10 @@ pub(super) static KEYS: &[Key] = &[
     key("sram.energy", Energy, Given, "energy of a byte read or written"),
     key("core.bytes", Bytes, PositiveIfGiven, "memory of one core, below `sram`; none where absent"),
     key("core.usable", Bytes, PositiveIfGiven, "of those, free for a program; all where absent"),
-    key("engine.cores", Count, Positive, "equal cores that share a product's columns"),
+    key("engine.cores", Whole, Positive, "equal cores that share a product's columns"),
     key("engine.array", Shape, Positive, "multiply-accumulates of one core in one cycle, as a block of m, k, n at int8"),
     key("engine.clock", Frequency, Positive, "cycles in a second"),
-    key("engine.lanes", Count, Positive, "numbers that all vector units together process in a cycle"),
+    key("engine.lanes", Whole, Positive, "numbers that all vector units together process in a cycle"),
     key("engine.fill", Count, OrZero, "cycles to fill and drain the array for a tile"),
     key("engine.energy", Energy, Given, "energy of an int8 multiply-accumulate"),
     key("engine.w8a8", Count, Positive, "multiply-accumulates in a cycle, all cores: int8 weights, int8 activations"),
@@ -67,11 +67,11 @@ pub(super) static KEYS: &[Key] = &[
     key("engine.w8a16", Count, PositiveIfGiven, "int8 weights, 16-bit activations"),
     key("engine.w4a16", Count, PositiveIfGiven, "int4 weights, 16-bit activations"),
     key("engine.w16a16", Count, PositiveIfGiven, "16-bit weights and activations"),
-    key("dma.channels", Count, Positive, "transfers under way at once"),
+    key("dma.channels", Whole, Positive, "transfers under way at once"),
     key("dma.setup", Count, Given, "cycles to start a transfer, besides the memory's latency"),
     key("numerics.weights", Bits, Positive, "widths of stored weights"),
     key("numerics.activations", Bits, Positive, "widths of activations"),
-    key("numerics.accumulator", Count, Positive, "bits of a partial sum"),
+    key("numerics.accumulator", Whole, Positive, "bits of a partial sum"),
     key("align.bytes", Bytes, Positive, "every buffer starts at a multiple of this"),
     key("align.tile", Shape, Positive, "tiles are multiples of this in m, k, n, or the whole dimension"),
     key("overhead.dispatch", Time, Given, "from the call to the first cycle of a program"),

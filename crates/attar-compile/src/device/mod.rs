@@ -18,7 +18,6 @@ use crate::tile::{Buffering, Limits, Product, Rates, Tiling};
 use crate::{Element, Error, Result};
 use file::{Entry, File, Location};
 use keys::{KEYS, Key, Need};
-use quantity::Kind;
 use std::path::Path;
 
 /// The shipped devices and their files.
@@ -387,12 +386,8 @@ impl Fields<'_> {
         let wrong =
             |wanted| Error::DeviceValue { key: key.name.into(), found: entry.text.clone(), wanted, place: entry.place.clone() };
         let values = key.kind.parse(&entry.text).ok_or_else(|| wrong(key.kind.wanted()))?;
-        let whole = matches!(key.kind, Kind::Shape | Kind::Bits);
         let zero = matches!(key.need, Need::Positive | Need::PositiveIfGiven) && values.contains(&0.0);
-        if zero || whole && values.iter().any(|v| v.fract() != 0.0) {
-            return Err(wrong(if zero { "more than zero" } else { key.kind.wanted() }));
-        }
-        Ok(())
+        if zero { Err(wrong("more than zero")) } else { Ok(()) }
     }
 
     /// The values of a key that `check` has passed; none where it is absent.

@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Energy,
     /// A number without a unit, such as cycles.
     Count,
+    /// The same, whole.
+    Whole,
     /// Three counts: `1x32x32`.
     Shape,
     /// Bits that are offered: `8 4`.
@@ -48,7 +50,11 @@ const UNITS: &[(Kind, &str, f64)] = &[
     (Kind::Energy, "pJ", 1.0),
     (Kind::Energy, "pJ/B", 1.0),
     (Kind::Count, "", 1.0),
+    (Kind::Whole, "", 1.0),
 ];
+
+/// Nothing on a device is larger, so that sums and products of sizes stay within 64 bits.
+const LARGEST: f64 = 1e15;
 
 impl Kind {
     /// What is wanted, for messages.
@@ -61,6 +67,7 @@ impl Kind {
             Kind::Power => "a power such as `0.5 W`",
             Kind::Energy => "an energy such as `8 pJ`",
             Kind::Count => "a number",
+            Kind::Whole => "a whole number up to 65536",
             Kind::Shape => "a block in m, k and n such as `1x32x32`",
             Kind::Bits => "numbers of bits such as `8 4`",
         }
@@ -73,7 +80,7 @@ impl Kind {
             Kind::Bits => text.split_whitespace().collect(),
             _ => return Some(vec![self.one(text)?]),
         };
-        let values: Option<Vec<f64>> = split.into_iter().map(|part| Kind::Count.one(part)).collect();
+        let values: Option<Vec<f64>> = split.into_iter().map(|part| Kind::Whole.one(part)).collect();
         values.filter(|v| if self == Kind::Shape { v.len() == 3 } else { !v.is_empty() })
     }
 
@@ -83,8 +90,12 @@ impl Kind {
         let (number, unit) = (text[..end].parse::<f64>().ok()?, text[end..].trim());
         let (_, _, worth) = UNITS.iter().find(|(kind, name, _)| *kind == self && *name == unit)?;
         let value = number * worth;
-        let whole = matches!(self, Kind::Bytes);
-        (value.is_finite() && (!whole || value.fract() == 0.0)).then_some(value)
+        let (most, whole) = match self {
+            Kind::Bytes => (LARGEST, true),
+            Kind::Whole => (65536.0, true),
+            _ => (LARGEST, false),
+        };
+        (value <= most && (!whole || value.fract() == 0.0)).then_some(value)
     }
 }
 
@@ -106,6 +117,9 @@ mod tests {
             (Kind::Bytes, "-1 KiB"),
             (Kind::Bandwidth, "12 GB"),
             (Kind::Shape, "32x32"),
+            (Kind::Shape, "1x1x70000"),
+            (Kind::Whole, "1.5"),
+            (Kind::Bytes, "1000000000 GiB"),
             (Kind::Bits, ""),
             (Kind::Count, "1e400"),
             (Kind::Count, "NaN"),

@@ -42,6 +42,18 @@ pub struct Cost {
     pub energy: f64,
 }
 
+impl Cost {
+    /// This and then the other.
+    pub(crate) fn then(self, next: Cost) -> Cost {
+        Cost {
+            cycles: self.cycles + next.cycles,
+            compute: self.compute + next.compute,
+            dma: self.dma + next.dma,
+            energy: self.energy + next.energy,
+        }
+    }
+}
+
 impl Rates {
     /// Cycles of one transfer of `pieces` contiguous runs, `bytes` in all.
     fn transfer(&self, bytes: f64, pieces: f64, per_cycle: f64) -> f64 {
@@ -50,7 +62,7 @@ impl Rates {
     }
 
     /// Array cycles along one dimension: every tile takes whole blocks.
-    pub(super) fn blocks(axis: Axis, block: u64) -> u64 {
+    pub(crate) fn blocks(axis: Axis, block: u64) -> u64 {
         let edge = axis.whole % axis.tile;
         (axis.whole / axis.tile) * axis.tile.div_ceil(block) + edge.div_ceil(block)
     }

@@ -1,4 +1,4 @@
-//! How one product C[m,n] = A[m,k] W[k,n] is cut so that its pieces fit in SRAM: which tile, which loop order, and what
+//! How one product `C[m,n] = A[m,k] W[k,n]` is cut so that its pieces fit in SRAM: which tile, which loop order, and what
 //! stays resident between uses. Counts are exact: the bytes of [`Tiling::dram`] are those of the transfers of
 //! [`Tiling::steps`], tile by tile.
 //!
@@ -19,14 +19,16 @@ mod cost;
 mod search;
 mod walk;
 
+pub(crate) use axis::Axis;
 pub use cost::{Cost, Rates};
-pub(crate) use search::candidates;
+pub(crate) use search::{EQUAL, candidates};
 pub use search::{Objective, pareto, search};
 pub use walk::{Place, Slot, Step, Steps};
 
 use crate::Element;
 
-/// C[m,n] = A[m,k] W[k,n]: the sizes, how each number is stored, and what a tile must be a multiple of.
+/// `C[m,n] = A[m,k] W[k,n]`: the sizes, how each number is stored, and what a tile must be a multiple of. Sizes and
+/// units are at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Product {
     /// Rows of A and C: tokens.
@@ -116,10 +118,10 @@ pub enum Buffering {
 ///          store C[i,j]
 /// ```
 ///
-/// In Mnk the `kept[0]` first tiles of A's row block (l < kept[0] <= nk) are loaded when j = 0; all of them make the whole
-/// of k resident (the A panel). The `kept[1]` first tiles of W in order of use (j*nk + l < kept[1] <= nk*nn in Mnk,
-/// l*nn + j in Mkn) are loaded when i = 0; all of them make W resident. A streamed tile is loaded at each use, unless
-/// the operand's last loaded tile is this very one (nk - kept[0] = 1 for A in Mnk: loaded at j = 0 only; one tile left of
+/// In Mnk the `kept[0]` first tiles of A's row block (`l < kept[0] <= nk`) are loaded when j = 0; all of them make the whole
+/// of k resident (the A panel). The `kept[1]` first tiles of W in order of use (`j*nk + l < kept[1] <= nk*nn` in Mnk,
+/// `l*nn + j` in Mkn) are loaded when i = 0; all of them make W resident. A streamed tile is loaded at each use, unless
+/// the operand's last loaded tile is this very one (`nk - kept[0] = 1` for A in Mnk: loaded at j = 0 only; one tile left of
 /// W: loaded at i = 0 only; A in Mkn: loaded at j = 0 only).
 ///
 /// Nmk and Nkm are the same with A and W, m and n, i and j exchanged:

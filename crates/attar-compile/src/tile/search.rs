@@ -10,6 +10,7 @@ use super::axis::Axis;
 use super::walk::Nest;
 use super::{Buffering, Limits, Order, Product, Rates, Tiling};
 use crate::{Error, Result};
+use std::collections::BinaryHeap;
 
 /// Units of a dimension up to which every tile is a candidate.
 const EVERY: u64 = 48;
@@ -18,7 +19,7 @@ const KEPT_BELOW: u64 = 48;
 /// Pairs that are tried at most, best bound first, where the bound is not met: times have costs that it does not know.
 const TRIED: usize = 192;
 /// Predicted times and energies this close to each other, relatively, count as equal.
-const EQUAL: f64 = 1.0 / 128.0;
+pub(crate) const EQUAL: f64 = 1.0 / 128.0;
 
 /// What is made small, and what decides between equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -199,18 +200,11 @@ impl<'a> Search<'a> {
     }
 
     fn run(mut self) -> Result<Tiling> {
-        let mut pairs = self.pairs();
-        if let Some(start) = (0..pairs.len()).min_by(|x, y| rank(&pairs[*x], &pairs[*y])) {
-            self.attempt(&pairs.swap_remove(start));
-        }
-        pairs.retain(|pair| self.hopeful(pair.bound));
-        pairs.sort_by(rank);
+        let mut pairs = BinaryHeap::from(self.pairs());
         let tried = if self.equal > 0.0 { TRIED } else { pairs.len() };
-        for pair in pairs.iter().take(tried) {
-            if !self.hopeful(pair.bound) {
-                break;
-            }
-            self.attempt(pair);
+        for _ in 0..tried {
+            let Some(pair) = pairs.pop().filter(|pair| self.hopeful(pair.bound)) else { break };
+            self.attempt(&pair);
         }
         self.best.map(|(_, tiling)| tiling).ok_or_else(|| self.too_small())
     }
@@ -366,7 +360,24 @@ fn compare<const N: usize>(x: &[f64; N], y: &[f64; N]) -> std::cmp::Ordering {
     x.iter().zip(y).map(|(x, y)| x.total_cmp(y)).find(|order| order.is_ne()).unwrap_or(std::cmp::Ordering::Equal)
 }
 
-/// By bound, then by what is the same on every machine.
-fn rank(x: &Pair, y: &Pair) -> std::cmp::Ordering {
-    compare(&x.bound, &y.bound).then((x.order, x.tm, x.tn).cmp(&(y.order, y.tm, y.tn)))
+/// The greatest has the least bound; equals are told apart by what is the same on every machine.
+impl Ord for Pair {
+    fn cmp(&self, other: &Pair) -> std::cmp::Ordering {
+        let known = |pair: &Pair| (pair.order, pair.tm, pair.tn);
+        compare(&self.bound, &other.bound).then(known(self).cmp(&known(other))).reverse()
+    }
 }
+
+impl PartialOrd for Pair {
+    fn partial_cmp(&self, other: &Pair) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Pair {
+    fn eq(&self, other: &Pair) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Pair {}

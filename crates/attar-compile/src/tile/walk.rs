@@ -22,7 +22,7 @@ pub struct Place {
     pub load: bool,
 }
 
-/// One tile's multiplication: accumulators of C[i,j] += A[i,l] W[l,j].
+/// One tile's multiplication: accumulators of `C[i,j] += A[i,l] W[l,j]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Step {
     /// Tile of m.
@@ -31,15 +31,15 @@ pub struct Step {
     pub l: u64,
     /// Tile of n.
     pub j: u64,
-    /// A[i,l].
+    /// `A[i,l]`.
     pub a: Place,
-    /// W[l,j].
+    /// `W[l,j]`.
     pub w: Place,
     /// Which tile of sums: 0 in Mnk and Nmk, j in Mkn, i in Nkm.
     pub accumulator: u64,
     /// The sums start from zero here (l = 0).
     pub first: bool,
-    /// The sums are complete after this step, and C[i,j] is stored (l is the last).
+    /// The sums are complete after this step, and `C[i,j]` is stored (l is the last).
     pub last: bool,
 }
 
