@@ -23,26 +23,34 @@ enum Key {
 pub(super) struct Preorder {
     /// For people.
     pub(super) name: &'static str,
-    /// First comes what lives in the tightest section, slack being compared in so many steps of the capacity.
-    pub(super) steps: Option<u64>,
     keys: [Key; 3],
+    /// Where in `STEPS` it begins.
+    first: usize,
 }
 
 use Key::{Area, Sections as Spread, Size, Total, Width};
 
 /// Tried in turn. They differ in what they find easy; each alone is exact.
 pub(super) static PREORDERS: &[Preorder] = &[
-    Preorder { name: "slack, width", steps: Some(256), keys: [Width, Area, Total] },
-    Preorder { name: "slack, size", steps: Some(256), keys: [Size, Width, Area] },
-    Preorder { name: "area", steps: None, keys: [Area, Width, Total] },
-    Preorder { name: "slack, total", steps: Some(64), keys: [Total, Width, Area] },
-    Preorder { name: "width", steps: None, keys: [Width, Area, Total] },
-    Preorder { name: "total, size", steps: None, keys: [Total, Size, Width] },
-    Preorder { name: "slack, spread", steps: Some(1024), keys: [Spread, Width, Total] },
-    Preorder { name: "total, area", steps: None, keys: [Total, Area, Width] },
+    Preorder { name: "width", keys: [Width, Area, Total], first: 3 },
+    Preorder { name: "size", keys: [Size, Width, Area], first: 3 },
+    Preorder { name: "area", keys: [Area, Width, Total], first: 0 },
+    Preorder { name: "spread", keys: [Spread, Width, Total], first: 0 },
+    Preorder { name: "total", keys: [Total, Width, Area], first: 2 },
+    Preorder { name: "total, area", keys: [Total, Area, Width], first: 4 },
+    Preorder { name: "total, size", keys: [Total, Size, Width], first: 0 },
 ];
 
+/// In how many steps of the capacity the slack of sections is compared, before anything else; `None`: not at all. Every round
+/// takes the next.
+static STEPS: [Option<u64>; 5] = [None, Some(16), Some(64), Some(256), Some(1024)];
+
 impl Preorder {
+    /// The steps in which slack is compared in a round: what lives in the tightest section comes first.
+    pub(super) fn steps(&self, round: usize) -> Option<u64> {
+        STEPS[(self.first + round) % STEPS.len()]
+    }
+
     /// The buffers, first to last; equal ones in the order they have.
     pub(super) fn order(&self, buffers: &[Buffer], sections: &Sections) -> Vec<u32> {
         let live = |members: &Vec<u32>| members.iter().map(|&b| buffers[b as usize].size).sum::<u64>();

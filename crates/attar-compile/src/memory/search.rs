@@ -123,12 +123,12 @@ impl Search {
         &self.floor
     }
 
-    /// Searches with ties broken by `preorder`, for at most `limit` more nodes. Not to be run again once solved.
-    pub(super) fn run(&mut self, preorder: &Preorder, buffers: &[Buffer], limit: u64) -> Verdict {
+    /// Searches with ties broken by `preorder` as of a round, for at most `limit` more nodes. Not to be run again once solved.
+    pub(super) fn run(&mut self, preorder: &Preorder, round: usize, buffers: &[Buffer], limit: u64) -> Verdict {
         for (rank, b) in preorder.order(buffers, &self.sections).into_iter().enumerate() {
             self.rank[b as usize] = rank as u32;
         }
-        self.step = preorder.steps.map(|steps| (self.capacity / steps).max(1));
+        self.step = preorder.steps(round).map(|steps| (self.capacity / steps).max(1));
         self.limit = self.nodes.saturating_add(limit);
         self.pool = (0..buffers.len() as u32).filter(|&b| self.state[b as usize] == State::Free).collect();
         (0..self.is_dirty.len()).for_each(|section| self.mark(section));

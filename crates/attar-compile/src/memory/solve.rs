@@ -80,7 +80,7 @@ const MAX_SEARCHED: usize = 4096;
 
 /// Nodes of the first attempt with each preorder, and what every further round multiplies them by.
 const FIRST_LIMIT: u64 = 4_000;
-const GROWTH: u64 = 4;
+const GROWTH: u64 = 2;
 
 /// Nodes for finding out which buffers are to blame.
 const BLAME_NODES: u64 = 500_000;
@@ -196,12 +196,12 @@ pub(super) fn decide(buffers: &[Buffer], capacity: u64, nodes: u64) -> (Decision
         return (Decision::Limit, 0);
     }
     let mut components: Vec<Component> = groups.into_iter().map(|indices| Component::new(indices, buffers, capacity)).collect();
-    let (mut used, mut limit, mut found_by) = (0, FIRST_LIMIT, PREORDERS[0].name);
+    let (mut used, mut round, mut limit, mut found_by) = (0, 0, FIRST_LIMIT, PREORDERS[0].name);
     while used < nodes {
         for component in components.iter_mut().filter(|component| !component.solved) {
             for preorder in PREORDERS {
                 let before = component.search.nodes;
-                let verdict = component.search.run(preorder, &component.buffers, limit.min(nodes - used));
+                let verdict = component.search.run(preorder, round, &component.buffers, limit.min(nodes - used));
                 used += component.search.nodes - before;
                 match verdict {
                     Verdict::Solved => (component.solved, found_by) = (true, preorder.name),
@@ -214,7 +214,7 @@ pub(super) fn decide(buffers: &[Buffer], capacity: u64, nodes: u64) -> (Decision
         if components.iter().all(|component| component.solved) {
             return (Decision::Placed(offsets(&components, buffers.len()), found_by), used);
         }
-        limit *= GROWTH;
+        (round, limit) = (round + 1, limit.saturating_mul(GROWTH));
     }
     (Decision::Limit, used)
 }

@@ -46,7 +46,8 @@ fn buffers_are_placed_or_it_is_told_why_not() {
 fn assert_placed(text: &str, capacity: u64) {
     let mut lines = text.lines();
     assert_eq!(lines.next(), Some("id,lower,upper,size,offset"));
-    let rows: Vec<Vec<u64>> = lines.map(|line| line.split(',').skip(1).map(|field| field.parse().unwrap()).collect()).collect();
+    let rows: Vec<Vec<u64>> =
+        lines.map(|line| line.split(',').skip(1).map(|field| field.parse().expect("numbers")).collect()).collect();
     assert_eq!(rows.len(), 60);
     for (i, a) in rows.iter().enumerate() {
         assert!(a[3] + a[2] <= capacity, "{a:?}");
