@@ -120,6 +120,34 @@ pub enum Error {
         /// Bytes that could be used.
         flash: u64,
     },
+    /// Something that the device has no kernel for.
+    #[error("`{node}` {why}")]
+    Unsupported {
+        /// The node, by its value.
+        node: String,
+        /// What is wrong with it.
+        why: String,
+        /// The way out.
+        hint: &'static str,
+    },
+    /// A graph without a block that a device could run.
+    #[error("the graph has no block with attention in it")]
+    NothingToRun,
+    /// A dimension that must be a number.
+    #[error("the width of `{value}` is no number")]
+    Unbound {
+        /// Its name.
+        value: String,
+    },
+    /// A value whose magnitude is not known.
+    #[error("calibration has not seen `{value}`")]
+    NoRange {
+        /// Its name.
+        value: String,
+    },
+    /// A weight could not be read.
+    #[error(transparent)]
+    Graph(#[from] attar_graph::Error),
     /// No shipped device has this name.
     #[error("no device is called `{name}`{}", did_you_mean(nearest))]
     DeviceUnknown {

@@ -3,6 +3,7 @@
 mod data;
 mod bound;
 pub mod chain;
+pub mod convert;
 pub mod device;
 mod element;
 mod error;

@@ -1,0 +1,206 @@
+//! Codes and scales of weights, as kernels want them.
+
+use attar_graph::{Node, Origin, Value};
+use attar_tensor::{Encoding, QuantizedTensor, Scheme, ZeroPoint};
+
+use super::{Body, Converter};
+use crate::{
+    Data, Element, Result,
+    fixed::Rescale,
+    program::{Column, Role, TensorId},
+};
+
+/// A weight in integers.
+struct Matrix {
+    /// `[rows, columns]`.
+    codes: Vec<i8>,
+    /// `[rows, groups]`; empty without groups.
+    scales: Vec<i8>,
+    /// What one step of a row's sum means.
+    steps: Vec<f64>,
+}
+
+impl<'a> Converter<'a> {
+    /// The weights of linear layers on top of each other, as one.
+    pub(super) fn stack(&mut self, body: &Body<'a>, linears: &[&Node], name: &str) -> Result<TensorId> {
+        let matrices = self.matrices(body, linears)?;
+        let (element, [rows, columns]) = (self.element(body, linears)?, self.shape(body, linears)?);
+        let id = self.program.tensor(format!("{name}.weight"), [rows, columns], element, Role::Weight);
+        self.numbers(id, |_| {
+            let codes = matrices.iter().flat_map(|m| m.codes.iter().copied()).collect();
+            let scales = matrices.iter().flat_map(|m| m.scales.iter().copied()).collect();
+            Ok(Data::Weight { codes, scales })
+        })?;
+        Ok(id)
+    }
+
+    /// The rows of two weights in turn.
+    pub(super) fn interleave(&mut self, body: &Body<'a>, linears: [&Node; 2], name: &str) -> Result<TensorId> {
+        let matrices = self.matrices(body, &linears)?;
+        let (element, [rows, columns]) = (self.element(body, &linears)?, self.shape(body, &linears)?);
+        let id = self.program.tensor(format!("{name}.weight"), [rows, columns], element, Role::Weight);
+        self.numbers(id, |_| {
+            let turn = |of: &dyn Fn(&Matrix) -> &[i8]| -> Vec<i8> {
+                let [first, second] = [of(&matrices[0]), of(&matrices[1])];
+                let width = (2 * first.len() / rows as usize).max(1);
+                first.chunks(width).zip(second.chunks(width)).flat_map(|(a, b)| [a, b].concat()).collect()
+            };
+            Ok(Data::Weight { codes: turn(&|m| &m.codes), scales: turn(&|m| &m.scales) })
+        })?;
+        Ok(id)
+    }
+
+    /// Rescalings of stacked layers: layer `which` has sums in steps of its rows times `factor(which)`, and a bias in steps
+    /// of its rows times `input(which)`.
+    pub(super) fn columns(
+        &mut self,
+        body: &Body<'a>,
+        linears: &[&Node],
+        name: &str,
+        factor: impl Fn(usize) -> f64,
+        input: impl Fn(usize) -> f64,
+    ) -> Result<TensorId> {
+        let count = self.shape(body, linears)?[0];
+        let id = self.program.tensor(format!("{name}.columns"), [1, count], Column::ELEMENT, Role::Constant);
+        self.numbers(id, |this| {
+            let mut all = Vec::new();
+            for (which, linear) in linears.iter().enumerate() {
+                all.extend(this.columns_of(body, linear, factor(which), input(which))?);
+            }
+            Ok(Data::Columns(all))
+        })?;
+        Ok(id)
+    }
+
+    /// The same for two layers whose rows stand in turn.
+    pub(super) fn columns_of_pairs(
+        &mut self,
+        body: &Body<'a>,
+        linears: [&Node; 2],
+        name: &str,
+        factors: [f64; 2],
+        input: f64,
+    ) -> Result<TensorId> {
+        let count = self.shape(body, &linears)?[0];
+        let id = self.program.tensor(format!("{name}.columns"), [1, count], Column::ELEMENT, Role::Constant);
+        self.numbers(id, |this| {
+            let first = this.columns_of(body, linears[0], factors[0], input)?;
+            let second = this.columns_of(body, linears[1], factors[1], input)?;
+            Ok(Data::Columns(first.into_iter().zip(second).flat_map(|(a, b)| [a, b]).collect()))
+        })?;
+        Ok(id)
+    }
+
+    fn columns_of(&self, body: &Body<'a>, linear: &Node, factor: f64, input: f64) -> Result<Vec<Column>> {
+        let steps = self.matrix(body, linear)?.steps;
+        let bias = match linear.inputs.get(2) {
+            Some(bias) => self.plain(body, *bias)?,
+            None => vec![0.0; steps.len()],
+        };
+        let column = |(step, bias): (&f64, f32)| -> Result<Column> {
+            let rescale = if *step == 0.0 { Rescale { multiplier: 0, shift: 1 } } else { self.rescale(body.node, step * factor)? };
+            let bias = if *step == 0.0 { 0.0 } else { f64::from(bias) / (step * input) };
+            Ok(Column { rescale, bias: bias.round() as i32 })
+        };
+        steps.iter().zip(bias).map(column).collect()
+    }
+
+    fn matrices(&self, body: &Body<'a>, linears: &[&Node]) -> Result<Vec<Matrix>> {
+        match self.bind.numbers {
+            true => linears.iter().map(|linear| self.matrix(body, linear)).collect(),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Rows of all, and the columns that they have in common.
+    fn shape(&self, body: &Body<'a>, linears: &[&Node]) -> Result<[u64; 2]> {
+        let mut shape = [0, 0];
+        for linear in linears {
+            let dims = body.body.fact(linear.inputs[1]).constant_dims().unwrap_or_default();
+            shape = [shape[0] + dims[0] as u64, dims[1] as u64];
+        }
+        Ok(shape)
+    }
+
+    fn scheme(&self, body: &Body<'a>, linear: &Node) -> Result<Scheme> {
+        match body.body.fact(linear.inputs[1]).encoding {
+            Encoding::Quantized(scheme) => Ok(scheme),
+            other => {
+                let why = format!("reads `{}`, whose numbers are {other}", body.name(linear.inputs[1]));
+                Err(self.unsupported(body.node, why, super::INTEGERS))
+            }
+        }
+    }
+
+    /// How the codes of all are stored: in the least width of the device that holds the widest.
+    fn element(&self, body: &Body<'a>, linears: &[&Node]) -> Result<Element> {
+        let (mut bits, mut group) = (0, None);
+        for linear in linears {
+            let scheme = self.scheme(body, linear)?;
+            let columns = body.body.fact(linear.inputs[1]).width().unwrap_or(0);
+            bits = bits.max(scheme.grid.bits());
+            let mine = if scheme.groups(columns) > 1 { scheme.group(columns) as u32 } else { 0 };
+            if *group.get_or_insert(mine) != mine {
+                return Err(self.unsupported(body.node, "reads weights in groups of different sizes", "use one `group` for them"));
+            }
+        }
+        let width = self.widths.iter().copied().filter(|width| *width >= bits && *width <= 8).min();
+        let Some(width) = width else {
+            let why = format!("has weights of {bits} bits; the device multiplies {:?}", self.widths);
+            return Err(self.unsupported(body.node, why, "choose a `grid` of the device's widths"));
+        };
+        Ok(match group.unwrap_or(0) {
+            0 => Element { bits: width, per: 1 },
+            group => Element { bits: width * group + 8, per: group },
+        })
+    }
+
+    fn matrix(&self, body: &Body<'a>, linear: &Node) -> Result<Matrix> {
+        let scheme = self.scheme(body, linear)?;
+        let outer = body.outer(linear.inputs[1]).map(|outer| self.graph.get(outer));
+        let Some(Value { origin: Origin::Weight(expr), .. }) = outer else {
+            return Err(self.unsupported(body.node, "multiplies by what is no weight", super::INTEGERS));
+        };
+        if scheme.zero != ZeroPoint::Symmetric {
+            return Err(self.unsupported(body.node, format!("has weights in {scheme}, with zeros"), "use symmetric weights"));
+        }
+        let [rows, columns] = expr.info(self.source)?.matrix();
+        let tensor = expr.read_quantized(self.source, 0..rows)?;
+        let groups = scheme.groups(columns);
+        let (scales, steps) = if groups > 1 { self.group_scales(body, &tensor, groups)? } else { row_scales(&tensor) };
+        let mut codes = Vec::with_capacity(rows * columns);
+        let (mut bytes, mut values) = (vec![0; columns], vec![0.0f32; columns]);
+        for row in 0..rows {
+            tensor.codes_of(row, &mut bytes);
+            let fit = attar_tensor::Fit { scale: 1.0, ..tensor.fit(row, 0) };
+            scheme.grid.decode(&bytes, fit, &mut values);
+            if values.iter().any(|value| value.fract() != 0.0 || value.abs() > 128.0) {
+                let why = format!("has weights in {scheme}, whose levels are no integers");
+                return Err(self.unsupported(body.node, why, "use an integer `grid`"));
+            }
+            codes.extend(values.iter().map(|value| value.clamp(-128.0, 127.0) as i8));
+        }
+        Ok(Matrix { codes, scales, steps })
+    }
+
+    /// Scales that are codes already, as they are, and what one step of a row means.
+    fn group_scales(&self, body: &Body<'a>, tensor: &QuantizedTensor, groups: usize) -> Result<(Vec<i8>, Vec<f64>)> {
+        let format = tensor.scheme.scale;
+        if format.supers().is_none() || format.plain().is_some() || !format.name().starts_with("int") {
+            let why = format!("has a scale in {} for every group, and sums are multiplied by integers", format.name());
+            return Err(self.unsupported(body.node, why, "use `scale_dtype = \"int6\"` or `\"int8\"`, or one scale a row"));
+        }
+        let rows = tensor.dims[0];
+        let code = |row: usize, group: usize| {
+            let (scale, over) = (tensor.fit(row, group).scale, tensor.super_of(row));
+            if over == 0.0 { 0 } else { (scale / over).round() as i8 }
+        };
+        let scales = (0..rows).flat_map(|row| (0..groups).map(move |group| code(row, group))).collect();
+        Ok((scales, (0..rows).map(|row| f64::from(tensor.super_of(row))).collect()))
+    }
+}
+
+/// One scale a row, or for the tensor.
+fn row_scales(tensor: &QuantizedTensor) -> (Vec<i8>, Vec<f64>) {
+    (Vec::new(), (0..tensor.dims[0]).map(|row| f64::from(tensor.fit(row, 0).scale)).collect())
+}
