@@ -1,5 +1,7 @@
 //! Numbers of a program's tensors.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Element, Program, TensorId,
     fixed::Rescale,
@@ -8,7 +10,7 @@ use crate::{
 };
 
 /// What a tensor holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Data {
     /// Row by row.
     Numbers(Vec<i32>),
@@ -129,7 +131,7 @@ pub(crate) fn numbers(bytes: &[u8], bits: u32) -> Vec<i32> {
 }
 
 /// The tensors of a program with their numbers; those that nobody gave are zeros.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Memory(Vec<Data>);
 
 impl Memory {

@@ -18,8 +18,11 @@ pub enum Error {
         what: &'static str,
     },
     /// A file that is no plan.
-    #[error("this is no plan file: it does not begin with `attarpln`")]
-    NoPlan,
+    #[error("this is no such file: it does not begin with `{magic}`")]
+    NoPlan {
+        /// How it should begin.
+        magic: &'static str,
+    },
     /// A plan file that ends too soon.
     #[error("the plan file has {found} bytes; its header alone takes {wanted}")]
     PlanTruncated {
@@ -455,6 +458,25 @@ pub enum Error {
     },
 }
 
+
+impl Error {
+    /// The way out, where one is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Unsupported { hint, .. } => Some((*hint).into()),
+            Error::DoesNotFit { .. } | Error::TileTooLarge { .. } | Error::SramTooSmall { .. } => {
+                Some("give the device more SRAM (`set = [\"sram=…\"]`), or compile fewer tokens at once (`seq`)".into())
+            }
+            Error::MemoryTooSmall { .. } => {
+                Some("quantize to fewer bits, compile fewer tokens at once, or choose a device with more DRAM or flash".into())
+            }
+            Error::NoRange { .. } => Some("compile the model that the calibration text was seen on".into()),
+            Error::PlanVersion { .. } => Some("compile it again with this attar".into()),
+            Error::PlanDamaged { .. } | Error::PlanTruncated { .. } => Some("copy it again, or compile it again".into()),
+            _ => None,
+        }
+    }
+}
 
 fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()

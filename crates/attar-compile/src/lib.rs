@@ -3,6 +3,7 @@
 mod data;
 mod bound;
 pub mod chain;
+mod compile;
 pub mod convert;
 pub mod device;
 mod element;
@@ -18,6 +19,7 @@ pub mod tile;
 pub mod memory;
 pub mod pass;
 
+pub use compile::{Compile, Compiled, Phase, Proven};
 pub use data::{Data, Memory};
 pub use bound::{attention_lower_bound, lower_bound};
 pub use element::Element;

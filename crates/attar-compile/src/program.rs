@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Index of a [`Tensor`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TensorId(pub u32);
 
 /// What a tensor is to its program.
@@ -29,7 +29,7 @@ pub enum Role {
 }
 
 /// A matrix.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tensor {
     /// Unique in its program.
     pub name: String,
@@ -51,7 +51,7 @@ impl Tensor {
 }
 
 /// How an output column of a product becomes a number: 9 bytes as stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Column {
     /// Applied to accumulator and bias.
     pub rescale: Rescale,
@@ -65,7 +65,7 @@ impl Column {
 }
 
 /// A tensor, or the part of it from a row on, that stands for some columns of a kernel's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Part {
     /// Which.
     pub tensor: TensorId,
@@ -74,7 +74,7 @@ pub struct Part {
 }
 
 /// What happens to the accumulators of a product.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Epilogue {
     /// Rescaled to the output's element.
     Rescale,
@@ -121,7 +121,7 @@ impl Epilogue {
 }
 
 /// `out = epilogue(x weight^T)`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Linear {
     /// `[m, k]` int8.
     pub x: TensorId,
@@ -136,7 +136,7 @@ pub struct Linear {
 }
 
 /// Root mean square norm of int16 rows (Zhang & Sennrich 2019).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Norm {
     /// `[m, d]` int16.
     pub x: TensorId,
@@ -151,7 +151,7 @@ pub struct Norm {
 }
 
 /// Causal attention; a key head serves `heads / key_heads` query heads.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
     /// `[m, heads * head]` int8.
     pub query: TensorId,
@@ -176,7 +176,7 @@ pub struct Attention {
 }
 
 /// `down(gated(x)) + residual` in one: the inner activations never leave the chip.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mlp {
     /// With [`Epilogue::Gated`]; its output tensor is what stays on the chip.
     pub gated: Linear,
@@ -185,7 +185,7 @@ pub struct Mlp {
 }
 
 /// One step of a program.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Kernel {
     /// A norm.
     Norm(Norm),
@@ -235,7 +235,7 @@ impl Linear {
 }
 
 /// Kernels in running order over tensors.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Program {
     /// All of them.
     pub tensors: Vec<Tensor>,

@@ -1,40 +1,74 @@
-//! The file of a plan: magic, version, digest of the rest, then the plan in postcard's encoding.
+//! Files of plans and of proofs: magic, version, digest of the rest, then the content in postcard's encoding.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Plan;
-use crate::{Error, Result};
+use crate::{Error, Memory, Program, Result};
 
 /// How a plan file begins.
 pub const MAGIC: &[u8; 8] = b"attarpln";
+
+/// How the file of a proof begins.
+const PROOF: &[u8; 8] = b"attarprf";
 
 /// Which form of plan this tool writes, and the only one it reads.
 pub const VERSION: u32 = 1;
 
 const HEADER: usize = MAGIC.len() + 4 + 32;
 
+/// All that it takes to check a plan: what it should compute, and numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Proof {
+    /// What the plan should compute.
+    pub program: Program,
+    /// Weights, constants, inputs and states before the run.
+    pub memory: Memory,
+}
+
 impl Plan {
     /// The bytes of its file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let body = postcard::to_allocvec(self).expect("a plan has no value that postcard lacks");
-        let digest = blake3::hash(&body);
-        [MAGIC.as_slice(), &VERSION.to_le_bytes(), digest.as_bytes(), &body].concat()
+        to_bytes(MAGIC, self)
     }
 
     /// From the bytes of a file. What it says of itself is not believed: [`crate::simulate`] checks every access.
     pub fn from_bytes(bytes: &[u8]) -> Result<Plan> {
-        if !bytes.starts_with(MAGIC) {
-            return Err(Error::NoPlan);
-        }
-        if bytes.len() < HEADER {
-            return Err(Error::PlanTruncated { found: bytes.len(), wanted: HEADER });
-        }
-        let version = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
-        if version != VERSION {
-            return Err(Error::PlanVersion { found: version, wanted: VERSION });
-        }
-        let body = &bytes[HEADER..];
-        if blake3::hash(body).as_bytes() != &bytes[12..HEADER] {
-            return Err(Error::PlanDamaged { bytes: bytes.len() });
-        }
-        postcard::from_bytes(body).map_err(|source| Error::PlanMalformed { why: source.to_string() })
+        from_bytes(MAGIC, bytes)
     }
+}
+
+impl Proof {
+    /// The bytes of its file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        to_bytes(PROOF, self)
+    }
+
+    /// From the bytes of a file.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Proof> {
+        from_bytes(PROOF, bytes)
+    }
+}
+
+fn to_bytes(magic: &[u8; 8], content: &impl Serialize) -> Vec<u8> {
+    let body = postcard::to_allocvec(content).expect("nothing in it that postcard lacks");
+    let digest = blake3::hash(&body);
+    [magic.as_slice(), &VERSION.to_le_bytes(), digest.as_bytes(), &body].concat()
+}
+
+fn from_bytes<T: DeserializeOwned>(magic: &'static [u8; 8], bytes: &[u8]) -> Result<T> {
+    if !bytes.starts_with(magic) {
+        return Err(Error::NoPlan { magic: std::str::from_utf8(magic).expect("letters") });
+    }
+    if bytes.len() < HEADER {
+        return Err(Error::PlanTruncated { found: bytes.len(), wanted: HEADER });
+    }
+    let version = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
+    if version != VERSION {
+        return Err(Error::PlanVersion { found: version, wanted: VERSION });
+    }
+    let body = &bytes[HEADER..];
+    if blake3::hash(body).as_bytes() != &bytes[12..HEADER] {
+        return Err(Error::PlanDamaged { bytes: bytes.len() });
+    }
+    postcard::from_bytes(body).map_err(|source| Error::PlanMalformed { why: source.to_string() })
 }

@@ -22,9 +22,10 @@ use crate::{
     Element,
     fixed::Rescale,
     program::{Epilogue, Role},
+    simulate::Rates,
 };
 
-pub use file::{MAGIC, VERSION};
+pub use file::{MAGIC, Proof, VERSION};
 
 /// Everything a device needs to run a program once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub struct Plan {
     pub sram: u64,
     /// Every buffer starts at a multiple of it.
     pub align: u64,
+    /// How fast the device is: for times and energies.
+    pub rates: Rates,
     /// All that lies in memory between kernels.
     pub tensors: Vec<Placed>,
     /// Code, each used by at least one call.

@@ -10,6 +10,9 @@ mod place;
 
 use std::collections::{BTreeMap, HashMap};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Error, Result,
     device::Device,
@@ -64,7 +67,8 @@ impl Target {
 }
 
 /// What is made small.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Goal {
     /// DRAM bytes, then cycles.
     #[default]
@@ -355,6 +359,7 @@ impl Search<'_> {
             title: title.into(),
             sram: self.target.sram,
             align: self.target.align,
+            rates: self.target.rates.clone(),
             tensors,
             bodies,
             calls,

@@ -1,9 +1,11 @@
 //! How fast a device moves and computes: what a timeline needs of it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::tile;
 
 /// Speeds and energies. Cycles are those of the compute clock. All of it is a model, nothing is measured.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Cycles a second.
     pub clock: f64,

@@ -1,11 +1,13 @@
 //! What a tiling costs in time and energy, by a closed form that averages over edge tiles. The event-driven timeline is
 //! the judge; this ranks candidates.
 
+use serde::{Deserialize, Serialize};
+
 use super::axis::Axis;
 use super::{Buffering, Limits, Product, Tiling};
 
 /// What a device does in a cycle and what it pays, for one pair of number formats.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Multiply-accumulates of one cycle, as a block of m, k and n: a 32 x 32 weight-stationary array is [1, 32, 32].
     pub array: [u64; 3],

@@ -1,0 +1,311 @@
+//! The whole way: a model in integers, a device and a text become plans for prefill and decode, with a proof.
+//!
+//! The text gives the ranges of what stays in f32 in the graph, and the prompt that the proof runs on: the first blocks are
+//! run in integers on the residual stream that the float graph has at their start, by the plan on simulated memories and
+//! by the plain reference, and must agree in every bit. How far integers are from the float graph is reported beside it.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use attar_graph::{BlockId, Graph, Inputs, Mode, Op, Run, SourceWeights, kernel::with_f32};
+use attar_tensor::Source;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Data, Memory, Program, Result, TensorId,
+    convert::{Bind, Converted, Ranges, convert},
+    device::Device,
+    pass::Fuse,
+    plan::Proof,
+    reference,
+    schedule::{Freedom, Goal, Schedule, Target, schedule},
+    simulate::{Simulation, prove, time},
+};
+
+/// Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compile {
+    /// A shipped device by its name, or the path of a device file.
+    pub device: String,
+    /// Numbers of the device to change: `sram=256KiB`, `dram.bandwidth=12GB/s`.
+    pub set: Vec<String>,
+    /// What is made small.
+    pub goal: Goal,
+    /// Tokens of the prompt, run at once.
+    pub seq: u64,
+    /// Plan also the run of one token behind that prompt.
+    pub decode: bool,
+    /// Let gate, up and down of an MLP become one kernel where that is better.
+    pub join: bool,
+    /// Let tensors stay on the chip between kernels where that is better.
+    pub keep: bool,
+    /// How many blocks are proven on real numbers, from the first.
+    pub prove: usize,
+    /// Windows of the calibration text that show ranges.
+    pub windows: usize,
+}
+
+impl Default for Compile {
+    fn default() -> Compile {
+        Compile {
+            device: "generic-npu".into(),
+            set: Vec::new(),
+            goal: Goal::Dram,
+            seq: 128,
+            decode: true,
+            join: true,
+            keep: true,
+            prove: 1,
+            windows: 4,
+        }
+    }
+}
+
+/// One of the two runs of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    /// `prefill` or `decode`.
+    pub name: &'static str,
+    /// Tokens at once, and behind how many.
+    pub rows: u64,
+    /// See `rows`.
+    pub past: u64,
+    /// All blocks, without numbers.
+    pub program: Program,
+    /// Its plan.
+    pub schedule: Schedule,
+    /// Its times.
+    pub simulation: Simulation,
+    /// The first blocks, on numbers.
+    pub proof: Option<Proven>,
+}
+
+/// A plan of the first blocks that was run on numbers, bit for bit as the reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proven {
+    /// How many.
+    pub blocks: usize,
+    /// What ran.
+    pub schedule: Schedule,
+    /// With what.
+    pub proof: Proof,
+    /// What was counted.
+    pub simulation: Simulation,
+    /// Signal over the difference between the integers' result and the float graph's, in decibels.
+    pub snr_db: Option<f64>,
+}
+
+/// What a model was compiled to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// For what.
+    pub device: String,
+    /// Prefill, and decode if it was asked for.
+    pub phases: Vec<Phase>,
+    /// Nodes that stay with the host.
+    pub host: Vec<String>,
+}
+
+impl Compile {
+    /// The device with its changes.
+    ///
+    /// # Errors
+    /// If there is none of that name, or a change makes no sense.
+    pub fn device(&self) -> Result<Device> {
+        let is_path = self.device.ends_with(".toml") || self.device.contains(['/', '\\']);
+        let mut device = if is_path { Device::load(Path::new(&self.device))? } else { Device::named(&self.device)? };
+        for change in &self.set {
+            let (key, value) = change.split_once('=').unwrap_or((change, ""));
+            device.set(key.trim(), value)?;
+        }
+        Ok(device)
+    }
+
+    fn freedom(&self) -> Freedom {
+        Freedom { join: self.join, keep: self.keep }
+    }
+
+    /// Whether a model of these facts can be compiled: everything but numbers.
+    pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
+        let (device, fused) = (self.device()?, fused(graph)?);
+        for (name, rows, past) in self.runs() {
+            self.phase(&device, &fused, source, name, rows, past)?;
+        }
+        Ok(())
+    }
+
+    fn runs(&self) -> Vec<(&'static str, u64, u64)> {
+        let seq = self.seq.max(1);
+        let decode = self.decode.then_some(("decode", 1, seq));
+        std::iter::once(("prefill", seq, 0)).chain(decode).collect()
+    }
+
+    fn phase(&self, device: &Device, fused: &Graph, source: &dyn Source, name: &'static str, rows: u64, past: u64) -> Result<Phase> {
+        let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
+        let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
+        let target = target(device, &converted.program)?;
+        let title = format!("{name}, {rows} tokens behind {past}");
+        let schedule = schedule(&converted.program, &target, self.goal, self.freedom(), &title)?;
+        let simulation = time(&schedule.plan, &target.rates)?;
+        Ok(Phase { name, rows, past, program: converted.program, schedule, simulation, proof: None })
+    }
+
+    /// Plans for a model, and the proof of its first blocks on `windows` of text.
+    ///
+    /// # Errors
+    /// What the device cannot run or hold; a plan that does not compute what it should, which is a bug of ours.
+    pub fn run(&self, graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>]) -> Result<Compiled> {
+        let (device, fused) = (self.device()?, fused(graph)?);
+        let seen = observe(graph, source, &windows[..windows.len().min(self.windows.max(1))])?;
+        let mut phases = Vec::new();
+        let (mut host, mut before) = (Vec::new(), None);
+        for (name, rows, past) in self.runs() {
+            let mut phase = self.phase(&device, &fused, &**source, name, rows, past)?;
+            if self.prove > 0 {
+                let bind = Bind { rows, past, blocks: self.prove, numbers: true };
+                let converted = convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights)?;
+                host = converted.host.clone();
+                let prompt = seen.prompt(graph, source, &windows[0], (past + rows) as usize, self.prove)?;
+                let proven = self.prove_blocks(&device, converted, &prompt, past, rows, before.as_ref())?;
+                before = Some((proven.proof.program.clone(), after(&proven.proof)));
+                phase.proof = Some(proven);
+            }
+            phases.push(phase);
+        }
+        Ok(Compiled { device: device.name.clone(), phases, host })
+    }
+
+    /// Runs the first blocks on the rows `past..past + rows` of a prompt. States come from the phase before.
+    fn prove_blocks(
+        &self,
+        device: &Device,
+        converted: Converted,
+        prompt: &Prompt,
+        past: u64,
+        rows: u64,
+        before: Option<&(Program, Memory)>,
+    ) -> Result<Proven> {
+        let Converted { program, memory, input, output, residual_scale, states, .. } = converted;
+        let mut memory = memory.expect("numbers were asked for");
+        let width = program.get(input).columns as usize;
+        let range = past as usize * width..(past + rows) as usize * width;
+        let rounded = |x: &f32| (x / residual_scale).round().clamp(-32768.0, 32767.0) as i32;
+        memory.set(input, Data::Numbers(prompt.entering[range.clone()].iter().map(rounded).collect()));
+        if let Some((earlier, numbers)) = before {
+            carry(earlier, numbers, &program, &mut memory, &states);
+        }
+        let target = target(device, &program)?;
+        let schedule = schedule(&program, &target, self.goal, self.freedom(), "proof")?;
+        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)?;
+        let proof = Proof { program, memory };
+        let result = after(&proof);
+        let snr_db = snr(result.get(output).numbers(), residual_scale, &prompt.leaving[range]);
+        Ok(Proven { blocks: self.prove, schedule, proof, simulation, snr_db })
+    }
+}
+
+fn fused(graph: &Graph) -> Result<Graph> {
+    Ok(Fuse::default().run(graph)?.0)
+}
+
+/// The device for the widest weights of a program.
+fn target(device: &Device, program: &Program) -> Result<Target> {
+    let weights = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
+    let bits = weights.map(|tensor| crate::data::code_bits(tensor.element)).max().unwrap_or(8);
+    Target::new(device, bits)
+}
+
+/// The numbers of a proof behind the run of the reference.
+fn after(proof: &Proof) -> Memory {
+    let mut memory = proof.memory.clone();
+    reference::run(&proof.program, &mut memory);
+    memory
+}
+
+/// States of an earlier run become the first rows of this one's.
+fn carry(earlier: &Program, numbers: &Memory, program: &Program, memory: &mut Memory, states: &[TensorId]) {
+    for state in states {
+        let tensor = program.get(*state);
+        let Some(at) = earlier.tensors.iter().position(|other| other.name == tensor.name) else { continue };
+        let old = numbers.get(TensorId(at as u32)).numbers();
+        let mut all = memory.get(*state).numbers().to_vec();
+        let shared = old.len().min(all.len());
+        all[..shared].copy_from_slice(&old[..shared]);
+        memory.set(*state, Data::Numbers(all));
+    }
+}
+
+fn snr(found: &[i32], scale: f32, wanted: &[f32]) -> Option<f64> {
+    let pairs = || found.iter().map(|x| f64::from(*x) * f64::from(scale)).zip(wanted.iter().map(|x| f64::from(*x)));
+    let noise: f64 = pairs().map(|(found, wanted)| (found - wanted).powi(2)).sum();
+    let signal: f64 = pairs().map(|(_, wanted)| wanted.powi(2)).sum();
+    (noise > 0.0).then(|| 10.0 * (signal / noise).log10())
+}
+
+/// What a text showed.
+struct Seen {
+    ranges: Ranges,
+}
+
+/// The residual stream of a prompt before the first block and behind the last that is proven.
+struct Prompt {
+    entering: Vec<f32>,
+    leaving: Vec<f32>,
+}
+
+/// Runs the graph, taken apart, on windows of text, and keeps the largest magnitude of every value.
+fn observe(graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>]) -> Result<Seen> {
+    let plain = apart(graph)?;
+    let weights = SourceWeights(Arc::clone(source));
+    let mut largest: BTreeMap<String, f32> = BTreeMap::new();
+    for window in windows {
+        let inputs = Inputs::tokens(&[window], 0)?;
+        let mut run = Run::new(&plain, &weights, Mode::Inference, vec![inputs]);
+        while run.next_block().is_some() {
+            let mut tap = |_: usize, id, tensor: &candle_core::Tensor| {
+                let most = magnitude(tensor);
+                let place = largest.entry(plain.get(id).name.clone()).or_insert(0.0);
+                *place = place.max(most);
+            };
+            run.step(Some(&mut tap))?;
+        }
+    }
+    Ok(Seen { ranges: Ranges(largest) })
+}
+
+fn magnitude(tensor: &candle_core::Tensor) -> f32 {
+    let all = tensor.contiguous().and_then(|tensor| with_f32(&tensor, |x| x.iter().fold(0.0f32, |most, x| most.max(x.abs()))));
+    all.unwrap_or(0.0)
+}
+
+fn apart(graph: &Graph) -> Result<Graph> {
+    Ok(graph.legalize(&|op| !matches!(op, Op::Fused(_)))?)
+}
+
+impl Seen {
+    /// The first `tokens` of a window, run by the float graph up to block `blocks`.
+    fn prompt(&self, graph: &Graph, source: &Arc<dyn Source>, window: &[u32], tokens: usize, blocks: usize) -> Result<Prompt> {
+        let plain = apart(graph)?;
+        let window: Vec<u32> = window.iter().copied().cycle().take(tokens).collect();
+        let weights = SourceWeights(Arc::clone(source));
+        let device: Vec<BlockId> =
+            plain.blocks().filter(|block| plain.nodes_of(*block).any(|node| matches!(node.op, Op::Attention(_)))).take(blocks).collect();
+        let (first, last) = (device[0], device[device.len() - 1]);
+        let input = plain.live_into(first).into_iter().find(|id| !matches!(plain.get(*id).origin, attar_graph::Origin::Input));
+        let output = plain.leaving(last).first().copied();
+        let mut kept: BTreeMap<attar_graph::ValueId, Vec<f32>> = BTreeMap::new();
+        let mut run = Run::new(&plain, &weights, Mode::Inference, vec![Inputs::tokens(&[&window], 0)?]);
+        while run.next_block().is_some_and(|block| block <= last) {
+            let mut tap = |_: usize, id, tensor: &candle_core::Tensor| {
+                if Some(id) == input || Some(id) == output {
+                    let numbers = tensor.contiguous().and_then(|tensor| with_f32(&tensor, <[f32]>::to_vec));
+                    kept.insert(id, numbers.unwrap_or_default());
+                }
+            };
+            run.step(Some(&mut tap))?;
+        }
+        let mut take = |id: Option<attar_graph::ValueId>| id.and_then(|id| kept.remove(&id)).unwrap_or_default();
+        Ok(Prompt { entering: take(input), leaving: take(output) })
+    }
+}
