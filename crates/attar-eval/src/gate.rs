@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use attar_tensor::nearest;
 
-use crate::{Error, Measurements, Metric, Mode, Result, metric};
+use crate::{DEVICE, Error, Measurements, Metric, Mode, Prediction, Result, device_metric, metric};
 
 /// A bound that a metric must keep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -59,6 +59,8 @@ pub struct Evaluation {
 pub enum Outcome {
     /// The numbers.
     Measured(Box<Measurements>),
+    /// What a compiler foretells of a device.
+    Predicted(Prediction),
     /// None.
     Skipped {
         /// Why.
@@ -245,6 +247,11 @@ impl Gate {
                 known: evals.iter().map(|name| name.to_string()).collect(),
             });
         }
+        if self.eval == DEVICE {
+            let metric = device_metric(&self.metric)?;
+            let drops = matches!(self.bound, Bound::DropAtMost(_));
+            return if drops { Err(Error::NoDrop { metric: metric.name }) } else { Ok(()) };
+        }
         let metric = metric(&self.metric)?;
         match self.bound {
             Bound::DropAtMost(_) if metric.loss.is_none() => Err(Error::NoDrop { metric: metric.name }),
@@ -265,7 +272,7 @@ impl Gate {
 
     fn is_about(&self, evaluation: &Evaluation) -> bool {
         evaluation.eval == self.eval
-            && evaluation.runner == self.runner
+            && (evaluation.runner == self.runner || self.eval == DEVICE)
             && self.variant.as_ref().is_none_or(|variant| evaluation.variant.as_ref() == Some(variant))
             && self.mode.is_none_or(|mode| evaluation.mode == Some(mode))
     }
@@ -274,6 +281,7 @@ impl Gate {
         let (measured, reason) = match &evaluation.outcome {
             Outcome::Skipped { reason } => (None, reason.clone()),
             Outcome::Measured(measurements) => self.measured(measurements),
+            Outcome::Predicted(prediction) => self.predicted(prediction),
         };
         self.verdict(evaluation.variant.clone(), evaluation.mode, measured, reason)
     }
@@ -287,6 +295,14 @@ impl Gate {
         match measured {
             Some(number) => (measured, self.words(number)),
             None => (None, format!("`{}` was not measured", metric.name)),
+        }
+    }
+
+    fn predicted(&self, prediction: &Prediction) -> (Option<f64>, String) {
+        match device_metric(&self.metric).map(|metric| (metric.value)(prediction)) {
+            Ok(Some(number)) => (Some(number), format!("{}, predicted", self.words(number))),
+            Ok(None) => (None, format!("`{}` was not predicted", self.metric)),
+            Err(error) => (None, error.to_string()),
         }
     }
 

@@ -195,7 +195,7 @@ impl From<attar_eval::Error> for Error {
 
 impl From<attar_compile::Error> for Error {
     fn from(error: attar_compile::Error) -> Error {
-        input_error(&error, None)
+        input_error(&error, error.hint())
     }
 }
 

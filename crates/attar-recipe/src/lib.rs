@@ -32,7 +32,7 @@ pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, EvalReport, FusionReport, ModelReport, Report, SiteReport,
+    ActivationReport, AllocationReport, CompilationReport, PhaseReport, ProofReport, ArtifactReport, ChoiceReport, EvalReport, FusionReport, ModelReport, Report, SiteReport,
     Table, TensorReport, TransformReport, VariantReport, bytes, fusion_table,
 };
 pub use run::{Request, run};

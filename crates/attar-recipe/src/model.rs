@@ -7,7 +7,7 @@ use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-use crate::{ActivationReport, AllocationReport, FusionReport, TransformReport};
+use crate::{step::Compilation, ActivationReport, AllocationReport, FusionReport, TransformReport};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -34,6 +34,8 @@ pub struct Working {
     pub(crate) tokens: u64,
     /// Tokens of one of its windows.
     pub(crate) window: usize,
+    /// What it was compiled to, in order.
+    pub(crate) compilations: Vec<Compilation>,
     /// How budgets were spent, in the order of the steps.
     pub(crate) allocations: Vec<AllocationReport>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
@@ -75,6 +77,7 @@ impl Working {
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
             window: calibration.map_or(0, |c| c.length),
+            compilations: Vec::new(),
             allocations: Vec::new(),
             possible: Vec::new(),
         }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_eval::{Gate, Mode};
+use attar_eval::{DEVICE, Gate, Mode};
 use attar_export::{Options, TARGETS, Target};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,8 @@ use crate::{
     Error, Result,
     document::{self, Document, Section, fields},
     output::PROMISED,
-    step::{STEPS, Step},
+    run::COMPILED,
+    step::{STEPS, Step, compiles},
     task::{DEFAULT_TASK, EvalTask, RunnerKind, TASKS},
 };
 
@@ -251,12 +252,19 @@ impl Recipe {
         Ok(())
     }
 
+    /// Whether a step of it compiles for a device.
+    fn compiles(&self) -> bool {
+        self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| compiles(&**step))
+    }
+
     fn check_folders(&self) -> Result<()> {
         for (i, export) in self.exports.iter().enumerate() {
             let folder = &export.folder;
             let usable = if folder == "." { self.variants.len() == 1 } else { folder.split('/').all(is_name) };
             let taken = self.exports[..i].iter().find(|other| within(folder, &other.folder) || within(&other.folder, folder));
+            let compiled = self.compiles() && within(folder, COMPILED);
             let (problem, hint) = match taken {
+                _ if compiled => (format!("`{folder}` is the folder of plans"), "give the export another `folder`"),
                 _ if !usable => (
                     format!("`{folder}` cannot be the folder of an export"),
                     "letters, digits, `-`, `_` and inner dots make a name; `.` is for a single variant, and the report's names are taken",
@@ -275,7 +283,8 @@ impl Recipe {
 
     fn check_gate(&self, index: usize, gate: &Gate) -> Result<()> {
         let key = |name: &str| format!("gate[{index}].{name}");
-        let evals: Vec<&str> = self.evals.iter().map(|e| e.name.as_str()).collect();
+        let mut evals: Vec<&str> = self.evals.iter().map(|e| e.name.as_str()).collect();
+        evals.extend(self.compiles().then_some(DEVICE));
         if let Err(e) = gate.check(&evals) {
             let hint = e.hint();
             let error = Error::recipe(format!("gate {}: {e}", index + 1)).hint(hint);
@@ -289,7 +298,10 @@ impl Recipe {
             let error = Error::recipe(format!("gate {}: no variant is named `{variant}`", index + 1)).hint(hint);
             return Err(self.document.place(error, &key("variant")));
         }
-        let eval = self.evals.iter().find(|e| e.name == gate.eval).expect("`check` found it");
+        let Some(eval) = self.evals.iter().find(|e| e.name == gate.eval) else {
+            // The device's: what is foretold has no runner.
+            return Ok(());
+        };
         let runs = eval.runners.iter().any(|(runner, mode)| {
             runner.to_string() == gate.runner && (*runner == RunnerKind::Reference || gate.mode.is_none_or(|m| m == *mode))
         });

@@ -3,7 +3,7 @@
 //! Nothing in a report depends on when or how fast it was made: the same recipe gives the same report.
 
 use attar_compile::pass::PassReport;
-use attar_eval::{Evaluation, Outcome, Status, Verdict};
+use attar_eval::{DEVICE_METRICS, Evaluation, Outcome, Status, Verdict};
 use attar_export::Totals;
 use serde::{Deserialize, Serialize};
 
@@ -70,8 +70,65 @@ pub struct VariantReport {
     /// What passes did to the graph, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fusions: Vec<FusionReport>,
+    /// What it was compiled to, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compilations: Vec<CompilationReport>,
     /// What was written.
     pub artifacts: Vec<ArtifactReport>,
+}
+
+/// A model for a device. Times, energies and bytes are predicted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompilationReport {
+    /// For what.
+    pub device: String,
+    /// Nodes that stay with the host: embedding, last norm, head.
+    pub host_nodes: usize,
+    /// Prefill, and decode if it was asked for.
+    pub phases: Vec<PhaseReport>,
+}
+
+/// One run of a compiled model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// `prefill` or `decode`.
+    pub name: String,
+    /// Tokens at once.
+    pub rows: u64,
+    /// Tokens before them.
+    pub past: u64,
+    /// Calls of the plan.
+    pub kernels: usize,
+    /// Different bodies of code that they call.
+    pub bodies: usize,
+    /// Multiply-accumulates.
+    pub macs: u64,
+    /// DRAM bytes moved.
+    pub dram_bytes: u64,
+    /// Seconds.
+    pub latency: f64,
+    /// Joules.
+    pub energy: f64,
+    /// Bytes.
+    pub peak_sram: u64,
+    /// Bytes.
+    pub peak_dram: u64,
+    /// How its first blocks were proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofReport>,
+}
+
+/// Blocks whose plan was run on real numbers and agreed with the reference in every bit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProofReport {
+    /// How many, from the first.
+    pub blocks: usize,
+    /// Multiply-accumulates, each done once.
+    pub macs: u64,
+    /// DRAM bytes moved, as foretold.
+    pub dram_bytes: u64,
+    /// Signal over the difference from the float graph, in decibels.
+    pub snr_db: Option<f64>,
 }
 
 /// A step that keeps what the model computes.
@@ -337,6 +394,15 @@ impl Report {
                 Outcome::Skipped { reason } => {
                     let mut row = vec![eval.eval.clone(), or_dash(&variant), who, "not run".into()];
                     row.extend([reason.clone(), "-".into(), "-".into(), "-".into(), "-".into()]);
+                    row
+                }
+                Outcome::Predicted(prediction) => {
+                    let metrics = DEVICE_METRICS.iter().filter_map(|metric| {
+                        let value = (metric.value)(prediction)?;
+                        Some(format!("{} {value:.4e} {}", metric.name, metric.unit))
+                    });
+                    let mut row = vec![eval.eval.clone(), or_dash(&variant), who, metrics.collect::<Vec<_>>().join("; ")];
+                    row.resize(9, "-".into());
                     row
                 }
                 Outcome::Measured(m) => {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_eval::Status;
+use attar_eval::{DEVICE, Evaluation, Outcome, PREDICTED, Status};
 use attar_export::Artifact;
 use attar_model::Model;
 use attar_tensor::{Digest, Journal, Store};
@@ -22,6 +22,9 @@ use crate::{
     report::{self, ActivationReport, ArtifactReport, ModelReport, TensorReport, VariantReport},
     session::Session,
 };
+
+/// The folder of plans.
+pub(crate) const COMPILED: &str = "compiled";
 
 pub(crate) const TOOL: &str = concat!("attar ", env!("CARGO_PKG_VERSION"));
 
@@ -90,6 +93,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
         for (key, step) in &variant.steps {
             used.extend(step.run(&mut working, &session).map_err(|e| placed(recipe, key, step.kind().name, e))?);
         }
+        write_compilations(recipe, &variant.name, &working, &output)?;
         let model = base.with(working.graph.clone(), working.source.clone());
         let mut artifacts = Vec::new();
         for export in &recipe.exports {
@@ -100,7 +104,8 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
         }
         made.push(Made { name: variant.name.clone(), model, working, artifacts });
     }
-    let evals = measure(recipe, request.engines, &base, &made, &output, &session, &mut used)?;
+    let mut evals = measure(recipe, request.engines, &base, &made, &output, &session, &mut used)?;
+    evals.extend(made.iter().flat_map(predictions));
     let gates = recipe.gates.iter().flat_map(|gate| gate.judge(&evals)).collect::<Vec<_>>();
     let model = ModelReport { path: planned.model, architecture: planned.architecture, parameters: planned.parameters };
     let manifest = Manifest {
@@ -199,6 +204,33 @@ fn lock_inputs(recipe: &Recipe, base: &Model, observer: &dyn Observer) -> Result
     Ok(Lock { lock: 1, tool: TOOL.into(), recipe: Digest::of(settings.as_bytes()), inputs })
 }
 
+/// Plans, proofs and reports of what a variant was compiled to: in `compiled`, numbered from the second on.
+fn write_compilations(recipe: &Recipe, variant: &str, working: &Working, output: &Output) -> Result<()> {
+    for (index, compilation) in working.compilations.iter().enumerate() {
+        let name = if index == 0 { COMPILED.into() } else { format!("{COMPILED}-{}", index + 1) };
+        let unfinished = output.unfinished()?;
+        for (file, bytes) in &compilation.files {
+            let path = unfinished.join(file);
+            let failed = |source| attar_tensor::Error::Io { action: "write", path: path.clone(), source };
+            std::fs::write(&path, bytes).map_err(failed)?;
+        }
+        output.publish(&folder(recipe, variant, &name))?;
+    }
+    Ok(())
+}
+
+/// What compilers foretell of a variant; of several devices, of the first.
+fn predictions(made: &Made) -> Option<Evaluation> {
+    let prediction = made.working.compilations.first()?.prediction.clone();
+    Some(Evaluation {
+        eval: DEVICE.into(),
+        variant: (!made.name.is_empty()).then(|| made.name.clone()),
+        runner: PREDICTED.into(),
+        mode: None,
+        outcome: Outcome::Predicted(prediction),
+    })
+}
+
 fn worst_first(activations: &[ActivationReport]) -> Vec<ActivationReport> {
     let mut all = activations.to_vec();
     let snr = |activation: &ActivationReport| activation.snr_db.unwrap_or(f64::INFINITY);
@@ -237,6 +269,7 @@ fn variant_report(made: &Made) -> VariantReport {
         allocations: made.working.allocations.clone(),
         activations: worst_first(&made.working.activations),
         fusions: made.working.fusions.clone(),
+        compilations: made.working.compilations.iter().map(|c| c.report.clone()).collect(),
         artifacts: artifacts.collect(),
     }
 }

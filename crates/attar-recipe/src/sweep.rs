@@ -256,7 +256,7 @@ fn divergences(point: &Point) -> impl Iterator<Item = (&str, f64, f64)> {
             let kl = &measured.against_base.as_ref()?.kl_mean;
             Some((eval.eval.as_str(), kl.value, kl.standard_error.unwrap_or(0.0)))
         }
-        Outcome::Skipped { .. } => None,
+        Outcome::Skipped { .. } | Outcome::Predicted(_) => None,
     })
 }
 

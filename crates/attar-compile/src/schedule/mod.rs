@@ -79,6 +79,18 @@ pub enum Goal {
     Energy,
 }
 
+impl Goal {
+    /// What it means for one product.
+    pub fn objective(self, rates: crate::tile::Rates) -> Objective {
+        match self {
+            // A transfer is worth a few bursts.
+            Goal::Dram => Objective::Dram { overhead: 64 },
+            Goal::Latency => Objective::Latency(rates),
+            Goal::Energy => Objective::Energy(rates),
+        }
+    }
+}
+
 /// What a plan may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freedom {
@@ -277,12 +289,7 @@ impl Search<'_> {
         let program = self.program;
         let rates = self.target.rates.tile;
         let array = [rates.array[1], rates.array[2]];
-        let objective = match self.goal {
-            // A transfer is worth a few bursts.
-            Goal::Dram => Objective::Dram { overhead: 64 },
-            Goal::Latency => Objective::Latency(rates),
-            Goal::Energy => Objective::Energy(rates),
-        };
+        let objective = self.goal.objective(rates);
         Ok(match kernel {
             Kernel::Norm(norm) => Tiles::Norm(NormTiles::search(program, norm, [on(norm.x), on(norm.out)], &limits)?),
             Kernel::Linear(linear) => {

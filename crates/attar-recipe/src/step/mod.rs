@@ -4,6 +4,7 @@ mod activations;
 mod allocate;
 mod autoround;
 mod calibrated;
+mod compile;
 mod fuse;
 mod passage;
 mod preserved;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use attar_tensor::Digest;
 
+pub(crate) use compile::{Compilation, compiles};
 pub(crate) use fuse::check_order;
 
 use crate::{AllocationReport, Result, document::Section, model::Working, plan::PlannedTensor, session::Session};
@@ -34,15 +36,13 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] = &[
-    &rotate::ROTATE,
+pub static STEPS: &[&StepKind] = &[&rotate::ROTATE,
     &smooth::SMOOTH,
     &quantize::QUANTIZE,
     &autoround::AUTOROUND,
     &recover::RECOVER,
     &activations::ACTIVATIONS,
-    &fuse::FUSE,
-];
+    &fuse::FUSE, &compile::COMPILE];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

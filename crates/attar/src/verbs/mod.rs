@@ -1,5 +1,6 @@
 //! The verbs, one file each (steps share one).
 
+mod compile;
 mod completions;
 mod engine;
 mod eval;
@@ -12,8 +13,10 @@ mod memory_plan;
 mod plan;
 mod run;
 mod schema;
+mod simulate;
 mod step;
 mod sweep;
+mod tile;
 
 use std::{path::Path, process::ExitCode};
 
@@ -45,6 +48,9 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &step::StepVerb("quantize"),
     &step::StepVerb("activations"),
     &fuse::Fuse,
+    &tile::Tile,
+    &compile::Compile,
+    &simulate::Simulate,
     &export::Export,
     &eval::Eval,
     &generate::Generate,

@@ -32,10 +32,7 @@ impl Verb for StepVerb {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let mut text = recipe(self.0, arguments);
-        if let Some(calibration) = calibration(arguments) {
-            text += &format!("\n[data.calibration]\n{}", toml::to_string(&calibration).expect("settings are TOML"));
-        }
+        let text = recipe(self.0, arguments) + &data(arguments);
         run_text(&format!("attar {} {}", self.0, path(arguments, "model").display()), &text, arguments, environment, printer)
     }
 }
@@ -54,11 +51,23 @@ pub(super) fn command(step: &'static str) -> Command {
 
 /// The recipe that does a step alone and writes a checkpoint folder.
 pub(super) fn recipe(step: &str, arguments: &ArgMatches) -> String {
+    let export = toml::Table::from_iter([("target".to_owned(), "checkpoint".into()), ("folder".to_owned(), ".".into())]);
+    recipe_of(step, arguments, &[("export", export)])
+}
+
+/// The recipe of a step and other sections.
+pub(super) fn recipe_of(step: &str, arguments: &ArgMatches, more: &[(&str, toml::Table)]) -> String {
     let schema = verb_schema(step).expect("a verb of a step that exists");
     let mut table = toml::Table::from_iter([("kind".to_owned(), step.into())]);
     table.extend(settings::table(&schema, arguments));
-    let export = toml::Table::from_iter([("target".to_owned(), "checkpoint".into()), ("folder".to_owned(), ".".into())]);
-    one_shot(path(arguments, "model"), path(arguments, "out"), &[("step", table), ("export", export)])
+    let sections: Vec<(&str, toml::Table)> = std::iter::once(("step", table)).chain(more.iter().cloned()).collect();
+    one_shot(path(arguments, "model"), path(arguments, "out"), &sections)
+}
+
+/// The section of the calibration text, if one was given.
+pub(super) fn data(arguments: &ArgMatches) -> String {
+    let text = |table| format!("\n[data.calibration]\n{}", toml::to_string(&table).expect("settings are TOML"));
+    calibration(arguments).map(text).unwrap_or_default()
 }
 
 fn count(name: &'static str, help: &'static str) -> Arg {

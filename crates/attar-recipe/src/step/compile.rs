@@ -1,0 +1,127 @@
+//! The step `compile`: plans of the model for a device, proven, beside the model. The model itself stays as it is.
+
+use std::sync::Arc;
+
+use attar_compile::{Compile, Compiled, Phase, Plan, plan::Space};
+use attar_eval::Prediction;
+use attar_tensor::Digest;
+
+use super::{Step, StepError, StepKind};
+use crate::{
+    CompilationReport, Error, ErrorKind, PhaseReport, ProofReport, model::Working, plan::PlannedTensor, schema::of,
+    session::Session,
+};
+
+pub(super) static COMPILE: StepKind = StepKind {
+    name: "compile",
+    about: "Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan",
+    schema: of::<Compile>,
+    build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
+};
+
+/// Whether a step compiles.
+pub(crate) fn compiles(step: &dyn Step) -> bool {
+    step.kind().name == COMPILE.name
+}
+
+/// A model for a device: files, and what is said of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Compilation {
+    /// Names and contents.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+    pub(crate) report: CompilationReport,
+    pub(crate) prediction: Prediction,
+}
+
+impl Step for Compile {
+    fn kind(&self) -> &'static StepKind {
+        &COMPILE
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    /// Everything but numbers is tried now: what does not fit is known before hours of work.
+    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        if !model.calibrated {
+            let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+            let error = Error::recipe("ranges and the prompt of the proof come from a text, and the recipe has none").hint(hint);
+            return Err(StepError { key: Some("kind".into()), error });
+        }
+        self.check(&model.graph, &*model.source).map_err(refused)?;
+        Ok(Vec::new())
+    }
+
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        session.observer.stage(&format!("{}: compile for {}", model.title, self.device), 0);
+        session.check_interrupt()?;
+        let windows = session.calibration.expect("`plan` asks for a text");
+        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows).map_err(refused)?;
+        model.compilations.push(compilation(&compiled));
+        Ok(Vec::new())
+    }
+}
+
+/// What a device cannot run is the recipe's fault, not the data's.
+fn refused(error: attar_compile::Error) -> StepError {
+    StepError { key: Some("kind".into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
+}
+
+fn compilation(compiled: &Compiled) -> Compilation {
+    let mut files = Vec::new();
+    for phase in &compiled.phases {
+        files.push((format!("{}.plan", phase.name), phase.schedule.plan.to_bytes()));
+        files.push((format!("{}.txt", phase.name), phase.schedule.plan.to_string().into_bytes()));
+        if let Some(proven) = &phase.proof {
+            files.push((format!("{}.proof.plan", phase.name), proven.schedule.plan.to_bytes()));
+            files.push((format!("{}.proof.data", phase.name), proven.proof.to_bytes()));
+        }
+    }
+    let phases = compiled.phases.iter().map(phase_report).collect();
+    let report = CompilationReport { device: compiled.device.clone(), host_nodes: compiled.host.len(), phases };
+    Compilation { files, report, prediction: prediction(&compiled.phases) }
+}
+
+fn phase_report(phase: &Phase) -> PhaseReport {
+    let rates = &phase.schedule.plan.rates;
+    PhaseReport {
+        name: phase.name.into(),
+        rows: phase.rows,
+        past: phase.past,
+        kernels: phase.schedule.plan.calls.len(),
+        bodies: phase.schedule.plan.bodies.len(),
+        macs: phase.simulation.macs(),
+        dram_bytes: phase.simulation.dram(),
+        latency: phase.simulation.latency(rates),
+        energy: phase.simulation.energy(rates),
+        peak_sram: phase.simulation.sram_peak,
+        peak_dram: peak_dram(&phase.schedule.plan),
+        proof: phase.proof.as_ref().map(|proven| ProofReport {
+            blocks: proven.blocks,
+            macs: proven.simulation.macs(),
+            dram_bytes: proven.simulation.dram(),
+            snr_db: proven.snr_db,
+        }),
+    }
+}
+
+fn prediction(phases: &[Phase]) -> Prediction {
+    let prefill = &phases[0];
+    let seconds = |phase: &Phase| phase.simulation.latency(&phase.schedule.plan.rates);
+    let joules = |phase: &Phase| phase.simulation.energy(&phase.schedule.plan.rates);
+    let decode = phases.get(1);
+    Prediction {
+        latency: seconds(prefill),
+        decode_latency: decode.map(seconds),
+        peak_sram: phases.iter().map(|phase| phase.simulation.sram_peak).max().unwrap_or(0),
+        peak_dram: phases.iter().map(|phase| peak_dram(&phase.schedule.plan)).max().unwrap_or(0),
+        dram_bytes: prefill.simulation.dram(),
+        energy_per_token: decode.map_or(joules(prefill) / prefill.rows as f64, joules),
+    }
+}
+
+fn peak_dram(plan: &Plan) -> u64 {
+    let ends = plan.tensors.iter().filter(|tensor| tensor.space == Space::Dram).map(|tensor| tensor.address + tensor.bytes());
+    ends.max().unwrap_or(0)
+}

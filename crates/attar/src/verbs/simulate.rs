@@ -1,0 +1,121 @@
+//! `attar simulate PLAN [--data FILE]`: runs a plan on simulated memories.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use attar_compile::{
+    Plan,
+    plan::Proof,
+    simulate::{Simulation, prove, time},
+};
+use attar_recipe::Error;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::json;
+
+use super::{Verb, draw, path, path_argument};
+use crate::{environment::Environment, printer::Printer};
+
+pub(super) struct Simulate;
+
+impl Verb for Simulate {
+    fn name(&self) -> &'static str {
+        "simulate"
+    }
+
+    fn command(&self) -> Command {
+        Command::new("simulate")
+            .about("Run a plan on simulated memories: prove it on numbers, and say how long it takes")
+            .long_about(
+                "Run a plan on simulated memories. With the data of a proof, every access is checked (bounds, alignment, reads \
+                 of what was not written, accesses that no wait keeps in order), every term of every sum must be added once, \
+                 and every result must be that of the plain reference, bit for bit. Without, only times and bytes are counted. \
+                 All times and energies are predicted.",
+            )
+            .arg(path_argument("PLAN", "A plan file, as `compile` writes it"))
+            .arg(
+                Arg::new("data")
+                    .long("data")
+                    .value_name("FILE")
+                    .help("Numbers and reference of a proof [default: PLAN with `.data` in place of `.plan`, if it is there]")
+                    .value_parser(clap::value_parser!(PathBuf)),
+            )
+            .arg(Arg::new("text").long("text").help("Print the plan in text form, and do nothing").action(ArgAction::SetTrue))
+    }
+
+    fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+        let path = path(arguments, "plan");
+        let plan = Plan::from_bytes(&read(path)?).map_err(|e| broken(path, e))?;
+        if arguments.get_flag("text") {
+            printer.data(&plan.to_string());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let beside = Some(path.with_extension("data")).filter(|data| data.exists() && data != path);
+        let simulation = match arguments.get_one::<PathBuf>("data").cloned().or(beside) {
+            Some(data) => {
+                let proof = Proof::from_bytes(&read(&data)?).map_err(|e| broken(&data, e))?;
+                let proven = prove(&proof.program, &plan, &plan.rates, &proof.memory);
+                (proven.map_err(|e| Error::input(format!("`{}` is not proven", path.display())).because(&e))?, true)
+            }
+            None => (time(&plan, &plan.rates).map_err(|e| broken(path, e))?, false),
+        };
+        show(&plan, &simulation.0, simulation.1, printer);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|e| Error::input(format!("cannot read `{}`", path.display())).because(&e))
+}
+
+fn broken(path: &Path, error: attar_compile::Error) -> Error {
+    let hint = error.hint();
+    Error::input(format!("`{}` cannot be used", path.display())).because(&error).hint(hint)
+}
+
+fn show(plan: &Plan, simulation: &Simulation, proven: bool, printer: &Printer) {
+    let (seconds, joules) = (simulation.latency(&plan.rates), simulation.energy(&plan.rates));
+    if printer.json {
+        let calls: Vec<_> = simulation
+            .calls
+            .iter()
+            .map(|call| {
+                json!({ "name": call.name, "cycles": call.end - call.start, "compute": call.compute, "stalled": call.stalled,
+                        "read": call.read, "written": call.written, "transfers": call.transfers, "macs": call.macs })
+            })
+            .collect();
+        return printer.value(&json!({
+            "device": plan.device, "title": plan.title, "proven": proven, "latency": seconds, "energy": joules,
+            "cycles": simulation.cycles, "dram_bytes": simulation.dram(), "macs": simulation.macs(),
+            "peak_sram": simulation.sram_peak, "calls": calls,
+        }));
+    }
+    let rows: Vec<Vec<String>> = simulation
+        .calls
+        .iter()
+        .map(|call| {
+            let cycles = call.end.saturating_sub(call.start).max(1);
+            vec![
+                call.name.clone(),
+                cycles.to_string(),
+                format!("{:.0}%", 100.0 * call.compute as f64 / cycles as f64),
+                call.stalled.to_string(),
+                attar_recipe::bytes(call.read[0]),
+                attar_recipe::bytes(call.read[1]),
+                attar_recipe::bytes(call.written),
+                call.macs.to_string(),
+            ]
+        })
+        .collect();
+    let head = ["kernel", "cycles", "computing", "stalled", "activations read", "weights read", "written", "MACs"];
+    printer.data(&draw(&head, &rows));
+    let word = if proven { "proven: every result is the reference's, bit for bit" } else { "counted, not proven: no data was given" };
+    printer.data(&format!(
+        "{}: {word}\n{} cycles, {seconds:.6} s, {joules:.6} J, {} of DRAM traffic, {} of SRAM in use (all predicted)",
+        plan.title,
+        simulation.cycles,
+        attar_recipe::bytes(simulation.dram()),
+        attar_recipe::bytes(simulation.sram_peak),
+    ));
+}
