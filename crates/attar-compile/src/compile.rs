@@ -141,7 +141,15 @@ impl Compile {
         std::iter::once(("prefill", seq, 0)).chain(decode).collect()
     }
 
-    fn phase(&self, device: &Device, fused: &Graph, source: &dyn Source, name: &'static str, rows: u64, past: u64) -> Result<Phase> {
+    fn phase(
+        &self,
+        device: &Device,
+        fused: &Graph,
+        source: &dyn Source,
+        name: &'static str,
+        rows: u64,
+        past: u64,
+    ) -> Result<Phase> {
         let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
         let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
         let target = target(device, &converted.program)?;
@@ -289,8 +297,11 @@ impl Seen {
         let plain = apart(graph)?;
         let window: Vec<u32> = window.iter().copied().cycle().take(tokens).collect();
         let weights = SourceWeights(Arc::clone(source));
-        let device: Vec<BlockId> =
-            plain.blocks().filter(|block| plain.nodes_of(*block).any(|node| matches!(node.op, Op::Attention(_)))).take(blocks).collect();
+        let device: Vec<BlockId> = plain
+            .blocks()
+            .filter(|block| plain.nodes_of(*block).any(|node| matches!(node.op, Op::Attention(_))))
+            .take(blocks)
+            .collect();
         let (first, last) = (device[0], device[device.len() - 1]);
         let input = plain.live_into(first).into_iter().find(|id| !matches!(plain.get(*id).origin, attar_graph::Origin::Input));
         let output = plain.leaving(last).first().copied();

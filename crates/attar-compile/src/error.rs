@@ -458,7 +458,6 @@ pub enum Error {
     },
 }
 
-
 impl Error {
     /// The way out, where one is known.
     pub fn hint(&self) -> Option<String> {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use attar_tensor::nearest;
 
-use crate::{DEVICE, Error, Measurements, Metric, Mode, Prediction, Result, device_metric, metric};
+use crate::{DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, Result, device_metric, metric};
 
 /// A bound that a metric must keep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -161,8 +161,9 @@ impl TryFrom<Written> for Gate {
         else {
             return Err(Error::GateMetric { found: written.metric });
         };
-        let (eval, metric) = (eval.into(), metric.into());
-        Ok(Gate { eval, metric, variant: written.variant, runner: written.runner, mode: written.mode, bound })
+        let (eval, metric): (String, String) = (eval.into(), metric.into());
+        let runner = if eval == DEVICE && is_reference(&written.runner) { PREDICTED.into() } else { written.runner };
+        Ok(Gate { eval, metric, variant: written.variant, runner, mode: written.mode, bound })
     }
 }
 
@@ -272,7 +273,7 @@ impl Gate {
 
     fn is_about(&self, evaluation: &Evaluation) -> bool {
         evaluation.eval == self.eval
-            && (evaluation.runner == self.runner || self.eval == DEVICE)
+            && evaluation.runner == self.runner
             && self.variant.as_ref().is_none_or(|variant| evaluation.variant.as_ref() == Some(variant))
             && self.mode.is_none_or(|mode| evaluation.mode == Some(mode))
     }

@@ -47,7 +47,12 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
     DeviceMetric { name: "decode-latency", about: "time of one token behind the prompt", unit: "s", value: |p| p.decode_latency },
     DeviceMetric { name: "peak-sram", about: "on-chip memory in use", unit: "bytes", value: |p| Some(p.peak_sram as f64) },
     DeviceMetric { name: "peak-dram", about: "DRAM in use", unit: "bytes", value: |p| Some(p.peak_dram as f64) },
-    DeviceMetric { name: "dram-bytes", about: "DRAM bytes moved by the prompt's run", unit: "bytes", value: |p| Some(p.dram_bytes as f64) },
+    DeviceMetric {
+        name: "dram-bytes",
+        about: "DRAM bytes moved by the prompt's run",
+        unit: "bytes",
+        value: |p| Some(p.dram_bytes as f64),
+    },
     DeviceMetric { name: "energy-per-token", about: "energy of one token", unit: "J", value: |p| Some(p.energy_per_token) },
 ];
 

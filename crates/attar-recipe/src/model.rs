@@ -7,7 +7,7 @@ use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-use crate::{step::Compilation, ActivationReport, AllocationReport, FusionReport, TransformReport};
+use crate::{ActivationReport, AllocationReport, FusionReport, TransformReport, step::Compilation};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 //! Nothing in a report depends on when or how fast it was made: the same recipe gives the same report.
 
 use attar_compile::pass::PassReport;
-use attar_eval::{DEVICE_METRICS, Evaluation, Outcome, Status, Verdict};
+use attar_eval::{Evaluation, Outcome, Status, Verdict};
 use attar_export::Totals;
 use serde::{Deserialize, Serialize};
 
@@ -258,6 +258,23 @@ pub fn fusion_table<'f>(fusions: impl IntoIterator<Item = (&'f str, &'f FusionRe
     Table { head: &["variant", "pass", "changes", "nodes before", "after"], rows: fusions.into_iter().map(row).collect() }
 }
 
+fn phase_row(variant: &str, device: &str, phase: &PhaseReport) -> Vec<String> {
+    let proof = phase.proof.as_ref();
+    vec![
+        or_dash(variant),
+        device.into(),
+        format!("{}, {} behind {}", phase.name, phase.rows, phase.past),
+        format!("{} of {} kinds", phase.kernels, phase.bodies),
+        format!("{:.3} ms", 1e3 * phase.latency),
+        format!("{:.3e}", phase.energy),
+        bytes(phase.dram_bytes),
+        bytes(phase.peak_sram),
+        bytes(phase.peak_dram),
+        proof.map_or("-".into(), |proof| proof.blocks.to_string()),
+        proof.and_then(|proof| proof.snr_db).map_or("-".into(), |snr| format!("{snr:.1}")),
+    ]
+}
+
 /// A written artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactReport {
@@ -290,6 +307,7 @@ impl Report {
             ("Variants", self.variant_table()),
             ("Activations with the least signal to noise", self.activation_table()),
             ("Passes over the graph", self.fusion_table()),
+            ("Compiled (predicted)", self.compilation_table()),
             ("Evals", self.eval_table()),
             ("Gates", self.gate_table()),
         ];
@@ -375,6 +393,30 @@ impl Report {
         fusion_table(self.variants.iter().flat_map(|v| v.fusions.iter().map(move |fusion| (v.name.as_str(), fusion))))
     }
 
+    /// Predictions for devices: one row a run of a compiled model.
+    pub fn compilation_table(&self) -> Table {
+        let mut rows = Vec::new();
+        for variant in &self.variants {
+            for compilation in &variant.compilations {
+                rows.extend(compilation.phases.iter().map(|phase| phase_row(&variant.name, &compilation.device, phase)));
+            }
+        }
+        let head = &[
+            "variant",
+            "device",
+            "run",
+            "kernels",
+            "latency",
+            "J",
+            "DRAM traffic",
+            "peak SRAM",
+            "peak DRAM",
+            "proven blocks",
+            "SNR dB",
+        ];
+        Table { head, rows }
+    }
+
     /// Measurements: one row an eval, variant, runner and mode; the untouched model first.
     pub fn eval_table(&self) -> Table {
         Report::evals(&self.evals)
@@ -396,15 +438,8 @@ impl Report {
                     row.extend([reason.clone(), "-".into(), "-".into(), "-".into(), "-".into()]);
                     row
                 }
-                Outcome::Predicted(prediction) => {
-                    let metrics = DEVICE_METRICS.iter().filter_map(|metric| {
-                        let value = (metric.value)(prediction)?;
-                        Some(format!("{} {value:.4e} {}", metric.name, metric.unit))
-                    });
-                    let mut row = vec![eval.eval.clone(), or_dash(&variant), who, metrics.collect::<Vec<_>>().join("; ")];
-                    row.resize(9, "-".into());
-                    row
-                }
+                // In a table of its own.
+                Outcome::Predicted(_) => continue,
                 Outcome::Measured(m) => {
                     if let Some(base) = &m.against_base
                         && !seen.contains(&eval.eval)

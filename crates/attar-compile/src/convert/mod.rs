@@ -140,7 +140,8 @@ impl<'g> Body<'g> {
 
 impl<'a> Converter<'a> {
     fn run(&mut self) -> Result<Converted> {
-        let blocks: Vec<BlockId> = self.graph.blocks().filter(|block| self.is_device_block(*block)).take(self.bind.blocks).collect();
+        let blocks: Vec<BlockId> =
+            self.graph.blocks().filter(|block| self.is_device_block(*block)).take(self.bind.blocks).collect();
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
             return Err(Error::NothingToRun);
         };
@@ -251,7 +252,9 @@ impl<'a> Converter<'a> {
             Kind::Attention => self.attention(&body),
             Kind::Gated => self.gated(&body),
             Kind::LinearAdd => self.linear_add(&body, output),
-            Kind::LinearAct => Err(self.unsupported(node, "has an activation that is no gated unit", "only gated MLPs are compiled")),
+            Kind::LinearAct => {
+                Err(self.unsupported(node, "has an activation that is no gated unit", "only gated MLPs are compiled"))
+            }
         }
     }
 
@@ -270,7 +273,11 @@ impl<'a> Converter<'a> {
             return Err(self.unsupported(body.node, "makes a value that is not rounded to int8", INTEGERS));
         };
         let [_, scale] = rounds.inputs[..] else {
-            return Err(self.unsupported(body.node, "rounds with scales that each token finds as it runs, or with a zero", STATIC));
+            return Err(self.unsupported(
+                body.node,
+                "rounds with scales that each token finds as it runs, or with a zero",
+                STATIC,
+            ));
         };
         if rounds.op != (Op::Quantize { bits: 8 }) {
             return Err(self.unsupported(body.node, "rounds to another width than int8", STATIC));
@@ -305,7 +312,8 @@ impl<'a> Converter<'a> {
     }
 
     fn rescale(&self, node: &Node, factor: f64) -> Result<Rescale> {
-        Rescale::new(factor).ok_or_else(|| self.unsupported(node, format!("rescales by {factor}, which no multiplier holds"), INTEGERS))
+        Rescale::new(factor)
+            .ok_or_else(|| self.unsupported(node, format!("rescales by {factor}, which no multiplier holds"), INTEGERS))
     }
 
     /// The result of a body, a tensor of the program.
@@ -372,7 +380,11 @@ impl<'a> Converter<'a> {
             ranges.push((ends[which], self.rescale(body.node, wide[which] / scales[which])?));
         }
         let Some((rope, heads)) = query.rope else {
-            return Err(self.unsupported(body.node, "does not turn its queries by position", "only rotary positions are compiled"));
+            return Err(self.unsupported(
+                body.node,
+                "does not turn its queries by position",
+                "only rotary positions are compiled",
+            ));
         };
         let head = query.columns / heads;
         let table = self.table(rope, head)?;
@@ -449,7 +461,11 @@ impl<'a> Converter<'a> {
         let Op::Attention(attention) = &node.op else { unreachable!("it was looked for") };
         let packed = body.node.inputs.iter().find_map(|id| self.packed.get(id).copied());
         let Some(Packed { query, state, scales, heads: [heads, key_heads, head] }) = packed else {
-            return Err(self.unsupported(body.node, "reads queries, keys and values that are not packed", "run all passes of `fuse`"));
+            return Err(self.unsupported(
+                body.node,
+                "reads queries, keys and values that are not packed",
+                "run all passes of `fuse`",
+            ));
         };
         let scale = self.rounding(body)?;
         let logits = scales[0] * scales[1] * attention.scale * std::f64::consts::LOG2_E * 256.0;
@@ -485,7 +501,10 @@ impl<'a> Converter<'a> {
         let width = self.program.get(weight).rows / 2;
         let out = self.make(body.node, width, Element::INT8, Role::Scratch, scale);
         let out = vec![Part { tensor: out, row: 0 }];
-        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue: Epilogue::Gated { table, rescale } }));
+        self.push(
+            body.node,
+            Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue: Epilogue::Gated { table, rescale } }),
+        );
         Ok(())
     }
 
@@ -524,4 +543,3 @@ struct Projection<'g> {
 
 const INTEGERS: &str = "quantize the weights and, with `mode = \"static\"`, the activations of all blocks first";
 const STATIC: &str = "use `mode = \"static\"`, `bits = 8` and one scale a tensor in the step `activations`";
-

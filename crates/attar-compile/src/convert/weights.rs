@@ -98,7 +98,8 @@ impl<'a> Converter<'a> {
             None => vec![0.0; steps.len()],
         };
         let column = |(step, bias): (&f64, f32)| -> Result<Column> {
-            let rescale = if *step == 0.0 { Rescale { multiplier: 0, shift: 1 } } else { self.rescale(body.node, step * factor)? };
+            let rescale =
+                if *step == 0.0 { Rescale { multiplier: 0, shift: 1 } } else { self.rescale(body.node, step * factor)? };
             let bias = if *step == 0.0 { 0.0 } else { f64::from(bias) / (step * input) };
             Ok(Column { rescale, bias: bias.round() as i32 })
         };
@@ -141,7 +142,11 @@ impl<'a> Converter<'a> {
             bits = bits.max(scheme.grid.bits());
             let mine = if scheme.groups(columns) > 1 { scheme.group(columns) as u32 } else { 0 };
             if *group.get_or_insert(mine) != mine {
-                return Err(self.unsupported(body.node, "reads weights in groups of different sizes", "use one `group` for them"));
+                return Err(self.unsupported(
+                    body.node,
+                    "reads weights in groups of different sizes",
+                    "use one `group` for them",
+                ));
             }
         }
         let width = self.widths.iter().copied().filter(|width| *width >= bits && *width <= 8).min();

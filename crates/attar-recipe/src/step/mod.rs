@@ -36,13 +36,16 @@ pub struct StepKind {
 }
 
 /// Every kind of step, in the order of the documentation.
-pub static STEPS: &[&StepKind] = &[&rotate::ROTATE,
+pub static STEPS: &[&StepKind] = &[
+    &rotate::ROTATE,
     &smooth::SMOOTH,
     &quantize::QUANTIZE,
     &autoround::AUTOROUND,
     &recover::RECOVER,
     &activations::ACTIVATIONS,
-    &fuse::FUSE, &compile::COMPILE];
+    &fuse::FUSE,
+    &compile::COMPILE,
+];
 
 /// A step with its settings.
 pub trait Step: std::fmt::Debug + Send + Sync {

@@ -137,9 +137,14 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
     if printer.quiet {
         return;
     }
-    for table in
-        [report.variant_table(), report.activation_table(), report.fusion_table(), report.eval_table(), report.gate_table()]
-    {
+    for table in [
+        report.variant_table(),
+        report.activation_table(),
+        report.fusion_table(),
+        report.compilation_table(),
+        report.eval_table(),
+        report.gate_table(),
+    ] {
         if !table.rows.is_empty() {
             printer.data(&draw(table.head, &table.rows));
         }

@@ -110,7 +110,8 @@ fn show(plan: &Plan, simulation: &Simulation, proven: bool, printer: &Printer) {
         .collect();
     let head = ["kernel", "cycles", "computing", "stalled", "activations read", "weights read", "written", "MACs"];
     printer.data(&draw(&head, &rows));
-    let word = if proven { "proven: every result is the reference's, bit for bit" } else { "counted, not proven: no data was given" };
+    let word =
+        if proven { "proven: every result is the reference's, bit for bit" } else { "counted, not proven: no data was given" };
     printer.data(&format!(
         "{}: {word}\n{} cycles, {seconds:.6} s, {joules:.6} J, {} of DRAM traffic, {} of SRAM in use (all predicted)",
         plan.title,

@@ -39,7 +39,13 @@ impl Verb for Tile {
                     .default_value("8")
                     .value_parser(clap::value_parser!(u32).range(2..=8)),
             )
-            .arg(Arg::new("device").long("device").value_name("DEVICE").help("A shipped device or a device file").default_value("generic-npu"))
+            .arg(
+                Arg::new("device")
+                    .long("device")
+                    .value_name("DEVICE")
+                    .help("A shipped device or a device file")
+                    .default_value("generic-npu"),
+            )
             .arg(
                 Arg::new("set")
                     .long("set")
@@ -55,14 +61,22 @@ impl Verb for Tile {
                     .default_value("dram")
                     .value_parser(PossibleValuesParser::new(["dram", "latency", "energy"])),
             )
-            .arg(Arg::new("pareto").long("pareto").help("Show all that are best in some way: DRAM bytes, SRAM, cycles").action(ArgAction::SetTrue))
+            .arg(
+                Arg::new("pareto")
+                    .long("pareto")
+                    .help("Show all that are best in some way: DRAM bytes, SRAM, cycles")
+                    .action(ArgAction::SetTrue),
+            )
     }
 
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let text = arguments.get_one::<String>("product").expect("clap demands it");
-        let sizes: Vec<u64> = text.split([',', 'x']).map_while(|part| part.trim().parse().ok()).filter(|n| *n > 0 && *n <= 1 << 24).collect();
+        let sizes: Vec<u64> =
+            text.split([',', 'x']).map_while(|part| part.trim().parse().ok()).filter(|n| *n > 0 && *n <= 1 << 24).collect();
         let [m, k, n] = sizes[..] else {
-            return Err(Error::recipe(format!("`{text}` is no product")).hint("three sizes of at least 1: `512,2048,2048`".to_owned()));
+            return Err(
+                Error::recipe(format!("`{text}` is no product")).hint("three sizes of at least 1: `512,2048,2048`".to_owned())
+            );
         };
         let settings = Compile {
             device: arguments.get_one::<String>("device").expect("it has a default").clone(),
