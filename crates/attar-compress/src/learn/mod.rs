@@ -7,12 +7,14 @@
 mod adam;
 mod adapter;
 mod autoround;
+mod gain;
 mod gradients;
 mod quantized;
 mod recover;
 
 pub use adam::{Adam, Rate};
 pub use autoround::{AutoRound, Lesson, Task, stride, tensors};
+pub use gain::Gain;
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use quantized::Learned;
 
@@ -29,4 +31,4 @@ fn check(counts: &[(&'static str, usize)], rates: &[(&'static str, f64)]) -> Res
     }
 }
 
-pub use recover::{Method, ROWS, Recover, Student, Teacher};
+pub use recover::{Method, ROWS, Rates, Recover, Student, Teacher};

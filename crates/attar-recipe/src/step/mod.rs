@@ -4,6 +4,7 @@ mod activations;
 mod allocate;
 mod autoround;
 mod calibrated;
+mod norms;
 mod passage;
 mod preserved;
 mod pupils;

@@ -28,10 +28,7 @@ pub(super) struct Pupil {
 /// The quantized weights of linear layers that `select` names, in running order. Every pattern must name one.
 pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, StepError> {
     let graph = &model.graph;
-    if !model.is_beside_float() {
-        let hint = "put the step `activations` behind this one".to_owned();
-        return Err(Error::recipe("weights learn before activations become integers").hint(hint).into());
-    }
+    check_beside_float(model)?;
     let mut pupils = Vec::new();
     for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
         let id = node.inputs[1];
@@ -42,6 +39,12 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
         let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
         let (Some(dims), Some((_, float))) = (dims, model.float.weight(&value.name)) else { continue };
         if select.iter().any(|pattern| pattern.matches(&value.name)) {
+            if let Some(other) = graph.weights().find(|(other, _, e)| *other != id && *e == expr).map(|(_, value, _)| &value.name)
+            {
+                let message = format!("`{}` is one tensor with `{other}`: it cannot learn on its own", value.name);
+                let error = Error::recipe(message).hint("leave it out of `select`".to_owned());
+                return Err(StepError { key: Some("select".into()), error });
+            }
             if matches!(scheme.grid.levels(), Levels::Learned) {
                 let message = format!("`{}` is {scheme}: tables that were found do not learn further", value.name);
                 let hint = "leave it out of `select`, or give it another grid".to_owned();
@@ -66,6 +69,15 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
         }
         None => Ok(pupils),
     }
+}
+
+/// What learns is held against the float model, value by value.
+pub(super) fn check_beside_float(model: &Working) -> Result<(), StepError> {
+    if model.is_beside_float() {
+        return Ok(());
+    }
+    let hint = "put the step `activations` behind this one".to_owned();
+    Err(Error::recipe("weights learn before activations become integers").hint(hint).into())
 }
 
 impl Pupil {

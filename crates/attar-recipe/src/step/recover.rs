@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::RwLock};
 
-use attar_compress::learn::{Learned, Method, ROWS, Recover, Student, Teacher};
+use attar_compress::learn::{Gain, Learned, Method, ROWS, Recover, Student, Teacher};
 use attar_graph::{BlockId, Cached, SourceWeights, Values};
 use attar_tensor::{Blobs, Digest, safetensors::Shards};
 use candle_core::Tensor;
@@ -13,7 +13,8 @@ use candle_core::Tensor;
 use super::{
     Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
-    pupils::{Pupil, batches, check_text, gradient_memory, install, pupils, weights_key},
+    norms::{self, Norm},
+    pupils::{Pupil, batches, check_beside_float, check_text, gradient_memory, install, pupils, weights_key},
     quantize::refused,
 };
 use crate::{
@@ -45,7 +46,7 @@ impl Step for Recover {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
-        let pupils = pupils(&self.select, model)?;
+        let (pupils, norms) = learners(self, model)?;
         check_text("recover", model)?;
         // The weights before rounding and two moments, for all of them at once, and again while they are stored; what enters
         // every block; both heads; logits.
@@ -59,17 +60,23 @@ impl Step for Recover {
             + entered
             + 4 * (2 * head + logits)
             + gradient_memory(model, self.batch);
-        Ok(pupils.iter().map(|pupil| pupil.planned(memory)).collect())
+        let planned = pupils.iter().map(|pupil| pupil.planned(memory)).chain(norms.iter().map(|norm| norm.planned(memory)));
+        let planned = planned.collect();
+        norms::place(&mut model.graph, &norms, |norm| norm.expr.clone());
+        Ok(planned)
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let pupils = pupils(&self.select, model)?;
+        let (pupils, norms) = learners(self, model)?;
         let float = model.float.clone();
-        let school = School { settings: self, model, float: &float, pupils: &pupils, session };
+        let school = School { settings: self, model, float: &float, pupils: &pupils, norms: &norms, session };
         let key = school.key()?;
         let part = |name: &str| Digest::of_parts([key.as_bytes().as_slice(), name.as_bytes()]);
-        let done: Vec<Option<Digest>> =
+        let mut done: Vec<Option<Digest>> =
             pupils.iter().map(|pupil| session.done(&part(&pupil.name))).collect::<Result<_, Error>>()?;
+        if !norms.is_empty() {
+            done.push(session.done(&part(norms::UNIT))?);
+        }
         let blobs: Vec<Digest> = match done.into_iter().collect() {
             Some(done) => done,
             None => school.teach(&part)?,
@@ -79,8 +86,19 @@ impl Step for Recover {
             quantized.insert(&pupil.name, session.store, blob, pupil.scheme, pupil.dims);
         }
         install(model, &pupils, quantized)?;
+        if let Some(blob) = blobs.get(pupils.len()) {
+            norms::install(model, &norms, &part(norms::UNIT), session.store.path(blob))?;
+        }
         Ok(blobs)
     }
+}
+
+/// The quantized weights and the norms that learn.
+fn learners(settings: &Recover, model: &Working) -> Result<(Vec<Pupil>, Vec<Norm>), StepError> {
+    check_beside_float(model)?;
+    let pupils = if settings.weights_learn() { pupils(&settings.select, model)? } else { Vec::new() };
+    let norms = if settings.norms_learn() { norms::norms(&model.graph) } else { Vec::new() };
+    Ok((pupils, norms))
 }
 
 struct School<'a> {
@@ -88,6 +106,7 @@ struct School<'a> {
     model: &'a Working,
     float: &'a Float,
     pupils: &'a [Pupil],
+    norms: &'a [Norm],
     session: &'a Session<'a>,
 }
 
@@ -114,7 +133,9 @@ impl School<'_> {
                 break;
             }
         }
-        let mut student = Student { graph, below: &live, learned: self.learned(kept)? };
+        let mut states = self.states(kept)?;
+        let gains = self.gains(states.split_off(states.len().min(self.pupils.len())))?;
+        let mut student = Student { graph, below: &live, learned: self.learned(states)?, gains };
         let heads = [Cached::new(&live), Cached::new(&float)];
         for step in first..steps {
             session.check_interrupt()?;
@@ -133,14 +154,26 @@ impl School<'_> {
             let learned = &student.learned[&pupil.block][&pupil.name];
             blobs.push(pupil.keep(learned, &pupil.original(self.float)?, part(&pupil.name), session)?);
         }
+        if !self.norms.is_empty() {
+            let gains = self.norms.iter().map(|norm| (norm, student.gains[&norm.block][&norm.name].values()));
+            blobs.push(norms::keep(gains.collect(), part(norms::UNIT), session)?);
+        }
         self.drop_blob(kept)?;
         Ok(blobs)
     }
 
-    /// All that learns, a weight each, in the order of the pupils.
+    /// All that learns, a weight each: the pupils in their order, then the norms in theirs.
     fn state(&self, student: &Student<'_>) -> Result<Vec<BTreeMap<String, Tensor>>, Error> {
-        let state = |pupil: &Pupil| student.learned[&pupil.block][&pupil.name].state();
-        Ok(self.pupils.iter().map(state).collect::<attar_compress::Result<_>>()?)
+        let pupils = self.pupils.iter().map(|pupil| student.learned[&pupil.block][&pupil.name].state());
+        let norms = self.norms.iter().map(|norm| student.gains[&norm.block][&norm.name].state());
+        Ok(pupils.chain(norms).collect::<attar_compress::Result<_>>()?)
+    }
+
+    /// What [`School::state`] gave when `kept` was written; nothing at the start.
+    fn states(&self, kept: Option<Digest>) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
+        let Some(blob) = kept else { return Ok(Vec::new()) };
+        let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+        read_activations(&stored, self.pupils.len() + self.norms.len())
     }
 
     fn live(&self) -> Live {
@@ -176,26 +209,30 @@ impl School<'_> {
         Ok(found.into_iter().map(by_id).collect())
     }
 
-    /// What learns, as it stood in `kept` or else as it was quantized.
-    fn learned(&self, kept: Option<Digest>) -> Result<BTreeMap<BlockId, BTreeMap<String, Learned>>, StepError> {
-        let mut states = match kept {
-            Some(blob) => {
-                let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
-                Some(read_activations(&stored, self.pupils.len())?)
-            }
-            None => None,
-        };
+    /// The weights that learn, as they stood in `states` or else as they were quantized.
+    fn learned(&self, states: Vec<BTreeMap<String, Tensor>>) -> Result<BTreeMap<BlockId, BTreeMap<String, Learned>>, StepError> {
+        let mut states = states.into_iter();
         let mut learned: BTreeMap<BlockId, BTreeMap<String, Learned>> = BTreeMap::new();
         for (at, pupil) in self.pupils.iter().enumerate() {
             let (mut one, _) = pupil.learned(&*self.model.source, self.float)?;
             if self.settings.method == Method::Lora {
                 one.adapt(self.settings.rank.max(1), at as u64);
             }
-            if let Some(states) = &mut states {
-                one.restore(&std::mem::take(&mut states[at]))?;
-            }
+            states.next().map_or(Ok(()), |state| one.restore(&state))?;
             learned.entry(pupil.block).or_default().insert(pupil.name.clone(), one);
         }
         Ok(learned)
+    }
+
+    /// The gains that learn, as they stood in `states` or else as the model has them.
+    fn gains(&self, states: Vec<BTreeMap<String, Tensor>>) -> Result<BTreeMap<BlockId, BTreeMap<String, Gain>>, StepError> {
+        let mut states = states.into_iter();
+        let mut gains: BTreeMap<BlockId, BTreeMap<String, Gain>> = BTreeMap::new();
+        for norm in self.norms {
+            let mut one = norm.gain(&*self.model.source)?;
+            states.next().map_or(Ok(()), |state| one.restore(&state))?;
+            gains.entry(norm.block).or_default().insert(norm.name.clone(), one);
+        }
+        Ok(gains)
     }
 }

@@ -26,7 +26,7 @@ fn recipe() -> String {
     text += "\n[data.calibration]\npath = \"testdata/evals/shakespeare-valid.txt\"\nsamples = 24\nlength = 256\n";
     text += "\n[[variant]]\nname = \"gptq\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
     text += "\n[[variant]]\nname = \"learned\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
-    text += "[[variant.step]]\nkind = \"autoround\"\niterations = 4\n[[variant.step]]\nkind = \"recover\"\nepochs = 3\n";
+    text += "[[variant.step]]\nkind = \"autoround\"\niterations = 4\n[[variant.step]]\nkind = \"recover\"\nepochs = 3\nnorms = true\n";
     text += "\n[[variant]]\nname = \"integers\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
     text += "[[variant.step]]\nkind = \"activations\"\nmode = \"static\"\nobserver = \"mse\"\nasymmetric = true\nkv = \"int4\"\n";
     text += "\n[[export]]\ntarget = \"checkpoint\"\n\n[[export]]\ntarget = \"onnx\"\n";
@@ -136,7 +136,7 @@ fn interrupted_eval(trap: &str) -> ExitStatus {
     loop {
         sleep(Duration::from_millis(200));
         interrupt(&child);
-        if let Some(status) = child.try_wait().unwrap() {
+        if let Some(status) = child.try_wait().expect("nobody else waits for it") {
             return status;
         }
     }
