@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 
 use attar_graph::{BlockId, Cached, Graph, Mode, TensorWeights, Values, Weights, gradient::kl_divergence};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Differentiable, Gain, Learned, Rate, autoround::block_matrices, autoround::tensors};
+use super::{Differentiable, Learned, Plain, Rate, autoround::block_matrices, autoround::tensors};
 use crate::{Error, Patterns, Result};
 
 /// Let quantized weights learn from the float model, end to end.
@@ -31,6 +31,9 @@ pub struct Recover {
     /// The rank of `lora`.
     #[serde(default = "default_rank")]
     pub rank: usize,
+    /// What becomes of the terms of `lora`.
+    #[serde(default)]
+    pub adapters: Adapters,
     /// How often the calibration text is gone through.
     #[serde(default = "default_epochs")]
     pub epochs: usize,
@@ -57,11 +60,21 @@ pub enum Method {
     Full,
     /// Scales alone.
     Scales,
-    /// A low-rank term added to the weights before their rounding, and every scale (LoRA, Hu et al. 2021; merged into the
-    /// codes).
+    /// A low-rank term added to the weights (LoRA, Hu et al. 2021).
     Lora,
     /// The gains of all norms alone.
     Norms,
+}
+
+/// What becomes of low-rank terms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Adapters {
+    /// They are added to the weights before their rounding, and every scale learns with them: other codes, nothing beside.
+    #[default]
+    Merge,
+    /// Codes and scales stay; the terms are linear layers of their own in the model, and a folder `adapters` in PEFT's format.
+    Export,
 }
 
 fn default_rank() -> usize {
@@ -109,7 +122,30 @@ impl Recover {
     /// Refuses settings that nothing could come of.
     pub fn check(&self) -> Result<()> {
         let rates = [("rounding", self.rounding), ("scaling", self.scaling), ("norming", self.norming)];
+        if self.exports_adapters() {
+            self.check_export()?;
+        }
         super::check(&[("epochs", self.epochs), ("batch", self.batch), ("rank", self.rank)], &rates)
+    }
+
+    /// Adapters say all that was learned, or they are no artifact of their own.
+    fn check_export(&self) -> Result<()> {
+        let method = match self.method {
+            Method::Full => "full",
+            Method::Scales => "scales",
+            Method::Norms => "norms",
+            Method::Lora if self.norms => {
+                let hint = "adapters hold no gains: take one of the two out";
+                return Err(Error::Contradiction { key: "norms", other: "adapters = \"export\"".into(), hint });
+            }
+            Method::Lora => return Ok(()),
+        };
+        Err(Error::Method { key: "adapters", method, problem: crate::error::HAS_NO })
+    }
+
+    /// Whether low-rank terms stay beside the codes.
+    pub fn exports_adapters(&self) -> bool {
+        self.adapters == Adapters::Export
     }
 
     /// The rates of step `step` of `steps`: up for a few steps, then down to nothing in a line.
@@ -140,8 +176,8 @@ pub struct Student<'a> {
     pub below: &'a dyn Weights,
     /// Quantized weights by block; each by canonical name.
     pub learned: BTreeMap<BlockId, BTreeMap<String, Learned>>,
-    /// Gains of norms, likewise.
-    pub gains: BTreeMap<BlockId, BTreeMap<String, Gain>>,
+    /// Plain tensors, likewise.
+    pub plain: BTreeMap<BlockId, BTreeMap<String, Plain>>,
 }
 
 /// The float model.
@@ -181,7 +217,7 @@ impl Student<'_> {
         }
         let (loss, mut gradients) = self.head(last, &values, teacher, heads, rates)?;
         if !loss.is_finite() {
-            return Err(Error::Activations { value: self.graph.block_name(last).into() });
+            return Err(Error::Loss { block: self.graph.block_name(last).into() });
         }
         while let Some((block, values)) = entered.pop() {
             let back = self.back(block, &values, &gradients, rates)?;
@@ -199,8 +235,8 @@ impl Student<'_> {
     /// All that learns in a block, as it stands.
     fn tensors(&self, block: BlockId) -> Result<BTreeMap<String, Tensor>> {
         let mut all = self.learned.get(&block).map(tensors).transpose()?.unwrap_or_default();
-        for (name, gain) in self.gains.get(&block).into_iter().flatten() {
-            all.insert(name.clone(), Tensor::new(gain.values(), &Device::Cpu)?);
+        for (name, plain) in self.plain.get(&block).into_iter().flatten() {
+            all.insert(name.clone(), plain.tensor()?);
         }
         Ok(all)
     }
@@ -217,8 +253,8 @@ impl Student<'_> {
             let values = attar_graph::kernel::with_f32(&tensors[name], <[f32]>::to_vec)?;
             learned.step(&gradients[name], &values, rates.rounding, rates.scaling)?;
         }
-        for (name, gain) in self.gains.get_mut(&block).into_iter().flatten() {
-            gain.step(&gradients[name], rates.norming);
+        for (name, plain) in self.plain.get_mut(&block).into_iter().flatten() {
+            plain.step(&gradients[name], rates);
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use std::{
 use candle_core::Tensor;
 
 use crate::{
-    Error, Expr, Fact, Graph, Result, ValueId, Weights,
+    Error, Expr, Fact, Graph, Node, Result, ValueId, Weights,
     error::Problem,
     integer::{IntegerMatrix, RowScales},
     run::{Mode, State},
@@ -149,9 +149,12 @@ impl Op {
     }
 }
 
+/// Adds what takes the place of a node to the new graph: the node, its value's name, its operands there.
+pub type Rebuild<'f> = &'f mut dyn FnMut(&mut Graph, &Node, &str, &[ValueId]) -> Result<ValueId>;
+
 impl Graph {
-    /// The same function with every node that `legal` rejects rewritten into simpler ops, as often as it takes.
-    pub fn legalize(&self, legal: &dyn Fn(&Op) -> bool) -> Result<Graph> {
+    /// A copy in which `rebuild` makes every node anew. Inputs, weights and blocks are there already.
+    pub fn rebuilt(&self, rebuild: Rebuild<'_>) -> Result<Graph> {
         let mut graph = Graph::new(self.name());
         let mut ids = HashMap::new();
         for id in self.inputs() {
@@ -164,11 +167,7 @@ impl Graph {
             graph.block(self.block_name(block));
             for node in self.nodes_of(block) {
                 let inputs: Vec<ValueId> = node.inputs.iter().map(|id| ids[id]).collect();
-                let name = &self.get(node.output).name;
-                let output = match node.op.def().decompose {
-                    Some(decompose) if !legal(&node.op) => decompose(&mut graph, name, &node.op, &inputs)?,
-                    _ => graph.node(name, node.op.clone(), &inputs)?,
-                };
+                let output = rebuild(&mut graph, node, &self.get(node.output).name, &inputs)?;
                 ids.insert(node.output, output);
             }
         }
@@ -176,6 +175,14 @@ impl Graph {
             graph.output(ids[id]);
         }
         Ok(graph)
+    }
+
+    /// The same function with every node that `legal` rejects rewritten into simpler ops, as often as it takes.
+    pub fn legalize(&self, legal: &dyn Fn(&Op) -> bool) -> Result<Graph> {
+        self.rebuilt(&mut |graph, node, name, inputs| match node.op.def().decompose {
+            Some(decompose) if !legal(&node.op) => decompose(graph, name, &node.op, inputs),
+            _ => graph.node(name, node.op.clone(), inputs),
+        })
     }
 }
 

@@ -76,6 +76,10 @@ pub(super) fn check_beside_float(model: &Working) -> Result<(), StepError> {
     if model.is_beside_float() {
         return Ok(());
     }
+    if model.adapters.is_some() {
+        let hint = "let one step `recover` export adapters, and put it last of all that learn".to_owned();
+        return Err(Error::recipe("weights do not learn beside adapters that are finished").hint(hint).into());
+    }
     let hint = "put the step `activations` behind this one".to_owned();
     Err(Error::recipe("weights learn before activations become integers").hint(hint).into())
 }
@@ -86,6 +90,16 @@ impl Pupil {
         let original = self.original(float)?;
         let picked = self.exprs[0].read_quantized(quantized, 0..self.dims[0])?;
         Ok((Learned::new(picked, &original), original))
+    }
+
+    /// Where its codes are.
+    pub(super) fn codes(&self) -> &Expr {
+        &self.exprs[0]
+    }
+
+    /// Whether its float weights are the checkpoint's own, at most with their rows in another order.
+    pub(super) fn is_of_checkpoint(&self) -> bool {
+        matches!(self.exprs[1], Expr::Tensor(_) | Expr::Halves(..))
     }
 
     /// Its float weights `[rows, columns]`.

@@ -27,6 +27,8 @@ fn recipe() -> String {
     text += "\n[[variant]]\nname = \"gptq\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
     text += "\n[[variant]]\nname = \"learned\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
     text += "[[variant.step]]\nkind = \"autoround\"\niterations = 4\n[[variant.step]]\nkind = \"recover\"\nepochs = 3\nnorms = true\n";
+    text += "\n[[variant]]\nname = \"adapted\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\n";
+    text += "[[variant.step]]\nkind = \"recover\"\nmethod = \"lora\"\nadapters = \"export\"\nepochs = 2\n";
     text += "\n[[variant]]\nname = \"integers\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
     text += "[[variant.step]]\nkind = \"activations\"\nmode = \"static\"\nobserver = \"mse\"\nasymmetric = true\nkv = \"int4\"\n";
     text += "\n[[export]]\ntarget = \"checkpoint\"\n\n[[export]]\ntarget = \"onnx\"\n";
@@ -48,7 +50,7 @@ fn whole() -> (BTreeMap<String, Vec<u8>>, Duration) {
     room.attar(&RUN).exits(0);
     let took = start.elapsed();
     let files = room.files("out");
-    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 7);
+    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 8);
     (files, took)
 }
 
