@@ -146,6 +146,11 @@ impl Hessian {
         self.sum[i.max(j) * self.inputs + i.min(j)] / self.tokens.max(1) as f64
     }
 
+    /// How many inputs were zero whenever they were seen.
+    pub fn dead(&self) -> usize {
+        (0..self.inputs).filter(|j| self.mean(*j, *j) == 0.0).count()
+    }
+
     /// Whether every entry is finite.
     pub fn is_finite(&self) -> bool {
         self.sum.iter().all(|x| x.is_finite())

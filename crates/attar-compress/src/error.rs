@@ -106,10 +106,18 @@ pub enum Error {
         wanted: usize,
     },
     /// Activations that are not finite.
-    #[error("`{value}` is not finite on the calibration text")]
+    #[error("block `{block}`: `{value}` is not finite on the calibration text")]
     Activations {
+        /// The block that makes or reads it.
+        block: String,
         /// The value in the graph.
         value: String,
+    },
+    /// A loss that is not finite.
+    #[error("block `{block}`: the loss is not finite on the calibration text")]
+    Loss {
+        /// The block whose weights would learn from it.
+        block: String,
     },
     /// Settings that exclude each other.
     #[error("`{key}` does not go with `{other}`")]
@@ -261,7 +269,7 @@ impl Error {
             Error::BudgetTooSmall { least, .. } => Some(format!("`{least}` can be met; smaller `choices` allow less")),
             Error::Model(error) => error.hint(),
             Error::TextTooShort { .. } => Some("give more text, or lower `samples` or `length`".into()),
-            Error::Activations { .. } => {
+            Error::Activations { .. } | Error::Loss { .. } => {
                 Some("the checkpoint overflows on this text: check it, or calibrate on other text".into())
             }
             Error::CodesStay { .. } => Some("put this step before the one that quantizes".into()),

@@ -68,6 +68,17 @@ const BLOCK_NAMES: &[(&str, &str, &str)] = &[
     ("mlp.down", "mlp.down_proj", "ffn_down"),
 ];
 
+/// The module of a Hugging Face model whose weight has that canonical name: `model.layers.0.self_attn.q_proj` for
+/// `blocks.0.attention.query`.
+pub fn hugging_face_module(canonical: &str) -> Option<String> {
+    if canonical == "lm_head" {
+        return Some(canonical.into());
+    }
+    let (block, name) = canonical.strip_prefix("blocks.")?.split_once('.')?;
+    let (_, module, _) = BLOCK_NAMES.iter().find(|(known, ..)| *known == name)?;
+    Some(format!("model.layers.{block}.{module}"))
+}
+
 impl Naming {
     fn global(self, canonical: &str) -> Expr {
         Expr::tensor(match (self, canonical) {

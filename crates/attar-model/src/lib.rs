@@ -19,7 +19,7 @@ use attar_tensor::{Checkpoint, Format, Source};
 
 pub use arch::{ARCHITECTURES, Architecture};
 pub use config::Config;
-pub use decoder::{Decoder, Naming};
+pub use decoder::{Decoder, Naming, hugging_face_module};
 pub use error::{Error, Result};
 pub use tokenizer::Tokenizer;
 

@@ -4,6 +4,7 @@
 //! do, before any work; [`run`] does it: steps as units in a store, exports that are verified, evals, gates, a report.
 //! The command line is a thin layer over this crate: every verb builds a recipe.
 
+mod adapters;
 mod artifact;
 mod document;
 mod engines;

@@ -38,8 +38,18 @@ pub struct Working {
     pub(crate) compilations: Vec<Compilation>,
     /// How budgets were spent, in the order of the steps.
     pub(crate) allocations: Vec<AllocationReport>,
+    /// Low-rank terms beside the weights, if a step left such.
+    pub(crate) adapters: Option<Adapters>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
     pub(crate) possible: Vec<Graph>,
+}
+
+/// Which weights have low-rank terms beside them.
+#[derive(Clone, Debug)]
+pub(crate) struct Adapters {
+    pub(crate) rank: usize,
+    /// Canonical names, in running order.
+    pub(crate) weights: Vec<String>,
 }
 
 /// A model as a perfect quantizer would store it: the checkpoint's weights, or those of the last transformation.
@@ -79,6 +89,7 @@ impl Working {
             window: calibration.map_or(0, |c| c.length),
             compilations: Vec::new(),
             allocations: Vec::new(),
+            adapters: None,
             possible: Vec::new(),
         }
     }

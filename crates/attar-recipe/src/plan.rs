@@ -5,7 +5,7 @@ use attar_tensor::TensorInfo;
 use serde::Serialize;
 
 use crate::{
-    ActivationReport, Engines, Error, FusionReport, Recipe, Result,
+    ActivationReport, Engines, Error, FusionReport, Recipe, Result, adapters,
     model::Working,
     output,
     step::{StepError, check_order},
@@ -138,6 +138,15 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
             }
             let folder = folder(recipe, &variant.name, &export.folder);
             exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
+        }
+        if let Some(beside) = &working.adapters {
+            if let Some(export) = recipe.exports.iter().find(|export| export.folder == adapters::FOLDER) {
+                let message = format!("the adapters of a `recover` step are written to `{}`, too", adapters::FOLDER);
+                let error = Error::recipe(message).hint("give the export another `folder`".to_owned());
+                return Err(recipe.document.place(error, &format!("{}.folder", export.key)));
+            }
+            let (bytes, folder) = (adapters::bytes(beside, &working.graph), folder(recipe, &variant.name, adapters::FOLDER));
+            exports.push(PlannedExport { target: adapters::TARGET.into(), folder, bytes });
         }
         let (bits_per_weight, quantized_bits_per_weight) = bits(&working);
         variants.push(PlannedVariant {

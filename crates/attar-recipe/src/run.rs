@@ -12,7 +12,7 @@ use attar_tensor::{Digest, Journal, Store};
 use serde::Serialize;
 
 use crate::{
-    Engines, Error, Observer, Recipe, Report, Result, RunnerKind,
+    Engines, Error, Observer, Recipe, Report, Result, RunnerKind, adapters,
     artifact::write_artifact,
     lock::{self, Lock, LockMode},
     measure::measure,
@@ -100,6 +100,11 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
             session.check_interrupt()?;
             let folder = folder(recipe, &variant.name, &export.folder);
             let (artifact, verified) = write_artifact(recipe, export, &folder, &base, &working, &output, observer)?;
+            artifacts.push((folder, artifact, verified));
+        }
+        if let Some(beside) = &working.adapters {
+            let folder = folder(recipe, &variant.name, adapters::FOLDER);
+            let (artifact, verified) = adapters::write(beside, &folder, &base, &working, &output)?;
             artifacts.push((folder, artifact, verified));
         }
         made.push(Made { name: variant.name.clone(), model, working, artifacts });

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let matches = command().get_matches();
+    progress::stop_at_once();
     let printer = Printer::new(&matches);
     if let Some(threads) = matches.get_one::<usize>("threads") {
         // Fails only if the pool exists already, and nothing has run yet.

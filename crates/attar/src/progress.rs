@@ -13,15 +13,26 @@ use crate::printer::Printer;
 /// Set by Ctrl-C: stop as soon as nothing is lost. A second one stops at once.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on Ctrl-C lets the unit at work end first. Only for those who look at [`Observer::interrupted`].
-pub(crate) fn stop_between_units() {
+/// Whether the first Ctrl-C waits for the unit at work.
+static PATIENT: AtomicBool = AtomicBool::new(false);
+
+/// The exit code after Ctrl-C: 128 and the number of SIGINT, as shells count.
+const STOPPED: i32 = 130;
+
+/// From here on Ctrl-C ends the process, also where it was started with SIGINT ignored, as shells do in the background.
+pub(crate) fn stop_at_once() {
     // Fails only if a handler is set already.
     let _ = ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+        if !PATIENT.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(STOPPED);
         }
         crate::printer::stopping();
     });
+}
+
+/// From here on Ctrl-C lets the unit at work end first. Only for those who look at [`Observer::interrupted`].
+pub(crate) fn stop_between_units() {
+    PATIENT.store(true, Ordering::SeqCst);
 }
 
 /// Draws the progress of a run.

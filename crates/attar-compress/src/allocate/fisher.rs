@@ -267,7 +267,9 @@ impl Backwards<'_> {
                 let hessian = outputs.hessians.entry(input).or_insert_with(|| Hessian::new(width));
                 hessian.add(&x)?;
                 if !hessian.is_finite() {
-                    return Err(Error::Activations { value: self.of.graph.get(input).name.clone() });
+                    let graph = self.of.graph;
+                    let (block, value) = (graph.block_name(block).into(), graph.get(input).name.clone());
+                    return Err(Error::Activations { block, value });
                 }
             }
         }

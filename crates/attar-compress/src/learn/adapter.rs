@@ -15,16 +15,21 @@ pub(super) struct Adapter {
     moments: [Adam; 2],
 }
 
+/// Where an `A` `[rank, columns]` starts: entries of either sign around `1 / sqrt(rank)` that `seed` decides.
+pub fn directions(rank: usize, columns: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let width = (3.0 / rank as f32).sqrt();
+    (0..rank * columns).map(|_| width * uniform()).collect()
+}
+
 impl Adapter {
     /// Nothing yet: `B` is zero, and `A` has entries of either sign around `1 / sqrt(rank)`.
     pub(super) fn new(dims: [usize; 2], rank: usize, seed: u64) -> Adapter {
-        let mut state = seed;
-        let mut uniform = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        let width = (3.0 / rank as f32).sqrt();
-        let a: Vec<f32> = (0..rank * dims[1]).map(|_| width * uniform()).collect();
+        let a = directions(rank, dims[1], seed);
         let b = vec![0.0; dims[0] * rank];
         Adapter { dims, rank, moments: [Adam::new(a.len()), Adam::new(b.len())], a, b }
     }

@@ -128,7 +128,7 @@ impl Task<'_> {
         let wanted = &self.wanted[batch];
         let gradients = block.gradients(&self.entering[batch], false, &|left| error(left, wanted))?;
         if !gradients.loss.is_finite() {
-            return Err(Error::Activations { value: self.graph.block_name(self.block).into() });
+            return Err(Error::Loss { block: self.graph.block_name(self.block).into() });
         }
         for (name, learned) in learned {
             let value = attar_graph::kernel::with_f32(&values[name], <[f32]>::to_vec)?;

@@ -67,3 +67,68 @@ pub fn relative_error(found: &Tensor, wanted: &Tensor) -> candle_core::Result<Te
     let error = (found - wanted)?.sqr()?.mean(D::Minus1)?;
     (error / wanted.sqr()?.mean(D::Minus1)?.affine(1.0, f64::from(f32::MIN_POSITIVE))?)?.mean_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use attar_graph::{Dim, Expr, Fact, Op};
+    use attar_tensor::{Dtype, Encoding};
+    use candle_core::Device;
+
+    use super::*;
+
+    /// A central difference of f32 sums against a derivative.
+    const DIFFERENCE: f32 = 2e-2;
+
+    /// Everything that it is asked for is in memory.
+    struct Nowhere;
+
+    impl Weights for Nowhere {
+        fn whole(&self, name: &str, _: &Expr) -> attar_graph::Result<Tensor> {
+            panic!("`{name}` learns, and was read elsewhere")
+        }
+    }
+
+    /// `rms_norm` of an input `[1, 3, 4]`.
+    fn norm() -> (Graph, attar_graph::ValueId) {
+        let mut graph = Graph::new("norm");
+        let x = graph.input("x", Fact::activation([1, 3, 4].map(Dim::Constant).to_vec())).unwrap();
+        let fact = Fact { dims: vec![Dim::Constant(4)], encoding: Encoding::Plain(Dtype::F32) };
+        let gain = graph.weight("gain", fact, Expr::tensor("gain")).unwrap();
+        graph.block("only");
+        let y = graph.node("y", Op::RmsNorm { epsilon: 1e-5 }, &[x, gain]).unwrap();
+        graph.output(y);
+        (graph, x)
+    }
+
+    fn gradients(learned: &[(&str, [f32; 4])]) -> Result<Gradients> {
+        let (graph, x) = norm();
+        let block = graph.blocks().next().unwrap();
+        let tensor = |(name, gain): &(&str, [f32; 4])| ((*name).to_owned(), Tensor::new(gain, &Device::Cpu).unwrap());
+        let learned: BTreeMap<String, Tensor> = learned.iter().map(tensor).collect();
+        let input: Vec<f32> = (0..12).map(|at| ((at * 7) % 12) as f32 / 5.0 - 1.0).collect();
+        let entering = Values::from([(x, Tensor::from_vec(input, (1, 3, 4), &Device::Cpu).unwrap())]);
+        let task = Differentiable { graph: &graph, block, learned: &learned, below: &Nowhere };
+        task.gradients(&entering, false, &|left| left[&graph.outputs()[0]].sqr()?.sum_all())
+    }
+
+    #[test]
+    fn a_gain_gets_the_gradient_that_differences_say() {
+        let gain = [0.5, -1.0, 0.0, 2.0];
+        let found = gradients(&[("gain", gain)]).unwrap();
+        for at in 0..4 {
+            let loss = |by: f32| {
+                let mut moved = gain;
+                moved[at] += by;
+                gradients(&[("gain", moved)]).unwrap().loss as f32
+            };
+            let wanted = (loss(0.01) - loss(-0.01)) / 0.02;
+            assert!((found.weights["gain"][at] - wanted).abs() < DIFFERENCE, "{at}: {:?}, {wanted}", found.weights["gain"]);
+        }
+    }
+
+    #[test]
+    fn a_weight_that_the_loss_does_not_reach_is_an_error() {
+        let lost = gradients(&[("gain", [1.0; 4]), ("elsewhere", [1.0; 4])]);
+        assert!(matches!(lost, Err(Error::NoGradient { weight }) if weight == "elsewhere"));
+    }
+}

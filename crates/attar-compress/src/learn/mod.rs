@@ -7,13 +7,18 @@
 mod adam;
 mod adapter;
 mod autoround;
+mod beside;
 mod gradients;
+mod plain;
 mod quantized;
 mod recover;
 
 pub use adam::{Adam, Rate};
+pub use adapter::directions;
 pub use autoround::{AutoRound, Lesson, Task, stride, tensors};
+pub use beside::{adapter_names, with_adapters};
 pub use gradients::{Differentiable, Gradients, relative_error};
+pub use plain::{Pace, Plain};
 pub use quantized::Learned;
 
 use crate::{Error, Result};
@@ -29,4 +34,4 @@ fn check(counts: &[(&'static str, usize)], rates: &[(&'static str, f64)]) -> Res
     }
 }
 
-pub use recover::{Method, ROWS, Recover, Student, Teacher};
+pub use recover::{Adapters, Method, ROWS, Rates, Recover, Student, Teacher};

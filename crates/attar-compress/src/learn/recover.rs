@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Differentiable, Learned, Rate, autoround::block_matrices, autoround::tensors};
+use super::{Differentiable, Learned, Plain, Rate, autoround::block_matrices, autoround::tensors};
 use crate::{Error, Patterns, Result};
 
 /// Let quantized weights learn from the float model, end to end.
@@ -25,9 +25,15 @@ pub struct Recover {
     /// What learns.
     #[serde(default)]
     pub method: Method,
+    /// Whether the gains of all norms learn, too.
+    #[serde(default)]
+    pub norms: bool,
     /// The rank of `lora`.
     #[serde(default = "default_rank")]
     pub rank: usize,
+    /// What becomes of the terms of `lora`.
+    #[serde(default)]
+    pub adapters: Adapters,
     /// How often the calibration text is gone through.
     #[serde(default = "default_epochs")]
     pub epochs: usize,
@@ -40,6 +46,9 @@ pub struct Recover {
     /// How far scales move a step at first, as a share of themselves; falls to nothing.
     #[serde(default = "default_scaling")]
     pub scaling: f64,
+    /// How far the gains of a norm move a step at first, as a share of their mean; falls to nothing.
+    #[serde(default = "default_norming")]
+    pub norming: f64,
 }
 
 /// What learns.
@@ -51,9 +60,21 @@ pub enum Method {
     Full,
     /// Scales alone.
     Scales,
-    /// A low-rank term added to the weights before their rounding, and every scale (LoRA, Hu et al. 2021; merged into the
-    /// codes).
+    /// A low-rank term added to the weights (LoRA, Hu et al. 2021).
     Lora,
+    /// The gains of all norms alone.
+    Norms,
+}
+
+/// What becomes of low-rank terms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Adapters {
+    /// They are added to the weights before their rounding, and every scale learns with them: other codes, nothing beside.
+    #[default]
+    Merge,
+    /// Codes and scales stay; the terms are linear layers of their own in the model, and a folder `adapters` in PEFT's format.
+    Export,
 }
 
 fn default_rank() -> usize {
@@ -76,6 +97,21 @@ fn default_scaling() -> f64 {
     0.0003
 }
 
+fn default_norming() -> f64 {
+    0.003
+}
+
+/// How far what learns moves in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// What is rounded, in distances between two codes.
+    pub rounding: Rate,
+    /// Scales, in shares of themselves.
+    pub scaling: Rate,
+    /// Gains of norms, in shares of their mean.
+    pub norming: Rate,
+}
+
 /// Rows of logits that are at hand at a time.
 pub const ROWS: usize = 256;
 
@@ -85,16 +121,50 @@ const WARM: usize = 4;
 impl Recover {
     /// Refuses settings that nothing could come of.
     pub fn check(&self) -> Result<()> {
-        let rates = [("rounding", self.rounding), ("scaling", self.scaling)];
+        let rates = [("rounding", self.rounding), ("scaling", self.scaling), ("norming", self.norming)];
+        if self.exports_adapters() {
+            self.check_export()?;
+        }
         super::check(&[("epochs", self.epochs), ("batch", self.batch), ("rank", self.rank)], &rates)
     }
 
+    /// Adapters say all that was learned, or they are no artifact of their own.
+    fn check_export(&self) -> Result<()> {
+        let method = match self.method {
+            Method::Full => "full",
+            Method::Scales => "scales",
+            Method::Norms => "norms",
+            Method::Lora if self.norms => {
+                let hint = "adapters hold no gains: take one of the two out";
+                return Err(Error::Contradiction { key: "norms", other: "adapters = \"export\"".into(), hint });
+            }
+            Method::Lora => return Ok(()),
+        };
+        Err(Error::Method { key: "adapters", method, problem: crate::error::HAS_NO })
+    }
+
+    /// Whether low-rank terms stay beside the codes.
+    pub fn exports_adapters(&self) -> bool {
+        self.adapters == Adapters::Export
+    }
+
     /// The rates of step `step` of `steps`: up for a few steps, then down to nothing in a line.
-    pub fn rates(&self, step: usize, steps: usize) -> [Rate; 2] {
+    pub fn rates(&self, step: usize, steps: usize) -> Rates {
         let warm = ((step + 1) as f64 / WARM as f64).min(1.0);
         let left = warm * (1.0 - step as f64 / steps as f64);
         let rounding = if self.method == Method::Scales { 0.0 } else { self.rounding };
-        [Rate::new(rounding * left, step), Rate::new(self.scaling * left, step)]
+        let rate = |length: f64| Rate::new(length * left, step);
+        Rates { rounding: rate(rounding), scaling: rate(self.scaling), norming: rate(self.norming) }
+    }
+
+    /// Whether quantized weights learn.
+    pub fn weights_learn(&self) -> bool {
+        self.method != Method::Norms
+    }
+
+    /// Whether the gains of norms learn.
+    pub fn norms_learn(&self) -> bool {
+        self.norms || self.method == Method::Norms
     }
 }
 
@@ -104,8 +174,10 @@ pub struct Student<'a> {
     pub graph: &'a Graph,
     /// The weights that do not learn.
     pub below: &'a dyn Weights,
-    /// By block; each by canonical name.
+    /// Quantized weights by block; each by canonical name.
     pub learned: BTreeMap<BlockId, BTreeMap<String, Learned>>,
+    /// Plain tensors, likewise.
+    pub plain: BTreeMap<BlockId, BTreeMap<String, Plain>>,
 }
 
 /// The float model.
@@ -135,13 +207,7 @@ impl Teacher<'_> {
 impl Student<'_> {
     /// One step on a batch. `heads` are the last blocks' weights, kept: the student's and the teacher's. Returns the mean KL
     /// divergence before the step.
-    pub fn step(
-        &mut self,
-        inputs: &Values,
-        teacher: (&Graph, &Values),
-        heads: [&dyn Weights; 2],
-        rates: [Rate; 2],
-    ) -> Result<f64> {
+    pub fn step(&mut self, inputs: &Values, teacher: (&Graph, &Values), heads: [&dyn Weights; 2], rates: Rates) -> Result<f64> {
         let last = last_block(self.graph);
         let mut entered: Vec<(BlockId, Values)> = Vec::new();
         let mut values = inputs.clone();
@@ -149,9 +215,9 @@ impl Student<'_> {
             entered.push((block, entering(self.graph, block, &values)));
             values = self.advance(block, &values)?;
         }
-        let (loss, mut gradients) = self.head(last, &values, teacher, heads)?;
+        let (loss, mut gradients) = self.head(last, &values, teacher, heads, rates)?;
         if !loss.is_finite() {
-            return Err(Error::Activations { value: self.graph.block_name(last).into() });
+            return Err(Error::Loss { block: self.graph.block_name(last).into() });
         }
         while let Some((block, values)) = entered.pop() {
             let back = self.back(block, &values, &gradients, rates)?;
@@ -166,28 +232,56 @@ impl Student<'_> {
         Ok(loss)
     }
 
+    /// All that learns in a block, as it stands.
+    fn tensors(&self, block: BlockId) -> Result<BTreeMap<String, Tensor>> {
+        let mut all = self.learned.get(&block).map(tensors).transpose()?.unwrap_or_default();
+        for (name, plain) in self.plain.get(&block).into_iter().flatten() {
+            all.insert(name.clone(), plain.tensor()?);
+        }
+        Ok(all)
+    }
+
+    /// A block learns from the gradients of its `tensors`.
+    fn learn(
+        &mut self,
+        block: BlockId,
+        tensors: &BTreeMap<String, Tensor>,
+        gradients: &BTreeMap<String, Vec<f32>>,
+        rates: Rates,
+    ) -> Result<()> {
+        for (name, learned) in self.learned.get_mut(&block).into_iter().flatten() {
+            let values = attar_graph::kernel::with_f32(&tensors[name], <[f32]>::to_vec)?;
+            learned.step(&gradients[name], &values, rates.rounding, rates.scaling)?;
+        }
+        for (name, plain) in self.plain.get_mut(&block).into_iter().flatten() {
+            plain.step(&gradients[name], rates);
+        }
+        Ok(())
+    }
+
     fn advance(&self, block: BlockId, values: &Values) -> Result<Values> {
-        let learned = self.learned.get(&block).map(tensors).transpose()?.unwrap_or_default();
-        let weights = TensorWeights { tensors: learned.into_iter().collect(), below: self.below };
+        let weights = TensorWeights { tensors: self.tensors(block)?.into_iter().collect(), below: self.below };
         advance(self.graph, block, &weights, values)
     }
 
-    /// The divergence, and its gradients by what enters the last block.
+    /// The divergence, and its gradients by what enters the last block; what learns there does so.
     fn head(
-        &self,
+        &mut self,
         last: BlockId,
         values: &Values,
         teacher: (&Graph, &Values),
         heads: [&dyn Weights; 2],
+        rates: Rates,
     ) -> Result<(f64, Values)> {
         let output = self.graph.outputs()[0];
         let mine = entering(self.graph, last, values);
         let first = mine.values().next().expect("something enters the last block");
         let (windows, length) = (first.dim(0)?, first.dim(1)?);
         let (positions, rows) = ((ROWS / windows).max(1), (windows * length) as f64);
-        let none = BTreeMap::new();
-        let block = Differentiable { graph: self.graph, block: last, learned: &none, below: heads[0] };
+        let learned = self.tensors(last)?;
+        let block = Differentiable { graph: self.graph, block: last, learned: &learned, below: heads[0] };
         let (mut total, mut parts): (f64, BTreeMap<_, Vec<Tensor>>) = (0.0, BTreeMap::new());
+        let mut of_weights: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for from in (0..length).step_by(positions) {
             let count = positions.min(length - from);
             let narrow = |values: &Values| -> Result<Values> {
@@ -200,15 +294,22 @@ impl Student<'_> {
                 block.gradients(&narrow(&mine)?, true, &|left| kl_divergence(wanted, &left[&output])?.affine(share, 0.0))?;
             total += gradients.loss;
             gradients.entering.into_iter().for_each(|(id, gradient)| parts.entry(id).or_default().push(gradient));
+            for (name, gradient) in gradients.weights {
+                match of_weights.get_mut(&name) {
+                    Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
+                    None => drop(of_weights.insert(name, gradient)),
+                }
+            }
         }
+        self.learn(last, &learned, &of_weights, rates)?;
         let joined = parts.into_iter().map(|(id, parts)| Ok((id, Tensor::cat(&parts, 1)?)));
         Ok((total, joined.collect::<Result<_>>()?))
     }
 
     /// Goes back through a block: its weights learn, and the gradients by what entered it come out. Takes those of what it
     /// made out of `gradients`.
-    fn back(&mut self, block: BlockId, entered: &Values, gradients: &Values, rates: [Rate; 2]) -> Result<Values> {
-        let learned = self.learned.get(&block).map(tensors).transpose()?.unwrap_or_default();
+    fn back(&mut self, block: BlockId, entered: &Values, gradients: &Values, rates: Rates) -> Result<Values> {
+        let learned = self.tensors(block)?;
         let made = self.graph.leaving(block);
         if learned.is_empty() && block == BlockId::FIRST {
             return Ok(Values::new());
@@ -223,10 +324,7 @@ impl Student<'_> {
             }
             sum.ok_or_else(|| candle_core::Error::Msg("nothing that the block makes is read".into()))
         })?;
-        for (name, learned_weight) in self.learned.get_mut(&block).into_iter().flatten() {
-            let values = attar_graph::kernel::with_f32(&learned[name], <[f32]>::to_vec)?;
-            learned_weight.step(&found.weights[name], &values, rates[0], rates[1])?;
-        }
+        self.learn(block, &learned, &found.weights, rates)?;
         Ok(found.entering)
     }
 }

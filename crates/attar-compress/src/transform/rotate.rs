@@ -7,8 +7,6 @@
 //! layers that write to it `R^T W`. A norm without gain commutes with `R`; so gains are folded into the layers behind
 //! them first. A head that was the embedding no longer is.
 
-use std::collections::HashMap;
-
 use attar_graph::{Axis, Dim, Expr, Fact, Graph, Op, ValueId};
 use attar_tensor::{Dtype, Encoding};
 use schemars::JsonSchema;
@@ -154,36 +152,23 @@ fn turn_output(rewrite: &mut Rewrite, layer: &Layer, size: usize, seed: u64) -> 
 
 /// The same graph with a linear layer of weight `R^T` in front of every `down`.
 fn with_turned_inputs(before: &Graph, gated: &[Gated], seed: u64) -> Result<Graph> {
-    let mut graph = Graph::new(before.name());
-    let mut ids = HashMap::new();
-    for id in before.inputs() {
-        ids.insert(*id, graph.input(&before.get(*id).name, before.fact(*id).clone())?);
-    }
-    for (id, value, expr) in before.weights() {
-        ids.insert(id, graph.weight(&value.name, value.fact.clone(), expr.clone())?);
-    }
-    for block in before.blocks() {
-        graph.block(before.block_name(block));
-        for node in before.nodes_of(block) {
-            let mut inputs: Vec<ValueId> = node.inputs.iter().map(|id| ids[id]).collect();
-            if let Some(Gated { down, .. }) = gated.iter().find(|gated| gated.down.output == node.output) {
-                inputs[0] = turned(&mut graph, inputs[0], &before.get(down.weight).name, seed)?;
-            }
-            let name = &before.get(node.output).name;
-            ids.insert(node.output, graph.node(name, node.op.clone(), &inputs)?);
+    let rebuilt = before.rebuilt(&mut |graph, node, name, inputs| {
+        let mut inputs = inputs.to_vec();
+        if let Some(Gated { down, .. }) = gated.iter().find(|gated| gated.down.output == node.output) {
+            inputs[0] = turned(graph, inputs[0], &before.get(down.weight).name, seed)?;
         }
-    }
-    before.outputs().iter().for_each(|id| graph.output(ids[id]));
-    Ok(graph)
+        graph.node(name, node.op.clone(), &inputs)
+    });
+    Ok(rebuilt?)
 }
 
 /// `x R`, in front of the layer whose weight is called `reader`.
-fn turned(graph: &mut Graph, x: ValueId, reader: &str, seed: u64) -> Result<ValueId> {
+fn turned(graph: &mut Graph, x: ValueId, reader: &str, seed: u64) -> attar_graph::Result<ValueId> {
     let width = graph.fact(x).width().unwrap_or(0);
     let mlp = reader.rsplit_once('.').map_or(reader, |(mlp, _)| mlp);
     let fact = Fact { dims: vec![Dim::Constant(width); 2], encoding: Encoding::Plain(Dtype::F32) };
     let matrix = Expr::Identity(width).rotated(Axis::Rows, width, seed);
     let weight = graph.weight(&format!("{mlp}_rotation"), fact, matrix)?;
     let name = format!("{}_rotated", graph.get(x).name);
-    Ok(graph.node(&name, Op::Linear, &[x, weight])?)
+    graph.node(&name, Op::Linear, &[x, weight])
 }

@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::Tensor;
 
 use crate::{
-    Error, Expr, Fact, Graph, Result, ValueId, Weights,
+    Error, Expr, Fact, Graph, Node, Result, ValueId, Weights,
     error::Problem,
     integer::{IntegerMatrix, RowScales},
     run::{Mode, State},
@@ -188,7 +188,20 @@ impl Op {
     }
 }
 
+/// Adds what takes the place of a node to the new graph: the node, its value's name, its operands there.
+pub type Rebuild<'f> = &'f mut dyn FnMut(&mut Graph, &Node, &str, &[ValueId]) -> Result<ValueId>;
+
 impl Graph {
+    /// A copy in which `rebuild` makes every node anew. Inputs, weights and blocks are there already.
+    pub fn rebuilt(&self, rebuild: Rebuild<'_>) -> Result<Graph> {
+        self.rewrite(&mut |copy, node| {
+            let inputs = copy.values(&node.inputs)?;
+            let output = rebuild(copy.graph(), node, &self.get(node.output).name, &inputs)?;
+            copy.put(node.output, output);
+            Ok(())
+        })
+    }
+
     /// The same function with every node that `legal` rejects rewritten into simpler ops, as often as it takes. What
     /// was fused comes apart into what it was made of.
     pub fn legalize(&self, legal: &dyn Fn(&Op) -> bool) -> Result<Graph> {

@@ -363,8 +363,7 @@ fn is_finite(lanes: &[Tensor]) -> attar_graph::Result<bool> {
 }
 
 fn not_finite(block: &str, value: &str) -> Error {
-    let error = Error::from(attar_compress::Error::Activations { value: value.into() });
-    Error { message: format!("block `{block}`: {}", error.message), ..error }
+    attar_compress::Error::Activations { block: block.into(), value: value.into() }.into()
 }
 
 fn distribution(lanes: &[Tensor]) -> attar_graph::Result<Distribution> {

@@ -321,7 +321,13 @@ impl<'a> Walk<'a> {
         })?;
         if !hessian.is_finite() {
             let value = self.graph.get(stage.input).name.clone();
-            return Err(attar_compress::Error::Activations { value }.into());
+            let block = self.graph.block_name(self.stream().block()).into();
+            return Err(attar_compress::Error::Activations { block, value }.into());
+        }
+        if let dead @ 1.. = hessian.dead() {
+            let value = &self.graph.get(stage.input).name;
+            let note = format!("`{value}`: {dead} of {inputs} inputs are always zero; their weights are rounded to nearest");
+            self.session.observer.note(&note);
         }
         Ok((Some(hessian), drift))
     }

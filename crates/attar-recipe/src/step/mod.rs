@@ -7,6 +7,7 @@ mod calibrated;
 mod compile;
 mod fuse;
 mod passage;
+mod plain;
 mod preserved;
 mod pupils;
 mod quantize;

@@ -28,10 +28,7 @@ pub(super) struct Pupil {
 /// The quantized weights of linear layers that `select` names, in running order. Every pattern must name one.
 pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, StepError> {
     let graph = &model.graph;
-    if !model.is_beside_float() {
-        let hint = "put the step `activations` behind this one".to_owned();
-        return Err(Error::recipe("weights learn before activations become integers").hint(hint).into());
-    }
+    check_beside_float(model)?;
     let mut pupils = Vec::new();
     for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
         let id = node.inputs[1];
@@ -42,6 +39,12 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
         let dims = value.fact.constant_dims().and_then(|dims| dims.try_into().ok());
         let (Some(dims), Some((_, float))) = (dims, model.float.weight(&value.name)) else { continue };
         if select.iter().any(|pattern| pattern.matches(&value.name)) {
+            if let Some(other) = graph.weights().find(|(other, _, e)| *other != id && *e == expr).map(|(_, value, _)| &value.name)
+            {
+                let message = format!("`{}` is one tensor with `{other}`: it cannot learn on its own", value.name);
+                let error = Error::recipe(message).hint("leave it out of `select`".to_owned());
+                return Err(StepError { key: Some("select".into()), error });
+            }
             if matches!(scheme.grid.levels(), Levels::Learned) {
                 let message = format!("`{}` is {scheme}: tables that were found do not learn further", value.name);
                 let hint = "leave it out of `select`, or give it another grid".to_owned();
@@ -68,12 +71,35 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
     }
 }
 
+/// What learns is held against the float model, value by value.
+pub(super) fn check_beside_float(model: &Working) -> Result<(), StepError> {
+    if model.is_beside_float() {
+        return Ok(());
+    }
+    if model.adapters.is_some() {
+        let hint = "let one step `recover` export adapters, and put it last of all that learn".to_owned();
+        return Err(Error::recipe("weights do not learn beside adapters that are finished").hint(hint).into());
+    }
+    let hint = "put the step `activations` behind this one".to_owned();
+    Err(Error::recipe("weights learn before activations become integers").hint(hint).into())
+}
+
 impl Pupil {
     /// As it stands, and its float weights `[rows, columns]`.
     pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> Result<(Learned, Vec<f32>), StepError> {
         let original = self.original(float)?;
         let picked = self.exprs[0].read_quantized(quantized, 0..self.dims[0])?;
         Ok((Learned::new(picked, &original), original))
+    }
+
+    /// Where its codes are.
+    pub(super) fn codes(&self) -> &Expr {
+        &self.exprs[0]
+    }
+
+    /// Whether its float weights are the checkpoint's own, at most with their rows in another order.
+    pub(super) fn is_of_checkpoint(&self) -> bool {
+        matches!(self.exprs[1], Expr::Tensor(_) | Expr::Halves(..))
     }
 
     /// Its float weights `[rows, columns]`.

@@ -156,7 +156,8 @@ fn look(smooth: &Smooth, site: &Site, passage: &mut Passage<'_>, model: &Working
     let (stream, weights) = passage.at(site.block)?;
     stream.reach(weights, input, &mut |_, x| Ok(seen.add(x)?))?;
     if !seen.hessian.is_finite() {
-        return Err(Unfit::Activations { value: model.graph.get(input).name.clone() }.into());
+        let block = model.graph.block_name(site.block).into();
+        return Err(Unfit::Activations { block, value: model.graph.get(input).name.clone() }.into());
     }
     let matrix = |reader: &attar_compress::Layer| {
         let expr = reader.expr(&model.graph);

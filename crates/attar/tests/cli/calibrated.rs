@@ -1,6 +1,11 @@
 //! Algorithms that see activations: better than those that do not, and clear about what they lack.
 
-use crate::room::Room;
+use serde_json::json;
+
+use crate::{
+    checkpoint::{copy, edit},
+    room::Room,
+};
 
 fn recipe(algorithm: &str, more: &str) -> String {
     format!(
@@ -48,6 +53,72 @@ fn a_text_that_is_too_short_or_absent_is_found_before_any_work() {
     room.write("recipe.toml", &recipe("gptq", "").replace("testdata/evals/shakespeare-train.txt", "absent.txt"));
     room.attar(&["run", "recipe.toml"]).exits(3).says("absent.txt");
     assert!(!room.path("out/manifest.json").exists());
+}
+
+/// Nothing, blanks that the run's tokenizer keeps but that are too few, and a model whose tokenizer drops all of it.
+#[test]
+fn a_text_without_tokens_is_found_before_any_work() {
+    let room = Room::new();
+    room.write("empty.txt", "");
+    room.write("recipe.toml", &recipe("gptq", "").replace("testdata/evals/shakespeare-train.txt", "empty.txt"));
+    let said = room.attar(&["run", "recipe.toml"]).exits(3);
+    said.says("`empty.txt` has 0 tokens");
+    said.says("give more text");
+    copy(&room, "shakespeare-1m");
+    let mut tokenizer = room.json("model/tokenizer.json");
+    tokenizer["normalizer"] = json!({ "type": "Replace", "pattern": { "Regex": "[^§]" }, "content": "" });
+    room.write("model/tokenizer.json", &tokenizer.to_string());
+    room.write("recipe.toml", &recipe("gptq", "").replace("testdata/models/shakespeare-1m", "model"));
+    room.attar(&["run", "recipe.toml"]).exits(3).says("has 0 tokens");
+    assert!(!room.path("out/manifest.json").exists());
+}
+
+/// Block, value and way out are named.
+#[test]
+fn activations_that_overflow_stop_the_run() {
+    let room = Room::new();
+    copy(&room, "shakespeare-1m");
+    let huge: Vec<u8> = (0..128).flat_map(|_| 3e38f32.to_le_bytes()).collect();
+    edit(&room, |raw| raw.replace("model.layers.1.input_layernorm.weight", "F32", &[128], &huge));
+    for (algorithm, more) in [("gptq", ""), ("gptaq", ""), ("rtn", "[[step]]\nkind = \"recover\"")] {
+        room.write("recipe.toml", &recipe(algorithm, more).replace("testdata/models/shakespeare-1m", "model"));
+        let said = room.attar(&["run", "recipe.toml"]).exits(3);
+        let value = if algorithm == "rtn" { "the loss" } else { "block `blocks.1`: `b1.attention_in`" };
+        for wanted in ["block `", value, "not finite", "hint"] {
+            assert!(said.stderr.contains(wanted), "{algorithm}: {}", said.stderr);
+        }
+    }
+    assert!(!room.path("out/manifest.json").exists());
+}
+
+/// Inputs that are always zero are told of, and their weights are rounded to nearest; GPTQ is still the better one.
+#[test]
+fn inputs_that_are_always_zero_are_reported_and_do_no_harm() {
+    let room = Room::new();
+    copy(&room, "shakespeare-1m");
+    let gain: Vec<u8> = (0..128).flat_map(|at| if at % 50 == 3 { 0f32 } else { 1.5 }.to_le_bytes()).collect();
+    edit(&room, |raw| raw.replace("model.layers.1.input_layernorm.weight", "F32", &[128], &gain));
+    let measured = |algorithm: &str| {
+        room.write("recipe.toml", &recipe(algorithm, "").replace("testdata/models/shakespeare-1m", "model"));
+        let said = room.attar(&["run", "recipe.toml"]).exits(0);
+        let kl = &room.json("out/report.json")["evals"][0]["outcome"]["measured"]["against_base"]["kl_mean"]["value"];
+        (said, kl.as_f64().expect("the KL divergence was measured"))
+    };
+    let ((_, rtn), (said, gptq)) = (measured("rtn"), measured("gptq"));
+    said.says("`b1.attention_in`: 3 of 128 inputs are always zero");
+    assert!(gptq < 0.8 * rtn, "rtn {rtn}, gptq {gptq}");
+}
+
+#[test]
+fn a_limit_of_memory_that_is_too_low_for_a_block_is_found_before_any_work() {
+    let room = Room::new();
+    room.write("recipe.toml", &recipe("gptq", ""));
+    for verb in ["plan", "run"] {
+        let said = room.attar(&[verb, "recipe.toml", "--max-memory", "45 MB"]).exits(3);
+        said.says("needs about");
+        said.says("45.0 MB are allowed");
+    }
+    assert!(!room.path("out").exists());
 }
 
 #[test]

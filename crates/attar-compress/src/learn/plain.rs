@@ -1,0 +1,84 @@
+//! A tensor without codes that learns: the gain of a norm, a factor of an adapter.
+
+use std::collections::BTreeMap;
+
+use attar_graph::kernel::with_f32;
+use attar_tensor::Dtype;
+use candle_core::{Device, Tensor};
+
+use super::{
+    adam::{Adam, Rate},
+    recover::Rates,
+};
+use crate::{Error, Result};
+
+/// Which rate a plain tensor learns at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// That of weights before their rounding.
+    Weight,
+    /// That of the gains of norms.
+    Norm,
+}
+
+/// A tensor without codes that learns. It is used as it will be stored.
+#[derive(Clone)]
+pub struct Plain {
+    dims: Vec<usize>,
+    dtype: Dtype,
+    /// Not rounded to `dtype`.
+    values: Vec<f32>,
+    moments: Adam,
+    pace: Pace,
+    /// How far a number moves in a step of length 1.
+    unit: f32,
+}
+
+impl Plain {
+    /// Starts at `values`, to be stored as `dtype`. A step of length 1 moves a number by `unit`.
+    pub fn new(dims: Vec<usize>, values: Vec<f32>, dtype: Dtype, pace: Pace, unit: f32) -> Plain {
+        Plain { dims, dtype, moments: Adam::new(values.len()), pace, unit, values }
+    }
+
+    /// As they will be stored.
+    pub fn values(&self) -> Vec<f32> {
+        self.values.iter().map(|value| self.dtype.round(*value)).collect()
+    }
+
+    /// The same as a tensor.
+    pub(super) fn tensor(&self) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.values(), self.dims.as_slice(), &Device::Cpu)?)
+    }
+
+    /// One step against the gradient of [`Plain::values`].
+    pub(super) fn step(&mut self, gradient: &[f32], rates: Rates) {
+        let rate: Rate = match self.pace {
+            Pace::Weight => rates.rounding,
+            Pace::Norm => rates.norming,
+        };
+        let mut moments = self.moments.chunks(gradient.len());
+        for (at, (value, g)) in self.values.iter_mut().zip(gradient).enumerate() {
+            *value -= self.unit * moments[0].step(at, *g, rate);
+        }
+    }
+
+    /// All that learns and its moments, by names of their own.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        let [first, second] = self.moments.state();
+        let parts = [("plain", &self.values[..]), ("p1", first), ("p2", second)];
+        let tensor =
+            |(name, values): (&str, &[f32])| Ok((name.to_owned(), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
+        parts.into_iter().map(tensor).collect()
+    }
+
+    /// Goes on from a [`Plain::state`] of the same tensor.
+    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let part = |name: &str| match state.get(name) {
+            Some(tensor) => Ok(with_f32(tensor, <[f32]>::to_vec)?),
+            None => Err(Error::State { part: name.into() }),
+        };
+        self.values = part("plain")?;
+        self.moments = Adam::restore(part("p1")?, part("p2")?);
+        Ok(())
+    }
+}

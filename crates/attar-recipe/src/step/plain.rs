@@ -1,0 +1,161 @@
+//! Tensors without codes that learn: gains of norms, factors of adapters.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use attar_compress::learn::{Pace, Plain, adapter_names, directions};
+use attar_graph::{BlockId, Expr, Graph, Op, Origin, ValueId};
+use attar_tensor::{
+    Digest, Dtype, Encoding, Overlay, Source,
+    safetensors::{Entry, Shards, Writer},
+};
+
+use super::{StepError, pupils::Pupil};
+use crate::{Error, model::Working, plan::PlannedTensor, session::Session};
+
+/// What the unit of all of them is called.
+pub(super) const UNIT: &str = "plain";
+
+/// A tensor without codes that learns.
+pub(super) struct PlainPupil {
+    id: ValueId,
+    /// Its canonical name.
+    pub(super) name: String,
+    dims: Vec<usize>,
+    /// How it is stored now; nothing, if it is new.
+    from: Option<Encoding>,
+    /// How it is stored afterwards.
+    dtype: Dtype,
+    pub(super) block: BlockId,
+    start: Start,
+}
+
+/// What it starts at.
+enum Start {
+    /// The gain of a norm, as the model has it.
+    Gain(Expr),
+    /// The `A` of an adapter: directions that the seed decides.
+    Directions { seed: u64 },
+    /// The `B` of an adapter: zeros. It moves in distances between two codes of the weight that it adapts.
+    Zeros { base: Expr },
+}
+
+/// The gains of all norms, in running order. They keep their number format, where it is a floating-point one.
+pub(super) fn norms(graph: &Graph) -> Vec<PlainPupil> {
+    let norm = |node: &attar_graph::Node| {
+        let Op::RmsNorm { .. } = node.op else { return None };
+        let (id, value) = (node.inputs[1], graph.get(node.inputs[1]));
+        let Origin::Weight(expr) = &value.origin else { return None };
+        let dtype = match value.fact.encoding {
+            Encoding::Plain(dtype) if dtype.is_float() => dtype,
+            _ => Dtype::F32,
+        };
+        Some(PlainPupil {
+            id,
+            name: value.name.clone(),
+            dims: value.fact.constant_dims()?,
+            from: Some(value.fact.encoding),
+            dtype,
+            block: node.block,
+            start: Start::Gain(expr.clone()),
+        })
+    };
+    graph.nodes().iter().filter_map(norm).collect()
+}
+
+/// The factors of the adapters of `pupils` in a graph that has them, in the order of the pupils.
+pub(super) fn adapters(graph: &Graph, pupils: &[Pupil]) -> Vec<PlainPupil> {
+    let factor = |(seed, pupil): (usize, &Pupil)| {
+        let [a, b] = adapter_names(&pupil.name);
+        let base = pupil.codes().clone();
+        [(a, Start::Directions { seed: seed as u64 }), (b, Start::Zeros { base })].map(|(name, start)| {
+            let id = graph.find(&name).expect("`with_adapters` made it");
+            let dims = graph.fact(id).constant_dims().expect("a weight has a shape");
+            PlainPupil { id, name, dims, from: None, dtype: Dtype::F32, block: pupil.block, start }
+        })
+    };
+    pupils.iter().enumerate().flat_map(factor).collect()
+}
+
+impl PlainPupil {
+    /// As it starts.
+    pub(super) fn learned(&self, source: &dyn Source) -> Result<Plain, StepError> {
+        let (count, dims) = (self.dims.iter().product(), self.dims.clone());
+        let (values, pace, unit) = match &self.start {
+            Start::Gain(expr) => {
+                let mut values = vec![0.0; count];
+                expr.read(source, 0..1, &mut values)?;
+                let unit = mean_magnitude(&values);
+                (values, Pace::Norm, unit)
+            }
+            Start::Directions { seed } => {
+                let (rank, columns) = (dims[0], dims[1]);
+                (directions(rank, columns, *seed), Pace::Weight, (rank as f32).sqrt().recip())
+            }
+            Start::Zeros { base } => {
+                let scales = base.read_quantized(source, 0..dims[0])?.scales;
+                (vec![0.0; count], Pace::Weight, mean_magnitude(&scales))
+            }
+        };
+        Ok(Plain::new(dims, values, self.dtype, pace, unit))
+    }
+
+    pub(super) fn planned(&self, memory: u64) -> PlannedTensor {
+        PlannedTensor {
+            name: self.name.clone(),
+            dims: self.dims.clone(),
+            from: self.from.map_or("new".to_owned(), |encoding| encoding.to_string()),
+            to: format!("{}, learned", self.dtype.name()),
+            bits_per_weight: 8.0 * self.dtype.bytes() as f64,
+            bytes: self.dtype.bytes() as u64 * self.numbers(),
+            memory,
+        }
+    }
+
+    pub(super) fn numbers(&self) -> u64 {
+        self.dims.iter().product::<usize>() as u64
+    }
+
+    /// Its name in the store: that of the unit with `key` and no other.
+    fn stored(&self, key: &Digest) -> String {
+        format!("{}/{}", self.name, key.short())
+    }
+}
+
+fn mean_magnitude(values: &[f32]) -> f32 {
+    (values.iter().map(|value| f64::from(value.abs())).sum::<f64>() / values.len().max(1) as f64) as f32
+}
+
+/// Stores what they learned as one blob.
+pub(super) fn keep(learned: Vec<(&PlainPupil, Vec<f32>)>, key: Digest, session: &Session<'_>) -> Result<Digest, StepError> {
+    let entry = |plain: &PlainPupil| Entry { name: plain.stored(&key), dtype: plain.dtype, dims: plain.dims.clone() };
+    let entries: Vec<Entry> = learned.iter().map(|(plain, _)| entry(plain)).collect();
+    let write = |to: &mut dyn std::io::Write| {
+        let mut writer = Writer::new(to, &entries, &BTreeMap::new())?;
+        for (plain, values) in &learned {
+            let mut bytes = Vec::with_capacity(plain.dtype.bytes() * values.len());
+            plain.dtype.encode(values, &mut bytes);
+            writer.append(&bytes)?;
+        }
+        writer.finish();
+        Ok(())
+    };
+    Ok(session.unit(key, |to| write(to).map_err(|e: std::io::Error| Error::from(attar_tensor::Error::from(e))))?)
+}
+
+/// They are now what the blob at `path` has, which [`keep`] made under `key`.
+pub(super) fn install(model: &mut Working, plain: &[PlainPupil], key: &Digest, path: PathBuf) -> Result<(), StepError> {
+    for one in plain {
+        model.graph.replace_weight(one.id, Encoding::Plain(one.dtype), Expr::tensor(one.stored(key)));
+    }
+    let top = Shards::open(&[path], &BTreeMap::new())?;
+    model.source = Arc::new(Overlay::new(Arc::new(top), model.source.clone()));
+    Ok(())
+}
+
+/// They are in the formats that they will have; where they come from stays.
+pub(super) fn place(graph: &mut Graph, plain: &[PlainPupil]) {
+    for one in plain {
+        let Origin::Weight(expr) = graph.get(one.id).origin.clone() else { continue };
+        graph.replace_weight(one.id, Encoding::Plain(one.dtype), expr);
+    }
+}
