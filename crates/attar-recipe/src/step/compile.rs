@@ -14,7 +14,7 @@ use crate::{
 
 pub(super) static COMPILE: StepKind = StepKind {
     name: "compile",
-    about: "Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan",
+    about: "Compile a model's blocks for a device, and prove the plan",
     schema: of::<Compile>,
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
 };

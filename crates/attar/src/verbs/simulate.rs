@@ -26,7 +26,7 @@ impl Verb for Simulate {
 
     fn command(&self) -> Command {
         Command::new("simulate")
-            .about("Run a plan on simulated memories: prove it on numbers, and say how long it takes")
+            .about("Run a plan on simulated memories: prove it, and time it")
             .long_about(
                 "Run a plan on simulated memories. With the data of a proof, every access is checked (bounds, alignment, reads \
                  of what was not written, accesses that no wait keeps in order), every term of every sum must be added once, \

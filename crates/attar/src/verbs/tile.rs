@@ -24,7 +24,7 @@ impl Verb for Tile {
     fn command(&self) -> Command {
         Command::new("tile")
             .visible_alias("tile-for-sram")
-            .about("Cut a product for a device's SRAM: the best tiles, and how far they are from the bound")
+            .about("Cut a product for a device's SRAM")
             .long_about(
                 "Cut the product of activations [M, K] and weights [K, N] for a device's SRAM: the best tiles, loop order and \
                  what stays resident, its DRAM bytes beside the lower bound of any schedule, and its predicted cycles. \
