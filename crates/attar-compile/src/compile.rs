@@ -73,6 +73,8 @@ pub struct Phase {
     pub past: u64,
     /// All blocks, without numbers.
     pub program: Program,
+    /// Nodes that stay with the host.
+    pub host: Vec<String>,
     /// Its plan.
     pub schedule: Schedule,
     /// Its times.
@@ -103,8 +105,6 @@ pub struct Compiled {
     pub device: String,
     /// Prefill, and decode if it was asked for.
     pub phases: Vec<Phase>,
-    /// Nodes that stay with the host.
-    pub host: Vec<String>,
 }
 
 impl Compile {
@@ -156,7 +156,7 @@ impl Compile {
         let title = format!("{name}, {rows} tokens behind {past}");
         let schedule = schedule(&converted.program, &target, self.goal, self.freedom(), &title)?;
         let simulation = time(&schedule.plan, &target.rates)?;
-        Ok(Phase { name, rows, past, program: converted.program, schedule, simulation, proof: None })
+        Ok(Phase { name, rows, past, program: converted.program, host: converted.host, schedule, simulation, proof: None })
     }
 
     /// Plans for a model, and the proof of its first blocks on `windows` of text.
@@ -167,13 +167,12 @@ impl Compile {
         let (device, fused) = (self.device()?, fused(graph)?);
         let seen = observe(graph, source, &windows[..windows.len().min(self.windows.max(1))])?;
         let mut phases = Vec::new();
-        let (mut host, mut before) = (Vec::new(), None);
+        let mut before = None;
         for (name, rows, past) in self.runs() {
             let mut phase = self.phase(&device, &fused, &**source, name, rows, past)?;
             if self.prove > 0 {
                 let bind = Bind { rows, past, blocks: self.prove, numbers: true };
                 let converted = convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights)?;
-                host = converted.host.clone();
                 let prompt = seen.prompt(graph, source, &windows[0], (past + rows) as usize, self.prove)?;
                 let proven = self.prove_blocks(&device, converted, &prompt, past, rows, before.as_ref())?;
                 before = Some((proven.proof.program.clone(), after(&proven.proof)));
@@ -181,7 +180,7 @@ impl Compile {
             }
             phases.push(phase);
         }
-        Ok(Compiled { device: device.name.clone(), phases, host })
+        Ok(Compiled { device: device.name.clone(), phases })
     }
 
     /// Runs the first blocks on the rows `past..past + rows` of a prompt. States come from the phase before.

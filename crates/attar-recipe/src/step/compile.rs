@@ -79,7 +79,7 @@ fn compilation(compiled: &Compiled) -> Compilation {
         }
     }
     let phases = compiled.phases.iter().map(phase_report).collect();
-    let report = CompilationReport { device: compiled.device.clone(), host_nodes: compiled.host.len(), phases };
+    let report = CompilationReport { device: compiled.device.clone(), host_nodes: compiled.phases[0].host.len(), phases };
     Compilation { files, report, prediction: prediction(&compiled.phases) }
 }
 

@@ -8,6 +8,7 @@ mod activations;
 mod budget;
 mod calibrated;
 mod checkpoint;
+mod compile;
 mod docs;
 mod engine;
 mod fuse;

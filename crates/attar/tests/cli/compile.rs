@@ -1,0 +1,146 @@
+//! Plans for devices: what is proven, what is foretold, what cannot be compiled.
+
+use serde_json::Value;
+
+use crate::{
+    room::{Room, assert_same_files},
+    snapshot::Session,
+};
+
+const MODEL: &str = "testdata/models/shakespeare-1m";
+
+const QUANTIZE: &str = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 32\nscale_dtype = \"int6\"\n\n";
+
+const ACTIVATIONS: &str = "[[step]]\nkind = \"activations\"\nmode = \"static\"\n\n";
+
+/// A recipe of these sections on a little text.
+fn recipe(sections: &[&str]) -> String {
+    let data = "[data.calibration]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 2\nlength = 96\n";
+    format!("recipe = 1\nmodel = \"{MODEL}\"\noutput = \"out\"\n\n{data}\n{}", sections.concat())
+}
+
+fn compile(settings: &str) -> String {
+    format!("[[step]]\nkind = \"compile\"\nset = [\"sram=48KiB\"]\nseq = 40\n{settings}\n")
+}
+
+#[test]
+fn a_model_is_compiled_and_every_block_is_proven() {
+    let room = Room::new();
+    let gates = "[[gate]]\nmetric = \"device/latency\"\nat_most = 1\n\n[[gate]]\nmetric = \"device/peak-sram\"\nat_most = 49152\n";
+    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("prove = 4"), gates]));
+    room.attar(&["plan", "recipe.toml"]).exits(0);
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let report = room.json("out/report.json");
+    let phases = report["variants"][0]["compilations"][0]["phases"].as_array().expect("there are phases");
+    assert_eq!(phases.len(), 2);
+    for phase in phases {
+        let proof = &phase["proof"];
+        assert_eq!(proof["blocks"], 4);
+        assert_eq!((&proof["macs"], &proof["dram_bytes"]), (&phase["macs"], &phase["dram_bytes"]), "all blocks were proven");
+        assert!(proof["snr_db"].as_f64().is_some_and(|snr| snr > 15.0), "{proof}");
+    }
+    assert!(report["gates"][0]["reason"].as_str().is_some_and(|reason| reason.ends_with("predicted")), "{report}");
+    assert!(room.read("out/report.md").contains("## Compiled (predicted)"));
+
+    let proven = room.attar(&["simulate", "out/compiled/prefill.proof.plan", "--json"]).exits(0);
+    let simulated: Value = serde_json::from_str(&proven.stdout).expect("it is JSON");
+    assert_eq!((&simulated["proven"], &simulated["dram_bytes"]), (&true.into(), &phases[0]["dram_bytes"]));
+    let counted = room.attar(&["simulate", "out/compiled/decode.plan", "--json"]).exits(0);
+    let counted: Value = serde_json::from_str(&counted.stdout).expect("it is JSON");
+    assert_eq!((&counted["proven"], &counted["macs"]), (&false.into(), &phases[1]["macs"]));
+    let text = room.attar(&["simulate", "out/compiled/prefill.plan", "--text"]).exits(0);
+    assert_eq!(text.stdout.trim_end(), room.read("out/compiled/prefill.txt").trim_end());
+}
+
+#[test]
+fn plans_are_the_same_bytes_at_any_thread_count() {
+    let room = Room::new();
+    room.write("one.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]).replace("\"out\"", "\"one\""));
+    room.write("two.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]).replace("\"out\"", "\"two\""));
+    room.attar(&["run", "one.toml", "--quiet", "--threads", "1"]).exits(0);
+    room.attar(&["run", "two.toml", "--quiet", "--threads", "2"]).exits(0);
+    assert_same_files(&room.files("one/compiled"), &room.files("two/compiled"), "threads decide nothing");
+}
+
+#[test]
+fn what_cannot_be_compiled_is_said_before_the_work() {
+    let mut session = Session::new("compile-mistakes");
+    let room = Room::new();
+    let f16 = QUANTIZE.replace("scale_dtype = \"int6\"\n", "");
+    let dynamic = ACTIVATIONS.replace("mode = \"static\"\n", "");
+    let device = |settings: &str| format!("[[step]]\nkind = \"compile\"\nseq = 40\n{settings}\n");
+    let gate = "[[gate]]\nmetric = \"device/latncy\"\nat_most = 1\n";
+    let cases: [(&str, &[&str]); 11] = [
+        ("a float model", &[&compile("")]),
+        ("weights with scales in f16", &[&f16, ACTIVATIONS, &compile("")]),
+        ("activations in f32", &[QUANTIZE, &compile("")]),
+        ("activations with dynamic scales", &[QUANTIZE, &dynamic, &compile("")]),
+        ("too little SRAM", &[QUANTIZE, ACTIVATIONS, &device("set = [\"sram=2KiB\"]")]),
+        ("too little DRAM", &[QUANTIZE, ACTIVATIONS, &device("set = [\"dram=100KiB\"]")]),
+        ("no bandwidth", &[QUANTIZE, ACTIVATIONS, &device("set = [\"dram.bandwidth=0\"]")]),
+        ("an unknown device", &[QUANTIZE, ACTIVATIONS, &device("device = \"generic-npuu\"")]),
+        ("an unknown number of a device", &[QUANTIZE, ACTIVATIONS, &device("set = [\"srm=2MiB\"]")]),
+        ("a gate on what is not foretold", &[QUANTIZE, ACTIVATIONS, &compile(""), gate]),
+        ("a gate without a compiler", &[QUANTIZE, &gate.replace("latncy", "latency")]),
+    ];
+    for (title, sections) in cases {
+        room.write("recipe.toml", &recipe(sections));
+        session.note(title, &room.attar(&["plan", "recipe.toml"]).exits(2));
+        assert!(!room.path("out").exists());
+    }
+    let without = recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]).replace("[data.calibration]", "[data.ignored]");
+    room.write("recipe.toml", &without.replace("[data.ignored]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 2\nlength = 96\n", ""));
+    session.note("no text", &room.attar(&["plan", "recipe.toml"]).exits(2));
+    session.check();
+}
+
+#[test]
+fn files_that_are_no_plans_are_refused() {
+    let mut session = Session::new("simulate-mistakes");
+    let room = Room::new();
+    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("decode = false")]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let plan = std::fs::read(room.path("out/compiled/prefill.proof.plan")).expect("it was written");
+    let data = std::fs::read(room.path("out/compiled/prefill.proof.data")).expect("it was written");
+    let changed = |bytes: &[u8], at: usize| {
+        let mut bytes = bytes.to_vec();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let cases: [(&str, Vec<u8>); 5] = [
+        ("empty", Vec::new()),
+        ("text", b"id,lower,upper,size\n".to_vec()),
+        ("cut in its header", plan[..30].to_vec()),
+        ("of another version", changed(&plan, 8)),
+        ("tampered with", changed(&plan, plan.len() / 2)),
+    ];
+    for (title, bytes) in cases {
+        std::fs::write(room.path("bad.plan"), bytes).expect("there is room");
+        session.note(title, &room.attar(&["simulate", "bad.plan"]).exits(3));
+    }
+    std::fs::write(room.path("cut.plan"), &plan[..plan.len() - 1]).expect("there is room");
+    room.attar(&["simulate", "cut.plan"]).exits(3);
+    std::fs::write(room.path("bad.data"), changed(&data, data.len() - 9)).expect("there is room");
+    let damaged = room.attar(&["simulate", "out/compiled/prefill.proof.plan", "--data", "bad.data"]).exits(3);
+    assert!(damaged.stderr.contains("digest"), "{}", damaged.stderr);
+    session.note("missing", &room.attar(&["simulate", "none.plan"]).exits(3));
+    session.check();
+}
+
+#[test]
+fn a_product_is_tiled() {
+    let mut session = Session::new("tile");
+    let room = Room::new();
+    let cases: [(&str, &[&str], i32); 6] = [
+        ("the best", &["tile", "512,2048,2048", "--set", "sram=256KiB"], 0),
+        ("int4 on a small device", &["tile-for-sram", "128x576x1536", "--weights", "4", "--device", "ethos-u85-1024"], 0),
+        ("for machines", &["tile", "32,64,64", "--set", "sram=16KiB", "--json"], 0),
+        ("no product", &["tile", "512,2048"], 2),
+        ("no such device", &["tile", "32,64,64", "--device", "ethos-u86-1024"], 3),
+        ("less SRAM than a tile", &["tile", "32,64,64", "--set", "sram=1KiB"], 3),
+    ];
+    for (title, arguments, code) in cases {
+        session.note(title, &room.attar(arguments).exits(code));
+    }
+    session.check();
+}
