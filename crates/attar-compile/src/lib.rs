@@ -11,6 +11,7 @@ pub mod lower;
 pub mod plan;
 pub mod program;
 pub mod reference;
+pub mod report;
 pub mod schedule;
 pub mod simulate;
 pub mod tile;
