@@ -15,6 +15,7 @@ pub mod pass;
 pub mod plan;
 pub mod program;
 pub mod reference;
+pub mod report;
 pub mod schedule;
 pub mod simulate;
 pub mod tile;

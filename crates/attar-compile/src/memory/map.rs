@@ -6,6 +6,7 @@ use super::{
     csv::Entries,
     problem::{Buffer, Placement},
 };
+use crate::report::escaped;
 
 /// The picture, and the frame in it: left, top, right, bottom.
 const WIDTH: f64 = 960.0;
@@ -74,17 +75,6 @@ fn draw(svg: &mut String, scale: &Scale, id: &str, buffer: &Buffer, offset: u64,
          stroke-width=\"0.4\"><title>{}: {size} B at {offset}, lives in {lower}..{upper}</title></rect>",
         escaped(id)
     );
-}
-
-fn escaped(text: &str) -> String {
-    let legal = text.chars().filter(|c| !c.is_control());
-    let escape = |c: char| match c {
-        '&' => "&amp;".to_owned(),
-        '<' => "&lt;".to_owned(),
-        '>' => "&gt;".to_owned(),
-        other => other.to_string(),
-    };
-    legal.map(escape).collect()
 }
 
 #[cfg(test)]

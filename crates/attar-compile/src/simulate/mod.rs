@@ -72,6 +72,8 @@ pub struct CallTrace {
     pub macs: u64,
     /// Bytes between compute and SRAM, and between DRAM and SRAM.
     pub sram_bytes: u64,
+    /// Of each operand: bytes read from where it lies, and written there.
+    pub operands: Vec<[u64; 2]>,
 }
 
 impl Simulation {
@@ -434,7 +436,8 @@ impl<'p, 'm> Simulator<'p, 'm> {
         let body = &plan.bodies[call.body as usize];
         self.barrier(call.fence_weights);
         self.call = index as u32;
-        self.trace = CallTrace { name: call.name.clone(), start: self.times[COMPUTE], ..CallTrace::default() };
+        let operands = vec![[0; 2]; call.operands.len()];
+        self.trace = CallTrace { name: call.name.clone(), start: self.times[COMPUTE], operands, ..CallTrace::default() };
         self.buffers = body.buffers.iter().map(|_| BufferState::default()).collect();
         let elements = |operand: &Operand| {
             let tensor = &plan.tensors[operand.tensor as usize];
@@ -587,6 +590,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
         self.chip.write(&body.buffers[buffer as usize].name, queue, &clock, place)?;
         let end = self.transfer(queue, self.times[queue].max(time), tensor, &region, bytes);
         self.trace.read[usize::from(queue == WEIGHTS)] += bytes;
+        self.trace.operands[operand as usize][0] += bytes;
         if let Some(memory) = &self.memory {
             let rows = region.rows.map(|row| row + of.row);
             let packed = data::pack(&as_tensor(tensor), memory.get(TensorId(of.tensor)), rows, region.columns);
@@ -759,6 +763,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
         self.write_tensor(of.tensor as usize)?;
         let end = self.transfer(STORES, ready, tensor, &local, bytes);
         self.trace.written += bytes;
+        self.trace.operands[operand as usize][1] += bytes;
         self.mark_written(operand, of.row, tensor, &local)?;
         if self.memory.is_some() {
             let numbers = self.numbers(found, part);

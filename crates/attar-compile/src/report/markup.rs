@@ -1,0 +1,114 @@
+//! Text of a page: what is escaped, and drawings (W3C SVG 1.1, inline, so that they need no name space).
+
+use std::fmt::Write;
+
+/// Text that no markup can hide in.
+pub(crate) fn escaped(text: &str) -> String {
+    let legal = text.chars().filter(|c| !c.is_control());
+    let escape = |c: char| match c {
+        '&' => "&amp;".to_owned(),
+        '<' => "&lt;".to_owned(),
+        '>' => "&gt;".to_owned(),
+        '"' => "&quot;".to_owned(),
+        '\'' => "&#39;".to_owned(),
+        other => other.to_string(),
+    };
+    legal.map(escape).collect()
+}
+
+/// Where text stands at its point.
+#[derive(Clone, Copy)]
+pub(super) enum Anchor {
+    Start,
+    Middle,
+    End,
+}
+
+impl Anchor {
+    fn name(self) -> &'static str {
+        ["start", "middle", "end"][self as usize]
+    }
+}
+
+/// A drawing under way. Coordinates go right and down; classes are those of the page's style; texts are escaped here.
+pub(super) struct Drawing {
+    text: String,
+}
+
+impl Drawing {
+    /// Of this size, with what it shows in a few words.
+    pub(super) fn new([width, height]: [f64; 2], label: &str) -> Drawing {
+        let label = escaped(label);
+        Drawing { text: format!("<svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">\n") }
+    }
+
+    fn add(&mut self, line: std::fmt::Arguments) {
+        self.text.write_fmt(line).expect("text takes everything");
+        self.text.push('\n');
+    }
+
+    /// A box: left, top, width, height; with a text for whoever points at it.
+    pub(super) fn rect(&mut self, [x, y, width, height]: [f64; 4], class: &str, title: &str) {
+        let place = format!("x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" class=\"{class}\"");
+        match title {
+            "" => self.add(format_args!("<rect {place}/>")),
+            title => self.add(format_args!("<rect {place}><title>{}</title></rect>", escaped(title))),
+        }
+    }
+
+    /// From, to.
+    pub(super) fn line(&mut self, [x1, y1, x2, y2]: [f64; 4], class: &str) {
+        self.add(format_args!("<line x1=\"{x1:.2}\" y1=\"{y1:.2}\" x2=\"{x2:.2}\" y2=\"{y2:.2}\" class=\"{class}\"/>"));
+    }
+
+    pub(super) fn circle(&mut self, [x, y, radius]: [f64; 3], class: &str, title: &str) {
+        let title = escaped(title);
+        let place = format!("cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{radius:.2}\" class=\"{class}\"");
+        self.add(format_args!("<circle {place}><title>{title}</title></circle>"));
+    }
+
+    /// On a line of text whose foot is at `y`.
+    pub(super) fn label(&mut self, [x, y]: [f64; 2], anchor: Anchor, class: &str, text: &str) {
+        let (anchor, text) = (anchor.name(), escaped(text));
+        self.add(format_args!("<text x=\"{x:.2}\" y=\"{y:.2}\" text-anchor=\"{anchor}\" class=\"{class}\">{text}</text>"));
+    }
+
+    pub(super) fn done(self) -> String {
+        self.text + "</svg>\n"
+    }
+}
+
+/// About how wide a text is at the size of labels.
+pub(super) fn width(text: &str) -> f64 {
+    6.3 * text.chars().count() as f64
+}
+
+/// A step of 1, 2 or 5 times a power of ten that cuts `whole` into at most `most` pieces.
+pub(super) fn step(whole: u64, most: u64) -> u64 {
+    let mut power = 1u64;
+    loop {
+        for factor in [1, 2, 5] {
+            let step = power.saturating_mul(factor);
+            if step == u64::MAX || whole / step <= most {
+                return step;
+            }
+        }
+        power = power.saturating_mul(10);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_become_markup() {
+        assert_eq!(escaped("<b>&\"'\u{7}"), "&lt;b&gt;&amp;&quot;&#39;");
+    }
+
+    #[test]
+    fn steps_are_round() {
+        assert_eq!([0, 7, 8, 19, 1000, 123_456].map(|whole| step(whole, 8)), [1, 1, 1, 5, 200, 20_000]);
+        assert_eq!(step(u64::MAX, 1), 10_000_000_000_000_000_000);
+    }
+}
