@@ -17,8 +17,10 @@ mod cost;
 mod gaussian;
 mod host;
 mod memory;
+mod plan;
 mod prefill;
 mod rtn;
+mod shapes;
 mod sharded;
 mod smollm2;
 mod startup;
@@ -43,8 +45,17 @@ struct Bench {
 }
 
 /// Every benchmark, in the order of the documentation.
-static BENCHES: &[Bench] =
-    &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, tiles::BENCH, smollm2::BENCH, sharded::BENCH, memory::BENCH];
+static BENCHES: &[Bench] = &[
+    startup::BENCH,
+    rtn::BENCH,
+    prefill::BENCH,
+    gaussian::BENCH,
+    tiles::BENCH,
+    smollm2::BENCH,
+    sharded::BENCH,
+    memory::BENCH,
+    plan::BENCH,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

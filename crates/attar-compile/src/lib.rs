@@ -1,24 +1,25 @@
 //! Compiles a quantized graph for a device: fuses ops, tiles for SRAM, plans memory, and proves the plan.
 
-mod data;
 mod bound;
 pub mod chain;
+mod data;
 pub mod device;
 mod element;
 mod error;
 pub mod fixed;
 pub mod lower;
+pub mod memory;
+pub mod pass;
 pub mod plan;
 pub mod program;
 pub mod reference;
 pub mod schedule;
+pub mod shapes;
 pub mod simulate;
 pub mod tile;
-pub mod memory;
-pub mod pass;
 
-pub use data::{Data, Memory};
 pub use bound::{attention_lower_bound, lower_bound};
+pub use data::{Data, Memory};
 pub use element::Element;
 pub use error::{Error, Result};
 pub use plan::Plan;
