@@ -14,13 +14,15 @@
 
 mod checkpoint;
 mod cost;
+mod fusion;
 mod gaussian;
 mod host;
 mod memory;
+#[path = "../../crates/attar-compile/tests/models/mod.rs"]
+mod models;
 mod plan;
 mod prefill;
 mod rtn;
-mod shapes;
 mod sharded;
 mod smollm2;
 mod startup;
@@ -55,6 +57,7 @@ static BENCHES: &[Bench] = &[
     sharded::BENCH,
     memory::BENCH,
     plan::BENCH,
+    fusion::BENCH,
 ];
 
 fn main() -> ExitCode {

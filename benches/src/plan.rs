@@ -3,15 +3,13 @@
 use std::time::Instant;
 
 use attar_compile::{
-    Element,
     schedule::{Freedom, Goal, schedule},
-    shapes::Decoder,
     simulate,
 };
 
 use crate::{
     Bench, Failure, cost,
-    shapes::{MODELS, generic, rule},
+    models::{MODELS, generic, rule},
     table::{Row, Table},
 };
 
@@ -22,7 +20,7 @@ const SRAM: u64 = 2 << 20;
 const TOKENS: u64 = 2048;
 
 fn run(_options: &[String]) -> Result<(), Failure> {
-    let decoder = Decoder { weight: Element::INT4, ..MODELS[2].decoder };
+    let decoder = MODELS[2].with(4);
     let target = generic(SRAM, 4)?;
     let freedom = Freedom { join: true, keep: true };
     let mut table = Table::new();

@@ -1,5 +1,6 @@
 //! Compiles a quantized graph for a device: fuses ops, tiles for SRAM, plans memory, and proves the plan.
 
+pub mod apart;
 mod bound;
 pub mod chain;
 mod data;
