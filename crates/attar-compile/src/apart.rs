@@ -1,10 +1,11 @@
 //! What a decoder block moves when every op runs by itself and hands its result on through DRAM: what fusing and keeping are
 //! measured against.
 //!
-//! Each product has its best tiling, each other op reads its inputs and writes its output once. Everything but the residual
-//! stream is stored in int8, also where an op by itself would need more bits (products before the rotary turn, and before
-//! they are added to the residual), so a real plan of single ops moves at least this. As in [`crate::chain`], nothing is
-//! skipped under a causal mask: all scores are written, read by the softmax, written, and read again.
+//! Each product has its best tiling, each other op reads its inputs and writes its output once. Numbers take the bits that
+//! [`crate::program`] defines, so that the result would be the same: int16 before the rotary turn and before the residual is
+//! added, as in the residual stream; int8 elsewhere. As in [`crate::chain`], gate, up and scores count as int8 although exact
+//! ones need more, and nothing is skipped under a causal mask: all scores are written, read by the softmax, written, and read
+//! again.
 
 use crate::{
     Element, Result,
@@ -41,20 +42,24 @@ impl Apart {
         let Decoder { width, inner, heads, key_heads, head, weight, .. } = *decoder;
         let [_, depth, columns] = target.rates.tile.array;
         let limits = target.limits(target.sram);
-        let product = |k: u64, n: u64| -> Result<u64> {
-            let product = Product::new(rows, k, n, Element::INT8, weight).aligned([1, depth, columns]);
+        let product = |k: u64, n: u64, c: Element| -> Result<u64> {
+            let product = Product { c, ..Product::new(rows, k, n, Element::INT8, weight).aligned([1, depth, columns]) };
             Ok(search(&product, &limits, &Objective::BYTES)?.dram.total() + Column::ELEMENT.bytes(n))
         };
+        let [narrow, wide] = [Element::INT8, Element::INT16];
         let [queries, states] = [heads * head, key_heads * head];
         let stream = Element::INT16.bytes(rows * width);
         let table = Element::INT16.bytes(rows * head);
         Ok(Apart {
             norms: 2 * (stream + rows * width + Element::INT32.bytes(width)),
-            products: product(width, queries)? + 2 * product(width, states)? + product(queries, width)?,
-            rotary: 2 * rows * (queries + states) + table,
+            products: product(width, queries, wide)?
+                + product(width, states, wide)?
+                + product(width, states, narrow)?
+                + product(queries, width, wide)?,
+            rotary: 3 * rows * (queries + states) + table,
             attention: key_heads * attention(decoder, rows, past, target)?.1.apart.dram(),
             mlp: mlp(decoder, rows, target)?.1.apart.dram() + Column::ELEMENT.bytes(2 * inner + width),
-            adds: 2 * (2 * stream + rows * width),
+            adds: 2 * 3 * stream,
         })
     }
 
