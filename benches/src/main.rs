@@ -14,9 +14,13 @@
 
 mod checkpoint;
 mod cost;
+mod fusion;
 mod gaussian;
 mod host;
 mod memory;
+#[path = "../../crates/attar-compile/tests/models/mod.rs"]
+mod models;
+mod plan;
 mod prefill;
 mod rtn;
 mod sharded;
@@ -43,8 +47,18 @@ struct Bench {
 }
 
 /// Every benchmark, in the order of the documentation.
-static BENCHES: &[Bench] =
-    &[startup::BENCH, rtn::BENCH, prefill::BENCH, gaussian::BENCH, tiles::BENCH, smollm2::BENCH, sharded::BENCH, memory::BENCH];
+static BENCHES: &[Bench] = &[
+    startup::BENCH,
+    rtn::BENCH,
+    prefill::BENCH,
+    gaussian::BENCH,
+    tiles::BENCH,
+    smollm2::BENCH,
+    sharded::BENCH,
+    memory::BENCH,
+    plan::BENCH,
+    fusion::BENCH,
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

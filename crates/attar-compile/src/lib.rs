@@ -1,5 +1,6 @@
 //! Compiles a quantized graph for a device: fuses ops, tiles for SRAM, plans memory, and proves the plan.
 
+pub mod apart;
 mod bound;
 pub mod chain;
 mod compile;
@@ -17,6 +18,7 @@ pub mod program;
 pub mod reference;
 pub mod report;
 pub mod schedule;
+pub mod shapes;
 pub mod simulate;
 pub mod tile;
 

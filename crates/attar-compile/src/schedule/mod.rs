@@ -6,6 +6,7 @@
 //! (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are searched once, so
 //! that a model of equal blocks costs as much to plan as one block.
 
+pub mod chunk;
 mod place;
 
 use std::collections::{BTreeMap, HashMap};
@@ -63,6 +64,11 @@ impl Target {
             flash: flash.map_or(0, |flash| flash.usable),
             rates,
         })
+    }
+
+    /// What a kernel may use in so many bytes of on-chip memory: its rule of buffering.
+    pub fn limits(&self, sram: u64) -> Limits {
+        Limits { sram, align: self.align, buffering: Buffering::DoubleStreamed, staged: true }
     }
 }
 
@@ -284,7 +290,7 @@ impl Search<'_> {
 
     /// The best tiles of a kernel in some room, with `live` on the chip.
     fn tiles(&self, kernel: &Kernel, live: &[TensorId], room: u64) -> Result<Tiles> {
-        let limits = Limits { sram: room, align: self.target.align, buffering: Buffering::DoubleStreamed, staged: true };
+        let limits = self.target.limits(room);
         let on = |id: TensorId| live.contains(&id);
         let program = self.program;
         let rates = self.target.rates.tile;
@@ -317,8 +323,7 @@ impl Search<'_> {
         let compute = macs / array.iter().product::<u64>() as f64;
         let cycles = match (tiles, kernel) {
             (Tiles::Linear(tiles), _) => {
-                let limits =
-                    Limits { sram: self.room, align: self.target.align, buffering: Buffering::DoubleStreamed, staged: true };
+                let limits = self.target.limits(self.room);
                 tiles.tiling.cost(&tiles.product, &limits, &rates.tile).cycles
             }
             _ => compute.max(dram as f64 / read),

@@ -1,0 +1,243 @@
+//! Micro-batching: a prompt in chunks, each run by a program of its own behind the tokens before it. Small chunks need less
+//! room for activations and read all weights once more for each; which size is best depends on both, so sizes are tried.
+//!
+//! For 1, 2, 3, 4, 6, 8, 12, … chunks the smallest size is a candidate that is a multiple of [`RUN`] keys, so that runs of
+//! keys stay whole; that includes the whole prompt. A chunk costs more the more tokens are before it. Of a candidate's equal
+//! chunks [`Chunking::planned`] are scheduled and timed, evenly spread from the first to the last, and the shorter one at the
+//! end; between these, bytes and cycles are interpolated along straight lines, which is what reading keys and values and
+//! computing scores grows by while tiles stay the same. A candidate of no more chunks than that is exact
+//! ([`Candidate::exact`]), the whole prompt always.
+
+use std::num::NonZeroU64;
+
+use super::{Freedom, Goal, Target, schedule};
+use crate::{
+    Error, Program, Result,
+    fixed::RUN,
+    plan::{Plan, Space},
+    program::Role,
+    simulate,
+};
+
+/// Makes the program of `rows` tokens behind `past` others.
+pub type Make<'a> = &'a dyn Fn(u64, u64) -> Result<Program>;
+
+/// Most chunks a candidate has, per doubling of which two are tried.
+const CHUNKS: u64 = 512;
+
+/// What is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunking {
+    /// Of the prompt.
+    pub tokens: NonZeroU64,
+    /// Only this size, if any, or the whole prompt where that is smaller: what a user asked for.
+    pub chunk: Option<NonZeroU64>,
+    /// How many equal chunks of a candidate are scheduled, at least 2; all with `u64::MAX`.
+    pub planned: u64,
+}
+
+/// One size and what a prompt costs with it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Tokens of a chunk; the last may have fewer.
+    pub chunk: u64,
+    /// How many there are.
+    pub chunks: u64,
+    /// DRAM bytes of all chunks.
+    pub dram: u64,
+    /// Predicted cycles of all chunks, one after the other.
+    pub cycles: u64,
+    /// Predicted joules of all chunks.
+    pub energy: f64,
+    /// Bytes of SRAM at its fullest.
+    pub sram_peak: u64,
+    /// Bytes of DRAM for inputs, outputs and what lies between kernels, of the chunk that needs most.
+    pub activations: u64,
+    /// Whether every chunk was scheduled.
+    pub exact: bool,
+}
+
+/// Every candidate that fits and the best.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunked {
+    /// Largest chunk first.
+    pub candidates: Vec<Candidate>,
+    /// Index of the best by the goal; the largest of equals.
+    pub chosen: usize,
+}
+
+impl Chunked {
+    /// The best.
+    pub fn best(&self) -> &Candidate {
+        &self.candidates[self.chosen]
+    }
+}
+
+impl Chunking {
+    /// All candidates for a prompt, three chunks of each scheduled.
+    pub fn new(tokens: NonZeroU64) -> Chunking {
+        Chunking { tokens, chunk: None, planned: 3 }
+    }
+
+    /// Tries every candidate.
+    ///
+    /// # Errors
+    /// Where none fits: why the last of them, the smallest, does not.
+    pub fn search(&self, make: Make<'_>, target: &Target, goal: Goal, freedom: Freedom) -> Result<Chunked> {
+        let (mut candidates, mut failed) = (Vec::new(), None);
+        for chunk in self.sizes() {
+            match self.candidate(chunk, &|rows, past| Part::of(make, target, goal, freedom, [rows, past])) {
+                Ok(candidate) => candidates.push(candidate),
+                Err(error @ (Error::DoesNotFit { .. } | Error::MemoryTooSmall { .. })) => failed = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        let best = (0..candidates.len()).reduce(|best, at| {
+            let better = candidates[at].key(goal) < candidates[best].key(goal);
+            if better { at } else { best }
+        });
+        match (best, failed) {
+            (Some(chosen), _) => Ok(Chunked { candidates, chosen }),
+            (None, failed) => Err(failed.expect("there is always a size to try")),
+        }
+    }
+
+    /// Sizes to try, largest first.
+    fn sizes(&self) -> Vec<u64> {
+        let tokens = self.tokens.get();
+        if let Some(chunk) = self.chunk {
+            return vec![chunk.get().min(tokens)];
+        }
+        let doublings = (0..).map(|power| 1u64 << power).take_while(|chunks| *chunks <= CHUNKS);
+        let counts = doublings.flat_map(|chunks| [Some(chunks), (chunks > 1).then_some(chunks / 2 * 3)]).flatten();
+        let mut sizes: Vec<u64> = counts.map(|chunks| tokens.div_ceil(chunks).next_multiple_of(RUN).min(tokens)).collect();
+        sizes.dedup();
+        sizes
+    }
+
+    fn candidate(&self, chunk: u64, part: &dyn Fn(u64, u64) -> Result<Part>) -> Result<Candidate> {
+        let tokens = self.tokens.get();
+        let (equal, rest) = (tokens / chunk, tokens % chunk);
+        let planned = spread(equal, self.planned);
+        let parts = planned.iter().map(|at| Ok((*at, part(chunk, at * chunk)?))).collect::<Result<Vec<(u64, Part)>>>()?;
+        let mut all = parts.iter().fold(Part::default(), |all, (_, part)| all.plus(part));
+        for pair in parts.windows(2) {
+            let [(from, first), (to, last)] = [&pair[0], &pair[1]];
+            all = (from + 1..*to).fold(all, |all, at| all.plus(&first.towards(last, [at - from, to - from])));
+        }
+        if rest > 0 {
+            all = all.plus(&part(rest, equal * chunk)?);
+        }
+        let Part { dram, cycles, energy, sram_peak, activations } = all;
+        let (chunks, exact) = (tokens.div_ceil(chunk), planned.len() as u64 == equal);
+        Ok(Candidate { chunk, chunks, dram, cycles, energy, sram_peak, activations, exact })
+    }
+}
+
+impl Candidate {
+    fn key(&self, goal: Goal) -> [f64; 2] {
+        let [dram, cycles] = [self.dram as f64, self.cycles as f64];
+        match goal {
+            Goal::Dram => [dram, cycles],
+            Goal::Latency => [cycles, dram],
+            Goal::Energy => [self.energy, dram],
+        }
+    }
+}
+
+/// At most `most` of `count` indices, but two where there are two: the first, the last, and evenly between.
+fn spread(count: u64, most: u64) -> Vec<u64> {
+    let taken = most.max(2).min(count);
+    let at = |index: u64| (u128::from(index) * u128::from(count - 1) / u128::from((taken - 1).max(1))) as u64;
+    (0..taken).map(at).collect()
+}
+
+/// What one chunk, or several, cost.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    dram: u64,
+    cycles: u64,
+    energy: f64,
+    sram_peak: u64,
+    activations: u64,
+}
+
+impl Part {
+    fn of(make: Make<'_>, target: &Target, goal: Goal, freedom: Freedom, [rows, past]: [u64; 2]) -> Result<Part> {
+        let plan = schedule(&make(rows, past)?, target, goal, freedom, &format!("{rows} tokens behind {past}"))?.plan;
+        let run = simulate::time(&plan, &target.rates)?;
+        let energy = run.energy(&target.rates);
+        let (dram, cycles, sram_peak) = (run.dram(), run.cycles, run.sram_peak);
+        Ok(Part { dram, cycles, energy, sram_peak, activations: activations(&plan) })
+    }
+
+    fn plus(&self, other: &Part) -> Part {
+        Part {
+            dram: self.dram + other.dram,
+            cycles: self.cycles + other.cycles,
+            energy: self.energy + other.energy,
+            sram_peak: self.sram_peak.max(other.sram_peak),
+            activations: self.activations.max(other.activations),
+        }
+    }
+
+    /// A point `at` of `length` of the way to another.
+    fn towards(&self, other: &Part, [at, length]: [u64; 2]) -> Part {
+        let between = |from: u64, to: u64| {
+            let way = (i128::from(to) - i128::from(from)) * i128::from(at) / i128::from(length);
+            (i128::from(from) + way) as u64
+        };
+        let energy = self.energy + (other.energy - self.energy) * at as f64 / length as f64;
+        let (dram, cycles) = (between(self.dram, other.dram), between(self.cycles, other.cycles));
+        Part { dram, cycles, energy, ..*self }
+    }
+}
+
+/// DRAM bytes of inputs and outputs, and of the place that all between shares.
+fn activations(plan: &Plan) -> u64 {
+    let in_dram = || plan.tensors.iter().filter(|tensor| tensor.space == Space::Dram);
+    let scratch = in_dram().filter(|t| t.role == Role::Scratch).map(|t| t.address + t.bytes()).max();
+    let ends = in_dram().filter(|tensor| matches!(tensor.role, Role::Input | Role::Output));
+    scratch.unwrap_or(0) + ends.map(|tensor| tensor.bytes()).sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_spread_from_end_to_end() {
+        assert_eq!(spread(1, 3), [0]);
+        assert_eq!(spread(2, 3), [0, 1]);
+        assert_eq!(spread(9, 3), [0, 4, 8]);
+        assert_eq!(spread(4, u64::MAX), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn sizes_are_runs_or_the_whole() {
+        for tokens in 1..700 {
+            let chunking = Chunking::new(NonZeroU64::new(tokens).unwrap());
+            let sizes = chunking.sizes();
+            assert!(sizes[0] == tokens && sizes.len() <= 20, "{tokens}: {sizes:?}");
+            assert!(sizes.windows(2).all(|pair| pair[0] > pair[1]), "{tokens}: {sizes:?}");
+            assert!(sizes.iter().skip(1).all(|size| size.is_multiple_of(RUN)), "{tokens}: {sizes:?}");
+        }
+    }
+
+    /// A cost that is a straight line in what is before is found exactly, whatever is scheduled of it.
+    #[test]
+    fn straight_lines_are_exact() {
+        let cost = |rows: u64, past: u64| 1000 * rows + 7 * rows * past;
+        let part = |rows, past| Ok(Part { dram: cost(rows, past), cycles: past, ..Part::default() });
+        for tokens in [1, 31, 64, 500, 2048, 4100] {
+            for planned in [2, 3, u64::MAX] {
+                let chunking = Chunking { planned, ..Chunking::new(NonZeroU64::new(tokens).unwrap()) };
+                for chunk in chunking.sizes() {
+                    let by_hand: u64 = (0..tokens).step_by(chunk as usize).map(|at| cost(chunk.min(tokens - at), at)).sum();
+                    let found = chunking.candidate(chunk, &part).unwrap();
+                    assert_eq!((found.dram, found.chunks), (by_hand, tokens.div_ceil(chunk)));
+                }
+            }
+        }
+    }
+}

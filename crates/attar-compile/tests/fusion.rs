@@ -1,0 +1,74 @@
+//! What fusing and keeping save on the shapes of known decoders, on the generic device.
+
+mod models;
+
+use attar_compile::{
+    apart::{self, Apart},
+    program::Kernel,
+    schedule::{Freedom, Goal, Schedule, schedule},
+    shapes::Decoder,
+    tile::Objective,
+};
+use models::{BITS, MODELS, SRAM, TOKENS, generic, rule};
+
+fn dram(schedule: &Schedule) -> u64 {
+    schedule.choices.iter().map(|choice| choice.dram).sum()
+}
+
+/// (model, tokens, SRAM, bits) of the table.
+fn table() -> impl Iterator<Item = (&'static str, Decoder, u64, u64, u32)> {
+    let cases = TOKENS.into_iter().flat_map(|tokens| SRAM.map(|sram| (tokens, sram)));
+    let cases = cases.flat_map(|(tokens, sram)| BITS.map(|bits| (tokens, sram, bits)));
+    let cases: Vec<_> = cases.collect();
+    MODELS.iter().flat_map(move |model| {
+        let rows = cases.clone().into_iter();
+        rows.map(|(tokens, sram, bits)| (model.name, model.with(bits), tokens, sram, bits))
+    })
+}
+
+#[test]
+fn no_block_is_worse_than_op_by_op_and_no_freedom_hurts() {
+    for (name, decoder, tokens, sram, bits) in table() {
+        let target = generic(sram, bits).unwrap();
+        let program = decoder.program(tokens, 0).unwrap();
+        let with = |join, keep| dram(&schedule(&program, &target, Goal::Dram, Freedom { join, keep }, name).unwrap());
+        let (chosen, joined, kept, plain) = (with(true, true), with(true, false), with(false, true), with(false, false));
+        let apart = Apart::of(&decoder, tokens, 0, &target).unwrap().total() * decoder.blocks;
+        let case = format!("{name} w{bits}, {tokens} tokens, {sram} bytes; {}", rule(&target));
+        assert!(chosen <= apart, "{case}: {chosen} {apart}");
+        assert!(
+            chosen <= joined && chosen <= kept && joined <= plain && kept <= plain,
+            "{case}: {chosen} {joined} {kept} {plain}"
+        );
+        if name == "SmolLM2-135M" && sram == 2 << 20 {
+            assert!(2 * chosen <= apart, "{case}: {chosen} of {apart}");
+        }
+    }
+}
+
+#[test]
+fn chosen_chains_are_never_worse_than_apart() {
+    for (name, decoder, tokens, sram, bits) in table() {
+        let target = generic(sram, bits).unwrap();
+        let limits = target.limits(sram);
+        let chains = [apart::mlp(&decoder, tokens, &target).unwrap(), apart::attention(&decoder, tokens, 0, &target).unwrap()];
+        for (chain, plans) in chains {
+            let best = plans.best(&chain, &limits, &Objective::BYTES);
+            assert!(best.dram() <= plans.apart.dram() && best.sram() <= sram, "{name} w{bits} {tokens} {sram}");
+        }
+    }
+}
+
+#[test]
+fn scheduled_attention_moves_a_thirteenth_at_512_tokens() {
+    for (name, decoder, _, sram, bits) in table().filter(|(name, _, tokens, ..)| *tokens == 512 && *name != "Llama-2-7B") {
+        let target = generic(sram, bits).unwrap();
+        let decoder = Decoder { blocks: 1, ..decoder };
+        let program = decoder.program(512, 0).unwrap();
+        let freedom = Freedom { join: true, keep: false };
+        let schedule = schedule(&program, &target, Goal::Dram, freedom, name).unwrap();
+        let attention = schedule.choices.iter().find(|choice| matches!(choice.kernel, Kernel::Attention(_))).unwrap().dram;
+        let apart = Apart::of(&decoder, 512, 0, &target).unwrap().attention;
+        assert!(apart >= 13 * attention, "{name} {sram}: {attention} of {apart}; {}", rule(&target));
+    }
+}
