@@ -4,7 +4,7 @@
 //! run in integers on the residual stream that the float graph has at their start, by the plan on simulated memories and
 //! by the plain reference, and must agree in every bit. How far integers are from the float graph is reported beside it.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, num::NonZeroU64, path::Path, sync::Arc};
 
 use attar_graph::{BlockId, Graph, Inputs, Mode, Op, Run, SourceWeights, kernel::with_f32};
 use attar_tensor::Source;
@@ -18,7 +18,12 @@ use crate::{
     pass::Fuse,
     plan::Proof,
     reference,
-    schedule::{Freedom, Goal, Schedule, Target, schedule},
+    report::{Options, Report},
+    schedule::{
+        Freedom, Goal, Schedule, Target,
+        chunk::{Chunked, Chunking},
+        schedule,
+    },
     simulate::{Simulation, prove, time},
 };
 
@@ -32,8 +37,10 @@ pub struct Compile {
     pub set: Vec<String>,
     /// What is made small.
     pub goal: Goal,
-    /// Tokens of the prompt, run at once.
+    /// Tokens of the prompt.
     pub seq: u64,
+    /// Tokens of the prompt that run at once [default: what is best of some twenty sizes].
+    pub chunk: Option<u64>,
     /// Plan also the run of one token behind that prompt.
     pub decode: bool,
     /// Let gate, up and down of an MLP become one kernel where that is better.
@@ -53,6 +60,7 @@ impl Default for Compile {
             set: Vec::new(),
             goal: Goal::Dram,
             seq: 128,
+            chunk: None,
             decode: true,
             join: true,
             keep: true,
@@ -65,8 +73,8 @@ impl Default for Compile {
 /// One of the two runs of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
-    /// `prefill` or `decode`.
-    pub name: &'static str,
+    /// `prefill`, by chunks `prefill-1` and so on, or `decode`.
+    pub name: String,
     /// Tokens at once, and behind how many.
     pub rows: u64,
     /// See `rows`.
@@ -79,6 +87,8 @@ pub struct Phase {
     pub schedule: Schedule,
     /// Its times.
     pub simulation: Simulation,
+    /// What it costs, beside the same with every kernel for itself.
+    pub report: Option<Report>,
     /// The first blocks, on numbers.
     pub proof: Option<Proven>,
 }
@@ -103,6 +113,8 @@ pub struct Proven {
 pub struct Compiled {
     /// For what.
     pub device: String,
+    /// Sizes of chunks that were tried.
+    pub chunks: Chunked,
     /// Prefill, and decode if it was asked for.
     pub phases: Vec<Phase>,
 }
@@ -129,34 +141,53 @@ impl Compile {
     /// Whether a model of these facts can be compiled: everything but numbers.
     pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
         let (device, fused) = (self.device()?, fused(graph)?);
-        for (name, rows, past) in self.runs() {
+        let chunks = self.chunks(&device, &fused, source)?;
+        for (name, rows, past) in self.runs(chunks.best().chunk) {
             self.phase(&device, &fused, source, name, rows, past)?;
         }
         Ok(())
     }
 
-    fn runs(&self) -> Vec<(&'static str, u64, u64)> {
-        let seq = self.seq.max(1);
-        let decode = self.decode.then_some(("decode", 1, seq));
-        std::iter::once(("prefill", seq, 0)).chain(decode).collect()
+    /// The sizes in which the prompt could run, and the best.
+    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source) -> Result<Chunked> {
+        let make = |rows, past| {
+            let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
+            Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
+        };
+        let tokens = NonZeroU64::new(self.seq).unwrap_or(NonZeroU64::MIN);
+        let chunk = self.chunk.and_then(NonZeroU64::new);
+        let chunking = Chunking { chunk, ..Chunking::new(tokens) };
+        chunking.search(&make, &target(device, &make(1, 0)?)?, self.goal, self.freedom())
     }
 
-    fn phase(
-        &self,
-        device: &Device,
-        fused: &Graph,
-        source: &dyn Source,
-        name: &'static str,
-        rows: u64,
-        past: u64,
-    ) -> Result<Phase> {
+    fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
+        let seq = self.seq.max(1);
+        let name = |at: u64| if chunk >= seq { "prefill".into() } else { format!("prefill-{}", at + 1) };
+        let prefill = (0..seq.div_ceil(chunk)).map(|at| (name(at), chunk.min(seq - at * chunk), at * chunk));
+        let decode = self.decode.then(|| ("decode".into(), 1, seq));
+        prefill.chain(decode).collect()
+    }
+
+    fn phase(&self, device: &Device, fused: &Graph, source: &dyn Source, name: String, rows: u64, past: u64) -> Result<Phase> {
         let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
         let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
         let target = target(device, &converted.program)?;
         let title = format!("{name}, {rows} tokens behind {past}");
         let schedule = schedule(&converted.program, &target, self.goal, self.freedom(), &title)?;
         let simulation = time(&schedule.plan, &target.rates)?;
-        Ok(Phase { name, rows, past, program: converted.program, host: converted.host, schedule, simulation, proof: None })
+        let Converted { program, host, .. } = converted;
+        Ok(Phase { name, rows, past, program, host, schedule, simulation, report: None, proof: None })
+    }
+
+    /// What a run costs, beside the same program with every kernel for itself.
+    fn report(&self, device: &Device, phase: &Phase) -> Result<Report> {
+        let target = target(device, &phase.program)?;
+        let options = Options { tokens: phase.rows };
+        let apart = Freedom { join: false, keep: false };
+        let other = schedule(&phase.program, &target, self.goal, apart, "apart")?;
+        let times = time(&other.plan, &target.rates)?;
+        let other = Report::new(&phase.program, &other, &times, &target, options);
+        Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, &target, options).against(&other))
     }
 
     /// Plans for a model, and the proof of its first blocks on `windows` of text.
@@ -168,8 +199,10 @@ impl Compile {
         let seen = observe(graph, source, &windows[..windows.len().min(self.windows.max(1))])?;
         let mut phases = Vec::new();
         let mut before = None;
-        for (name, rows, past) in self.runs() {
+        let chunks = self.chunks(&device, &fused, &**source)?;
+        for (name, rows, past) in self.runs(chunks.best().chunk) {
             let mut phase = self.phase(&device, &fused, &**source, name, rows, past)?;
+            phase.report = Some(self.report(&device, &phase)?);
             if self.prove > 0 {
                 let bind = Bind { rows, past, blocks: self.prove, numbers: true };
                 let converted = convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights)?;
@@ -180,7 +213,7 @@ impl Compile {
             }
             phases.push(phase);
         }
-        Ok(Compiled { device: device.name.clone(), phases })
+        Ok(Compiled { device: device.name.clone(), chunks, phases })
     }
 
     /// Runs the first blocks on the rows `past..past + rows` of a prompt. States come from the phase before.

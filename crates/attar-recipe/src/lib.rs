@@ -33,8 +33,9 @@ pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, CompilationReport, EvalReport, FusionReport, ModelReport,
-    PhaseReport, ProofReport, Report, SiteReport, Table, TensorReport, TransformReport, VariantReport, bytes, fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FusionReport,
+    ModelReport, PhaseReport, ProofReport, Report, SiteReport, Table, TensorReport, TransformReport, VariantReport, bytes,
+    fusion_table,
 };
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};

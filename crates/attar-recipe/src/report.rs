@@ -84,8 +84,29 @@ pub struct CompilationReport {
     pub device: String,
     /// Nodes that stay with the host: embedding, last norm, head.
     pub host_nodes: usize,
+    /// Sizes of chunks that the prompt could run in, the largest first.
+    pub chunks: Vec<ChunkReport>,
     /// Prefill, and decode if it was asked for.
     pub phases: Vec<PhaseReport>,
+}
+
+/// A size of chunks, and what a prompt costs with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChunkReport {
+    /// Tokens.
+    pub chunk: u64,
+    /// How many there are.
+    pub chunks: u64,
+    /// DRAM bytes of all.
+    pub dram_bytes: u64,
+    /// Cycles of all.
+    pub cycles: u64,
+    /// Bytes.
+    pub peak_sram: u64,
+    /// Bytes of DRAM for activations.
+    pub activations: u64,
+    /// Whether each chunk was scheduled, not only some.
+    pub exact: bool,
 }
 
 /// One run of a compiled model.

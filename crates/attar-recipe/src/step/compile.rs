@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use attar_compile::{Compile, Compiled, Phase, Plan, plan::Space};
+use attar_compile::{Compile, Compiled, Phase, Plan, plan::Space, report::to_html, schedule::chunk::Candidate};
 use attar_eval::Prediction;
 use attar_tensor::Digest;
 
 use super::{Step, StepError, StepKind};
 use crate::{
-    CompilationReport, Error, ErrorKind, PhaseReport, ProofReport, model::Working, plan::PlannedTensor, schema::of,
-    session::Session,
+    ChunkReport, CompilationReport, Error, ErrorKind, PhaseReport, ProofReport, model::Working, plan::PlannedTensor, run::json,
+    schema::of, session::Session,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -73,20 +73,30 @@ fn compilation(compiled: &Compiled) -> Compilation {
     for phase in &compiled.phases {
         files.push((format!("{}.plan", phase.name), phase.schedule.plan.to_bytes()));
         files.push((format!("{}.txt", phase.name), phase.schedule.plan.to_string().into_bytes()));
+        if let Some(report) = &phase.report {
+            let page = to_html(report, &phase.schedule, &phase.simulation);
+            files.push((format!("{}.html", phase.name), page.into_bytes()));
+            files.push((format!("{}.json", phase.name), json(report)));
+        }
         if let Some(proven) = &phase.proof {
             files.push((format!("{}.proof.plan", phase.name), proven.schedule.plan.to_bytes()));
             files.push((format!("{}.proof.data", phase.name), proven.proof.to_bytes()));
         }
     }
     let phases = compiled.phases.iter().map(phase_report).collect();
-    let report = CompilationReport { device: compiled.device.clone(), host_nodes: compiled.phases[0].host.len(), phases };
+    let report = CompilationReport {
+        device: compiled.device.clone(),
+        host_nodes: compiled.phases[0].host.len(),
+        chunks: compiled.chunks.candidates.iter().map(chunk_report).collect(),
+        phases,
+    };
     Compilation { files, report, prediction: prediction(&compiled.phases) }
 }
 
 fn phase_report(phase: &Phase) -> PhaseReport {
     let rates = &phase.schedule.plan.rates;
     PhaseReport {
-        name: phase.name.into(),
+        name: phase.name.clone(),
         rows: phase.rows,
         past: phase.past,
         kernels: phase.schedule.plan.calls.len(),
@@ -106,18 +116,32 @@ fn phase_report(phase: &Phase) -> PhaseReport {
     }
 }
 
+fn chunk_report(candidate: &Candidate) -> ChunkReport {
+    ChunkReport {
+        chunk: candidate.chunk,
+        chunks: candidate.chunks,
+        dram_bytes: candidate.dram,
+        cycles: candidate.cycles,
+        peak_sram: candidate.sram_peak,
+        activations: candidate.activations,
+        exact: candidate.exact,
+    }
+}
+
 fn prediction(phases: &[Phase]) -> Prediction {
-    let prefill = &phases[0];
+    let (decode, prefill): (Vec<&Phase>, Vec<&Phase>) = phases.iter().partition(|phase| phase.name == "decode");
     let seconds = |phase: &Phase| phase.simulation.latency(&phase.schedule.plan.rates);
     let joules = |phase: &Phase| phase.simulation.energy(&phase.schedule.plan.rates);
-    let decode = phases.get(1);
+    let decode = decode.first().copied();
+    let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
+    let shared = || prefill.iter().map(|phase| joules(phase)).sum::<f64>() / tokens.max(1) as f64;
     Prediction {
-        latency: seconds(prefill),
+        latency: prefill.iter().map(|phase| seconds(phase)).sum(),
         decode_latency: decode.map(seconds),
         peak_sram: phases.iter().map(|phase| phase.simulation.sram_peak).max().unwrap_or(0),
         peak_dram: phases.iter().map(|phase| peak_dram(&phase.schedule.plan)).max().unwrap_or(0),
-        dram_bytes: prefill.simulation.dram(),
-        energy_per_token: decode.map_or(joules(prefill) / prefill.rows as f64, joules),
+        dram_bytes: prefill.iter().map(|phase| phase.simulation.dram()).sum(),
+        energy_per_token: decode.map_or_else(shared, joules),
     }
 }
 

@@ -26,7 +26,8 @@ fn compile(settings: &str) -> String {
 #[test]
 fn a_model_is_compiled_and_every_block_is_proven() {
     let room = Room::new();
-    let gates = "[[gate]]\nmetric = \"device/latency\"\nat_most = 1\n\n[[gate]]\nmetric = \"device/peak-sram\"\nat_most = 49152\n";
+    let gates =
+        "[[gate]]\nmetric = \"device/latency\"\nat_most = 1\n\n[[gate]]\nmetric = \"device/peak-sram\"\nat_most = 49152\n";
     room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("prove = 4"), gates]));
     room.attar(&["plan", "recipe.toml"]).exits(0);
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
@@ -89,7 +90,10 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
         assert!(!room.path("out").exists());
     }
     let without = recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]).replace("[data.calibration]", "[data.ignored]");
-    room.write("recipe.toml", &without.replace("[data.ignored]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 2\nlength = 96\n", ""));
+    room.write(
+        "recipe.toml",
+        &without.replace("[data.ignored]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 2\nlength = 96\n", ""),
+    );
     session.note("no text", &room.attar(&["plan", "recipe.toml"]).exits(2));
     session.check();
 }
