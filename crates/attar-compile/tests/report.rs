@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 use attar_compile::{
     Element, Error, Kernel, Program,
     program::{Epilogue, Linear, Part, Role},
-    report::{Holds, Kind, Options, Report, Table, to_html},
+    report::{Holds, Kind, Limit, Options, Report, Table, to_html},
     schedule::{Freedom, Goal, Schedule, Target, schedule},
     simulate::{Rates, Simulation, time},
 };
@@ -133,6 +133,23 @@ fn the_bound_of_a_product_knows_the_chip() {
     let once = 256 * 256 + 256 * 1024 + 256 * 512 + 9 * 1024;
     assert_eq!(bound(1 << 20), once);
     assert!(bound(12 << 10) > once);
+}
+
+/// Where DRAM has no room for weights, and flash is slow, flash is what keeps products from being faster.
+#[test]
+fn weights_in_flash_are_told_apart() {
+    let mut target = target(2 << 20);
+    (target.dram, target.flash, target.rates.flash) = (600 << 10, 1 << 30, 0.5);
+    let (program, schedule, simulation) = planned(1, &SMOL, &target, FREE).unwrap();
+    let report = Report::new(&program, &schedule, &simulation, &target, tokens(&SMOL));
+    check(&report, &simulation, &target);
+    let weights = report.roles.iter().find(|role| role.holds == Holds::Weights).unwrap();
+    assert_eq!(report.totals.flash, weights.read);
+    assert!(report.totals.dram_peak <= target.dram && report.totals.flash_peak > 0);
+    for call in report.calls.iter().filter(|call| call.macs > 0) {
+        let attention = call.kind == Kind::Attention;
+        assert_eq!((call.flash > 0, call.predicted.limit == Limit::Flash), (!attention, !attention), "{call:?}");
+    }
 }
 
 /// Tags in pairs, attributes in quotes, nothing that is not escaped.

@@ -34,7 +34,7 @@ pub(super) fn bars(report: &Report) -> String {
         energy: Energy { dram: r.predicted_joules, ..Energy::default() },
     });
     let (kinds, roles): (Vec<Bar>, Vec<Bar>) = (kinds.collect(), roles.collect());
-    let height = ROW * (kinds.len() + roles.len()) as f64 + 100.0;
+    let height = ROW * (kinds.len() + roles.len()) as f64 + 60.0;
     let mut drawing = Drawing::new([WIDTH, height], "bytes and joules");
     let next = block(&mut drawing, "by kernel", &kinds, 20.0);
     block(&mut drawing, "by tensor (DRAM)", &roles, next + 20.0);

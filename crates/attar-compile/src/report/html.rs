@@ -8,10 +8,10 @@ use crate::{schedule::Schedule, simulate::Simulation};
 /// Colours that people who see colours differently tell apart (Okabe & Ito 2008), lighter ones in the dark.
 const STYLE: &str = "
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1c1c1e; --faint: #62626a; --grid: #d4d4da; --frame: #f4f4f6;
-  --activations: #0072b2; --weights: #d55e00; --compute: #00815f; --stores: #b0568a; --kept: #b27800; --sums: #2f7fae; }
+  --activations: #0072b2; --weights: #d55e00; --compute: #00815f; --stores: #b0568a; --kept: #b27800; --sums: #7a5bb0; }
 @media (prefers-color-scheme: dark) { :root { --page: #17181b; --ink: #e9e9ec; --faint: #a0a0aa; --grid: #3a3b41;
   --frame: #1f2024; --activations: #56a8e0; --weights: #f08a4b; --compute: #3fc49c; --stores: #e39bc4; --kept: #e6b340;
-  --sums: #8ccbf0; } }
+  --sums: #b99bea; } }
 body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; background: var(--page); color: var(--ink);
   font: 15px/1.45 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 0.4rem; }
@@ -28,6 +28,7 @@ rect.compute { fill: var(--compute); } rect.stores { fill: var(--stores); } rect
 rect.sums { fill: var(--sums); } rect.bytes { fill: var(--faint); }
 .map rect { stroke: var(--page); stroke-width: 0.6; }
 circle.dot { fill: var(--activations); stroke: var(--page); }
+circle.point { fill: var(--weights); stroke: var(--page); }
 line.grid { stroke: var(--grid); } line.edge { stroke: var(--faint); } line.roof { stroke: var(--ink); stroke-width: 1.5; }
 .key { display: inline-block; width: 0.8em; height: 0.8em; margin: 0 0.3em 0 1em; }
 .key.activations { background: var(--activations); } .key.weights { background: var(--weights); }

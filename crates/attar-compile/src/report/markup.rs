@@ -83,6 +83,16 @@ pub(super) fn width(text: &str) -> f64 {
     6.3 * text.chars().count() as f64
 }
 
+/// As much of a text as there is room for; nothing where that says nothing.
+pub(super) fn fitted(text: &str, room: f64) -> Option<String> {
+    const LEAST: usize = 8;
+    if width(text) <= room {
+        return Some(text.into());
+    }
+    let most = (room / width("x")).max(0.0) as usize;
+    (most >= LEAST).then(|| text.chars().take(most - 1).chain(['…']).collect())
+}
+
 /// A step of 1, 2 or 5 times a power of ten that cuts `whole` into at most `most` pieces.
 pub(super) fn step(whole: u64, most: u64) -> u64 {
     let mut power = 1u64;
@@ -104,6 +114,12 @@ mod tests {
     #[test]
     fn text_cannot_become_markup() {
         assert_eq!(escaped("<b>&\"'\u{7}"), "&lt;b&gt;&amp;&quot;&#39;");
+    }
+
+    #[test]
+    fn texts_are_cut_to_their_room() {
+        let found = [100.0, 63.0, 60.0, 40.0].map(|room| fitted("ten lettrs", room));
+        assert_eq!(found.map(Option::unwrap_or_default), ["ten lettrs", "ten lettrs", "ten lett…", ""]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use super::{
     Report,
-    markup::{Anchor, Drawing, step, width},
+    markup::{Anchor, Drawing, fitted, step, width},
+    table::within_block,
     words,
 };
 use crate::{
@@ -62,8 +63,8 @@ fn numbers(drawing: &mut Drawing, calls: usize, x: &dyn Fn(usize) -> f64, report
         if at % every == 0 {
             drawing.label([(left + right) / 2.0, FRAME[3] + 16.0], Anchor::Middle, "", &(at + 1).to_string());
         }
-        if right - left > width(&call.name) + 4.0 {
-            drawing.label([(left + right) / 2.0, FRAME[3] + 32.0], Anchor::Middle, "faint", &call.name);
+        if let Some(text) = fitted(&within_block(&call.name), right - left - 4.0) {
+            drawing.label([(left + right) / 2.0, FRAME[3] + 32.0], Anchor::Middle, "faint", &text);
         }
     }
 }

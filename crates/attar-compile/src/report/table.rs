@@ -46,11 +46,22 @@ pub(super) fn groups(calls: &[CallReport]) -> Vec<Group> {
 
 /// A name with a star for every number in it: `blocks.*.norm`.
 pub(super) fn pattern(name: &str) -> String {
+    let part = |part: &str| part.split('.').map(|piece| if is_number(piece) { "*" } else { piece }).collect::<Vec<_>>().join(".");
+    name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
+}
+
+/// What stands behind the last number in a name: `norm`.
+pub(super) fn within_block(name: &str) -> String {
     let part = |part: &str| {
-        let number = |piece: &str| !piece.is_empty() && piece.bytes().all(|byte| byte.is_ascii_digit());
-        part.split('.').map(|piece| if number(piece) { "*" } else { piece }).collect::<Vec<_>>().join(".")
+        let pieces: Vec<&str> = part.split('.').collect();
+        let behind = pieces.iter().rposition(|piece| is_number(piece)).map_or(0, |at| at + 1);
+        if behind < pieces.len() { pieces[behind..].join(".") } else { part.into() }
     };
     name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
+}
+
+fn is_number(piece: &str) -> bool {
+    !piece.is_empty() && piece.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 impl Report {
@@ -165,7 +176,7 @@ enum Figure {
 type Value = fn(&Totals) -> Figure;
 
 /// What is said of a run.
-const FIGURES: [(&str, Value); 15] = [
+const FIGURES: [(&str, Value); 16] = [
     ("predicted latency", |t| Figure::Unit(t.predicted.latency, "s")),
     ("predicted tokens in a second", |t| Figure::Unit(t.predicted.tokens_per_second, "")),
     ("predicted energy", |t| Figure::Unit(t.predicted.energy.total(), "J")),
@@ -174,12 +185,13 @@ const FIGURES: [(&str, Value); 15] = [
     ("predicted cycles before the first load", |t| Figure::Count(t.predicted.dispatch)),
     ("predicted utilisation", |t| Figure::Percent(t.predicted.utilisation)),
     ("multiply-accumulates", |t| Figure::Unit(t.macs as f64, "")),
-    ("DRAM bytes", |t| Figure::Bytes(t.bytes())),
+    ("DRAM bytes", |t| Figure::Bytes(t.bytes() - t.flash)),
+    ("flash bytes", |t| Figure::Bytes(t.flash)),
     ("bytes that must move, beside what is kept", |t| Figure::Bytes(t.least)),
-    ("DRAM bytes over those", |t| Figure::Ratio(t.distance)),
+    ("bytes over those", |t| Figure::Ratio(t.distance)),
     ("peak SRAM", |t| Figure::Bytes(t.sram_peak)),
     ("peak DRAM", |t| Figure::Bytes(t.dram_peak)),
-    ("flash", |t| Figure::Bytes(t.flash_peak)),
+    ("peak flash", |t| Figure::Bytes(t.flash_peak)),
     ("calls", |t| Figure::Count(t.calls)),
 ];
 
@@ -206,5 +218,17 @@ impl Figure {
             0.0 => "-".into(),
             whole => format!("{:.3}", self.number() / whole),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_blocks_are_told_from_their_numbers() {
+        let names = ["blocks.3.mlp.gate + blocks.3.mlp.down", "lm_head", "layer2.norm", "out.7"];
+        assert_eq!(names.map(pattern), ["blocks.*.mlp.gate + blocks.*.mlp.down", "lm_head", "layer2.norm", "out.*"]);
+        assert_eq!(names.map(within_block), ["mlp.gate + mlp.down", "lm_head", "layer2.norm", "out.7"]);
     }
 }

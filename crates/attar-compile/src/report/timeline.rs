@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use super::{
     CallReport, Report,
     markup::{Anchor, Drawing, step, width},
-    table::pattern,
+    table::{pattern, within_block},
     words,
 };
-use crate::simulate::{Event, Simulation};
+use crate::simulate::{CallTrace, Event, Simulation};
 
 /// Names and classes of the queues, in the order of [`Event::queue`].
 const LANES: [(&str, &str); 4] =
@@ -106,19 +106,18 @@ fn axis(drawing: &mut Drawing, scale: &Scale, clock: f64) {
         let x = scale.x(cycle);
         drawing.line([x, TOP, x, BOTTOM + 4.0], "grid");
         drawing.label([x, BOTTOM + 18.0], Anchor::Middle, "", &cycle.to_string());
-        drawing.label([x, BOTTOM + 33.0], Anchor::Middle, "faint", &words::quantity(cycle as f64 / clock, "s"));
+        drawing.label([x, BOTTOM + 33.0], Anchor::Middle, "faint", &words::round(cycle as f64 / clock, "s"));
     }
     drawing.label([LEFT - 8.0, BOTTOM + 18.0], Anchor::End, "", "predicted cycles");
 }
 
 /// Where calls begin, with their names where there is room for them, else their numbers.
-fn heads(drawing: &mut Drawing, scale: &Scale, calls: &[crate::simulate::CallTrace]) {
+fn heads(drawing: &mut Drawing, scale: &Scale, calls: &[CallTrace]) {
     for (at, call) in calls.iter().enumerate().filter(|(_, call)| call.start < scale.end) {
         let (x, end) = (scale.x(call.start), scale.x(call.end));
         drawing.line([x, TOP - 24.0, x, BOTTOM], "edge");
-        let number = (at + 1).to_string();
-        let names = [call.name.clone(), number];
-        if let Some(text) = names.iter().find(|text| width(text) + 6.0 < end - x) {
+        let names = [format!("{} {}", at + 1, within_block(&call.name)), (at + 1).to_string()];
+        if let Some(text) = names.iter().find(|text| width(text) + 6.0 <= end - x) {
             drawing.label([x + 3.0, TOP - 8.0], Anchor::Start, "", text);
         }
     }

@@ -115,6 +115,14 @@ pub(super) fn quantity(value: f64, unit: &str) -> String {
     format!("{:.3} {prefix}{unit}", value / scale).trim_end().into()
 }
 
+/// The same of a round number: `20 µs`.
+pub(super) fn round(value: f64, unit: &str) -> String {
+    let text = quantity(value, unit);
+    let (number, prefix) = text.split_once(' ').unwrap_or((&text, ""));
+    let number = if number.contains('.') { number.trim_end_matches('0').trim_end_matches('.') } else { number };
+    format!("{number} {prefix}").trim_end().into()
+}
+
 /// `12.3%`.
 pub(super) fn percent(part: f64) -> String {
     format!("{:.1}%", 100.0 * part)
@@ -128,6 +136,8 @@ mod tests {
     fn quantities_have_the_prefix_that_fits() {
         let found = [0.0, 1.0, 999.0, 1000.0, 2.5e-3, 3e-6, 4e-12].map(|value| quantity(value, "J"));
         assert_eq!(found, ["0 J", "1.000 J", "999.000 J", "1.000 kJ", "2.500 mJ", "3.000 µJ", "4.000 pJ"]);
+        assert_eq!([2e-5, 1500.0, 0.0].map(|value| round(value, "s")), ["20 µs", "1.5 ks", "0 s"]);
+        assert_eq!(round(1e12, ""), "1 T");
         assert_eq!([1023, 1024, 3 << 19].map(bytes), ["1023 B", "1.00 KiB", "1.50 MiB"]);
     }
 }
