@@ -12,6 +12,8 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "benchmarks talk to people")]
 
+#[path = "../../crates/attar-compile/tests/cases/mod.rs"]
+mod cases;
 mod checkpoint;
 mod cost;
 mod fusion;
@@ -22,10 +24,13 @@ mod memory;
 mod models;
 mod plan;
 mod prefill;
+mod prove;
 mod rtn;
 mod sharded;
 mod smollm2;
 mod startup;
+#[path = "../../crates/attar-compile/tests/support/mod.rs"]
+mod support;
 mod table;
 mod tiles;
 
@@ -58,6 +63,7 @@ static BENCHES: &[Bench] = &[
     memory::BENCH,
     plan::BENCH,
     fusion::BENCH,
+    prove::BENCH,
 ];
 
 fn main() -> ExitCode {

@@ -1,9 +1,13 @@
 //! How long Llama-2-7B takes to plan: int4 weights, a prompt of 2048 tokens and a step behind it, 2 MiB of SRAM.
 
-use std::time::Instant;
+use std::{num::NonZeroU64, time::Instant};
 
 use attar_compile::{
-    schedule::{Freedom, Goal, schedule},
+    schedule::{
+        Freedom, Goal,
+        chunk::{Candidate, Chunking},
+        schedule,
+    },
     simulate,
 };
 
@@ -48,5 +52,30 @@ fn run(_options: &[String]) -> Result<(), Failure> {
     }
     table.print();
     println!("\nTogether {total:.2} CPU s (goal 2), {file} bytes of plan (goal 1000000). Rule: {}.", rule(&target));
+    chunks()
+}
+
+/// The prompt of a small model in chunks, by latency.
+fn chunks() -> Result<(), Failure> {
+    let (decoder, target) = (MODELS[0].with(4), generic(SRAM, 4)?);
+    let tokens = NonZeroU64::new(TOKENS).expect("it is not zero");
+    let make = |rows, past| decoder.program(rows, past);
+    let freedom = Freedom { join: true, keep: true };
+    let (found, spent) = cost::of(|| Chunking::new(tokens).search(&make, &target, Goal::Latency, freedom));
+    let found = found?;
+    println!("\n{} in int4, a prompt of {TOKENS} in chunks, 2 MiB, by latency; {:.2} CPU s.\n", MODELS[0].name, spent.cpu);
+    println!("| chunk | chunks | DRAM MB | ms | J | peak SRAM KiB | DRAM for activations KiB | exact | |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (at, candidate) in found.candidates.iter().enumerate() {
+        let Candidate { chunk, chunks, dram, cycles, energy, sram_peak, activations, exact } = candidate;
+        let (dram, cycles) = (*dram as f64 / 1e6, *cycles as f64 / target.rates.clock * 1e3);
+        println!(
+            "| {chunk} | {chunks} | {dram:.1} | {cycles:.2} | {energy:.3} | {} | {} | {} | {} |",
+            sram_peak >> 10,
+            activations >> 10,
+            if *exact { "yes" } else { "3 chunks and lines between" },
+            if at == found.chosen { "chosen" } else { "" }
+        );
+    }
     Ok(())
 }

@@ -24,6 +24,9 @@ pub struct LinearTiles {
     pub on_chip: [bool; 3],
     /// Whether the rescalings of all columns are loaded at once.
     pub columns_whole: bool,
+    /// Whether the residual is loaded to where the result is made, and stored from there: less room, but the next residual
+    /// waits for the store.
+    pub in_place: bool,
     limits: Limits,
 }
 
@@ -40,13 +43,39 @@ impl LinearTiles {
         array: [u64; 2],
         objective: &Objective,
     ) -> crate::Result<LinearTiles> {
+        let apart = LinearTiles::fitting(program, linear, on_chip, limits, array, objective, false);
+        if !matches!(linear.epilogue, Epilogue::Add { .. }) || on_chip[1] || on_chip[2] {
+            return apart;
+        }
+        let in_place = LinearTiles::fitting(program, linear, on_chip, limits, array, objective, true);
+        let value = |tiles: &LinearTiles| match objective {
+            Objective::Dram { .. } => tiles.traffic(program, linear) as f64,
+            Objective::Latency(rates) => tiles.tiling.cost(&tiles.product, limits, rates).cycles,
+            Objective::Energy(rates) => tiles.tiling.cost(&tiles.product, limits, rates).energy,
+        };
+        match (apart, in_place) {
+            (Ok(apart), Ok(in_place)) => Ok(if value(&in_place) < value(&apart) { in_place } else { apart }),
+            (apart, in_place) => apart.or(in_place),
+        }
+    }
+
+    /// The best with or without the residual in place.
+    fn fitting(
+        program: &Program,
+        linear: &Linear,
+        on_chip: [bool; 3],
+        limits: &Limits,
+        array: [u64; 2],
+        objective: &Objective,
+        in_place: bool,
+    ) -> crate::Result<LinearTiles> {
         let product = product(program, linear, on_chip, array);
         let columns_whole = 16 * Column::ELEMENT.bytes(product.n) <= limits.sram;
         let mut reserve = 0;
         loop {
             let left = Limits { sram: limits.sram.saturating_sub(reserve), ..*limits };
             let tiling = tile::search(&product, &left, objective)?;
-            let found = LinearTiles { tiling, product, on_chip, columns_whole, limits: *limits };
+            let found = LinearTiles { tiling, product, on_chip, columns_whole, in_place, limits: *limits };
             let beside = found.beside(program, linear).iter().map(|bytes| bytes.next_multiple_of(limits.align)).sum::<u64>();
             if tiling.sram + beside <= limits.sram {
                 return Ok(found);
@@ -78,7 +107,7 @@ impl LinearTiles {
         let [tm, _, tn] = self.tiling.tile;
         let columns = Column::ELEMENT.bytes(if self.columns_whole { self.product.n } else { tn });
         let beside = match &linear.epilogue {
-            Epilogue::Add { residual } if !self.on_chip[2] => program.get(*residual).element.bytes(tn) * tm,
+            Epilogue::Add { residual } if !self.on_chip[2] && !self.in_place => program.get(*residual).element.bytes(tn) * tm,
             Epilogue::Rotary { table, .. } => program.get(*table).bytes() / program.get(*table).rows * tm,
             _ => 0,
         };
@@ -164,7 +193,8 @@ impl LinearTiles {
         let beside = match &linear.epilogue {
             Epilogue::Add { residual } => {
                 let (operand, element) = (builder.operand(*residual), program.get(*residual).element);
-                let buffer = (!self.on_chip[2]).then(|| builder.ring("residual", element, 1, beside_bytes));
+                let bytes = if self.in_place { element.bytes(tn) * tm } else { beside_bytes };
+                let buffer = (!self.on_chip[2]).then(|| builder.ring("residual", element, 1, bytes));
                 Some(Beside { operand, buffer, whole_rows: None })
             }
             Epilogue::Rotary { table, .. } => {
@@ -185,8 +215,9 @@ impl LinearTiles {
         let out = match self.on_chip[1] {
             true => Out::Chip(outs[0]),
             false => {
-                let bytes = element.bytes(tn / pairs) * tm;
-                Out::Stored { buffer: builder.ring("out", element, 1, bytes), operands: &parts }
+                let residual = beside.and_then(|beside| beside.buffer).filter(|_| self.in_place);
+                let buffer = residual.unwrap_or_else(|| builder.ring("out", element, 1, element.bytes(tn / pairs) * tm));
+                Out::Stored { buffer, operands: &parts }
             }
         };
         let sums = builder.ring("sums", Element::INT32, 1, held.accumulators);
@@ -484,7 +515,8 @@ impl Nest<'_> {
         if columns == Some(level) {
             code.push(release(self.columns.0));
         }
-        if let (Some(Beside { buffer: Some(buffer), .. }), true) = (self.beside, beside == Some(level)) {
+        let held = beside == Some(level) && !self.tiles.in_place;
+        if let (Some(Beside { buffer: Some(buffer), .. }), true) = (self.beside, held) {
             code.push(release(buffer));
         }
         code
@@ -508,7 +540,9 @@ impl Nest<'_> {
         let out = match &self.out {
             Out::Chip(operand) => at_operand(*operand, result),
             Out::Stored { buffer, .. } => {
-                code.push(open(*buffer, result));
+                if !self.tiles.in_place {
+                    code.push(open(*buffer, result));
+                }
                 at_buffer(*buffer, result)
             }
         };

@@ -284,7 +284,8 @@ pub enum Statement {
         /// What it will hold.
         region: Region,
     },
-    /// From what was opened last to the tensors that stand side by side.
+    /// From what was opened last, or was loaded and worked on in place and is given back by this, to the tensors that stand
+    /// side by side.
     Store {
         /// Where from.
         buffer: u32,

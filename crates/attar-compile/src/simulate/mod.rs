@@ -742,7 +742,10 @@ impl<'p, 'm> Simulator<'p, 'm> {
                 end = self.store_part(call, *operand, *first, &found, &part, end)?;
             }
         }
-        let index = self.slot(body, buffer, &region)?.index;
+        let (index, loaded) = self.slot(body, buffer, &region).map(|slot| (slot.index, slot.loaded))?;
+        if loaded {
+            self.buffers[buffer as usize].held.retain(|slot| slot.index != index);
+        }
         free(&mut self.buffers[buffer as usize], index, (self.clocks[STORES], end));
         Ok(())
     }

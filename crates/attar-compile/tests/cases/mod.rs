@@ -1,0 +1,66 @@
+//! Random blocks in random room, scheduled and proven: what every seed stands for.
+
+use attar_compile::{
+    Error,
+    schedule::{Freedom, Goal, Schedule, Target, schedule},
+    simulate::{Rates, Simulation, prove},
+};
+
+use crate::support::{Block, Builder, Random, WEIGHTS};
+
+/// A small device with an 8 x 8 array.
+pub(crate) fn target(sram: u64, align: u64) -> Target {
+    let mut rates = Rates::generic();
+    rates.tile.array = [1, 8, 8];
+    Target { name: "test".into(), sram, align, dram: 1 << 40, flash: 0, rates }
+}
+
+fn random_block(random: &mut Random) -> Block {
+    let weight = random.pick(&WEIGHTS);
+    let per = u64::from(weight.per);
+    let head = random.pick(&[4u64, 8, 16]).next_multiple_of(per);
+    let key_heads = random.within(1, 3) as u64;
+    let group = random.within(1, 3) as u64;
+    Block {
+        rows: random.within(1, 48) as u64,
+        past: random.pick(&[0, 0, 5, 40]),
+        width: random.pick(&[16u64, 32, 48, 64, 80]).next_multiple_of(per),
+        inner: random.pick(&[16u64, 48, 96, 128]).next_multiple_of(per),
+        heads: key_heads * group,
+        key_heads,
+        head,
+        window: random.pick(&[None, None, Some(7), Some(40)]),
+        weight,
+    }
+}
+
+/// Blocks, room, alignment, goal and freedom of a seed: none where not even the smallest tiles fit.
+///
+/// # Errors
+/// Whatever is wrong: no other failure is right, results and bytes are those foretold, and memory is not exceeded.
+pub(crate) fn proven(seed: u64) -> Result<Option<(Schedule, Simulation)>, String> {
+    let mut random = Random(seed);
+    let mut builder = Builder::new(seed);
+    let block = random_block(&mut random);
+    builder.blocks(random.within(1, 2) as usize, &block);
+    let (program, memory) = builder.memory();
+    let target = target(random.within(2_000, 60_000) as u64, random.pick(&[1, 16, 64]));
+    let freedom = Freedom { join: random.next() % 2 == 0, keep: random.next() % 2 == 0 };
+    let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
+    let schedule = match schedule(&program, &target, goal, freedom, "test") {
+        Ok(schedule) => schedule,
+        Err(Error::DoesNotFit { .. }) => return Ok(None),
+        Err(other) => return Err(format!("seed {seed}: {other}")),
+    };
+    let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
+        .map_err(|error| format!("seed {seed}: {error}\n{block:?} {target:?}\n{}", schedule.plan))?;
+    let foretold: Vec<u64> = schedule.choices.iter().map(|choice| choice.dram).collect();
+    let moved: Vec<u64> = simulation.calls.iter().map(|call| call.read[0] + call.read[1] + call.written).collect();
+    if foretold != moved {
+        return Err(format!("seed {seed}: bytes {foretold:?} are {moved:?}\n{}", schedule.plan));
+    }
+    if simulation.sram_peak > target.sram {
+        return Err(format!("seed {seed}: {} bytes of {}", simulation.sram_peak, target.sram));
+    }
+    Ok(Some((schedule, simulation)))
+}
