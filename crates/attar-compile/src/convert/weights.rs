@@ -1,7 +1,7 @@
 //! Codes and scales of weights, as kernels want them.
 
 use attar_graph::{Node, Origin, Value};
-use attar_tensor::{Encoding, QuantizedTensor, Scheme, ZeroPoint};
+use attar_tensor::{Encoding, Levels, QuantizedTensor, ScaleFormat, Scheme, ZeroPoint};
 
 use super::{Body, Converter};
 use crate::{
@@ -125,12 +125,28 @@ impl<'a> Converter<'a> {
 
     fn scheme(&self, body: &Body<'a>, linear: &Node) -> Result<Scheme> {
         match body.body.fact(linear.inputs[1]).encoding {
-            Encoding::Quantized(scheme) => Ok(scheme),
+            Encoding::Quantized(scheme) => self.integers(body, linear, scheme),
             other => {
                 let why = format!("reads `{}`, whose numbers are {other}", body.name(linear.inputs[1]));
                 Err(self.unsupported(body.node, why, super::INTEGERS))
             }
         }
+    }
+
+    /// A scheme whose codes and scales are integers.
+    fn integers(&self, body: &Body<'a>, linear: &Node, scheme: Scheme) -> Result<Scheme> {
+        let columns = body.body.fact(linear.inputs[1]).width().unwrap_or(0);
+        let integer_scales = matches!(scheme.scale, ScaleFormat::Int8 | ScaleFormat::Int6 | ScaleFormat::Int4);
+        let (why, hint) = if scheme.grid.levels() != Levels::Even {
+            ("whose levels are no integers", "use an integer `grid`")
+        } else if scheme.zero != ZeroPoint::Symmetric {
+            ("which has zeros", "use symmetric weights")
+        } else if scheme.groups(columns) > 1 && !integer_scales {
+            ("where sums would have to be multiplied by scales that are no integers", "use `scale_dtype = \"int6\"` or `\"int8\"`, or one scale a row")
+        } else {
+            return Ok(scheme);
+        };
+        Err(self.unsupported(body.node, format!("reads `{}` in {scheme}, {why}", body.name(linear.inputs[1])), hint))
     }
 
     /// How the codes of all are stored: in the least width of the device that holds the widest.
@@ -166,43 +182,31 @@ impl<'a> Converter<'a> {
         let Some(Value { origin: Origin::Weight(expr), .. }) = outer else {
             return Err(self.unsupported(body.node, "multiplies by what is no weight", super::INTEGERS));
         };
-        if scheme.zero != ZeroPoint::Symmetric {
-            return Err(self.unsupported(body.node, format!("has weights in {scheme}, with zeros"), "use symmetric weights"));
-        }
         let [rows, columns] = expr.info(self.source)?.matrix();
         let tensor = expr.read_quantized(self.source, 0..rows)?;
         let groups = scheme.groups(columns);
-        let (scales, steps) = if groups > 1 { self.group_scales(body, &tensor, groups)? } else { row_scales(&tensor) };
+        let (scales, steps) = if groups > 1 { group_scales(&tensor, groups) } else { row_scales(&tensor) };
         let mut codes = Vec::with_capacity(rows * columns);
         let (mut bytes, mut values) = (vec![0; columns], vec![0.0f32; columns]);
         for row in 0..rows {
             tensor.codes_of(row, &mut bytes);
             let fit = attar_tensor::Fit { scale: 1.0, ..tensor.fit(row, 0) };
             scheme.grid.decode(&bytes, fit, &mut values);
-            if values.iter().any(|value| value.fract() != 0.0 || value.abs() > 128.0) {
-                let why = format!("has weights in {scheme}, whose levels are no integers");
-                return Err(self.unsupported(body.node, why, "use an integer `grid`"));
-            }
             codes.extend(values.iter().map(|value| value.clamp(-128.0, 127.0) as i8));
         }
         Ok(Matrix { codes, scales, steps })
     }
+}
 
-    /// Scales that are codes already, as they are, and what one step of a row means.
-    fn group_scales(&self, body: &Body<'a>, tensor: &QuantizedTensor, groups: usize) -> Result<(Vec<i8>, Vec<f64>)> {
-        let format = tensor.scheme.scale;
-        if format.supers().is_none() || format.plain().is_some() || !format.name().starts_with("int") {
-            let why = format!("has a scale in {} for every group, and sums are multiplied by integers", format.name());
-            return Err(self.unsupported(body.node, why, "use `scale_dtype = \"int6\"` or `\"int8\"`, or one scale a row"));
-        }
-        let rows = tensor.dims[0];
-        let code = |row: usize, group: usize| {
-            let (scale, over) = (tensor.fit(row, group).scale, tensor.super_of(row));
-            if over == 0.0 { 0 } else { (scale / over).round() as i8 }
-        };
-        let scales = (0..rows).flat_map(|row| (0..groups).map(move |group| code(row, group))).collect();
-        Ok((scales, (0..rows).map(|row| f64::from(tensor.super_of(row))).collect()))
-    }
+/// Scales that are codes already, as they are, and what one step of a row means.
+fn group_scales(tensor: &QuantizedTensor, groups: usize) -> (Vec<i8>, Vec<f64>) {
+    let rows = tensor.dims[0];
+    let code = |row: usize, group: usize| {
+        let (scale, over) = (tensor.fit(row, group).scale, tensor.super_of(row));
+        if over == 0.0 { 0 } else { (scale / over).round() as i8 }
+    };
+    let scales = (0..rows).flat_map(|row| (0..groups).map(move |group| code(row, group))).collect();
+    (scales, (0..rows).map(|row| f64::from(tensor.super_of(row))).collect())
 }
 
 /// One scale a row, or for the tensor.
