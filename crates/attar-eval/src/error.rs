@@ -161,6 +161,8 @@ pub enum Error {
         found: String,
         /// The closest there is.
         nearest: Option<String>,
+        /// All there are.
+        known: Vec<&'static str>,
     },
     /// An eval that the recipe does not have.
     #[error("no eval is named `{found}`")]
@@ -222,10 +224,7 @@ impl Error {
             Error::NoDrop { .. } => Some("bound it with `at_most` or `at_least`".into()),
             Error::GateBound { found } if found.len() > 1 => Some("write a gate for each bound".into()),
             Error::GateMetric { .. } => Some("for example `metric = \"shakespeare/perplexity\"`".into()),
-            Error::UnknownMetric { nearest, .. } => {
-                let known: Vec<&str> = crate::METRICS.iter().map(|metric| metric.name).collect();
-                Some(format!("{}known: {}", did_you_mean(nearest), known.join(", ")))
-            }
+            Error::UnknownMetric { nearest, known, .. } => Some(format!("{}known: {}", did_you_mean(nearest), known.join(", "))),
             Error::UnknownEval { nearest, known, .. } => Some(format!("{}known: {}", did_you_mean(nearest), known.join(", "))),
             _ => None,
         }

@@ -61,5 +61,6 @@ pub fn device_metric(name: &str) -> Result<&'static DeviceMetric> {
     DEVICE_METRICS.iter().find(|metric| metric.name == name).ok_or_else(|| Error::UnknownMetric {
         found: name.into(),
         nearest: nearest(name, DEVICE_METRICS.iter().map(|metric| metric.name)).map(Into::into),
+        known: DEVICE_METRICS.iter().map(|metric| metric.name).collect(),
     })
 }

@@ -117,6 +117,7 @@ pub fn metric(name: &str) -> Result<&'static Metric> {
     METRICS.iter().find(|metric| metric.name == name).ok_or_else(|| Error::UnknownMetric {
         found: name.into(),
         nearest: nearest(name, METRICS.iter().map(|metric| metric.name)).map(Into::into),
+        known: METRICS.iter().map(|metric| metric.name).collect(),
     })
 }
 

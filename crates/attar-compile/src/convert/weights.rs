@@ -142,7 +142,10 @@ impl<'a> Converter<'a> {
         } else if scheme.zero != ZeroPoint::Symmetric {
             ("which has zeros", "use symmetric weights")
         } else if scheme.groups(columns) > 1 && !integer_scales {
-            ("where sums would have to be multiplied by scales that are no integers", "use `scale_dtype = \"int6\"` or `\"int8\"`, or one scale a row")
+            (
+                "where sums would have to be multiplied by scales that are no integers",
+                "use `scale_dtype = \"int6\"` or `\"int8\"`, or one scale a row",
+            )
         } else {
             return Ok(scheme);
         };

@@ -65,7 +65,13 @@ impl Step for Compile {
 
 /// What a device cannot run is the recipe's fault, not the data's.
 fn refused(error: attar_compile::Error) -> StepError {
-    StepError { key: Some("kind".into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
+    use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
+    let key = match error {
+        DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } => "device",
+        DeviceKey { .. } | DeviceValue { .. } | MemoryTooSmall { .. } => "set",
+        _ => "kind",
+    };
+    StepError { key: Some(key.into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
 }
 
 fn compilation(compiled: &Compiled) -> Compilation {
