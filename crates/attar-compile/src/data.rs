@@ -95,7 +95,7 @@ struct Bits {
 impl Bits {
     fn push(&mut self, code: i8, bits: u32) {
         for bit in 0..bits {
-            if self.used % 8 == 0 {
+            if self.used.is_multiple_of(8) {
                 self.bytes.push(0);
             }
             let last = self.bytes.len() - 1;
@@ -153,7 +153,7 @@ impl Memory {
     /// Whether every tensor has as many numbers as it should, of its kind; else the name of the first that has not.
     pub(crate) fn check(&self, tensors: &[Placed]) -> Result<(), String> {
         let fits = |tensor: &Placed, data: &Data| {
-            let count = tensor.rows.checked_mul(tensor.columns).unwrap_or(u64::MAX);
+            let count = tensor.rows.saturating_mul(tensor.columns);
             let per = u64::from(tensor.element.per.max(1));
             match data {
                 Data::Numbers(numbers) => {
@@ -167,7 +167,7 @@ impl Memory {
                     tensor.role == Role::Weight
                         && codes.len() as u64 == count
                         && scales.len() as u64 == groups
-                        && tensor.columns % per == 0
+                        && tensor.columns.is_multiple_of(per)
                         && (1..=8).contains(&code_bits(tensor.element))
                 }
                 Data::Columns(columns) => tensor.element == Column::ELEMENT && columns.len() as u64 == count,

@@ -4,6 +4,8 @@
 mod models;
 mod support;
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::num::NonZeroU64;
 
 use attar_compile::{

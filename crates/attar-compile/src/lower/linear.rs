@@ -391,7 +391,7 @@ impl Nest<'_> {
         {
             let mut line = self.early(INNER);
             line.push(self.open_sums());
-            let mut cuts = vec![0, kept[0].min(depths), kept_inner, depths];
+            let mut cuts = [0, kept[0].min(depths), kept_inner, depths];
             cuts.sort();
             for piece in cuts.windows(2).filter(|piece| piece[0] < piece[1]) {
                 let pick = |(kept, rest): (Source, Source), end: u64| if piece[1] <= end { kept } else { rest };

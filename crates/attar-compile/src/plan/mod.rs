@@ -240,7 +240,8 @@ pub enum Extent {
     },
 }
 
-/// One thing to do.
+/// One thing to do. A body has few of them: that some are larger than others costs nothing.
+#[expect(clippy::large_enum_variant, reason = "a plan has a few hundred statements")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Statement {
     /// `for variable in extent by tile`. The last tile may be smaller.

@@ -92,8 +92,7 @@ impl Simulator<'_, '_> {
         body: &Body,
         sums: &View,
         place: Box,
-        range: [u64; 2],
-        wanted: [u64; 2],
+        [range, wanted]: [[u64; 2]; 2],
         first: bool,
     ) -> Checked {
         let all = self.terms(call, body, sums)?;
@@ -161,7 +160,7 @@ impl Simulator<'_, '_> {
         agree("rows", x.region.rows, sums_at.region.rows)?;
         agree("columns", w_region.rows, sums_at.region.columns)?;
         let depth = self.depth(call, body, buffer);
-        self.add_terms(call, body, sums, sums_at.region, w_region.columns, [0, depth], first)?;
+        self.add_terms(call, body, sums, sums_at.region, [w_region.columns, [0, depth]], first)?;
         self.reads(&x)?;
         let clock = self.clocks[COMPUTE];
         self.trace.sram_bytes += bytes.length;
@@ -270,7 +269,7 @@ impl Simulator<'_, '_> {
         let [from, to] = keys(attend, q.region.rows[0], q.region.rows[1] - 1);
         let wanted = [from / RUN * RUN, to];
         let range = [k.region.rows[0].max(wanted[0]), k.region.rows[1]];
-        self.add_terms(call, body, sums, sums_at.region, range, wanted, first)?;
+        self.add_terms(call, body, sums, sums_at.region, [range, wanted], first)?;
         if k.region.rows[0] % RUN != 0 {
             return Err(Violation::Mismatch { what: "runs of keys", found: k.region.rows, wanted: [0, RUN] });
         }
@@ -469,7 +468,7 @@ fn finished(
             let Constant::Ranges(ranges) = constant_of(call, *constant)? else { return Err(no_constant(call, *constant)) };
             let (table, region) = beside.ok_or(Violation::Index { what: "operand beside", index: 0, count: 0 })?;
             agree("columns of the table", region.columns, [0, *head])?;
-            if base % head != 0 || width as u64 % head != 0 {
+            if base % head != 0 || !(width as u64).is_multiple_of(*head) {
                 return Err(Violation::Mismatch { what: "heads", found: out.region.columns, wanted: [0, *head] });
             }
             let mut narrow: Vec<i32> = wide.iter().map(|x| saturate(*x, 16)).collect();

@@ -768,9 +768,8 @@ impl<'p, 'm> Simulator<'p, 'm> {
         self.trace.written += bytes;
         self.trace.operands[operand as usize][1] += bytes;
         self.mark_written(operand, of.row, tensor, &local)?;
-        if self.memory.is_some() {
-            let numbers = self.numbers(found, part);
-            let memory = self.memory.as_mut().expect("it is there");
+        let numbers = if self.memory.is_some() { self.numbers(found, part) } else { Vec::new() };
+        if let Some(memory) = &mut self.memory {
             let target = memory.numbers_mut(TensorId(of.tensor));
             for (row, values) in (local.rows[0]..local.rows[1]).zip(numbers.chunks(local.width() as usize)) {
                 let at = ((row + of.row) * tensor.columns + local.columns[0]) as usize;

@@ -47,6 +47,11 @@ pub(crate) struct Block {
     pub(crate) weight: Element,
 }
 
+/// A factor that is in range.
+fn rescale_by(factor: f64) -> Rescale {
+    Rescale::new(factor).expect("the factors of tests are small")
+}
+
 /// A program under construction with its numbers.
 pub(crate) struct Builder {
     pub(crate) program: Program,
@@ -90,13 +95,14 @@ impl Builder {
         let columns = self.program.tensor(format!("{name} columns"), [1, n], Column::ELEMENT, Role::Constant);
         let all = (0..n).map(|_| {
             let factor = reach / typical * (1.0 + self.random.within(-30, 30) as f64 / 100.0);
-            Column { rescale: Rescale::new(factor).unwrap(), bias: self.random.within(-500, 500) as i32 }
+            Column { rescale: rescale_by(factor), bias: self.random.within(-500, 500) as i32 }
         });
         let all = Data::Columns(all.collect());
         self.data.push((columns, all));
         [weight, columns]
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a layer has so many parts")]
     pub(crate) fn linear(
         &mut self,
         name: &str,
@@ -125,7 +131,7 @@ impl Builder {
             let x = f64::from(code - 512) / 64.0;
             (x / (1.0 + (-x).exp()) * 2048.0).round() as i16
         };
-        Epilogue::Gated { table: (0..1024).map(silu).collect(), rescale: Rescale::new(1.0 / 40_000.0).unwrap() }
+        Epilogue::Gated { table: (0..1024).map(silu).collect(), rescale: rescale_by(1.0 / 40_000.0) }
     }
 
     /// A decoder block that reads `x` and writes `out`, int16.
@@ -138,15 +144,14 @@ impl Builder {
         let query = self.scratch(&name("query"), [rows, q_width], Element::INT8);
         let state = self.numbers(&name("state"), [past + rows, kv_width], Element::INT8, Role::State);
         let table = self.numbers(&name("table"), [past + rows, head], Element::INT16, Role::Constant);
-        let rescale = Rescale::new(1.0 / 64.0).unwrap();
-        let ranges =
-            vec![(q_width, rescale), (q_width + kv_width / 2, Rescale::new(1.0 / 80.0).unwrap()), (q_width + kv_width, rescale)];
+        let rescale = rescale_by(1.0 / 64.0);
+        let ranges = vec![(q_width, rescale), (q_width + kv_width / 2, rescale_by(1.0 / 80.0)), (q_width + kv_width, rescale)];
         let rotary = Epilogue::Rotary { table, position: past, head, turned: q_width + kv_width / 2, ranges };
         let parts = vec![Part { tensor: query, row: 0 }, Part { tensor: state, row: past }];
         self.linear(&name("qkv"), normed, q_width + kv_width, weight, 4000.0, parts, rotary);
         let attended = self.scratch(&name("attended"), [rows, q_width], Element::INT8);
-        let logits = Rescale::new(300.0 / (head as f64).sqrt() / 5000.0).unwrap();
-        let rescale = Rescale::new(1.7).unwrap();
+        let logits = rescale_by(300.0 / (head as f64).sqrt() / 5000.0);
+        let rescale = rescale_by(1.7);
         let attention = Attention { query, state, out: attended, heads, key_heads, head, past, window, logits, rescale };
         self.program.kernel(name("attention"), Kernel::Attention(attention));
         let middle = self.scratch(&name("middle"), [rows, width], Element::INT16);
