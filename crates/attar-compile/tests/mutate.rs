@@ -247,10 +247,10 @@ fn edit(
                 }
                 *left -= 1;
             }
-            if let Statement::Loop { body, .. } = &mut code[at] {
-                if apply(body, left, wanted, change) {
-                    return true;
-                }
+            if let Statement::Loop { body, .. } = &mut code[at]
+                && apply(body, left, wanted, change)
+            {
+                return true;
             }
         }
         false
@@ -333,11 +333,11 @@ fn damaged_plans_are_errors() {
             let at = random.next() as usize % bytes.len();
             bytes[at] = random.next() as u8;
         }
-        if let Ok(changed) = postcard::from_bytes::<Plan>(&bytes) {
-            if changed.tensors.len() == plan.tensors.len() {
-                read += 1;
-                let _ = simulate(&changed, &rates, &mut memory.clone());
-            }
+        if let Ok(changed) = postcard::from_bytes::<Plan>(&bytes)
+            && changed.tensors.len() == plan.tensors.len()
+        {
+            read += 1;
+            let _ = simulate(&changed, &rates, &mut memory.clone());
         }
     }
     assert!(read > 500, "{read}");
