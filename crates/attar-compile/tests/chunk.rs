@@ -26,7 +26,7 @@ use support::{Block, Builder, Random, WEIGHTS};
 const FREE: Freedom = Freedom { join: true, keep: true };
 
 fn tokens(count: u64) -> NonZeroU64 {
-    NonZeroU64::new(count).unwrap()
+    NonZeroU64::new(count).expect("no prompt is empty")
 }
 
 /// Two blocks of SmolLM2 with weights of 4 bits.
@@ -36,16 +36,16 @@ fn decoder() -> Decoder {
 
 fn search(chunking: &Chunking, target: &Target, goal: Goal) -> Chunked {
     let decoder = decoder();
-    chunking.search(&|rows, past| decoder.program(rows, past), target, goal, FREE).unwrap()
+    chunking.search(&|rows, past| decoder.program(rows, past), target, goal, FREE).expect("it fits")
 }
 
 /// Every chunk scheduled and timed, by hand.
 fn by_hand(chunk: u64, tokens: u64, target: &Target, goal: Goal) -> [u64; 2] {
     let decoder = decoder();
     let parts = (0..tokens).step_by(chunk as usize).map(|past| {
-        let program = decoder.program(chunk.min(tokens - past), past).unwrap();
-        let plan = schedule(&program, target, goal, FREE, "by hand").unwrap().plan;
-        let run = simulate::time(&plan, &target.rates).unwrap();
+        let program = decoder.program(chunk.min(tokens - past), past).expect("sizes go together");
+        let plan = schedule(&program, target, goal, FREE, "by hand").expect("it fits").plan;
+        let run = simulate::time(&plan, &target.rates).expect("it runs");
         [run.dram(), run.cycles]
     });
     parts.fold([0; 2], |[dram, cycles], [d, c]| [dram + d, cycles + c])
@@ -122,7 +122,7 @@ fn filled(program: &Program, seed: u64) -> Memory {
                 Data::Weight { codes, scales: Vec::new() }
             }
             Role::Constant if tensor.element == Column::ELEMENT => {
-                let column = Column { rescale: Rescale::new(1.0 / 500.0).unwrap(), bias: 3 };
+                let column = Column { rescale: Rescale::new(1.0 / 500.0).expect("it is legal"), bias: 3 };
                 Data::Columns(vec![column; count as usize])
             }
             _ => Data::Numbers((0..count).map(|_| random.within(-top, top) as i32).collect()),
