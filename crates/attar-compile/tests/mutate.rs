@@ -320,6 +320,23 @@ fn every_mutation_is_found() {
     assert!(MUTATIONS.len() >= 12);
 }
 
+/// A file can ask for loops without end, and gets an error, not the end of the stack.
+#[test]
+fn loops_that_nest_too_deep_are_an_error() {
+    let (_, _, mut plan, _) = (0..).find_map(proven).unwrap();
+    for _ in 0..100_000 {
+        let body = std::mem::take(&mut plan.bodies[0].code);
+        plan.bodies[0].code.push(Statement::Loop { variable: 0, extent: Extent::Count(1), tile: 1, tiles: [0, 1], body });
+    }
+    let nested = std::thread::Builder::new().stack_size(1 << 30).spawn(move || {
+        let bytes = postcard::to_allocvec(&plan).unwrap();
+        std::mem::forget(plan);
+        bytes
+    });
+    let bytes = nested.unwrap().join().unwrap();
+    assert!(postcard::from_bytes::<Plan>(&bytes).is_err());
+}
+
 /// Plans of random bytes do not make the simulator panic.
 #[test]
 fn damaged_plans_are_errors() {

@@ -14,6 +14,7 @@
 //! Coordinates are those of tensors throughout: a view names a box, and the machine checks that it was loaded.
 
 mod file;
+mod nest;
 mod text;
 
 use serde::{Deserialize, Serialize};
@@ -112,6 +113,7 @@ pub struct Body {
     /// Its places on the chip.
     pub buffers: Vec<Buffer>,
     /// What to do.
+    #[serde(with = "nest")]
     pub code: Vec<Statement>,
 }
 
@@ -255,6 +257,7 @@ pub enum Statement {
         /// The first tile and the one behind the last, of those that the extent has.
         tiles: [u64; 2],
         /// Done for each tile.
+        #[serde(skip)]
         body: Vec<Statement>,
     },
     /// Into the next slot of a buffer, or behind what it holds.
