@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Element, Program, TensorId,
     fixed::Rescale,
-    plan::Placed,
     program::{Column, Role, Tensor},
 };
 
@@ -150,35 +149,9 @@ impl Memory {
         self.0[id.0 as usize] = data;
     }
 
-    /// Whether every tensor has as many numbers as it should, of its kind; else the name of the first that has not.
-    pub(crate) fn check(&self, tensors: &[Placed]) -> Result<(), String> {
-        let fits = |tensor: &Placed, data: &Data| {
-            let count = tensor.rows.saturating_mul(tensor.columns);
-            let per = u64::from(tensor.element.per.max(1));
-            match data {
-                Data::Numbers(numbers) => {
-                    tensor.role != Role::Weight
-                        && numbers.len() as u64 == count
-                        && [8, 16, 32].contains(&tensor.element.bits)
-                        && per == 1
-                }
-                Data::Weight { codes, scales } => {
-                    let groups = if per > 1 { count / per } else { 0 };
-                    tensor.role == Role::Weight
-                        && codes.len() as u64 == count
-                        && scales.len() as u64 == groups
-                        && tensor.columns.is_multiple_of(per)
-                        && (1..=8).contains(&code_bits(tensor.element))
-                }
-                Data::Columns(columns) => tensor.element == Column::ELEMENT && columns.len() as u64 == count,
-            }
-        };
-        let wrong = tensors.iter().zip(&self.0).find(|(tensor, data)| !fits(tensor, data));
-        match wrong {
-            Some((tensor, _)) => Err(tensor.name.clone()),
-            None if tensors.len() != self.0.len() => Err("a tensor too many".into()),
-            None => Ok(()),
-        }
+    /// What all tensors hold, in order.
+    pub(crate) fn all(&self) -> &[Data] {
+        &self.0
     }
 
     pub(crate) fn numbers_mut(&mut self, id: TensorId) -> &mut [i32] {

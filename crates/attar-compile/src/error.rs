@@ -40,11 +40,8 @@ pub enum Error {
         wanted: u32,
     },
     /// A plan file whose digest is not that of its contents.
-    #[error("the plan file's digest does not match its contents ({bytes} bytes): it was cut short or changed")]
-    PlanDamaged {
-        /// What is there.
-        bytes: usize,
-    },
+    #[error("the file's digest does not match its contents: it was cut short or changed")]
+    PlanDamaged,
     /// A plan file with the right digest that does not read as a plan.
     #[error("the plan file cannot be read: {why}")]
     PlanMalformed {
@@ -471,7 +468,7 @@ impl Error {
             }
             Error::NoRange { .. } => Some("compile the model that the calibration text was seen on".into()),
             Error::PlanVersion { .. } => Some("compile it again with this attar".into()),
-            Error::PlanDamaged { .. } | Error::PlanTruncated { .. } => Some("copy it again, or compile it again".into()),
+            Error::PlanDamaged | Error::PlanTruncated { .. } => Some("copy it again, or compile it again".into()),
             _ => None,
         }
     }

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod pass;
 pub mod plan;
 pub mod program;
+mod rates;
 pub mod reference;
 pub mod report;
 pub mod schedule;

@@ -1,7 +1,5 @@
 //! Prompts in chunks, and programs made of sizes alone.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 #[expect(dead_code, reason = "tables of other tests")]
 mod models;
 mod support;

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use attar_tensor::PARTIAL;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -52,10 +53,15 @@ impl Output {
         Ok(output)
     }
 
-    /// What an earlier run promised no longer holds.
+    /// What an earlier run promised no longer holds, and what it was writing when it was killed goes.
     pub(crate) fn withdraw_promises(&self) -> Result<()> {
         for name in PROMISED {
             remove(&self.root.join(name))?;
+        }
+        let entries = fs::read_dir(&self.root).map_err(|e| refused("read", &self.root, &e))?;
+        let partial = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(PARTIAL);
+        for entry in entries.flatten().filter(partial) {
+            remove(&entry.path())?;
         }
         remove(&self.partial())
     }

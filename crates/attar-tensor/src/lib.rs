@@ -41,4 +41,4 @@ pub use quantized::{QuantizedTensor, SharedParts};
 pub use scale::ScaleFormat;
 pub use scheme::{Encoding, Granularity, Scheme, Tail, ZeroPoint};
 pub use source::{Overlay, Source, TensorInfo};
-pub use store::{Journal, Store, write_atomically};
+pub use store::{Journal, PARTIAL, Store, write_atomically};

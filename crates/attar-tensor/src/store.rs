@@ -111,6 +111,9 @@ fn keep(temporary: tempfile::NamedTempFile, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How the name of a file begins that is not whole yet. A killed process leaves one behind.
+pub const PARTIAL: &str = ".partial-";
+
 /// Replaces the file at `path` by what `write` writes: whole or not at all.
 pub fn write_atomically<E: From<Error>>(
     path: &Path,
@@ -118,7 +121,7 @@ pub fn write_atomically<E: From<Error>>(
 ) -> std::result::Result<(), E> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new()
-        .prefix(".partial-")
+        .prefix(PARTIAL)
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(folder)
         .map_err(Error::io("create", path))?;

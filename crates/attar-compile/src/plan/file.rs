@@ -68,7 +68,7 @@ fn from_bytes<T: DeserializeOwned>(magic: &'static [u8; 8], bytes: &[u8]) -> Res
     }
     let body = &bytes[HEADER..];
     if blake3::hash(body).as_bytes() != &bytes[12..HEADER] {
-        return Err(Error::PlanDamaged { bytes: bytes.len() });
+        return Err(Error::PlanDamaged);
     }
     postcard::from_bytes(body).map_err(|source| Error::PlanMalformed { why: source.to_string() })
 }

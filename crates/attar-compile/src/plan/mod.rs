@@ -23,7 +23,7 @@ use crate::{
     Element,
     fixed::Rescale,
     program::{Epilogue, Role},
-    simulate::Rates,
+    rates::Rates,
 };
 
 pub use file::{MAGIC, Proof, VERSION};

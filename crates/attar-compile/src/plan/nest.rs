@@ -9,6 +9,7 @@ const DEPTH: usize = 16;
 
 /// A statement, a loop without what is in it, or the end of a loop.
 #[derive(Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "a body has a few dozen lines")]
 enum Line {
     Do(Statement),
     End,

@@ -222,3 +222,15 @@ fn two_runs_at_once_do_not_write_to_one_folder() {
     }
     assert_same_files(&whole().0, &room.files("out"), "the first is not disturbed");
 }
+
+/// A kill can fall into the writing of a report: the file that is not whole yet has another name, and goes.
+#[test]
+fn what_a_killed_run_was_writing_goes() {
+    let room = Room::new();
+    room.write("recipe.toml", "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n");
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    room.write("out/.partial-abc123", "half a rep");
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    assert!(!room.path("out/.partial-abc123").exists());
+    assert!(room.path("out/manifest.json").exists());
+}

@@ -1,0 +1,356 @@
+//! Slots of buffers, and what moves between them and the memories outside.
+
+use super::{
+    Box, BufferState, EVENTS, Event, Found, Simulator, Slot, Violation,
+    chip::{self, ACTIVATIONS, Bytes, COMPUTE, Clock, STORES, WEIGHTS, join},
+    fixed,
+};
+use crate::{
+    Tensor, data,
+    plan::{Body, Call, Place, Placed, Region, Slots, Space, View},
+    program::{Role, TensorId},
+    rates,
+};
+
+impl<'p> Simulator<'p, '_> {
+    /// The next slot of a buffer: its number, its bytes, and when they were freed.
+    fn next_slot(&mut self, call: &Call, body: &Body, buffer: u32, bytes: u64) -> Result<(u64, Bytes, Clock, u64), Violation> {
+        let count = body.buffers.len() as u64;
+        let what = body.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
+        let (state, offset) = (&mut self.buffers[buffer as usize], call.offsets[buffer as usize]);
+        let (index, start, room) = match what.slots {
+            Slots::Ring(slots) => {
+                let slots = slots.max(1);
+                let index = state.given % slots;
+                (index, index * (what.bytes / slots), what.bytes / slots)
+            }
+            Slots::Packed => (0, state.filled, what.bytes - state.filled.min(what.bytes)),
+        };
+        if bytes > room {
+            return Err(Violation::TooLarge { buffer: what.name.clone(), bytes, room });
+        }
+        if start % self.plan.align != 0 {
+            return Err(Violation::Misaligned { what: what.name.clone(), offset: start, align: self.plan.align });
+        }
+        state.given += 1;
+        if what.slots == Slots::Packed {
+            state.filled = start + bytes.next_multiple_of(self.plan.align);
+        }
+        let (clock, time) = state.freed.get(index as usize).copied().unwrap_or_default();
+        Ok((index, Bytes { start: offset + start, length: bytes }, clock, time))
+    }
+
+    pub(super) fn load(&mut self, call: &Call, body: &Body, buffer: u32, operand: u32, region: &Region) -> Result<(), Violation> {
+        let (of, tensor) = self.tensor(call, operand)?;
+        let region = self.region(region);
+        let bytes = moved(tensor, of.row, &region)?;
+        let queue = if matches!(tensor.role, Role::Weight | Role::Constant) { WEIGHTS } else { ACTIVATIONS };
+        self.free_slot(body, buffer)?;
+        if body.buffers[buffer as usize].element != tensor.element {
+            let element = |e: crate::Element| [u64::from(e.bits), u64::from(e.per)];
+            let (found, wanted) = (element(tensor.element), element(body.buffers[buffer as usize].element));
+            return Err(Violation::Mismatch { what: "elements", found, wanted });
+        }
+        let (index, place, clock, time) = self.next_slot(call, body, buffer, bytes)?;
+        join(&mut self.clocks[queue], &clock);
+        self.clocks[queue][queue] += 1;
+        self.read_tensor(of.tensor as usize, queue)?;
+        self.chip.forget(place);
+        let clock = self.clocks[queue];
+        self.chip.write(&body.buffers[buffer as usize].name, queue, &clock, place)?;
+        let end = self.transfer(queue, self.times[queue].max(time), tensor, &region, bytes);
+        self.trace.read[usize::from(queue == WEIGHTS)] += bytes;
+        self.trace.operands[operand as usize][0] += bytes;
+        if let Some(memory) = &self.memory {
+            let rows = region.rows.map(|row| row + of.row);
+            let packed = data::pack(&as_tensor(tensor), memory.get(TensorId(of.tensor)), rows, region.columns);
+            self.chip.bytes[place.start as usize..][..packed.len()].copy_from_slice(&packed);
+        }
+        let slot = Slot { index, bytes: place, region, clock, time: end, loaded: true, sums: Vec::new() };
+        self.buffers[buffer as usize].held.push_back(slot);
+        Ok(())
+    }
+
+    /// A ring has room for another load.
+    fn free_slot(&self, body: &Body, buffer: u32) -> Result<(), Violation> {
+        let (Some(state), Some(what)) = (self.buffers.get(buffer as usize), body.buffers.get(buffer as usize)) else {
+            return Err(Violation::Index { what: "buffer", index: buffer.into(), count: body.buffers.len() as u64 });
+        };
+        match what.slots {
+            Slots::Ring(slots) if state.held.len() as u64 >= slots => {
+                Err(Violation::Deadlock { buffer: what.name.clone(), why: "no slot is released before this load" })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// `queue` may read a tensor: it is defined, and its stores are done.
+    fn read_tensor(&mut self, tensor: usize, queue: usize) -> Result<(), Violation> {
+        let placed = &self.plan.tensors[tensor];
+        if placed.space == Space::Sram {
+            return Err(Violation::Undefined { tensor: placed.name.clone() });
+        }
+        if !self.defined[tensor] {
+            return Err(Violation::Undefined { tensor: placed.name.clone() });
+        }
+        if self.stored[tensor][STORES] > self.clocks[queue][STORES] {
+            return Err(dram_hazard("read after write", placed, queue, STORES));
+        }
+        self.loaded[tensor][queue] = self.clocks[queue][queue];
+        Ok(())
+    }
+
+    /// Takes the port; returns when the transfer is done.
+    fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Box, bytes: u64) -> u64 {
+        let pieces = if tensor.tile.is_some() || region.width() == tensor.columns { 1 } else { region.height() };
+        let way = match (tensor.space, queue) {
+            (Space::Flash, _) => rates::Port::Flash,
+            (_, STORES) => rates::Port::Write,
+            _ => rates::Port::Read,
+        };
+        let cycles = self.rates.transfer(pieces, bytes / pieces.max(1), way);
+        let port = if way == rates::Port::Flash { &mut self.flash } else { &mut self.port };
+        let start = port.take(ready + self.rates.tile.setup as u64, cycles);
+        let end = start + cycles;
+        self.times[queue] = end;
+        self.trace.transfers += 1;
+        self.trace.sram_bytes += bytes;
+        self.event(queue, start, end);
+        end
+    }
+
+    pub(super) fn event(&mut self, queue: usize, start: u64, end: u64) {
+        if self.result.events.len() < EVENTS && end > start {
+            self.result.events.push(Event { queue, call: self.call, start, end });
+        }
+    }
+
+    pub(super) fn wait(&mut self, body: &Body, buffer: u32, region: &Region) -> Result<(), Violation> {
+        let region = self.region(region);
+        let slot = self.slot(body, buffer, &region)?;
+        let (clock, time) = (slot.clock, slot.time);
+        join(&mut self.clocks[COMPUTE], &clock);
+        self.stall_until(time);
+        Ok(())
+    }
+
+    pub(super) fn stall_until(&mut self, time: u64) {
+        let waited = time.saturating_sub(self.times[COMPUTE]);
+        self.trace.stalled += waited;
+        self.times[COMPUTE] += waited;
+    }
+
+    /// The slot that holds a box: of several, the one that came last.
+    pub(super) fn slot(&self, body: &Body, buffer: u32, region: &Box) -> Result<&Slot, Violation> {
+        let count = body.buffers.len() as u64;
+        let state = self.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
+        state.held.iter().rev().find(|slot| slot.region.contains(region)).ok_or_else(|| Violation::NotThere {
+            place: body.buffers[buffer as usize].name.clone(),
+            rows: region.rows,
+            columns: region.columns,
+        })
+    }
+
+    pub(super) fn release(&mut self, body: &Body, buffer: u32) -> Result<(), Violation> {
+        self.clocks[COMPUTE][COMPUTE] += 1;
+        let freed = (self.clocks[COMPUTE], self.times[COMPUTE]);
+        let count = body.buffers.len() as u64;
+        let (Some(state), Some(what)) = (self.buffers.get_mut(buffer as usize), body.buffers.get(buffer as usize)) else {
+            return Err(Violation::Index { what: "buffer", index: buffer.into(), count });
+        };
+        let Some(slot) = state.held.pop_front() else {
+            return Err(Violation::Deadlock { buffer: what.name.clone(), why: "nothing is there to be released" });
+        };
+        if what.slots == Slots::Packed {
+            state.held.clear();
+            state.filled = 0;
+        }
+        free(state, slot.index, freed);
+        Ok(())
+    }
+
+    pub(super) fn open(&mut self, call: &Call, body: &Body, buffer: u32, region: &Region) -> Result<(), Violation> {
+        let region = self.region(region);
+        let count = body.buffers.len() as u64;
+        let what = body.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
+        let bytes = what.element.bytes(region.width()) * region.height();
+        let (index, place, clock, time) = self.next_slot(call, body, buffer, bytes)?;
+        join(&mut self.clocks[COMPUTE], &clock);
+        self.stall_until(time);
+        self.clocks[COMPUTE][COMPUTE] += 1;
+        self.chip.forget(place);
+        let state = &mut self.buffers[buffer as usize];
+        state.held.retain(|slot| slot.index != index);
+        let slot = Slot { index, bytes: place, region, clock: self.clocks[COMPUTE], time, loaded: false, sums: Vec::new() };
+        state.held.push_back(slot);
+        Ok(())
+    }
+
+    pub(super) fn store(
+        &mut self,
+        call: &Call,
+        body: &Body,
+        buffer: u32,
+        operands: &[(u32, u64)],
+        region: &Region,
+    ) -> Result<(), Violation> {
+        let region = self.region(region);
+        let compute = self.clocks[COMPUTE];
+        join(&mut self.clocks[STORES], &compute);
+        self.clocks[STORES][STORES] += 1;
+        let found = self.find(call, body, &View { place: Place::Buffer(buffer), region: fixed(&region) })?;
+        let clock = self.clocks[STORES];
+        for run in found.runs() {
+            self.chip.read(&found.name, STORES, &clock, run)?;
+        }
+        let mut end = self.times[STORES].max(self.times[COMPUTE]);
+        for (at, (operand, first)) in operands.iter().enumerate() {
+            let behind = operands.get(at + 1).map_or(u64::MAX, |(_, next)| *next);
+            let columns = [region.columns[0].max(*first), region.columns[1].min(behind)];
+            if columns[0] < columns[1] {
+                let part = Box { rows: region.rows, columns };
+                end = self.store_part(call, *operand, *first, &found, &part, end)?;
+            }
+        }
+        let (index, loaded) = self.slot(body, buffer, &region).map(|slot| (slot.index, slot.loaded))?;
+        if loaded {
+            self.buffers[buffer as usize].held.retain(|slot| slot.index != index);
+        }
+        free(&mut self.buffers[buffer as usize], index, (self.clocks[STORES], end));
+        Ok(())
+    }
+
+    /// The columns of a store that belong to one tensor, whose column 0 is `first`.
+    fn store_part(
+        &mut self,
+        call: &Call,
+        operand: u32,
+        first: u64,
+        found: &Found,
+        part: &Box,
+        ready: u64,
+    ) -> Result<u64, Violation> {
+        let (of, tensor) = self.tensor(call, operand)?;
+        let local = Box { rows: part.rows, columns: part.columns.map(|column| column - first) };
+        let bytes = moved(tensor, of.row, &local)?;
+        self.write_tensor(of.tensor as usize)?;
+        let end = self.transfer(STORES, ready, tensor, &local, bytes);
+        self.trace.written += bytes;
+        self.trace.operands[operand as usize][1] += bytes;
+        self.mark_written(operand, of.row, tensor, &local)?;
+        let numbers = if self.memory.is_some() { self.numbers(found, part) } else { Vec::new() };
+        if let Some(memory) = &mut self.memory {
+            let target = memory.numbers_mut(TensorId(of.tensor));
+            for (row, values) in (local.rows[0]..local.rows[1]).zip(numbers.chunks(local.width() as usize)) {
+                let at = ((row + of.row) * tensor.columns + local.columns[0]) as usize;
+                target[at..at + values.len()].copy_from_slice(values);
+            }
+        }
+        Ok(end)
+    }
+
+    /// The store queue may write a tensor; what else lay there is gone.
+    fn write_tensor(&mut self, tensor: usize) -> Result<(), Violation> {
+        let placed = &self.plan.tensors[tensor];
+        if !matches!(placed.role, Role::Scratch | Role::Output | Role::State) || placed.space != Space::Dram {
+            return Err(Violation::Undefined { tensor: placed.name.clone() });
+        }
+        let clock = self.clocks[STORES];
+        for (other, against) in self.plan.tensors.iter().enumerate() {
+            let apart = against.space != Space::Dram
+                || against.address >= placed.address + placed.bytes()
+                || placed.address >= against.address + against.bytes();
+            if apart {
+                continue;
+            }
+            if let Some(reader) = (0..4).find(|reader| self.loaded[other][*reader] > clock[*reader]) {
+                return Err(dram_hazard("write after read", against, STORES, reader));
+            }
+            self.defined[other] = other == tensor;
+        }
+        self.stored[tensor][STORES] = clock[STORES];
+        Ok(())
+    }
+
+    fn mark_written(&mut self, operand: u32, row: u64, tensor: &Placed, part: &Box) -> Result<(), Violation> {
+        let written = &mut self.written[operand as usize];
+        if written.is_empty() {
+            return Ok(());
+        }
+        for r in part.rows[0]..part.rows[1] {
+            let at = ((r + row) * tensor.columns) as usize;
+            let cells = &mut written[at + part.columns[0] as usize..at + part.columns[1] as usize];
+            if let Some(column) = cells.iter().position(|cell| *cell) {
+                let column = part.columns[0] + column as u64;
+                return Err(Violation::StoredTwice { tensor: tensor.name.clone(), row: r + row, column });
+            }
+            cells.fill(true);
+        }
+        Ok(())
+    }
+
+    /// Whatever a call has loaded, it lets go.
+    pub(super) fn check_released(&self, body: &Body) -> Result<(), Violation> {
+        let loaded = |state: &BufferState| state.held.iter().any(|slot| slot.loaded);
+        match self.buffers.iter().position(loaded) {
+            Some(at) => {
+                let buffer = body.buffers[at].name.clone();
+                Err(Violation::Deadlock { buffer, why: "what it holds is never released" })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A tensor that a call has stored to is stored whole (a state: whole rows).
+    pub(super) fn check_stored(&self, call: &Call) -> Result<(), Violation> {
+        for (operand, written) in call.operands.iter().zip(&self.written) {
+            let tensor = &self.plan.tensors[operand.tensor as usize];
+            let rows = written.chunks(tensor.columns.max(1) as usize).filter(|row| row.contains(&true));
+            let touched: Vec<&[bool]> = rows.collect();
+            let holes: usize = touched.iter().map(|row| row.iter().filter(|cell| !**cell).count()).sum();
+            let whole = tensor.role == Role::State || touched.is_empty() || touched.len() as u64 == tensor.rows;
+            let missing = holes as u64 + if whole { 0 } else { (tensor.rows - touched.len() as u64) * tensor.columns };
+            if missing > 0 {
+                return Err(Violation::NotStored { tensor: tensor.name.clone(), missing });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A slot is free from now on.
+fn free(state: &mut BufferState, index: u64, freed: (Clock, u64)) {
+    let index = index as usize;
+    if state.freed.len() <= index {
+        state.freed.resize(index + 1, Default::default());
+    }
+    state.freed[index] = freed;
+}
+
+/// Bytes of a transfer, if its box is in the tensor and, of a weight, one of its tiles.
+fn moved(tensor: &Placed, row: u64, region: &Box) -> Result<u64, Violation> {
+    let rows = region.rows.map(|r| r.saturating_add(row));
+    if rows[1] > tensor.rows || region.columns[1] > tensor.columns || region.height() == 0 || region.width() == 0 {
+        return Err(Violation::OutOfBounds {
+            tensor: tensor.name.clone(),
+            shape: [tensor.rows, tensor.columns],
+            rows,
+            columns: region.columns,
+        });
+    }
+    let Some(tile) = tensor.tile else { return Ok(tensor.element.bytes(region.width()) * region.height()) };
+    let is_tile = |[from, to]: [u64; 2], tile: u64, whole: u64| tile > 0 && from % tile == 0 && to == (from + tile).min(whole);
+    match is_tile(rows, tile[0], tensor.rows) && is_tile(region.columns, tile[1], tensor.columns) {
+        true => Ok(tensor.element.bytes(region.width() * region.height())),
+        false => Err(Violation::NoTile { tensor: tensor.name.clone(), rows, columns: region.columns }),
+    }
+}
+
+fn dram_hazard(kind: &'static str, tensor: &Placed, queue: usize, other: usize) -> Violation {
+    let [queue, other] = [queue, other].map(|queue| chip::QUEUES[queue]);
+    Violation::Hazard { kind, place: tensor.name.clone(), at: tensor.address, queue, other }
+}
+
+fn as_tensor(placed: &Placed) -> Tensor {
+    Tensor { name: String::new(), rows: placed.rows, columns: placed.columns, element: placed.element, role: placed.role }
+}
