@@ -9,7 +9,10 @@
 pub mod chunk;
 mod place;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -131,12 +134,18 @@ pub struct Choice {
 }
 
 /// What a way costs, in the order of the goal.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Cost([f64; 3]);
 
 impl Cost {
     fn plus(self, other: Cost) -> Cost {
         Cost(std::array::from_fn(|at| self.0[at] + other.0[at]))
+    }
+
+    /// The first that differs decides.
+    fn order(&self, other: &Cost) -> Ordering {
+        let each = self.0.iter().zip(&other.0).map(|(mine, theirs)| mine.total_cmp(theirs));
+        each.fold(Ordering::Equal, Ordering::then)
     }
 }
 
@@ -202,11 +211,10 @@ impl Search<'_> {
             let states: Vec<(Vec<TensorId>, usize)> = at[position].iter().map(|(kept, way)| (kept.clone(), *way)).collect();
             for (kept, way) in states {
                 for (end, kernel) in self.segments(position) {
-                    for step in self.steps(position, end, &kernel, &kept) {
-                        let (step, cost, after) = step?;
+                    for (step, cost, after) in self.steps(position, end, &kernel, &kept) {
                         let cost = ways[way].cost.plus(cost);
                         let known = at[end].get(&after).copied();
-                        if known.is_none_or(|known| cost < ways[known].cost) {
+                        if known.is_none_or(|known| cost.order(&ways[known].cost).is_lt()) {
                             ways.push(Way { cost, before: Some((way, step)) });
                             at[end].insert(after, ways.len() - 1);
                         }
@@ -217,7 +225,7 @@ impl Search<'_> {
                 return Err(self.too_small(position));
             }
         }
-        let best = at[count].values().copied().min_by(|a, b| ways[*a].cost.0[0].total_cmp(&ways[*b].cost.0[0]));
+        let best = at[count].values().copied().min_by(|a, b| ways[*a].cost.order(&ways[*b].cost));
         let mut way = best.ok_or_else(|| self.too_small(count.saturating_sub(1)))?;
         let mut steps = Vec::new();
         while let Some((before, step)) = &ways[way].before {
@@ -255,13 +263,7 @@ impl Search<'_> {
     }
 
     /// The ways to run a segment: its output kept or not. With the tensors that are kept after it.
-    fn steps(
-        &mut self,
-        start: usize,
-        end: usize,
-        kernel: &Kernel,
-        kept: &[TensorId],
-    ) -> Vec<Result<(Step, Cost, Vec<TensorId>)>> {
+    fn steps(&mut self, start: usize, end: usize, kernel: &Kernel, kept: &[TensorId]) -> Vec<(Step, Cost, Vec<TensorId>)> {
         let out = keepable(self.program, kernel).filter(|_| self.freedom.keep);
         let choices = std::iter::once(None).chain(out.map(Some));
         let mut found = Vec::new();
@@ -283,7 +285,7 @@ impl Search<'_> {
             let after: Vec<TensorId> =
                 live.iter().copied().filter(|id| self.last_use.get(id).is_some_and(|last| *last >= end)).collect();
             let step = Step { kernels: [start, end], kernel: kernel.clone(), tiles, kept: live, dram };
-            found.push(Ok((step, cost, after)));
+            found.push((step, cost, after));
         }
         found
     }
@@ -381,12 +383,11 @@ impl Search<'_> {
     }
 
     fn lower(&self, step: &Step) -> Lowered {
-        let kind = |name: &str| name.to_string();
         match (&step.tiles, &step.kernel) {
-            (Tiles::Norm(tiles), Kernel::Norm(norm)) => tiles.lower(self.program, norm, &kind("norm")),
-            (Tiles::Linear(tiles), Kernel::Linear(linear)) => tiles.lower(self.program, linear, &kind("linear")),
-            (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(self.program, attention, &kind("attention")),
-            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.lower(self.program, mlp, &kind("mlp")),
+            (Tiles::Norm(tiles), Kernel::Norm(norm)) => tiles.lower(self.program, norm, "norm"),
+            (Tiles::Linear(tiles), Kernel::Linear(linear)) => tiles.lower(self.program, linear, "linear"),
+            (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(self.program, attention, "attention"),
+            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.lower(self.program, mlp, "mlp"),
             _ => unreachable!("tiles are searched for the kernel they go with"),
         }
     }
