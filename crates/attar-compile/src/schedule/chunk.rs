@@ -103,7 +103,7 @@ impl Chunking {
     }
 
     /// Sizes to try, largest first.
-    fn sizes(&self) -> Vec<u64> {
+    pub fn sizes(&self) -> Vec<u64> {
         let tokens = self.tokens.get();
         if let Some(chunk) = self.chunk {
             return vec![chunk.get().min(tokens)];

@@ -1,8 +1,8 @@
 //! The step `compile`: plans of the model for a device, proven, beside the model. The model itself stays as it is.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
-use attar_compile::{Compile, Compiled, Phase, Plan, plan::Space, report::to_html, schedule::chunk::Candidate};
+use attar_compile::{Compile, Compiled, Phase, Plan, Progress, plan::Space, report::to_html, schedule::chunk::Candidate};
 use attar_eval::Prediction;
 use attar_tensor::Digest;
 
@@ -54,10 +54,17 @@ impl Step for Compile {
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        session.observer.stage(&format!("{}: compile for {}", model.title, self.device), 0);
-        session.check_interrupt()?;
         let windows = session.calibration.expect("`plan` asks for a text");
-        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows).map_err(refused)?;
+        let stage = Cell::new("");
+        let watch = |progress: Progress<'_>| {
+            if stage.replace(progress.stage) != progress.stage {
+                let title = format!("{}: compile for {}, {}", model.title, self.device, progress.stage);
+                session.observer.stage(&title, progress.total as u64);
+            }
+            session.observer.advance(progress.done as u64, progress.what);
+            !session.observer.interrupted()
+        };
+        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows, &watch).map_err(refused)?;
         model.compilations.push(compilation(&compiled));
         Ok(Vec::new())
     }
@@ -66,6 +73,9 @@ impl Step for Compile {
 /// What a device cannot run is the recipe's fault, not the data's.
 fn refused(error: attar_compile::Error) -> StepError {
     use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
+    if matches!(error, attar_compile::Error::Interrupted) {
+        return Error::interrupted().into();
+    }
     let key = match error {
         DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } => "device",
         DeviceKey { .. } | DeviceValue { .. } | MemoryTooSmall { .. } => "set",
