@@ -19,6 +19,9 @@ pub(super) static COMPILE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
 };
 
+/// Tokens of a prompt that are planned in seconds; no model of today takes more.
+const LONGEST: usize = 1 << 20;
+
 /// Whether a step compiles.
 pub(crate) fn compiles(step: &dyn Step) -> bool {
     step.kind().name == COMPILE.name
@@ -48,6 +51,11 @@ impl Step for Compile {
             let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
             let error = Error::recipe("ranges and the prompt of the proof come from a text, and the recipe has none").hint(hint);
             return Err(StepError { key: Some("kind".into()), error });
+        }
+        let longest = model.context.unwrap_or(LONGEST).min(LONGEST) as u64;
+        if self.seq.get() > longest {
+            let error = Error::recipe(format!("`seq` is {}: the model's context is {longest} tokens", self.seq));
+            return Err(StepError { key: Some("seq".into()), error });
         }
         self.check(&model.graph, &*model.source).map_err(refused)?;
         Ok(Vec::new())
