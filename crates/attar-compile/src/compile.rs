@@ -25,9 +25,9 @@ use crate::{
     reference,
     report::{Options, Report},
     schedule::{
-        Freedom, Goal, Schedule, Target,
+        Freedom, Goal, Image, Schedule, Target,
         chunk::{Chunked, Chunking},
-        schedule,
+        schedule, schedule_on,
     },
     simulate::{Simulation, prove, time},
 };
@@ -169,8 +169,9 @@ impl Compile {
     pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
         let (device, fused) = (self.device()?, fused(graph)?);
         let chunks = self.chunks(&device, &fused, source, &|_| true)?;
+        let mut image = Image::default();
         for (name, rows, past) in self.runs(chunks.best().chunk) {
-            self.phase(&device, &fused, source, name, rows, past)?;
+            self.phase(&device, &fused, source, name, [rows, past], &mut image)?;
         }
         Ok(())
     }
@@ -184,10 +185,15 @@ impl Compile {
                 let what = format!("{rows} tokens at once");
                 Progress { stage: "try sizes of chunks", what: &what, done, total: sizes.len() }.tell(watch)?;
             }
-            let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
+            let bind = self.bind(rows, past, usize::MAX, false);
             Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
         };
         chunking.search(&make, &target(device, &make(1, 0)?)?, self.goal, self.freedom())
+    }
+
+    /// A run of this prompt, or the token behind it.
+    fn bind(&self, rows: u64, past: u64, blocks: usize, numbers: bool) -> Bind {
+        Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, numbers }
     }
 
     fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
@@ -198,12 +204,24 @@ impl Compile {
         prefill.chain(decode).collect()
     }
 
-    fn phase(&self, device: &Device, fused: &Graph, source: &dyn Source, name: String, rows: u64, past: u64) -> Result<Phase> {
-        let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
+    /// Plans a run. The first leaves the image that the others find.
+    fn phase(
+        &self,
+        device: &Device,
+        fused: &Graph,
+        source: &dyn Source,
+        name: String,
+        [rows, past]: [u64; 2],
+        image: &mut Image,
+    ) -> Result<Phase> {
+        let bind = self.bind(rows, past, usize::MAX, false);
         let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
         let target = target(device, &converted.program)?;
         let title = format!("{name}, {rows} tokens behind {past}");
-        let schedule = schedule(&converted.program, &target, self.goal, self.freedom(), &title)?;
+        let schedule = schedule_on(&converted.program, &target, self.goal, self.freedom(), &title, image)?;
+        if past == 0 {
+            *image = Image::of(&schedule.plan);
+        }
         let simulation = time(&schedule.plan, &target.rates)?;
         let Converted { program, host, .. } = converted;
         Ok(Phase { name, rows, past, program, host, schedule, simulation, report: None, proof: None })
@@ -229,18 +247,18 @@ impl Compile {
         let (device, fused) = (self.device()?, fused(graph)?);
         let seen = observe(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
         let mut phases = Vec::new();
-        let mut before = None;
+        let (mut before, mut image, mut proof_image) = (None, Image::default(), Image::default());
         let chunks = self.chunks(&device, &fused, &**source, watch)?;
         let runs = self.runs(chunks.best().chunk);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "plan and prove", what: &name, done, total: runs.len() }.tell(watch)?;
-            let mut phase = self.phase(&device, &fused, &**source, name, rows, past)?;
+            let mut phase = self.phase(&device, &fused, &**source, name.clone(), [rows, past], &mut image)?;
             phase.report = Some(self.report(&device, &phase)?);
             if self.prove > 0 {
-                let bind = Bind { rows, past, blocks: self.prove, numbers: true };
+                let bind = self.bind(rows, past, self.prove, true);
                 let converted = convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights)?;
                 let prompt = seen.prompt(graph, source, &windows[0], (past + rows) as usize, self.prove)?;
-                let proven = self.prove_blocks(&device, converted, &prompt, past, rows, before.as_ref())?;
+                let proven = self.prove_blocks(&device, converted, &prompt, [rows, past], before.as_ref(), &mut proof_image)?;
                 before = Some((proven.proof.program.clone(), after(&proven.proof)));
                 phase.proof = Some(proven);
             }
@@ -255,9 +273,9 @@ impl Compile {
         device: &Device,
         converted: Converted,
         prompt: &Prompt,
-        past: u64,
-        rows: u64,
+        [rows, past]: [u64; 2],
         before: Option<&(Program, Memory)>,
+        image: &mut Image,
     ) -> Result<Proven> {
         let Converted { program, memory, input, output, residual_scale, states, .. } = converted;
         let mut memory = memory.expect("numbers were asked for");
@@ -269,7 +287,10 @@ impl Compile {
             carry(earlier, numbers, &program, &mut memory, &states);
         }
         let target = target(device, &program)?;
-        let schedule = schedule(&program, &target, self.goal, self.freedom(), "proof")?;
+        let schedule = schedule_on(&program, &target, self.goal, self.freedom(), "proof", image)?;
+        if past == 0 {
+            *image = Image::of(&schedule.plan);
+        }
         let simulation = prove(&program, &schedule.plan, &target.rates, &memory)?;
         let proof = Proof { program, memory };
         let result = after(&proof);

@@ -100,6 +100,12 @@ pub enum Error {
         /// Bytes there are.
         sram: u64,
     },
+    /// Kernels that cannot be joined, since another plan stores their weights in other tiles.
+    #[error("`{weight}` is stored in tiles of another kernel")]
+    Stored {
+        /// Its name.
+        weight: String,
+    },
     /// A kernel that has no room.
     #[error("kernel `{kernel}` does not fit")]
     DoesNotFit {
