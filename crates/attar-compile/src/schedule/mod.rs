@@ -1,13 +1,14 @@
 //! From a program to a plan: which kernels are joined, how each is tiled, which tensors stay on the chip between kernels,
 //! and where everything lies.
 //!
-//! Kernels are taken in their order. A dynamic program walks over them; its state is the set of tensors that are kept on
-//! the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in the room that is left
-//! (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are searched once, so
-//! that a model of equal blocks costs as much to plan as one block.
+//! Kernels are taken in an order in which the least lives at once. A dynamic program walks over them; its state is the set of
+//! tensors that are kept on the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in
+//! the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are
+//! searched once, so that a model of equal blocks costs as much to plan as one block.
 
 pub mod chunk;
 mod image;
+mod order;
 mod place;
 
 use std::{
@@ -189,6 +190,7 @@ pub fn schedule_on(
     image: &Image,
 ) -> Result<Schedule> {
     program.check()?;
+    let program = &*order::least_live(program)?;
     let mut room = vec![target.sram / target.align * target.align; program.kernels.len()];
     loop {
         let (known, last_use) = (HashMap::new(), last_uses(program));
