@@ -293,7 +293,8 @@ fn proven(seed: u64) -> Option<(Program, Memory, Plan, Rates)> {
     rates.tile.array = [1, 8, 8];
     let target =
         Target { name: "test".into(), sram: random.within(9_000, 20_000) as u64, align: 16, dram: 1 << 40, flash: 0, rates };
-    let freedom = Freedom { join: random.next().is_multiple_of(2), keep: random.next().is_multiple_of(2) };
+    let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));
+    let freedom = Freedom { join, keep, recompute };
     let plan = schedule(&program, &target, Goal::Dram, freedom, "test").ok()?.plan;
     prove(&program, &plan, &target.rates, &memory).unwrap();
     Some((program, memory, plan, target.rates))

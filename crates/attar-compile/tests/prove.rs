@@ -42,8 +42,7 @@ fn one_product_in_every_order() {
         builder.linear("product", x, n, weight, 90.0, vec![Part { tensor: out, row: 0 }], Epilogue::Rescale);
         let (program, memory) = builder.memory();
         let target = target(random.within(600, 9_000) as u64, random.pick(&[1, 8, 32]));
-        let freedom = Freedom { join: true, keep: true };
-        let Ok(schedule) = schedule(&program, &target, Goal::Dram, freedom, "test") else { continue };
+        let Ok(schedule) = schedule(&program, &target, Goal::Dram, Freedom::ALL, "test") else { continue };
         let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
             .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
         assert_eq!(simulation.dram(), schedule.choices[0].dram, "seed {seed}\n{}", schedule.plan);
