@@ -75,3 +75,37 @@ fn scheduled_attention_moves_a_thirteenth_at_512_tokens() {
         assert!(apart >= 13 * attention, "{name} {sram}: {attention} of {apart}; {}", rule(&target));
     }
 }
+
+/// How a norm hands its rows on: kept on the chip, stored, or computed where they are read, and how often.
+fn handed(schedule: &Schedule, norm: &str) -> (&'static str, u64) {
+    let choice = schedule.choices.iter().find(|choice| choice.name.split(" + ").next() == Some(norm)).unwrap();
+    let way = match &choice.kernel {
+        Kernel::Norm(_) if choice.kept.contains(&format!("{norm}.out")) => "kept",
+        Kernel::Norm(_) => "stored",
+        _ => "computed",
+    };
+    (way, choice.norms)
+}
+
+#[test]
+fn norms_are_kept_stored_or_computed_again() {
+    let plan = |model: usize, bits: u32, tokens: u64, sram: u64, freedom: Freedom| {
+        let decoder = Decoder { blocks: 2, ..MODELS[model].with(bits) };
+        schedule(&decoder.program(tokens, 0).unwrap(), &generic(sram, bits).unwrap(), Goal::Dram, freedom, "test").unwrap()
+    };
+    let stored_only = Freedom { recompute: false, ..Freedom::ALL };
+    // The smallest model: rows fit beside the weights that read them.
+    assert_eq!(handed(&plan(0, 8, 128, 1 << 20, Freedom::ALL), "blocks.0.norm"), ("kept", 1));
+    // Wide rows in little room: tiles in depth save more weights than rows that come once.
+    assert_eq!(handed(&plan(1, 8, 128, 256 << 10, Freedom::ALL), "blocks.0.norm"), ("stored", 1));
+    // Rows are outermost, and weights come again for each block of them in any case.
+    let (found, without) = (plan(1, 8, 512, 2 << 20, Freedom::ALL), plan(1, 8, 512, 2 << 20, stored_only));
+    assert_eq!((handed(&found, "blocks.0.norm"), handed(&without, "blocks.0.norm")), (("computed", 1), ("stored", 1)));
+    assert!(dram(&found) < dram(&without));
+    // The residual stream is on the chip, the normed rows have no room beside it, and weights should come only once.
+    let (found, without) = (plan(0, 4, 512, 832 << 10, Freedom::ALL), plan(0, 4, 512, 832 << 10, stored_only));
+    let (way, passes) = handed(&found, "blocks.0.mlp.norm");
+    assert!(way == "computed" && passes > 1, "{way} {passes} times");
+    assert_eq!(handed(&without, "blocks.0.mlp.norm").0, "stored");
+    assert!(dram(&found) < dram(&without), "{} {}", dram(&found), dram(&without));
+}

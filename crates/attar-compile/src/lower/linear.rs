@@ -142,12 +142,18 @@ impl LinearTiles {
                 self.tiling.cost_beside(&self.product, &self.limits, rates, work).cycles
             }
             Some(Entry::Once { .. }) => {
+                // Rows come and are normed before the rest begins.
                 let product = Product { a: NOTHING, ..self.product };
                 let Tiling { order, tile, kept, .. } = self.tiling;
                 let alone = Tiling::new(&product, &self.limits, order, tile, kept).cost(&product, &self.limits, rates);
                 alone.cycles + norm.max(self.panel_loads() as f64 / rates.read)
             }
         }
+    }
+
+    /// The product of what is loaded: of rows that are on the chip, nothing is.
+    pub(crate) fn loaded(&self) -> Product {
+        if self.on_chip[0] { Product { a: NOTHING, ..self.product } } else { self.product }
     }
 
     /// Bytes on the chip of the norm, without a panel.

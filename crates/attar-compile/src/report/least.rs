@@ -17,7 +17,7 @@ pub(super) fn least(program: &Program, choice: &Choice, sram: u64, on: &dyn Fn(T
     match (choice.kernel.core(), &choice.tiles) {
         (Kernel::Linear(linear), Tiles::Linear(tiles)) => {
             let once = x(linear.x) + least.weight(linear) + least.written(linear);
-            least.beside(linear) + gains + lower_bound(&tiles.product, sram).max(once)
+            least.beside(linear) + gains + lower_bound(&tiles.loaded(), sram).max(once)
         }
         (Kernel::Attention(attention), _) => least.attention(attention),
         (Kernel::Mlp(mlp), _) => {

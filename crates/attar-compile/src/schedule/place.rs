@@ -96,11 +96,17 @@ pub(super) fn in_memory(mut plan: Plan, target: &Target) -> Result<Plan> {
     let in_dram: Vec<usize> = order.iter().copied().filter(|at| plan.tensors[*at].space == Space::Dram).collect();
     let uses = uses(&plan);
     let scratch: Vec<usize> = in_dram.iter().copied().filter(|at| plan.tensors[*at].role == Role::Scratch).collect();
-    let items: Vec<Item> =
-        scratch.iter().map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) }).collect();
+    // What lies within a joined kernel is used by no call: nothing is there, so that all of it may be at one place.
+    let (scratch, unused): (Vec<usize>, Vec<usize>) = scratch.into_iter().partition(|at| uses[*at].is_some());
+    let within = unused.iter().map(|at| size(&plan.tensors[*at])).max().unwrap_or(0);
+    let items: Vec<Item> = scratch
+        .iter()
+        .map(|at| (uses[*at].expect("it is used"), size(&plan.tensors[*at])))
+        .map(|((from, last), bytes)| Item { from, to: last + 1, bytes })
+        .collect();
     let buffers = items.iter().map(|item| Buffer::new(item.from as u64, item.to as u64, item.bytes)).collect();
     let (placement, _) = greedy(&Problem { buffers, capacity: target.dram })?;
-    let height = placement.height;
+    let height = placement.height.max(within);
     let lasting: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| last(t)).map(size).sum();
     let weights: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| t.role == Role::Weight).map(size).sum();
     let room = target.dram.checked_sub(lasting + height).ok_or(Error::MemoryTooSmall {
@@ -146,14 +152,14 @@ fn use_order(plan: &Plan) -> Vec<usize> {
     used.chain(0..plan.tensors.len()).filter(|at| !std::mem::replace(&mut seen[*at], true)).collect()
 }
 
-/// First and last call of each tensor.
-fn uses(plan: &Plan) -> Vec<(usize, usize)> {
-    let mut uses = vec![(usize::MAX, 0); plan.tensors.len()];
+/// First and last call of each tensor, if any.
+fn uses(plan: &Plan) -> Vec<Option<(usize, usize)>> {
+    let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.tensors.len()];
     for (at, call) in plan.calls.iter().enumerate() {
         for operand in &call.operands {
-            let (first, last) = &mut uses[operand.tensor as usize];
-            (*first, *last) = ((*first).min(at), at);
+            let known = &mut uses[operand.tensor as usize];
+            *known = Some((known.map_or(at, |(first, _)| first), at));
         }
     }
-    uses.into_iter().map(|(first, last)| if first == usize::MAX { (0, 0) } else { (first, last) }).collect()
+    uses
 }
