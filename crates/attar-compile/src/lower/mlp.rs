@@ -7,7 +7,7 @@ use crate::{
     Element, Program,
     plan::{Compute, Span, Statement},
     program::{Column, Epilogue, Mlp, Norm},
-    tile::Limits,
+    tile::{Limits, Rates},
 };
 
 const ROWS: u8 = 0;
@@ -122,6 +122,21 @@ impl MlpTiles {
         let gains = self.piece.map_or(0, |_| Element::INT32.bytes(shape.d));
         let [x, out, residual] = self.operands(program, mlp);
         weights + columns + gains + x + out + residual
+    }
+
+    /// Predicted cycles, where norming each row once takes `norm` cycles of work: rows that are normed come before the rest of
+    /// their block begins.
+    pub(crate) fn cycles(&self, program: &Program, mlp: &Mlp, rates: &Rates, norm: f64) -> f64 {
+        let shape = Shape::of(program, mlp);
+        let macs = 3 * shape.m * shape.d * shape.f;
+        let products = macs as f64 / rates.array.iter().product::<u64>() as f64;
+        let loads = self.operands(program, mlp)[0] as f64 / rates.read;
+        let entry = match self.piece {
+            None => 0.0,
+            Some(_) if self.added => norm + loads,
+            Some(_) => norm.max(loads),
+        };
+        (products + entry).max(self.traffic(program, mlp) as f64 / rates.read)
     }
 
     /// DRAM bytes of x, output and residual.

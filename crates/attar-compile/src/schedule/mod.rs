@@ -378,16 +378,19 @@ impl Search<'_> {
     fn cost(&self, kernel: &Kernel, tiles: &Tiles, live: &[TensorId]) -> (Tiles, u64, Cost) {
         let on = |id: TensorId| live.contains(&id);
         let rates = &self.target.rates;
-        let (array, read) = (rates.tile.array, rates.tile.read);
+        let read = rates.tile.read;
         let dram = traffic(self.program, kernel, tiles, &on);
         let macs = self.program.macs(kernel) as f64;
-        let compute = macs / array.iter().product::<u64>() as f64;
         let numbers = self.normed(kernel);
         let norm = rates.vector(numbers, Norm::OPERATIONS) as f64;
         let norms = tiles.norms() as f64;
-        let cycles = match tiles {
-            Tiles::Linear(tiles) => tiles.cycles(&rates.tile, norm),
-            _ => (compute + norms * norm).max(dram as f64 / read),
+        let cycles = match (tiles, kernel.core()) {
+            (Tiles::Linear(tiles), _) => tiles.cycles(&rates.tile, norm),
+            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.cycles(self.program, mlp, &rates.tile, norm),
+            (Tiles::Attention(tiles), Kernel::Attention(attention)) => {
+                (tiles.work(self.program, attention, rates) as f64).max(dram as f64 / read)
+            }
+            _ => norm.max(dram as f64 / read),
         };
         // Rows are read in int16 and written in int8.
         let normed = norms * 3.0 * numbers as f64;
