@@ -5,7 +5,7 @@ mod models;
 use attar_compile::{
     apart::{self, Apart},
     program::Kernel,
-    schedule::{Freedom, Goal, Schedule, schedule},
+    schedule::{Choice, Freedom, Goal, Schedule, schedule},
     shapes::Decoder,
     tile::Objective,
 };
@@ -78,7 +78,8 @@ fn scheduled_attention_moves_a_thirteenth_at_512_tokens() {
 
 /// How a norm hands its rows on: kept on the chip, stored, or computed where they are read, and how often.
 fn handed(schedule: &Schedule, norm: &str) -> (&'static str, u64) {
-    let choice = schedule.choices.iter().find(|choice| choice.name.split(" + ").next() == Some(norm)).unwrap();
+    let first = |choice: &&Choice| choice.name.split(" + ").next() == Some(norm);
+    let choice = schedule.choices.iter().find(first).expect("every norm is somewhere");
     let way = match &choice.kernel {
         Kernel::Norm(_) if choice.kept.contains(&format!("{norm}.out")) => "kept",
         Kernel::Norm(_) => "stored",

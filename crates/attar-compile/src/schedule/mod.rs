@@ -3,8 +3,9 @@
 //!
 //! Kernels are taken in their order. A dynamic program walks over them; its state is the set of tensors that are kept on
 //! the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in the room that is left
-//! (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are searched once, so
-//! that a model of equal blocks costs as much to plan as one block.
+//! (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). What a norm makes is kept, stored, or computed again
+//! within the kernel that reads it, as often as that reads it: whichever costs least. Equal kernels in equal room are searched
+//! once, so that a model of equal blocks costs as much to plan as one block.
 
 pub mod chunk;
 mod place;
