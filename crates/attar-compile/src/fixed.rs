@@ -149,16 +149,36 @@ pub fn inverse_root(x: u64) -> (u32, u32) {
 }
 
 /// One row of a norm: `x / sqrt(mean(x^2) + epsilon) * gain`, where `epsilon` is `width * epsilon / scale^2` of the row's
-/// scale and a gain is `gain * sqrt(width) / out_scale` in `gain_shift` fractional bits.
+/// scale and a gain is `gain * sqrt(width) / out_scale` in `gain_shift` fractional bits. A channel is worth `2^exponent` as much
+/// as its code; its exponent is stored with its gain ([`stored_gain`]).
 pub fn norm_row(x: &[i32], epsilon: u64, gains: &[i32], gain_shift: u32, bits: u32) -> impl Iterator<Item = i32> {
-    let squares: u64 = x.iter().map(|x| i64::from(*x).pow(2) as u64).sum();
-    let (inverse, shift) = inverse_root(squares + epsilon);
+    let wide = |(x, gain): (&i32, &i32)| i64::from(*x) << exponent(*gain);
+    let squares = x.iter().zip(gains).fold(epsilon, |sum, pair| sum.saturating_add(wide(pair).pow(2) as u64));
+    let (inverse, shift) = inverse_root(squares);
     let shift = shift + gain_shift;
-    x.iter().zip(gains).map(move |(x, gain)| {
-        let product = i128::from(*x) * i128::from(*gain) * i128::from(inverse);
+    x.iter().zip(gains).map(move |pair| {
+        let product = i128::from(wide(pair)) * i128::from(pair.1 >> EXPONENT_BITS) * i128::from(inverse);
         let rounded = (product + (1 << (shift - 1))) >> shift;
         saturate(rounded.clamp(i128::from(i32::MIN), i128::from(i32::MAX)) as i64, bits)
     })
+}
+
+/// Low bits of a stored gain that are its channel's exponent.
+const EXPONENT_BITS: u32 = 4;
+
+/// The largest exponent of a channel: squares of 2^13 channels fit 63 bits.
+pub const MOST_EXPONENT: u32 = 10;
+
+/// The largest gain, less 1.
+pub const LARGEST_GAIN: f64 = ((1u32 << (31 - EXPONENT_BITS)) - 1) as f64;
+
+/// A gain as it is stored: above the exponent of its channel.
+pub fn stored_gain(gain: f64, exponent: u8) -> i32 {
+    (gain.round().clamp(-LARGEST_GAIN, LARGEST_GAIN) as i32) << EXPONENT_BITS | i32::from(exponent)
+}
+
+fn exponent(gain: i32) -> u32 {
+    (gain as u32 & ((1 << EXPONENT_BITS) - 1)).min(MOST_EXPONENT)
 }
 
 /// A rotary pair: turned by an angle whose cosine and sine have [`ROTARY_BITS`] fractional bits.

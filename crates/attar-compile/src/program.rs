@@ -138,13 +138,15 @@ pub struct Linear {
 /// Root mean square norm of int16 rows (Zhang & Sennrich 2019).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Norm {
-    /// `[m, d]` int16.
+    /// `[row + m or more, d]` int16.
     pub x: TensorId,
-    /// `[1, d]` int32.
+    /// The row of `x` that becomes the first.
+    pub row: u64,
+    /// `[1, d]` int32: see [`crate::fixed::stored_gain`].
     pub gains: TensorId,
     /// `[m, d]` int8.
     pub out: TensorId,
-    /// `d * epsilon / scale^2` of `x`.
+    /// `d * epsilon / scale^2` of `x`'s least step.
     pub epsilon: u64,
     /// Fractional bits of the gains.
     pub gain_shift: u32,
@@ -351,7 +353,8 @@ impl Program {
 
     fn check_norm(&self, norm: &Norm) -> Option<&'static str> {
         let [x, gains, out] = [norm.x, norm.gains, norm.out].map(|id| self.get(id));
-        (x.columns != gains.columns || x.columns != out.columns || x.rows != out.rows).then_some("has operands of other shapes")
+        (x.columns != gains.columns || x.columns != out.columns || norm.row + out.rows > x.rows)
+            .then_some("has operands of other shapes")
     }
 
     fn check_linear(&self, linear: &Linear) -> Option<&'static str> {

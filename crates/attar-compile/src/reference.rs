@@ -32,7 +32,7 @@ fn run_kernel(program: &Program, kernel: &Kernel, memory: &mut Memory) {
 fn norm(program: &Program, norm: &Norm, memory: &mut Memory) {
     let width = program.get(norm.x).columns as usize;
     let gains = memory.get(norm.gains).numbers();
-    let rows = memory.get(norm.x).numbers().chunks(width);
+    let rows = memory.get(norm.x).numbers().chunks(width).skip(norm.row as usize).take(program.get(norm.out).rows as usize);
     let out = rows.flat_map(|row| fixed::norm_row(row, norm.epsilon, gains, norm.gain_shift, 8)).collect();
     memory.set(norm.out, Data::Numbers(out));
 }

@@ -130,7 +130,7 @@ impl Shapes<'_> {
         let width = self.decoder.width;
         let gains = self.program.tensor(format!("{name}.gains"), [1, width], Element::INT32, Role::Constant);
         let out = self.scratch(&format!("{name}.out"), width);
-        self.program.kernel(name, Kernel::Norm(Norm { x, gains, out, epsilon: width, gain_shift: 10 }));
+        self.program.kernel(name, Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: width, gain_shift: 10 }));
         out
     }
 

@@ -1,30 +1,32 @@
 //! From a fused graph in integers to a program of integer kernels.
 //!
-//! The blocks of a decoder become kernels; what stands around them (the embedding before, norm and head behind) stays with
-//! the host, and is not in the program. Codes are taken as they are. A weight's scales become integers: one scale a row goes
+//! The blocks of a decoder become kernels, and so do the last norm and the head behind them where these are in integers. What
+//! stands around (the embedding before; norm and head in float) stays with the host, and is not in the program. Codes are taken as they are. A weight's scales become integers: one scale a row goes
 //! into the rescaling of its column; groups need scales that are integer codes already (`int8`, `int6`, `int4` over a
 //! super scale a row), which multiply sums exactly.
 //!
-//! What the graph keeps in f32 between layers needs numbers of its own: the residual stream int16 with one scale for all of
-//! the model, queries, keys and values int8, gate codes of 10 bits. Their scales come from [`Ranges`], which calibration
+//! What the graph keeps in f32 between layers needs numbers of its own: the residual stream int16 in steps by channel that hold
+//! for all of the model ([`Residual`]), queries, keys and values int8, gate codes of 10 bits. Their scales come from [`Ranges`], which calibration
 //! text shows.
 
+mod residual;
 mod weights;
 
 use std::collections::{BTreeMap, HashMap};
 
 use attar_graph::{BlockId, Graph, Node, Op, Origin, Value, ValueId, op::Kind};
 use attar_tensor::Source;
+pub use residual::Residual;
 
 use crate::{
     Data, Element, Error, Memory, Result,
-    fixed::{ROTARY_BITS, Rescale},
+    fixed::{LARGEST_GAIN, ROTARY_BITS, Rescale, stored_gain},
     program::{Attention, Epilogue, Kernel, Linear, Norm, Part, Program, Role, TensorId},
 };
 
-/// The largest magnitude of values, by their names in the graph before anything was fused.
+/// The largest magnitude in each channel of values, by their names in the graph before anything was fused.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ranges(pub BTreeMap<String, f32>);
+pub struct Ranges(pub BTreeMap<String, Vec<f32>>);
 
 /// What a program is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub struct Bind {
     pub capacity: u64,
     /// How many blocks, from the first; all, if there are fewer.
     pub blocks: usize,
+    /// Whether the last norm and the head follow all blocks, or are all there is without blocks: for the last row.
+    pub head: bool,
     /// Whether numbers are read, or only shapes.
     pub numbers: bool,
 }
@@ -48,12 +52,14 @@ pub struct Converted {
     pub program: Program,
     /// Numbers of weights and constants, if they were asked for; the rest is 0.
     pub memory: Option<Memory>,
-    /// The residual stream before the first block: int16.
+    /// The residual stream before the first block, or without blocks behind the last: int16.
     pub input: TensorId,
-    /// The same behind the last.
+    /// The residual stream behind the last block, or the logits.
     pub output: TensorId,
-    /// What one step of the residual stream means.
-    pub residual_scale: f32,
+    /// What the residual stream's codes mean.
+    pub residual: Residual,
+    /// What one step of the logits means, if there are such.
+    pub logits: Option<f64>,
     /// Keys and values, for each block.
     pub states: Vec<TensorId>,
     /// Nodes that stay with the host.
@@ -83,7 +89,8 @@ pub fn convert(graph: &Graph, source: &dyn Source, ranges: &Ranges, bind: Bind, 
         made: HashMap::new(),
         packed: HashMap::new(),
         states: Vec::new(),
-        residual: 0.0,
+        residual: Residual::of(&[]),
+        head: false,
         tables: HashMap::new(),
     };
     converter.run()
@@ -101,7 +108,9 @@ struct Converter<'a> {
     /// Query and state of a packed value, with the scales of queries, keys and values.
     packed: HashMap<ValueId, Packed>,
     states: Vec<TensorId>,
-    residual: f64,
+    residual: Residual,
+    /// Whether more than the residual stream comes out.
+    head: bool,
     /// Rotary tables, by what they are made from.
     tables: HashMap<String, TensorId>,
 }
@@ -118,11 +127,26 @@ struct Packed {
 struct Body<'g> {
     node: &'g Node,
     body: &'g Graph,
+    /// The body is the graph around: of a node that is not fused.
+    itself: bool,
 }
 
 impl<'g> Body<'g> {
+    /// Of a fused node.
+    fn of(node: &'g Node) -> Option<Body<'g>> {
+        node.op.fused().map(|fused| Body { node, body: fused.body(), itself: false })
+    }
+
+    /// Of one that is not.
+    fn of_itself(node: &'g Node, graph: &'g Graph) -> Body<'g> {
+        Body { node, body: graph, itself: true }
+    }
+
     /// The value of the graph around that a parameter of the body stands for.
     fn outer(&self, id: ValueId) -> Option<ValueId> {
+        if self.itself {
+            return Some(id);
+        }
         self.body.inputs().iter().position(|input| *input == id).map(|at| self.node.inputs[at])
     }
 
@@ -142,24 +166,30 @@ impl<'g> Body<'g> {
 
 impl<'a> Converter<'a> {
     fn run(&mut self) -> Result<Converted> {
-        let blocks: Vec<BlockId> =
-            self.graph.blocks().filter(|block| self.is_device_block(*block)).take(self.bind.blocks).collect();
-        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else {
+        let all: Vec<BlockId> = self.graph.blocks().filter(|block| self.is_device_block(*block)).collect();
+        let blocks = &all[..self.bind.blocks.min(all.len())];
+        let (Some(first), Some(last)) = (all.first(), blocks.last().or(all.last())) else { return Err(Error::NothingToRun) };
+        let (entering, leaving) = (self.stream(*first, true)?, self.stream(*last, false)?);
+        let head = self.head(leaving).filter(|_| self.bind.head && (blocks.is_empty() || blocks.len() == all.len()));
+        if blocks.is_empty() && head.is_none() {
             return Err(Error::NothingToRun);
-        };
-        let (input, output) = (self.stream(*first, true)?, self.stream(*last, false)?);
-        self.residual = self.residual_scale(input, &blocks)?;
-        let width = self.width(input)?;
-        let shape = [self.bind.rows, width];
+        }
+        self.head = head.is_some();
+        self.residual = self.residual(entering, &all)?;
+        let input = if blocks.is_empty() { leaving } else { entering };
+        let shape = [self.bind.rows, self.width(input)?];
         let x = self.program.tensor(&self.graph.get(input).name, shape, Element::INT16, Role::Input);
-        self.made.insert(input, Made { tensor: x, scale: self.residual });
-        for block in &blocks {
+        self.made.insert(input, Made { tensor: x, scale: self.residual.step });
+        for block in blocks {
             let nodes: Vec<&Node> = self.graph.nodes_of(*block).collect();
             for node in nodes {
-                self.node(node, output)?;
+                self.node(node, leaving)?;
             }
         }
-        let host = self.graph.nodes().iter().filter(|node| !blocks.contains(&node.block));
+        let logits = head.map(|head| self.logits(head)).transpose()?;
+        let on_device =
+            |node: &&Node| blocks.contains(&node.block) || head.iter().flatten().any(|mine| mine.output == node.output);
+        let host = self.graph.nodes().iter().filter(|node| !on_device(node));
         let host = host.map(|node| self.graph.get(node.output).name.clone()).collect();
         let program = std::mem::take(&mut self.program);
         program.check()?;
@@ -172,11 +202,40 @@ impl<'a> Converter<'a> {
             program,
             memory,
             input: x,
-            output: self.made[&output].tensor,
-            residual_scale: self.residual as f32,
+            output: logits.unwrap_or(self.made[&leaving]).tensor,
+            residual: self.residual.clone(),
+            logits: logits.map(|logits| logits.scale),
             states: std::mem::take(&mut self.states),
             host,
         })
+    }
+
+    /// The last norm and the head, if nothing else is behind the blocks and both are in integers.
+    fn head(&self, stream: ValueId) -> Option<[&'a Node; 2]> {
+        let norm = self.graph.nodes().iter().find(|node| node.inputs.contains(&stream) && node.op.fused().is_some())?;
+        let linear = self.graph.nodes().iter().find(|node| node.inputs.first() == Some(&norm.output) && node.op == Op::Linear)?;
+        let alone = self.graph.nodes().iter().filter(|node| node.inputs.contains(&norm.output)).count() == 1;
+        let last = self.graph.nodes().iter().all(|node| !node.inputs.contains(&linear.output));
+        let (norm_body, linear_body) = (Body::of(norm)?, Body::of_itself(linear, self.graph));
+        let integers = self.rounding(&norm_body).is_ok() && self.scheme(&linear_body, linear).is_ok();
+        (alone && last && integers).then_some([norm, linear])
+    }
+
+    /// The logits of the last row.
+    fn logits(&mut self, [norm, linear]: [&'a Node; 2]) -> Result<Made> {
+        let norm_body = Body::of(norm).expect("it was found to be fused");
+        self.norm(&norm_body, 1)?;
+        let body = Body::of_itself(linear, self.graph);
+        let x = self.input(&body, linear.inputs[0])?;
+        let name = self.graph.get(linear.output).name.clone();
+        let step = self.range(&name)? / 32767.0;
+        let weight = self.stack(&body, &[linear], &name)?;
+        let columns = self.columns(&body, &[linear], &name, |_, _| x.scale / step, |_| x.scale)?;
+        let width = self.program.get(weight).rows;
+        let tensor = self.program.tensor(&name, [1, width], Element::INT16, Role::Output);
+        let out = vec![Part { tensor, row: 0 }];
+        self.push(linear, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue: Epilogue::Rescale }));
+        Ok(Made { tensor, scale: step })
     }
 
     /// Blocks with attention in them run on the device.
@@ -213,17 +272,18 @@ impl<'a> Converter<'a> {
         value.fact.width().map(|width| width as u64).ok_or_else(|| Error::Unbound { value: value.name.clone() })
     }
 
-    /// One scale for the residual stream wherever it is: what the largest of it needs.
-    fn residual_scale(&self, input: ValueId, blocks: &[BlockId]) -> Result<f64> {
-        let mut largest = self.range(&self.graph.get(input).name)?;
-        for block in blocks {
-            for node in self.graph.nodes_of(*block) {
-                if self.adds(node) {
-                    largest = largest.max(self.range(&self.graph.get(node.output).name)?);
-                }
+    /// Steps of the residual stream wherever it is: what the largest of each channel needs.
+    fn residual(&self, input: ValueId, blocks: &[BlockId]) -> Result<Residual> {
+        let mut largest = vec![0.0f64; self.width(input)? as usize];
+        let sums = blocks.iter().flat_map(|block| self.graph.nodes_of(*block)).filter(|node| self.adds(node));
+        for id in std::iter::once(input).chain(sums.map(|node| node.output)) {
+            let name = &self.graph.get(id).name;
+            let seen = if self.shapes_only() { None } else { Some(self.seen(name)?) };
+            for (most, x) in largest.iter_mut().zip(seen.into_iter().flatten()) {
+                *most = most.max(f64::from(*x));
             }
         }
-        Ok(largest / 32767.0)
+        Ok(Residual::of(&largest))
     }
 
     fn adds(&self, node: &Node) -> bool {
@@ -234,13 +294,22 @@ impl<'a> Converter<'a> {
         }
     }
 
-    /// The largest magnitude of a value, a little above what was seen, never 0.
+    /// Whether no numbers are wanted, nor known.
+    fn shapes_only(&self) -> bool {
+        !self.bind.numbers && self.ranges.0.is_empty()
+    }
+
+    /// The largest magnitudes of a value's channels.
+    fn seen(&self, name: &str) -> Result<&'a [f32]> {
+        self.ranges.0.get(name).map(Vec::as_slice).ok_or_else(|| Error::NoRange { value: name.into() })
+    }
+
+    /// The largest magnitude of a value, never 0.
     fn range(&self, name: &str) -> Result<f64> {
-        if !self.bind.numbers && self.ranges.0.is_empty() {
+        if self.shapes_only() {
             return Ok(1.0);
         }
-        let seen = self.ranges.0.get(name).ok_or_else(|| Error::NoRange { value: name.into() })?;
-        Ok(f64::from(*seen).max(1e-6))
+        Ok(self.seen(name)?.iter().fold(1e-6, |most, x| most.max(f64::from(*x))))
     }
 
     fn unsupported(&self, node: &Node, why: impl Into<String>, hint: &'static str) -> Error {
@@ -252,9 +321,9 @@ impl<'a> Converter<'a> {
             let why = format!("is a `{}` on its own, for which there is no kernel", node.op.def().name);
             return Err(self.unsupported(node, why, INTEGERS));
         };
-        let body = Body { node, body: fused.body() };
+        let body = Body { node, body: fused.body(), itself: false };
         match fused.kind() {
-            Kind::Norm => self.norm(&body),
+            Kind::Norm => self.norm(&body, self.bind.rows),
             Kind::Qkv => self.qkv(&body),
             Kind::Attention => self.attention(&body),
             Kind::Gated => self.gated(&body),
@@ -324,9 +393,9 @@ impl<'a> Converter<'a> {
     }
 
     /// The result of a body, a tensor of the program.
-    fn make(&mut self, node: &Node, columns: u64, element: Element, role: Role, scale: f64) -> TensorId {
+    fn make(&mut self, node: &Node, shape: [u64; 2], element: Element, role: Role, scale: f64) -> TensorId {
         let name = self.graph.get(node.output).name.clone();
-        let tensor = self.program.tensor(name, [self.bind.rows, columns], element, role);
+        let tensor = self.program.tensor(name, shape, element, role);
         self.made.insert(node.output, Made { tensor, scale });
         tensor
     }
@@ -336,7 +405,8 @@ impl<'a> Converter<'a> {
         self.program.kernel(name, kernel);
     }
 
-    fn norm(&mut self, body: &Body<'a>) -> Result<()> {
+    /// The last `rows` rows, normed.
+    fn norm(&mut self, body: &Body<'a>, rows: u64) -> Result<()> {
         let Some(norm) = body.nodes(|op| matches!(op, Op::RmsNorm { .. })).next() else {
             return Err(self.unsupported(body.node, "is no root mean square norm", INTEGERS));
         };
@@ -346,7 +416,7 @@ impl<'a> Converter<'a> {
         let Op::RmsNorm { epsilon } = norm.op else { unreachable!("it was looked for") };
         let (x, scale) = (self.input(body, norm.inputs[0])?, self.rounding(body)?);
         let width = self.program.get(x.tensor).columns;
-        let out = self.make(body.node, width, Element::INT8, Role::Scratch, scale);
+        let out = self.make(body.node, [rows, width], Element::INT8, Role::Scratch, scale);
         let name = format!("{}.gains", self.graph.get(body.node.output).name);
         let gains = self.program.tensor(name, [1, width], Element::INT32, Role::Constant);
         let mut gain_shift = 16;
@@ -354,12 +424,15 @@ impl<'a> Converter<'a> {
             let gain = self.plain(body, norm.inputs[1])?;
             let root = (width as f64).sqrt() / scale;
             let largest = gain.iter().fold(1e-9f64, |most, g| most.max(f64::from(g.abs()) * root));
-            gain_shift = (29.0 - largest.log2().ceil()).clamp(0.0, 40.0) as u32;
-            let fixed = gain.iter().map(|g| (f64::from(*g) * root * 2f64.powi(gain_shift as i32)).round() as i32).collect();
-            self.data.push((gains, Data::Numbers(fixed)));
+            gain_shift = (LARGEST_GAIN.log2().floor() - largest.log2().ceil()).clamp(0.0, 40.0) as u32;
+            let unit = root * 2f64.powi(gain_shift as i32);
+            let stored = |(gain, exponent): (&f32, &u8)| stored_gain(f64::from(*gain) * unit, *exponent);
+            let stored = gain.iter().zip(&self.residual.exponents).map(stored).collect();
+            self.data.push((gains, Data::Numbers(stored)));
         }
         let epsilon = (width as f64 * epsilon / (x.scale * x.scale)).round() as u64;
-        self.push(body.node, Kernel::Norm(Norm { x: x.tensor, gains, out, epsilon, gain_shift }));
+        let row = self.program.get(x.tensor).rows - rows;
+        self.push(body.node, Kernel::Norm(Norm { x: x.tensor, row, gains, out, epsilon, gain_shift }));
         Ok(())
     }
 
@@ -381,7 +454,7 @@ impl<'a> Converter<'a> {
         let wide = [query, key, value].map(|part| part.range.max(part.wide) / 32767.0);
         let scales = [query, key, value].map(|part| part.range / 127.0);
         let ends = [query.columns, query.columns + key.columns, query.columns + key.columns + value.columns];
-        let columns = self.columns(body, &linears, &name, |which| x.scale / wide[which], |_| x.scale)?;
+        let columns = self.columns(body, &linears, &name, |which, _| x.scale / wide[which], |_| x.scale)?;
         let mut ranges = Vec::new();
         for which in 0..3 {
             ranges.push((ends[which], self.rescale(body.node, wide[which] / scales[which])?));
@@ -477,7 +550,7 @@ impl<'a> Converter<'a> {
         let scale = self.rounding(body)?;
         let logits = scales[0] * scales[1] * attention.scale * std::f64::consts::LOG2_E * 256.0;
         let (logits, rescale) = (self.rescale(body.node, logits)?, self.rescale(body.node, scales[2] / scale)?);
-        let out = self.make(body.node, heads * head, Element::INT8, Role::Scratch, scale);
+        let out = self.make(body.node, [self.bind.rows, heads * head], Element::INT8, Role::Scratch, scale);
         let (past, window) = (self.bind.past, attention.window.map(|window| window as u64));
         let kernel = Attention { query, state, out, heads, key_heads, head, past, window, logits, rescale };
         self.push(body.node, Kernel::Attention(kernel));
@@ -506,7 +579,7 @@ impl<'a> Converter<'a> {
         let table = (-half..half).map(|code| (silu(code) / largest).round() as i16).collect();
         let rescale = self.rescale(body.node, largest * steps[1] / scale)?;
         let width = self.program.get(weight).rows / 2;
-        let out = self.make(body.node, width, Element::INT8, Role::Scratch, scale);
+        let out = self.make(body.node, [self.bind.rows, width], Element::INT8, Role::Scratch, scale);
         let out = vec![Part { tensor: out, row: 0 }];
         self.push(
             body.node,
@@ -525,11 +598,11 @@ impl<'a> Converter<'a> {
         let (x, residual) = (self.input(body, linear.inputs[0])?, self.input(body, residual)?);
         let name = self.graph.get(body.node.output).name.clone();
         let weight = self.stack(body, &[linear], &name)?;
-        let step = self.residual;
-        let columns = self.columns(body, &[linear], &name, |_| x.scale / step, |_| x.scale)?;
-        let role = if body.node.output == output { Role::Output } else { Role::Scratch };
+        let steps = self.residual.clone();
+        let columns = self.columns(body, &[linear], &name, |_, row| x.scale / steps.channel(row), |_| x.scale)?;
+        let role = if body.node.output == output && !self.head { Role::Output } else { Role::Scratch };
         let width = self.program.get(weight).rows;
-        let out = self.make(body.node, width, Element::INT16, role, step);
+        let out = self.make(body.node, [self.bind.rows, width], Element::INT16, role, steps.step);
         let epilogue = Epilogue::Add { residual: residual.tensor };
         let out = vec![Part { tensor: out, row: 0 }];
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue }));

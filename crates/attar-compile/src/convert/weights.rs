@@ -50,14 +50,14 @@ impl<'a> Converter<'a> {
         Ok(id)
     }
 
-    /// Rescalings of stacked layers: layer `which` has sums in steps of its rows times `factor(which)`, and a bias in steps
+    /// Rescalings of stacked layers: layer `which` has sums in steps of its rows times `factor(which, row)`, and a bias in steps
     /// of its rows times `input(which)`.
     pub(super) fn columns(
         &mut self,
         body: &Body<'a>,
         linears: &[&Node],
         name: &str,
-        factor: impl Fn(usize) -> f64,
+        factor: impl Fn(usize, usize) -> f64,
         input: impl Fn(usize) -> f64,
     ) -> Result<TensorId> {
         let count = self.shape(body, linears)?[0];
@@ -65,7 +65,7 @@ impl<'a> Converter<'a> {
         self.numbers(id, |this| {
             let mut all = Vec::new();
             for (which, linear) in linears.iter().enumerate() {
-                all.extend(this.columns_of(body, linear, factor(which), input(which))?);
+                all.extend(this.columns_of(body, linear, &|row| factor(which, row), input(which))?);
             }
             Ok(Data::Columns(all))
         })?;
@@ -84,26 +84,26 @@ impl<'a> Converter<'a> {
         let count = self.shape(body, &linears)?[0];
         let id = self.program.tensor(format!("{name}.columns"), [1, count], Column::ELEMENT, Role::Constant);
         self.numbers(id, |this| {
-            let first = this.columns_of(body, linears[0], factors[0], input)?;
-            let second = this.columns_of(body, linears[1], factors[1], input)?;
+            let first = this.columns_of(body, linears[0], &|_| factors[0], input)?;
+            let second = this.columns_of(body, linears[1], &|_| factors[1], input)?;
             Ok(Data::Columns(first.into_iter().zip(second).flat_map(|(a, b)| [a, b]).collect()))
         })?;
         Ok(id)
     }
 
-    fn columns_of(&self, body: &Body<'a>, linear: &Node, factor: f64, input: f64) -> Result<Vec<Column>> {
+    fn columns_of(&self, body: &Body<'a>, linear: &Node, factor: &dyn Fn(usize) -> f64, input: f64) -> Result<Vec<Column>> {
         let steps = self.matrix(body, linear)?.steps;
         let bias = match linear.inputs.get(2) {
             Some(bias) => self.plain(body, *bias)?,
             None => vec![0.0; steps.len()],
         };
-        let column = |(step, bias): (&f64, f32)| -> Result<Column> {
-            let rescale =
-                if *step == 0.0 { Rescale { multiplier: 0, shift: 1 } } else { self.rescale(body.node, step * factor)? };
+        let column = |(row, (step, bias)): (usize, (&f64, f32))| -> Result<Column> {
+            let nothing = Rescale { multiplier: 0, shift: 1 };
+            let rescale = if *step == 0.0 { nothing } else { self.rescale(body.node, step * factor(row))? };
             let bias = if *step == 0.0 { 0.0 } else { f64::from(bias) / (step * input) };
             Ok(Column { rescale, bias: bias.round() as i32 })
         };
-        steps.iter().zip(bias).map(column).collect()
+        steps.iter().zip(bias).enumerate().map(column).collect()
     }
 
     fn matrices(&self, body: &Body<'a>, linears: &[&Node]) -> Result<Vec<Matrix>> {
@@ -123,7 +123,7 @@ impl<'a> Converter<'a> {
         Ok(shape)
     }
 
-    fn scheme(&self, body: &Body<'a>, linear: &Node) -> Result<Scheme> {
+    pub(super) fn scheme(&self, body: &Body<'a>, linear: &Node) -> Result<Scheme> {
         match body.body.fact(linear.inputs[1]).encoding {
             Encoding::Quantized(scheme) => self.integers(body, linear, scheme),
             other => {

@@ -24,7 +24,7 @@ impl NormTiles {
     /// # Errors
     /// Where not even one row fits.
     pub fn search(program: &Program, norm: &Norm, on_chip: [bool; 2], limits: &Limits) -> crate::Result<NormTiles> {
-        let m = program.get(norm.x).rows;
+        let m = program.get(norm.out).rows;
         let tiles = |rows: u64| NormTiles { rows, on_chip, align: limits.align };
         let fits = (1..=m.min(64)).rev().map(tiles).find(|tiles| tiles.sram(program, norm) <= limits.sram);
         fits.ok_or_else(|| crate::Error::TileTooLarge { needed: tiles(1).sram(program, norm), sram: limits.sram })
@@ -70,13 +70,13 @@ impl NormTiles {
         let constant = builder.constant(Constant::Norm { epsilon: norm.epsilon, gain_shift: norm.gain_shift });
         body.push(compute(Compute::Norm { x: x_view, gains: gains_view, out: out_view, constant }));
         body.extend(after);
-        let count = x_tensor.rows;
+        let count = out_tensor.rows;
         let code = vec![
             load(gains_buffer, gains, all),
             wait(gains_buffer, all),
             tiles(0, count, self.rows, [0, count.div_ceil(self.rows)], body),
             release(gains_buffer),
         ];
-        builder.done(code, &|_| 0)
+        builder.done(code, &|at| if at as u32 == x { norm.row } else { 0 })
     }
 }

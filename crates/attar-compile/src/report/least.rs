@@ -26,6 +26,10 @@ pub(super) fn least(program: &Program, choice: &Choice, sram: u64, on: &dyn Fn(T
             let twice = entry.filter(|norm| mlp.down.reads().contains(&norm.x)).map_or(0, |norm| least.whole(norm.x));
             x(mlp.gated.x) - twice + gains + products.iter().sum::<u64>() + least.written(&mlp.down)
         }
+        (Kernel::Norm(norm), _) => {
+            let rows = program.get(norm.out).rows;
+            least.rows(norm.x, rows) + least.whole(norm.out) + least.whole(norm.gains)
+        }
         (kernel, _) => kernel.reads().iter().chain(&kernel.writes()).map(|id| least.whole(*id)).sum(),
     }
 }

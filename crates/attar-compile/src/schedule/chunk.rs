@@ -2,9 +2,9 @@
 //! room for activations and read all weights once more for each; which size is best depends on both, so sizes are tried.
 //!
 //! For 1, 2, 3, 4, 6, 8, 12, … chunks the smallest size is a candidate that is a multiple of [`RUN`] keys, so that runs of
-//! keys stay whole; that includes the whole prompt. A chunk costs more the more tokens are before it. Of a candidate's equal
-//! chunks [`Chunking::planned`] are scheduled and timed, evenly spread from the first to the last, and the shorter one at the
-//! end; between these, bytes and cycles are interpolated along straight lines, which is what reading keys and values and
+//! keys stay whole; that includes the whole prompt. A chunk costs more the more tokens are before it. [`Chunking::planned`] of a
+//! candidate's chunks are scheduled and timed: the last, which may be shorter and makes the logits, and of the equal ones before
+//! it some that are evenly spread; between these, bytes and cycles are interpolated along straight lines, which is what reading keys and values and
 //! computing scores grows by while tiles stay the same. A candidate of no more chunks than that is exact
 //! ([`Candidate::exact`]), the whole prompt always.
 
@@ -32,7 +32,7 @@ pub struct Chunking {
     pub tokens: NonZeroU64,
     /// Only this size, if any, or the whole prompt where that is smaller: what a user asked for.
     pub chunk: Option<NonZeroU64>,
-    /// How many equal chunks of a candidate are scheduled, at least 2; all with `u64::MAX`.
+    /// How many chunks of a candidate are scheduled, at least 3; all with `u64::MAX`.
     pub planned: u64,
 }
 
@@ -74,9 +74,9 @@ impl Chunked {
 }
 
 impl Chunking {
-    /// All candidates for a prompt, three chunks of each scheduled.
+    /// All candidates for a prompt, four chunks of each scheduled.
     pub fn new(tokens: NonZeroU64) -> Chunking {
-        Chunking { tokens, chunk: None, planned: 3 }
+        Chunking { tokens, chunk: None, planned: 4 }
     }
 
     /// Tries every candidate.
@@ -118,20 +118,18 @@ impl Chunking {
 
     fn candidate(&self, chunk: u64, part: &mut dyn FnMut(u64, u64) -> Result<Part>) -> Result<Candidate> {
         let tokens = self.tokens.get();
-        let (equal, rest) = (tokens / chunk, tokens % chunk);
-        let planned = spread(equal, self.planned);
+        let chunks = tokens.div_ceil(chunk);
+        let equal = chunks - 1;
+        let planned = if equal > 0 { spread(equal, self.planned - 1) } else { Vec::new() };
         let parts = planned.iter().map(|at| Ok((*at, part(chunk, at * chunk)?))).collect::<Result<Vec<(u64, Part)>>>()?;
         let mut all = parts.iter().fold(Part::default(), |all, (_, part)| all.plus(part));
         for pair in parts.windows(2) {
             let [(from, first), (to, last)] = [&pair[0], &pair[1]];
             all = (from + 1..*to).fold(all, |all, at| all.plus(&first.towards(last, [at - from, to - from])));
         }
-        if rest > 0 {
-            all = all.plus(&part(rest, equal * chunk)?);
-        }
+        all = all.plus(&part(tokens - equal * chunk, equal * chunk)?);
         let Part { dram, cycles, energy, sram_peak, activations } = all;
-        let (chunks, exact) = (tokens.div_ceil(chunk), planned.len() as u64 == equal);
-        Ok(Candidate { chunk, chunks, dram, cycles, energy, sram_peak, activations, exact })
+        Ok(Candidate { chunk, chunks, dram, cycles, energy, sram_peak, activations, exact: planned.len() as u64 == equal })
     }
 }
 
@@ -164,7 +162,7 @@ struct Part {
 }
 
 impl Part {
-    /// The first chunk decides where weights lie.
+    /// The first chunk decides where weights lie that all have.
     fn of(
         make: Make<'_>,
         target: &Target,
@@ -175,9 +173,7 @@ impl Part {
     ) -> Result<Part> {
         let title = format!("{rows} tokens behind {past}");
         let plan = schedule_on(&make(rows, past)?, target, goal, freedom, &title, image)?.plan;
-        if past == 0 {
-            *image = Image::of(&plan);
-        }
+        image.add(&plan);
         let run = simulate::time(&plan, &target.rates)?;
         let energy = run.energy(&target.rates);
         let (dram, cycles, sram_peak) = (run.dram(), run.cycles, run.sram_peak);
@@ -243,7 +239,7 @@ mod tests {
         let cost = |rows: u64, past: u64| 1000 * rows + 7 * rows * past;
         let mut part = |rows, past| Ok(Part { dram: cost(rows, past), cycles: past, ..Part::default() });
         for tokens in [1, 31, 64, 500, 2048, 4100] {
-            for planned in [2, 3, u64::MAX] {
+            for planned in [3, 4, u64::MAX] {
                 let chunking = Chunking { planned, ..Chunking::new(NonZeroU64::new(tokens).unwrap()) };
                 for chunk in chunking.sizes() {
                     let by_hand: u64 = (0..tokens).step_by(chunk as usize).map(|at| cost(chunk.min(tokens - at), at)).sum();

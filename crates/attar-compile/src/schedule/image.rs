@@ -1,5 +1,5 @@
 //! What lies in memory between runs. Prefill and decode, and all chunks of a prompt, read the same weights and the same states:
-//! the first of their plans decides where these lie and in which tiles, and the others find them there.
+//! the first of their plans that has one decides where it lies and in which tiles, and the others find it there.
 
 use std::collections::HashMap;
 
@@ -17,8 +17,16 @@ pub struct Image {
 impl Image {
     /// Of a plan.
     pub fn of(plan: &Plan) -> Image {
-        let lasting = plan.tensors.iter().filter(|tensor| lasts(tensor.role));
-        Image { tensors: lasting.map(|tensor| (tensor.name.clone(), tensor.clone())).collect() }
+        let mut image = Image::default();
+        image.add(plan);
+        image
+    }
+
+    /// Takes in what a plan has beside what is known.
+    pub fn add(&mut self, plan: &Plan) {
+        for tensor in plan.tensors.iter().filter(|tensor| lasts(tensor.role)) {
+            self.tensors.entry(tensor.name.clone()).or_insert_with(|| tensor.clone());
+        }
     }
 
     /// Where a tensor of this name and shape lies.

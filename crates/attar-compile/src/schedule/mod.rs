@@ -290,7 +290,9 @@ impl Search<'_> {
     fn segments(&self, position: usize) -> Vec<(usize, Kernel)> {
         let mut found = self.joined(position);
         let Kernel::Norm(norm) = &self.program.kernels[position].1 else { return found };
-        if !self.freedom.recompute || !self.passes(norm.out, position) || position + 1 == self.program.kernels.len() {
+        let [rows, all] = [norm.out, norm.x].map(|id| self.program.get(id).rows);
+        let last = position + 1 == self.program.kernels.len();
+        if !self.freedom.recompute || rows != all || last || !self.passes(norm.out, position) {
             return found;
         }
         for (end, then) in self.joined(position + 1) {
@@ -429,7 +431,7 @@ impl Search<'_> {
             Kernel::Norm(norm) => Some(norm),
             _ => kernel.entry(),
         };
-        norm.map_or(0, |norm| self.program.get(norm.x).rows * self.program.get(norm.x).columns)
+        norm.map_or(0, |norm| self.program.get(norm.out).rows * self.program.get(norm.out).columns)
     }
 
     /// DRAM bytes and the cost of tiles, in the order of the goal.
@@ -604,8 +606,9 @@ fn epilogue(epilogue: &Epilogue) -> String {
 fn traffic(program: &Program, kernel: &Kernel, tiles: &Tiles, on: &dyn Fn(TensorId) -> bool) -> u64 {
     match (kernel.core(), tiles) {
         (Kernel::Norm(norm), _) => {
-            let moved = [norm.x, norm.out].into_iter().filter(|id| !on(*id));
-            moved.map(|id| program.get(id).bytes()).sum::<u64>() + program.get(norm.gains).bytes()
+            let rows = program.get(norm.out).rows;
+            let moved = [norm.x, norm.out].into_iter().filter(|id| !on(*id)).map(|id| program.get(id));
+            moved.map(|tensor| tensor.element.bytes(tensor.columns) * rows).sum::<u64>() + program.get(norm.gains).bytes()
         }
         (Kernel::Linear(linear), Tiles::Linear(tiles)) => tiles.traffic(program, linear),
         (Kernel::Attention(attention), Tiles::Attention(tiles)) => tiles.traffic(program, attention),

@@ -123,7 +123,7 @@ impl Builder {
         let gains = self.program.tensor(format!("{name} gains"), [1, width], Element::INT32, Role::Constant);
         let all = (0..width).map(|_| self.random.within(20_000, 90_000) as i32 * (width as f64).sqrt() as i32).collect();
         self.data.push((gains, Data::Numbers(all)));
-        self.program.kernel(name, Kernel::Norm(Norm { x, gains, out, epsilon: width, gain_shift: 10 }));
+        self.program.kernel(name, Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: width, gain_shift: 10 }));
     }
 
     pub(crate) fn gate(&mut self) -> Epilogue {

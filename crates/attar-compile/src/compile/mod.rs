@@ -1,0 +1,278 @@
+//! The whole way: a model in integers, a device and a text become plans for prefill and decode, with a proof.
+//!
+//! The text gives the ranges of what stays in f32 in the graph, and the prompt that the proofs run on: the first blocks, and the
+//! last norm with the head, are run in integers on the residual stream that the float graph has there, by the plan on
+//! simulated memories and by the plain reference, and must agree in every bit. How far integers are from the float graph is
+//! reported beside it.
+
+mod prove;
+mod seen;
+
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    path::Path,
+    sync::Arc,
+};
+
+use attar_graph::Graph;
+use attar_tensor::Source;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Program, Result,
+    convert::{Bind, Converted, Ranges, convert},
+    device::Device,
+    pass::Fuse,
+    report::{Options, Report},
+    schedule::{
+        Freedom, Goal, Image, Schedule, Target,
+        chunk::{Chunked, Chunking},
+        schedule, schedule_on,
+    },
+    simulate::{Simulation, time},
+};
+
+pub use prove::Proven;
+use prove::{Prover, Span};
+use seen::Seen;
+
+/// Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compile {
+    /// A shipped device by its name, or the path of a device file.
+    pub device: String,
+    /// Numbers of the device to change: `sram=256KiB`, `dram.bandwidth=12GB/s`.
+    pub set: Vec<String>,
+    /// What is made small.
+    pub goal: Goal,
+    /// Tokens of the prompt.
+    pub seq: NonZeroU64,
+    /// Tokens of the prompt that run at once [default: what is best of some twenty sizes].
+    pub chunk: Option<NonZeroU64>,
+    /// Plan also the run of one token behind that prompt.
+    pub decode: bool,
+    /// Let gate, up and down of an MLP become one kernel where that is better.
+    pub join: bool,
+    /// Let tensors stay on the chip between kernels where that is better.
+    pub keep: bool,
+    /// Let a norm be computed again where its rows are read, in place of storing them, where that is better.
+    pub recompute: bool,
+    /// Run the last norm and the head on the device, too, where they are in integers.
+    pub head: bool,
+    /// How many blocks are proven on real numbers, from the first; none also leaves out the head.
+    pub prove: usize,
+    /// Windows of the calibration text that show ranges.
+    pub windows: NonZeroUsize,
+}
+
+impl Default for Compile {
+    fn default() -> Compile {
+        Compile {
+            device: "generic-npu".into(),
+            set: Vec::new(),
+            goal: Goal::Dram,
+            seq: const { NonZeroU64::new(128).unwrap() },
+            chunk: None,
+            decode: true,
+            join: true,
+            keep: true,
+            recompute: true,
+            head: true,
+            prove: 1,
+            windows: const { NonZeroUsize::new(4).unwrap() },
+        }
+    }
+}
+
+/// One of the two runs of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    /// `prefill`, by chunks `prefill-1` and so on, or `decode`.
+    pub name: String,
+    /// Tokens at once, and behind how many.
+    pub rows: u64,
+    /// See `rows`.
+    pub past: u64,
+    /// All blocks, without numbers.
+    pub program: Program,
+    /// Nodes that stay with the host.
+    pub host: Vec<String>,
+    /// Whether logits come out.
+    pub head: bool,
+    /// Its plan.
+    pub schedule: Schedule,
+    /// Its times.
+    pub simulation: Simulation,
+    /// What it costs, beside the same with every kernel for itself.
+    pub report: Option<Report>,
+    /// The first blocks, on numbers.
+    pub proof: Option<Proven>,
+}
+
+/// What a model was compiled to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// For what.
+    pub device: String,
+    /// Sizes of chunks that were tried.
+    pub chunks: Chunked,
+    /// Prefill, and decode if it was asked for.
+    pub phases: Vec<Phase>,
+    /// The last norm and the head on numbers, if they are on the device: the same kernels in all phases.
+    pub head: Option<Proven>,
+}
+
+/// Something that takes a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What kind of thing: `see ranges`, `try sizes of chunks`, `plan and prove`.
+    pub stage: &'static str,
+    /// Which of them is begun.
+    pub what: &'a str,
+    /// How many of them are done.
+    pub done: usize,
+    /// How many there are.
+    pub total: usize,
+}
+
+/// Is told what begins, and says whether to go on.
+pub type Watch<'a> = &'a dyn Fn(Progress<'_>) -> bool;
+
+impl Progress<'_> {
+    fn tell(self, watch: Watch<'_>) -> Result<()> {
+        if watch(self) { Ok(()) } else { Err(Error::Interrupted) }
+    }
+}
+
+impl Compile {
+    /// The device with its changes.
+    ///
+    /// # Errors
+    /// If there is none of that name, or a change makes no sense.
+    pub fn device(&self) -> Result<Device> {
+        let is_path = self.device.ends_with(".toml") || self.device.contains(['/', '\\']);
+        let mut device = if is_path { Device::load(Path::new(&self.device))? } else { Device::named(&self.device)? };
+        for change in &self.set {
+            let (key, value) = change.split_once('=').unwrap_or((change, ""));
+            device.set(key.trim(), value)?;
+        }
+        Ok(device)
+    }
+
+    fn freedom(&self) -> Freedom {
+        Freedom { join: self.join, keep: self.keep, recompute: self.recompute }
+    }
+
+    /// Whether a model of these facts can be compiled: everything but numbers.
+    pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
+        let (device, fused) = (self.device()?, fused(graph)?);
+        let chunks = self.chunks(&device, &fused, source, &|_| true)?;
+        let mut image = Image::default();
+        for (name, rows, past) in self.runs(chunks.best().chunk) {
+            self.phase(&device, &fused, source, name, [rows, past], &mut image)?;
+        }
+        Ok(())
+    }
+
+    /// The sizes in which the prompt could run, and the best.
+    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source, watch: Watch<'_>) -> Result<Chunked> {
+        let chunking = Chunking { chunk: self.chunk, ..Chunking::new(self.seq) };
+        let sizes = chunking.sizes();
+        let make = |rows, past| {
+            if let (Some(done), 0) = (sizes.iter().position(|size| *size == rows), past) {
+                let what = format!("{rows} tokens at once");
+                Progress { stage: "try sizes of chunks", what: &what, done, total: sizes.len() }.tell(watch)?;
+            }
+            let bind = self.bind([rows, past], usize::MAX, false);
+            Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
+        };
+        chunking.search(&make, &target(device, &make(1, 0)?)?, self.goal, self.freedom())
+    }
+
+    /// A run of this prompt, or of the token behind it. Logits are wanted of the last token only.
+    fn bind(&self, [rows, past]: [u64; 2], blocks: usize, numbers: bool) -> Bind {
+        let head = self.head && past + rows >= self.seq.get() && blocks == usize::MAX;
+        Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, head, numbers }
+    }
+
+    fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
+        let seq = self.seq.get();
+        let name = |at: u64| if chunk >= seq { "prefill".into() } else { format!("prefill-{}", at + 1) };
+        let prefill = (0..seq.div_ceil(chunk)).map(|at| (name(at), chunk.min(seq - at * chunk), at * chunk));
+        let decode = self.decode.then(|| ("decode".into(), 1, seq));
+        prefill.chain(decode).collect()
+    }
+
+    /// Plans a run. The first leaves the image that the others find.
+    fn phase(
+        &self,
+        device: &Device,
+        fused: &Graph,
+        source: &dyn Source,
+        name: String,
+        [rows, past]: [u64; 2],
+        image: &mut Image,
+    ) -> Result<Phase> {
+        let bind = self.bind([rows, past], usize::MAX, false);
+        let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
+        let target = target(device, &converted.program)?;
+        let title = format!("{name}, {rows} tokens behind {past}");
+        let schedule = schedule_on(&converted.program, &target, self.goal, self.freedom(), &title, image)?;
+        image.add(&schedule.plan);
+        let simulation = time(&schedule.plan, &target.rates)?;
+        let Converted { program, host, logits, .. } = converted;
+        Ok(Phase { name, rows, past, program, host, head: logits.is_some(), schedule, simulation, report: None, proof: None })
+    }
+
+    /// What a run costs, beside the same program with every kernel for itself.
+    fn report(&self, device: &Device, phase: &Phase) -> Result<Report> {
+        let target = target(device, &phase.program)?;
+        let options = Options { tokens: phase.rows };
+        let other = schedule(&phase.program, &target, self.goal, Freedom::NONE, "apart")?;
+        let times = time(&other.plan, &target.rates)?;
+        let other = Report::new(&phase.program, &other, &times, &target, options);
+        Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, &target, options).against(&other))
+    }
+
+    /// Plans for a model, and the proof of its first blocks and its head on `windows` of text.
+    ///
+    /// # Errors
+    /// What the device cannot run or hold; text on which values are not finite; that `watch` said to stop; a plan that does
+    /// not compute what it should, which is a bug of ours.
+    pub fn run(&self, graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>], watch: Watch<'_>) -> Result<Compiled> {
+        let (device, fused) = (self.device()?, fused(graph)?);
+        let seen = Seen::new(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
+        let convert = |bind: Bind| convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights);
+        let (mut phases, mut image) = (Vec::new(), Image::default());
+        let mut prover = Prover::new(self, &device, &seen, &windows[0]);
+        let chunks = self.chunks(&device, &fused, &**source, watch)?;
+        let runs = self.runs(chunks.best().chunk);
+        for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
+            Progress { stage: "plan and prove", what: &name, done, total: runs.len() }.tell(watch)?;
+            let mut phase = self.phase(&device, &fused, &**source, name.clone(), [rows, past], &mut image)?;
+            phase.report = Some(self.report(&device, &phase)?);
+            if self.prove > 0 {
+                phase.proof = Some(prover.blocks(convert(self.bind([rows, past], self.prove, true))?, Span { rows, past })?);
+            }
+            phases.push(phase);
+        }
+        let head = phases.iter().any(|phase| phase.head) && self.prove > 0;
+        let last = Span { rows: 1, past: self.seq.get() - 1 };
+        let bind = Bind { blocks: 0, head: true, ..self.bind([last.rows, last.past], 0, true) };
+        let head = if head { Some(prover.head(convert(bind)?, last)?) } else { None };
+        Ok(Compiled { device: device.name.clone(), chunks, phases, head })
+    }
+}
+
+fn fused(graph: &Graph) -> Result<Graph> {
+    Ok(Fuse::default().run(graph)?.0)
+}
+
+/// The device for the widest weights of a program.
+fn target(device: &Device, program: &Program) -> Result<Target> {
+    let weights = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
+    let bits = weights.map(|tensor| crate::data::code_bits(tensor.element)).max().unwrap_or(8);
+    Target::new(device, bits)
+}

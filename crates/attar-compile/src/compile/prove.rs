@@ -1,0 +1,119 @@
+//! Plans of a part of a model, run on the numbers of a prompt.
+
+use super::{Compile, Seen, target};
+use crate::{
+    Data, Memory, Program, Result, TensorId,
+    convert::Converted,
+    device::Device,
+    plan::Proof,
+    reference,
+    schedule::{Image, Schedule, schedule_on},
+    simulate::{Simulation, prove},
+};
+
+/// A plan of the first blocks, or of the head, that was run on numbers, bit for bit as the reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proven {
+    /// How many blocks.
+    pub blocks: usize,
+    /// What ran.
+    pub schedule: Schedule,
+    /// With what.
+    pub proof: Proof,
+    /// What was counted.
+    pub simulation: Simulation,
+    /// Signal over the difference between the integers' result and the float graph's, in decibels.
+    pub snr_db: Option<f64>,
+}
+
+/// Rows of a prompt.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub(super) rows: u64,
+    pub(super) past: u64,
+}
+
+impl Span {
+    /// The numbers of the last `rows` of its rows.
+    fn of(self, values: &[f32], rows: u64, columns: u64) -> &[f32] {
+        let end = ((self.past + self.rows) * columns) as usize;
+        &values[end - (rows * columns) as usize..end]
+    }
+}
+
+/// Proves one part after the other on one prompt.
+pub(super) struct Prover<'a> {
+    settings: &'a Compile,
+    device: &'a Device,
+    seen: &'a Seen,
+    window: &'a [u32],
+    image: Image,
+    /// The blocks on the tokens before, and their numbers behind the run.
+    before: Option<(Program, Memory)>,
+}
+
+impl<'a> Prover<'a> {
+    pub(super) fn new(settings: &'a Compile, device: &'a Device, seen: &'a Seen, window: &'a [u32]) -> Prover<'a> {
+        Prover { settings, device, seen, window, image: Image::default(), before: None }
+    }
+
+    /// The first blocks on some rows, behind those of the call before.
+    pub(super) fn blocks(&mut self, mut converted: Converted, span: Span) -> Result<Proven> {
+        if let (Some((earlier, numbers)), Some(memory)) = (&self.before, &mut converted.memory) {
+            carry(earlier, numbers, &converted.program, memory, &converted.states);
+        }
+        let image = self.image.clone();
+        let (proven, after) = self.part(converted, span, &image)?;
+        self.image.add(&proven.schedule.plan);
+        self.before = Some((proven.proof.program.clone(), after));
+        Ok(Proven { blocks: self.settings.prove, ..proven })
+    }
+
+    /// The last norm and the head.
+    pub(super) fn head(&self, converted: Converted, span: Span) -> Result<Proven> {
+        Ok(self.part(converted, span, &Image::default())?.0)
+    }
+
+    fn part(&self, converted: Converted, span: Span, image: &Image) -> Result<(Proven, Memory)> {
+        let Converted { program, memory, input, output, residual, logits, .. } = converted;
+        let mut memory = memory.expect("numbers were asked for");
+        let [from, to] = [input, output].map(|id| program.get(id));
+        let tokens = (span.past + span.rows) as usize;
+        let [entering, leaving] = self.seen.values(self.window, tokens, [&from.name, &to.name])?;
+        memory.set(input, Data::Numbers(residual.round(span.of(&entering, span.rows, from.columns))));
+        let wanted = span.of(&leaving, to.rows, to.columns).to_vec();
+        let target = target(self.device, &program)?;
+        let Compile { goal, .. } = self.settings;
+        let schedule = schedule_on(&program, &target, *goal, self.settings.freedom(), "proof", image)?;
+        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)?;
+        let mut after = memory.clone();
+        reference::run(&program, &mut after);
+        let codes = after.get(output).numbers();
+        let found = match logits {
+            Some(step) => codes.iter().map(|code| f64::from(*code) * step).collect(),
+            None => residual.values(codes),
+        };
+        let snr_db = snr(&found, &wanted);
+        Ok((Proven { blocks: 0, schedule, proof: Proof { program, memory }, simulation, snr_db }, after))
+    }
+}
+
+/// States of an earlier run become the first rows of this one's.
+fn carry(earlier: &Program, numbers: &Memory, program: &Program, memory: &mut Memory, states: &[TensorId]) {
+    for state in states {
+        let tensor = program.get(*state);
+        let Some(at) = earlier.tensors.iter().position(|other| other.name == tensor.name) else { continue };
+        let old = numbers.get(TensorId(at as u32)).numbers();
+        let mut all = memory.get(*state).numbers().to_vec();
+        let shared = old.len().min(all.len());
+        all[..shared].copy_from_slice(&old[..shared]);
+        memory.set(*state, Data::Numbers(all));
+    }
+}
+
+fn snr(found: &[f64], wanted: &[f32]) -> Option<f64> {
+    let pairs = || found.iter().zip(wanted.iter().map(|x| f64::from(*x)));
+    let noise: f64 = pairs().map(|(found, wanted)| (found - wanted).powi(2)).sum();
+    let signal: f64 = pairs().map(|(_, wanted)| wanted.powi(2)).sum();
+    (noise > 0.0).then(|| 10.0 * (signal / noise).log10())
+}
