@@ -21,7 +21,7 @@ use crate::{
     report::{Options, Report},
     schedule::{
         Freedom, Goal, Schedule, Target,
-        chunk::{Chunked, Chunking},
+        chunk::{Chunked, Chunking, Point, front},
         schedule,
     },
     simulate::{Simulation, prove, time},
@@ -51,6 +51,8 @@ pub struct Compile {
     pub prove: usize,
     /// Windows of the calibration text that show ranges.
     pub windows: usize,
+    /// List also all sizes of chunks and goals that are best in some way.
+    pub pareto: bool,
 }
 
 impl Default for Compile {
@@ -66,6 +68,7 @@ impl Default for Compile {
             keep: true,
             prove: 1,
             windows: 4,
+            pareto: false,
         }
     }
 }
@@ -115,6 +118,8 @@ pub struct Compiled {
     pub device: String,
     /// Sizes of chunks that were tried.
     pub chunks: Chunked,
+    /// Sizes of chunks and goals that are best in some way, if they were asked for.
+    pub front: Vec<Point>,
     /// Prefill, and decode if it was asked for.
     pub phases: Vec<Phase>,
 }
@@ -141,7 +146,7 @@ impl Compile {
     /// Whether a model of these facts can be compiled: everything but numbers.
     pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
         let (device, fused) = (self.device()?, fused(graph)?);
-        let chunks = self.chunks(&device, &fused, source)?;
+        let chunks = self.chunks(&device, &fused, source, self.goal)?;
         for (name, rows, past) in self.runs(chunks.best().chunk) {
             self.phase(&device, &fused, source, name, rows, past)?;
         }
@@ -149,7 +154,7 @@ impl Compile {
     }
 
     /// The sizes in which the prompt could run, and the best.
-    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source) -> Result<Chunked> {
+    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source, goal: Goal) -> Result<Chunked> {
         let make = |rows, past| {
             let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
             Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
@@ -157,7 +162,17 @@ impl Compile {
         let tokens = NonZeroU64::new(self.seq).unwrap_or(NonZeroU64::MIN);
         let chunk = self.chunk.and_then(NonZeroU64::new);
         let chunking = Chunking { chunk, ..Chunking::new(tokens) };
-        chunking.search(&make, &target(device, &make(1, 0)?)?, self.goal, self.freedom())
+        chunking.search(&make, &target(device, &make(1, 0)?)?, goal, self.freedom())
+    }
+
+    /// What is best in some way under any goal; `known` is what was found under this one.
+    fn front(&self, device: &Device, fused: &Graph, source: &dyn Source, known: &Chunked) -> Result<Vec<Point>> {
+        let mut found = Vec::new();
+        for goal in [Goal::Dram, Goal::Latency, Goal::Energy].into_iter().filter(|_| self.pareto) {
+            let chunked = if goal == self.goal { known.clone() } else { self.chunks(device, fused, source, goal)? };
+            found.push((goal, chunked));
+        }
+        Ok(front(found.iter().map(|(goal, chunked)| (*goal, chunked))))
     }
 
     fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
@@ -199,7 +214,8 @@ impl Compile {
         let seen = observe(graph, source, &windows[..windows.len().min(self.windows.max(1))])?;
         let mut phases = Vec::new();
         let mut before = None;
-        let chunks = self.chunks(&device, &fused, &**source)?;
+        let chunks = self.chunks(&device, &fused, &**source, self.goal)?;
+        let front = self.front(&device, &fused, &**source, &chunks)?;
         for (name, rows, past) in self.runs(chunks.best().chunk) {
             let mut phase = self.phase(&device, &fused, &**source, name, rows, past)?;
             phase.report = Some(self.report(&device, &phase)?);
@@ -213,7 +229,7 @@ impl Compile {
             }
             phases.push(phase);
         }
-        Ok(Compiled { device: device.name.clone(), chunks, phases })
+        Ok(Compiled { device: device.name.clone(), chunks, front, phases })
     }
 
     /// Runs the first blocks on the rows `past..past + rows` of a prompt. States come from the phase before.
@@ -245,12 +261,13 @@ impl Compile {
     }
 }
 
-fn fused(graph: &Graph) -> Result<Graph> {
+/// With the passes that kernels need.
+pub(crate) fn fused(graph: &Graph) -> Result<Graph> {
     Ok(Fuse::default().run(graph)?.0)
 }
 
 /// The device for the widest weights of a program.
-fn target(device: &Device, program: &Program) -> Result<Target> {
+pub(crate) fn target(device: &Device, program: &Program) -> Result<Target> {
     let weights = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
     let bits = weights.map(|tensor| crate::data::code_bits(tensor.element)).max().unwrap_or(8);
     Target::new(device, bits)

@@ -14,6 +14,7 @@ mod markup;
 mod roofline;
 mod sram_map;
 mod table;
+mod tiling;
 mod timeline;
 mod words;
 
@@ -29,6 +30,7 @@ use crate::{
 pub use html::to_html;
 pub(crate) use markup::escaped;
 pub use table::Table;
+pub use tiling::{ProductReport, TilingReport};
 
 /// Version of the report's data.
 pub const FORMAT: u32 = 1;
