@@ -30,7 +30,7 @@ use crate::{
 pub use html::to_html;
 pub(crate) use markup::escaped;
 pub use table::Table;
-pub use tiling::{ProductReport, TilingReport};
+pub use tiling::{ProductReport, TilingReport, columns};
 
 /// Version of the report's data.
 pub const FORMAT: u32 = 1;

@@ -53,7 +53,7 @@ pub struct TilingReport {
 impl TilingReport {
     /// Names of the columns of [`TilingReport::row`].
     pub const HEAD: &'static [&'static str] =
-        &["order", "tile m, k, n", "kept x, w", "DRAM bytes", "/ bound", "SRAM bytes", "cycles"];
+        &["order", "tile m, k, n", "kept x, w", "DRAM bytes", "/ bound", "SRAM bytes", "cycles (predicted)"];
 
     /// A tiling of `product`, of which no schedule moves fewer than `bound` bytes.
     pub fn new(tiling: &Tiling, product: &Product, limits: &Limits, rates: &Rates, bound: u64) -> TilingReport {
@@ -87,19 +87,8 @@ impl TilingReport {
 
 impl ProductReport {
     /// Names of the columns of [`ProductReport::rows`].
-    pub const HEAD: &'static [&'static str] = &[
-        "product",
-        "m x k x n",
-        "weight bits",
-        "lower bound",
-        "order",
-        "tile m, k, n",
-        "kept x, w",
-        "DRAM bytes",
-        "/ bound",
-        "SRAM bytes",
-        "cycles (predicted)",
-    ];
+    pub const HEAD: &'static [&'static str] =
+        &columns::<{ 4 + TilingReport::HEAD.len() }>(&["product", "m x k x n", "weight bits", "lower bound"], TilingReport::HEAD);
 
     /// Of a kernel's name: the same of every block.
     pub(crate) fn pattern(name: &str) -> String {
@@ -119,6 +108,17 @@ impl ProductReport {
     pub fn table<'a>(products: impl IntoIterator<Item = &'a ProductReport>) -> Table {
         Table { head: ProductReport::HEAD, rows: products.into_iter().flat_map(ProductReport::rows).collect() }
     }
+}
+
+/// The columns of one head before those of another; `N` of both.
+pub const fn columns<const N: usize>(before: &[&'static str], behind: &[&'static str]) -> [&'static str; N] {
+    assert!(before.len() + behind.len() == N, "all columns are named");
+    let (mut all, mut at) = ([""; N], 0);
+    while at < N {
+        all[at] = if at < before.len() { before[at] } else { behind[at - before.len()] };
+        at += 1;
+    }
+    all
 }
 
 /// Columns as wide as their widest cell, two spaces between.

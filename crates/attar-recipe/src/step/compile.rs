@@ -2,14 +2,19 @@
 
 use std::sync::Arc;
 
-use attar_compile::{Compile, Compiled, Phase, Plan, plan::Space, report::to_html, schedule::chunk::Candidate};
+use attar_compile::{
+    Compile, Compiled, Phase, Plan,
+    plan::Space,
+    report::to_html,
+    schedule::chunk::{Candidate, Point},
+};
 use attar_eval::Prediction;
 use attar_tensor::Digest;
 
 use super::{Step, StepError, StepKind};
 use crate::{
-    ChunkReport, CompilationReport, Error, ErrorKind, PhaseReport, ProofReport, model::Working, plan::PlannedTensor, run::json,
-    schema::of, session::Session,
+    ChunkReport, CompilationReport, Error, ErrorKind, FrontReport, PhaseReport, ProofReport, model::Working, plan::PlannedTensor,
+    run::json, schema::of, session::Session,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -17,18 +22,23 @@ pub(super) static COMPILE: StepKind = StepKind {
     about: "Compile a model's blocks for a device, and prove the plan",
     schema: of::<Compile>,
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
+    folder: Some("compiled"),
+    looks_inside: true,
 };
+
+/// How the names of a proof's plan and of its numbers end.
+pub(super) const PROOF_PLAN: &str = ".proof.plan";
+/// See [`PROOF_PLAN`].
+pub(super) const PROOF_DATA: &str = ".proof.data";
 
 /// Whether a step compiles.
 pub(crate) fn compiles(step: &dyn Step) -> bool {
     step.kind().name == COMPILE.name
 }
 
-/// A model for a device: files, and what is said of them.
+/// What is said of a model for a device.
 #[derive(Clone, Debug)]
 pub(crate) struct Compilation {
-    /// Names and contents.
-    pub(crate) files: Vec<(String, Vec<u8>)>,
     pub(crate) report: CompilationReport,
     pub(crate) prediction: Prediction,
 }
@@ -50,6 +60,7 @@ impl Step for Compile {
             return Err(StepError { key: Some("kind".into()), error });
         }
         self.check(&model.graph, &*model.source).map_err(refused)?;
+        model.proves |= self.prove > 0;
         Ok(Vec::new())
     }
 
@@ -58,13 +69,14 @@ impl Step for Compile {
         session.check_interrupt()?;
         let windows = session.calibration.expect("`plan` asks for a text");
         let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows).map_err(refused)?;
+        model.leave(&COMPILE, files(&compiled));
         model.compilations.push(compilation(&compiled));
         Ok(Vec::new())
     }
 }
 
 /// What a device cannot run is the recipe's fault, not the data's.
-fn refused(error: attar_compile::Error) -> StepError {
+pub(super) fn refused(error: attar_compile::Error) -> StepError {
     use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
     let key = match error {
         DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } => "device",
@@ -74,7 +86,7 @@ fn refused(error: attar_compile::Error) -> StepError {
     StepError { key: Some(key.into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
 }
 
-fn compilation(compiled: &Compiled) -> Compilation {
+fn files(compiled: &Compiled) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for phase in &compiled.phases {
         files.push((format!("{}.plan", phase.name), phase.schedule.plan.to_bytes()));
@@ -85,18 +97,23 @@ fn compilation(compiled: &Compiled) -> Compilation {
             files.push((format!("{}.json", phase.name), json(report)));
         }
         if let Some(proven) = &phase.proof {
-            files.push((format!("{}.proof.plan", phase.name), proven.schedule.plan.to_bytes()));
-            files.push((format!("{}.proof.data", phase.name), proven.proof.to_bytes()));
+            files.push((format!("{}{PROOF_PLAN}", phase.name), proven.schedule.plan.to_bytes()));
+            files.push((format!("{}{PROOF_DATA}", phase.name), proven.proof.to_bytes()));
         }
     }
+    files
+}
+
+fn compilation(compiled: &Compiled) -> Compilation {
     let phases = compiled.phases.iter().map(phase_report).collect();
     let report = CompilationReport {
         device: compiled.device.clone(),
         host_nodes: compiled.phases[0].host.len(),
         chunks: compiled.chunks.candidates.iter().map(chunk_report).collect(),
+        front: compiled.front.iter().map(front_report).collect(),
         phases,
     };
-    Compilation { files, report, prediction: prediction(&compiled.phases) }
+    Compilation { report, prediction: prediction(&compiled.phases) }
 }
 
 fn phase_report(phase: &Phase) -> PhaseReport {
@@ -132,6 +149,10 @@ fn chunk_report(candidate: &Candidate) -> ChunkReport {
         activations: candidate.activations,
         exact: candidate.exact,
     }
+}
+
+fn front_report(point: &Point) -> FrontReport {
+    FrontReport { goal: point.goal, energy: point.candidate.energy, prompt: chunk_report(&point.candidate) }
 }
 
 fn prediction(phases: &[Phase]) -> Prediction {
