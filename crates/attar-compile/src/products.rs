@@ -18,7 +18,7 @@ use crate::{
     lower::LinearTiles,
     lower_bound,
     program::{Epilogue, Kernel, Linear},
-    report::{ProductReport, TilingReport},
+    report::{ProductReport, TilingReport, pattern},
     schedule::{Goal, Target},
     tile::{Limits, Objective, pareto_by},
 };
@@ -122,7 +122,7 @@ impl Tile {
             false => Vec::new(),
         };
         Ok(ProductReport {
-            name: ProductReport::pattern(name),
+            name: pattern(name),
             kernels: 1,
             product: [product.m, product.k, product.n],
             weight_bits: crate::data::code_bits(product.w),

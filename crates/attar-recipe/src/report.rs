@@ -567,7 +567,17 @@ impl Report {
             compilation.front.iter().map(|point| front_row(&compilation.device, point)).collect::<Vec<_>>()
         };
         let rows = self.rows_of(|variant| variant.compilations.iter().flat_map(of).collect::<Vec<_>>());
-        let head = &["variant", "device", "goal", "chunks", "DRAM traffic", "peak SRAM", "cycles (predicted)", "J (predicted)", "counted"];
+        let head = &[
+            "variant",
+            "device",
+            "goal",
+            "chunks",
+            "DRAM traffic",
+            "peak SRAM",
+            "cycles (predicted)",
+            "J (predicted)",
+            "counted",
+        ];
         Table { head, rows }
     }
 
@@ -579,7 +589,17 @@ impl Report {
             [s.plan.clone(), s.device.clone()].into_iter().chain(counts).collect::<Vec<_>>()
         };
         let rows = self.rows_of(|variant| variant.simulations.iter().map(row).collect::<Vec<_>>());
-        let head = &["variant", "plan", "device", "MACs", "DRAM traffic", "peak SRAM", "cycles (predicted)", "latency (predicted)", "J (predicted)"];
+        let head = &[
+            "variant",
+            "plan",
+            "device",
+            "MACs",
+            "DRAM traffic",
+            "peak SRAM",
+            "cycles (predicted)",
+            "latency (predicted)",
+            "J (predicted)",
+        ];
         Table { head, rows }
     }
 

@@ -30,6 +30,7 @@ use crate::{
 pub use html::to_html;
 pub(crate) use markup::escaped;
 pub use table::Table;
+pub(crate) use table::pattern;
 pub use tiling::{ProductReport, TilingReport, columns};
 
 /// Version of the report's data.

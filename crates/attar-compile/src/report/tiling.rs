@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Table, distance, table::pattern};
+use super::{Table, distance};
 use crate::tile::{Limits, Product, Rates, Tiling};
 
 /// A product, and how it is cut.
@@ -89,11 +89,6 @@ impl ProductReport {
     /// Names of the columns of [`ProductReport::rows`].
     pub const HEAD: &'static [&'static str] =
         &columns::<{ 4 + TilingReport::HEAD.len() }>(&["product", "m x k x n", "weight bits", "lower bound"], TilingReport::HEAD);
-
-    /// Of a kernel's name: the same of every block.
-    pub(crate) fn pattern(name: &str) -> String {
-        pattern(name)
-    }
 
     /// A row of the best, or of each that is best in some way where these are known, below [`ProductReport::HEAD`].
     pub fn rows(&self) -> Vec<Vec<String>> {
