@@ -4,15 +4,20 @@
 //! run in integers on the residual stream that the float graph has at their start, by the plan on simulated memories and
 //! by the plain reference, and must agree in every bit. How far integers are from the float graph is reported beside it.
 
-use std::{collections::BTreeMap, num::NonZeroU64, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    num::{NonZeroU64, NonZeroUsize},
+    path::Path,
+    sync::Arc,
+};
 
-use attar_graph::{BlockId, Graph, Inputs, Mode, Op, Run, SourceWeights, kernel::with_f32};
+use attar_graph::{BlockId, Graph, Inputs, Mode, Op, Origin, Run, SourceWeights, ValueId, kernel::with_f32};
 use attar_tensor::Source;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Data, Memory, Program, Result, TensorId,
+    Data, Error, Memory, Program, Result, TensorId,
     convert::{Bind, Converted, Ranges, convert},
     device::Device,
     pass::Fuse,
@@ -20,9 +25,9 @@ use crate::{
     reference,
     report::{Options, Report},
     schedule::{
-        Freedom, Goal, Schedule, Target,
+        Freedom, Goal, Image, Schedule, Target,
         chunk::{Chunked, Chunking, Point, front},
-        schedule,
+        schedule, schedule_on,
     },
     simulate::{Simulation, prove, time},
 };
@@ -38,9 +43,9 @@ pub struct Compile {
     /// What is made small.
     pub goal: Goal,
     /// Tokens of the prompt.
-    pub seq: u64,
+    pub seq: NonZeroU64,
     /// Tokens of the prompt that run at once [default: what is best of some twenty sizes].
-    pub chunk: Option<u64>,
+    pub chunk: Option<NonZeroU64>,
     /// Plan also the run of one token behind that prompt.
     pub decode: bool,
     /// Let gate, up and down of an MLP become one kernel where that is better.
@@ -50,7 +55,7 @@ pub struct Compile {
     /// How many blocks are proven on real numbers, from the first.
     pub prove: usize,
     /// Windows of the calibration text that show ranges.
-    pub windows: usize,
+    pub windows: NonZeroUsize,
     /// List also all sizes of chunks and goals that are best in some way.
     pub pareto: bool,
 }
@@ -61,13 +66,13 @@ impl Default for Compile {
             device: "generic-npu".into(),
             set: Vec::new(),
             goal: Goal::Dram,
-            seq: 128,
+            seq: const { NonZeroU64::new(128).unwrap() },
             chunk: None,
             decode: true,
             join: true,
             keep: true,
             prove: 1,
-            windows: 4,
+            windows: const { NonZeroUsize::new(4).unwrap() },
             pareto: false,
         }
     }
@@ -124,6 +129,28 @@ pub struct Compiled {
     pub phases: Vec<Phase>,
 }
 
+/// Something that takes a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// What kind of thing: `see ranges`, `try sizes of chunks`, `plan and prove`.
+    pub stage: &'static str,
+    /// Which of them is begun.
+    pub what: &'a str,
+    /// How many of them are done.
+    pub done: usize,
+    /// How many there are.
+    pub total: usize,
+}
+
+/// Is told what begins, and says whether to go on.
+pub type Watch<'a> = &'a dyn Fn(Progress<'_>) -> bool;
+
+impl Progress<'_> {
+    fn tell(self, watch: Watch<'_>) -> Result<()> {
+        if watch(self) { Ok(()) } else { Err(Error::Interrupted) }
+    }
+}
+
 impl Compile {
     /// The device with its changes.
     ///
@@ -146,49 +173,77 @@ impl Compile {
     /// Whether a model of these facts can be compiled: everything but numbers.
     pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
         let (device, fused) = (self.device()?, fused(graph)?);
-        let chunks = self.chunks(&device, &fused, source, self.goal)?;
+        let chunks = self.chunks(&device, &fused, source, self.goal, &|_| true)?;
+        let mut image = Image::default();
         for (name, rows, past) in self.runs(chunks.best().chunk) {
-            self.phase(&device, &fused, source, name, rows, past)?;
+            self.phase(&device, &fused, source, name, [rows, past], &mut image)?;
         }
         Ok(())
     }
 
     /// The sizes in which the prompt could run, and the best.
-    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source, goal: Goal) -> Result<Chunked> {
+    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source, goal: Goal, watch: Watch<'_>) -> Result<Chunked> {
+        let chunking = Chunking { chunk: self.chunk, ..Chunking::new(self.seq) };
+        let sizes = chunking.sizes();
         let make = |rows, past| {
-            let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
+            if let (Some(done), 0) = (sizes.iter().position(|size| *size == rows), past) {
+                let what = format!("{rows} tokens at once");
+                Progress { stage: "try sizes of chunks", what: &what, done, total: sizes.len() }.tell(watch)?;
+            }
+            let bind = self.bind(rows, past, usize::MAX, false);
             Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
         };
-        let tokens = NonZeroU64::new(self.seq).unwrap_or(NonZeroU64::MIN);
-        let chunk = self.chunk.and_then(NonZeroU64::new);
-        let chunking = Chunking { chunk, ..Chunking::new(tokens) };
         chunking.search(&make, &target(device, &make(1, 0)?)?, goal, self.freedom())
     }
 
     /// What is best in some way under any goal; `known` is what was found under this one.
-    fn front(&self, device: &Device, fused: &Graph, source: &dyn Source, known: &Chunked) -> Result<Vec<Point>> {
+    fn front(
+        &self,
+        device: &Device,
+        fused: &Graph,
+        source: &dyn Source,
+        known: &Chunked,
+        watch: Watch<'_>,
+    ) -> Result<Vec<Point>> {
         let mut found = Vec::new();
         for goal in [Goal::Dram, Goal::Latency, Goal::Energy].into_iter().filter(|_| self.pareto) {
-            let chunked = if goal == self.goal { known.clone() } else { self.chunks(device, fused, source, goal)? };
+            let chunked = if goal == self.goal { known.clone() } else { self.chunks(device, fused, source, goal, watch)? };
             found.push((goal, chunked));
         }
         Ok(front(found.iter().map(|(goal, chunked)| (*goal, chunked))))
     }
 
+    /// A run of this prompt, or the token behind it.
+    fn bind(&self, rows: u64, past: u64, blocks: usize, numbers: bool) -> Bind {
+        Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, numbers }
+    }
+
     fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
-        let seq = self.seq.max(1);
+        let seq = self.seq.get();
         let name = |at: u64| if chunk >= seq { "prefill".into() } else { format!("prefill-{}", at + 1) };
         let prefill = (0..seq.div_ceil(chunk)).map(|at| (name(at), chunk.min(seq - at * chunk), at * chunk));
         let decode = self.decode.then(|| ("decode".into(), 1, seq));
         prefill.chain(decode).collect()
     }
 
-    fn phase(&self, device: &Device, fused: &Graph, source: &dyn Source, name: String, rows: u64, past: u64) -> Result<Phase> {
-        let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
+    /// Plans a run. The first leaves the image that the others find.
+    fn phase(
+        &self,
+        device: &Device,
+        fused: &Graph,
+        source: &dyn Source,
+        name: String,
+        [rows, past]: [u64; 2],
+        image: &mut Image,
+    ) -> Result<Phase> {
+        let bind = self.bind(rows, past, usize::MAX, false);
         let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
         let target = target(device, &converted.program)?;
         let title = format!("{name}, {rows} tokens behind {past}");
-        let schedule = schedule(&converted.program, &target, self.goal, self.freedom(), &title)?;
+        let schedule = schedule_on(&converted.program, &target, self.goal, self.freedom(), &title, image)?;
+        if past == 0 {
+            *image = Image::of(&schedule.plan);
+        }
         let simulation = time(&schedule.plan, &target.rates)?;
         let Converted { program, host, .. } = converted;
         Ok(Phase { name, rows, past, program, host, schedule, simulation, report: None, proof: None })
@@ -208,22 +263,25 @@ impl Compile {
     /// Plans for a model, and the proof of its first blocks on `windows` of text.
     ///
     /// # Errors
-    /// What the device cannot run or hold; a plan that does not compute what it should, which is a bug of ours.
-    pub fn run(&self, graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>]) -> Result<Compiled> {
+    /// What the device cannot run or hold; text on which values are not finite; that `watch` said to stop; a plan that does
+    /// not compute what it should, which is a bug of ours.
+    pub fn run(&self, graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>], watch: Watch<'_>) -> Result<Compiled> {
         let (device, fused) = (self.device()?, fused(graph)?);
-        let seen = observe(graph, source, &windows[..windows.len().min(self.windows.max(1))])?;
+        let seen = observe(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
         let mut phases = Vec::new();
-        let mut before = None;
-        let chunks = self.chunks(&device, &fused, &**source, self.goal)?;
-        let front = self.front(&device, &fused, &**source, &chunks)?;
-        for (name, rows, past) in self.runs(chunks.best().chunk) {
-            let mut phase = self.phase(&device, &fused, &**source, name, rows, past)?;
+        let (mut before, mut image, mut proof_image) = (None, Image::default(), Image::default());
+        let chunks = self.chunks(&device, &fused, &**source, self.goal, watch)?;
+        let front = self.front(&device, &fused, &**source, &chunks, watch)?;
+        let runs = self.runs(chunks.best().chunk);
+        for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
+            Progress { stage: "plan and prove", what: &name, done, total: runs.len() }.tell(watch)?;
+            let mut phase = self.phase(&device, &fused, &**source, name.clone(), [rows, past], &mut image)?;
             phase.report = Some(self.report(&device, &phase)?);
             if self.prove > 0 {
-                let bind = Bind { rows, past, blocks: self.prove, numbers: true };
+                let bind = self.bind(rows, past, self.prove, true);
                 let converted = convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights)?;
                 let prompt = seen.prompt(graph, source, &windows[0], (past + rows) as usize, self.prove)?;
-                let proven = self.prove_blocks(&device, converted, &prompt, past, rows, before.as_ref())?;
+                let proven = self.prove_blocks(&device, converted, &prompt, [rows, past], before.as_ref(), &mut proof_image)?;
                 before = Some((proven.proof.program.clone(), after(&proven.proof)));
                 phase.proof = Some(proven);
             }
@@ -238,9 +296,9 @@ impl Compile {
         device: &Device,
         converted: Converted,
         prompt: &Prompt,
-        past: u64,
-        rows: u64,
+        [rows, past]: [u64; 2],
         before: Option<&(Program, Memory)>,
+        image: &mut Image,
     ) -> Result<Proven> {
         let Converted { program, memory, input, output, residual_scale, states, .. } = converted;
         let mut memory = memory.expect("numbers were asked for");
@@ -252,7 +310,10 @@ impl Compile {
             carry(earlier, numbers, &program, &mut memory, &states);
         }
         let target = target(device, &program)?;
-        let schedule = schedule(&program, &target, self.goal, self.freedom(), "proof")?;
+        let schedule = schedule_on(&program, &target, self.goal, self.freedom(), "proof", image)?;
+        if past == 0 {
+            *image = Image::of(&schedule.plan);
+        }
         let simulation = prove(&program, &schedule.plan, &target.rates, &memory)?;
         let proof = Proof { program, memory };
         let result = after(&proof);
@@ -312,28 +373,43 @@ struct Prompt {
 }
 
 /// Runs the graph, taken apart, on windows of text, and keeps the largest magnitude of every value.
-fn observe(graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>]) -> Result<Seen> {
+fn observe(graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>], watch: Watch<'_>) -> Result<Seen> {
     let plain = apart(graph)?;
     let weights = SourceWeights(Arc::clone(source));
     let mut largest: BTreeMap<String, f32> = BTreeMap::new();
-    for window in windows {
-        let inputs = Inputs::tokens(&[window], 0)?;
-        let mut run = Run::new(&plain, &weights, Mode::Inference, vec![inputs]);
-        while run.next_block().is_some() {
-            let mut tap = |_: usize, id, tensor: &candle_core::Tensor| {
-                let most = magnitude(tensor);
-                let place = largest.entry(plain.get(id).name.clone()).or_insert(0.0);
-                *place = place.max(most);
-            };
-            run.step(Some(&mut tap))?;
-        }
+    for (done, window) in windows.iter().enumerate() {
+        Progress { stage: "see ranges", what: "a window of text", done, total: windows.len() }.tell(watch)?;
+        let run = Run::new(&plain, &weights, Mode::Inference, vec![Inputs::tokens(&[window], 0)?]);
+        walk(&plain, run, None, &mut |id, numbers| {
+            let most = numbers.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let place = largest.entry(plain.get(id).name.clone()).or_insert(0.0);
+            *place = place.max(most);
+        })?;
     }
     Ok(Seen { ranges: Ranges(largest) })
 }
 
-fn magnitude(tensor: &candle_core::Tensor) -> f32 {
-    let all = tensor.contiguous().and_then(|tensor| with_f32(&tensor, |x| x.iter().fold(0.0f32, |most, x| most.max(x.abs()))));
-    all.unwrap_or(0.0)
+/// Runs blocks up to `last`, or all, and shows every value. One that is not finite is an error.
+fn walk(graph: &Graph, mut run: Run<'_>, last: Option<BlockId>, see: &mut dyn FnMut(ValueId, &[f32])) -> Result<()> {
+    while let Some(block) = run.next_block().filter(|block| last.is_none_or(|last| *block <= last)) {
+        let mut failed = None;
+        let mut tap = |_: usize, id: ValueId, tensor: &candle_core::Tensor| {
+            let shown = with_f32(tensor, |numbers| {
+                if numbers.iter().all(|x| x.is_finite()) {
+                    see(id, numbers);
+                } else {
+                    let (value, block) = (graph.get(id).name.clone(), graph.block_name(block).to_owned());
+                    failed.get_or_insert(Error::NotFinite { value, block });
+                }
+            });
+            if let Err(error) = shown {
+                failed.get_or_insert(Error::Graph(error.into()));
+            }
+        };
+        run.step(Some(&mut tap))?;
+        failed.map_or(Ok(()), Err)?;
+    }
+    Ok(())
 }
 
 fn apart(graph: &Graph) -> Result<Graph> {
@@ -341,7 +417,7 @@ fn apart(graph: &Graph) -> Result<Graph> {
 }
 
 impl Seen {
-    /// The first `tokens` of a window, run by the float graph up to block `blocks`.
+    /// The first `tokens` of a window, again from its start where it is shorter, run by the float graph up to block `blocks`.
     fn prompt(&self, graph: &Graph, source: &Arc<dyn Source>, window: &[u32], tokens: usize, blocks: usize) -> Result<Prompt> {
         let plain = apart(graph)?;
         let window: Vec<u32> = window.iter().copied().cycle().take(tokens).collect();
@@ -352,20 +428,17 @@ impl Seen {
             .take(blocks)
             .collect();
         let (first, last) = (device[0], device[device.len() - 1]);
-        let input = plain.live_into(first).into_iter().find(|id| !matches!(plain.get(*id).origin, attar_graph::Origin::Input));
+        let input = plain.live_into(first).into_iter().find(|id| !matches!(plain.get(*id).origin, Origin::Input));
         let output = plain.leaving(last).first().copied();
-        let mut kept: BTreeMap<attar_graph::ValueId, Vec<f32>> = BTreeMap::new();
-        let mut run = Run::new(&plain, &weights, Mode::Inference, vec![Inputs::tokens(&[&window], 0)?]);
-        while run.next_block().is_some_and(|block| block <= last) {
-            let mut tap = |_: usize, id, tensor: &candle_core::Tensor| {
-                if Some(id) == input || Some(id) == output {
-                    let numbers = tensor.contiguous().and_then(|tensor| with_f32(&tensor, <[f32]>::to_vec));
-                    kept.insert(id, numbers.unwrap_or_default());
-                }
-            };
-            run.step(Some(&mut tap))?;
-        }
-        let mut take = |id: Option<attar_graph::ValueId>| id.and_then(|id| kept.remove(&id)).unwrap_or_default();
+        let [input, output] = [input, output].map(|id| id.expect("a stream enters and leaves every block that was converted"));
+        let mut kept: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
+        let run = Run::new(&plain, &weights, Mode::Inference, vec![Inputs::tokens(&[&window], 0)?]);
+        walk(&plain, run, Some(last), &mut |id, numbers| {
+            if id == input || id == output {
+                kept.insert(id, numbers.to_vec());
+            }
+        })?;
+        let mut take = |id| kept.remove(&id).expect("both were computed");
         Ok(Prompt { entering: take(input), leaving: take(output) })
     }
 }

@@ -100,6 +100,12 @@ pub enum Error {
         /// Bytes there are.
         sram: u64,
     },
+    /// Kernels that cannot be joined, since another plan stores their weights in other tiles.
+    #[error("`{weight}` is stored in tiles of another kernel")]
+    Stored {
+        /// Its name.
+        weight: String,
+    },
     /// A kernel that has no room.
     #[error("kernel `{kernel}` does not fit")]
     DoesNotFit {
@@ -145,6 +151,17 @@ pub enum Error {
         /// Its name.
         value: String,
     },
+    /// A value that is infinite or no number.
+    #[error("block `{block}`: `{value}` is not finite on the calibration text")]
+    NotFinite {
+        /// Its name.
+        value: String,
+        /// Where it is made.
+        block: String,
+    },
+    /// Somebody said to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// A weight could not be read.
     #[error(transparent)]
     Graph(#[from] attar_graph::Error),
@@ -466,6 +483,7 @@ impl Error {
             Error::MemoryTooSmall { .. } => {
                 Some("quantize to fewer bits, compile fewer tokens at once, or choose a device with more DRAM or flash".into())
             }
+            Error::NotFinite { .. } => Some("the checkpoint overflows on this text: check it, or calibrate on other text".into()),
             Error::NoRange { .. } => Some("compile the model that the calibration text was seen on".into()),
             Error::PlanVersion { .. } => Some("compile it again with this attar".into()),
             Error::PlanDamaged | Error::PlanTruncated { .. } => Some("copy it again, or compile it again".into()),

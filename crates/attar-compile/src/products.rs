@@ -1,8 +1,8 @@
 //! Every distinct product of a model, cut for a device by itself: facts are enough, no number is read.
 //!
 //! Products are those of the kernels that a compiler makes of the model, and what a kernel has in SRAM beside its product
-//! (rescalings, a residual, rotary tables) has its room. What may stay on the chip between kernels is not seen here: that is
-//! [`crate::schedule`]'s.
+//! (rescalings, a residual, rotary tables) has its room. What may stay on the chip between kernels, and that all plans of a
+//! model read one image of its weights, is not seen here: that is [`crate::schedule`]'s.
 
 use std::{collections::HashMap, mem::discriminant, num::NonZeroU64};
 
@@ -78,7 +78,8 @@ impl Tile {
         let device = Compile { device: self.device.clone(), set: self.set.clone(), ..Compile::default() }.device()?;
         let (fused, mut products) = (fused(graph)?, Vec::new());
         for (rows, past) in self.runs() {
-            let bind = Bind { rows, past, blocks: usize::MAX, numbers: false };
+            let capacity = self.seq.get() + u64::from(self.decode);
+            let bind = Bind { rows, past, capacity, blocks: usize::MAX, numbers: false };
             let program = convert(&fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program;
             products.extend(self.products(&program, &target(&device, &program)?)?);
         }

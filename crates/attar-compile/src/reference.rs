@@ -59,7 +59,7 @@ fn linear(program: &Program, linear: &Linear, memory: &mut Memory) {
     let [m, _, n] = program.product(linear).map(|d| d as usize);
     let accumulators = accumulate(program, linear, memory);
     let Data::Columns(columns) = memory.get(linear.columns) else { panic!("columns hold rescalings") };
-    let rescaled = |i: usize, j: usize| columns[j].rescale.apply(accumulators[i * n + j].wrapping_add(columns[j].bias));
+    let rescaled = |i: usize, j: usize| columns[j].rescale.apply(accumulators[i * n + j].saturating_add(columns[j].bias));
     let bits = program.get(linear.out[0].tensor).element.bits;
     let out: Vec<i32> = match &linear.epilogue {
         Epilogue::Rescale => pairs(m, n).map(|(i, j)| saturate(rescaled(i, j), bits)).collect(),

@@ -29,7 +29,7 @@ fn chains() -> impl Strategy<Value = (Chain, Limits)> {
         let chain = Chain { output, gates, state, ..Chain::mlp(rows, width, inner, weights) };
         let everything = chain.compulsory() + 5 * rows * (output + gates * inner) + rows * state;
         let buffering = if double { Buffering::DoubleStreamed } else { Buffering::Single };
-        (chain, Limits { sram: (everything as f64 * share) as u64, align: 1 << align, buffering, staged })
+        (chain, Limits { sram: (everything as f64 * share) as u64, align: 1 << align, buffering, staged, stored: None })
     })
 }
 

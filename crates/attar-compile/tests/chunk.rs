@@ -7,13 +7,14 @@ mod support;
 use std::num::NonZeroU64;
 
 use attar_compile::{
-    Data, Element, Memory, Program,
+    Data, Element, Memory, Plan, Program,
     fixed::Rescale,
+    plan::Placed,
     program::{Column, Role},
     schedule::{
-        Freedom, Goal, Target,
+        Freedom, Goal, Image, Target,
         chunk::{Candidate, Chunked, Chunking},
-        schedule,
+        schedule, schedule_on,
     },
     shapes::Decoder,
     simulate::{self, prove},
@@ -37,12 +38,14 @@ fn search(chunking: &Chunking, target: &Target, goal: Goal) -> Chunked {
     chunking.search(&|rows, past| decoder.program(rows, past), target, goal, FREE).expect("it fits")
 }
 
-/// Every chunk scheduled and timed, by hand.
+/// Every chunk scheduled and timed, by hand: all find the weights where the first has them.
 fn by_hand(chunk: u64, tokens: u64, target: &Target, goal: Goal) -> [u64; 2] {
     let decoder = decoder();
+    let mut image = Image::default();
     let parts = (0..tokens).step_by(chunk as usize).map(|past| {
         let program = decoder.program(chunk.min(tokens - past), past).expect("sizes go together");
-        let plan = schedule(&program, target, goal, FREE, "by hand").expect("it fits").plan;
+        let plan = schedule_on(&program, target, goal, FREE, "by hand", &image).expect("it fits").plan;
+        image = if past == 0 { Image::of(&plan) } else { std::mem::take(&mut image) };
         let run = simulate::time(&plan, &target.rates).expect("it runs");
         [run.dram(), run.cycles]
     });
@@ -165,5 +168,31 @@ fn sizes_cost_what_numbers_do() {
             schedule.choices.iter().map(|choice| choice.dram).collect()
         };
         assert_eq!(dram(&numbers), dram(&sizes), "{block:?}");
+    }
+}
+
+/// Weights are stored once: a token behind a prompt, and a shorter chunk, read them where the prompt's plan has them.
+#[test]
+fn weights_lie_where_the_first_plan_has_them() {
+    for (sram, bits) in SRAM.into_iter().flat_map(|sram| [(sram, 4), (sram, 8)]) {
+        let target = generic(sram, bits).unwrap();
+        for decoder in MODELS.map(|model| Decoder { blocks: 2, ..model.with(bits) }) {
+            for goal in [Goal::Dram, Goal::Latency] {
+                let plan = |rows, past, image: &Image| {
+                    let program = decoder.program(rows, past).unwrap();
+                    schedule_on(&program, &target, goal, FREE, "a chunk", image).unwrap().plan
+                };
+                let first = plan(128, 0, &Image::default());
+                let image = Image::of(&first);
+                for (rows, past) in [(1, 128), (44, 128)] {
+                    let other = plan(rows, past, &image);
+                    let weights = |plan: &Plan| -> Vec<Placed> {
+                        plan.tensors.iter().filter(|tensor| tensor.role == Role::Weight).cloned().collect()
+                    };
+                    assert!(weights(&first) == weights(&other), "{sram} {bits} {goal:?} {rows}");
+                    simulate::time(&other, &target.rates).expect("every load is a tile that is stored");
+                }
+            }
+        }
     }
 }

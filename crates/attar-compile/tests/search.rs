@@ -96,6 +96,9 @@ fn every(product: Product, limits: Limits, plain: bool) -> Vec<Tiling> {
         for tm in legal(product.m, product.unit[0]) {
             for tk in legal(product.k, product.unit[1]) {
                 for tn in legal(product.n, product.unit[2]) {
+                    if limits.stored.is_some_and(|stored| stored != [tk, tn]) {
+                        continue;
+                    }
                     let [nm, nk, nn] = [product.m.div_ceil(tm), product.k.div_ceil(tk), product.n.div_ceil(tn)];
                     let [most_a, most_w] = match order {
                         Order::Mnk => [nk, nk * nn],
@@ -121,13 +124,18 @@ fn problems(most: u64) -> impl Strategy<Value = (Product, Limits)> {
     let dims = (1..=most, 1..=most, 1..=most);
     let elements = proptest::sample::select(vec![Element::INT8, Element::INT4, Element::INT16, Element { bits: 3, per: 1 }]);
     let unit = proptest::sample::select(vec![[1, 1, 1], [1, 2, 2], [2, 1, 3], [1, 4, 1]]);
-    let rest = (any::<bool>(), any::<bool>(), any::<bool>(), 0u32..3, 0.0..1.1f64);
-    (dims, elements, unit, rest).prop_map(|((m, k, n), w, unit, (double, staged, stored, align, share))| {
+    let rest = (any::<bool>(), any::<bool>(), any::<[bool; 2]>(), 0u32..3, 0.0..1.1f64);
+    let tiles = proptest::option::weighted(0.3, any::<[proptest::sample::Index; 2]>());
+    (dims, elements, unit, rest, tiles).prop_map(|((m, k, n), w, unit, (double, staged, [a, c], align, share), tiles)| {
         let mut product = Product::new(m, k, n, Element::INT8, w).aligned(unit);
-        product.c.bits *= u32::from(stored);
+        // Operands that are on the chip already take no room and do not move.
+        product.a.bits *= u32::from(a);
+        product.c.bits *= u32::from(c);
+        let [depths, columns] = [(k, unit[1]), (n, unit[2])].map(|(whole, unit)| legal(whole, unit).collect::<Vec<u64>>());
+        let stored = tiles.map(|[depth, column]| [*depth.get(&depths), *column.get(&columns)]);
         let everything = product.compulsory().total() + 4 * m * n;
         let buffering = if double { Buffering::DoubleStreamed } else { Buffering::Single };
-        let limits = Limits { sram: (everything as f64 * share) as u64, align: 1 << align, buffering, staged };
+        let limits = Limits { sram: (everything as f64 * share) as u64, align: 1 << align, buffering, staged, stored };
         (product, limits)
     })
 }

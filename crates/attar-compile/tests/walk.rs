@@ -107,7 +107,7 @@ fn products() -> impl Strategy<Value = (Product, Order, [u64; 3], [u64; 2], Limi
             };
             let kept = [(f.3 * (most[0] + 1) as f64) as u64, (f.4 * (most[1] + 1) as f64) as u64];
             let buffering = if double { Buffering::DoubleStreamed } else { Buffering::Single };
-            (product, order, tile, kept, Limits { sram: 1 << 20, align: 1 << align, buffering, staged: stored })
+            (product, order, tile, kept, Limits { sram: 1 << 20, align: 1 << align, buffering, staged: stored, stored: None })
         },
     )
 }

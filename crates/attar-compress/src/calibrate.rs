@@ -151,6 +151,16 @@ impl Hessian {
         (0..self.inputs).filter(|j| self.mean(*j, *j) == 0.0).count()
     }
 
+    /// The damping that its factor took, as a share of the mean of its diagonal, where the usual was not enough.
+    pub fn raised_damping(&self) -> Option<f64> {
+        self.factor.get().and_then(|factor| factor.raised)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_moments(inputs: usize, sum: Vec<f64>) -> Hessian {
+        Hessian { sum, tokens: 1, ..Hessian::new(inputs) }
+    }
+
     /// Whether every entry is finite.
     pub fn is_finite(&self) -> bool {
         self.sum.iter().all(|x| x.is_finite())

@@ -33,6 +33,8 @@ pub struct Working {
     pub(crate) fusions: Vec<FusionReport>,
     /// Values that are in integers, in running order.
     pub(crate) activations: Vec<ActivationReport>,
+    /// The most tokens it was made for, where the checkpoint says so.
+    pub(crate) context: Option<usize>,
     /// Whether the recipe has a text to see activations on.
     pub(crate) calibrated: bool,
     /// Tokens of that text.
@@ -99,6 +101,7 @@ impl Working {
             transforms: Vec::new(),
             fusions: Vec::new(),
             activations: Vec::new(),
+            context: model.config.context,
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
             window: calibration.map_or(0, |c| c.length),

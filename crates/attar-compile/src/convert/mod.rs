@@ -33,6 +33,8 @@ pub struct Bind {
     pub rows: u64,
     /// Tokens that runs before have left in the state.
     pub past: u64,
+    /// Tokens that states and tables of positions have room for, at least those of this run.
+    pub capacity: u64,
     /// How many blocks, from the first; all, if there are fewer.
     pub blocks: usize,
     /// Whether numbers are read, or only shapes.
@@ -199,6 +201,11 @@ impl<'a> Converter<'a> {
                 hint: "only decoders with one residual stream are compiled",
             }),
         }
+    }
+
+    /// Rows of states and tables.
+    fn positions(&self) -> u64 {
+        self.bind.capacity.max(self.bind.past + self.bind.rows)
     }
 
     fn width(&self, id: ValueId) -> Result<u64> {
@@ -389,7 +396,7 @@ impl<'a> Converter<'a> {
         let head = query.columns / heads;
         let table = self.table(rope, head)?;
         let q = self.program.tensor(format!("{name}.query"), [self.bind.rows, query.columns], Element::INT8, Role::Scratch);
-        let total = [self.bind.past + self.bind.rows, key.columns + value.columns];
+        let total = [self.positions(), key.columns + value.columns];
         let state = self.program.tensor(format!("{name}.state"), total, Element::INT8, Role::State);
         self.states.push(state);
         let out = vec![Part { tensor: q, row: 0 }, Part { tensor: state, row: self.bind.past }];
@@ -437,7 +444,7 @@ impl<'a> Converter<'a> {
         if let Some(known) = self.tables.get(&key) {
             return Ok(*known);
         }
-        let rows = self.bind.past + self.bind.rows;
+        let rows = self.positions();
         let id = self.program.tensor(format!("rotary.{}", self.tables.len()), [rows, head], Element::INT16, Role::Constant);
         self.tables.insert(key, id);
         let one = f64::from(1u32 << ROTARY_BITS) * f64::from(rope.magnitude());

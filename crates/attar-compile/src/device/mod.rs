@@ -276,7 +276,7 @@ impl Device {
 
     /// What a tiling on this device may use.
     pub fn limits(&self) -> Limits {
-        Limits { sram: self.sram.usable, align: self.align, buffering: Buffering::DoubleStreamed, staged: true }
+        Limits { sram: self.sram.usable, align: self.align, buffering: Buffering::DoubleStreamed, staged: true, stored: None }
     }
 
     /// What it does in a cycle for weights and activations of these widths. The energy of a multiply-accumulate grows with

@@ -62,7 +62,11 @@ impl MlpTiles {
         let shape = Shape::of(program, mlp);
         let unit = array[1].max(u64::from(shape.down.per)).next_multiple_of(u64::from(shape.down.per));
         let mut best: Option<([u64; 3], MlpTiles)> = None;
-        for inner in (1..=shape.f.div_ceil(unit)).map(|units| (units * unit).min(shape.f)) {
+        let inners: Vec<u64> = match limits.stored {
+            Some([_, pairs]) => vec![pairs / 2],
+            None => (1..=shape.f.div_ceil(unit)).map(|units| (units * unit).min(shape.f)).collect(),
+        };
+        for inner in inners {
             for blocks in (1..=shape.m.min(64)).chain([shape.m]) {
                 let mut tiles = MlpTiles {
                     rows: shape.m.div_ceil(blocks),

@@ -17,6 +17,7 @@ use crate::{
 };
 
 /// What a kernel's body is made from: how it is tiled, and which of its tensors stay on the chip.
+#[expect(clippy::large_enum_variant, reason = "there is one for each kernel")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tiles {
     /// Of a norm.

@@ -10,7 +10,7 @@
 
 use std::num::NonZeroU64;
 
-use super::{Freedom, Goal, Target, schedule};
+use super::{Freedom, Goal, Image, Target, schedule_on};
 use crate::{
     Error, Program, Result,
     fixed::RUN,
@@ -105,7 +105,8 @@ impl Chunking {
     pub fn search(&self, make: Make<'_>, target: &Target, goal: Goal, freedom: Freedom) -> Result<Chunked> {
         let (mut candidates, mut failed) = (Vec::new(), None);
         for chunk in self.sizes() {
-            match self.candidate(chunk, &|rows, past| Part::of(make, target, goal, freedom, [rows, past])) {
+            let mut image = Image::default();
+            match self.candidate(chunk, &mut |rows, past| Part::of(make, target, goal, freedom, [rows, past], &mut image)) {
                 Ok(candidate) => candidates.push(candidate),
                 Err(error @ (Error::DoesNotFit { .. } | Error::MemoryTooSmall { .. })) => failed = Some(error),
                 Err(error) => return Err(error),
@@ -122,7 +123,7 @@ impl Chunking {
     }
 
     /// Sizes to try, largest first.
-    fn sizes(&self) -> Vec<u64> {
+    pub fn sizes(&self) -> Vec<u64> {
         let tokens = self.tokens.get();
         if let Some(chunk) = self.chunk {
             return vec![chunk.get().min(tokens)];
@@ -134,7 +135,7 @@ impl Chunking {
         sizes
     }
 
-    fn candidate(&self, chunk: u64, part: &dyn Fn(u64, u64) -> Result<Part>) -> Result<Candidate> {
+    fn candidate(&self, chunk: u64, part: &mut dyn FnMut(u64, u64) -> Result<Part>) -> Result<Candidate> {
         let tokens = self.tokens.get();
         let (equal, rest) = (tokens / chunk, tokens % chunk);
         let planned = spread(equal, self.planned);
@@ -182,8 +183,20 @@ struct Part {
 }
 
 impl Part {
-    fn of(make: Make<'_>, target: &Target, goal: Goal, freedom: Freedom, [rows, past]: [u64; 2]) -> Result<Part> {
-        let plan = schedule(&make(rows, past)?, target, goal, freedom, &format!("{rows} tokens behind {past}"))?.plan;
+    /// The first chunk decides where weights lie.
+    fn of(
+        make: Make<'_>,
+        target: &Target,
+        goal: Goal,
+        freedom: Freedom,
+        [rows, past]: [u64; 2],
+        image: &mut Image,
+    ) -> Result<Part> {
+        let title = format!("{rows} tokens behind {past}");
+        let plan = schedule_on(&make(rows, past)?, target, goal, freedom, &title, image)?.plan;
+        if past == 0 {
+            *image = Image::of(&plan);
+        }
         let run = simulate::time(&plan, &target.rates)?;
         let energy = run.energy(&target.rates);
         let (dram, cycles, sram_peak) = (run.dram(), run.cycles, run.sram_peak);
@@ -212,12 +225,12 @@ impl Part {
     }
 }
 
-/// DRAM bytes of inputs and outputs, and of the place that all between shares.
+/// DRAM bytes of inputs, outputs and all between them, which lie together.
 fn activations(plan: &Plan) -> u64 {
     let in_dram = || plan.tensors.iter().filter(|tensor| tensor.space == Space::Dram);
-    let scratch = in_dram().filter(|t| t.role == Role::Scratch).map(|t| t.address + t.bytes()).max();
-    let ends = in_dram().filter(|tensor| matches!(tensor.role, Role::Input | Role::Output));
-    scratch.unwrap_or(0) + ends.map(|tensor| tensor.bytes()).sum::<u64>()
+    let own = || in_dram().filter(|tensor| matches!(tensor.role, Role::Scratch | Role::Input | Role::Output));
+    let (start, end) = (own().map(|t| t.address).min(), own().map(|t| t.address + t.bytes()).max());
+    end.unwrap_or(0) - start.unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -261,13 +274,13 @@ mod tests {
     #[test]
     fn straight_lines_are_exact() {
         let cost = |rows: u64, past: u64| 1000 * rows + 7 * rows * past;
-        let part = |rows, past| Ok(Part { dram: cost(rows, past), cycles: past, ..Part::default() });
+        let mut part = |rows, past| Ok(Part { dram: cost(rows, past), cycles: past, ..Part::default() });
         for tokens in [1, 31, 64, 500, 2048, 4100] {
             for planned in [2, 3, u64::MAX] {
                 let chunking = Chunking { planned, ..Chunking::new(NonZeroU64::new(tokens).unwrap()) };
                 for chunk in chunking.sizes() {
                     let by_hand: u64 = (0..tokens).step_by(chunk as usize).map(|at| cost(chunk.min(tokens - at), at)).sum();
-                    let found = chunking.candidate(chunk, &part).unwrap();
+                    let found = chunking.candidate(chunk, &mut part).unwrap();
                     assert_eq!((found.dram, found.chunks), (by_hand, tokens.div_ceil(chunk)));
                 }
             }

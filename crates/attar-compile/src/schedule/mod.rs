@@ -1,12 +1,14 @@
 //! From a program to a plan: which kernels are joined, how each is tiled, which tensors stay on the chip between kernels,
 //! and where everything lies.
 //!
-//! Kernels are taken in their order. A dynamic program walks over them; its state is the set of tensors that are kept on
-//! the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in the room that is left
-//! (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are searched once, so
-//! that a model of equal blocks costs as much to plan as one block.
+//! Kernels are taken in an order in which the least lives at once. A dynamic program walks over them; its state is the set of
+//! tensors that are kept on the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in
+//! the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are
+//! searched once, so that a model of equal blocks costs as much to plan as one block.
 
 pub mod chunk;
+mod image;
+mod order;
 mod place;
 
 use std::{
@@ -14,6 +16,8 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
+pub use image::Image;
+use place::Crowded;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +75,7 @@ impl Target {
 
     /// What a kernel may use in so many bytes of on-chip memory: its rule of buffering.
     pub fn limits(&self, sram: u64) -> Limits {
-        Limits { sram, align: self.align, buffering: Buffering::DoubleStreamed, staged: true }
+        Limits { sram, align: self.align, buffering: Buffering::DoubleStreamed, staged: true, stored: None }
     }
 }
 
@@ -170,15 +174,37 @@ struct Step {
 /// # Errors
 /// A program that means nothing, a kernel of which not even the smallest tile fits, tensors that do not fit in memory.
 pub fn schedule(program: &Program, target: &Target, goal: Goal, freedom: Freedom, title: &str) -> Result<Schedule> {
+    schedule_on(program, target, goal, freedom, title, &Image::default())
+}
+
+/// The best plan for a goal that finds weights, constants and states where `image` has them, as far as it has them.
+///
+/// # Errors
+/// As [`schedule`].
+pub fn schedule_on(
+    program: &Program,
+    target: &Target,
+    goal: Goal,
+    freedom: Freedom,
+    title: &str,
+    image: &Image,
+) -> Result<Schedule> {
     program.check()?;
-    let mut room = target.sram / target.align * target.align;
+    let program = &*order::least_live(program)?;
+    let mut room = vec![target.sram / target.align * target.align; program.kernels.len()];
     loop {
-        let mut search = Search { program, target, goal, freedom, room, known: HashMap::new(), last_use: last_uses(program) };
+        let (known, last_use) = (HashMap::new(), last_uses(program));
+        let mut search = Search { program, target, goal, freedom, image, room: &room, known, last_use };
         let steps = search.run()?;
         match search.plan(&steps, title)? {
-            Some(schedule) => return Ok(schedule),
-            // The pieces fit, but not side by side: less room for each.
-            None => room = room / 16 * 15 / target.align * target.align,
+            Ok(schedule) => return Ok(schedule),
+            // The pieces of these fit, but not side by side: less room for each.
+            Err(crowded) => {
+                for kernel in crowded.into_iter().flat_map(|calls| steps[calls.start].kernels[0]..steps[calls.end - 1].kernels[1])
+                {
+                    room[kernel] = room[kernel] / 16 * 15 / target.align * target.align;
+                }
+            }
         }
     }
 }
@@ -194,7 +220,9 @@ struct Search<'a> {
     target: &'a Target,
     goal: Goal,
     freedom: Freedom,
-    room: u64,
+    image: &'a Image,
+    /// Of each kernel.
+    room: &'a [u64],
     /// By the shape of a kernel and its room.
     known: HashMap<String, Option<(Tiles, u64, Cost)>>,
     last_use: HashMap<TensorId, usize>,
@@ -239,7 +267,7 @@ impl Search<'_> {
     /// Why a kernel cannot run.
     fn too_small(&mut self, position: usize) -> Error {
         let (name, kernel) = &self.program.kernels[position];
-        match self.tiles(kernel, &[], self.room) {
+        match self.tiles(kernel, &[], self.room[position]) {
             Err(source) => Error::DoesNotFit { kernel: name.clone(), source: Box::new(source) },
             Ok(_) => Error::Kernel { kernel: name.clone(), what: "fits alone, but no way leads to it" },
         }
@@ -271,8 +299,9 @@ impl Search<'_> {
             let mut live: Vec<TensorId> = kept.iter().copied().chain(keep).collect();
             live.sort();
             let used: u64 = live.iter().map(|id| self.program.get(*id).bytes().next_multiple_of(self.target.align)).sum();
-            let Some(room) = self.room.checked_sub(used) else { continue };
-            let key = format!("{:?} {room}", shape(self.program, kernel, &live));
+            let least = self.room[start..end].iter().min().copied().unwrap_or(0);
+            let Some(room) = least.checked_sub(used) else { continue };
+            let key = format!("{:?} {:?} {room}", shape(self.program, kernel, &live), self.stored(kernel));
             let known = match self.known.get(&key) {
                 Some(known) => known.clone(),
                 None => {
@@ -290,9 +319,37 @@ impl Search<'_> {
         found
     }
 
+    /// The tiles of k and n that a product's weight is stored in.
+    fn tile(&self, linear: &Linear) -> Option<[u64; 2]> {
+        let weight = self.program.get(linear.weight);
+        let [rows, columns] = self.image.find(&weight.name, [weight.rows, weight.columns])?.tile?;
+        Some([columns, rows])
+    }
+
+    /// The same of all weights of a kernel.
+    fn stored(&self, kernel: &Kernel) -> [Option<[u64; 2]>; 2] {
+        match kernel {
+            Kernel::Linear(linear) => [self.tile(linear), None],
+            Kernel::Mlp(mlp) => [self.tile(&mlp.gated), self.tile(&mlp.down)],
+            Kernel::Norm(_) | Kernel::Attention(_) => [None; 2],
+        }
+    }
+
+    /// What a kernel may use.
+    fn limits(&self, kernel: &Kernel, room: u64) -> Result<Limits> {
+        let [stored, second] = self.stored(kernel);
+        if let (Kernel::Mlp(mlp), Some([width, pairs]), Some(down)) = (kernel, stored, second) {
+            let [_, d, _] = self.program.product(&mlp.gated);
+            if width != d || down != [pairs / 2, d] {
+                return Err(Error::Stored { weight: self.program.get(mlp.gated.weight).name.clone() });
+            }
+        }
+        Ok(Limits { stored, ..self.target.limits(room) })
+    }
+
     /// The best tiles of a kernel in some room, with `live` on the chip.
     fn tiles(&self, kernel: &Kernel, live: &[TensorId], room: u64) -> Result<Tiles> {
-        let limits = self.target.limits(room);
+        let limits = self.limits(kernel, room)?;
         let on = |id: TensorId| live.contains(&id);
         let program = self.program;
         let rates = self.target.rates.tile;
@@ -325,7 +382,7 @@ impl Search<'_> {
         let compute = macs / array.iter().product::<u64>() as f64;
         let cycles = match (tiles, kernel) {
             (Tiles::Linear(tiles), _) => {
-                let limits = self.target.limits(self.room);
+                let limits = self.target.limits(self.target.sram);
                 tiles.tiling.cost(&tiles.product, &limits, &rates.tile).cycles
             }
             _ => compute.max(dram as f64 / read),
@@ -340,8 +397,8 @@ impl Search<'_> {
         (tiles.clone(), dram, Cost(cost))
     }
 
-    /// Bodies, calls and places; nothing where the pieces do not fit side by side.
-    fn plan(&self, steps: &[Step], title: &str) -> Result<Option<Schedule>> {
+    /// Bodies, calls and places, or the calls whose pieces do not fit side by side.
+    fn plan(&self, steps: &[Step], title: &str) -> Result<Result<Schedule, Crowded>> {
         let (mut bodies, mut index): (Vec<crate::plan::Body>, HashMap<Vec<u8>, u32>) = Default::default();
         let (mut calls, mut lowered_all, mut choices) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
@@ -378,8 +435,10 @@ impl Search<'_> {
             bodies,
             calls,
         };
-        let Some(plan) = place::on_chip(plan, &lowered_all, &kept)? else { return Ok(None) };
-        Ok(Some(Schedule { plan: place::in_memory(plan, self.target)?, choices }))
+        Ok(match place::on_chip(plan, &lowered_all, &kept)? {
+            Ok(plan) => Ok(Schedule { plan: place::in_memory(plan, self.target, self.image)?, choices }),
+            Err(crowded) => Err(crowded),
+        })
     }
 
     fn lower(&self, step: &Step) -> Lowered {

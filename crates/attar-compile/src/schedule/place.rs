@@ -1,6 +1,8 @@
 //! Where everything lies: buffers and kept tensors on the chip, the rest in DRAM and flash.
 
-use super::Target;
+use std::{collections::HashMap, ops::Range};
+
+use super::{Image, Target, image::lasts};
 use crate::{
     Error, Result,
     lower::Lowered,
@@ -13,12 +15,15 @@ use crate::{
 const NODES: u64 = 200_000;
 
 /// Something that needs `bytes` from call `from` up to but without call `to`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Item {
     from: usize,
     to: usize,
     bytes: u64,
 }
+
+/// The calls whose buffers do not fit side by side, in stretches.
+pub(super) type Crowded = Vec<Range<usize>>;
 
 /// Offsets of items, if they fit: greedily, else by the exact search.
 fn fit(items: &[Item], capacity: u64) -> Result<Option<Vec<u64>>> {
@@ -29,9 +34,44 @@ fn fit(items: &[Item], capacity: u64) -> Result<Option<Vec<u64>>> {
     }
 }
 
+/// The same, each stretch of calls that share an item for itself. Equal stretches are placed once.
+fn fit_apart(items: &[Item], calls: usize, capacity: u64) -> Result<Result<Vec<u64>, Crowded>> {
+    let (mut offsets, mut crowded) = (vec![0; items.len()], Vec::new());
+    let mut known: HashMap<Vec<Item>, Option<Vec<u64>>> = HashMap::new();
+    for stretch in stretches(items, calls) {
+        let mine: Vec<usize> = (0..items.len()).filter(|at| stretch.contains(&items[*at].from)).collect();
+        let moved = |at: &usize| {
+            let Item { from, to, bytes } = items[*at];
+            Item { from: from - stretch.start, to: to - stretch.start, bytes }
+        };
+        let problem: Vec<Item> = mine.iter().map(moved).collect();
+        let found = match known.get(&problem) {
+            Some(found) => found.clone(),
+            None => {
+                let found = fit(&problem, capacity)?;
+                known.insert(problem, found.clone());
+                found
+            }
+        };
+        match found {
+            Some(found) => mine.iter().zip(found).for_each(|(at, offset)| offsets[*at] = offset),
+            None => crowded.push(stretch),
+        }
+    }
+    Ok(if crowded.is_empty() { Ok(offsets) } else { Err(crowded) })
+}
+
+/// Calls in stretches, between which no item lives.
+fn stretches(items: &[Item], calls: usize) -> Vec<Range<usize>> {
+    let mut together = vec![false; calls + 1];
+    items.iter().for_each(|item| together[item.from + 1..item.to].fill(true));
+    let starts: Vec<usize> = (0..calls).filter(|call| !together[*call]).chain([calls]).collect();
+    starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
 /// Places the buffers of all calls, and the tensors that `kept` lists for each call. Weight buffers reach into the call
 /// before where there is room, so that their first loads run beside its work.
-pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) -> Result<Option<Plan>> {
+pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) -> Result<Result<Plan, Crowded>> {
     let mut tensors: Vec<Option<Item>> = vec![None; plan.tensors.len()];
     for (call, ids) in kept.iter().enumerate() {
         for id in ids {
@@ -50,15 +90,21 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
         let buffers = &lowered[call].body.buffers;
         weights[call].iter().map(|b| buffers[*b as usize].bytes.next_multiple_of(plan.align)).sum()
     };
+    // What a call's own early weights take of the call before leaves less for nobody else: only one call reaches into each.
     let mut ahead: Vec<bool> =
         (0..lowered.len()).map(|call| call > 0 && early(call) > 0 && used(call - 1) + early(call) <= plan.sram).collect();
-    // What a call's own early weights take of the call before leaves less for nobody else: only one call reaches into each.
-    let offsets = loop {
-        let items = items(&plan, lowered, &weights, &tensors, &ahead);
-        match fit(&items, plan.sram)? {
-            Some(offsets) => break offsets,
-            None if ahead.iter().any(|ahead| *ahead) => ahead.fill(false),
-            None => return Ok(None),
+    let offsets = match fit(&items(&plan, lowered, &weights, &tensors, &ahead), plan.sram)? {
+        Some(offsets) => offsets,
+        None => {
+            ahead.fill(false);
+            let items = items(&plan, lowered, &weights, &tensors, &ahead);
+            match fit_apart(&items, lowered.len(), plan.sram)? {
+                Err(crowded) => return Ok(Err(crowded)),
+                Ok(offsets) => {
+                    reach(&mut ahead, &items, &offsets, lowered, &weights);
+                    offsets
+                }
+            }
         }
     };
     let mut next = offsets.into_iter();
@@ -71,7 +117,19 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
         call.offsets = plan.bodies[call.body as usize].buffers.iter().map(|_| next.next().expect("one for each item")).collect();
         call.fence_weights = !ahead;
     }
-    Ok(Some(plan))
+    Ok(Ok(plan))
+}
+
+/// Lets the weights of a call reach into the call before where they lie on nothing of that.
+fn reach(ahead: &mut [bool], items: &[Item], offsets: &[u64], lowered: &[Lowered], weights: &[Vec<u32>]) {
+    let mut first = items.len() - lowered.iter().map(|lowered| lowered.body.buffers.len()).sum::<usize>();
+    for call in 0..lowered.len() {
+        let mine: Vec<usize> = weights[call].iter().map(|buffer| first + *buffer as usize).collect();
+        let apart = |a: usize, b: usize| offsets[a] + items[a].bytes <= offsets[b] || offsets[b] + items[b].bytes <= offsets[a];
+        let mut before = (0..items.len()).filter(|at| (items[*at].from..items[*at].to).contains(&call.wrapping_sub(1)));
+        ahead[call] = call > 0 && !mine.is_empty() && before.all(|other| mine.iter().all(|one| apart(*one, other)));
+        first += lowered[call].body.buffers.len();
+    }
 }
 
 /// Kept tensors, then the buffers of each call.
@@ -87,56 +145,95 @@ fn items(plan: &Plan, lowered: &[Lowered], weights: &[Vec<u32>], tensors: &[Opti
     items
 }
 
-/// Places all tensors that are not on the chip: what lasts in the order of its use, scratch behind it, weights that DRAM
-/// has no room for in flash: the first stay in DRAM, the rest is read from flash at each use.
-pub(super) fn in_memory(mut plan: Plan, target: &Target) -> Result<Plan> {
+/// Places all tensors that are not on the chip: what lasts in the order of its use, or where `image` has it; behind it what is
+/// the run's own. Of weights that DRAM has no room for the first stay there, and the rest is read from flash at each use.
+pub(super) fn in_memory(mut plan: Plan, target: &Target, image: &Image) -> Result<Plan> {
     let order = use_order(&plan);
-    let last = |tensor: &Placed| !matches!(tensor.role, Role::Scratch | Role::Weight);
     let size = |tensor: &Placed| tensor.bytes().next_multiple_of(plan.align);
-    let in_dram: Vec<usize> = order.iter().copied().filter(|at| plan.tensors[*at].space == Space::Dram).collect();
+    let in_dram = |role: &dyn Fn(Role) -> bool| -> Vec<usize> {
+        let tensors = order.iter().copied().filter(|at| plan.tensors[*at].space == Space::Dram);
+        tensors.filter(|at| role(plan.tensors[*at].role)).collect()
+    };
+    let (scratch, ends) = (in_dram(&|role| role == Role::Scratch), in_dram(&|role| matches!(role, Role::Input | Role::Output)));
     let uses = uses(&plan);
-    let scratch: Vec<usize> = in_dram.iter().copied().filter(|at| plan.tensors[*at].role == Role::Scratch).collect();
-    let items: Vec<Item> =
-        scratch.iter().map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) }).collect();
-    let buffers = items.iter().map(|item| Buffer::new(item.from as u64, item.to as u64, item.bytes)).collect();
+    let items = scratch.iter().map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) });
+    let buffers = items.map(|item| Buffer::new(item.from as u64, item.to as u64, item.bytes)).collect();
     let (placement, _) = greedy(&Problem { buffers, capacity: target.dram })?;
-    let height = placement.height;
-    let lasting: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| last(t)).map(size).sum();
-    let weights: u64 = in_dram.iter().map(|at| &plan.tensors[*at]).filter(|t| t.role == Role::Weight).map(size).sum();
-    let room = target.dram.checked_sub(lasting + height).ok_or(Error::MemoryTooSmall {
-        what: "activations, states and constants",
-        needed: lasting + height,
-        dram: target.dram,
-        flash: 0,
-    })?;
+    let own = placement.height + ends.iter().map(|at| size(&plan.tensors[*at])).sum::<u64>();
+
+    let mut bottom = Bottom::new(image, plan.align);
+    let lasting: Vec<(usize, Option<&Placed>)> =
+        in_dram(&lasts).into_iter().map(|at| (at, known(image, &plan.tensors[at]))).collect();
+    let new = |role: &dyn Fn(Role) -> bool| -> u64 {
+        let tensors = lasting.iter().filter(|(_, known)| known.is_none()).map(|(at, _)| &plan.tensors[*at]);
+        tensors.filter(|tensor| role(tensor.role)).map(size).sum()
+    };
+    let (weights, others) = (new(&|role| role == Role::Weight), new(&|role| role != Role::Weight));
+    let needed = bottom.dram + others + own;
+    let what = "activations, states and constants";
+    let room = target.dram.checked_sub(needed).ok_or(Error::MemoryTooSmall { what, needed, dram: target.dram, flash: 0 })?;
     if weights.saturating_sub(room) > target.flash {
-        let (needed, dram, flash) = (lasting + height + weights, target.dram, target.flash);
+        let (needed, dram, flash) = (needed + weights, target.dram, target.flash);
         return Err(Error::MemoryTooSmall { what: "all tensors", needed, dram, flash });
     }
-    for (at, offset) in scratch.iter().zip(placement.offsets) {
-        plan.tensors[*at].address = offset;
-    }
-    let (mut dram, mut flash, mut left) = (height, 0, room);
-    for at in in_dram {
-        let bytes = plan.tensors[at].bytes().next_multiple_of(plan.align);
-        let tensor = &mut plan.tensors[at];
-        match tensor.role {
-            Role::Scratch => {}
-            Role::Weight if bytes > left => {
-                left = 0;
-                (tensor.space, tensor.address) = (Space::Flash, flash);
-                flash += bytes;
-            }
-            _ => {
-                if tensor.role == Role::Weight {
-                    left -= bytes;
+    let mut left = room;
+    let places: Vec<(usize, Space, u64)> = lasting
+        .iter()
+        .map(|(at, known)| {
+            let (tensor, bytes) = (&plan.tensors[*at], size(&plan.tensors[*at]));
+            match (known, tensor.role) {
+                (Some(known), _) => (*at, known.space, known.address),
+                (None, Role::Weight) if bytes > left => {
+                    left = 0;
+                    (*at, Space::Flash, bottom.take(Space::Flash, bytes))
                 }
-                tensor.address = dram;
-                dram += bytes;
+                (None, role) => {
+                    left -= if role == Role::Weight { bytes } else { 0 };
+                    (*at, Space::Dram, bottom.take(Space::Dram, bytes))
+                }
             }
-        }
+        })
+        .collect();
+    let above = bottom.dram + placement.height;
+    let ends = ends.iter().scan(above, |next, at| {
+        let address = *next;
+        *next += size(&plan.tensors[*at]);
+        Some((*at, Space::Dram, address))
+    });
+    let scratch = scratch.iter().zip(&placement.offsets).map(|(at, offset)| (*at, Space::Dram, bottom.dram + offset));
+    let all: Vec<(usize, Space, u64)> = places.into_iter().chain(ends).chain(scratch).collect();
+    for (at, space, address) in all {
+        (plan.tensors[at].space, plan.tensors[at].address) = (space, address);
     }
     Ok(plan)
+}
+
+/// Where a tensor lies already.
+fn known<'i>(image: &'i Image, tensor: &Placed) -> Option<&'i Placed> {
+    image.find(&tensor.name, [tensor.rows, tensor.columns]).filter(|known| known.tile == tensor.tile)
+}
+
+/// The first bytes that nothing has taken.
+struct Bottom {
+    dram: u64,
+    flash: u64,
+}
+
+impl Bottom {
+    fn new(image: &Image, align: u64) -> Bottom {
+        let end = |space: Space| {
+            let ends = image.tensors().filter(|tensor| tensor.space == space).map(|tensor| tensor.address + tensor.bytes());
+            ends.max().unwrap_or(0).next_multiple_of(align)
+        };
+        Bottom { dram: end(Space::Dram), flash: end(Space::Flash) }
+    }
+
+    fn take(&mut self, space: Space, bytes: u64) -> u64 {
+        let next = if space == Space::Flash { &mut self.flash } else { &mut self.dram };
+        let address = *next;
+        *next += bytes;
+        address
+    }
 }
 
 /// Tensors in the order of their first use, then those that nothing uses.

@@ -454,7 +454,7 @@ fn finished(
 ) -> Checked<Vec<i32>> {
     let wide: Vec<i64> = sums
         .chunks(columns.len())
-        .flat_map(|row| row.iter().zip(columns).map(|(x, c)| c.rescale.apply(x.wrapping_add(c.bias))))
+        .flat_map(|row| row.iter().zip(columns).map(|(x, c)| c.rescale.apply(x.saturating_add(c.bias))))
         .collect();
     let (width, base) = (out.region.width() as usize, out.region.columns[0]);
     let numbers = match finish {

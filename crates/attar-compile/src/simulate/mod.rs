@@ -307,6 +307,8 @@ impl<'p, 'm> Simulator<'p, 'm> {
     }
 
     fn run(mut self) -> Result<Simulation> {
+        let kept = self.plan.tensors.iter().filter(|tensor| tensor.space == Space::Sram);
+        self.result.sram_peak = kept.map(|tensor| tensor.address.saturating_add(tensor.bytes())).max().unwrap_or(0);
         for index in 0..self.plan.calls.len() {
             self.run_call(index)?;
         }

@@ -85,12 +85,14 @@ pub struct Limits {
     /// Outputs are stored from a buffer of their own (one tile of C) rather than from the accumulators, so that the
     /// next tile may start while they leave.
     pub staged: bool,
+    /// The tiles of k and n that W is stored in already, where it is.
+    pub stored: Option<[u64; 2]>,
 }
 
 impl Limits {
     /// No alignment, single buffers, outputs stored from the accumulators: the rule of published comparisons.
     pub fn of(sram: u64) -> Self {
-        Limits { sram, align: 1, buffering: Buffering::Single, staged: false }
+        Limits { sram, align: 1, buffering: Buffering::Single, staged: false, stored: None }
     }
 }
 

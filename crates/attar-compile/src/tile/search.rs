@@ -91,6 +91,16 @@ pub(crate) fn pareto_by(
     Ok(front(found, |(tiling, cycles)| [tiling.sram as f64, bytes(tiling) as f64, *cycles]))
 }
 
+/// The candidates of a dimension of W: only the one that it is stored in, where it is.
+fn of_weight(whole: u64, unit: u64, stored: Option<u64>) -> Vec<u64> {
+    match stored {
+        None => candidates(whole, unit),
+        Some(tile) => {
+            Some(tile).filter(|tile| *tile == whole || *tile < whole && tile.is_multiple_of(unit)).into_iter().collect()
+        }
+    }
+}
+
 /// The tiles of a dimension that are worth trying, ascending: multiples of `unit`, or the whole.
 pub(crate) fn candidates(whole: u64, unit: u64) -> Vec<u64> {
     let units = whole.div_ceil(unit);
@@ -188,7 +198,7 @@ struct Search<'a> {
 
 impl<'a> Search<'a> {
     fn new(product: &'a Product, limits: &'a Limits, measure: Measure<'a>) -> Self {
-        let mut depths = candidates(product.k, product.unit[1]);
+        let mut depths = of_weight(product.k, product.unit[1], limits.stored.map(|[depth, _]| depth));
         depths.reverse();
         Search { product, limits, measure, equal: 0.0, within: None, depths, best: None }
     }
@@ -205,9 +215,9 @@ impl<'a> Search<'a> {
 
     /// Every order with every tile of m and n whose sums fit.
     fn pairs(&self) -> Vec<Pair> {
-        let (rows, columns) =
-            (candidates(self.product.m, self.product.unit[0]), candidates(self.product.n, self.product.unit[2]));
-        let depth = self.depths[self.depths.len() - 1];
+        let rows = candidates(self.product.m, self.product.unit[0]);
+        let columns = of_weight(self.product.n, self.product.unit[2], self.limits.stored.map(|[_, columns]| columns));
+        let Some(&depth) = self.depths.last() else { return Vec::new() };
         let mut pairs = Vec::with_capacity(4 * rows.len() * columns.len());
         for order in Order::ALL {
             for &tm in &rows {
@@ -268,7 +278,7 @@ impl<'a> Search<'a> {
         least += (wholes[outer] * repeats[outer]) as f64;
         // (SRAM it can take, saved bytes for each of these)
         let mut savings = [
-            (block as f64, wholes[outer] as f64 * (repeats[outer] - 1) as f64 / block as f64),
+            (block as f64, wholes[outer] as f64 * (repeats[outer] - 1) as f64 / block.max(1) as f64),
             (wholes[inner] as f64, (repeats[inner] - 1) as f64),
         ];
         savings.sort_by(|x, y| y.1.total_cmp(&x.1));
@@ -344,7 +354,8 @@ impl<'a> Search<'a> {
     /// The least SRAM that any tiling needs, beside what there is.
     fn too_small(&self) -> Error {
         let (p, least) = (self.product, |whole: u64, unit: u64| whole.min(unit));
-        let tile = [least(p.m, p.unit[0]), least(p.k, p.unit[1]), least(p.n, p.unit[2])];
+        let [depth, columns] = self.limits.stored.unwrap_or([least(p.k, p.unit[1]), least(p.n, p.unit[2])]);
+        let tile = [least(p.m, p.unit[0]), depth, columns];
         let needed = Order::ALL.map(|order| Tiling::new(p, self.limits, order, tile, [0, 0]).sram).into_iter().min();
         Error::SramTooSmall { m: p.m, k: p.k, n: p.n, tile, needed: needed.unwrap_or(u64::MAX), sram: self.limits.sram }
     }

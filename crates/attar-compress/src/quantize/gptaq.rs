@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use faer::{Mat, Side, linalg::solvers::Solve};
 
 use super::{Needs, Quantizer, Seen, WeightRows, gptq};
-use crate::{Drift, Error, Hessian, Result, ScaleSearch};
+use crate::{Drift, Hessian, Result, ScaleSearch};
 
 /// GPTAQ.
 pub(super) struct Gptaq;
@@ -59,10 +59,10 @@ impl Quantizer for Gptaq {
 /// `W + W D (H + damping)^-1`.
 fn corrected(original: &[f32], hessian: &Hessian, drift: &Drift) -> Result<Vec<f32>> {
     let n = hessian.inputs();
-    let mean = (0..n).map(|j| hessian.mean(j, j)).sum::<f64>() / n as f64;
-    let damping = DAMPING * if mean > 0.0 { mean } else { 1.0 };
-    let damped = Mat::from_fn(n, n, |i, j| hessian.mean(i, j) + if i == j { damping } else { 0.0 });
-    let Ok(cholesky) = damped.llt(Side::Lower) else { return Err(Error::NotPositiveDefinite { inputs: n, damping: DAMPING }) };
+    let (cholesky, _) = gptq::damped(hessian, DAMPING, |damping| {
+        let damped = Mat::from_fn(n, n, |i, j| hessian.mean(i, j) + if i == j { damping } else { 0.0 });
+        damped.llt(Side::Lower).ok()
+    })?;
     // H is symmetric, so the transpose of the correction solves H P^T = D^T.
     let transposed = cholesky.solve(Mat::from_fn(n, n, |i, j| drift.mean(j, i)));
     let correction: Vec<f32> = (0..n * n).map(|at| transposed[(at % n, at / n)] as f32).collect();

@@ -99,6 +99,8 @@ pub(crate) struct Factor {
     order: Vec<usize>,
     /// `[columns, columns]`, row `j` divided by its diagonal.
     rows: Vec<f32>,
+    /// The damping, as a share of the mean of the diagonal, where the usual was not enough.
+    pub(crate) raised: Option<f64>,
 }
 
 impl Factor {
@@ -106,21 +108,27 @@ impl Factor {
         let n = hessian.inputs();
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|a, b| hessian.mean(*b, *b).total_cmp(&hessian.mean(*a, *a)));
-        let mean = (0..n).map(|j| hessian.mean(j, j)).sum::<f64>() / n as f64;
-        // An input that is always zero says nothing about its column.
-        let scale = if mean > 0.0 { mean } else { 1.0 };
-        for attempt in 0..ATTEMPTS {
-            let damping = DAMPING * 10f64.powi(attempt) * scale;
+        let (lower, damping) = damped(hessian, DAMPING, |damping| {
             let damped = Mat::from_fn(n, n, |i, j| hessian.mean(order[i], order[j]) + if i == j { damping } else { 0.0 });
-            let Ok(cholesky) = damped.llt(Side::Lower) else { continue };
-            let inverse = cholesky.inverse();
-            let Ok(cholesky) = inverse.llt(Side::Lower) else { continue };
-            let lower = cholesky.L();
-            let rows = (0..n).flat_map(|j| (0..n).map(move |i| if i < j { 0.0 } else { (lower[(i, j)] / lower[(j, j)]) as f32 }));
-            return Ok(Factor { rows: rows.collect(), order });
-        }
-        Err(Error::NotPositiveDefinite { inputs: n, damping: DAMPING * 10f64.powi(ATTEMPTS - 1) })
+            let inverse = damped.llt(Side::Lower).ok()?.inverse();
+            inverse.llt(Side::Lower).ok().map(|cholesky| cholesky.L().to_owned())
+        })?;
+        let rows = (0..n).flat_map(|j| (0..n).map(move |i| (i, j)));
+        let rows = rows.map(|(i, j)| if i < j { 0.0 } else { (lower[(i, j)] / lower[(j, j)]) as f32 }).collect();
+        Ok(Factor { rows, order, raised: (damping > DAMPING).then_some(damping) })
     }
+}
+
+/// What `make` makes of a damping, the first of `share` of the mean second moment, ten times that and so on for which it makes
+/// something; with the share.
+pub(super) fn damped<T>(hessian: &Hessian, share: f64, mut make: impl FnMut(f64) -> Option<T>) -> Result<(T, f64)> {
+    let n = hessian.inputs();
+    let mean = (0..n).map(|j| hessian.mean(j, j)).sum::<f64>() / n as f64;
+    // An input that is always zero says nothing about its column.
+    let scale = if mean > 0.0 { mean } else { 1.0 };
+    let mut shares = (0..ATTEMPTS).map(|attempt| share * 10f64.powi(attempt));
+    let found = shares.find_map(|share| make(share * scale).map(|made| (made, share)));
+    found.ok_or(Error::NotPositiveDefinite { inputs: n, damping: share * 10f64.powi(ATTEMPTS - 1) })
 }
 
 struct Task<'a> {
@@ -179,5 +187,23 @@ impl Task<'_> {
             }
         }
         codes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `[[a, b], [b, a]]` has the eigenvalues `a + b` and `a - b`.
+    #[test]
+    fn damping_grows_until_second_moments_are_positive_definite() {
+        let raised = |b: f64| {
+            let hessian = Hessian::of_moments(2, vec![1.0, 0.0, b, 1.0]);
+            hessian.factor(Factor::of).map(|_| hessian.raised_damping())
+        };
+        assert_eq!(raised(0.5).ok(), Some(None));
+        assert_eq!(raised(1.05).ok(), Some(Some(DAMPING * 10.0)));
+        assert_eq!(raised(1.5).ok(), Some(Some(DAMPING * 100.0)));
+        assert!(matches!(raised(1e6), Err(Error::NotPositiveDefinite { inputs: 2, .. })));
     }
 }

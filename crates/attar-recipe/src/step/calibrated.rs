@@ -298,6 +298,12 @@ impl<'a> Walk<'a> {
             let blob = self.session.unit(key(assignment), |to| quantize::quantize(assignment, &*source, seen, to, &|_| {}))?;
             self.take(assignment, blob);
         }
+        if let Some(share) = hessian.as_ref().and_then(Hessian::raised_damping) {
+            let value = &self.graph.get(stage.input).name;
+            let note =
+                format!("`{value}`: second moments are not positive definite; their damping was raised to {share} of their mean");
+            self.session.observer.note(&note);
+        }
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! The step `compile`: plans of the model for a device, proven, beside the model. The model itself stays as it is.
 
-use std::sync::Arc;
+use std::{cell::Cell, num::NonZeroU64, sync::Arc};
 
 use attar_compile::{
-    Compile, Compiled, Phase, Plan,
+    Compile, Compiled, Phase, Plan, Progress,
     plan::Space,
     report::to_html,
     schedule::chunk::{Candidate, Point},
@@ -30,6 +30,9 @@ pub(super) static COMPILE: StepKind = StepKind {
 pub(super) const PROOF_PLAN: &str = ".proof.plan";
 /// See [`PROOF_PLAN`].
 pub(super) const PROOF_DATA: &str = ".proof.data";
+
+/// Tokens of a prompt that are planned in seconds; no model of today takes more.
+const LONGEST: usize = 1 << 20;
 
 /// Whether a step compiles.
 pub(crate) fn compiles(step: &dyn Step) -> bool {
@@ -59,25 +62,46 @@ impl Step for Compile {
             let error = Error::recipe("ranges and the prompt of the proof come from a text, and the recipe has none").hint(hint);
             return Err(StepError { key: Some("kind".into()), error });
         }
+        check_prompt(self.seq, model)?;
         self.check(&model.graph, &*model.source).map_err(refused)?;
         model.proves |= self.prove > 0;
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        session.observer.stage(&format!("{}: compile for {}", model.title, self.device), 0);
-        session.check_interrupt()?;
         let windows = session.calibration.expect("`plan` asks for a text");
-        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows).map_err(refused)?;
+        let stage = Cell::new("");
+        let watch = |progress: Progress<'_>| {
+            if stage.replace(progress.stage) != progress.stage {
+                let title = format!("{}: compile for {}, {}", model.title, self.device, progress.stage);
+                session.observer.stage(&title, progress.total as u64);
+            }
+            session.observer.advance(progress.done as u64, progress.what);
+            !session.observer.interrupted()
+        };
+        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows, &watch).map_err(refused)?;
         model.leave(&COMPILE, files(&compiled));
         model.compilations.push(compilation(&compiled));
         Ok(Vec::new())
     }
 }
 
+/// A prompt is no longer than the model's context.
+pub(super) fn check_prompt(seq: NonZeroU64, model: &Working) -> Result<(), StepError> {
+    let longest = model.context.unwrap_or(LONGEST).min(LONGEST) as u64;
+    if seq.get() <= longest {
+        return Ok(());
+    }
+    let error = Error::recipe(format!("`seq` is {seq}: the model's context is {longest} tokens"));
+    Err(StepError { key: Some("seq".into()), error })
+}
+
 /// What a device cannot run is the recipe's fault, not the data's.
 pub(super) fn refused(error: attar_compile::Error) -> StepError {
     use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
+    if matches!(error, attar_compile::Error::Interrupted) {
+        return Error::interrupted().into();
+    }
     let key = match error {
         DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } => "device",
         DeviceKey { .. } | DeviceValue { .. } | MemoryTooSmall { .. } => "set",

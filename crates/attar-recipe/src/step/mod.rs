@@ -25,6 +25,7 @@ use attar_tensor::Digest;
 
 pub(crate) use compile::{Compilation, compiles};
 pub(crate) use fuse::check_order;
+pub use tile::cut_products;
 
 use crate::{AllocationReport, Result, document::Section, model::Working, plan::PlannedTensor, session::Session};
 

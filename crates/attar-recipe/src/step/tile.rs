@@ -1,10 +1,14 @@
 //! The step `tile`: how every distinct product of the model is cut for a device. Facts are enough; the model stays as it is.
 
 use attar_compile::{Tile, Tiled, report::ProductReport};
+use attar_model::Model;
 use attar_tensor::Digest;
 
-use super::{Step, StepError, StepKind, compile::refused};
-use crate::{model::Working, plan::PlannedTensor, run::json, schema::of, session::Session};
+use super::{
+    Step, StepError, StepKind,
+    compile::{check_prompt, refused},
+};
+use crate::{Error, model::Working, plan::PlannedTensor, run::json, schema::of, session::Session};
 
 pub(super) static TILE: StepKind = StepKind {
     name: "tile",
@@ -14,6 +18,17 @@ pub(super) static TILE: StepKind = StepKind {
     folder: Some("tiled"),
     looks_inside: true,
 };
+
+/// How the products of an opened model are cut; what the step does, and writes nothing.
+pub fn cut_products(settings: &Tile, model: &Model) -> Result<Tiled, Error> {
+    let working = Working::new("model", model, None);
+    checked(settings, &working).map_err(|failed| failed.error)
+}
+
+fn checked(settings: &Tile, model: &Working) -> Result<Tiled, StepError> {
+    check_prompt(settings.seq, model)?;
+    settings.run(&model.graph, &*model.source).map_err(refused)
+}
 
 impl Step for Tile {
     fn kind(&self) -> &'static StepKind {
@@ -26,15 +41,14 @@ impl Step for Tile {
 
     /// Whether everything can be cut; what is best in other ways can wait.
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
-        let only_best = Tile { pareto: false, ..self.clone() };
-        only_best.run(&model.graph, &*model.source).map_err(refused)?;
+        checked(&Tile { pareto: false, ..self.clone() }, model)?;
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         session.observer.stage(&format!("{}: tile for {}", model.title, self.device), 0);
         session.check_interrupt()?;
-        let tiled = self.run(&model.graph, &*model.source).map_err(refused)?;
+        let tiled = checked(self, model)?;
         model.leave(&TILE, vec![("tiles.json".into(), json(&tiled)), ("tiles.txt".into(), text(&tiled).into_bytes())]);
         model.tilings.push(summary(tiled));
         Ok(Vec::new())

@@ -12,7 +12,7 @@ use attar_compile::{
     tile::{Product, Tiling, pareto, search},
 };
 use attar_model::Model;
-use attar_recipe::{Error, verb_schema};
+use attar_recipe::{Error, step::cut_products, verb_schema};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -148,8 +148,7 @@ fn one([m, k, n]: [u64; 3], bits: u32, settings: &Settings, printer: &Printer) -
 
 /// Cuts every distinct product of a model.
 fn all(model: &Path, settings: &Settings, printer: &Printer) -> Result<(), Error> {
-    let model = Model::open(model)?;
-    let tiled = settings.run(&model.graph, &*model.source)?;
+    let tiled = cut_products(settings, &Model::open(model)?)?;
     if printer.json {
         printer.value(&tiled);
     } else {

@@ -71,7 +71,7 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
     let dynamic = ACTIVATIONS.replace("mode = \"static\"\n", "");
     let device = |settings: &str| format!("[[step]]\nkind = \"compile\"\nseq = 40\n{settings}\n");
     let gate = "[[gate]]\nmetric = \"device/latncy\"\nat_most = 1\n";
-    let cases: [(&str, &[&str]); 11] = [
+    let cases: [(&str, &[&str]); 14] = [
         ("a float model", &[&compile("")]),
         ("weights with scales in f16", &[&f16, ACTIVATIONS, &compile("")]),
         ("activations in f32", &[QUANTIZE, &compile("")]),
@@ -81,6 +81,9 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
         ("no bandwidth", &[QUANTIZE, ACTIVATIONS, &device("set = [\"dram.bandwidth=0\"]")]),
         ("an unknown device", &[QUANTIZE, ACTIVATIONS, &device("device = \"generic-npuu\"")]),
         ("an unknown number of a device", &[QUANTIZE, ACTIVATIONS, &device("set = [\"srm=2MiB\"]")]),
+        ("no tokens", &[QUANTIZE, ACTIVATIONS, &device("").replace("seq = 40", "seq = 0")]),
+        ("more tokens than the model takes", &[QUANTIZE, ACTIVATIONS, &device("").replace("seq = 40", "seq = 513")]),
+        ("chunks of no tokens", &[QUANTIZE, ACTIVATIONS, &device("chunk = 0")]),
         ("a gate on what is not foretold", &[QUANTIZE, ACTIVATIONS, &compile(""), gate]),
         ("a gate without a compiler", &[QUANTIZE, &gate.replace("latncy", "latency")]),
     ];
