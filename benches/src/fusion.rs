@@ -70,7 +70,7 @@ impl Row {
         let of = |plan: Option<Plan>| plan.map_or(f64::INFINITY, |plan| megabytes(plan.dram()));
         let apart = Apart::of(decoder, tokens, 0, target)?;
         let program = decoder.program(tokens, 0)?;
-        let with = |keep| schedule(&program, target, Goal::Dram, Freedom { join: true, keep }, "a block");
+        let with = |keep| schedule(&program, target, Goal::Dram, Freedom { keep, ..Freedom::ALL }, "a block");
         let (alone, chosen) = (with(false)?, with(true)?);
         let attention = alone.choices.iter().filter(|choice| matches!(choice.kernel, Kernel::Attention(_)));
         let each = |bytes: u64| megabytes(bytes) / decoder.blocks as f64;

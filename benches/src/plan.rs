@@ -26,7 +26,7 @@ const TOKENS: u64 = 2048;
 fn run(_options: &[String]) -> Result<(), Failure> {
     let decoder = MODELS[2].with(4);
     let target = generic(SRAM, 4)?;
-    let freedom = Freedom { join: true, keep: true };
+    let freedom = Freedom::ALL;
     let mut table = Table::new();
     let (mut total, mut file) = (0.0, 0);
     for (name, rows, past) in [("prefill 2048", TOKENS, 0), ("decode at 2048", 1, TOKENS)] {
@@ -60,7 +60,7 @@ fn chunks() -> Result<(), Failure> {
     let (decoder, target) = (MODELS[0].with(4), generic(SRAM, 4)?);
     let tokens = NonZeroU64::new(TOKENS).expect("it is not zero");
     let make = |rows, past| decoder.program(rows, past);
-    let freedom = Freedom { join: true, keep: true };
+    let freedom = Freedom::ALL;
     let (found, spent) = cost::of(|| Chunking::new(tokens).search(&make, &target, Goal::Latency, freedom));
     let found = found?;
     println!("\n{} in int4, a prompt of {TOKENS} in chunks, 2 MiB, by latency; {:.2} CPU s.\n", MODELS[0].name, spent.cpu);

@@ -52,6 +52,8 @@ pub struct Compile {
     pub join: bool,
     /// Let tensors stay on the chip between kernels where that is better.
     pub keep: bool,
+    /// Let a norm be computed again where its rows are read, in place of storing them, where that is better.
+    pub recompute: bool,
     /// How many blocks are proven on real numbers, from the first.
     pub prove: usize,
     /// Windows of the calibration text that show ranges.
@@ -71,6 +73,7 @@ impl Default for Compile {
             decode: true,
             join: true,
             keep: true,
+            recompute: true,
             prove: 1,
             windows: const { NonZeroUsize::new(4).unwrap() },
             pareto: false,
@@ -167,7 +170,7 @@ impl Compile {
     }
 
     fn freedom(&self) -> Freedom {
-        Freedom { join: self.join, keep: self.keep }
+        Freedom { join: self.join, keep: self.keep, recompute: self.recompute }
     }
 
     /// Whether a model of these facts can be compiled: everything but numbers.
@@ -253,8 +256,7 @@ impl Compile {
     fn report(&self, device: &Device, phase: &Phase) -> Result<Report> {
         let target = target(device, &phase.program)?;
         let options = Options { tokens: phase.rows };
-        let apart = Freedom { join: false, keep: false };
-        let other = schedule(&phase.program, &target, self.goal, apart, "apart")?;
+        let other = schedule(&phase.program, &target, self.goal, Freedom::NONE, "apart")?;
         let times = time(&other.plan, &target.rates)?;
         let other = Report::new(&phase.program, &other, &times, &target, options);
         Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, &target, options).against(&other))

@@ -1,8 +1,8 @@
 //! Every distinct product of a model, cut for a device by itself: facts are enough, no number is read.
 //!
 //! Products are those of the kernels that a compiler makes of the model, and what a kernel has in SRAM beside its product
-//! (rescalings, a residual, rotary tables) has its room. What may stay on the chip between kernels, and that all plans of a
-//! model read one image of its weights, is not seen here: that is [`crate::schedule`]'s.
+//! (rescalings, a residual, rotary tables) has its room. What may stay on the chip between kernels, norms within
+//! them, and that all plans of a model read one image of its weights, is not seen here: that is [`crate::schedule`]'s.
 
 use std::{collections::HashMap, mem::discriminant, num::NonZeroU64};
 
@@ -114,7 +114,7 @@ impl Tile {
         let rates = &target.rates.tile;
         let limits = target.limits(target.sram / target.align * target.align);
         let find = |limits: &Limits, objective: &Objective| {
-            LinearTiles::search(program, linear, [false; 3], limits, [rates.array[1], rates.array[2]], objective)
+            LinearTiles::search(program, linear, None, [false; 3], limits, [rates.array[1], rates.array[2]], objective)
         };
         let LinearTiles { tiling, product, .. } = find(&limits, &self.goal.objective(*rates))?;
         let bound = lower_bound(&product, limits.sram);

@@ -150,6 +150,11 @@ pub struct Norm {
     pub gain_shift: u32,
 }
 
+impl Norm {
+    /// Elementwise operations on each number: square, sum, scale.
+    pub(crate) const OPERATIONS: u64 = 3;
+}
+
 /// Causal attention; a key head serves `heads / key_heads` query heads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
@@ -184,6 +189,16 @@ pub struct Mlp {
     pub down: Linear,
 }
 
+/// A norm and the kernel that reads it in one: what is normed never leaves the chip, and is computed again where it is read
+/// again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Normed {
+    /// Its output tensor is what stays on the chip.
+    pub norm: Norm,
+    /// [`Kernel::Linear`] or [`Kernel::Mlp`], whose `x` that is.
+    pub then: Box<Kernel>,
+}
+
 /// One step of a program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Kernel {
@@ -195,6 +210,8 @@ pub enum Kernel {
     Attention(Attention),
     /// A gated unit.
     Mlp(Mlp),
+    /// A norm within a product.
+    Normed(Normed),
 }
 
 impl Kernel {
@@ -208,6 +225,11 @@ impl Kernel {
                 let inner = mlp.gated.out[0].tensor;
                 mlp.gated.reads().into_iter().chain(mlp.down.reads().into_iter().filter(|id| *id != inner)).collect()
             }
+            Kernel::Normed(Normed { norm, then }) => {
+                let wide = [norm.x, norm.gains];
+                let others = then.reads().into_iter().filter(|id| *id != norm.out && !wide.contains(id));
+                wide.into_iter().chain(others).collect()
+            }
         }
     }
 
@@ -218,12 +240,29 @@ impl Kernel {
             Kernel::Linear(linear) => linear.out.iter().map(|part| part.tensor).collect(),
             Kernel::Attention(attention) => vec![attention.out],
             Kernel::Mlp(mlp) => mlp.down.out.iter().map(|part| part.tensor).collect(),
+            Kernel::Normed(normed) => normed.then.writes(),
+        }
+    }
+
+    /// Itself, or behind the norm at its entry.
+    pub fn core(&self) -> &Kernel {
+        match self {
+            Kernel::Normed(normed) => &normed.then,
+            _ => self,
+        }
+    }
+
+    /// The norm at its entry.
+    pub fn entry(&self) -> Option<&Norm> {
+        match self {
+            Kernel::Normed(normed) => Some(&normed.norm),
+            _ => None,
         }
     }
 }
 
 impl Linear {
-    fn reads(&self) -> Vec<TensorId> {
+    pub(crate) fn reads(&self) -> Vec<TensorId> {
         let mut ids = vec![self.x, self.weight, self.columns];
         match &self.epilogue {
             Epilogue::Add { residual } => ids.push(*residual),
@@ -277,6 +316,7 @@ impl Program {
                 2 * seen * attention.heads * attention.head
             }
             Kernel::Mlp(mlp) => [&mlp.gated, &mlp.down].iter().map(|l| self.product(l).iter().product::<u64>()).sum(),
+            Kernel::Normed(normed) => self.macs(&normed.then),
         }
     }
 
@@ -288,16 +328,25 @@ impl Program {
             if kernel.reads().iter().any(|id| !written[id.0 as usize]) {
                 return Err(wrong("reads what no kernel before it writes"));
             }
-            match kernel {
-                Kernel::Norm(norm) => self.check_norm(norm),
-                Kernel::Linear(linear) => self.check_linear(linear),
-                Kernel::Attention(attention) => self.check_attention(attention),
-                Kernel::Mlp(mlp) => self.check_linear(&mlp.gated).or(self.check_linear(&mlp.down)),
-            }
-            .map_or(Ok(()), |what| Err(wrong(what)))?;
+            self.wrong(kernel).map_or(Ok(()), |what| Err(wrong(what)))?;
             kernel.writes().iter().for_each(|id| written[id.0 as usize] = true);
         }
         Ok(())
+    }
+
+    fn wrong(&self, kernel: &Kernel) -> Option<&'static str> {
+        match kernel {
+            Kernel::Norm(norm) => self.check_norm(norm),
+            Kernel::Linear(linear) => self.check_linear(linear),
+            Kernel::Attention(attention) => self.check_attention(attention),
+            Kernel::Mlp(mlp) => self.check_linear(&mlp.gated).or(self.check_linear(&mlp.down)),
+            Kernel::Normed(Normed { norm, then }) => match &**then {
+                Kernel::Linear(Linear { x, .. }) | Kernel::Mlp(Mlp { gated: Linear { x, .. }, .. }) if *x == norm.out => {
+                    self.check_norm(norm).or(self.wrong(then))
+                }
+                _ => Some("norms what it does not read"),
+            },
+        }
     }
 
     fn check_norm(&self, norm: &Norm) -> Option<&'static str> {

@@ -10,15 +10,21 @@ use crate::{
 
 /// Runs a program: reads and writes `memory`.
 pub fn run(program: &Program, memory: &mut Memory) {
-    for (_, kernel) in &program.kernels {
-        match kernel {
-            Kernel::Norm(n) => norm(program, n, memory),
-            Kernel::Linear(l) => linear(program, l, memory),
-            Kernel::Attention(a) => attention(program, a, memory),
-            Kernel::Mlp(mlp) => {
-                linear(program, &mlp.gated, memory);
-                linear(program, &mlp.down, memory);
-            }
+    program.kernels.iter().for_each(|(_, kernel)| run_kernel(program, kernel, memory));
+}
+
+fn run_kernel(program: &Program, kernel: &Kernel, memory: &mut Memory) {
+    match kernel {
+        Kernel::Norm(n) => norm(program, n, memory),
+        Kernel::Linear(l) => linear(program, l, memory),
+        Kernel::Attention(a) => attention(program, a, memory),
+        Kernel::Mlp(mlp) => {
+            linear(program, &mlp.gated, memory);
+            linear(program, &mlp.down, memory);
+        }
+        Kernel::Normed(normed) => {
+            norm(program, &normed.norm, memory);
+            run_kernel(program, &normed.then, memory);
         }
     }
 }

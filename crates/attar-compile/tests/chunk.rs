@@ -22,8 +22,6 @@ use attar_compile::{
 use models::{MODELS, SRAM, generic, rule};
 use support::{Block, Builder, Random, WEIGHTS};
 
-const FREE: Freedom = Freedom { join: true, keep: true };
-
 fn tokens(count: u64) -> NonZeroU64 {
     NonZeroU64::new(count).expect("no prompt is empty")
 }
@@ -35,7 +33,7 @@ fn decoder() -> Decoder {
 
 fn search(chunking: &Chunking, target: &Target, goal: Goal) -> Chunked {
     let decoder = decoder();
-    chunking.search(&|rows, past| decoder.program(rows, past), target, goal, FREE).expect("it fits")
+    chunking.search(&|rows, past| decoder.program(rows, past), target, goal, Freedom::ALL).expect("it fits")
 }
 
 /// Every chunk scheduled and timed, by hand: all find the weights where the first has them.
@@ -44,7 +42,7 @@ fn by_hand(chunk: u64, tokens: u64, target: &Target, goal: Goal) -> [u64; 2] {
     let mut image = Image::default();
     let parts = (0..tokens).step_by(chunk as usize).map(|past| {
         let program = decoder.program(chunk.min(tokens - past), past).expect("sizes go together");
-        let plan = schedule_on(&program, target, goal, FREE, "by hand", &image).expect("it fits").plan;
+        let plan = schedule_on(&program, target, goal, Freedom::ALL, "by hand", &image).expect("it fits").plan;
         image = if past == 0 { Image::of(&plan) } else { std::mem::take(&mut image) };
         let run = simulate::time(&plan, &target.rates).expect("it runs");
         [run.dram(), run.cycles]
@@ -106,7 +104,7 @@ fn nothing_fits_for_a_reason() {
     let decoder = decoder();
     let target = generic(16 << 10, 4).unwrap();
     let make = |rows, past| decoder.program(rows, past);
-    let error = Chunking::new(tokens(64)).search(&make, &Target { sram: 512, ..target }, Goal::Dram, FREE).unwrap_err();
+    let error = Chunking::new(tokens(64)).search(&make, &Target { sram: 512, ..target }, Goal::Dram, Freedom::ALL).unwrap_err();
     assert!(error.to_string().contains("blocks.0"), "{error}");
 }
 
@@ -141,7 +139,7 @@ fn programs_of_sizes_are_proven() {
             Decoder { width: 32, inner: 64, heads: 4, key_heads: 2, head: 8, blocks: 2, window: None, weight, vocabulary };
         let program = decoder.program(rows, past).unwrap();
         let target = generic(64 << 10, 4).unwrap();
-        let schedule = schedule(&program, &target, Goal::Dram, FREE, "sizes").unwrap();
+        let schedule = schedule(&program, &target, Goal::Dram, Freedom::ALL, "sizes").unwrap();
         let run = prove(&program, &schedule.plan, &target.rates, &filled(&program, rows)).unwrap();
         let timed = simulate::time(&schedule.plan, &target.rates).unwrap();
         assert_eq!((run.cycles, run.dram()), (timed.cycles, timed.dram()));
@@ -162,8 +160,8 @@ fn sizes_cost_what_numbers_do() {
         builder.blocks(2, &block);
         let decoder = Decoder { width, inner, heads, key_heads, head, blocks: 2, window, weight, vocabulary: None };
         let target = generic(16 << 10, 4).unwrap();
-        let numbers = schedule(&builder.memory().0, &target, Goal::Dram, FREE, "numbers").unwrap();
-        let sizes = schedule(&decoder.program(rows, past).unwrap(), &target, Goal::Dram, FREE, "sizes").unwrap();
+        let numbers = schedule(&builder.memory().0, &target, Goal::Dram, Freedom::ALL, "numbers").unwrap();
+        let sizes = schedule(&decoder.program(rows, past).unwrap(), &target, Goal::Dram, Freedom::ALL, "sizes").unwrap();
         let dram = |schedule: &attar_compile::schedule::Schedule| -> Vec<u64> {
             schedule.choices.iter().map(|choice| choice.dram).collect()
         };
@@ -180,7 +178,7 @@ fn weights_lie_where_the_first_plan_has_them() {
             for goal in [Goal::Dram, Goal::Latency] {
                 let plan = |rows, past, image: &Image| {
                     let program = decoder.program(rows, past).unwrap();
-                    schedule_on(&program, &target, goal, FREE, "a chunk", image).unwrap().plan
+                    schedule_on(&program, &target, goal, Freedom::ALL, "a chunk", image).unwrap().plan
                 };
                 let first = plan(128, 0, &Image::default());
                 let image = Image::of(&first);

@@ -5,7 +5,7 @@ mod models;
 use attar_compile::{
     apart::{self, Apart},
     program::Kernel,
-    schedule::{Freedom, Goal, Schedule, schedule},
+    schedule::{Choice, Freedom, Goal, Schedule, schedule},
     shapes::Decoder,
     tile::Objective,
 };
@@ -31,15 +31,18 @@ fn no_block_is_worse_than_op_by_op_and_no_freedom_hurts() {
     for (name, decoder, tokens, sram, bits) in table() {
         let target = generic(sram, bits).unwrap();
         let program = decoder.program(tokens, 0).unwrap();
-        let with = |join, keep| dram(&schedule(&program, &target, Goal::Dram, Freedom { join, keep }, name).unwrap());
-        let (chosen, joined, kept, plain) = (with(true, true), with(true, false), with(false, true), with(false, false));
-        let apart = Apart::of(&decoder, tokens, 0, &target).unwrap().total() * decoder.blocks;
+        // A bit for each freedom.
+        let with = |bits: usize| {
+            let [join, keep, recompute] = [1, 2, 4].map(|bit| bits & bit != 0);
+            dram(&schedule(&program, &target, Goal::Dram, Freedom { join, keep, recompute }, name).unwrap())
+        };
+        let all: Vec<u64> = (0..8).map(with).collect();
+        let (chosen, apart) = (all[7], Apart::of(&decoder, tokens, 0, &target).unwrap().total() * decoder.blocks);
         let case = format!("{name} w{bits}, {tokens} tokens, {sram} bytes; {}", rule(&target));
         assert!(chosen <= apart, "{case}: {chosen} {apart}");
-        assert!(
-            chosen <= joined && chosen <= kept && joined <= plain && kept <= plain,
-            "{case}: {chosen} {joined} {kept} {plain}"
-        );
+        for (bits, bit) in (0..8).flat_map(|bits| [1, 2, 4].map(|bit| (bits, bit))) {
+            assert!(all[bits | bit] <= all[bits], "{case}: {bit} beside {bits} hurts: {all:?}");
+        }
         if name == "SmolLM2-135M" && sram == 2 << 20 {
             assert!(2 * chosen <= apart, "{case}: {chosen} of {apart}");
         }
@@ -65,10 +68,44 @@ fn scheduled_attention_moves_a_thirteenth_at_512_tokens() {
         let target = generic(sram, bits).unwrap();
         let decoder = Decoder { blocks: 1, ..decoder };
         let program = decoder.program(512, 0).unwrap();
-        let freedom = Freedom { join: true, keep: false };
+        let freedom = Freedom { keep: false, ..Freedom::ALL };
         let schedule = schedule(&program, &target, Goal::Dram, freedom, name).unwrap();
         let attention = schedule.choices.iter().find(|choice| matches!(choice.kernel, Kernel::Attention(_))).unwrap().dram;
         let apart = Apart::of(&decoder, 512, 0, &target).unwrap().attention;
         assert!(apart >= 13 * attention, "{name} {sram}: {attention} of {apart}; {}", rule(&target));
     }
+}
+
+/// How a norm hands its rows on: kept on the chip, stored, or computed where they are read, and how often.
+fn handed(schedule: &Schedule, norm: &str) -> (&'static str, u64) {
+    let first = |choice: &&Choice| choice.name.split(" + ").next() == Some(norm);
+    let choice = schedule.choices.iter().find(first).expect("every norm is somewhere");
+    let way = match &choice.kernel {
+        Kernel::Norm(_) if choice.kept.contains(&format!("{norm}.out")) => "kept",
+        Kernel::Norm(_) => "stored",
+        _ => "computed",
+    };
+    (way, choice.norms)
+}
+
+#[test]
+fn norms_are_kept_stored_or_computed_again() {
+    let plan = |model: usize, bits: u32, tokens: u64, sram: u64, freedom: Freedom| {
+        let decoder = Decoder { blocks: 2, ..MODELS[model].with(bits) };
+        schedule(&decoder.program(tokens, 0).unwrap(), &generic(sram, bits).unwrap(), Goal::Dram, freedom, "test").unwrap()
+    };
+    let stored_only = Freedom { recompute: false, ..Freedom::ALL };
+    // The smallest model: rows fit beside the weights that read them.
+    assert_eq!(handed(&plan(0, 8, 256, 256 << 10, Freedom::ALL), "blocks.0.norm"), ("kept", 1));
+    // Wide rows in little room: tiles in depth save more weights than rows that come once.
+    assert_eq!(handed(&plan(1, 8, 128, 256 << 10, Freedom::ALL), "blocks.0.norm"), ("stored", 1));
+    // Rows are outermost, and weights come again for each block of them in any case.
+    let (found, without) = (plan(1, 8, 512, 1 << 20, Freedom::ALL), plan(1, 8, 512, 1 << 20, stored_only));
+    assert_eq!((handed(&found, "blocks.0.norm"), handed(&without, "blocks.0.norm")), (("computed", 1), ("stored", 1)));
+    assert!(dram(&found) < dram(&without));
+    // Rows are normed once for every tile of columns, so that weights come only once and something else can stay.
+    let (found, without) = (plan(0, 4, 512, 832 << 10, Freedom::ALL), plan(0, 4, 512, 832 << 10, stored_only));
+    let (way, passes) = handed(&found, "blocks.0.mlp.norm");
+    assert!(way == "computed" && passes > 1, "{way} {passes} times");
+    assert!(dram(&found) < dram(&without), "{} {}", dram(&found), dram(&without));
 }

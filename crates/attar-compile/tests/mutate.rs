@@ -6,7 +6,7 @@ mod support;
 
 use attar_compile::{
     Memory, Plan, Program,
-    plan::{Compute, Constant, Extent, Region, Slots, Space, Span, Statement},
+    plan::{Compute, Constant, Extent, Place, Region, Slots, Space, Span, Statement, View},
     program::Role,
     schedule::{Freedom, Goal, Target, schedule},
     simulate::{Rates, prove, simulate},
@@ -91,6 +91,18 @@ const MUTATIONS: &[(&str, Mutation)] = &[
     ("a dropped computation", |plan, random| {
         edit(plan, random, &|s| matches!(s, Statement::Compute(_)), &|all, at| drop(all.remove(at)))
     }),
+    ("a norm before its rows have come", |plan, random| {
+        let loaded = |s: &Statement| match s {
+            Statement::Compute(Compute::Norm { x: View { place: Place::Buffer(buffer), .. }, .. }) => Some(*buffer),
+            _ => None,
+        };
+        let early = |all: &mut Vec<Statement>, at: usize| {
+            let waited = |s: &Statement| matches!(s, Statement::Wait { buffer, .. } if Some(*buffer) == loaded(&all[at]));
+            let wait = all[..at].iter().rposition(waited).unwrap();
+            all[wait..=at].rotate_left(1);
+        };
+        edit(plan, random, &|s| loaded(s).is_some(), &early)
+    }),
     ("a product that is added twice", |plan, random| {
         edit(plan, random, &|s| matches!(s, Statement::Compute(Compute::Multiply { .. } | Compute::Attend { .. })), &|all, at| {
             all.insert(at, all[at].clone());
@@ -128,7 +140,11 @@ const MUTATIONS: &[(&str, Mutation)] = &[
     }),
     ("a scratch tensor on top of another", |plan, _| {
         // The residual stream lives from the output product to the end of its block, the gated activations within that.
-        let named = |plan: &Plan, end: &str| plan.tensors.iter().position(|t| t.name.ends_with(end) && t.space == Space::Dram);
+        let used = |plan: &Plan, at: usize| plan.calls.iter().any(|call| call.operands.iter().any(|o| o.tensor as usize == at));
+        let named = |plan: &Plan, end: &str| {
+            let place = |at: &usize| plan.tensors[*at].name.ends_with(end) && plan.tensors[*at].space == Space::Dram;
+            (0..plan.tensors.len()).find(|at| place(at) && used(plan, *at))
+        };
         let (middle, normed) = (named(plan, ".middle")?, named(plan, ".normed again")?);
         plan.tensors[normed].address = plan.tensors[middle].address;
         Some(())
@@ -293,7 +309,8 @@ fn proven(seed: u64) -> Option<(Program, Memory, Plan, Rates)> {
     rates.tile.array = [1, 8, 8];
     let target =
         Target { name: "test".into(), sram: random.within(9_000, 20_000) as u64, align: 16, dram: 1 << 40, flash: 0, rates };
-    let freedom = Freedom { join: random.next().is_multiple_of(2), keep: random.next().is_multiple_of(2) };
+    let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));
+    let freedom = Freedom { join, keep, recompute };
     let plan = schedule(&program, &target, Goal::Dram, freedom, "test").ok()?.plan;
     prove(&program, &plan, &target.rates, &memory).unwrap();
     Some((program, memory, plan, target.rates))

@@ -50,8 +50,6 @@ fn planned(count: usize, block: &Block, target: &Target, freedom: Freedom) -> Op
     Some((program, schedule, simulation))
 }
 
-const FREE: Freedom = Freedom { join: true, keep: true };
-
 fn tokens(block: &Block) -> Options {
     Options { tokens: block.rows }
 }
@@ -107,7 +105,8 @@ fn sums_are_those_of_the_simulation() {
             weight,
         };
         let target = target(random.within(3_000, 60_000) as u64);
-        let freedom = Freedom { join: random.next().is_multiple_of(2), keep: random.next().is_multiple_of(2) };
+        let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));
+        let freedom = Freedom { join, keep, recompute };
         let Some((program, schedule, simulation)) = planned(2, &block, &target, freedom) else { continue };
         check(&Report::new(&program, &schedule, &simulation, &target, tokens(&block)), &simulation, &target);
         found += 1;
@@ -121,7 +120,7 @@ fn the_bound_of_a_product_knows_the_chip() {
     let block = Block { rows: 256, width: 256, inner: 512, heads: 4, key_heads: 2, weight: Element::INT8, ..SMOL };
     let bound = |sram| {
         let target = target(sram);
-        let freedom = Freedom { join: false, keep: false };
+        let freedom = Freedom::NONE;
         let (program, schedule, simulation) = planned(1, &block, &target, freedom).unwrap();
         let report = Report::new(&program, &schedule, &simulation, &target, tokens(&block));
         check(&report, &simulation, &target);
@@ -140,7 +139,7 @@ fn the_bound_of_a_product_knows_the_chip() {
 fn weights_in_flash_are_told_apart() {
     let mut target = target(2 << 20);
     (target.dram, target.flash, target.rates.flash) = (600 << 10, 1 << 30, 0.5);
-    let (program, schedule, simulation) = planned(1, &SMOL, &target, FREE).unwrap();
+    let (program, schedule, simulation) = planned(1, &SMOL, &target, Freedom::ALL).unwrap();
     let report = Report::new(&program, &schedule, &simulation, &target, tokens(&SMOL));
     check(&report, &simulation, &target);
     let weights = report.roles.iter().find(|role| role.holds == Holds::Weights).unwrap();
@@ -189,8 +188,8 @@ fn text(text: &str) {
 #[test]
 fn a_page_needs_nothing_else() {
     let target = target(2 << 20);
-    let (program, schedule, simulation) = planned(3, &SMOL, &target, FREE).unwrap();
-    let apart = Freedom { join: false, keep: false };
+    let (program, schedule, simulation) = planned(3, &SMOL, &target, Freedom::ALL).unwrap();
+    let apart = Freedom::NONE;
     let (_, unfused, unfused_simulation) = planned(3, &SMOL, &target, apart).unwrap();
     let other = Report::new(&program, &unfused, &unfused_simulation, &target, tokens(&SMOL));
     let report = Report::new(&program, &schedule, &simulation, &target, tokens(&SMOL)).against(&other);
@@ -202,7 +201,7 @@ fn a_page_needs_nothing_else() {
     }
     assert_eq!(page.matches("<svg ").count(), 4);
     fs::write(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("report.html"), &page).unwrap();
-    let again = planned(3, &SMOL, &target, FREE).unwrap();
+    let again = planned(3, &SMOL, &target, Freedom::ALL).unwrap();
     let report = Report::new(&again.0, &again.1, &again.2, &target, tokens(&SMOL)).against(&other);
     assert_eq!(page, to_html(&report, &again.1, &again.2));
 }
@@ -222,7 +221,7 @@ fn names_are_escaped() {
         builder.program.kernel(name, Kernel::Linear(linear));
     }
     let target = Target { name: name.into(), ..target(8 << 10) };
-    let schedule = schedule(&builder.program, &target, Goal::Dram, FREE, name).unwrap();
+    let schedule = schedule(&builder.program, &target, Goal::Dram, Freedom::ALL, name).unwrap();
     let simulation = time(&schedule.plan, &target.rates).unwrap();
     let report = Report::new(&builder.program, &schedule, &simulation, &target, Options { tokens: 16 });
     assert_eq!(report.kept.iter().map(|kept| kept.name.as_str()).collect::<Vec<_>>(), [name]);
@@ -251,7 +250,7 @@ fn data_marks_what_is_predicted() {
         }
     }
     let target = target(2 << 20);
-    let (program, schedule, simulation) = planned(1, &SMOL, &target, FREE).unwrap();
+    let (program, schedule, simulation) = planned(1, &SMOL, &target, Freedom::ALL).unwrap();
     let report = Report::new(&program, &schedule, &simulation, &target, tokens(&SMOL));
     walk("report", &serde_json::to_value(&report).unwrap(), false);
 }
@@ -274,8 +273,8 @@ fn drawn(table: &Table) -> String {
 fn tables_are_as_blessed() {
     let block = Block { rows: 32, width: 64, inner: 192, heads: 4, key_heads: 2, head: 16, weight: Element::INT4, ..SMOL };
     let target = target(24 << 10);
-    let (program, schedule, simulation) = planned(4, &block, &target, FREE).unwrap();
-    let apart = Freedom { join: false, keep: false };
+    let (program, schedule, simulation) = planned(4, &block, &target, Freedom::ALL).unwrap();
+    let apart = Freedom::NONE;
     let (_, unfused, unfused_simulation) = planned(4, &block, &target, apart).unwrap();
     let other = Report::new(&program, &unfused, &unfused_simulation, &target, tokens(&block));
     let report = Report::new(&program, &schedule, &simulation, &target, tokens(&block)).against(&other);

@@ -7,6 +7,7 @@ use crate::{
     fixed::RUN,
     plan::{Attend, Compute, Constant, Extent, Span, Statement},
     program::Attention,
+    rates::Rates,
     tile::Limits,
 };
 
@@ -76,6 +77,22 @@ impl AttentionTiles {
                 .sum(),
         };
         query + out + seen * 2 * attention.key_heads * attention.head
+    }
+
+    /// Cycles of compute: tiles of products, and four operations on each score.
+    pub(crate) fn work(&self, program: &Program, attention: &Attention, rates: &Rates) -> u64 {
+        let (m, group, head) = (program.get(attention.query).rows, attention.group(), attention.head);
+        let tile = |rows: u64, keys: u64| match keys {
+            0 => 0,
+            _ => rates.multiply(rows, keys, head) + rates.multiply(rows, head, keys) + rates.vector(rows * keys, 4),
+        };
+        let block = |block: u64| {
+            let [first, behind] = [block * self.tokens, ((block + 1) * self.tokens).min(m)];
+            let (rows, end) = ((behind - first) * group, attention.keys(behind - 1).1);
+            let from = attention.keys(first).0 / self.keys;
+            (end / self.keys).saturating_sub(from) * tile(rows, self.keys) + tile(rows, end % self.keys)
+        };
+        attention.key_heads * (0..m.div_ceil(self.tokens)).map(block).sum::<u64>()
     }
 
     /// The first key that is loaded at all.

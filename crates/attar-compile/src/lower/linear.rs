@@ -1,12 +1,12 @@
 //! The loops of a product: the nests of [`tile::Order`], with the loads of kept tiles in front, and what a finished tile
 //! needs beside its sums.
 
-use super::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
+use super::{Builder, Entry, Lowered, at_buffer, at_operand, compute, entry::Norming, load, open, region, release, tiles, wait};
 use crate::{
     Element, Program,
     plan::{Compute, Finish, Region, Span, Statement, View},
-    program::{Column, Epilogue, Linear},
-    tile::{self, Limits, Objective, Order, Product, Tiling},
+    program::{Column, Epilogue, Linear, Norm},
+    tile::{self, Limits, Nests, Objective, Order, Product, Tiling},
 };
 
 const OUTER: u8 = 0;
@@ -20,7 +20,9 @@ pub struct LinearTiles {
     pub tiling: Tiling,
     /// As it was searched for.
     pub product: Product,
-    /// Whether `x`, the output, and the residual are kept on the chip.
+    /// How `x` is normed before it is read, if it is.
+    pub entry: Option<Entry>,
+    /// Whether `x` (what is normed), the output, and the residual are kept on the chip.
     pub on_chip: [bool; 3],
     /// Whether the rescalings of all columns are loaded at once.
     pub columns_whole: bool,
@@ -31,23 +33,28 @@ pub struct LinearTiles {
 }
 
 impl LinearTiles {
-    /// The best by `objective` of those that fit `limits`, with all that surrounds the product.
+    /// The best by `objective` of those that fit `limits`, with all that surrounds the product, if a norm does.
     ///
     /// # Errors
     /// Where not even the smallest tile fits.
     pub fn search(
         program: &Program,
         linear: &Linear,
+        entry: Option<Entry>,
         on_chip: [bool; 3],
         limits: &Limits,
         array: [u64; 2],
         objective: &Objective,
     ) -> crate::Result<LinearTiles> {
-        let apart = LinearTiles::fitting(program, linear, on_chip, limits, array, objective, false);
+        let fitting = |in_place| {
+            let product = product(program, linear, entry, on_chip, array);
+            LinearTiles::fitting(program, linear, (entry, product), on_chip, limits, objective, in_place)
+        };
+        let apart = fitting(false);
         if !matches!(linear.epilogue, Epilogue::Add { .. }) || on_chip[1] || on_chip[2] {
             return apart;
         }
-        let in_place = LinearTiles::fitting(program, linear, on_chip, limits, array, objective, true);
+        let in_place = fitting(true);
         let value = |tiles: &LinearTiles| match objective {
             Objective::Dram { .. } => tiles.traffic(program, linear) as f64,
             Objective::Latency(rates) => tiles.tiling.cost(&tiles.product, limits, rates).cycles,
@@ -63,20 +70,25 @@ impl LinearTiles {
     fn fitting(
         program: &Program,
         linear: &Linear,
+        (entry, product): (Option<Entry>, Product),
         on_chip: [bool; 3],
         limits: &Limits,
-        array: [u64; 2],
         objective: &Objective,
         in_place: bool,
     ) -> crate::Result<LinearTiles> {
-        let product = product(program, linear, on_chip, array);
+        let nests = match entry {
+            None => Nests::All,
+            Some(Entry::Once { .. }) => Nests::RowPanel,
+            Some(Entry::Again) => Nests::RowsWithin,
+        };
         let columns_whole = 16 * Column::ELEMENT.bytes(product.n) <= limits.sram;
         let mut reserve = 0;
         loop {
             let left = Limits { sram: limits.sram.saturating_sub(reserve), ..*limits };
-            let tiling = tile::search(&product, &left, objective)?;
-            let found = LinearTiles { tiling, product, on_chip, columns_whole, in_place, limits: *limits };
+            let tiling = tile::search_nests(&product, &left, objective, nests)?;
+            let found = LinearTiles { tiling, product, entry, on_chip, columns_whole, in_place, limits: *limits };
             let beside = found.beside(program, linear).iter().map(|bytes| bytes.next_multiple_of(limits.align)).sum::<u64>();
+            let beside = beside + found.entry_bytes();
             if tiling.sram + beside <= limits.sram {
                 return Ok(found);
             }
@@ -99,7 +111,55 @@ impl LinearTiles {
             }
             _ => 0,
         };
-        self.tiling.dram.total() + rescalings + beside
+        let gains = self.entry.map_or(0, |_| Element::INT32.bytes(self.product.k));
+        let x = match self.entry {
+            Some(Entry::Once { .. }) => self.panel_loads(),
+            _ => self.tiling.dram.a,
+        };
+        x + self.tiling.dram.w + self.tiling.dram.c + gains + rescalings + beside
+    }
+
+    /// DRAM bytes of the rows that fill the panel of [`Entry::Once`]: not those of the panel, but wider ones.
+    fn panel_loads(&self) -> u64 {
+        if self.on_chip[0] { 0 } else { Element::INT16.bytes(self.product.m * self.product.k) }
+    }
+
+    /// How many times each row is normed.
+    pub fn norms(&self) -> u64 {
+        match self.entry {
+            None => 0,
+            Some(Entry::Once { .. }) => 1,
+            Some(Entry::Again) => self.tiling.counts(&self.product)[2],
+        }
+    }
+
+    /// Predicted cycles, where norming each row once takes `norm` cycles of work.
+    pub(crate) fn cycles(&self, rates: &tile::Rates, norm: f64) -> f64 {
+        match self.entry {
+            None => self.tiling.cost(&self.product, &self.limits, rates).cycles,
+            Some(Entry::Again) => {
+                let work = norm * self.norms() as f64;
+                self.tiling.cost_beside(&self.product, &self.limits, rates, work).cycles
+            }
+            Some(Entry::Once { .. }) => {
+                // Rows come and are normed before the rest begins.
+                let product = Product { a: NOTHING, ..self.product };
+                let Tiling { order, tile, kept, .. } = self.tiling;
+                let alone = Tiling::new(&product, &self.limits, order, tile, kept).cost(&product, &self.limits, rates);
+                alone.cycles + norm.max(self.panel_loads() as f64 / rates.read)
+            }
+        }
+    }
+
+    /// The product of what is loaded: of rows that are on the chip, nothing is.
+    pub(crate) fn loaded(&self) -> Product {
+        if self.on_chip[0] { Product { a: NOTHING, ..self.product } } else { self.product }
+    }
+
+    /// Bytes on the chip of the norm, without a panel.
+    fn entry_bytes(&self) -> u64 {
+        let [tm, k, align] = [self.tiling.tile[0], self.product.k, self.limits.align];
+        self.entry.map_or(0, |entry| entry.bytes(tm, k, self.on_chip[0], align))
     }
 
     /// Bytes on the chip for rescalings and for what lies beside the output.
@@ -115,11 +175,14 @@ impl LinearTiles {
     }
 }
 
-/// A linear kernel as a product to be tiled.
-fn product(program: &Program, linear: &Linear, [x, out, _]: [bool; 3], array: [u64; 2]) -> Product {
+/// What is on the chip already, or stays there.
+const NOTHING: Element = Element { bits: 0, per: 1 };
+
+/// A linear kernel as a product to be tiled: behind a norm, rows are whole or a panel of int8.
+fn product(program: &Program, linear: &Linear, entry: Option<Entry>, [x, out, _]: [bool; 3], array: [u64; 2]) -> Product {
     let ([m, k, n], weight) = (program.product(linear), program.get(linear.weight).element);
     let pairs = linear.epilogue.pairs() as u32;
-    let nothing = Element { bits: 0, per: 1 };
+    let depth = array[0].max(u64::from(weight.per)).next_multiple_of(u64::from(weight.per));
     let c = program.get(linear.out[0].tensor).element;
     let columns = match &linear.epilogue {
         Epilogue::Rotary { head, .. } => *head,
@@ -129,11 +192,20 @@ fn product(program: &Program, linear: &Linear, [x, out, _]: [bool; 3], array: [u
         m,
         k,
         n,
-        a: if x { nothing } else { program.get(linear.x).element },
+        a: match entry {
+            Some(Entry::Once { .. }) => Element::INT8,
+            _ if x => NOTHING,
+            Some(Entry::Again) => Element::INT16,
+            None => program.get(linear.x).element,
+        },
         w: weight,
-        c: if out { nothing } else { Element { bits: c.bits, per: pairs } },
+        c: if out { NOTHING } else { Element { bits: c.bits, per: pairs } },
         partial: Element::INT32,
-        unit: [1, array[0].max(u64::from(weight.per)).next_multiple_of(u64::from(weight.per)), columns],
+        unit: match entry {
+            Some(Entry::Once { rows }) => [rows, depth, columns],
+            Some(Entry::Again) => [1, k, columns],
+            None => [1, depth, columns],
+        },
     }
 }
 
@@ -158,6 +230,7 @@ struct Nest<'a> {
     beside: Option<Beside>,
     out: Out<'a>,
     finish: Finish,
+    norming: Option<Norming>,
 }
 
 /// Residual or rotary table.
@@ -176,10 +249,18 @@ enum Out<'a> {
 }
 
 impl LinearTiles {
-    /// The code of a kernel.
-    pub fn lower(&self, program: &Program, linear: &Linear, name: &str) -> Lowered {
+    /// The code of a kernel, behind `norm` if these are tiles for that.
+    pub fn lower(&self, program: &Program, linear: &Linear, norm: Option<&Norm>, name: &str) -> Lowered {
         let mut builder = Builder::new(name, self.limits.align);
-        let reads = [builder.operand(linear.x), builder.operand(linear.weight)];
+        let norming = self.entry.zip(norm).map(|(entry, norm)| {
+            let pieces = match entry {
+                Entry::Once { rows } => Some(rows).filter(|_| !self.on_chip[0]),
+                Entry::Again => None,
+            };
+            Norming::new(&mut builder, program, norm, self.tiling.tile[0], pieces)
+        });
+        let x = norming.map_or_else(|| builder.operand(linear.x), |norming| norming.x);
+        let reads = [x, builder.operand(linear.weight)];
         let columns_operand = builder.operand(linear.columns);
         let finish = builder.finish(&linear.epilogue);
         let (pairs, [tm, tk, tn]) = (finish.pairs(), self.tiling.tile);
@@ -222,24 +303,26 @@ impl LinearTiles {
         };
         let sums = builder.ring("sums", Element::INT32, 1, held.accumulators);
 
-        let x_element = program.get(linear.x).element;
+        let x_element = norm.map_or(program.get(linear.x).element, |norm| program.get(norm.x).element);
+        let loaded = !self.on_chip[0] && !matches!(self.entry, Some(Entry::Once { .. }));
         let (w_element, slots) = (self.product.w, self.tiling.slots);
         let mut buffer =
             |name: &str, element: Element, slots: u64, bytes: u64| (slots > 0).then(|| builder.ring(name, element, slots, bytes));
-        let x_streamed = if self.on_chip[0] { None } else { buffer("x", x_element, slots[0], x_element.bytes(tk) * tm) };
+        let x_streamed = if loaded { buffer("x", x_element, slots[0], x_element.bytes(tk) * tm) } else { None };
         let w_streamed = buffer("weights", w_element, slots[1], w_element.bytes(tk * tn));
         let mut packed = |name: &str, element: Element, bytes: u64| (bytes > 0).then(|| builder.packed(name, element, bytes));
-        let x_kept = if self.on_chip[0] { None } else { packed("kept x", x_element, held.a_kept) };
+        let x_kept = if loaded { packed("kept x", x_element, held.a_kept) } else { None };
         let w_kept = packed("kept weights", w_element, held.w_kept);
 
-        let nest = Nest { tiles: self, pairs, reads, sums, columns: (columns, columns_operand), beside, out, finish };
-        let mut code = Vec::new();
+        let nest = Nest { tiles: self, pairs, reads, sums, columns: (columns, columns_operand), beside, out, finish, norming };
+        let mut code: Vec<Statement> = norming.iter().flat_map(Norming::start).collect();
         if self.columns_whole {
             let all = region(Span::all(1), Span::all(self.product.n));
             code.extend([load(columns, columns_operand, all), wait(columns, all)]);
         }
         code.extend(nest.code([[x_kept, x_streamed], [w_kept, w_streamed]]));
         code.extend(self.columns_whole.then(|| release(columns)));
+        code.extend(norming.map(|norming| norming.end()));
         let position = match &linear.epilogue {
             Epilogue::Rotary { position, .. } => *position,
             _ => 0,
@@ -290,6 +373,8 @@ impl Nest<'_> {
     fn operand_region(&self, operand: usize) -> Region {
         let [rows, columns] = self.rows_columns();
         match operand {
+            // Rows that are normed come whole.
+            0 if self.norming.is_some() && self.columns_first() => region(Span::tile(rows), Span::all(self.tiles.product.k)),
             0 => region(Span::tile(rows), Span::tile(DEPTH)),
             _ => region(self.wide(columns), Span::tile(DEPTH)),
         }
@@ -385,6 +470,9 @@ impl Nest<'_> {
         }
         let outer_sources = (outer_kept.map_or(rest, Source::Held), rest);
         code.extend(self.early(OUTER));
+        if let (Some(norming), false) = (self.norming, self.columns_first()) {
+            code.extend(norming.panel(OUTER));
+        }
         let [full, part] = [kept[1] / depths, kept[1] % depths];
         for (lines, kept_inner) in
             [([0, full], depths), ([full, full + u64::from(part > 0)], part), ([full + u64::from(part > 0), inners], 0)]
@@ -461,12 +549,16 @@ impl Nest<'_> {
         let mut views = [None, None];
         for (source, side) in sources.iter().zip(sides) {
             let region = self.operand_region(side);
-            views[side] = Some(match source {
+            let view = match source {
                 Source::Chip => at_operand(self.reads[side], region),
                 Source::Held(buffer) | Source::Streamed(buffer) => {
                     code.push(wait(*buffer, region));
                     at_buffer(*buffer, region)
                 }
+            };
+            views[side] = Some(match self.norming {
+                Some(norming) if side == 0 => self.normed(norming, view, &mut code),
+                _ => view,
             });
         }
         let [Some(x), Some(w)] = views else { unreachable!("each side has a source") };
@@ -476,6 +568,14 @@ impl Nest<'_> {
             _ => None,
         }));
         code
+    }
+
+    /// Where x lies when it is normed: in a panel since the block of rows began, or from now on.
+    fn normed(&self, norming: Norming, wide: View, code: &mut Vec<Statement>) -> View {
+        if self.columns_first() {
+            code.extend(norming.tile(wide));
+        }
+        norming.view(wide.region.rows, wide.region.columns)
     }
 
     /// The loop in which rescalings, and residual or table, come: as far out as their box stands still.

@@ -1,12 +1,13 @@
 //! The loops of a whole gated unit: for each block of rows, tiles of the inner width are made, gated and summed into the
-//! result without leaving the chip. Weights pass once for each block of rows, except those that are kept.
+//! result without leaving the chip. Weights pass once for each block of rows, except those that are kept. Behind a norm the
+//! rows come in int16; where there is room they stay until they are added to the result.
 
-use super::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
+use super::{Builder, Entry, Lowered, at_buffer, at_operand, compute, entry::Norming, load, open, region, release, tiles, wait};
 use crate::{
     Element, Program,
     plan::{Compute, Span, Statement},
-    program::{Column, Epilogue, Mlp},
-    tile::Limits,
+    program::{Column, Epilogue, Mlp, Norm},
+    tile::{Limits, Rates},
 };
 
 const ROWS: u8 = 0;
@@ -24,7 +25,11 @@ pub struct MlpTiles {
     pub kept: u64,
     /// Columns of the result that are finished at a time.
     pub finished: u64,
-    /// Whether `x`, the output and the residual are kept on the chip.
+    /// Rows that are normed at a time, if `x` is normed before it is read.
+    pub piece: Option<u64>,
+    /// Whether rows that are normed come all at once and stay until they are added, being the residual, too.
+    pub added: bool,
+    /// Whether `x` (what is normed), the output and the residual are kept on the chip.
     pub on_chip: [bool; 3],
     align: u64,
 }
@@ -54,12 +59,25 @@ impl Shape {
 }
 
 impl MlpTiles {
-    /// The least DRAM traffic that fits.
+    /// The least DRAM traffic that fits, behind `norm` if there is one.
     ///
     /// # Errors
     /// Where not even one row fits.
-    pub fn search(program: &Program, mlp: &Mlp, on_chip: [bool; 3], limits: &Limits, array: [u64; 2]) -> crate::Result<MlpTiles> {
+    pub fn search(
+        program: &Program,
+        mlp: &Mlp,
+        norm: Option<&Norm>,
+        on_chip: [bool; 3],
+        limits: &Limits,
+        array: [u64; 2],
+    ) -> crate::Result<MlpTiles> {
         let shape = Shape::of(program, mlp);
+        let piece = norm.map(|_| Entry::piece(limits, shape.d, on_chip[0]));
+        let (whole, finished) = (added(mlp, norm) && !on_chip[0], shape.d.min(2 * array[1]));
+        let tiles = |rows: u64, inner: u64, added: bool| {
+            let rows = rows.next_multiple_of(piece.unwrap_or(1)).min(shape.m);
+            MlpTiles { rows, inner, kept: 0, finished, piece, added, on_chip, align: limits.align }
+        };
         let unit = array[1].max(u64::from(shape.down.per)).next_multiple_of(u64::from(shape.down.per));
         let mut best: Option<([u64; 3], MlpTiles)> = None;
         let inners: Vec<u64> = match limits.stored {
@@ -68,32 +86,20 @@ impl MlpTiles {
         };
         for inner in inners {
             for blocks in (1..=shape.m.min(64)).chain([shape.m]) {
-                let mut tiles = MlpTiles {
-                    rows: shape.m.div_ceil(blocks),
-                    inner,
-                    kept: 0,
-                    finished: shape.d.min(2 * array[1]),
-                    on_chip,
-                    align: limits.align,
-                };
-                tiles.kept = tiles.most_kept(&shape, limits.sram);
-                if tiles.sram(&shape) > limits.sram {
-                    continue;
-                }
-                let key = [tiles.traffic(program, mlp), tiles.sram(&shape), inner];
-                if best.as_ref().is_none_or(|(least, _)| key < *least) {
-                    best = Some((key, tiles));
+                for added in [false, true].into_iter().filter(|added| whole || !added) {
+                    let mut tiles = tiles(shape.m.div_ceil(blocks), inner, added);
+                    tiles.kept = tiles.most_kept(&shape, limits.sram);
+                    if tiles.sram(&shape) > limits.sram {
+                        continue;
+                    }
+                    let key = [tiles.traffic(program, mlp), tiles.sram(&shape), inner];
+                    if best.as_ref().is_none_or(|(least, _)| key < *least) {
+                        best = Some((key, tiles));
+                    }
                 }
             }
         }
-        let least = || MlpTiles {
-            rows: 1,
-            inner: unit.min(shape.f),
-            kept: 0,
-            finished: shape.d.min(2 * array[1]),
-            on_chip,
-            align: limits.align,
-        };
+        let least = || tiles(1, unit.min(shape.f), false);
         best.map(|(_, tiles)| tiles).ok_or_else(|| crate::Error::TileTooLarge { needed: least().sram(&shape), sram: limits.sram })
     }
 
@@ -117,18 +123,34 @@ impl MlpTiles {
         let tiles = |count: u64| count.min(full) * bytes(self.inner) + if count > full { bytes(shape.f % self.inner) } else { 0 };
         let weights = tiles(self.kept) + blocks * (tiles(all) - tiles(self.kept));
         let columns = blocks * Column::ELEMENT.bytes(2 * shape.f + shape.d);
+        let gains = self.piece.map_or(0, |_| Element::INT32.bytes(shape.d));
         let [x, out, residual] = self.operands(program, mlp);
-        weights + columns + x + out + residual
+        weights + columns + gains + x + out + residual
+    }
+
+    /// Predicted cycles, where norming each row once takes `norm` cycles of work: rows that are normed come before the rest of
+    /// their block begins.
+    pub(crate) fn cycles(&self, program: &Program, mlp: &Mlp, rates: &Rates, norm: f64) -> f64 {
+        let shape = Shape::of(program, mlp);
+        let macs = 3 * shape.m * shape.d * shape.f;
+        let products = macs as f64 / rates.array.iter().product::<u64>() as f64;
+        let loads = self.operands(program, mlp)[0] as f64 / rates.read;
+        let entry = match self.piece {
+            None => 0.0,
+            Some(_) if self.added => norm + loads,
+            Some(_) => norm.max(loads),
+        };
+        (products + entry).max(self.traffic(program, mlp) as f64 / rates.read)
     }
 
     /// DRAM bytes of x, output and residual.
     fn operands(&self, program: &Program, mlp: &Mlp) -> [u64; 3] {
         let residual = match mlp.down.epilogue {
-            Epilogue::Add { residual } => program.get(residual).bytes(),
+            Epilogue::Add { residual } if !self.added => program.get(residual).bytes(),
             _ => 0,
         };
         let [x, out] = [mlp.gated.x, mlp.down.out[0].tensor].map(|id| program.get(id).bytes());
-        let bytes = [x, out, residual];
+        let bytes = [if self.piece.is_some() { 2 * x } else { x }, out, residual];
         std::array::from_fn(|at| if self.on_chip[at] { 0 } else { bytes[at] })
     }
 
@@ -137,21 +159,35 @@ impl MlpTiles {
         let (rows, blocks) = (self.rows, shape.m.div_ceil(self.rows));
         let tile = shape.weights(self.inner).map(slot);
         let streamed = if self.kept == shape.f.div_ceil(self.inner) { 0 } else { 2 };
-        let x = if self.on_chip[0] { 0 } else { blocks.min(2) * slot(rows * shape.d) };
-        let [out, residual] =
-            [self.on_chip[1], self.on_chip[2]].map(|chip| if chip { 0 } else { slot(shape.out.bytes(self.finished) * rows) });
+        let x = match self.piece {
+            None if self.on_chip[0] => 0,
+            None => blocks.min(2) * slot(rows * shape.d),
+            Some(rows_once) => {
+                let entry = Entry::Once { rows: rows_once }.bytes(rows, shape.d, self.on_chip[0] || self.added, self.align);
+                let wide = if self.added { slot(Element::INT16.bytes(rows * shape.d)) } else { 0 };
+                slot(rows * shape.d) + entry + wide
+            }
+        };
+        let [out, residual] = [self.on_chip[1], self.on_chip[2] || self.added]
+            .map(|chip| if chip { 0 } else { slot(shape.out.bytes(self.finished) * rows) });
         let columns = slot(Column::ELEMENT.bytes(2 * self.inner)) + slot(Column::ELEMENT.bytes(self.finished));
         let sums = slot(4 * rows * shape.d) + slot(8 * rows * self.inner) + slot(rows * self.inner);
         x + out + residual + columns + sums + (self.kept + streamed) * tile.iter().sum::<u64>()
     }
 
-    /// The code of a kernel.
-    pub fn lower(&self, program: &Program, mlp: &Mlp, name: &str) -> Lowered {
+    /// The code of a kernel, behind `norm` if these are tiles for that.
+    pub fn lower(&self, program: &Program, mlp: &Mlp, norm: Option<&Norm>, name: &str) -> Lowered {
         let shape = Shape::of(program, mlp);
         let mut b = Builder::new(name, self.align);
-        let [x, gate, gate_columns] = [mlp.gated.x, mlp.gated.weight, mlp.gated.columns].map(|id| b.operand(id));
+        let norming = self.piece.zip(norm).map(|(rows, norm)| {
+            let pieces = (!self.on_chip[0] && !self.added).then_some(rows);
+            Norming::new(&mut b, program, norm, self.rows, pieces)
+        });
+        let x = norming.map_or_else(|| b.operand(mlp.gated.x), |norming| norming.x);
+        let [gate, gate_columns] = [mlp.gated.weight, mlp.gated.columns].map(|id| b.operand(id));
         let [down, down_columns] = [mlp.down.weight, mlp.down.columns].map(|id| b.operand(id));
         let residual = match mlp.down.epilogue {
+            Epilogue::Add { .. } if added(mlp, norm) => Some(x),
             Epilogue::Add { residual } => Some(b.operand(residual)),
             _ => None,
         };
@@ -182,13 +218,22 @@ impl MlpTiles {
         };
         let x_place = region(rows, width);
         let mut body = Vec::new();
-        let x_buffer =
-            (!self.on_chip[0]).then(|| b.ring("x", Element::INT8, shape.m.div_ceil(self.rows).min(2), self.rows * shape.d));
-        let x_view = match x_buffer {
-            None => at_operand(x, x_place),
-            Some(buffer) => {
-                body.extend([load(buffer, x, x_place), wait(buffer, x_place)]);
-                at_buffer(buffer, x_place)
+        let blocks = shape.m.div_ceil(self.rows).min(2);
+        let x_buffer = match norming {
+            _ if self.on_chip[0] => None,
+            None => Some(b.ring("x", Element::INT8, blocks, self.rows * shape.d)),
+            Some(_) if self.added => Some(b.ring("x", Element::INT16, 1, Element::INT16.bytes(self.rows * shape.d))),
+            Some(_) => None,
+        };
+        let loaded = x_buffer.map(|buffer| {
+            body.extend([load(buffer, x, x_place), wait(buffer, x_place)]);
+            at_buffer(buffer, x_place)
+        });
+        let x_view = match (norming, loaded) {
+            (None, loaded) => loaded.unwrap_or(at_operand(x, x_place)),
+            (Some(norming), loaded) => {
+                body.extend(loaded.map_or_else(|| norming.panel(ROWS), |wide| norming.tile(wide).to_vec()));
+                norming.view(rows, width)
             }
         };
         body.push(open(sums, x_place));
@@ -230,14 +275,15 @@ impl MlpTiles {
             code.extend(buffers.map(release));
             body.push(tiles(INNER, shape.f, self.inner, [self.kept, count], code));
         }
-        body.extend(x_buffer.map(release));
+        body.extend(x_buffer.filter(|_| !self.added).map(release));
         let place = region(rows, Span::tile(OUT));
         let columns = region(Span::all(1), Span::tile(OUT));
         let mut last = vec![load(down_ring, down_columns, columns)];
         let mut after = vec![release(down_ring)];
-        let beside = residual.map(|residual| match self.on_chip[2] {
-            true => at_operand(residual, place),
-            false => {
+        let beside = residual.map(|residual| match (self.on_chip[2], x_buffer.filter(|_| self.added)) {
+            (true, _) => at_operand(residual, place),
+            (false, Some(buffer)) => at_buffer(buffer, place),
+            (false, None) => {
                 let buffer = b.ring("residual", shape.out, 1, shape.out.bytes(self.finished) * self.rows);
                 last.extend([load(buffer, residual, place), wait(buffer, place)]);
                 after.push(release(buffer));
@@ -263,12 +309,19 @@ impl MlpTiles {
         }));
         last.extend(after);
         body.push(tiles(OUT, shape.d, self.finished, [0, shape.d.div_ceil(self.finished)], last));
+        body.extend(x_buffer.filter(|_| self.added).map(release));
 
-        let mut code: Vec<Statement> =
-            kept.map(|buffers| tiles(INNER, shape.f, self.inner, [0, self.kept], loads(buffers))).into_iter().collect();
+        let mut code: Vec<Statement> = norming.iter().flat_map(Norming::start).collect();
+        code.extend(kept.map(|buffers| tiles(INNER, shape.f, self.inner, [0, self.kept], loads(buffers))));
         code.push(tiles(ROWS, shape.m, self.rows, [0, shape.m.div_ceil(self.rows)], body));
         code.extend(kept.into_iter().flatten().map(release));
+        code.extend(norming.map(|norming| norming.end()));
         let row = mlp.down.out[0].row;
         b.done(code, &|at| if at as u32 == out { row } else { 0 })
     }
+}
+
+/// Whether what is normed is the residual, too.
+fn added(mlp: &Mlp, norm: Option<&Norm>) -> bool {
+    matches!(mlp.down.epilogue, Epilogue::Add { residual } if norm.is_some_and(|norm| norm.x == residual))
 }

@@ -1,11 +1,13 @@
 //! From a kernel and a choice of tiles to the code of a body.
 
 mod attention;
+mod entry;
 mod linear;
 mod mlp;
 mod norm;
 
 pub use attention::AttentionTiles;
+pub use entry::Entry;
 pub use linear::LinearTiles;
 pub use mlp::MlpTiles;
 pub use norm::NormTiles;
@@ -28,6 +30,18 @@ pub enum Tiles {
     Attention(AttentionTiles),
     /// Of a gated unit.
     Mlp(MlpTiles),
+}
+
+impl Tiles {
+    /// How many times each row is normed.
+    pub fn norms(&self) -> u64 {
+        match self {
+            Tiles::Norm(_) => 1,
+            Tiles::Linear(tiles) => tiles.norms(),
+            Tiles::Attention(_) => 0,
+            Tiles::Mlp(tiles) => u64::from(tiles.piece.is_some()),
+        }
+    }
 }
 
 /// A body under construction, with the tensors of its operands.

@@ -242,6 +242,13 @@ pub enum Extent {
     },
 }
 
+impl Extent {
+    /// The rows of an outer loop's tile themselves; the tile of this loop divides that loop's.
+    pub fn rows_of(rows: u8) -> Extent {
+        Extent::Keys { rows, past: 0, window: Some(1) }
+    }
+}
+
 /// One thing to do. A body has few of them: that some are larger than others costs nothing.
 #[expect(clippy::large_enum_variant, reason = "a plan has a few hundred statements")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

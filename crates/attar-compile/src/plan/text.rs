@@ -118,6 +118,7 @@ impl fmt::Display for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Extent::Count(count) => write!(f, "{count}"),
+            Extent::Keys { rows, past: 0, window: Some(1) } => write!(f, "rows of v{rows}"),
             Extent::Keys { rows, past, window: None } => write!(f, "keys of v{rows} behind {past}"),
             Extent::Keys { rows, past, window: Some(window) } => write!(f, "keys of v{rows} behind {past}, {window} each"),
         }

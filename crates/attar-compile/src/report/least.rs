@@ -11,14 +11,20 @@ use crate::{
 /// Bytes of the kernel of `choice`, with `sram` bytes on chip; `on` says which tensors are there already.
 pub(super) fn least(program: &Program, choice: &Choice, sram: u64, on: &dyn Fn(TensorId) -> bool) -> u64 {
     let least = Least { program, sram, on };
-    match (&choice.kernel, &choice.tiles) {
+    let entry = choice.kernel.entry();
+    let x = |x: TensorId| entry.map_or(least.whole(x), |norm| least.whole(norm.x));
+    let gains = entry.map_or(0, |norm| least.whole(norm.gains));
+    match (choice.kernel.core(), &choice.tiles) {
         (Kernel::Linear(linear), Tiles::Linear(tiles)) => {
-            least.beside(linear) + lower_bound(&tiles.product, sram).max(least.product(linear))
+            let once = x(linear.x) + least.weight(linear) + least.written(linear);
+            least.beside(linear) + gains + lower_bound(&tiles.loaded(), sram).max(once)
         }
         (Kernel::Attention(attention), _) => least.attention(attention),
         (Kernel::Mlp(mlp), _) => {
             let products = [&mlp.gated, &mlp.down].map(|l| least.weight(l) + least.beside(l));
-            least.whole(mlp.gated.x) + products.iter().sum::<u64>() + least.written(&mlp.down)
+            // Rows that are normed and then added are read once.
+            let twice = entry.filter(|norm| mlp.down.reads().contains(&norm.x)).map_or(0, |norm| least.whole(norm.x));
+            x(mlp.gated.x) - twice + gains + products.iter().sum::<u64>() + least.written(&mlp.down)
         }
         (kernel, _) => kernel.reads().iter().chain(&kernel.writes()).map(|id| least.whole(*id)).sum(),
     }
@@ -49,11 +55,6 @@ impl Least<'_> {
     fn written(&self, linear: &Linear) -> u64 {
         let rows = self.program.product(linear)[0];
         linear.out.iter().map(|Part { tensor, .. }| self.rows(*tensor, rows)).sum()
-    }
-
-    /// The operands of a product, once.
-    fn product(&self, linear: &Linear) -> u64 {
-        self.whole(linear.x) + self.weight(linear) + self.written(linear)
     }
 
     /// What a product's epilogue reads, once: other data than the product's, so that it comes on top.

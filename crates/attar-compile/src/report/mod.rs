@@ -112,6 +112,7 @@ impl Kind {
             Kernel::Linear(_) => Kind::Linear,
             Kernel::Attention(_) => Kind::Attention,
             Kernel::Mlp(_) => Kind::Mlp,
+            Kernel::Normed(normed) => Kind::of(&normed.then),
         }
     }
 
@@ -232,6 +233,8 @@ pub struct CallReport {
     pub order: String,
     /// Names of the tensors that lie on the chip during it.
     pub kept: Vec<String>,
+    /// How many times each row is normed in it: 0 where nothing is.
+    pub norms: u64,
     /// Multiply-accumulates whose terms count.
     pub macs: u64,
     /// DRAM and flash bytes read.
@@ -456,6 +459,7 @@ fn one(
         tile: words::tile(&choice.tiles),
         order: words::order(program, choice),
         kept: choice.kept.clone(),
+        norms: choice.norms,
         macs: trace.macs,
         read,
         written: trace.written,

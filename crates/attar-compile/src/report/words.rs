@@ -3,16 +3,16 @@
 use crate::{
     Program,
     lower::Tiles,
-    program::Kernel,
+    program::{Kernel, Norm, Normed},
     schedule::Choice,
     tile::{Order, Tiling},
 };
 
 /// See [`super::CallReport::shape`].
 pub(super) fn shape(program: &Program, kernel: &Kernel) -> [u64; 3] {
-    match kernel {
-        Kernel::Norm(norm) => {
-            let x = program.get(norm.x);
+    match kernel.core() {
+        Kernel::Norm(Norm { x, .. }) | Kernel::Normed(Normed { norm: Norm { x, .. }, .. }) => {
+            let x = program.get(*x);
             [x.rows, x.columns, x.columns]
         }
         Kernel::Linear(linear) => program.product(linear),
@@ -37,10 +37,11 @@ pub(super) fn tile(tiles: &Tiles) -> String {
     }
 }
 
-/// In what order, and what stays.
+/// In what order, what stays, and how many times rows are normed.
 pub(super) fn order(program: &Program, choice: &Choice) -> String {
     let [_, _, n] = shape(program, &choice.kernel);
-    match &choice.tiles {
+    let norms = choice.kernel.entry().map_or(String::new(), |_| format!("; norm x{}", choice.norms));
+    let text = match &choice.tiles {
         Tiles::Norm(_) => "rows".into(),
         Tiles::Linear(linear) => {
             let [m, k, n] = linear.tiling.counts(&linear.product);
@@ -57,7 +58,8 @@ pub(super) fn order(program: &Program, choice: &Choice) -> String {
             let all = n.div_ceil(mlp.inner);
             format!("rows, inner{}", kept_text(mlp.kept, all, "weights").map_or(String::new(), |text| format!("; {text}")))
         }
-    }
+    };
+    text + &norms
 }
 
 fn loops(order: Order) -> &'static str {

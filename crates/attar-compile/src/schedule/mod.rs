@@ -3,8 +3,9 @@
 //!
 //! Kernels are taken in an order in which the least lives at once. A dynamic program walks over them; its state is the set of
 //! tensors that are kept on the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in
-//! the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). Equal kernels in equal room are
-//! searched once, so that a model of equal blocks costs as much to plan as one block.
+//! the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). What a norm makes is kept,
+//! stored, or computed again within the kernel that reads it, as often as that reads it: whichever costs least. Equal kernels in
+//! equal room are searched once, so that a model of equal blocks costs as much to plan as one block.
 
 pub mod chunk;
 mod image;
@@ -24,9 +25,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, Result,
     device::Device,
-    lower::{AttentionTiles, LinearTiles, Lowered, MlpTiles, NormTiles, Tiles},
+    lower::{AttentionTiles, Entry, LinearTiles, Lowered, MlpTiles, NormTiles, Tiles},
     plan::{Call, Operand, Placed, Plan},
-    program::{Attention, Epilogue, Kernel, Linear, Mlp, Norm, Program, Role, TensorId},
+    program::{Attention, Epilogue, Kernel, Linear, Mlp, Norm, Normed, Program, Role, TensorId},
     simulate::Rates,
     tile::{Buffering, Limits, Objective},
 };
@@ -111,6 +112,15 @@ pub struct Freedom {
     pub join: bool,
     /// Tensors may stay on the chip between kernels.
     pub keep: bool,
+    /// A norm may be computed within the kernel that reads it, as often as that reads it.
+    pub recompute: bool,
+}
+
+impl Freedom {
+    /// All of it.
+    pub const ALL: Freedom = Freedom { join: true, keep: true, recompute: true };
+    /// Every kernel for itself.
+    pub const NONE: Freedom = Freedom { join: false, keep: false, recompute: false };
 }
 
 /// A plan with what was chosen.
@@ -135,6 +145,8 @@ pub struct Choice {
     pub kept: Vec<String>,
     /// DRAM bytes that are foretold.
     pub dram: u64,
+    /// How many times each row is normed in it: 0 where nothing is.
+    pub norms: u64,
 }
 
 /// What a way costs, in the order of the goal.
@@ -273,15 +285,41 @@ impl Search<'_> {
         }
     }
 
-    /// The kernels that can run next: one alone, or a gated product joined with the one that reads it.
+    /// The kernels that can run next: one alone, a gated product joined with the one that reads it, or a norm within one of
+    /// these.
     fn segments(&self, position: usize) -> Vec<(usize, Kernel)> {
+        let mut found = self.joined(position);
+        let Kernel::Norm(norm) = &self.program.kernels[position].1 else { return found };
+        if !self.freedom.recompute || !self.passes(norm.out, position) || position + 1 == self.program.kernels.len() {
+            return found;
+        }
+        for (end, then) in self.joined(position + 1) {
+            let reads = match &then {
+                Kernel::Linear(linear) => linear.x == norm.out,
+                Kernel::Mlp(mlp) => mlp.gated.x == norm.out,
+                _ => false,
+            };
+            if reads {
+                found.push((end, Kernel::Normed(Normed { norm: norm.clone(), then: Box::new(then) })));
+            }
+        }
+        found
+    }
+
+    /// Whether a tensor is made by the kernel at `position` for the next one, and nobody else.
+    fn passes(&self, tensor: TensorId, position: usize) -> bool {
+        self.last_use.get(&tensor) == Some(&(position + 1)) && self.program.get(tensor).role == Role::Scratch
+    }
+
+    /// A kernel alone, or a gated product with the one that reads it.
+    fn joined(&self, position: usize) -> Vec<(usize, Kernel)> {
         let kernels = &self.program.kernels;
         let mut found = vec![(position + 1, kernels[position].1.clone())];
         if let (true, Kernel::Linear(gated), Some((_, Kernel::Linear(down)))) =
             (self.freedom.join, &kernels[position].1, kernels.get(position + 1))
         {
             let inner = gated.out[0].tensor;
-            let only = self.last_use.get(&inner) == Some(&(position + 1)) && self.program.get(inner).role == Role::Scratch;
+            let only = self.passes(inner, position);
             let plain = matches!(down.epilogue, Epilogue::Rescale | Epilogue::Add { .. }) && down.out.len() == 1;
             if matches!(gated.epilogue, Epilogue::Gated { .. }) && down.x == inner && only && plain {
                 found.push((position + 2, Kernel::Mlp(Mlp { gated: gated.clone(), down: down.clone() })));
@@ -328,17 +366,17 @@ impl Search<'_> {
 
     /// The same of all weights of a kernel.
     fn stored(&self, kernel: &Kernel) -> [Option<[u64; 2]>; 2] {
-        match kernel {
+        match kernel.core() {
             Kernel::Linear(linear) => [self.tile(linear), None],
             Kernel::Mlp(mlp) => [self.tile(&mlp.gated), self.tile(&mlp.down)],
-            Kernel::Norm(_) | Kernel::Attention(_) => [None; 2],
+            Kernel::Norm(_) | Kernel::Attention(_) | Kernel::Normed(_) => [None; 2],
         }
     }
 
     /// What a kernel may use.
     fn limits(&self, kernel: &Kernel, room: u64) -> Result<Limits> {
         let [stored, second] = self.stored(kernel);
-        if let (Kernel::Mlp(mlp), Some([width, pairs]), Some(down)) = (kernel, stored, second) {
+        if let (Kernel::Mlp(mlp), Some([width, pairs]), Some(down)) = (kernel.core(), stored, second) {
             let [_, d, _] = self.program.product(&mlp.gated);
             if width != d || down != [pairs / 2, d] {
                 return Err(Error::Stored { weight: self.program.get(mlp.gated.weight).name.clone() });
@@ -355,39 +393,67 @@ impl Search<'_> {
         let rates = self.target.rates.tile;
         let array = [rates.array[1], rates.array[2]];
         let objective = self.goal.objective(rates);
-        Ok(match kernel {
+        let norm = kernel.entry();
+        let read = |x: TensorId| on(norm.map_or(x, |norm| norm.x));
+        Ok(match kernel.core() {
             Kernel::Norm(norm) => Tiles::Norm(NormTiles::search(program, norm, [on(norm.x), on(norm.out)], &limits)?),
             Kernel::Linear(linear) => {
-                let chip = [on(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
-                Tiles::Linear(LinearTiles::search(program, linear, chip, &limits, array, &objective)?)
+                let chip = [read(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
+                let search = |entry| LinearTiles::search(program, linear, entry, chip, &limits, array, &objective);
+                let Some(norm) = norm else { return Ok(Tiles::Linear(search(None)?)) };
+                let rows = Entry::piece(&limits, program.get(norm.x).columns, chip[0]);
+                let both = [Entry::Once { rows }, Entry::Again].map(|entry| search(Some(entry)).map(Tiles::Linear));
+                match both {
+                    [Ok(once), Ok(again)] => {
+                        let [first, second] = [&once, &again].map(|tiles| self.cost(kernel, tiles, live).2);
+                        if second.order(&first).is_lt() { again } else { once }
+                    }
+                    [once, again] => once.or(again)?,
+                }
             }
             Kernel::Attention(attention) => {
                 let chip = [on(attention.query), on(attention.out)];
                 Tiles::Attention(AttentionTiles::search(program, attention, chip, &limits)?)
             }
+            Kernel::Normed(_) => unreachable!("a norm stands before a product"),
             Kernel::Mlp(mlp) => {
-                let chip = [on(mlp.gated.x), on(mlp.down.out[0].tensor), residual(&mlp.down).is_some_and(on)];
-                Tiles::Mlp(MlpTiles::search(program, mlp, chip, &limits, array)?)
+                let chip = [read(mlp.gated.x), on(mlp.down.out[0].tensor), residual(&mlp.down).is_some_and(on)];
+                Tiles::Mlp(MlpTiles::search(program, mlp, norm, chip, &limits, array)?)
             }
         })
+    }
+
+    /// Numbers that a kernel norms, each time.
+    fn normed(&self, kernel: &Kernel) -> u64 {
+        let norm = match kernel {
+            Kernel::Norm(norm) => Some(norm),
+            _ => kernel.entry(),
+        };
+        norm.map_or(0, |norm| self.program.get(norm.x).rows * self.program.get(norm.x).columns)
     }
 
     /// DRAM bytes and the cost of tiles, in the order of the goal.
     fn cost(&self, kernel: &Kernel, tiles: &Tiles, live: &[TensorId]) -> (Tiles, u64, Cost) {
         let on = |id: TensorId| live.contains(&id);
         let rates = &self.target.rates;
-        let (array, read) = (rates.tile.array, rates.tile.read);
+        let read = rates.tile.read;
         let dram = traffic(self.program, kernel, tiles, &on);
         let macs = self.program.macs(kernel) as f64;
-        let compute = macs / array.iter().product::<u64>() as f64;
-        let cycles = match (tiles, kernel) {
-            (Tiles::Linear(tiles), _) => {
-                let limits = self.target.limits(self.target.sram);
-                tiles.tiling.cost(&tiles.product, &limits, &rates.tile).cycles
+        let numbers = self.normed(kernel);
+        let norm = rates.vector(numbers, Norm::OPERATIONS) as f64;
+        let norms = tiles.norms() as f64;
+        let cycles = match (tiles, kernel.core()) {
+            (Tiles::Linear(tiles), _) => tiles.cycles(&rates.tile, norm),
+            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.cycles(self.program, mlp, &rates.tile, norm),
+            (Tiles::Attention(tiles), Kernel::Attention(attention)) => {
+                (tiles.work(self.program, attention, rates) as f64).max(dram as f64 / read)
             }
-            _ => compute.max(dram as f64 / read),
+            _ => norm.max(dram as f64 / read),
         };
-        let energy = macs * rates.tile.mac_pj + dram as f64 * rates.tile.dram_pj + cycles * rates.tile.cycle_pj;
+        // Rows are read in int16 and written in int8.
+        let normed = norms * 3.0 * numbers as f64;
+        let moved = dram as f64 * rates.tile.dram_pj + normed * rates.tile.sram_pj;
+        let energy = macs * rates.tile.mac_pj + moved + cycles * rates.tile.cycle_pj;
         let bytes = dram as f64;
         let cost = match self.goal {
             Goal::Dram => [bytes, cycles, energy],
@@ -420,7 +486,8 @@ impl Search<'_> {
                 fence_weights: true,
             });
             let kept = step.kept.iter().map(|id| self.program.get(*id).name.clone()).collect();
-            choices.push(Choice { name, kernel: step.kernel.clone(), tiles: step.tiles.clone(), kept, dram: step.dram });
+            let (tiles, norms) = (step.tiles.clone(), step.tiles.norms());
+            choices.push(Choice { name, kernel: step.kernel.clone(), tiles, kept, dram: step.dram, norms });
             lowered_all.push(lowered);
         }
         let tensors: Vec<Placed> = self.layouts(steps);
@@ -442,11 +509,15 @@ impl Search<'_> {
     }
 
     fn lower(&self, step: &Step) -> Lowered {
-        match (&step.tiles, &step.kernel) {
+        let norm = step.kernel.entry();
+        let name = |name: &'static str, normed: &'static str| if norm.is_some() { normed } else { name };
+        match (&step.tiles, step.kernel.core()) {
             (Tiles::Norm(tiles), Kernel::Norm(norm)) => tiles.lower(self.program, norm, "norm"),
-            (Tiles::Linear(tiles), Kernel::Linear(linear)) => tiles.lower(self.program, linear, "linear"),
+            (Tiles::Linear(tiles), Kernel::Linear(linear)) => {
+                tiles.lower(self.program, linear, norm, name("linear", "normed linear"))
+            }
             (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(self.program, attention, "attention"),
-            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.lower(self.program, mlp, "mlp"),
+            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.lower(self.program, mlp, norm, name("mlp", "normed mlp")),
             _ => unreachable!("tiles are searched for the kernel they go with"),
         }
     }
@@ -455,7 +526,7 @@ impl Search<'_> {
     fn layouts(&self, steps: &[Step]) -> Vec<Placed> {
         let mut tiles: HashMap<TensorId, [u64; 2]> = HashMap::new();
         for step in steps {
-            match (&step.tiles, &step.kernel) {
+            match (&step.tiles, step.kernel.core()) {
                 (Tiles::Linear(linear), Kernel::Linear(kernel)) => {
                     tiles.insert(kernel.weight, [linear.tiling.tile[2], linear.tiling.tile[1]]);
                 }
@@ -490,7 +561,7 @@ fn residual(linear: &Linear) -> Option<TensorId> {
 
 /// The output that may stay on the chip.
 fn keepable(program: &Program, kernel: &Kernel) -> Option<TensorId> {
-    let out = match kernel {
+    let out = match kernel.core() {
         Kernel::Norm(norm) => norm.out,
         Kernel::Linear(Linear { out, .. }) if out.len() == 1 && out[0].row == 0 => out[0].tensor,
         Kernel::Attention(attention) => attention.out,
@@ -507,15 +578,17 @@ fn shape(program: &Program, kernel: &Kernel, live: &[TensorId]) -> String {
         (tensor.rows, tensor.columns, tensor.element.bits, tensor.element.per, live.contains(id))
     };
     let ids: Vec<_> = kernel.reads().iter().chain(&kernel.writes()).map(tensor).collect();
-    let kind = match kernel {
-        Kernel::Norm(Norm { .. }) => "norm".to_string(),
+    let kind = match kernel.core() {
+        Kernel::Norm(_) | Kernel::Normed(_) => "norm".to_string(),
         Kernel::Linear(linear) => format!("linear {}", epilogue(&linear.epilogue)),
         Kernel::Attention(Attention { heads, key_heads, head, past, window, .. }) => {
             format!("attention {heads} {key_heads} {head} {past} {window:?}")
         }
         Kernel::Mlp(mlp) => format!("mlp {}", epilogue(&mlp.down.epilogue)),
     };
-    format!("{kind} {ids:?}")
+    // A norm's rows may be the residual, too.
+    let entry = kernel.entry().map(|norm| kernel.core().reads().contains(&norm.x));
+    format!("{kind} {entry:?} {ids:?}")
 }
 
 fn epilogue(epilogue: &Epilogue) -> String {
@@ -529,7 +602,7 @@ fn epilogue(epilogue: &Epilogue) -> String {
 
 /// DRAM bytes of a kernel, foretold.
 fn traffic(program: &Program, kernel: &Kernel, tiles: &Tiles, on: &dyn Fn(TensorId) -> bool) -> u64 {
-    match (kernel, tiles) {
+    match (kernel.core(), tiles) {
         (Kernel::Norm(norm), _) => {
             let moved = [norm.x, norm.out].into_iter().filter(|id| !on(*id));
             moved.map(|id| program.get(id).bytes()).sum::<u64>() + program.get(norm.gains).bytes()

@@ -156,10 +156,14 @@ pub(super) fn in_memory(mut plan: Plan, target: &Target, image: &Image) -> Resul
     };
     let (scratch, ends) = (in_dram(&|role| role == Role::Scratch), in_dram(&|role| matches!(role, Role::Input | Role::Output)));
     let uses = uses(&plan);
-    let items = scratch.iter().map(|at| Item { from: uses[*at].0, to: uses[*at].1 + 1, bytes: size(&plan.tensors[*at]) });
-    let buffers = items.map(|item| Buffer::new(item.from as u64, item.to as u64, item.bytes)).collect();
+    // What lies within a joined kernel is used by no call: nothing is there, so that all of it may be at one place.
+    let (scratch, unused): (Vec<usize>, Vec<usize>) = scratch.into_iter().partition(|at| uses[*at].is_some());
+    let buffer = |at: &usize| uses[*at].map(|(from, last)| Buffer::new(from as u64, last as u64 + 1, size(&plan.tensors[*at])));
+    let buffers = scratch.iter().filter_map(buffer).collect();
     let (placement, _) = greedy(&Problem { buffers, capacity: target.dram })?;
-    let own = placement.height + ends.iter().map(|at| size(&plan.tensors[*at])).sum::<u64>();
+    let within = unused.iter().map(|at| size(&plan.tensors[*at])).max().unwrap_or(0);
+    let height = placement.height.max(within);
+    let own = height + ends.iter().map(|at| size(&plan.tensors[*at])).sum::<u64>();
 
     let mut bottom = Bottom::new(image, plan.align);
     let lasting: Vec<(usize, Option<&Placed>)> =
@@ -194,14 +198,15 @@ pub(super) fn in_memory(mut plan: Plan, target: &Target, image: &Image) -> Resul
             }
         })
         .collect();
-    let above = bottom.dram + placement.height;
+    let above = bottom.dram + height;
     let ends = ends.iter().scan(above, |next, at| {
         let address = *next;
         *next += size(&plan.tensors[*at]);
         Some((*at, Space::Dram, address))
     });
     let scratch = scratch.iter().zip(&placement.offsets).map(|(at, offset)| (*at, Space::Dram, bottom.dram + offset));
-    let all: Vec<(usize, Space, u64)> = places.into_iter().chain(ends).chain(scratch).collect();
+    let unused = unused.iter().map(|at| (*at, Space::Dram, bottom.dram));
+    let all: Vec<(usize, Space, u64)> = places.into_iter().chain(ends).chain(scratch).chain(unused).collect();
     for (at, space, address) in all {
         (plan.tensors[at].space, plan.tensors[at].address) = (space, address);
     }
@@ -243,14 +248,14 @@ fn use_order(plan: &Plan) -> Vec<usize> {
     used.chain(0..plan.tensors.len()).filter(|at| !std::mem::replace(&mut seen[*at], true)).collect()
 }
 
-/// First and last call of each tensor.
-fn uses(plan: &Plan) -> Vec<(usize, usize)> {
-    let mut uses = vec![(usize::MAX, 0); plan.tensors.len()];
+/// First and last call of each tensor, if any.
+fn uses(plan: &Plan) -> Vec<Option<(usize, usize)>> {
+    let mut uses: Vec<Option<(usize, usize)>> = vec![None; plan.tensors.len()];
     for (at, call) in plan.calls.iter().enumerate() {
         for operand in &call.operands {
-            let (first, last) = &mut uses[operand.tensor as usize];
-            (*first, *last) = ((*first).min(at), at);
+            let known = &mut uses[operand.tensor as usize];
+            *known = Some((known.map_or(at, |(first, _)| first), at));
         }
     }
-    uses.into_iter().map(|(first, last)| if first == usize::MAX { (0, 0) } else { (first, last) }).collect()
+    uses
 }

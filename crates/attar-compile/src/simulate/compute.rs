@@ -5,7 +5,7 @@ use crate::{
     data,
     fixed::{self, RUN, Rescale, SoftmaxRow, saturate},
     plan::{Attend, Body, Call, Compute, Constant, Finish, Place, View},
-    program::{Column, Epilogue},
+    program::{Column, Epilogue, Norm},
     simulate::Violation,
 };
 
@@ -247,7 +247,7 @@ impl Simulator<'_, '_> {
             let numbers: Vec<i32> = rows.flat_map(|row| fixed::norm_row(row, *epsilon, &gains, shift, out.bits)).collect();
             self.put(&out, &numbers);
         }
-        Ok(self.rates.vector(x.region.height() * x.region.width(), 3))
+        Ok(self.rates.vector(x.region.height() * x.region.width(), Norm::OPERATIONS))
     }
 
     fn attend(&mut self, call: &Call, body: &Body, views: [&View; 5], attend: &Attend) -> Checked<u64> {

@@ -75,9 +75,14 @@ impl Tiling {
     /// computation and the next step's loads (double buffers); stores are spread over the steps when they leave from a
     /// buffer of their own, and add up otherwise.
     pub fn cost(&self, product: &Product, limits: &Limits, rates: &Rates) -> Cost {
+        self.cost_beside(product, limits, rates, 0.0)
+    }
+
+    /// The same where so many cycles of other work are spread over the steps.
+    pub(crate) fn cost_beside(&self, product: &Product, limits: &Limits, rates: &Rates, work: f64) -> Cost {
         let counts = self.counts(product);
         let steps = (counts[0] * counts[1] * counts[2]) as f64;
-        let compute = self.compute(product, rates) + steps * rates.fill;
+        let compute = self.compute(product, rates) + steps * rates.fill + work;
         let [a, w, c] = self.transfer_cycles(product, rates);
         let store = self.transfers[2] as f64 * c;
         let (hidden, exposed) =

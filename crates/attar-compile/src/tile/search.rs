@@ -41,20 +41,49 @@ impl Objective {
     pub const BYTES: Objective = Objective::Dram { overhead: 0 };
 }
 
+/// Which nests are searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nests {
+    /// All.
+    All,
+    /// Rows outermost, with all of A's row block kept.
+    RowPanel,
+    /// Columns outermost, with tiles of rows within.
+    RowsWithin,
+}
+
+impl Nests {
+    fn orders(self) -> &'static [Order] {
+        match self {
+            Nests::All => &Order::ALL,
+            Nests::RowPanel => &[Order::Mnk],
+            Nests::RowsWithin => &[Order::Nmk],
+        }
+    }
+}
+
 /// The best tiling that fits.
 ///
 /// # Errors
 /// Where not even the smallest tile fits.
 pub fn search(product: &Product, limits: &Limits, objective: &Objective) -> Result<Tiling> {
+    search_nests(product, limits, objective, Nests::All)
+}
+
+/// The best tiling of some nests.
+pub(crate) fn search_nests(product: &Product, limits: &Limits, objective: &Objective, nests: Nests) -> Result<Tiling> {
     let (first, second) = match objective {
-        Objective::Dram { overhead } => return Search::new(product, limits, Measure::Bytes(*overhead)).run(),
+        Objective::Dram { overhead } => {
+            return Search { nests, ..Search::new(product, limits, Measure::Bytes(*overhead)) }.run();
+        }
         Objective::Latency(rates) => (Measure::Cycles(rates), Measure::Bytes(0)),
         Objective::Energy(rates) => (Measure::Energy(rates), Measure::Cycles(rates)),
     };
-    let best = Search { equal: EQUAL, ..Search::new(product, limits, first) }.run()?;
+    let best = Search { nests, equal: EQUAL, ..Search::new(product, limits, first) }.run()?;
     let most = first.key(product, limits, &best)[0] * (1.0 + EQUAL);
     let start = Some((second.key(product, limits, &best), best));
-    Search { equal: EQUAL, within: Some((first, most)), best: start, ..Search::new(product, limits, second) }.run()
+    let within = Some((first, most));
+    Search { nests, equal: EQUAL, within, best: start, ..Search::new(product, limits, second) }.run()
 }
 
 /// Tilings of which none is at least as good as another in DRAM bytes, SRAM and cycles at once, by falling SRAM, with their
@@ -186,6 +215,7 @@ struct Pair {
 struct Search<'a> {
     product: &'a Product,
     limits: &'a Limits,
+    nests: Nests,
     measure: Measure<'a>,
     /// How much worse than the best is good enough, relatively.
     equal: f64,
@@ -200,7 +230,7 @@ impl<'a> Search<'a> {
     fn new(product: &'a Product, limits: &'a Limits, measure: Measure<'a>) -> Self {
         let mut depths = of_weight(product.k, product.unit[1], limits.stored.map(|[depth, _]| depth));
         depths.reverse();
-        Search { product, limits, measure, equal: 0.0, within: None, depths, best: None }
+        Search { product, limits, nests: Nests::All, measure, equal: 0.0, within: None, depths, best: None }
     }
 
     fn run(mut self) -> Result<Tiling> {
@@ -219,7 +249,7 @@ impl<'a> Search<'a> {
         let columns = of_weight(self.product.n, self.product.unit[2], self.limits.stored.map(|[_, columns]| columns));
         let Some(&depth) = self.depths.last() else { return Vec::new() };
         let mut pairs = Vec::with_capacity(4 * rows.len() * columns.len());
-        for order in Order::ALL {
+        for &order in self.nests.orders() {
             for &tm in &rows {
                 for &tn in &columns {
                     if let Some(bound) = self.bound(order, [tm, depth, tn], 1) {
@@ -316,8 +346,12 @@ impl<'a> Search<'a> {
         let stage = if limits.staged { p.c.bytes(tile[0] * tile[2]).next_multiple_of(limits.align) } else { 0 };
         let Some(room) = limits.sram.checked_sub(nest.sums(p.partial, limits.align) + stage) else { return };
         let most = nest.most_outer(room.saturating_sub(nest.inner_least(limits)), limits);
-        let lowest = if nest.outer_saves() { most.saturating_sub(KEPT_BELOW) } else { most };
-        for outer in (lowest..=most).rev().chain((lowest > 0).then_some(0)) {
+        let panel = self.nests == Nests::RowPanel;
+        if panel && most < depths {
+            return;
+        }
+        let lowest = if nest.outer_saves() && !panel { most.saturating_sub(KEPT_BELOW) } else { most };
+        for outer in (lowest..=most).rev().chain((lowest > 0 && !panel).then_some(0)) {
             let nest = nest.keeping_outer(outer);
             let Some(left) = room.checked_sub(nest.outer_sram(limits)) else { continue };
             let dram = p.c.bytes(p.m * p.n) as f64 + nest.outer_bytes() as f64 + nest.least_inner(left);
@@ -356,7 +390,8 @@ impl<'a> Search<'a> {
         let (p, least) = (self.product, |whole: u64, unit: u64| whole.min(unit));
         let [depth, columns] = self.limits.stored.unwrap_or([least(p.k, p.unit[1]), least(p.n, p.unit[2])]);
         let tile = [least(p.m, p.unit[0]), depth, columns];
-        let needed = Order::ALL.map(|order| Tiling::new(p, self.limits, order, tile, [0, 0]).sram).into_iter().min();
+        let kept = if self.nests == Nests::RowPanel { [p.k.div_ceil(tile[1]), 0] } else { [0, 0] };
+        let needed = self.nests.orders().iter().map(|order| Tiling::new(p, self.limits, *order, tile, kept).sram).min();
         Error::SramTooSmall { m: p.m, k: p.k, n: p.n, tile, needed: needed.unwrap_or(u64::MAX), sram: self.limits.sram }
     }
 }

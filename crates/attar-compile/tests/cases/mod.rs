@@ -46,7 +46,8 @@ pub(crate) fn proven(seed: u64) -> Result<Option<(Schedule, Simulation)>, String
     builder.blocks(random.within(1, 2) as usize, &block);
     let (program, memory) = builder.memory();
     let target = target(random.within(2_000, 60_000) as u64, random.pick(&[1, 16, 64]));
-    let freedom = Freedom { join: random.next().is_multiple_of(2), keep: random.next().is_multiple_of(2) };
+    let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));
+    let freedom = Freedom { join, keep, recompute };
     let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
     let schedule = match schedule(&program, &target, goal, freedom, "test") {
         Ok(schedule) => schedule,

@@ -144,7 +144,7 @@ fn assert_listed(room: &Room) {
 #[test]
 fn the_step_cuts_as_the_compiler_does() {
     let room = Room::new();
-    let apart = compile("join = false\nkeep = false\nchunk = 40\nprove = 0");
+    let apart = compile("join = false\nkeep = false\nrecompute = false\nchunk = 40\nprove = 0");
     room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &tile(""), &apart]));
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
     let tiles = room.json("out/tiled/tiles.json");

@@ -1,0 +1,127 @@
+//! A norm at the entry of a product: rows come in int16 and are normed on the chip, where the product reads them.
+//!
+//! With rows outermost, each block of rows is normed once, a few rows at a time, into a panel of int8: beside that panel, which
+//! the product would hold anyway, there is room for two such pieces only. With columns outermost, each tile of rows comes and
+//! is normed again for each tile of columns: what a norm of its own would store and the product load, is computed again.
+
+use super::{Builder, at_buffer, at_operand, compute, load, open, region, release, wait};
+use crate::{
+    Element, Program,
+    plan::{Compute, Constant, Extent, Span, Statement, View},
+    program::Norm,
+    tile::Limits,
+};
+
+/// The loop over the pieces of a block of rows.
+const PIECE: u8 = 3;
+
+/// How a product norms what it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Rows outermost: once.
+    Once {
+        /// Rows at a time.
+        rows: u64,
+    },
+    /// Columns outermost: once for each tile of columns.
+    Again,
+}
+
+impl Entry {
+    /// Rows of `width` numbers that are normed at a time where each is normed once: a 64th part of the room.
+    pub(crate) fn piece(limits: &Limits, width: u64, on_chip: bool) -> u64 {
+        let most = limits.sram / 64 / Element::INT16.bytes(width);
+        let rows = if on_chip { 1 } else { most.clamp(1, 16) };
+        1 << rows.ilog2()
+    }
+
+    /// Bytes on the chip beside the panel: gains, and two pieces of rows, or one tile of `rows` normed rows.
+    pub(super) fn bytes(self, rows: u64, width: u64, on_chip: bool, align: u64) -> u64 {
+        let slot = |bytes: u64| bytes.next_multiple_of(align);
+        let held = match self {
+            Entry::Once { .. } if on_chip => 0,
+            Entry::Once { rows } => 2 * slot(Element::INT16.bytes(rows * width)),
+            Entry::Again => slot(Element::INT8.bytes(rows * width)),
+        };
+        held + slot(Element::INT32.bytes(width))
+    }
+}
+
+/// What the code of a norm works on.
+#[derive(Clone, Copy)]
+pub(super) struct Norming {
+    /// Operand of the int16 rows.
+    pub(super) x: u32,
+    /// Pieces of them come here, so many rows at a time; nowhere if they are on the chip.
+    pieces: Option<(u32, u64)>,
+    /// Operand and buffer.
+    gains: [u32; 2],
+    /// Where normed rows lie.
+    normed: u32,
+    constant: u32,
+    width: u64,
+}
+
+impl Norming {
+    /// Room for `rows` normed rows, and for `pieces` rows on their way.
+    pub(super) fn new(builder: &mut Builder, program: &Program, norm: &Norm, rows: u64, pieces: Option<u64>) -> Norming {
+        let [x, gains] = [norm.x, norm.gains].map(|id| builder.operand(id));
+        let width = program.get(norm.x).columns;
+        let gains_buffer = builder.ring("gains", Element::INT32, 1, Element::INT32.bytes(width));
+        let pieces = pieces.map(|rows| (builder.ring("x", Element::INT16, 2, Element::INT16.bytes(rows * width)), rows));
+        let normed = builder.ring("normed", Element::INT8, 1, Element::INT8.bytes(rows * width));
+        let constant = builder.constant(Constant::Norm { epsilon: norm.epsilon, gain_shift: norm.gain_shift });
+        Norming { x, pieces, gains: [gains, gains_buffer], normed, constant, width }
+    }
+
+    /// Before all loops.
+    pub(super) fn start(&self) -> [Statement; 2] {
+        let all = region(Span::all(1), self.all());
+        [load(self.gains[1], self.gains[0], all), wait(self.gains[1], all)]
+    }
+
+    /// Behind them.
+    pub(super) fn end(&self) -> Statement {
+        release(self.gains[1])
+    }
+
+    fn all(&self) -> Span {
+        Span::all(self.width)
+    }
+
+    /// Normed rows as a product sees them.
+    pub(super) fn view(&self, rows: Span, columns: Span) -> View {
+        at_buffer(self.normed, region(rows, columns))
+    }
+
+    /// Rows of int16 on the chip, or where `buffer` has them.
+    pub(super) fn wide(&self, buffer: Option<u32>, rows: Span) -> View {
+        let place = region(rows, self.all());
+        buffer.map_or(at_operand(self.x, place), |buffer| at_buffer(buffer, place))
+    }
+
+    /// The rows that `x` shows become normed ones.
+    fn norm(&self, x: View, rows: Span) -> Statement {
+        let gains = at_buffer(self.gains[1], region(Span::all(1), self.all()));
+        compute(Compute::Norm { x, gains, out: self.view(rows, self.all()), constant: self.constant })
+    }
+
+    /// All rows that `x` shows.
+    pub(super) fn tile(&self, x: View) -> [Statement; 2] {
+        [open(self.normed, x.region), self.norm(x, x.region.rows)]
+    }
+
+    /// The rows of a loop's tile: as they lie on the chip, or piece by piece.
+    pub(super) fn panel(&self, rows: u8) -> Vec<Statement> {
+        let Some((buffer, tile)) = self.pieces else { return self.tile(self.wide(None, Span::tile(rows))).to_vec() };
+        let piece = self.wide(Some(buffer), Span::tile(PIECE));
+        let body = vec![
+            load(buffer, self.x, piece.region),
+            wait(buffer, piece.region),
+            self.norm(piece, Span::tile(PIECE)),
+            release(buffer),
+        ];
+        let pieces = Statement::Loop { variable: PIECE, extent: Extent::rows_of(rows), tile, tiles: [0, u64::MAX], body };
+        vec![open(self.normed, region(Span::tile(rows), self.all())), pieces]
+    }
+}
