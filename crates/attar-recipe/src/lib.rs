@@ -6,9 +6,11 @@
 
 mod adapters;
 mod artifact;
+mod beside;
 mod document;
 mod engines;
 mod error;
+mod files;
 mod lock;
 mod measure;
 mod model;
@@ -28,14 +30,15 @@ mod task;
 pub use attar_compress::allocate::Size;
 pub use engines::Engines;
 pub use error::{Error, ErrorKind, Result};
+pub use files::{data_beside, place_buffers, prove_plan, read_buffers, read_plan, read_proof, unusable};
 pub use lock::{Lock, LockMode};
 pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FusionReport,
-    ModelReport, PhaseReport, ProofReport, Report, SiteReport, Table, TensorReport, TransformReport, VariantReport, bytes,
-    fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FrontReport,
+    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, Table,
+    TensorReport, TransformReport, VariantReport, bytes, fusion_table,
 };
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};

@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
+use attar_compile::Tiled;
 use attar_compress::Calibration;
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source};
 
-use crate::{ActivationReport, AllocationReport, FusionReport, TransformReport, step::Compilation};
+use crate::{
+    ActivationReport, AllocationReport, FusionReport, PlacementReport, SimulationReport, TransformReport,
+    beside::Folder,
+    step::{Compilation, StepKind},
+};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -38,6 +43,16 @@ pub struct Working {
     pub(crate) window: usize,
     /// What it was compiled to, in order.
     pub(crate) compilations: Vec<Compilation>,
+    /// While planning: whether one of these is proven.
+    pub(crate) proves: bool,
+    /// How its products were cut, in order.
+    pub(crate) tilings: Vec<Tiled>,
+    /// Plans that were proven again, in order.
+    pub(crate) simulations: Vec<SimulationReport>,
+    /// Buffers that were placed, in order.
+    pub(crate) placements: Vec<PlacementReport>,
+    /// What steps leave beside it, in order.
+    pub(crate) folders: Vec<Folder>,
     /// How budgets were spent, in the order of the steps.
     pub(crate) allocations: Vec<AllocationReport>,
     /// Low-rank terms beside the weights, if a step left such.
@@ -91,10 +106,20 @@ impl Working {
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
             window: calibration.map_or(0, |c| c.length),
             compilations: Vec::new(),
+            proves: false,
+            tilings: Vec::new(),
+            simulations: Vec::new(),
+            placements: Vec::new(),
+            folders: Vec::new(),
             allocations: Vec::new(),
             adapters: None,
             possible: Vec::new(),
         }
+    }
+
+    /// A step leaves files beside the model, in the folder of its kind.
+    pub(crate) fn leave(&mut self, kind: &'static StepKind, files: Vec<(String, Vec<u8>)>) {
+        self.folders.extend(Folder::new(kind, &self.folders, files));
     }
 
     /// Bytes of the widest value inside a block, and of what waits between two blocks, for one token in f32.

@@ -11,10 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result,
+    Error, Result, beside,
     document::{self, Document, Section, fields},
     output::PROMISED,
-    run::COMPILED,
     step::{STEPS, Step, compiles},
     task::{DEFAULT_TASK, EvalTask, RunnerKind, TASKS},
 };
@@ -224,6 +223,7 @@ impl Recipe {
         self.check_names("variant", self.variants.iter().map(|v| v.name.as_str()))?;
         self.check_names("eval", self.evals.iter().map(|e| e.name.as_str()))?;
         self.check_folders()?;
+        self.check_files()?;
         for (i, gate) in self.gates.iter().enumerate() {
             self.check_gate(i, gate)?;
         }
@@ -257,14 +257,37 @@ impl Recipe {
         self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| compiles(&**step))
     }
 
+    /// What steps read beside the model, each with its place in the recipe.
+    pub(crate) fn step_files(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let steps = self.variants.iter().flat_map(|variant| &variant.steps);
+        steps.flat_map(|(key, step)| step.files().into_iter().map(move |(setting, file)| (format!("{key}.{setting}"), file)))
+    }
+
+    /// A run would read what it is about to write.
+    fn check_files(&self) -> Result<()> {
+        let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let output = whole(&self.head.output);
+        match self.step_files().find(|(_, file)| whole(file).starts_with(&output)) {
+            None => Ok(()),
+            Some((key, file)) => {
+                let error = Error::recipe(format!("`{}` lies in the output folder of this very recipe", file.display()))
+                    .hint("copy it elsewhere, or give the recipe another `output`".to_owned());
+                Err(self.document.place(error, &key))
+            }
+        }
+    }
+
     fn check_folders(&self) -> Result<()> {
+        let taken_by_steps: Vec<_> = self.variants.iter().flat_map(beside::names).collect();
         for (i, export) in self.exports.iter().enumerate() {
             let folder = &export.folder;
             let usable = if folder == "." { self.variants.len() == 1 } else { folder.split('/').all(is_name) };
             let taken = self.exports[..i].iter().find(|other| within(folder, &other.folder) || within(&other.folder, folder));
-            let compiled = self.compiles() && within(folder, COMPILED);
+            let step = taken_by_steps.iter().find(|(_, name)| within(folder, name));
             let (problem, hint) = match taken {
-                _ if compiled => (format!("`{folder}` is the folder of plans"), "give the export another `folder`"),
+                _ if let Some((kind, _)) = step => {
+                    (format!("`{folder}` is the folder of a step `{kind}`"), "give the export another `folder`")
+                }
                 _ if !usable => (
                     format!("`{folder}` cannot be the folder of an export"),
                     "letters, digits, `-`, `_` and inner dots make a name; `.` is for a single variant, and the report's names are taken",

@@ -2,7 +2,12 @@
 //!
 //! Nothing in a report depends on when or how fast it was made: the same recipe gives the same report.
 
-use attar_compile::pass::PassReport;
+use attar_compile::{
+    Tiled,
+    pass::PassReport,
+    report::{ProductReport, columns},
+    schedule::Goal,
+};
 use attar_eval::{Evaluation, Outcome, Status, Verdict};
 use attar_export::Totals;
 use serde::{Deserialize, Serialize};
@@ -73,8 +78,65 @@ pub struct VariantReport {
     /// What it was compiled to, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub compilations: Vec<CompilationReport>,
+    /// How its products were cut for devices, in order; what is best in other ways is in `tiles.json`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tilings: Vec<Tiled>,
+    /// Plans that were proven again, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub simulations: Vec<SimulationReport>,
+    /// Buffers that were placed in a memory, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub placements: Vec<PlacementReport>,
     /// What was written.
     pub artifacts: Vec<ArtifactReport>,
+}
+
+/// A plan that was run on real numbers and agreed with the reference in every bit. Cycles, times and energies are predicted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SimulationReport {
+    /// Its file, or `FOLDER/FILE` of what the recipe compiled.
+    pub plan: String,
+    /// For what.
+    pub device: String,
+    /// What it runs.
+    pub title: String,
+    /// Always so: what is not proven fails the run.
+    pub proven: bool,
+    /// Multiply-accumulates.
+    pub macs: u64,
+    /// DRAM bytes moved.
+    pub dram_bytes: u64,
+    /// Bytes.
+    pub peak_sram: u64,
+    /// Of the device.
+    pub cycles: u64,
+    /// Seconds.
+    pub latency: f64,
+    /// Joules.
+    pub energy: f64,
+}
+
+/// Buffers in a memory, none that live at once overlapping, which was checked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlacementReport {
+    /// Where they come from.
+    pub file: String,
+    /// How many.
+    pub buffers: usize,
+    /// Bytes that there are, if that was said.
+    pub capacity: Option<u64>,
+    /// The most bytes that live at one moment.
+    pub max_live: u64,
+    /// Bytes that the placement takes.
+    pub height: u64,
+    /// No placement takes fewer, where that was asked for.
+    pub at_least: Option<u64>,
+    /// The share of the height that is above what lives at once.
+    pub fragmentation: f64,
+    /// What found it.
+    pub method: String,
+    /// Nodes that were searched.
+    pub nodes: u64,
 }
 
 /// A model for a device. Times, energies and bytes are predicted.
@@ -82,12 +144,18 @@ pub struct VariantReport {
 pub struct CompilationReport {
     /// For what.
     pub device: String,
-    /// Nodes that stay with the host: embedding, last norm, head.
+    /// Nodes that stay with the host: the embedding; last norm and head where they are in float.
     pub host_nodes: usize,
     /// Sizes of chunks that the prompt could run in, the largest first.
     pub chunks: Vec<ChunkReport>,
+    /// Sizes of chunks and goals that are best in some way, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub front: Vec<FrontReport>,
     /// Prefill, and decode if it was asked for.
     pub phases: Vec<PhaseReport>,
+    /// The last norm and the head, if they are on the device and were proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<ProofReport>,
 }
 
 /// A size of chunks, and what a prompt costs with it.
@@ -107,6 +175,18 @@ pub struct ChunkReport {
     pub activations: u64,
     /// Whether each chunk was scheduled, not only some.
     pub exact: bool,
+}
+
+/// A size of chunks and a goal of which nothing is better in DRAM bytes, cycles, energy and SRAM at once. All are predicted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FrontReport {
+    /// What was made small.
+    pub goal: Goal,
+    /// Joules of all chunks.
+    pub energy: f64,
+    /// What a prompt costs.
+    #[serde(flatten)]
+    pub prompt: ChunkReport,
 }
 
 /// One run of a compiled model.
@@ -139,10 +219,10 @@ pub struct PhaseReport {
     pub proof: Option<ProofReport>,
 }
 
-/// Blocks whose plan was run on real numbers and agreed with the reference in every bit.
+/// Blocks, or the head, whose plan was run on real numbers and agreed with the reference in every bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProofReport {
-    /// How many, from the first.
+    /// How many blocks, from the first.
     pub blocks: usize,
     /// Multiply-accumulates, each done once.
     pub macs: u64,
@@ -296,6 +376,35 @@ fn phase_row(variant: &str, device: &str, phase: &PhaseReport) -> Vec<String> {
     ]
 }
 
+/// What was proven of the norm and the head; their costs are within those of the runs.
+fn head_row(variant: &str, device: &str, proof: &ProofReport) -> Vec<String> {
+    let snr = proof.snr_db.map_or("-".into(), |snr| format!("{snr:.1}"));
+    let costs = std::iter::repeat_n("-".to_owned(), 6);
+    let name = [or_dash(variant), device.into(), "norm and head".into()];
+    name.into_iter().chain(costs).chain(["all".to_owned(), snr]).collect()
+}
+
+/// Columns of products cut for devices.
+const TILING_HEAD: &[&str] = &columns::<{ 2 + ProductReport::HEAD.len() }>(&["variant", "device"], ProductReport::HEAD);
+
+/// Columns of buffers in memories; sizes are bytes.
+const PLACEMENT_HEAD: &[&str] =
+    &["variant", "buffers of", "buffers", "capacity", "live at once", "height", "at least", "fragmentation", "found by", "nodes"];
+
+fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
+    let ChunkReport { chunk, chunks, dram_bytes, cycles, peak_sram, exact, .. } = &point.prompt;
+    vec![
+        device.into(),
+        format!("{:?}", point.goal).to_lowercase(),
+        format!("{chunks} of {chunk}"),
+        bytes(*dram_bytes),
+        bytes(*peak_sram),
+        cycles.to_string(),
+        format!("{:.3e}", point.energy),
+        if *exact { "every chunk" } else { "some chunks, the rest between" }.into(),
+    ]
+}
+
 /// A written artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactReport {
@@ -324,21 +433,27 @@ impl Report {
             "{} ({}), {} parameters. {}.\n\n",
             self.model.path, self.model.architecture, self.model.parameters, self.tool
         );
+        for (title, table) in self.tables() {
+            text += &format!("## {title}\n\n{}\n", table.markdown());
+        }
+        text + &self.allocations()
+    }
+
+    /// Everything that is told in tables, each with its title, those with rows.
+    pub fn tables(&self) -> Vec<(&'static str, Table)> {
         let tables = [
             ("Variants", self.variant_table()),
             ("Activations with the least signal to noise", self.activation_table()),
             ("Passes over the graph", self.fusion_table()),
+            ("Products cut for SRAM", self.tiling_table()),
             ("Compiled (predicted)", self.compilation_table()),
+            ("Best in some way (predicted)", self.front_table()),
+            ("Plans proven again", self.simulation_table()),
+            ("Buffers placed", self.placement_table()),
             ("Evals", self.eval_table()),
             ("Gates", self.gate_table()),
         ];
-        for (title, table) in tables {
-            if table.rows.is_empty() {
-                continue;
-            }
-            text += &format!("## {title}\n\n{}\n", table.markdown());
-        }
-        text + &self.allocations()
+        tables.into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
     }
 
     /// Which weight got what under a budget, the summed prediction beside what was measured.
@@ -420,6 +535,7 @@ impl Report {
         for variant in &self.variants {
             for compilation in &variant.compilations {
                 rows.extend(compilation.phases.iter().map(|phase| phase_row(&variant.name, &compilation.device, phase)));
+                rows.extend(compilation.head.as_ref().map(|head| head_row(&variant.name, &compilation.device, head)));
             }
         }
         let head = &[
@@ -432,10 +548,84 @@ impl Report {
             "DRAM traffic",
             "peak SRAM",
             "peak DRAM",
-            "proven blocks",
+            "blocks proven",
             "SNR dB",
         ];
         Table { head, rows }
+    }
+
+    /// Of each variant, `rows` gives some; its name comes before their cells.
+    fn rows_of<I>(&self, rows: impl Fn(&VariantReport) -> I) -> Vec<Vec<String>>
+    where
+        I: IntoIterator<Item = Vec<String>>,
+    {
+        let named = |name: &str, row: Vec<String>| std::iter::once(or_dash(name)).chain(row).collect();
+        self.variants.iter().flat_map(|v| rows(v).into_iter().map(|row| named(&v.name, row)).collect::<Vec<_>>()).collect()
+    }
+
+    /// Products for devices: one row each.
+    pub fn tiling_table(&self) -> Table {
+        let of = |tiled: &Tiled| {
+            let rows = tiled.products.iter().flat_map(ProductReport::rows);
+            rows.map(|row| std::iter::once(tiled.device.clone()).chain(row).collect()).collect::<Vec<Vec<String>>>()
+        };
+        let rows = self.rows_of(|variant| variant.tilings.iter().flat_map(of).collect::<Vec<_>>());
+        Table { head: TILING_HEAD, rows }
+    }
+
+    /// Goals and sizes of chunks: one row each that is best in some way.
+    pub fn front_table(&self) -> Table {
+        let of = |compilation: &CompilationReport| {
+            compilation.front.iter().map(|point| front_row(&compilation.device, point)).collect::<Vec<_>>()
+        };
+        let rows = self.rows_of(|variant| variant.compilations.iter().flat_map(of).collect::<Vec<_>>());
+        let head = &[
+            "variant",
+            "device",
+            "goal",
+            "chunks",
+            "DRAM traffic",
+            "peak SRAM",
+            "cycles (predicted)",
+            "J (predicted)",
+            "counted",
+        ];
+        Table { head, rows }
+    }
+
+    /// Plans: one row each that was proven again.
+    pub fn simulation_table(&self) -> Table {
+        let row = |s: &SimulationReport| {
+            let (latency, energy) = (format!("{:.3} ms", 1e3 * s.latency), format!("{:.3e}", s.energy));
+            let counts = [s.macs.to_string(), bytes(s.dram_bytes), bytes(s.peak_sram), s.cycles.to_string(), latency, energy];
+            [s.plan.clone(), s.device.clone()].into_iter().chain(counts).collect::<Vec<_>>()
+        };
+        let rows = self.rows_of(|variant| variant.simulations.iter().map(row).collect::<Vec<_>>());
+        let head = &[
+            "variant",
+            "plan",
+            "device",
+            "MACs",
+            "DRAM traffic",
+            "peak SRAM",
+            "cycles (predicted)",
+            "latency (predicted)",
+            "J (predicted)",
+        ];
+        Table { head, rows }
+    }
+
+    /// Memories: one row each.
+    pub fn placement_table(&self) -> Table {
+        let row = |p: &PlacementReport| {
+            let size = |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| bytes.to_string());
+            let bytes = [size(p.capacity), p.max_live.to_string(), p.height.to_string(), size(p.at_least)];
+            let head = [p.file.clone(), p.buffers.to_string()];
+            let tail = [format!("{:.2}%", 100.0 * p.fragmentation), p.method.clone(), p.nodes.to_string()];
+            head.into_iter().chain(bytes).chain(tail).collect::<Vec<_>>()
+        };
+        let rows = self.rows_of(|variant| variant.placements.iter().map(row).collect::<Vec<_>>());
+        Table { head: PLACEMENT_HEAD, rows }
     }
 
     /// Measurements: one row an eval, variant, runner and mode; the untouched model first.

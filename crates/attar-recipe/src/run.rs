@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     Engines, Error, Observer, Recipe, Report, Result, RunnerKind, adapters,
     artifact::write_artifact,
+    beside::{self, WrittenFolder},
     lock::{self, Lock, LockMode},
     measure::measure,
     model::Working,
@@ -22,9 +23,6 @@ use crate::{
     report::{self, ActivationReport, ArtifactReport, ModelReport, TensorReport, VariantReport},
     session::Session,
 };
-
-/// The folder of plans.
-pub(crate) const COMPILED: &str = "compiled";
 
 pub(crate) const TOOL: &str = concat!("attar ", env!("CARGO_PKG_VERSION"));
 
@@ -59,6 +57,8 @@ struct Manifest<'a> {
     model: &'a ModelReport,
     inputs: &'a [lock::Input],
     artifacts: Vec<ManifestArtifact<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    folders: Vec<WrittenFolder>,
 }
 
 #[derive(Serialize)]
@@ -86,14 +86,14 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let session = Session { store: &store, journal: &journal, observer, base: &base, calibration: calibration.as_deref() };
 
     let mut used = BTreeSet::new();
-    let mut made = Vec::new();
+    let (mut made, mut folders) = (Vec::new(), Vec::new());
     for variant in &recipe.variants {
         let mut working =
             Working::new(if variant.name.is_empty() { "model" } else { &variant.name }, &base, recipe.calibration());
         for (key, step) in &variant.steps {
             used.extend(step.run(&mut working, &session).map_err(|e| placed(recipe, key, step.kind().name, e))?);
         }
-        write_compilations(recipe, &variant.name, &working, &output)?;
+        folders.extend(beside::write(recipe, &variant.name, &working.folders, &output)?);
         let model = base.with(working.graph.clone(), working.source.clone());
         let mut artifacts = Vec::new();
         for export in &recipe.exports {
@@ -124,6 +124,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
             .iter()
             .flat_map(|m| m.artifacts.iter().map(|(folder, artifact, _)| ManifestArtifact { variant: &m.name, folder, artifact }))
             .collect(),
+        folders,
     };
     let manifest = json(&manifest);
     let report = Report {
@@ -192,6 +193,7 @@ pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
 fn lock_inputs(recipe: &Recipe, base: &Model, observer: &dyn Observer) -> Result<Lock> {
     let mut files: BTreeSet<PathBuf> = base.files.iter().cloned().collect();
     files.extend(recipe.calibration().map(|c| c.path.clone()));
+    files.extend(recipe.step_files().map(|(_, file)| file));
     files.extend(recipe.evals.iter().flat_map(|e| e.task.files()).filter(|f| f.exists()));
     let length = |file: &Path| std::fs::metadata(file).map_or(0, |m| m.len());
     observer.stage("digest inputs", files.iter().map(|f| length(f)).sum());
@@ -207,21 +209,6 @@ fn lock_inputs(recipe: &Recipe, base: &Model, observer: &dyn Observer) -> Result
     }
     let settings = recipe.settings().to_string();
     Ok(Lock { lock: 1, tool: TOOL.into(), recipe: Digest::of(settings.as_bytes()), inputs })
-}
-
-/// Plans, proofs and reports of what a variant was compiled to: in `compiled`, numbered from the second on.
-fn write_compilations(recipe: &Recipe, variant: &str, working: &Working, output: &Output) -> Result<()> {
-    for (index, compilation) in working.compilations.iter().enumerate() {
-        let name = if index == 0 { COMPILED.into() } else { format!("{COMPILED}-{}", index + 1) };
-        let unfinished = output.unfinished()?;
-        for (file, bytes) in &compilation.files {
-            let path = unfinished.join(file);
-            let failed = |source| attar_tensor::Error::Io { action: "write", path: path.clone(), source };
-            std::fs::write(&path, bytes).map_err(failed)?;
-        }
-        output.publish(&folder(recipe, variant, &name))?;
-    }
-    Ok(())
 }
 
 /// What compilers foretell of a variant; of several devices, of the first.
@@ -275,6 +262,9 @@ fn variant_report(made: &Made) -> VariantReport {
         activations: worst_first(&made.working.activations),
         fusions: made.working.fusions.clone(),
         compilations: made.working.compilations.iter().map(|c| c.report.clone()).collect(),
+        tilings: made.working.tilings.clone(),
+        simulations: made.working.simulations.clone(),
+        placements: made.working.placements.clone(),
         artifacts: artifacts.collect(),
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     report::{Options, Report},
     schedule::{
         Freedom, Goal, Image, Schedule, Target,
-        chunk::{Chunked, Chunking},
+        chunk::{Chunked, Chunking, Point, front},
         schedule, schedule_on,
     },
     simulate::{Simulation, time},
@@ -65,6 +65,8 @@ pub struct Compile {
     pub prove: usize,
     /// Windows of the calibration text that show ranges.
     pub windows: NonZeroUsize,
+    /// List also all sizes of chunks and goals that are best in some way.
+    pub pareto: bool,
 }
 
 impl Default for Compile {
@@ -82,6 +84,7 @@ impl Default for Compile {
             head: true,
             prove: 1,
             windows: const { NonZeroUsize::new(4).unwrap() },
+            pareto: false,
         }
     }
 }
@@ -118,6 +121,8 @@ pub struct Compiled {
     pub device: String,
     /// Sizes of chunks that were tried.
     pub chunks: Chunked,
+    /// Sizes of chunks and goals that are best in some way, if they were asked for.
+    pub front: Vec<Point>,
     /// Prefill, and decode if it was asked for.
     pub phases: Vec<Phase>,
     /// The last norm and the head on numbers, if they are on the device: the same kernels in all phases.
@@ -168,7 +173,7 @@ impl Compile {
     /// Whether a model of these facts can be compiled: everything but numbers.
     pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
         let (device, fused) = (self.device()?, fused(graph)?);
-        let chunks = self.chunks(&device, &fused, source, &|_| true)?;
+        let chunks = self.chunks(&device, &fused, source, self.goal, &|_| true)?;
         let mut image = Image::default();
         for (name, rows, past) in self.runs(chunks.best().chunk) {
             self.phase(&device, &fused, source, name, [rows, past], &mut image)?;
@@ -177,7 +182,7 @@ impl Compile {
     }
 
     /// The sizes in which the prompt could run, and the best.
-    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source, watch: Watch<'_>) -> Result<Chunked> {
+    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source, goal: Goal, watch: Watch<'_>) -> Result<Chunked> {
         let chunking = Chunking { chunk: self.chunk, ..Chunking::new(self.seq) };
         let sizes = chunking.sizes();
         let make = |rows, past| {
@@ -188,7 +193,24 @@ impl Compile {
             let bind = self.bind([rows, past], usize::MAX, false);
             Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
         };
-        chunking.search(&make, &target(device, &make(1, 0)?)?, self.goal, self.freedom())
+        chunking.search(&make, &target(device, &make(1, 0)?)?, goal, self.freedom())
+    }
+
+    /// What is best in some way under any goal; `known` is what was found under this one.
+    fn front(
+        &self,
+        device: &Device,
+        fused: &Graph,
+        source: &dyn Source,
+        known: &Chunked,
+        watch: Watch<'_>,
+    ) -> Result<Vec<Point>> {
+        let mut found = Vec::new();
+        for goal in [Goal::Dram, Goal::Latency, Goal::Energy].into_iter().filter(|_| self.pareto) {
+            let chunked = if goal == self.goal { known.clone() } else { self.chunks(device, fused, source, goal, watch)? };
+            found.push((goal, chunked));
+        }
+        Ok(front(found.iter().map(|(goal, chunked)| (*goal, chunked))))
     }
 
     /// A run of this prompt, or of the token behind it. Logits are wanted of the last token only.
@@ -247,7 +269,8 @@ impl Compile {
         let convert = |bind: Bind| convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights);
         let (mut phases, mut image) = (Vec::new(), Image::default());
         let mut prover = Prover::new(self, &device, &seen, &windows[0]);
-        let chunks = self.chunks(&device, &fused, &**source, watch)?;
+        let chunks = self.chunks(&device, &fused, &**source, self.goal, watch)?;
+        let front = self.front(&device, &fused, &**source, &chunks, watch)?;
         let runs = self.runs(chunks.best().chunk);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "plan and prove", what: &name, done, total: runs.len() }.tell(watch)?;
@@ -262,16 +285,17 @@ impl Compile {
         let last = Span { rows: 1, past: self.seq.get() - 1 };
         let bind = Bind { blocks: 0, head: true, ..self.bind([last.rows, last.past], 0, true) };
         let head = if head { Some(prover.head(convert(bind)?, last)?) } else { None };
-        Ok(Compiled { device: device.name.clone(), chunks, phases, head })
+        Ok(Compiled { device: device.name.clone(), chunks, front, phases, head })
     }
 }
 
-fn fused(graph: &Graph) -> Result<Graph> {
+/// With the passes that kernels need.
+pub(crate) fn fused(graph: &Graph) -> Result<Graph> {
     Ok(Fuse::default().run(graph)?.0)
 }
 
 /// The device for the widest weights of a program.
-fn target(device: &Device, program: &Program) -> Result<Target> {
+pub(crate) fn target(device: &Device, program: &Program) -> Result<Target> {
     let weights = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
     let bits = weights.map(|tensor| crate::data::code_bits(tensor.element)).max().unwrap_or(8);
     Target::new(device, bits)

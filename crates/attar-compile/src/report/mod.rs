@@ -14,6 +14,7 @@ mod markup;
 mod roofline;
 mod sram_map;
 mod table;
+mod tiling;
 mod timeline;
 mod words;
 
@@ -29,6 +30,8 @@ use crate::{
 pub use html::to_html;
 pub(crate) use markup::escaped;
 pub use table::Table;
+pub(crate) use table::pattern;
+pub use tiling::{ProductReport, TilingReport, columns};
 
 /// Version of the report's data.
 pub const FORMAT: u32 = 1;

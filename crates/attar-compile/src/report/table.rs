@@ -44,9 +44,10 @@ pub(super) fn groups(calls: &[CallReport]) -> Vec<Group> {
     groups
 }
 
-/// A name with a star for every number in it: `blocks.*.norm`.
-pub(super) fn pattern(name: &str) -> String {
-    let part = |part: &str| part.split('.').map(|piece| if is_number(piece) { "*" } else { piece }).collect::<Vec<_>>().join(".");
+/// A name with a star for every number in it: `blocks.*.norm`, `b*.norm`.
+pub(crate) fn pattern(name: &str) -> String {
+    let starred = |piece: &str| number(piece).map_or_else(|| piece.to_owned(), |prefix| format!("{prefix}*"));
+    let part = |part: &str| part.split('.').map(starred).collect::<Vec<_>>().join(".");
     name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
 }
 
@@ -54,14 +55,17 @@ pub(super) fn pattern(name: &str) -> String {
 pub(super) fn within_block(name: &str) -> String {
     let part = |part: &str| {
         let pieces: Vec<&str> = part.split('.').collect();
-        let behind = pieces.iter().rposition(|piece| is_number(piece)).map_or(0, |at| at + 1);
+        let behind = pieces.iter().rposition(|piece| number(piece).is_some()).map_or(0, |at| at + 1);
         if behind < pieces.len() { pieces[behind..].join(".") } else { part.into() }
     };
     name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
 }
 
-fn is_number(piece: &str) -> bool {
-    !piece.is_empty() && piece.bytes().all(|byte| byte.is_ascii_digit())
+/// What stands before the digits of a number, or of a block's short name: nothing, or `b`.
+fn number(piece: &str) -> Option<&str> {
+    let digits = piece.strip_prefix('b').unwrap_or(piece);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| &piece[..piece.len() - digits.len()])
 }
 
 impl Report {
@@ -227,8 +231,11 @@ mod tests {
 
     #[test]
     fn names_of_blocks_are_told_from_their_numbers() {
-        let names = ["blocks.3.mlp.gate + blocks.3.mlp.down", "lm_head", "layer2.norm", "out.7"];
-        assert_eq!(names.map(pattern), ["blocks.*.mlp.gate + blocks.*.mlp.down", "lm_head", "layer2.norm", "out.*"]);
-        assert_eq!(names.map(within_block), ["mlp.gate + mlp.down", "lm_head", "layer2.norm", "out.7"]);
+        let names = ["blocks.3.mlp.gate + blocks.3.mlp.down", "lm_head", "layer2.norm", "out.7", "b12.gated + b12.x"];
+        assert_eq!(
+            names.map(pattern),
+            ["blocks.*.mlp.gate + blocks.*.mlp.down", "lm_head", "layer2.norm", "out.*", "b*.gated + b*.x"]
+        );
+        assert_eq!(names.map(within_block), ["mlp.gate + mlp.down", "lm_head", "layer2.norm", "out.7", "gated + x"]);
     }
 }

@@ -14,6 +14,7 @@ use super::{Freedom, Goal, Image, Target, schedule_on};
 use crate::{
     Error, Program, Result,
     fixed::RUN,
+    front::front as nothing_beats,
     plan::{Plan, Space},
     program::Role,
     simulate,
@@ -71,6 +72,24 @@ impl Chunked {
     pub fn best(&self) -> &Candidate {
         &self.candidates[self.chosen]
     }
+}
+
+/// A size under a goal.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// What was made small.
+    pub goal: Goal,
+    /// The size, and what a prompt costs with it.
+    pub candidate: Candidate,
+}
+
+/// Sizes that are best in some way: none costs as little as another in DRAM bytes, cycles, energy and SRAM at once.
+pub fn front<'a>(found: impl IntoIterator<Item = (Goal, &'a Chunked)>) -> Vec<Point> {
+    let of = |(goal, chunked): (Goal, &'a Chunked)| chunked.candidates.iter().map(move |one| Point { goal, candidate: *one });
+    let points = found.into_iter().flat_map(of).collect();
+    nothing_beats(points, |Point { candidate, .. }: &Point| {
+        [candidate.dram as f64, candidate.cycles as f64, candidate.energy, candidate.sram_peak as f64]
+    })
 }
 
 impl Chunking {
@@ -231,6 +250,20 @@ mod tests {
             assert!(sizes.windows(2).all(|pair| pair[0] > pair[1]), "{tokens}: {sizes:?}");
             assert!(sizes.iter().skip(1).all(|size| size.is_multiple_of(RUN)), "{tokens}: {sizes:?}");
         }
+    }
+
+    /// What one goal finds can make what another found not worth having; equal points are there once, under the first goal.
+    #[test]
+    fn a_front_is_over_all_goals() {
+        let candidate = |chunk, dram, cycles| {
+            let (chunks, energy, sram_peak, activations, exact) = (1, 1.0, 64, 0, true);
+            Candidate { chunk, chunks, dram, cycles, energy, sram_peak, activations, exact }
+        };
+        let by_bytes = Chunked { candidates: vec![candidate(64, 10, 90), candidate(32, 30, 95)], chosen: 0 };
+        let by_cycles = Chunked { candidates: vec![candidate(64, 10, 90), candidate(32, 30, 40)], chosen: 1 };
+        let points = front([(Goal::Dram, &by_bytes), (Goal::Latency, &by_cycles)]);
+        let told: Vec<_> = points.iter().map(|point| (point.goal, point.candidate.dram, point.candidate.cycles)).collect();
+        assert_eq!(told, [(Goal::Dram, 10, 90), (Goal::Latency, 30, 40)]);
     }
 
     /// A cost that is a straight line in what is before is found exactly, whatever is scheduled of it.

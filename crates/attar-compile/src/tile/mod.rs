@@ -21,7 +21,7 @@ mod walk;
 
 pub(crate) use axis::Axis;
 pub use cost::{Cost, Rates};
-pub(crate) use search::{EQUAL, Nests, candidates, search_nests};
+pub(crate) use search::{EQUAL, Nests, candidates, pareto_by, search_nests};
 pub use search::{Objective, pareto, search};
 pub use walk::{Place, Slot, Step, Steps};
 

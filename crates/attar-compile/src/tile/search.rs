@@ -9,7 +9,7 @@
 use super::axis::Axis;
 use super::walk::Nest;
 use super::{Buffering, Limits, Order, Product, Rates, Tiling};
-use crate::{Error, Result};
+use crate::{Error, Result, front::front};
 use std::collections::BinaryHeap;
 
 /// Units of a dimension up to which every tile is a candidate.
@@ -92,38 +92,32 @@ pub(crate) fn search_nests(product: &Product, limits: &Limits, objective: &Objec
 /// # Errors
 /// Where not even the smallest tile fits.
 pub fn pareto(product: &Product, limits: &Limits, rates: &Rates) -> Result<Vec<(Tiling, f64)>> {
+    pareto_by(product, limits, rates, &|limits, objective| search(product, limits, objective))
+}
+
+/// The same of what `find` finds: with more in SRAM beside the product, say.
+pub(crate) fn pareto_by(
+    product: &Product,
+    limits: &Limits,
+    rates: &Rates,
+    find: &dyn Fn(&Limits, &Objective) -> Result<Tiling>,
+) -> Result<Vec<(Tiling, f64)>> {
     let mut found: Vec<(Tiling, f64)> = Vec::new();
     let mut budget = limits.sram;
-    while budget >= limits.sram.div_ceil(256) {
+    'budgets: while budget >= limits.sram.div_ceil(256) {
         let limits = Limits { sram: budget, ..*limits };
         for objective in [Objective::BYTES, Objective::Latency(*rates)] {
-            match search(product, &limits, &objective) {
+            match find(&limits, &objective) {
                 Ok(tiling) => found.push((tiling, tiling.cost(product, &limits, rates).cycles)),
                 Err(error) if found.is_empty() => return Err(error),
-                Err(_) => return Ok(front(found)),
+                Err(_) => break 'budgets,
             }
         }
         budget = budget * 181 / 256;
     }
-    Ok(front(found))
-}
-
-/// Those that no other dominates, by falling SRAM.
-fn front(mut found: Vec<(Tiling, f64)>) -> Vec<(Tiling, f64)> {
-    found.sort_by(|(s, x), (t, y)| t.sram.cmp(&s.sram).then(s.dram.total().cmp(&t.dram.total())).then(x.total_cmp(y)));
-    found.dedup_by(|later, kept| later.0 == kept.0);
-    let dominates = |(s, x): &(Tiling, f64), (t, y): &(Tiling, f64)| {
-        let no_worse = s.sram <= t.sram && s.dram.total() <= t.dram.total() && x <= y;
-        no_worse && (s.sram < t.sram || s.dram.total() < t.dram.total() || x < y)
-    };
-    let mut kept: Vec<(Tiling, f64)> = Vec::new();
-    for one in &found {
-        let known = kept.iter().any(|k| k.0.sram == one.0.sram && k.0.dram.total() == one.0.dram.total() && k.1 == one.1);
-        if !known && !found.iter().any(|other| dominates(other, one)) {
-            kept.push(*one);
-        }
-    }
-    kept
+    let bytes = |tiling: &Tiling| tiling.dram.total();
+    found.sort_by(|(s, x), (t, y)| t.sram.cmp(&s.sram).then(bytes(s).cmp(&bytes(t))).then(x.total_cmp(y)));
+    Ok(front(found, |(tiling, cycles)| [tiling.sram as f64, bytes(tiling) as f64, *cycles]))
 }
 
 /// The candidates of a dimension of W: only the one that it is stored in, where it is.

@@ -37,6 +37,8 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     about: "Quantize activations and the KV cache to integers",
     schema: of::<Activations>,
     build: |section| Ok(Box::new(section.finish::<Activations>(&["kind".into()])?)),
+    folder: None,
+    looks_inside: true,
 };
 
 impl Step for Activations {

@@ -32,6 +32,8 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     about: "Let the rounding and the scales of quantized weights learn, block by block",
     schema: of::<AutoRound>,
     build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
+    folder: None,
+    looks_inside: true,
 };
 
 impl Step for AutoRound {

@@ -1,15 +1,20 @@
 //! The step `compile`: plans of the model for a device, proven, beside the model. The model itself stays as it is.
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, num::NonZeroU64, sync::Arc};
 
-use attar_compile::{Compile, Compiled, Phase, Plan, Progress, plan::Space, report::to_html, schedule::chunk::Candidate};
+use attar_compile::{
+    Compile, Compiled, Phase, Plan, Progress, Proven,
+    plan::Space,
+    report::to_html,
+    schedule::chunk::{Candidate, Point},
+};
 use attar_eval::Prediction;
 use attar_tensor::Digest;
 
 use super::{Step, StepError, StepKind};
 use crate::{
-    ChunkReport, CompilationReport, Error, ErrorKind, PhaseReport, ProofReport, model::Working, plan::PlannedTensor, run::json,
-    schema::of, session::Session,
+    ChunkReport, CompilationReport, Error, ErrorKind, FrontReport, PhaseReport, ProofReport, model::Working, plan::PlannedTensor,
+    run::json, schema::of, session::Session,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -17,7 +22,14 @@ pub(super) static COMPILE: StepKind = StepKind {
     about: "Compile a model's blocks for a device, and prove the plan",
     schema: of::<Compile>,
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
+    folder: Some("compiled"),
+    looks_inside: true,
 };
+
+/// How the names of a proof's plan and of its numbers end.
+pub(super) const PROOF_PLAN: &str = ".proof.plan";
+/// See [`PROOF_PLAN`].
+pub(super) const PROOF_DATA: &str = ".proof.data";
 
 /// Tokens of a prompt that are planned in seconds; no model of today takes more.
 const LONGEST: usize = 1 << 20;
@@ -27,11 +39,9 @@ pub(crate) fn compiles(step: &dyn Step) -> bool {
     step.kind().name == COMPILE.name
 }
 
-/// A model for a device: files, and what is said of them.
+/// What is said of a model for a device.
 #[derive(Clone, Debug)]
 pub(crate) struct Compilation {
-    /// Names and contents.
-    pub(crate) files: Vec<(String, Vec<u8>)>,
     pub(crate) report: CompilationReport,
     pub(crate) prediction: Prediction,
 }
@@ -52,12 +62,9 @@ impl Step for Compile {
             let error = Error::recipe("ranges and the prompt of the proof come from a text, and the recipe has none").hint(hint);
             return Err(StepError { key: Some("kind".into()), error });
         }
-        let longest = model.context.unwrap_or(LONGEST).min(LONGEST) as u64;
-        if self.seq.get() > longest {
-            let error = Error::recipe(format!("`seq` is {}: the model's context is {longest} tokens", self.seq));
-            return Err(StepError { key: Some("seq".into()), error });
-        }
+        check_prompt(self.seq, model)?;
         self.check(&model.graph, &*model.source).map_err(refused)?;
+        model.proves |= self.prove > 0;
         Ok(Vec::new())
     }
 
@@ -73,13 +80,24 @@ impl Step for Compile {
             !session.observer.interrupted()
         };
         let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows, &watch).map_err(refused)?;
+        model.leave(&COMPILE, files(&compiled));
         model.compilations.push(compilation(&compiled));
         Ok(Vec::new())
     }
 }
 
+/// A prompt is no longer than the model's context.
+pub(super) fn check_prompt(seq: NonZeroU64, model: &Working) -> Result<(), StepError> {
+    let longest = model.context.unwrap_or(LONGEST).min(LONGEST) as u64;
+    if seq.get() <= longest {
+        return Ok(());
+    }
+    let error = Error::recipe(format!("`seq` is {seq}: the model's context is {longest} tokens"));
+    Err(StepError { key: Some("seq".into()), error })
+}
+
 /// What a device cannot run is the recipe's fault, not the data's.
-fn refused(error: attar_compile::Error) -> StepError {
+pub(super) fn refused(error: attar_compile::Error) -> StepError {
     use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
     if matches!(error, attar_compile::Error::Interrupted) {
         return Error::interrupted().into();
@@ -92,7 +110,7 @@ fn refused(error: attar_compile::Error) -> StepError {
     StepError { key: Some(key.into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
 }
 
-fn compilation(compiled: &Compiled) -> Compilation {
+fn files(compiled: &Compiled) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for phase in &compiled.phases {
         files.push((format!("{}.plan", phase.name), phase.schedule.plan.to_bytes()));
@@ -102,19 +120,26 @@ fn compilation(compiled: &Compiled) -> Compilation {
             files.push((format!("{}.html", phase.name), page.into_bytes()));
             files.push((format!("{}.json", phase.name), json(report)));
         }
-        if let Some(proven) = &phase.proof {
-            files.push((format!("{}.proof.plan", phase.name), proven.schedule.plan.to_bytes()));
-            files.push((format!("{}.proof.data", phase.name), proven.proof.to_bytes()));
-        }
     }
+    let proofs = compiled.phases.iter().map(|phase| (phase.name.as_str(), &phase.proof)).chain([("head", &compiled.head)]);
+    for (name, proven) in proofs.filter_map(|(name, proof)| Some((name, proof.as_ref()?))) {
+        files.push((format!("{name}{PROOF_PLAN}"), proven.schedule.plan.to_bytes()));
+        files.push((format!("{name}{PROOF_DATA}"), proven.proof.to_bytes()));
+    }
+    files
+}
+
+fn compilation(compiled: &Compiled) -> Compilation {
     let phases = compiled.phases.iter().map(phase_report).collect();
     let report = CompilationReport {
         device: compiled.device.clone(),
-        host_nodes: compiled.phases[0].host.len(),
+        host_nodes: compiled.phases.iter().map(|phase| phase.host.len()).min().unwrap_or(0),
         chunks: compiled.chunks.candidates.iter().map(chunk_report).collect(),
+        front: compiled.front.iter().map(front_report).collect(),
         phases,
+        head: compiled.head.as_ref().map(proof_report),
     };
-    Compilation { files, report, prediction: prediction(&compiled.phases) }
+    Compilation { report, prediction: prediction(&compiled.phases) }
 }
 
 fn phase_report(phase: &Phase) -> PhaseReport {
@@ -131,12 +156,16 @@ fn phase_report(phase: &Phase) -> PhaseReport {
         energy: phase.simulation.energy(rates),
         peak_sram: phase.simulation.sram_peak,
         peak_dram: peak_dram(&phase.schedule.plan),
-        proof: phase.proof.as_ref().map(|proven| ProofReport {
-            blocks: proven.blocks,
-            macs: proven.simulation.macs(),
-            dram_bytes: proven.simulation.dram(),
-            snr_db: proven.snr_db,
-        }),
+        proof: phase.proof.as_ref().map(proof_report),
+    }
+}
+
+fn proof_report(proven: &Proven) -> ProofReport {
+    ProofReport {
+        blocks: proven.blocks,
+        macs: proven.simulation.macs(),
+        dram_bytes: proven.simulation.dram(),
+        snr_db: proven.snr_db,
     }
 }
 
@@ -150,6 +179,10 @@ fn chunk_report(candidate: &Candidate) -> ChunkReport {
         activations: candidate.activations,
         exact: candidate.exact,
     }
+}
+
+fn front_report(point: &Point) -> FrontReport {
+    FrontReport { goal: point.goal, energy: point.candidate.energy, prompt: chunk_report(&point.candidate) }
 }
 
 fn prediction(phases: &[Phase]) -> Prediction {

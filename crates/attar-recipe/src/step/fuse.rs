@@ -14,11 +14,13 @@ pub(super) static FUSE: StepKind = StepKind {
     about: "Fuse the nodes of the graph into what a device computes as one",
     schema: of::<Fuse>,
     build: |section| Ok(Box::new(section.finish::<Fuse>(&["kind".into()])?)),
+    folder: None,
+    looks_inside: false,
 };
 
 /// What other steps look for is inside a fused node.
 pub(crate) fn check_order(kind: &StepKind, graph: &Graph) -> Result<(), StepError> {
-    if kind.name == FUSE.name || graph.nodes().iter().all(|node| node.op.fused().is_none()) {
+    if !kind.looks_inside || graph.nodes().iter().all(|node| node.op.fused().is_none()) {
         return Ok(());
     }
     let error = Error::recipe(format!("the graph is fused, and `{}` looks for the layers in it", kind.name));

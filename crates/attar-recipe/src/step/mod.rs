@@ -6,6 +6,7 @@ mod autoround;
 mod calibrated;
 mod compile;
 mod fuse;
+mod memory_plan;
 mod passage;
 mod plain;
 mod preserved;
@@ -13,15 +14,18 @@ mod pupils;
 mod quantize;
 mod recover;
 mod rotate;
+mod simulate;
 mod smooth;
+mod tile;
 mod transformed;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use attar_tensor::Digest;
 
 pub(crate) use compile::{Compilation, compiles};
 pub(crate) use fuse::check_order;
+pub use tile::cut_products;
 
 use crate::{AllocationReport, Result, document::Section, model::Working, plan::PlannedTensor, session::Session};
 
@@ -34,6 +38,10 @@ pub struct StepKind {
     /// JSON Schema of its settings.
     pub schema: fn() -> serde_json::Value,
     pub(crate) build: fn(Section<'_, '_>) -> Result<Box<dyn Step>>,
+    /// The folder of the files that it leaves beside the model, if it does.
+    pub(crate) folder: Option<&'static str>,
+    /// Whether it looks for the layers of the graph, which a fused graph hides.
+    pub(crate) looks_inside: bool,
 }
 
 /// Every kind of step, in the order of the documentation.
@@ -45,7 +53,10 @@ pub static STEPS: &[&StepKind] = &[
     &recover::RECOVER,
     &activations::ACTIVATIONS,
     &fuse::FUSE,
+    &tile::TILE,
     &compile::COMPILE,
+    &simulate::SIMULATE,
+    &memory_plan::MEMORY_PLAN,
 ];
 
 /// A step with its settings.
@@ -55,6 +66,11 @@ pub trait Step: std::fmt::Debug + Send + Sync {
 
     /// Its settings with every default filled in.
     fn settings(&self) -> serde_json::Value;
+
+    /// Files that it reads beside the model and the recipe's texts, each with the setting that names it.
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
 
     /// What it would do to `model`, and what the model would be: facts only, nothing is read.
     #[doc(hidden)]

@@ -17,6 +17,8 @@ pub(super) static QUANTIZE: StepKind = StepKind {
         check_format(&section)?;
         Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?))
     },
+    folder: None,
+    looks_inside: true,
 };
 
 /// A format for all weights or a budget, not both and not neither. Defaults hide later what was written.

@@ -30,6 +30,8 @@ pub(super) static RECOVER: StepKind = StepKind {
     about: "Let quantized weights learn from the float model, end to end",
     schema: of::<Recover>,
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
+    folder: None,
+    looks_inside: true,
 };
 
 /// Training steps between two blobs.

@@ -11,6 +11,8 @@ pub(super) static ROTATE: StepKind = StepKind {
     about: "Turn inner coordinates by orthogonal matrices, so that quantization loses less",
     schema: of::<Rotate>,
     build: |section| Ok(Box::new(section.finish::<Rotate>(&["kind".into()])?)),
+    folder: None,
+    looks_inside: true,
 };
 
 impl Step for Rotate {

@@ -22,6 +22,8 @@ pub(super) static SMOOTH: StepKind = StepKind {
     about: "Scale channels by what activations say, so that quantization loses less",
     schema: of::<Smooth>,
     build: |section| Ok(Box::new(section.finish::<Smooth>(&["kind".into()])?)),
+    folder: None,
+    looks_inside: true,
 };
 
 impl Step for Smooth {

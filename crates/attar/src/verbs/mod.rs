@@ -137,17 +137,8 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
     if printer.quiet {
         return;
     }
-    for table in [
-        report.variant_table(),
-        report.activation_table(),
-        report.fusion_table(),
-        report.compilation_table(),
-        report.eval_table(),
-        report.gate_table(),
-    ] {
-        if !table.rows.is_empty() {
-            printer.data(&draw(table.head, &table.rows));
-        }
+    for (_, table) in report.tables() {
+        printer.data(&draw(table.head, &table.rows));
     }
     let answer = match (report.gates.is_empty(), report.passed) {
         (true, _) => "done",

@@ -1,16 +1,12 @@
 //! `attar simulate PLAN [--data FILE]`: runs a plan on simulated memories.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use attar_compile::{
     Plan,
-    plan::Proof,
-    simulate::{Simulation, prove, time},
+    simulate::{Simulation, time},
 };
-use attar_recipe::Error;
+use attar_recipe::{Error, data_beside, prove_plan, read_plan, read_proof, unusable};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
@@ -46,32 +42,19 @@ impl Verb for Simulate {
 
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let path = path(arguments, "plan");
-        let plan = Plan::from_bytes(&read(path)?).map_err(|e| broken(path, e))?;
+        let plan = read_plan(path)?;
         if arguments.get_flag("text") {
             printer.data(&plan.to_string());
             return Ok(ExitCode::SUCCESS);
         }
-        let beside = Some(path.with_extension("data")).filter(|data| data.exists() && data != path);
-        let simulation = match arguments.get_one::<PathBuf>("data").cloned().or(beside) {
-            Some(data) => {
-                let proof = Proof::from_bytes(&read(&data)?).map_err(|e| broken(&data, e))?;
-                let proven = prove(&proof.program, &plan, &plan.rates, &proof.memory);
-                (proven.map_err(|e| Error::input(format!("`{}` is not proven", path.display())).because(&e))?, true)
-            }
-            None => (time(&plan, &plan.rates).map_err(|e| broken(path, e))?, false),
+        let data = arguments.get_one::<PathBuf>("data").cloned().or_else(|| data_beside(path));
+        let simulation = match &data {
+            Some(data) => prove_plan(&path.display().to_string(), &plan, &read_proof(data)?)?,
+            None => time(&plan, &plan.rates).map_err(|e| unusable(path, &e))?,
         };
-        show(&plan, &simulation.0, simulation.1, printer);
+        show(&plan, &simulation, data.is_some(), printer);
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|e| Error::input(format!("cannot read `{}`", path.display())).because(&e))
-}
-
-fn broken(path: &Path, error: attar_compile::Error) -> Error {
-    let hint = error.hint();
-    Error::input(format!("`{}` cannot be used", path.display())).because(&error).hint(hint)
 }
 
 fn show(plan: &Plan, simulation: &Simulation, proven: bool, printer: &Printer) {

@@ -1,137 +1,160 @@
-//! `attar tile M,K,N`: how one product is cut for a device.
+//! `attar tile M,K,N` or `attar tile MODEL`: how one product, or every product of a model, is cut for a device; of a model with
+//! `--out`, the step as every other.
 
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use attar_compile::{
-    Compile, Element, lower_bound,
-    schedule::Goal,
+    Compile, Element, Tile as Settings, lower_bound,
+    report::{ProductReport, TilingReport},
     tile::{Product, Tiling, pareto, search},
 };
-use attar_recipe::Error;
-use clap::{Arg, ArgAction, ArgMatches, Command, builder::PossibleValuesParser};
-use serde_json::json;
+use attar_model::Model;
+use attar_recipe::{Error, step::cut_products, verb_schema};
+use clap::{Arg, ArgMatches, Command, parser::ValueSource};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::{Verb, draw};
-use crate::{environment::Environment, printer::Printer};
+use super::{Verb, draw, path, print_recipe_argument, run_text, step};
+use crate::{environment::Environment, printer::Printer, settings};
 
 pub(super) struct Tile;
 
+/// Of the step and of the verb.
+const NAME: &str = "tile";
+
+/// What makes no sense for a product alone.
+const OF_MODELS: [&str; 4] = ["seq", "decode", "out", "print-recipe"];
+
 impl Verb for Tile {
     fn name(&self) -> &'static str {
-        "tile"
+        NAME
     }
 
     fn command(&self) -> Command {
-        Command::new("tile")
+        let command = Command::new(NAME)
             .visible_alias("tile-for-sram")
-            .about("Cut a product for a device's SRAM")
+            .about("Cut a product, or all of a model, for a device's SRAM")
             .long_about(
                 "Cut the product of activations [M, K] and weights [K, N] for a device's SRAM: the best tiles, loop order and \
                  what stays resident, its DRAM bytes beside the lower bound of any schedule, and its predicted cycles. \
-                 Streamed operands are double-buffered, tiles are multiples of the device's array.",
+                 Streamed operands are double-buffered, tiles are multiples of the device's array. Of a model whose weights \
+                 and activations are in integers, every distinct product is cut; with `--out`, the step `tile` runs on its own \
+                 and writes the folder `tiled`.",
             )
-            .arg(Arg::new("product").value_name("M,K,N").help("Rows, depth and columns: `512,2048,2048`").required(true))
+            .arg(
+                Arg::new("model")
+                    .value_name("M,K,N|MODEL")
+                    .help("Rows, depth and columns, `512,2048,2048`; or a checkpoint")
+                    .required(true)
+                    .value_parser(clap::value_parser!(PathBuf)),
+            )
             .arg(
                 Arg::new("weights")
                     .long("weights")
                     .value_name("BITS")
-                    .help("Width of a weight")
+                    .help("Width of a weight of the product")
                     .default_value("8")
                     .value_parser(clap::value_parser!(u32).range(2..=8)),
             )
             .arg(
-                Arg::new("device")
-                    .long("device")
-                    .value_name("DEVICE")
-                    .help("A shipped device or a device file")
-                    .default_value("generic-npu"),
+                Arg::new("out")
+                    .long("out")
+                    .value_name("DIR")
+                    .help("Folder to write, made if need be")
+                    .value_parser(clap::value_parser!(PathBuf)),
             )
-            .arg(
-                Arg::new("set")
-                    .long("set")
-                    .value_name("KEY=VALUE")
-                    .help("Change a number of the device: `sram=256KiB`")
-                    .action(ArgAction::Append),
-            )
-            .arg(
-                Arg::new("goal")
-                    .long("goal")
-                    .value_name("GOAL")
-                    .help("What is made small")
-                    .default_value("dram")
-                    .value_parser(PossibleValuesParser::new(["dram", "latency", "energy"])),
-            )
-            .arg(
-                Arg::new("pareto")
-                    .long("pareto")
-                    .help("Show all that are best in some way: DRAM bytes, SRAM, cycles")
-                    .action(ArgAction::SetTrue),
-            )
+            .arg(print_recipe_argument().requires("out"));
+        settings::flags(command, &schema())
     }
 
-    fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let text = arguments.get_one::<String>("product").expect("clap demands it");
-        let sizes: Vec<u64> =
-            text.split([',', 'x']).map_while(|part| part.trim().parse().ok()).filter(|n| *n > 0 && *n <= 1 << 24).collect();
-        let [m, k, n] = sizes[..] else {
-            return Err(
-                Error::recipe(format!("`{text}` is no product")).hint("three sizes of at least 1: `512,2048,2048`".to_owned())
-            );
-        };
-        let settings = Compile {
-            device: arguments.get_one::<String>("device").expect("it has a default").clone(),
-            set: arguments.get_many::<String>("set").into_iter().flatten().cloned().collect(),
-            ..Compile::default()
-        };
-        let device = settings.device()?;
-        let bits = *arguments.get_one::<u32>("weights").expect("it has a default");
-        let width = device.numerics.weights.iter().copied().filter(|width| *width >= bits).min().unwrap_or(8);
-        let rates = device.rates(width, 8)?;
-        let weights = Element { bits: width, per: 1 };
-        let product = Product::new(m, k, n, Element::INT8, weights).aligned([1, rates.array[1], rates.array[2]]);
-        let limits = device.limits();
-        let goal = match arguments.get_one::<String>("goal").map(String::as_str) {
-            Some("latency") => Goal::Latency,
-            Some("energy") => Goal::Energy,
-            _ => Goal::Dram,
-        };
-        let found: Vec<Tiling> = match arguments.get_flag("pareto") {
-            true => pareto(&product, &limits, &rates)?.into_iter().map(|(tiling, _)| tiling).collect(),
-            false => vec![search(&product, &limits, &goal.objective(rates))?],
-        };
-        let bound = lower_bound(&product, limits.sram);
-        let rows: Vec<Vec<String>> = found
-            .iter()
-            .map(|tiling| {
-                let cost = tiling.cost(&product, &limits, &rates);
-                vec![
-                    format!("{:?}", tiling.order).to_lowercase(),
-                    format!("{:?}", tiling.tile),
-                    format!("{:?}", tiling.kept),
-                    tiling.dram.total().to_string(),
-                    format!("{:.3}", tiling.dram.total() as f64 / bound as f64),
-                    tiling.sram.to_string(),
-                    format!("{:.0}", cost.cycles),
-                ]
-            })
-            .collect();
-        if printer.json {
-            let all: Vec<_> = found
-                .iter()
-                .map(|t| {
-                    let cost = t.cost(&product, &limits, &rates);
-                    json!({ "order": format!("{:?}", t.order).to_lowercase(), "tile": t.tile, "kept": t.kept, "slots": t.slots,
-                            "dram_bytes": t.dram.total(), "sram_bytes": t.sram, "cycles": cost.cycles, "energy_pj": cost.energy })
-                })
-                .collect();
-            printer.value(&json!({ "device": device.name, "product": [m, k, n], "weight_bits": width, "lower_bound": bound, "tilings": all }));
-        } else {
-            printer.data(&draw(&["order", "tile m, k, n", "kept x, w", "DRAM bytes", "/ bound", "SRAM bytes", "cycles"], &rows));
-            printer.data(&format!(
-                "lower bound of any schedule: {bound} bytes; {} has {} bytes of SRAM; streamed tiles double-buffered; cycles predicted",
-                device.name, limits.sram
-            ));
+    fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+        let what = path(arguments, "model");
+        let text = what.display().to_string();
+        let settings = Settings::deserialize(settings::table(&schema(), arguments))
+            .map_err(|error| Error::recipe("the settings cannot be used").because(&error))?;
+        match sizes(&text) {
+            Some(product) => {
+                refuse(arguments, &OF_MODELS, "a model")?;
+                one(product, *arguments.get_one("weights").expect("it has a default"), &settings, printer)?;
+            }
+            None if !what.exists() => {
+                let hint = "three sizes of at least 1, like `512,2048,2048`, or the path of a checkpoint".to_owned();
+                return Err(Error::recipe(format!("`{text}` is no product, and no model")).hint(hint));
+            }
+            None => {
+                refuse(arguments, &["weights"], "a product")?;
+                if arguments.contains_id("out") {
+                    let recipe = step::recipe_of(NAME, arguments, &[]);
+                    return run_text(&format!("attar {NAME} {text}"), &recipe, arguments, environment, printer);
+                }
+                all(what, &settings, printer)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn schema() -> Value {
+    verb_schema(NAME).expect("a verb of a step that exists")
+}
+
+/// `[m, k, n]`, if a text says so.
+fn sizes(text: &str) -> Option<[u64; 3]> {
+    let size = |part: &str| part.trim().parse().ok().filter(|n| *n > 0 && *n <= 1 << 24);
+    let sizes: Option<Vec<u64>> = text.split([',', 'x']).map(size).collect();
+    sizes?.try_into().ok()
+}
+
+/// Flags that were given and are for something else.
+fn refuse(arguments: &ArgMatches, flags: &[&str], of: &str) -> Result<(), Error> {
+    let given = |flag: &&&str| arguments.value_source(flag) == Some(ValueSource::CommandLine);
+    match flags.iter().find(given) {
+        Some(flag) => Err(Error::recipe(format!("`--{flag}` is for {of}"))),
+        None => Ok(()),
+    }
+}
+
+/// Cuts one product.
+fn one([m, k, n]: [u64; 3], bits: u32, settings: &Settings, printer: &Printer) -> Result<(), Error> {
+    let device = Compile { device: settings.device.clone(), set: settings.set.clone(), ..Compile::default() }.device()?;
+    let width = device.numerics.weights.iter().copied().filter(|width| *width >= bits).min().unwrap_or(8);
+    let rates = device.rates(width, 8)?;
+    let weights = Element { bits: width, per: 1 };
+    let product = Product::new(m, k, n, Element::INT8, weights).aligned([1, rates.array[1], rates.array[2]]);
+    let limits = device.limits();
+    let found: Vec<Tiling> = match settings.pareto {
+        true => pareto(&product, &limits, &rates)?.into_iter().map(|(tiling, _)| tiling).collect(),
+        false => vec![search(&product, &limits, &settings.goal.objective(rates))?],
+    };
+    let bound = lower_bound(&product, limits.sram);
+    let tilings: Vec<TilingReport> =
+        found.iter().map(|tiling| TilingReport::new(tiling, &product, &limits, &rates, bound)).collect();
+    if printer.json {
+        printer.value(&json!({
+            "device": device.name, "product": [m, k, n], "weight_bits": width, "lower_bound": bound, "tilings": tilings,
+        }));
+    } else {
+        printer.data(&draw(TilingReport::HEAD, &tilings.iter().map(TilingReport::row).collect::<Vec<_>>()));
+        printer.data(&format!(
+            "lower bound of any schedule: {bound} bytes; {} has {} bytes of SRAM; streamed tiles double-buffered",
+            device.name, limits.sram
+        ));
+    }
+    Ok(())
+}
+
+/// Cuts every distinct product of a model.
+fn all(model: &Path, settings: &Settings, printer: &Printer) -> Result<(), Error> {
+    let tiled = cut_products(settings, &Model::open(model)?)?;
+    if printer.json {
+        printer.value(&tiled);
+    } else {
+        let table = ProductReport::table(&tiled.products);
+        printer.data(&draw(table.head, &table.rows));
+        printer.data(&format!("{} has {} bytes of SRAM; streamed tiles double-buffered", tiled.device, tiled.sram));
+    }
+    Ok(())
 }

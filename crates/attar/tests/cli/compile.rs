@@ -9,17 +9,17 @@ use crate::{
 
 const MODEL: &str = "testdata/models/shakespeare-1m";
 
-const QUANTIZE: &str = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 32\nscale_dtype = \"int6\"\n\n";
+pub(crate) const QUANTIZE: &str = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 32\nscale_dtype = \"int6\"\n\n";
 
-const ACTIVATIONS: &str = "[[step]]\nkind = \"activations\"\nmode = \"static\"\n\n";
+pub(crate) const ACTIVATIONS: &str = "[[step]]\nkind = \"activations\"\nmode = \"static\"\n\n";
 
 /// A recipe of these sections on a little text.
-fn recipe(sections: &[&str]) -> String {
+pub(crate) fn recipe(sections: &[&str]) -> String {
     let data = "[data.calibration]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 2\nlength = 96\n";
     format!("recipe = 1\nmodel = \"{MODEL}\"\noutput = \"out\"\n\n{data}\n{}", sections.concat())
 }
 
-fn compile(settings: &str) -> String {
+pub(crate) fn compile(settings: &str) -> String {
     format!("[[step]]\nkind = \"compile\"\nset = [\"sram=48KiB\"]\nseq = 40\n{settings}\n")
 }
 
@@ -138,11 +138,14 @@ fn files_that_are_no_plans_are_refused() {
 fn a_product_is_tiled() {
     let mut session = Session::new("tile");
     let room = Room::new();
-    let cases: [(&str, &[&str], i32); 6] = [
+    let cases: [(&str, &[&str], i32); 9] = [
         ("the best", &["tile", "512,2048,2048", "--set", "sram=256KiB"], 0),
         ("int4 on a small device", &["tile-for-sram", "128x576x1536", "--weights", "4", "--device", "ethos-u85-1024"], 0),
         ("for machines", &["tile", "32,64,64", "--set", "sram=16KiB", "--json"], 0),
+        ("all that are best in some way", &["tile", "32,64,64", "--set", "sram=16KiB", "--pareto"], 0),
         ("no product", &["tile", "512,2048"], 2),
+        ("what is for models", &["tile", "512,2048,2048", "--seq", "64"], 2),
+        ("what is for products", &["tile", MODEL, "--weights", "4"], 2),
         ("no such device", &["tile", "32,64,64", "--device", "ethos-u86-1024"], 3),
         ("less SRAM than a tile", &["tile", "32,64,64", "--set", "sram=1KiB"], 3),
     ];

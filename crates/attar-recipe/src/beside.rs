@@ -1,0 +1,82 @@
+//! Files that a step leaves beside the model: a folder a step, named after its kind and numbered from the second on,
+//! `compiled`, `compiled-2`. What is written is read back, and listed in the manifest.
+
+use attar_export::FileEntry;
+use attar_tensor::Digest;
+use serde::Serialize;
+
+use crate::{Error, Recipe, Result, Variant, output::Output, plan::folder, step::StepKind};
+
+/// The files of a step.
+#[derive(Clone, Debug)]
+pub(crate) struct Folder {
+    /// Of the step.
+    pub(crate) kind: &'static str,
+    /// Within its variant's.
+    pub(crate) name: String,
+    /// Names and contents.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+}
+
+/// A folder in the manifest.
+#[derive(Serialize)]
+pub(crate) struct WrittenFolder {
+    variant: String,
+    step: &'static str,
+    folder: String,
+    files: Vec<FileEntry>,
+}
+
+impl Folder {
+    /// The folder of a step behind `earlier` ones; none for a kind that leaves no files.
+    pub(crate) fn new(kind: &'static StepKind, earlier: &[Folder], files: Vec<(String, Vec<u8>)>) -> Option<Folder> {
+        let before = earlier.iter().filter(|folder| folder.kind == kind.name).count();
+        Some(Folder { kind: kind.name, name: numbered(kind.folder?, before), files })
+    }
+
+    /// The file of that name.
+    pub(crate) fn file(&self, name: &str) -> Option<&[u8]> {
+        self.files.iter().find(|(other, _)| other == name).map(|(_, bytes)| &**bytes)
+    }
+}
+
+/// The name of the folder behind `earlier` ones of its kind.
+fn numbered(name: &str, earlier: usize) -> String {
+    if earlier == 0 { name.into() } else { format!("{name}-{}", earlier + 1) }
+}
+
+/// The kinds of a variant's steps that leave folders, and the folders.
+pub(crate) fn names(variant: &Variant) -> Vec<(&'static str, String)> {
+    let mut found: Vec<(&'static str, String)> = Vec::new();
+    for (_, step) in &variant.steps {
+        let kind = step.kind();
+        let before = found.iter().filter(|(other, _)| *other == kind.name).count();
+        found.extend(kind.folder.map(|name| (kind.name, numbered(name, before))));
+    }
+    found
+}
+
+/// Writes the folders of a variant.
+pub(crate) fn write(recipe: &Recipe, variant: &str, folders: &[Folder], output: &Output) -> Result<Vec<WrittenFolder>> {
+    let written = folders.iter().map(|beside| {
+        let files = write_files(beside, output)?;
+        let folder = folder(recipe, variant, &beside.name);
+        output.publish(&folder)?;
+        Ok(WrittenFolder { variant: variant.into(), step: beside.kind, folder, files })
+    });
+    written.collect()
+}
+
+/// Into the unfinished folder.
+fn write_files(folder: &Folder, output: &Output) -> Result<Vec<FileEntry>> {
+    let unfinished = output.unfinished()?;
+    let write = |(name, bytes): &(String, Vec<u8>)| {
+        let (path, digest) = (unfinished.join(name), Digest::of(bytes));
+        std::fs::write(&path, bytes).map_err(|source| attar_tensor::Error::Io { action: "write", path: path.clone(), source })?;
+        if Digest::of_file(&path)? != digest {
+            return Err(Error::input(format!("`{}` does not read back as it was written", path.display())));
+        }
+        Ok(FileEntry { name: name.clone(), bytes: bytes.len() as u64, digest })
+    };
+    folder.files.iter().map(write).collect()
+}

@@ -1,0 +1,115 @@
+//! The step `memory-plan`: buffers of a file are placed in a memory. It has nothing to do with the model.
+
+use std::{num::NonZeroU64, path::PathBuf};
+
+use attar_compile::memory::{Answer, Effort, Entries, Planned, memory_map, write_csv};
+use attar_compress::allocate::Size;
+use attar_tensor::Digest;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Step, StepError, StepKind};
+use crate::{
+    Error, ErrorKind, PlacementReport,
+    files::{place_buffers, read_buffers},
+    model::Working,
+    plan::PlannedTensor,
+    schema::of,
+    session::Session,
+};
+
+/// Place buffers in a memory so that none that live at once overlap.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct MemoryPlan {
+    /// The buffers, a CSV file: `id,lower,upper,size`.
+    file: PathBuf,
+    /// Bytes that there are, like `1 MiB` [default: as few as can be].
+    #[serde(default)]
+    capacity: Option<Size>,
+    /// Nodes to search before giving up.
+    #[serde(default = "nodes")]
+    nodes: NonZeroU64,
+}
+
+fn nodes() -> NonZeroU64 {
+    NonZeroU64::new(Effort::default().nodes).unwrap_or(NonZeroU64::MIN)
+}
+
+pub(super) static MEMORY_PLAN: StepKind = StepKind {
+    name: "memory-plan",
+    about: "Place buffers in a memory so that none that live at once overlap",
+    schema: of::<MemoryPlan>,
+    build: |section| Ok(Box::new(section.finish::<MemoryPlan>(&["kind".into()])?)),
+    folder: Some("placed"),
+    looks_inside: false,
+};
+
+impl Step for MemoryPlan {
+    fn kind(&self) -> &'static StepKind {
+        &MEMORY_PLAN
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        vec![("file".into(), self.file.clone())]
+    }
+
+    /// The whole search: what does not fit is known before hours of work.
+    fn plan(&self, _: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        self.placed()?;
+        Ok(Vec::new())
+    }
+
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        session.observer.stage(&format!("{}: memory-plan", model.title), 0);
+        session.check_interrupt()?;
+        let (entries, plan) = self.placed()?;
+        let Answer::Placed { placement, method, at_least } = &plan.answer else { unreachable!("`placed` gives placements") };
+        let map = memory_map(&entries, placement, plan.capacity.unwrap_or(0));
+        let files = [("placement.csv", write_csv(&entries, placement)), ("placement.svg", map)];
+        model.leave(&MEMORY_PLAN, files.map(|(name, text)| (name.to_owned(), text.into_bytes())).into());
+        model.placements.push(PlacementReport {
+            file: self.file.display().to_string(),
+            buffers: entries.ids.len(),
+            capacity: plan.capacity,
+            max_live: plan.max_live,
+            height: placement.height,
+            at_least: *at_least,
+            fragmentation: plan.fragmentation().unwrap_or(0.0),
+            method: method.to_string(),
+            nodes: plan.nodes,
+        });
+        Ok(Vec::new())
+    }
+}
+
+impl MemoryPlan {
+    /// The buffers and a placement, or why there is none.
+    fn placed(&self) -> Result<(Entries, Planned), StepError> {
+        let at_file = |error| StepError { key: Some("file".into()), error };
+        let entries = read_buffers(&self.file).map_err(at_file)?;
+        let effort = Effort { nodes: self.nodes.get() };
+        let plan = place_buffers(&entries, self.capacity.map(|size| size.0), effort).map_err(at_file)?;
+        match plan.failure(&entries) {
+            None => Ok((entries, plan)),
+            Some(why) => Err(self.failed(&plan.answer, why)),
+        }
+    }
+
+    /// Too little room or patience is the recipe's fault; buffers that contradict each other are the file's.
+    fn failed(&self, answer: &Answer, why: String) -> StepError {
+        let (key, kind, hint) = match answer {
+            Answer::Undecided => ("nodes", ErrorKind::Recipe, Some("give it more `nodes`, or more `capacity`")),
+            _ if self.capacity.is_some() => {
+                ("capacity", ErrorKind::Recipe, Some("give it more `capacity`, or leave it out to see how much is needed"))
+            }
+            _ => ("file", ErrorKind::Input, None),
+        };
+        let error = Error { kind, ..Error::input(why) };
+        StepError { key: Some(key.into()), error: error.hint(hint.map(str::to_owned)) }
+    }
+}

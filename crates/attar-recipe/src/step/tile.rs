@@ -1,0 +1,71 @@
+//! The step `tile`: how every distinct product of the model is cut for a device. Facts are enough; the model stays as it is.
+
+use attar_compile::{Tile, Tiled, report::ProductReport};
+use attar_model::Model;
+use attar_tensor::Digest;
+
+use super::{
+    Step, StepError, StepKind,
+    compile::{check_prompt, refused},
+};
+use crate::{Error, model::Working, plan::PlannedTensor, run::json, schema::of, session::Session};
+
+pub(super) static TILE: StepKind = StepKind {
+    name: "tile",
+    about: "Cut every distinct product of the model for a device's SRAM",
+    schema: of::<Tile>,
+    build: |section| Ok(Box::new(section.finish::<Tile>(&["kind".into()])?)),
+    folder: Some("tiled"),
+    looks_inside: true,
+};
+
+/// How the products of an opened model are cut; what the step does, and writes nothing.
+pub fn cut_products(settings: &Tile, model: &Model) -> Result<Tiled, Error> {
+    let working = Working::new("model", model, None);
+    checked(settings, &working).map_err(|failed| failed.error)
+}
+
+fn checked(settings: &Tile, model: &Working) -> Result<Tiled, StepError> {
+    check_prompt(settings.seq, model)?;
+    settings.run(&model.graph, &*model.source).map_err(refused)
+}
+
+impl Step for Tile {
+    fn kind(&self) -> &'static StepKind {
+        &TILE
+    }
+
+    fn settings(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    /// Whether everything can be cut; what is best in other ways can wait.
+    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        checked(&Tile { pareto: false, ..self.clone() }, model)?;
+        Ok(Vec::new())
+    }
+
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        session.observer.stage(&format!("{}: tile for {}", model.title, self.device), 0);
+        session.check_interrupt()?;
+        let tiled = checked(self, model)?;
+        model.leave(&TILE, vec![("tiles.json".into(), json(&tiled)), ("tiles.txt".into(), text(&tiled).into_bytes())]);
+        model.tilings.push(summary(tiled));
+        Ok(Vec::new())
+    }
+}
+
+fn text(tiled: &Tiled) -> String {
+    format!(
+        "{}: {} bytes of SRAM; streamed tiles double-buffered; lower bounds are those of any schedule\n\n{}",
+        tiled.device,
+        tiled.sram,
+        ProductReport::table(&tiled.products)
+    )
+}
+
+/// Without what is best in other ways: that is in the step's own file.
+fn summary(tiled: Tiled) -> Tiled {
+    let products = tiled.products.into_iter().map(|product| ProductReport { front: Vec::new(), ..product });
+    Tiled { products: products.collect(), ..tiled }
+}
