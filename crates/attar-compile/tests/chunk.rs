@@ -12,7 +12,7 @@ use attar_compile::{
     plan::Placed,
     program::{Column, Role},
     schedule::{
-        Freedom, Goal, Image, Target,
+        Freedom, Goal, Image, Target, choose,
         chunk::{Candidate, Chunked, Chunking},
         schedule, schedule_on,
     },
@@ -42,9 +42,8 @@ fn by_hand(chunk: u64, tokens: u64, target: &Target, goal: Goal) -> [u64; 2] {
     let mut image = Image::default();
     let parts = (0..tokens).step_by(chunk as usize).map(|past| {
         let program = decoder.program(chunk.min(tokens - past), past).expect("sizes go together");
-        let plan = schedule_on(&program, target, goal, Freedom::ALL, "by hand", &image).expect("it fits").plan;
-        image = if past == 0 { Image::of(&plan) } else { std::mem::take(&mut image) };
-        let run = simulate::time(&plan, &target.rates).expect("it runs");
+        let (schedule, run) = choose(&program, target, goal, Freedom::ALL, "by hand", &image).expect("it fits");
+        image.add(&schedule.plan);
         [run.dram(), run.cycles]
     });
     parts.fold([0; 2], |[dram, cycles], [d, c]| [dram + d, cycles + c])

@@ -5,7 +5,7 @@ mod models;
 use attar_compile::{
     apart::{self, Apart},
     program::Kernel,
-    schedule::{Choice, Freedom, Goal, Schedule, schedule},
+    schedule::{Choice, Freedom, Goal, Image, Schedule, choose, schedule},
     shapes::Decoder,
     tile::Objective,
 };
@@ -108,4 +108,22 @@ fn norms_are_kept_stored_or_computed_again() {
     let (way, passes) = handed(&found, "blocks.0.mlp.norm");
     assert!(way == "computed" && passes > 1, "{way} {passes} times");
     assert!(dram(&found) < dram(&without), "{} {}", dram(&found), dram(&without));
+}
+
+/// By the simulated clock, and to 1/128.
+#[test]
+fn no_other_goal_meets_a_goal_better() {
+    for (rows, past) in [(1, 128), (128, 0)] {
+        for sram in [256u64 << 10, 2 << 20] {
+            let target = generic(sram, 4).unwrap();
+            let program = Decoder { blocks: 3, ..MODELS[0].with(4) }.program(rows, past).unwrap();
+            let goals = [Goal::Dram, Goal::Latency, Goal::Energy];
+            let found = goals.map(|goal| choose(&program, &target, goal, Freedom::ALL, "test", &Image::default()).unwrap().1);
+            let measures = found.map(|run| [run.dram() as f64, run.cycles as f64, run.energy(&target.rates)]);
+            for (at, goal) in goals.iter().enumerate() {
+                let least = measures.iter().map(|measure| measure[at]).fold(f64::INFINITY, f64::min);
+                assert!(measures[at][at] <= least * (1.0 + 1.0 / 128.0), "{goal:?}, {rows} rows, {sram}: {measures:?}");
+            }
+        }
+    }
 }

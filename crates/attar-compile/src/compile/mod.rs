@@ -26,9 +26,9 @@ use crate::{
     pass::Fuse,
     report::{Options, Report},
     schedule::{
-        Freedom, Goal, Image, Schedule, Target,
+        Freedom, Goal, Image, Schedule, Target, choose,
         chunk::{Chunked, Chunking, Point, front},
-        schedule, schedule_on,
+        schedule,
     },
     simulate::{Simulation, time},
 };
@@ -241,9 +241,8 @@ impl Compile {
         let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
         let target = target(device, &converted.program)?;
         let title = format!("{name}, {rows} tokens behind {past}");
-        let schedule = schedule_on(&converted.program, &target, self.goal, self.freedom(), &title, image)?;
+        let (schedule, simulation) = choose(&converted.program, &target, self.goal, self.freedom(), &title, image)?;
         image.add(&schedule.plan);
-        let simulation = time(&schedule.plan, &target.rates)?;
         let Converted { program, host, logits, .. } = converted;
         Ok(Phase { name, rows, past, program, host, head: logits.is_some(), schedule, simulation, report: None, proof: None })
     }

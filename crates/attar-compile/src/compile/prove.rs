@@ -7,7 +7,7 @@ use crate::{
     device::Device,
     plan::Proof,
     reference,
-    schedule::{Image, Schedule, schedule_on},
+    schedule::{Image, Schedule, choose},
     simulate::{Simulation, prove},
 };
 
@@ -84,7 +84,7 @@ impl<'a> Prover<'a> {
         let wanted = span.of(&leaving, to.rows, to.columns).to_vec();
         let target = target(self.device, &program)?;
         let Compile { goal, .. } = self.settings;
-        let schedule = schedule_on(&program, &target, *goal, self.settings.freedom(), "proof", image)?;
+        let (schedule, _) = choose(&program, &target, *goal, self.settings.freedom(), "proof", image)?;
         let simulation = prove(&program, &schedule.plan, &target.rates, &memory)?;
         let mut after = memory.clone();
         reference::run(&program, &mut after);

@@ -7,7 +7,7 @@ use crate::{
     Element, Program,
     plan::{Compute, Span, Statement},
     program::{Column, Epilogue, Mlp, Norm},
-    tile::{Limits, Rates},
+    tile::{Limits, Objective, Rates},
 };
 
 const ROWS: u8 = 0;
@@ -92,7 +92,8 @@ impl MlpTiles {
                     if tiles.sram(&shape) > limits.sram {
                         continue;
                     }
-                    let key = [tiles.traffic(program, mlp), tiles.sram(&shape), inner];
+                    let traffic = tiles.traffic(program, mlp) + Objective::TRANSFER * tiles.transfers(&shape);
+                    let key = [traffic, tiles.sram(&shape), inner];
                     if best.as_ref().is_none_or(|(least, _)| key < *least) {
                         best = Some((key, tiles));
                     }
@@ -105,6 +106,10 @@ impl MlpTiles {
 
     /// As many kept tiles as fit: all, or those that leave room for two streamed ones.
     fn most_kept(&self, shape: &Shape, sram: u64) -> u64 {
+        // One block of rows uses every tile once: what is kept would only come before the rest.
+        if self.rows >= shape.m {
+            return 0;
+        }
         let all = shape.f.div_ceil(self.inner);
         if (MlpTiles { kept: all, ..self.clone() }).sram(shape) <= sram {
             return all;
@@ -112,6 +117,12 @@ impl MlpTiles {
         let room = sram.saturating_sub(self.sram(shape));
         let tile: u64 = shape.weights(self.inner).iter().map(|bytes| bytes.next_multiple_of(self.align)).sum();
         (room / tile.max(1)).min(all - 1)
+    }
+
+    /// Loads of weights and rescalings.
+    fn transfers(&self, shape: &Shape) -> u64 {
+        let (blocks, all) = (shape.m.div_ceil(self.rows), shape.f.div_ceil(self.inner));
+        2 * self.kept + blocks * (2 * (all - self.kept) + all)
     }
 
     /// DRAM bytes.

@@ -10,14 +10,13 @@
 
 use std::num::NonZeroU64;
 
-use super::{Freedom, Goal, Image, Target, schedule_on};
+use super::{Freedom, Goal, Image, Target, choose};
 use crate::{
     Error, Program, Result,
     fixed::RUN,
     front::front as nothing_beats,
     plan::{Plan, Space},
     program::Role,
-    simulate,
 };
 
 /// Makes the program of `rows` tokens behind `past` others.
@@ -191,9 +190,9 @@ impl Part {
         image: &mut Image,
     ) -> Result<Part> {
         let title = format!("{rows} tokens behind {past}");
-        let plan = schedule_on(&make(rows, past)?, target, goal, freedom, &title, image)?.plan;
+        let (schedule, run) = choose(&make(rows, past)?, target, goal, freedom, &title, image)?;
+        let plan = schedule.plan;
         image.add(&plan);
-        let run = simulate::time(&plan, &target.rates)?;
         let energy = run.energy(&target.rates);
         let (dram, cycles, sram_peak) = (run.dram(), run.cycles, run.sram_peak);
         Ok(Part { dram, cycles, energy, sram_peak, activations: activations(&plan) })

@@ -7,6 +7,7 @@
 //! stored, or computed again within the kernel that reads it, as often as that reads it: whichever costs least. Equal kernels in
 //! equal room are searched once, so that a model of equal blocks costs as much to plan as one block.
 
+mod choose;
 pub mod chunk;
 mod image;
 mod order;
@@ -17,6 +18,7 @@ use std::{
     collections::{BTreeMap, HashMap},
 };
 
+pub use choose::choose;
 pub use image::Image;
 use place::Crowded;
 use schemars::JsonSchema;
@@ -97,8 +99,7 @@ impl Goal {
     /// What it means for one product.
     pub fn objective(self, rates: crate::tile::Rates) -> Objective {
         match self {
-            // A transfer is worth a few bursts.
-            Goal::Dram => Objective::Dram { overhead: 64 },
+            Goal::Dram => Objective::Dram { overhead: Objective::TRANSFER },
             Goal::Latency => Objective::Latency(rates),
             Goal::Energy => Objective::Energy(rates),
         }

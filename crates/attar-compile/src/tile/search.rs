@@ -37,6 +37,9 @@ pub enum Objective {
 }
 
 impl Objective {
+    /// Bytes that a transfer is worth in schedules: a few bursts.
+    pub const TRANSFER: u64 = 64;
+
     /// DRAM bytes and nothing else.
     pub const BYTES: Objective = Objective::Dram { overhead: 0 };
 }
