@@ -9,6 +9,7 @@ use std::num::NonZeroU64;
 use attar_compile::{
     Data, Element, Memory, Program,
     fixed::Rescale,
+    plan::Space,
     program::{Column, Role},
     schedule::{
         Freedom, Goal, Target,
@@ -164,4 +165,17 @@ fn sizes_cost_what_numbers_do() {
         };
         assert_eq!(dram(&numbers), dram(&sizes), "{block:?}");
     }
+}
+
+/// What lies within joined kernels, and behind norms that are computed again, takes no room for each block.
+#[test]
+fn more_blocks_need_no_more_room_for_activations() {
+    let scratch = |blocks: u64| {
+        let program = Decoder { blocks, ..decoder() }.program(256, 0).unwrap();
+        let target = generic(SRAM[1], 4).unwrap();
+        let plan = schedule(&program, &target, Goal::Dram, Freedom::ALL, "test").unwrap().plan;
+        let in_dram = plan.tensors.iter().filter(|tensor| tensor.role == Role::Scratch && tensor.space == Space::Dram);
+        in_dram.map(|tensor| tensor.address + tensor.bytes()).max()
+    };
+    assert_eq!(scratch(2), scratch(9));
 }

@@ -344,15 +344,16 @@ impl Search<'_> {
                 let chip = [read(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
                 let search = |entry| LinearTiles::search(program, linear, entry, chip, &limits, array, &objective);
                 let Some(norm) = norm else { return Ok(Tiles::Linear(search(None)?)) };
-                let rows = Entry::piece(&limits, program.get(norm.x).columns, chip[0]);
-                let both = [Entry::Once { rows }, Entry::Again].map(|entry| search(Some(entry)).map(Tiles::Linear));
-                match both {
-                    [Ok(once), Ok(again)] => {
-                        let [first, second] = [&once, &again].map(|tiles| self.cost(kernel, tiles, live).2);
-                        if second.order(&first).is_lt() { again } else { once }
-                    }
-                    [once, again] => once.or(again)?,
-                }
+                let entries = Entry::all(&limits, program.get(norm.x).columns, chip[0]);
+                let cost = |tiles: &Result<Tiles>| tiles.as_ref().ok().map(|tiles| self.cost(kernel, tiles, live).2);
+                let tiles = entries.into_iter().map(|entry| search(Some(entry)).map(Tiles::Linear));
+                let ways = tiles.map(|tiles| (cost(&tiles), tiles));
+                let better = |best: &Option<Cost>, next: &Option<Cost>| match (best, next) {
+                    (Some(best), Some(next)) => next.order(best).is_lt(),
+                    (best, next) => best.is_none() && next.is_some(),
+                };
+                let best = ways.reduce(|best, next| if better(&best.0, &next.0) { next } else { best });
+                best.expect("there are ways").1?
             }
             Kernel::Attention(attention) => {
                 let chip = [on(attention.query), on(attention.out)];
