@@ -401,9 +401,4 @@ impl Attention {
     pub fn group(&self) -> u64 {
         self.heads / self.key_heads
     }
-
-    /// Keys in runs, for the rows from `first` on of which the last is `last`: from, to, multiples of [`RUN`] except at the end.
-    pub fn runs(&self, first: u64, last: u64) -> (u64, u64) {
-        (self.keys(first).0 / RUN * RUN, self.keys(last).1)
-    }
 }

@@ -101,7 +101,8 @@ const MUTATIONS: &[(&str, Mutation)] = &[
             let wait = all[..at].iter().rposition(waited).unwrap();
             all[wait..=at].rotate_left(1);
         };
-        edit(plan, random, &|s| loaded(s).is_some(), &early)
+        let body = plan.bodies.iter().position(|body| body.name.starts_with("normed"))?;
+        edit_body(plan, body, random, &|s| loaded(s).is_some(), &early)
     }),
     ("a product that is added twice", |plan, random| {
         edit(plan, random, &|s| matches!(s, Statement::Compute(Compute::Multiply { .. } | Compute::Attend { .. })), &|all, at| {
@@ -244,6 +245,18 @@ fn edit(
     wanted: &dyn Fn(&Statement) -> bool,
     change: &dyn Fn(&mut Vec<Statement>, usize),
 ) -> Option<()> {
+    let body = random.next() as usize % plan.bodies.len();
+    edit_body(plan, body, random, wanted, change)
+}
+
+/// The same in one body.
+fn edit_body(
+    plan: &mut Plan,
+    body: usize,
+    random: &mut Random,
+    wanted: &dyn Fn(&Statement) -> bool,
+    change: &dyn Fn(&mut Vec<Statement>, usize),
+) -> Option<()> {
     fn count(code: &[Statement], wanted: &dyn Fn(&Statement) -> bool) -> usize {
         code.iter()
             .map(|s| usize::from(wanted(s)) + if let Statement::Loop { body, .. } = s { count(body, wanted) } else { 0 })
@@ -271,7 +284,6 @@ fn edit(
         }
         false
     }
-    let body = random.next() as usize % plan.bodies.len();
     let all = count(&plan.bodies[body].code, wanted);
     let mut left = random.next() as usize % all.max(1);
     (all > 0 && apply(&mut plan.bodies[body].code, &mut left, wanted, change)).then_some(())

@@ -35,7 +35,7 @@ fn entry(choice: &Choice) -> Option<String> {
     let (kind, on_chip) = match &choice.tiles {
         Tiles::Linear(tiles) => match tiles.entry? {
             Entry::Once { .. } => ("linear once", tiles.on_chip[0]),
-            Entry::Again => ("linear again", tiles.on_chip[0]),
+            Entry::Again { .. } => ("linear again", tiles.on_chip[0]),
         },
         Tiles::Mlp(tiles) if tiles.added => ("mlp, x is added", false),
         Tiles::Mlp(tiles) => tiles.piece.map(|_| ("mlp", tiles.on_chip[0]))?,

@@ -24,12 +24,23 @@ pub enum Entry {
         rows: u64,
     },
     /// Columns outermost: once for each tile of columns.
-    Again,
+    Again {
+        /// So many at most.
+        times: u64,
+    },
 }
 
 impl Entry {
+    /// The ways worth trying for rows of `width` numbers: once, and again. Where rows are on the chip, the search for tiles
+    /// does not see that more tiles of columns cost anything, so that few of them are tried, too.
+    pub(crate) fn all(limits: &Limits, width: u64, on_chip: bool) -> Vec<Entry> {
+        let few: &[u64] = if on_chip { &[2, 4, 8, 16] } else { &[] };
+        let again = few.iter().chain([&u64::MAX]).map(|times| Entry::Again { times: *times });
+        std::iter::once(Entry::Once { rows: Entry::piece(limits, width, on_chip) }).chain(again).collect()
+    }
+
     /// Rows of `width` numbers that are normed at a time where each is normed once: a 64th part of the room.
-    pub(crate) fn piece(limits: &Limits, width: u64, on_chip: bool) -> u64 {
+    pub(super) fn piece(limits: &Limits, width: u64, on_chip: bool) -> u64 {
         let most = limits.sram / 64 / Element::INT16.bytes(width);
         let rows = if on_chip { 1 } else { most.clamp(1, 16) };
         1 << rows.ilog2()
@@ -41,7 +52,7 @@ impl Entry {
         let held = match self {
             Entry::Once { .. } if on_chip => 0,
             Entry::Once { rows } => 2 * slot(Element::INT16.bytes(rows * width)),
-            Entry::Again => slot(Element::INT8.bytes(rows * width)),
+            Entry::Again { .. } => slot(Element::INT8.bytes(rows * width)),
         };
         held + slot(Element::INT32.bytes(width))
     }

@@ -79,7 +79,7 @@ impl LinearTiles {
         let nests = match entry {
             None => Nests::All,
             Some(Entry::Once { .. }) => Nests::RowPanel,
-            Some(Entry::Again) => Nests::RowsWithin,
+            Some(Entry::Again { .. }) => Nests::RowsWithin,
         };
         let columns_whole = 16 * Column::ELEMENT.bytes(product.n) <= limits.sram;
         let mut reserve = 0;
@@ -129,7 +129,7 @@ impl LinearTiles {
         match self.entry {
             None => 0,
             Some(Entry::Once { .. }) => 1,
-            Some(Entry::Again) => self.tiling.counts(&self.product)[2],
+            Some(Entry::Again { .. }) => self.tiling.counts(&self.product)[2],
         }
     }
 
@@ -137,7 +137,7 @@ impl LinearTiles {
     pub(crate) fn cycles(&self, rates: &tile::Rates, norm: f64) -> f64 {
         match self.entry {
             None => self.tiling.cost(&self.product, &self.limits, rates).cycles,
-            Some(Entry::Again) => {
+            Some(Entry::Again { .. }) => {
                 let work = norm * self.norms() as f64;
                 self.tiling.cost_beside(&self.product, &self.limits, rates, work).cycles
             }
@@ -195,7 +195,7 @@ fn product(program: &Program, linear: &Linear, entry: Option<Entry>, [x, out, _]
         a: match entry {
             Some(Entry::Once { .. }) => Element::INT8,
             _ if x => NOTHING,
-            Some(Entry::Again) => Element::INT16,
+            Some(Entry::Again { .. }) => Element::INT16,
             None => program.get(linear.x).element,
         },
         w: weight,
@@ -203,7 +203,7 @@ fn product(program: &Program, linear: &Linear, entry: Option<Entry>, [x, out, _]
         partial: Element::INT32,
         unit: match entry {
             Some(Entry::Once { rows }) => [rows, depth, columns],
-            Some(Entry::Again) => [1, k, columns],
+            Some(Entry::Again { times }) => [1, k, n.div_ceil(times).next_multiple_of(columns)],
             None => [1, depth, columns],
         },
     }
@@ -255,7 +255,7 @@ impl LinearTiles {
         let norming = self.entry.zip(norm).map(|(entry, norm)| {
             let pieces = match entry {
                 Entry::Once { rows } => Some(rows).filter(|_| !self.on_chip[0]),
-                Entry::Again => None,
+                Entry::Again { .. } => None,
             };
             Norming::new(&mut builder, program, norm, self.tiling.tile[0], pieces)
         });

@@ -204,11 +204,18 @@ pub fn schedule_on(
 ) -> Result<Schedule> {
     program.check()?;
     let program = &*order::least_live(program)?;
-    let mut room = vec![target.sram / target.align * target.align; program.kernels.len()];
+    let all = target.sram / target.align * target.align;
+    let mut room = vec![all; program.kernels.len()];
     loop {
         let (known, last_use) = (HashMap::new(), last_uses(program));
         let mut search = Search { program, target, goal, freedom, image, room: &room, known, last_use };
-        let steps = search.run()?;
+        let steps = match search.run() {
+            // Where nothing stays, the pieces of a call are all there is, and fit.
+            Err(Error::DoesNotFit { .. }) if freedom.keep && room.iter().any(|room| *room < all) => {
+                return schedule_on(program, target, goal, Freedom { keep: false, ..freedom }, title, image);
+            }
+            steps => steps?,
+        };
         match search.plan(&steps, title)? {
             Ok(schedule) => return Ok(schedule),
             // The pieces of these fit, but not side by side: less room for each.
@@ -404,15 +411,16 @@ impl Search<'_> {
                 let chip = [read(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
                 let search = |entry| LinearTiles::search(program, linear, entry, chip, &limits, array, &objective);
                 let Some(norm) = norm else { return Ok(Tiles::Linear(search(None)?)) };
-                let rows = Entry::piece(&limits, program.get(norm.x).columns, chip[0]);
-                let both = [Entry::Once { rows }, Entry::Again].map(|entry| search(Some(entry)).map(Tiles::Linear));
-                match both {
-                    [Ok(once), Ok(again)] => {
-                        let [first, second] = [&once, &again].map(|tiles| self.cost(kernel, tiles, live).2);
-                        if second.order(&first).is_lt() { again } else { once }
-                    }
-                    [once, again] => once.or(again)?,
-                }
+                let entries = Entry::all(&limits, program.get(norm.x).columns, chip[0]);
+                let cost = |tiles: &Result<Tiles>| tiles.as_ref().ok().map(|tiles| self.cost(kernel, tiles, live).2);
+                let tiles = entries.into_iter().map(|entry| search(Some(entry)).map(Tiles::Linear));
+                let ways = tiles.map(|tiles| (cost(&tiles), tiles));
+                let better = |best: &Option<Cost>, next: &Option<Cost>| match (best, next) {
+                    (Some(best), Some(next)) => next.order(best).is_lt(),
+                    (best, next) => best.is_none() && next.is_some(),
+                };
+                let best = ways.reduce(|best, next| if better(&best.0, &next.0) { next } else { best });
+                best.expect("there are ways").1?
             }
             Kernel::Attention(attention) => {
                 let chip = [on(attention.query), on(attention.out)];
