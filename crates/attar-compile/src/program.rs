@@ -2,10 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Element, Error, Result,
-    fixed::{RUN, Rescale},
-};
+use crate::{Element, Error, Result, fixed::Rescale};
 
 /// Index of a [`Tensor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
