@@ -176,7 +176,7 @@ impl Compile {
         let chunks = self.chunks(&device, &fused, source, self.goal, &|_| true)?;
         let mut image = Image::default();
         for (name, rows, past) in self.runs(chunks.best().chunk) {
-            self.phase(&device, &fused, source, name, [rows, past], &mut image)?;
+            self.phase(&device, &fused, source, name, [rows, past], &Ranges::default(), &mut image)?;
         }
         Ok(())
     }
@@ -235,10 +235,11 @@ impl Compile {
         source: &dyn Source,
         name: String,
         [rows, past]: [u64; 2],
+        ranges: &Ranges,
         image: &mut Image,
     ) -> Result<Phase> {
         let bind = self.bind([rows, past], usize::MAX, false);
-        let converted = convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?;
+        let converted = convert(fused, source, ranges, bind, &device.numerics.weights)?;
         let target = target(device, &converted.program)?;
         let title = format!("{name}, {rows} tokens behind {past}");
         let (schedule, simulation) = choose(&converted.program, &target, self.goal, self.freedom(), &title, image)?;
@@ -273,7 +274,7 @@ impl Compile {
         let runs = self.runs(chunks.best().chunk);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "plan and prove", what: &name, done, total: runs.len() }.tell(watch)?;
-            let mut phase = self.phase(&device, &fused, &**source, name.clone(), [rows, past], &mut image)?;
+            let mut phase = self.phase(&device, &fused, &**source, name.clone(), [rows, past], &seen.ranges, &mut image)?;
             phase.report = Some(self.report(&device, &phase)?);
             if self.prove > 0 {
                 phase.proof = Some(prover.blocks(convert(self.bind([rows, past], self.prove, true))?, Span { rows, past })?);

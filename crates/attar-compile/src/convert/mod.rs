@@ -41,7 +41,7 @@ pub struct Bind {
     pub blocks: usize,
     /// Whether the last norm and the head follow all blocks, or are all there is without blocks: for the last row.
     pub head: bool,
-    /// Whether numbers are read, or only shapes.
+    /// Whether the numbers of weights and tables are read. Without ranges, constants of kernels are stand-ins, too.
     pub numbers: bool,
 }
 
@@ -358,7 +358,7 @@ impl<'a> Converter<'a> {
         if rounds.op != (Op::Quantize { bits: 8 }) {
             return Err(self.unsupported(body.node, "rounds to another width than int8", STATIC));
         }
-        if !self.bind.numbers {
+        if self.shapes_only() {
             return Ok(1.0);
         }
         match self.plain(body, scale)?[..] {
@@ -420,7 +420,7 @@ impl<'a> Converter<'a> {
         let name = format!("{}.gains", self.graph.get(body.node.output).name);
         let gains = self.program.tensor(name, [1, width], Element::INT32, Role::Constant);
         let mut gain_shift = 16;
-        if self.bind.numbers {
+        if !self.shapes_only() {
             let gain = self.plain(body, norm.inputs[1])?;
             let root = (width as f64).sqrt() / scale;
             let largest = gain.iter().fold(1e-9f64, |most, g| most.max(f64::from(g.abs()) * root));
@@ -428,7 +428,7 @@ impl<'a> Converter<'a> {
             let unit = root * 2f64.powi(gain_shift as i32);
             let stored = |(gain, exponent): (&f32, &u8)| stored_gain(f64::from(*gain) * unit, *exponent);
             let stored = gain.iter().zip(&self.residual.exponents).map(stored).collect();
-            self.data.push((gains, Data::Numbers(stored)));
+            self.numbers(gains, |_| Ok(Data::Numbers(stored)))?;
         }
         let epsilon = (width as f64 * epsilon / (x.scale * x.scale)).round() as u64;
         let row = self.program.get(x.tensor).rows - rows;

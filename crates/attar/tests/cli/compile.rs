@@ -1,5 +1,6 @@
 //! Plans for devices: what is proven, what is foretold, what cannot be compiled.
 
+use attar_compile::{Plan, plan::Placed, program::Role};
 use serde_json::Value;
 
 use crate::{
@@ -46,6 +47,18 @@ fn a_model_is_compiled_and_every_block_is_proven() {
     let proven = room.attar(&["simulate", "out/compiled/prefill.proof.plan", "--json"]).exits(0);
     let simulated: Value = serde_json::from_str(&proven.stdout).expect("it is JSON");
     assert_eq!((&simulated["proven"], &simulated["dram_bytes"]), (&true.into(), &phases[0]["dram_bytes"]));
+    // All blocks were proven, so the proof's plan is the plan: with the same constants, and tensors at the same places.
+    let plan = |name: &str| {
+        let bytes = std::fs::read(room.path(&format!("out/compiled/{name}.plan"))).expect("it was written");
+        Plan::from_bytes(&bytes).expect("it is a plan")
+    };
+    let [prefill, proof, decode] = ["prefill", "prefill.proof", "decode"].map(plan);
+    assert!(prefill.calls == proof.calls && prefill.bodies == proof.bodies && prefill.tensors == proof.tensors);
+    let lasting = |plan: &Plan| -> Vec<Placed> {
+        let roles = [Role::Weight, Role::Constant, Role::State];
+        plan.tensors.iter().filter(|tensor| roles.contains(&tensor.role)).cloned().collect()
+    };
+    assert!(lasting(&prefill) == lasting(&decode), "weights, tables and states are shared");
     let counted = room.attar(&["simulate", "out/compiled/decode.plan", "--json"]).exits(0);
     let counted: Value = serde_json::from_str(&counted.stdout).expect("it is JSON");
     assert_eq!((&counted["proven"], &counted["macs"]), (&false.into(), &phases[1]["macs"]));
