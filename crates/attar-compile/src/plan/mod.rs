@@ -14,6 +14,7 @@
 //! Coordinates are those of tensors throughout: a view names a box, and the machine checks that it was loaded.
 
 mod file;
+mod image;
 mod nest;
 mod text;
 

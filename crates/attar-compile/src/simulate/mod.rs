@@ -247,6 +247,8 @@ struct Simulator<'p, 'm> {
     plan: &'p Plan,
     rates: &'p Rates,
     memory: Option<&'m mut Memory>,
+    /// Weights and constants as they lie in memory, once they were read.
+    stored_bytes: Vec<Option<Vec<u8>>>,
     chip: Chip,
     exponential: Exponential,
     clocks: [Clock; 4],
@@ -283,6 +285,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             rates,
             chip: Chip::new(plan.sram.min(LARGEST), plan.align.max(1), memory.is_some()),
             memory,
+            stored_bytes: vec![None; plan.tensors.len()],
             exponential: Exponential::default(),
             clocks: [[0; 4]; 4],
             times: [rates.dispatch; 4],

@@ -62,8 +62,14 @@ impl<'p> Simulator<'p, '_> {
         self.trace.read[usize::from(queue == WEIGHTS)] += bytes;
         self.trace.operands[operand as usize][0] += bytes;
         if let Some(memory) = &self.memory {
-            let rows = region.rows.map(|row| row + of.row);
-            let packed = data::pack(&as_tensor(tensor), memory.get(TensorId(of.tensor)), rows, region.columns);
+            let (rows, data) = (region.rows.map(|row| row + of.row), memory.get(TensorId(of.tensor)));
+            let packed = match tensor.role {
+                Role::Weight | Role::Constant => {
+                    let stored = self.stored_bytes[of.tensor as usize].get_or_insert_with(|| tensor.stored(data));
+                    tensor.part(stored, [rows, region.columns])
+                }
+                _ => data::pack(&as_tensor(tensor), data, rows, region.columns),
+            };
             self.chip.bytes[place.start as usize..][..packed.len()].copy_from_slice(&packed);
         }
         let slot = Slot { index, bytes: place, region, clock, time: end, loaded: true, sums: Vec::new() };
