@@ -106,6 +106,20 @@ pub enum Error {
         /// Its name.
         weight: String,
     },
+    /// A tensor before what is written of its memory already: a bug of ours.
+    #[error("a tensor lies at byte {address}, and {written} bytes are written already")]
+    ImageOrder {
+        /// Its first byte.
+        address: u64,
+        /// Bytes.
+        written: u64,
+    },
+    /// A memory that cannot be written.
+    #[error("writing a memory image")]
+    ImageWrite {
+        /// Why.
+        source: std::io::Error,
+    },
     /// A kernel that has no room.
     #[error("kernel `{kernel}` does not fit")]
     DoesNotFit {

@@ -1,11 +1,30 @@
 //! Files that a step leaves beside the model: a folder a step, named after its kind and numbered from the second on,
 //! `compiled`, `compiled-2`. What is written is read back, and listed in the manifest.
 
+use std::path::{Path, PathBuf};
+
 use attar_export::FileEntry;
 use attar_tensor::Digest;
 use serde::Serialize;
 
 use crate::{Error, Recipe, Result, Variant, output::Output, plan::folder, step::StepKind};
+
+/// What a file holds.
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    Bytes(Vec<u8>),
+    /// A blob of the store: of a file that would take much memory.
+    Blob {
+        path: PathBuf,
+        digest: Digest,
+    },
+}
+
+impl From<Vec<u8>> for Content {
+    fn from(bytes: Vec<u8>) -> Content {
+        Content::Bytes(bytes)
+    }
+}
 
 /// The files of a step.
 #[derive(Clone, Debug)]
@@ -15,7 +34,7 @@ pub(crate) struct Folder {
     /// Within its variant's.
     pub(crate) name: String,
     /// Names and contents.
-    pub(crate) files: Vec<(String, Vec<u8>)>,
+    pub(crate) files: Vec<(String, Content)>,
 }
 
 /// A folder in the manifest.
@@ -29,14 +48,17 @@ pub(crate) struct WrittenFolder {
 
 impl Folder {
     /// The folder of a step behind `earlier` ones; none for a kind that leaves no files.
-    pub(crate) fn new(kind: &'static StepKind, earlier: &[Folder], files: Vec<(String, Vec<u8>)>) -> Option<Folder> {
+    pub(crate) fn new(kind: &'static StepKind, earlier: &[Folder], files: Vec<(String, Content)>) -> Option<Folder> {
         let before = earlier.iter().filter(|folder| folder.kind == kind.name).count();
         Some(Folder { kind: kind.name, name: numbered(kind.folder?, before), files })
     }
 
-    /// The file of that name.
+    /// The bytes of the file of that name, if they are in memory.
     pub(crate) fn file(&self, name: &str) -> Option<&[u8]> {
-        self.files.iter().find(|(other, _)| other == name).map(|(_, bytes)| &**bytes)
+        self.files.iter().find_map(|(other, content)| match content {
+            Content::Bytes(bytes) if other == name => Some(&**bytes),
+            _ => None,
+        })
     }
 }
 
@@ -67,16 +89,25 @@ pub(crate) fn write(recipe: &Recipe, variant: &str, folders: &[Folder], output: 
     written.collect()
 }
 
+/// As a new file, with the permissions of such.
+fn copy(from: &Path, to: &Path) -> std::io::Result<u64> {
+    std::io::copy(&mut std::fs::File::open(from)?, &mut std::fs::File::create(to)?)
+}
+
 /// Into the unfinished folder.
 fn write_files(folder: &Folder, output: &Output) -> Result<Vec<FileEntry>> {
     let unfinished = output.unfinished()?;
-    let write = |(name, bytes): &(String, Vec<u8>)| {
-        let (path, digest) = (unfinished.join(name), Digest::of(bytes));
-        std::fs::write(&path, bytes).map_err(|source| attar_tensor::Error::Io { action: "write", path: path.clone(), source })?;
+    let write = |(name, content): &(String, Content)| {
+        let path = unfinished.join(name);
+        let (written, digest) = match content {
+            Content::Bytes(bytes) => (std::fs::write(&path, bytes).map(|()| bytes.len() as u64), Digest::of(bytes)),
+            Content::Blob { path: blob, digest } => (copy(blob, &path), *digest),
+        };
+        let bytes = written.map_err(|source| attar_tensor::Error::Io { action: "write", path: path.clone(), source })?;
         if Digest::of_file(&path)? != digest {
             return Err(Error::input(format!("`{}` does not read back as it was written", path.display())));
         }
-        Ok(FileEntry { name: name.clone(), bytes: bytes.len() as u64, digest })
+        Ok(FileEntry { name: name.clone(), bytes, digest })
     };
     folder.files.iter().map(write).collect()
 }

@@ -10,7 +10,7 @@ use attar_tensor::{Damage, Encoding, Overlay, Source};
 
 use crate::{
     ActivationReport, AllocationReport, FusionReport, PlacementReport, SimulationReport, TransformReport,
-    beside::Folder,
+    beside::{Content, Folder},
     step::{Compilation, StepKind},
 };
 
@@ -118,7 +118,7 @@ impl Working {
     }
 
     /// A step leaves files beside the model, in the folder of its kind.
-    pub(crate) fn leave(&mut self, kind: &'static StepKind, files: Vec<(String, Vec<u8>)>) {
+    pub(crate) fn leave(&mut self, kind: &'static StepKind, files: Vec<(String, Content)>) {
         self.folders.extend(Folder::new(kind, &self.folders, files));
     }
 

@@ -5,6 +5,7 @@
 //! simulated memories and by the plain reference, and must agree in every bit. How far integers are from the float graph is
 //! reported beside it.
 
+mod memory;
 mod prove;
 mod seen;
 
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Program, Result,
-    convert::{Bind, Converted, Ranges, convert},
+    convert::{ALL_BLOCKS, Bind, Converted, Ranges, convert},
     device::Device,
     pass::Fuse,
     report::{Options, Report},
@@ -33,6 +34,7 @@ use crate::{
     simulate::{Simulation, time},
 };
 
+pub use memory::MemoryImage;
 pub use prove::Proven;
 use prove::{Prover, Span};
 use seen::Seen;
@@ -115,7 +117,7 @@ pub struct Phase {
 }
 
 /// What a model was compiled to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Compiled {
     /// For what.
     pub device: String,
@@ -127,6 +129,8 @@ pub struct Compiled {
     pub phases: Vec<Phase>,
     /// The last norm and the head on numbers, if they are on the device: the same kernels in all phases.
     pub head: Option<Proven>,
+    /// What all plans find in memory.
+    pub memory: MemoryImage,
 }
 
 /// Something that takes a while.
@@ -159,11 +163,26 @@ impl Compile {
     pub fn device(&self) -> Result<Device> {
         let is_path = self.device.ends_with(".toml") || self.device.contains(['/', '\\']);
         let mut device = if is_path { Device::load(Path::new(&self.device))? } else { Device::named(&self.device)? };
-        for change in &self.set {
-            let (key, value) = change.split_once('=').unwrap_or((change, ""));
-            device.set(key.trim(), value)?;
+        let mut waiting: Vec<&String> = self.set.iter().collect();
+        loop {
+            // A change may need another: flash is nothing without its speed.
+            let (before, mut missing) = (waiting.len(), None);
+            for change in std::mem::take(&mut waiting) {
+                let (key, value) = change.split_once('=').unwrap_or((change, ""));
+                match device.set(key.trim(), value) {
+                    Err(error @ Error::DeviceMissing { .. }) => {
+                        waiting.push(change);
+                        missing = missing.or(Some(error));
+                    }
+                    other => other?,
+                }
+            }
+            match missing {
+                None => return Ok(device),
+                Some(error) if waiting.len() == before => return Err(error),
+                Some(_) => {}
+            }
         }
-        Ok(device)
     }
 
     fn freedom(&self) -> Freedom {
@@ -190,7 +209,7 @@ impl Compile {
                 let what = format!("{rows} tokens at once");
                 Progress { stage: "try sizes of chunks", what: &what, done, total: sizes.len() }.tell(watch)?;
             }
-            let bind = self.bind([rows, past], usize::MAX, false);
+            let bind = self.bind([rows, past], ALL_BLOCKS, false);
             Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
         };
         chunking.search(&make, &target(device, &make(1, 0)?)?, goal, self.freedom())
@@ -214,8 +233,8 @@ impl Compile {
     }
 
     /// A run of this prompt, or of the token behind it. Logits are wanted of the last token only.
-    fn bind(&self, [rows, past]: [u64; 2], blocks: usize, numbers: bool) -> Bind {
-        let head = self.head && past + rows >= self.seq.get() && blocks == usize::MAX;
+    fn bind(&self, [rows, past]: [u64; 2], blocks: [usize; 2], numbers: bool) -> Bind {
+        let head = self.head && past + rows >= self.seq.get() && blocks == ALL_BLOCKS;
         Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, head, numbers }
     }
 
@@ -238,7 +257,7 @@ impl Compile {
         ranges: &Ranges,
         image: &mut Image,
     ) -> Result<Phase> {
-        let bind = self.bind([rows, past], usize::MAX, false);
+        let bind = self.bind([rows, past], ALL_BLOCKS, false);
         let converted = convert(fused, source, ranges, bind, &device.numerics.weights)?;
         let target = target(device, &converted.program)?;
         let title = format!("{name}, {rows} tokens behind {past}");
@@ -277,15 +296,18 @@ impl Compile {
             let mut phase = self.phase(&device, &fused, &**source, name.clone(), [rows, past], &seen.ranges, &mut image)?;
             phase.report = Some(self.report(&device, &phase)?);
             if self.prove > 0 {
-                phase.proof = Some(prover.blocks(convert(self.bind([rows, past], self.prove, true))?, Span { rows, past })?);
+                phase.proof =
+                    Some(prover.blocks(convert(self.bind([rows, past], [0, self.prove], true))?, Span { rows, past }, &image)?);
             }
             phases.push(phase);
         }
         let head = phases.iter().any(|phase| phase.head) && self.prove > 0;
         let last = Span { rows: 1, past: self.seq.get() - 1 };
-        let bind = Bind { blocks: 0, head: true, ..self.bind([last.rows, last.past], 0, true) };
-        let head = if head { Some(prover.head(convert(bind)?, last)?) } else { None };
-        Ok(Compiled { device: device.name.clone(), chunks, front, phases, head })
+        let bind = Bind { head: true, ..self.bind([last.rows, last.past], [0, 0], true) };
+        let head = if head { Some(prover.head(convert(bind)?, last, &image)?) } else { None };
+        let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
+        let memory = MemoryImage::new(bind, &device, fused.clone(), seen.ranges.clone(), image);
+        Ok(Compiled { device: device.name.clone(), chunks, front, phases, head, memory })
     }
 }
 

@@ -47,31 +47,28 @@ pub(super) struct Prover<'a> {
     device: &'a Device,
     seen: &'a Seen,
     window: &'a [u32],
-    image: Image,
     /// The blocks on the tokens before, and their numbers behind the run.
     before: Option<(Program, Memory)>,
 }
 
 impl<'a> Prover<'a> {
     pub(super) fn new(settings: &'a Compile, device: &'a Device, seen: &'a Seen, window: &'a [u32]) -> Prover<'a> {
-        Prover { settings, device, seen, window, image: Image::default(), before: None }
+        Prover { settings, device, seen, window, before: None }
     }
 
-    /// The first blocks on some rows, behind those of the call before.
-    pub(super) fn blocks(&mut self, mut converted: Converted, span: Span) -> Result<Proven> {
+    /// The first blocks on some rows, behind those of the call before. What lasts lies where `image` has it.
+    pub(super) fn blocks(&mut self, mut converted: Converted, span: Span, image: &Image) -> Result<Proven> {
         if let (Some((earlier, numbers)), Some(memory)) = (&self.before, &mut converted.memory) {
             carry(earlier, numbers, &converted.program, memory, &converted.states);
         }
-        let image = self.image.clone();
-        let (proven, after) = self.part(converted, span, &image)?;
-        self.image.add(&proven.schedule.plan);
+        let (proven, after) = self.part(converted, span, image)?;
         self.before = Some((proven.proof.program.clone(), after));
         Ok(Proven { blocks: self.settings.prove, ..proven })
     }
 
     /// The last norm and the head.
-    pub(super) fn head(&self, converted: Converted, span: Span) -> Result<Proven> {
-        Ok(self.part(converted, span, &Image::default())?.0)
+    pub(super) fn head(&self, converted: Converted, span: Span, image: &Image) -> Result<Proven> {
+        Ok(self.part(converted, span, image)?.0)
     }
 
     fn part(&self, converted: Converted, span: Span, image: &Image) -> Result<(Proven, Memory)> {

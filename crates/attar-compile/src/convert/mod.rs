@@ -37,13 +37,16 @@ pub struct Bind {
     pub past: u64,
     /// Tokens that states and tables of positions have room for, at least those of this run.
     pub capacity: u64,
-    /// How many blocks, from the first; all, if there are fewer.
-    pub blocks: usize,
-    /// Whether the last norm and the head follow all blocks, or are all there is without blocks: for the last row.
+    /// The first block, and the one behind the last: [`ALL_BLOCKS`], or `[0, 0]` for none.
+    pub blocks: [usize; 2],
+    /// Whether the last norm and the head follow the last block, or are all there is without blocks: for the last row.
     pub head: bool,
     /// Whether the numbers of weights and tables are read. Without ranges, constants of kernels are stand-ins, too.
     pub numbers: bool,
 }
+
+/// See [`Bind::blocks`].
+pub const ALL_BLOCKS: [usize; 2] = [0, usize::MAX];
 
 /// A program, its numbers, and what goes in and out.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,15 +170,18 @@ impl<'g> Body<'g> {
 impl<'a> Converter<'a> {
     fn run(&mut self) -> Result<Converted> {
         let all: Vec<BlockId> = self.graph.blocks().filter(|block| self.is_device_block(*block)).collect();
-        let blocks = &all[..self.bind.blocks.min(all.len())];
-        let (Some(first), Some(last)) = (all.first(), blocks.last().or(all.last())) else { return Err(Error::NothingToRun) };
+        let [from, to] = self.bind.blocks.map(|block| block.min(all.len()));
+        let blocks = &all[from..to];
+        let (Some(first), Some(last)) = (blocks.first().or(all.first()), blocks.last().or(all.last())) else {
+            return Err(Error::NothingToRun);
+        };
         let (entering, leaving) = (self.stream(*first, true)?, self.stream(*last, false)?);
-        let head = self.head(leaving).filter(|_| self.bind.head && (blocks.is_empty() || blocks.len() == all.len()));
+        let head = self.head(leaving).filter(|_| self.bind.head && (blocks.is_empty() || to == all.len()));
         if blocks.is_empty() && head.is_none() {
             return Err(Error::NothingToRun);
         }
         self.head = head.is_some();
-        self.residual = self.residual(entering, &all)?;
+        self.residual = self.residual(&all)?;
         let input = if blocks.is_empty() { leaving } else { entering };
         let shape = [self.bind.rows, self.width(input)?];
         let x = self.program.tensor(&self.graph.get(input).name, shape, Element::INT16, Role::Input);
@@ -273,7 +279,8 @@ impl<'a> Converter<'a> {
     }
 
     /// Steps of the residual stream wherever it is: what the largest of each channel needs.
-    fn residual(&self, input: ValueId, blocks: &[BlockId]) -> Result<Residual> {
+    fn residual(&self, blocks: &[BlockId]) -> Result<Residual> {
+        let input = self.stream(blocks[0], true)?;
         let mut largest = vec![0.0f64; self.width(input)? as usize];
         let sums = blocks.iter().flat_map(|block| self.graph.nodes_of(*block)).filter(|node| self.adds(node));
         for id in std::iter::once(input).chain(sums.map(|node| node.output)) {
@@ -518,7 +525,9 @@ impl<'a> Converter<'a> {
             return Ok(*known);
         }
         let rows = self.positions();
-        let id = self.program.tensor(format!("rotary.{}", self.tables.len()), [rows, head], Element::INT16, Role::Constant);
+        // By its contents: each part of a model finds the same table.
+        let name = format!("rotary.{}", &attar_tensor::Digest::of(key.as_bytes()).to_string()[..8]);
+        let id = self.program.tensor(name, [rows, head], Element::INT16, Role::Constant);
         self.tables.insert(key, id);
         let one = f64::from(1u32 << ROTARY_BITS) * f64::from(rope.magnitude());
         let frequencies = rope.frequencies(head as usize);

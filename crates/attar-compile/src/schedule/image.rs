@@ -30,12 +30,12 @@ impl Image {
     }
 
     /// Where a tensor of this name and shape lies.
-    pub(super) fn find(&self, name: &str, [rows, columns]: [u64; 2]) -> Option<&Placed> {
+    pub(crate) fn find(&self, name: &str, [rows, columns]: [u64; 2]) -> Option<&Placed> {
         self.tensors.get(name).filter(|found| [found.rows, found.columns] == [rows, columns])
     }
 
     /// All of them.
-    pub(super) fn tensors(&self) -> impl Iterator<Item = &Placed> {
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Placed> {
         self.tensors.values()
     }
 }

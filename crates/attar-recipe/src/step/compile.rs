@@ -9,12 +9,12 @@ use attar_compile::{
     schedule::chunk::{Candidate, Point},
 };
 use attar_eval::Prediction;
-use attar_tensor::Digest;
+use attar_tensor::{Digest, Source};
 
 use super::{Step, StepError, StepKind};
 use crate::{
-    ChunkReport, CompilationReport, Error, ErrorKind, FrontReport, PhaseReport, ProofReport, model::Working, plan::PlannedTensor,
-    run::json, schema::of, session::Session,
+    ChunkReport, CompilationReport, Error, ErrorKind, FrontReport, PhaseReport, ProofReport, beside::Content, model::Working,
+    plan::PlannedTensor, run::json, schema::of, session::Session,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -80,9 +80,15 @@ impl Step for Compile {
             !session.observer.interrupted()
         };
         let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows, &watch).map_err(refused)?;
-        model.leave(&COMPILE, files(&compiled));
+        let memories = memories(&compiled, &*model.source, session)?;
+        let blobs = memories.iter().map(|(_, digest)| *digest).collect();
+        let stored = memories.into_iter().map(|(name, digest)| {
+            let path = session.store.path(&digest);
+            (name.to_owned(), Content::Blob { path, digest })
+        });
+        model.leave(&COMPILE, files(&compiled).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect());
         model.compilations.push(compilation(&compiled));
-        Ok(Vec::new())
+        Ok(blobs)
     }
 }
 
@@ -108,6 +114,28 @@ pub(super) fn refused(error: attar_compile::Error) -> StepError {
         _ => "kind",
     };
     StepError { key: Some(key.into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
+}
+
+/// Blobs of what all plans find in DRAM and flash. They are read back, and hold what was proven.
+fn memories(compiled: &Compiled, source: &dyn Source, session: &Session<'_>) -> Result<Vec<(&'static str, Digest)>, StepError> {
+    let mut found = Vec::new();
+    for (name, space) in [("dram.bin", Space::Dram), ("flash.bin", Space::Flash)] {
+        if compiled.memory.bytes(space) == 0 {
+            continue;
+        }
+        let digest = session.store.put(|to| compiled.memory.write(source, space, to).map_err(Error::from))?;
+        let path = session.store.path(&digest);
+        let unread = |source| attar_tensor::Error::Io { action: "read", path: path.clone(), source };
+        let mut file = std::fs::File::open(&path).map_err(unread)?;
+        let proofs = compiled.phases.iter().filter_map(|phase| phase.proof.as_ref()).chain(&compiled.head);
+        for proof in proofs {
+            if let Some(tensor) = proof.missing_in(space, &mut file).map_err(unread)? {
+                return Err(Error::input(format!("`{name}` does not hold `{tensor}` as it was proven: a bug of attar")).into());
+            }
+        }
+        found.push((name, digest));
+    }
+    Ok(found)
 }
 
 fn files(compiled: &Compiled) -> Vec<(String, Vec<u8>)> {

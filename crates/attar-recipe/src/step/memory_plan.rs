@@ -71,7 +71,7 @@ impl Step for MemoryPlan {
         let Answer::Placed { placement, method, at_least } = &plan.answer else { unreachable!("`placed` gives placements") };
         let map = memory_map(&entries, placement, plan.capacity.unwrap_or(0));
         let files = [("placement.csv", write_csv(&entries, placement)), ("placement.svg", map)];
-        model.leave(&MEMORY_PLAN, files.map(|(name, text)| (name.to_owned(), text.into_bytes())).into());
+        model.leave(&MEMORY_PLAN, files.map(|(name, text)| (name.to_owned(), text.into_bytes().into())).into());
         model.placements.push(PlacementReport {
             file: self.file.display().to_string(),
             buffers: entries.ids.len(),

@@ -102,9 +102,10 @@ fn read(path: &Path) -> crate::Result<(Plan, Proof)> {
 /// The proofs in a folder: their names, plans and numbers, as they will be written.
 fn proofs(folder: &Folder) -> Vec<(String, &[u8], &[u8])> {
     let compiled = folder.files.iter().filter(|_| folder.kind == COMPILE.name);
-    let proofs = compiled.filter_map(|(name, plan)| {
+    let proofs = compiled.filter_map(|(name, _)| {
+        let plan = folder.file(name)?;
         let data = folder.file(&format!("{}{PROOF_DATA}", name.strip_suffix(PROOF_PLAN)?))?;
-        Some((format!("{}/{name}", folder.name), plan.as_slice(), data))
+        Some((format!("{}/{name}", folder.name), plan, data))
     });
     proofs.collect()
 }

@@ -49,7 +49,10 @@ impl Step for Tile {
         session.observer.stage(&format!("{}: tile for {}", model.title, self.device), 0);
         session.check_interrupt()?;
         let tiled = checked(self, model)?;
-        model.leave(&TILE, vec![("tiles.json".into(), json(&tiled)), ("tiles.txt".into(), text(&tiled).into_bytes())]);
+        model.leave(
+            &TILE,
+            vec![("tiles.json".into(), json(&tiled).into()), ("tiles.txt".into(), text(&tiled).into_bytes().into())],
+        );
         model.tilings.push(summary(tiled));
         Ok(Vec::new())
     }

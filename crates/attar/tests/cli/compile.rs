@@ -59,11 +59,33 @@ fn a_model_is_compiled_and_every_block_is_proven() {
         plan.tensors.iter().filter(|tensor| roles.contains(&tensor.role)).cloned().collect()
     };
     assert!(lasting(&prefill) == lasting(&decode), "weights, tables and states are shared");
+    let stored = lasting(&prefill).iter().filter(|tensor| tensor.role != Role::State).map(|t| t.address + t.bytes()).max();
+    let image = std::fs::metadata(room.path("out/compiled/dram.bin")).expect("weights are written").len();
+    assert_eq!(Some(image), stored, "up to the last weight or table");
     let counted = room.attar(&["simulate", "out/compiled/decode.plan", "--json"]).exits(0);
     let counted: Value = serde_json::from_str(&counted.stdout).expect("it is JSON");
     assert_eq!((&counted["proven"], &counted["macs"]), (&false.into(), &phases[1]["macs"]));
     let text = room.attar(&["simulate", "out/compiled/prefill.plan", "--text"]).exits(0);
     assert_eq!(text.stdout.trim_end(), room.read("out/compiled/prefill.txt").trim_end());
+}
+
+/// Three chunks and a token find weights in DRAM and flash at the same places, and every block is proven from there.
+#[test]
+fn weights_behind_dram_are_read_from_flash() {
+    let room = Room::new();
+    let device =
+        "set = [\"sram=48KiB\", \"dram=400KiB\", \"flash=4MiB\", \"flash.read=1GB/s\"]\nseq = 40\nchunk = 16\nprove = 4\n";
+    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &format!("[[step]]\nkind = \"compile\"\n{device}")]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let sizes = ["dram.bin", "flash.bin"]
+        .map(|name| std::fs::metadata(room.path(&format!("out/compiled/{name}"))).expect("it was written").len());
+    assert!(sizes[0] <= 400 << 10 && sizes[1] > 0, "{sizes:?}");
+    let report = room.json("out/report.json");
+    let phases = report["variants"][0]["compilations"][0]["phases"].as_array().expect("there are phases");
+    assert_eq!(phases.len(), 4);
+    for phase in phases {
+        assert_eq!(phase["proof"]["dram_bytes"], phase["dram_bytes"], "all blocks were proven");
+    }
 }
 
 #[test]
