@@ -189,19 +189,26 @@ impl Compile {
         Freedom { join: self.join, keep: self.keep, recompute: self.recompute }
     }
 
+    fn subject<'a>(&self, graph: &Graph, source: &'a dyn Source) -> Result<Subject<'a>> {
+        let (device, fused) = (self.device()?, fused(graph)?);
+        let last = self.bind([1, self.seq.get() - 1], ALL_BLOCKS, false);
+        let program = convert(&fused, source, &Ranges::default(), last, &device.numerics.weights)?.program;
+        Ok(Subject { target: target(&device, &program)?, device, fused, source })
+    }
+
     /// Whether a model of these facts can be compiled: everything but numbers.
     pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
-        let (device, fused) = (self.device()?, fused(graph)?);
-        let chunks = self.chunks(&device, &fused, source, self.goal, &|_| true)?;
+        let subject = self.subject(graph, source)?;
+        let chunks = self.chunks(&subject, self.goal, &|_| true)?;
         let mut image = Image::default();
         for (name, rows, past) in self.runs(chunks.best().chunk) {
-            self.phase(&device, &fused, source, name, [rows, past], &Ranges::default(), &mut image)?;
+            self.phase(&subject, name, [rows, past], &Ranges::default(), &mut image)?;
         }
         Ok(())
     }
 
     /// The sizes in which the prompt could run, and the best.
-    fn chunks(&self, device: &Device, fused: &Graph, source: &dyn Source, goal: Goal, watch: Watch<'_>) -> Result<Chunked> {
+    fn chunks(&self, subject: &Subject<'_>, goal: Goal, watch: Watch<'_>) -> Result<Chunked> {
         let chunking = Chunking { chunk: self.chunk, ..Chunking::new(self.seq) };
         let sizes = chunking.sizes();
         let make = |rows, past| {
@@ -209,25 +216,16 @@ impl Compile {
                 let what = format!("{rows} tokens at once");
                 Progress { stage: "try sizes of chunks", what: &what, done, total: sizes.len() }.tell(watch)?;
             }
-            let bind = self.bind([rows, past], ALL_BLOCKS, false);
-            Ok(convert(fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program)
+            Ok(subject.convert(&Ranges::default(), self.bind([rows, past], ALL_BLOCKS, false))?.program)
         };
-        chunking.search(&make, &target(device, &make(1, 0)?)?, goal, self.freedom())
+        chunking.search(&make, &subject.target, goal, self.freedom())
     }
 
     /// What is best in some way under any goal; `known` is what was found under this one.
-    fn front(
-        &self,
-        device: &Device,
-        fused: &Graph,
-        source: &dyn Source,
-        known: &Chunked,
-        watch: Watch<'_>,
-    ) -> Result<Vec<Point>> {
+    fn front(&self, subject: &Subject<'_>, known: &Chunked, watch: Watch<'_>) -> Result<Vec<Point>> {
         let mut found = Vec::new();
         for goal in [Goal::Dram, Goal::Latency, Goal::Energy].into_iter().filter(|_| self.pareto) {
-            let chunked = if goal == self.goal { known.clone() } else { self.chunks(device, fused, source, goal, watch)? };
-            found.push((goal, chunked));
+            found.push((goal, if goal == self.goal { known.clone() } else { self.chunks(subject, goal, watch)? }));
         }
         Ok(front(found.iter().map(|(goal, chunked)| (*goal, chunked))))
     }
@@ -249,32 +247,27 @@ impl Compile {
     /// Plans a run. The first leaves the image that the others find.
     fn phase(
         &self,
-        device: &Device,
-        fused: &Graph,
-        source: &dyn Source,
+        subject: &Subject<'_>,
         name: String,
         [rows, past]: [u64; 2],
         ranges: &Ranges,
         image: &mut Image,
     ) -> Result<Phase> {
-        let bind = self.bind([rows, past], ALL_BLOCKS, false);
-        let converted = convert(fused, source, ranges, bind, &device.numerics.weights)?;
-        let target = target(device, &converted.program)?;
+        let converted = subject.convert(ranges, self.bind([rows, past], ALL_BLOCKS, false))?;
         let title = format!("{name}, {rows} tokens behind {past}");
-        let (schedule, simulation) = choose(&converted.program, &target, self.goal, self.freedom(), &title, image)?;
+        let (schedule, simulation) = choose(&converted.program, &subject.target, self.goal, self.freedom(), &title, image)?;
         image.add(&schedule.plan);
         let Converted { program, host, logits, .. } = converted;
         Ok(Phase { name, rows, past, program, host, head: logits.is_some(), schedule, simulation, report: None, proof: None })
     }
 
     /// What a run costs, beside the same program with every kernel for itself.
-    fn report(&self, device: &Device, phase: &Phase) -> Result<Report> {
-        let target = target(device, &phase.program)?;
+    fn report(&self, target: &Target, phase: &Phase) -> Result<Report> {
         let options = Options { tokens: phase.rows };
-        let other = schedule(&phase.program, &target, self.goal, Freedom::NONE, "apart")?;
+        let other = schedule(&phase.program, target, self.goal, Freedom::NONE, "apart")?;
         let times = time(&other.plan, &target.rates)?;
-        let other = Report::new(&phase.program, &other, &times, &target, options);
-        Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, &target, options).against(&other))
+        let other = Report::new(&phase.program, &other, &times, target, options);
+        Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, target, options).against(&other))
     }
 
     /// Plans for a model, and the proof of its first blocks and its head on `windows` of text.
@@ -283,31 +276,46 @@ impl Compile {
     /// What the device cannot run or hold; text on which values are not finite; that `watch` said to stop; a plan that does
     /// not compute what it should, which is a bug of ours.
     pub fn run(&self, graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>], watch: Watch<'_>) -> Result<Compiled> {
-        let (device, fused) = (self.device()?, fused(graph)?);
+        let subject = self.subject(graph, &**source)?;
         let seen = Seen::new(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
-        let convert = |bind: Bind| convert(&fused, &**source, &seen.ranges, bind, &device.numerics.weights);
         let (mut phases, mut image) = (Vec::new(), Image::default());
-        let mut prover = Prover::new(self, &device, &seen, &windows[0]);
-        let chunks = self.chunks(&device, &fused, &**source, self.goal, watch)?;
-        let front = self.front(&device, &fused, &**source, &chunks, watch)?;
+        let mut prover = Prover::new(self, &subject.target, &seen, &windows[0]);
+        let chunks = self.chunks(&subject, self.goal, watch)?;
+        let front = self.front(&subject, &chunks, watch)?;
         let runs = self.runs(chunks.best().chunk);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "plan and prove", what: &name, done, total: runs.len() }.tell(watch)?;
-            let mut phase = self.phase(&device, &fused, &**source, name.clone(), [rows, past], &seen.ranges, &mut image)?;
-            phase.report = Some(self.report(&device, &phase)?);
+            let mut phase = self.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image)?;
+            phase.report = Some(self.report(&subject.target, &phase)?);
             if self.prove > 0 {
-                phase.proof =
-                    Some(prover.blocks(convert(self.bind([rows, past], [0, self.prove], true))?, Span { rows, past }, &image)?);
+                let blocks = subject.convert(&seen.ranges, self.bind([rows, past], [0, self.prove], true))?;
+                phase.proof = Some(prover.blocks(blocks, Span { rows, past }, &image)?);
             }
             phases.push(phase);
         }
         let head = phases.iter().any(|phase| phase.head) && self.prove > 0;
         let last = Span { rows: 1, past: self.seq.get() - 1 };
         let bind = Bind { head: true, ..self.bind([last.rows, last.past], [0, 0], true) };
-        let head = if head { Some(prover.head(convert(bind)?, last, &image)?) } else { None };
+        let head = if head { Some(prover.head(subject.convert(&seen.ranges, bind)?, last, &image)?) } else { None };
         let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
-        let memory = MemoryImage::new(bind, &device, fused.clone(), seen.ranges.clone(), image);
-        Ok(Compiled { device: device.name.clone(), chunks, front, phases, head, memory })
+        let Subject { device, fused, .. } = subject;
+        let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);
+        Ok(Compiled { device: device.name, chunks, front, phases, head, memory })
+    }
+}
+
+/// A model, and what it is compiled for.
+struct Subject<'a> {
+    device: Device,
+    /// For the widest of its weights.
+    target: Target,
+    fused: Graph,
+    source: &'a dyn Source,
+}
+
+impl Subject<'_> {
+    fn convert(&self, ranges: &Ranges, bind: Bind) -> Result<Converted> {
+        convert(&self.fused, self.source, ranges, bind, &self.device.numerics.weights)
     }
 }
 

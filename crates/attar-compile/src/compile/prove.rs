@@ -1,13 +1,12 @@
 //! Plans of a part of a model, run on the numbers of a prompt.
 
-use super::{Compile, Seen, target};
+use super::{Compile, Seen};
 use crate::{
     Data, Memory, Program, Result, TensorId,
     convert::Converted,
-    device::Device,
     plan::Proof,
     reference,
-    schedule::{Image, Schedule, choose},
+    schedule::{Image, Schedule, Target, choose},
     simulate::{Simulation, prove},
 };
 
@@ -44,7 +43,7 @@ impl Span {
 /// Proves one part after the other on one prompt.
 pub(super) struct Prover<'a> {
     settings: &'a Compile,
-    device: &'a Device,
+    target: &'a Target,
     seen: &'a Seen,
     window: &'a [u32],
     /// The blocks on the tokens before, and their numbers behind the run.
@@ -52,8 +51,8 @@ pub(super) struct Prover<'a> {
 }
 
 impl<'a> Prover<'a> {
-    pub(super) fn new(settings: &'a Compile, device: &'a Device, seen: &'a Seen, window: &'a [u32]) -> Prover<'a> {
-        Prover { settings, device, seen, window, before: None }
+    pub(super) fn new(settings: &'a Compile, target: &'a Target, seen: &'a Seen, window: &'a [u32]) -> Prover<'a> {
+        Prover { settings, target, seen, window, before: None }
     }
 
     /// The first blocks on some rows, behind those of the call before. What lasts lies where `image` has it.
@@ -79,10 +78,9 @@ impl<'a> Prover<'a> {
         let [entering, leaving] = self.seen.values(self.window, tokens, [&from.name, &to.name])?;
         memory.set(input, Data::Numbers(residual.round(span.of(&entering, span.rows, from.columns))));
         let wanted = span.of(&leaving, to.rows, to.columns).to_vec();
-        let target = target(self.device, &program)?;
         let Compile { goal, .. } = self.settings;
-        let (schedule, _) = choose(&program, &target, *goal, self.settings.freedom(), "proof", image)?;
-        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)?;
+        let (schedule, _) = choose(&program, self.target, *goal, self.settings.freedom(), "proof", image)?;
+        let simulation = prove(&program, &schedule.plan, &self.target.rates, &memory)?;
         let mut after = memory.clone();
         reference::run(&program, &mut after);
         let codes = after.get(output).numbers();
