@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 
 import protocol
 
@@ -83,19 +84,33 @@ def without_evals(text):
 
 
 def bill(binary, text, folder, name):
-    """Runs a recipe in a process of its own; its report and CPU-seconds."""
+    """Runs a recipe in a process of its own; its report, CPU-seconds and peak memory."""
     path, out = os.path.join(folder, f"{name}.toml"), os.path.join(folder, name)
     lines = [line for line in text.splitlines() if not line.startswith("output")]
     lines.insert(1, f"output = {json.dumps(out)}")
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
     process = subprocess.Popen([binary, "run", path, "--quiet"], stdout=sys.stderr)
+    # What the system tells of a child that ended includes this process's own memory before it became attar.
+    peak_mb = float("nan")
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        peak_mb = high_water_mb(process.pid, peak_mb)
+        time.sleep(0.05)
     _, status, used = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         raise SystemExit(f"`{binary} run {path}` failed")
     report = protocol.read(os.path.join(out, "report.json"))
-    # The peak that the system tells of a child includes this process's own before it became attar: it says nothing.
-    return {**report, "cpu_s": used.ru_utime + used.ru_stime, "peak_mb": float("nan")}
+    return {**report, "cpu_s": used.ru_utime + used.ru_stime, "peak_mb": peak_mb}
+
+
+def high_water_mb(pid, before):
+    """The most memory that a process has had so far; `before` where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+            lines = [line for line in file if line.startswith("VmHWM")]
+    except OSError:
+        lines = []
+    return int(lines[0].split()[1]) * 1024 / 1e6 if lines else before
 
 
 def table(rows):

@@ -4,8 +4,8 @@
 //! For 1, 2, 3, 4, 6, 8, 12, … chunks the smallest size is a candidate that is a multiple of [`RUN`] keys, so that runs of
 //! keys stay whole; that includes the whole prompt. A chunk costs more the more tokens are before it. [`Chunking::planned`] of a
 //! candidate's chunks are scheduled and timed: the last, which may be shorter and makes the logits, and of the equal ones before
-//! it some that are evenly spread; between these, bytes and cycles are interpolated along straight lines, which is what reading keys and values and
-//! computing scores grows by while tiles stay the same. A candidate of no more chunks than that is exact
+//! it some that are evenly spread. Between these, bytes and cycles are interpolated along straight lines, which is what reading
+//! keys and values and computing scores grows by while tiles stay the same. A candidate of no more chunks than that is exact
 //! ([`Candidate::exact`]), the whole prompt always.
 
 use std::num::NonZeroU64;

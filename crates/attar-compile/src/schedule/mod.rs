@@ -1,35 +1,32 @@
 //! From a program to a plan: which kernels are joined, how each is tiled, which tensors stay on the chip between kernels,
 //! and where everything lies.
 //!
-//! Kernels are taken in an order in which the least lives at once. A dynamic program walks over them; its state is the set of
-//! tensors that are kept on the chip, its cost what the goal counts, and each step is the exact search of one kernel's tiles in
-//! the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). What a norm makes is kept,
-//! stored, or computed again within the kernel that reads it, as often as that reads it: whichever costs least. Equal kernels in
-//! equal room are searched once, so that a model of equal blocks costs as much to plan as one block.
+//! Kernels are taken in an order in which the least lives at once (`order`). A dynamic program walks over them (`path`); its state
+//! is the set of tensors that are kept on the chip, its cost what the goal counts, and each step is the exact search of one
+//! kernel's tiles in the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). What a norm
+//! makes is kept, stored, or computed again within the kernel that reads it, as often as that reads it: whichever costs least.
+//! Equal kernels in equal room are searched once, so that a model of equal blocks costs as much to plan as one block. Then
+//! everything gets its place (`place`).
 
 mod choose;
 pub mod chunk;
 mod image;
 mod order;
+mod path;
 mod place;
-
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, HashMap},
-};
 
 pub use choose::choose;
 pub use image::Image;
-use place::Crowded;
+use path::Search;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
     device::Device,
-    lower::{AttentionTiles, Entry, LinearTiles, Lowered, MlpTiles, NormTiles, Tiles},
-    plan::{Call, Operand, Placed, Plan},
-    program::{Attention, Epilogue, Kernel, Linear, Mlp, Norm, Normed, Program, Role, TensorId},
+    lower::Tiles,
+    plan::Plan,
+    program::{Kernel, Program},
     simulate::Rates,
     tile::{Buffering, Limits, Objective},
 };
@@ -150,38 +147,6 @@ pub struct Choice {
     pub norms: u64,
 }
 
-/// What a way costs, in the order of the goal.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Cost([f64; 3]);
-
-impl Cost {
-    fn plus(self, other: Cost) -> Cost {
-        Cost(std::array::from_fn(|at| self.0[at] + other.0[at]))
-    }
-
-    /// The first that differs decides.
-    fn order(&self, other: &Cost) -> Ordering {
-        let each = self.0.iter().zip(&other.0).map(|(mine, theirs)| mine.total_cmp(theirs));
-        each.fold(Ordering::Equal, Ordering::then)
-    }
-}
-
-/// A way to run the kernels up to somewhere.
-struct Way {
-    cost: Cost,
-    /// The way before, and what was added to it.
-    before: Option<(usize, Step)>,
-}
-
-#[derive(Clone)]
-struct Step {
-    kernels: [usize; 2],
-    kernel: Kernel,
-    tiles: Tiles,
-    kept: Vec<TensorId>,
-    dram: u64,
-}
-
 /// The best plan for a goal.
 ///
 /// # Errors
@@ -207,8 +172,7 @@ pub fn schedule_on(
     let all = target.sram / target.align * target.align;
     let mut room = vec![all; program.kernels.len()];
     loop {
-        let (known, last_use) = (HashMap::new(), last_uses(program));
-        let mut search = Search { program, target, goal, freedom, image, room: &room, known, last_use };
+        let mut search = Search::new(program, target, goal, freedom, image, &room);
         let steps = match search.run() {
             // Where nothing stays, the pieces of a call are all there is, and fit.
             Err(Error::DoesNotFit { .. }) if freedom.keep && room.iter().any(|room| *room < all) => {
@@ -226,402 +190,5 @@ pub fn schedule_on(
                 }
             }
         }
-    }
-}
-
-fn last_uses(program: &Program) -> HashMap<TensorId, usize> {
-    let reads =
-        program.kernels.iter().enumerate().flat_map(|(at, (_, kernel))| kernel.reads().into_iter().map(move |id| (id, at)));
-    reads.collect()
-}
-
-struct Search<'a> {
-    program: &'a Program,
-    target: &'a Target,
-    goal: Goal,
-    freedom: Freedom,
-    image: &'a Image,
-    /// Of each kernel.
-    room: &'a [u64],
-    /// By the shape of a kernel and its room.
-    known: HashMap<String, Option<(Tiles, u64, Cost)>>,
-    last_use: HashMap<TensorId, usize>,
-}
-
-impl Search<'_> {
-    fn run(&mut self) -> Result<Vec<Step>> {
-        let count = self.program.kernels.len();
-        let mut ways: Vec<Way> = vec![Way { cost: Cost([0.0; 3]), before: None }];
-        // At each position: for each set of kept tensors, the best way.
-        let mut at: Vec<BTreeMap<Vec<TensorId>, usize>> = vec![BTreeMap::new(); count + 1];
-        at[0].insert(Vec::new(), 0);
-        for position in 0..count {
-            let states: Vec<(Vec<TensorId>, usize)> = at[position].iter().map(|(kept, way)| (kept.clone(), *way)).collect();
-            for (kept, way) in states {
-                for (end, kernel) in self.segments(position) {
-                    for (step, cost, after) in self.steps(position, end, &kernel, &kept) {
-                        let cost = ways[way].cost.plus(cost);
-                        let known = at[end].get(&after).copied();
-                        if known.is_none_or(|known| cost.order(&ways[known].cost).is_lt()) {
-                            ways.push(Way { cost, before: Some((way, step)) });
-                            at[end].insert(after, ways.len() - 1);
-                        }
-                    }
-                }
-            }
-            if at[position + 1].is_empty() && !self.segments(position).iter().any(|(end, _)| *end > position + 1) {
-                return Err(self.too_small(position));
-            }
-        }
-        let best = at[count].values().copied().min_by(|a, b| ways[*a].cost.order(&ways[*b].cost));
-        let mut way = best.ok_or_else(|| self.too_small(count.saturating_sub(1)))?;
-        let mut steps = Vec::new();
-        while let Some((before, step)) = &ways[way].before {
-            steps.push(step.clone());
-            way = *before;
-        }
-        steps.reverse();
-        Ok(steps)
-    }
-
-    /// Why a kernel cannot run.
-    fn too_small(&mut self, position: usize) -> Error {
-        let (name, kernel) = &self.program.kernels[position];
-        match self.tiles(kernel, &[], self.room[position]) {
-            Err(source) => Error::DoesNotFit { kernel: name.clone(), source: Box::new(source) },
-            Ok(_) => Error::Kernel { kernel: name.clone(), what: "fits alone, but no way leads to it" },
-        }
-    }
-
-    /// The kernels that can run next: one alone, a gated product joined with the one that reads it, or a norm within one of
-    /// these.
-    fn segments(&self, position: usize) -> Vec<(usize, Kernel)> {
-        let mut found = self.joined(position);
-        let Kernel::Norm(norm) = &self.program.kernels[position].1 else { return found };
-        let [rows, all] = [norm.out, norm.x].map(|id| self.program.get(id).rows);
-        let last = position + 1 == self.program.kernels.len();
-        if !self.freedom.recompute || rows != all || last || !self.passes(norm.out, position) {
-            return found;
-        }
-        for (end, then) in self.joined(position + 1) {
-            let reads = match &then {
-                Kernel::Linear(linear) => linear.x == norm.out,
-                Kernel::Mlp(mlp) => mlp.gated.x == norm.out,
-                _ => false,
-            };
-            if reads {
-                found.push((end, Kernel::Normed(Normed { norm: norm.clone(), then: Box::new(then) })));
-            }
-        }
-        found
-    }
-
-    /// Whether a tensor is made by the kernel at `position` for the next one, and nobody else.
-    fn passes(&self, tensor: TensorId, position: usize) -> bool {
-        self.last_use.get(&tensor) == Some(&(position + 1)) && self.program.get(tensor).role == Role::Scratch
-    }
-
-    /// A kernel alone, or a gated product with the one that reads it.
-    fn joined(&self, position: usize) -> Vec<(usize, Kernel)> {
-        let kernels = &self.program.kernels;
-        let mut found = vec![(position + 1, kernels[position].1.clone())];
-        if let (true, Kernel::Linear(gated), Some((_, Kernel::Linear(down)))) =
-            (self.freedom.join, &kernels[position].1, kernels.get(position + 1))
-        {
-            let inner = gated.out[0].tensor;
-            let only = self.passes(inner, position);
-            let plain = matches!(down.epilogue, Epilogue::Rescale | Epilogue::Add { .. }) && down.out.len() == 1;
-            if matches!(gated.epilogue, Epilogue::Gated { .. }) && down.x == inner && only && plain {
-                found.push((position + 2, Kernel::Mlp(Mlp { gated: gated.clone(), down: down.clone() })));
-            }
-        }
-        found
-    }
-
-    /// The ways to run a segment: its output kept or not. With the tensors that are kept after it.
-    fn steps(&mut self, start: usize, end: usize, kernel: &Kernel, kept: &[TensorId]) -> Vec<(Step, Cost, Vec<TensorId>)> {
-        let out = keepable(self.program, kernel).filter(|_| self.freedom.keep);
-        let choices = std::iter::once(None).chain(out.map(Some));
-        let mut found = Vec::new();
-        for keep in choices {
-            let mut live: Vec<TensorId> = kept.iter().copied().chain(keep).collect();
-            live.sort();
-            let used: u64 = live.iter().map(|id| self.program.get(*id).bytes().next_multiple_of(self.target.align)).sum();
-            let least = self.room[start..end].iter().min().copied().unwrap_or(0);
-            let Some(room) = least.checked_sub(used) else { continue };
-            let key = format!("{:?} {:?} {room}", shape(self.program, kernel, &live), self.stored(kernel));
-            let known = match self.known.get(&key) {
-                Some(known) => known.clone(),
-                None => {
-                    let tiles = self.tiles(kernel, &live, room).ok().map(|tiles| self.cost(kernel, &tiles, &live));
-                    self.known.insert(key, tiles.clone());
-                    tiles
-                }
-            };
-            let Some((tiles, dram, cost)) = known else { continue };
-            let after: Vec<TensorId> =
-                live.iter().copied().filter(|id| self.last_use.get(id).is_some_and(|last| *last >= end)).collect();
-            let step = Step { kernels: [start, end], kernel: kernel.clone(), tiles, kept: live, dram };
-            found.push((step, cost, after));
-        }
-        found
-    }
-
-    /// The tiles of k and n that a product's weight is stored in.
-    fn tile(&self, linear: &Linear) -> Option<[u64; 2]> {
-        let weight = self.program.get(linear.weight);
-        let [rows, columns] = self.image.find(&weight.name, [weight.rows, weight.columns])?.tile?;
-        Some([columns, rows])
-    }
-
-    /// The same of all weights of a kernel.
-    fn stored(&self, kernel: &Kernel) -> [Option<[u64; 2]>; 2] {
-        match kernel.core() {
-            Kernel::Linear(linear) => [self.tile(linear), None],
-            Kernel::Mlp(mlp) => [self.tile(&mlp.gated), self.tile(&mlp.down)],
-            Kernel::Norm(_) | Kernel::Attention(_) | Kernel::Normed(_) => [None; 2],
-        }
-    }
-
-    /// What a kernel may use.
-    fn limits(&self, kernel: &Kernel, room: u64) -> Result<Limits> {
-        let [stored, second] = self.stored(kernel);
-        if let (Kernel::Mlp(mlp), Some([width, pairs]), Some(down)) = (kernel.core(), stored, second) {
-            let [_, d, _] = self.program.product(&mlp.gated);
-            if width != d || down != [pairs / 2, d] {
-                return Err(Error::Stored { weight: self.program.get(mlp.gated.weight).name.clone() });
-            }
-        }
-        Ok(Limits { stored, ..self.target.limits(room) })
-    }
-
-    /// The best tiles of a kernel in some room, with `live` on the chip.
-    fn tiles(&self, kernel: &Kernel, live: &[TensorId], room: u64) -> Result<Tiles> {
-        let limits = self.limits(kernel, room)?;
-        let on = |id: TensorId| live.contains(&id);
-        let program = self.program;
-        let rates = self.target.rates.tile;
-        let array = [rates.array[1], rates.array[2]];
-        let objective = self.goal.objective(rates);
-        let norm = kernel.entry();
-        let read = |x: TensorId| on(norm.map_or(x, |norm| norm.x));
-        Ok(match kernel.core() {
-            Kernel::Norm(norm) => Tiles::Norm(NormTiles::search(program, norm, [on(norm.x), on(norm.out)], &limits)?),
-            Kernel::Linear(linear) => {
-                let chip = [read(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
-                let search = |entry| LinearTiles::search(program, linear, entry, chip, &limits, array, &objective);
-                let Some(norm) = norm else { return Ok(Tiles::Linear(search(None)?)) };
-                let entries = Entry::all(&limits, program.get(norm.x).columns, chip[0]);
-                let cost = |tiles: &Result<Tiles>| tiles.as_ref().ok().map(|tiles| self.cost(kernel, tiles, live).2);
-                let tiles = entries.into_iter().map(|entry| search(Some(entry)).map(Tiles::Linear));
-                let ways = tiles.map(|tiles| (cost(&tiles), tiles));
-                let better = |best: &Option<Cost>, next: &Option<Cost>| match (best, next) {
-                    (Some(best), Some(next)) => next.order(best).is_lt(),
-                    (best, next) => best.is_none() && next.is_some(),
-                };
-                let best = ways.reduce(|best, next| if better(&best.0, &next.0) { next } else { best });
-                best.expect("there are ways").1?
-            }
-            Kernel::Attention(attention) => {
-                let chip = [on(attention.query), on(attention.out)];
-                Tiles::Attention(AttentionTiles::search(program, attention, chip, &limits)?)
-            }
-            Kernel::Normed(_) => unreachable!("a norm stands before a product"),
-            Kernel::Mlp(mlp) => {
-                let chip = [read(mlp.gated.x), on(mlp.down.out[0].tensor), residual(&mlp.down).is_some_and(on)];
-                Tiles::Mlp(MlpTiles::search(program, mlp, norm, chip, &limits, array)?)
-            }
-        })
-    }
-
-    /// Numbers that a kernel norms, each time.
-    fn normed(&self, kernel: &Kernel) -> u64 {
-        let norm = match kernel {
-            Kernel::Norm(norm) => Some(norm),
-            _ => kernel.entry(),
-        };
-        norm.map_or(0, |norm| self.program.get(norm.out).rows * self.program.get(norm.out).columns)
-    }
-
-    /// DRAM bytes and the cost of tiles, in the order of the goal.
-    fn cost(&self, kernel: &Kernel, tiles: &Tiles, live: &[TensorId]) -> (Tiles, u64, Cost) {
-        let on = |id: TensorId| live.contains(&id);
-        let rates = &self.target.rates;
-        let read = rates.tile.read;
-        let dram = traffic(self.program, kernel, tiles, &on);
-        let macs = self.program.macs(kernel) as f64;
-        let numbers = self.normed(kernel);
-        let norm = rates.vector(numbers, Norm::OPERATIONS) as f64;
-        let norms = tiles.norms() as f64;
-        let cycles = match (tiles, kernel.core()) {
-            (Tiles::Linear(tiles), _) => tiles.cycles(&rates.tile, norm),
-            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.cycles(self.program, mlp, &rates.tile, norm),
-            (Tiles::Attention(tiles), Kernel::Attention(attention)) => {
-                (tiles.work(self.program, attention, rates) as f64).max(dram as f64 / read)
-            }
-            _ => norm.max(dram as f64 / read),
-        };
-        // Rows are read in int16 and written in int8.
-        let normed = norms * 3.0 * numbers as f64;
-        let moved = dram as f64 * rates.tile.dram_pj + normed * rates.tile.sram_pj;
-        let energy = macs * rates.tile.mac_pj + moved + cycles * rates.tile.cycle_pj;
-        let bytes = dram as f64;
-        let cost = match self.goal {
-            Goal::Dram => [bytes, cycles, energy],
-            Goal::Latency => [cycles, bytes, energy],
-            Goal::Energy => [energy, bytes, cycles],
-        };
-        (tiles.clone(), dram, Cost(cost))
-    }
-
-    /// Bodies, calls and places, or the calls whose pieces do not fit side by side.
-    fn plan(&self, steps: &[Step], title: &str) -> Result<Result<Schedule, Crowded>> {
-        let (mut bodies, mut index): (Vec<crate::plan::Body>, HashMap<Vec<u8>, u32>) = Default::default();
-        let (mut calls, mut lowered_all, mut choices) = (Vec::new(), Vec::new(), Vec::new());
-        for step in steps {
-            let names: Vec<&str> =
-                self.program.kernels[step.kernels[0]..step.kernels[1]].iter().map(|(name, _)| name.as_str()).collect();
-            let (name, lowered) = (names.join(" + "), self.lower(step));
-            let bytes = postcard::to_allocvec(&lowered.body).expect("a body has no value that postcard lacks");
-            let body = *index.entry(bytes).or_insert_with(|| {
-                bodies.push(lowered.body.clone());
-                bodies.len() as u32 - 1
-            });
-            let operands = lowered.operands.iter().map(|(id, row)| Operand { tensor: id.0, row: *row }).collect();
-            calls.push(Call {
-                name: name.clone(),
-                body,
-                operands,
-                offsets: Vec::new(),
-                constants: lowered.constants.clone(),
-                fence_weights: true,
-            });
-            let kept = step.kept.iter().map(|id| self.program.get(*id).name.clone()).collect();
-            let (tiles, norms) = (step.tiles.clone(), step.tiles.norms());
-            choices.push(Choice { name, kernel: step.kernel.clone(), tiles, kept, dram: step.dram, norms });
-            lowered_all.push(lowered);
-        }
-        let tensors: Vec<Placed> = self.layouts(steps);
-        let kept: Vec<Vec<u32>> = steps.iter().map(|step| step.kept.iter().map(|id| id.0).collect()).collect();
-        let plan = Plan {
-            device: self.target.name.clone(),
-            title: title.into(),
-            sram: self.target.sram,
-            align: self.target.align,
-            rates: self.target.rates.clone(),
-            tensors,
-            bodies,
-            calls,
-        };
-        Ok(match place::on_chip(plan, &lowered_all, &kept)? {
-            Ok(plan) => Ok(Schedule { plan: place::in_memory(plan, self.target, self.image)?, choices }),
-            Err(crowded) => Err(crowded),
-        })
-    }
-
-    fn lower(&self, step: &Step) -> Lowered {
-        let norm = step.kernel.entry();
-        let name = |name: &'static str, normed: &'static str| if norm.is_some() { normed } else { name };
-        match (&step.tiles, step.kernel.core()) {
-            (Tiles::Norm(tiles), Kernel::Norm(norm)) => tiles.lower(self.program, norm, "norm"),
-            (Tiles::Linear(tiles), Kernel::Linear(linear)) => {
-                tiles.lower(self.program, linear, norm, name("linear", "normed linear"))
-            }
-            (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(self.program, attention, "attention"),
-            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.lower(self.program, mlp, norm, name("mlp", "normed mlp")),
-            _ => unreachable!("tiles are searched for the kernel they go with"),
-        }
-    }
-
-    /// The program's tensors, weights in the tiles of the kernel that reads them.
-    fn layouts(&self, steps: &[Step]) -> Vec<Placed> {
-        let mut tiles: HashMap<TensorId, [u64; 2]> = HashMap::new();
-        for step in steps {
-            match (&step.tiles, step.kernel.core()) {
-                (Tiles::Linear(linear), Kernel::Linear(kernel)) => {
-                    tiles.insert(kernel.weight, [linear.tiling.tile[2], linear.tiling.tile[1]]);
-                }
-                (Tiles::Mlp(mlp), Kernel::Mlp(kernel)) => {
-                    let [width, d] = [&kernel.gated, &kernel.down].map(|linear| self.program.product(linear)[1]);
-                    tiles.insert(kernel.gated.weight, [2 * mlp.inner, width]);
-                    tiles.insert(kernel.down.weight, [self.program.get(kernel.down.weight).rows, mlp.inner.min(d)]);
-                }
-                _ => {}
-            }
-        }
-        let placed = |(at, tensor): (usize, &crate::Tensor)| Placed {
-            name: tensor.name.clone(),
-            rows: tensor.rows,
-            columns: tensor.columns,
-            element: tensor.element,
-            role: tensor.role,
-            space: crate::plan::Space::Dram,
-            address: 0,
-            tile: tiles.get(&TensorId(at as u32)).copied(),
-        };
-        self.program.tensors.iter().enumerate().map(placed).collect()
-    }
-}
-
-fn residual(linear: &Linear) -> Option<TensorId> {
-    match linear.epilogue {
-        Epilogue::Add { residual } => Some(residual),
-        _ => None,
-    }
-}
-
-/// The output that may stay on the chip.
-fn keepable(program: &Program, kernel: &Kernel) -> Option<TensorId> {
-    let out = match kernel.core() {
-        Kernel::Norm(norm) => norm.out,
-        Kernel::Linear(Linear { out, .. }) if out.len() == 1 && out[0].row == 0 => out[0].tensor,
-        Kernel::Attention(attention) => attention.out,
-        Kernel::Mlp(mlp) if mlp.down.out[0].row == 0 => mlp.down.out[0].tensor,
-        _ => return None,
-    };
-    (program.get(out).role == Role::Scratch).then_some(out)
-}
-
-/// All of a kernel that decides how it can be tiled.
-fn shape(program: &Program, kernel: &Kernel, live: &[TensorId]) -> String {
-    let tensor = |id: &TensorId| {
-        let tensor = program.get(*id);
-        (tensor.rows, tensor.columns, tensor.element.bits, tensor.element.per, live.contains(id))
-    };
-    let ids: Vec<_> = kernel.reads().iter().chain(&kernel.writes()).map(tensor).collect();
-    let kind = match kernel.core() {
-        Kernel::Norm(_) | Kernel::Normed(_) => "norm".to_string(),
-        Kernel::Linear(linear) => format!("linear {}", epilogue(&linear.epilogue)),
-        Kernel::Attention(Attention { heads, key_heads, head, past, window, .. }) => {
-            format!("attention {heads} {key_heads} {head} {past} {window:?}")
-        }
-        Kernel::Mlp(mlp) => format!("mlp {}", epilogue(&mlp.down.epilogue)),
-    };
-    // A norm's rows may be the residual, too.
-    let entry = kernel.entry().map(|norm| kernel.core().reads().contains(&norm.x));
-    format!("{kind} {entry:?} {ids:?}")
-}
-
-fn epilogue(epilogue: &Epilogue) -> String {
-    match epilogue {
-        Epilogue::Rescale => "rescale".into(),
-        Epilogue::Add { .. } => "add".into(),
-        Epilogue::Rotary { head, turned, .. } => format!("rotary {head} {turned}"),
-        Epilogue::Gated { .. } => "gated".into(),
-    }
-}
-
-/// DRAM bytes of a kernel, foretold.
-fn traffic(program: &Program, kernel: &Kernel, tiles: &Tiles, on: &dyn Fn(TensorId) -> bool) -> u64 {
-    match (kernel.core(), tiles) {
-        (Kernel::Norm(norm), _) => {
-            let rows = program.get(norm.out).rows;
-            let moved = [norm.x, norm.out].into_iter().filter(|id| !on(*id)).map(|id| program.get(id));
-            moved.map(|tensor| tensor.element.bytes(tensor.columns) * rows).sum::<u64>() + program.get(norm.gains).bytes()
-        }
-        (Kernel::Linear(linear), Tiles::Linear(tiles)) => tiles.traffic(program, linear),
-        (Kernel::Attention(attention), Tiles::Attention(tiles)) => tiles.traffic(program, attention),
-        (Kernel::Mlp(mlp), Tiles::Mlp(tiles)) => tiles.traffic(program, mlp),
-        _ => unreachable!("tiles are searched for the kernel they go with"),
     }
 }

@@ -123,6 +123,8 @@ fn memories(compiled: &Compiled, source: &dyn Source, session: &Session<'_>) -> 
         if compiled.memory.bytes(space) == 0 {
             continue;
         }
+        session.observer.stage(&format!("write {name}"), 0);
+        session.check_interrupt()?;
         let digest = session.store.put(|to| compiled.memory.write(source, space, to).map_err(Error::from))?;
         let path = session.store.path(&digest);
         let unread = |source| attar_tensor::Error::Io { action: "read", path: path.clone(), source };
