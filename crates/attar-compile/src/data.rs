@@ -70,19 +70,20 @@ pub(crate) fn pack(tensor: &Tensor, data: &Data, rows: [u64; 2], columns: [u64; 
     }
 }
 
-fn column_bytes(column: &Column) -> [u8; 9] {
-    let mut bytes = [0; 9];
+fn column_bytes(column: &Column) -> [u8; 10] {
+    let mut bytes = [0; 10];
     bytes[..4].copy_from_slice(&column.rescale.multiplier.to_le_bytes());
     bytes[4..8].copy_from_slice(&column.bias.to_le_bytes());
     bytes[8] = column.rescale.shift;
+    bytes[9] = column.coarser;
     bytes
 }
 
-/// One column from its 9 bytes.
+/// One column from its 10 bytes.
 pub(crate) fn column(bytes: &[u8]) -> Column {
     let word = |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     // A shift beyond 62 is no shift of ours: the byte was damaged. It is kept in range so that the comparison fails, not the run.
-    Column { rescale: Rescale { multiplier: word(0), shift: bytes[8].clamp(1, 62) }, bias: word(4) }
+    Column { rescale: Rescale { multiplier: word(0), shift: bytes[8].clamp(1, 62) }, bias: word(4), coarser: bytes[9].min(30) }
 }
 
 #[derive(Default)]
@@ -170,7 +171,7 @@ fn zeros(tensor: &Tensor) -> Data {
             Data::Weight { codes: vec![0; count], scales: vec![0; (tensor.rows * groups) as usize] }
         }
         Role::Constant if tensor.element == Column::ELEMENT => {
-            Data::Columns(vec![Column { rescale: Rescale { multiplier: 0, shift: 1 }, bias: 0 }; count])
+            Data::Columns(vec![Column { rescale: Rescale { multiplier: 0, shift: 1 }, bias: 0, coarser: 0 }; count])
         }
         _ => Data::Numbers(vec![0; count]),
     }

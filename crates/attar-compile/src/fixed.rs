@@ -133,7 +133,8 @@ impl SoftmaxRow {
     }
 }
 
-fn shift_down(x: i32, shift: u32) -> i32 {
+/// `x / 2^shift`, halves up.
+pub(crate) fn shift_down(x: i32, shift: u32) -> i32 {
     match shift {
         0 => x,
         _ => ((i64::from(x) + (1 << (shift - 1))) >> shift) as i32,

@@ -47,18 +47,20 @@ impl Tensor {
     }
 }
 
-/// How an output column of a product becomes a number: 9 bytes as stored.
+/// How an output column of a product becomes a number: 10 bytes as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Column {
     /// Applied to accumulator and bias.
     pub rescale: Rescale,
     /// Added to the accumulator.
     pub bias: i32,
+    /// Bits that a residual loses, halves up, before it is added: as much as its step is smaller than the output's.
+    pub coarser: u8,
 }
 
 impl Column {
-    /// As stored: multiplier, bias, shift, little-endian.
-    pub const ELEMENT: Element = Element { bits: 72, per: 1 };
+    /// As stored: multiplier, bias, shift, `coarser`, little-endian.
+    pub const ELEMENT: Element = Element { bits: 80, per: 1 };
 }
 
 /// A tensor, or the part of it from a row on, that stands for some columns of a kernel's output.
@@ -77,7 +79,7 @@ pub enum Epilogue {
     Rescale,
     /// Rescaled, added to a residual of the output's shape and element.
     Add {
-        /// int16, on the output's scale.
+        /// int16, in the output's steps or finer ones: see [`Column::coarser`].
         residual: TensorId,
     },
     /// Rescaled to int16, turned by position, rescaled to int8. The first `turned` columns are turned, in pairs

@@ -71,7 +71,8 @@ fn linear(program: &Program, linear: &Linear, memory: &mut Memory) {
         Epilogue::Rescale => pairs(m, n).map(|(i, j)| saturate(rescaled(i, j), bits)).collect(),
         Epilogue::Add { residual } => {
             let residual = memory.get(*residual).numbers();
-            pairs(m, n).map(|(i, j)| saturate(rescaled(i, j) + i64::from(residual[i * n + j]), bits)).collect()
+            let carried = |i: usize, j: usize| fixed::shift_down(residual[i * n + j], columns[j].coarser.into());
+            pairs(m, n).map(|(i, j)| saturate(rescaled(i, j) + i64::from(carried(i, j)), bits)).collect()
         }
         Epilogue::Rotary { table, position, head, turned, ranges } => {
             let (half, table) = (*head as usize / 2, memory.get(*table).numbers());

@@ -120,7 +120,7 @@ fn filled(program: &Program, seed: u64) -> Memory {
                 Data::Weight { codes, scales: Vec::new() }
             }
             Role::Constant if tensor.element == Column::ELEMENT => {
-                let column = Column { rescale: Rescale::new(1.0 / 500.0).expect("it is legal"), bias: 3 };
+                let column = Column { rescale: Rescale::new(1.0 / 500.0).expect("it is legal"), bias: 3, coarser: 0 };
                 Data::Columns(vec![column; count as usize])
             }
             _ => Data::Numbers((0..count).map(|_| random.within(-top, top) as i32).collect()),

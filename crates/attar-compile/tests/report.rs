@@ -128,8 +128,8 @@ fn the_bound_of_a_product_knows_the_chip() {
         assert_eq!((gate.kind, gate.shape), (Kind::Linear, [256, 256, 1024]));
         gate.least
     };
-    // x once, weights once, outputs once, and 9 bytes for each column.
-    let once = 256 * 256 + 256 * 1024 + 256 * 512 + 9 * 1024;
+    // x once, weights once, outputs once, and 10 bytes for each column.
+    let once = 256 * 256 + 256 * 1024 + 256 * 512 + 10 * 1024;
     assert_eq!(bound(1 << 20), once);
     assert!(bound(12 << 10) > once);
 }

@@ -76,7 +76,8 @@ impl<'a> Prover<'a> {
         let [from, to] = [input, output].map(|id| program.get(id));
         let tokens = (span.past + span.rows) as usize;
         let [entering, leaving] = self.seen.values(self.window, tokens, [&from.name, &to.name])?;
-        memory.set(input, Data::Numbers(residual.round(span.of(&entering, span.rows, from.columns))));
+        let [entry, exit] = residual;
+        memory.set(input, Data::Numbers(entry.round(span.of(&entering, span.rows, from.columns))));
         let wanted = span.of(&leaving, to.rows, to.columns).to_vec();
         let Compile { goal, .. } = self.settings;
         let (schedule, _) = choose(&program, self.target, *goal, self.settings.freedom(), "proof", image)?;
@@ -86,7 +87,7 @@ impl<'a> Prover<'a> {
         let codes = after.get(output).numbers();
         let found = match logits {
             Some(step) => codes.iter().map(|code| f64::from(*code) * step).collect(),
-            None => residual.values(codes),
+            None => exit.values(codes),
         };
         let snr_db = snr(&found, &wanted);
         Ok((Proven { blocks: 0, schedule, proof: Proof { program, memory }, simulation, snr_db }, after))

@@ -1,13 +1,13 @@
 //! From a fused graph in integers to a program of integer kernels.
 //!
 //! The blocks of a decoder become kernels, and so do the last norm and the head behind them where these are in integers. What
-//! stands around (the embedding before; norm and head in float) stays with the host, and is not in the program. Codes are taken as they are. A weight's scales become integers: one scale a row goes
-//! into the rescaling of its column; groups need scales that are integer codes already (`int8`, `int6`, `int4` over a
-//! super scale a row), which multiply sums exactly.
+//! stands around (the embedding before; norm and head in float) stays with the host, and is not in the program. Codes are taken
+//! as they are. A weight's scales become integers: one scale a row goes into the rescaling of its column; groups need scales that
+//! are integer codes already (`int8`, `int6`, `int4` over a super scale a row), which multiply sums exactly.
 //!
-//! What the graph keeps in f32 between layers needs numbers of its own: the residual stream int16 in steps by channel that hold
-//! for all of the model ([`Residual`]), queries, keys and values int8, gate codes of 10 bits. Their scales come from [`Ranges`], which calibration
-//! text shows.
+//! What the graph keeps in f32 between layers needs numbers of its own: the residual stream int16 in steps by channel that grow
+//! with depth ([`Residual`]), queries, keys and values int8, gate codes of 10 bits. Their scales come from [`Ranges`], which
+//! calibration text shows.
 
 mod residual;
 mod weights;
@@ -59,8 +59,8 @@ pub struct Converted {
     pub input: TensorId,
     /// The residual stream behind the last block, or the logits.
     pub output: TensorId,
-    /// What the residual stream's codes mean.
-    pub residual: Residual,
+    /// What the codes of the residual stream mean at the input, and where it leaves.
+    pub residual: [Residual; 2],
     /// What one step of the logits means, if there are such.
     pub logits: Option<f64>,
     /// Keys and values, for each block.
@@ -92,7 +92,7 @@ pub fn convert(graph: &Graph, source: &dyn Source, ranges: &Ranges, bind: Bind, 
         made: HashMap::new(),
         packed: HashMap::new(),
         states: Vec::new(),
-        residual: Residual::of(&[]),
+        steps: HashMap::new(),
         head: false,
         tables: HashMap::new(),
     };
@@ -111,7 +111,8 @@ struct Converter<'a> {
     /// Query and state of a packed value, with the scales of queries, keys and values.
     packed: HashMap<ValueId, Packed>,
     states: Vec<TensorId>,
-    residual: Residual,
+    /// What codes mean at each point of the residual stream.
+    steps: HashMap<ValueId, Residual>,
     /// Whether more than the residual stream comes out.
     head: bool,
     /// Rotary tables, by what they are made from.
@@ -181,11 +182,11 @@ impl<'a> Converter<'a> {
             return Err(Error::NothingToRun);
         }
         self.head = head.is_some();
-        self.residual = self.residual(&all)?;
+        self.steps = self.stream_steps(&all)?;
         let input = if blocks.is_empty() { leaving } else { entering };
         let shape = [self.bind.rows, self.width(input)?];
         let x = self.program.tensor(&self.graph.get(input).name, shape, Element::INT16, Role::Input);
-        self.made.insert(input, Made { tensor: x, scale: self.residual.step });
+        self.made.insert(input, Made { tensor: x, scale: self.steps[&input].step });
         for block in blocks {
             let nodes: Vec<&Node> = self.graph.nodes_of(*block).collect();
             for node in nodes {
@@ -209,7 +210,7 @@ impl<'a> Converter<'a> {
             memory,
             input: x,
             output: logits.unwrap_or(self.made[&leaving]).tensor,
-            residual: self.residual.clone(),
+            residual: [input, leaving].map(|id| self.steps[&id].clone()),
             logits: logits.map(|logits| logits.scale),
             states: std::mem::take(&mut self.states),
             host,
@@ -236,7 +237,7 @@ impl<'a> Converter<'a> {
         let name = self.graph.get(linear.output).name.clone();
         let step = self.range(&name)? / 32767.0;
         let weight = self.stack(&body, &[linear], &name)?;
-        let columns = self.columns(&body, &[linear], &name, |_, _| x.scale / step, |_| x.scale)?;
+        let columns = self.columns(&body, &[linear], &name, |_, _| x.scale / step, |_| x.scale, |_| 0)?;
         let width = self.program.get(weight).rows;
         let tensor = self.program.tensor(&name, [1, width], Element::INT16, Role::Output);
         let out = vec![Part { tensor, row: 0 }];
@@ -278,19 +279,22 @@ impl<'a> Converter<'a> {
         value.fact.width().map(|width| width as u64).ok_or_else(|| Error::Unbound { value: value.name.clone() })
     }
 
-    /// Steps of the residual stream wherever it is: what the largest of each channel needs.
-    fn residual(&self, blocks: &[BlockId]) -> Result<Residual> {
+    /// Steps of the residual stream at each of its points: what the largest of each channel up to there needs.
+    fn stream_steps(&self, blocks: &[BlockId]) -> Result<HashMap<ValueId, Residual>> {
         let input = self.stream(blocks[0], true)?;
-        let mut largest = vec![0.0f64; self.width(input)? as usize];
         let sums = blocks.iter().flat_map(|block| self.graph.nodes_of(*block)).filter(|node| self.adds(node));
-        for id in std::iter::once(input).chain(sums.map(|node| node.output)) {
-            let name = &self.graph.get(id).name;
-            let seen = if self.shapes_only() { None } else { Some(self.seen(name)?) };
+        let points: Vec<ValueId> = std::iter::once(input).chain(sums.map(|node| node.output)).collect();
+        let mut largest = vec![0.0f64; self.width(input)? as usize];
+        let mut most = Vec::new();
+        for id in &points {
+            let seen = if self.shapes_only() { None } else { Some(self.seen(&self.graph.get(*id).name)?) };
             for (most, x) in largest.iter_mut().zip(seen.into_iter().flatten()) {
                 *most = most.max(f64::from(*x));
             }
+            most.push(largest.clone());
         }
-        Ok(Residual::of(&largest))
+        let step = Residual::step(largest.iter().copied().fold(0.0, f64::max));
+        Ok(points.into_iter().zip(most).map(|(id, largest)| (id, Residual::of(&largest, step))).collect())
     }
 
     fn adds(&self, node: &Node) -> bool {
@@ -346,6 +350,14 @@ impl<'a> Converter<'a> {
         outer.and_then(|outer| self.made.get(&outer).copied()).ok_or_else(|| {
             let name = body.name(id);
             self.unsupported(body.node, format!("reads `{name}`, which is not in integers"), INTEGERS)
+        })
+    }
+
+    /// What codes mean at the point of the residual stream that a body reads.
+    fn point(&self, body: &Body<'_>, id: ValueId) -> Result<Residual> {
+        let found = body.outer(id).and_then(|outer| self.steps.get(&outer).cloned());
+        found.ok_or_else(|| {
+            self.unsupported(body.node, format!("reads `{}`, which is not the residual stream", body.name(id)), INTEGERS)
         })
     }
 
@@ -422,6 +434,7 @@ impl<'a> Converter<'a> {
         }
         let Op::RmsNorm { epsilon } = norm.op else { unreachable!("it was looked for") };
         let (x, scale) = (self.input(body, norm.inputs[0])?, self.rounding(body)?);
+        let stream = self.point(body, norm.inputs[0])?;
         let width = self.program.get(x.tensor).columns;
         let out = self.make(body.node, [rows, width], Element::INT8, Role::Scratch, scale);
         let name = format!("{}.gains", self.graph.get(body.node.output).name);
@@ -434,7 +447,7 @@ impl<'a> Converter<'a> {
             gain_shift = (LARGEST_GAIN.log2().floor() - largest.log2().ceil()).clamp(0.0, 40.0) as u32;
             let unit = root * 2f64.powi(gain_shift as i32);
             let stored = |(gain, exponent): (&f32, &u8)| stored_gain(f64::from(*gain) * unit, *exponent);
-            let stored = gain.iter().zip(&self.residual.exponents).map(stored).collect();
+            let stored = gain.iter().zip(&stream.exponents).map(stored).collect();
             self.numbers(gains, |_| Ok(Data::Numbers(stored)))?;
         }
         let epsilon = (width as f64 * epsilon / (x.scale * x.scale)).round() as u64;
@@ -461,7 +474,7 @@ impl<'a> Converter<'a> {
         let wide = [query, key, value].map(|part| part.range.max(part.wide) / 32767.0);
         let scales = [query, key, value].map(|part| part.range / 127.0);
         let ends = [query.columns, query.columns + key.columns, query.columns + key.columns + value.columns];
-        let columns = self.columns(body, &linears, &name, |which, _| x.scale / wide[which], |_| x.scale)?;
+        let columns = self.columns(body, &linears, &name, |which, _| x.scale / wide[which], |_| x.scale, |_| 0)?;
         let mut ranges = Vec::new();
         for which in 0..3 {
             ranges.push((ends[which], self.rescale(body.node, wide[which] / scales[which])?));
@@ -604,14 +617,16 @@ impl<'a> Converter<'a> {
             return Err(self.unsupported(body.node, "is no linear layer with a sum", INTEGERS));
         };
         let residual = add.inputs.iter().find(|id| **id != linear.output).copied().unwrap_or(add.inputs[0]);
+        let (from, to) = (self.point(body, residual)?, self.steps[&body.node.output].clone());
         let (x, residual) = (self.input(body, linear.inputs[0])?, self.input(body, residual)?);
         let name = self.graph.get(body.node.output).name.clone();
         let weight = self.stack(body, &[linear], &name)?;
-        let steps = self.residual.clone();
-        let columns = self.columns(body, &[linear], &name, |_, row| x.scale / steps.channel(row), |_| x.scale)?;
+        let factor = |_, row| x.scale / to.channel(row);
+        let coarser = |row: usize| to.exponents[row] - from.exponents[row];
+        let columns = self.columns(body, &[linear], &name, factor, |_| x.scale, coarser)?;
         let role = if body.node.output == output && !self.head { Role::Output } else { Role::Scratch };
         let width = self.program.get(weight).rows;
-        let out = self.make(body.node, [self.bind.rows, width], Element::INT16, role, steps.step);
+        let out = self.make(body.node, [self.bind.rows, width], Element::INT16, role, to.step);
         let epilogue = Epilogue::Add { residual: residual.tensor };
         let out = vec![Part { tensor: out, row: 0 }];
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue }));

@@ -2,14 +2,15 @@
 //!
 //! Decoders have a few channels whose values are a thousand times their neighbours'; under one scale for all of them nothing is
 //! left of the others (at the second block of SmolLM2-135M 17 dB remain, with steps by channel 46). Steps are powers of two of
-//! one step, so that a norm, the only kernel that sees channels beside each other, needs no more than shifts.
+//! one step, so that a norm, the only kernel that sees channels beside each other, needs no more than shifts. They grow with
+//! depth, never shrink, and so does the stream: a sum shifts the residual where its steps are finer.
 
 use crate::fixed::MOST_EXPONENT;
 
 /// The largest code.
 const LARGEST: f64 = 32767.0;
 
-/// Steps of the channels of a residual stream.
+/// Steps of the channels at one point of the residual stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Residual {
     /// The least.
@@ -19,10 +20,13 @@ pub struct Residual {
 }
 
 impl Residual {
+    /// The least step, where nothing in the stream is larger than `most`.
+    pub(super) fn step(most: f64) -> f64 {
+        most.max(1e-6) / LARGEST / f64::from(1 << MOST_EXPONENT)
+    }
+
     /// For channels whose largest magnitudes these are.
-    pub(super) fn of(largest: &[f64]) -> Residual {
-        let most = largest.iter().copied().fold(1e-6, f64::max) / LARGEST;
-        let step = most / f64::from(1 << MOST_EXPONENT);
+    pub(super) fn of(largest: &[f64], step: f64) -> Residual {
         let exponent = |largest: &f64| (largest / LARGEST / step).max(1.0).log2().ceil().min(f64::from(MOST_EXPONENT)) as u8;
         Residual { step, exponents: largest.iter().map(exponent).collect() }
     }
@@ -54,7 +58,7 @@ mod tests {
     #[test]
     fn every_channel_keeps_fifteen_bits_within_a_factor_of_a_thousand() {
         let largest = [0.5, 30.0, 40.0, 27_000.0, 0.0];
-        let residual = Residual::of(&largest);
+        let residual = Residual::of(&largest, Residual::step(27_000.0));
         for (at, most) in largest.iter().enumerate() {
             let mut row = [0.0f32; 5];
             row[at] = *most as f32;

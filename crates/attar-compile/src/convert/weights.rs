@@ -51,7 +51,7 @@ impl<'a> Converter<'a> {
     }
 
     /// Rescalings of stacked layers: layer `which` has sums in steps of its rows times `factor(which, row)`, and a bias in steps
-    /// of its rows times `input(which)`.
+    /// of its rows times `input(which)`; a residual gets `coarser(row)` of all rows.
     pub(super) fn columns(
         &mut self,
         body: &Body<'a>,
@@ -59,6 +59,7 @@ impl<'a> Converter<'a> {
         name: &str,
         factor: impl Fn(usize, usize) -> f64,
         input: impl Fn(usize) -> f64,
+        coarser: impl Fn(usize) -> u8,
     ) -> Result<TensorId> {
         let count = self.shape(body, linears)?[0];
         let id = self.program.tensor(format!("{name}.columns"), [1, count], Column::ELEMENT, Role::Constant);
@@ -67,6 +68,7 @@ impl<'a> Converter<'a> {
             for (which, linear) in linears.iter().enumerate() {
                 all.extend(this.columns_of(body, linear, &|row| factor(which, row), input(which))?);
             }
+            all.iter_mut().enumerate().for_each(|(row, column)| column.coarser = coarser(row));
             Ok(Data::Columns(all))
         })?;
         Ok(id)
@@ -101,7 +103,7 @@ impl<'a> Converter<'a> {
             let nothing = Rescale { multiplier: 0, shift: 1 };
             let rescale = if *step == 0.0 { nothing } else { self.rescale(body.node, step * factor(row))? };
             let bias = if *step == 0.0 { 0.0 } else { f64::from(bias) / (step * input) };
-            Ok(Column { rescale, bias: bias.round() as i32 })
+            Ok(Column { rescale, bias: bias.round() as i32, coarser: 0 })
         };
         steps.iter().zip(bias).enumerate().map(column).collect()
     }

@@ -12,7 +12,7 @@ pub const MAGIC: &[u8; 8] = b"attarpln";
 const PROOF: &[u8; 8] = b"attarprf";
 
 /// Which form of plan this tool writes, and the only one it reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 const HEADER: usize = MAGIC.len() + 4 + 32;
 

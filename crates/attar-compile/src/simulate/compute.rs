@@ -221,7 +221,7 @@ impl Simulator<'_, '_> {
         self.writes(&out)?;
         if self.memory.is_some() {
             let bytes = &self.chip.bytes[constants.start as usize..][..constants.length as usize];
-            let columns: Vec<Column> = bytes.chunks_exact(9).map(data::column).collect();
+            let columns: Vec<Column> = bytes.chunks_exact(Column::ELEMENT.bytes(1) as usize).map(data::column).collect();
             let beside = beside.as_ref().map(|beside| (self.all(beside), beside.region));
             let numbers = finished(call, &self.all(&sums_at), &columns, beside, finish, &out)?;
             self.put(&out, &numbers);
@@ -462,7 +462,8 @@ fn finished(
         Finish::Add => {
             let (beside, region) = beside.ok_or(Violation::Index { what: "operand beside", index: 0, count: 0 })?;
             agree("columns beside", region.columns, out.region.columns)?;
-            wide.iter().zip(beside).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect()
+            let carried = beside.iter().zip(columns.iter().cycle()).map(|(y, c)| fixed::shift_down(*y, c.coarser.into()));
+            wide.iter().zip(carried).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect()
         }
         Finish::Rotary { head, turned, constant } => {
             let Constant::Ranges(ranges) = constant_of(call, *constant)? else { return Err(no_constant(call, *constant)) };

@@ -95,7 +95,11 @@ impl Builder {
         let columns = self.program.tensor(format!("{name} columns"), [1, n], Column::ELEMENT, Role::Constant);
         let all = (0..n).map(|_| {
             let factor = reach / typical * (1.0 + self.random.within(-30, 30) as f64 / 100.0);
-            Column { rescale: rescale_by(factor), bias: self.random.within(-500, 500) as i32 }
+            Column {
+                rescale: rescale_by(factor),
+                bias: self.random.within(-500, 500) as i32,
+                coarser: self.random.within(0, 3) as u8,
+            }
         });
         let all = Data::Columns(all.collect());
         self.data.push((columns, all));
