@@ -186,7 +186,7 @@ impl<'a> Converter<'a> {
         let input = if blocks.is_empty() { leaving } else { entering };
         let shape = [self.bind.rows, self.width(input)?];
         let x = self.program.tensor(&self.graph.get(input).name, shape, Element::INT16, Role::Input);
-        self.made.insert(input, Made { tensor: x, scale: self.steps[&input].step });
+        self.made.insert(input, Made { tensor: x, scale: self.point(input)?.step });
         for block in blocks {
             let nodes: Vec<&Node> = self.graph.nodes_of(*block).collect();
             for node in nodes {
@@ -210,7 +210,7 @@ impl<'a> Converter<'a> {
             memory,
             input: x,
             output: logits.unwrap_or(self.made[&leaving]).tensor,
-            residual: [input, leaving].map(|id| self.steps[&id].clone()),
+            residual: [self.point(input)?, self.point(leaving)?],
             logits: logits.map(|logits| logits.scale),
             states: std::mem::take(&mut self.states),
             host,
@@ -353,12 +353,18 @@ impl<'a> Converter<'a> {
         })
     }
 
-    /// What codes mean at the point of the residual stream that a body reads.
-    fn point(&self, body: &Body<'_>, id: ValueId) -> Result<Residual> {
-        let found = body.outer(id).and_then(|outer| self.steps.get(&outer).cloned());
-        found.ok_or_else(|| {
-            self.unsupported(body.node, format!("reads `{}`, which is not the residual stream", body.name(id)), INTEGERS)
+    /// What codes mean at a point of the residual stream.
+    fn point(&self, id: ValueId) -> Result<Residual> {
+        self.steps.get(&id).cloned().ok_or_else(|| Error::Unsupported {
+            node: self.graph.get(id).name.clone(),
+            why: "stands where the residual stream should, and is no sum".into(),
+            hint: "only pre-norm decoders are compiled",
         })
+    }
+
+    /// The same of what a body reads.
+    fn point_of(&self, body: &Body<'_>, id: ValueId) -> Result<Residual> {
+        self.point(body.outer(id).ok_or_else(|| self.unsupported(body.node, "reads what it makes itself", INTEGERS))?)
     }
 
     /// The static scale of the rounding that ends a body.
@@ -434,7 +440,7 @@ impl<'a> Converter<'a> {
         }
         let Op::RmsNorm { epsilon } = norm.op else { unreachable!("it was looked for") };
         let (x, scale) = (self.input(body, norm.inputs[0])?, self.rounding(body)?);
-        let stream = self.point(body, norm.inputs[0])?;
+        let stream = self.point_of(body, norm.inputs[0])?;
         let width = self.program.get(x.tensor).columns;
         let out = self.make(body.node, [rows, width], Element::INT8, Role::Scratch, scale);
         let name = format!("{}.gains", self.graph.get(body.node.output).name);
@@ -617,7 +623,7 @@ impl<'a> Converter<'a> {
             return Err(self.unsupported(body.node, "is no linear layer with a sum", INTEGERS));
         };
         let residual = add.inputs.iter().find(|id| **id != linear.output).copied().unwrap_or(add.inputs[0]);
-        let (from, to) = (self.point(body, residual)?, self.steps[&body.node.output].clone());
+        let (from, to) = (self.point_of(body, residual)?, self.point(body.node.output)?);
         let (x, residual) = (self.input(body, linear.inputs[0])?, self.input(body, residual)?);
         let name = self.graph.get(body.node.output).name.clone();
         let weight = self.stack(body, &[linear], &name)?;

@@ -149,5 +149,23 @@ fn written(file: &Path, printer: &Printer) -> Result<(), Error> {
             bytes(totals["stored_bytes"].as_u64().unwrap_or(0)),
         ));
     }
+    folders(&value, printer);
     Ok(())
+}
+
+/// What steps have left beside the model.
+fn folders(manifest: &Value, printer: &Printer) {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let row = |folder: &Value, file: &Value| {
+        let name = format!("{}/{}", text(&folder["folder"]), text(&file["name"]));
+        vec![text(&folder["step"]), name, bytes(file["bytes"].as_u64().unwrap_or(0)), text(&file["digest"])]
+    };
+    let rows: Vec<Vec<String>> = list(&manifest["folders"])
+        .iter()
+        .flat_map(|folder| list(&folder["files"]).iter().map(|file| row(folder, file)).collect::<Vec<_>>())
+        .collect();
+    if !rows.is_empty() {
+        printer.data(&draw(&["step", "file", "bytes", "digest"], &rows));
+    }
 }

@@ -62,6 +62,7 @@ fn a_model_is_compiled_and_every_block_is_proven() {
     let stored = lasting(&prefill).iter().filter(|tensor| tensor.role != Role::State).map(|t| t.address + t.bytes()).max();
     let image = std::fs::metadata(room.path("out/compiled/dram.bin")).expect("weights are written").len();
     assert_eq!(Some(image), stored, "up to the last weight or table");
+    assert!(room.attar(&["inspect", "out"]).exits(0).stdout.contains("compiled/dram.bin"));
     let counted = room.attar(&["simulate", "out/compiled/decode.plan", "--json"]).exits(0);
     let counted: Value = serde_json::from_str(&counted.stdout).expect("it is JSON");
     assert_eq!((&counted["proven"], &counted["macs"]), (&false.into(), &phases[1]["macs"]));
