@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 use attar_compile::{
     Element, Error, Kernel, Program,
     program::{Epilogue, Linear, Part, Role},
-    report::{Holds, Kind, Limit, Options, Report, Table, to_html},
+    report::{Holds, Kind, Limit, MovedReport, Options, Report, Table, to_html},
     schedule::{Freedom, Goal, Schedule, Target, schedule},
     simulate::{Rates, Simulation, time},
 };
@@ -79,6 +79,12 @@ fn check(report: &Report, simulation: &Simulation, target: &Target) {
     assert!(close(joules + dispatch, simulation.energy(rates)));
     for call in &report.calls {
         assert!(call.distance >= 1.0 && call.distance.is_finite(), "{call:?}");
+        let sum = |of: fn(&MovedReport) -> u64| call.tensors.iter().map(of).sum::<u64>();
+        assert_eq!([sum(|t| t.read), sum(|t| t.written)], [call.read, call.written], "{call:?}");
+        for tensor in &call.tensors {
+            let moved = tensor.read + tensor.written;
+            assert!(moved >= tensor.least && (tensor.least > 0 || moved == 0), "{}: {tensor:?}", call.name);
+        }
         assert!(call.predicted.utilisation <= 1.0, "{call:?}");
         assert!(call.predicted.compute + call.predicted.stalled <= call.predicted.cycles, "{call:?}");
     }

@@ -11,6 +11,7 @@ mod bars;
 mod html;
 mod least;
 mod markup;
+mod moved;
 mod roofline;
 mod sram_map;
 mod table;
@@ -29,6 +30,8 @@ use crate::{
 
 pub use html::to_html;
 pub(crate) use markup::escaped;
+pub use moved::MovedReport;
+use moved::moved;
 pub use table::Table;
 pub(crate) use table::pattern;
 pub use tiling::{ProductReport, TilingReport, columns};
@@ -247,6 +250,8 @@ pub struct CallReport {
     pub least: u64,
     /// Bytes moved over the least.
     pub distance: f64,
+    /// Its tensors, each beside what it must move.
+    pub tensors: Vec<MovedReport>,
     /// What the model of the device says.
     pub predicted: Predicted,
 }
@@ -466,6 +471,7 @@ fn one(
         flash,
         least,
         distance: distance(read + trace.written, least),
+        tensors: moved(program, plan, call, &choice.kernel, trace),
         predicted,
     }
 }
