@@ -57,7 +57,8 @@ impl Placed {
         }
     }
 
-    fn tensor(&self) -> Tensor {
+    /// As a program has it, without a name.
+    pub(crate) fn tensor(&self) -> Tensor {
         Tensor { name: String::new(), rows: self.rows, columns: self.columns, element: self.element, role: self.role }
     }
 }

@@ -6,7 +6,7 @@ use super::{
     fixed,
 };
 use crate::{
-    Tensor, data,
+    data,
     plan::{Body, Call, Place, Placed, Region, Slots, Space, View},
     program::{Role, TensorId},
     rates,
@@ -68,7 +68,7 @@ impl<'p> Simulator<'p, '_> {
                     let stored = self.stored_bytes[of.tensor as usize].get_or_insert_with(|| tensor.stored(data));
                     tensor.part(stored, [rows, region.columns])
                 }
-                _ => data::pack(&as_tensor(tensor), data, rows, region.columns),
+                _ => data::pack(&tensor.tensor(), data, rows, region.columns),
             };
             self.chip.bytes[place.start as usize..][..packed.len()].copy_from_slice(&packed);
         }
@@ -355,8 +355,4 @@ fn moved(tensor: &Placed, row: u64, region: &Box) -> Result<u64, Violation> {
 fn dram_hazard(kind: &'static str, tensor: &Placed, queue: usize, other: usize) -> Violation {
     let [queue, other] = [queue, other].map(|queue| chip::QUEUES[queue]);
     Violation::Hazard { kind, place: tensor.name.clone(), at: tensor.address, queue, other }
-}
-
-fn as_tensor(placed: &Placed) -> Tensor {
-    Tensor { name: String::new(), rows: placed.rows, columns: placed.columns, element: placed.element, role: placed.role }
 }
