@@ -190,7 +190,7 @@ impl<'g> Emission<'g> {
         let Some(over) = stored.part(Role::Supers).cloned() else { return self.as_f32(part.name, part.element) };
         let attributes = match (over.dims.as_slice(), form) {
             ([], _) => vec![],
-            (_, Form::Columns(_)) => vec![("axis", Value::Int(1))],
+            (_, Form::Columns(..)) => vec![("axis", Value::Int(1))],
             _ => vec![("axis", Value::Int(0))],
         };
         let over = self.as_f32(over.name, over.element);
@@ -386,7 +386,7 @@ fn embedding(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
             }
         }
         Form::Rows(scheme) => e.gather_rows(name, &tokens, at, scheme),
-        Form::Columns(scheme) => e.gather_columns(name, &tokens, at, scheme),
+        Form::Columns(scheme, _) => e.gather_columns(name, &tokens, at, scheme),
         Form::Blobs(scheme) => e.gather_blobs(name, &tokens, at, scheme),
         Form::Table(scheme) => {
             let table = e.looked_up(at, scheme);
@@ -447,9 +447,9 @@ impl Emission<'_> {
                     self.cast(format!("{name}/scale"), &stored_scale, Element::F32)
                 }
             };
-            let zero = match scheme.is_symmetric() {
-                true => self.byte_zero(name, at, Some(&scale)),
-                false => Some(self.gather_shared(name, tokens, at, 2)),
+            let zero = match self.zero(at) {
+                None => self.byte_zero(name, at, Some(&scale)),
+                Some(_) => Some(self.gather_shared(name, tokens, at, 2)),
             };
             self.dequantize(&turned, &codes, &scale, zero, blocks(0, scheme.group(columns)));
         }
@@ -566,7 +566,7 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
     let form = e.weight(id).map(|at| (at, e.weights.stored[at].form));
     let weight = match form {
         Some((at, Form::Blobs(scheme))) => return e.multiply_blobs(name, x, at, scheme),
-        Some((at, Form::Columns(scheme))) => {
+        Some((at, Form::Columns(scheme, _))) => {
             let attributes = match scheme.granularity {
                 Granularity::Tensor => vec![],
                 Granularity::Row => vec![("axis", Value::Int(1))],
@@ -796,29 +796,19 @@ impl Emission<'_> {
 fn quantize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let Op::Quantize { bits } = node.op else { unreachable!("the table is right") };
     let x = e.value(node.inputs[0]);
-    let Some(scale) = node.inputs.get(1).copied() else { return Ok(e.round_by_token(name, &x, bits)) };
+    if node.inputs.len() == 1 {
+        return Ok(e.round_by_token(name, &x, bits));
+    }
     if !matches!(bits, 8 | 16) {
         return Err(e.refuse(node, "in 4 bits with a static scale", "8 or 16 bits, or 4 bits with a dynamic scale"));
     }
-    let one = e.graph.fact(scale).constant_dims().as_deref() == Some(&[1]);
-    match one && !e.is_fused_wrongly(node, bits) {
+    match e.weights.pairs.contains(&node.output) {
         true => Ok(e.round_by_pair(name, &x, node, bits)),
         false => Ok(e.round_by_constants(name, &x, node, bits)),
     }
 }
 
 impl Emission<'_> {
-    /// ONNX Runtime 1.32 turns a pair of 8 bits and a product with 8-bit weights in groups into a `MatMulIntegerToFloat`,
-    /// which then refuses the scales of the groups.
-    fn is_fused_wrongly(&self, node: &Node, bits: u32) -> bool {
-        let in_groups = |at: &usize| match self.weights.stored[*at].form {
-            Form::Columns(scheme) => stored_bits(&scheme) == 8 && matches!(scheme.granularity, Granularity::Group(_)),
-            _ => false,
-        };
-        let readers = self.graph.nodes().iter().filter(|reader| reader.op == Op::Linear && reader.inputs[0] == node.output);
-        bits == 8 && readers.filter_map(|reader| self.weights.of.get(&reader.inputs[1])).any(in_groups)
-    }
-
     fn round_by_token(&mut self, name: &str, x: &str, bits: u32) -> String {
         let codes = Rounding::dynamic(bits).codes();
         let (smallest, last, top) = (self.float(SMALLEST_RANGE), self.ints(&[-1]), self.float(codes[1]));
