@@ -29,10 +29,8 @@ pub(crate) struct Processor {
 }
 
 /// AVX2 without VNNI and AVX-512. The features that are switched off are those that the emulator lacks and would warn about.
-pub(crate) static HASWELL: Processor = Processor {
-    name: "haswell",
-    runner: &["qemu-x86_64", "-cpu", "Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl"],
-};
+pub(crate) static HASWELL: Processor =
+    Processor { name: "haswell", runner: &["qemu-x86_64", "-cpu", "Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl"] };
 
 static PROCESSORS: &[&Processor] = &[&HASWELL];
 

@@ -114,9 +114,15 @@ fn difference(found: &[Vec<f32>], wanted: &[Vec<f32>], what: &str) -> f32 {
     error / largest
 }
 
-fn likeliest(logits: &[Vec<f32>]) -> Vec<usize> {
-    let of = |row: &Vec<f32>| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
-    logits.iter().map(of).collect()
+/// Every row's likeliest token is the reference's, or as likely to the tolerance.
+fn assert_same_choices(found: &[Vec<f32>], wanted: &[Vec<f32>], what: &str) {
+    let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+    let largest = wanted.iter().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
+    for (position, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+        let (ours, theirs) = (best(found), best(wanted));
+        let behind = (wanted[theirs] - wanted[ours]) / largest;
+        assert!(behind <= 2.0 * ROUNDED_TOLERANCE, "{what}: position {position} prefers {ours} to {theirs}, by {behind}");
+    }
 }
 
 fn tokens(seed: u32, count: usize) -> Vec<u32> {
@@ -236,7 +242,7 @@ fn onnxruntime_agrees_with_the_reference_run() {
 /// Linear layers and tables, shared with the head, of codes under few scales: those that become products of integers.
 const WIDE: [(&str, &str); 4] = [
     ("int8/tensor", "int8/row"),
-    ("int8/row/int8", "int8/tensor"),
+    ("int8/row/f32", "int8/tensor"),
     ("int8/row/asymmetric", "int8/row/asymmetric"),
     ("int6/row", "int5/tensor"),
 ];
@@ -262,8 +268,8 @@ fn in_integers() -> Vec<Tiny> {
                 all.push(Tiny { linear, activations, kv, ..Tiny::default() });
             }
         }
-        for (linear, table) in WIDE {
-            all.push(Tiny { linear, table, activations, kv: Some(8), ..Tiny::default() });
+        if activations.is_some_and(|rounded| rounded.scales == Some(Scales::One)) {
+            all.extend(WIDE.map(|(linear, table)| Tiny { linear, table, activations, kv: Some(8), ..Tiny::default() }));
         }
     }
     all
@@ -304,7 +310,7 @@ fn onnxruntime_agrees_on_activations_in_integers() {
         } else {
             assert!(off <= 0.1 * cost, "{what}: off by {off} where rounding is worth {cost}");
         }
-        assert_eq!(likeliest(&found), likeliest(&rounded), "{what}");
+        assert_same_choices(&found, &rounded, &what);
     }
 }
 
@@ -318,7 +324,7 @@ fn weights_are_unsigned_where_their_products_are_integers_and_can_overflow() {
     let one = |bits| Some(Rounded { bits, scales: Some(Scales::One), zero: false });
     let channels = Some(Rounded { bits: 8, scales: Some(Scales::Channels), zero: false });
     let dynamic = Some(Rounded { bits: 8, scales: None, zero: false });
-    for linear in ["int8/row", "int8/tensor", "int8/row/int8"] {
+    for linear in ["int8/row", "int8/tensor", "int8/row/f32"] {
         assert!(storage(linear, one(8)).starts_with("uint8 "), "{linear}");
         for activations in [None, one(16), channels, dynamic] {
             assert!(storage(linear, activations).starts_with("int8 "), "{linear} {activations:?}");

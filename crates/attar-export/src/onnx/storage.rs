@@ -231,12 +231,7 @@ fn constant_dims(graph: &Graph, readers: &Readers<'_>) -> Vec<usize> {
     graph.fact(readers.values[0]).constant_dims().expect("weights have constant dimensions: checked by the graph")
 }
 
-fn quantized_form(
-    graph: &Graph,
-    layout: Layout,
-    readers: &Readers<'_>,
-    scheme: Scheme,
-) -> Result<Form> {
+fn quantized_form(graph: &Graph, layout: Layout, readers: &Readers<'_>, scheme: Scheme) -> Result<Form> {
     let (name, dims) = (&graph.get(readers.values[0]).name, constant_dims(graph, readers));
     let refuse = |node: &Node, found: String, wanted, hint| Error::Weight {
         node: graph.get(node.output).name.clone(),
@@ -259,7 +254,9 @@ fn quantized_form(
             let hint = "use `layout = \"dequantize-linear\"`, or quantize to integers with `group = 32`, 64 or 128";
             Err(refuse(node, scheme.to_string(), "integers in groups of 16, 32, 64, 128 or 256", hint))
         }
-        (Layout::DequantizeLinear, _) if float(&scheme).is_some() && readers.table.is_none() => Ok(Form::Columns(scheme, Sign::of(&scheme))),
+        (Layout::DequantizeLinear, _) if float(&scheme).is_some() && readers.table.is_none() => {
+            Ok(Form::Columns(scheme, Sign::of(&scheme)))
+        }
         (Layout::DequantizeLinear, _) if !is_even(&scheme) => Ok(Form::Table(scheme)),
         (Layout::DequantizeLinear, _) if readers.matrices.is_empty() => Ok(Form::Rows(scheme)),
         (Layout::DequantizeLinear, _) if readers.table.is_some() && stored_bits(&scheme) == 4 && rows % 2 == 1 => {
@@ -355,7 +352,9 @@ fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
             let dims = &parts[0].dims;
             vec![(0, Part::new(format!("{}/rows", parts[0].name), Element::U8, &[dims[0], dims[1] * dims[2]]))]
         }
-        Form::Columns(..) => parts.iter().enumerate().filter(|(_, p)| p.element.bits() == 4).map(|(i, p)| (i, bytes(p))).collect(),
+        Form::Columns(..) => {
+            parts.iter().enumerate().filter(|(_, p)| p.element.bits() == 4).map(|(i, p)| (i, bytes(p))).collect()
+        }
         _ => Vec::new(),
     }
 }
