@@ -6,10 +6,12 @@
 //! `blocks.N.{attention,mlp}_norm` and `final_norm`, and a bias is its weight's name with `.bias` behind it.
 
 mod arch;
+mod builder;
 mod config;
 mod decoder;
 mod error;
 mod gguf;
+mod names;
 mod tokenizer;
 
 use std::{path::Path, path::PathBuf, sync::Arc};
@@ -17,10 +19,10 @@ use std::{path::Path, path::PathBuf, sync::Arc};
 use attar_graph::Graph;
 use attar_tensor::{Checkpoint, Format, Source};
 
-pub use arch::{ARCHITECTURES, Architecture};
+pub use arch::{ARCHITECTURES, Architecture, module};
 pub use config::Config;
-pub use decoder::{Decoder, Naming, hugging_face_module};
 pub use error::{Error, Result};
+pub use names::{Names, Naming, Row, Stored};
 pub use tokenizer::Tokenizer;
 
 /// The text form of a graph in a folder that attar wrote.
