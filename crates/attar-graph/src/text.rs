@@ -121,6 +121,7 @@ impl fmt::Display for Attribute {
         match self {
             Attribute::Number(n) => n.fmt(f),
             Attribute::Text(text) => write!(f, "{text:?}"),
+            Attribute::Flag(flag) => flag.fmt(f),
         }
     }
 }
@@ -458,13 +459,7 @@ impl<'t> Parser<'t> {
         while !self.take("}") {
             let name = self.word("an attribute")?;
             self.expect("=")?;
-            let value = match self.peek().starts_with('"') {
-                true => Attribute::Text(self.string()?),
-                false => {
-                    let found = self.next();
-                    Attribute::Number(found.parse().map_err(|_| syntax(found, "a number or a string"))?)
-                }
-            };
+            let value = self.attribute()?;
             if all.insert(name.into(), value).is_some() {
                 return Err(Problem::Twice { name: name.into() }.into());
             }
@@ -474,6 +469,19 @@ impl<'t> Parser<'t> {
             }
         }
         Ok(all)
+    }
+}
+
+impl Parser<'_> {
+    fn attribute(&mut self) -> Parsed<Attribute> {
+        if self.peek().starts_with('"') {
+            return Ok(Attribute::Text(self.string()?));
+        }
+        Ok(match self.next() {
+            "true" => Attribute::Flag(true),
+            "false" => Attribute::Flag(false),
+            found => Attribute::Number(found.parse().map_err(|_| syntax(found, "a number, a string, `true` or `false`"))?),
+        })
     }
 }
 

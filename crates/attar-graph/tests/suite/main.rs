@@ -5,6 +5,7 @@
 mod attention;
 mod filetests;
 mod integers;
+mod norms;
 mod ops;
 mod random;
 mod text;
