@@ -136,9 +136,10 @@ mod tests {
             x.reshape((batch, heads, all, head)).unwrap()
         };
         let scores = (q.matmul(&spread(k).transpose(2, 3).unwrap()).unwrap() * f64::from(op.scale)).unwrap();
-        let scores = op.softcap.map(f64::from).map_or(scores.clone(), |cap| {
-            scores.affine(1.0 / cap, 0.0).unwrap().tanh().unwrap().affine(cap, 0.0).unwrap()
-        });
+        let scores = op
+            .softcap
+            .map(f64::from)
+            .map_or(scores.clone(), |cap| scores.affine(1.0 / cap, 0.0).unwrap().tanh().unwrap().affine(cap, 0.0).unwrap());
         let (past, window) = (all - seq, op.window.unwrap_or(all));
         let seen = |i: usize, j: usize| (past + i).abs_diff(j) < window && (j <= past + i || !op.causal);
         let mask: Vec<f32> = (0..seq * all).map(|at| if seen(at / all, at % all) { 0.0 } else { f32::NEG_INFINITY }).collect();

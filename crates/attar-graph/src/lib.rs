@@ -47,6 +47,6 @@ pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
 pub use op::{OPS, Op};
 pub use rewrite::Rewriting;
 pub use rotation::Rotation;
-pub use runs::Runs;
 pub use run::{Cached, Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
+pub use runs::Runs;
 pub use stream::Stream;
