@@ -217,7 +217,7 @@ pub(crate) fn build(
 /// [`build`] with plain rotary attention, in which a query sees the last `window` positions, or all.
 pub(crate) fn build_rotary(config: &DecoderConfig, builder: Builder<'_>, biases: Biases, window: Option<usize>) -> Result<Graph> {
     let (heads, rope) = (config.heads(), config.rope_of(&builder)?);
-    let op = Attention { scale: config.scale(), window };
+    let op = Attention { window, ..Attention::causal(config.scale()) };
     build(config, builder, biases.mlp, |b, inputs, x| {
         let qkv = b.project(&heads, x, biases.projections)?;
         let qkv = b.rotate(&rope, inputs.positions, qkv)?;

@@ -44,6 +44,6 @@ fn build(config: &Config, builder: Builder<'_>) -> Result<Graph> {
             value: qkv.value,
         };
         let qkv = b.rotate(&rope, inputs.positions, qkv)?;
-        b.attend(&heads, Attention { scale: c.scale(), window: None }, qkv, c.attention_bias)
+        b.attend(&heads, Attention::causal(c.scale()), qkv, c.attention_bias)
     })
 }
