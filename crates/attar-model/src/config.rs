@@ -24,7 +24,18 @@ pub struct Config {
     pub eos: Vec<u32>,
     /// The configuration as found, or as transformers would write it.
     pub json: Value,
+    /// How an encoder makes one embedding of its hidden states.
+    pub(crate) pooling: Pooling,
     path: PathBuf,
+}
+
+/// From the hidden states of all positions to one embedding.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Pooling {
+    /// The first position's, not the mean.
+    pub(crate) first_token: bool,
+    /// Scaled to length one.
+    pub(crate) normalize: bool,
 }
 
 impl Config {
@@ -41,8 +52,8 @@ impl Config {
             Some(OneOrMany::Many(ids)) => ids,
             None => Vec::new(),
         };
-        let (context, bos) = (common.max_position_embeddings, common.bos_token_id);
-        Ok(Config { architecture, context, bos, eos, json, path: path.into() })
+        let (context, bos) = (common.max_position_embeddings.or(common.n_positions), common.bos_token_id);
+        Ok(Config { architecture, context, bos, eos, json, pooling: Pooling::default(), path: path.into() })
     }
 
     /// The settings of one kind of model.
@@ -56,6 +67,8 @@ struct Common {
     architectures: Option<Vec<String>>,
     model_type: Option<String>,
     max_position_embeddings: Option<usize>,
+    /// What GPT-2 calls it.
+    n_positions: Option<usize>,
     bos_token_id: Option<u32>,
     eos_token_id: Option<OneOrMany>,
 }
@@ -78,6 +91,14 @@ pub(crate) fn check<T: Display>(key: &str, found: &T, runs: impl Fn(&T) -> bool,
 /// Refuses counts and widths of nothing, and those whose products could overflow.
 pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<()> {
     sizes.iter().try_for_each(|(key, n)| check(key, n, |n| (1..=LIMIT).contains(n), "1 to 16777216"))
+}
+
+/// Refuses a width that heads do not divide.
+pub(crate) fn check_heads(width: (&str, usize), heads: (&str, usize)) -> Result<()> {
+    if width.1.is_multiple_of(heads.1) {
+        return Ok(());
+    }
+    Err(Error::Contradiction { first: format!("{} = {}", width.0, width.1), second: format!("{} = {}", heads.0, heads.1) })
 }
 
 /// Largest count or width a configuration may state: beyond it a product of two could overflow.

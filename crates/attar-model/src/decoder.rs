@@ -2,7 +2,7 @@
 //! transformers 5 writes them or as older checkpoints do.
 
 use attar_graph::{
-    Graph, ValueId,
+    Graph, Op, ValueId,
     op::{Attention, Rope, Scaling},
 };
 use serde::Deserialize;
@@ -53,11 +53,13 @@ pub(crate) struct DecoderConfig {
     rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
     partial_rotary_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
 }
 
+/// Rotary positions. `rope_scaling` is the older spelling of `rope_parameters`.
 #[derive(Deserialize, Clone)]
-struct RopeParameters {
-    rope_theta: Option<f64>,
+pub(crate) struct RopeParameters {
+    pub(crate) rope_theta: Option<f64>,
     #[serde(alias = "type")]
     rope_type: Option<String>,
     factor: Option<f64>,
@@ -70,6 +72,8 @@ struct RopeParameters {
     mscale: Option<f64>,
     mscale_all_dim: Option<f64>,
     partial_rotary_factor: Option<f64>,
+    short_factor: Option<Vec<f32>>,
+    long_factor: Option<Vec<f32>>,
 }
 
 fn default_epsilon() -> f64 {
@@ -103,10 +107,15 @@ impl DecoderConfig {
         Ok(config)
     }
 
+    /// The same with heads of that width.
+    pub(crate) fn with_head(self, width: usize) -> DecoderConfig {
+        DecoderConfig { head_dim: Some(width), ..self }
+    }
+
     /// What surrounds the blocks.
     pub(crate) fn frame(&self) -> Frame {
         let (vocabulary, hidden) = (self.vocab_size, self.hidden_size);
-        Frame { vocabulary, hidden, blocks: self.num_hidden_layers, tied: self.tie_word_embeddings }
+        Frame { vocabulary, hidden, blocks: self.num_hidden_layers, tied: self.tie_word_embeddings, softcap: None }
     }
 
     pub(crate) fn heads(&self) -> Heads {
@@ -114,12 +123,7 @@ impl DecoderConfig {
     }
 
     pub(crate) fn mlp(&self, bias: bool) -> Mlp {
-        Mlp { hidden: self.hidden_size, inner: self.intermediate_size, bias }
-    }
-
-    /// What query times key is multiplied by.
-    pub(crate) fn scale(&self) -> f64 {
-        1.0 / (self.head() as f64).sqrt()
+        Mlp { hidden: self.hidden_size, inner: self.intermediate_size, bias, activation: Op::Silu }
     }
 
     pub(crate) fn key_heads(&self) -> usize {
@@ -130,8 +134,9 @@ impl DecoderConfig {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
     }
 
-    /// Rotary positions, by the configuration and by the factors in the checkpoint, if it has such.
+    /// Rotary positions for whole heads, by the configuration and by the factors in the checkpoint, if it has such.
     pub(crate) fn rope_of(&self, builder: &Builder<'_>) -> Result<Rope> {
+        check("partial_rotary_factor", &self.rotary_share(), |factor| *factor == 1.0, "1")?;
         let rope = self.rope()?;
         Ok(match gguf::rope_factors(builder.source(), self.head())? {
             Some(factors) => Rope { scaling: Scaling::Factors(factors), ..rope },
@@ -139,25 +144,39 @@ impl DecoderConfig {
         })
     }
 
-    fn rope(&self) -> Result<Rope> {
-        let parameters = self.rope_parameters.clone().or(self.rope_scaling.clone());
-        let theta = self.rope_theta.or(parameters.as_ref().and_then(|p| p.rope_theta)).unwrap_or(10_000.0);
-        let partial = self.partial_rotary_factor.or(parameters.as_ref().and_then(|p| p.partial_rotary_factor)).unwrap_or(1.0);
-        check("partial_rotary_factor", &partial, |factor| *factor == 1.0, "1")?;
-        let scaling = match parameters {
-            Some(parameters) => self.scaling(&parameters)?,
-            None => Scaling::Default,
-        };
+    /// Rotary positions by the configuration.
+    pub(crate) fn rope(&self) -> Result<Rope> {
+        let parameters = self.rope_parameters();
+        let theta = self.rope_theta.or(parameters.and_then(|p| p.rope_theta)).unwrap_or(10_000.0);
+        let scaling = parameters.map_or(Ok(Scaling::Default), |parameters| self.scaling(parameters))?;
         Ok(Rope { theta, scaling })
     }
 
-    fn scaling(&self, p: &RopeParameters) -> Result<Scaling> {
+    fn rope_parameters(&self) -> Option<&RopeParameters> {
+        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
+    }
+
+    /// The share of a head's columns that rotate.
+    fn rotary_share(&self) -> f64 {
+        self.partial_rotary_factor.or(self.rope_parameters().and_then(|p| p.partial_rotary_factor)).unwrap_or(1.0)
+    }
+
+    /// How many columns of a head rotate.
+    pub(crate) fn rotary_width(&self) -> Result<usize> {
+        let width = (self.head() as f64 * self.rotary_share()) as usize;
+        let fits = |width: &usize| *width > 0 && width.is_multiple_of(2) && *width <= self.head();
+        check("partial_rotary_factor", &width, fits, "an even number of columns, at most a whole head")?;
+        Ok(width)
+    }
+
+    pub(crate) fn scaling(&self, p: &RopeParameters) -> Result<Scaling> {
         let kind = p.rope_type.as_deref().unwrap_or("default");
         let need = |value: Option<f64>, key: &str| {
             let missing = || Error::Unsupported { key: format!("{kind} rope: {key}"), found: "none".into(), wanted: "a number" };
             value.ok_or_else(missing)
         };
-        let original = p.original_max_position_embeddings.or(self.max_position_embeddings.map(|n| n as f64));
+        let original = self.original_max_position_embeddings.or(p.original_max_position_embeddings);
+        let original = original.or(self.max_position_embeddings.map(|n| n as f64));
         Ok(match kind {
             "default" => Scaling::Default,
             "linear" => Scaling::Linear { factor: need(p.factor, "factor")? },
@@ -177,12 +196,31 @@ impl DecoderConfig {
                     attention: p.attention_factor.unwrap_or_else(|| yarn_attention(factor, p.mscale, p.mscale_all_dim)),
                 }
             }
+            // Phi-3 was first published with the other names.
+            "longrope" | "su" => self.long_rope(p, need(original, "original_max_position_embeddings")?)?,
             other => {
-                let wanted = "`default`, `linear`, `llama3` or `yarn`";
+                let wanted = "`default`, `linear`, `llama3`, `yarn` or `longrope`";
                 return Err(Error::Unsupported { key: "rope_type".into(), found: other.into(), wanted });
             }
         })
     }
+
+    fn long_rope(&self, p: &RopeParameters, original: f64) -> Result<Scaling> {
+        let need = |value: &Option<Vec<f32>>, key: &str| {
+            let missing = || Error::Unsupported { key: key.into(), found: "none".into(), wanted: "one factor for each pair" };
+            value.clone().ok_or_else(missing)
+        };
+        let ratio = || self.max_position_embeddings.map_or(1.0, |n| n as f64 / original);
+        let factor = p.factor.unwrap_or_else(ratio);
+        let attention = p.attention_factor.unwrap_or_else(|| long_rope_attention(factor, original));
+        let (short, long) = (need(&p.short_factor, "short_factor")?, need(&p.long_factor, "long_factor")?);
+        Ok(Scaling::LongRope { short, long, original: original as usize, attention })
+    }
+}
+
+/// `sqrt(1 + ln(factor) / ln(original))`, by which cosines and sines grow with the context.
+fn long_rope_attention(factor: f64, original: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
 }
 
 /// `0.1 m ln(factor) + 1`, or the quotient of two such where the configuration names both `m`.
@@ -193,7 +231,6 @@ fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>)
         _ => magnitude(1.0),
     }
 }
-
 
 /// Blocks of `attention` and the gated MLP of `config`, between the embedding and the head.
 pub(crate) fn build(
@@ -217,7 +254,7 @@ pub(crate) fn build(
 /// [`build`] with plain rotary attention, in which a query sees the last `window` positions, or all.
 pub(crate) fn build_rotary(config: &DecoderConfig, builder: Builder<'_>, biases: Biases, window: Option<usize>) -> Result<Graph> {
     let (heads, rope) = (config.heads(), config.rope_of(&builder)?);
-    let op = Attention { window, ..Attention::causal(config.scale()) };
+    let op = Attention { window, ..Attention::causal(heads.scale()) };
     build(config, builder, biases.mlp, |b, inputs, x| {
         let qkv = b.project(&heads, x, biases.projections)?;
         let qkv = b.rotate(&rope, inputs.positions, qkv)?;

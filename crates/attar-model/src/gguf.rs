@@ -6,7 +6,7 @@ use attar_tensor::{
 };
 use serde_json::json;
 
-use crate::{Error, Result};
+use crate::{Error, Result, config::Pooling};
 
 /// A text value.
 pub(crate) fn text<'m>(metadata: &'m Metadata, key: &str) -> Result<&'m str> {
@@ -60,6 +60,26 @@ impl Header<'_> {
         number(self.metadata, &self.key(name)).map(shortest)
     }
 
+    /// A number of the architecture, which must be there.
+    pub(crate) fn need_float(&self, name: &str) -> Result<f64> {
+        self.float(name).ok_or_else(|| Error::Metadata { key: self.key(name) })
+    }
+
+    /// Rows of the embedding.
+    pub(crate) fn vocabulary(&self) -> Result<usize> {
+        self.rows("token_embd.weight")
+    }
+
+    /// Rows of a tensor.
+    pub(crate) fn rows(&self, tensor: &str) -> Result<usize> {
+        Ok(self.source.info(tensor)?.matrix()[0])
+    }
+
+    /// All of a tensor, if the file has it.
+    pub(crate) fn vector(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
+        vector(self.source, tensor)
+    }
+
     fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.prefix)
     }
@@ -71,12 +91,11 @@ impl Header<'_> {
 
     /// The `config.json` of a decoder with rotary positions and gated MLPs.
     pub(crate) fn decoder(&self) -> Result<serde_json::Value> {
-        let epsilon = "attention.layer_norm_rms_epsilon";
-        let epsilon = self.float(epsilon).ok_or_else(|| Error::Metadata { key: self.key(epsilon) })?;
+        let epsilon = self.need_float("attention.layer_norm_rms_epsilon")?;
         let heads = self.need("attention.head_count")?;
         let mut config = json!({
             "architectures": [self.class],
-            "vocab_size": self.source.info("token_embd.weight")?.matrix()[0],
+            "vocab_size": self.vocabulary()?,
             "hidden_size": self.need("embedding_length")?,
             "intermediate_size": self.need("feed_forward_length")?,
             "num_hidden_layers": self.need("block_count")?,
@@ -96,8 +115,22 @@ impl Header<'_> {
         Ok(config)
     }
 
+    /// How an encoder pools, if the file says so. Its embeddings are of length one, as llama.cpp returns them.
+    pub(crate) fn pooling(&self) -> Result<Option<Pooling>> {
+        let first_token = match self.count("pooling_type") {
+            None => return Ok(None),
+            Some(1) => false,
+            Some(2) => true,
+            Some(other) => {
+                let (key, wanted) = (self.key("pooling_type"), "1 (the mean) or 2 (the first token)");
+                return Err(Error::Unsupported { key, found: other.to_string(), wanted });
+            }
+        };
+        Ok(Some(Pooling { first_token, normalize: true }))
+    }
+
     /// The tokens at which text begins and ends.
-    fn special_tokens(&self, config: &mut serde_json::Value) {
+    pub(crate) fn special_tokens(&self, config: &mut serde_json::Value) {
         set(config, "bos_token_id", count(self.metadata, "tokenizer.ggml.bos_token_id"));
         set(config, "eos_token_id", count(self.metadata, "tokenizer.ggml.eos_token_id"));
     }
@@ -126,16 +159,18 @@ fn shortest(value: f64) -> f64 {
 /// The factor of each rotary pair, where the file has a tensor of them.
 pub(crate) fn rope_factors(source: &dyn Source, head: usize) -> Result<Option<Vec<f32>>> {
     const FACTORS: &str = "rope_freqs.weight";
-    if !source.tensors().contains_key(FACTORS) {
-        return Ok(None);
-    }
-    let mut factors = vec![0.0; source.info(FACTORS)?.elements()];
-    source.read(FACTORS, 0..1, &mut factors)?;
-    if factors.len() != head / 2 {
-        return Err(Error::Contradiction {
+    match vector(source, FACTORS)? {
+        Some(factors) if factors.len() != head / 2 => Err(Error::Contradiction {
             first: format!("{FACTORS} holds {} factors", factors.len()),
             second: format!("a head is {head} wide"),
-        });
+        }),
+        factors => Ok(factors),
     }
-    Ok(Some(factors))
+}
+
+fn vector(source: &dyn Source, tensor: &str) -> Result<Option<Vec<f32>>> {
+    let Some(info) = source.tensors().get(tensor) else { return Ok(None) };
+    let mut numbers = vec![0.0; info.elements()];
+    source.read(tensor, 0..info.matrix()[0], &mut numbers)?;
+    Ok(Some(numbers))
 }

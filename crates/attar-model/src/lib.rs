@@ -12,6 +12,7 @@ mod decoder;
 mod error;
 mod gguf;
 mod names;
+mod sentence;
 mod tokenizer;
 
 use std::{path::Path, path::PathBuf, sync::Arc};
@@ -58,7 +59,10 @@ impl Model {
             Format::Attar(_) => written_graph(path, &checkpoint)?,
         };
         graph.verify_weights(&*checkpoint.source)?;
-        Ok(Model { graph, source: checkpoint.source, config, path: path.into(), files: checkpoint.files, tokenizer })
+        let mut files = sentence::files(&checkpoint)?;
+        files.extend(checkpoint.files);
+        files.sort();
+        Ok(Model { graph, source: checkpoint.source, config, path: path.into(), files, tokenizer })
     }
 
     /// Reads or builds the tokenizer.

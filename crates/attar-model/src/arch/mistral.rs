@@ -1,9 +1,7 @@
 //! `MistralForCausalLM`: Llama's graph and names, with a sliding window.
 
 use super::{Architecture, llama};
-use crate::{
-    decoder::{self, Biases, DecoderConfig},
-};
+use crate::decoder::{self, Biases, DecoderConfig};
 
 pub(super) static MISTRAL: Architecture = Architecture {
     names: &["MistralForCausalLM", "mistral"],

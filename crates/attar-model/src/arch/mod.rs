@@ -1,7 +1,11 @@
 //! The architectures: each is a function from a configuration to a graph, and a table of the names of its weights.
 
+mod bert;
+mod gemma3;
+mod gpt2;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen2;
 mod qwen3;
 
@@ -9,7 +13,7 @@ use attar_graph::Graph;
 use attar_tensor::{Checkpoint, gguf::Metadata, nearest};
 use serde_json::Value;
 
-use crate::{Config, Error, Names, Naming, Result, builder::Builder, gguf};
+use crate::{Config, Error, Names, Naming, Result, builder::Builder, gguf, sentence};
 
 /// A family of models that one function builds.
 pub struct Architecture {
@@ -24,7 +28,8 @@ pub struct Architecture {
 }
 
 /// Every architecture, in the order of the documentation.
-pub static ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
+pub static ARCHITECTURES: &[&Architecture] =
+    &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &gemma3::GEMMA3, &phi3::PHI3, &gpt2::GPT2, &bert::BERT];
 
 impl Architecture {
     /// The one that checkpoints call `name`.
@@ -58,7 +63,8 @@ pub fn module(graph: &Graph, naming: Naming, canonical: &str) -> Option<String> 
 /// The graph of a Hugging Face folder.
 pub(crate) fn from_folder(checkpoint: &Checkpoint) -> Result<(Graph, Config)> {
     let json = checkpoint.json("config.json")?.ok_or_else(|| Error::NoConfig { path: checkpoint.path.clone() })?;
-    let config = Config::from_json(&checkpoint.path.join("config.json"), json)?;
+    let mut config = Config::from_json(&checkpoint.path.join("config.json"), json)?;
+    config.pooling = sentence::pooling(checkpoint)?.unwrap_or_default();
     let graph = Architecture::named(&config.architecture)?.graph(&config, Naming::HuggingFace, checkpoint)?;
     Ok((graph, config))
 }
@@ -68,7 +74,8 @@ pub(crate) fn from_gguf(checkpoint: &Checkpoint, metadata: &Metadata) -> Result<
     let prefix = gguf::text(metadata, "general.architecture")?;
     let architecture = Architecture::named(prefix)?;
     let header = gguf::Header { class: architecture.names[0], prefix, metadata, source: &*checkpoint.source };
-    let config = Config::from_json(&checkpoint.path, (architecture.gguf)(&header)?)?;
+    let mut config = Config::from_json(&checkpoint.path, (architecture.gguf)(&header)?)?;
+    config.pooling = header.pooling()?.unwrap_or_default();
     let graph = architecture.graph(&config, Naming::Gguf, checkpoint)?;
     Ok((graph, config))
 }
