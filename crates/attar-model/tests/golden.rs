@@ -10,7 +10,10 @@ use std::{
 
 use attar_graph::{Inputs, Mode, Run, SourceWeights, State};
 use attar_model::{ARCHITECTURES, Architecture, Model};
-use attar_tensor::{Source, safetensors::Shards};
+use attar_tensor::{
+    Dtype, Source, TensorInfo,
+    safetensors::{Entry, Shards, Writer},
+};
 use candle_core::{Device, Tensor};
 
 /// Largest difference over the largest logit: f32 arithmetic in another order.
@@ -182,6 +185,24 @@ fn the_first_block_has_the_hidden_state_of_transformers() {
     assert_close("hidden_after_block_0", &seen, &golden.values("hidden_after_block_0"));
 }
 
+/// The real sentence encoder: texts to tokens by WordPiece, tokens to embeddings.
+#[test]
+fn minilm_has_the_tokens_and_embeddings_of_transformers() {
+    let Some(folder) = shared("minilm-l6-v2-f16") else { return };
+    let golden = std::fs::read(testdata().join("../oracle/minilm.json")).unwrap();
+    let golden: Vec<serde_json::Value> = serde_json::from_slice(&golden).unwrap();
+    let model = Model::open(&folder).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    for row in golden {
+        let text = row["text"].as_str().unwrap();
+        let tokens = tokenizer.encode_framed(&[text]).unwrap().remove(0);
+        let wanted: Vec<u32> = serde_json::from_value(row["tokens"].clone()).unwrap();
+        assert_eq!(tokens, wanted, "{text:?}");
+        let wanted: Vec<f32> = serde_json::from_value(row["embedding"].clone()).unwrap();
+        assert_close(text, &logits(&model, &tokens, Mode::Inference), &wanted);
+    }
+}
+
 /// Its golden file keeps the last rows only: `logits_mid` and `logits_last` are rows of the whole.
 #[test]
 fn smollm2_has_the_logits_of_transformers() {
@@ -235,6 +256,29 @@ fn every_tiny_gguf_file_has_the_output_of_transformers() {
     for file in made {
         check_file(&file, &testdata().join(file.file_stem().unwrap()));
     }
+}
+
+/// GPT-2 was published without the prefix that the whole class gives to its modules.
+#[test]
+fn modules_may_lack_their_prefix() {
+    let folder = testdata().join("tiny-gpt2");
+    let source = Shards::open(&[folder.join("model.safetensors")], &Default::default()).unwrap();
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpt2-without-prefix");
+    std::fs::create_dir_all(&to).unwrap();
+    std::fs::copy(folder.join("config.json"), to.join("config.json")).unwrap();
+    let bare = |name: &String| name.strip_prefix("transformer.").unwrap().to_owned();
+    let entry = |(name, info): (&String, &TensorInfo)| Entry { name: bare(name), dtype: Dtype::F32, dims: info.dims.clone() };
+    let entries: Vec<Entry> = source.tensors().iter().map(entry).collect();
+    let file = std::fs::File::create(to.join("model.safetensors")).unwrap();
+    let mut writer = Writer::new(file, &entries, &Default::default()).unwrap();
+    for (name, info) in source.tensors() {
+        let (mut values, mut bytes) = (vec![0.0; info.elements()], Vec::new());
+        source.read(name, 0..info.matrix()[0], &mut values).unwrap();
+        Dtype::F32.encode(&values, &mut bytes);
+        writer.append(&bytes).unwrap();
+    }
+    writer.finish();
+    check_file(&to, &folder);
 }
 
 /// A tensor that nothing reads is a part of the model that was left out.
