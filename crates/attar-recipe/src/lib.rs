@@ -25,6 +25,7 @@ mod schema;
 mod session;
 pub mod step;
 mod sweep;
+mod table;
 mod task;
 
 pub use attar_compress::allocate::Size;
@@ -37,10 +38,11 @@ pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FrontReport,
-    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, Table,
-    TensorReport, TransformReport, VariantReport, bytes, fusion_table,
+    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport,
+    TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};
 pub use sweep::{Front, Point, Points, Sweep, sweep};
+pub use table::{Table, bytes};
 pub use task::{EvalTask, RunnerKind};

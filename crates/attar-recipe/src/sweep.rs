@@ -16,7 +16,7 @@ use crate::{
     output::Output,
     plan::{open, placed},
     plot::{Line, Mark, Plot},
-    report::bytes,
+    table::bytes,
     run::{Made, TOOL, calibration, check_needs, json},
     session::Session,
     step::StepError,
