@@ -242,7 +242,10 @@ fn every_architecture_has_a_tiny_checkpoint_with_golden_values() {
     let checked: Vec<&str> = tiny().iter().filter(|folder| folder.join("golden.safetensors").exists()).map(of).collect();
     for architecture in ARCHITECTURES {
         let name = architecture.names[0];
-        assert!(checked.contains(&name), "`{name}` has no checkpoint in testdata/models; testdata/oracle/tiny_models.py makes them");
+        assert!(
+            checked.contains(&name),
+            "`{name}` has no checkpoint in testdata/models; testdata/oracle/tiny_models.py makes them"
+        );
     }
 }
 
