@@ -30,11 +30,11 @@ impl Emission<'_> {
         }
         let name = format!("/rope.{}", self.ropes.len());
         self.ropes.push((rope.clone(), head, positions.into(), name.clone()));
-        let frequencies = rope.frequencies(head);
-        let bytes = frequencies.iter().flat_map(|f| f.to_le_bytes()).collect();
-        let frequencies = self.constant(format!("{name}/frequencies"), Element::F32, &[1, 1, 1, head / 2], bytes);
+        let constant = || format!("{name}/frequencies");
+        let same = rope.longest_short().is_none().then(|| self.frequencies(rope, head, constant(), 0));
         let (axes, magnitude) = (self.ints(&[1, 3]), self.float(rope.magnitude()));
         let at = self.cast(format!("{name}/positions"), positions, Element::F32);
+        let frequencies = same.unwrap_or_else(|| self.frequencies_by_length(rope, head, &name, &at));
         let at = self.node("Unsqueeze", format!("{name}/at"), &[&at, &axes], vec![]);
         let angles = self.node("Mul", format!("{name}/angles"), &[&at, &frequencies], vec![]);
         for (op, axis) in [("Cos", "cos"), ("Sin", "sin")] {
@@ -47,5 +47,22 @@ impl Emission<'_> {
             self.node("Concat", format!("{name}/{axis}"), &[&first, &half], vec![("axis", Value::Int(-1))]);
         }
         name
+    }
+
+    /// Radians per position, `[1, 1, 1, pairs]`, in a text of `length` tokens.
+    fn frequencies(&mut self, rope: &Rope, head: usize, name: String, length: usize) -> String {
+        let bytes = rope.frequencies_of(head, length).iter().flat_map(|f| f.to_le_bytes()).collect();
+        self.constant(name, Element::F32, &[1, 1, 1, head / 2], bytes)
+    }
+
+    /// Those of a long-rope: which of two lists, the largest of the positions `at` decides.
+    fn frequencies_by_length(&mut self, rope: &Rope, head: usize, name: &str, at: &str) -> String {
+        let longest = rope.longest_short().unwrap_or(0);
+        let short = self.frequencies(rope, head, format!("{name}/short"), longest);
+        let long = self.frequencies(rope, head, format!("{name}/long"), longest + 1);
+        let last = self.node("ReduceMax", format!("{name}/last"), &[at], vec![("keepdims", Value::Int(0))]);
+        let first_long = self.float(longest as f32);
+        let is_short = self.node("Less", format!("{name}/is_short"), &[&last, &first_long], vec![]);
+        self.node("Where", format!("{name}/frequencies"), &[&is_short, &short, &long], vec![])
     }
 }
