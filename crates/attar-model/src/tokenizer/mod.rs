@@ -59,6 +59,15 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The tokens of each text with the special tokens that a whole input is framed by, such as `[CLS] … [SEP]`. Nothing
+    /// is cut or padded, whatever the tokenizer's file says.
+    pub fn encode_framed(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        let mut inner = self.inner.clone();
+        inner.with_padding(None).with_truncation(None).map_err(|e| self.error(e))?;
+        let encode = |text: &&str| inner.encode_fast(*text, true).map(|encoding| encoding.get_ids().to_vec());
+        texts.iter().map(|text| encode(text).map_err(|e| self.error(e))).collect()
+    }
+
     /// The text of `tokens`, special ones included.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         self.inner.decode(tokens, false).map_err(|e| self.error(e))
