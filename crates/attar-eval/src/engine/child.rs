@@ -48,8 +48,8 @@ impl Child {
     pub(super) fn spawn(installation: &Installation, host: &Path, timeout: Duration) -> Result<Child> {
         let mut command = command(installation, host);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let start = |source| Error::EngineStart { host: command.get_program().into(), source };
-        let mut process = command.spawn().map_err(start)?;
+        let spawned = command.spawn();
+        let mut process = spawned.map_err(|source| Error::EngineStart { host: command.get_program().into(), source })?;
         let stdin = process.stdin.take().expect("it is piped");
         let stdout = process.stdout.take().expect("it is piped");
         let stderr = LastWords::of(process.stderr.take().expect("it is piped"));

@@ -17,6 +17,9 @@ use crate::{
 pub use score::{AgainstBase, Agreement, Scores, alone, compare};
 pub use windows::Perplexity;
 
+/// Where measurements hold the mean divergence from the base, for those who compare predictions with it.
+pub const DIVERGENCE: &str = "/against_base/kl_mean";
+
 pub(super) static TASK: Task = Task {
     name: "perplexity",
     about: "how well the next token of a text is predicted, and how far the predictions are from those of the base",
@@ -58,7 +61,7 @@ static METRICS: &[Metric] = &[
         about: "mean Kullback-Leibler divergence of the model from its base, over the whole vocabulary",
         unit: "nats",
         better: Better::Lower,
-        at: "/against_base/kl_mean",
+        at: DIVERGENCE,
         base: None,
         loss: None,
         perfect: 0.0,
