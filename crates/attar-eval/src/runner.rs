@@ -47,11 +47,11 @@ pub enum Output {
 }
 
 impl Output {
-    /// Its name in graphs and artifacts.
+    /// The name in graphs and artifacts; that of an embedding is sentence-transformers' own.
     pub fn name(self) -> &'static str {
         match self {
             Output::Logits => "logits",
-            Output::Embedding => "embedding",
+            Output::Embedding => "sentence_embedding",
         }
     }
 

@@ -106,7 +106,7 @@ fn every_engine_gives_the_same_rows_continues_from_its_cache_and_names_its_error
         }
         the_cache_changes_no_token(toy, &toy.in_engine(&installation, Mode::Exact));
         let error = toy.in_engine(&installation, Mode::Exact).start(Output::Embedding, &[], &|_, _| {}).err().unwrap();
-        assert_eq!(error.to_string(), "the model has no output `embedding`; it has `logits`");
+        assert_eq!(error.to_string(), "the model has no output `sentence_embedding`; it has `logits`");
         let mut elsewhere = toy.in_engine(&installation, Mode::Exact);
         elsewhere.device = "ABACUS".into();
         assert!(matches!(failure(&elsewhere), Error::Engine { message, .. } if message.contains("ABACUS")));

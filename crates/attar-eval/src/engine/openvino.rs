@@ -1,8 +1,7 @@
 //! OpenVINO, through its Python package.
 //!
 //! A worker in Python and not a binding of the C API: OpenVINO renumbered its element types between releases, so a
-//! binding is right for some of them only, and its wheel (which brings numpy) is how most people have it. The script is
-//! the whole binding; any release that has `Core.compile_model` will do.
+//! compiled binding is right for some of them only, and the wheel (which brings numpy) is how most people have it.
 
 use super::kind::{Engine, Mode, Opens, Package, Worker};
 

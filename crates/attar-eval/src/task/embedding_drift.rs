@@ -58,7 +58,7 @@ static METRICS: &[Metric] = &[
 /// A text, of which each line is embedded. Scores need the model that the measured one was made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct EmbeddingDrift {
+pub(super) struct EmbeddingDrift {
     /// The text, in UTF-8. Empty lines are left out.
     pub data: PathBuf,
     /// Use only this many lines, from the start of the text.

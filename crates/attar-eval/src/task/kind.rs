@@ -133,7 +133,7 @@ pub trait Prepared: fmt::Debug + Send + Sync {
     /// The windows that a model is run on.
     fn windows(&self) -> &[Window];
 
-    /// What decides scores beside the windows, such as reference scores; part of the key of cached measurements.
+    /// What else than the windows decides scores, such as reference scores; part of the key of cached measurements.
     fn key(&self) -> Vec<u8> {
         Vec::new()
     }

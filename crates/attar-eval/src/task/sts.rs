@@ -50,7 +50,7 @@ static METRICS: &[Metric] = &[
 /// Pairs of sentences with a score each, as tab-separated or comma-separated values: score, sentence, sentence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Sts {
+pub(super) struct Sts {
     /// The file: lines of score, sentence and sentence, separated by tabs (`.tsv`) or commas (`.csv`, fields may be
     /// quoted). Pairs without a score are left out.
     pub data: PathBuf,

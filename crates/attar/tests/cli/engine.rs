@@ -1,8 +1,11 @@
-//! The same verbs on written artifacts, in the real ONNX Runtime of `ATTAR_ENGINES`.
+//! The same verbs on written artifacts, in the real engines of `ATTAR_ENGINES`: whatever an engine's targets list says, it
+//! opens, and in exact mode it says what the reference says.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{ffi::OsString, fs, path::PathBuf};
 
-use crate::room::{Room, Said, skip};
+use attar_eval::{ENGINES, Engine, Places};
+
+use crate::room::{Room, Said, repository, skip};
 
 const MODEL: &str = "testdata/models/shakespeare-1m";
 const TEXT: &str = "testdata/evals/shakespeare-valid.txt";
@@ -10,15 +13,22 @@ const TEXT: &str = "testdata/evals/shakespeare-valid.txt";
 /// Two ways of adding up f32 differ by this share of a perplexity at most.
 const SAME_PERPLEXITY: f64 = 1e-4;
 
-/// The virtual environment with ONNX Runtime in it.
-pub(crate) fn engines() -> Option<OsString> {
+/// The folder of the engines, if `engine` is in it.
+fn engines_with(engine: &'static Engine) -> Option<OsString> {
     let engines = std::env::var_os("ATTAR_ENGINES").unwrap_or_default();
-    let mut pythons = fs::read_dir(Path::new(&engines).join("lib")).into_iter().flatten().flatten();
-    let found = pythons.any(|python| python.path().join("site-packages/onnxruntime").is_dir());
-    if !found {
-        skip("there is no ONNX Runtime in ATTAR_ENGINES: `cargo xtask engines` installs it");
+    let places = Places::read(ENGINES, |_| None, |name| (name == "ATTAR_ENGINES").then(|| engines.clone()));
+    match places.find(engine) {
+        Ok(_) => Some(engines),
+        Err(_) => {
+            skip(&format!("there is no {} in ATTAR_ENGINES: `cargo xtask engines` installs it", engine.title));
+            None
+        }
     }
-    found.then_some(engines)
+}
+
+/// The folder of the engines, if the one that recipes use most is in it.
+pub(crate) fn engines() -> Option<OsString> {
+    engines_with(ENGINES[0])
 }
 
 fn attar(room: &Room, engines: &OsString, arguments: &[&str]) -> Said {
@@ -27,28 +37,87 @@ fn attar(room: &Room, engines: &OsString, arguments: &[&str]) -> Said {
     room.finish(command).exits(0)
 }
 
+/// Every small checkpoint of the repository.
+fn models() -> Vec<PathBuf> {
+    let folder = repository().join("testdata/models");
+    let mut models: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    models.retain(|model| model.join("config.json").exists());
+    models.sort();
+    models
+}
+
 #[test]
-fn an_artifact_in_the_real_engine_says_what_the_reference_says() {
-    let Some(engines) = engines() else { return };
-    let room = Room::new();
-    room.attar(&["quantize", MODEL, "--grid", "int8", "--group", "64", "--out", "small"]).exits(0);
-    room.attar(&["export", "small", "--target", "onnx", "--out", "onnx"]).exits(0);
-    let speak = |subject: &str| {
-        let arguments = ["generate", subject, "--prompt", "KING HENRY:\\n", "--tokens", "32"];
-        attar(&room, &engines, &arguments).stdout
-    };
-    assert_eq!(speak("small"), speak("onnx"));
-    assert!(speak("onnx").starts_with("They are the city of my soul and my soul,"), "{}", speak("onnx"));
-    let measure = |subject: &str| {
-        let arguments = ["eval", subject, "--data", TEXT, "--tokens", "512", "--window", "128", "--baseline", MODEL, "--json"];
-        attar(&room, &engines, &arguments).json()
-    };
-    let (reference, engine) = (measure("small"), measure("onnx"));
-    for pointer in ["/perplexity/value", "/against_base/top1_agreement/value"] {
-        let value = |measured: &serde_json::Value| measured.pointer(pointer).and_then(|v| v.as_f64()).expect(pointer);
-        let (reference, engine) = (value(&reference), value(&engine));
-        assert!((engine / reference - 1.0).abs() < SAME_PERPLEXITY, "{pointer}: {reference} and {engine}");
+fn every_engine_continues_and_measures_as_the_reference_does() {
+    for engine in ENGINES {
+        let Some(engines) = engines_with(engine) else { continue };
+        let room = Room::new();
+        room.attar(&["quantize", MODEL, "--grid", "int8", "--group", "64", "--out", "small"]).exits(0);
+        let speak = |subject: &str, more: &[&str]| {
+            let arguments = ["generate", subject, "--prompt", "KING HENRY:\\n", "--tokens", "32"];
+            attar(&room, &engines, &[&arguments, more].concat()).stdout
+        };
+        let measure = |subject: &str, more: &[&str]| {
+            let arguments =
+                ["eval", subject, "--data", TEXT, "--tokens", "512", "--window", "128", "--baseline", MODEL, "--json"];
+            attar(&room, &engines, &[&arguments, more].concat()).json()
+        };
+        let (said, measured) = (speak("small", &[]), measure("small", &[]));
+        assert!(said.starts_with("They are the city of my soul and my soul,"), "{said}");
+        for target in engine.opens.iter().map(|opens| opens.target) {
+            room.attar(&["export", "small", "--target", target, "--out", target]).exits(0);
+            assert_eq!(speak(target, &["--runner", engine.name]), said, "{}, {target}", engine.name);
+            let by_engine = measure(target, &["--runner", engine.name]);
+            for pointer in ["/perplexity/value", "/against_base/top1_agreement/value"] {
+                let value = |measured: &serde_json::Value| measured.pointer(pointer).and_then(|v| v.as_f64()).expect(pointer);
+                let (reference, engine) = (value(&measured), value(&by_engine));
+                assert!((engine / reference - 1.0).abs() < SAME_PERPLEXITY, "{pointer}: {reference} and {engine}");
+            }
+        }
     }
+}
+
+/// The largest share of its largest logit by which an engine may be off in exact mode.
+const SAME_LOGITS: f64 = 1e-4;
+
+#[test]
+fn every_engine_opens_every_model_of_its_targets_and_agrees() {
+    let room = Room::new();
+    for model in models() {
+        let name = model.file_name().unwrap().to_str().unwrap().to_owned();
+        let head = format!("recipe = 1\nmodel = \"{}\"\noutput = \"{name}\"\n", model.display());
+        let mut text = head + "\n[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = \"row\"\nselect = [\"blocks.*\"]\n";
+        let mut targets: Vec<&str> = ENGINES.iter().flat_map(|engine| engine.opens.iter().map(|opens| opens.target)).collect();
+        targets.dedup();
+        for target in &targets {
+            text += &format!("\n[[export]]\ntarget = \"{target}\"\n");
+        }
+        let here: Vec<&Engine> = ENGINES.iter().copied().filter(|engine| engines_with(engine).is_some()).collect();
+        let Some(engines) = here.first().map(|_| std::env::var_os("ATTAR_ENGINES").unwrap_or_default()) else { return };
+        let runners: Vec<String> = here.iter().map(|engine| format!("\"{}\"", engine.name)).collect();
+        text += &format!("\n[[eval]]\nname = \"text\"\ndata = \"{TEXT}\"\nwindow = 16\ntokens = 64\nrunners = [{}]\n", runners.join(", "));
+        room.write("recipe.toml", &text);
+        attar(&room, &engines, &["run", "recipe.toml", "--quiet"]);
+        let report = room.json(&format!("{name}/report.json"));
+        let evals = report["evals"].as_array().unwrap();
+        assert_eq!(evals.len(), here.len());
+        for eval in evals {
+            let off = eval.pointer("/outcome/measured/agreement/relative").and_then(|v| v.as_f64());
+            assert!(off.is_some_and(|off| off < SAME_LOGITS), "{name}: {eval}");
+        }
+    }
+}
+
+#[test]
+fn a_runner_that_cannot_open_its_subject_is_wrong_usage() {
+    let room = Room::new();
+    for engine in ENGINES {
+        let said = room.attar(&["generate", MODEL, "--prompt", "x", "--runner", engine.name]).exits(2);
+        assert!(said.stderr.contains(&format!("{} cannot open `{MODEL}`", engine.title)), "{}", said.stderr);
+    }
+    fs::create_dir(room.path("artifact")).unwrap();
+    room.write(&format!("artifact/{}", ENGINES[0].opens[0].file), "");
+    let said = room.attar(&["generate", "artifact", "--prompt", "x", "--runner", "reference"]).exits(2);
+    assert!(said.stderr.contains("the reference cannot open `artifact`, which is an artifact"), "{}", said.stderr);
 }
 
 #[test]
