@@ -107,7 +107,7 @@ pub struct PlannedTensor {
 }
 
 /// What other steps look for is inside a fused node.
-pub(crate) fn check_order(kind: &StepKind, graph: &Graph) -> Result<(), StepError> {
+pub(crate) fn check_order(kind: &StepKind, graph: &Graph) -> std::result::Result<(), StepError> {
     if !kind.looks_inside || graph.nodes().iter().all(|node| node.op.fused().is_none()) {
         return Ok(());
     }
