@@ -386,7 +386,14 @@ mod tests {
     }
 
     fn evaluation(outcome: Outcome) -> Evaluation {
-        Evaluation { eval: "text".into(), task: DEFAULT_TASK.into(), variant: None, runner: "reference".into(), mode: None, outcome }
+        Evaluation {
+            eval: "text".into(),
+            task: DEFAULT_TASK.into(),
+            variant: None,
+            runner: "reference".into(),
+            mode: None,
+            outcome,
+        }
     }
 
     fn measured(perplexity: f64, base: f64) -> Evaluation {
@@ -479,9 +486,15 @@ mod tests {
 
     #[test]
     fn one_bound_is_one_bound() {
-        assert_eq!(refusal("metric = \"a/kl\""), "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has none");
+        assert_eq!(
+            refusal("metric = \"a/kl\""),
+            "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has none"
+        );
         let two = refusal("metric = \"a/kl\"\nat_most = 1\ndrop_at_most = \"1%\"");
-        assert_eq!(two, "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has `at_most` and `drop_at_most`");
+        assert_eq!(
+            two,
+            "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has `at_most` and `drop_at_most`"
+        );
     }
 
     #[test]
@@ -498,7 +511,10 @@ mod tests {
         assert!(refusal("metric = \"a/kl\"\nat_mots = 1").starts_with("unknown field `at_mots`"));
         let evals = [("text", Some(TASKS[0])), (DEVICE, None)];
         assert!(gate("perplexity at_most = 1").check(&evals).is_ok());
-        assert!(matches!(gate("perplexity at_most = 1").check(&[("txet", Some(TASKS[0]))]), Err(Error::UnknownEval { nearest: Some(_), .. })));
+        assert!(matches!(
+            gate("perplexity at_most = 1").check(&[("txet", Some(TASKS[0]))]),
+            Err(Error::UnknownEval { nearest: Some(_), .. })
+        ));
         assert!(matches!(gate("perplexty at_most = 1").check(&evals), Err(Error::UnknownMetric { nearest: Some(_), .. })));
         assert!(matches!(gate("kl drop_at_most = 1").check(&evals), Err(Error::NoDrop { metric: "kl" })));
     }

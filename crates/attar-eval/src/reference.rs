@@ -77,35 +77,35 @@ impl Runner for Reference<'_> {
     fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
         Output::Logits.of(&outputs(&self.model.graph))?;
         let weights = Kept::new(&self.weights, KEPT);
-        let mut speaker = Speaker { graph: &self.model.graph, weights: &weights, state: State::default(), past: 0 };
+        let mut decoder = Decoder { graph: &self.model.graph, weights: &weights, state: State::default(), past: 0 };
         let mut next = None;
         for part in prompt.chunks(PROMPT) {
-            next = Some(speaker.hear(part)?);
+            next = Some(decoder.feed(part)?);
         }
         let mut next = next.ok_or(Error::EmptyPrompt)?;
-        let mut said = Vec::new();
-        while said.len() < limit {
-            said.push(next);
+        let mut generated = Vec::new();
+        while generated.len() < limit {
+            generated.push(next);
             each(next);
-            if stop.contains(&next) || said.len() == limit {
+            if stop.contains(&next) || generated.len() == limit {
                 break;
             }
-            next = speaker.hear(&[next])?;
+            next = decoder.feed(&[next])?;
         }
-        Ok(said)
+        Ok(generated)
     }
 }
 
-struct Speaker<'a> {
+struct Decoder<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
     state: State,
     past: usize,
 }
 
-impl Speaker<'_> {
-    /// The likeliest token after all that was heard.
-    fn hear(&mut self, tokens: &[u32]) -> Result<u32> {
+impl Decoder<'_> {
+    /// Runs tokens after those before, and returns the likeliest next one.
+    fn feed(&mut self, tokens: &[u32]) -> Result<u32> {
         let mut inputs = Inputs::tokens(&[tokens], self.past)?;
         inputs.state = Some(std::mem::take(&mut self.state));
         let (outputs, state) = Run::new(self.graph, self.weights, Mode::Inference, vec![inputs]).finish(0)?;

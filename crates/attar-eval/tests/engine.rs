@@ -12,9 +12,7 @@ use std::{
 };
 
 use attar_eval::{
-    Artifact, ENGINES, Engine, Error, Installation, Mode, Output, Places, Rows, Runner, Window,
-    engine::Worker,
-    perplexity::alone,
+    Artifact, ENGINES, Engine, Error, Installation, Mode, Output, Places, Rows, Runner, Window, engine::Worker, perplexity::alone,
 };
 
 /// The example of this crate, which `cargo test` builds beside its tests.
@@ -32,7 +30,8 @@ fn skip(reason: impl std::fmt::Display) {
 /// The engines of `ATTAR_ENGINES`, where there are any.
 fn installed() -> Vec<Installation> {
     let places = Places::read(ENGINES, |_| None, |name| std::env::var_os(name));
-    let find = |engine: &&'static Engine| places.find(engine).map_err(|error| skip(format!("{error}; {}", error.hint().unwrap()))).ok();
+    let find =
+        |engine: &&'static Engine| places.find(engine).map_err(|error| skip(format!("{error}; {}", error.hint().unwrap()))).ok();
     ENGINES.iter().filter_map(find).collect()
 }
 
@@ -268,7 +267,11 @@ fn a_worker_that_says_something_else_is_quoted() {
 #[test]
 fn names_are_usable_and_requirements_belong_to_engines() {
     for engine in ENGINES {
-        assert!(engine.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()), "{} is a flag and a variable", engine.name);
+        assert!(
+            engine.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
+            "{} is a flag and a variable",
+            engine.name
+        );
         assert!(!engine.opens.is_empty() && !engine.devices.is_empty() && engine.modes.contains(&Mode::Exact));
         assert_eq!(ENGINES.iter().filter(|other| other.name == engine.name).count(), 1);
     }

@@ -151,7 +151,11 @@ fn real_models_have_the_golden_scores() {
         assert!(!case.golden.is_empty(), "{} has no golden score", task.name);
         for (name, golden) in &case.golden {
             let (value, golden) = (task.metric(name).unwrap().value(&measured).unwrap(), golden.as_float().unwrap());
-            assert!((value - golden).abs() <= case.tolerance * golden.abs().max(1.0), "{}/{name} is {value}, expected {golden}", task.name);
+            assert!(
+                (value - golden).abs() <= case.tolerance * golden.abs().max(1.0),
+                "{}/{name} is {value}, expected {golden}",
+                task.name
+            );
         }
         assert!(measured.number(task.count).unwrap() > 0.0);
     }
@@ -162,7 +166,11 @@ fn settings_are_checked_where_they_stand() {
     for task in TASKS {
         let schema = (task.schema)();
         assert!(schema["properties"]["data"].is_object(), "{}: a task reads data", task.name);
-        assert!(schema["properties"].as_object().unwrap().values().all(|setting| setting["description"].is_string()), "{}", task.name);
+        assert!(
+            schema["properties"].as_object().unwrap().values().all(|setting| setting["description"].is_string()),
+            "{}",
+            task.name
+        );
         let invalid = (task.parse)(serde_json::json!({ "data": 3 })).unwrap_err();
         assert_eq!(invalid.key, "data", "{}: {invalid}", task.name);
         assert!((task.parse)(serde_json::json!({ "data": "x", "dtaa": 1 })).is_err(), "{} takes unknown keys", task.name);

@@ -160,7 +160,8 @@ fn words(window: &Window) -> impl Iterator<Item = u32> {
 
 /// The artifact of a variant that an engine opens.
 fn written<'m>(variant: &'m Made, engine: &Engine) -> &'m Written {
-    let written = variant.artifacts.iter().find(|written| engine.opens.iter().any(|opens| opens.target == written.artifact.target));
+    let written =
+        variant.artifacts.iter().find(|written| engine.opens.iter().any(|opens| opens.target == written.artifact.target));
     written.expect("a recipe that runs an engine exports to it: checked when parsed")
 }
 

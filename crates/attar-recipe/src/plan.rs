@@ -171,7 +171,8 @@ fn check_evals(recipe: &Recipe, model: &Model) -> Result<()> {
             recipe.document.place(e.into(), &key)
         })?;
         let output = eval.task.task().output.of(&attar_eval::outputs(&model.graph));
-        output.map_err(|e| recipe.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &format!("{}.task", eval.key)))?;
+        output
+            .map_err(|e| recipe.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &format!("{}.task", eval.key)))?;
     }
     Ok(())
 }

@@ -68,7 +68,8 @@ impl<'de> Deserialize<'de> for RunnerKind {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<RunnerKind, D::Error> {
         let name = String::deserialize(from)?;
         RunnerKind::named(&name).map_err(|_| {
-            let known: Vec<String> = [REFERENCE].into_iter().chain(ENGINES.iter().map(|e| e.name)).map(|name| format!("`{name}`")).collect();
+            let known: Vec<String> =
+                [REFERENCE].into_iter().chain(ENGINES.iter().map(|e| e.name)).map(|name| format!("`{name}`")).collect();
             de::Error::custom(format!("no runner is named `{name}`; known: {}", known.join(", ")))
         })
     }

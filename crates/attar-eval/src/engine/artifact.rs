@@ -84,20 +84,20 @@ impl Runner for Artifact {
         }
         let mut open = self.open()?;
         let output = Output::Logits.of(&open.outputs)?.to_owned();
-        let mut said = Vec::new();
+        let mut generated = Vec::new();
         let mut feed = prompt.to_vec();
-        while said.len() < limit {
-            open.feed(&feed, said.is_empty())?;
+        while generated.len() < limit {
+            open.feed(&feed, generated.is_empty())?;
             let (logits, _) = open.rows(&output, feed.len() - 1..feed.len())?;
             let next = likeliest(&logits);
-            said.push(next);
+            generated.push(next);
             each(next);
             if stop.contains(&next) {
                 break;
             }
             feed = vec![next];
         }
-        Ok(said)
+        Ok(generated)
     }
 }
 

@@ -43,7 +43,8 @@ impl Places {
         flag: impl Fn(&str) -> Option<PathBuf>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Places {
-        let of_variable = |name: String| Looked { path: variable(&name).filter(|value| !value.is_empty()).map(PathBuf::from), name };
+        let of_variable =
+            |name: String| Looked { path: variable(&name).filter(|value| !value.is_empty()).map(PathBuf::from), name };
         let named = engines.iter().flat_map(|engine| {
             let given = flag(engine.name).map(|path| Looked { name: format!("--{}", engine.name), path: Some(path) });
             [given, Some(of_variable(engine.variable()))].into_iter().flatten().map(|looked| (engine.name, looked))
@@ -178,7 +179,8 @@ fn wheel(package: &Package, library: &Path) -> Option<(PathBuf, String)> {
 /// the environment, and compiled Python files the moment of their making.
 fn recorded(package: &Package, wheel: &Path) -> String {
     let text = std::fs::read_to_string(wheel.join("RECORD")).unwrap_or_default();
-    let mut lines: Vec<&str> = text.lines().filter(|line| line.starts_with(&format!("{}/", package.name)) && line.contains("sha256=")).collect();
+    let mut lines: Vec<&str> =
+        text.lines().filter(|line| line.starts_with(&format!("{}/", package.name)) && line.contains("sha256=")).collect();
     lines.sort_unstable();
     lines.join("\n")
 }
@@ -213,7 +215,12 @@ mod tests {
         let bin = root.join("bin");
         [&folder, &wheel, &bin].into_iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
         let library = format!("lib{}.so", engine.package.library);
-        for file in [format!("{library}.1.9.0"), format!("{library}.1.32.0"), format!("lib{}_c.so.2.0.0", engine.package.library), "x.py".into()] {
+        for file in [
+            format!("{library}.1.9.0"),
+            format!("{library}.1.32.0"),
+            format!("lib{}_c.so.2.0.0", engine.package.library),
+            "x.py".into(),
+        ] {
             std::fs::write(folder.join(file), "code").unwrap();
         }
         std::fs::write(bin.join("python"), "").unwrap();
@@ -261,7 +268,8 @@ mod tests {
             }
             let find = |with_flag: bool, set: &[(&str, &Path)]| {
                 let variable = |name: &str| set.iter().find(|(set, _)| *set == name).map(|(_, path)| path.as_os_str().to_owned());
-                let places = Places::read(ENGINES, |name| (with_flag && name == engine.name).then(|| flag.path().into()), variable);
+                let places =
+                    Places::read(ENGINES, |name| (with_flag && name == engine.name).then(|| flag.path().into()), variable);
                 places.find(engine).map(|found| found.library)
             };
             let variable = engine.variable();
@@ -281,10 +289,18 @@ mod tests {
             let error = Places::read(ENGINES, |_| None, variable).find(engine).unwrap_err();
             assert_eq!(error.to_string(), format!("{} is not installed", engine.title));
             let hint = error.hint().unwrap();
-            let wanted = format!("`/nowhere/{}` (ATTAR_ENGINES/{}) and `/nowhere` (ATTAR_ENGINES) do not have it; {} and VIRTUAL_ENV are unset", engine.name, engine.name, engine.variable());
+            let wanted = format!(
+                "`/nowhere/{}` (ATTAR_ENGINES/{}) and `/nowhere` (ATTAR_ENGINES) do not have it; {} and VIRTUAL_ENV are unset",
+                engine.name,
+                engine.name,
+                engine.variable()
+            );
             assert!(hint.ends_with(&wanted), "{hint}");
             let flagged = Places::read(ENGINES, |_| Some("/nowhere".into()), variable).find(engine).unwrap_err();
-            assert!(flagged.hint().unwrap().ends_with(&format!("`/nowhere` (--{}) does not have it", engine.name)), "{flagged:?}");
+            assert!(
+                flagged.hint().unwrap().ends_with(&format!("`/nowhere` (--{}) does not have it", engine.name)),
+                "{flagged:?}"
+            );
         }
     }
 }

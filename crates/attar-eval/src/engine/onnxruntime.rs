@@ -139,7 +139,12 @@ impl Model {
             [1, length, width] => (length as usize, width as usize),
             _ => {
                 let found = format!("{shape:?}");
-                return Err(Error::Model { what: "output", name: name.clone(), found, wanted: "[1, width] or [1, tokens, width]" });
+                return Err(Error::Model {
+                    what: "output",
+                    name: name.clone(),
+                    found,
+                    wanted: "[1, width] or [1, tokens, width]",
+                });
             }
         };
         if rows.start > rows.end || rows.end > length {
@@ -175,7 +180,12 @@ impl Past {
             [_, heads, _, head] if heads > 0 && head > 0 => [1, heads, 0, head],
             _ => {
                 let (name, found) = (input.name().into(), format!("{shape:?}"));
-                return Err(Error::Model { what: "input", name, found, wanted: "[batch, heads, past, head size] with fixed heads and head size" });
+                return Err(Error::Model {
+                    what: "input",
+                    name,
+                    found,
+                    wanted: "[batch, heads, past, head size] with fixed heads and head size",
+                });
             }
         };
         let output = input.name().replacen(PAST, PRESENT, 1);

@@ -14,7 +14,9 @@ type Open = fn(&Load) -> Result<Box<dyn Session>, Failure>;
 pub fn serve(engine: &Engine, input: impl Read, output: impl Write) -> io::Result<()> {
     match engine.worker {
         Worker::Library(open) => answer_all(open, input, output),
-        Worker::Python(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} has a worker of its own", engine.title))),
+        Worker::Python(_) => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} has a worker of its own", engine.title)))
+        }
     }
 }
 

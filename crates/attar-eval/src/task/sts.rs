@@ -212,7 +212,8 @@ impl Pairs {
 
 /// The correlation of ranks; of equal values, each has the mean of their ranks.
 fn spearman(pairs: &[(f64, f64)]) -> f64 {
-    let [a, b] = [|pair: &(f64, f64)| pair.0, |pair: &(f64, f64)| pair.1].map(|side| ranks(&pairs.iter().map(side).collect::<Vec<_>>()));
+    let [a, b] =
+        [|pair: &(f64, f64)| pair.0, |pair: &(f64, f64)| pair.1].map(|side| ranks(&pairs.iter().map(side).collect::<Vec<_>>()));
     correlation(&a, &b)
 }
 
@@ -269,7 +270,8 @@ mod tests {
     #[test]
     fn pairs_without_a_score_are_left_out_and_malformed_lines_named() {
         let sts = Sts { data: "x.tsv".into(), pairs: None, window: None };
-        let lines = |text: &str| text.lines().map(|line| line.split('\t').map(Into::into).collect()).collect::<Vec<Vec<String>>>();
+        let lines =
+            |text: &str| text.lines().map(|line| line.split('\t').map(Into::into).collect()).collect::<Vec<Vec<String>>>();
         assert_eq!(sts.scored(&lines("1\ta\tb\n\tc\td\n\n2\te\tf")).unwrap(), [(1.0, ["a", "b"]), (2.0, ["e", "f"])]);
         for text in ["1\ta\tb\nx\tc\td", "1\ta\tb\n1\tc", "1\ta\tb\nnan\tc\td"] {
             assert!(matches!(sts.scored(&lines(text)), Err(Error::Pair { line: 2, .. })), "{text}");

@@ -6,8 +6,8 @@ use std::{
 };
 
 use attar_eval::{
-    DEFAULT_TASK, Evaluation, Measurements, Mode, Outcome, Prepared, REFERENCE, Reference, Runner, Settings, Sides, TASKS,
-    Task, task,
+    DEFAULT_TASK, Evaluation, Measurements, Mode, Outcome, Prepared, REFERENCE, Reference, Runner, Settings, Sides, TASKS, Task,
+    task,
 };
 use attar_model::Model;
 use attar_recipe::{Error, ErrorKind, Observer, Report};
@@ -148,8 +148,10 @@ fn recipe(arguments: &ArgMatches, subject: &Path, task: &toml::Table) -> Result<
             kind: ErrorKind::Recipe,
             ..Error::input("recipes measure the artifacts that they make, and this one is made already")
         };
-        return Err(error
-            .hint(format!("add `runners = [\"{REFERENCE}\", \"{}\"]` to the `[[eval]]` of the recipe that made it", engine.name)));
+        return Err(error.hint(format!(
+            "add `runners = [\"{REFERENCE}\", \"{}\"]` to the `[[eval]]` of the recipe that made it",
+            engine.name
+        )));
     }
     let mut eval = toml::Table::from_iter([("name".to_owned(), toml::Value::from("eval"))]);
     let name = arguments.get_one::<String>("task").expect("it has a default");

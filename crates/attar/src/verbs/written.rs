@@ -79,7 +79,12 @@ impl Written {
     }
 
     /// The artifact in an engine.
-    pub(super) fn run_by(&self, engine: &'static Engine, arguments: &ArgMatches, environment: &Environment) -> Result<Artifact, Error> {
+    pub(super) fn run_by(
+        &self,
+        engine: &'static Engine,
+        arguments: &ArgMatches,
+        environment: &Environment,
+    ) -> Result<Artifact, Error> {
         let engines = environment.engines();
         Ok(Artifact::new(engines.find(engine)?, &self.folder, mode(arguments), engines.host))
     }

@@ -94,7 +94,10 @@ fn every_engine_opens_every_model_of_its_targets_and_agrees() {
         let here: Vec<&Engine> = ENGINES.iter().copied().filter(|engine| engines_with(engine).is_some()).collect();
         let Some(engines) = here.first().map(|_| std::env::var_os("ATTAR_ENGINES").unwrap_or_default()) else { return };
         let runners: Vec<String> = here.iter().map(|engine| format!("\"{}\"", engine.name)).collect();
-        text += &format!("\n[[eval]]\nname = \"text\"\ndata = \"{TEXT}\"\nwindow = 16\ntokens = 64\nrunners = [{}]\n", runners.join(", "));
+        text += &format!(
+            "\n[[eval]]\nname = \"text\"\ndata = \"{TEXT}\"\nwindow = 16\ntokens = 64\nrunners = [{}]\n",
+            runners.join(", ")
+        );
         room.write("recipe.toml", &text);
         attar(&room, &engines, &["run", "recipe.toml", "--quiet"]);
         let report = room.json(&format!("{name}/report.json"));
@@ -104,6 +107,22 @@ fn every_engine_opens_every_model_of_its_targets_and_agrees() {
             let off = eval.pointer("/outcome/measured/agreement/relative").and_then(|v| v.as_f64());
             assert!(off.is_some_and(|off| off < SAME_LOGITS), "{name}: {eval}");
         }
+    }
+}
+
+/// In the contributed operators of ONNX Runtime, which others read, too.
+#[test]
+fn every_engine_reads_the_layout_of_whole_products() {
+    let room = Room::new();
+    room.attar(&["quantize", MODEL, "--grid", "int4", "--group", "32", "--keep", "embedding", "--out", "small"]).exits(0);
+    room.attar(&["export", "small", "--target", "onnx", "--layout", "matmul-nbits", "--out", "onnx"]).exits(0);
+    for engine in ENGINES.iter().filter(|engine| engine.opens.iter().any(|opens| opens.target == "onnx")) {
+        let Some(engines) = engines_with(engine) else { continue };
+        let speak = |subject: &str, more: &[&str]| {
+            let arguments = ["generate", subject, "--prompt", "KING HENRY:\\n", "--tokens", "12"];
+            attar(&room, &engines, &[&arguments, more].concat()).stdout
+        };
+        assert_eq!(speak("onnx", &["--runner", engine.name]), speak("small", &[]), "{}", engine.name);
     }
 }
 

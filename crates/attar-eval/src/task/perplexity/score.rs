@@ -115,8 +115,8 @@ fn one_window(sides: &mut Sides<'_>, at: usize, window: &Window, buffers: &mut B
             return Err(Error::Token { token: *token, vocabulary });
         }
         let measured = targets.par_iter().enumerate().map_init(Vec::new, |scratch, (row, target)| {
-            let [model, base, sibling] = [&buffers.model, &buffers.base, &buffers.sibling]
-                .map(|all| all.get(row * vocabulary..(row + 1) * vocabulary));
+            let [model, base, sibling] =
+                [&buffers.model, &buffers.base, &buffers.sibling].map(|all| all.get(row * vocabulary..(row + 1) * vocabulary));
             position(model.expect("one row per target"), base, sibling, *target as usize, scratch)
         });
         positions.extend(measured.collect::<Vec<Position>>());
