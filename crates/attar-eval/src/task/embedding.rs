@@ -31,11 +31,12 @@ pub(super) const AGREEMENT: Metric = Metric {
     column: Some(Column { head: "max difference", digits: Digits::Exponent }),
 };
 
-/// Each text with the special tokens that the tokenizer frames it by, cut to `longest` tokens or to the model's context.
+/// Each text with the special tokens that the tokenizer adds to it, cut to `longest` tokens; by default to as many as the
+/// tokenizer's file says, or the model's context.
 pub(super) fn windows(tokenizer: &Tokenizer, config: &Config, texts: &[&str], longest: Option<usize>) -> Result<Vec<Window>> {
-    let longest = longest.or(config.context).unwrap_or(usize::MAX);
-    let framed = tokenizer.encode_framed(texts)?;
-    Ok(framed.into_iter().map(|tokens| Window { tokens: cut(tokens, longest), scored: 0..1 }).collect())
+    let longest = longest.or(tokenizer.truncates_to()).or(config.context).unwrap_or(usize::MAX);
+    let window = |text: &&str| Ok(Window { tokens: cut(tokenizer.encode_whole(text)?, longest), scored: 0..1 });
+    texts.iter().map(window).collect()
 }
 
 /// The first tokens and the last one, which closes a text.

@@ -64,7 +64,8 @@ pub(super) struct EmbeddingDrift {
     /// Use only this many lines, from the start of the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<usize>,
-    /// Tokens of a line at most, special ones included; longer lines are cut. Without it, the model's context.
+    /// Tokens of a line at most, special ones included; longer lines are cut. Without it, what the tokenizer's
+    /// file says, or the model's context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
 }

@@ -57,7 +57,8 @@ pub(super) struct Sts {
     /// Use only this many pairs, from the start of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pairs: Option<usize>,
-    /// Tokens of a sentence at most, special ones included; longer sentences are cut. Without it, the model's context.
+    /// Tokens of a sentence at most, special ones included; longer sentences are cut. Without it, what the tokenizer's
+    /// file says, or the model's context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
 }

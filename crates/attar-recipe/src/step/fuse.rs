@@ -10,7 +10,7 @@ use super::{
     kind::{PlannedTensor, Step, StepError, StepKind},
     preserved,
 };
-use crate::{Error, FusionReport, model::Working, report::TransformReport, session::Session, settings::of};
+use crate::{FusionReport, model::Working, report::TransformReport, session::Session, settings::of};
 
 pub(super) static FUSE: StepKind = StepKind {
     name: "fuse",
