@@ -35,8 +35,8 @@ pub(super) const AGREEMENT: Metric = Metric {
 /// tokenizer's file says, or the model's context.
 pub(super) fn windows(tokenizer: &Tokenizer, config: &Config, texts: &[&str], longest: Option<usize>) -> Result<Vec<Window>> {
     let longest = longest.or(tokenizer.truncates_to()).or(config.context).unwrap_or(usize::MAX);
-    let window = |text: &&str| Ok(Window { tokens: cut(tokenizer.encode_whole(text)?, longest), scored: 0..1 });
-    texts.iter().map(window).collect()
+    let framed = tokenizer.encode_framed(texts)?;
+    Ok(framed.into_iter().map(|tokens| Window { tokens: cut(tokens, longest), scored: 0..1 }).collect())
 }
 
 /// The first tokens and the last one, which closes a text.
