@@ -23,9 +23,9 @@ fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models")
 }
 
-/// The models beside the checkout, where there are any.
+/// A model in the folder that `ATTAR_SHARED` names, if it is there.
 fn shared(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("ATTAR_SHARED")?).join("models").join(name);
+    let path = PathBuf::from(std::env::var_os("ATTAR_SHARED").unwrap_or_default()).join("models").join(name);
     if path.exists() {
         return Some(path);
     }
