@@ -22,6 +22,7 @@
 //! ```
 
 mod block;
+mod dim;
 mod error;
 mod expr;
 mod fact;
@@ -40,9 +41,10 @@ mod text;
 mod verify;
 
 pub use block::Values;
+pub use dim::{Dim, Polynomial};
 pub use error::{Error, Result};
 pub use expr::{Axis, Expr};
-pub use fact::{Dim, Fact};
+pub use fact::Fact;
 pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
 pub use op::{OPS, Op};
 pub use rewrite::Rewriting;

@@ -452,13 +452,7 @@ impl<'t> Parser<'t> {
         self.expect("[")?;
         let mut dims = Vec::new();
         while !self.take("]") {
-            dims.push(match self.peek().starts_with(|c: char| c.is_ascii_digit()) {
-                true => Dim::Constant(self.count()?),
-                false => {
-                    let word = self.word("a dimension")?;
-                    Dim::parse(word).ok_or_else(|| syntax(word, "names with `+` between them"))?
-                }
-            });
+            dims.push(self.dimension()?);
             if !self.take(",") {
                 self.expect("]")?;
                 break;
@@ -470,6 +464,29 @@ impl<'t> Parser<'t> {
             other => Problem::Operands(other.to_string()),
         })?;
         Ok(Fact { dims, encoding })
+    }
+
+    /// Up to a comma or the end of the shape.
+    fn dimension(&mut self) -> Parsed<Dim> {
+        let first = self.peek();
+        let (start, mut open) = (self.at, 0usize);
+        loop {
+            match self.peek() {
+                "(" => open += 1,
+                ")" if open > 0 => open -= 1,
+                "*" => {}
+                word if word.starts_with(|c: char| c.is_ascii_alphanumeric() || "_+/".contains(c)) => {}
+                _ => break,
+            }
+            self.next();
+        }
+        let text = self.text[start..self.at].trim();
+        if !text.is_empty() && text.chars().all(|c| c.is_ascii_digit()) {
+            self.at = start;
+            return self.count().map(Dim::Constant);
+        }
+        let wanted = "a dimension, such as `64`, `seq`, `past+seq` or `(seq+15)/16*16`";
+        Dim::parse(text).ok_or_else(|| syntax(if text.is_empty() { first } else { text }, wanted))
     }
 
     fn attributes(&mut self) -> Parsed<BTreeMap<String, Attribute>> {

@@ -16,7 +16,7 @@ pub(super) static DEF: OpDef = OpDef {
     infer: |_, facts| match facts {
         [x] if x.dims.len() == 4 => {
             let mut dims = x.dims.clone();
-            dims[2] = dims[2].plus("past");
+            dims[2] = dims[2].plus("past")?;
             Some(Fact::activation(dims))
         }
         _ => None,
