@@ -60,6 +60,12 @@ pub enum Error {
     /// A graph that breaks its own rules.
     #[error("invalid graph: {0}")]
     Invalid(Problem),
+    /// An input of the graph that the caller did not give.
+    #[error("the graph reads the input `{name}`, which was not given")]
+    Input {
+        /// The input.
+        name: String,
+    },
     /// A token that the vocabulary does not have.
     #[error("token {token} in a vocabulary of {vocabulary}")]
     Token {

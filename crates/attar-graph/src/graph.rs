@@ -124,7 +124,7 @@ impl Graph {
         Ok(output)
     }
 
-    /// Names what the graph is for.
+    /// Returns a value. It is known to callers by its name: `logits`, `hidden_states`, `embedding`.
     pub fn output(&mut self, id: ValueId) {
         self.outputs.push(id);
     }
@@ -158,6 +158,16 @@ impl Graph {
     /// In the order of the caller's arguments.
     pub fn inputs(&self) -> &[ValueId] {
         &self.inputs
+    }
+
+    /// The place among [`Graph::outputs`] of the one of that name.
+    pub fn find_output(&self, name: &str) -> Option<usize> {
+        self.outputs.iter().position(|id| self.get(*id).name == name)
+    }
+
+    /// The value that an input of that name gives.
+    pub fn find_input(&self, name: &str) -> Option<ValueId> {
+        self.inputs.iter().copied().find(|id| self.get(*id).name == name)
     }
 
     /// What it returns.
@@ -251,6 +261,11 @@ impl Graph {
     /// The nodes of a block, in running order.
     pub fn nodes_of(&self, block: BlockId) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(move |node| node.block == block)
+    }
+
+    /// Whether position `i` of what a block makes depends on position `i` of what it reads alone.
+    pub fn is_pointwise(&self, block: BlockId) -> bool {
+        self.nodes_of(block).all(|node| node.op.is_pointwise())
     }
 
     /// The values that `block` reads from before it.

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use candle_core::Tensor;
 
 use crate::{
-    BlockId, Graph, Inputs, Mode, Origin, Result, ValueId, Weights,
-    run::{Cached, Lane, evaluate},
+    BlockId, Cached, Graph, Inputs, Mode, Origin, Result, ValueId, Weights,
+    run::{Lane, evaluate},
 };
 
 /// Lanes of activations at some place in a graph.
@@ -30,7 +30,7 @@ impl<'a> Stream<'a> {
     pub fn new(graph: &'a Graph, lanes: Vec<Inputs>) -> Stream<'a> {
         let lanes = lanes
             .into_iter()
-            .map(|lane| Lane { values: graph.inputs().iter().copied().zip(lane.tensors).collect(), ..Lane::default() });
+            .map(|lane| Lane { values: lane.of(graph).into_iter().collect(), ..Lane::default() });
         let last_use = graph.last_use().into_iter().map(|(id, node)| (id, graph.nodes()[node.0 as usize].block)).collect();
         Stream { graph, lanes: lanes.collect(), block: BlockId(0), reached: HashSet::new(), last_use }
     }

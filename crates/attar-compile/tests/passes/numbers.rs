@@ -144,8 +144,8 @@ pub(crate) fn outputs(graph: &Graph, original: &Graph) -> Vec<Vec<f32>> {
     let mut state = Some(State::default());
     let mut all = Vec::new();
     for (seq, past) in [(5, 0), (3, 5)] {
-        let tensors = graph.inputs().iter().map(|id| input(&graph.get(*id).name, graph.fact(*id), seq, past)).collect();
-        let lane = Inputs { tensors, state: state.take() };
+        let tensors = graph.inputs().iter().map(|id| input(&graph.get(*id).name, graph.fact(*id), seq, past));
+        let lane = Inputs { state: state.take(), ..Inputs::in_order(graph, tensors) };
         let (outputs, after) = Run::new(graph, &weights, Mode::Inference, vec![lane]).finish(0).unwrap();
         state = after;
         all.extend(outputs.iter().map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap()));

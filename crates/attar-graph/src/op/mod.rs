@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod cache;
 mod concat;
+mod context;
 mod elementwise;
 mod embedding;
 mod fused;
@@ -11,26 +12,25 @@ mod gelu;
 mod heads;
 mod layer_norm;
 mod linear;
+mod mode;
 mod pool;
 mod quantize;
 mod rms_norm;
 mod rope;
 mod softcap;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use crate::{
-    Error, Expr, Fact, Graph, Node, Result, ValueId, Weights,
-    error::Problem,
-    integer::{IntegerMatrix, RowScales},
-    run::{Mode, State},
-};
+use crate::{Error, Fact, Graph, Node, Result, ValueId, error::Problem};
 
 pub use attention::Attention;
+pub use context::{Context, Operand};
 pub use fused::{Fused, Kind};
+pub use mode::{Mode, State};
 pub use quantize::zero_dtype;
+pub(crate) use rope::Tables;
 pub use rope::{Rope, Scaling};
 
 /// What a node does. `x` stands for activations `[batch, seq, width]` or, split, `[batch, heads, seq, head]`.
@@ -281,84 +281,6 @@ impl Graph {
         }
     }
 }
-
-/// One argument of an evaluation.
-pub enum Operand<'a> {
-    /// A value computed before.
-    Tensor(Tensor),
-    /// A value computed before by [`Op::Quantize`], with the scales of its rows.
-    Quantized(Tensor, &'a RowScales),
-    /// A constant, read when the op asks for it.
-    Weight(&'a dyn Weights, &'a str, &'a Expr),
-}
-
-impl<'a> Operand<'a> {
-    /// The same once more.
-    pub(crate) fn again(&self) -> Operand<'a> {
-        match self {
-            Operand::Tensor(tensor) => Operand::Tensor(tensor.clone()),
-            Operand::Quantized(tensor, scales) => Operand::Quantized(tensor.clone(), scales),
-            Operand::Weight(weights, name, expr) => Operand::Weight(*weights, name, expr),
-        }
-    }
-
-    /// Its shape; a constant's is that of its fact.
-    fn dims(&self, fact: &Fact) -> Vec<usize> {
-        match self {
-            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => tensor.dims().to_vec(),
-            Operand::Weight(..) => fact.constant_dims().unwrap_or_default(),
-        }
-    }
-
-    /// All of it.
-    pub fn tensor(&self) -> Result<Tensor> {
-        match self {
-            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => Ok(tensor.clone()),
-            Operand::Weight(weights, name, expr) => weights.whole(name, expr),
-        }
-    }
-
-    /// The scales of its rows, if it was quantized.
-    pub(crate) fn row_scales(&self) -> Option<&RowScales> {
-        match self {
-            Operand::Quantized(_, scales) => Some(scales),
-            _ => None,
-        }
-    }
-
-    /// A constant in integers, if it is stored so.
-    pub(crate) fn integers(&self) -> Result<Option<Arc<IntegerMatrix>>> {
-        match self {
-            Operand::Weight(weights, name, expr) => weights.integers(name, expr),
-            _ => Ok(None),
-        }
-    }
-
-    /// Some rows of it, in the order asked for.
-    pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
-        match self {
-            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => {
-                Ok(tensor.index_select(&Tensor::new(rows, tensor.device())?, 0)?)
-            }
-            Operand::Weight(weights, name, expr) => weights.rows(name, expr, rows),
-        }
-    }
-}
-
-/// What surrounds an evaluation.
-pub struct Context<'a> {
-    /// Whether gradients are wanted.
-    pub mode: Mode,
-    /// What [`Op::Cache`] remembers; nothing is remembered without.
-    pub state: Option<&'a mut State>,
-    /// What [`Op::Quantize`] says of its value.
-    pub(crate) row_scales: &'a mut Option<RowScales>,
-    pub(crate) tables: &'a mut rope::Tables,
-    /// Multiply-accumulates so far.
-    pub(crate) macs: &'a mut u64,
-}
-
-pub(crate) use rope::Tables;
 
 /// The value of an attribute in text form.
 #[derive(Clone, Debug, PartialEq)]
