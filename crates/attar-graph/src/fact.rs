@@ -1,4 +1,4 @@
-//! What is known of a value before anything runs.
+//! What is known about a value before anything runs: its shape and encoding.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::Dim;
 pub struct Fact {
     /// Outermost first.
     pub dims: Vec<Dim>,
-    /// How its numbers are stored.
+    /// The encoding of its numbers.
     pub encoding: Encoding,
 }
 

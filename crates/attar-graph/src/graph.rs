@@ -12,7 +12,7 @@ pub struct ValueId(pub(crate) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub(crate) u32);
 
-/// Index of a block: a run of nodes that is read, run and compressed as one.
+/// Index of a block: consecutive nodes that are loaded, run and compressed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub(crate) u32);
 
@@ -20,7 +20,7 @@ impl BlockId {
     /// The first of a graph.
     pub const FIRST: BlockId = BlockId(0);
 
-    /// The one that runs after `block`.
+    /// The block that runs after `block`.
     pub fn after(block: BlockId) -> BlockId {
         BlockId(block.0 + 1)
     }
@@ -31,7 +31,7 @@ impl BlockId {
     }
 }
 
-/// Something that nodes read.
+/// An operand of nodes: an input, a constant or the result of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
     /// Unique in the graph. A weight's is canonical: the same for every architecture and checkpoint format.
@@ -56,17 +56,17 @@ pub enum Origin {
 /// One application of an op.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// What it does.
+    /// The op.
     pub op: Op,
-    /// What it reads.
+    /// Its operands.
     pub inputs: Vec<ValueId>,
-    /// What it makes.
+    /// Its result.
     pub output: ValueId,
-    /// Where it belongs.
+    /// The block that it belongs to.
     pub block: BlockId,
 }
 
-/// A model, or a part of one. Nodes stand in an order in which they can run.
+/// A model, or a part of one. Nodes are in an order in which they can run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
     name: String,
@@ -81,12 +81,12 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// No nodes yet.
+    /// A graph without nodes.
     pub fn new(name: impl Into<String>) -> Graph {
         Graph { name: name.into(), ..Graph::default() }
     }
 
-    /// Adds something that the caller gives.
+    /// Adds an input.
     pub fn input(&mut self, name: &str, fact: Fact) -> Result<ValueId> {
         let id = self.value(name, fact, Origin::Input)?;
         self.inputs.push(id);
@@ -139,7 +139,7 @@ impl Graph {
         Ok(id)
     }
 
-    /// What the nodes of a body are called, nothing else is.
+    /// Names in a body are unique in the whole graph.
     fn check_names(&self, name: &str, fused: &Fused) -> Result<()> {
         if fused.name() != name {
             return Err(Error::Invalid(Problem::BodyName { name: name.into(), found: fused.name().into() }));
@@ -155,7 +155,7 @@ impl Graph {
         &self.name
     }
 
-    /// In the order of the caller's arguments.
+    /// The inputs, in the order of the text form.
     pub fn inputs(&self) -> &[ValueId] {
         &self.inputs
     }
@@ -170,12 +170,12 @@ impl Graph {
         self.inputs.iter().copied().find(|id| self.get(*id).name == name)
     }
 
-    /// What it returns.
+    /// The values that it returns.
     pub fn outputs(&self) -> &[ValueId] {
         &self.outputs
     }
 
-    /// In running order.
+    /// The nodes, in execution order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
@@ -221,7 +221,7 @@ impl Graph {
         })
     }
 
-    /// The same constant from another place or in another encoding. Its shape stays.
+    /// Gives a constant another expression or encoding. Its shape stays.
     ///
     /// # Panics
     /// If `id` is not a weight.
@@ -238,17 +238,17 @@ impl Graph {
         }
     }
 
-    /// An input of another encoding. Its shape stays.
+    /// Gives an input another encoding. Its shape stays.
     pub(crate) fn replace_input(&mut self, at: usize, encoding: attar_tensor::Encoding) {
         self.values[self.inputs[at].0 as usize].fact.encoding = encoding;
     }
 
-    /// How many blocks.
+    /// The number of blocks.
     pub fn block_count(&self) -> usize {
         self.blocks.len()
     }
 
-    /// In running order.
+    /// The blocks, in execution order.
     pub fn blocks(&self) -> impl Iterator<Item = BlockId> {
         (0..self.blocks.len() as u32).map(BlockId)
     }
@@ -258,7 +258,7 @@ impl Graph {
         &self.blocks[id.0 as usize]
     }
 
-    /// The nodes of a block, in running order.
+    /// The nodes of a block, in execution order.
     pub fn nodes_of(&self, block: BlockId) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(move |node| node.block == block)
     }

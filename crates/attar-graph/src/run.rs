@@ -1,7 +1,7 @@
-//! The reference meaning of a graph: evaluation over candle tensors, block by block.
+//! The reference implementation of graphs: evaluation over candle tensors, block by block.
 //!
-//! Several lanes (batches of windows) run side by side so that a block's weights are read once for all of them and then
-//! let go. What a node makes is kept only while a later one reads it.
+//! Several lanes (batches of windows) run together, so that the weights of a block are read once for all of them and then
+//! freed. The result of a node is kept only while a later node reads it.
 
 use std::collections::HashMap;
 
@@ -16,14 +16,14 @@ use crate::{
 #[derive(Default)]
 pub(crate) struct Lane {
     pub(crate) values: HashMap<ValueId, Tensor>,
-    /// Of quantized values of the block at work. A product in another block is one of f32.
+    /// Of the quantized values of the current block. In another block, products of them are computed in f32.
     pub(crate) row_scales: HashMap<ValueId, RowScales>,
     pub(crate) state: Option<State>,
     pub(crate) tables: Tables,
 }
 
 impl Lane {
-    /// Lets go of all values but those.
+    /// Frees all other values.
     pub(crate) fn keep(&mut self, keep: impl Fn(&ValueId) -> bool) {
         self.values.retain(|id, _| keep(id));
         self.row_scales.retain(|id, _| keep(id));
@@ -35,10 +35,10 @@ impl Lane {
     }
 }
 
-/// Called with every value that a block makes: lane, value, tensor.
+/// Called with every value that a block computes: lane, value, tensor.
 pub type Tap<'t> = &'t mut dyn FnMut(usize, ValueId, &Tensor);
 
-/// An evaluation under way.
+/// An evaluation in progress.
 pub struct Run<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
@@ -59,7 +59,7 @@ impl<'a> Run<'a> {
         Run { graph, weights, mode, lanes, last_use: graph.last_use(), next: 0, macs: 0 }
     }
 
-    /// The block that [`Run::step`] would run.
+    /// The block that [`Run::step`] runs next.
     pub fn next_block(&self) -> Option<BlockId> {
         ((self.next as usize) < self.graph.block_count()).then_some(BlockId(self.next))
     }
@@ -108,8 +108,9 @@ impl<'a> Run<'a> {
         Ok((outputs, lane.state.take()))
     }
 
-    /// What the last block makes of some positions of some windows of a lane: `[windows, positions, width]`. Any number
-    /// of calls, in any order, once [`Run::advance_to_last_block`] is through. `weights` may keep what it reads.
+    /// The output of the last block for some positions of some windows of a lane: `[windows, positions, width]`. May be
+    /// called any number of times, in any order, after [`Run::advance_to_last_block`]. `weights` may cache what it reads.
+    /// Right only if the block is pointwise ([`Graph::is_pointwise`]).
     pub fn last_block(
         &self,
         weights: &dyn Weights,
@@ -135,7 +136,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Lets go of what no node after `node` reads.
+/// Frees the values that no node after `node` reads.
 fn forget(graph: &Graph, last_use: &HashMap<ValueId, NodeId>, node: &Node, values: &mut HashMap<ValueId, Tensor>) {
     let Origin::Node(here) = graph.get(node.output).origin else { unreachable!("a node made it") };
     for id in node.inputs.iter().chain([&node.output]) {

@@ -15,19 +15,19 @@ pub trait Weights: Sync {
     /// The weight `name` as f32.
     fn whole(&self, name: &str, expr: &Expr) -> Result<Tensor>;
 
-    /// Some of its rows, in the order asked for.
+    /// Some of its rows, in the given order.
     fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> Result<Tensor> {
         let whole = self.whole(name, expr)?;
         Ok(whole.index_select(&Tensor::new(rows, whole.device())?, 0)?)
     }
 
-    /// The weight `name` in integers, if it is stored in codes that are. Products with rounded values then are, too.
+    /// The weight `name` as integers, if it is stored as integer codes. Products with quantized values are then integer, too.
     fn integers(&self, _name: &str, _expr: &Expr) -> Result<Option<Arc<IntegerMatrix>>> {
         Ok(None)
     }
 }
 
-/// Constants read from a checkpoint when they are asked for, and not kept.
+/// Constants read from a checkpoint on demand, and not kept.
 pub struct SourceWeights(pub Arc<dyn Source>);
 
 impl Weights for SourceWeights {
@@ -66,11 +66,11 @@ impl Weights for SourceWeights {
     }
 }
 
-/// Constants held in memory by canonical name, for training; whatever is not there comes from `below`.
+/// Constants held in memory by canonical name, for training; all others come from `below`.
 pub struct TensorWeights<'a> {
     /// By canonical name.
     pub tensors: HashMap<String, Tensor>,
-    /// For all others.
+    /// The source of all others.
     pub below: &'a dyn Weights,
 }
 
@@ -84,7 +84,7 @@ impl Weights for TensorWeights<'_> {
     }
 }
 
-/// Keeps what it reads whole for as long as it lives.
+/// Caches the weights that it reads whole.
 pub struct Cached<'a> {
     below: &'a dyn Weights,
     read: Mutex<HashMap<String, Tensor>>,

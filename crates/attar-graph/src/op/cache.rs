@@ -1,4 +1,4 @@
-//! Keys and values of earlier calls.
+//! The key-value cache: keys and values of earlier calls.
 
 use candle_core::Tensor;
 

@@ -12,16 +12,16 @@ use crate::{
 
 /// One argument of an evaluation.
 pub enum Operand<'a> {
-    /// A value computed before.
+    /// A computed value.
     Tensor(Tensor),
-    /// A value computed before by [`Op::Quantize`], with the scales of its rows.
+    /// The result of [`crate::Op::Quantize`], with the scales of its rows.
     Quantized(Tensor, &'a RowScales),
-    /// A constant, read when the op asks for it.
+    /// A constant, read on demand.
     Weight(&'a dyn Weights, &'a str, &'a Expr),
 }
 
 impl<'a> Operand<'a> {
-    /// The same once more.
+    /// A copy.
     pub(crate) fn again(&self) -> Operand<'a> {
         match self {
             Operand::Tensor(tensor) => Operand::Tensor(tensor.clone()),
@@ -54,7 +54,7 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// A constant in integers, if it is stored so.
+    /// A constant as integers, if it is stored as integer codes.
     pub(crate) fn integers(&self) -> Result<Option<Arc<IntegerMatrix>>> {
         match self {
             Operand::Weight(weights, name, expr) => weights.integers(name, expr),
@@ -62,7 +62,7 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// Some rows of it, in the order asked for.
+    /// Some of its rows, in the given order.
     pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
         match self {
             Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => {
@@ -73,13 +73,13 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// What surrounds an evaluation.
+/// The surroundings of an evaluation.
 pub struct Context<'a> {
-    /// Whether gradients are wanted.
+    /// Whether gradients are needed.
     pub mode: Mode,
-    /// What [`Op::Cache`] remembers; nothing is remembered without.
+    /// What [`crate::Op::Cache`] keeps; without it, nothing is kept.
     pub state: Option<&'a mut State>,
-    /// What [`Op::Quantize`] says of its value.
+    /// Set by [`crate::Op::Quantize`]: the scales of its result.
     pub(crate) row_scales: &'a mut Option<RowScales>,
     pub(crate) tables: &'a mut rope::Tables,
     /// Multiply-accumulates so far.

@@ -224,7 +224,7 @@ fn a_linear_layer_of_a_graph_computes_in_integers() {
     assert_eq!(run(&text(""), &tensor, &x), plain(&values, &dynamic, &tensor));
     let one = text(", weight(\"scale\": [1] f32)");
     assert_eq!(run(&one, &tensor, &x), plain(&values, &fixed, &tensor));
-    // A scale a channel stays within the sum, which is then one of f32.
+    // Per-channel scales cannot be factored out of the sum, which is then computed in f32.
     let each = run(&text(", weight(\"each\": [128] f32)"), &tensor, &x);
     let wanted = plain(&values, &fixed, &tensor);
     let largest = wanted.iter().fold(0.0f32, |most, y| most.max(y.abs()));

@@ -67,7 +67,7 @@ impl Weights for Nothing {
     }
 }
 
-/// What the symbols of a fact stand for.
+/// The values of the symbols of a fact.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sizes {
     pub(crate) batch: usize,
