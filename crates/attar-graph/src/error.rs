@@ -36,7 +36,7 @@ pub enum Error {
         found: String,
     },
     /// A weight whose stored shape is not the graph's.
-    #[error("`{weight}`: the configuration says {wanted:?}, `{stored}` is {found:?}")]
+    #[error("`{weight}` should be {wanted:?} by the model's configuration; `{stored}` holds {found:?}")]
     Shape {
         /// Canonical name.
         weight: String,
