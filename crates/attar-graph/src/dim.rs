@@ -345,9 +345,10 @@ mod tests {
         let many = (0..200).map(|i| format!("a{i}")).collect::<Vec<_>>().join("+");
         let grows = (0..40).map(|i| format!("(a{i}+b{i})")).collect::<Vec<_>>().join("*");
         let deep = (0..40).fold("seq".to_owned(), |text, i| format!("({text}+a{i})/3"));
-        for text in ["", "+", "seq+", "seq/past", "seq/0", "0", "1/2", "(seq", "seq)", "seq past", "2seq*", "a**b", "1099511627776"]
-            .into_iter()
-            .chain([nested.as_str(), &many, &grows, &deep, "1099511627775*1099511627775"])
+        for text in
+            ["", "+", "seq+", "seq/past", "seq/0", "0", "1/2", "(seq", "seq)", "seq past", "2seq*", "a**b", "1099511627776"]
+                .into_iter()
+                .chain([nested.as_str(), &many, &grows, &deep, "1099511627775*1099511627775"])
         {
             assert!(Dim::parse(text).is_none(), "{}", &text[..text.len().min(60)]);
         }

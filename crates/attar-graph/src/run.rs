@@ -28,11 +28,11 @@ impl Lane {
         self.values.retain(|id, _| keep(id));
         self.row_scales.retain(|id, _| keep(id));
     }
+}
 
-    /// A value that was computed or given.
-    fn value(&self, graph: &Graph, id: ValueId) -> Result<Tensor> {
-        self.values.get(&id).cloned().ok_or_else(|| Error::Input { name: graph.get(id).name.clone() })
-    }
+/// A value that was computed or given.
+fn value(values: &HashMap<ValueId, Tensor>, graph: &Graph, id: ValueId) -> Result<Tensor> {
+    values.get(&id).cloned().ok_or_else(|| Error::Input { name: graph.get(id).name.clone() })
 }
 
 /// Called with every value that a block computes: lane, value, tensor.
@@ -104,7 +104,7 @@ impl<'a> Run<'a> {
             self.step(None)?;
         }
         let lane = &mut self.lanes[lane];
-        let outputs = self.graph.outputs().iter().map(|id| lane.value(self.graph, *id)).collect::<Result<_>>()?;
+        let outputs = self.graph.outputs().iter().map(|id| value(&lane.values, self.graph, *id)).collect::<Result<_>>()?;
         Ok((outputs, lane.state.take()))
     }
 
@@ -123,7 +123,7 @@ impl<'a> Run<'a> {
         let live = self.graph.live_into(block);
         let mut part = Lane::default();
         for id in live {
-            let whole = self.lanes[lane].value(self.graph, id)?;
+            let whole = value(&self.lanes[lane].values, self.graph, id)?;
             let narrow = whole.narrow(0, windows.start, windows.len())?.narrow(1, positions.start, positions.len())?;
             part.values.insert(id, narrow.contiguous()?);
         }
@@ -160,8 +160,8 @@ pub(crate) fn evaluate(
         .map(|id| {
             Ok(match (&graph.get(*id).origin, lane.row_scales.get(id)) {
                 (Origin::Weight(expr), _) => Operand::Weight(weights, &graph.get(*id).name, expr),
-                (_, Some(scales)) => Operand::Quantized(lane.value(graph, *id)?, scales),
-                (_, None) => Operand::Tensor(lane.value(graph, *id)?),
+                (_, Some(scales)) => Operand::Quantized(value(&lane.values, graph, *id)?, scales),
+                (_, None) => Operand::Tensor(value(&lane.values, graph, *id)?),
             })
         })
         .collect::<Result<_>>()?;

@@ -28,9 +28,7 @@ pub struct Stream<'a> {
 impl<'a> Stream<'a> {
     /// Before the first block.
     pub fn new(graph: &'a Graph, lanes: Vec<Inputs>) -> Stream<'a> {
-        let lanes = lanes
-            .into_iter()
-            .map(|lane| Lane { values: lane.of(graph).into_iter().collect(), ..Lane::default() });
+        let lanes = lanes.into_iter().map(|lane| Lane { values: lane.of(graph).into_iter().collect(), ..Lane::default() });
         let last_use = graph.last_use().into_iter().map(|(id, node)| (id, graph.nodes()[node.0 as usize].block)).collect();
         Stream { graph, lanes: lanes.collect(), block: BlockId(0), reached: HashSet::new(), last_use }
     }

@@ -468,7 +468,6 @@ impl<'t> Parser<'t> {
 
     /// Up to a comma or the end of the shape.
     fn dimension(&mut self) -> Parsed<Dim> {
-        let first = self.peek();
         let (start, mut open) = (self.at, 0usize);
         loop {
             match self.peek() {
@@ -480,13 +479,16 @@ impl<'t> Parser<'t> {
             }
             self.next();
         }
+        let wanted = "a dimension, such as `64`, `seq`, `past+seq` or `(seq+15)/16*16`";
         let text = self.text[start..self.at].trim();
-        if !text.is_empty() && text.chars().all(|c| c.is_ascii_digit()) {
+        if text.is_empty() {
+            return Err(syntax(self.next(), wanted));
+        }
+        if text.chars().all(|c| c.is_ascii_digit()) {
             self.at = start;
             return self.count().map(Dim::Constant);
         }
-        let wanted = "a dimension, such as `64`, `seq`, `past+seq` or `(seq+15)/16*16`";
-        Dim::parse(text).ok_or_else(|| syntax(if text.is_empty() { first } else { text }, wanted))
+        Dim::parse(text).ok_or_else(|| syntax(text, wanted))
     }
 
     fn attributes(&mut self) -> Parsed<BTreeMap<String, Attribute>> {

@@ -17,10 +17,8 @@ enum Written {
 const SYMBOLS: [&str; 3] = ["batch", "past", "seq"];
 
 fn written() -> impl Strategy<Value = Written> {
-    let leaf = prop_oneof![
-        (1..40usize).prop_map(Written::Number),
-        prop::sample::select(SYMBOLS.as_slice()).prop_map(Written::Symbol),
-    ];
+    let leaf =
+        prop_oneof![(1..40usize).prop_map(Written::Number), prop::sample::select(SYMBOLS.as_slice()).prop_map(Written::Symbol),];
     leaf.prop_recursive(5, 24, 2, |inner| {
         prop_oneof![
             (inner.clone(), inner.clone()).prop_map(|(a, b)| Written::Sum(a.into(), b.into())),
@@ -79,7 +77,7 @@ fn a_dimension_prints_and_parses_back() {
     proptest!(config(), |(written in written())| {
         if let Some(dim) = written.dim().filter(|dim| *dim != Dim::Constant(0)) {
             let text = dim.to_string();
-            prop_assert_eq!(Dim::parse(&text).as_ref(), Some(&dim), "{}", text);
+            prop_assert_eq!(Dim::parse(&text), Some(dim), "{}", text);
         }
     });
 }
@@ -95,8 +93,8 @@ fn equal_polynomials_are_one_dimension() {
             prop_assert_eq!(product, sum);
         }
         if let Some(multiple) = a.rounded_up(n) {
-            prop_assert_eq!(multiple.rounded_up(n).as_ref(), Some(&multiple));
             prop_assert_eq!(multiple.divided(n), a.divided_up(n));
+            prop_assert_eq!(multiple.rounded_up(n), Some(multiple));
         }
     });
 }

@@ -8,9 +8,9 @@ use crate::random::Random;
 /// A small encoder: tokens, learned positions and segments, full attention, two outputs.
 const ENCODER: &str = r#"
 graph encoder(token_types: [batch, seq] i64, positions: [batch, seq] i64, tokens: [batch, seq] i64) {
-  words = embedding tokens, weight("words": [16, 8] f32)
-  places = embedding positions, weight("positions": [32, 8] f32)
-  types = embedding token_types, weight("types": [2, 8] f32)
+  words = embedding tokens, weight("embedding": [16, 8] f32)
+  places = embedding positions, weight("position_embedding": [32, 8] f32)
+  types = embedding token_types, weight("token_type_embedding": [2, 8] f32)
   placed = add words, places
   typed = add placed, types
   x = layer_norm typed, weight("gain": [8] f32), weight("bias": [8] f32) {epsilon = 0.00001}
@@ -19,8 +19,8 @@ graph encoder(token_types: [batch, seq] i64, positions: [batch, seq] i64, tokens
   merged = merge_heads mixed
   hidden_states = add x, merged
   pooled = mean_pool hidden_states
-  embedding = normalize pooled {epsilon = 0.000000000001}
-  return hidden_states, embedding
+  sentence = normalize pooled {epsilon = 0.000000000001}
+  return hidden_states, sentence
 }
 "#;
 
@@ -35,8 +35,8 @@ fn tokens_come_with_positions_and_segments_in_any_order() {
     let outputs = run(&graph, Inputs::tokens(&[&[3, 1, 4], &[1, 5, 9]], 2).unwrap()).unwrap();
     let place = |name: &str| graph.find_output(name).unwrap();
     assert_eq!(outputs[place("hidden_states")].dims(), [2, 3, 8]);
-    assert_eq!(outputs[place("embedding")].dims(), [2, 8]);
-    assert_eq!((place("embedding"), graph.find_output("pooled"), graph.find_input("words")), (1, None, None));
+    assert_eq!(outputs[place("sentence")].dims(), [2, 8]);
+    assert_eq!((place("sentence"), graph.find_output("pooled"), graph.find_input("words")), (1, None, None));
 }
 
 /// Positions and segments change what comes out: they are not only accepted.
