@@ -365,7 +365,7 @@ fn lanes(graph: &Graph, windows: &[Vec<u32>]) -> Result<Vec<Values>, StepError> 
     let length = windows.first().map_or(1, Vec::len).max(1);
     let lane = |windows: &[Vec<u32>]| {
         let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
+        Ok(Inputs::tokens(&windows, 0)?.of(graph))
     };
     windows.chunks((LANE / length).max(1)).map(lane).collect()
 }
