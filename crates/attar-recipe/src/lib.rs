@@ -43,7 +43,7 @@ pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FrontReport,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings, FrontReport,
     FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, TensorReport,
     TransformReport, VariantReport, fusion_table,
 };

@@ -2,16 +2,12 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use attar_compile::Tiled;
 use attar_compress::Calibration;
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
 
-use crate::{
-    ActivationReport, AllocationReport, CompilationReport, FusionReport, PlacementReport, SimulationReport, TransformReport,
-    extras::Folder,
-};
+use crate::{extras::Folder, report::Findings};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -26,12 +22,6 @@ pub struct Working {
     pub(crate) damage: BTreeMap<String, Damage>,
     /// The same without quantization: what the quantized one is held against.
     pub(crate) float: Float,
-    /// What transformations did, in order.
-    pub(crate) transforms: Vec<TransformReport>,
-    /// What passes did to the graph, in order.
-    pub(crate) fusions: Vec<FusionReport>,
-    /// Values that are in integers, in running order.
-    pub(crate) activations: Vec<ActivationReport>,
     /// The most tokens it was made for, where the checkpoint says so.
     pub(crate) context: Option<usize>,
     /// Whether the recipe has a text to see activations on.
@@ -40,20 +30,12 @@ pub struct Working {
     pub(crate) tokens: u64,
     /// Tokens of one of its windows.
     pub(crate) window: usize,
-    /// What it was compiled to, in order.
-    pub(crate) compilations: Vec<CompilationReport>,
     /// While planning: whether one of these is proven.
     pub(crate) proves: bool,
-    /// How its products were cut, in order.
-    pub(crate) tilings: Vec<Tiled>,
-    /// Plans that were proven again, in order.
-    pub(crate) simulations: Vec<SimulationReport>,
-    /// Buffers that were placed, in order.
-    pub(crate) placements: Vec<PlacementReport>,
-    /// What steps leave beside it, in order.
+    /// What the steps found.
+    pub(crate) findings: Findings,
+    /// Extra files of the steps, in the order of the steps.
     pub(crate) folders: Vec<Folder>,
-    /// How budgets were spent, in the order of the steps.
-    pub(crate) allocations: Vec<AllocationReport>,
     /// Low-rank terms beside the weights, if a step left such.
     pub(crate) adapters: Option<Adapters>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
@@ -97,20 +79,13 @@ impl Working {
             source: model.source.clone(),
             damage: BTreeMap::new(),
             float: Float { graph: model.graph.clone(), source: model.source.clone() },
-            transforms: Vec::new(),
-            fusions: Vec::new(),
-            activations: Vec::new(),
             context: model.config.context,
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
             window: calibration.map_or(0, |c| c.length),
-            compilations: Vec::new(),
             proves: false,
-            tilings: Vec::new(),
-            simulations: Vec::new(),
-            placements: Vec::new(),
+            findings: Findings::default(),
             folders: Vec::new(),
-            allocations: Vec::new(),
             adapters: None,
             possible: Vec::new(),
         }

@@ -4,10 +4,11 @@ use attar_model::Model;
 use serde::Serialize;
 
 use crate::{
-    ActivationReport, Engines, Error, FusionReport, Recipe, Result, adapters,
+    Engines, Error, Recipe, Result, adapters,
     model::Working,
     needs::missing,
     output,
+    report::Findings,
     step::kind::{PlannedTensor, check_order},
     task::RunnerKind,
 };
@@ -42,12 +43,9 @@ pub struct PlannedVariant {
     pub name: String,
     /// Every weight that changes, in order.
     pub tensors: Vec<PlannedTensor>,
-    /// Every activation that becomes integers, in running order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub activations: Vec<ActivationReport>,
-    /// What passes would do to the graph, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub fusions: Vec<FusionReport>,
+    /// What the steps can say before they run.
+    #[serde(flatten)]
+    pub findings: Findings,
     /// What would be written.
     pub exports: Vec<PlannedExport>,
     /// True bits a weight, over all weights.
@@ -132,8 +130,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         variants.push(PlannedVariant {
             name: variant.name.clone(),
             tensors,
-            activations: working.activations,
-            fusions: working.fusions,
+            findings: working.findings,
             exports,
             bits_per_weight,
             quantized_bits_per_weight,

@@ -3,7 +3,10 @@
 use attar_eval::Outcome;
 use serde::{Deserialize, Serialize};
 
-use super::evals::{EvalReport, estimate};
+use super::{
+    evals::{EvalReport, estimate},
+    finding::{Finding, Found},
+};
 use crate::table::{Table, bytes};
 
 /// How a budget was spent.
@@ -44,8 +47,14 @@ pub struct ChoiceReport {
     pub predicted: f64,
 }
 
+impl Finding for AllocationReport {
+    fn sections(found: &Found<'_, Self>, evals: &[EvalReport]) -> String {
+        sections(found, evals)
+    }
+}
+
 /// Which weight got what under a budget, the summed prediction next to what was measured.
-pub(super) fn sections(variants: &[(&str, &[AllocationReport])], evals: &[EvalReport]) -> String {
+fn sections(variants: &Found<'_, AllocationReport>, evals: &[EvalReport]) -> String {
     let mut text = String::new();
     for (variant, allocation) in variants.iter().flat_map(|(name, found)| found.iter().map(move |a| (*name, a))) {
         let of = if variant.is_empty() { String::new() } else { format!(" of {variant}") };

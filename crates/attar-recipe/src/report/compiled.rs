@@ -4,6 +4,7 @@ use attar_compile::schedule::Goal;
 use attar_eval::Prediction;
 use serde::{Deserialize, Serialize};
 
+use super::finding::{Finding, Found};
 use crate::table::{Table, bytes, rows_of};
 
 /// A model for a device. Times, energies and bytes are predicted.
@@ -99,27 +100,30 @@ pub struct ProofReport {
     pub snr_db: Option<f64>,
 }
 
-impl CompilationReport {
-    /// What the device's metrics are predicted to be.
-    pub(crate) fn prediction(&self) -> Prediction {
+impl Finding for CompilationReport {
+    fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
+        vec![("Compiled (predicted)", table(found)), ("Best in some way (predicted)", front_table(found))]
+    }
+
+    fn prediction(&self) -> Option<Prediction> {
         let (decode, prefill): (Vec<&PhaseReport>, Vec<&PhaseReport>) =
             self.phases.iter().partition(|phase| phase.name == "decode");
         let decode = decode.first();
         let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
         let shared = || prefill.iter().map(|phase| phase.energy).sum::<f64>() / tokens.max(1) as f64;
-        Prediction {
+        Some(Prediction {
             latency: prefill.iter().map(|phase| phase.latency).sum(),
             decode_latency: decode.map(|phase| phase.latency),
             peak_sram: self.phases.iter().map(|phase| phase.peak_sram).max().unwrap_or(0),
             peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max().unwrap_or(0),
             dram_bytes: prefill.iter().map(|phase| phase.dram_bytes).sum(),
             energy_per_token: decode.map_or_else(shared, |phase| phase.energy),
-        }
+        })
     }
 }
 
 /// Predictions for devices: one row per phase of a compiled model.
-pub(super) fn table(variants: &[(&str, &[CompilationReport])]) -> Table {
+fn table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
         let device = &compilation.device;
         let phases = compilation.phases.iter().map(|phase| phase_row(device, phase));
@@ -156,7 +160,7 @@ fn head_row(device: &str, proof: &ProofReport) -> Vec<String> {
 }
 
 /// Goals and sizes of chunks: one row each that is best in some way.
-pub(super) fn front_table(variants: &[(&str, &[CompilationReport])]) -> Table {
+fn front_table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
         compilation.front.iter().map(|point| front_row(&compilation.device, point)).collect::<Vec<_>>()
     };

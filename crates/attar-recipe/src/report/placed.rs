@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::{Finding, Found};
 use crate::table::{Table, rows_of};
 
 /// Buffers in a memory, none that live at once overlapping, which was checked.
@@ -27,8 +28,14 @@ pub struct PlacementReport {
     pub nodes: u64,
 }
 
+impl Finding for PlacementReport {
+    fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
+        vec![("Buffers placed", table(found))]
+    }
+}
+
 /// Memories: one row each.
-pub(super) fn table(variants: &[(&str, &[PlacementReport])]) -> Table {
+fn table(variants: &Found<'_, PlacementReport>) -> Table {
     let row = |p: &PlacementReport| {
         let size = |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| bytes.to_string());
         let bytes = [size(p.capacity), p.max_live.to_string(), p.height.to_string(), size(p.at_least)];

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::Finding;
+
 /// A step that keeps what the model computes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TransformReport {
@@ -29,3 +31,5 @@ pub struct SiteReport {
     /// does not look.
     pub error: Option<f64>,
 }
+
+impl Finding for TransformReport {}

@@ -64,12 +64,12 @@ impl Step for Activations {
             return Err(StepError { key: Some("mode".into()), error });
         }
         model.graph = insert(&model.graph, &sites)?;
-        model.activations.extend(sites.iter().map(|site| report(site, None)));
+        model.findings.extend(sites.iter().map(|site| report(site, None)));
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let before = model.activations.len();
+        let before = model.findings.activations.len();
         let sites = self.sites(&model.graph).map_err(refused)?;
         self.plan(model)?;
         // A dynamic scale needs no text; with one, its noise is measured.
@@ -78,7 +78,7 @@ impl Step for Activations {
         let mut walk = Walk::new(self, &graph, &sites, model, session, windows);
         walk.all(&format!("{}: activations", model.title))?;
         let Walk { used: mut blobs, seen, .. } = walk;
-        for (site, report) in sites.iter().zip(&mut model.activations[before..]) {
+        for (site, report) in sites.iter().zip(&mut model.findings.activations[before..]) {
             report.snr_db = Some(seen[&site.value].damage().snr_db()).filter(|snr| snr.is_finite());
         }
         blobs.extend(install(&sites, &seen, model, session)?);

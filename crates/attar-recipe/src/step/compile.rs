@@ -75,7 +75,7 @@ impl Step for Compile {
             (name.to_owned(), Content::Blob { path, digest })
         });
         COMPILE.leave(model, files(&compiled).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect());
-        model.compilations.push(report(&compiled));
+        model.findings.push(report(&compiled));
         Ok(blobs)
     }
 }

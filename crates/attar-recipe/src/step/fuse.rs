@@ -53,7 +53,7 @@ impl Fused {
             }
         }
         model.graph = self.graph;
-        model.fusions.extend(self.reports);
+        model.findings.extend(self.reports);
     }
 
     fn planned(&self) -> Vec<PlannedTensor> {
@@ -100,7 +100,7 @@ impl Step for Fuse {
         let (before, after) = ((&model.graph, &source), (&fused.graph, &source));
         let (logits_off, measured) = preserved::check(FUSE.name, before, after, logits_off_at_most, session)?;
         let (step, weights) = (FUSE.name.into(), fused.changed.len());
-        model.transforms.push(TransformReport { step, weights, logits_off, logits_off_at_most, sites: Vec::new() });
+        model.findings.push(TransformReport { step, weights, logits_off, logits_off_at_most, sites: Vec::new() });
         fused.install(model);
         Ok(vec![measured])
     }

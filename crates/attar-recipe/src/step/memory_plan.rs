@@ -72,7 +72,7 @@ impl Step for MemoryPlan {
         let map = memory_map(&entries, placement, plan.capacity.unwrap_or(0));
         let files = [("placement.csv", write_csv(&entries, placement)), ("placement.svg", map)];
         MEMORY_PLAN.leave(model, files.map(|(name, text)| (name.to_owned(), text.into_bytes().into())).into());
-        model.placements.push(PlacementReport {
+        model.findings.push(PlacementReport {
             file: self.file.display().to_string(),
             buffers: entries.ids.len(),
             capacity: plan.capacity,

@@ -102,7 +102,7 @@ impl Step for Quantize {
             None => (self.assign(&model.graph).map_err(refused)?, Vec::new()),
             Some(budget) => {
                 let spent = allocate::run(self, budget, model, session)?;
-                model.allocations.push(spent.report);
+                model.findings.push(spent.report);
                 (spent.assignments, spent.used)
             }
         };

@@ -80,7 +80,7 @@ impl Step for Simulate {
                 proven.push(proof(&name, plan?)?);
             }
         }
-        model.simulations.extend(proven);
+        model.findings.extend(proven);
         Ok(Vec::new())
     }
 }

@@ -54,7 +54,7 @@ impl Step for Tile {
             model,
             vec![("tiles.json".into(), json(&tiled).into()), ("tiles.txt".into(), text(&tiled).into_bytes().into())],
         );
-        model.tilings.push(summary(tiled));
+        model.findings.push(summary(tiled));
         Ok(Vec::new())
     }
 }

@@ -98,7 +98,7 @@ pub(super) fn apply(
     let (logits_off, measured) = preserved::check(step, before, after, logits_off_at_most, session)?;
     used.push(measured);
     let report = TransformReport { step: step.into(), weights: changes.len(), logits_off, logits_off_at_most, sites };
-    model.transforms.push(report);
+    model.findings.push(report);
     let exprs: BTreeMap<&str, &Expr> = graph.weights().map(|(_, value, expr)| (value.name.as_str(), expr)).collect();
     let changed: Vec<(String, Expr)> = changes.into_iter().map(|c| (c.name.clone(), exprs[c.name.as_str()].clone())).collect();
     model.transform(graph, changed, Arc::new(Shards::open(&files, &BTreeMap::new())?));
