@@ -33,6 +33,7 @@ pub mod step;
 mod sweep;
 mod table;
 mod task;
+mod walk;
 
 pub use attar_compress::allocate::Size;
 pub use engines::Engines;
@@ -43,9 +44,9 @@ pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings, FrontReport,
-    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, TensorReport,
-    TransformReport, VariantReport, fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
+    FrontReport, FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport,
+    TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};

@@ -11,17 +11,21 @@ use attar_compress::{
     allocate::{Backward, Budget, Cost, Outputs, Reads, Sensitivity, least_bits, most_bits, solve},
 };
 use attar_eval::{Logits, Reference, Runner, Window};
-use attar_graph::{Graph, Inputs, SourceWeights, ValueId, Values, kernel::instruction_set};
+use attar_graph::{Graph, SourceWeights, ValueId, kernel::instruction_set};
 use attar_model::Model;
 use attar_tensor::{Blobs, Digest, Overlay, Source, TensorInfo};
 use candle_core::{Device, Tensor};
 
 use super::{
-    calibrated::LANE,
     codes::{self, place, refused},
     kind::StepError,
 };
-use crate::{AllocationReport, ChoiceReport, Error, model::Working, session::Session};
+use crate::{
+    AllocationReport, ChoiceReport, Error,
+    model::Working,
+    session::Session,
+    walk::{first_key, lane_values, windows_together},
+};
 
 /// Moves whenever the same input gives other predictions.
 const VERSION: u32 = 2;
@@ -253,7 +257,7 @@ impl<'a> Judge<'a> {
         let kind = format!("sensitivity {} {VERSION} {SEED}", self.sensitivity.name());
         let mut parts = vec![Digest::of(kind.as_bytes())];
         if self.sees() {
-            parts.push(super::calibrated::first_key(self.graph, self.session.calibration.unwrap_or_default()));
+            parts.push(first_key(self.graph, self.session.calibration.unwrap_or_default()));
             parts.push(Digest::of(instruction_set().as_bytes()));
             for (_, _, expr) in self.graph.weights() {
                 parts.push(expr.digest(&*self.source)?);
@@ -314,7 +318,8 @@ impl<'a> Judge<'a> {
         let below = SourceWeights(self.source.clone());
         let graph = self.graph;
         let back = Backward { graph, weights: &below, wanted: &wanted, seed: SEED };
-        let mut back = back.start(lanes(graph, taught)?, lanes(graph, seen)?)?;
+        let lanes = |windows| lane_values(graph, windows, windows_together(windows));
+        let mut back = back.start(lanes(taught)?, lanes(seen)?)?;
         let base = self.session.base.with(graph.clone(), self.source.clone());
         let text: Vec<Window> = taught.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
         let runner = Reference::new(&base);
@@ -359,15 +364,6 @@ fn split(windows: &[Vec<u32>]) -> (&[Vec<u32>], &[Vec<u32>]) {
     let taught = (TAUGHT / length).clamp(1, windows.len().div_ceil(2).max(1)).min(windows.len());
     let seen = (SEEN / length).min(windows.len() - taught);
     (&windows[..taught], &windows[taught..taught + seen])
-}
-
-fn lanes(graph: &Graph, windows: &[Vec<u32>]) -> Result<Vec<Values>, StepError> {
-    let length = windows.first().map_or(1, Vec::len).max(1);
-    let lane = |windows: &[Vec<u32>]| {
-        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
-    };
-    windows.chunks((LANE / length).max(1)).map(lane).collect()
 }
 
 /// A quantized weight that nothing is decided about.

@@ -10,7 +10,6 @@ mod device;
 mod fuse;
 pub(crate) mod kind;
 mod memory_plan;
-mod passage;
 mod plain;
 mod preserved;
 mod pupils;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use attar_compress::{Pattern, learn::Learned};
-use attar_graph::{BlockId, Expr, Graph, Inputs, ValueId, Values};
+use attar_graph::{BlockId, Expr, Graph, ValueId};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Levels, Overlay, Scheme, Source};
 
 use super::kind::{PlannedTensor, StepError};
@@ -85,7 +85,7 @@ pub(super) fn check_beside_float(model: &Working) -> Result<(), StepError> {
 
 impl Pupil {
     /// As it stands, and its float weights `[rows, columns]`.
-    pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> Result<(Learned, Vec<f32>), StepError> {
+    pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> crate::Result<(Learned, Vec<f32>)> {
         let original = self.original(float)?;
         let picked = self.exprs[0].read_quantized(quantized, 0..self.dims[0])?;
         Ok((Learned::new(picked, &original), original))
@@ -102,25 +102,19 @@ impl Pupil {
     }
 
     /// Its float weights `[rows, columns]`.
-    pub(super) fn original(&self, float: &Float) -> Result<Vec<f32>, StepError> {
+    pub(super) fn original(&self, float: &Float) -> crate::Result<Vec<f32>> {
         let mut original = vec![0.0; self.dims[0] * self.dims[1]];
         self.exprs[1].read(&*float.source, 0..self.dims[0], &mut original)?;
         Ok(original)
     }
 
     /// Stores what it learned.
-    pub(super) fn keep(
-        &self,
-        learned: &Learned,
-        original: &[f32],
-        key: Digest,
-        session: &Session<'_>,
-    ) -> Result<Digest, StepError> {
-        Ok(session.unit(key, |to| {
+    pub(super) fn keep(&self, learned: &Learned, original: &[f32], key: Digest, session: &Session<'_>) -> crate::Result<Digest> {
+        session.unit(key, |to| {
             let writer = BlobWriter::new(to, self.scheme, self.dims).map_err(attar_tensor::Error::from)?;
             learned.write(original, writer)?;
             Ok(())
-        })?)
+        })
     }
 
     pub(super) fn planned(&self, memory: u64) -> PlannedTensor {
@@ -159,16 +153,6 @@ pub(super) fn check_text(what: &str, model: &Working) -> Result<(), StepError> {
     Err(Error::recipe(format!("`{what}` learns from text, and the recipe has none")).hint(hint).into())
 }
 
-/// The calibration windows as what enters a graph, `batch` windows together. The last batch may be smaller.
-pub(super) fn batches(graph: &Graph, session: &Session<'_>, batch: usize) -> Result<Vec<Values>, StepError> {
-    let windows = session.calibration.unwrap_or_default();
-    let one = |windows: &[Vec<u32>]| {
-        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
-    };
-    windows.chunks(batch.max(1)).map(one).collect()
-}
-
 /// The model's weights are now what they learned to be.
 pub(super) fn install(model: &mut Working, pupils: &[Pupil], blobs: Blobs) -> Result<(), StepError> {
     for pupil in pupils {
@@ -180,11 +164,7 @@ pub(super) fn install(model: &mut Working, pupils: &[Pupil], blobs: Blobs) -> Re
 }
 
 /// The digests of all weights that the blocks of a graph read.
-pub(super) fn weights_key(
-    graph: &Graph,
-    source: &dyn Source,
-    blocks: impl Iterator<Item = BlockId>,
-) -> Result<Digest, StepError> {
+pub(super) fn weights_key(graph: &Graph, source: &dyn Source, blocks: impl Iterator<Item = BlockId>) -> crate::Result<Digest> {
     let mut seen: BTreeMap<ValueId, Digest> = BTreeMap::new();
     for id in blocks.flat_map(|block| graph.nodes_of(block)).flat_map(|node| &node.inputs) {
         if let attar_graph::Origin::Weight(expr) = &graph.get(*id).origin {

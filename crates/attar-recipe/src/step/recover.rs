@@ -3,25 +3,25 @@
 //! Every few steps all that learns, moments included, is a blob of the store, so that a killed run takes up from there
 //! and ends with the same bytes.
 
-use std::{collections::BTreeMap, sync::RwLock};
+use std::collections::BTreeMap;
 
 use attar_compress::learn::{Learned, Method, Plain, ROWS, Recover, Student, Teacher, with_adapters};
 use attar_graph::{BlockId, Cached, Graph, SourceWeights, Values};
-use attar_tensor::{Blobs, Digest, safetensors::Shards};
+use attar_tensor::{Blobs, Digest};
 use candle_core::Tensor;
 
 use super::{
-    calibrated::{Live, first_key, read_activations, write_activations},
-    codes::refused,
+    codes::{Live, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainPupil},
-    pupils::{Pupil, batches, check_beside_float, check_text, gradient_memory, install, pupils, weights_key},
+    pupils::{Pupil, check_beside_float, check_text, gradient_memory, install, pupils, weights_key},
 };
 use crate::{
     Error,
     model::{Adapters, Float, Working},
     session::Session,
     settings::of,
+    walk::{Latest, first_key, lane_values, read_lanes, write_lanes},
 };
 
 pub(super) static RECOVER: StepKind = StepKind {
@@ -167,19 +167,20 @@ impl School<'_> {
 
     fn teach(&self, part: &dyn Fn(&str) -> Digest) -> Result<Vec<Digest>, StepError> {
         let (graph, session) = (&self.learners.graph, self.session);
-        let inputs = batches(graph, session, self.settings.batch)?;
+        let batches = |graph| lane_values(graph, session.calibration.unwrap_or_default(), self.settings.batch);
+        let inputs = batches(graph)?;
         let steps = self.settings.epochs * inputs.len();
         let (float, live) = (SourceWeights(self.float.source.clone()), self.live());
-        let wanted = self.wanted(&batches(&self.float.graph, session, self.settings.batch)?, &float, part("teacher"))?;
+        let wanted = self.wanted(&batches(&self.float.graph)?, &float, part("teacher"))?;
         session.observer.stage(&format!("{}: recover", self.model.title), steps as u64);
-        let (mut first, mut kept) = (0, None);
+        let (mut first, mut kept) = (0, Latest::default());
         for step in (1..=steps).rev().filter(|step| step.is_multiple_of(STEPS_KEPT)) {
             if let Some(blob) = session.done(&part(&format!("step {step}")))? {
-                (first, kept) = (step, Some(blob));
+                (first, kept) = (step, Latest::of(Some(blob)));
                 break;
             }
         }
-        let mut states = self.states(kept)?;
+        let mut states = self.states(&kept)?;
         let plain = self.plain(states.split_off(states.len().min(self.learners.pupils.len())))?;
         let mut student = Student { graph, below: &live, learned: self.learned(states)?, plain };
         let heads = [Cached::new(&live), Cached::new(&float)];
@@ -190,9 +191,8 @@ impl School<'_> {
             let loss = student.step(&inputs[batch], (&self.float.graph, &wanted[batch]), [&heads[0], &heads[1]], rates)?;
             session.observer.advance(step as u64 + 1, &format!("KL {loss:.4}"));
             if (step + 1).is_multiple_of(STEPS_KEPT) && step + 1 < steps {
-                let blob =
-                    session.unit(part(&format!("step {}", step + 1)), |to| write_activations(&self.state(&student)?, to))?;
-                self.drop_blob(kept.replace(blob).filter(|before| *before != blob))?;
+                let blob = session.unit(part(&format!("step {}", step + 1)), |to| write_lanes(&self.state(&student)?, to))?;
+                kept.replace(blob, session)?;
             }
         }
         let mut blobs = Vec::new();
@@ -205,7 +205,7 @@ impl School<'_> {
             let learned = plain.iter().map(|one| (one, student.plain[&one.block][&one.name].values()));
             blobs.push(plain::keep(learned.collect(), part(plain::UNIT), session)?);
         }
-        self.drop_blob(kept)?;
+        kept.discard(session)?;
         Ok(blobs)
     }
 
@@ -218,18 +218,13 @@ impl School<'_> {
     }
 
     /// What [`School::state`] gave when `kept` was written; nothing at the start.
-    fn states(&self, kept: Option<Digest>) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
-        let Some(blob) = kept else { return Ok(Vec::new()) };
-        let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
-        read_activations(&stored, self.learners.pupils.len() + self.learners.plain.len())
+    fn states(&self, kept: &Latest) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
+        let Some(blob) = kept.blob() else { return Ok(Vec::new()) };
+        Ok(read_lanes(&self.session.store.path(blob), self.learners.pupils.len() + self.learners.plain.len())?)
     }
 
     fn live(&self) -> Live {
-        Live { below: SourceWeights(self.model.source.clone()), blobs: RwLock::default() }
-    }
-
-    fn drop_blob(&self, blob: Option<Digest>) -> Result<(), StepError> {
-        blob.map_or(Ok(()), |blob| Ok(crate::output::remove(&self.session.store.path(&blob))?))
+        Live::over(&self.model.source)
     }
 
     /// What enters the float model's last block.
@@ -247,11 +242,10 @@ impl School<'_> {
                     hidden.push(named(&teacher.hidden(batch)?));
                     self.session.observer.advance(at as u64 + 1, "");
                 }
-                self.session.unit(key, |to| write_activations(&hidden, to))?
+                self.session.unit(key, |to| write_lanes(&hidden, to))?
             }
         };
-        let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
-        let found = read_activations(&stored, inputs.len())?;
+        let found = read_lanes(&self.session.store.path(&blob), inputs.len())?;
         let by_id =
             |values: BTreeMap<String, _>| values.into_iter().filter_map(|(name, t)| Some((graph.find(&name)?, t))).collect();
         Ok(found.into_iter().map(by_id).collect())

@@ -82,7 +82,10 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
         text += &draw(&["weight", "count", "shape", "from", "to", "bits/weight", "bytes"], &rows);
     }
     if !variant.findings.activations.is_empty() {
-        text += &draw(&["activation read by", "count", "width", "codes/scale"], &activations(&variant.findings.activations, every_tensor));
+        text += &draw(
+            &["activation read by", "count", "width", "codes/scale"],
+            &activations(&variant.findings.activations, every_tensor),
+        );
     }
     if !variant.findings.fusions.is_empty() {
         let table = fusion_table(variant.findings.fusions.iter().map(|fusion| (variant.name.as_str(), fusion)));
