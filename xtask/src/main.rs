@@ -13,6 +13,7 @@ mod checkout;
 mod child;
 mod ci;
 mod engines;
+mod processor;
 mod smollm2;
 mod tally;
 mod test;
@@ -39,6 +40,12 @@ static VERBS: &[Verb] = &[
         arguments: "[ARGS...]",
         about: "run all tests with the engines in reach, or with `-p CRATE` those of one crate; ARGS go to cargo test",
         run: test::run,
+    },
+    Verb {
+        name: "as",
+        arguments: "PROCESSOR [ARGS...]",
+        about: "run the tests of engines with the engines on another processor (haswell), emulated by QEMU",
+        run: processor::run,
     },
     Verb {
         name: "bless",
