@@ -7,7 +7,7 @@ use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
 
-use crate::{extras::Folder, report::Findings};
+use crate::{extras::Folder, kept::Kept, report::Findings, shape};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -34,6 +34,8 @@ pub struct Working {
     pub(crate) proves: bool,
     /// What the steps found.
     pub(crate) findings: Findings,
+    /// What planning computed, for the run.
+    pub(crate) kept: Kept,
     /// Extra files of the steps, in the order of the steps.
     pub(crate) folders: Vec<Folder>,
     /// Low-rank terms beside the weights, if a step left such.
@@ -85,6 +87,7 @@ impl Working {
             window: calibration.map_or(0, |c| c.length),
             proves: false,
             findings: Findings::default(),
+            kept: Kept::default(),
             folders: Vec::new(),
             adapters: None,
             possible: Vec::new(),
@@ -112,12 +115,7 @@ impl Working {
 
     /// Bytes of the widest value inside a block, and of what waits between two blocks, for one token in f32.
     pub(crate) fn token_bytes(&self) -> [u64; 2] {
-        let width = |id| self.graph.fact(id).width().unwrap_or(0) as u64;
-        let inside = |block| self.graph.nodes_of(block).map(|node| width(node.output)).max().unwrap_or(0);
-        let between = self.graph.find("final_norm").map_or(0, width);
-        // The last block makes logits, of few positions at a time.
-        let blocks = self.graph.block_count().saturating_sub(1);
-        [4 * self.graph.blocks().take(blocks).map(inside).max().unwrap_or(0), 4 * between]
+        [4 * shape::widest_inside(&self.graph), 4 * shape::residual_width(&self.graph)]
     }
 
     /// Whether the float model has the same values as this one, by number.

@@ -310,3 +310,129 @@ pub(crate) fn read_lanes(path: &std::path::Path, lanes: usize) -> Result<Vec<BTr
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use attar_graph::SourceWeights;
+    use attar_model::Model;
+
+    use super::*;
+    use crate::{Error, Silent, session::Workspace};
+
+    fn model() -> Model {
+        Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/shakespeare-1m")).unwrap()
+    }
+
+    fn windows() -> Vec<Vec<u32>> {
+        (0..6u32).map(|window| (0..16).map(|at| (window * 131 + at * 17) % 1000).collect()).collect()
+    }
+
+    /// Sums what every block makes; a unit is the sum as text.
+    struct Summing<'a> {
+        model: &'a Model,
+        session: &'a Session<'a>,
+        /// Part of the unit keys of this block and of no other.
+        changed: Option<usize>,
+        /// Stops in this block.
+        killed_in: Option<usize>,
+        visited: Vec<usize>,
+        sums: Vec<String>,
+        keys: Vec<Digest>,
+    }
+
+    impl<'a> Summing<'a> {
+        fn new(model: &'a Model, session: &'a Session<'a>) -> Summing<'a> {
+            Summing { model, session, changed: None, killed_in: None, visited: vec![], sums: vec![], keys: vec![] }
+        }
+
+        fn walk(mut self) -> (Result<()>, Summing<'a>) {
+            let graph = &self.model.graph;
+            let weights = SourceWeights(self.model.source.clone());
+            let first = first_key(graph, self.session.calibration.unwrap());
+            let mut walk = Walk::new(first, vec![Side { graph, weights: &weights }], self.session).by(4);
+            let done = walk.visit(graph.block_count() - 1, &mut self, &|_| {});
+            (done, self)
+        }
+    }
+
+    impl Visitor for Summing<'_> {
+        fn key(&self, before: &Digest, block: BlockId) -> Result<Digest> {
+            block_key(before, &self.model.graph, block, &*self.model.source, [])
+        }
+
+        fn units(&self, block: BlockId, key: &Digest) -> Vec<Digest> {
+            let what: &[u8] = if self.changed == Some(block.index()) { b"another sum" } else { b"sum" };
+            vec![Digest::of_parts([key.as_bytes().as_slice(), what])]
+        }
+
+        fn take(&mut self, _: BlockId, key: &Digest, blobs: &[Digest]) -> Result<()> {
+            self.keys.push(*key);
+            self.sums.push(std::fs::read_to_string(self.session.store.path(&blobs[0])).unwrap());
+            Ok(())
+        }
+
+        fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> Result<()> {
+            self.visited.push(block.index());
+            if self.killed_in == Some(block.index()) {
+                return Err(Error::interrupted());
+            }
+            let last = self.model.graph.nodes_of(block).last().unwrap().output;
+            let mut sums = Vec::new();
+            windows.reach(0, last, &mut |lane, x| {
+                sums.push((lane, x.sum_all()?.to_scalar::<f32>()?.to_bits()));
+                Ok(())
+            })?;
+            let unit = self.units(block, key)[0];
+            let text = format!("{sums:?}");
+            let blob =
+                self.session.unit(unit, |to| to.write_all(text.as_bytes()).map_err(|e| attar_tensor::Error::from(e).into()))?;
+            self.take(block, key, &[blob])
+        }
+    }
+
+    #[test]
+    fn a_walk_that_was_killed_takes_up_at_its_block_with_the_same_numbers() {
+        let (model, folders) = (model(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+        let [whole, killed] = folders.each_ref().map(|folder| Workspace::open(folder.path().into(), Some(windows())).unwrap());
+        let session = whole.session(&model, &Silent);
+        let (done, wanted) = Summing::new(&model, &session).walk();
+        done.unwrap();
+        assert_eq!(wanted.visited, (0..model.graph.block_count() - 1).collect::<Vec<_>>());
+
+        let session = killed.session(&model, &Silent);
+        let first = Summing { killed_in: Some(2), ..Summing::new(&model, &session) };
+        assert!(first.walk().0.is_err());
+        let (done, resumed) = Summing::new(&model, &session).walk();
+        done.unwrap();
+        assert_eq!(resumed.visited, wanted.visited[2..]);
+        assert_eq!(resumed.sums, wanted.sums);
+    }
+
+    #[test]
+    fn only_the_latest_activations_are_kept() {
+        let (model, folder) = (model(), tempfile::tempdir().unwrap());
+        let workspace = Workspace::open(folder.path().into(), Some(windows())).unwrap();
+        let session = workspace.session(&model, &Silent);
+        let (done, walked) = Summing::new(&model, &session).walk();
+        done.unwrap();
+        let (last, before) = walked.keys.split_last().unwrap();
+        let kept: Vec<bool> = before.iter().map(|key| session.done(&leaving(key)).unwrap().is_some()).collect();
+        assert_eq!(kept.iter().filter(|kept| **kept).count(), 1);
+        assert_eq!(kept.last(), Some(&true), "the blob that enters the last block is the latest");
+        assert!(session.done(&leaving(last)).unwrap().is_none(), "nobody wants what leaves the last block");
+    }
+
+    #[test]
+    fn a_block_whose_activations_are_gone_is_reached_from_the_first() {
+        let (model, folder) = (model(), tempfile::tempdir().unwrap());
+        let workspace = Workspace::open(folder.path().into(), Some(windows())).unwrap();
+        let session = workspace.session(&model, &Silent);
+        let (_, wanted) = Summing::new(&model, &session).walk();
+        let (done, again) = Summing { changed: Some(1), ..Summing::new(&model, &session) }.walk();
+        done.unwrap();
+        assert_eq!(again.visited, [1], "only the block whose unit is missing is visited");
+        assert_eq!(again.sums, wanted.sums);
+    }
+}

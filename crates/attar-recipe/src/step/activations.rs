@@ -43,7 +43,9 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     schema: of::<Activations>,
     build: |section| Ok(Box::new(section.finish::<Activations>(&["kind".into()])?)),
     folder: None,
+    is_verb: true,
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 

@@ -24,6 +24,7 @@ use crate::{
     AllocationReport, ChoiceReport, Error,
     model::Working,
     session::Session,
+    shape::predicts_tokens,
     walk::{first_key, lane_values, windows_together},
 };
 
@@ -100,7 +101,7 @@ pub(super) fn plan(
     options: Vec<Vec<Assignment>>,
     model: &mut Working,
 ) -> Result<Vec<Assignment>, StepError> {
-    sensitivity(settings, model.calibrated)?;
+    sensitivity(settings, &model.graph, model.calibrated)?;
     let even = |a: &Assignment| (a.dims[0] * a.dims[1]) as f64 * 4f64.powf(-a.scheme.bits_per_weight(a.dims));
     let losses: Vec<Vec<f64>> = options.iter().map(|options| options.iter().map(even).collect()).collect();
     let solution = Room::of(budget, &options, &model.graph).spend(&costs(&options, &losses))?;
@@ -125,17 +126,25 @@ pub(super) fn memory([rows, columns]: [usize; 2]) -> u64 {
     12 * (rows * columns) as u64 + 4 * tokens * 8 * columns as u64
 }
 
-/// How losses are predicted: as asked for, or as well as the recipe allows.
-fn sensitivity(settings: &Quantize, calibrated: bool) -> Result<Sensitivity, StepError> {
+/// How losses are predicted: as asked for, or as well as the recipe and the model allow.
+fn sensitivity(settings: &Quantize, graph: &Graph, calibrated: bool) -> Result<Sensitivity, StepError> {
+    let refused = |message: String, hint: Option<&str>| {
+        let error = Error::recipe(message).hint(hint.map(str::to_owned));
+        Err(StepError { key: Some("sensitivity".into()), error })
+    };
+    let predicts = predicts_tokens(graph);
     match settings.sensitivity {
+        Some(asked) if asked.is_divergence() && !predicts => {
+            let message = format!("`sensitivity = \"{}\"` compares predicted tokens, and an encoder predicts none", asked.name());
+            refused(message, Some("leave it out: the error of the weights is compared instead"))
+        }
         Some(asked) if asked.is_divergence() && !calibrated => {
             let message =
                 format!("`sensitivity = \"{}\"` looks at activations, and the recipe has no text for that", asked.name());
-            let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
-            Err(StepError { key: Some("sensitivity".into()), error: Error::recipe(message).hint(hint) })
+            refused(message, Some("add `[data.calibration]` with the `path` of a text"))
         }
         Some(asked) => Ok(asked),
-        None if calibrated => Ok(Sensitivity::Fisher),
+        None if calibrated && predicts => Ok(Sensitivity::Fisher),
         None => Ok(Sensitivity::Weights),
     }
 }
@@ -143,12 +152,12 @@ fn sensitivity(settings: &Quantize, calibrated: bool) -> Result<Sensitivity, Ste
 /// Predicts what every option loses, and chooses.
 pub(super) fn run(settings: &Quantize, budget: Budget, model: &Working, session: &Session<'_>) -> Result<Spent, StepError> {
     let options = settings.options(&model.graph).map_err(refused)?;
-    let sensitivity = sensitivity(settings, session.calibration.is_some())?;
+    let sensitivity = sensitivity(settings, &model.graph, session.calibration.is_some())?;
     let room = Room::of(budget, &options, &model.graph);
     let (losses, used) = Judge::new(sensitivity, &options, model, session)?.losses()?;
     let costs = costs(&options, &losses);
     let solution = room.spend(&costs)?;
-    if settings.sensitivity.is_none() && sensitivity == Sensitivity::Weights {
+    if settings.sensitivity.is_none() && session.calibration.is_none() {
         session.observer.note("without `[data.calibration]` a budget is spent by the error of the weights alone");
     }
     let chosen =

@@ -27,7 +27,9 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     schema: of::<AutoRound>,
     build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
     folder: None,
+    is_verb: false,
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 

@@ -18,7 +18,9 @@ pub(super) static FUSE: StepKind = StepKind {
     schema: of::<Fuse>,
     build: |section| Ok(Box::new(section.finish::<Fuse>(&["kind".into()])?)),
     folder: None,
+    is_verb: false,
     looks_inside: false,
+    needs_tokens: false,
     predicts: false,
 };
 

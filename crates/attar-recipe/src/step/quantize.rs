@@ -21,7 +21,9 @@ pub(super) static QUANTIZE: StepKind = StepKind {
         Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?))
     },
     folder: None,
+    is_verb: true,
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 

@@ -21,6 +21,7 @@ use crate::{
     model::{Adapters, Float, Working},
     session::Session,
     settings::of,
+    shape,
     walk::{Latest, first_key, lane_values, read_lanes, write_lanes},
 };
 
@@ -30,7 +31,9 @@ pub(super) static RECOVER: StepKind = StepKind {
     schema: of::<Recover>,
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
     folder: None,
+    is_verb: false,
     looks_inside: true,
+    needs_tokens: true,
     predicts: false,
 };
 
@@ -53,9 +56,8 @@ impl Step for Recover {
         // All that learns with two moments, and again while it is stored; what enters every block; both heads; logits.
         let [_, between] = model.token_bytes();
         let entered = (self.batch * model.window * model.graph.block_count()) as u64 * between;
-        let dims = |name: &str| model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
-        let head: u64 = dims("lm_head").iter().product::<usize>() as u64;
-        let logits = 6 * ROWS as u64 * dims("lm_head").first().copied().unwrap_or(0) as u64;
+        let head = shape::head_numbers(&model.graph);
+        let logits = 6 * ROWS as u64 * shape::output_width(&model.graph);
         let memory = 24 * learners.numbers()
             + 2 * model.tokens * between
             + entered

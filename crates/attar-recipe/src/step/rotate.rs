@@ -16,7 +16,9 @@ pub(super) static ROTATE: StepKind = StepKind {
     schema: of::<Rotate>,
     build: |section| Ok(Box::new(section.finish::<Rotate>(&["kind".into()])?)),
     folder: None,
+    is_verb: true,
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 

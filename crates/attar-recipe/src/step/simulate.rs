@@ -34,7 +34,9 @@ pub(super) static SIMULATE: StepKind = StepKind {
     schema: of::<Simulate>,
     build: |section| Ok(Box::new(section.finish::<Simulate>(&["kind".into()])?)),
     folder: None,
+    is_verb: false,
     looks_inside: false,
+    needs_tokens: false,
     predicts: false,
 };
 

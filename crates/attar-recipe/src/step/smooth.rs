@@ -29,7 +29,9 @@ pub(super) static SMOOTH: StepKind = StepKind {
     schema: of::<Smooth>,
     build: |section| Ok(Box::new(section.finish::<Smooth>(&["kind".into()])?)),
     folder: None,
+    is_verb: true,
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 
