@@ -1,4 +1,4 @@
-//! `NAME.lock` beside `NAME.toml`: the recipe with every default filled in, and the digest of every input.
+//! `NAME.lock` next to `NAME.toml`: the recipe with every default filled in, and the digest of every input.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! A model on its way through the steps of a variant.
+//! The model between two steps of a variant.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -38,13 +38,13 @@ pub struct Working {
     pub(crate) kept: Kept,
     /// Extra files of the steps, in the order of the steps.
     pub(crate) folders: Vec<Folder>,
-    /// Low-rank terms beside the weights, if a step left such.
+    /// Low-rank adapters, if a step left such.
     pub(crate) adapters: Option<Adapters>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
     pub(crate) possible: Vec<Graph>,
 }
 
-/// Which weights have low-rank terms beside them.
+/// Which weights have low-rank adapters.
 #[derive(Clone, Debug)]
 pub(crate) struct Adapters {
     pub(crate) rank: usize,
@@ -94,7 +94,7 @@ impl Working {
         }
     }
 
-    /// True bits a weight: over all, and over the quantized ones.
+    /// True bits per weight: over all, and over the quantized ones.
     pub(crate) fn bits(&self) -> (f64, f64) {
         let (mut all, mut quantized) = ((0u64, 0u64), (0u64, 0u64));
         let mut seen = std::collections::HashSet::new();
@@ -119,12 +119,12 @@ impl Working {
     }
 
     /// Whether the float model has the same values as this one, by number.
-    pub(crate) fn is_beside_float(&self) -> bool {
+    pub(crate) fn matches_float(&self) -> bool {
         let names = |graph: &Graph| graph.values().map(|(_, value)| value.name.clone()).collect::<Vec<_>>();
         names(&self.graph) == names(&self.float.graph)
     }
 
-    /// The same function over other weights: `changed` ones, some of which lie in `top`.
+    /// The same function over other weights: `changed` ones, some of which are in `top`.
     pub(crate) fn transform(&mut self, graph: Graph, changed: impl IntoIterator<Item = (String, Expr)>, top: Arc<dyn Source>) {
         let changed: BTreeMap<String, Expr> = changed.into_iter().collect();
         let mut float = graph.clone();

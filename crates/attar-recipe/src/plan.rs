@@ -53,9 +53,9 @@ pub struct PlannedVariant {
     pub findings: Findings,
     /// What would be written.
     pub exports: Vec<PlannedExport>,
-    /// True bits a weight, over all weights.
+    /// True bits per weight, over all weights.
     pub bits_per_weight: f64,
-    /// True bits a weight, over the quantized ones.
+    /// True bits per weight, over the quantized ones.
     pub quantized_bits_per_weight: f64,
 }
 
@@ -85,10 +85,10 @@ impl Plan {
     }
 }
 
-/// What an attar takes that has opened a model and done nothing.
+/// Bytes that the process takes with a model opened and nothing done.
 const BASE_MEMORY: u64 = 40 << 20;
 
-/// What an export takes beside its largest tensor's codes.
+/// Bytes that an export takes on top of its largest tensor's codes.
 const EXPORT_MEMORY: u64 = 24 << 20;
 
 /// Plans a run of `recipe`.
@@ -123,13 +123,13 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
             let folder = recipe.folder(&variant.name, &export.folder);
             exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
         }
-        if let Some(beside) = &working.adapters {
+        if let Some(adapted) = &working.adapters {
             if let Some(export) = recipe.exports.iter().find(|export| export.folder == adapters::FOLDER) {
                 let message = format!("the adapters of a `recover` step are written to `{}`, too", adapters::FOLDER);
                 let error = Error::recipe(message).hint("give the export another `folder`".to_owned());
                 return Err(recipe.document.place(error, &format!("{}.folder", export.key)));
             }
-            let (bytes, folder) = (adapters::bytes(beside, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
+            let (bytes, folder) = (adapters::bytes(adapted, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
             exports.push(PlannedExport { target: adapters::TARGET.into(), folder, bytes });
         }
         let (bits_per_weight, quantized_bits_per_weight) = working.bits();

@@ -32,7 +32,7 @@ pub struct Request<'a> {
     pub lock: LockMode,
     /// What the machine has.
     pub engines: &'a Engines,
-    /// Who hears of progress.
+    /// Receives progress.
     pub observer: &'a dyn Observer,
     /// Bytes of memory that the run may take.
     pub max_memory: Option<u64>,

@@ -16,7 +16,7 @@ pub struct CompilationReport {
     pub host_nodes: usize,
     /// Sizes of chunks that the prompt could run in, the largest first.
     pub chunks: Vec<ChunkReport>,
-    /// Sizes of chunks and goals that are best in some way, if they were asked for.
+    /// The Pareto front over chunk sizes and goals, if it was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub front: Vec<FrontReport>,
     /// Prefill, and decode if it was asked for.
@@ -94,7 +94,7 @@ pub struct ProofReport {
     pub blocks: usize,
     /// Multiply-accumulates, each done once.
     pub macs: u64,
-    /// DRAM bytes moved, as foretold.
+    /// DRAM bytes moved, as predicted.
     pub dram_bytes: u64,
     /// Signal over the difference from the float graph, in decibels.
     pub snr_db: Option<f64>,
@@ -102,7 +102,7 @@ pub struct ProofReport {
 
 impl Finding for CompilationReport {
     fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
-        vec![("Compiled (predicted)", table(found)), ("Best in some way (predicted)", front_table(found))]
+        vec![("Compiled (predicted)", table(found)), ("Pareto front (predicted)", front_table(found))]
     }
 
     fn prediction(&self) -> Option<Prediction> {
@@ -135,11 +135,18 @@ fn table(variants: &Found<'_, CompilationReport>) -> Table {
 const HEAD: &[&str] =
     &["variant", "device", "run", "kernels", "latency", "J", "DRAM traffic", "peak SRAM", "peak DRAM", "blocks proven", "SNR dB"];
 
+/// `prefill: 64 tokens, empty cache`; `decode: 1 token, 64 in the cache`.
+fn phase_title(phase: &PhaseReport) -> String {
+    let tokens = if phase.rows == 1 { "1 token".into() } else { format!("{} tokens", phase.rows) };
+    let cache = if phase.past == 0 { "empty cache".into() } else { format!("{} in the cache", phase.past) };
+    format!("{}: {tokens}, {cache}", phase.name)
+}
+
 fn phase_row(device: &str, phase: &PhaseReport) -> Vec<String> {
     let proof = phase.proof.as_ref();
     vec![
         device.into(),
-        format!("{}, {} behind {}", phase.name, phase.rows, phase.past),
+        phase_title(phase),
         format!("{} of {} kinds", phase.kernels, phase.bodies),
         format!("{:.3} ms", 1e3 * phase.latency),
         format!("{:.3e}", phase.energy),
@@ -159,7 +166,7 @@ fn head_row(device: &str, proof: &ProofReport) -> Vec<String> {
     name.into_iter().chain(costs).chain(["all".to_owned(), snr]).collect()
 }
 
-/// Goals and sizes of chunks: one row each that is best in some way.
+/// Goals and sizes of chunks on the Pareto front: one row each.
 fn front_table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
         compilation.front.iter().map(|point| front_row(&compilation.device, point)).collect::<Vec<_>>()

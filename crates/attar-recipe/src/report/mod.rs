@@ -73,9 +73,9 @@ pub struct ModelReport {
 pub struct VariantReport {
     /// Empty for the only one.
     pub name: String,
-    /// True bits a weight over all weights: codes, scales, zeros, and whatever stayed as it was.
+    /// True bits per weight over all weights: codes, scales, zeros, and whatever stayed as it was.
     pub bits_per_weight: f64,
-    /// True bits a weight over the quantized ones; 0 if there is none.
+    /// True bits per weight over the quantized ones; 0 if there is none.
     pub quantized_bits_per_weight: f64,
     /// Every weight that a step changed, in the graph's order.
     pub tensors: Vec<TensorReport>,
@@ -144,7 +144,7 @@ impl Report {
         self.variants.iter().map(|variant| (variant.name.as_str(), &variant.findings)).collect()
     }
 
-    /// Sizes: one row an artifact.
+    /// Sizes: one row per artifact.
     pub fn variant_table(&self) -> Table {
         let mut rows = Vec::new();
         for variant in &self.variants {
@@ -171,7 +171,7 @@ impl Report {
         evals::table(evals)
     }
 
-    /// Gates: one row a verdict.
+    /// Gates: one row per verdict.
     pub fn gate_table(&self) -> Table {
         let rows = self.gates.iter().map(|verdict| {
             let status = match verdict.status {

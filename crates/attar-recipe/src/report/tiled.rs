@@ -1,4 +1,4 @@
-//! What the step `tile` cut.
+//! What the step `tile` tiled.
 
 use attar_compile::{
     Tiled,
@@ -10,7 +10,7 @@ use crate::table::{Table, rows_of};
 
 impl Finding for Tiled {
     fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
-        vec![("Products cut for SRAM", table(found))]
+        vec![("Matrix products tiled for SRAM", table(found))]
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
 const VERSION: u32 = 2;
 
 /// Tokens that gradients are taken on, and tokens that second moments are summed over, at most.
-const TAUGHT: usize = 4096;
+const GRADIENT_TOKENS: usize = 4096;
 const SEEN: usize = 8192;
 
 /// Decides which labels are drawn from the model's predictions.
@@ -120,9 +120,9 @@ pub(super) fn describe(settings: &Quantize, assignment: &Assignment) -> String {
     format!("about {}, by `{budget}`", assignment.scheme)
 }
 
-/// Bytes of memory that judging a weight takes beside quantizing it: what it is, what it becomes, and the difference.
+/// Bytes of memory that judging a weight takes on top of quantizing it: what it is, what it becomes, and the difference.
 pub(super) fn memory([rows, columns]: [usize; 2]) -> u64 {
-    let tokens = (TAUGHT + SEEN) as u64;
+    let tokens = (GRADIENT_TOKENS + SEEN) as u64;
     12 * (rows * columns) as u64 + 4 * tokens * 8 * columns as u64
 }
 
@@ -322,15 +322,15 @@ impl<'a> Judge<'a> {
     /// From the last block to the first.
     fn walk(&mut self, open: Vec<Part>) -> Result<(), StepError> {
         let windows = self.session.calibration.unwrap_or_default();
-        let (taught, seen) = split(windows);
+        let (gradient_windows, seen) = split(windows);
         let wanted = |id: ValueId| open.iter().any(|part| part.value == id);
         let below = SourceWeights(self.source.clone());
         let graph = self.graph;
         let back = Backward { graph, weights: &below, wanted: &wanted, seed: SEED };
         let lanes = |windows| lane_values(graph, windows, windows_together(windows));
-        let mut back = back.start(lanes(taught)?, lanes(seen)?)?;
+        let mut back = back.start(lanes(gradient_windows)?, lanes(seen)?)?;
         let base = self.session.base.with(graph.clone(), self.source.clone());
-        let text: Vec<Window> = taught.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
+        let text: Vec<Window> = gradient_windows.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
         let runner = Reference::new(&base);
         let mut exact = Exact { base: &base, windows: &text, logits: runner.start(&text, &|_, _| {})? };
         let (mut done, mut moments) = (0, BTreeMap::new());
@@ -370,9 +370,9 @@ impl<'a> Judge<'a> {
 /// The windows for gradients and those for second moments.
 fn split(windows: &[Vec<u32>]) -> (&[Vec<u32>], &[Vec<u32>]) {
     let length = windows.first().map_or(1, Vec::len).max(1);
-    let taught = (TAUGHT / length).clamp(1, windows.len().div_ceil(2).max(1)).min(windows.len());
-    let seen = (SEEN / length).min(windows.len() - taught);
-    (&windows[..taught], &windows[taught..taught + seen])
+    let gradient_windows = (GRADIENT_TOKENS / length).clamp(1, windows.len().div_ceil(2).max(1)).min(windows.len());
+    let seen = (SEEN / length).min(windows.len() - gradient_windows);
+    (&windows[..gradient_windows], &windows[gradient_windows..gradient_windows + seen])
 }
 
 /// A quantized weight that nothing is decided about.
@@ -396,7 +396,7 @@ impl Candidate<'_> {
         Ok(if damage.energy > 0.0 { damage.squared_error / damage.energy } else { 0.0 })
     }
 
-    /// To second order, a token.
+    /// To second order, per token.
     fn divergence(&self, value: ValueId, outputs: &Outputs) -> Result<f64, Error> {
         let (weight, change) = self.change()?;
         let (mut sum, mut tokens) = (0.0, 0);
@@ -427,7 +427,7 @@ struct Exact<'a> {
 }
 
 impl Exact<'_> {
-    /// Of the model with one weight quantized, a token.
+    /// Of the model with one weight quantized, per token.
     fn divergence(&mut self, candidate: &Candidate<'_>) -> Result<f64, Error> {
         let mut graph = candidate.graph.clone();
         place(&mut graph, candidate.assignment);

@@ -78,16 +78,16 @@ pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: boo
         let error = Error::recipe("the algorithm looks at activations, and the recipe has no text for that").hint(hint);
         return Err(StepError { key: Some("algorithm".into()), error });
     }
-    if !model.is_beside_float() && assignments.iter().any(|a| a.algorithm.needs() == Needs::Drift) {
-        let hint = "put the step `activations` behind this one".to_owned();
+    if !model.matches_float() && assignments.iter().any(|a| a.algorithm.needs() == Needs::Drift) {
+        let hint = "put the step `activations` after this one".to_owned();
         let error = Error::recipe("the algorithm looks at the float model, which has no integer activations").hint(hint);
         return Err(StepError { key: Some("algorithm".into()), error });
     }
     graph.blocks().try_for_each(|block| stages(graph, block, assignments).map(drop))
 }
 
-/// What a float stream takes beside the quantized one: as much between two blocks, and what the layers read, `inputs` wide.
-pub(super) fn memory_beside(model: &Working, inputs: usize) -> u64 {
+/// Bytes of the float stream, on top of the quantized one: as much between two blocks, and what the layers read, `inputs` wide.
+pub(super) fn float_stream_memory(model: &Working, inputs: usize) -> u64 {
     let [_, between] = model.token_bytes();
     model.tokens * (4 * between + 4 * inputs as u64)
 }

@@ -1,4 +1,4 @@
-//! The step `compile`: plans of the model for a device, proven, beside the model. The model itself stays as it is.
+//! The step `compile`: plans of the model for a device, proven on numbers. The model itself stays as it is.
 
 use std::{cell::Cell, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! The step `fuse`: the graph changes, and no byte of a weight. It comes behind the steps that look for linear layers.
+//! The step `fuse`: the graph changes, and no byte of a weight. It comes after the steps that look for linear layers.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -24,7 +24,7 @@ pub(super) static FUSE: StepKind = StepKind {
     predicts: false,
 };
 
-/// A graph behind passes, what each did, and the weights that are other expressions now: name, encoding before.
+/// A graph after passes, what each did, and the weights that are other expressions now: name, encoding before.
 struct Fused {
     graph: Graph,
     reports: Vec<FusionReport>,

@@ -24,7 +24,7 @@ pub struct StepKind {
     /// JSON Schema of its settings.
     pub schema: fn() -> serde_json::Value,
     pub(crate) build: fn(Section<'_, '_>) -> Result<Box<dyn Step>>,
-    /// The folder of the files that it leaves beside the model, if it does.
+    /// The folder of its extra files, if it leaves such.
     pub(crate) folder: Option<&'static str>,
     /// Whether it is a verb as it is, `attar NAME MODEL --out DIR`, with its settings as flags.
     pub is_verb: bool,
@@ -37,7 +37,7 @@ pub struct StepKind {
 }
 
 impl StepKind {
-    /// A step of this kind leaves files beside the model, in the folder of the kind.
+    /// A step of this kind leaves extra files, in the folder of the kind.
     pub(crate) fn leave(&'static self, model: &mut Working, files: Vec<(String, Content)>) {
         let Some(folder) = self.folder else { return };
         let earlier = model.folders.iter().filter(|folder| folder.kind == self.name).count();
@@ -53,7 +53,7 @@ pub trait Step: std::fmt::Debug + Send + Sync {
     /// Its settings with every default filled in.
     fn settings(&self) -> serde_json::Value;
 
-    /// Files that it reads beside the model and the recipe's texts, each with the setting that names it.
+    /// Files that it reads, apart from the model and the recipe's texts, each with the setting that names it.
     fn files(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
@@ -66,7 +66,7 @@ pub trait Step: std::fmt::Debug + Send + Sync {
     #[doc(hidden)]
     fn run(&self, model: &mut Working, session: &Session<'_>) -> std::result::Result<Vec<Digest>, StepError>;
 
-    /// The same with another budget, in true bits a selected weight, for a step that has one.
+    /// The same with another budget, in true bits per selected weight, for a step that has one.
     #[doc(hidden)]
     fn with_bits(&self, _: f64) -> Option<Arc<dyn Step>> {
         None

@@ -12,13 +12,13 @@ pub(crate) mod kind;
 mod memory_plan;
 mod plain;
 mod preserved;
-mod pupils;
 mod quantize;
 mod recover;
 mod rotate;
 mod simulate;
 mod smooth;
 mod tile;
+mod trainable;
 mod transformed;
 
 pub use kind::{PlannedTensor, Step, StepError, StepKind};

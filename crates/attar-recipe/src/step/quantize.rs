@@ -81,7 +81,7 @@ impl Step for Quantize {
             bytes: a.scheme.true_bits(a.dims).div_ceil(8),
             memory: a.algorithm.memory(a.dims)
                 + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 }
-                + if a.algorithm.needs() == Needs::Drift { calibrated::memory_beside(model, a.dims[1]) } else { 0 },
+                + if a.algorithm.needs() == Needs::Drift { calibrated::float_stream_memory(model, a.dims[1]) } else { 0 },
         });
         let planned = planned.collect();
         assignments.iter().for_each(|a| place(&mut model.graph, a));

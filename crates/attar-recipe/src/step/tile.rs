@@ -1,4 +1,4 @@
-//! The step `tile`: how every distinct product of the model is cut for a device. Facts are enough; the model stays as it is.
+//! The step `tile`: how every distinct matrix product of the model is tiled for a device. Facts are enough; the model stays as it is.
 
 use attar_compile::{Tile, Tiled, report::ProductReport};
 use attar_model::Model;
@@ -12,7 +12,7 @@ use crate::{Error, json::json, model::Working, session::Session, settings::of, s
 
 pub(super) static TILE: StepKind = StepKind {
     name: "tile",
-    about: "Cut every distinct product of the model for a device's SRAM",
+    about: "Tile every distinct matrix product of the model for a device's SRAM",
     schema: of::<Tile>,
     build: |section| Ok(Box::new(section.finish::<Tile>(&["kind".into()])?)),
     folder: Some("tiled"),

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A quantized weight that learns.
-pub(super) struct Pupil {
+pub(super) struct Trainable {
     pub(super) id: ValueId,
     pub(super) name: String,
     /// Where its codes are, and where its float weights are.
@@ -25,10 +25,10 @@ pub(super) struct Pupil {
 }
 
 /// The quantized weights of linear layers that `select` names, in running order. Every pattern must name one.
-pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, StepError> {
+pub(super) fn trainable(select: &[Pattern], model: &Working) -> Result<Vec<Trainable>, StepError> {
     let graph = &model.graph;
-    check_beside_float(model)?;
-    let mut pupils = Vec::new();
+    check_matches_float(model)?;
+    let mut trainable = Vec::new();
     for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
         let id = node.inputs[1];
         let value = graph.get(id);
@@ -49,7 +49,7 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
                 let hint = "leave it out of `select`, or give it another grid".to_owned();
                 return Err(StepError { key: Some("select".into()), error: Error::recipe(message).hint(hint) });
             }
-            pupils.push(Pupil {
+            trainable.push(Trainable {
                 id,
                 name: value.name.clone(),
                 exprs: [expr.clone(), float.clone()],
@@ -59,31 +59,31 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
             });
         }
     }
-    let lazy = |pattern: &&Pattern| !pupils.iter().any(|pupil| pattern.matches(&pupil.name));
+    let lazy = |pattern: &&Pattern| !trainable.iter().any(|trained| pattern.matches(&trained.name));
     match select.iter().enumerate().find(|(_, pattern)| lazy(pattern)) {
         Some((at, pattern)) => {
             let message = format!("`{}` matches no quantized weight", pattern.text());
             let hint = "a `quantize` step comes before this one".to_owned();
             Err(StepError { key: Some(format!("select[{at}]")), error: Error::recipe(message).hint(hint) })
         }
-        None => Ok(pupils),
+        None => Ok(trainable),
     }
 }
 
 /// What learns is held against the float model, value by value.
-pub(super) fn check_beside_float(model: &Working) -> Result<(), StepError> {
-    if model.is_beside_float() {
+pub(super) fn check_matches_float(model: &Working) -> Result<(), StepError> {
+    if model.matches_float() {
         return Ok(());
     }
     if model.adapters.is_some() {
-        let hint = "let one step `recover` export adapters, and put it last of all that learn".to_owned();
-        return Err(Error::recipe("weights do not learn beside adapters that are finished").hint(hint).into());
+        let hint = "export adapters from one `recover` step, after all other training steps".to_owned();
+        return Err(Error::recipe("weights cannot be trained next to finished adapters").hint(hint).into());
     }
-    let hint = "put the step `activations` behind this one".to_owned();
-    Err(Error::recipe("weights learn before activations become integers").hint(hint).into())
+    let hint = "put the step `activations` after this one".to_owned();
+    Err(Error::recipe("weights must be trained before activations are quantized").hint(hint).into())
 }
 
-impl Pupil {
+impl Trainable {
     /// As it stands, and its float weights `[rows, columns]`.
     pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> crate::Result<(Learned, Vec<f32>)> {
         let original = self.original(float)?;
@@ -150,14 +150,14 @@ pub(super) fn check_text(what: &str, model: &Working) -> Result<(), StepError> {
         return Ok(());
     }
     let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
-    Err(Error::recipe(format!("`{what}` learns from text, and the recipe has none")).hint(hint).into())
+    Err(Error::recipe(format!("`{what}` trains on text, and the recipe has none")).hint(hint).into())
 }
 
 /// The model's weights are now what they learned to be.
-pub(super) fn install(model: &mut Working, pupils: &[Pupil], blobs: Blobs) -> Result<(), StepError> {
-    for pupil in pupils {
-        model.damage.insert(pupil.name.clone(), blobs.damage(&pupil.name)?);
-        model.graph.replace_weight(pupil.id, Encoding::Quantized(pupil.scheme), Expr::tensor(pupil.name.clone()));
+pub(super) fn install(model: &mut Working, trainable: &[Trainable], blobs: Blobs) -> Result<(), StepError> {
+    for trained in trainable {
+        model.damage.insert(trained.name.clone(), blobs.damage(&trained.name)?);
+        model.graph.replace_weight(trained.id, Encoding::Quantized(trained.scheme), Expr::tensor(trained.name.clone()));
     }
     model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
     Ok(())
