@@ -241,8 +241,7 @@ mod tests {
         let step = "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
         for model in ["shakespeare-1m", "tiny-gpt2", "tiny-bert"] {
             let small = planned(model, step).unwrap().peak_memory;
-            let step =
-                step.replace("int8\"", "int8\"\nalgorithm = \"gptq\"\nselect = [\"**\"]\nkeep = [\"*embedding*\", \"lm_head\"]");
+            let step = step.replace("int8\"", "int8\"\nalgorithm = \"gptq\"");
             let calibrated = planned(model, &format!("{TEXT}{step}")).unwrap().peak_memory;
             assert!(BASE_MEMORY < small && small < calibrated, "{model}: {small} and {calibrated} bytes");
         }
@@ -254,8 +253,7 @@ mod tests {
             let said = refused("tiny-bert", &format!("{TEXT}[[step]]\nkind = \"{kind}\"\n{more}"));
             assert!(said.contains(&format!("`{kind}` needs a model that predicts tokens")), "{said}");
         }
-        let budget =
-            "[[step]]\nkind = \"quantize\"\nbits = 6.0\nsensitivity = \"kl\"\nselect = [\"**\"]\nkeep = [\"*embedding*\"]\n";
+        let budget = "[[step]]\nkind = \"quantize\"\nbits = 6.0\nsensitivity = \"kl\"\n";
         let said = refused("tiny-bert", &format!("{TEXT}{budget}"));
         assert!(said.contains("an encoder predicts none"), "{said}");
     }
