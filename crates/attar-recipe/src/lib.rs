@@ -27,6 +27,7 @@ mod publish;
 mod recipe;
 mod report;
 mod run;
+mod runner;
 mod schema;
 mod session;
 mod settings;
@@ -34,7 +35,6 @@ mod shape;
 pub mod step;
 mod sweep;
 mod table;
-mod task;
 mod walk;
 
 pub use attar_compress::allocate::Size;
@@ -51,8 +51,8 @@ pub use report::{
     TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
+pub use runner::RunnerKind;
 pub use schema::{schema, task_schema, verb_schema};
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};
-pub use task::{EvalTask, RunnerKind};

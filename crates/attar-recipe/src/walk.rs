@@ -270,8 +270,7 @@ pub(crate) fn lanes(windows: &[Vec<u32>], together: usize) -> Result<Vec<Inputs>
 
 /// The same by the values of `graph`.
 pub(crate) fn lane_values(graph: &Graph, windows: &[Vec<u32>], together: usize) -> Result<Vec<Values>> {
-    let by_id = |lane: Inputs| graph.inputs().iter().copied().zip(lane.tensors).collect();
-    Ok(lanes(windows, together)?.into_iter().map(by_id).collect())
+    Ok(lanes(windows, together)?.iter().map(|lane| lane.of(graph)).collect())
 }
 
 /// Tensors of f32, by lane and name, as a file.

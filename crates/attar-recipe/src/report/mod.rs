@@ -135,8 +135,9 @@ impl Report {
     /// Everything that is told in tables, each with its title, those with rows.
     pub fn tables(&self) -> Vec<(&'static str, Table)> {
         let head = [("Variants", self.variant_table())];
-        let judged = [("Evals", evals::table(&self.evals)), ("Gates", self.gate_table())];
-        let tables = head.into_iter().chain(Findings::tables(&self.findings())).chain(judged);
+        let found = Findings::tables(&self.findings());
+        let judged = [("Gates", self.gate_table())];
+        let tables = head.into_iter().chain(found).chain(evals::tables(&self.evals)).chain(judged);
         tables.filter(|(_, table)| !table.rows.is_empty()).collect()
     }
 
@@ -166,9 +167,10 @@ impl Report {
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
     }
 
-    /// Measurements: one row per eval, variant, runner and mode; the untouched model first.
-    pub fn evals(evals: &[EvalReport]) -> Table {
-        evals::table(evals)
+    /// Measurements, a table per task with its title: one row per eval, variant, runner and mode; the untouched model
+    /// first.
+    pub fn evals(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
+        evals::tables(evals).into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
     }
 
     /// Gates: one row per verdict.

@@ -17,6 +17,7 @@ mod simulate;
 mod step;
 mod sweep;
 mod tile;
+mod written;
 
 use std::{path::Path, process::ExitCode};
 
