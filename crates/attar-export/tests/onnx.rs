@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod architectures;
 mod tiny;
 
 use std::{
@@ -91,7 +92,8 @@ fn call(tokens: &[Vec<u32>], padding: &[usize], past: usize) -> Value {
     let all = past + tokens[0].len();
     let mask: Vec<Vec<u32>> = padding.iter().map(|p| (0..all).map(|i| u32::from(i >= *p)).collect()).collect();
     let positions: Vec<Vec<usize>> = padding.iter().map(|p| (past..all).map(|i| i.saturating_sub(*p)).collect()).collect();
-    json!({ "input_ids": tokens, "attention_mask": mask, "position_ids": positions })
+    let segments: Vec<Vec<u32>> = tokens.iter().map(|tokens| vec![0; tokens.len()]).collect();
+    json!({ "input_ids": tokens, "attention_mask": mask, "position_ids": positions, "token_type_ids": segments })
 }
 
 /// Logits of one row of the batch of one call: `[seq][vocabulary]`.
