@@ -56,8 +56,8 @@ static VERBS: &[Verb] = &[
     Verb { name: "bench", arguments: "[NAME...]", about: "run the benchmarks, or those named", run: bench::run },
     Verb {
         name: "engines",
-        arguments: "",
-        about: "install the engines that check artifacts (ONNX Runtime, onnx) into target/engines",
+        arguments: "[NAME...]",
+        about: "install the engines that open artifacts, or those named, into target/engines",
         run: engines::run,
     },
     Verb {

@@ -1,6 +1,6 @@
 //! ONNX artifacts against the reference run, in the real engine, and against damage.
 //!
-//! Tests that run onnxruntime want `ATTAR_ENGINES`: a Python environment with onnx, onnxruntime and numpy.
+//! Tests that run onnxruntime need `ATTAR_ENGINES`: a folder with a Python environment `onnxruntime` in it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -62,12 +62,12 @@ fn run_engine(cases: &[Value]) -> Option<Vec<Value>> {
         return None;
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/engines.py");
-    let mut python = on_processor(&Path::new(&engines).join("bin/python"))
+    let mut python = on_processor(&Path::new(&engines).join("onnxruntime/bin/python"))
         .arg(script)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("ATTAR_ENGINES is a Python environment");
+        .expect("ATTAR_ENGINES has a Python environment `onnxruntime`: `cargo xtask engines` makes it");
     python.stdin.take().unwrap().write_all(&serde_json::to_vec(cases).unwrap()).unwrap();
     let output = python.wait_with_output().unwrap();
     assert!(output.status.success());

@@ -113,7 +113,9 @@ fn check_encoder(name: &str, model: &Model, golden: &Golden) {
     let types = golden.integers("token_type_ids");
     let inputs = |types: Vec<u32>| {
         let mut inputs = Inputs::tokens(&[&golden.tokens], 0).unwrap();
-        inputs.tensors[2] = Tensor::from_vec(types, (1, golden.tokens.len()), &Device::Cpu).unwrap();
+        inputs
+            .tensors
+            .insert(attar_graph::TOKEN_TYPES.into(), Tensor::from_vec(types, (1, golden.tokens.len()), &Device::Cpu).unwrap());
         inputs
     };
     let one_segment = vec![0; golden.tokens.len()];
