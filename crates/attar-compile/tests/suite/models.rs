@@ -1,6 +1,8 @@
 //! Decoders that tests and benchmarks are about, as sizes, on the generic device.
 
-use attar_compile::{Element, Error, device::Device, schedule::Target, shapes::Decoder};
+use attar_compile::{Element, Error, device::Device, schedule::Target};
+
+use crate::shapes::Decoder;
 
 /// A named decoder, with int8 weights.
 pub(crate) struct Model {

@@ -1,9 +1,12 @@
 //! Fused chains against loops written out by hand, brute force, and a table of an earlier prototype.
 
-use attar_compile::Element;
-use attar_compile::chain::{Chain, Fused, Plan};
-use attar_compile::tile::{Buffering, Limits, Objective, Rates};
+use attar_compile::{
+    Element,
+    tile::{Buffering, Limits, Objective, Rates},
+};
 use proptest::prelude::*;
+
+use super::{Chain, ChainPlan, FusedChain};
 
 /// Bytes loaded and stored by the loops of `Fused`, and the largest thing of each kind held.
 fn by_hand(chain: &Chain, [tm, tf]: [u64; 2], kept: u64) -> (u64, u64) {
@@ -42,7 +45,7 @@ proptest! {
         for tm in 1..=chain.rows {
             for tf in 1..=chain.inner {
                 for kept in 0..=chain.inner.div_ceil(tf) {
-                    let fused = Fused::new(&chain, &limits, [tm, tf], kept);
+                    let fused = FusedChain::new(&chain, &limits, [tm, tf], kept);
                     prop_assert_eq!((fused.outside, fused.weights), by_hand(&chain, [tm, tf], kept));
                     if fused.sram <= limits.sram {
                         best = best.into_iter().chain([fused.dram()]).min();
@@ -50,7 +53,7 @@ proptest! {
                 }
             }
         }
-        let found = Fused::search(&chain, &limits, &Objective::BYTES).ok();
+        let found = FusedChain::search(&chain, &limits, &Objective::BYTES);
         prop_assert_eq!(found.map(|f| f.dram()), best);
         prop_assert!(found.is_none_or(|f| f.sram <= limits.sram));
     }
@@ -120,7 +123,7 @@ fn blocks_need_no_more_than_the_prototype() {
         assert!(ours[0].min(ours[1]) <= half.min(*fused) + ROUNDED, "{ours:?}");
         assert!(ours[2] <= apart + ROUNDED);
         assert!(ours_apart <= attention_apart + ROUNDED && ours_fused <= attention_fused + ROUNDED);
-        assert!(matches!(chosen, Plan::Fused(_)));
+        assert!(matches!(chosen, ChainPlan::Fused(_)));
     }
 }
 
@@ -157,9 +160,10 @@ fn time_chooses_within_what_counts_as_equal() {
         {
             for objective in [Objective::Latency(rates), Objective::Energy(rates)] {
                 let plans = chain.plans(&limits, &objective).unwrap();
-                let cost = |plan: &Plan| plan.cost(&chain, &limits, &rates);
-                let value =
-                    |plan: &Plan| if matches!(objective, Objective::Energy(_)) { cost(plan).energy } else { cost(plan).cycles };
+                let cost = |plan: &ChainPlan| plan.cost(&chain, &limits, &rates);
+                let value = |plan: &ChainPlan| {
+                    if matches!(objective, Objective::Energy(_)) { cost(plan).energy } else { cost(plan).cycles }
+                };
                 let all = [Some(plans.apart), plans.half, plans.fused];
                 let best = plans.best(&chain, &limits, &objective);
                 for plan in all.iter().flatten() {
@@ -167,11 +171,11 @@ fn time_chooses_within_what_counts_as_equal() {
                     assert!(cost(plan).cycles >= cost(plan).compute && plan.sram() <= limits.sram);
                 }
                 // No block of rows and columns is better by more than what counts as equal.
-                let Some(Plan::Fused(fused)) = plans.fused else { panic!("fits") };
+                let Some(ChainPlan::Fused(fused)) = plans.fused else { panic!("fits") };
                 for (tm, tf) in [(32, 32), (64, 64), (128, 32), (256, 32), (16, 128), (100, 96)] {
-                    let other = Fused::new(&chain, &limits, [tm, tf], 0);
+                    let other = FusedChain::new(&chain, &limits, [tm, tf], 0);
                     if other.sram <= limits.sram {
-                        assert!(value(&Plan::Fused(fused)) <= value(&Plan::Fused(other)) * (1.0 + 1.0 / 64.0));
+                        assert!(value(&ChainPlan::Fused(fused)) <= value(&ChainPlan::Fused(other)) * (1.0 + 1.0 / 64.0));
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use attar_compile::pass::Fuse;
 use attar_graph::{Expr, Graph};
 
-use crate::numbers::assert_same;
+use super::numbers::assert_same;
 
 /// Every graph of `testdata/ir`, as it is and with each block matrix and what it reads in integers.
 fn graphs() -> Vec<(String, Graph)> {

@@ -18,7 +18,7 @@ use std::{
 use attar_compile::pass::{PASSES, Pass, find, run_passes};
 use attar_graph::Graph;
 
-use crate::numbers::{FOLDED, assert_same};
+use super::numbers::{FOLDED, assert_same};
 
 /// What is expected stands below this line.
 const RESULT: &str = "; ---\n";

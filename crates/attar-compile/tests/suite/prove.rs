@@ -1,19 +1,16 @@
 //! Plans of random programs are run on simulated memories and compared with the reference, bit by bit.
 
-mod cases;
-mod support;
-
 use std::collections::BTreeSet;
 
+use crate::cases::{proven, target};
+use crate::support::{Builder, Random, WEIGHTS};
 use attar_compile::{
     Element, Plan,
     lower::{Entry, Tiles},
-    program::{Epilogue, Part, Role},
+    program::{Destination, Epilogue, Role},
     schedule::{Choice, Freedom, Goal, schedule},
     simulate::prove,
 };
-use cases::{proven, target};
-use support::{Builder, Random, WEIGHTS};
 
 #[test]
 fn random_blocks_are_proven() {
@@ -37,8 +34,8 @@ fn entry(choice: &Choice) -> Option<String> {
             Entry::Once { .. } => ("linear once", tiles.on_chip[0]),
             Entry::Again { .. } => ("linear again", tiles.on_chip[0]),
         },
-        Tiles::Mlp(tiles) if tiles.added => ("mlp, x is added", false),
-        Tiles::Mlp(tiles) => tiles.piece.map(|_| ("mlp", tiles.on_chip[0]))?,
+        Tiles::GatedMlp(tiles) if tiles.added => ("mlp, x is added", false),
+        Tiles::GatedMlp(tiles) => tiles.piece.map(|_| ("mlp", tiles.on_chip[0]))?,
         _ => return None,
     };
     Some(format!("{kind}{}", if on_chip { ", x on the chip" } else { "" }))
@@ -61,7 +58,7 @@ fn one_product_in_every_order() {
         let k = k.next_multiple_of(weight.per.into());
         let x = builder.numbers("x", [m, k], Element::INT8, Role::Input);
         let out = builder.program.tensor("out", [m, n], Element::INT8, Role::Output);
-        builder.linear("product", x, n, weight, 90.0, vec![Part { tensor: out, row: 0 }], Epilogue::Rescale);
+        builder.linear("product", x, n, weight, 90.0, vec![Destination { tensor: out, row: 0 }], Epilogue::Rescale);
         let (program, memory) = builder.memory();
         let target = target(random.within(600, 9_000) as u64, random.pick(&[1, 8, 32]));
         let Ok(schedule) = schedule(&program, &target, Goal::Dram, Freedom::ALL, "test") else { continue };
@@ -86,7 +83,7 @@ fn one_normed_product_in_every_order() {
             false => {
                 let before = builder.numbers("before", [m, k], Element::INT8, Role::Input);
                 let x = builder.scratch("x", [m, k], Element::INT16);
-                builder.linear("first", before, k, weight, 6000.0, vec![Part { tensor: x, row: 0 }], Epilogue::Rescale);
+                builder.linear("first", before, k, weight, 6000.0, vec![Destination { tensor: x, row: 0 }], Epilogue::Rescale);
                 x
             }
         };
@@ -103,7 +100,7 @@ fn one_normed_product_in_every_order() {
         };
         let outputs = if kind == "gated" { n / 2 } else { n };
         let out = builder.program.tensor("out", [m, outputs], element, Role::Output);
-        builder.linear("product", normed, n, weight, 300.0, vec![Part { tensor: out, row: 0 }], epilogue);
+        builder.linear("product", normed, n, weight, 300.0, vec![Destination { tensor: out, row: 0 }], epilogue);
         let (program, memory) = builder.memory();
         let target = target(random.within(600, 9_000) as u64, random.pick(&[1, 8, 32]));
         let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);

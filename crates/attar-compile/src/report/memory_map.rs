@@ -1,23 +1,20 @@
-//! A placement as a picture: time to the right, bytes upwards, an SVG file (W3C SVG 1.1) that stands alone.
+//! A memory plan as a picture: time to the right, bytes upwards, a self-contained SVG file (W3C SVG 1.1).
 
 use std::fmt::Write;
 
-use super::{
-    csv::Entries,
-    problem::{Buffer, Placement},
-};
-use crate::report::escaped;
+use super::escaped;
+use crate::memory::{Buffer, Entries, Placement};
 
-/// The picture, and the frame in it: left, top, right, bottom.
+/// Size of the picture, and the frame inside it: left, top, right, bottom.
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 540.0;
 const FRAME: [f64; 4] = [110.0, 40.0, 930.0, 490.0];
 
-/// Told apart by people who see colours differently (Okabe & Ito 2008).
+/// A palette that is safe for colour-blind readers (Okabe & Ito 2008).
 const COLORS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
-/// Draws every buffer as a box that says its id, size, life and offset when pointed at. `bytes` is what there is: it bounds
-/// the picture, together with the placement's height.
+/// Draws every buffer as a box; hovering over it shows its id, size, lifetime and offset. `bytes` is the size of the memory:
+/// the picture is as high as that or the placement, whichever is larger.
 pub fn memory_map(entries: &Entries, placement: &Placement, bytes: u64) -> String {
     let scale = Scale::of(entries, placement.height.max(bytes));
     let [left, top, right, bottom] = FRAME;

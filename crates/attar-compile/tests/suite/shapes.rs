@@ -1,54 +1,43 @@
-//! A decoder as sizes alone: what its programs move and multiply, without a checkpoint. Every number that depends on weights
-//! (rescalings, gains, tables) is a stand-in that is legal and means nothing, so a program of shapes is for planning and
-//! timing, never for running a model.
-//!
-//! ```
-//! use attar_compile::{Element, shapes::Decoder};
-//! let decoder = Decoder {
-//!     width: 64, inner: 128, heads: 4, key_heads: 2, head: 16, blocks: 2, window: None, weight: Element::INT4, vocabulary: None,
-//! };
-//! let decode = decoder.program(1, 9)?;
-//! assert_eq!(decode.kernels.len(), 2 * 7);
-//! # Ok::<(), attar_compile::Error>(())
-//! ```
+//! A decoder as shapes alone, without a checkpoint. Every number that depends on weights (rescalings, gains, tables) is a legal
+//! placeholder, so these programs are for planning and timing, never for running a model.
 
-use crate::{
+use attar_compile::{
     Element, Kernel, Program, Result, TensorId,
     fixed::Rescale,
-    program::{Attention, Column, Epilogue, Linear, Norm, Part, Role},
+    program::{Attention, Column, Destination, Epilogue, Linear, Norm, Role},
 };
 
 /// A decoder of equal blocks: norm, QKV with rotary positions, attention, output, norm, gated MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     /// Numbers of the residual stream.
-    pub width: u64,
+    pub(crate) width: u64,
     /// Inner features of the MLP.
-    pub inner: u64,
+    pub(crate) inner: u64,
     /// Query heads.
-    pub heads: u64,
+    pub(crate) heads: u64,
     /// Key and value heads; a divisor of `heads`.
-    pub key_heads: u64,
+    pub(crate) key_heads: u64,
     /// Numbers of a head, even.
-    pub head: u64,
-    /// How many blocks.
-    pub blocks: u64,
+    pub(crate) head: u64,
+    /// Number of blocks.
+    pub(crate) blocks: u64,
     /// How many positions a query sees, itself included.
-    pub window: Option<u64>,
+    pub(crate) window: Option<u64>,
     /// How weights are stored.
-    pub weight: Element,
+    pub(crate) weight: Element,
     /// Words of the head that follows the blocks with a norm before it, in logits of int16 for every row. Without it the
     /// program ends with the last block.
-    pub vocabulary: Option<u64>,
+    pub(crate) vocabulary: Option<u64>,
 }
 
 impl Decoder {
-    /// The integer program for `rows` tokens behind `past` others: a prompt, a part of it, or with one row a step of
+    /// The integer program for `rows` tokens after `past` others: a prompt, a part of it, or with one row a step of
     /// decoding. Input is the residual stream `[rows, width]` in int16; keys and values have room for `past + rows` tokens.
     ///
     /// # Errors
     /// Where the sizes do not go together, or sums would pass 32 bits.
-    pub fn program(&self, rows: u64, past: u64) -> Result<Program> {
+    pub(crate) fn program(&self, rows: u64, past: u64) -> Result<Program> {
         let mut shapes = Shapes { decoder: self, rows, past, program: Program::default() };
         shapes.blocks();
         let program = shapes.program;
@@ -84,7 +73,7 @@ impl Shapes<'_> {
         if let Some(words) = vocabulary {
             let normed = self.norm("norm", x);
             let logits = self.program.tensor("logits", [self.rows, words], Element::INT16, Role::Output);
-            self.linear("head", normed, words, vec![Part { tensor: logits, row: 0 }], Epilogue::Rescale);
+            self.linear("head", normed, words, vec![Destination { tensor: logits, row: 0 }], Epilogue::Rescale);
         }
     }
 
@@ -92,7 +81,7 @@ impl Shapes<'_> {
         let Decoder { width, inner, .. } = *self.decoder;
         let attended = self.attention(name, table, x);
         let middle = self.wide(&format!("{name}.middle"), Role::Scratch);
-        let whole = |tensor: TensorId| vec![Part { tensor, row: 0 }];
+        let whole = |tensor: TensorId| vec![Destination { tensor, row: 0 }];
         self.linear(&format!("{name}.output"), attended, width, whole(middle), Epilogue::Add { residual: x });
         let normed = self.norm(&format!("{name}.mlp.norm"), middle);
         let gated = self.scratch(&format!("{name}.gated"), inner);
@@ -108,10 +97,10 @@ impl Shapes<'_> {
         let normed = self.norm(&format!("{name}.norm"), x);
         let query = self.scratch(&format!("{name}.query"), queries);
         let state = self.program.tensor(format!("{name}.state"), [past + rows, states], Element::INT8, Role::State);
-        let turned = queries + states / 2;
-        let ranges = vec![(queries, plain()), (turned, plain()), (queries + states, plain())];
-        let rotary = Epilogue::Rotary { table, position: past, head, turned, ranges };
-        let parts = vec![Part { tensor: query, row: 0 }, Part { tensor: state, row: past }];
+        let rotated = queries + states / 2;
+        let ranges = vec![(queries, plain()), (rotated, plain()), (queries + states, plain())];
+        let rotary = Epilogue::Rotary { table, position: past, head, rotated, ranges };
+        let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&format!("{name}.qkv"), normed, queries + states, parts, rotary);
         let out = self.scratch(&format!("{name}.attended"), queries);
         let attention = Attention { query, state, out, heads, key_heads, head, past, window, logits: plain(), rescale: plain() };
@@ -119,7 +108,7 @@ impl Shapes<'_> {
         out
     }
 
-    fn linear(&mut self, name: &str, x: TensorId, outputs: u64, out: Vec<Part>, epilogue: Epilogue) {
+    fn linear(&mut self, name: &str, x: TensorId, outputs: u64, out: Vec<Destination>, epilogue: Epilogue) {
         let shape = [outputs, self.program.get(x).columns];
         let weight = self.program.tensor(format!("{name}.weight"), shape, self.decoder.weight, Role::Weight);
         let columns = self.program.tensor(format!("{name}.columns"), [1, outputs], Column::ELEMENT, Role::Constant);

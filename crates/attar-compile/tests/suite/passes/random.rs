@@ -8,14 +8,14 @@ use attar_graph::{
 use attar_tensor::{Dtype, Encoding};
 use proptest::{prelude::*, sample::Index, test_runner::RngSeed};
 
-use crate::numbers::{FOLDED, assert_same};
+use super::numbers::{FOLDED, assert_same};
 
 /// Width of every value between two steps.
 const WIDTH: usize = 8;
 
 /// One node, or a few that belong together.
 #[derive(Clone, Debug)]
-struct Step {
+struct Piece {
     kind: usize,
     a: Index,
     b: Index,
@@ -23,9 +23,9 @@ struct Step {
     flavour: u8,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<Piece>> {
     let step = (0..14usize, any::<Index>(), any::<Index>(), any::<u8>());
-    prop::collection::vec(step.prop_map(|(kind, a, b, flavour)| Step { kind, a, b, flavour }), 1..16)
+    prop::collection::vec(step.prop_map(|(kind, a, b, flavour)| Piece { kind, a, b, flavour }), 1..16)
 }
 
 /// A graph in the making.
@@ -92,17 +92,17 @@ impl Builder {
         self.node("rounded", Op::Quantize { bits: 8 }, &inputs)
     }
 
-    /// Attention with everything around it; keys in a cache and turned, if the flavour has them so.
+    /// Attention with everything around it; keys in a cache and rotated, if the flavour has them so.
     fn attention(&mut self, x: ValueId, other: ValueId, flavour: u8) -> ValueId {
-        let (heads, turned) = (2, flavour & 1 > 0);
+        let (heads, rotated) = (2, flavour & 1 > 0);
         let rope = Op::Rope(Rope { theta: 100.0, scaling: Scaling::Default });
         let mut parts = Vec::new();
         for at in 0..3u8 {
             let from = if flavour & 2 > 0 && at == 0 { other } else { x };
             let made = self.linear(from, flavour.rotate_left(at.into()));
             let mut part = self.node("split", Op::SplitHeads { heads }, &[made]);
-            if turned && at < 2 {
-                part = self.node("turned", rope.clone(), &[part, self.positions]);
+            if rotated && at < 2 {
+                part = self.node("rotated", rope.clone(), &[part, self.positions]);
             }
             if at > 0 {
                 let name = self.name("state");
@@ -114,7 +114,7 @@ impl Builder {
         self.node("merged", Op::MergeHeads, &[mixed])
     }
 
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &Piece) {
         // Mostly of the latest, so that most of the graph is alive.
         let latest = self.values.len().saturating_sub(2);
         let (a, b) = (*step.a.get(&self.values[latest..]), *step.b.get(&self.values));
@@ -175,7 +175,7 @@ impl Builder {
     }
 }
 
-fn graph(steps: &[Step], other: &Index, integers: bool) -> Graph {
+fn graph(steps: &[Piece], other: &Index, integers: bool) -> Graph {
     let mut builder = Builder::new(integers);
     steps.iter().for_each(|step| builder.step(step));
     let graph = builder.finish(other);

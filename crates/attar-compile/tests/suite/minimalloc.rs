@@ -24,7 +24,7 @@ fn every_problem_is_solved_at_its_capacity() {
 /// One byte fewer than live at once is refused at once; the same problem has the same answer.
 #[test]
 fn what_cannot_fit_is_refused_and_answers_repeat() {
-    let text = include_bytes!("../../../testdata/memory/pieces.csv");
+    let text = include_bytes!("../../../../testdata/memory/pieces.csv");
     let buffers = read_csv(text).unwrap().buffers;
     let at = |capacity| solve(&Problem { buffers: buffers.clone(), capacity }, Effort::default()).unwrap();
     assert!(matches!(at(63), attar_compile::memory::Solution { outcome: Outcome::Infeasible(_), nodes: 0 }));

@@ -1,44 +1,46 @@
-//! Two products with something between them, fused or not: the MLP (gate and up, SwiGLU, down) and attention (scores,
-//! softmax, values). What lies between is never as small as what goes in, so keeping it on chip saves most of the traffic,
-//! but a fused chain reads its weights again for every block of rows, which can cost more: both are counted and the cheaper
-//! is chosen.
+//! Two products with an op between them, fused or not: the MLP (gate and up, SwiGLU, down) and attention (scores, softmax,
+//! values). The value between them is never smaller than the input, so keeping it on the chip saves most of the traffic; but a
+//! fused chain reads its weights again for every block of rows, which can cost more. Both are counted and the cheaper is
+//! chosen.
 //!
 //! Scores, softmax statistics and hidden activations are taken to be complete after one pass over their columns. Nothing is
 //! skipped under a causal mask.
 
-use crate::tile::{Axis, Buffering, Cost, EQUAL, Limits, Objective, Product, Rates, Tiling, search};
-use crate::{Element, Error, Result};
+use attar_compile::{
+    Element, Result,
+    tile::{Buffering, Cost, EQUAL, Limits, Objective, Product, Rates, Tiling, candidates, search},
+};
 
 /// `Y[m,e] = between(X[m,d] W1[d, gates f]) W2[f,e]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chain {
+pub(crate) struct Chain {
     /// m: rows of X and Y: tokens, or the queries of all heads that share a KV head.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// d: columns of X.
-    pub width: u64,
+    pub(crate) width: u64,
     /// f: columns between the products: features of the MLP, or keys.
-    pub inner: u64,
+    pub(crate) inner: u64,
     /// e: columns of Y.
-    pub output: u64,
+    pub(crate) output: u64,
     /// Columns of W1 that make one between: 2 for gate and up, which lie side by side in W1's tiles, 1 for scores.
-    pub gates: u64,
+    pub(crate) gates: u64,
     /// X and Y.
-    pub outside: Element,
+    pub(crate) outside: Element,
     /// What lies between, as the second product reads it.
-    pub between: Element,
+    pub(crate) between: Element,
     /// W1 and W2, stored tile by tile. Keys and values in attention.
-    pub weights: Element,
+    pub(crate) weights: Element,
     /// Sums under way.
-    pub partial: Element,
+    pub(crate) partial: Element,
     /// Bytes of state of a row over its columns: a softmax's largest value and sum.
-    pub state: u64,
+    pub(crate) state: u64,
     /// Blocks are multiples of these in rows and inner columns, or the whole.
-    pub unit: [u64; 2],
+    pub(crate) unit: [u64; 2],
 }
 
 impl Chain {
     /// A gated MLP with int8 activations.
-    pub fn mlp(rows: u64, width: u64, inner: u64, weights: Element) -> Chain {
+    pub(crate) fn mlp(rows: u64, width: u64, inner: u64, weights: Element) -> Chain {
         Chain {
             rows,
             width,
@@ -55,17 +57,17 @@ impl Chain {
     }
 
     /// The attention of one KV head at int8: `queries` rows (those of all heads of its group), `keys`, heads of `width`.
-    pub fn attention(queries: u64, keys: u64, width: u64) -> Chain {
+    pub(crate) fn attention(queries: u64, keys: u64, width: u64) -> Chain {
         Chain { gates: 1, state: 8, ..Chain::mlp(queries, width, keys, Element::INT8) }
     }
 
     /// The same with tiles that are multiples of these in rows and inner columns, or the whole.
-    pub fn aligned(self, unit: [u64; 2]) -> Chain {
+    pub(crate) fn aligned(self, unit: [u64; 2]) -> Chain {
         Chain { unit, ..self }
     }
 
     /// Every operand moved once.
-    pub fn compulsory(&self) -> u64 {
+    pub(crate) fn compulsory(&self) -> u64 {
         let weights = self.weights.bytes(self.width * self.gates * self.inner) + self.weights.bytes(self.inner * self.output);
         weights + self.outside.bytes(self.rows * self.width) + self.outside.bytes(self.rows * self.output)
     }
@@ -100,31 +102,31 @@ impl Chain {
     ///
     /// # Errors
     /// If it does not even fit apart.
-    pub fn plans(&self, limits: &Limits, objective: &Objective) -> Result<Plans> {
+    pub(crate) fn plans(&self, limits: &Limits, objective: &Objective) -> Result<ChainPlans> {
         let (first, second) = (search(&self.first(), limits, objective)?, search(&self.second(), limits, objective)?);
         let between = (self.gates + 1) * self.between.bytes(self.rows * self.inner);
-        let apart = Plan::Apart { first, between, second, gates: self.gates };
+        let apart = ChainPlan::Apart { first, between, second, gates: self.gates };
         let half = (self.gates > 1).then(|| search(&self.gated(), limits, objective).ok()).flatten();
-        let fused = Fused::search(self, limits, objective).ok().map(Plan::Fused);
-        Ok(Plans { apart, half: half.map(|first| Plan::Half { first, second }), fused })
+        let fused = FusedChain::search(self, limits, objective).map(ChainPlan::Fused);
+        Ok(ChainPlans { apart, half: half.map(|first| ChainPlan::Half { first, second }), fused })
     }
 }
 
 /// The cheapest of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plans {
+pub(crate) struct ChainPlans {
     /// Every op by itself.
-    pub apart: Plan,
+    pub(crate) apart: ChainPlan,
     /// The first product with what follows it.
-    pub half: Option<Plan>,
+    pub(crate) half: Option<ChainPlan>,
     /// All in one.
-    pub fused: Option<Plan>,
+    pub(crate) fused: Option<ChainPlan>,
 }
 
-impl Plans {
+impl ChainPlans {
     /// The best by this objective; the simpler of equals.
-    pub fn best(&self, chain: &Chain, limits: &Limits, objective: &Objective) -> Plan {
-        let value = |plan: &Plan| plan.value(chain, limits, objective);
+    pub(crate) fn best(&self, chain: &Chain, limits: &Limits, objective: &Objective) -> ChainPlan {
+        let value = |plan: &ChainPlan| plan.value(chain, limits, objective);
         let others = [self.half, self.fused].into_iter().flatten();
         others.fold(self.apart, |best, plan| if value(&plan) < value(&best) { plan } else { best })
     }
@@ -132,7 +134,7 @@ impl Plans {
 
 /// A way to run a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub(crate) enum ChainPlan {
     /// Each gate's product, then the op between, which reads and writes DRAM, then the second product.
     Apart {
         /// Of each gate.
@@ -152,33 +154,34 @@ pub enum Plan {
         second: Tiling,
     },
     /// One loop nest.
-    Fused(Fused),
+    Fused(FusedChain),
 }
 
-impl Plan {
+impl ChainPlan {
     /// Bytes between DRAM and SRAM.
-    pub fn dram(&self) -> u64 {
+    pub(crate) fn dram(&self) -> u64 {
         match self {
-            Plan::Apart { first, between, second, gates } => gates * first.dram.total() + between + second.dram.total(),
-            Plan::Half { first, second } => first.dram.total() + second.dram.total(),
-            Plan::Fused(fused) => fused.dram(),
+            ChainPlan::Apart { first, between, second, gates } => gates * first.dram.total() + between + second.dram.total(),
+            ChainPlan::Half { first, second } => first.dram.total() + second.dram.total(),
+            ChainPlan::Fused(fused) => fused.dram(),
         }
     }
 
     /// Predicted time and energy, without the vector work of the op between, which is the same in every plan.
-    pub fn cost(&self, chain: &Chain, limits: &Limits, rates: &Rates) -> Cost {
+    pub(crate) fn cost(&self, chain: &Chain, limits: &Limits, rates: &Rates) -> Cost {
         match self {
-            Plan::Apart { first, between, second, .. } => {
+            ChainPlan::Apart { first, between, second, .. } => {
                 let one = first.cost(&chain.first(), limits, rates);
-                let gates = (1..chain.gates).fold(one, |sum, _| sum.then(one));
+                let gates = (1..chain.gates).fold(one, |sum, _| then(sum, one));
                 let cycles = *between as f64 / rates.read.min(rates.write);
                 let energy = *between as f64 * (rates.dram_pj + rates.sram_pj) + cycles * rates.cycle_pj;
-                gates.then(Cost { cycles, compute: 0.0, dma: cycles, energy }).then(second.cost(&chain.second(), limits, rates))
+                let between = Cost { cycles, compute: 0.0, dma: cycles, energy };
+                then(then(gates, between), second.cost(&chain.second(), limits, rates))
             }
-            Plan::Half { first, second } => {
-                first.cost(&chain.gated(), limits, rates).then(second.cost(&chain.second(), limits, rates))
+            ChainPlan::Half { first, second } => {
+                then(first.cost(&chain.gated(), limits, rates), second.cost(&chain.second(), limits, rates))
             }
-            Plan::Fused(fused) => fused.cost(chain, limits, rates),
+            ChainPlan::Fused(fused) => fused.cost(chain, limits, rates),
         }
     }
 
@@ -194,17 +197,17 @@ impl Plan {
     fn transfers(&self, chain: &Chain) -> u64 {
         let sum = |tiling: &Tiling| tiling.transfers.iter().sum::<u64>();
         match self {
-            Plan::Apart { first, second, .. } => chain.gates * sum(first) + sum(second),
-            Plan::Half { first, second } => sum(first) + sum(second),
-            Plan::Fused(fused) => fused.transfers.iter().sum(),
+            ChainPlan::Apart { first, second, .. } => chain.gates * sum(first) + sum(second),
+            ChainPlan::Half { first, second } => sum(first) + sum(second),
+            ChainPlan::Fused(fused) => fused.transfers.iter().sum(),
         }
     }
 
     /// Bytes of SRAM at its fullest.
-    pub fn sram(&self) -> u64 {
+    pub(crate) fn sram(&self) -> u64 {
         match self {
-            Plan::Apart { first, second, .. } | Plan::Half { first, second } => first.sram.max(second.sram),
-            Plan::Fused(fused) => fused.sram,
+            ChainPlan::Apart { first, second, .. } | ChainPlan::Half { first, second } => first.sram.max(second.sram),
+            ChainPlan::Fused(fused) => fused.sram,
         }
     }
 }
@@ -226,27 +229,27 @@ impl Plan {
 /// Blocks at the end are smaller. `W1[j]` and `W2[j]` are one tile each, padded to whole bytes. A streamed block is loaded at
 /// every use, unless it is the only one that is not kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fused {
+pub(crate) struct FusedChain {
     /// tm, tf.
-    pub tile: [u64; 2],
+    pub(crate) tile: [u64; 2],
     /// Blocks of W1 and W2 with slots of their own.
-    pub kept: u64,
+    pub(crate) kept: u64,
     /// Slots through which the others pass: 0, 1 or 2 for each of W1 and W2.
-    pub slots: u64,
+    pub(crate) slots: u64,
     /// Bytes loaded of X and stored of Y.
-    pub outside: u64,
+    pub(crate) outside: u64,
     /// Bytes loaded of W1 and W2.
-    pub weights: u64,
+    pub(crate) weights: u64,
     /// Transfers: loads of X, of W1 and W2 together, stores of Y.
-    pub transfers: [u64; 3],
+    pub(crate) transfers: [u64; 3],
     /// Bytes of SRAM: X, sums of Y, state, W1 and W2's slots, sums and between of a block, and with [`Limits::staged`] a
     /// block of Y; each rounded up to [`Limits::align`] by itself.
-    pub sram: u64,
+    pub(crate) sram: u64,
 }
 
-impl Fused {
+impl FusedChain {
     /// The plan of these blocks, not checked against any limit.
-    pub fn new(chain: &Chain, limits: &Limits, tile: [u64; 2], kept: u64) -> Fused {
+    pub(crate) fn new(chain: &Chain, limits: &Limits, tile: [u64; 2], kept: u64) -> FusedChain {
         let [tm, tf] = tile;
         let (nm, nf) = (chain.rows.div_ceil(tm), chain.inner.div_ceil(tf));
         let edge = chain.inner - (nf - 1) * tf;
@@ -283,7 +286,7 @@ impl Fused {
             round(chain.between.bytes(tm * tf)),
             stage,
         ];
-        Fused {
+        FusedChain {
             tile,
             kept,
             slots,
@@ -295,21 +298,19 @@ impl Fused {
     }
 
     /// Bytes between DRAM and SRAM.
-    pub fn dram(&self) -> u64 {
+    pub(crate) fn dram(&self) -> u64 {
         self.outside + self.weights
     }
 
     /// Predicted time and energy. Each block waits for its weights (single buffers) or takes the longer of its computation
     /// and the next block's loads (double buffers); X is loaded and Y stored in between.
-    pub fn cost(&self, chain: &Chain, limits: &Limits, rates: &Rates) -> Cost {
+    pub(crate) fn cost(&self, chain: &Chain, limits: &Limits, rates: &Rates) -> Cost {
         let [tm, tf] = self.tile;
-        let (rows, inner) = (Axis { whole: chain.rows, tile: tm }, Axis { whole: chain.inner, tile: tf });
-        let (nm, nf) = (rows.tiles() as f64, inner.tiles() as f64);
+        let (nm, nf) = (chain.rows.div_ceil(tm) as f64, chain.inner.div_ceil(tf) as f64);
         let [array_m, array_k, array_n] = rates.array;
-        let gated = Axis { whole: chain.gates * chain.inner, tile: chain.gates * tf };
-        let first = chain.width.div_ceil(array_k) * Rates::blocks(gated, array_n);
-        let second = Rates::blocks(inner, array_k) * chain.output.div_ceil(array_n);
-        let compute = (Rates::blocks(rows, array_m) * (first + second)) as f64 + 2.0 * nm * nf * rates.fill;
+        let first = chain.width.div_ceil(array_k) * blocks(chain.gates * chain.inner, chain.gates * tf, array_n);
+        let second = blocks(chain.inner, tf, array_k) * chain.output.div_ceil(array_n);
+        let compute = (blocks(chain.rows, tm, array_m) * (first + second)) as f64 + 2.0 * nm * nf * rates.fill;
         let weights = self.weights as f64 / rates.read + self.transfers[1] as f64 * rates.setup;
         let each = weights / (self.transfers[1] as f64 / 2.0);
         let outside =
@@ -341,32 +342,25 @@ impl Fused {
         macs * rates.mac_pj + (moved + steps * (reads + sums) as f64) * rates.sram_pj + moved * rates.dram_pj
     }
 
-    /// The best blocks: those that move fewest bytes, then take fewest transfers, then least SRAM; for time and energy
-    /// those that move fewest bytes of all within 1/128 of the least.
-    ///
-    /// # Errors
-    /// If not even the smallest blocks fit.
-    pub fn search(chain: &Chain, limits: &Limits, objective: &Objective) -> Result<Fused> {
-        let value = |fused: &Fused| Plan::Fused(*fused).value(chain, limits, objective);
-        let bytes = |fused: &Fused| (fused.dram(), fused.transfers.iter().sum::<u64>(), fused.sram);
-        let all: Vec<(f64, Fused)> = Fused::fitting(chain, limits).into_iter().map(|fused| (value(&fused), fused)).collect();
+    /// The best blocks that fit, if any do: those that move fewest bytes, then take fewest transfers, then least SRAM; for time
+    /// and energy those that move fewest bytes of all within 1/128 of the least.
+    pub(crate) fn search(chain: &Chain, limits: &Limits, objective: &Objective) -> Option<FusedChain> {
+        let value = |fused: &FusedChain| ChainPlan::Fused(*fused).value(chain, limits, objective);
+        let bytes = |fused: &FusedChain| (fused.dram(), fused.transfers.iter().sum::<u64>(), fused.sram);
+        let all: Vec<(f64, FusedChain)> =
+            FusedChain::fitting(chain, limits).into_iter().map(|fused| (value(&fused), fused)).collect();
         let equal = if matches!(objective, Objective::Dram { .. }) { 0.0 } else { EQUAL };
         let most = all.iter().map(|(v, _)| *v).fold(f64::INFINITY, f64::min) * (1.0 + equal);
         let best = all.iter().filter(|(v, _)| *v <= most).min_by_key(|(_, fused)| bytes(fused));
-        best.map(|(_, fused)| *fused).ok_or_else(|| {
-            let tile = [chain.rows.min(chain.unit[0]), chain.inner.min(chain.unit[1])];
-            let kept = [0, chain.inner.div_ceil(tile[1])];
-            let needed = kept.map(|kept| Fused::new(chain, limits, tile, kept).sram).into_iter().min().unwrap_or(0);
-            Error::ChainTooLarge { rows: chain.rows, inner: chain.inner, tile, needed, sram: limits.sram }
-        })
+        best.map(|(_, fused)| *fused)
     }
 
     /// Every pair of blocks worth trying that fits, with as many weights kept as there is room for.
-    fn fitting(chain: &Chain, limits: &Limits) -> Vec<Fused> {
+    fn fitting(chain: &Chain, limits: &Limits) -> Vec<FusedChain> {
         let mut all = Vec::new();
-        for tf in crate::tile::candidates(chain.inner, chain.unit[1]) {
-            for tm in crate::tile::candidates(chain.rows, chain.unit[0]) {
-                let Some(fused) = Fused::keeping(chain, limits, [tm, tf]) else { break };
+        for tf in candidates(chain.inner, chain.unit[1]) {
+            for tm in candidates(chain.rows, chain.unit[0]) {
+                let Some(fused) = FusedChain::keeping(chain, limits, [tm, tf]) else { break };
                 all.push(fused);
             }
         }
@@ -374,18 +368,36 @@ impl Fused {
     }
 
     /// With as many blocks of weights kept as fit.
-    fn keeping(chain: &Chain, limits: &Limits, tile: [u64; 2]) -> Option<Fused> {
+    fn keeping(chain: &Chain, limits: &Limits, tile: [u64; 2]) -> Option<FusedChain> {
         let count = chain.inner.div_ceil(tile[1]);
-        let all = Fused::new(chain, limits, tile, count);
+        let all = FusedChain::new(chain, limits, tile, count);
         if all.sram <= limits.sram {
             return Some(all);
         }
-        let none = Fused::new(chain, limits, tile, 0);
+        let none = FusedChain::new(chain, limits, tile, 0);
         let room = limits.sram.checked_sub(none.sram)?;
         if none.transfers[0] == 1 || count == 1 {
             return Some(none);
         }
-        let each = Fused::new(chain, limits, tile, 1).sram - none.sram;
-        Some(Fused::new(chain, limits, tile, (room / each).min(count - 1)))
+        let each = FusedChain::new(chain, limits, tile, 1).sram - none.sram;
+        Some(FusedChain::new(chain, limits, tile, (room / each).min(count - 1)))
     }
 }
+
+/// One after the other.
+fn then(first: Cost, second: Cost) -> Cost {
+    Cost {
+        cycles: first.cycles + second.cycles,
+        compute: first.compute + second.compute,
+        dma: first.dma + second.dma,
+        energy: first.energy + second.energy,
+    }
+}
+
+/// Array passes along one dimension: every tile takes whole blocks.
+fn blocks(whole: u64, tile: u64, block: u64) -> u64 {
+    (whole / tile) * tile.div_ceil(block) + (whole % tile).div_ceil(block)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,5 @@
 //! Prompts in chunks, and programs made of sizes alone.
 
-#[expect(dead_code, reason = "tables of other tests")]
-mod models;
-mod support;
-
 use std::num::NonZeroU64;
 
 use attar_compile::{
@@ -16,11 +12,14 @@ use attar_compile::{
         chunk::{Candidate, Chunked, Chunking},
         schedule, schedule_on,
     },
-    shapes::Decoder,
     simulate::{self, prove},
 };
-use models::{MODELS, SRAM, generic, rule};
-use support::{Block, Builder, Random, WEIGHTS};
+
+use crate::{
+    models::{MODELS, SRAM, generic, rule},
+    shapes::Decoder,
+    support::{Block, Builder, Random, WEIGHTS},
+};
 
 fn tokens(count: u64) -> NonZeroU64 {
     NonZeroU64::new(count).expect("no prompt is empty")

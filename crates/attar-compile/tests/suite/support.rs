@@ -3,7 +3,7 @@
 use attar_compile::{
     Data, Element, Kernel, Memory, Program, TensorId,
     fixed::Rescale,
-    program::{Attention, Column, Epilogue, Linear, Norm, Part, Role},
+    program::{Attention, Column, Destination, Epilogue, Linear, Norm, Role},
 };
 
 /// A small generator (SplitMix64, Steele et al. 2014).
@@ -114,7 +114,7 @@ impl Builder {
         n: u64,
         element: Element,
         reach: f64,
-        out: Vec<Part>,
+        out: Vec<Destination>,
         epilogue: Epilogue,
     ) {
         let k = self.program.get(x).columns;
@@ -150,8 +150,8 @@ impl Builder {
         let table = self.numbers(&name("table"), [past + rows, head], Element::INT16, Role::Constant);
         let rescale = rescale_by(1.0 / 64.0);
         let ranges = vec![(q_width, rescale), (q_width + kv_width / 2, rescale_by(1.0 / 80.0)), (q_width + kv_width, rescale)];
-        let rotary = Epilogue::Rotary { table, position: past, head, turned: q_width + kv_width / 2, ranges };
-        let parts = vec![Part { tensor: query, row: 0 }, Part { tensor: state, row: past }];
+        let rotary = Epilogue::Rotary { table, position: past, head, rotated: q_width + kv_width / 2, ranges };
+        let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&name("qkv"), normed, q_width + kv_width, weight, 4000.0, parts, rotary);
         let attended = self.scratch(&name("attended"), [rows, q_width], Element::INT8);
         let logits = rescale_by(300.0 / (head as f64).sqrt() / 5000.0);
@@ -159,14 +159,14 @@ impl Builder {
         let attention = Attention { query, state, out: attended, heads, key_heads, head, past, window, logits, rescale };
         self.program.kernel(name("attention"), Kernel::Attention(attention));
         let middle = self.scratch(&name("middle"), [rows, width], Element::INT16);
-        let parts = vec![Part { tensor: middle, row: 0 }];
+        let parts = vec![Destination { tensor: middle, row: 0 }];
         self.linear(&name("output"), attended, width, weight, 6000.0, parts, Epilogue::Add { residual: x });
         let normed = self.scratch(&name("normed again"), [rows, width], Element::INT8);
         self.norm(&name("norm again"), middle, normed);
         let gated = self.scratch(&name("gated"), [rows, inner], Element::INT8);
         let gate = self.gate();
-        self.linear(&name("gate"), normed, 2 * inner, weight, 300.0, vec![Part { tensor: gated, row: 0 }], gate);
-        let parts = vec![Part { tensor: out, row: 0 }];
+        self.linear(&name("gate"), normed, 2 * inner, weight, 300.0, vec![Destination { tensor: gated, row: 0 }], gate);
+        let parts = vec![Destination { tensor: out, row: 0 }];
         self.linear(&name("down"), gated, width, weight, 6000.0, parts, Epilogue::Add { residual: middle });
     }
 

@@ -2,8 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-mod support;
-
+use crate::support::{Block, Builder, Random, WEIGHTS};
 use attar_compile::{
     Memory, Plan, Program,
     plan::{Compute, Constant, Extent, Place, Region, Slots, Space, Span, Statement, View},
@@ -11,7 +10,6 @@ use attar_compile::{
     schedule::{Freedom, Goal, Target, schedule},
     simulate::{Rates, prove, simulate},
 };
-use support::{Block, Builder, Random, WEIGHTS};
 
 /// A change, where there is something to change.
 type Mutation = fn(&mut Plan, &mut Random) -> Option<()>;

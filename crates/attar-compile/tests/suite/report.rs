@@ -1,18 +1,16 @@
 //! Reports add up to what was simulated, stay above their bounds, and are pages that any browser reads.
 
-mod support;
-
 use std::{fs, path::PathBuf};
 
+use crate::support::{Block, Builder, Random, WEIGHTS};
 use attar_compile::{
     Element, Error, Kernel, Program,
-    program::{Epilogue, Linear, Part, Role},
-    report::{Holds, Kind, Limit, MovedReport, Options, Report, Table, to_html},
+    program::{Destination, Epilogue, Linear, Role},
+    report::{Holds, KernelKind, Limit, MovedReport, Options, Report, Table, to_html},
     schedule::{Freedom, Goal, Schedule, Target, schedule},
     simulate::{Rates, Simulation, time},
 };
 use serde_json::Value;
-use support::{Block, Builder, Random, WEIGHTS};
 
 /// Sums of joules in another order.
 const ROUNDING: f64 = 1e-12;
@@ -131,7 +129,7 @@ fn the_bound_of_a_product_knows_the_chip() {
         let report = Report::new(&program, &schedule, &simulation, &target, tokens(&block));
         check(&report, &simulation, &target);
         let gate = report.calls.iter().find(|call| call.name.ends_with("gate")).unwrap();
-        assert_eq!((gate.kind, gate.shape), (Kind::Linear, [256, 256, 1024]));
+        assert_eq!((gate.kind, gate.shape), (KernelKind::Linear, [256, 256, 1024]));
         gate.least
     };
     // x once, weights once, outputs once, and 10 bytes for each column.
@@ -152,7 +150,7 @@ fn weights_in_flash_are_told_apart() {
     assert_eq!(report.totals.flash, weights.read);
     assert!(report.totals.dram_peak <= target.dram && report.totals.flash_peak > 0);
     for call in report.calls.iter().filter(|call| call.macs > 0) {
-        let attention = call.kind == Kind::Attention;
+        let attention = call.kind == KernelKind::Attention;
         assert_eq!((call.flash > 0, call.predicted.limit == Limit::Flash), (!attention, !attention), "{call:?}");
     }
 }
@@ -222,7 +220,7 @@ fn names_are_escaped() {
     let out = builder.program.tensor("out", [16, 32], Element::INT8, Role::Output);
     for (x, out) in [(x, middle), (middle, out)] {
         let [weight, columns] = builder.weight(name, [32, 32], Element::INT8, 90.0);
-        let out = vec![Part { tensor: out, row: 0 }];
+        let out = vec![Destination { tensor: out, row: 0 }];
         let linear = Linear { x, weight, columns, out, epilogue: Epilogue::Rescale };
         builder.program.kernel(name, Kernel::Linear(linear));
     }

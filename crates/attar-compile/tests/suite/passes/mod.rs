@@ -1,4 +1,4 @@
-//! One binary, so that all of it links once.
+//! Passes over graphs.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
