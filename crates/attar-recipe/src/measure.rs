@@ -45,7 +45,7 @@ pub(crate) fn measure(
                         to.write_all(&json(&measured)).map_err(|e| attar_tensor::Error::from(e).into())
                     })?;
                     used.insert(blob);
-                    Outcome::Measured(Box::new(read_measurements(&session.store.path(&blob))?))
+                    Outcome::Measured(Box::new(read_measurements(&session.store.open(&blob)?)?))
                 };
                 evaluations.push(Evaluation {
                     eval: eval.name.clone(),
@@ -142,7 +142,7 @@ fn eval_key(
     }
     if runner == RunnerKind::OnnxRuntime {
         let library = engines.onnxruntime.as_deref().unwrap_or(Path::new(""));
-        text += &format!("{} {}\n", library.display(), Digest::of_file(library)?);
+        text += &format!("{}\n", Digest::of_file(library)?);
         for (_, artifact, _) in &variant.artifacts {
             artifact.files.iter().for_each(|file| text += &format!("{} {}\n", file.name, file.digest));
         }

@@ -8,7 +8,7 @@ use std::{
 use attar_eval::{DEVICE, Evaluation, Outcome, PREDICTED, Status};
 use attar_export::Artifact;
 use attar_model::Model;
-use attar_tensor::{Digest, Journal, Store};
+use attar_tensor::{Digest, FolderStore, Keep, Store};
 use serde::Serialize;
 
 use crate::{
@@ -80,10 +80,9 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     lock.apply(request.lock, &Lock::path(&recipe.document.path))?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
     output.withdraw_promises()?;
-    let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
-    let journal = Journal::open(&store.root().join("journal"))?;
+    let store = FolderStore::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
     let calibration = calibration(recipe, &base)?;
-    let session = Session { store: &store, journal: &journal, observer, base: &base, calibration: calibration.as_deref() };
+    let session = Session { store: &store, observer, base: &base, calibration: calibration.as_deref() };
 
     let mut used = BTreeSet::new();
     let (mut made, mut folders) = (Vec::new(), Vec::new());
@@ -143,9 +142,9 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     // Last: a folder with a manifest is a finished one.
     output.write("manifest.json", &manifest)?;
     if recipe.head.store.is_none() {
-        store.collect_garbage(&used)?;
-        if !recipe.head.keep_store {
-            drop((store, journal));
+        store.collect_garbage(Keep::Only(&used), false)?;
+        if !recipe.head.keep_store && store.leases()?.is_empty() {
+            drop(store);
             output.forget_state()?;
         }
     }

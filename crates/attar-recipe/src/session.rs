@@ -3,14 +3,13 @@
 use std::io::Write;
 
 use attar_model::Model;
-use attar_tensor::{Digest, Journal, Store};
+use attar_tensor::{Digest, Store};
 
 use crate::{Error, Observer, Result};
 
 /// What units of work need while they run.
 pub struct Session<'a> {
-    pub(crate) store: &'a Store,
-    pub(crate) journal: &'a Journal,
+    pub(crate) store: &'a dyn Store,
     pub(crate) observer: &'a dyn Observer,
     /// The model as it was opened.
     pub(crate) base: &'a Model,
@@ -21,10 +20,7 @@ pub struct Session<'a> {
 impl Session<'_> {
     /// The blob of a unit that is done, if it is there and whole.
     pub(crate) fn done(&self, key: &Digest) -> Result<Option<Digest>> {
-        match self.journal.get(key) {
-            Some(blob) if self.store.verify(&blob)? => Ok(Some(blob)),
-            _ => Ok(None),
-        }
+        Ok(self.store.done(key)?)
     }
 
     /// The blob of a unit: from the store if it is there and whole, or else made now.
@@ -33,7 +29,7 @@ impl Session<'_> {
             return Ok(blob);
         }
         let blob = self.store.put(make)?;
-        self.journal.record(key, blob)?;
+        self.store.record(key, blob)?;
         Ok(blob)
     }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use attar_eval::{Evaluation, Outcome};
-use attar_tensor::{Digest, Journal, Store};
+use attar_tensor::{Digest, FolderStore};
 use serde::Serialize;
 
 use crate::{
@@ -75,12 +75,10 @@ pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sw
     check_needs(&recipe, request.engines)?;
     let base = open(&recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
-    let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
-    let journal = Journal::open(&store.root().join("journal"))?;
+    let store = FolderStore::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
     let calibration = calibration(&recipe, &base)?;
     let session = Session {
         store: &store,
-        journal: &journal,
         observer: request.observer,
         base: &base,
         calibration: calibration.as_deref(),

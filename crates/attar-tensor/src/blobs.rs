@@ -75,9 +75,10 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Adds the blob of that digest.
-    pub fn insert(&mut self, name: &str, store: &Store, blob: &Digest, scheme: Scheme, dims: [usize; 2]) {
-        self.insert_file(name, store.path(blob), scheme, dims);
+    /// Adds the blob of that digest, which the store leases to this process.
+    pub fn insert(&mut self, name: &str, store: &dyn Store, blob: &Digest, scheme: Scheme, dims: [usize; 2]) -> Result<()> {
+        self.insert_file(name, store.open(blob)?, scheme, dims);
+        Ok(())
     }
 
     /// Adds what a [`BlobWriter`] wrote to a file outside a store.

@@ -129,13 +129,25 @@ pub enum Error {
         /// The closest word that is one.
         nearest: Option<String>,
     },
-    /// A blob of the store whose content is not what its name says.
-    #[error("blob {digest} of the store at `{}` is damaged", root.display())]
-    DamagedBlob {
+    /// A folder that is no store.
+    #[error("`{}` is not a store: it has no folder `blobs`", path.display())]
+    NoStore {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A blob that was just there.
+    #[error("blob {digest} of the store `{store}` is missing")]
+    MissingBlob {
         /// The store.
-        root: PathBuf,
+        store: String,
         /// The name.
         digest: Digest,
+    },
+    /// A lease whose first line does not say whose it is.
+    #[error("`{}` is not a lease of a store", path.display())]
+    Lease {
+        /// Its file.
+        path: PathBuf,
     },
 }
 
@@ -343,7 +355,14 @@ impl Error {
             }
             Error::ScaleOutOfRange { .. } => Some("use `scale_dtype = \"f32\"`".into()),
             Error::Contradiction { setting, wanted, .. } => Some(format!("`{setting}` can be {wanted}")),
-            Error::DamagedBlob { root, .. } => Some(format!("delete `{}` and run again", root.display())),
+            Error::NoStore { .. } => Some(
+                "a store is the folder that a recipe names as `store`, or `.attar/store` in the output of a recipe with `keep_store = true`"
+                    .into(),
+            ),
+            Error::MissingBlob { .. } => {
+                Some("something other than attar deleted it: run the same command again, and it is made again".into())
+            }
+            Error::Lease { .. } => Some("stop the attar processes that use the store, then delete that file".into()),
             _ => None,
         }
     }

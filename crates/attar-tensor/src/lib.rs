@@ -14,6 +14,7 @@
 //! assert_eq!(scheme.bits_per_weight([576, 576]), 4.25);
 //! ```
 
+mod atomic;
 mod blobs;
 mod checkpoint;
 mod digest;
@@ -30,6 +31,7 @@ mod scheme;
 mod source;
 mod store;
 
+pub use atomic::{PARTIAL, write_atomically};
 pub use blobs::{BlobWriter, Blobs, Damage};
 pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry};
 pub use digest::Digest;
@@ -41,4 +43,4 @@ pub use quantized::{QuantizedTensor, SharedParts};
 pub use scale::ScaleFormat;
 pub use scheme::{Encoding, Granularity, Scheme, Tail, ZeroPoint};
 pub use source::{Overlay, Source, TensorInfo};
-pub use store::{Journal, PARTIAL, Store, write_atomically};
+pub use store::{Collected, FolderStore, Keep, Lease, NewBlob, Scratch, Store, Total};

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use faer::{Mat, Side, linalg::solvers::Solve};
 
 use super::{Needs, Quantizer, Seen, WeightRows, gptq};
-use crate::{Drift, Hessian, Result, ScaleSearch};
+use crate::{Drift, Hessian, Result, ScaleSearch, hessian::damped};
 
 /// GPTAQ.
 pub(super) struct Gptaq;
@@ -59,7 +59,7 @@ impl Quantizer for Gptaq {
 /// `W + W D (H + damping)^-1`.
 fn corrected(original: &[f32], hessian: &Hessian, drift: &Drift) -> Result<Vec<f32>> {
     let n = hessian.inputs();
-    let (cholesky, _) = gptq::damped(hessian, DAMPING, |damping| {
+    let (cholesky, _) = damped(hessian, DAMPING, |damping| {
         let damped = Mat::from_fn(n, n, |i, j| hessian.mean(i, j) + if i == j { damping } else { 0.0 });
         damped.llt(Side::Lower).ok()
     })?;

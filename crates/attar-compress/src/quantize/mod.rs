@@ -12,7 +12,6 @@ use attar_tensor::{BlobWriter, Damage, Scheme};
 
 pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
 pub(crate) use config::{block_matrices, registered};
-pub(crate) use gptq::Factor;
 
 use crate::{Drift, Hessian, Result, ScaleSearch};
 

@@ -220,7 +220,7 @@ impl<'a> Walk<'a> {
     }
 
     fn read(&self, blob: &Digest) -> Result<Found, StepError> {
-        let path = self.session.store.path(blob);
+        let path = self.session.store.open(blob)?;
         let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
         let found = serde_json::from_slice(&text);
         Ok(found.map_err(|e| Error::input("scales of activations in the store cannot be read").because(&e))?)
@@ -254,7 +254,7 @@ impl<'a> Walk<'a> {
         let mut stream = Stream::new(self.graph, lanes);
         match self.entering {
             Some(blob) => {
-                let blob = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+                let blob = Shards::open(&[self.session.store.open(&blob)?], &BTreeMap::new())?;
                 stream.restore(block, read_activations(&blob, count)?);
             }
             None => {
@@ -331,7 +331,7 @@ impl<'a> Walk<'a> {
         self.stream = Some(stream);
         let blob = self.session.unit(key, |to| write_activations(&entering, to))?;
         if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
-            crate::output::remove(&self.session.store.path(&before))?;
+            self.session.store.release(&before)?;
         }
         Ok(())
     }
@@ -411,7 +411,7 @@ fn install(sites: &[Site], seen: &Found, model: &mut Working, session: &Session<
         writer.finish();
         Ok(())
     })?;
-    let constants = Shards::open(&[session.store.path(&blob)], &BTreeMap::new())?;
+    let constants = Shards::open(&[session.store.open(&blob)?], &BTreeMap::new())?;
     model.source = Arc::new(Overlay::new(Arc::new(constants), model.source.clone()));
     Ok(Some(blob))
 }

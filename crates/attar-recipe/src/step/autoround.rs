@@ -126,7 +126,7 @@ impl Walk<'_> {
             done.extend(self.session.done(&part(&pupil.name))?.map(|blob| (*pupil, blob)));
         }
         if done.len() == pupils.len() && (leaving.is_some() || !more || self.streams.is_none()) {
-            done.into_iter().for_each(|(pupil, blob)| self.take(pupil, blob));
+            done.into_iter().try_for_each(|(pupil, blob)| self.take(pupil, blob))?;
             (self.streams, self.entering, self.key) = (None, leaving, key);
             return Ok(());
         }
@@ -153,10 +153,11 @@ impl Walk<'_> {
         Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
     }
 
-    fn take(&mut self, pupil: &Pupil, blob: Digest) {
+    fn take(&mut self, pupil: &Pupil, blob: Digest) -> Result<(), StepError> {
         let mut blobs = self.live.blobs.write().expect("no panic holds this lock");
-        blobs.insert(&pupil.name, self.session.store, &blob, pupil.scheme, pupil.dims);
+        blobs.insert(&pupil.name, self.session.store, &blob, pupil.scheme, pupil.dims)?;
         self.used.push(blob);
+        Ok(())
     }
 
     /// Both streams at the start of `block`: at hand, from the store, or else through all blocks before.
@@ -168,7 +169,7 @@ impl Walk<'_> {
         let mut streams = Streams { block: BlockId::FIRST, float: lanes.clone(), quantized: lanes };
         if let Some(blob) = self.entering {
             let count = streams.float.len();
-            let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+            let stored = Shards::open(&[self.session.store.open(&blob)?], &BTreeMap::new())?;
             let mut both = read_activations(&stored, 2 * count)?;
             let quantized = both.split_off(count);
             restore(&self.float.graph, &mut streams.float, both);
@@ -215,7 +216,7 @@ impl Walk<'_> {
         observer.advance(((block.index() + 1) * iterations) as u64, &said);
         for pupil in pupils {
             let blob = pupil.keep(&learned[&pupil.name], &originals[&pupil.name], part(&pupil.name), self.session)?;
-            self.take(pupil, blob);
+            self.take(pupil, blob)?;
         }
         Ok(())
     }
@@ -231,7 +232,7 @@ impl Walk<'_> {
         both.extend(named(self.graph, &streams.quantized));
         let blob = self.session.unit(key, |to| write_activations(&both, to))?;
         if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
-            crate::output::remove(&self.session.store.path(&before))?;
+            self.session.store.release(&before)?;
         }
         Ok(())
     }

@@ -202,7 +202,7 @@ impl<'a> Walk<'a> {
         let whole = done.len() == stages.iter().map(|stage| stage.assignments.len()).sum::<usize>();
         let leaving = if more && whole { self.session.done(&leaving_key)? } else { None };
         if whole && (leaving.is_some() || !more || self.stream.is_none()) {
-            done.into_iter().for_each(|(assignment, blob)| self.take(assignment, blob));
+            done.into_iter().try_for_each(|(assignment, blob)| self.take(assignment, blob))?;
             (self.stream, self.beside, self.entering, self.key) = (None, None, leaving, key);
             return Ok(());
         }
@@ -237,12 +237,13 @@ impl<'a> Walk<'a> {
         Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
     }
 
-    fn take(&mut self, assignment: &Assignment, blob: Digest) {
+    fn take(&mut self, assignment: &Assignment, blob: Digest) -> Result<(), StepError> {
         let mut blobs = self.live.blobs.write().expect("no panic holds this lock");
         for name in assignment.names() {
-            blobs.insert(name, self.session.store, &blob, assignment.scheme, assignment.dims);
+            blobs.insert(name, self.session.store, &blob, assignment.scheme, assignment.dims)?;
         }
         self.used.push(blob);
+        Ok(())
     }
 
     fn stream(&mut self) -> &mut Stream<'a> {
@@ -262,7 +263,7 @@ impl<'a> Walk<'a> {
         match self.entering {
             Some(blob) => {
                 let count = self.lanes()?.len();
-                let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+                let stored = Shards::open(&[self.session.store.open(&blob)?], &BTreeMap::new())?;
                 let mut entering = read_activations(&stored, if beside.is_some() { 2 * count } else { count })?;
                 let of_float = entering.split_off(count);
                 stream.restore(block, entering);
@@ -296,7 +297,7 @@ impl<'a> Walk<'a> {
             let seen = Seen { hessian: hessian.as_ref(), drift: drift.as_ref() };
             let source = self.source.clone();
             let blob = self.session.unit(key(assignment), |to| quantize::quantize(assignment, &*source, seen, to, &|_| {}))?;
-            self.take(assignment, blob);
+            self.take(assignment, blob)?;
         }
         if let Some(share) = hessian.as_ref().and_then(Hessian::raised_damping) {
             let value = &self.graph.get(stage.input).name;
@@ -344,7 +345,7 @@ impl<'a> Walk<'a> {
         entering.extend(self.beside.iter().flat_map(Stream::entering));
         let blob = self.session.unit(key, |to| write_activations(&entering, to))?;
         if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
-            crate::output::remove(&self.session.store.path(&before))?;
+            self.session.store.release(&before)?;
         }
         Ok(())
     }

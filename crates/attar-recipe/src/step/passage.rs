@@ -77,7 +77,7 @@ impl<'a> Passage<'a> {
         let count = lanes.len();
         let mut stream = Stream::new(self.graph, lanes);
         if let Some(blob) = self.entering {
-            let entering = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+            let entering = Shards::open(&[self.session.store.open(&blob)?], &BTreeMap::new())?;
             stream.restore(block, read_activations(&entering, count)?);
         }
         while stream.block() != block {
@@ -95,7 +95,7 @@ impl<'a> Passage<'a> {
         let entering = stream.entering();
         let blob = self.session.unit(leaving(&key), |to| write_activations(&entering, to))?;
         if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
-            crate::output::remove(&self.session.store.path(&before))?;
+            self.session.store.release(&before)?;
         }
         self.key = key;
         Ok(())

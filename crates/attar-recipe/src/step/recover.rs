@@ -87,12 +87,12 @@ impl Step for Recover {
         let mut quantized = Blobs::default();
         let Learners { graph, pupils, plain, adapters } = learners;
         for (pupil, blob) in pupils.iter().zip(&blobs) {
-            quantized.insert(&pupil.name, session.store, blob, pupil.scheme, pupil.dims);
+            quantized.insert(&pupil.name, session.store, blob, pupil.scheme, pupil.dims)?;
         }
         (model.graph, model.adapters) = (graph, adapters);
         install(model, &pupils, quantized)?;
         if let Some(blob) = blobs.get(pupils.len()) {
-            plain::install(model, &plain, &part(plain::UNIT), session.store.path(blob))?;
+            plain::install(model, &plain, &part(plain::UNIT), session.store.open(blob)?)?;
         }
         Ok(blobs)
     }
@@ -220,7 +220,7 @@ impl School<'_> {
     /// What [`School::state`] gave when `kept` was written; nothing at the start.
     fn states(&self, kept: Option<Digest>) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
         let Some(blob) = kept else { return Ok(Vec::new()) };
-        let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+        let stored = Shards::open(&[self.session.store.open(&blob)?], &BTreeMap::new())?;
         read_activations(&stored, self.learners.pupils.len() + self.learners.plain.len())
     }
 
@@ -229,7 +229,7 @@ impl School<'_> {
     }
 
     fn drop_blob(&self, blob: Option<Digest>) -> Result<(), StepError> {
-        blob.map_or(Ok(()), |blob| Ok(crate::output::remove(&self.session.store.path(&blob))?))
+        blob.map_or(Ok(()), |blob| Ok(self.session.store.release(&blob)?))
     }
 
     /// What enters the float model's last block.
@@ -250,7 +250,7 @@ impl School<'_> {
                 self.session.unit(key, |to| write_activations(&hidden, to))?
             }
         };
-        let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
+        let stored = Shards::open(&[self.session.store.open(&blob)?], &BTreeMap::new())?;
         let found = read_activations(&stored, inputs.len())?;
         let by_id =
             |values: BTreeMap<String, _>| values.into_iter().filter_map(|(name, t)| Some((graph.find(&name)?, t))).collect();

@@ -15,6 +15,7 @@ mod run;
 mod schema;
 mod simulate;
 mod step;
+mod store;
 mod sweep;
 mod tile;
 
@@ -56,6 +57,7 @@ pub(crate) static VERBS: &[&dyn Verb] = &[
     &generate::Generate,
     &inspect::Inspect,
     &memory_plan::MemoryPlan,
+    &store::Store,
     &schema::Schema,
     &completions::Completions,
     &man::Man,

@@ -24,5 +24,6 @@ mod resume;
 mod room;
 mod schema;
 mod snapshot;
+mod store;
 mod transforms;
 mod verbs;
