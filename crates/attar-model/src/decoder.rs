@@ -171,7 +171,7 @@ impl Builder<'_> {
         let state = |name: &str| Op::Cache { name: format!("blocks.{block}.attention.{name}") };
         let keys = self.graph.node(&v("keys"), state("key"), &[key])?;
         let values = self.graph.node(&v("values"), state("value"), &[value])?;
-        let op = Op::Attention(Attention { scale: 1.0 / (d.head as f64).sqrt(), window: d.window });
+        let op = Op::Attention(Attention { window: d.window, ..Attention::causal(1.0 / (d.head as f64).sqrt()) });
         let mixed = self.graph.node(&v("mixed"), op, &[query, keys, values])?;
         let merged = self.graph.node(&v("merged"), Op::MergeHeads, &[mixed])?;
         let out =

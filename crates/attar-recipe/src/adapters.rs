@@ -23,9 +23,9 @@ use serde_json::json;
 
 use crate::{
     Error, Result,
+    json::json as pretty,
     model::{Adapters, Working},
     output::Output,
-    run::json as pretty,
 };
 
 /// The folder's name.

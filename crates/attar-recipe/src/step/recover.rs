@@ -11,18 +11,17 @@ use attar_tensor::{Blobs, Digest, safetensors::Shards};
 use candle_core::Tensor;
 
 use super::{
-    Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
+    codes::refused,
+    kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainPupil},
     pupils::{Pupil, batches, check_beside_float, check_text, gradient_memory, install, pupils, weights_key},
-    quantize::refused,
 };
 use crate::{
     Error,
     model::{Adapters, Float, Working},
-    plan::PlannedTensor,
-    schema::of,
     session::Session,
+    settings::of,
 };
 
 pub(super) static RECOVER: StepKind = StepKind {
@@ -32,6 +31,7 @@ pub(super) static RECOVER: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
     folder: None,
     looks_inside: true,
+    predicts: false,
 };
 
 /// Training steps between two blobs.

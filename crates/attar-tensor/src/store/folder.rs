@@ -490,7 +490,8 @@ mod tests {
         fs::create_dir(root.join(PARTIAL).join("4711-dead")).unwrap();
         fs::write(root.join(PARTIAL).join("4711-dead/.partial-x"), "abc").unwrap();
         let blob = Digest::of(b"x");
-        fs::write(root.join(LEASES).join("4711-dead"), format!("{{\"pid\":4711,\"host\":\"h\",\"since\":0}}\n+{blob}\n")).unwrap();
+        fs::write(root.join(LEASES).join("4711-dead"), format!("{{\"pid\":4711,\"host\":\"h\",\"since\":0}}\n+{blob}\n"))
+            .unwrap();
         let collected = store(root).collect_garbage(Keep::Used(DAY), false).unwrap();
         assert_eq!(collected.incomplete, super::super::Total { count: 1, bytes: 3 });
         assert_eq!((names(root.join(PARTIAL)), names(root.join(LEASES))), (1, 1));

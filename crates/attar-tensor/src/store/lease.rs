@@ -61,10 +61,12 @@ impl Held {
     /// A lease of nothing in `folder`. The caller has the store's lock, so that nobody takes the file for abandoned before it
     /// is locked.
     pub(super) fn begin(folder: &Path) -> Result<Held> {
-        let named = tempfile::Builder::new().prefix(&format!("{}-", std::process::id())).rand_bytes(8).make_in(folder, |path| {
-            OpenOptions::new().append(true).create_new(true).open(path)
-        });
-        let (mut file, path) = named.map_err(Error::io("create", folder))?.keep().map_err(|e| Error::io("create", folder)(e.error))?;
+        let named = tempfile::Builder::new()
+            .prefix(&format!("{}-", std::process::id()))
+            .rand_bytes(8)
+            .make_in(folder, |path| OpenOptions::new().append(true).create_new(true).open(path));
+        let (mut file, path) =
+            named.map_err(Error::io("create", folder))?.keep().map_err(|e| Error::io("create", folder)(e.error))?;
         file.lock().map_err(Error::io("lock", &path))?;
         let mut owner = serde_json::to_vec(&Lease::of_this_process()).expect("a lease is JSON");
         owner.push(b'\n');

@@ -127,7 +127,10 @@ fn a_kill_leaves_the_other_run_and_the_next_undisturbed() {
         assert_as_alone(&room, &alone, &format!("killed after {moment} ms"));
         collect(&room, "30d");
         for folder in ["partial", "leases"] {
-            assert!(room.path("store").join(folder).read_dir().unwrap().next().is_none(), "{folder}: nothing stays of the killed run");
+            assert!(
+                room.path("store").join(folder).read_dir().unwrap().next().is_none(),
+                "{folder}: nothing stays of the killed run"
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use attar_export::FileEntry;
 use attar_tensor::Digest;
 use serde::Serialize;
 
-use crate::{Error, Recipe, Result, Variant, output::Output, plan::folder, step::StepKind};
+use crate::{Error, Result, output::Output};
 
 /// What a file holds.
 #[derive(Clone, Debug)]
@@ -47,12 +47,6 @@ pub(crate) struct WrittenFolder {
 }
 
 impl Folder {
-    /// The folder of a step behind `earlier` ones; none for a kind that leaves no files.
-    pub(crate) fn new(kind: &'static StepKind, earlier: &[Folder], files: Vec<(String, Content)>) -> Option<Folder> {
-        let before = earlier.iter().filter(|folder| folder.kind == kind.name).count();
-        Some(Folder { kind: kind.name, name: numbered(kind.folder?, before), files })
-    }
-
     /// The bytes of the file of that name, if they are in memory.
     pub(crate) fn file(&self, name: &str) -> Option<&[u8]> {
         self.files.iter().find_map(|(other, content)| match content {
@@ -60,33 +54,18 @@ impl Folder {
             _ => None,
         })
     }
+
+    /// Writes the folder as `folder` of the output.
+    pub(crate) fn publish(&self, variant: &str, folder: String, output: &Output) -> Result<WrittenFolder> {
+        let files = write_files(self, output)?;
+        output.publish(&folder)?;
+        Ok(WrittenFolder { variant: variant.into(), step: self.kind, folder, files })
+    }
 }
 
 /// The name of the folder behind `earlier` ones of its kind.
-fn numbered(name: &str, earlier: usize) -> String {
+pub(crate) fn numbered(name: &str, earlier: usize) -> String {
     if earlier == 0 { name.into() } else { format!("{name}-{}", earlier + 1) }
-}
-
-/// The kinds of a variant's steps that leave folders, and the folders.
-pub(crate) fn names(variant: &Variant) -> Vec<(&'static str, String)> {
-    let mut found: Vec<(&'static str, String)> = Vec::new();
-    for (_, step) in &variant.steps {
-        let kind = step.kind();
-        let before = found.iter().filter(|(other, _)| *other == kind.name).count();
-        found.extend(kind.folder.map(|name| (kind.name, numbered(name, before))));
-    }
-    found
-}
-
-/// Writes the folders of a variant.
-pub(crate) fn write(recipe: &Recipe, variant: &str, folders: &[Folder], output: &Output) -> Result<Vec<WrittenFolder>> {
-    let written = folders.iter().map(|beside| {
-        let files = write_files(beside, output)?;
-        let folder = folder(recipe, variant, &beside.name);
-        output.publish(&folder)?;
-        Ok(WrittenFolder { variant: variant.into(), step: beside.kind, folder, files })
-    });
-    written.collect()
 }
 
 /// As a new file, with the permissions of such.

@@ -13,7 +13,8 @@ use std::{collections::BTreeSet, fs, io::Write, ops::Range, path::Path, process:
 
 use attar_compress::{Hessian, Needs, QUANTIZERS, Quantizer, Result, ScaleSearch, Seen, WeightRows};
 use attar_tensor::{
-    BlobWriter, Blobs, Damage, Digest, FolderStore, GRIDS, Granularity, Levels, ScaleFormat, Scheme, Source, Store, Tail, ZeroPoint,
+    BlobWriter, Blobs, Damage, Digest, FolderStore, GRIDS, Granularity, Levels, ScaleFormat, Scheme, Source, Store, Tail,
+    ZeroPoint,
 };
 use candle_core::{Device, Tensor};
 

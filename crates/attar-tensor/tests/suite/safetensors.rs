@@ -1,8 +1,5 @@
 //! The safetensors reader against files that lie.
 
-mod damage;
-mod memory;
-
 use std::{collections::BTreeMap, io::Write};
 
 use attar_tensor::{
@@ -12,7 +9,7 @@ use attar_tensor::{
 use proptest::{prelude::*, test_runner::RngSeed};
 use tempfile::NamedTempFile;
 
-use memory::peak_of;
+use crate::memory::peak_of;
 
 type Quantized = BTreeMap<String, (Scheme, [usize; 2])>;
 
@@ -162,8 +159,8 @@ proptest! {
     })]
 
     #[test]
-    fn a_damaged_file_can_be_read_or_is_an_error(damages in damage::damages(1000)) {
-        let bytes = damage::apply(&damages, &whole(), 700);
+    fn a_damaged_file_can_be_read_or_is_an_error(damages in crate::damage::damages(1000)) {
+        let bytes = crate::damage::apply(&damages, &whole(), 700);
         let (opened, peak) = peak_of(|| open(&bytes, &quantized()));
         prop_assert!(peak <= 40 * bytes.len() + 20_000, "{peak} bytes held for a file of {}", bytes.len());
         match opened {

@@ -1,8 +1,5 @@
 //! The GGUF reader against gguf-py (`testdata/gguf/make.py`), and against files that lie.
 
-mod damage;
-mod memory;
-
 use std::{fs, io::Write, path::Path};
 
 use attar_tensor::{
@@ -12,7 +9,7 @@ use attar_tensor::{
 use proptest::{prelude::*, test_runner::RngSeed};
 use tempfile::NamedTempFile;
 
-use memory::peak_of;
+use crate::memory::peak_of;
 
 const F32: u32 = 0;
 const Q8_0: u32 = 8;
@@ -356,8 +353,8 @@ proptest! {
     })]
 
     #[test]
-    fn a_damaged_file_can_be_read_or_is_an_error(damages in damage::damages(8576)) {
-        let bytes = damage::apply(&damages, &testdata("every-type.gguf"), 2600);
+    fn a_damaged_file_can_be_read_or_is_an_error(damages in crate::damage::damages(8576)) {
+        let bytes = crate::damage::apply(&damages, &testdata("every-type.gguf"), 2600);
         let (opened, peak) = peak_of(|| open(&bytes));
         prop_assert!(peak <= 40 * bytes.len() + 20_000, "{peak} bytes held for a file of {}", bytes.len());
         match opened {
