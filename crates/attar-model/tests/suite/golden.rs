@@ -1,4 +1,5 @@
-//! Logits against those of the transformers library, which we did not write.
+//! Logits and embeddings against those of the transformers library, which we did not write: of every architecture in
+//! `ARCHITECTURES`, from Hugging Face folders and from GGUF files.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,8 +9,12 @@ use std::{
 };
 
 use attar_graph::{Inputs, Mode, Run, SourceWeights, State};
-use attar_model::Model;
-use attar_tensor::{Source, safetensors::Shards};
+use attar_model::{ARCHITECTURES, Architecture, Model};
+use attar_tensor::{
+    Dtype, Source, TensorInfo,
+    safetensors::{Entry, Shards, Writer},
+};
+use candle_core::{Device, Tensor};
 
 /// Largest difference over the largest logit: f32 arithmetic in another order.
 const RELATIVE: f32 = 1e-4;
@@ -36,10 +41,17 @@ struct Golden {
 impl Golden {
     fn open(folder: &Path) -> Golden {
         let source = Shards::open(&[folder.join("golden.safetensors")], &Default::default()).unwrap();
-        let mut tokens = vec![0.0; source.info("input_ids").unwrap().elements()];
-        let rows = source.info("input_ids").unwrap().matrix()[0];
-        source.read("input_ids", 0..rows, &mut tokens).unwrap();
-        Golden { source, tokens: tokens.into_iter().map(|t| t as u32).collect() }
+        let mut golden = Golden { source, tokens: Vec::new() };
+        golden.tokens = golden.integers("input_ids");
+        golden
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.source.tensors().contains_key(name)
+    }
+
+    fn integers(&self, name: &str) -> Vec<u32> {
+        self.values(name).into_iter().map(|number| number as u32).collect()
     }
 
     fn values(&self, name: &str) -> Vec<f32> {
@@ -57,21 +69,75 @@ fn assert_close(what: &str, got: &[f32], want: &[f32]) {
     assert!(worst <= RELATIVE * scale, "{what}: off by {worst} where the largest is {scale}");
 }
 
-fn logits(model: &Model, tokens: &[u32], mode: Mode) -> Vec<f32> {
+/// What the graph returns for a text.
+fn output(model: &Model, inputs: Inputs, mode: Mode) -> Vec<f32> {
     let weights = SourceWeights(model.source.clone());
-    let run = Run::new(&model.graph, &weights, mode, vec![Inputs::tokens(&[tokens], 0).unwrap()]);
+    let run = Run::new(&model.graph, &weights, mode, vec![inputs]);
     run.finish(0).unwrap().0[0].flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Whole logits, in both modes, and token by token through the cache.
+fn logits(model: &Model, tokens: &[u32], mode: Mode) -> Vec<f32> {
+    output(model, Inputs::tokens(&[tokens], 0).unwrap(), mode)
+}
+
+/// What the model at `path` returns, against the golden values in `folder`.
+fn check_file(path: &Path, folder: &Path) {
+    let (model, golden) = (Model::open(path).unwrap(), Golden::open(folder));
+    let name = path.file_name().unwrap().to_string_lossy().into_owned();
+    match golden.has("embedding") {
+        true => check_encoder(&name, &model, &golden),
+        false => check_decoder(&name, &model, &golden),
+    }
+}
+
 fn check(folder: &Path) {
-    let model = Model::open(folder).unwrap();
-    let golden = Golden::open(folder);
+    check_file(folder, folder);
+}
+
+/// Whole logits, in both modes, and token by token through the cache.
+fn check_decoder(name: &str, model: &Model, golden: &Golden) {
     let want = golden.values("logits");
-    let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-    assert_close(&name, &logits(&model, &golden.tokens, Mode::Inference), &want);
-    assert_close(&format!("{name}, training mode"), &logits(&model, &golden.tokens, Mode::Training), &want);
-    assert_close(&format!("{name}, decoding"), &decoded(&model, &golden.tokens), &want);
+    assert_close(name, &logits(model, &golden.tokens, Mode::Inference), &want);
+    assert_close(&format!("{name}, training mode"), &logits(model, &golden.tokens, Mode::Training), &want);
+    if !golden.has("short_logits") {
+        return assert_close(&format!("{name}, decoding"), &decoded(model, &golden.tokens), &want);
+    }
+    // What was cached of a short text does not fit a long one.
+    let (short, want) = (golden.integers("short_input_ids"), golden.values("short_logits"));
+    assert_close(&format!("{name}, short"), &logits(model, &short, Mode::Inference), &want);
+    assert_close(&format!("{name}, short, decoding"), &decoded(model, &short), &want);
+}
+
+/// Embeddings of one segment and of two, in both modes, and hidden states.
+fn check_encoder(name: &str, model: &Model, golden: &Golden) {
+    let types = golden.integers("token_type_ids");
+    let inputs = |types: Vec<u32>| {
+        let mut inputs = Inputs::tokens(&[&golden.tokens], 0).unwrap();
+        inputs.tensors[2] = Tensor::from_vec(types, (1, golden.tokens.len()), &Device::Cpu).unwrap();
+        inputs
+    };
+    let one_segment = vec![0; golden.tokens.len()];
+    for mode in [Mode::Inference, Mode::Training] {
+        let what = |what: &str| format!("{name}, {what}, {mode:?}");
+        assert_close(&what("two segments"), &output(model, inputs(types.clone()), mode), &golden.values("embedding"));
+        let want = golden.values("one_segment_embedding");
+        assert_close(&what("one segment"), &output(model, inputs(one_segment.clone()), mode), &want);
+        assert_close(&what("as a lane"), &logits(model, &golden.tokens, mode), &want);
+    }
+    let last = model.graph.blocks().nth(model.graph.block_count() - 2).unwrap();
+    let hidden = model.graph.nodes_of(last).last().unwrap().output;
+    let mut seen = Vec::new();
+    let weights = SourceWeights(model.source.clone());
+    let mut run = Run::new(&model.graph, &weights, Mode::Inference, vec![inputs(types)]);
+    while run.next_block().is_some() {
+        let mut tap = |_: usize, id, tensor: &Tensor| {
+            if id == hidden {
+                seen = tensor.flatten_all().unwrap().to_vec1().unwrap();
+            }
+        };
+        run.step(Some(&mut tap)).unwrap();
+    }
+    assert_close(&format!("{name}, hidden states"), &seen, &golden.values("hidden_states"));
 }
 
 fn decoded(model: &Model, tokens: &[u32]) -> Vec<f32> {
@@ -119,6 +185,24 @@ fn the_first_block_has_the_hidden_state_of_transformers() {
     assert_close("hidden_after_block_0", &seen, &golden.values("hidden_after_block_0"));
 }
 
+/// The real sentence encoder: texts to tokens by WordPiece, tokens to embeddings.
+#[test]
+fn minilm_has_the_tokens_and_embeddings_of_transformers() {
+    let Some(folder) = shared("minilm-l6-v2-f16") else { return };
+    let golden = std::fs::read(testdata().join("../oracle/minilm.json")).unwrap();
+    let golden: Vec<serde_json::Value> = serde_json::from_slice(&golden).unwrap();
+    let model = Model::open(&folder).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    for row in golden {
+        let text = row["text"].as_str().unwrap();
+        let tokens = tokenizer.encode_framed(&[text]).unwrap().remove(0);
+        let wanted: Vec<u32> = serde_json::from_value(row["tokens"].clone()).unwrap();
+        assert_eq!(tokens, wanted, "{text:?}");
+        let wanted: Vec<f32> = serde_json::from_value(row["embedding"].clone()).unwrap();
+        assert_close(text, &logits(&model, &tokens, Mode::Inference), &wanted);
+    }
+}
+
 /// Its golden file keeps the last rows only: `logits_mid` and `logits_last` are rows of the whole.
 #[test]
 fn smollm2_has_the_logits_of_transformers() {
@@ -138,16 +222,79 @@ fn smollm2_has_the_logits_of_transformers() {
     assert!(found, "some row is `logits_mid`");
 }
 
+/// The tiny checkpoints, which the oracle's script makes.
+fn tiny() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(testdata()).unwrap().flatten().map(|entry| entry.path());
+    let mut tiny: Vec<PathBuf> =
+        entries.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tiny-"))).collect();
+    tiny.sort();
+    tiny
+}
+
 #[test]
-fn every_tiny_reference_model_has_the_logits_of_transformers() {
-    let mut count = 0;
-    for entry in std::fs::read_dir(testdata()).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("tiny-") {
-            check(&entry.path());
-            count += 1;
+fn every_tiny_reference_model_has_the_output_of_transformers() {
+    tiny().iter().for_each(|folder| check(folder));
+}
+
+#[test]
+fn every_architecture_has_a_tiny_checkpoint_with_golden_values() {
+    let of = |folder: &PathBuf| Architecture::of(&Model::open(folder).unwrap().graph).unwrap().names[0];
+    let checked: Vec<&str> = tiny().iter().filter(|folder| folder.join("golden.safetensors").exists()).map(of).collect();
+    for architecture in ARCHITECTURES {
+        let name = architecture.names[0];
+        assert!(
+            checked.contains(&name),
+            "`{name}` has no checkpoint in testdata/models; testdata/oracle/tiny_models.py makes them"
+        );
+    }
+}
+
+/// Files that the `gguf` package wrote under its own names, from the checkpoints of the same names.
+#[test]
+fn every_tiny_gguf_file_has_the_output_of_transformers() {
+    let folder = testdata().join("../gguf");
+    let files = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+    let made: Vec<PathBuf> = files.filter(|path| testdata().join(path.file_stem().unwrap()).exists()).collect();
+    assert!(made.len() >= 6, "{} has files of tiny models: {made:?}", folder.display());
+    for file in made {
+        check_file(&file, &testdata().join(file.file_stem().unwrap()));
+    }
+}
+
+/// GPT-2 was published without the prefix that the whole class gives to its modules.
+#[test]
+fn modules_may_lack_their_prefix() {
+    let folder = testdata().join("tiny-gpt2");
+    let source = Shards::open(&[folder.join("model.safetensors")], &Default::default()).unwrap();
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpt2-without-prefix");
+    std::fs::create_dir_all(&to).unwrap();
+    std::fs::copy(folder.join("config.json"), to.join("config.json")).unwrap();
+    let bare = |name: &String| name.strip_prefix("transformer.").unwrap().to_owned();
+    let entry = |(name, info): (&String, &TensorInfo)| Entry { name: bare(name), dtype: Dtype::F32, dims: info.dims.clone() };
+    let entries: Vec<Entry> = source.tensors().iter().map(entry).collect();
+    let file = std::fs::File::create(to.join("model.safetensors")).unwrap();
+    let mut writer = Writer::new(file, &entries, &Default::default()).unwrap();
+    for (name, info) in source.tensors() {
+        let (mut values, mut bytes) = (vec![0.0; info.elements()], Vec::new());
+        source.read(name, 0..info.matrix()[0], &mut values).unwrap();
+        Dtype::F32.encode(&values, &mut bytes);
+        writer.append(&bytes).unwrap();
+    }
+    writer.finish();
+    check_file(&to, &folder);
+}
+
+/// A tensor that nothing reads is a part of the model that was left out.
+#[test]
+fn every_stored_tensor_is_read() {
+    for folder in tiny() {
+        let model = Model::open(&folder).unwrap();
+        let read: Vec<String> = model.graph.weights().map(|(.., expr)| expr.to_string()).collect();
+        for tensor in model.source.tensors().keys() {
+            let named = format!("tensor({tensor:?})");
+            assert!(read.iter().any(|expr| expr.contains(&named)), "{}: nothing reads `{tensor}`", folder.display());
         }
     }
-    assert!(count > 0, "there are tiny models");
 }
 
 #[test]

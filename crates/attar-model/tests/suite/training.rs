@@ -56,6 +56,9 @@ impl Trainee {
         let next: Vec<u32> = batch.iter().flat_map(|window| window[1..].iter().copied()).collect();
         let lane = Inputs::tokens(&windows, 0).unwrap();
         let logits = Run::new(&self.model.graph, &weights, Mode::Training, vec![lane]).finish(0).unwrap().0.remove(0);
+        if logits.dims().len() == 2 {
+            return spread(&logits);
+        }
         let rows = (batch.len() * length, logits.dim(2).unwrap());
         cross_entropy(&logits.reshape(rows).unwrap(), &Tensor::new(next, &Device::Cpu).unwrap()).unwrap()
     }
@@ -67,6 +70,12 @@ impl Trainee {
             variable.set(&(variable.as_tensor() + noise).unwrap()).unwrap();
         }
     }
+}
+
+/// For embeddings `[batch, width]`, some function of all their numbers.
+fn spread(embeddings: &Tensor) -> Tensor {
+    let weights = signs(embeddings, 7);
+    (embeddings * weights).unwrap().sum_all().unwrap()
 }
 
 /// Windows of real text, far apart.

@@ -130,7 +130,7 @@ impl Learners {
             let message = format!("`{}` was transformed: its adapter would fit no other copy of the checkpoint", turned.name);
             return refused(message, "leave out the steps that transform weights, or merge the adapters");
         }
-        let foreign = |pupil: &&Pupil| attar_model::hugging_face_module(&pupil.name).is_none();
+        let foreign = |pupil: &&Pupil| attar_model::module(&model.graph, attar_model::Naming::HuggingFace, &pupil.name).is_none();
         if let Some(foreign) = pupils.iter().find(foreign) {
             let message = format!("`{}` has no name that PEFT knows", foreign.name);
             return refused(message, "leave it out of `select`");
