@@ -1,11 +1,11 @@
-//! Numbers: what a value is, how many of them share a scale, how their bits lie in memory and in files.
+//! Tensors in files and their number formats: readers, quantized encodings, digests and the content-addressed store.
 //!
-//! The *weight plane* of attar: huge, named, read lazily by rows, content-addressed. Nothing here knows what a model
-//! is, and nothing here ever loads a whole one: every reader is a [`Source`], and a source hands out rows.
+//! This is the *weight plane* of attar: tensors are large, named, and read lazily by rows. Nothing here knows what a model is or
+//! loads a whole one: every reader is a [`Source`], and a source hands out rows.
 //!
-//! A number is four independent choices: [`Grid`] (which values exist) x [`Granularity`] (what shares a scale) x
-//! algorithm (which value is picked; `attar-compress`) x layout (how bits lie in a file; [`pack`] here, exporters
-//! elsewhere). [`Scheme`] joins the first two; no type joins more.
+//! A quantized number is four independent choices: [`Grid`] (the representable values) x [`Granularity`] (the weights that share
+//! a scale) x algorithm (the value picked for a weight; `attar-compress`) x layout (the order of bits in a file; [`pack`] here,
+//! exporters elsewhere). [`Scheme`] joins the first two; no type joins more.
 //!
 //! ```
 //! use attar_tensor::{Granularity, Scheme};

@@ -57,7 +57,7 @@ fn default_scaling() -> f64 {
 
 /// The error of a block before and after optimization.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lesson {
+pub struct Progress {
     /// On the first batch, before the first step.
     pub before: f64,
     /// On the same batch, after the last step.
@@ -87,12 +87,12 @@ impl AutoRound {
 
     /// Optimizes `learned`, weights of the block by canonical name. `done` is called after every step and may stop it with an
     /// error.
-    pub fn teach(
+    pub fn optimize(
         &self,
         task: &Task<'_>,
         learned: &mut BTreeMap<String, Learned>,
         done: &mut dyn FnMut(usize) -> Result<()>,
-    ) -> Result<Lesson> {
+    ) -> Result<Progress> {
         let mut before = None;
         for iteration in 0..self.iterations {
             // Visits all batches equally often, neighbours in the text far apart.
@@ -104,7 +104,7 @@ impl AutoRound {
             done(iteration + 1)?;
         }
         let after = task.loss(0, learned)?;
-        Ok(Lesson { before: before.unwrap_or(after), after })
+        Ok(Progress { before: before.unwrap_or(after), after })
     }
 }
 

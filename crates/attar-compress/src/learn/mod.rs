@@ -16,7 +16,7 @@ mod recover;
 pub use adam::{Adam, Rate};
 pub use adapt::{adapter_names, with_adapters};
 pub use adapter::directions;
-pub use autoround::{AutoRound, Lesson, Task, stride, tensors};
+pub use autoround::{AutoRound, Progress, Task, stride, tensors};
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use plain::{Pace, Plain};
 pub use quantized::Learned;

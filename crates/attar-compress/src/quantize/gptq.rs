@@ -1,9 +1,9 @@
-//! GPTQ (Frantar et al. 2022): columns are rounded one after another, and what each loses is made up for by those that
-//! are still to come, as far as the inputs let them.
+//! GPTQ (Frantar et al. 2022): columns are rounded one after another, and the columns not yet rounded are updated to compensate
+//! for the error of each.
 //!
-//! Columns go in the order of falling `E[x_j^2]` (activation ordering). Scales are chosen before, for groups of neighbours
-//! in the original order, so the result is stored like any other; the search for a scale weighs each weight's error by its
-//! input's `E[x_j^2]`. The Hessian is factored in f64. Where it is not positive definite the damping grows until it is.
+//! Columns are rounded in order of falling `E[x_j^2]` (activation ordering). Scales are fixed before, for groups of neighbours
+//! in the original order, so the result is stored like any other; the search for a scale weights each error by its input's
+//! `E[x_j^2]`. The Hessian is factored in f64, with damping that grows until it is positive definite ([`Factor`]).
 
 use attar_tensor::{BlobWriter, Damage, QuantizedTensor, Scheme};
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use crate::{Error, Factor, Hessian, Result, RowFits, ScaleSearch, Shared, row_fi
 /// GPTQ.
 pub(super) struct Gptq;
 
-/// Rows that are worked on together: their weights and a row of the factor stay in the processor's cache.
+/// Rows per task: their weights and a row of the factor fit in the processor's cache.
 const ROWS: usize = 16;
 
 impl Quantizer for Gptq {
@@ -62,7 +62,7 @@ pub(super) fn whole(weights: &dyn WeightRows) -> Result<Vec<f32>> {
     Ok(all)
 }
 
-/// Writes the codes that come near to `target`, and returns what they do to `original`.
+/// Rounds `target` and writes its codes; returns their error against `original`.
 pub(super) fn round_towards(
     weights: &dyn WeightRows,
     [original, target]: [&[f32]; 2],
@@ -100,7 +100,7 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Some rows `[.., columns]`, the first of which is `first`.
+    /// Quantizes some rows `[.., columns]`, the first of which is row `first`.
     fn rows(&self, first: usize, target: &[f32], original: &[f32]) -> Result<(QuantizedTensor, Damage)> {
         let (scheme, columns) = (&self.scheme, self.columns);
         let size = scheme.group(columns).max(1);
@@ -128,7 +128,7 @@ impl Task<'_> {
     /// The recursion: w[.., j+1..] -= (w_j - q_j) / U_jj * U[j, j+1..].
     fn round(&self, original: &[f32], fits: &[RowFits], size: usize) -> Vec<u8> {
         let (columns, order) = (self.columns, &self.factor.order());
-        // In the order of the recursion, so that what is still to come lies together.
+        // In the order of the recursion, so that columns not yet rounded are contiguous.
         let mut w: Vec<f32> = original.chunks(columns).flat_map(|row| order.iter().map(|j| row[*j])).collect();
         let mut codes = vec![0u8; original.len()];
         for (step, column) in order.iter().enumerate() {

@@ -208,11 +208,11 @@ impl Walk<'_> {
         let task = Task { graph: self.graph, block, below: self.live, entering, wanted: &wanted };
         let (observer, iterations) = (self.session.observer, self.settings.iterations);
         let name = self.graph.block_name(block);
-        let lesson = self.settings.teach(&task, &mut learned, &mut |iteration| {
+        let progress = self.settings.optimize(&task, &mut learned, &mut |iteration| {
             observer.advance((block.index() * iterations + iteration) as u64, name);
             Ok(())
         })?;
-        let said = format!("{name}: error {:.4}, before {:.4}", lesson.after, lesson.before);
+        let said = format!("{name}: error {:.4}, before {:.4}", progress.after, progress.before);
         observer.advance(((block.index() + 1) * iterations) as u64, &said);
         for pupil in pupils {
             let blob = pupil.keep(&learned[&pupil.name], &originals[&pupil.name], part(&pupil.name), self.session)?;
