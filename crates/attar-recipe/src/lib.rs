@@ -26,13 +26,13 @@ mod publish;
 mod recipe;
 mod report;
 mod run;
+mod runner;
 mod schema;
 mod session;
 mod settings;
 pub mod step;
 mod sweep;
 mod table;
-mod task;
 
 pub use attar_compress::allocate::Size;
 pub use engines::Engines;
@@ -48,8 +48,8 @@ pub use report::{
     TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
+pub use runner::RunnerKind;
 pub use schema::{schema, task_schema, verb_schema};
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};
-pub use task::{EvalTask, RunnerKind};

@@ -1,6 +1,6 @@
 //! A variant whose steps are done, and what a report says of it.
 
-use attar_eval::{DEVICE, Evaluation, Outcome, PREDICTED};
+use attar_eval::{DEFAULT_TASK, DEVICE, Evaluation, Outcome, PREDICTED};
 use attar_export::Artifact;
 use attar_model::Model;
 use attar_tensor::Digest;
@@ -35,6 +35,7 @@ impl Made {
         let prediction = self.working.compilations.first()?.prediction();
         Some(Evaluation {
             eval: DEVICE.into(),
+            task: DEFAULT_TASK.into(),
             variant: (!self.name.is_empty()).then(|| self.name.clone()),
             runner: PREDICTED.into(),
             mode: None,

@@ -4,12 +4,11 @@ use attar_model::Model;
 use serde::Serialize;
 
 use crate::{
-    ActivationReport, Engines, Error, FusionReport, Recipe, Result, adapters,
+    ActivationReport, Engines, Error, ErrorKind, FusionReport, Recipe, Result, RunnerKind, adapters,
     model::Working,
     needs::missing,
     output,
     step::kind::{PlannedTensor, check_order},
-    task::RunnerKind,
 };
 
 /// What a run would do.
@@ -141,7 +140,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     }
     memory += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
     for eval in &recipe.evals {
-        let wanted = eval_memory(&model, eval.task.longest());
+        let wanted = eval_memory(&model, eval.task.longest().or(model.config.context).unwrap_or(0));
         if wanted > memory {
             (memory, most) = (wanted, format!("the eval `{}`", eval.name));
         }
@@ -160,10 +159,8 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
 }
 
 fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> String {
-    match runner {
-        RunnerKind::Reference => format!("{}: {} with reference", eval.name, eval.task.task().name),
-        engine => format!("{}: {} with {engine}, {mode} mode", eval.name, eval.task.task().name),
-    }
+    let mode = runner.engine().map(|_| format!(", {mode} mode")).unwrap_or_default();
+    format!("{}: {} with {runner}{mode}", eval.name, eval.task.task().name)
 }
 
 /// A setting that this model cannot have is known before hours of work, not after.
@@ -173,6 +170,9 @@ fn check_evals(recipe: &Recipe, model: &Model) -> Result<()> {
             let key = format!("{}.{}", eval.key, e.key().unwrap_or_default());
             recipe.document.place(e.into(), &key)
         })?;
+        let output = eval.task.task().output.of(&attar_eval::outputs(&model.graph));
+        output
+            .map_err(|e| recipe.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &format!("{}.task", eval.key)))?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attar_eval::{Evaluation, Outcome};
+use attar_eval::{Evaluation, Outcome, perplexity::DIVERGENCE};
 use attar_tensor::Digest;
 use serde::Serialize;
 
@@ -242,7 +242,7 @@ fn named(what: &str, variant: &str) -> String {
 fn divergences(point: &Point) -> impl Iterator<Item = (&str, f64, f64)> {
     point.evals.iter().filter_map(|eval| match &eval.outcome {
         Outcome::Measured(measured) => {
-            let kl = &measured.against_base.as_ref()?.kl_mean;
+            let kl = measured.estimate(DIVERGENCE)?;
             Some((eval.eval.as_str(), kl.value, kl.standard_error.unwrap_or(0.0)))
         }
         Outcome::Skipped { .. } | Outcome::Predicted(_) => None,

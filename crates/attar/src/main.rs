@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     }
     let (name, arguments) = matches.subcommand().expect("clap demands one");
     let verb = VERBS.iter().find(|verb| verb.name() == name).expect("clap knows only these");
-    let environment = Environment::read(matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
+    let environment = Environment::read(arguments, matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
     match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {

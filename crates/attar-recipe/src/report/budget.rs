@@ -1,6 +1,6 @@
 //! How budgets of the step `quantize` were spent.
 
-use attar_eval::Outcome;
+use attar_eval::{Outcome, REFERENCE, perplexity::DIVERGENCE};
 use serde::{Deserialize, Serialize};
 
 use super::evals::{EvalReport, estimate};
@@ -68,10 +68,10 @@ pub(super) fn sections(variants: &[(&str, &[AllocationReport])], evals: &[EvalRe
 /// `; measured on EVAL: KL`, for each eval of a variant that has it.
 fn measured_divergences(variant: &str, evals: &[EvalReport]) -> String {
     let mut text = String::new();
-    for eval in evals.iter().filter(|e| e.runner == "reference" && e.variant.as_deref().unwrap_or_default() == variant) {
+    for eval in evals.iter().filter(|e| e.runner == REFERENCE && e.variant.as_deref().unwrap_or_default() == variant) {
         let Outcome::Measured(measured) = &eval.outcome else { continue };
-        if let Some(base) = &measured.against_base {
-            text += &format!("; measured on `{}`: {}", eval.eval, estimate(&base.kl_mean, 5));
+        if let Some(kl) = measured.estimate(DIVERGENCE) {
+            text += &format!("; measured on `{}`: {}", eval.eval, estimate(&kl, 5));
         }
     }
     text

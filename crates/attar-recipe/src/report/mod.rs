@@ -162,10 +162,9 @@ impl Report {
             ("Best in some way (predicted)", compiled::front_table(&self.of(|v| &v.compilations))),
             ("Plans proven again", simulated::table(&self.of(|v| &v.simulations))),
             ("Buffers placed", placed::table(&self.of(|v| &v.placements))),
-            ("Evals", evals::table(&self.evals)),
-            ("Gates", self.gate_table()),
         ];
-        tables.into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
+        let tables = tables.into_iter().chain(evals::tables(&self.evals)).chain([("Gates", self.gate_table())]);
+        tables.filter(|(_, table)| !table.rows.is_empty()).collect()
     }
 
     /// What every variant has of one kind.
@@ -195,9 +194,10 @@ impl Report {
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
     }
 
-    /// Measurements: one row per eval, variant, runner and mode; the untouched model first.
-    pub fn evals(evals: &[EvalReport]) -> Table {
-        evals::table(evals)
+    /// Measurements, a table per task with its title: one row per eval, variant, runner and mode; the untouched model
+    /// first.
+    pub fn evals(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
+        evals::tables(evals).into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
     }
 
     /// Gates: one row a verdict.

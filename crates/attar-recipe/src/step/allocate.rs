@@ -10,7 +10,7 @@ use attar_compress::{
     Assignment, Hessian, Needs, Quantize, Seen,
     allocate::{Backward, Budget, Cost, Outputs, Reads, Sensitivity, least_bits, most_bits, solve},
 };
-use attar_eval::{Logits, Reference, Runner, Window};
+use attar_eval::{Output, Reference, Rows, Runner, Window, perplexity};
 use attar_graph::{Graph, Inputs, SourceWeights, ValueId, Values, kernel::instruction_set};
 use attar_model::Model;
 use attar_tensor::{Blobs, Digest, Overlay, Scratch, Source, TensorInfo};
@@ -318,7 +318,7 @@ impl<'a> Judge<'a> {
         let base = self.session.base.with(graph.clone(), self.source.clone());
         let text: Vec<Window> = taught.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
         let runner = Reference::new(&base);
-        let mut exact = Exact { base: &base, windows: &text, logits: runner.start(&text, &|_, _| {})? };
+        let mut exact = Exact { base: &base, windows: &text, logits: runner.start(Output::Logits, &text, &|_, _| {})? };
         let (mut done, mut moments) = (0, BTreeMap::new());
         while let Some((_, outputs)) = back.step()? {
             for part in open.iter().filter(|part| outputs.reads.contains_key(&part.value)) {
@@ -366,7 +366,7 @@ fn lanes(graph: &Graph, windows: &[Vec<u32>]) -> Result<Vec<Values>, StepError> 
     let length = windows.first().map_or(1, Vec::len).max(1);
     let lane = |windows: &[Vec<u32>]| {
         let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
+        Ok(Inputs::tokens(&windows, 0)?.of(graph))
     };
     windows.chunks((LANE / length).max(1)).map(lane).collect()
 }
@@ -420,7 +420,7 @@ impl Candidate<'_> {
 struct Exact<'a> {
     base: &'a Model,
     windows: &'a [Window],
-    logits: Box<dyn Logits + 'a>,
+    logits: Box<dyn Rows + 'a>,
 }
 
 impl Exact<'_> {
@@ -430,8 +430,8 @@ impl Exact<'_> {
         place(&mut graph, candidate.assignment);
         let model = self.base.with(graph, Arc::new(Overlay::new(Arc::new(candidate.blobs()), candidate.source.clone())));
         let runner = Reference::new(&model);
-        let mut logits = runner.start(self.windows, &|_, _| {})?;
-        let measured = attar_eval::compare(self.windows, &mut *self.logits, &mut *logits, None, &|_, _| {})?;
+        let mut logits = runner.start(Output::Logits, self.windows, &|_, _| {})?;
+        let measured = perplexity::compare(self.windows, &mut *self.logits, &mut *logits, None, &|_, _| {})?;
         Ok(measured.against_base.map_or(0.0, |base| base.kl_mean.value))
     }
 }

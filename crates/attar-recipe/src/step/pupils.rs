@@ -164,7 +164,7 @@ pub(super) fn batches(graph: &Graph, session: &Session<'_>, batch: usize) -> Res
     let windows = session.calibration.unwrap_or_default();
     let one = |windows: &[Vec<u32>]| {
         let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
+        Ok(Inputs::tokens(&windows, 0)?.of(graph))
     };
     windows.chunks(batch.max(1)).map(one).collect()
 }

@@ -18,6 +18,7 @@ mod step;
 mod store;
 mod sweep;
 mod tile;
+mod written;
 
 use std::{path::Path, process::ExitCode};
 
