@@ -229,7 +229,7 @@ impl<'a> Looking<'a> {
     }
 
     fn read(&self, blob: &Digest) -> crate::Result<Found> {
-        let path = self.session.store.path(blob);
+        let path = self.session.store.open(blob)?;
         let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
         serde_json::from_slice(&text).map_err(|e| Error::input("scales of activations in the store cannot be read").because(&e))
     }

@@ -157,7 +157,7 @@ impl<'a> Learning<'a> {
         let task = Task { graph: self.graph, block, below: self.live, entering, wanted };
         let (observer, iterations) = (self.session.observer, self.settings.iterations);
         let name = self.graph.block_name(block);
-        let progress = self.settings.teach(&task, &mut learned, &mut |iteration| {
+        let progress = self.settings.optimize(&task, &mut learned, &mut |iteration| {
             observer.advance((block.index() * iterations + iteration) as u64, name);
             Ok(())
         })?;
