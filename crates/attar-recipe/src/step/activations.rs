@@ -357,7 +357,7 @@ fn install(sites: &[Site], seen: &Found, model: &mut Working, session: &Session<
         writer.finish();
         Ok(())
     })?;
-    let constants = Shards::open(&[session.store.path(&blob)], &BTreeMap::new())?;
+    let constants = Shards::open(&[session.store.open(&blob)?], &BTreeMap::new())?;
     model.source = Arc::new(Overlay::new(Arc::new(constants), model.source.clone()));
     Ok(Some(blob))
 }
