@@ -1,4 +1,4 @@
-//! Patterns over canonical names: `*` stands for anything in one part of a name, `**` for any number of parts,
+//! Patterns over canonical names: `*` matches anything within one part of a name, `**` for any number of parts,
 //! `{a,b}` for either.
 
 use std::borrow::Cow;

@@ -98,22 +98,25 @@ fn assert_golden(path: &str, text: &str) {
     assert!(there == text, "{} is not what the program says now; `cargo xtask bless` rewrites it", path.display());
 }
 
+/// The verbs that a help page lists.
+fn verbs(help: &str) -> Vec<String> {
+    let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| line.starts_with("  "));
+    let names = list.filter_map(|line| line.split_whitespace().next());
+    names.filter(|verb| *verb != "help").map(str::to_owned).collect()
+}
+
 #[test]
 fn generated_pages_are_current() {
     assert_golden("recipes/recipe.schema.json", &attar(&["schema"]));
     let help = attar(&["--help"]);
-    let verbs: Vec<&str> = help
-        .lines()
-        .skip_while(|line| *line != "Commands:")
-        .skip(1)
-        .take_while(|line| line.starts_with("  "))
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|verb| *verb != "help")
-        .collect();
-    assert!(verbs.len() >= 10, "{verbs:?}");
+    assert!(verbs(&help).len() >= 10, "{help}");
     let mut page = format!("# The command line\n\nGenerated from `--help`.\n\n```text\n{help}```\n");
-    for verb in verbs {
-        page += &format!("\n## attar {verb}\n\n```text\n{}```\n", attar(&[verb, "--help"]));
+    for verb in verbs(&help) {
+        let help = attar(&[&verb, "--help"]);
+        page += &format!("\n## attar {verb}\n\n```text\n{help}```\n");
+        for inner in verbs(&help) {
+            page += &format!("\n### attar {verb} {inner}\n\n```text\n{}```\n", attar(&[&verb, &inner, "--help"]));
+        }
     }
     let page: Vec<&str> = page.lines().map(str::trim_end).collect();
     assert_golden("docs/reference/cli.md", &(page.join("\n") + "\n"));
