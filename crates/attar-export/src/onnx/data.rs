@@ -11,7 +11,7 @@ use attar_tensor::{
 };
 
 use super::storage::{Form, Part, Role, Stored, Weights, blob_group, stored_bits, table_bits};
-use crate::{Error, Progress, Result};
+use crate::{Error, Progress, Result, kit::chunks};
 
 /// Bytes of packed codes a tile.
 const TILE: usize = 16 << 20;
@@ -226,12 +226,6 @@ impl<'a> DataFile<'a> {
         self.file.read_exact_at(&mut byte, part.offset + at as u64).map_err(Error::io("read", self.path))?;
         self.put(part, at, &[byte[0] & !mask | half])
     }
-}
-
-/// `0..count` in runs of `size`, at least 1.
-fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let size = size.max(1);
-    (0..count).step_by(size).map(move |start| start..(start + size).min(count))
 }
 
 fn shift(codes: &mut [u8], form: Form) {

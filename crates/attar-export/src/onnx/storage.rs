@@ -360,10 +360,6 @@ fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
 }
 
 impl Stored {
-    pub(super) fn elements(&self) -> usize {
-        self.dims.iter().product()
-    }
-
     /// Rows and columns; a vector is one row, as in [`attar_tensor::TensorInfo::matrix`].
     pub(super) fn matrix(&self) -> [usize; 2] {
         attar_tensor::TensorInfo { dims: self.dims.clone(), encoding: self.encoding }.matrix()
