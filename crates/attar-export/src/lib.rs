@@ -1,4 +1,4 @@
-//! Writes artifacts that other runtimes load; one folder a target.
+//! Writes artifacts that other runtimes load; one folder per target.
 //!
 //! A [`Target`] turns a graph and its weights into files, then re-opens them with a reader that shares no code with
 //! the writer and compares every number. Weights are streamed: a model far larger than memory can be written.

@@ -1,8 +1,9 @@
-//! ONNX: `model.onnx` and, beside it, `model.onnx.data` with the weights.
+//! ONNX: `model.onnx` with the graph and `model.onnx.data` with the weights.
 //!
-//! Inputs: `input_ids` and `position_ids` `[batch_size, sequence_length]`, `attention_mask` `[batch_size,
-//! total_sequence_length]` (1 for what is attended to, 0 for padding on the left) and `past_key_values.N.key` and
-//! `.value`. Outputs: those of the graph, and `present.N.key` and `.value`.
+//! Inputs: `input_ids`, `position_ids` and, for encoders, `token_type_ids` `[batch_size, sequence_length]`;
+//! `attention_mask` `[batch_size, total_sequence_length]` (1 for tokens, 0 for padding: on the left of a decoder's text, on
+//! the right of an encoder's); and `past_key_values.N.key` and `.value` of models with a cache. Outputs: those of the graph,
+//! and `present.N.key` and `.value`.
 //!
 //! Activations in integers are rounded where the graph says: by `QuantizeLinear` and `DequantizeLinear` if one static scale
 //! is all there is, by plain operators if tokens or channels have their own, to the same codes as in the reference run. Products are then those of
