@@ -16,7 +16,7 @@ use toml::{
 
 use crate::{Error, Result};
 
-/// A parsed text and where everything in it stands.
+/// A parsed text and the place of everything in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     pub(crate) path: PathBuf,
@@ -25,7 +25,7 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// Notes where everything of `table` stands.
+    /// Records the place of everything in `table`.
     pub(crate) fn new(path: PathBuf, text: String, table: &DeTable<'_>) -> Document {
         let mut places = BTreeMap::new();
         note_table(&mut places, "", table);
@@ -83,7 +83,7 @@ pub(crate) fn parse(path: PathBuf, text: &str) -> Result<(Document, DeTable<'_>)
 /// A table of the document on its way to becoming a typed value.
 pub(crate) struct Section<'d, 't> {
     pub(crate) document: &'d Document,
-    /// Where it stands: `step[1]`.
+    /// Its key: `step[1]`.
     pub(crate) key: String,
     /// What it is, for messages: "step 2 (`quantize`)".
     pub(crate) title: String,

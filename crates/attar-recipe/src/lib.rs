@@ -12,6 +12,7 @@ mod error;
 mod extras;
 mod files;
 mod json;
+mod kept;
 mod lock;
 mod made;
 mod manifest;
@@ -30,9 +31,11 @@ mod runner;
 mod schema;
 mod session;
 mod settings;
+mod shape;
 pub mod step;
 mod sweep;
 mod table;
+mod walk;
 
 pub use attar_compress::allocate::Size;
 pub use engines::Engines;
@@ -43,9 +46,9 @@ pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FrontReport,
-    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, TensorReport,
-    TransformReport, VariantReport, fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
+    FrontReport, FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport,
+    TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
 pub use runner::RunnerKind;

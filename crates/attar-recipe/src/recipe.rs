@@ -169,7 +169,7 @@ fn exact_only() -> Vec<Mode> {
     vec![Mode::Exact]
 }
 
-/// The part of `[[variant]]` beside its steps.
+/// The part of `[[variant]]` that is not its steps.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct VariantHead {
     /// Its name, and that of its folder.
@@ -340,7 +340,7 @@ impl Recipe {
         self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| step.kind().predicts)
     }
 
-    /// What steps read beside the model, each with its place in the recipe.
+    /// Files that steps read, each with its place in the recipe.
     pub(crate) fn step_files(&self) -> impl Iterator<Item = (String, PathBuf)> {
         let steps = self.variants.iter().flat_map(|variant| &variant.steps);
         steps.flat_map(|(key, step)| step.files().into_iter().map(move |(setting, file)| (format!("{key}.{setting}"), file)))
@@ -353,7 +353,7 @@ impl Recipe {
         match self.step_files().find(|(_, file)| whole(file).starts_with(&output)) {
             None => Ok(()),
             Some((key, file)) => {
-                let error = Error::recipe(format!("`{}` lies in the output folder of this very recipe", file.display()))
+                let error = Error::recipe(format!("`{}` is in the output folder of this recipe", file.display()))
                     .hint("copy it elsewhere, or give the recipe another `output`".to_owned());
                 Err(self.document.place(error, &key))
             }
@@ -376,7 +376,7 @@ impl Recipe {
                     "letters, digits, `-`, `_` and inner dots make a name; `.` is for a single variant, and the report's names are taken",
                 ),
                 Some(other) => (
-                    format!("two exports would lie in the folders `{}` and `{folder}`", other.folder),
+                    format!("two exports would share a folder: `{}` and `{folder}`", other.folder),
                     "give each export a `folder` of its own",
                 ),
                 None => continue,
@@ -421,13 +421,13 @@ impl Recipe {
     }
 }
 
-/// Names of folders, too; not those of the files that a run leaves beside them.
+/// Names of folders, too; not those of the files that a run writes next to them.
 fn is_name(text: &str) -> bool {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     !text.is_empty() && text.chars().all(fine) && !text.starts_with('.') && !text.ends_with('.') && !PROMISED.contains(&text)
 }
 
-/// Whether `folder` is `other` or lies in it. The output folder itself holds files beside any folder.
+/// Whether `folder` is `other` or is inside it. The output folder itself may hold other folders.
 fn within(folder: &str, other: &str) -> bool {
     folder.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

@@ -51,6 +51,11 @@ impl Session<'_> {
         Ok(blob)
     }
 
+    /// Releases a blob that this run made and no longer needs: it is deleted unless another run uses it.
+    pub(crate) fn discard(&self, blob: &Digest) -> Result<()> {
+        Ok(self.store.release(blob)?)
+    }
+
     pub(crate) fn check_interrupt(&self) -> Result<()> {
         if self.observer.interrupted() { Err(Error::interrupted()) } else { Ok(()) }
     }

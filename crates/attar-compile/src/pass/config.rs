@@ -9,17 +9,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{PASSES, Pass, PassReport, find, run_passes};
 use crate::Result;
 
-/// Fuse the nodes of the graph into what a device computes as one.
+/// Fuse nodes of the graph that a device computes as one kernel.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fuse {
-    /// The passes that run, in their own order whatever order they are named in [default: those that change no number,
-    /// which is all but `fold_norms`].
+    /// The passes to run; they always run in their own order [default: all passes that keep every bit, which is all but
+    /// `fold_norms`].
     pub passes: Option<Vec<PassName>>,
 }
 
 impl Fuse {
-    /// The graph behind the passes, and what each did.
+    /// The graph after the passes, and a report of each.
     pub fn run(&self, graph: &Graph) -> Result<(Graph, Vec<PassReport>)> {
         let wanted = |pass: &dyn Pass| match &self.passes {
             Some(named) => named.iter().any(|named| named.0.name() == pass.name()),

@@ -90,7 +90,11 @@ impl Residual {
                 (Op::Scale { .. }, [x]) if stream.contains(x) => stream.push(node.output),
                 (Op::RmsNorm { .. }, [x, ..]) if stream.contains(x) => found.norms.push(Norm::of_node(graph, node)?),
                 (Op::LayerNorm { .. }, [x, ..]) if stream.contains(x) => {
-                    return refuse(graph, node.output, "is a LayerNorm, and subtracting the mean does not commute with a rotation");
+                    return refuse(
+                        graph,
+                        node.output,
+                        "is a LayerNorm, and subtracting the mean does not commute with a rotation",
+                    );
                 }
                 (_, inputs) if inputs.iter().any(|id| stream.contains(id)) => {
                     return refuse(graph, node.output, "reads the residual stream, and is neither a norm nor an addition");
@@ -109,7 +113,9 @@ impl Residual {
 fn writer(graph: &Graph, added: ValueId) -> Result<Layer> {
     sole_reader(graph, added)?;
     match maker(graph, added)?.op {
-        Op::RmsNorm { .. } | Op::LayerNorm { .. } => refuse(graph, added, "is normalized before it is added to the residual stream"),
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
+            refuse(graph, added, "is normalized before it is added to the residual stream")
+        }
         _ => Layer::making(graph, added),
     }
 }

@@ -69,6 +69,7 @@ impl Element {
 pub(super) enum Value {
     Int(i64),
     Ints(Vec<i64>),
+    Float(f32),
     Text(&'static str),
     /// A tensor of one byte.
     Byte(u8),
@@ -99,6 +100,10 @@ fn attribute(name: &str, value: Value) -> AttributeProto {
         Value::Ints(all) => {
             proto.ints = all;
             AttributeType::INTS
+        }
+        Value::Float(f) => {
+            proto.f = f;
+            AttributeType::FLOAT
         }
         Value::Text(text) => {
             proto.s = text.into();

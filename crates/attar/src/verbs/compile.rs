@@ -5,10 +5,7 @@ use std::process::ExitCode;
 use attar_recipe::Error;
 use clap::{ArgMatches, Command};
 
-use super::{
-    Verb, path, run_text,
-    step::{self, StepVerb},
-};
+use super::{Verb, path, run_text, step};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Compile;
@@ -21,7 +18,7 @@ impl Verb for Compile {
     }
 
     fn command(&self) -> Command {
-        StepVerb(NAME).command().long_about(
+        step::verb(NAME).long_about(
             "Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan. The model's weights \
              and activations are in integers already; the text gives the ranges of what lies between, and the prompt of the \
              proof. Writes plans, their text form and the proof into the folder `compiled`.",

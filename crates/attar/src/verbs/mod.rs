@@ -22,7 +22,7 @@ mod written;
 
 use std::{path::Path, process::ExitCode};
 
-use attar_recipe::{Error, LockMode, Recipe, Report, Request};
+use attar_recipe::{Error, LockMode, Recipe, Report, Request, step::STEPS};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use comfy_table::{ContentArrangement, Table, presets};
 use toml::Table as Settings;
@@ -40,15 +40,15 @@ pub(crate) trait Verb: Sync {
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error>;
 }
 
-/// Every verb, in the order of the help.
-pub(crate) static VERBS: &[&dyn Verb] = &[
-    &run::Run,
-    &plan::Plan,
-    &sweep::Sweep,
-    &step::StepVerb("rotate"),
-    &step::StepVerb("smooth"),
-    &step::StepVerb("quantize"),
-    &step::StepVerb("activations"),
+/// Every verb, in the order of the help: those of recipes, the steps that are verbs as they are, all others.
+pub(crate) fn verbs() -> impl Iterator<Item = &'static dyn Verb> {
+    let steps = STEPS.iter().filter(|kind| kind.is_verb).map(|kind| *kind as &dyn Verb);
+    OF_RECIPES.iter().copied().chain(steps).chain(OTHERS.iter().copied())
+}
+
+static OF_RECIPES: &[&dyn Verb] = &[&run::Run, &plan::Plan, &sweep::Sweep];
+
+static OTHERS: &[&dyn Verb] = &[
     &fuse::Fuse,
     &tile::Tile,
     &compile::Compile,

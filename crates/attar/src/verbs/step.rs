@@ -2,39 +2,47 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use attar_recipe::{Error, step::STEPS, verb_schema};
+use attar_recipe::{
+    Error,
+    step::{STEPS, StepKind},
+    verb_schema,
+};
 use clap::{Arg, ArgMatches, Command};
 
 use super::{Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
 use crate::{environment::Environment, printer::Printer, settings};
 
-/// By the name of the step.
-pub(super) struct StepVerb(pub(super) &'static str);
-
-impl Verb for StepVerb {
+/// A step whose flags are its settings.
+impl Verb for StepKind {
     fn name(&self) -> &'static str {
-        self.0
+        self.name
     }
 
     fn command(&self) -> Command {
-        let command = command(self.0).arg(out_argument()).arg(print_recipe_argument());
-        let command = command
-            .arg(
-                Arg::new("calibration")
-                    .long("calibration")
-                    .value_name("FILE")
-                    .help("Text for algorithms that must see activations")
-                    .value_parser(clap::value_parser!(PathBuf)),
-            )
-            .arg(count("samples", "Windows of that text to take [default: 128]"))
-            .arg(count("length", "Tokens a window [default: 512]"));
-        settings::flags(command, &verb_schema(self.0).expect("a verb of a step that exists"))
+        verb(self.name)
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let text = recipe(self.0, arguments) + &data(arguments);
-        run_text(&format!("attar {} {}", self.0, path(arguments, "model").display()), &text, arguments, environment, printer)
+        let text = recipe(self.name, arguments) + &data(arguments);
+        run_text(&format!("attar {} {}", self.name, path(arguments, "model").display()), &text, arguments, environment, printer)
     }
+}
+
+/// The verb of a step, with the folder that it writes, its text and its settings.
+pub(super) fn verb(step: &'static str) -> Command {
+    let command = command(step)
+        .arg(out_argument())
+        .arg(print_recipe_argument())
+        .arg(
+            Arg::new("calibration")
+                .long("calibration")
+                .value_name("FILE")
+                .help("Text for algorithms that must see activations")
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
+        .arg(count("samples", "Windows of that text to take [default: 128]"))
+        .arg(count("length", "Tokens per window [default: 512]"));
+    settings::flags(command, &verb_schema(step).expect("a verb of a step that exists"))
 }
 
 /// The verb of a step, and the model that it is done to.

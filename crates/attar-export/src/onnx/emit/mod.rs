@@ -6,6 +6,7 @@
 mod attention;
 mod elementwise;
 mod norm;
+mod pool;
 mod port;
 mod product;
 mod quantize;
@@ -36,17 +37,27 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("embedding", table::embedding),
     ("linear", product::linear),
     ("rms_norm", norm::rms_norm),
+    ("layer_norm", norm::layer_norm),
+    ("normalize", norm::normalize),
     ("split_heads", shape::split_heads),
     ("merge_heads", shape::merge_heads),
     ("rope", rope::rope),
     ("cache", attention::cache),
     ("attention", attention::attention),
     ("silu", elementwise::silu),
+    ("gelu", elementwise::gelu),
+    ("gelu_tanh", elementwise::gelu_tanh),
+    ("erf", elementwise::erf),
+    ("tanh", elementwise::tanh),
+    ("scale", elementwise::scale),
+    ("softcap", elementwise::softcap),
     ("mul", elementwise::mul),
     ("add", elementwise::add),
     ("quantize", quantize::quantize),
     ("concat", shape::concat),
     ("slice", shape::slice),
+    ("mean_pool", pool::mean_pool),
+    ("first_pool", pool::first_pool),
 ];
 
 fn emitter(op: &Op) -> Option<Emit> {

@@ -17,3 +17,19 @@ pub(super) fn rms_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<
     let unit = e.node("Div", format!("{name}/unit"), &[&x, &root], vec![]);
     Ok(e.node("Mul", name, &[&unit, &gain], vec![]))
 }
+
+pub(super) fn layer_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::LayerNorm { epsilon } = node.op else { unreachable!("the table is right") };
+    let inputs: Vec<String> = node.inputs.iter().map(|id| e.value(*id)).collect();
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let attributes = vec![("axis", Value::Int(-1)), ("epsilon", Value::Float(epsilon as f32))];
+    Ok(e.node("LayerNormalization", name, &inputs, attributes))
+}
+
+pub(super) fn normalize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::Normalize { epsilon } = node.op else { unreachable!("the table is right") };
+    let (x, epsilon, last) = (e.value(node.inputs[0]), e.float(epsilon as f32), e.ints(&[-1]));
+    let length = e.node("ReduceL2", format!("{name}/length"), &[&x, &last], vec![("keepdims", Value::Int(1))]);
+    let bounded = e.node("Max", format!("{name}/bounded"), &[&length, &epsilon], vec![]);
+    Ok(e.node("Div", name, &[&x, &bounded], vec![]))
+}

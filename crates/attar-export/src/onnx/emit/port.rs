@@ -14,16 +14,15 @@ impl Emission<'_> {
         let graph = self.graph;
         for id in graph.inputs() {
             let value = graph.get(*id);
-            let name = match graph.nodes().iter().find_map(|n| input_role(n, *id)) {
-                Some(role) => role.into(),
-                None => value.name.clone(),
-            };
+            let name = input_name(&value.name).to_owned();
             self.inputs.push(self.port(*id, &name)?);
             self.names.insert(*id, name);
         }
-        if let Some(node) = graph.nodes().iter().find(|n| matches!(n.op, Op::Attention(_))) {
+        if let Some(node) = first_attention(graph) {
             let batch = dim(&graph.fact(node.inputs[0]).dims[0]);
-            let port = Port { name: MASK.into(), dims: vec![batch, "total_sequence_length".into()], dtype: "i64".into() };
+            // Without caches there is nothing before the tokens of a call.
+            let keys = if self.caches.is_empty() { "sequence_length" } else { "total_sequence_length" };
+            let port = Port { name: MASK.into(), dims: vec![batch, keys.into()], dtype: "i64".into() };
             self.inputs.insert(1.min(self.inputs.len()), (port, Element::I64));
         }
         let mut caches: Vec<_> = self.caches.iter().map(|(id, place)| (*place, *id)).collect();
@@ -34,6 +33,11 @@ impl Emission<'_> {
             self.inputs.push((port, element));
         }
         Ok(())
+    }
+
+    /// Whether padding is told: where nothing attends, nothing asks.
+    pub(super) fn has_mask(&self) -> bool {
+        first_attention(self.graph).is_some()
     }
 
     pub(super) fn declare_outputs(&mut self) -> Result<()> {
@@ -102,13 +106,18 @@ pub(super) fn cache_places(graph: &Graph) -> CachePlaces {
     places
 }
 
-/// The name that runtimes know an input by, from the first node that reads it as that.
-fn input_role(node: &Node, id: ValueId) -> Option<&'static str> {
-    match node.op {
-        Op::Embedding if node.inputs[0] == id => Some("input_ids"),
-        Op::Rope(_) if node.inputs[1] == id => Some("position_ids"),
-        _ => None,
+/// The name that runtimes know an input of a graph by.
+fn input_name(name: &str) -> &str {
+    match name {
+        "tokens" => "input_ids",
+        "positions" => "position_ids",
+        "token_types" => "token_type_ids",
+        other => other,
     }
+}
+
+fn first_attention(graph: &Graph) -> Option<&Node> {
+    graph.nodes().iter().find(|node| matches!(node.op, Op::Attention(_)))
 }
 
 /// Symbols under the names that runtimes know.
