@@ -53,11 +53,6 @@ pub fn verb_schema(kind: &str) -> Option<Value> {
     step.or_else(|| (kind == "export").then(|| merged(&[of::<ExportHead>(), of::<Options>()])))
 }
 
-/// The settings of an eval task.
-pub fn task_schema(name: &str) -> Option<Value> {
-    TASKS.iter().find(|task| task.name == name).map(|task| (task.schema)())
-}
-
 fn merged(parts: &[Value]) -> Value {
     let mut all = json!({ "type": "object", "properties": {}, "required": [] });
     for part in parts {
