@@ -23,21 +23,21 @@ use crate::{
     tile::{Limits, Objective, pareto_by},
 };
 
-/// Cut every distinct product of the model for a device's SRAM.
+/// Tile every distinct matrix product of the model for a device's SRAM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tile {
-    /// A shipped device by its name, or the path of a device file.
+    /// Name of a bundled device, or path of a device file.
     pub device: String,
-    /// Numbers of the device to change: `sram=256KiB`, `dram.bandwidth=12GB/s`.
+    /// Device parameters to override: `sram=256KiB`, `dram.bandwidth=12GB/s`.
     pub set: Vec<String>,
-    /// What is made small.
+    /// What to minimize.
     pub goal: Goal,
-    /// Tokens that run at once: a prompt, or a chunk of it.
+    /// Tokens per run: a whole prompt, or a chunk of one.
     pub seq: NonZeroU64,
-    /// Cut also the products of one token.
+    /// Also tile the products of a single token (decode).
     pub decode: bool,
-    /// List all that are best in some way: DRAM bytes, SRAM, cycles.
+    /// List the Pareto front over DRAM bytes, SRAM and cycles.
     pub pareto: bool,
 }
 

@@ -18,15 +18,15 @@ use crate::{Error, Result, quantize::Factor};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// A text in UTF-8.
+    /// A UTF-8 text file.
     pub path: PathBuf,
-    /// Windows to take.
+    /// Number of windows to draw from the text.
     #[serde(default = "default_samples")]
     pub samples: usize,
-    /// Tokens a window.
+    /// Tokens per window.
     #[serde(default = "default_length")]
     pub length: usize,
-    /// Decides which windows of the text are taken.
+    /// Seed for drawing the windows.
     #[serde(default)]
     pub seed: u64,
 }

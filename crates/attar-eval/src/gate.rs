@@ -7,7 +7,7 @@ use attar_tensor::nearest;
 
 use crate::{DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, Result, device_metric, metric};
 
-/// A bound that a metric must keep.
+/// A bound on a metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Gate {
@@ -105,15 +105,15 @@ pub struct Verdict {
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    /// `EVAL/METRIC`, for example `shakespeare/perplexity`.
+    /// `EVAL/METRIC`, such as `shakespeare/perplexity`.
     metric: String,
-    /// Judge this variant only; without, each is judged.
+    /// Judge only this variant. By default every variant is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
-    /// Judge what this runner measured.
+    /// Judge the measurement of this runner.
     #[serde(default = "reference", skip_serializing_if = "is_reference")]
     runner: String,
-    /// Judge this mode of the runner only; without, each is judged.
+    /// Judge only this mode of the runner. By default every mode is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mode: Option<Mode>,
     /// The metric is at most this.
@@ -122,7 +122,7 @@ struct Written {
     /// The metric is at least this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at_least: Option<f64>,
-    /// At most this share of the untouched model's quality is lost, measured in the same run: `"3%"` or `0.03`.
+    /// Largest relative loss against the untouched model, measured in the same run: `"3%"` or `0.03`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     drop_at_most: Option<Share>,
 }

@@ -14,22 +14,22 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Perplexity {
-    /// The text, in UTF-8.
+    /// Text to evaluate on, a UTF-8 file.
     pub data: PathBuf,
-    /// Tokens a window, BOS included.
+    /// Tokens per window, including BOS.
     #[serde(default = "default_window")]
     pub window: usize,
-    /// Tokens from the start of one window to that of the next. Without, windows do not overlap; where they do, a token
-    /// is scored in the first window that has it, and the others give it context.
+    /// Tokens between the starts of consecutive windows. By default windows do not overlap. Where they do, each token
+    /// is scored once, in the first window that contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stride: Option<usize>,
-    /// Only so many of the text's first tokens; BOS is not counted.
+    /// Use only this many tokens from the start of the text, not counting BOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<usize>,
-    /// Begin every window with the model's begin-of-text token.
+    /// Start every window with the model's BOS token.
     #[serde(default)]
     pub bos: bool,
-    /// What stands between documents. White space around a document is dropped, and no window holds two documents.
+    /// Separator between documents. No window spans two documents; white space around a document is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
 }

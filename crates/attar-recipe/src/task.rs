@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Result, document::Section, schema::of};
 
-/// Who runs a model.
+/// What runs a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RunnerKind {
-    /// Our own graph, on the weights as they will be written.
+    /// attar's reference implementation, on the weights as they will be written.
     Reference,
     /// ONNX Runtime, on the written artifact.
     OnnxRuntime,

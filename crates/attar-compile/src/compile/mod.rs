@@ -39,35 +39,35 @@ pub use prove::Proven;
 use prove::{Prover, Span};
 use seen::Seen;
 
-/// Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan.
+/// Compile the model's blocks for a device: fuse, tile, plan memory, and prove the plan in simulation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compile {
-    /// A shipped device by its name, or the path of a device file.
+    /// Name of a bundled device, or path of a device file.
     pub device: String,
-    /// Numbers of the device to change: `sram=256KiB`, `dram.bandwidth=12GB/s`.
+    /// Device parameters to override: `sram=256KiB`, `dram.bandwidth=12GB/s`.
     pub set: Vec<String>,
-    /// What is made small.
+    /// What to minimize.
     pub goal: Goal,
-    /// Tokens of the prompt.
+    /// Tokens in the prompt.
     pub seq: NonZeroU64,
-    /// Tokens of the prompt that run at once [default: what is best of some twenty sizes].
+    /// Tokens of the prompt per chunk [default: the best of about twenty sizes].
     pub chunk: Option<NonZeroU64>,
-    /// Plan also the run of one token behind that prompt.
+    /// Also plan decoding: one token after the prompt.
     pub decode: bool,
-    /// Let gate, up and down of an MLP become one kernel where that is better.
+    /// Allow an MLP's gate, up and down projections to become one kernel where that is better.
     pub join: bool,
-    /// Let tensors stay on the chip between kernels where that is better.
+    /// Allow tensors to stay in SRAM between kernels where that is better.
     pub keep: bool,
-    /// Let a norm be computed again where its rows are read, in place of storing them, where that is better.
+    /// Allow a norm to be recomputed where its output is read, instead of stored, where that is better.
     pub recompute: bool,
-    /// Run the last norm and the head on the device, too, where they are in integers.
+    /// Also run the last norm and the head on the device if they are quantized to integers.
     pub head: bool,
-    /// How many blocks are proven on real numbers, from the first; none also leaves out the head.
+    /// Number of blocks, from the first, to prove on real numbers. 0 skips the proof of the head, too.
     pub prove: usize,
-    /// Windows of the calibration text that show ranges.
+    /// Windows of the calibration text used to find value ranges.
     pub windows: NonZeroUsize,
-    /// List also all sizes of chunks and goals that are best in some way.
+    /// Also list the Pareto front over chunk sizes and goals.
     pub pareto: bool,
 }
 

@@ -9,12 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{PASSES, Pass, PassReport, find, run_passes};
 use crate::Result;
 
-/// Fuse the nodes of the graph into what a device computes as one.
+/// Fuse graph nodes into the operations that a device executes as one.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fuse {
-    /// The passes that run, in their own order whatever order they are named in [default: those that change no number,
-    /// which is all but `fold_norms`].
+    /// Passes to run; their order is fixed [default: all passes that keep outputs bit-identical, that is, all but
+    /// `fold_norms`].
     pub passes: Option<Vec<PassName>>,
 }
 

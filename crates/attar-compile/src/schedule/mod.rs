@@ -79,7 +79,7 @@ impl Target {
     }
 }
 
-/// What is made small.
+/// What to minimize.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Goal {

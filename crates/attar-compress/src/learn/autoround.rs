@@ -14,23 +14,23 @@ use serde::{Deserialize, Serialize};
 use super::{Differentiable, Learned, Rate, relative_error};
 use crate::{Error, Pattern, Patterns, Result};
 
-/// Let the rounding and the scales of quantized weights learn, block by block.
+/// Optimize the rounding and the scales of quantized weights, block by block.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AutoRound {
-    /// Quantized weights that learn: patterns over canonical names. Every pattern must match one.
+    /// Quantized weights to optimize, as patterns over canonical names. Every pattern must match at least one.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
-    /// Steps a block.
+    /// Optimizer steps per block.
     #[serde(default = "default_iterations")]
     pub iterations: usize,
-    /// Calibration windows a step.
+    /// Calibration windows per optimizer step.
     #[serde(default = "default_batch")]
     pub batch: usize,
-    /// How far rounding moves at first, as a share of the distance between two codes; falls to nothing.
+    /// Initial learning rate of the rounding, relative to the distance between two codes; decays to zero.
     #[serde(default = "default_rounding")]
     pub rounding: f64,
-    /// How far scales move at first, as a share of themselves; falls to nothing.
+    /// Initial learning rate of the scales, relative to their value; decays to zero.
     #[serde(default = "default_scaling")]
     pub scaling: f64,
 }

@@ -15,54 +15,54 @@ use serde::{Deserialize, Serialize};
 use super::{Differentiable, Learned, Plain, Rate, autoround::block_matrices, autoround::tensors};
 use crate::{Error, Patterns, Result};
 
-/// Let quantized weights learn from the float model, end to end.
+/// Distill the float model into the quantized weights, end to end.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recover {
-    /// Quantized weights that learn: patterns over canonical names. Every pattern must match one.
+    /// Quantized weights to optimize, as patterns over canonical names. Every pattern must match at least one.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
-    /// What learns.
+    /// What is trained.
     #[serde(default)]
     pub method: Method,
-    /// Whether the gains of all norms learn, too.
+    /// Also train the gains of all norms.
     #[serde(default)]
     pub norms: bool,
-    /// The rank of `lora`.
+    /// Rank of the `lora` adapters.
     #[serde(default = "default_rank")]
     pub rank: usize,
-    /// What becomes of the terms of `lora`.
+    /// What to do with the trained `lora` adapters.
     #[serde(default)]
     pub adapters: Adapters,
-    /// How often the calibration text is gone through.
+    /// Passes over the calibration text.
     #[serde(default = "default_epochs")]
     pub epochs: usize,
-    /// Calibration windows a step.
+    /// Calibration windows per optimizer step.
     #[serde(default = "default_batch")]
     pub batch: usize,
-    /// How far rounding moves a step at first, as a share of the distance between two codes; falls to nothing.
+    /// Initial learning rate of the rounding, relative to the distance between two codes; decays to zero.
     #[serde(default = "default_rounding")]
     pub rounding: f64,
-    /// How far scales move a step at first, as a share of themselves; falls to nothing.
+    /// Initial learning rate of the scales, relative to their value; decays to zero.
     #[serde(default = "default_scaling")]
     pub scaling: f64,
-    /// How far the gains of a norm move a step at first, as a share of their mean; falls to nothing.
+    /// Initial learning rate of norm gains, relative to their mean; decays to zero.
     #[serde(default = "default_norming")]
     pub norming: f64,
 }
 
-/// What learns.
+/// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Every weight before its rounding, and every scale.
+    /// Every weight, through its rounding, and every scale.
     #[default]
     Full,
-    /// Scales alone.
+    /// Scales only.
     Scales,
     /// A low-rank term added to the weights (LoRA, Hu et al. 2021).
     Lora,
-    /// The gains of all norms alone.
+    /// Norm gains only.
     Norms,
 }
 
@@ -70,10 +70,11 @@ pub enum Method {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Adapters {
-    /// They are added to the weights before their rounding, and every scale learns with them: other codes, nothing beside.
+    /// Added to the weights before rounding, with every scale trained along: codes change, nothing else is stored.
     #[default]
     Merge,
-    /// Codes and scales stay; the terms are linear layers of their own in the model, and a folder `adapters` in PEFT's format.
+    /// Kept as separate linear layers of the model, and written to the folder `adapters` in PEFT's format. Codes and
+    /// scales stay as they are.
     Export,
 }
 

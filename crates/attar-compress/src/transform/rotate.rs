@@ -18,23 +18,25 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Turn inner coordinates by orthogonal matrices so that rounding loses less; outputs stay the same.
+/// Rotate activations and weights by orthogonal matrices so that quantization loses less; outputs stay the same.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotate {
-    /// Turn the residual stream. Norm gains move into the layers behind them, and a tied head becomes a tensor of its own.
+    /// Rotate the residual stream. Norm gains are folded into the layers that follow, and a tied head becomes a
+    /// separate tensor.
     #[serde(default = "yes")]
     pub residual: bool,
-    /// Turn the values of every attention head.
+    /// Rotate the values of every attention head.
     #[serde(default = "yes")]
     pub value: bool,
-    /// Turn what the last layer of an MLP reads, by a linear layer in front of it: this one costs time when the model runs.
+    /// Rotate the input of each MLP's down projection by an extra linear layer. Unlike the others, this rotation costs
+    /// time at inference.
     #[serde(default)]
     pub mlp: bool,
-    /// The number format of turned embeddings and heads. What was bf16 takes twice its bytes in f32.
+    /// Number format of the rotated embedding and head. A bf16 table doubles in size as f32.
     #[serde(default = "f32")]
     pub tables: TableDtype,
-    /// Decides the signs of the matrices.
+    /// Seed for the random signs of the matrices.
     #[serde(default)]
     pub seed: u64,
 }

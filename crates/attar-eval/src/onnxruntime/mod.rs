@@ -30,14 +30,14 @@ pub use find::find;
 /// The argument that makes a host serve.
 pub const VERB: &str = "engine";
 
-/// How exactly the engine computes where it fuses `DequantizeLinear` and a product itself. A `MatMulNBits` that was
-/// written as such says so itself, in its `accuracy_level`, and runs the same in both modes.
+/// Precision of products that the engine fuses with `DequantizeLinear`. `MatMulNBits` nodes state their own precision
+/// (`accuracy_level`) and run the same in both modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Activations stay f32.
     Exact,
-    /// As users get it: beside quantized weights, activations become int8.
+    /// The engine's default: activations that meet quantized weights are rounded to int8.
     Default,
 }
 

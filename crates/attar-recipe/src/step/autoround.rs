@@ -29,7 +29,7 @@ use crate::{
 
 pub(super) static AUTOROUND: StepKind = StepKind {
     name: "autoround",
-    about: "Let the rounding and the scales of quantized weights learn, block by block",
+    about: "Optimize the rounding and the scales of quantized weights, block by block (AutoRound)",
     schema: of::<AutoRound>,
     build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
     folder: None,

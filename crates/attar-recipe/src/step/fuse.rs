@@ -11,7 +11,7 @@ use crate::{Error, FusionReport, model::Working, plan::PlannedTensor, report::Tr
 
 pub(super) static FUSE: StepKind = StepKind {
     name: "fuse",
-    about: "Fuse the nodes of the graph into what a device computes as one",
+    about: "Fuse graph nodes into the operations that a device executes as one",
     schema: of::<Fuse>,
     build: |section| Ok(Box::new(section.finish::<Fuse>(&["kind".into()])?)),
     folder: None,

@@ -18,16 +18,16 @@ use crate::{
     session::Session,
 };
 
-/// Place buffers in a memory so that none that live at once overlap.
+/// Place buffers in a memory so that no two live buffers overlap.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct MemoryPlan {
-    /// The buffers, a CSV file: `id,lower,upper,size`.
+    /// CSV file with the buffers: `id,lower,upper,size`.
     file: PathBuf,
-    /// Bytes that there are, like `1 MiB` [default: as few as can be].
+    /// Size of the memory, such as `1 MiB` [default: as small as possible].
     #[serde(default)]
     capacity: Option<Size>,
-    /// Nodes to search before giving up.
+    /// Search nodes to visit before giving up.
     #[serde(default = "nodes")]
     nodes: NonZeroU64,
 }
@@ -38,7 +38,7 @@ fn nodes() -> NonZeroU64 {
 
 pub(super) static MEMORY_PLAN: StepKind = StepKind {
     name: "memory-plan",
-    about: "Place buffers in a memory so that none that live at once overlap",
+    about: "Place buffers in a memory so that no two live buffers overlap",
     schema: of::<MemoryPlan>,
     build: |section| Ok(Box::new(section.finish::<MemoryPlan>(&["kind".into()])?)),
     folder: Some("placed"),

@@ -11,7 +11,7 @@ use crate::{AllocationReport, ErrorKind, document::Section, model::Working, plan
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
-    about: "Quantize weights to 2 to 8 bits",
+    about: "Quantize weights to 8 bits or fewer",
     schema: of::<Quantize>,
     build: |section| {
         check_format(&section)?;

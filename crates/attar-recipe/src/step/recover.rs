@@ -27,7 +27,7 @@ use crate::{
 
 pub(super) static RECOVER: StepKind = StepKind {
     name: "recover",
-    about: "Let quantized weights learn from the float model, end to end",
+    about: "Distill the float model into the quantized weights, end to end",
     schema: of::<Recover>,
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
     folder: None,
@@ -98,7 +98,7 @@ impl Step for Recover {
     }
 }
 
-/// What learns.
+/// What is trained.
 struct Learners {
     /// The model, with adapters where such are to stay beside the codes.
     graph: Graph,

@@ -8,7 +8,7 @@ use crate::{model::Working, plan::PlannedTensor, schema::of, session::Session};
 
 pub(super) static ROTATE: StepKind = StepKind {
     name: "rotate",
-    about: "Turn inner coordinates by orthogonal matrices, so that quantization loses less",
+    about: "Rotate activations and weights by orthogonal matrices so that quantization loses less (QuaRot)",
     schema: of::<Rotate>,
     build: |section| Ok(Box::new(section.finish::<Rotate>(&["kind".into()])?)),
     folder: None,

@@ -21,17 +21,17 @@ use crate::{
     session::Session,
 };
 
-/// Prove plans on simulated memories: every access in order, every result that of the reference, bit for bit.
+/// Prove plans in simulation: every memory access is ordered, every result equals the reference bit for bit.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Simulate {
-    /// Plan files with their `.data` beside them; if there are none, every proof of the `compile` steps before.
+    /// Plan files, each with its `.data` file next to it. Default: the proofs of all `compile` steps before this one.
     plans: Vec<PathBuf>,
 }
 
 pub(super) static SIMULATE: StepKind = StepKind {
     name: "simulate",
-    about: "Prove plans on simulated memories, bit for bit",
+    about: "Prove plans in simulation, bit for bit",
     schema: of::<Simulate>,
     build: |section| Ok(Box::new(section.finish::<Simulate>(&["kind".into()])?)),
     folder: None,

@@ -19,7 +19,7 @@ use crate::{Error, model::Working, plan::PlannedTensor, report::SiteReport, sche
 
 pub(super) static SMOOTH: StepKind = StepKind {
     name: "smooth",
-    about: "Scale channels by what activations say, so that quantization loses less",
+    about: "Scale channels by activation statistics so that quantization loses less (AWQ, SmoothQuant)",
     schema: of::<Smooth>,
     build: |section| Ok(Box::new(section.finish::<Smooth>(&["kind".into()])?)),
     folder: None,

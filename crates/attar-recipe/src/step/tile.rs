@@ -12,7 +12,7 @@ use crate::{Error, model::Working, plan::PlannedTensor, run::json, schema::of, s
 
 pub(super) static TILE: StepKind = StepKind {
     name: "tile",
-    about: "Cut every distinct product of the model for a device's SRAM",
+    about: "Tile every distinct matrix product of the model for a device's SRAM",
     schema: of::<Tile>,
     build: |section| Ok(Box::new(section.finish::<Tile>(&["kind".into()])?)),
     folder: Some("tiled"),
