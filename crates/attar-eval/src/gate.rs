@@ -265,7 +265,7 @@ impl Gate {
         let about = evaluations.iter().filter(|evaluation| self.is_about(evaluation));
         let verdicts: Vec<Verdict> = about.map(|evaluation| self.judge_one(evaluation)).collect();
         if verdicts.is_empty() {
-            let reason = format!("nothing was measured by `{}` for `{}`", self.runner, self.eval);
+            let reason = format!("eval `{}` has no measurement by `{}`", self.eval, self.runner);
             return vec![self.verdict(self.variant.clone(), self.mode, None, reason)];
         }
         verdicts
@@ -301,7 +301,7 @@ impl Gate {
 
     fn predicted(&self, prediction: &Prediction) -> (Option<f64>, String) {
         match device_metric(&self.metric).map(|metric| (metric.value)(prediction)) {
-            Ok(Some(number)) => (Some(number), format!("{}, predicted", self.words(number))),
+            Ok(Some(number)) => (Some(number), format!("{} (predicted)", self.words(number))),
             Ok(None) => (None, format!("`{}` was not predicted", self.metric)),
             Err(error) => (None, error.to_string()),
         }
@@ -315,15 +315,11 @@ impl Gate {
     }
 
     fn words(&self, measured: f64) -> String {
-        let kept = self.bound.holds(measured);
         match self.bound {
-            Bound::AtMost(limit) if kept => format!("{measured:.4} is at most {limit}"),
-            Bound::AtMost(limit) => format!("{measured:.4} is not at most {limit}"),
-            Bound::AtLeast(limit) if kept => format!("{measured:.4} is at least {limit}"),
-            Bound::AtLeast(limit) => format!("{measured:.4} is not at least {limit}"),
+            Bound::AtMost(limit) => format!("{measured:.4}; at most {limit} allowed"),
+            Bound::AtLeast(limit) => format!("{measured:.4}; at least {limit} required"),
             Bound::DropAtMost(limit) => {
-                let word = if kept { "within" } else { "not within" };
-                format!("{:.2}% lost against the base, {word} {}%", 100.0 * measured, 100.0 * limit)
+                format!("{:.2}% worse than the untouched model; at most {}% allowed", 100.0 * measured, 100.0 * limit)
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What a compiler foretells of a device. Nothing here was measured, and every verdict on it says so.
+//! Predictions of the compiler for a device. Nothing here was measured, and every verdict based on it says so.
 
 use attar_tensor::nearest;
 use serde::{Deserialize, Serialize};
@@ -8,52 +8,72 @@ use crate::{Error, Result};
 /// The eval that gates name for predictions.
 pub const DEVICE: &str = "device";
 
-/// Who foretells.
+/// Name of the runner of predictions.
 pub const PREDICTED: &str = "predicted";
 
-/// Foretold of one model on one device.
+/// Predictions for one model on one device.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Seconds from the first load to the last store of the prompt's run.
     pub latency: f64,
-    /// Seconds of one token behind the prompt, if that was compiled.
+    /// Seconds for one token after the prompt, if that was compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_latency: Option<f64>,
-    /// Bytes of on-chip memory that are in use, at most.
+    /// Peak bytes of on-chip memory in use.
     pub peak_sram: u64,
     /// Bytes of DRAM that are in use: weights, states and activations.
     pub peak_dram: u64,
     /// DRAM bytes that the prompt's run moves.
     pub dram_bytes: u64,
-    /// Joules of one token: of the one behind the prompt, else the prompt's share.
+    /// Joules per token: of the one after the prompt, otherwise the mean over the prompt.
     pub energy_per_token: f64,
 }
 
 /// One number of a [`Prediction`].
 pub struct DeviceMetric {
-    /// As gates name it, behind `device/`.
+    /// Name in gates, after `device/`.
     pub name: &'static str,
     /// One line of help.
     pub about: &'static str,
-    /// What it counts.
+    /// Its unit.
     pub unit: &'static str,
-    /// It, if it was foretold.
+    /// The predicted value, if there is one.
     pub value: fn(&Prediction) -> Option<f64>,
 }
 
 /// Every one, in the order of the documentation. Smaller is better for all.
 pub static DEVICE_METRICS: &[DeviceMetric] = &[
-    DeviceMetric { name: "latency", about: "time of the prompt's run", unit: "s", value: |p| Some(p.latency) },
-    DeviceMetric { name: "decode-latency", about: "time of one token behind the prompt", unit: "s", value: |p| p.decode_latency },
-    DeviceMetric { name: "peak-sram", about: "on-chip memory in use", unit: "bytes", value: |p| Some(p.peak_sram as f64) },
-    DeviceMetric { name: "peak-dram", about: "DRAM in use", unit: "bytes", value: |p| Some(p.peak_dram as f64) },
+    DeviceMetric { name: "latency", about: "predicted time to process the prompt", unit: "s", value: |p| Some(p.latency) },
+    DeviceMetric {
+        name: "decode-latency",
+        about: "predicted time of one token after the prompt",
+        unit: "s",
+        value: |p| p.decode_latency,
+    },
+    DeviceMetric {
+        name: "peak-sram",
+        about: "predicted peak of on-chip memory in use",
+        unit: "bytes",
+        value: |p| Some(p.peak_sram as f64),
+    },
+    DeviceMetric {
+        name: "peak-dram",
+        about: "predicted peak of DRAM in use",
+        unit: "bytes",
+        value: |p| Some(p.peak_dram as f64),
+    },
     DeviceMetric {
         name: "dram-bytes",
-        about: "DRAM bytes moved by the prompt's run",
+        about: "predicted DRAM traffic to process the prompt",
         unit: "bytes",
         value: |p| Some(p.dram_bytes as f64),
     },
-    DeviceMetric { name: "energy-per-token", about: "energy of one token", unit: "J", value: |p| Some(p.energy_per_token) },
+    DeviceMetric {
+        name: "energy-per-token",
+        about: "predicted energy per token",
+        unit: "J",
+        value: |p| Some(p.energy_per_token),
+    },
 ];
 
 /// The device metric of that name.

@@ -10,7 +10,7 @@ pub struct Task {
     pub name: &'static str,
     /// One line of help.
     pub about: &'static str,
-    /// What it yields.
+    /// The metrics that it measures.
     pub metrics: &'static [Metric],
 }
 
@@ -20,13 +20,13 @@ pub struct Metric {
     pub name: &'static str,
     /// One line of help.
     pub about: &'static str,
-    /// What it counts; nothing for plain numbers.
+    /// Its unit; empty for plain numbers.
     pub unit: &'static str,
-    /// Which way is good.
+    /// Which direction is better.
     pub better: Better,
-    /// It, if it was measured.
+    /// The measured value, if there is one.
     pub value: fn(&Measurements) -> Option<f64>,
-    /// What was lost against the base, as a share of it, for metrics that have such.
+    /// Relative loss against the baseline, for metrics that have one.
     pub loss: Option<fn(&Measurements) -> Option<f64>>,
 }
 
@@ -42,17 +42,14 @@ pub enum Better {
 /// Every task, in the order of the documentation.
 pub static TASKS: &[&Task] = &[&PERPLEXITY];
 
-static PERPLEXITY: Task = Task {
-    name: "perplexity",
-    about: "how well the next token of a text is predicted, and how far the model is from its base on the way",
-    metrics: METRICS,
-};
+static PERPLEXITY: Task =
+    Task { name: "perplexity", about: "perplexity of a text, and how far predictions are from the baseline's", metrics: METRICS };
 
 /// Every metric, in the order of the documentation.
 pub static METRICS: &[Metric] = &[
     Metric {
         name: "perplexity",
-        about: "e to the mean negative log likelihood of a token",
+        about: "exponential of the mean negative log-likelihood per token",
         unit: "",
         better: Better::Lower,
         value: |m| Some(m.perplexity.value),
@@ -60,7 +57,7 @@ pub static METRICS: &[Metric] = &[
     },
     Metric {
         name: "perplexity-ratio",
-        about: "perplexity over that of the base",
+        about: "perplexity divided by the baseline's",
         unit: "",
         better: Better::Lower,
         value: |m| m.against_base.as_ref().map(|b| b.perplexity_ratio.value),
@@ -68,7 +65,7 @@ pub static METRICS: &[Metric] = &[
     },
     Metric {
         name: "kl",
-        about: "mean Kullback-Leibler divergence of the model from its base, over the whole vocabulary",
+        about: "mean KL divergence from the baseline per token, over the whole vocabulary",
         unit: "nats",
         better: Better::Lower,
         value: |m| m.against_base.as_ref().map(|b| b.kl_mean.value),
@@ -76,7 +73,7 @@ pub static METRICS: &[Metric] = &[
     },
     Metric {
         name: "kl-p99",
-        about: "99th percentile of the Kullback-Leibler divergence over tokens",
+        about: "99th percentile of the KL divergence over tokens",
         unit: "nats",
         better: Better::Lower,
         value: |m| m.against_base.as_ref().map(|b| b.kl_p99.value),
@@ -84,7 +81,7 @@ pub static METRICS: &[Metric] = &[
     },
     Metric {
         name: "top1",
-        about: "share of positions whose likeliest next token is that of the base",
+        about: "share of positions at which the most likely next token is the baseline's",
         unit: "",
         better: Better::Higher,
         value: |m| m.against_base.as_ref().map(|b| b.top1_agreement.value),
@@ -92,7 +89,7 @@ pub static METRICS: &[Metric] = &[
     },
     Metric {
         name: "agreement-perplexity",
-        about: "how far the engine's perplexity is from the reference's on the same artifact, as a share",
+        about: "relative difference between the engine's perplexity and the reference's on the same artifact",
         unit: "",
         better: Better::Lower,
         value: |m| m.agreement.as_ref().map(|a| a.perplexity_gap),
@@ -100,7 +97,7 @@ pub static METRICS: &[Metric] = &[
     },
     Metric {
         name: "agreement-logits",
-        about: "largest difference of a logit between engine and reference, over the largest logit",
+        about: "largest difference between a logit of the engine and of the reference, relative to the largest logit",
         unit: "",
         better: Better::Lower,
         value: |m| m.agreement.as_ref().map(|a| a.relative),

@@ -356,7 +356,7 @@ pub fn fusion_table<'f>(fusions: impl IntoIterator<Item = (&'f str, &'f FusionRe
         let counts = [f.changes, f.before, f.after].map(|n| n.to_string());
         [or_dash(variant), f.pass.clone()].into_iter().chain(counts).collect()
     };
-    Table { head: &["variant", "pass", "changes", "nodes before", "after"], rows: fusions.into_iter().map(row).collect() }
+    Table { head: &["variant", "pass", "changes", "nodes before", "nodes after"], rows: fusions.into_iter().map(row).collect() }
 }
 
 fn phase_row(variant: &str, device: &str, phase: &PhaseReport) -> Vec<String> {
@@ -364,8 +364,8 @@ fn phase_row(variant: &str, device: &str, phase: &PhaseReport) -> Vec<String> {
     vec![
         or_dash(variant),
         device.into(),
-        format!("{}, {} behind {}", phase.name, phase.rows, phase.past),
-        format!("{} of {} kinds", phase.kernels, phase.bodies),
+        run_of(phase),
+        format!("{} ({} distinct)", phase.kernels, phase.bodies),
         format!("{:.3} ms", 1e3 * phase.latency),
         format!("{:.3e}", phase.energy),
         bytes(phase.dram_bytes),
@@ -376,7 +376,14 @@ fn phase_row(variant: &str, device: &str, phase: &PhaseReport) -> Vec<String> {
     ]
 }
 
-/// What was proven of the norm and the head; their costs are within those of the runs.
+/// `prefill: 64 tokens, empty cache`, `decode: 1 token, 64 cached`.
+fn run_of(phase: &PhaseReport) -> String {
+    let tokens = if phase.rows == 1 { "1 token".into() } else { format!("{} tokens", phase.rows) };
+    let cache = if phase.past == 0 { "empty cache".into() } else { format!("{} cached", phase.past) };
+    format!("{}: {tokens}, {cache}", phase.name)
+}
+
+/// What was proven of the last norm and the head; their costs are included in those of the runs.
 fn head_row(variant: &str, device: &str, proof: &ProofReport) -> Vec<String> {
     let snr = proof.snr_db.map_or("-".into(), |snr| format!("{snr:.1}"));
     let costs = std::iter::repeat_n("-".to_owned(), 6);
@@ -389,7 +396,7 @@ const TILING_HEAD: &[&str] = &columns::<{ 2 + ProductReport::HEAD.len() }>(&["va
 
 /// Columns of buffers in memories; sizes are bytes.
 const PLACEMENT_HEAD: &[&str] =
-    &["variant", "buffers of", "buffers", "capacity", "live at once", "height", "at least", "fragmentation", "found by", "nodes"];
+    &["variant", "file", "buffers", "capacity", "peak live", "height", "lower bound", "fragmentation", "method", "search nodes"];
 
 fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
     let ChunkReport { chunk, chunks, dram_bytes, cycles, peak_sram, exact, .. } = &point.prompt;
@@ -401,7 +408,7 @@ fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
         bytes(*peak_sram),
         cycles.to_string(),
         format!("{:.3e}", point.energy),
-        if *exact { "every chunk" } else { "some chunks, the rest between" }.into(),
+        if *exact { "all" } else { "some, others interpolated" }.into(),
     ]
 }
 
@@ -443,13 +450,13 @@ impl Report {
     pub fn tables(&self) -> Vec<(&'static str, Table)> {
         let tables = [
             ("Variants", self.variant_table()),
-            ("Activations with the least signal to noise", self.activation_table()),
-            ("Passes over the graph", self.fusion_table()),
-            ("Products cut for SRAM", self.tiling_table()),
+            ("Activations with the lowest SNR", self.activation_table()),
+            ("Graph passes", self.fusion_table()),
+            ("Tiling (predicted)", self.tiling_table()),
             ("Compiled (predicted)", self.compilation_table()),
-            ("Best in some way (predicted)", self.front_table()),
-            ("Plans proven again", self.simulation_table()),
-            ("Buffers placed", self.placement_table()),
+            ("Pareto front (predicted)", self.front_table()),
+            ("Simulated plans", self.simulation_table()),
+            ("Memory plans", self.placement_table()),
             ("Evals", self.eval_table()),
             ("Gates", self.gate_table()),
         ];
@@ -461,9 +468,9 @@ impl Report {
         let mut text = String::new();
         for (variant, allocation) in self.variants.iter().flat_map(|v| v.allocations.iter().map(move |a| (v, a))) {
             let of = if variant.name.is_empty() { String::new() } else { format!(" of {}", variant.name) };
-            let unit = if allocation.divergence { " nats of KL divergence a token" } else { "" };
+            let unit = if allocation.divergence { " nats of KL divergence per token" } else { "" };
             text += &format!(
-                "## Budget{of}: `{}`\n\n{:.4} true bits a selected weight of {:.4} allowed; {} in all. Predicted loss (`{}`): {:.5}{unit}{}.\n\n{}\n",
+                "## Budget{of}: `{}`\n\n{:.4} bits per selected weight, {:.4} allowed; {} in total. Predicted loss (`{}`): {:.5}{unit}{}.\n\n{}\n",
                 allocation.budget,
                 allocation.bits_per_weight,
                 allocation.allowed,
@@ -544,7 +551,7 @@ impl Report {
             "run",
             "kernels",
             "latency",
-            "J",
+            "energy (J)",
             "DRAM traffic",
             "peak SRAM",
             "peak DRAM",
@@ -587,8 +594,8 @@ impl Report {
             "DRAM traffic",
             "peak SRAM",
             "cycles (predicted)",
-            "J (predicted)",
-            "counted",
+            "energy (J, predicted)",
+            "chunks scheduled",
         ];
         Table { head, rows }
     }
@@ -610,7 +617,7 @@ impl Report {
             "peak SRAM",
             "cycles (predicted)",
             "latency (predicted)",
-            "J (predicted)",
+            "energy (J, predicted)",
         ];
         Table { head, rows }
     }
@@ -680,7 +687,7 @@ impl Report {
             };
             rows.push(row);
         }
-        let head = &["eval", "variant", "runner", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "logits off reference"];
+        let head = &["eval", "variant", "runner", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "max logit difference"];
         Table { head, rows }
     }
 
@@ -699,7 +706,7 @@ impl Report {
             let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
             vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
         });
-        Table { head: &["gate", "variant", "runner", "answer", "why"], rows: rows.collect() }
+        Table { head: &["gate", "variant", "runner", "verdict", "details"], rows: rows.collect() }
     }
 }
 

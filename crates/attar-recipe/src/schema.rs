@@ -14,8 +14,7 @@ use crate::{
 /// The schema of a whole recipe.
 pub fn schema() -> Value {
     let steps: Vec<Value> = STEPS.iter().map(|kind| tagged("kind", kind.name, &[(kind.schema)()])).collect();
-    let step_list =
-        json!({ "type": "array", "items": { "oneOf": steps }, "description": "Steps to run, in order." });
+    let step_list = json!({ "type": "array", "items": { "oneOf": steps }, "description": "Steps to run, in order." });
     let mut variant = of::<VariantHead>();
     variant["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     variant["additionalProperties"] = json!(false);

@@ -238,7 +238,7 @@ impl Sweep {
         let divergence = self.fronts.iter().flat_map(|front| &front.points).all(|point| point.allocation.divergence);
         Plot {
             title: self.recipe.clone(),
-            x: "true bits a selected weight".into(),
+            x: "bits per selected weight".into(),
             y: if divergence { "KL divergence, nats a token".into() } else { "predicted loss".into() },
             lines,
         }

@@ -1,4 +1,4 @@
-//! `attar compile MODEL --calibration TEXT --device NAME --out DIR`: the step on its own, and no checkpoint.
+//! `attar compile MODEL --calibration TEXT --device NAME --out DIR`: runs the step on its own and writes no checkpoint.
 
 use std::process::ExitCode;
 
@@ -15,17 +15,30 @@ pub(super) struct Compile;
 
 const NAME: &str = "compile";
 
+static STEP: StepVerb = StepVerb {
+    step: NAME,
+    examples: &[
+        "attar compile static --device generic-npu --seq 64 --calibration text.txt --samples 4 --out plans",
+        "attar compile static --set sram=64KiB --seq 64 --calibration text.txt --samples 4 --out small-sram",
+    ],
+};
+
 impl Verb for Compile {
     fn name(&self) -> &'static str {
         NAME
     }
 
     fn command(&self) -> Command {
-        StepVerb(NAME).command().long_about(
-            "Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan. The model's weights \
-             and activations are in integers already; the text gives the ranges of what lies between, and the prompt of the \
-             proof. Writes plans, their text form and the proof into the folder `compiled`.",
+        STEP.command().long_about(
+            "Compile a model's blocks for a device: fuse, tile, plan memory, and prove the plan in simulation.\n\n\
+             The model's weights and activations must be quantized to integers already. The calibration text provides the \
+             value ranges of intermediate results and the prompt of the proof. Writes the folder `compiled`: plans, their \
+             text form, reports and proofs.",
         )
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        STEP.examples
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

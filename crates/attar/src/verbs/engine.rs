@@ -19,6 +19,10 @@ impl Verb for Engine {
         Command::new(self.name()).about("Serve a real engine to another attar").hide(true)
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn run(&self, _: &ArgMatches, _: &Environment, _: &Printer) -> Result<ExitCode, Error> {
         attar_eval::engine::serve(std::io::stdin().lock(), std::io::stdout().lock())
             .map_err(|e| Error::input("the other attar went away").because(&e))?;

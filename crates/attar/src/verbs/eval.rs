@@ -51,6 +51,10 @@ impl Verb for Eval {
         settings::flags(command, &schema())
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar eval int4 --data text.txt --window 256 --tokens 2048 --baseline model"]
+    }
+
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "model_or_artifact");
         let table = settings::table(&schema(), arguments);
