@@ -46,7 +46,7 @@ pub(super) static ACTIVATIONS: StepVerb = StepVerb {
     step: "activations",
     examples: &[
         "attar activations int8 --kv int8 --out dynamic",
-        "attar activations int8 --mode static --observer mse --calibration text.txt --samples 16 --out static",
+        "attar activations int8 --mode static --calibration text.txt --samples 16 --out static",
     ],
 };
 

