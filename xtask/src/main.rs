@@ -37,7 +37,7 @@ static VERBS: &[Verb] = &[
     Verb {
         name: "test",
         arguments: "[ARGS...]",
-        about: "run all tests with the engines in reach; ARGS go to cargo test",
+        about: "run all tests with the engines in reach, or with `-p CRATE` those of one crate; ARGS go to cargo test",
         run: test::run,
     },
     Verb {

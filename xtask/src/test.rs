@@ -1,4 +1,7 @@
 //! `test`: cargo's tests with the engines in reach, and one closing line that sums all test binaries.
+//!
+//! All tests run in the release profile, which the README's commands build, too. With `-p CRATE` only that crate is built
+//! and tested, in the dev profile: incremental for our crates, optimised where the arithmetic is.
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
 use std::process::{Command, Stdio};
@@ -31,7 +34,7 @@ pub(crate) fn count(
 ) -> Result<(), Failure> {
     let mut command = child::cargo(checkout);
     // One failing binary must not hide the count of the others.
-    command.args(["test", "--workspace", "--release", "--no-fail-fast"]);
+    command.args(["test", "--no-fail-fast"]).args(scope(arguments));
     command.args(arguments.iter().filter(|argument| *argument != "--no-fail-fast")).envs(variables.iter().copied());
     let succeeded = stream(&mut command, tally)?;
     if tally.left_out > 0 {
@@ -42,6 +45,13 @@ pub(crate) fn count(
         (true, true) => Err(Failure::Broken("no test ran".to_owned())),
         (true, false) => Ok(()),
     }
+}
+
+/// What is built when nothing narrower is asked for: everything, as it is released.
+fn scope(arguments: &[String]) -> &'static [&'static str] {
+    let ours = arguments.iter().take_while(|argument| *argument != "--");
+    let mut named = ours.filter(|argument| argument.starts_with("-p") || argument.starts_with("--package"));
+    if named.next().is_some() { &[] } else { &["--workspace", "--release"] }
 }
 
 /// The end of every run that tests: what went wrong, then the closing line, and nothing after it.
@@ -92,6 +102,18 @@ fn tee(from: impl Read, mut to: impl Write) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_named_package_is_built_alone_in_the_dev_profile() {
+        assert!(scope(&words("-p attar-compile tile")).is_empty());
+        assert!(scope(&words("--package=attar")).is_empty());
+        assert_eq!(scope(&words("gptq")), ["--workspace", "--release"]);
+        assert_eq!(scope(&words("gptq -- -p")), ["--workspace", "--release"]);
+    }
 
     #[test]
     fn every_byte_passes_through_even_what_is_not_utf8() {

@@ -5,14 +5,18 @@
 //! evaluated as they are asked for. A rearranged tensor keeps its numbers; a computed one is f32, each number rounded
 //! once an operation, unless it is rounded further.
 //!
-//! What an expression costs to read by rows is its own concern: `rotate_rows` reads whole blocks of rows for any of them,
-//! so whoever turns all rows of a large matrix together stores the result instead.
+//! What an expression costs to read by rows is its own concern: `rotate_rows` reads whole blocks of rows for any of them
+//! and `transpose` the whole matrix, so whoever needs many parts of a large one stores the result instead
+//! ([`Expr::rows_together`]).
 
 use std::{fmt, ops::Range};
 
 use attar_tensor::{Digest, Dtype, Encoding, QuantizedTensor, Source, TensorInfo};
 
-use crate::{Error, Result, Rotation};
+use crate::{Error, Result, Rotation, Runs};
+
+/// Numbers that are held to rearrange a matrix.
+const PART: usize = 1 << 18;
 
 /// What of a matrix an operation goes along. A vector is a matrix of one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,10 +43,16 @@ pub enum Expr {
     Scale(Axis, Box<Expr>, Box<Expr>),
     /// Every row, or column, divided by its number of a vector.
     Divide(Axis, Box<Expr>, Box<Expr>),
-    /// Blocks of neighbouring columns, or rows, turned by an orthogonal matrix `R`, a [`Rotation`]: `w (I x R)` for
+    /// The sum of two of one shape, number by number.
+    Sum(Box<Expr>, Box<Expr>),
+    /// Rows become columns: layers that are stored as `[in, out]` (`Conv1D` of GPT-2).
+    Transpose(Box<Expr>),
+    /// Some rows, or columns, in the order of the list. Those of a vector are its numbers, as columns.
+    Select(Axis, Box<Expr>, Runs),
+    /// Blocks of neighbouring columns, or rows, multiplied by an orthogonal matrix `R`, a [`Rotation`]: `w (I x R)` for
     /// columns, `(I x R^T) w` for rows.
     Rotate {
-        /// What is turned.
+        /// What is rotated.
         axis: Axis,
         /// The matrix.
         of: Box<Expr>,
@@ -71,7 +81,22 @@ impl Expr {
         Expr::Divide(axis, Box::new(self), Box::new(by))
     }
 
-    /// Blocks of `size` rows, or columns, turned by the [`Rotation`] of that size and `seed`.
+    /// The sum with `other`, number by number. A gain that is stored as its distance from one is `g.plus(Expr::Ones(n))`.
+    pub fn plus(self, other: Expr) -> Expr {
+        Expr::Sum(Box::new(self), Box::new(other))
+    }
+
+    /// Rows as columns.
+    pub fn transposed(self) -> Expr {
+        Expr::Transpose(Box::new(self))
+    }
+
+    /// Some rows, or columns.
+    pub fn selected(self, axis: Axis, indices: Runs) -> Expr {
+        Expr::Select(axis, Box::new(self), indices)
+    }
+
+    /// Blocks of `size` rows, or columns, rotated by the [`Rotation`] of that size and `seed`.
     pub fn rotated(self, axis: Axis, size: usize, seed: u64) -> Expr {
         Expr::Rotate { axis, of: Box::new(self), size, seed }
     }
@@ -89,24 +114,30 @@ impl Expr {
             | Expr::Scale(_, of, _)
             | Expr::Divide(_, of, _)
             | Expr::Rotate { of, .. }
+            | Expr::Sum(of, _)
+            | Expr::Transpose(of)
+            | Expr::Select(_, of, _)
             | Expr::Round(of, _) => of.tensor_name(),
             Expr::Ones(_) => "ones",
             Expr::Identity(_) => "identity",
         }
     }
 
-    /// How many rows are read for one: whole blocks, where rows are turned.
+    /// How many rows are read for one: whole blocks, where rows are rotated; all, where rows were columns.
     pub fn rows_together(&self) -> usize {
         match self {
             Expr::Tensor(_) | Expr::Ones(_) | Expr::Identity(_) => 1,
             Expr::Halves(of, _) | Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Round(of, _) => of.rows_together(),
+            Expr::Select(_, of, _) => of.rows_together(),
+            Expr::Sum(a, b) => a.rows_together().max(b.rows_together()),
+            Expr::Transpose(_) => usize::MAX,
             Expr::Rotate { axis: Axis::Columns, of, .. } => of.rows_together(),
             Expr::Rotate { axis: Axis::Rows, of, size, .. } => of.rows_together().max(*size),
         }
     }
 
     /// Whether its parts go together: heads are made of pairs, vectors are as long as what they scale, rotations divide
-    /// what they turn.
+    /// what they rotate, selections name what there is.
     pub(crate) fn fits(&self, source: &dyn Source) -> Result<bool> {
         let along = |axis: &Axis, of: &Expr| {
             let [rows, columns] = of.info(source)?.matrix();
@@ -123,6 +154,16 @@ impl Expr {
                 by_info.dims.as_slice() == [along(axis, of)?] && of.fits(source)? && by.fits(source)?
             }
             Expr::Round(of, dtype) => dtype.is_float() && of.fits(source)?,
+            Expr::Sum(a, b) => a.info(source)?.dims == b.info(source)?.dims && a.fits(source)? && b.fits(source)?,
+            Expr::Transpose(of) => of.info(source)?.dims.len() == 2 && of.fits(source)?,
+            Expr::Select(axis, of, indices) => {
+                let vector_or_matrix = match of.info(source)?.dims.len() {
+                    1 => *axis == Axis::Columns,
+                    dims => dims == 2,
+                };
+                let named = !indices.is_empty() && indices.end() <= along(axis, of)?;
+                vector_or_matrix && named && of.fits(source)?
+            }
             Expr::Rotate { axis, of, size, .. } => *size > 0 && along(axis, of)?.is_multiple_of(*size) && of.fits(source)?,
         })
     }
@@ -136,7 +177,24 @@ impl Expr {
             Expr::Round(of, dtype) => TensorInfo { dims: of.info(source)?.dims, encoding: Encoding::Plain(*dtype) },
             Expr::Ones(n) => computed(vec![*n]),
             Expr::Identity(n) => computed(vec![*n, *n]),
-            Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Rotate { of, .. } => computed(of.info(source)?.dims),
+            Expr::Scale(_, of, _) | Expr::Divide(_, of, _) | Expr::Sum(of, _) | Expr::Rotate { of, .. } => {
+                computed(of.info(source)?.dims)
+            }
+            Expr::Transpose(of) => {
+                let info = of.info(source)?;
+                let [rows, columns] = info.matrix();
+                number_by_number(info, vec![columns, rows])
+            }
+            Expr::Select(axis, of, indices) => {
+                let info = of.info(source)?;
+                let mut dims = info.dims.clone();
+                let at = if *axis == Axis::Rows { dims.first_mut() } else { dims.last_mut() };
+                at.into_iter().for_each(|dim| *dim = indices.len());
+                match axis {
+                    Axis::Rows => TensorInfo { dims, ..info },
+                    Axis::Columns => number_by_number(info, dims),
+                }
+            }
         })
     }
 
@@ -174,6 +232,32 @@ impl Expr {
                 out.iter_mut().for_each(|x| *x = dtype.round(*x));
                 Ok(())
             }
+            Expr::Sum(a, b) => {
+                a.read(source, rows.clone(), out)?;
+                let mut more = vec![0.0; out.len()];
+                b.read(source, rows, &mut more)?;
+                out.iter_mut().zip(more).for_each(|(x, more)| *x += more);
+                Ok(())
+            }
+            Expr::Transpose(of) => of.read_columns(source, rows, out),
+            Expr::Select(Axis::Rows, of, indices) => {
+                let columns = of.info(source)?.matrix()[1];
+                let mut rest = out;
+                for run in indices.at(rows) {
+                    let (part, after) = rest.split_at_mut(run.len() * columns);
+                    of.read(source, run, part)?;
+                    rest = after;
+                }
+                Ok(())
+            }
+            Expr::Select(Axis::Columns, of, indices) => {
+                let columns = indices.len().max(1);
+                of.read_in_parts(source, rows.clone(), &mut |part, row| {
+                    let out = &mut out[(part - rows.start) * columns..][..columns];
+                    let numbers = indices.runs().iter().flat_map(|run| &row[run.clone()]);
+                    out.iter_mut().zip(numbers).for_each(|(out, x)| *out = *x);
+                })
+            }
             Expr::Rotate { axis: Axis::Columns, of, size, seed } => {
                 of.read(source, rows, out)?;
                 Rotation::shared(*size, *seed).apply(out);
@@ -188,6 +272,32 @@ impl Expr {
                 })
             }
         }
+    }
+
+    /// Some of its columns as rows: all of it is read, in parts.
+    fn read_columns(&self, source: &dyn Source, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let count = self.info(source)?.matrix()[0];
+        if columns.is_empty() {
+            return Ok(());
+        }
+        self.read_in_parts(source, 0..count, &mut |row, numbers| {
+            let wanted = &numbers[columns.clone()];
+            wanted.iter().zip(out[row..].iter_mut().step_by(count)).for_each(|(x, out)| *out = *x);
+        })
+    }
+
+    /// Shows rows one by one, and holds few at a time.
+    fn read_in_parts(&self, source: &dyn Source, rows: Range<usize>, each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        let columns = self.info(source)?.matrix()[1].max(1);
+        let together = (PART / columns).max(1);
+        let mut part = vec![0.0; together.min(rows.len()) * columns];
+        for first in rows.clone().step_by(together) {
+            let end = (first + together).min(rows.end);
+            let part = &mut part[..(end - first) * columns];
+            self.read(source, first..end, part)?;
+            (first..end).zip(part.chunks(columns)).for_each(|(row, numbers)| each(row, numbers));
+        }
+        Ok(())
     }
 
     /// Combines `out`, some `rows` of a matrix, with this vector along an axis.
@@ -226,6 +336,13 @@ impl Expr {
                 }
                 Ok(all.unwrap_or(of.read_quantized(source, 0..0)?))
             }
+            Expr::Select(Axis::Rows, of, indices) => {
+                let mut all = of.read_quantized(source, 0..0)?;
+                for run in indices.at(rows) {
+                    all.append(of.read_quantized(source, run)?);
+                }
+                Ok(all)
+            }
             computed => {
                 let (name, encoding) = (computed.to_string(), computed.encoding(source)?.to_string());
                 Err(Error::Tensor(attar_tensor::Error::WrongEncoding { name, encoding, wanted: "codes" }))
@@ -249,6 +366,12 @@ impl Expr {
                 of_parts(self.word(), &[], &[of.digest(source)?, by.digest(source)?])
             }
             Expr::Round(of, dtype) => of_parts(dtype.name(), &[], &[of.digest(source)?]),
+            Expr::Sum(a, b) => of_parts(self.word(), &[], &[a.digest(source)?, b.digest(source)?]),
+            Expr::Transpose(of) => of_parts(self.word(), &[], &[of.digest(source)?]),
+            Expr::Select(_, of, indices) => {
+                let ends = indices.runs().iter().flat_map(|run| [run.start as u64, run.end as u64]);
+                of_parts(self.word(), &ends.collect::<Vec<_>>(), &[of.digest(source)?])
+            }
             Expr::Rotate { of, size, seed, .. } => of_parts(self.word(), &[*size as u64, *seed], &[of.digest(source)?]),
         })
     }
@@ -270,10 +393,23 @@ impl Expr {
             Expr::Scale(Axis::Columns, ..) => "scale_columns",
             Expr::Divide(Axis::Rows, ..) => "divide_rows",
             Expr::Divide(Axis::Columns, ..) => "divide_columns",
+            Expr::Sum(..) => "sum",
+            Expr::Transpose(_) => "transpose",
+            Expr::Select(Axis::Rows, ..) => "select_rows",
+            Expr::Select(Axis::Columns, ..) => "select_columns",
             Expr::Rotate { axis: Axis::Rows, .. } => "rotate_rows",
             Expr::Rotate { axis: Axis::Columns, .. } => "rotate_columns",
         }
     }
+}
+
+/// What is known of `info`'s numbers rearranged one by one: those of groups and blocks do not keep what they share.
+fn number_by_number(info: TensorInfo, dims: Vec<usize>) -> TensorInfo {
+    let encoding = match info.encoding {
+        plain @ Encoding::Plain(_) => plain,
+        _ => Encoding::Plain(Dtype::F32),
+    };
+    TensorInfo { dims, encoding }
 }
 
 /// Fills `out` with `rows` of a matrix that can only be made by blocks of `size` rows.
@@ -312,7 +448,9 @@ impl fmt::Display for Expr {
             Expr::Halves(of, heads) => write!(f, "{word}({of}, {heads})"),
             Expr::Round(of, dtype) => write!(f, "{word}({of}, {dtype})"),
             Expr::Ones(n) | Expr::Identity(n) => write!(f, "{word}({n})"),
-            Expr::Scale(_, of, by) | Expr::Divide(_, of, by) => write!(f, "{word}({of}, {by})"),
+            Expr::Scale(_, of, by) | Expr::Divide(_, of, by) | Expr::Sum(of, by) => write!(f, "{word}({of}, {by})"),
+            Expr::Transpose(of) => write!(f, "{word}({of})"),
+            Expr::Select(_, of, indices) => write!(f, "{word}({of}, {indices})"),
             Expr::Rotate { of, size, seed, .. } => write!(f, "{word}({of}, {size}, {seed})"),
         }
     }

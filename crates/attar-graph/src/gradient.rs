@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 
-use crate::{kernel, op::Attention};
+use crate::kernel::{self, Scores};
 
 /// The contiguous f32 tensor that a kernel returned, as what an op returns.
 fn storage(tensor: &Tensor) -> Result<(CpuStorage, Shape)> {
@@ -22,7 +22,7 @@ fn tensor(storage: &CpuStorage, layout: &Layout) -> Result<Tensor> {
     }
 }
 
-struct AttentionOp(Attention);
+struct AttentionOp(Scores);
 
 impl CustomOp3 for AttentionOp {
     fn name(&self) -> &'static str {
@@ -39,7 +39,7 @@ impl CustomOp3 for AttentionOp {
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (q, k, v) = (tensor(q, ql)?, tensor(k, kl)?, tensor(v, vl)?);
-        storage(&kernel::attention(&q, &k, &v, self.0.scale as f32, self.0.window)?)
+        storage(&kernel::attention(&q, &k, &v, &self.0)?)
     }
 
     fn bwd(
@@ -50,14 +50,14 @@ impl CustomOp3 for AttentionOp {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [q, k, v] = kernel::attention_gradients([q, k, v], gradient, self.0.scale as f32, self.0.window)?;
+        let [q, k, v] = kernel::attention_gradients([q, k, v], gradient, &self.0)?;
         Ok((Some(q), Some(k), Some(v)))
     }
 }
 
 /// [`kernel::attention`], with gradients.
-pub(crate) fn attention(attention: &Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, AttentionOp(attention.clone()))
+pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Tensor> {
+    q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, AttentionOp(*scores))
 }
 
 struct SwigluOp;
@@ -127,7 +127,7 @@ mod tests {
         Var::from_tensor(&Tensor::from_vec(values, dims, &Device::Cpu).unwrap()).unwrap()
     }
 
-    fn slow_attention(op: &Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    fn slow_attention(op: &Scores, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
         let (batch, heads, seq, head) = q.dims4().unwrap();
         let (_, key_heads, all, _) = k.dims4().unwrap();
         let wide = (batch, key_heads, heads / key_heads, all, head);
@@ -135,9 +135,13 @@ mod tests {
             let x = x.unsqueeze(2).unwrap().expand(wide).unwrap().contiguous().unwrap();
             x.reshape((batch, heads, all, head)).unwrap()
         };
-        let scores = (q.matmul(&spread(k).transpose(2, 3).unwrap()).unwrap() * op.scale).unwrap();
+        let scores = (q.matmul(&spread(k).transpose(2, 3).unwrap()).unwrap() * f64::from(op.scale)).unwrap();
+        let scores = op
+            .softcap
+            .map(f64::from)
+            .map_or(scores.clone(), |cap| scores.affine(1.0 / cap, 0.0).unwrap().tanh().unwrap().affine(cap, 0.0).unwrap());
         let (past, window) = (all - seq, op.window.unwrap_or(all));
-        let seen = |i: usize, j: usize| j <= past + i && past + i < j + window;
+        let seen = |i: usize, j: usize| (past + i).abs_diff(j) < window && (j <= past + i || !op.causal);
         let mask: Vec<f32> = (0..seq * all).map(|at| if seen(at / all, at % all) { 0.0 } else { f32::NEG_INFINITY }).collect();
         let mask = Tensor::from_vec(mask, (seq, all), &Device::Cpu).unwrap();
         let p = candle_nn::ops::softmax(&scores.broadcast_add(&mask).unwrap(), D::Minus1).unwrap();
@@ -162,11 +166,13 @@ mod tests {
     #[test]
     fn attention_has_the_gradients_of_its_definition() {
         for (seq, past, window) in [(2, 0, None), (7, 0, None), (70, 0, None), (130, 5, None), (70, 0, Some(9))] {
-            let q = noise(&[2, 6, seq, 8], 1);
-            let (k, v) = (noise(&[2, 3, past + seq, 8], 2), noise(&[2, 3, past + seq, 8], 3));
-            let op = Attention { scale: 0.3, window };
-            let fast = attention(&op, &q, &k, &v).unwrap();
-            assert_same(&format!("{seq} {past} {window:?}"), &[&q, &k, &v], &fast, &slow_attention(&op, &q, &k, &v));
+            for (causal, softcap) in [(true, None), (false, None), (true, Some(0.7)), (false, Some(2.0))] {
+                let q = noise(&[2, 6, seq, 8], 1);
+                let (k, v) = (noise(&[2, 3, past + seq, 8], 2), noise(&[2, 3, past + seq, 8], 3));
+                let op = Scores { scale: 0.3, softcap, causal, window };
+                let fast = attention(&q, &k, &v, &op).unwrap();
+                assert_same(&format!("{seq} {past} {op:?}"), &[&q, &k, &v], &fast, &slow_attention(&op, &q, &k, &v));
+            }
         }
     }
 

@@ -1,10 +1,16 @@
-//! Fast forms of what candle computes slowly, and of their gradients: `gradient.rs` joins the two.
+//! Fast kernels for what candle computes slowly, and their gradients; [`crate::gradient`] joins the two.
 //!
 //! Each is plain arithmetic in a fixed order, in parallel over parts that do not meet, so its bits depend on neither
 //! thread count nor vector width. (Products go through `gemm`, whose bits depend on the instruction set.)
 
+mod norm;
+mod pointwise;
+
 use candle_core::{CpuStorage, Result, Storage, Tensor};
 use rayon::prelude::*;
+
+pub use norm::{layer_norm, mean_pool, normalize};
+pub use pointwise::{erf, gelu, gelu_tanh, softcap, tanh};
 
 /// Partial results: as many as the widest vector has lanes.
 const LANES: usize = 16;
@@ -143,11 +149,25 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(out, gate.shape(), gate.device())
 }
 
-/// Causal attention over `q [batch, heads, seq, head]`, `k` and `v` `[batch, key heads, past + seq, head]`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, window: Option<usize>) -> Result<Tensor> {
+/// How the products of queries and keys become weights of values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// Multiplies the products.
+    pub scale: f32,
+    /// Bounds them: `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// Whether a query sees no position after its own.
+    pub causal: bool,
+    /// A query sees positions that are less than this away from its own; all, without a window.
+    pub window: Option<usize>,
+}
+
+/// Attention of `q [batch, heads, seq, head]`, the last of the positions of `k` and `v` `[batch, key heads, past + seq,
+/// head]`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scores: &Scores) -> Result<Tensor> {
     let (batch, heads, seq, head) = q.dims4()?;
     let (_, key_heads, all, _) = k.dims4()?;
-    let shape = Shape { seq, all, head, scale, window: window.unwrap_or(all) };
+    let shape = Shape { seq, all, head, scores };
     let mut out = vec![0.0; batch * heads * seq * head];
     with_f32(q, |q| {
         with_f32(k, |k| {
@@ -164,22 +184,21 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, window: Option<
     Tensor::from_vec(out, (batch, heads, seq, head), q.device())
 }
 
-struct Shape {
+struct Shape<'s> {
     seq: usize,
     all: usize,
     head: usize,
-    scale: f32,
-    window: usize,
+    scores: &'s Scores,
 }
 
-impl Shape {
+impl Shape<'_> {
     /// q, out: [seq, head]; k, v: [all, head].
     fn one_head(&self, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
         let (head, past) = (self.head, self.all - self.seq);
         let mut scores = vec![0.0; QUERIES.min(self.seq) * self.all];
         for (chunk, (q, out)) in q.chunks(QUERIES * head).zip(out.chunks_mut(QUERIES * head)).enumerate() {
             let (first, rows) = (past + chunk * QUERIES, q.len() / head);
-            let seen = first + rows;
+            let seen = self.seen(first + rows);
             let scores = &mut scores[..rows * seen];
             product(scores, [rows, seen, head], q, k, true);
             for (row, scores) in scores.chunks_mut(seen).enumerate() {
@@ -189,13 +208,27 @@ impl Shape {
         }
     }
 
+    /// How many positions queries before `end` see at most.
+    fn seen(&self, end: usize) -> usize {
+        if self.scores.causal { end } else { self.all }
+    }
+
+    /// The positions that the query at `position` sees.
+    fn visible(&self, position: usize) -> std::ops::Range<usize> {
+        let window = self.scores.window.unwrap_or(self.all);
+        let end = if self.scores.causal { position + 1 } else { position.saturating_add(window).min(self.all) };
+        (position + 1).saturating_sub(window)..end
+    }
+
     fn softmax(&self, scores: &mut [f32], position: usize) {
-        let (visible, hidden) = scores.split_at_mut(position + 1);
-        let start = (position + 1).saturating_sub(self.window);
-        visible[..start].fill(0.0);
-        hidden.fill(0.0);
-        let visible = &mut visible[start..];
-        scale(visible, self.scale);
+        let range = self.visible(position);
+        scores[..range.start].fill(0.0);
+        scores[range.end..].fill(0.0);
+        let visible = &mut scores[range];
+        scale(visible, self.scores.scale);
+        if let Some(cap) = self.scores.softcap {
+            pointwise::softcap_row(visible, cap);
+        }
         let offset = max(visible);
         let sum = exp_sum(visible, offset);
         scale(visible, 1.0 / sum);
@@ -237,10 +270,10 @@ unsafe fn multiply(
 }
 
 /// The gradients of [`attention`] by queries, keys and values, given that by its result. Scores are computed again.
-pub fn attention_gradients([q, k, v]: [&Tensor; 3], gradient: &Tensor, scale: f32, window: Option<usize>) -> Result<[Tensor; 3]> {
+pub fn attention_gradients([q, k, v]: [&Tensor; 3], gradient: &Tensor, scores: &Scores) -> Result<[Tensor; 3]> {
     let (batch, heads, seq, head) = q.dims4()?;
     let (_, key_heads, all, _) = k.dims4()?;
-    let shape = Shape { seq, all, head, scale, window: window.unwrap_or(all) };
+    let shape = Shape { seq, all, head, scores };
     let group = heads / key_heads;
     let (queries, keys) = (group * seq * head, all * head);
     let mut of_q = vec![0.0; batch * heads * seq * head];
@@ -268,7 +301,7 @@ pub fn attention_gradients([q, k, v]: [&Tensor; 3], gradient: &Tensor, scale: f3
     Ok([tensor(of_q, heads, seq)?, tensor(of_k, key_heads, all)?, tensor(of_v, key_heads, all)?])
 }
 
-impl Shape {
+impl Shape<'_> {
     /// q, gradient, of_q: [seq, head]; all others: [all, head]. Adds to `of_k` and `of_v`.
     fn one_head_back(&self, [q, k, v]: [&[f32]; 3], gradient: &[f32], [of_q, of_k, of_v]: [&mut [f32]; 3]) {
         let (head, past) = (self.head, self.all - self.seq);
@@ -276,20 +309,33 @@ impl Shape {
         let chunks = q.chunks(QUERIES * head).zip(gradient.chunks(QUERIES * head)).zip(of_q.chunks_mut(QUERIES * head));
         for (chunk, ((q, gradient), of_q)) in chunks.enumerate() {
             let (first, rows) = (past + chunk * QUERIES, q.len() / head);
-            let seen = first + rows;
+            let seen = self.seen(first + rows);
             let (p, of_p) = both[..2 * rows * seen].split_at_mut(rows * seen);
             product(p, [rows, seen, head], q, k, true);
+            let capped = self.capped(p);
             for (row, p) in p.chunks_mut(seen).enumerate() {
                 self.softmax(p, first + row);
             }
             add_product_of_transposed(of_v, [seen, head, rows], p, gradient);
             product(of_p, [rows, seen, head], gradient, v, true);
             for (p, of_p) in p.chunks(seen).zip(of_p.chunks_mut(seen)) {
-                softmax_back(p, of_p, self.scale);
+                softmax_back(p, of_p, self.scores.scale);
+            }
+            if let (Some(capped), Some(cap)) = (capped, self.scores.softcap) {
+                pointwise::softcap_row_back(&capped, of_p, cap);
             }
             product(of_q, [rows, head, seen], of_p, k, false);
             add_product_of_transposed(of_k, [seen, head, rows], of_p, q);
         }
+    }
+
+    /// Scores after the soft cap, if there is one, from products.
+    fn capped(&self, products: &[f32]) -> Option<Vec<f32>> {
+        let cap = self.scores.softcap?;
+        let mut capped = products.to_vec();
+        scale(&mut capped, self.scores.scale);
+        pointwise::softcap_row(&mut capped, cap);
+        Some(capped)
     }
 }
 

@@ -113,7 +113,8 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Tokens `[windows, length]` at positions from `past` on.
+    /// Tokens `[windows, length]` at positions from `past` on, all of the first segment. A graph takes as many of these
+    /// three as it has inputs.
     ///
     /// # Panics
     /// If the windows differ in length.
@@ -123,7 +124,8 @@ impl Inputs {
         let dims = (windows.len(), length);
         let positions: Vec<u32> = windows.iter().flat_map(|_| (past as u32)..(past + length) as u32).collect();
         let tokens = Tensor::from_vec(windows.concat(), dims, &Device::Cpu)?;
-        Ok(Inputs { tensors: vec![tokens, Tensor::from_vec(positions, dims, &Device::Cpu)?], state: None })
+        let (positions, token_types) = (Tensor::from_vec(positions, dims, &Device::Cpu)?, Tensor::zeros_like(&tokens)?);
+        Ok(Inputs { tensors: vec![tokens, positions, token_types], state: None })
     }
 }
 

@@ -24,18 +24,18 @@
 //! A weight that is stored under its canonical name needs no `= …`. Nodes outside blocks come before them. Numbers print
 //! in their shortest exact form; strings are escaped as in Rust.
 
-use std::{collections::BTreeMap, fmt, str::Chars};
+use std::{collections::BTreeMap, fmt, ops::Range, str::Chars};
 
 use attar_tensor::{Dtype, nearest};
 
 use crate::{
-    Axis, Dim, Error, Expr, Fact, Graph, Node, OPS, Op, Origin, Result, ValueId,
+    Axis, Dim, Error, Expr, Fact, Graph, Node, OPS, Op, Origin, Result, Runs, ValueId,
     error::Problem,
     op::{Attribute, Attributes, Fused},
 };
 
 /// The operations of weight expressions.
-const EXPRESSIONS: [&str; 11] = [
+const EXPRESSIONS: [&str; 15] = [
     "tensor",
     "halves",
     "ones",
@@ -47,6 +47,10 @@ const EXPRESSIONS: [&str; 11] = [
     "rotate_rows",
     "rotate_columns",
     "round",
+    "sum",
+    "transpose",
+    "select_rows",
+    "select_columns",
 ];
 
 /// The op that has a body, and the name of every body.
@@ -121,6 +125,7 @@ impl fmt::Display for Attribute {
         match self {
             Attribute::Number(n) => n.fmt(f),
             Attribute::Text(text) => write!(f, "{text:?}"),
+            Attribute::Flag(flag) => flag.fmt(f),
         }
     }
 }
@@ -400,12 +405,17 @@ impl<'t> Parser<'t> {
             _ => {}
         }
         let of = self.expr(depth)?;
+        if word == "transpose" {
+            return Ok(of.transposed());
+        }
         self.expect(",")?;
         let axis = if word.ends_with("_rows") { Axis::Rows } else { Axis::Columns };
         Ok(match word {
             "halves" => Expr::Halves(Box::new(of), self.count()?),
             "scale_rows" | "scale_columns" => of.scaled(axis, self.expr(depth)?),
             "divide_rows" | "divide_columns" => of.divided(axis, self.expr(depth)?),
+            "sum" => of.plus(self.expr(depth)?),
+            "select_rows" | "select_columns" => of.selected(axis, self.runs()?),
             "round" => {
                 let found = self.next();
                 let float = found.parse::<Dtype>().ok().filter(|dtype| dtype.is_float());
@@ -419,6 +429,18 @@ impl<'t> Parser<'t> {
                 of.rotated(axis, size, seed)
             }
         })
+    }
+
+    /// `0..64, 128`, up to a parenthesis.
+    fn runs(&mut self) -> Parsed<Runs> {
+        let mut runs = Vec::new();
+        loop {
+            let found = self.next();
+            runs.push(run(found).ok_or_else(|| syntax(found, "an index, or a range such as `0..64`"))?);
+            if !self.take(",") {
+                return Ok(Runs::new(runs));
+            }
+        }
     }
 
     fn count(&mut self) -> Parsed<usize> {
@@ -458,13 +480,7 @@ impl<'t> Parser<'t> {
         while !self.take("}") {
             let name = self.word("an attribute")?;
             self.expect("=")?;
-            let value = match self.peek().starts_with('"') {
-                true => Attribute::Text(self.string()?),
-                false => {
-                    let found = self.next();
-                    Attribute::Number(found.parse().map_err(|_| syntax(found, "a number or a string"))?)
-                }
-            };
+            let value = self.attribute()?;
             if all.insert(name.into(), value).is_some() {
                 return Err(Problem::Twice { name: name.into() }.into());
             }
@@ -474,6 +490,28 @@ impl<'t> Parser<'t> {
             }
         }
         Ok(all)
+    }
+}
+
+impl Parser<'_> {
+    fn attribute(&mut self) -> Parsed<Attribute> {
+        if self.peek().starts_with('"') {
+            return Ok(Attribute::Text(self.string()?));
+        }
+        Ok(match self.next() {
+            "true" => Attribute::Flag(true),
+            "false" => Attribute::Flag(false),
+            found => Attribute::Number(found.parse().map_err(|_| syntax(found, "a number, a string, `true` or `false`"))?),
+        })
+    }
+}
+
+/// `64`, or `0..64`.
+fn run(text: &str) -> Option<Range<usize>> {
+    let index = |text: &str| text.parse::<usize>().ok().filter(|n| *n < 1 << 40);
+    match text.split_once("..") {
+        Some((start, end)) => Some(index(start)?..index(end)?).filter(|run| !run.is_empty()),
+        None => index(text).map(|index| index..index + 1),
     }
 }
 

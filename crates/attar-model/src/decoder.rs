@@ -1,226 +1,263 @@
-//! The decoder that the Llama family shares: pre-norm blocks of grouped rotary attention and a gated MLP.
+//! The decoder of the Llama family: pre-norm blocks of grouped rotary attention and a gated MLP. Its settings are spelled as
+//! transformers 5 writes them or as older checkpoints do.
 
 use attar_graph::{
-    Dim, Expr, Fact, Graph, Op, ValueId,
-    op::{Attention, Rope},
+    Graph, Op, ValueId,
+    op::{Attention, Rope, Scaling},
 };
-use attar_tensor::{Dtype, Encoding, Source};
+use serde::Deserialize;
 
-use crate::{Error, Result};
+use crate::{
+    Config, Error, Result,
+    builder::{Builder, Frame, Heads, Inputs, Mlp},
+    config::{check, check_sizes},
+    gguf,
+};
 
-/// The numbers that make one decoder different from another.
-#[derive(Clone, Debug)]
-pub struct Decoder {
-    /// Name of the graph.
-    pub name: &'static str,
-    /// Tokens it knows.
-    pub vocabulary: usize,
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Width inside the MLP.
-    pub intermediate: usize,
-    /// How many blocks.
-    pub blocks: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub key_heads: usize,
-    /// Width of a head.
-    pub head: usize,
-    /// Of every norm.
-    pub epsilon: f64,
-    /// Positions.
-    pub rope: Rope,
-    /// How far back a query sees, by block number; all, if `None`.
-    pub window: Option<usize>,
-    /// Whether the head is the embedding.
-    pub tied: bool,
-    /// Whether query, key and value have biases.
-    pub qkv_bias: bool,
-    /// Whether the attention output has one.
-    pub output_bias: bool,
-    /// Whether the MLP has them.
-    pub mlp_bias: bool,
+/// Which linear layers add a bias.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Biases {
+    /// Query, key and value.
+    pub(crate) projections: bool,
+    /// The output of attention.
+    pub(crate) output: bool,
+    /// All of the MLP.
+    pub(crate) mlp: bool,
 }
 
-/// What a checkpoint format calls the weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Naming {
-    /// `model.layers.0.self_attn.q_proj.weight`.
-    HuggingFace,
-    /// `blk.0.attn_q.weight`.
-    Gguf {
-        /// Rotary pairs of query and key rows are interleaved.
-        interleaved: bool,
-    },
+/// The settings that shape a decoder with rotary positions and gated MLPs.
+#[derive(Deserialize)]
+pub(crate) struct DecoderConfig {
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    pub(crate) num_key_value_heads: Option<usize>,
+    pub(crate) head_dim: Option<usize>,
+    pub(crate) max_position_embeddings: Option<usize>,
+    #[serde(default = "default_epsilon")]
+    pub(crate) rms_norm_eps: f64,
+    #[serde(default = "silu")]
+    pub(crate) hidden_act: String,
+    #[serde(default)]
+    pub(crate) tie_word_embeddings: bool,
+    #[serde(default)]
+    pub(crate) attention_bias: bool,
+    #[serde(default)]
+    pub(crate) mlp_bias: bool,
+    pub(crate) sliding_window: Option<usize>,
+    #[serde(default)]
+    pub(crate) use_sliding_window: bool,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RopeParameters>,
+    rope_parameters: Option<RopeParameters>,
+    partial_rotary_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
 }
 
-/// Canonical name in a block, Hugging Face's, GGUF's.
-const BLOCK_NAMES: &[(&str, &str, &str)] = &[
-    ("attention_norm", "input_layernorm", "attn_norm"),
-    ("attention.query", "self_attn.q_proj", "attn_q"),
-    ("attention.key", "self_attn.k_proj", "attn_k"),
-    ("attention.value", "self_attn.v_proj", "attn_v"),
-    ("attention.output", "self_attn.o_proj", "attn_output"),
-    ("mlp_norm", "post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate", "mlp.gate_proj", "ffn_gate"),
-    ("mlp.up", "mlp.up_proj", "ffn_up"),
-    ("mlp.down", "mlp.down_proj", "ffn_down"),
-];
+/// Rotary positions. `rope_scaling` is the older spelling of `rope_parameters`.
+#[derive(Deserialize, Clone)]
+pub(crate) struct RopeParameters {
+    pub(crate) rope_theta: Option<f64>,
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    attention_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    partial_rotary_factor: Option<f64>,
+    short_factor: Option<Vec<f32>>,
+    long_factor: Option<Vec<f32>>,
+}
 
-/// The module of a Hugging Face model whose weight has that canonical name: `model.layers.0.self_attn.q_proj` for
-/// `blocks.0.attention.query`.
-pub fn hugging_face_module(canonical: &str) -> Option<String> {
-    if canonical == "lm_head" {
-        return Some(canonical.into());
+fn default_epsilon() -> f64 {
+    1e-6
+}
+
+fn silu() -> String {
+    "silu".into()
+}
+
+impl DecoderConfig {
+    /// Those of `config`, whose numbers fit each other.
+    pub(crate) fn parse(config: &Config) -> Result<DecoderConfig> {
+        let config: DecoderConfig = config.parse()?;
+        check_sizes(&[
+            ("vocab_size", config.vocab_size),
+            ("hidden_size", config.hidden_size),
+            ("intermediate_size", config.intermediate_size),
+            ("num_hidden_layers", config.num_hidden_layers),
+            ("num_attention_heads", config.num_attention_heads),
+            ("num_key_value_heads", config.key_heads()),
+            ("head_dim", config.head()),
+        ])?;
+        if !config.num_attention_heads.is_multiple_of(config.key_heads()) {
+            return Err(Error::Contradiction {
+                first: format!("num_attention_heads = {}", config.num_attention_heads),
+                second: format!("num_key_value_heads = {}", config.key_heads()),
+            });
+        }
+        check("hidden_act", &config.hidden_act, |act| act == "silu", "`silu`")?;
+        Ok(config)
     }
-    let (block, name) = canonical.strip_prefix("blocks.")?.split_once('.')?;
-    let (_, module, _) = BLOCK_NAMES.iter().find(|(known, ..)| *known == name)?;
-    Some(format!("model.layers.{block}.{module}"))
-}
 
-impl Naming {
-    fn global(self, canonical: &str) -> Expr {
-        Expr::tensor(match (self, canonical) {
-            (Naming::HuggingFace, "embedding") => "model.embed_tokens.weight",
-            (Naming::HuggingFace, "final_norm") => "model.norm.weight",
-            (Naming::HuggingFace, _) => "lm_head.weight",
-            (Naming::Gguf { .. }, "embedding") => "token_embd.weight",
-            (Naming::Gguf { .. }, "final_norm") => "output_norm.weight",
-            (Naming::Gguf { .. }, _) => "output.weight",
+    /// The same with heads of that width.
+    pub(crate) fn with_head(self, width: usize) -> DecoderConfig {
+        DecoderConfig { head_dim: Some(width), ..self }
+    }
+
+    /// What surrounds the blocks.
+    pub(crate) fn frame(&self) -> Frame {
+        let (vocabulary, hidden) = (self.vocab_size, self.hidden_size);
+        Frame { vocabulary, hidden, blocks: self.num_hidden_layers, tied: self.tie_word_embeddings, softcap: None }
+    }
+
+    pub(crate) fn heads(&self) -> Heads {
+        Heads { hidden: self.hidden_size, query: self.num_attention_heads, key: self.key_heads(), width: self.head() }
+    }
+
+    pub(crate) fn mlp(&self, bias: bool) -> Mlp {
+        Mlp { hidden: self.hidden_size, inner: self.intermediate_size, bias, activation: Op::Silu }
+    }
+
+    pub(crate) fn key_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    pub(crate) fn head(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Rotary positions for whole heads, by the configuration and by the factors in the checkpoint, if it has such.
+    pub(crate) fn rope_of(&self, builder: &Builder<'_>) -> Result<Rope> {
+        check("partial_rotary_factor", &self.rotary_share(), |factor| *factor == 1.0, "1")?;
+        let rope = self.rope()?;
+        Ok(match gguf::rope_factors(builder.source(), self.head())? {
+            Some(factors) => Rope { scaling: Scaling::Factors(factors), ..rope },
+            None => rope,
         })
     }
 
-    fn in_block(self, block: usize, canonical: &str, part: &str) -> Expr {
-        let (_, hugging_face, gguf) =
-            BLOCK_NAMES.iter().find(|(name, ..)| *name == canonical).expect("the decoder uses only names of the table");
-        Expr::tensor(match self {
-            Naming::HuggingFace => format!("model.layers.{block}.{hugging_face}.{part}"),
-            Naming::Gguf { .. } => format!("blk.{block}.{gguf}.{part}"),
-        })
+    /// Rotary positions by the configuration.
+    pub(crate) fn rope(&self) -> Result<Rope> {
+        let parameters = self.rope_parameters();
+        let theta = self.rope_theta.or(parameters.and_then(|p| p.rope_theta)).unwrap_or(10_000.0);
+        let scaling = parameters.map_or(Ok(Scaling::Default), |parameters| self.scaling(parameters))?;
+        Ok(Rope { theta, scaling })
     }
 
-    /// The block that a stored tensor belongs to, if it belongs to one.
-    fn block(self, stored: &str) -> Option<usize> {
-        let prefix = match self {
-            Naming::HuggingFace => "model.layers.",
-            Naming::Gguf { .. } => "blk.",
+    fn rope_parameters(&self) -> Option<&RopeParameters> {
+        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
+    }
+
+    /// The share of a head's columns that rotate.
+    fn rotary_share(&self) -> f64 {
+        self.partial_rotary_factor.or(self.rope_parameters().and_then(|p| p.partial_rotary_factor)).unwrap_or(1.0)
+    }
+
+    /// How many columns of a head rotate.
+    pub(crate) fn rotary_width(&self) -> Result<usize> {
+        let width = (self.head() as f64 * self.rotary_share()) as usize;
+        let fits = |width: &usize| *width > 0 && width.is_multiple_of(2) && *width <= self.head();
+        check("partial_rotary_factor", &width, fits, "an even number of columns, at most a whole head")?;
+        Ok(width)
+    }
+
+    pub(crate) fn scaling(&self, p: &RopeParameters) -> Result<Scaling> {
+        let kind = p.rope_type.as_deref().unwrap_or("default");
+        let need = |value: Option<f64>, key: &str| {
+            let missing = || Error::Unsupported { key: format!("{kind} rope: {key}"), found: "none".into(), wanted: "a number" };
+            value.ok_or_else(missing)
         };
-        stored.strip_prefix(prefix)?.split('.').next()?.parse().ok()
+        let original = self.original_max_position_embeddings.or(p.original_max_position_embeddings);
+        let original = original.or(self.max_position_embeddings.map(|n| n as f64));
+        Ok(match kind {
+            "default" => Scaling::Default,
+            "linear" => Scaling::Linear { factor: need(p.factor, "factor")? },
+            "llama3" => Scaling::Llama3 {
+                factor: need(p.factor, "factor")?,
+                low: need(p.low_freq_factor, "low_freq_factor")?,
+                high: need(p.high_freq_factor, "high_freq_factor")?,
+                original: need(original, "original_max_position_embeddings")?,
+            },
+            "yarn" => {
+                let factor = need(p.factor, "factor")?;
+                Scaling::Yarn {
+                    factor,
+                    original: need(original, "original_max_position_embeddings")?,
+                    fast: p.beta_fast.unwrap_or(32.0),
+                    slow: p.beta_slow.unwrap_or(1.0),
+                    attention: p.attention_factor.unwrap_or_else(|| yarn_attention(factor, p.mscale, p.mscale_all_dim)),
+                }
+            }
+            // Phi-3 was first published with the other names.
+            "longrope" | "su" => self.long_rope(p, need(original, "original_max_position_embeddings")?)?,
+            other => {
+                let wanted = "`default`, `linear`, `llama3`, `yarn` or `longrope`";
+                return Err(Error::Unsupported { key: "rope_type".into(), found: other.into(), wanted });
+            }
+        })
+    }
+
+    fn long_rope(&self, p: &RopeParameters, original: f64) -> Result<Scaling> {
+        let need = |value: &Option<Vec<f32>>, key: &str| {
+            let missing = || Error::Unsupported { key: key.into(), found: "none".into(), wanted: "one factor for each pair" };
+            value.clone().ok_or_else(missing)
+        };
+        let ratio = || self.max_position_embeddings.map_or(1.0, |n| n as f64 / original);
+        let factor = p.factor.unwrap_or_else(ratio);
+        let attention = p.attention_factor.unwrap_or_else(|| long_rope_attention(factor, original));
+        let (short, long) = (need(&p.short_factor, "short_factor")?, need(&p.long_factor, "long_factor")?);
+        Ok(Scaling::LongRope { short, long, original: original as usize, attention })
     }
 }
 
-impl Decoder {
-    /// Its graph over the names of a checkpoint. Encodings are the checkpoint's; shapes are the configuration's.
-    pub fn graph(&self, naming: Naming, source: &dyn Source) -> Result<Graph> {
-        let mut builder = Builder { decoder: self, naming, source, graph: Graph::new(self.name), positions: None };
-        builder.build()?;
-        builder.graph.verify()?;
-        match source.tensors().keys().find(|stored| naming.block(stored).is_some_and(|block| block >= self.blocks)) {
-            Some(tensor) => Err(Error::SurplusBlock { tensor: tensor.clone(), blocks: self.blocks }),
-            None => Ok(builder.graph),
-        }
+/// `sqrt(1 + ln(factor) / ln(original))`, by which cosines and sines grow with the context.
+fn long_rope_attention(factor: f64, original: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
+}
+
+/// `0.1 m ln(factor) + 1`, or the quotient of two such where the configuration names both `m`.
+fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
+    let magnitude = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    match (mscale, mscale_all_dim) {
+        (Some(one), Some(all)) if one != 0.0 && all != 0.0 => magnitude(one) / magnitude(all),
+        _ => magnitude(1.0),
     }
 }
 
-struct Builder<'a> {
-    decoder: &'a Decoder,
-    naming: Naming,
-    source: &'a dyn Source,
-    graph: Graph,
-    positions: Option<ValueId>,
+/// Blocks of `attention` and the gated MLP of `config`, between the embedding and the head.
+pub(crate) fn build(
+    config: &DecoderConfig,
+    mut builder: Builder<'_>,
+    mlp_bias: bool,
+    attention: impl Fn(&mut Builder<'_>, Inputs, ValueId) -> Result<ValueId>,
+) -> Result<Graph> {
+    let (frame, mlp) = (config.frame(), config.mlp(mlp_bias));
+    let norm = |b: &mut Builder<'_>, name: &str, weight: &str, x| b.rms_norm(name, weight, x, frame.hidden, config.rms_norm_eps);
+    let logits = builder.decoder(
+        &frame,
+        |b, inputs| b.embedding("x", "embedding", inputs.tokens, [frame.vocabulary, frame.hidden]),
+        |b, _, inputs, x| b.pre_norm(x, norm, |b, x| attention(b, inputs, x), |b, x| b.gated_mlp(&mlp, x)),
+        norm,
+    )?;
+    builder.output(logits);
+    builder.finish(frame.blocks)
 }
 
-impl Builder<'_> {
-    fn build(&mut self) -> Result<()> {
-        let d = self.decoder;
-        let integers = || Fact { dims: vec![Dim::symbol("batch"), Dim::symbol("seq")], encoding: Encoding::Plain(Dtype::I64) };
-        let tokens = self.graph.input("tokens", integers())?;
-        self.positions = Some(self.graph.input("positions", integers())?);
-        self.graph.block("input");
-        let table = self.weight("embedding", &[d.vocabulary, d.hidden], self.naming.global("embedding"))?;
-        let mut x = self.graph.node("x", Op::Embedding, &[tokens, table])?;
-        for block in 0..d.blocks {
-            self.graph.block(format!("blocks.{block}"));
-            x = self.attention(block, x)?;
-            x = self.mlp(block, x)?;
-        }
-        self.graph.block("head");
-        let gain = self.weight("final_norm", &[d.hidden], self.naming.global("final_norm"))?;
-        let normed = self.graph.node("normed", Op::RmsNorm { epsilon: d.epsilon }, &[x, gain])?;
-        let head = self.naming.global(if d.tied { "embedding" } else { "lm_head" });
-        let head = self.weight("lm_head", &[d.vocabulary, d.hidden], head)?;
-        let logits = self.graph.node("logits", Op::Linear, &[normed, head])?;
-        self.graph.output(logits);
-        Ok(())
-    }
-
-    fn attention(&mut self, block: usize, x: ValueId) -> Result<ValueId> {
-        let d = self.decoder;
-        let v = |name: &str| format!("b{block}.{name}");
-        let normed = self.norm(block, "attention_norm", &v("attention_in"), x)?;
-        let query = self.linear(block, "attention.query", &v("query"), normed, [d.heads * d.head, d.hidden], d.qkv_bias)?;
-        let key = self.linear(block, "attention.key", &v("key"), normed, [d.key_heads * d.head, d.hidden], d.qkv_bias)?;
-        let value = self.linear(block, "attention.value", &v("value"), normed, [d.key_heads * d.head, d.hidden], d.qkv_bias)?;
-        let query = self.graph.node(&v("query_heads"), Op::SplitHeads { heads: d.heads }, &[query])?;
-        let key = self.graph.node(&v("key_heads"), Op::SplitHeads { heads: d.key_heads }, &[key])?;
-        let value = self.graph.node(&v("value_heads"), Op::SplitHeads { heads: d.key_heads }, &[value])?;
-        let positions = self.positions.expect("inputs come first");
-        let query = self.graph.node(&v("query_turned"), Op::Rope(d.rope.clone()), &[query, positions])?;
-        let key = self.graph.node(&v("key_turned"), Op::Rope(d.rope.clone()), &[key, positions])?;
-        let state = |name: &str| Op::Cache { name: format!("blocks.{block}.attention.{name}") };
-        let keys = self.graph.node(&v("keys"), state("key"), &[key])?;
-        let values = self.graph.node(&v("values"), state("value"), &[value])?;
-        let op = Op::Attention(Attention { scale: 1.0 / (d.head as f64).sqrt(), window: d.window });
-        let mixed = self.graph.node(&v("mixed"), op, &[query, keys, values])?;
-        let merged = self.graph.node(&v("merged"), Op::MergeHeads, &[mixed])?;
-        let out =
-            self.linear(block, "attention.output", &v("attention_out"), merged, [d.hidden, d.heads * d.head], d.output_bias)?;
-        Ok(self.graph.node(&v("attended"), Op::Add, &[x, out])?)
-    }
-
-    fn mlp(&mut self, block: usize, x: ValueId) -> Result<ValueId> {
-        let d = self.decoder;
-        let v = |name: &str| format!("b{block}.{name}");
-        let normed = self.norm(block, "mlp_norm", &v("mlp_in"), x)?;
-        let gate = self.linear(block, "mlp.gate", &v("gate"), normed, [d.intermediate, d.hidden], d.mlp_bias)?;
-        let up = self.linear(block, "mlp.up", &v("up"), normed, [d.intermediate, d.hidden], d.mlp_bias)?;
-        let gated = self.graph.node(&v("gated"), Op::Swiglu, &[gate, up])?;
-        let down = self.linear(block, "mlp.down", &v("mlp_out"), gated, [d.hidden, d.intermediate], d.mlp_bias)?;
-        Ok(self.graph.node(&v("x"), Op::Add, &[x, down])?)
-    }
-
-    fn norm(&mut self, block: usize, weight: &str, name: &str, x: ValueId) -> Result<ValueId> {
-        let expr = self.naming.in_block(block, weight, "weight");
-        let gain = self.weight(&format!("blocks.{block}.{weight}"), &[self.decoder.hidden], expr)?;
-        Ok(self.graph.node(name, Op::RmsNorm { epsilon: self.decoder.epsilon }, &[x, gain])?)
-    }
-
-    fn linear(&mut self, block: usize, weight: &str, name: &str, x: ValueId, dims: [usize; 2], bias: bool) -> Result<ValueId> {
-        let canonical = format!("blocks.{block}.{weight}");
-        let mut expr = self.naming.in_block(block, weight, "weight");
-        if self.naming == (Naming::Gguf { interleaved: true }) {
-            expr = match weight {
-                "attention.query" => Expr::Halves(Box::new(expr), self.decoder.heads),
-                "attention.key" => Expr::Halves(Box::new(expr), self.decoder.key_heads),
-                _ => expr,
-            };
-        }
-        let mut operands = vec![x, self.weight(&canonical, &dims, expr)?];
-        if bias {
-            let expr = self.naming.in_block(block, weight, "bias");
-            operands.push(self.weight(&format!("{canonical}.bias"), &dims[..1], expr)?);
-        }
-        Ok(self.graph.node(name, Op::Linear, &operands)?)
-    }
-
-    fn weight(&mut self, canonical: &str, dims: &[usize], expr: Expr) -> Result<ValueId> {
-        let encoding = expr.encoding(self.source)?;
-        if matches!(encoding, Encoding::Plain(dtype) if !dtype.is_float()) {
-            let (name, encoding) = (expr.tensor_name().to_owned(), encoding.to_string());
-            return Err(attar_tensor::Error::WrongEncoding { name, encoding, wanted: "a floating-point format" }.into());
-        }
-        let fact = Fact { dims: dims.iter().map(|n| Dim::Constant(*n)).collect(), encoding };
-        Ok(self.graph.weight(canonical, fact, expr)?)
-    }
+/// [`build`] with plain rotary attention, in which a query sees the last `window` positions, or all.
+pub(crate) fn build_rotary(config: &DecoderConfig, builder: Builder<'_>, biases: Biases, window: Option<usize>) -> Result<Graph> {
+    let (heads, rope) = (config.heads(), config.rope_of(&builder)?);
+    let op = Attention { window, ..Attention::causal(heads.scale()) };
+    build(config, builder, biases.mlp, |b, inputs, x| {
+        let qkv = b.project(&heads, x, biases.projections)?;
+        let qkv = b.rotate(&rope, inputs.positions, qkv)?;
+        b.attend(&heads, op.clone(), qkv, biases.output)
+    })
 }

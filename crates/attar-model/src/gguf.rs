@@ -6,7 +6,7 @@ use attar_tensor::{
 };
 use serde_json::json;
 
-use crate::{Decoder, Error, Result};
+use crate::{Error, Result, config::Pooling};
 
 /// A text value.
 pub(crate) fn text<'m>(metadata: &'m Metadata, key: &str) -> Result<&'m str> {
@@ -31,82 +31,146 @@ pub(crate) fn count(metadata: &Metadata, key: &str) -> Option<u64> {
     number(metadata, key).filter(|n| *n >= 0.0 && n.fract() == 0.0).map(|n| n as u64)
 }
 
-/// `config.json` in the words of transformers. `class` is the name there, `prefix` the one here.
-pub(crate) fn config(class: &str, prefix: &str, metadata: &Metadata, source: &dyn Source) -> Result<serde_json::Value> {
-    let key = |name: &str| format!("{prefix}.{name}");
-    let need = |name: &str| count(metadata, &key(name)).ok_or_else(|| Error::Metadata { key: key(name) });
-    let epsilon_key = key("attention.layer_norm_rms_epsilon");
-    // Written as f32: its shortest decimal is what the original configuration said.
-    let epsilon = number(metadata, &epsilon_key).ok_or(Error::Metadata { key: epsilon_key })?;
-    let heads = need("attention.head_count")?;
-    let vocabulary = source.info("token_embd.weight")?.matrix()[0];
-    let mut config = json!({
-        "architectures": [class],
-        "vocab_size": vocabulary,
-        "hidden_size": need("embedding_length")?,
-        "intermediate_size": need("feed_forward_length")?,
-        "num_hidden_layers": need("block_count")?,
-        "num_attention_heads": heads,
-        "num_key_value_heads": count(metadata, &key("attention.head_count_kv")).unwrap_or(heads),
-        "rms_norm_eps": shortest(epsilon),
-        "rope_theta": shortest(number(metadata, &key("rope.freq_base")).unwrap_or(10_000.0)),
-        "hidden_act": "silu",
-        "tie_word_embeddings": !source.tensors().contains_key("output.weight"),
-        "attention_bias": prefix == "llama" && source.tensors().contains_key("blk.0.attn_q.bias"),
-    });
-    let optional = [
-        ("head_dim", count(metadata, &key("attention.key_length"))),
-        ("max_position_embeddings", count(metadata, &key("context_length"))),
-        ("sliding_window", count(metadata, &key("attention.sliding_window"))),
-        ("bos_token_id", count(metadata, "tokenizer.ggml.bos_token_id")),
-        ("eos_token_id", count(metadata, "tokenizer.ggml.eos_token_id")),
-    ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            config[name] = json!(value);
-        }
-    }
-    if let Some(scaling) = scaling(prefix, metadata)? {
-        config["rope_scaling"] = scaling;
-    }
-    Ok(config)
+/// The header of a GGUF file of a known architecture.
+pub(crate) struct Header<'a> {
+    /// The class that transformers has for it.
+    pub(crate) class: &'static str,
+    /// The file's `general.architecture`, with which the architecture's own keys begin.
+    pub(crate) prefix: &'a str,
+    /// Keys and values.
+    pub(crate) metadata: &'a Metadata,
+    /// Its tensors.
+    pub(crate) source: &'a dyn Source,
 }
 
-fn scaling(prefix: &str, metadata: &Metadata) -> Result<Option<serde_json::Value>> {
-    let key = |name: &str| format!("{prefix}.rope.scaling.{name}");
-    let Some(Value::Text(kind)) = metadata.get(&key("type")) else { return Ok(None) };
-    let factor = number(metadata, &key("factor")).map(shortest);
-    let original = count(metadata, &key("original_context_length"));
-    Ok(match kind.as_str() {
-        "none" => None,
-        kind => Some(json!({ "rope_type": kind, "factor": factor, "original_max_position_embeddings": original })),
-    })
+impl Header<'_> {
+    /// A whole number of the architecture, which must be there.
+    pub(crate) fn need(&self, name: &str) -> Result<u64> {
+        self.count(name).ok_or_else(|| Error::Metadata { key: self.key(name) })
+    }
+
+    /// A whole number of the architecture.
+    pub(crate) fn count(&self, name: &str) -> Option<u64> {
+        count(self.metadata, &self.key(name))
+    }
+
+    /// A number of the architecture, which was written as f32: the shortest decimal that gives it, which most likely is
+    /// what the original configuration said.
+    pub(crate) fn float(&self, name: &str) -> Option<f64> {
+        number(self.metadata, &self.key(name)).map(shortest)
+    }
+
+    /// A number of the architecture, which must be there.
+    pub(crate) fn need_float(&self, name: &str) -> Result<f64> {
+        self.float(name).ok_or_else(|| Error::Metadata { key: self.key(name) })
+    }
+
+    /// Rows of the embedding.
+    pub(crate) fn vocabulary(&self) -> Result<usize> {
+        self.rows("token_embd.weight")
+    }
+
+    /// Rows of a tensor.
+    pub(crate) fn rows(&self, tensor: &str) -> Result<usize> {
+        Ok(self.source.info(tensor)?.matrix()[0])
+    }
+
+    /// All of a tensor, if the file has it.
+    pub(crate) fn vector(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
+        vector(self.source, tensor)
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    /// Whether the file has a tensor.
+    pub(crate) fn has(&self, tensor: &str) -> bool {
+        self.source.tensors().contains_key(tensor)
+    }
+
+    /// The `config.json` of a decoder with rotary positions and gated MLPs.
+    pub(crate) fn decoder(&self) -> Result<serde_json::Value> {
+        let epsilon = self.need_float("attention.layer_norm_rms_epsilon")?;
+        let heads = self.need("attention.head_count")?;
+        let mut config = json!({
+            "architectures": [self.class],
+            "vocab_size": self.vocabulary()?,
+            "hidden_size": self.need("embedding_length")?,
+            "intermediate_size": self.need("feed_forward_length")?,
+            "num_hidden_layers": self.need("block_count")?,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.count("attention.head_count_kv").unwrap_or(heads),
+            "rms_norm_eps": epsilon,
+            "rope_theta": self.float("rope.freq_base").unwrap_or(10_000.0),
+            "hidden_act": "silu",
+            "tie_word_embeddings": !self.has("output.weight"),
+            "attention_bias": false,
+        });
+        set(&mut config, "head_dim", self.count("attention.key_length"));
+        set(&mut config, "max_position_embeddings", self.count("context_length"));
+        set(&mut config, "sliding_window", self.count("attention.sliding_window"));
+        self.special_tokens(&mut config);
+        set(&mut config, "rope_scaling", self.rope_scaling());
+        Ok(config)
+    }
+
+    /// How an encoder pools, if the file says so. Its embeddings are of length one, as llama.cpp returns them.
+    pub(crate) fn pooling(&self) -> Result<Option<Pooling>> {
+        let first_token = match self.count("pooling_type") {
+            None => return Ok(None),
+            Some(1) => false,
+            Some(2) => true,
+            Some(other) => {
+                let (key, wanted) = (self.key("pooling_type"), "1 (the mean) or 2 (the first token)");
+                return Err(Error::Unsupported { key, found: other.to_string(), wanted });
+            }
+        };
+        Ok(Some(Pooling { first_token, normalize: true }))
+    }
+
+    /// The tokens at which text begins and ends.
+    pub(crate) fn special_tokens(&self, config: &mut serde_json::Value) {
+        set(config, "bos_token_id", count(self.metadata, "tokenizer.ggml.bos_token_id"));
+        set(config, "eos_token_id", count(self.metadata, "tokenizer.ggml.eos_token_id"));
+    }
+
+    fn rope_scaling(&self) -> Option<serde_json::Value> {
+        let Some(Value::Text(kind)) = self.metadata.get(&self.key("rope.scaling.type")) else { return None };
+        let factor = self.float("rope.scaling.factor");
+        let original = self.count("rope.scaling.original_context_length");
+        let scaling = json!({ "rope_type": kind, "factor": factor, "original_max_position_embeddings": original });
+        (kind != "none").then_some(scaling)
+    }
 }
 
-/// The decimal that an f32 of the file was most likely written from.
+/// Adds a setting that there is.
+pub(crate) fn set(config: &mut serde_json::Value, key: &str, value: Option<impl Into<serde_json::Value>>) {
+    if let Some(value) = value {
+        config[key] = value.into();
+    }
+}
+
+/// The shortest decimal that gives the same f32.
 fn shortest(value: f64) -> f64 {
     (value as f32).to_string().parse().unwrap_or(value)
 }
 
-/// What only the tensors tell.
-pub(crate) fn adjust(decoder: &mut Decoder, source: &dyn Source) -> Result<()> {
-    if decoder.output_bias {
-        return Err(Error::Unsupported {
-            key: "blk.0.attn_q.bias".into(),
-            found: "present".into(),
-            wanted: "a Llama without biases",
-        });
+/// The factor of each rotary pair, where the file has a tensor of them.
+pub(crate) fn rope_factors(source: &dyn Source, head: usize) -> Result<Option<Vec<f32>>> {
+    const FACTORS: &str = "rope_freqs.weight";
+    match vector(source, FACTORS)? {
+        Some(factors) if factors.len() != head / 2 => Err(Error::Contradiction {
+            first: format!("{FACTORS} holds {} factors", factors.len()),
+            second: format!("a head is {head} wide"),
+        }),
+        factors => Ok(factors),
     }
-    if source.tensors().contains_key("rope_freqs.weight") {
-        let mut factors = vec![0.0; source.info("rope_freqs.weight")?.elements()];
-        source.read("rope_freqs.weight", 0..1, &mut factors)?;
-        if factors.len() != decoder.head / 2 {
-            return Err(Error::Contradiction {
-                first: format!("rope_freqs.weight holds {} factors", factors.len()),
-                second: format!("a head is {} wide", decoder.head),
-            });
-        }
-        decoder.rope.scaling = attar_graph::op::Scaling::Factors(factors);
-    }
-    Ok(())
+}
+
+fn vector(source: &dyn Source, tensor: &str) -> Result<Option<Vec<f32>>> {
+    let Some(info) = source.tensors().get(tensor) else { return Ok(None) };
+    let mut numbers = vec![0.0; info.elements()];
+    source.read(tensor, 0..info.matrix()[0], &mut numbers)?;
+    Ok(Some(numbers))
 }

@@ -6,10 +6,13 @@
 //! `blocks.N.{attention,mlp}_norm` and `final_norm`, and a bias is its weight's name with `.bias` behind it.
 
 mod arch;
+mod builder;
 mod config;
 mod decoder;
 mod error;
 mod gguf;
+mod names;
+mod sentence;
 mod tokenizer;
 
 use std::{path::Path, path::PathBuf, sync::Arc};
@@ -17,10 +20,10 @@ use std::{path::Path, path::PathBuf, sync::Arc};
 use attar_graph::Graph;
 use attar_tensor::{Checkpoint, Format, Source};
 
-pub use arch::{ARCHITECTURES, Architecture};
+pub use arch::{ARCHITECTURES, Architecture, module};
 pub use config::Config;
-pub use decoder::{Decoder, Naming, hugging_face_module};
 pub use error::{Error, Result};
+pub use names::{Names, Naming, Row, Stored};
 pub use tokenizer::Tokenizer;
 
 /// The text form of a graph in a folder that attar wrote.
@@ -56,7 +59,10 @@ impl Model {
             Format::Attar(_) => written_graph(path, &checkpoint)?,
         };
         graph.verify_weights(&*checkpoint.source)?;
-        Ok(Model { graph, source: checkpoint.source, config, path: path.into(), files: checkpoint.files, tokenizer })
+        let mut files = sentence::files(&checkpoint)?;
+        files.extend(checkpoint.files);
+        files.sort();
+        Ok(Model { graph, source: checkpoint.source, config, path: path.into(), files, tokenizer })
     }
 
     /// Reads or builds the tokenizer.

@@ -14,7 +14,7 @@ use std::{
 use attar_compress::learn::adapter_names;
 use attar_export::{Artifact, FileEntry, Options, PlainEntry, TensorEntry, Totals};
 use attar_graph::{Expr, Graph, Origin};
-use attar_model::{Model, hugging_face_module};
+use attar_model::{Model, Naming, module};
 use attar_tensor::{
     Digest, Dtype, Source,
     safetensors::{Entry, Shards, Writer},
@@ -23,9 +23,9 @@ use serde_json::json;
 
 use crate::{
     Error, Result,
+    json::json as pretty,
     model::{Adapters, Working},
     output::Output,
-    run::json as pretty,
 };
 
 /// The folder's name.
@@ -53,7 +53,7 @@ fn factors<'a>(adapters: &Adapters, graph: &'a Graph) -> Vec<Factor<'a>> {
         let value = graph.get(graph.find(&canonical)?);
         let Origin::Weight(expr) = &value.origin else { return None };
         let dims = value.fact.constant_dims()?.try_into().ok()?;
-        let name = format!("base_model.model.{}.{part}.weight", hugging_face_module(weight)?);
+        let name = format!("base_model.model.{}.{part}.weight", module(graph, Naming::HuggingFace, weight)?);
         Some(Factor { name, canonical, dims, expr })
     };
     let of = |weight: &String| {
@@ -135,7 +135,8 @@ fn write_weights(factors: &[Factor<'_>], source: &dyn Source, to: &mut dyn Write
 
 /// PEFT's `LoraConfig`.
 fn configuration(adapters: &Adapters, base: &Model) -> serde_json::Value {
-    let modules: Vec<String> = adapters.weights.iter().filter_map(|weight| hugging_face_module(weight)).collect();
+    let module = |weight: &String| module(&base.graph, Naming::HuggingFace, weight);
+    let modules: Vec<String> = adapters.weights.iter().filter_map(module).collect();
     json!({
         "base_model_name_or_path": base.path.display().to_string(),
         "bias": "none",

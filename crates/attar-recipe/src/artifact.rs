@@ -12,10 +12,9 @@ use serde::Serialize;
 
 use crate::{
     Error, Export, Observer, Recipe, Result,
+    json::{TOOL, json},
     model::Working,
     output::Output,
-    plan::refused,
-    run::{TOOL, json},
 };
 
 /// The file in which an artifact describes itself.
@@ -70,7 +69,7 @@ pub(crate) fn write_artifact(
 
 fn input_or_refused(recipe: &Recipe, export: &Export, error: attar_export::Error) -> Error {
     match &error {
-        attar_export::Error::Weight { .. } | attar_export::Error::Node { .. } => refused(recipe, &export.key, error),
+        attar_export::Error::Weight { .. } | attar_export::Error::Node { .. } => recipe.refused_export(export, error),
         _ => error.into(),
     }
 }

@@ -6,25 +6,32 @@
 
 mod adapters;
 mod artifact;
-mod beside;
 mod document;
 mod engines;
 mod error;
+mod extras;
 mod files;
+mod json;
 mod lock;
+mod made;
+mod manifest;
 mod measure;
 mod model;
+mod needs;
 mod output;
 mod plan;
 mod plot;
 mod progress;
+mod publish;
 mod recipe;
 mod report;
 mod run;
 mod schema;
 mod session;
+mod settings;
 pub mod step;
 mod sweep;
+mod table;
 mod task;
 
 pub use attar_compress::allocate::Size;
@@ -32,15 +39,17 @@ pub use engines::Engines;
 pub use error::{Error, ErrorKind, Result};
 pub use files::{data_beside, place_buffers, prove_plan, read_buffers, read_plan, read_proof, unusable};
 pub use lock::{Lock, LockMode};
-pub use plan::{Plan, PlannedExport, PlannedTensor, PlannedVariant, plan};
+pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FrontReport,
-    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, Table,
-    TensorReport, TransformReport, VariantReport, bytes, fusion_table,
+    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, TensorReport,
+    TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
 pub use schema::{schema, task_schema, verb_schema};
+pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
+pub use table::{Table, bytes};
 pub use task::{EvalTask, RunnerKind};

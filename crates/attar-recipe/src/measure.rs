@@ -9,8 +9,9 @@ use attar_tensor::Digest;
 
 use crate::{
     Engines, Error, Eval, Observer, Recipe, Result, RunnerKind,
+    json::{TOOL, json},
+    made::Made,
     output::Output,
-    run::{Made, TOOL, json},
     session::Session,
 };
 
@@ -98,9 +99,9 @@ impl<'r> Started<'r> {
 /// The engine on the variant's artifact, if the runner is one.
 fn engine(runner: RunnerKind, mode: Mode, engines: &Engines, variant: &Made, output: &Output) -> Option<OnnxRuntime> {
     let library = engines.onnxruntime.as_ref().filter(|_| runner == RunnerKind::OnnxRuntime)?;
-    let written = variant.artifacts.iter().find(|(_, artifact, _)| artifact.target == "onnx");
-    let (folder, ..) = written.expect("a recipe that runs onnxruntime exports to it: checked when parsed");
-    Some(OnnxRuntime::new(library, output.root().join(folder), mode, &engines.host))
+    let written = variant.artifacts.iter().find(|written| written.artifact.target == "onnx");
+    let written = written.expect("a recipe that runs onnxruntime exports to it: checked when parsed");
+    Some(OnnxRuntime::new(library, output.root().join(&written.folder), mode, &engines.host))
 }
 
 fn measure_one(
@@ -143,8 +144,8 @@ fn eval_key(
     if runner == RunnerKind::OnnxRuntime {
         let library = engines.onnxruntime.as_deref().unwrap_or(Path::new(""));
         text += &format!("{} {}\n", library.display(), Digest::of_file(library)?);
-        for (_, artifact, _) in &variant.artifacts {
-            artifact.files.iter().for_each(|file| text += &format!("{} {}\n", file.name, file.digest));
+        for written in &variant.artifacts {
+            written.artifact.files.iter().for_each(|file| text += &format!("{} {}\n", file.name, file.digest));
         }
     }
     let tokens = windows.iter().flat_map(|w| {

@@ -6,12 +6,11 @@ use attar_compile::Tiled;
 use attar_compress::Calibration;
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
-use attar_tensor::{Damage, Encoding, Overlay, Source};
+use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
 
 use crate::{
-    ActivationReport, AllocationReport, FusionReport, PlacementReport, SimulationReport, TransformReport,
-    beside::{Content, Folder},
-    step::{Compilation, StepKind},
+    ActivationReport, AllocationReport, CompilationReport, FusionReport, PlacementReport, SimulationReport, TransformReport,
+    extras::Folder,
 };
 
 /// Graph and weights as the steps so far left them.
@@ -42,7 +41,7 @@ pub struct Working {
     /// Tokens of one of its windows.
     pub(crate) window: usize,
     /// What it was compiled to, in order.
-    pub(crate) compilations: Vec<Compilation>,
+    pub(crate) compilations: Vec<CompilationReport>,
     /// While planning: whether one of these is proven.
     pub(crate) proves: bool,
     /// How its products were cut, in order.
@@ -117,9 +116,23 @@ impl Working {
         }
     }
 
-    /// A step leaves files beside the model, in the folder of its kind.
-    pub(crate) fn leave(&mut self, kind: &'static StepKind, files: Vec<(String, Content)>) {
-        self.folders.extend(Folder::new(kind, &self.folders, files));
+    /// True bits a weight: over all, and over the quantized ones.
+    pub(crate) fn bits(&self) -> (f64, f64) {
+        let (mut all, mut quantized) = ((0u64, 0u64), (0u64, 0u64));
+        let mut seen = std::collections::HashSet::new();
+        for (_, value, expr) in self.graph.weights() {
+            if !seen.insert((expr.clone(), value.fact.encoding.to_string())) {
+                continue;
+            }
+            let info = TensorInfo { dims: value.fact.constant_dims().unwrap_or_default(), encoding: value.fact.encoding };
+            let (bits, count) = (info.true_bits(), info.elements() as u64);
+            all = (all.0 + bits, all.1 + count);
+            if matches!(info.encoding, Encoding::Quantized(_)) {
+                quantized = (quantized.0 + bits, quantized.1 + count);
+            }
+        }
+        let per = |(bits, count): (u64, u64)| bits as f64 / count.max(1) as f64;
+        (per(all), per(quantized))
     }
 
     /// Bytes of the widest value inside a block, and of what waits between two blocks, for one token in f32.

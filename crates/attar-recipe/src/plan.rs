@@ -1,14 +1,14 @@
 //! What a run would do, before any work: headers are read, weights are not.
 
 use attar_model::Model;
-use attar_tensor::TensorInfo;
 use serde::Serialize;
 
 use crate::{
     ActivationReport, Engines, Error, FusionReport, Recipe, Result, adapters,
     model::Working,
+    needs::missing,
     output,
-    step::{StepError, check_order},
+    step::kind::{PlannedTensor, check_order},
     task::RunnerKind,
 };
 
@@ -56,26 +56,6 @@ pub struct PlannedVariant {
     pub quantized_bits_per_weight: f64,
 }
 
-/// What would become of one weight.
-#[derive(Clone, Debug, Serialize)]
-pub struct PlannedTensor {
-    /// Canonical name.
-    pub name: String,
-    /// Its shape.
-    pub dims: Vec<usize>,
-    /// Its encoding now.
-    pub from: String,
-    /// Its encoding then.
-    pub to: String,
-    /// Codes, scales and zeros.
-    pub bits_per_weight: f64,
-    /// The same, in all.
-    pub bytes: u64,
-    /// Bytes of memory that the work takes.
-    #[serde(skip)]
-    pub(crate) memory: u64,
-}
-
 /// A folder that would be written.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedExport {
@@ -111,7 +91,7 @@ const EXPORT_MEMORY: u64 = 24 << 20;
 /// Plans a run of `recipe`.
 pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     output::check(recipe.output(), &recipe.owner())?;
-    let model = open(recipe)?;
+    let model = recipe.open_model()?;
     check_evals(recipe, &model)?;
     let (mut memory, mut most) = (0, String::new());
     let mut variants = Vec::new();
@@ -119,8 +99,8 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         let mut working = Working::new(&variant.name, &model, recipe.calibration());
         let mut tensors = Vec::new();
         for (key, step) in &variant.steps {
-            check_order(step.kind(), &working.graph).map_err(|e| placed(recipe, key, step.kind().name, e))?;
-            let planned = step.plan(&mut working).map_err(|e| placed(recipe, key, step.kind().name, e))?;
+            check_order(step.kind(), &working.graph).map_err(|e| recipe.failed_step(key, step.kind(), e))?;
+            let planned = step.plan(&mut working).map_err(|e| recipe.failed_step(key, step.kind(), e))?;
             if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory).filter(|tensor| tensor.memory > memory) {
                 (memory, most) = (tensor.memory, format!("the step `{}` on `{}`", step.kind().name, tensor.name));
             }
@@ -128,15 +108,15 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         }
         let mut exports = Vec::new();
         for export in &recipe.exports {
-            let written = export.target.check(&working.graph, &export.options).map_err(|e| refused(recipe, &export.key, e))?;
+            let written = export.target.check(&working.graph, &export.options).map_err(|e| recipe.refused_export(export, e))?;
             for graph in &working.possible {
-                export.target.check(graph, &export.options).map_err(|e| refused(recipe, &export.key, e))?;
+                export.target.check(graph, &export.options).map_err(|e| recipe.refused_export(export, e))?;
             }
             let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
             if EXPORT_MEMORY + largest > memory {
                 (memory, most) = (EXPORT_MEMORY + largest, format!("the export `{}`", export.target.name()));
             }
-            let folder = folder(recipe, &variant.name, &export.folder);
+            let folder = recipe.folder(&variant.name, &export.folder);
             exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
         }
         if let Some(beside) = &working.adapters {
@@ -145,10 +125,10 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
                 let error = Error::recipe(message).hint("give the export another `folder`".to_owned());
                 return Err(recipe.document.place(error, &format!("{}.folder", export.key)));
             }
-            let (bytes, folder) = (adapters::bytes(beside, &working.graph), folder(recipe, &variant.name, adapters::FOLDER));
+            let (bytes, folder) = (adapters::bytes(beside, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
             exports.push(PlannedExport { target: adapters::TARGET.into(), folder, bytes });
         }
-        let (bits_per_weight, quantized_bits_per_weight) = bits(&working);
+        let (bits_per_weight, quantized_bits_per_weight) = working.bits();
         variants.push(PlannedVariant {
             name: variant.name.clone(),
             tensors,
@@ -197,53 +177,6 @@ fn check_evals(recipe: &Recipe, model: &Model) -> Result<()> {
     Ok(())
 }
 
-/// Opens the recipe's model; a failure points at `model`.
-pub(crate) fn open(recipe: &Recipe) -> Result<Model> {
-    Model::open(recipe.model()).map_err(|e| recipe.document.place(e.into(), "model"))
-}
-
-pub(crate) fn placed(recipe: &Recipe, key: &str, kind: &str, failure: StepError) -> Error {
-    let Some(setting) = failure.key else { return failure.error };
-    let number = key.trim_end_matches(']').rsplit('[').next().and_then(|n| n.parse::<usize>().ok()).map_or(0, |n| n + 1);
-    let mut error = failure.error;
-    let detail = std::mem::replace(
-        &mut error.message,
-        format!("step {number} (`{kind}`): `{}` cannot be used", setting.split('[').next().unwrap_or_default()),
-    );
-    error.causes.insert(0, detail);
-    recipe.document.place(error, &format!("{key}.{setting}"))
-}
-
-pub(crate) fn refused(recipe: &Recipe, key: &str, error: attar_export::Error) -> Error {
-    let refused = Error::from(error);
-    recipe.document.place(Error { kind: crate::ErrorKind::Recipe, ..refused }, key)
-}
-
-/// The folder of an artifact, relative to the output folder.
-pub(crate) fn folder(recipe: &Recipe, variant: &str, export: &str) -> String {
-    let only = recipe.variants.len() == 1 && variant.is_empty();
-    if only { export.into() } else { format!("{variant}/{export}") }
-}
-
-/// True bits a weight: over all, and over the quantized ones.
-pub(crate) fn bits(working: &Working) -> (f64, f64) {
-    let (mut all, mut quantized) = ((0u64, 0u64), (0u64, 0u64));
-    let mut seen = std::collections::HashSet::new();
-    for (_, value, expr) in working.graph.weights() {
-        if !seen.insert((expr.clone(), value.fact.encoding.to_string())) {
-            continue;
-        }
-        let info = TensorInfo { dims: value.fact.constant_dims().unwrap_or_default(), encoding: value.fact.encoding };
-        let (bits, count) = (info.true_bits(), info.elements() as u64);
-        all = (all.0 + bits, all.1 + count);
-        if matches!(info.encoding, attar_tensor::Encoding::Quantized(_)) {
-            quantized = (quantized.0 + bits, quantized.1 + count);
-        }
-    }
-    let per = |(bits, count): (u64, u64)| bits as f64 / count.max(1) as f64;
-    (per(all), per(quantized))
-}
-
 /// What waits between two blocks and inside one: at most four values as wide as the residual stream, for every token.
 fn activation_memory(model: &Model, tokens: usize) -> u64 {
     let width = model.graph.find("final_norm").and_then(|id| model.graph.fact(id).width()).unwrap_or(0);
@@ -263,26 +196,3 @@ fn eval_memory(model: &Model, window: usize) -> u64 {
 
 /// Tokens that the reference runs at a time, and some more.
 const EVAL_LANE: u64 = 4096;
-
-fn missing(recipe: &Recipe, engines: &Engines) -> Vec<String> {
-    let mut missing = Vec::new();
-    for eval in &recipe.evals {
-        for file in eval.task.files() {
-            if !file.exists() {
-                missing.push(format!("eval `{}`: `{}` does not exist", eval.name, file.display()));
-            }
-        }
-        let wants_engine = eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
-        if wants_engine && engines.onnxruntime.is_none() {
-            let judged = recipe.gates.iter().any(|gate| gate.eval == eval.name && gate.runner == "onnxruntime");
-            let consequence = match (judged, eval.required) {
-                (true, _) => "a gate on it would fail as not run",
-                (false, true) => "the run would not start",
-                (false, false) => "it would be reported as not run",
-            };
-            missing.push(format!("eval `{}`: ONNX Runtime is not on this machine; {consequence}", eval.name));
-        }
-    }
-    missing.dedup();
-    missing
-}

@@ -7,14 +7,16 @@ use std::{
 
 use attar_eval::{DEVICE, Gate, Mode};
 use attar_export::{Options, TARGETS, Target};
+use attar_model::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Result, beside,
+    Error, ErrorKind, Result,
     document::{self, Document, Section, fields},
-    output::PROMISED,
-    step::{STEPS, Step, compiles},
+    extras::numbered,
+    output::{Output, PROMISED},
+    step::{STEPS, Step, StepError, StepKind},
     task::{DEFAULT_TASK, EvalTask, RunnerKind, TASKS},
 };
 
@@ -74,6 +76,24 @@ pub struct Variant {
     pub name: String,
     /// The recipe's steps, then its own, each with its place in the recipe.
     pub(crate) steps: Vec<(String, std::sync::Arc<dyn Step>)>,
+}
+
+impl Variant {
+    /// For progress and messages.
+    pub(crate) fn title(&self) -> &str {
+        if self.name.is_empty() { "model" } else { &self.name }
+    }
+
+    /// The kinds of the steps that leave folders, and the folders.
+    fn folders(&self) -> Vec<(&'static str, String)> {
+        let mut found: Vec<(&'static str, String)> = Vec::new();
+        for (_, step) in &self.steps {
+            let kind = step.kind();
+            let earlier = found.iter().filter(|(other, _)| *other == kind.name).count();
+            found.extend(kind.folder.map(|name| (kind.name, numbered(name, earlier))));
+        }
+        found
+    }
 }
 
 /// `[[export]]`.
@@ -194,6 +214,46 @@ impl Recipe {
         &self.head.model
     }
 
+    /// Opens the model; a failure points at `model`.
+    pub(crate) fn open_model(&self) -> Result<Model> {
+        Model::open(self.model()).map_err(|e| self.document.place(e.into(), "model"))
+    }
+
+    /// The windows of the calibration text, if there is such.
+    pub(crate) fn windows(&self, base: &Model) -> Result<Option<Vec<Vec<u32>>>> {
+        let Some(calibration) = self.calibration() else { return Ok(None) };
+        let windows = calibration.windows(&base.tokenizer()?, &base.config);
+        windows.map(Some).map_err(|e| self.document.place(e.into(), "data.calibration"))
+    }
+
+    /// Where finished units of work are kept.
+    pub(crate) fn store(&self, output: &Output) -> PathBuf {
+        self.head.store.clone().unwrap_or_else(|| output.store())
+    }
+
+    /// The folder of an artifact, relative to the output folder.
+    pub(crate) fn folder(&self, variant: &str, folder: &str) -> String {
+        let only = self.variants.len() == 1 && variant.is_empty();
+        if only { folder.into() } else { format!("{variant}/{folder}") }
+    }
+
+    /// Why the step at `key` failed, at the setting that it is about.
+    pub(crate) fn failed_step(&self, key: &str, kind: &StepKind, failure: StepError) -> Error {
+        let Some(setting) = failure.key else { return failure.error };
+        let number = key.trim_end_matches(']').rsplit('[').next().and_then(|n| n.parse::<usize>().ok()).map_or(0, |n| n + 1);
+        let mut error = failure.error;
+        let subject = setting.split('[').next().unwrap_or_default();
+        let title = format!("step {number} (`{}`): `{subject}` cannot be used", kind.name);
+        let detail = std::mem::replace(&mut error.message, title);
+        error.causes.insert(0, detail);
+        self.document.place(error, &format!("{key}.{setting}"))
+    }
+
+    /// What a target refuses is the recipe's fault.
+    pub(crate) fn refused_export(&self, export: &Export, error: attar_export::Error) -> Error {
+        self.document.place(Error { kind: ErrorKind::Recipe, ..Error::from(error) }, &export.key)
+    }
+
     /// Everything that decides the result, with every default filled in.
     pub fn settings(&self) -> serde_json::Value {
         let steps = |variant: &Variant| -> Vec<serde_json::Value> {
@@ -253,9 +313,9 @@ impl Recipe {
         Ok(())
     }
 
-    /// Whether a step of it compiles for a device.
-    fn compiles(&self) -> bool {
-        self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| compiles(&**step))
+    /// Whether a step of it predicts the metrics of a device.
+    fn predicts(&self) -> bool {
+        self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| step.kind().predicts)
     }
 
     /// What steps read beside the model, each with its place in the recipe.
@@ -279,7 +339,7 @@ impl Recipe {
     }
 
     fn check_folders(&self) -> Result<()> {
-        let taken_by_steps: Vec<_> = self.variants.iter().flat_map(beside::names).collect();
+        let taken_by_steps: Vec<_> = self.variants.iter().flat_map(Variant::folders).collect();
         for (i, export) in self.exports.iter().enumerate() {
             let folder = &export.folder;
             let usable = if folder == "." { self.variants.len() == 1 } else { folder.split('/').all(is_name) };
@@ -308,7 +368,7 @@ impl Recipe {
     fn check_gate(&self, index: usize, gate: &Gate) -> Result<()> {
         let key = |name: &str| format!("gate[{index}].{name}");
         let mut evals: Vec<&str> = self.evals.iter().map(|e| e.name.as_str()).collect();
-        evals.extend(self.compiles().then_some(DEVICE));
+        evals.extend(self.predicts().then_some(DEVICE));
         if let Err(e) = gate.check(&evals) {
             let hint = e.hint();
             let error = Error::recipe(format!("gate {}: {e}", index + 1)).hint(hint);

@@ -2,11 +2,11 @@
 
 use attar_eval::Gate;
 use attar_export::{Options, TARGETS};
-use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 use serde_json::{Value, json};
 
 use crate::{
     recipe::{EvalHead, ExportHead, Head, VariantHead},
+    settings::of,
     step::STEPS,
     task::{DEFAULT_TASK, TASKS, TaskKind},
 };
@@ -56,15 +56,6 @@ pub fn verb_schema(kind: &str) -> Option<Value> {
 /// The settings of an eval task.
 pub fn task_schema(name: &str) -> Option<Value> {
     TASKS.iter().find(|task| task.name == name).map(|task| (task.schema)())
-}
-
-/// Without definitions of its own: everything inline.
-pub(crate) fn of<T: JsonSchema>() -> Value {
-    let mut settings = SchemaSettings::draft2020_12();
-    settings.inline_subschemas = true;
-    settings.meta_schema = None;
-    let schema: Schema = settings.into_generator().into_root_schema_for::<T>();
-    schema.into()
 }
 
 fn merged(parts: &[Value]) -> Value {

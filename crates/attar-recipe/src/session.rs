@@ -1,6 +1,6 @@
 //! A unit of work: looked up by the digest of all that decides it, or else done and noted.
 
-use std::io::Write;
+use std::{io::Write, path::PathBuf};
 
 use attar_model::Model;
 use attar_tensor::{Digest, Journal, Store};
@@ -16,6 +16,27 @@ pub struct Session<'a> {
     pub(crate) base: &'a Model,
     /// The windows that activations are seen on, if the recipe has such.
     pub(crate) calibration: Option<&'a [Vec<u32>]>,
+}
+
+/// What sessions work with: finished units, and the text that steps look at.
+pub(crate) struct Workspace {
+    pub(crate) store: Store,
+    journal: Journal,
+    calibration: Option<Vec<Vec<u32>>>,
+}
+
+impl Workspace {
+    /// Opens the store at `root`.
+    pub(crate) fn open(root: PathBuf, calibration: Option<Vec<Vec<u32>>>) -> Result<Workspace> {
+        let store = Store::open(&root)?;
+        let journal = Journal::open(&store.root().join("journal"))?;
+        Ok(Workspace { store, journal, calibration })
+    }
+
+    /// Work on `base`, of which `observer` hears.
+    pub(crate) fn session<'a>(&'a self, base: &'a Model, observer: &'a dyn Observer) -> Session<'a> {
+        Session { store: &self.store, journal: &self.journal, observer, base, calibration: self.calibration.as_deref() }
+    }
 }
 
 impl Session<'_> {

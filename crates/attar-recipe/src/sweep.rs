@@ -6,20 +6,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use attar_eval::{Evaluation, Outcome};
-use attar_tensor::{Digest, Journal, Store};
+use attar_tensor::Digest;
 use serde::Serialize;
 
 use crate::{
     AllocationReport, Error, Recipe, Request, Result, RunnerKind, Table, Variant,
+    json::{TOOL, json},
+    made::Made,
     measure::measure,
     model::Working,
+    needs::check_needs,
     output::Output,
-    plan::{open, placed},
     plot::{Line, Mark, Plot},
-    report::bytes,
-    run::{Made, TOOL, calibration, check_needs, json},
-    session::Session,
-    step::StepError,
+    session::{Session, Workspace},
+    step::{Step, StepError},
+    table::bytes,
 };
 
 /// Which budgets to look at.
@@ -73,18 +74,10 @@ pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sw
     check(&recipe, points)?;
     crate::plan(&recipe, request.engines)?;
     check_needs(&recipe, request.engines)?;
-    let base = open(&recipe)?;
+    let base = recipe.open_model()?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
-    let store = Store::open(&recipe.head.store.clone().unwrap_or_else(|| output.store()))?;
-    let journal = Journal::open(&store.root().join("journal"))?;
-    let calibration = calibration(&recipe, &base)?;
-    let session = Session {
-        store: &store,
-        journal: &journal,
-        observer: request.observer,
-        base: &base,
-        calibration: calibration.as_deref(),
-    };
+    let workspace = Workspace::open(recipe.store(&output), recipe.windows(&base)?)?;
+    let session = workspace.session(&base, request.observer);
     let mut fronts = Vec::new();
     for variant in &recipe.variants {
         let Some(at) = budgeted(variant) else { continue };
@@ -149,7 +142,7 @@ struct Swept<'a> {
 impl Swept<'_> {
     fn front(&self, points: Points) -> Result<(Front, Vec<Made>)> {
         let recipe = self.recipe;
-        let mut before = Working::new(self.title(), self.session.base, recipe.calibration());
+        let mut before = Working::new(self.variant.title(), self.session.base, recipe.calibration());
         self.run(&mut before, 0..self.at)?;
         let (mut found, mut made) = (Vec::new(), Vec::new());
         for bits in self.budgets(&before, points)? {
@@ -157,7 +150,7 @@ impl Swept<'_> {
             let step = self.variant.steps[self.at].1.with_bits(bits).expect("`budgeted` found it");
             let allocation = self.allocation(&*step, &before)?;
             if points.measure {
-                let mut working = Working { title: format!("{} at {bits:.3} bits", self.title()), ..before.clone() };
+                let mut working = Working { title: format!("{} at {bits:.3} bits", self.variant.title()), ..before.clone() };
                 step.run(&mut working, self.session).map_err(|e| self.placed(self.at, e))?;
                 self.run(&mut working, self.at + 1..self.variant.steps.len())?;
                 let model = self.session.base.with(working.graph.clone(), working.source.clone());
@@ -166,10 +159,6 @@ impl Swept<'_> {
             found.push(Point { allocation, evals: Vec::new() });
         }
         Ok((Front { variant: self.variant.name.clone(), points: found }, made))
-    }
-
-    fn title(&self) -> &str {
-        if self.variant.name.is_empty() { "model" } else { &self.variant.name }
     }
 
     fn run(&self, working: &mut Working, steps: std::ops::Range<usize>) -> Result<Vec<Digest>> {
@@ -182,10 +171,10 @@ impl Swept<'_> {
 
     fn placed(&self, at: usize, error: StepError) -> Error {
         let (key, step) = &self.variant.steps[at];
-        placed(self.recipe, key, step.kind().name, error)
+        self.recipe.failed_step(key, step.kind(), error)
     }
 
-    fn allocation(&self, step: &dyn crate::step::Step, working: &Working) -> Result<AllocationReport> {
+    fn allocation(&self, step: &dyn Step, working: &Working) -> Result<AllocationReport> {
         let allocated = step.allocate(working, self.session).map_err(|e| self.placed(self.at, e))?;
         Ok(allocated.expect("it has a budget").0)
     }
@@ -239,7 +228,7 @@ impl Sweep {
         Plot {
             title: self.recipe.clone(),
             x: "bits per selected weight".into(),
-            y: if divergence { "KL divergence, nats a token".into() } else { "predicted loss".into() },
+            y: if divergence { "KL divergence, nats per token".into() } else { "predicted loss".into() },
             lines,
         }
     }

@@ -7,7 +7,7 @@ use attar_model::{Config, Model};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Result, document::Section, schema::of};
+use crate::{Result, document::Section, settings::of};
 
 /// What runs a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -567,6 +567,10 @@ impl<'a> Converter<'a> {
             return Err(self.unsupported(body.node, "does not attend", INTEGERS));
         };
         let Op::Attention(attention) = &node.op else { unreachable!("it was looked for") };
+        if !attention.causal || attention.softcap.is_some() {
+            let why = "needs full attention or a soft cap, for which there is no kernel";
+            return Err(self.unsupported(body.node, why, "only causal attention without a soft cap is compiled"));
+        }
         let packed = body.node.inputs.iter().find_map(|id| self.packed.get(id).copied());
         let Some(Packed { query, state, scales, heads: [heads, key_heads, head] }) = packed else {
             return Err(self.unsupported(

@@ -117,7 +117,8 @@ impl Source for Stored {
     }
 }
 
-/// The tensor that stands for an input: tokens and positions count from 0, a past in front.
+/// The tensor that stands for an input: tokens and positions count from 0, a past in front; there is one
+/// segment.
 fn input(name: &str, fact: &Fact, seq: usize, past: usize) -> Tensor {
     let symbol = |name: &String| match name.as_str() {
         "batch" => 2,
@@ -133,7 +134,8 @@ fn input(name: &str, fact: &Fact, seq: usize, past: usize) -> Tensor {
     let (mut random, count) = (Random::of(&format!("{name} {past}")), dims.iter().product::<usize>());
     match fact.encoding {
         Encoding::Plain(Dtype::I64) => {
-            let all: Vec<u32> = (0..count).map(|at| (past + at % seq) as u32).collect();
+            let one = |at: usize| if name == "token_types" { 0 } else { (past + at % seq) as u32 };
+            let all: Vec<u32> = (0..count).map(one).collect();
             Tensor::from_vec(all, dims, &Device::Cpu).unwrap()
         }
         _ => Tensor::from_vec((0..count).map(|_| random.number()).collect::<Vec<f32>>(), dims, &Device::Cpu).unwrap(),

@@ -110,7 +110,7 @@ impl Builder {
             }
             parts.push(part);
         }
-        let mixed = self.node("mixed", Op::Attention(Attention { scale: 0.5, window: None }), &parts);
+        let mixed = self.node("mixed", Op::Attention(Attention::causal(0.5)), &parts);
         self.node("merged", Op::MergeHeads, &[mixed])
     }
 

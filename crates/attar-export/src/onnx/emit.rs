@@ -709,6 +709,9 @@ fn cache(e: &mut Emission<'_>, node: &Node, _: &str) -> Result<String> {
 /// The query heads that one key head serves are laid below each other, so that each product is one plain batch.
 fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let Op::Attention(attention) = &node.op else { unreachable!("the table is right") };
+    if !attention.causal || attention.softcap.is_some() {
+        return Err(e.refuse(node, "full attention or a soft cap", "causal attention without a soft cap"));
+    }
     let cached = [1, 2].map(|i| e.caches.contains_key(&node.inputs[i]));
     if cached != [!e.caches.is_empty(); 2] {
         return Err(e.refuse(node, "without a cache where others have one", "a cache for every key and value, or for none"));

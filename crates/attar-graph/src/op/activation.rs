@@ -1,6 +1,6 @@
 //! SiLU, and the gated unit built on it.
 
-use super::{Op, OpDef, no_attributes, no_macs};
+use super::{Op, OpDef, no_attributes, no_macs, unary};
 use crate::{Fact, Mode, gradient, kernel};
 
 pub(super) static SWIGLU: OpDef = OpDef {
@@ -31,10 +31,7 @@ pub(super) static SILU: OpDef = OpDef {
     wants: "x",
     parse: |_| Ok(Op::Silu),
     attributes: no_attributes,
-    infer: |_, facts| match facts {
-        [x] => Some(Fact::activation(x.dims.clone())),
-        _ => None,
-    },
+    infer: |_, facts| unary(facts),
     evaluate: |_, operands, _| Ok(operands[0].tensor()?.silu()?),
     decompose: None,
     macs: no_macs,

@@ -1,15 +1,41 @@
-//! Grouped-query causal attention (Vaswani et al. 2017; Ainslie et al. 2023).
+//! Grouped-query attention, causal or full (Vaswani et al. 2017; Ainslie et al. 2023).
 
 use super::{Attribute, Attributes, Op, OpDef};
-use crate::{Fact, Mode, error::Problem, gradient, kernel};
+use crate::{
+    Fact, Mode,
+    error::Problem,
+    gradient,
+    kernel::{self, Scores},
+};
 
 /// How queries meet keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
-    /// Multiplies the scores before the softmax.
+    /// Multiplies the products of queries and keys.
     pub scale: f64,
-    /// A query sees this many positions, its own the last; all before it, if there is no window.
+    /// Whether a query sees no position after its own. Encoders see all: full attention.
+    pub causal: bool,
+    /// A query sees the positions that are less than this away from its own; all, without a window.
     pub window: Option<usize>,
+    /// Scores are bounded before the softmax: `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f64>,
+}
+
+impl Attention {
+    /// Causal attention without a window or a soft cap.
+    pub fn causal(scale: f64) -> Attention {
+        Attention { scale, causal: true, window: None, softcap: None }
+    }
+
+    /// Full attention: every query sees every key.
+    pub fn full(scale: f64) -> Attention {
+        Attention { causal: false, ..Attention::causal(scale) }
+    }
+
+    fn scores(&self) -> Scores {
+        let Attention { scale, causal, window, softcap } = *self;
+        Scores { scale: scale as f32, softcap: softcap.map(|cap| cap as f32), causal, window }
+    }
 }
 
 pub(super) static DEF: OpDef = OpDef {
@@ -19,7 +45,9 @@ pub(super) static DEF: OpDef = OpDef {
     attributes: |op| {
         let attention = attention_of(op);
         let mut all = vec![("scale", Attribute::Number(attention.scale))];
+        all.extend((!attention.causal).then_some(("causal", Attribute::Flag(false))));
         all.extend(attention.window.map(|n| ("window", n.into())));
+        all.extend(attention.softcap.map(|cap| ("softcap", Attribute::Number(cap))));
         all
     },
     infer: |_, facts| match facts {
@@ -31,11 +59,11 @@ pub(super) static DEF: OpDef = OpDef {
         _ => None,
     },
     evaluate: |op, operands, context| {
-        let attention = attention_of(op);
+        let scores = attention_of(op).scores();
         let (q, k, v) = (operands[0].tensor()?, operands[1].tensor()?, operands[2].tensor()?);
         Ok(match context.mode {
-            Mode::Inference => kernel::attention(&q, &k, &v, attention.scale as f32, attention.window)?,
-            Mode::Training => gradient::attention(attention, &q, &k, &v)?,
+            Mode::Inference => kernel::attention(&q, &k, &v, &scores)?,
+            Mode::Training => gradient::attention(&q, &k, &v, &scores)?,
         })
     },
     decompose: None,
@@ -51,6 +79,8 @@ fn attention_of(op: &Op) -> &Attention {
 
 fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
     let scale = attributes.number("scale")?;
+    let causal = attributes.flag("causal")?.unwrap_or(true);
     let window = attributes.count_if_given("window")?;
-    Ok(Op::Attention(Attention { scale, window }))
+    let softcap = attributes.positive_if_given("softcap")?;
+    Ok(Op::Attention(Attention { scale, causal, window, softcap }))
 }

@@ -7,11 +7,15 @@ mod concat;
 mod elementwise;
 mod embedding;
 mod fused;
+mod gelu;
 mod heads;
+mod layer_norm;
 mod linear;
+mod pool;
 mod quantize;
 mod rms_norm;
 mod rope;
+mod softcap;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -41,6 +45,12 @@ pub enum Op {
         /// Keeps the root away from zero.
         epsilon: f64,
     },
+    /// `x, gain [width]` and perhaps `bias [width]`: `(x - mean) / sqrt(variance + epsilon) * gain + bias` over the last
+    /// dimension (Ba et al. 2016).
+    LayerNorm {
+        /// Keeps the root away from zero.
+        epsilon: f64,
+    },
     /// `x [batch, seq, heads * head]` to `[batch, heads, seq, head]`.
     SplitHeads {
         /// How many.
@@ -55,16 +65,43 @@ pub enum Op {
         /// Which state.
         name: String,
     },
-    /// `query, key, value`, all split: causal attention; a key head serves several query heads.
+    /// `query, key, value`, all split: attention, causal or full; a key head serves several query heads.
     Attention(Attention),
     /// `gate, up`: `silu(gate) * up` (Shazeer 2020).
     Swiglu,
     /// `x * sigmoid(x)`.
     Silu,
+    /// `x * (1 + erf(x / sqrt(2))) / 2` (Hendrycks & Gimpel 2016).
+    Gelu,
+    /// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`: the approximation of [`Op::Gelu`].
+    GeluTanh,
+    /// The error function of `x`.
+    Erf,
+    /// The hyperbolic tangent of `x`.
+    Tanh,
+    /// `cap * tanh(x / cap)`.
+    Softcap {
+        /// The bound.
+        cap: f64,
+    },
+    /// `x` times a constant.
+    Scale {
+        /// The constant.
+        by: f64,
+    },
     /// `a, b`: their product, element by element.
     Mul,
     /// `a, b`: their sum, element by element.
     Add,
+    /// `x [batch, seq, width]` to `[batch, width]`: the mean over positions.
+    MeanPool,
+    /// `x [batch, seq, width]` to `[batch, width]`: the first position (`[CLS]` of BERT).
+    FirstPool,
+    /// `x / max(|x|, epsilon)`, where `|x|` is the Euclidean length of the last dimension.
+    Normalize {
+        /// Keeps the length away from zero.
+        epsilon: f64,
+    },
     /// `x [.., width]`, perhaps `scale [1]` or `[width]`, perhaps `zero` of the shape of `scale`: what the nearest of the
     /// signed integers of `bits` bits means, `(code - zero) * scale`. Without a scale, every row of the last dimension has
     /// the one that reaches its largest magnitude.
@@ -90,6 +127,7 @@ pub static OPS: &[&OpDef] = &[
     &embedding::DEF,
     &linear::DEF,
     &rms_norm::DEF,
+    &layer_norm::DEF,
     &heads::SPLIT,
     &heads::MERGE,
     &rope::DEF,
@@ -97,8 +135,17 @@ pub static OPS: &[&OpDef] = &[
     &attention::DEF,
     &activation::SWIGLU,
     &activation::SILU,
+    &gelu::GELU,
+    &gelu::GELU_TANH,
+    &gelu::ERF,
+    &softcap::TANH,
+    &softcap::SOFTCAP,
+    &softcap::SCALE,
     &elementwise::MUL,
     &elementwise::ADD,
+    &pool::MEAN,
+    &pool::FIRST,
+    &pool::NORMALIZE,
     &quantize::DEF,
     &concat::CONCAT,
     &concat::SLICE,
@@ -135,6 +182,7 @@ impl Op {
             Op::Embedding => &embedding::DEF,
             Op::Linear => &linear::DEF,
             Op::RmsNorm { .. } => &rms_norm::DEF,
+            Op::LayerNorm { .. } => &layer_norm::DEF,
             Op::SplitHeads { .. } => &heads::SPLIT,
             Op::MergeHeads => &heads::MERGE,
             Op::Rope(_) => &rope::DEF,
@@ -142,8 +190,17 @@ impl Op {
             Op::Attention(_) => &attention::DEF,
             Op::Swiglu => &activation::SWIGLU,
             Op::Silu => &activation::SILU,
+            Op::Gelu => &gelu::GELU,
+            Op::GeluTanh => &gelu::GELU_TANH,
+            Op::Erf => &gelu::ERF,
+            Op::Tanh => &softcap::TANH,
+            Op::Softcap { .. } => &softcap::SOFTCAP,
+            Op::Scale { .. } => &softcap::SCALE,
             Op::Mul => &elementwise::MUL,
             Op::Add => &elementwise::ADD,
+            Op::MeanPool => &pool::MEAN,
+            Op::FirstPool => &pool::FIRST,
+            Op::Normalize { .. } => &pool::NORMALIZE,
             Op::Quantize { .. } => &quantize::DEF,
             Op::Concat => &concat::CONCAT,
             Op::Slice { .. } => &concat::SLICE,
@@ -172,7 +229,9 @@ impl Op {
     pub fn is_pointwise(&self) -> bool {
         match self {
             Op::Fused(fused) => fused.body().nodes().iter().all(|node| node.op.is_pointwise()),
-            _ => !matches!(self, Op::Attention(_) | Op::Cache { .. } | Op::SplitHeads { .. } | Op::MergeHeads | Op::Rope(_)),
+            Op::Attention(_) | Op::Cache { .. } | Op::SplitHeads { .. } | Op::MergeHeads | Op::Rope(_) => false,
+            Op::MeanPool | Op::FirstPool => false,
+            _ => true,
         }
     }
 
@@ -308,6 +367,8 @@ pub enum Attribute {
     Number(f64),
     /// A string.
     Text(String),
+    /// `true` or `false`.
+    Flag(bool),
 }
 
 impl From<usize> for Attribute {
@@ -330,8 +391,26 @@ impl Attributes {
     pub(crate) fn number(&mut self, name: &'static str) -> std::result::Result<f64, Problem> {
         match self.left.remove(name) {
             Some(Attribute::Number(n)) => Ok(n),
-            Some(Attribute::Text(text)) => Err(Problem::Syntax { found: format!("{text:?}"), wanted: "a number" }),
+            Some(other) => Err(Problem::Syntax { found: other.to_string(), wanted: "a number" }),
             None => Err(Problem::MissingAttribute { op: self.op, name }),
+        }
+    }
+
+    pub(crate) fn positive(&mut self, name: &'static str) -> std::result::Result<f64, Problem> {
+        let number = self.number(name)?;
+        let wanted = "a number above 0";
+        if number > 0.0 && number.is_finite() { Ok(number) } else { Err(Problem::Syntax { found: number.to_string(), wanted }) }
+    }
+
+    pub(crate) fn positive_if_given(&mut self, name: &'static str) -> std::result::Result<Option<f64>, Problem> {
+        self.left.contains_key(name).then(|| self.positive(name)).transpose()
+    }
+
+    pub(crate) fn flag(&mut self, name: &'static str) -> std::result::Result<Option<bool>, Problem> {
+        match self.left.remove(name) {
+            Some(Attribute::Flag(flag)) => Ok(Some(flag)),
+            Some(other) => Err(Problem::Syntax { found: other.to_string(), wanted: "`true` or `false`" }),
+            None => Ok(None),
         }
     }
 
@@ -350,7 +429,7 @@ impl Attributes {
     pub(crate) fn text(&mut self, name: &'static str) -> std::result::Result<Option<String>, Problem> {
         match self.left.remove(name) {
             Some(Attribute::Text(text)) => Ok(Some(text)),
-            Some(Attribute::Number(n)) => Err(Problem::Syntax { found: n.to_string(), wanted: "a string" }),
+            Some(other) => Err(Problem::Syntax { found: other.to_string(), wanted: "a string" }),
             None => Ok(None),
         }
     }
@@ -360,6 +439,14 @@ impl Attributes {
             Some(name) => Err(Problem::UnknownAttribute { op: self.op, name }),
             None => Ok(()),
         }
+    }
+}
+
+/// The fact of a function of one value, element by element or within the last dimension.
+fn unary(facts: &[&Fact]) -> Option<Fact> {
+    match facts {
+        [x] => Some(Fact::activation(x.dims.clone())),
+        _ => None,
     }
 }
 

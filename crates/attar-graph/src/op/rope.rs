@@ -37,6 +37,19 @@ pub enum Scaling {
     },
     /// Each pair by a factor of its own, as `rope_freqs.weight` of GGUF files gives them.
     Factors(Vec<f32>),
+    /// Each pair by a factor of its own: of one list in texts up to `original` tokens, of another in longer ones (Ding et al.
+    /// 2024). Which list is taken depends on the largest position of a call, so keys that were cached before a text grew
+    /// beyond `original` do not fit those after it.
+    LongRope {
+        /// Factors for texts up to `original` tokens.
+        short: Vec<f32>,
+        /// Factors for longer texts.
+        long: Vec<f32>,
+        /// Context length of the first training.
+        original: usize,
+        /// Multiplies both sine and cosine.
+        attention: f64,
+    },
     /// A linear ramp between, and sharper attention (Peng et al. 2023).
     Yarn {
         /// By how much.
@@ -53,14 +66,23 @@ pub enum Scaling {
 }
 
 impl Rope {
-    /// Radians a position, for each of the `head / 2` pairs.
+    /// Radians per position, for each of the `head / 2` pairs; of a long-rope, in short texts.
     pub fn frequencies(&self, head: usize) -> Vec<f32> {
+        self.frequencies_of(head, 0)
+    }
+
+    /// The same in a text of `length` tokens.
+    pub fn frequencies_of(&self, head: usize, length: usize) -> Vec<f32> {
         let pairs = head / 2;
         let plain = (0..pairs).map(|i| 1.0 / (self.theta as f32).powf((2 * i) as f32 / head as f32));
         match &self.scaling {
             Scaling::Default => plain.collect(),
             Scaling::Linear { factor } => plain.map(|f| f / *factor as f32).collect(),
             Scaling::Factors(factors) => plain.zip(factors).map(|(f, factor)| f / factor).collect(),
+            Scaling::LongRope { short, long, original, .. } => {
+                let factors = if length > *original { long } else { short };
+                plain.zip(factors).map(|(f, factor)| f / factor).collect()
+            }
             Scaling::Llama3 { factor, low, high, original } => plain
                 .map(|f| {
                     let turns = original * f64::from(f) / std::f64::consts::TAU;
@@ -88,14 +110,23 @@ impl Rope {
     fn turns(&self, head: usize) -> bool {
         match &self.scaling {
             Scaling::Factors(factors) => factors.len() == head / 2,
+            Scaling::LongRope { short, long, .. } => short.len() == head / 2 && long.len() == head / 2,
             _ => true,
+        }
+    }
+
+    /// The longest text that has the frequencies of a short one, if longer ones have others.
+    pub fn longest_short(&self) -> Option<usize> {
+        match self.scaling {
+            Scaling::LongRope { original, .. } => Some(original),
+            _ => None,
         }
     }
 
     /// What sine and cosine are multiplied by.
     pub fn magnitude(&self) -> f32 {
         match self.scaling {
-            Scaling::Yarn { attention, .. } => attention as f32,
+            Scaling::Yarn { attention, .. } | Scaling::LongRope { attention, .. } => attention as f32,
             _ => 1.0,
         }
     }
@@ -113,7 +144,8 @@ impl Tables {
         }
         let (batch, seq) = positions.dims2()?;
         let at = positions.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let (frequencies, magnitude) = (rope.frequencies(head), rope.magnitude());
+        let length = at.iter().fold(0.0f32, |most, position| most.max(*position)) as usize + 1;
+        let (frequencies, magnitude) = (rope.frequencies_of(head, length), rope.magnitude());
         let angles = || at.iter().flat_map(|p| frequencies.iter().map(move |f| p * f));
         let cos: Vec<f32> = angles().map(|a| a.cos() * magnitude).collect();
         let sin: Vec<f32> = angles().map(|a| a.sin() * magnitude).collect();
@@ -178,11 +210,13 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
             high: attributes.number("high")?,
             original: attributes.number("original")?,
         },
-        Some("factors") => {
-            let text = attributes.text("by")?.unwrap_or_default();
-            let numbers = text.split_whitespace().map(str::parse).collect::<Result<_, _>>();
-            Scaling::Factors(numbers.map_err(|_| Problem::Syntax { found: format!("{text:?}"), wanted: "numbers" })?)
-        }
+        Some("factors") => Scaling::Factors(factors(attributes, "by")?),
+        Some("longrope") => Scaling::LongRope {
+            short: factors(attributes, "short")?,
+            long: factors(attributes, "long")?,
+            original: attributes.count("original")?,
+            attention: attributes.number("attention")?,
+        },
         Some("yarn") => Scaling::Yarn {
             factor: attributes.number("factor")?,
             original: attributes.number("original")?,
@@ -191,10 +225,24 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
             attention: attributes.number("attention")?,
         },
         Some(other) => {
-            return Err(Problem::Syntax { found: format!("{other:?}"), wanted: "`linear`, `llama3`, `factors` or `yarn`" });
+            return Err(Problem::Syntax {
+                found: format!("{other:?}"),
+                wanted: "`linear`, `llama3`, `factors`, `longrope` or `yarn`",
+            });
         }
     };
     Ok(Op::Rope(Rope { theta, scaling }))
+}
+
+/// Numbers in one text, separated by spaces.
+fn factors(attributes: &mut Attributes, name: &'static str) -> Result<Vec<f32>, Problem> {
+    let text = attributes.text(name)?.unwrap_or_default();
+    let numbers = text.split_whitespace().map(str::parse).collect::<Result<_, _>>();
+    numbers.map_err(|_| Problem::Syntax { found: format!("{text:?}"), wanted: "numbers" })
+}
+
+fn text_of(factors: &[f32]) -> Attribute {
+    Attribute::Text(factors.iter().map(f32::to_string).collect::<Vec<_>>().join(" "))
 }
 
 fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
@@ -203,6 +251,7 @@ fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
         Scaling::Default => (None, vec![]),
         Scaling::Linear { factor } => (Some("linear"), vec![("factor", factor)]),
         Scaling::Factors(_) => (Some("factors"), vec![]),
+        Scaling::LongRope { attention, .. } => (Some("longrope"), vec![("attention", attention)]),
         Scaling::Llama3 { factor, low, high, original } => {
             (Some("llama3"), vec![("factor", factor), ("low", low), ("high", high), ("original", original)])
         }
@@ -214,9 +263,12 @@ fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
     };
     let mut all = vec![("theta", Attribute::Number(rope.theta))];
     all.extend(name.map(|name| ("scaling", Attribute::Text(name.into()))));
-    if let Scaling::Factors(factors) = &rope.scaling {
-        let text: Vec<String> = factors.iter().map(f32::to_string).collect();
-        all.push(("by", Attribute::Text(text.join(" "))));
+    match &rope.scaling {
+        Scaling::Factors(factors) => all.push(("by", text_of(factors))),
+        Scaling::LongRope { short, long, original, .. } => {
+            all.extend([("short", text_of(short)), ("long", text_of(long)), ("original", (*original).into())]);
+        }
+        _ => {}
     }
     all.extend(numbers.into_iter().map(|(name, value)| (name, Attribute::Number(*value))));
     all

@@ -1,6 +1,9 @@
 //! The attention kernel against a brute-force form in f64, and against the form that has gradients.
 
-use attar_graph::{Graph, Inputs, Mode, Run, kernel};
+use attar_graph::{
+    Graph, Inputs, Mode, Run,
+    kernel::{self, Scores},
+};
 use candle_core::Tensor;
 
 use crate::random::Random;
@@ -17,6 +20,8 @@ struct Shape {
     past: usize,
     head: usize,
     window: Option<usize>,
+    causal: bool,
+    softcap: Option<f32>,
 }
 
 /// Around the 64 query rows of a product, with and without a past, windows from one position to more than all.
@@ -25,7 +30,10 @@ fn shapes() -> Vec<Shape> {
     for (seq, past) in [(1, 0), (1, 130), (7, 3), (63, 0), (64, 1), (65, 64), (130, 0), (200, 77)] {
         for (heads, key_heads, head) in [(1, 1, 4), (6, 2, 16), (9, 3, 20)] {
             for window in [None, Some(1), Some(5), Some(64), Some(100), Some(1000)] {
-                all.push(Shape { batch: 1 + seq % 2, heads, key_heads, seq, past, head, window });
+                let shape = Shape { batch: 1 + seq % 2, heads, key_heads, seq, past, head, window, causal: true, softcap: None };
+                all.push(shape);
+                all.push(Shape { causal: false, ..shape });
+                all.push(Shape { causal: window.is_some(), softcap: Some(1.5), ..shape });
             }
         }
     }
@@ -46,7 +54,8 @@ impl Shape {
 
     fn kernel(&self) -> Vec<f32> {
         let [q, k, v] = self.operands();
-        values(&kernel::attention(&q, &k, &v, self.scale() as f32, self.window).unwrap())
+        let scores = Scores { scale: self.scale() as f32, softcap: self.softcap, causal: self.causal, window: self.window };
+        values(&kernel::attention(&q, &k, &v, &scores).unwrap())
     }
 
     /// One output after the other, as the definition says.
@@ -58,10 +67,15 @@ impl Shape {
             let (batch, head, i) = (row / self.seq / self.heads, row / self.seq % self.heads, row % self.seq);
             let key_head = head / (self.heads / self.key_heads);
             let last = self.past + i;
-            let seen = (last + 1).saturating_sub(self.window.unwrap_or(all))..last + 1;
+            let window = self.window.unwrap_or(all);
+            let seen = (last + 1).saturating_sub(window)..if self.causal { last + 1 } else { all.min(last + window) };
             let at = |j: usize| ((batch * self.key_heads + key_head) * all + j) * d;
             let dot = |j: usize| (0..d).map(|c| f64::from(q[row * d + c]) * f64::from(k[at(j) + c])).sum::<f64>();
-            let weights: Vec<f64> = seen.clone().map(|j| (dot(j) * self.scale()).exp()).collect();
+            let score = |j: usize| match self.softcap.map(f64::from) {
+                Some(cap) => cap * (dot(j) * self.scale() / cap).tanh(),
+                None => dot(j) * self.scale(),
+            };
+            let weights: Vec<f64> = seen.clone().map(|j| score(j).exp()).collect();
             let sum: f64 = weights.iter().sum();
             out.extend((0..d).map(|c| seen.clone().zip(&weights).map(|(j, w)| w * f64::from(v[at(j) + c])).sum::<f64>() / sum));
         }
@@ -72,9 +86,11 @@ impl Shape {
     fn differentiable(&self) -> Vec<f32> {
         let Shape { heads, key_heads, head, .. } = self;
         let window = self.window.map(|n| format!(", window = {n}")).unwrap_or_default();
+        let causal = if self.causal { "" } else { ", causal = false" };
+        let softcap = self.softcap.map(|cap| format!(", softcap = {cap}")).unwrap_or_default();
         let keys = format!("[batch, {key_heads}, past+seq, {head}] f32");
         let text = format!(
-            "graph g(q: [batch, {heads}, seq, {head}] f32, k: {keys}, v: {keys}) {{ y = attention q, k, v {{scale = {}{window}}} return y }}",
+            "graph g(q: [batch, {heads}, seq, {head}] f32, k: {keys}, v: {keys}) {{ y = attention q, k, v {{scale = {}{causal}{window}{softcap}}} return y }}",
             self.scale()
         );
         let graph = Graph::parse(&text).unwrap();

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod attention;
+mod exprs;
 mod filetests;
 mod integers;
+mod norms;
 mod ops;
 mod random;
 mod text;

@@ -1,7 +1,7 @@
 //! Runs over every entry of [`OPS`], unasked: its examples are `testdata/filetests/ops/NAME.ir` and `NAME-*.ir`.
 
 use attar_graph::{Dim, Graph, Inputs, Mode, OPS, Op, Run, State, ValueId};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor, Var};
 
 use crate::{
     random::{Random, Sizes},
@@ -81,6 +81,41 @@ fn both_modes_mean_the_same() {
     for example in examples() {
         let (fast, slow) = (example.run(&example.graph, Mode::Inference), example.run(&example.graph, Mode::Training));
         fast.iter().zip(&slow).for_each(|(fast, slow)| assert_close(&example.name, fast, slow));
+    }
+}
+
+/// Of a derivative by differences: curvature and f32.
+const DIFFERENCE: f64 = 1e-2;
+
+/// Steps that train go back through any op. Rounding is left out: its gradient is a choice.
+#[test]
+fn training_has_the_gradients_of_what_is_computed() {
+    let rounds = |graph: &Graph| graph.nodes().iter().any(|node| matches!(node.op, Op::Quantize { .. }));
+    for example in examples() {
+        let parts = example.graph.legalize(&|op| op.fused().is_none()).unwrap();
+        if rounds(&parts) {
+            continue;
+        }
+        let inputs = example.inputs(0);
+        let Some(at) = inputs.iter().position(|x| x.dtype() == DType::F32) else { continue };
+        let mut random = Random::new(example.seed + 77);
+        let (step, x) = (1e-2, Var::from_tensor(&inputs[at]).unwrap());
+        let along = random.tensor(x.dims());
+        let weights = random.tensor(example.run(&example.graph, Mode::Training)[0].dims());
+        let loss = |x: &Tensor| {
+            let mut tensors = inputs.clone();
+            tensors[at] = x.clone();
+            let y = evaluate(&example.graph, Mode::Training, example.seed, tensors, &mut State::default());
+            (y * &weights).unwrap().sum_all().unwrap()
+        };
+        let at_step = |h: f64| loss(&(x.as_detached_tensor() + along.affine(h, 0.0)).unwrap()).to_scalar::<f32>().unwrap();
+        let wanted = f64::from(at_step(step) - at_step(-step)) / (2.0 * step);
+        let gradients = loss(x.as_tensor()).backward().unwrap();
+        let gradient = gradients.get(&x).unwrap_or_else(|| panic!("{}: no gradient", example.name));
+        let products = (gradient * &along).unwrap();
+        let sum = |x: Tensor| f64::from(x.sum_all().unwrap().to_scalar::<f32>().unwrap());
+        let (found, scale) = (sum(products.clone()), sum(products.sqr().unwrap()).sqrt().max(1.0));
+        assert!((found - wanted).abs() <= DIFFERENCE * scale, "{}: {found}, by differences {wanted}", example.name);
     }
 }
 

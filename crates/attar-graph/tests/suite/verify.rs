@@ -72,7 +72,7 @@ fn a_refused_name_leaves_the_graph_as_it_was() {
 /// Every op refuses, and none panics, whatever it is given.
 #[test]
 fn ops_refuse_operands_of_any_other_shape() {
-    let attention = |window| Op::Attention(Attention { scale: 1.0, window });
+    let attention = |causal, window| Op::Attention(Attention { causal, window, ..Attention::causal(1.0) });
     let rope = |scaling| Op::Rope(Rope { theta: 10_000.0, scaling });
     let ops = [
         Op::Embedding,
@@ -84,8 +84,19 @@ fn ops_refuse_operands_of_any_other_shape() {
         rope(Scaling::Default),
         rope(Scaling::Factors(vec![])),
         Op::Cache { name: String::new() },
-        attention(None),
-        attention(Some(0)),
+        attention(true, None),
+        attention(true, Some(0)),
+        attention(false, Some(usize::MAX)),
+        Op::LayerNorm { epsilon: 0.0 },
+        Op::Gelu,
+        Op::GeluTanh,
+        Op::Erf,
+        Op::Tanh,
+        Op::Softcap { cap: f64::NAN },
+        Op::Scale { by: f64::INFINITY },
+        Op::MeanPool,
+        Op::FirstPool,
+        Op::Normalize { epsilon: 0.0 },
         Op::Swiglu,
         Op::Silu,
         Op::Mul,

@@ -1,12 +1,14 @@
-//! `MistralForCausalLM`: Llama with a sliding window.
+//! `MistralForCausalLM`: Llama's graph and names, with a sliding window.
 
-use super::Architecture;
+use super::{Architecture, llama};
+use crate::decoder::{self, Biases, DecoderConfig};
 
 pub(super) static MISTRAL: Architecture = Architecture {
     names: &["MistralForCausalLM", "mistral"],
-    gguf_interleaved: true,
-    decoder: |config, decoder| {
-        decoder.window = config.sliding_window;
-        Ok(())
+    weights: &llama::NAMES,
+    gguf: |header| header.decoder(),
+    build: |config, builder| {
+        let c = DecoderConfig::parse(config)?;
+        decoder::build_rotary(&c, builder, Biases::default(), c.sliding_window)
     },
 };

@@ -1,72 +1,81 @@
-//! The architectures: each says what its configuration means, in one small file.
+//! The architectures: each is a function from a configuration to a graph, and a table of the names of its weights.
 
+mod bert;
+mod gemma3;
+mod gpt2;
 mod llama;
 mod mistral;
+mod phi3;
 mod qwen2;
+mod qwen3;
 
 use attar_graph::Graph;
 use attar_tensor::{Checkpoint, gguf::Metadata, nearest};
+use serde_json::Value;
 
-use crate::{Config, Decoder, Error, Naming, Result, config::DecoderConfig, gguf};
+use crate::{Config, Error, Names, Naming, Result, builder::Builder, gguf, sentence};
 
-/// How to read the configuration of one architecture.
+/// A family of models that one function builds.
 pub struct Architecture {
-    /// What checkpoints call it: the class of `config.json`, then the `general.architecture` of GGUF files.
+    /// The class in `config.json`, the name in GGUF files, which is the graph's too, and further names.
     pub names: &'static [&'static str],
-    /// Whether GGUF files of it keep the rotary pairs of query and key rows interleaved.
-    pub gguf_interleaved: bool,
-    /// What the configuration means. Differences from the shared settings go here.
-    pub(crate) decoder: fn(&DecoderConfig, &mut Decoder) -> Result<()>,
+    /// What checkpoints call the weights.
+    pub weights: &'static Names,
+    /// The `config.json` that transformers would write, from the header of a GGUF file.
+    pub(crate) gguf: fn(&gguf::Header<'_>) -> Result<Value>,
+    /// The graph of a configuration, over the names of a checkpoint.
+    pub(crate) build: fn(&Config, Builder<'_>) -> Result<Graph>,
 }
 
 /// Every architecture, in the order of the documentation.
-pub static ARCHITECTURES: &[&Architecture] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2];
+pub static ARCHITECTURES: &[&Architecture] =
+    &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &gemma3::GEMMA3, &phi3::PHI3, &gpt2::GPT2, &bert::BERT];
 
-fn named(name: &str) -> Result<&'static Architecture> {
-    ARCHITECTURES.iter().copied().find(|a| a.names.contains(&name)).ok_or_else(|| Error::UnknownArchitecture {
-        found: name.into(),
-        nearest: nearest(name, ARCHITECTURES.iter().flat_map(|a| a.names.iter().copied())).map(Into::into),
-    })
+impl Architecture {
+    /// The one that checkpoints call `name`.
+    pub fn named(name: &str) -> Result<&'static Architecture> {
+        ARCHITECTURES.iter().copied().find(|a| a.names.contains(&name)).ok_or_else(|| Error::UnknownArchitecture {
+            found: name.into(),
+            nearest: nearest(name, ARCHITECTURES.iter().flat_map(|a| a.names.iter().copied())).map(Into::into),
+        })
+    }
+
+    /// The one that built `graph`, or a graph that it was made from.
+    pub fn of(graph: &Graph) -> Option<&'static Architecture> {
+        ARCHITECTURES.iter().copied().find(|architecture| architecture.graph_name() == graph.name())
+    }
+
+    /// What its graphs are called.
+    fn graph_name(&self) -> &'static str {
+        self.names[1]
+    }
+
+    fn graph(&self, config: &Config, naming: Naming, checkpoint: &Checkpoint) -> Result<Graph> {
+        (self.build)(config, Builder::new(self.graph_name(), self.weights, naming, &*checkpoint.source))
+    }
 }
 
-fn build(architecture: &Architecture, config: &DecoderConfig) -> Result<Decoder> {
-    let mut decoder = Decoder {
-        name: architecture.names[1],
-        vocabulary: config.vocab_size,
-        hidden: config.hidden_size,
-        intermediate: config.intermediate_size,
-        blocks: config.num_hidden_layers,
-        heads: config.num_attention_heads,
-        key_heads: config.key_heads(),
-        head: config.head(),
-        epsilon: config.rms_norm_eps,
-        rope: config.rope()?,
-        window: None,
-        tied: config.tie_word_embeddings,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-    };
-    (architecture.decoder)(config, &mut decoder)?;
-    Ok(decoder)
+/// The module of a checkpoint that stores the weight `canonical` of `graph` and nothing else, if one does.
+pub fn module(graph: &Graph, naming: Naming, canonical: &str) -> Option<String> {
+    Architecture::of(graph)?.weights.module(naming, canonical)
 }
 
+/// The graph of a Hugging Face folder.
 pub(crate) fn from_folder(checkpoint: &Checkpoint) -> Result<(Graph, Config)> {
-    let path = checkpoint.path.join("config.json");
     let json = checkpoint.json("config.json")?.ok_or_else(|| Error::NoConfig { path: checkpoint.path.clone() })?;
-    let config = Config::from_json(&path, json)?;
-    let architecture = named(&config.architecture)?;
-    let decoder = build(architecture, &DecoderConfig::parse(&path, &config.json)?)?;
-    Ok((decoder.graph(Naming::HuggingFace, &*checkpoint.source)?, config))
+    let mut config = Config::from_json(&checkpoint.path.join("config.json"), json)?;
+    config.pooling = sentence::pooling(checkpoint)?.unwrap_or_default();
+    let graph = Architecture::named(&config.architecture)?.graph(&config, Naming::HuggingFace, checkpoint)?;
+    Ok((graph, config))
 }
 
+/// The graph of a GGUF file.
 pub(crate) fn from_gguf(checkpoint: &Checkpoint, metadata: &Metadata) -> Result<(Graph, Config)> {
-    let name = gguf::text(metadata, "general.architecture")?;
-    let architecture = named(name)?;
-    let json = gguf::config(architecture.names[0], name, metadata, &*checkpoint.source)?;
-    let config = Config::from_json(&checkpoint.path, json)?;
-    let mut decoder = build(architecture, &DecoderConfig::parse(&checkpoint.path, &config.json)?)?;
-    gguf::adjust(&mut decoder, &*checkpoint.source)?;
-    let naming = Naming::Gguf { interleaved: architecture.gguf_interleaved };
-    Ok((decoder.graph(naming, &*checkpoint.source)?, config))
+    let prefix = gguf::text(metadata, "general.architecture")?;
+    let architecture = Architecture::named(prefix)?;
+    let header = gguf::Header { class: architecture.names[0], prefix, metadata, source: &*checkpoint.source };
+    let mut config = Config::from_json(&checkpoint.path, (architecture.gguf)(&header)?)?;
+    config.pooling = header.pooling()?.unwrap_or_default();
+    let graph = architecture.graph(&config, Naming::Gguf, checkpoint)?;
+    Ok((graph, config))
 }

@@ -5,12 +5,16 @@ mod gguf;
 use std::path::{Path, PathBuf};
 
 use attar_tensor::gguf::Metadata;
+use tokenizers::{PaddingParams, TruncationParams};
 
 use crate::{Error, Result};
 
-/// A tokenizer. Adds no special tokens of its own accord.
+/// A tokenizer. It neither pads nor truncates, whatever its file says.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// What the file says.
+    padding: Option<PaddingParams>,
+    truncation: Option<TruncationParams>,
     path: PathBuf,
 }
 
@@ -47,16 +51,31 @@ impl Tokenizer {
     }
 
     fn new(path: &Path, built: tokenizers::Result<tokenizers::Tokenizer>) -> Result<Tokenizer> {
-        match built {
-            Ok(inner) => Ok(Tokenizer { inner, path: path.into() }),
-            Err(error) => Err(Error::Tokenizer { path: path.into(), reason: error.to_string() }),
-        }
+        let unusable = |error: tokenizers::Error| Error::Tokenizer { path: path.into(), reason: error.to_string() };
+        let mut inner = built.map_err(unusable)?;
+        let (padding, truncation) = (inner.get_padding().cloned(), inner.get_truncation().cloned());
+        inner.with_padding(None).with_truncation(None).map_err(unusable)?;
+        Ok(Tokenizer { inner, padding, truncation, path: path.into() })
     }
 
-    /// The tokens of `text`; none are added in front or behind. Special ones are found in it by their text.
+    /// The tokens of `text`, with none added before or after. Special ones are found in it by their text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.error(e))?;
+        self.tokens(text, false)
+    }
+
+    /// The tokens of each text with the special tokens that a whole input is framed by, such as `[CLS] … [SEP]`.
+    pub fn encode_framed(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        texts.iter().map(|text| self.tokens(text, true)).collect()
+    }
+
+    fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|e| self.error(e))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The number of tokens that its file truncates to, if it does.
+    pub fn truncates_to(&self) -> Option<usize> {
+        self.truncation.as_ref().map(|truncation| truncation.max_length)
     }
 
     /// The text of `tokens`, special ones included.
@@ -76,7 +95,9 @@ impl Tokenizer {
 
     /// As `tokenizer.json`. Same tokenizer, same text.
     pub fn to_json(&self) -> Result<String> {
-        self.inner.to_string(true).map_err(|e| self.error(e))
+        let mut whole = self.inner.clone();
+        whole.with_padding(self.padding.clone()).with_truncation(self.truncation.clone()).map_err(|e| self.error(e))?;
+        whole.to_string(true).map_err(|e| self.error(e))
     }
 
     fn error(&self, error: tokenizers::Error) -> Error {

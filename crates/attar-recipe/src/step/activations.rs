@@ -23,8 +23,13 @@ use attar_tensor::{
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Step, StepError, StepKind, calibrated::LANE, calibrated::read_activations, calibrated::write_activations};
-use crate::{ActivationReport, Error, ErrorKind, model::Working, plan::PlannedTensor, schema::of, session::Session};
+use super::{
+    calibrated::LANE,
+    calibrated::read_activations,
+    calibrated::write_activations,
+    kind::{PlannedTensor, Step, StepError, StepKind},
+};
+use crate::{ActivationReport, Error, ErrorKind, model::Working, session::Session, settings::of};
 
 /// Moves whenever the same activations give other scales.
 const VERSION: u32 = 1;
@@ -39,6 +44,7 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Activations>(&["kind".into()])?)),
     folder: None,
     looks_inside: true,
+    predicts: false,
 };
 
 impl Step for Activations {
@@ -199,7 +205,7 @@ impl<'a> Walk<'a> {
             self.take(&[(*value, site)], Found::from([(site.value.clone(), seen.clone())]));
             found.insert(site.value.clone(), seen);
         }
-        let text = crate::run::json(&found);
+        let text = crate::json::json(&found);
         let unit = |to: &mut dyn std::io::Write| to.write_all(&text).map_err(|e| attar_tensor::Error::from(e).into());
         self.used.push(self.session.unit(key, unit)?);
         if more { self.leave(leaving_key) } else { Ok(()) }

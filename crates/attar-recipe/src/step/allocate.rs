@@ -17,9 +17,9 @@ use attar_tensor::{Blobs, Digest, Overlay, Source, TensorInfo};
 use candle_core::{Device, Tensor};
 
 use super::{
-    StepError,
     calibrated::LANE,
-    quantize::{self, place, refused},
+    codes::{self, place, refused},
+    kind::StepError,
 };
 use crate::{AllocationReport, ChoiceReport, Error, model::Working, session::Session};
 
@@ -222,7 +222,7 @@ impl<'a> Judge<'a> {
         let mut parts = Vec::new();
         for (weight, options) in self.options.iter().enumerate() {
             for (option, assignment) in options.iter().enumerate() {
-                let own = quantize::key(assignment, &*self.source)?;
+                let own = codes::key(assignment, &*self.source)?;
                 for value in self.judged(assignment) {
                     let name = self.graph.get(value).name.as_bytes();
                     let key = Digest::of_parts([all.as_bytes().as_slice(), own.as_bytes(), name]);
@@ -347,7 +347,7 @@ impl<'a> Judge<'a> {
         let assignment = &self.options[part.weight][part.option];
         let path = self.session.store.root().join("partial").join("candidate");
         attar_tensor::write_atomically(&path, |to| {
-            quantize::quantize(assignment, &*self.source, Seen { hessian, drift: None }, to, &|_| {})
+            codes::quantize(assignment, &*self.source, Seen { hessian, drift: None }, to, &|_| {})
         })?;
         Ok(Candidate { assignment, graph: self.graph, source: self.source.clone(), path })
     }

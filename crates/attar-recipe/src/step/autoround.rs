@@ -15,16 +15,15 @@ use attar_tensor::{Digest, Source, safetensors::Shards};
 use candle_core::Tensor;
 
 use super::{
-    Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
+    codes::refused,
+    kind::{PlannedTensor, Step, StepError, StepKind},
     pupils::{Pupil, batches, check_text, gradient_memory, install, pupils, weights_key},
-    quantize::refused,
 };
 use crate::{
     model::{Float, Working},
-    plan::PlannedTensor,
-    schema::of,
     session::Session,
+    settings::of,
 };
 
 pub(super) static AUTOROUND: StepKind = StepKind {
@@ -34,6 +33,7 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
     folder: None,
     looks_inside: true,
+    predicts: false,
 };
 
 impl Step for AutoRound {

@@ -18,7 +18,7 @@ use attar_tensor::{
 };
 use candle_core::{Device, Tensor};
 
-use super::{StepError, quantize};
+use super::{codes, kind::StepError};
 use crate::{Error, model::Working, session::Session};
 
 /// Tokens that run through a block together.
@@ -100,7 +100,7 @@ pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Ses
     }
     let used = walk.used;
     let blobs = live.blobs.into_inner().expect("no panic holds this lock");
-    quantize::install(model, assignments, blobs)?;
+    codes::install(model, assignments, blobs)?;
     Ok(used)
 }
 
@@ -232,7 +232,7 @@ impl<'a> Walk<'a> {
             }
         }
         for assignment in stages.iter().flat_map(|stage| &stage.assignments) {
-            parts.push(quantize::key(assignment, &*self.source)?);
+            parts.push(codes::key(assignment, &*self.source)?);
         }
         Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
     }
@@ -295,7 +295,7 @@ impl<'a> Walk<'a> {
             self.session.observer.advance(self.stream().block().index() as u64, &assignment.name);
             let seen = Seen { hessian: hessian.as_ref(), drift: drift.as_ref() };
             let source = self.source.clone();
-            let blob = self.session.unit(key(assignment), |to| quantize::quantize(assignment, &*source, seen, to, &|_| {}))?;
+            let blob = self.session.unit(key(assignment), |to| codes::quantize(assignment, &*source, seen, to, &|_| {}))?;
             self.take(assignment, blob);
         }
         if let Some(share) = hessian.as_ref().and_then(Hessian::raised_damping) {

@@ -1,6 +1,6 @@
 //! The step `compile`: plans of the model for a device, proven, beside the model. The model itself stays as it is.
 
-use std::{cell::Cell, num::NonZeroU64, sync::Arc};
+use std::{cell::Cell, sync::Arc};
 
 use attar_compile::{
     Compile, Compiled, Phase, Plan, Progress, Proven,
@@ -8,13 +8,15 @@ use attar_compile::{
     report::to_html,
     schedule::chunk::{Candidate, Point},
 };
-use attar_eval::Prediction;
 use attar_tensor::{Digest, Source};
 
-use super::{Step, StepError, StepKind};
+use super::{
+    device::{check_prompt, refused},
+    kind::{PlannedTensor, Step, StepError, StepKind},
+};
 use crate::{
-    ChunkReport, CompilationReport, Error, ErrorKind, FrontReport, PhaseReport, ProofReport, beside::Content, model::Working,
-    plan::PlannedTensor, run::json, schema::of, session::Session,
+    ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, extras::Content, json::json, model::Working,
+    session::Session, settings::of,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -24,27 +26,13 @@ pub(super) static COMPILE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
     folder: Some("compiled"),
     looks_inside: true,
+    predicts: true,
 };
 
 /// How the names of a proof's plan and of its numbers end.
 pub(super) const PROOF_PLAN: &str = ".proof.plan";
 /// See [`PROOF_PLAN`].
 pub(super) const PROOF_DATA: &str = ".proof.data";
-
-/// Tokens of a prompt that are planned in seconds; no model of today takes more.
-const LONGEST: usize = 1 << 20;
-
-/// Whether a step compiles.
-pub(crate) fn compiles(step: &dyn Step) -> bool {
-    step.kind().name == COMPILE.name
-}
-
-/// What is said of a model for a device.
-#[derive(Clone, Debug)]
-pub(crate) struct Compilation {
-    pub(crate) report: CompilationReport,
-    pub(crate) prediction: Prediction,
-}
 
 impl Step for Compile {
     fn kind(&self) -> &'static StepKind {
@@ -86,34 +74,10 @@ impl Step for Compile {
             let path = session.store.path(&digest);
             (name.to_owned(), Content::Blob { path, digest })
         });
-        model.leave(&COMPILE, files(&compiled).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect());
-        model.compilations.push(compilation(&compiled));
+        COMPILE.leave(model, files(&compiled).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect());
+        model.compilations.push(report(&compiled));
         Ok(blobs)
     }
-}
-
-/// A prompt is no longer than the model's context.
-pub(super) fn check_prompt(seq: NonZeroU64, model: &Working) -> Result<(), StepError> {
-    let longest = model.context.unwrap_or(LONGEST).min(LONGEST) as u64;
-    if seq.get() <= longest {
-        return Ok(());
-    }
-    let error = Error::recipe(format!("`seq` is {seq}: the model's context is {longest} tokens"));
-    Err(StepError { key: Some("seq".into()), error })
-}
-
-/// What a device cannot run is the recipe's fault, not the data's.
-pub(super) fn refused(error: attar_compile::Error) -> StepError {
-    use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
-    if matches!(error, attar_compile::Error::Interrupted) {
-        return Error::interrupted().into();
-    }
-    let key = match error {
-        DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } => "device",
-        DeviceKey { .. } | DeviceValue { .. } | MemoryTooSmall { .. } => "set",
-        _ => "kind",
-    };
-    StepError { key: Some(key.into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
 }
 
 /// Blobs of what all plans find in DRAM and flash. They are read back, and hold what was proven.
@@ -159,17 +123,16 @@ fn files(compiled: &Compiled) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-fn compilation(compiled: &Compiled) -> Compilation {
+fn report(compiled: &Compiled) -> CompilationReport {
     let phases = compiled.phases.iter().map(phase_report).collect();
-    let report = CompilationReport {
+    CompilationReport {
         device: compiled.device.clone(),
         host_nodes: compiled.phases.iter().map(|phase| phase.host.len()).min().unwrap_or(0),
         chunks: compiled.chunks.candidates.iter().map(chunk_report).collect(),
         front: compiled.front.iter().map(front_report).collect(),
         phases,
         head: compiled.head.as_ref().map(proof_report),
-    };
-    Compilation { report, prediction: prediction(&compiled.phases) }
+    }
 }
 
 fn phase_report(phase: &Phase) -> PhaseReport {
@@ -213,23 +176,6 @@ fn chunk_report(candidate: &Candidate) -> ChunkReport {
 
 fn front_report(point: &Point) -> FrontReport {
     FrontReport { goal: point.goal, energy: point.candidate.energy, prompt: chunk_report(&point.candidate) }
-}
-
-fn prediction(phases: &[Phase]) -> Prediction {
-    let (decode, prefill): (Vec<&Phase>, Vec<&Phase>) = phases.iter().partition(|phase| phase.name == "decode");
-    let seconds = |phase: &Phase| phase.simulation.latency(&phase.schedule.plan.rates);
-    let joules = |phase: &Phase| phase.simulation.energy(&phase.schedule.plan.rates);
-    let decode = decode.first().copied();
-    let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
-    let shared = || prefill.iter().map(|phase| joules(phase)).sum::<f64>() / tokens.max(1) as f64;
-    Prediction {
-        latency: prefill.iter().map(|phase| seconds(phase)).sum(),
-        decode_latency: decode.map(seconds),
-        peak_sram: phases.iter().map(|phase| phase.simulation.sram_peak).max().unwrap_or(0),
-        peak_dram: phases.iter().map(|phase| peak_dram(&phase.schedule.plan)).max().unwrap_or(0),
-        dram_bytes: prefill.iter().map(|phase| phase.simulation.dram()).sum(),
-        energy_per_token: decode.map_or_else(shared, joules),
-    }
 }
 
 fn peak_dram(plan: &Plan) -> u64 {

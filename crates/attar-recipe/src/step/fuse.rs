@@ -6,8 +6,11 @@ use attar_compile::pass::Fuse;
 use attar_graph::{Expr, Graph, ValueId};
 use attar_tensor::{Digest, Encoding, TensorInfo};
 
-use super::{Step, StepError, StepKind, preserved};
-use crate::{Error, FusionReport, model::Working, plan::PlannedTensor, report::TransformReport, schema::of, session::Session};
+use super::{
+    kind::{PlannedTensor, Step, StepError, StepKind},
+    preserved,
+};
+use crate::{FusionReport, model::Working, report::TransformReport, session::Session, settings::of};
 
 pub(super) static FUSE: StepKind = StepKind {
     name: "fuse",
@@ -16,16 +19,8 @@ pub(super) static FUSE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Fuse>(&["kind".into()])?)),
     folder: None,
     looks_inside: false,
+    predicts: false,
 };
-
-/// What other steps look for is inside a fused node.
-pub(crate) fn check_order(kind: &StepKind, graph: &Graph) -> Result<(), StepError> {
-    if !kind.looks_inside || graph.nodes().iter().all(|node| node.op.fused().is_none()) {
-        return Ok(());
-    }
-    let error = Error::recipe(format!("the graph is fused, and `{}` looks for the layers in it", kind.name));
-    Err(StepError { key: Some("kind".into()), error: error.hint("fuse last".to_owned()) })
-}
 
 /// A graph behind passes, what each did, and the weights that are other expressions now: name, encoding before.
 struct Fused {

@@ -8,14 +8,13 @@ use attar_tensor::Digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Step, StepError, StepKind};
+use super::kind::{PlannedTensor, Step, StepError, StepKind};
 use crate::{
     Error, ErrorKind, PlacementReport,
     files::{place_buffers, read_buffers},
     model::Working,
-    plan::PlannedTensor,
-    schema::of,
     session::Session,
+    settings::of,
 };
 
 /// Place buffers in a memory so that no two live buffers overlap.
@@ -43,6 +42,7 @@ pub(super) static MEMORY_PLAN: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<MemoryPlan>(&["kind".into()])?)),
     folder: Some("placed"),
     looks_inside: false,
+    predicts: false,
 };
 
 impl Step for MemoryPlan {
@@ -71,7 +71,7 @@ impl Step for MemoryPlan {
         let Answer::Placed { placement, method, at_least } = &plan.answer else { unreachable!("`placed` gives placements") };
         let map = memory_map(&entries, placement, plan.capacity.unwrap_or(0));
         let files = [("placement.csv", write_csv(&entries, placement)), ("placement.svg", map)];
-        model.leave(&MEMORY_PLAN, files.map(|(name, text)| (name.to_owned(), text.into_bytes().into())).into());
+        MEMORY_PLAN.leave(model, files.map(|(name, text)| (name.to_owned(), text.into_bytes().into())).into());
         model.placements.push(PlacementReport {
             file: self.file.display().to_string(),
             buffers: entries.ids.len(),

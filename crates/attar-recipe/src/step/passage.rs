@@ -6,8 +6,8 @@ use attar_graph::{BlockId, Graph, Inputs, Origin, SourceWeights, Stream};
 use attar_tensor::{Digest, Source, safetensors::Shards};
 
 use super::{
-    StepError,
     calibrated::{LANE, first_key, read_activations, write_activations},
+    kind::StepError,
 };
 use crate::session::Session;
 

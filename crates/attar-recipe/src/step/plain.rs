@@ -9,8 +9,11 @@ use attar_tensor::{
     safetensors::{Entry, Shards, Writer},
 };
 
-use super::{StepError, pupils::Pupil};
-use crate::{Error, model::Working, plan::PlannedTensor, session::Session};
+use super::{
+    kind::{PlannedTensor, StepError},
+    pupils::Pupil,
+};
+use crate::{Error, model::Working, session::Session};
 
 /// What the unit of all of them is called.
 pub(super) const UNIT: &str = "plain";

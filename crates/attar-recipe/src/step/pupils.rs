@@ -6,11 +6,10 @@ use attar_compress::{Pattern, learn::Learned};
 use attar_graph::{BlockId, Expr, Graph, Inputs, ValueId, Values};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Levels, Overlay, Scheme, Source};
 
-use super::StepError;
+use super::kind::{PlannedTensor, StepError};
 use crate::{
     Error,
     model::{Float, Working},
-    plan::PlannedTensor,
     session::Session,
 };
 

@@ -1,13 +1,16 @@
 //! The step `quantize`: a unit is a tensor.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
-use attar_compress::{Assignment, Needs, Quantize, Seen, WeightRows};
-use attar_graph::{Expr, Graph};
-use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
+use attar_compress::{Assignment, Needs, Quantize, Seen};
+use attar_tensor::{Blobs, Digest};
 
-use super::{Step, StepError, StepKind, allocate, calibrated};
-use crate::{AllocationReport, ErrorKind, document::Section, model::Working, plan::PlannedTensor, schema::of, session::Session};
+use super::{
+    allocate, calibrated,
+    codes::{install, key, place, quantize, refused},
+    kind::{PlannedTensor, Step, StepError, StepKind},
+};
+use crate::{AllocationReport, document::Section, model::Working, session::Session, settings::of};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
@@ -19,6 +22,7 @@ pub(super) static QUANTIZE: StepKind = StepKind {
     },
     folder: None,
     looks_inside: true,
+    predicts: false,
 };
 
 /// A format for all weights or a budget, not both and not neither. Defaults hide later what was written.
@@ -128,72 +132,4 @@ impl Step for Quantize {
         install(model, &assignments, blobs)?;
         Ok(used)
     }
-}
-
-/// The model's selected weights are now those of the blobs.
-pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<(), StepError> {
-    for assignment in assignments {
-        model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
-        place(&mut model.graph, assignment);
-    }
-    model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
-    Ok(())
-}
-
-/// The weight, and what is tied to it, is now under its canonical name, in codes.
-pub(super) fn place(graph: &mut Graph, assignment: &Assignment) {
-    for id in assignment.ids() {
-        graph.replace_weight(id, Encoding::Quantized(assignment.scheme), Expr::tensor(assignment.name.clone()));
-    }
-}
-
-/// All that decides the bytes of a unit.
-pub(super) fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest, StepError> {
-    let settings = format!(
-        "quantize {} {} {} {:?}",
-        assignment.algorithm.name(),
-        assignment.algorithm.version(),
-        assignment.scheme,
-        assignment.search
-    );
-    Ok(Digest::of_parts([settings.as_bytes(), assignment.expr.digest(source)?.as_bytes()]))
-}
-
-pub(super) fn quantize(
-    assignment: &Assignment,
-    source: &dyn Source,
-    seen: Seen<'_>,
-    to: &mut dyn std::io::Write,
-    progress: &(dyn Fn(usize) + Sync),
-) -> Result<(), crate::Error> {
-    let weights = Rows { assignment, source };
-    let writer = BlobWriter::new(to, assignment.scheme, assignment.dims).map_err(attar_tensor::Error::from)?;
-    assignment.algorithm.quantize(&weights, seen, assignment.scheme, assignment.search, writer, progress)?;
-    Ok(())
-}
-
-struct Rows<'a> {
-    assignment: &'a Assignment,
-    source: &'a dyn Source,
-}
-
-impl WeightRows for Rows<'_> {
-    fn dims(&self) -> [usize; 2] {
-        self.assignment.dims
-    }
-
-    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> attar_compress::Result<()> {
-        Ok(self.assignment.expr.read(self.source, rows, out)?)
-    }
-
-    fn name(&self) -> &str {
-        self.assignment.expr.tensor_name()
-    }
-}
-
-/// A choice that cannot be made is the recipe's fault.
-pub(super) fn refused(error: attar_compress::Error) -> StepError {
-    let key = error.key().map(Into::into);
-    let kind = if key.is_some() { ErrorKind::Recipe } else { ErrorKind::Input };
-    StepError { key, error: crate::Error { kind, ..error.into() } }
 }

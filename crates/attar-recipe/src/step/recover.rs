@@ -11,18 +11,17 @@ use attar_tensor::{Blobs, Digest, safetensors::Shards};
 use candle_core::Tensor;
 
 use super::{
-    Step, StepError, StepKind,
     calibrated::{Live, first_key, read_activations, write_activations},
+    codes::refused,
+    kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainPupil},
     pupils::{Pupil, batches, check_beside_float, check_text, gradient_memory, install, pupils, weights_key},
-    quantize::refused,
 };
 use crate::{
     Error,
     model::{Adapters, Float, Working},
-    plan::PlannedTensor,
-    schema::of,
     session::Session,
+    settings::of,
 };
 
 pub(super) static RECOVER: StepKind = StepKind {
@@ -32,6 +31,7 @@ pub(super) static RECOVER: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
     folder: None,
     looks_inside: true,
+    predicts: false,
 };
 
 /// Training steps between two blobs.
@@ -130,7 +130,7 @@ impl Learners {
             let message = format!("`{}` was transformed: its adapter would fit no other copy of the checkpoint", turned.name);
             return refused(message, "leave out the steps that transform weights, or merge the adapters");
         }
-        let foreign = |pupil: &&Pupil| attar_model::hugging_face_module(&pupil.name).is_none();
+        let foreign = |pupil: &&Pupil| attar_model::module(&model.graph, attar_model::Naming::HuggingFace, &pupil.name).is_none();
         if let Some(foreign) = pupils.iter().find(foreign) {
             let message = format!("`{}` has no name that PEFT knows", foreign.name);
             return refused(message, "leave it out of `select`");

@@ -3,8 +3,12 @@
 use attar_compress::Rotate;
 use attar_tensor::Digest;
 
-use super::{Step, StepError, StepKind, quantize::refused, transformed};
-use crate::{model::Working, plan::PlannedTensor, schema::of, session::Session};
+use super::{
+    codes::refused,
+    kind::{PlannedTensor, Step, StepError, StepKind},
+    transformed,
+};
+use crate::{model::Working, session::Session, settings::of};
 
 pub(super) static ROTATE: StepKind = StepKind {
     name: "rotate",
@@ -13,6 +17,7 @@ pub(super) static ROTATE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Rotate>(&["kind".into()])?)),
     folder: None,
     looks_inside: true,
+    predicts: false,
 };
 
 impl Step for Rotate {

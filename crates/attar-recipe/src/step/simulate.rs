@@ -8,17 +8,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Step, StepError, StepKind,
     compile::{COMPILE, PROOF_DATA, PROOF_PLAN},
+    kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{
     Error, SimulationReport,
-    beside::Folder,
+    extras::Folder,
     files::{data_beside, prove_plan, read_plan, read_proof},
     model::Working,
-    plan::PlannedTensor,
-    schema::of,
     session::Session,
+    settings::of,
 };
 
 /// Prove plans in simulation: every memory access is ordered, every result equals the reference bit for bit.
@@ -36,6 +35,7 @@ pub(super) static SIMULATE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Simulate>(&["kind".into()])?)),
     folder: None,
     looks_inside: false,
+    predicts: false,
 };
 
 impl Step for Simulate {

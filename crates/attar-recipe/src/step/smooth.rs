@@ -10,12 +10,12 @@ use attar_graph::{Expr, Graph};
 use attar_tensor::{Digest, Source, safetensors::Shards};
 
 use super::{
-    Step, StepError, StepKind,
+    codes::refused,
+    kind::{PlannedTensor, Step, StepError, StepKind},
     passage::Passage,
-    quantize::refused,
     transformed::{self, write_tensors},
 };
-use crate::{Error, model::Working, plan::PlannedTensor, report::SiteReport, schema::of, session::Session};
+use crate::{Error, model::Working, report::SiteReport, session::Session, settings::of};
 
 pub(super) static SMOOTH: StepKind = StepKind {
     name: "smooth",
@@ -24,6 +24,7 @@ pub(super) static SMOOTH: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Smooth>(&["kind".into()])?)),
     folder: None,
     looks_inside: true,
+    predicts: false,
 };
 
 impl Step for Smooth {

@@ -5,10 +5,10 @@ use attar_model::Model;
 use attar_tensor::Digest;
 
 use super::{
-    Step, StepError, StepKind,
-    compile::{check_prompt, refused},
+    device::{check_prompt, refused},
+    kind::{PlannedTensor, Step, StepError, StepKind},
 };
-use crate::{Error, model::Working, plan::PlannedTensor, run::json, schema::of, session::Session};
+use crate::{Error, json::json, model::Working, session::Session, settings::of};
 
 pub(super) static TILE: StepKind = StepKind {
     name: "tile",
@@ -17,6 +17,7 @@ pub(super) static TILE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Tile>(&["kind".into()])?)),
     folder: Some("tiled"),
     looks_inside: true,
+    predicts: false,
 };
 
 /// How the products of an opened model are cut; what the step does, and writes nothing.
@@ -49,8 +50,8 @@ impl Step for Tile {
         session.observer.stage(&format!("{}: tile for {}", model.title, self.device), 0);
         session.check_interrupt()?;
         let tiled = checked(self, model)?;
-        model.leave(
-            &TILE,
+        TILE.leave(
+            model,
             vec![("tiles.json".into(), json(&tiled).into()), ("tiles.txt".into(), text(&tiled).into_bytes().into())],
         );
         model.tilings.push(summary(tiled));

@@ -13,11 +13,13 @@ use attar_tensor::{
     safetensors::{Entry, Shards, Writer},
 };
 
-use super::{StepError, preserved};
+use super::{
+    kind::{PlannedTensor, StepError},
+    preserved,
+};
 use crate::{
     Error,
     model::Working,
-    plan::PlannedTensor,
     report::{SiteReport, TransformReport},
     session::Session,
 };

@@ -1,0 +1,7 @@
+//! One binary, so that all of it links once.
+
+mod activations;
+mod gaussian;
+mod registry;
+mod settings;
+mod transform;

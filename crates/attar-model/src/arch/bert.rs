@@ -1,0 +1,175 @@
+//! `BertModel`: an encoder (Devlin et al. 2019) that returns one embedding for each text, as sentence-transformers uses it:
+//! the last hidden states are pooled and, if the folder's `modules.json` says so, normalized to length one. A folder without
+//! `modules.json` has mean pooling alone, as sentence-transformers gives it.
+//!
+//! Every query sees every key, and the mean is over all positions: the graph has no mask, because all texts that run
+//! together have the same number of tokens. A text of another length runs in a batch of its own, never padded.
+
+use attar_graph::{Graph, Op, ValueId, op::Attention};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Architecture;
+use crate::{
+    Config, Names, Result,
+    builder::{Builder, Heads, Mlp, activation},
+    config::{Pooling, check, check_heads, check_sizes},
+    gguf::Header,
+    names::{row, stored},
+};
+
+pub(super) static BERT: Architecture =
+    Architecture { names: &["BertModel", "bert"], weights: &NAMES, gguf: config_of_gguf, build };
+
+static NAMES: Names = Names {
+    optional_prefix: "",
+    rows: &[
+        row("embedding", stored("embeddings.word_embeddings"), stored("token_embd")),
+        row("position_embedding", stored("embeddings.position_embeddings"), stored("position_embd")),
+        row("token_type_embedding", stored("embeddings.token_type_embeddings"), stored("token_types")),
+        row("embedding_norm", stored("embeddings.LayerNorm"), stored("token_embd_norm")),
+        row("blocks.*.attention.query", stored("encoder.layer.*.attention.self.query"), stored("blk.*.attn_q")),
+        row("blocks.*.attention.key", stored("encoder.layer.*.attention.self.key"), stored("blk.*.attn_k")),
+        row("blocks.*.attention.value", stored("encoder.layer.*.attention.self.value"), stored("blk.*.attn_v")),
+        row("blocks.*.attention.output", stored("encoder.layer.*.attention.output.dense"), stored("blk.*.attn_output")),
+        row("blocks.*.attention_norm", stored("encoder.layer.*.attention.output.LayerNorm"), stored("blk.*.attn_output_norm")),
+        row("blocks.*.mlp.up", stored("encoder.layer.*.intermediate.dense"), stored("blk.*.ffn_up")),
+        row("blocks.*.mlp.down", stored("encoder.layer.*.output.dense"), stored("blk.*.ffn_down")),
+        row("blocks.*.mlp_norm", stored("encoder.layer.*.output.LayerNorm"), stored("blk.*.layer_output_norm")),
+    ],
+};
+
+/// Keeps a vector of zeros from becoming infinite: as `torch.nn.functional.normalize` has it.
+const NORMALIZE_EPSILON: f64 = 1e-12;
+
+#[derive(Deserialize)]
+struct BertConfig {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "two")]
+    type_vocab_size: usize,
+    #[serde(default = "gelu")]
+    hidden_act: String,
+    #[serde(default = "default_epsilon")]
+    layer_norm_eps: f64,
+    #[serde(default = "absolute")]
+    position_embedding_type: String,
+    #[serde(default)]
+    is_decoder: bool,
+    #[serde(default)]
+    add_cross_attention: bool,
+}
+
+fn two() -> usize {
+    2
+}
+
+fn gelu() -> String {
+    "gelu".into()
+}
+
+fn default_epsilon() -> f64 {
+    1e-12
+}
+
+fn absolute() -> String {
+    "absolute".into()
+}
+
+impl BertConfig {
+    fn parse(config: &Config) -> Result<BertConfig> {
+        let c: BertConfig = config.parse()?;
+        check_sizes(&[
+            ("vocab_size", c.vocab_size),
+            ("hidden_size", c.hidden_size),
+            ("num_hidden_layers", c.num_hidden_layers),
+            ("num_attention_heads", c.num_attention_heads),
+            ("intermediate_size", c.intermediate_size),
+            ("max_position_embeddings", c.max_position_embeddings),
+            ("type_vocab_size", c.type_vocab_size),
+        ])?;
+        check_heads(("hidden_size", c.hidden_size), ("num_attention_heads", c.num_attention_heads))?;
+        check("position_embedding_type", &c.position_embedding_type, |kind| kind == "absolute", "`absolute`")?;
+        check("is_decoder", &c.is_decoder, |decodes| !decodes, "`false`")?;
+        check("add_cross_attention", &c.add_cross_attention, |crosses| !crosses, "`false`")?;
+        Ok(c)
+    }
+
+    fn heads(&self) -> Heads {
+        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
+        Heads { hidden, query: heads, key: heads, width: hidden / heads }
+    }
+
+    fn mlp(&self) -> Result<Mlp> {
+        let activation = activation("hidden_act", &self.hidden_act)?;
+        Ok(Mlp { hidden: self.hidden_size, inner: self.intermediate_size, bias: true, activation })
+    }
+}
+
+fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
+    let c = BertConfig::parse(config)?;
+    let (heads, mlp) = (c.heads(), c.mlp()?);
+    let norm = |b: &mut Builder<'_>, name: &str, weight: &str, x| b.layer_norm(name, weight, x, c.hidden_size, c.layer_norm_eps);
+    let embedded = embed(&mut builder, &c)?;
+    let mut x = norm(&mut builder, "x", "embedding_norm", embedded)?;
+    for block in 0..c.num_hidden_layers {
+        builder.block(block);
+        x = builder.post_norm(
+            x,
+            norm,
+            |b, x| {
+                let qkv = b.project(&heads, x, true)?;
+                b.attend_without_cache(&heads, Attention::full(heads.scale()), qkv, true)
+            },
+            |b, x| b.plain_mlp(&mlp, x),
+        )?;
+    }
+    let embedding = pool(&mut builder, &config.pooling, x)?;
+    builder.output(embedding);
+    builder.finish(c.num_hidden_layers)
+}
+
+/// The sum of three embeddings.
+fn embed(builder: &mut Builder<'_>, c: &BertConfig) -> Result<ValueId> {
+    let inputs = builder.inputs()?;
+    let segments = builder.input("token_types")?;
+    builder.part("input");
+    let token = builder.embedding("token", "embedding", inputs.tokens, [c.vocab_size, c.hidden_size])?;
+    let dims = [c.max_position_embeddings, c.hidden_size];
+    let position = builder.embedding("position", "position_embedding", inputs.positions, dims)?;
+    let segment = builder.embedding("segment", "token_type_embedding", segments, [c.type_vocab_size, c.hidden_size])?;
+    let placed = builder.add("placed", token, position)?;
+    builder.add("embedded", placed, segment)
+}
+
+/// One embedding of all positions.
+fn pool(builder: &mut Builder<'_>, pooling: &Pooling, x: ValueId) -> Result<ValueId> {
+    builder.part("head");
+    let op = if pooling.first_token { Op::FirstPool } else { Op::MeanPool };
+    match pooling.normalize {
+        true => {
+            let pooled = builder.node("pooled", op, &[x])?;
+            builder.node("sentence_embedding", Op::Normalize { epsilon: NORMALIZE_EPSILON }, &[pooled])
+        }
+        false => builder.node("sentence_embedding", op, &[x]),
+    }
+}
+
+fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
+    Ok(json!({
+        "architectures": [header.class],
+        "hidden_act": "gelu",
+        "hidden_size": header.need("embedding_length")?,
+        "intermediate_size": header.need("feed_forward_length")?,
+        "layer_norm_eps": header.need_float("attention.layer_norm_epsilon")?,
+        "max_position_embeddings": header.need("context_length")?,
+        "num_attention_heads": header.need("attention.head_count")?,
+        "num_hidden_layers": header.need("block_count")?,
+        "type_vocab_size": header.rows("token_types.weight")?,
+        "vocab_size": header.vocabulary()?,
+    }))
+}

@@ -1,0 +1,160 @@
+//! `GPT2LMHeadModel`: pre-norm blocks with LayerNorm, learned positions and a plain MLP (Radford et al. 2019). Hugging Face
+//! checkpoints store the linear layers transposed, `[in, out]`, and query, key and value as one.
+
+use attar_graph::{Graph, ValueId, op::Attention};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Architecture;
+use crate::{
+    Config, Names, Result,
+    builder::{Builder, Frame, Heads, Mlp, activation},
+    config::{check, check_heads, check_sizes},
+    gguf::{Header, set},
+    names::{row, stored},
+};
+
+pub(super) static GPT2: Architecture =
+    Architecture { names: &["GPT2LMHeadModel", "gpt2"], weights: &NAMES, gguf: config_of_gguf, build };
+
+static NAMES: Names = Names {
+    optional_prefix: "transformer.",
+    rows: &[
+        row("embedding", stored("transformer.wte"), stored("token_embd")),
+        row("position_embedding", stored("transformer.wpe"), stored("position_embd")),
+        row("blocks.*.attention_norm", stored("transformer.h.*.ln_1"), stored("blk.*.attn_norm")),
+        row(
+            "blocks.*.attention.query",
+            stored("transformer.h.*.attn.c_attn").transposed().fused(),
+            stored("blk.*.attn_qkv").fused(),
+        ),
+        row(
+            "blocks.*.attention.key",
+            stored("transformer.h.*.attn.c_attn").transposed().fused(),
+            stored("blk.*.attn_qkv").fused(),
+        ),
+        row(
+            "blocks.*.attention.value",
+            stored("transformer.h.*.attn.c_attn").transposed().fused(),
+            stored("blk.*.attn_qkv").fused(),
+        ),
+        row("blocks.*.attention.output", stored("transformer.h.*.attn.c_proj").transposed(), stored("blk.*.attn_output")),
+        row("blocks.*.mlp_norm", stored("transformer.h.*.ln_2"), stored("blk.*.ffn_norm")),
+        row("blocks.*.mlp.up", stored("transformer.h.*.mlp.c_fc").transposed(), stored("blk.*.ffn_up")),
+        row("blocks.*.mlp.down", stored("transformer.h.*.mlp.c_proj").transposed(), stored("blk.*.ffn_down")),
+        row("final_norm", stored("transformer.ln_f"), stored("output_norm")),
+        row("lm_head", stored("lm_head"), stored("output")),
+    ],
+};
+
+#[derive(Deserialize)]
+struct Gpt2Config {
+    vocab_size: usize,
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    n_positions: usize,
+    n_inner: Option<usize>,
+    #[serde(default = "gelu_new")]
+    activation_function: String,
+    #[serde(default = "default_epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default = "yes")]
+    scale_attn_weights: bool,
+    #[serde(default)]
+    scale_attn_by_inverse_layer_idx: bool,
+    #[serde(default)]
+    add_cross_attention: bool,
+    #[serde(default = "yes")]
+    tie_word_embeddings: bool,
+}
+
+fn gelu_new() -> String {
+    "gelu_new".into()
+}
+
+fn default_epsilon() -> f64 {
+    1e-5
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Gpt2Config {
+    fn parse(config: &Config) -> Result<Gpt2Config> {
+        let c: Gpt2Config = config.parse()?;
+        check_sizes(&[
+            ("vocab_size", c.vocab_size),
+            ("n_embd", c.n_embd),
+            ("n_layer", c.n_layer),
+            ("n_head", c.n_head),
+            ("n_positions", c.n_positions),
+            ("n_inner", c.inner()),
+        ])?;
+        check_heads(("n_embd", c.n_embd), ("n_head", c.n_head))?;
+        check("add_cross_attention", &c.add_cross_attention, |crosses| !crosses, "`false`")?;
+        Ok(c)
+    }
+
+    fn inner(&self) -> usize {
+        self.n_inner.unwrap_or(4 * self.n_embd)
+    }
+
+    fn frame(&self) -> Frame {
+        let (vocabulary, hidden) = (self.vocab_size, self.n_embd);
+        Frame { vocabulary, hidden, blocks: self.n_layer, tied: self.tie_word_embeddings, softcap: None }
+    }
+
+    fn heads(&self) -> Heads {
+        Heads { hidden: self.n_embd, query: self.n_head, key: self.n_head, width: self.n_embd / self.n_head }
+    }
+
+    /// What query times key is multiplied by in a block.
+    fn scale(&self, block: usize) -> f64 {
+        let root = if self.scale_attn_weights { ((self.n_embd / self.n_head) as f64).sqrt() } else { 1.0 };
+        let depth = if self.scale_attn_by_inverse_layer_idx { (block + 1) as f64 } else { 1.0 };
+        1.0 / (root * depth)
+    }
+}
+
+fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
+    let c = Gpt2Config::parse(config)?;
+    let activation = activation("activation_function", &c.activation_function)?;
+    let (frame, heads, mlp) = (c.frame(), c.heads(), Mlp { hidden: c.n_embd, inner: c.inner(), bias: true, activation });
+    let norm = |b: &mut Builder<'_>, name: &str, weight: &str, x| b.layer_norm(name, weight, x, c.n_embd, c.layer_norm_epsilon);
+    let attention = |b: &mut Builder<'_>, block, x: ValueId| {
+        let qkv = b.project(&heads, x, true)?;
+        b.attend(&heads, Attention::causal(c.scale(block)), qkv, true)
+    };
+    let logits = builder.decoder(
+        &frame,
+        |b, inputs| {
+            let token = b.embedding("token", "embedding", inputs.tokens, [c.vocab_size, c.n_embd])?;
+            let position = b.embedding("position", "position_embedding", inputs.positions, [c.n_positions, c.n_embd])?;
+            b.add("x", token, position)
+        },
+        |b, block, _, x| b.pre_norm(x, norm, |b, x| attention(b, block, x), |b, x| b.plain_mlp(&mlp, x)),
+        norm,
+    )?;
+    builder.output(logits);
+    builder.finish(frame.blocks)
+}
+
+fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
+    let mut config = json!({
+        "architectures": [header.class],
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": header.need_float("attention.layer_norm_epsilon")?,
+        "n_embd": header.need("embedding_length")?,
+        "n_head": header.need("attention.head_count")?,
+        "n_inner": header.need("feed_forward_length")?,
+        "n_layer": header.need("block_count")?,
+        "n_positions": header.need("context_length")?,
+        "tie_word_embeddings": !header.has("output.weight"),
+        "vocab_size": header.vocabulary()?,
+    });
+    header.special_tokens(&mut config);
+    set(&mut config, "max_position_embeddings", header.count("context_length"));
+    Ok(config)
+}

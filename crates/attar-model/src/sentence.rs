@@ -1,0 +1,89 @@
+//! What a sentence-transformers folder adds to an encoder: `modules.json` lists the steps that follow it, and the folder of
+//! a step has its settings.
+
+use std::path::PathBuf;
+
+use attar_tensor::Checkpoint;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{Error, Result, config::Pooling};
+
+const MODULES: &str = "modules.json";
+
+#[derive(Deserialize)]
+struct Module {
+    /// Its folder; empty for the encoder.
+    path: String,
+    #[serde(rename = "type")]
+    class: String,
+}
+
+/// How the folder pools, if it says so.
+pub(crate) fn pooling(checkpoint: &Checkpoint) -> Result<Option<Pooling>> {
+    let Some(modules) = modules(checkpoint)? else { return Ok(None) };
+    let mut pooling = Pooling::default();
+    for module in modules {
+        match module.class.rsplit('.').next() {
+            Some("Transformer") => {}
+            Some("Pooling") => pooling.first_token = first_token(&settings(checkpoint, &module)?)?,
+            Some("Normalize") => pooling.normalize = true,
+            _ => {
+                let wanted = "a `Transformer`, `Pooling` or `Normalize`";
+                return Err(Error::Unsupported { key: format!("{MODULES}: type"), found: module.class, wanted });
+            }
+        }
+    }
+    Ok(Some(pooling))
+}
+
+/// The files that [`pooling`] reads.
+pub(crate) fn files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
+    let modules = modules(checkpoint)?;
+    let settings = modules.iter().flatten().filter(|module| !module.path.is_empty()).map(Module::file);
+    let names = settings.chain(modules.is_some().then(|| MODULES.into()));
+    Ok(names.map(|name| checkpoint.path.join(name)).filter(|path| path.exists()).collect())
+}
+
+fn modules(checkpoint: &Checkpoint) -> Result<Option<Vec<Module>>> {
+    let Some(json) = checkpoint.json(MODULES)? else { return Ok(None) };
+    let path = checkpoint.path.join(MODULES);
+    serde_json::from_value(json).map(Some).map_err(|source| Error::Config { path, source })
+}
+
+impl Module {
+    fn file(&self) -> String {
+        format!("{}/config.json", self.path)
+    }
+}
+
+fn settings(checkpoint: &Checkpoint, module: &Module) -> Result<Value> {
+    Ok(checkpoint.json(&module.file())?.unwrap_or_default())
+}
+
+/// Whether the first token stands for the text; else the mean does, which is the default.
+fn first_token(settings: &Value) -> Result<bool> {
+    const MODE: &str = "pooling_mode";
+    let spelled = settings.get(MODE).and_then(Value::as_str).map(|mode| format!("{MODE}_{}", in_old_spelling(mode)));
+    let flags = settings.as_object().into_iter().flatten().filter(|(_, value)| **value == Value::Bool(true));
+    let flags = flags.map(|(key, _)| key.clone()).filter(|key| key.starts_with(MODE));
+    let modes: Vec<String> = spelled.into_iter().chain(flags).collect();
+    match modes.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] | ["pooling_mode_mean_tokens"] => Ok(false),
+        ["pooling_mode_cls_token"] => Ok(true),
+        other => Err(Error::Unsupported {
+            key: MODE.into(),
+            found: other.join(", "),
+            wanted: "`pooling_mode_mean_tokens` or `pooling_mode_cls_token`",
+        }),
+    }
+}
+
+/// `cls` is written `cls_token` where each mode is a key of its own.
+fn in_old_spelling(mode: &str) -> &str {
+    match mode {
+        "cls" => "cls_token",
+        "mean" => "mean_tokens",
+        other => other,
+    }
+}

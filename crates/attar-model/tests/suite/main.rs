@@ -1,0 +1,6 @@
+//! One binary, so that all of it links once.
+
+mod golden;
+mod graphs;
+mod tokenizers;
+mod training;

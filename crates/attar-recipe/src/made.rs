@@ -1,0 +1,101 @@
+//! A variant whose steps are done, and what a report says of it.
+
+use attar_eval::{DEVICE, Evaluation, Outcome, PREDICTED};
+use attar_export::Artifact;
+use attar_model::Model;
+use attar_tensor::Digest;
+
+use crate::{
+    json::json,
+    model::Working,
+    report::{ActivationReport, ArtifactReport, TensorReport, VariantReport},
+};
+
+/// A variant whose steps are done and whose artifacts are written.
+pub(crate) struct Made {
+    pub(crate) name: String,
+    pub(crate) model: Model,
+    pub(crate) working: Working,
+    /// In the order of the recipe.
+    pub(crate) artifacts: Vec<Written>,
+}
+
+/// A verified artifact.
+pub(crate) struct Written {
+    /// Relative to the output folder.
+    pub(crate) folder: String,
+    pub(crate) artifact: Artifact,
+    /// How many weights were decoded from it and found equal.
+    pub(crate) verified: u64,
+}
+
+impl Made {
+    /// What compilers predict of it; of several devices, of the first.
+    pub(crate) fn prediction(&self) -> Option<Evaluation> {
+        let prediction = self.working.compilations.first()?.prediction();
+        Some(Evaluation {
+            eval: DEVICE.into(),
+            variant: (!self.name.is_empty()).then(|| self.name.clone()),
+            runner: PREDICTED.into(),
+            mode: None,
+            outcome: Outcome::Predicted(prediction),
+        })
+    }
+
+    pub(crate) fn report(&self) -> VariantReport {
+        let working = &self.working;
+        let (bits_per_weight, quantized_bits_per_weight) = working.bits();
+        VariantReport {
+            name: self.name.clone(),
+            bits_per_weight,
+            quantized_bits_per_weight,
+            transforms: working.transforms.clone(),
+            tensors: self.tensors(),
+            allocations: working.allocations.clone(),
+            activations: worst_first(&working.activations),
+            fusions: working.fusions.clone(),
+            compilations: working.compilations.clone(),
+            tilings: working.tilings.clone(),
+            simulations: working.simulations.clone(),
+            placements: working.placements.clone(),
+            artifacts: self.artifacts.iter().map(Written::report).collect(),
+        }
+    }
+
+    /// Every weight that a step changed, in the graph's order.
+    fn tensors(&self) -> Vec<TensorReport> {
+        let report = |(_, value, _): (_, &attar_graph::Value, _)| {
+            let damage = self.working.damage.get(&value.name)?;
+            let dims = value.fact.constant_dims()?;
+            let snr = damage.snr_db();
+            Some(TensorReport {
+                name: value.name.clone(),
+                encoding: value.fact.encoding.to_string(),
+                bits_per_weight: value.fact.encoding.true_bits([dims[0], dims[1]]) as f64 / (dims[0] * dims[1]) as f64,
+                snr_db: snr.is_finite().then_some(snr),
+                dims,
+            })
+        };
+        self.working.graph.weights().filter_map(report).collect()
+    }
+}
+
+impl Written {
+    fn report(&self) -> ArtifactReport {
+        ArtifactReport {
+            target: self.artifact.target.clone(),
+            folder: self.folder.clone(),
+            bytes: self.artifact.files.iter().map(|file| file.bytes).sum(),
+            digest: Digest::of(&json(&self.artifact.files)),
+            totals: self.artifact.totals.clone(),
+            verified_weights: self.verified,
+        }
+    }
+}
+
+fn worst_first(activations: &[ActivationReport]) -> Vec<ActivationReport> {
+    let mut all = activations.to_vec();
+    let snr = |activation: &ActivationReport| activation.snr_db.unwrap_or(f64::INFINITY);
+    all.sort_by(|a, b| snr(a).total_cmp(&snr(b)));
+    all
+}

@@ -1,0 +1,208 @@
+//! What the step `compile` planned for a device, and proved.
+
+use attar_compile::schedule::Goal;
+use attar_eval::Prediction;
+use serde::{Deserialize, Serialize};
+
+use crate::table::{Table, bytes, rows_of};
+
+/// A model for a device. Times, energies and bytes are predicted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompilationReport {
+    /// For what.
+    pub device: String,
+    /// Nodes that stay with the host: the embedding; last norm and head where they are in float.
+    pub host_nodes: usize,
+    /// Sizes of chunks that the prompt could run in, the largest first.
+    pub chunks: Vec<ChunkReport>,
+    /// Sizes of chunks and goals that are best in some way, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub front: Vec<FrontReport>,
+    /// Prefill, and decode if it was asked for.
+    pub phases: Vec<PhaseReport>,
+    /// The last norm and the head, if they are on the device and were proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<ProofReport>,
+}
+
+/// A size of chunks, and what a prompt costs with it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChunkReport {
+    /// Tokens.
+    pub chunk: u64,
+    /// How many there are.
+    pub chunks: u64,
+    /// DRAM bytes of all.
+    pub dram_bytes: u64,
+    /// Cycles of all.
+    pub cycles: u64,
+    /// Bytes.
+    pub peak_sram: u64,
+    /// Bytes of DRAM for activations.
+    pub activations: u64,
+    /// Whether each chunk was scheduled, not only some.
+    pub exact: bool,
+}
+
+/// A size of chunks and a goal of which nothing is better in DRAM bytes, cycles, energy and SRAM at once. All are predicted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FrontReport {
+    /// What was made small.
+    pub goal: Goal,
+    /// Joules of all chunks.
+    pub energy: f64,
+    /// What a prompt costs.
+    #[serde(flatten)]
+    pub prompt: ChunkReport,
+}
+
+/// One run of a compiled model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// `prefill` or `decode`.
+    pub name: String,
+    /// Tokens at once.
+    pub rows: u64,
+    /// Tokens before them.
+    pub past: u64,
+    /// Calls of the plan.
+    pub kernels: usize,
+    /// Different bodies of code that they call.
+    pub bodies: usize,
+    /// Multiply-accumulates.
+    pub macs: u64,
+    /// DRAM bytes moved.
+    pub dram_bytes: u64,
+    /// Seconds.
+    pub latency: f64,
+    /// Joules.
+    pub energy: f64,
+    /// Bytes.
+    pub peak_sram: u64,
+    /// Bytes.
+    pub peak_dram: u64,
+    /// How its first blocks were proven.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofReport>,
+}
+
+/// Blocks, or the head, whose plan was run on real numbers and agreed with the reference in every bit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProofReport {
+    /// How many blocks, from the first.
+    pub blocks: usize,
+    /// Multiply-accumulates, each done once.
+    pub macs: u64,
+    /// DRAM bytes moved, as foretold.
+    pub dram_bytes: u64,
+    /// Signal over the difference from the float graph, in decibels.
+    pub snr_db: Option<f64>,
+}
+
+impl CompilationReport {
+    /// What the device's metrics are predicted to be.
+    pub(crate) fn prediction(&self) -> Prediction {
+        let (decode, prefill): (Vec<&PhaseReport>, Vec<&PhaseReport>) =
+            self.phases.iter().partition(|phase| phase.name == "decode");
+        let decode = decode.first();
+        let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
+        let shared = || prefill.iter().map(|phase| phase.energy).sum::<f64>() / tokens.max(1) as f64;
+        Prediction {
+            latency: prefill.iter().map(|phase| phase.latency).sum(),
+            decode_latency: decode.map(|phase| phase.latency),
+            peak_sram: self.phases.iter().map(|phase| phase.peak_sram).max().unwrap_or(0),
+            peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max().unwrap_or(0),
+            dram_bytes: prefill.iter().map(|phase| phase.dram_bytes).sum(),
+            energy_per_token: decode.map_or_else(shared, |phase| phase.energy),
+        }
+    }
+}
+
+/// Predictions for devices: one row per phase of a compiled model.
+pub(super) fn table(variants: &[(&str, &[CompilationReport])]) -> Table {
+    let rows = |compilation: &CompilationReport| {
+        let device = &compilation.device;
+        let phases = compilation.phases.iter().map(|phase| phase_row(device, phase));
+        phases.chain(compilation.head.as_ref().map(|head| head_row(device, head))).collect::<Vec<_>>()
+    };
+    Table { head: HEAD, rows: rows_of(variants.iter().copied(), rows) }
+}
+
+const HEAD: &[&str] = &[
+    "variant",
+    "device",
+    "run",
+    "kernels",
+    "latency",
+    "energy (J)",
+    "DRAM traffic",
+    "peak SRAM",
+    "peak DRAM",
+    "blocks proven",
+    "SNR dB",
+];
+
+/// `prefill: 64 tokens, empty cache`, `decode: 1 token, 64 cached`.
+fn run_of(phase: &PhaseReport) -> String {
+    let tokens = if phase.rows == 1 { "1 token".into() } else { format!("{} tokens", phase.rows) };
+    let cache = if phase.past == 0 { "empty cache".into() } else { format!("{} cached", phase.past) };
+    format!("{}: {tokens}, {cache}", phase.name)
+}
+
+fn phase_row(device: &str, phase: &PhaseReport) -> Vec<String> {
+    let proof = phase.proof.as_ref();
+    vec![
+        device.into(),
+        run_of(phase),
+        format!("{} ({} distinct)", phase.kernels, phase.bodies),
+        format!("{:.3} ms", 1e3 * phase.latency),
+        format!("{:.3e}", phase.energy),
+        bytes(phase.dram_bytes),
+        bytes(phase.peak_sram),
+        bytes(phase.peak_dram),
+        proof.map_or("-".into(), |proof| proof.blocks.to_string()),
+        proof.and_then(|proof| proof.snr_db).map_or("-".into(), |snr| format!("{snr:.1}")),
+    ]
+}
+
+/// What was proven of the norm and the head; their costs are within those of the runs.
+fn head_row(device: &str, proof: &ProofReport) -> Vec<String> {
+    let snr = proof.snr_db.map_or("-".into(), |snr| format!("{snr:.1}"));
+    let costs = std::iter::repeat_n("-".to_owned(), 6);
+    let name = [device.into(), "norm and head".into()];
+    name.into_iter().chain(costs).chain(["all".to_owned(), snr]).collect()
+}
+
+/// Goals and sizes of chunks: one row each that is best in some way.
+pub(super) fn front_table(variants: &[(&str, &[CompilationReport])]) -> Table {
+    let rows = |compilation: &CompilationReport| {
+        compilation.front.iter().map(|point| front_row(&compilation.device, point)).collect::<Vec<_>>()
+    };
+    Table { head: FRONT_HEAD, rows: rows_of(variants.iter().copied(), rows) }
+}
+
+const FRONT_HEAD: &[&str] = &[
+    "variant",
+    "device",
+    "goal",
+    "chunks",
+    "DRAM traffic",
+    "peak SRAM",
+    "cycles (predicted)",
+    "energy (J, predicted)",
+    "chunks scheduled",
+];
+
+fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
+    let ChunkReport { chunk, chunks, dram_bytes, cycles, peak_sram, exact, .. } = &point.prompt;
+    vec![
+        device.into(),
+        format!("{:?}", point.goal).to_lowercase(),
+        format!("{chunks} of {chunk}"),
+        bytes(*dram_bytes),
+        bytes(*peak_sram),
+        cycles.to_string(),
+        format!("{:.3e}", point.energy),
+        if *exact { "all" } else { "some, others interpolated" }.into(),
+    ]
+}

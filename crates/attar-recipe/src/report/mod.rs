@@ -1,0 +1,220 @@
+//! What a run found, for machines (`report.json`, versioned), CI pages (`report.md`) and terminals.
+//!
+//! Nothing in a report depends on when or how fast it was made: the same recipe gives the same report.
+
+mod activations;
+mod budget;
+mod compiled;
+mod evals;
+mod fused;
+mod placed;
+mod simulated;
+mod tiled;
+mod transformed;
+
+use attar_compile::Tiled;
+use attar_eval::{Status, Verdict};
+use attar_export::Totals;
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    activations::ActivationReport,
+    budget::{AllocationReport, ChoiceReport},
+    compiled::{ChunkReport, CompilationReport, FrontReport, PhaseReport, ProofReport},
+    evals::EvalReport,
+    fused::{FusionReport, fusion_table},
+    placed::PlacementReport,
+    simulated::SimulationReport,
+    transformed::{SiteReport, TransformReport},
+};
+use crate::table::{Table, bytes, or_dash};
+
+/// Version of the report's JSON.
+pub(crate) const FORMAT: u32 = 1;
+
+/// What a run found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this format: 1.
+    pub report: u32,
+    /// The program, with its version.
+    pub tool: String,
+    /// The recipe's path, or the command line that stands for it.
+    pub recipe: String,
+    /// Digest of the recipe with every default filled in.
+    pub recipe_digest: attar_tensor::Digest,
+    /// The checkpoint.
+    pub model: ModelReport,
+    /// Each way through the steps.
+    pub variants: Vec<VariantReport>,
+    /// What was measured.
+    pub evals: Vec<EvalReport>,
+    /// The gates' answers.
+    pub gates: Vec<Verdict>,
+    /// Whether every gate passed.
+    pub passed: bool,
+}
+
+/// The checkpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// As the recipe reaches it.
+    pub path: String,
+    /// What it is.
+    pub architecture: String,
+    /// Numbers in its weights; tied ones count once.
+    pub parameters: u64,
+}
+
+/// What became of one variant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VariantReport {
+    /// Empty for the only one.
+    pub name: String,
+    /// True bits a weight over all weights: codes, scales, zeros, and whatever stayed as it was.
+    pub bits_per_weight: f64,
+    /// True bits a weight over the quantized ones; 0 if there is none.
+    pub quantized_bits_per_weight: f64,
+    /// What changed the weights and not the function, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transforms: Vec<TransformReport>,
+    /// Every weight that a step changed, in the graph's order.
+    pub tensors: Vec<TensorReport>,
+    /// How budgets were spent, in the order of the steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allocations: Vec<AllocationReport>,
+    /// Every activation that is in integers, the one with the least signal to noise first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub activations: Vec<ActivationReport>,
+    /// What passes did to the graph, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fusions: Vec<FusionReport>,
+    /// What it was compiled to, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compilations: Vec<CompilationReport>,
+    /// How its products were cut for devices, in order; what is best in other ways is in `tiles.json`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tilings: Vec<Tiled>,
+    /// Plans that were proven again, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub simulations: Vec<SimulationReport>,
+    /// Buffers that were placed in a memory, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub placements: Vec<PlacementReport>,
+    /// What was written.
+    pub artifacts: Vec<ArtifactReport>,
+}
+
+/// What became of one weight.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TensorReport {
+    /// Canonical name.
+    pub name: String,
+    /// Its shape.
+    pub dims: Vec<usize>,
+    /// Its encoding.
+    pub encoding: String,
+    /// Codes, scales and zeros.
+    pub bits_per_weight: f64,
+    /// Signal to quantization noise in decibels; absent when nothing was lost.
+    pub snr_db: Option<f64>,
+}
+
+/// A written artifact.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ArtifactReport {
+    /// How it was written.
+    pub target: String,
+    /// Where, relative to the output folder.
+    pub folder: String,
+    /// Of all its files.
+    pub bytes: u64,
+    /// Of its list of files.
+    pub digest: attar_tensor::Digest,
+    /// Weights and bits.
+    pub totals: Totals,
+    /// Numbers that were decoded from it and found equal to the model's.
+    pub verified_weights: u64,
+}
+
+impl Report {
+    /// For CI pages.
+    pub fn markdown(&self) -> String {
+        let mut text = format!("# {}: {}\n\n", self.recipe, if self.passed { "passed" } else { "FAILED" });
+        text += &format!(
+            "{} ({}), {} parameters. {}.\n\n",
+            self.model.path, self.model.architecture, self.model.parameters, self.tool
+        );
+        for (title, table) in self.tables() {
+            text += &format!("## {title}\n\n{}\n", table.markdown());
+        }
+        text + &budget::sections(&self.of(|v| &v.allocations), &self.evals)
+    }
+
+    /// Everything that is told in tables, each with its title, those with rows.
+    pub fn tables(&self) -> Vec<(&'static str, Table)> {
+        let tables = [
+            ("Variants", self.variant_table()),
+            ("Activations with the lowest SNR", activations::table(&self.of(|v| &v.activations))),
+            ("Graph passes", fused::table(&self.of(|v| &v.fusions))),
+            ("Tiling (predicted)", tiled::table(&self.of(|v| &v.tilings))),
+            ("Compiled (predicted)", compiled::table(&self.of(|v| &v.compilations))),
+            ("Pareto front (predicted)", compiled::front_table(&self.of(|v| &v.compilations))),
+            ("Simulated plans", simulated::table(&self.of(|v| &v.simulations))),
+            ("Memory plans", placed::table(&self.of(|v| &v.placements))),
+            ("Evals", evals::table(&self.evals)),
+            ("Gates", self.gate_table()),
+        ];
+        tables.into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
+    }
+
+    /// What every variant has of one kind.
+    fn of<T>(&self, found: fn(&VariantReport) -> &[T]) -> Vec<(&str, &[T])> {
+        self.variants.iter().map(|variant| (variant.name.as_str(), found(variant))).collect()
+    }
+
+    /// Sizes: one row an artifact.
+    pub fn variant_table(&self) -> Table {
+        let mut rows = Vec::new();
+        for variant in &self.variants {
+            let snr = variant.tensors.iter().filter_map(|t| t.snr_db).min_by(f64::total_cmp);
+            let head = [
+                or_dash(&variant.name),
+                format!("{:.3}", variant.quantized_bits_per_weight),
+                format!("{:.3}", variant.bits_per_weight),
+                snr.map_or("-".into(), |snr| format!("{snr:.1}")),
+            ];
+            let artifacts = variant
+                .artifacts
+                .iter()
+                .map(|a| [a.folder.clone(), bytes(a.bytes), format!("{} weights equal", a.verified_weights)]);
+            let tails: Vec<[String; 3]> =
+                if variant.artifacts.is_empty() { vec![["-".into(), "-".into(), "-".into()]] } else { artifacts.collect() };
+            rows.extend(tails.into_iter().map(|tail| head.iter().cloned().chain(tail).collect()));
+        }
+        Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
+    }
+
+    /// Measurements: one row per eval, variant, runner and mode; the untouched model first.
+    pub fn evals(evals: &[EvalReport]) -> Table {
+        evals::table(evals)
+    }
+
+    /// Gates: one row a verdict.
+    pub fn gate_table(&self) -> Table {
+        let rows = self.gates.iter().map(|verdict| {
+            let status = match verdict.status {
+                Status::Passed => "passed",
+                Status::Failed => "FAILED",
+                Status::NotRun => "NOT RUN",
+            };
+            let runner = match verdict.mode {
+                Some(mode) => format!("{} ({mode})", verdict.gate.runner),
+                None => verdict.gate.runner.clone(),
+            };
+            let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
+            vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
+        });
+        Table { head: &["gate", "variant", "runner", "verdict", "details"], rows: rows.collect() }
+    }
+}

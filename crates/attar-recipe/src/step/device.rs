@@ -1,0 +1,33 @@
+//! What steps for a device share: what they refuse, and whose fault it is.
+
+use std::num::NonZeroU64;
+
+use super::kind::StepError;
+use crate::{Error, ErrorKind, model::Working};
+
+/// Tokens of a prompt that are planned in seconds; no model of today takes more.
+const LONGEST: usize = 1 << 20;
+
+/// A prompt is no longer than the model's context.
+pub(super) fn check_prompt(seq: NonZeroU64, model: &Working) -> Result<(), StepError> {
+    let longest = model.context.unwrap_or(LONGEST).min(LONGEST) as u64;
+    if seq.get() <= longest {
+        return Ok(());
+    }
+    let error = Error::recipe(format!("`seq` is {seq}: the model's context is {longest} tokens"));
+    Err(StepError { key: Some("seq".into()), error })
+}
+
+/// What a device cannot run is the recipe's fault, not the data's.
+pub(super) fn refused(error: attar_compile::Error) -> StepError {
+    use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
+    if matches!(error, attar_compile::Error::Interrupted) {
+        return Error::interrupted().into();
+    }
+    let key = match error {
+        DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } => "device",
+        DeviceKey { .. } | DeviceValue { .. } | MemoryTooSmall { .. } => "set",
+        _ => "kind",
+    };
+    StepError { key: Some(key.into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
+}
