@@ -3,7 +3,7 @@
 
 use std::{hint::black_box, path::PathBuf};
 
-use attar_eval::{Reference, Runner, Window};
+use attar_eval::{Output, Reference, Runner, Window, perplexity};
 use attar_graph::{Inputs, Mode, Run, SourceWeights};
 use attar_model::Model;
 use candle_core::{Device, Tensor};
@@ -38,8 +38,8 @@ fn run(_options: &[String]) -> Result<(), Failure> {
     table.add(Row { work: "all blocks", cost: blocks, rate: giga(reached), ratio, goal: "40% of the matmul" });
     let runner = Reference::new(&model);
     let (measured, whole) = cost::of(|| {
-        let mut logits = runner.start(&windows, &|_, _| {})?;
-        attar_eval::alone(&windows, &mut *logits, None, &|_, _| {})
+        let mut logits = runner.start(Output::Logits, &windows, &|_, _| {})?;
+        perplexity::alone(&windows, &mut *logits, None, &|_, _| {})
     });
     black_box(measured?);
     let rate = format!("{:.0} tokens/CPU-s", (WINDOWS * LENGTH) as f64 / whole.cpu);

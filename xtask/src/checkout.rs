@@ -26,7 +26,7 @@ impl Checkout {
         Self { root, target, shared }
     }
 
-    /// The virtual environment with the engines.
+    /// The folder of the engines: a virtual environment each.
     pub(crate) fn engines(&self) -> PathBuf {
         self.target.join("engines")
     }

@@ -7,6 +7,7 @@ use crate::Failure;
 use crate::checkout::Checkout;
 use crate::child;
 use crate::engines;
+use crate::processor;
 use crate::smollm2;
 use crate::tally::Tally;
 use crate::test;
@@ -22,6 +23,7 @@ static STAGES: &[Stage] = &[
     Stage { name: "engines", run: |checkout, _| engines::run(checkout, &[]) },
     Stage { name: "smollm2", run: |checkout, _| checkpoint(checkout) },
     Stage { name: "test", run: |checkout, tally| test::count(checkout, &[], &[], tally) },
+    Stage { name: "haswell", run: |checkout, tally| processor::count(checkout, &processor::HASWELL, &[], tally) },
     Stage { name: "docs", run: |checkout, _| child::run(child::cargo(checkout).args(DOC).env("RUSTDOCFLAGS", "-Dwarnings")) },
     Stage { name: "quickstart", run: |checkout, _| child::run(child::cargo(checkout).args(QUICKSTART)) },
 ];

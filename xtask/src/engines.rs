@@ -1,11 +1,88 @@
-//! `engines`: the real runtimes that open what `attar` writes. Versions are pinned, because tolerances are.
+//! `engines`: the real runtimes that open what `attar` writes, an environment each, since their pins exclude each other.
+//! `attar` finds them in the folder `ATTAR_ENGINES` by their names.
+//!
+//! What an environment holds is a file of requirements, `crates/attar-eval/engines/NAME.txt`. Versions are pinned there,
+//! because tolerances are.
+
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::Failure;
 use crate::checkout::Checkout;
 use crate::venv;
 
-const PINS: &[&str] = &["onnxruntime==1.32.0", "onnx==1.23.2", "numpy==2.4.6"];
+const REQUIREMENTS: &str = "crates/attar-eval/engines";
 
-pub(crate) fn run(checkout: &Checkout, _arguments: &[String]) -> Result<(), Failure> {
-    venv::ensure(&checkout.engines(), PINS).map(drop)
+pub(crate) fn run(checkout: &Checkout, arguments: &[String]) -> Result<(), Failure> {
+    let chosen = chosen(&requirements(&checkout.root.join(REQUIREMENTS))?, arguments)?;
+    let folder = checkout.engines();
+    remove_shared_environment(&folder)?;
+    for file in chosen {
+        let text = fs::read_to_string(&file).map_err(|error| Failure::at(&file, &error))?;
+        venv::ensure(&folder.join(name(&file)), &pins(&text))?;
+    }
+    Ok(())
+}
+
+/// The files of requirements, in the order of their names.
+fn requirements(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let entries = fs::read_dir(folder).map_err(|error| Failure::at(folder, &error))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "txt"));
+    files.sort();
+    Ok(files)
+}
+
+/// Those of the engines that are named; all, if none is.
+fn chosen(files: &[PathBuf], names: &[String]) -> Result<Vec<PathBuf>, Failure> {
+    if names.is_empty() {
+        return Ok(files.to_vec());
+    }
+    let find = |wanted: &String| {
+        let found = files.iter().find(|file| name(file) == *wanted).cloned();
+        let known = || files.iter().map(|file| name(file)).collect::<Vec<_>>().join(", ");
+        found.ok_or_else(|| Failure::Usage(format!("no engine is named `{wanted}`; known: {}", known())))
+    };
+    names.iter().map(find).collect()
+}
+
+fn name(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn pins(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+}
+
+/// Earlier versions kept one environment for all engines in the folder itself.
+fn remove_shared_environment(folder: &Path) -> Result<(), Failure> {
+    if folder.join("pyvenv.cfg").exists() {
+        fs::remove_dir_all(folder).map_err(|error| Failure::at(folder, &error))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_are_chosen_by_name() {
+        let files = ["engines/one.txt", "engines/two.txt"].map(PathBuf::from);
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert!(chosen(&files, &[]).is_ok_and(|all| all == files));
+        assert!(chosen(&files, &names(&["two"])).is_ok_and(|one| one == files[1..]));
+        assert!(matches!(chosen(&files, &names(&["tow"])), Err(Failure::Usage(message)) if message.ends_with("known: one, two")));
+    }
+
+    #[test]
+    fn every_engine_is_pinned() {
+        let folder = Checkout::find().root.join(REQUIREMENTS);
+        let Ok(files) = requirements(&folder) else { panic!("{} cannot be read", folder.display()) };
+        assert!(!files.is_empty());
+        for file in files {
+            let text = fs::read_to_string(&file).expect("it was just listed");
+            assert!(!pins(&text).is_empty() && pins(&text).iter().all(|pin| pin.contains("==")), "{}", file.display());
+        }
+    }
 }

@@ -13,6 +13,7 @@ mod checkout;
 mod child;
 mod ci;
 mod engines;
+mod processor;
 mod smollm2;
 mod tally;
 mod test;
@@ -41,6 +42,12 @@ static VERBS: &[Verb] = &[
         run: test::run,
     },
     Verb {
+        name: "as",
+        arguments: "PROCESSOR [ARGS...]",
+        about: "run the tests of engines with the engines on another processor (haswell), emulated by QEMU",
+        run: processor::run,
+    },
+    Verb {
         name: "bless",
         arguments: "[ARGS...]",
         about: "run the tests and rewrite their golden files; read the diff afterwards",
@@ -49,8 +56,8 @@ static VERBS: &[Verb] = &[
     Verb { name: "bench", arguments: "[NAME...]", about: "run the benchmarks, or those named", run: bench::run },
     Verb {
         name: "engines",
-        arguments: "",
-        about: "install the engines that check artifacts (ONNX Runtime, onnx) into target/engines",
+        arguments: "[NAME...]",
+        about: "install the engines that open artifacts, or those named, into target/engines",
         run: engines::run,
     },
     Verb {

@@ -64,7 +64,7 @@ fn install(python: &Path, pins: &[&str]) -> Result<(), Failure> {
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]).args(pins);
     child::run(&mut pip).map_err(|_| {
-        let hint = "hint: Python 3.11 or later and a way to PyPI are needed";
+        let hint = "hint: this needs Python 3.11 or later and access to PyPI";
         Failure::Broken(format!("pip could not install {}\n{hint}", pins.join(", ")))
     })
 }

@@ -1,6 +1,11 @@
 //! What keeps a model from being measured.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::engine::Looked;
 
 /// The result of measuring.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -42,29 +47,63 @@ pub enum Error {
         /// That are not empty.
         documents: usize,
     },
-    /// A setting that cannot be.
-    #[error("`{key} = {found}` cannot be: {wanted}")]
+    /// A file of pairs without enough of them.
+    #[error("`{}` has {pairs} pair(s) with a score, expected 2 or more", path.display())]
+    NoPairs {
+        /// The file.
+        path: PathBuf,
+        /// Pairs that have a score.
+        pairs: usize,
+    },
+    /// A line that is no pair.
+    #[error("`{}`, line {line}: expected a number and two sentences, found {fields} field(s)", path.display())]
+    Pair {
+        /// The file.
+        path: PathBuf,
+        /// The line's number, from 1.
+        line: usize,
+        /// Fields on the line.
+        fields: usize,
+    },
+    /// A setting out of range.
+    #[error("`{key} = {found}`: {wanted}")]
     Setting {
         /// Its name.
         key: &'static str,
         /// Its value.
         found: usize,
-        /// What could be.
+        /// What was expected.
         wanted: String,
     },
     /// BOS was asked for.
     #[error("`bos = true`, but the model has no begin-of-text token")]
     NoBos,
     /// Two models that cannot be compared.
-    #[error("{first} logits a token in one model, {second} in the other")]
+    #[error("one model has {first} logits per token, the other {second}")]
     Vocabularies {
-        /// Of one.
+        /// The size of one vocabulary.
         first: usize,
-        /// Of the other.
+        /// The size of the other.
         second: usize,
     },
+    /// Two models whose embeddings cannot be compared.
+    #[error("one model's embedding has {first} values, the other's {second}")]
+    Widths {
+        /// The width of one.
+        first: usize,
+        /// The width of the other.
+        second: usize,
+    },
+    /// A task or verb that needs an output which the model does not have.
+    #[error("the model has no output `{wanted}`; it has {}", listed(found))]
+    NoOutput {
+        /// The output that was asked for.
+        wanted: &'static str,
+        /// The outputs that there are.
+        found: Vec<String>,
+    },
     /// A token that logits do not have.
-    #[error("token {token} of the text, in a vocabulary of {vocabulary}")]
+    #[error("token {token} of the text is outside the model's vocabulary of {vocabulary}")]
     Token {
         /// From the tokenizer.
         token: u32,
@@ -74,11 +113,15 @@ pub enum Error {
     /// Nothing to continue.
     #[error("the prompt has no tokens")]
     EmptyPrompt,
-    /// No engine.
-    #[error("onnxruntime is not installed here")]
+    /// An engine that is nowhere on this machine.
+    #[error("{title} is not installed")]
     EngineMissing {
+        /// The engine, by the name its makers use.
+        title: &'static str,
+        /// Its package on PyPI.
+        package: &'static str,
         /// Where it was looked for.
-        looked: Vec<PathBuf>,
+        looked: Vec<Looked>,
     },
     /// A file that an engine needs.
     #[error("`{}`, {what}, does not exist", path.display())]
@@ -97,42 +140,70 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The engine's own answer.
-    #[error("onnxruntime, {doing}: {message}")]
+    #[error("{title} failed at {doing}: {message}")]
     Engine {
+        /// The engine.
+        title: &'static str,
         /// What it was asked for.
         doing: &'static str,
         /// What it said.
         message: String,
     },
     /// The engine's process ended.
-    #[error("the process of onnxruntime ended, {doing}: {status}{}", said(stderr))]
+    #[error("the process of {title} ended while {doing}: {status}{}", said(stderr))]
     EngineDied {
+        /// The engine.
+        title: &'static str,
         /// What it was asked for.
         doing: &'static str,
         /// How it ended.
         status: String,
-        /// The end of what it wrote there.
+        /// The end of its standard error.
         stderr: String,
     },
     /// The engine's process did not answer.
-    #[error("onnxruntime gave no answer in {} s, {doing}{}", waited.as_secs_f64(), said(stderr))]
+    #[error("{title} gave no answer in {} s while {doing}{}", waited.as_secs_f64(), said(stderr))]
     EngineTimeout {
+        /// The engine.
+        title: &'static str,
         /// What it was asked for.
         doing: &'static str,
-        /// For so long.
+        /// The time limit.
         waited: Duration,
-        /// The end of what it wrote there.
+        /// The end of its standard error.
         stderr: String,
     },
     /// The engine's process answered something else.
-    #[error("the process of onnxruntime does not speak our protocol, {doing}: {found}{}", said(stderr))]
+    #[error("the process of {title} did not follow the protocol while {doing}: {found}{}", said(stderr))]
     Protocol {
+        /// The engine.
+        title: &'static str,
         /// What it was asked for.
         doing: &'static str,
-        /// What came.
+        /// The answer.
         found: String,
-        /// The end of what it wrote there.
+        /// The end of its standard error.
         stderr: String,
+    },
+    /// A name that no engine has.
+    #[error("no engine is named `{found}`")]
+    UnknownEngine {
+        /// As written.
+        found: String,
+        /// The closest there is.
+        nearest: Option<String>,
+        /// All there are.
+        known: Vec<&'static str>,
+    },
+    /// A name that no task has.
+    #[error("no task is named `{found}`")]
+    UnknownTask {
+        /// As written.
+        found: String,
+        /// The closest there is.
+        nearest: Option<String>,
+        /// All there are.
+        known: Vec<&'static str>,
     },
     /// A gate's metric without an eval, or without a name.
     #[error("`metric = \"{found}\"` is not `EVAL/METRIC`")]
@@ -141,7 +212,7 @@ pub enum Error {
         found: String,
     },
     /// No bound, or several.
-    #[error("a gate has one of `at_most`, `at_least` and `drop_at_most`; this one has {}", given(found))]
+    #[error("a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has {}", given(found))]
     GateBound {
         /// Those that are given.
         found: Vec<&'static str>,
@@ -185,7 +256,42 @@ pub enum Error {
 fn said(stderr: &str) -> String {
     match stderr.trim() {
         "" => String::new(),
-        text => format!("; it said: {text}"),
+        text => format!("; its last words: {text}"),
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => "none".into(),
+        all => all.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Which places were searched in vain, and which were not given.
+fn searched(looked: &[Looked]) -> String {
+    let (given, unset): (Vec<&Looked>, Vec<&Looked>) = looked.iter().partition(|looked| looked.path.is_some());
+    let given: Vec<String> = given
+        .iter()
+        .map(|looked| format!("`{}` ({})", looked.path.as_deref().unwrap_or(Path::new("")).display(), looked.name))
+        .collect();
+    let unset: Vec<&str> = unset.iter().map(|looked| looked.name.as_str()).collect();
+    let have = if given.len() == 1 { "does not have it" } else { "do not have it" };
+    let are = if unset.len() == 1 { "is unset" } else { "are unset" };
+    match (given.is_empty(), unset.is_empty()) {
+        (true, _) => format!("{} {are}", and(&unset)),
+        (false, true) => format!("{} {have}", and(&given)),
+        (false, false) => format!("{} {have}; {} {are}", and(&given), and(&unset)),
+    }
+}
+
+fn and<T: AsRef<str>>(words: &[T]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => one.as_ref().into(),
+        [most @ .., last] => {
+            let most: Vec<&str> = most.iter().map(AsRef::as_ref).collect();
+            format!("{} and {}", most.join(", "), last.as_ref())
+        }
     }
 }
 
@@ -197,7 +303,7 @@ fn given(found: &[&str]) -> String {
 }
 
 impl Error {
-    /// The setting of the task that cannot be, if it is one.
+    /// The setting of the task that is wrong, if one is.
     pub fn key(&self) -> Option<&'static str> {
         match self {
             Error::Setting { key, .. } => Some(key),
@@ -215,16 +321,23 @@ impl Error {
             Error::TooShort { .. } => Some("give more text, or put BOS in front of each document with `bos = true`".into()),
             Error::Vocabularies { .. } => Some("compare models of one tokenizer".into()),
             Error::Token { .. } => Some("the tokenizer and the weights come from different models".into()),
-            Error::EngineMissing { looked } => {
-                let looked: Vec<String> = looked.iter().map(|path| format!("`{}`", path.display())).collect();
-                let looked = if looked.is_empty() { "nowhere".into() } else { looked.join(", ") };
-                Some(format!("`pip install onnxruntime` into a virtual environment and name its folder; looked in {looked}"))
-            }
+            Error::NoOutput { found, .. } => Some(match found.iter().any(|output| output == "logits") {
+                true => "a decoder is measured by tasks on logits, such as `perplexity`".into(),
+                false => "an encoder is measured by tasks on embeddings, such as `embedding-drift`".into(),
+            }),
+            Error::EngineMissing { package, looked, .. } => Some(format!(
+                "`pip install {package}` into a virtual environment and name that in {}; {}",
+                looked.iter().map(|looked| looked.name.as_str()).find(|name| *name != "VIRTUAL_ENV").unwrap_or("VIRTUAL_ENV"),
+                searched(looked),
+            )),
             Error::EngineTimeout { .. } => Some("allow more time, or measure fewer tokens".into()),
             Error::NoDrop { .. } => Some("bound it with `at_most` or `at_least`".into()),
             Error::GateBound { found } if found.len() > 1 => Some("write a gate for each bound".into()),
             Error::GateMetric { .. } => Some("for example `metric = \"shakespeare/perplexity\"`".into()),
             Error::UnknownMetric { nearest, known, .. } => Some(format!("{}known: {}", did_you_mean(nearest), known.join(", "))),
+            Error::UnknownEngine { nearest, known, .. } | Error::UnknownTask { nearest, known, .. } => {
+                Some(format!("{}known: {}", did_you_mean(nearest), known.join(", ")))
+            }
             Error::UnknownEval { nearest, known, .. } => Some(format!("{}known: {}", did_you_mean(nearest), known.join(", "))),
             _ => None,
         }

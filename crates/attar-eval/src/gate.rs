@@ -5,34 +5,36 @@ use serde::{Deserialize, Serialize};
 
 use attar_tensor::nearest;
 
-use crate::{DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, Result, device_metric, metric};
+use crate::{
+    DEFAULT_TASK, DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, REFERENCE, Result, Task, device_metric, task,
+};
 
 /// A bound on a metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Gate {
-    /// The eval that measures.
+    /// The name of the eval that measures.
     pub eval: String,
     /// The metric's name.
     pub metric: String,
-    /// Of this variant only; of each, if not given.
+    /// Judge this variant only; every variant, if not given.
     pub variant: Option<String>,
-    /// By this runner.
+    /// Judge the measurement of this runner.
     pub runner: String,
-    /// In this mode only; in each, if not given.
+    /// Judge this mode only; every mode, if not given.
     pub mode: Option<Mode>,
-    /// Not to be left.
+    /// The bound.
     pub bound: Bound,
 }
 
-/// What a metric must keep to.
+/// The bound of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// This or less.
+    /// At most this.
     AtMost(f64),
-    /// This or more.
+    /// At least this.
     AtLeast(f64),
-    /// Of the base's value, at most this share is lost; the base is measured in the same run.
+    /// At most this share of the base's value is lost; the base is measured in the same run.
     DropAtMost(f64),
 }
 
@@ -41,12 +43,15 @@ pub enum Bound {
 pub struct Evaluation {
     /// The eval's name.
     pub eval: String,
-    /// Of what.
+    /// What was measured, one of [`crate::TASKS`].
+    #[serde(default = "default_task", skip_serializing_if = "is_default_task")]
+    pub task: String,
+    /// The variant, if it has a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// By whom.
+    /// The runner's name.
     pub runner: String,
-    /// How, where the runner has modes.
+    /// The engine's mode; the reference has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The numbers, or why there are none.
@@ -58,25 +63,25 @@ pub struct Evaluation {
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The numbers.
-    Measured(Box<Measurements>),
-    /// What a compiler foretells of a device.
+    Measured(Measurements),
+    /// A compiler's predictions for a device.
     Predicted(Prediction),
-    /// None.
+    /// No numbers.
     Skipped {
-        /// Why.
+        /// Why not.
         reason: String,
     },
 }
 
-/// Whether a bound is kept.
+/// Whether a bound holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It is.
+    /// It holds.
     Passed,
-    /// It is not.
+    /// It does not.
     Failed,
-    /// Nobody knows, which is no pass.
+    /// It was not measured, which is no pass.
     NotRun,
 }
 
@@ -107,13 +112,13 @@ pub struct Verdict {
 struct Written {
     /// `EVAL/METRIC`, such as `shakespeare/perplexity`.
     metric: String,
-    /// Judge only this variant. By default every variant is judged.
+    /// Judge this variant only; without it, every variant is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
     /// Judge the measurement of this runner.
     #[serde(default = "reference", skip_serializing_if = "is_reference")]
     runner: String,
-    /// Judge only this mode of the runner. By default every mode is judged.
+    /// Judge this mode of the runner only; without it, every mode is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mode: Option<Mode>,
     /// The metric is at most this.
@@ -127,12 +132,20 @@ struct Written {
     drop_at_most: Option<Share>,
 }
 
+fn default_task() -> String {
+    DEFAULT_TASK.into()
+}
+
+fn is_default_task(task: &str) -> bool {
+    task == DEFAULT_TASK
+}
+
 fn reference() -> String {
-    "reference".into()
+    REFERENCE.into()
 }
 
 fn is_reference(runner: &String) -> bool {
-    runner == "reference"
+    runner == REFERENCE
 }
 
 /// `"3%"` or `0.03`.
@@ -229,7 +242,7 @@ impl Bound {
         }
     }
 
-    /// Whether a number keeps it. What is not a number does not.
+    /// Whether a number is within the bound. NaN is not.
     pub fn holds(&self, measured: f64) -> bool {
         match self {
             Bound::AtMost(limit) | Bound::DropAtMost(limit) => measured <= *limit,
@@ -240,20 +253,21 @@ impl Bound {
 
 impl Gate {
     /// Whether it can be judged at all: its metric and its eval exist, and the bound has a meaning for the metric.
-    pub fn check(&self, evals: &[&str]) -> Result<()> {
-        if !evals.contains(&self.eval.as_str()) {
+    /// `evals` are the names of all evals with their tasks; predictions have none.
+    pub fn check(&self, evals: &[(&str, Option<&Task>)]) -> Result<()> {
+        let Some((_, task)) = evals.iter().find(|(name, _)| *name == self.eval) else {
             return Err(Error::UnknownEval {
                 found: self.eval.clone(),
-                nearest: nearest(&self.eval, evals.iter().copied()).map(Into::into),
-                known: evals.iter().map(|name| name.to_string()).collect(),
+                nearest: nearest(&self.eval, evals.iter().map(|(name, _)| *name)).map(Into::into),
+                known: evals.iter().map(|(name, _)| name.to_string()).collect(),
             });
-        }
-        if self.eval == DEVICE {
+        };
+        let Some(task) = task else {
             let metric = device_metric(&self.metric)?;
             let drops = matches!(self.bound, Bound::DropAtMost(_));
             return if drops { Err(Error::NoDrop { metric: metric.name }) } else { Ok(()) };
-        }
-        let metric = metric(&self.metric)?;
+        };
+        let metric = task.metric(&self.metric)?;
         match self.bound {
             Bound::DropAtMost(_) if metric.loss.is_none() => Err(Error::NoDrop { metric: metric.name }),
             _ => Ok(()),
@@ -265,7 +279,7 @@ impl Gate {
         let about = evaluations.iter().filter(|evaluation| self.is_about(evaluation));
         let verdicts: Vec<Verdict> = about.map(|evaluation| self.judge_one(evaluation)).collect();
         if verdicts.is_empty() {
-            let reason = format!("eval `{}` has no measurement by `{}`", self.eval, self.runner);
+            let reason = format!("nothing was measured by `{}` for `{}`", self.runner, self.eval);
             return vec![self.verdict(self.variant.clone(), self.mode, None, reason)];
         }
         verdicts
@@ -281,14 +295,14 @@ impl Gate {
     fn judge_one(&self, evaluation: &Evaluation) -> Verdict {
         let (measured, reason) = match &evaluation.outcome {
             Outcome::Skipped { reason } => (None, reason.clone()),
-            Outcome::Measured(measurements) => self.measured(measurements),
+            Outcome::Measured(measurements) => self.measured(&evaluation.task, measurements),
             Outcome::Predicted(prediction) => self.predicted(prediction),
         };
         self.verdict(evaluation.variant.clone(), evaluation.mode, measured, reason)
     }
 
-    fn measured(&self, measurements: &Measurements) -> (Option<f64>, String) {
-        let metric = match metric(&self.metric) {
+    fn measured(&self, of: &str, measurements: &Measurements) -> (Option<f64>, String) {
+        let metric = match task(of).and_then(|task| task.metric(&self.metric)) {
             Ok(metric) => metric,
             Err(error) => return (None, error.to_string()),
         };
@@ -301,7 +315,7 @@ impl Gate {
 
     fn predicted(&self, prediction: &Prediction) -> (Option<f64>, String) {
         match device_metric(&self.metric).map(|metric| (metric.value)(prediction)) {
-            Ok(Some(number)) => (Some(number), format!("{} (predicted)", self.words(number))),
+            Ok(Some(number)) => (Some(number), format!("{}, predicted", self.words(number))),
             Ok(None) => (None, format!("`{}` was not predicted", self.metric)),
             Err(error) => (None, error.to_string()),
         }
@@ -310,16 +324,20 @@ impl Gate {
     fn number(&self, metric: &Metric, measurements: &Measurements) -> Option<f64> {
         match self.bound {
             Bound::DropAtMost(_) => metric.loss.and_then(|loss| loss(measurements)),
-            Bound::AtMost(_) | Bound::AtLeast(_) => (metric.value)(measurements),
+            Bound::AtMost(_) | Bound::AtLeast(_) => metric.value(measurements),
         }
     }
 
     fn words(&self, measured: f64) -> String {
+        let kept = self.bound.holds(measured);
         match self.bound {
-            Bound::AtMost(limit) => format!("{measured:.4}; at most {limit} allowed"),
-            Bound::AtLeast(limit) => format!("{measured:.4}; at least {limit} required"),
+            Bound::AtMost(limit) if kept => format!("{measured:.4} is at most {limit}"),
+            Bound::AtMost(limit) => format!("{measured:.4} is not at most {limit}"),
+            Bound::AtLeast(limit) if kept => format!("{measured:.4} is at least {limit}"),
+            Bound::AtLeast(limit) => format!("{measured:.4} is not at least {limit}"),
             Bound::DropAtMost(limit) => {
-                format!("{:.2}% worse than the untouched model; at most {}% allowed", 100.0 * measured, 100.0 * limit)
+                let word = if kept { "within" } else { "not within" };
+                format!("{:.2}% lost against the base, {word} {}%", 100.0 * measured, 100.0 * limit)
             }
         }
     }
@@ -337,7 +355,10 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AgainstBase, Agreement, Estimate};
+    use crate::{
+        Estimate, TASKS,
+        perplexity::{AgainstBase, Agreement, Scores},
+    };
 
     fn gate(toml: &str) -> Gate {
         toml::from_str(&format!("metric = \"text/{}", toml.replacen(' ', "\"\n", 1))).unwrap_or_else(|error| panic!("{error}"))
@@ -347,9 +368,9 @@ mod tests {
         toml::from_str::<Gate>(toml).unwrap_err().message().to_owned()
     }
 
-    fn measurements(perplexity: f64, base: f64) -> Measurements {
+    fn scores(perplexity: f64, base: f64) -> Scores {
         let sure = |value| Estimate { value, standard_error: None };
-        Measurements {
+        Scores {
             tokens: 10,
             windows: 1,
             perplexity: sure(perplexity),
@@ -365,11 +386,18 @@ mod tests {
     }
 
     fn evaluation(outcome: Outcome) -> Evaluation {
-        Evaluation { eval: "text".into(), variant: None, runner: "reference".into(), mode: None, outcome }
+        Evaluation {
+            eval: "text".into(),
+            task: DEFAULT_TASK.into(),
+            variant: None,
+            runner: "reference".into(),
+            mode: None,
+            outcome,
+        }
     }
 
     fn measured(perplexity: f64, base: f64) -> Evaluation {
-        evaluation(Outcome::Measured(Box::new(measurements(perplexity, base))))
+        evaluation(Outcome::Measured(Measurements::of(&scores(perplexity, base))))
     }
 
     fn statuses(gate: &Gate, evaluations: &[Evaluation]) -> Vec<Status> {
@@ -409,9 +437,9 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_is_not_run() {
-        let mut without_base = measurements(20.0, 20.0);
+        let mut without_base = scores(20.0, 20.0);
         without_base.against_base = None;
-        let without_base = evaluation(Outcome::Measured(Box::new(without_base)));
+        let without_base = evaluation(Outcome::Measured(Measurements::of(&without_base)));
         let skipped = evaluation(Outcome::Skipped { reason: "onnxruntime is not installed here".into() });
         let verdict = &gate("kl at_most = 1").judge(std::slice::from_ref(&without_base))[0];
         assert_eq!((verdict.status, verdict.reason.as_str()), (Status::NotRun, "`kl` was not measured"));
@@ -449,18 +477,24 @@ mod tests {
 
     #[test]
     fn agreement_can_be_bound() {
-        let mut both = measurements(20.0, 20.0);
+        let mut both = scores(20.0, 20.0);
         both.agreement = Some(Agreement { perplexity_gap: 0.002, max_logit_difference: 0.5, relative: 0.01 });
-        let both = [evaluation(Outcome::Measured(Box::new(both)))];
+        let both = [evaluation(Outcome::Measured(Measurements::of(&both)))];
         assert_eq!(statuses(&gate("agreement-perplexity at_most = 0.001"), &both), [Status::Failed]);
         assert_eq!(statuses(&gate("agreement-logits at_most = 0.01"), &both), [Status::Passed]);
     }
 
     #[test]
     fn one_bound_is_one_bound() {
-        assert_eq!(refusal("metric = \"a/kl\""), "a gate has one of `at_most`, `at_least` and `drop_at_most`; this one has none");
+        assert_eq!(
+            refusal("metric = \"a/kl\""),
+            "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has none"
+        );
         let two = refusal("metric = \"a/kl\"\nat_most = 1\ndrop_at_most = \"1%\"");
-        assert_eq!(two, "a gate has one of `at_most`, `at_least` and `drop_at_most`; this one has `at_most` and `drop_at_most`");
+        assert_eq!(
+            two,
+            "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has `at_most` and `drop_at_most`"
+        );
     }
 
     #[test]
@@ -475,10 +509,14 @@ mod tests {
     fn names_are_checked() {
         assert_eq!(refusal("metric = \"kl\"\nat_most = 1"), "`metric = \"kl\"` is not `EVAL/METRIC`");
         assert!(refusal("metric = \"a/kl\"\nat_mots = 1").starts_with("unknown field `at_mots`"));
-        assert!(gate("perplexity at_most = 1").check(&["text"]).is_ok());
-        assert!(matches!(gate("perplexity at_most = 1").check(&["txet"]), Err(Error::UnknownEval { nearest: Some(_), .. })));
-        assert!(matches!(gate("perplexty at_most = 1").check(&["text"]), Err(Error::UnknownMetric { nearest: Some(_), .. })));
-        assert!(matches!(gate("kl drop_at_most = 1").check(&["text"]), Err(Error::NoDrop { metric: "kl" })));
+        let evals = [("text", Some(TASKS[0])), (DEVICE, None)];
+        assert!(gate("perplexity at_most = 1").check(&evals).is_ok());
+        assert!(matches!(
+            gate("perplexity at_most = 1").check(&[("txet", Some(TASKS[0]))]),
+            Err(Error::UnknownEval { nearest: Some(_), .. })
+        ));
+        assert!(matches!(gate("perplexty at_most = 1").check(&evals), Err(Error::UnknownMetric { nearest: Some(_), .. })));
+        assert!(matches!(gate("kl drop_at_most = 1").check(&evals), Err(Error::NoDrop { metric: "kl" })));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Measures a model or an artifact, compares with a baseline, judges gates.
 //!
-//! Text becomes [`Window`]s ([`Perplexity`]); a [`Runner`] gives the logits of their tokens; [`compare`] and [`alone`]
-//! turn logits into [`Measurements`]; a [`Gate`] judges those. There are two runners: [`Reference`], which evaluates the
-//! graph, and [`OnnxRuntime`], which drives the real engine on a written artifact.
+//! A task of [`TASKS`] reads data and cuts it into [`Window`]s of tokens; a [`Runner`] gives an [`Output`] of a model for
+//! them; the task scores that as [`Measurements`]; a [`Gate`] judges those. A runner is [`Reference`], which evaluates the
+//! graph, or an [`Artifact`] in one of [`ENGINES`].
 //!
 //! Nothing is printed and no environment is read here.
 //!
 //! ```
-//! use attar_eval::{Perplexity, Reference, Runner};
+//! use attar_eval::{Output, Perplexity, Reference, Runner, perplexity};
 //! use attar_model::Model;
 //!
 //! let testdata = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata");
@@ -15,30 +15,28 @@
 //! let text = Perplexity { tokens: Some(512), ..Perplexity::of(testdata.join("evals/shakespeare-valid.txt")) };
 //! let windows = text.windows(&model).unwrap();
 //! let runner = Reference::new(&model);
-//! let mut logits = runner.start(&windows, &|_, _| {}).unwrap();
-//! let measured = attar_eval::alone(&windows, &mut *logits, None, &|_, _| {}).unwrap();
+//! let mut logits = runner.start(Output::Logits, &windows, &|_, _| {}).unwrap();
+//! let measured = perplexity::alone(&windows, &mut *logits, None, &|_, _| {}).unwrap();
 //! assert!(measured.perplexity.value < 40.0);
 //! ```
 
 pub mod engine;
 mod error;
 mod gate;
-mod measure;
-pub mod onnxruntime;
-mod perplexity;
 mod prediction;
 mod reference;
 mod runner;
 mod statistics;
 mod task;
 
+pub use engine::{Artifact, ENGINES, Engine, Installation, Mode, Places, engine};
 pub use error::{Error, Result};
 pub use gate::{Bound, Evaluation, Gate, Outcome, Status, Verdict};
-pub use measure::{AgainstBase, Agreement, Measurements, alone, compare};
-pub use onnxruntime::{Mode, OnnxRuntime};
-pub use perplexity::{Perplexity, Window};
 pub use prediction::{DEVICE, DEVICE_METRICS, DeviceMetric, PREDICTED, Prediction, device_metric};
-pub use reference::Reference;
-pub use runner::{Logits, Progress, Runner};
+pub use reference::{REFERENCE, Reference, outputs};
+pub use runner::{Output, Progress, Rows, Runner, Window};
 pub use statistics::Estimate;
-pub use task::{Better, METRICS, Metric, TASKS, Task, metric};
+pub use task::{
+    Better, Column, DEFAULT_TASK, Digits, Invalid, Measurements, Metric, Prepared, Settings, Sides, TASKS, Task, perplexity,
+    perplexity::Perplexity, task,
+};

@@ -1,4 +1,4 @@
-//! The graph's own meaning, as a runner.
+//! The runner that evaluates the graph itself.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,13 @@ use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State, Weights,
 use attar_model::Model;
 use candle_core::Tensor;
 
-use crate::{Error, Logits, Progress, Result, Runner, Window, runner::likeliest};
+use crate::{
+    Error, Result,
+    runner::{Output, Progress, Rows, Runner, Window, likeliest},
+};
+
+/// The name of the runner that evaluates the graph.
+pub const REFERENCE: &str = "reference";
 
 /// Tokens that run through a block together.
 const LANE: usize = 2048;
@@ -19,7 +25,7 @@ const LANE: usize = 2048;
 /// all weights once.
 const WAITING: usize = 256 << 20;
 
-/// Bytes of weights that [`Runner::generate`] keeps between tokens; what goes beyond is read anew for every token.
+/// Bytes of weights that are kept between runs, of tokens or of texts; weights beyond are read again in each run.
 const KEPT: usize = 4 << 30;
 
 /// Tokens of a prompt that run together.
@@ -38,49 +44,68 @@ impl<'m> Reference<'m> {
     }
 }
 
+/// Names of a graph's outputs.
+pub fn outputs(graph: &Graph) -> Vec<String> {
+    graph.outputs().iter().map(|id| graph.get(*id).name.clone()).collect()
+}
+
 impl Runner for Reference<'_> {
     fn name(&self) -> &str {
-        "reference"
+        REFERENCE
     }
 
-    fn start<'r>(&'r self, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Logits + 'r>> {
+    fn start<'r>(&'r self, output: Output, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Rows + 'r>> {
         let graph = &self.model.graph;
-        let passes = passes(windows, WAITING / bytes_waiting(graph).max(1));
-        let head = Kept::new(&self.weights, usize::MAX);
-        Ok(Box::new(Passes { graph, weights: &self.weights, head, windows, passes, progress, current: None }))
+        output.of(&outputs(graph))?;
+        Ok(match output {
+            Output::Logits => Box::new(Passes {
+                graph,
+                weights: &self.weights,
+                head: Kept::new(&self.weights, usize::MAX),
+                windows,
+                passes: passes(windows, WAITING / bytes_waiting(graph).max(1)),
+                progress,
+                current: None,
+            }),
+            Output::Embedding => {
+                let weights = Kept::new(&self.weights, KEPT);
+                Box::new(Whole { graph, weights, output, windows, lanes: lanes(windows), progress, current: None })
+            }
+        })
     }
 
     fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
+        Output::Logits.of(&outputs(&self.model.graph))?;
         let weights = Kept::new(&self.weights, KEPT);
-        let mut speaker = Speaker { graph: &self.model.graph, weights: &weights, state: State::default(), past: 0 };
+        let mut decoder = Decoder { graph: &self.model.graph, weights: &weights, state: State::default(), past: 0 };
         let mut next = None;
         for part in prompt.chunks(PROMPT) {
-            next = Some(speaker.hear(part)?);
+            next = Some(decoder.feed(part)?);
         }
         let mut next = next.ok_or(Error::EmptyPrompt)?;
-        let mut said = Vec::new();
-        while said.len() < limit {
-            said.push(next);
+        let mut generated = Vec::new();
+        while generated.len() < limit {
+            generated.push(next);
             each(next);
-            if stop.contains(&next) || said.len() == limit {
+            if stop.contains(&next) || generated.len() == limit {
                 break;
             }
-            next = speaker.hear(&[next])?;
+            next = decoder.feed(&[next])?;
         }
-        Ok(said)
+        Ok(generated)
     }
 }
 
-struct Speaker<'a> {
+struct Decoder<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
     state: State,
     past: usize,
 }
 
-impl Speaker<'_> {
-    /// The likeliest token behind all that was heard.
-    fn hear(&mut self, tokens: &[u32]) -> Result<u32> {
+impl Decoder<'_> {
+    /// Runs tokens after those before, and returns the likeliest next one.
+    fn feed(&mut self, tokens: &[u32]) -> Result<u32> {
         let mut inputs = Inputs::tokens(&[tokens], self.past)?;
         inputs.state = Some(std::mem::take(&mut self.state));
         let (outputs, state) = Run::new(self.graph, self.weights, Mode::Inference, vec![inputs]).finish(0)?;
@@ -91,7 +116,7 @@ impl Speaker<'_> {
     }
 }
 
-/// Windows that run side by side: lanes of windows of one length.
+/// Windows that run together: lanes of windows of one length.
 struct Pass {
     lanes: Vec<Range<usize>>,
 }
@@ -131,7 +156,7 @@ fn lanes(windows: &[Window]) -> Vec<Range<usize>> {
     lanes
 }
 
-/// Bytes a token of what waits for the last block.
+/// Bytes per token of what waits for the last block.
 fn bytes_waiting(graph: &Graph) -> usize {
     let last = graph.blocks().last();
     let live = last.map(|block| graph.live_into(block)).unwrap_or_default();
@@ -189,7 +214,7 @@ impl<'r> Passes<'r> {
     }
 }
 
-impl Logits for Passes<'_> {
+impl Rows for Passes<'_> {
     fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize> {
         let (pass, lane, at) = self.place(window);
         self.run(pass)?;
@@ -198,6 +223,49 @@ impl Logits for Passes<'_> {
         out.clear();
         kernel::with_f32(&logits, |logits| out.extend_from_slice(logits))?;
         Ok(logits.dim(2)?)
+    }
+}
+
+/// Lanes that run as a whole, each when a row of one of its windows is asked for.
+struct Whole<'r> {
+    graph: &'r Graph,
+    weights: Kept<'r>,
+    output: Output,
+    windows: &'r [Window],
+    lanes: Vec<Range<usize>>,
+    progress: Progress<'r>,
+    current: Option<(usize, Tensor)>,
+}
+
+impl Whole<'_> {
+    /// The output of a lane's windows: `[windows, width]`.
+    fn run(&self, lane: usize) -> Result<Tensor> {
+        let windows: Vec<&[u32]> = self.windows[self.lanes[lane].clone()].iter().map(|window| window.tokens.as_slice()).collect();
+        let inputs = Inputs::tokens(&windows, 0)?;
+        let (outputs, _) = Run::new(self.graph, &self.weights, Mode::Inference, vec![inputs]).finish(0)?;
+        let at = outputs_at(self.graph, self.output);
+        (self.progress)(self.lanes[lane].end as u64, self.windows.len() as u64);
+        Ok(outputs[at].clone())
+    }
+}
+
+/// Where the output is among a graph's.
+fn outputs_at(graph: &Graph, output: Output) -> usize {
+    outputs(graph).iter().position(|name| name == output.name()).expect("it was asked for at the start")
+}
+
+impl Rows for Whole<'_> {
+    fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize> {
+        let lane = self.lanes.partition_point(|lane| lane.end <= window);
+        if self.current.as_ref().is_none_or(|(current, _)| *current != lane) {
+            self.current = Some((lane, self.run(lane)?));
+        }
+        let (_, embeddings) = self.current.as_ref().expect("it was just made");
+        let row = embeddings.narrow(0, window - self.lanes[lane].start, 1)?;
+        let width = row.dim(row.rank() - 1)?;
+        out.clear();
+        kernel::with_f32(&row, |row| out.extend_from_slice(&row[positions.start * width..positions.end * width]))?;
+        Ok(width)
     }
 }
 

@@ -2,28 +2,75 @@
 
 use std::ops::Range;
 
-use crate::{Result, Window};
+use crate::{Error, Result};
 
-/// Called as work goes on: so much is done, of so much.
+/// Called as work goes on, with the amount done and the whole amount.
 pub type Progress<'p> = &'p dyn Fn(u64, u64);
 
 /// Something that can run one model.
 pub trait Runner {
-    /// As gates name it.
+    /// The name that recipes and gates use.
     fn name(&self) -> &str;
 
-    /// Makes ready to give the logits of windows. Work is done here or when rows are asked for; `progress` hears of it.
-    fn start<'r>(&'r self, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Logits + 'r>>;
+    /// Prepares to compute an output of windows. The work is done here or when rows are asked for; `progress` is called
+    /// meanwhile.
+    fn start<'r>(&'r self, output: Output, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Rows + 'r>>;
 
     /// The likeliest continuation of `prompt`, token by token, until one of `stop` or `limit` tokens. Each token, the
     /// one that stops included, is given to `each` as soon as it is known, and returned.
     fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>>;
 }
 
-/// The logits of windows, a few rows at a time.
-pub trait Logits {
-    /// Makes `out` the logits `[positions, vocabulary]` of a window and returns the vocabulary. Cheapest when windows
-    /// are asked for in order.
+/// Tokens that are run together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// All tokens of the model's input, special ones included.
+    pub tokens: Vec<u32>,
+    /// The positions whose output counts. For logits: those whose next token is scored. An embedding has one row.
+    pub scored: Range<usize>,
+}
+
+impl Window {
+    /// The tokens that are scored, in the order of their positions.
+    pub fn targets(&self) -> &[u32] {
+        &self.tokens[self.scored.start + 1..self.scored.end + 1]
+    }
+}
+
+/// A model's output that a task asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// For each token, a score of every token of the vocabulary to be the next one: decoders.
+    Logits,
+    /// One vector for the whole window: encoders.
+    Embedding,
+}
+
+impl Output {
+    /// The name in graphs and artifacts; that of an embedding is sentence-transformers' own.
+    pub fn name(self) -> &'static str {
+        match self {
+            Output::Logits => "logits",
+            Output::Embedding => "sentence_embedding",
+        }
+    }
+
+    /// Its name, if `outputs` has it.
+    pub fn of<N: AsRef<str>>(self, outputs: &[N]) -> Result<&'static str> {
+        match outputs.iter().any(|output| output.as_ref() == self.name()) {
+            true => Ok(self.name()),
+            false => {
+                let found = outputs.iter().map(|output| output.as_ref().to_owned()).collect();
+                Err(Error::NoOutput { wanted: self.name(), found })
+            }
+        }
+    }
+}
+
+/// An output of windows, a few rows at a time.
+pub trait Rows {
+    /// Fills `out` with rows `[positions, width]` of a window and returns the width. Cheapest when windows are asked for
+    /// in order.
     fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize>;
 }
 

@@ -2,17 +2,17 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A number and how sure it is.
+/// A number and its uncertainty.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// What was measured.
+    /// The measured value.
     #[serde(deserialize_with = "number")]
     pub value: f64,
-    /// Over windows; unknown with fewer than 2.
+    /// Its standard error over windows; unknown with fewer than 2.
     pub standard_error: Option<f64>,
 }
 
-/// A number that JSON may have written as `null`: not a number.
+/// A number, where JSON may have `null` for what is not a number.
 pub(crate) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
@@ -24,7 +24,7 @@ const RESAMPLES: usize = 200;
 const SEED: u64 = 0x61_74_74_61_72;
 
 impl Estimate {
-    /// `e` to it, by the delta method.
+    /// `e` to the value, by the delta method.
     pub(crate) fn exp(self) -> Estimate {
         let value = self.value.exp();
         Estimate { value, standard_error: self.standard_error.map(|error| value * error) }
@@ -85,8 +85,23 @@ fn bootstrap(descending: &[(f64, usize)], lengths: &[usize], share: f64) -> f64 
             weighted_percentile(descending, lengths, &times, share)
         })
         .collect();
-    let mean = drawn.iter().sum::<f64>() / RESAMPLES as f64;
-    (drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (RESAMPLES - 1) as f64).sqrt()
+    deviation(&drawn)
+}
+
+/// The standard error of a statistic of independent samples, by resampling them.
+pub(crate) fn bootstrap_of<T: Copy>(samples: &[T], statistic: impl Fn(&[T]) -> f64) -> f64 {
+    let mut random = SplitMix(SEED);
+    let resample = |_| {
+        let drawn: Vec<T> = samples.iter().map(|_| samples[random.below(samples.len())]).collect();
+        statistic(&drawn)
+    };
+    // A resample may be without any variation, and then has no correlation.
+    deviation(&(0..RESAMPLES).map(resample).filter(|x| x.is_finite()).collect::<Vec<f64>>())
+}
+
+fn deviation(values: &[f64]) -> f64 {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (values.len() as f64 - 1.0)).sqrt()
 }
 
 /// SplitMix64 (Steele, Lea & Flood 2014).

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_eval::{Measurements, Perplexity, Reference, Runner, Window};
+use attar_eval::{
+    Output, Perplexity, Reference, Runner, Window,
+    perplexity::{self, Scores},
+};
 use attar_model::Model;
 
 /// The goldens are given to 5 digits.
@@ -38,10 +41,10 @@ fn smollm2() -> Option<PathBuf> {
     present(testdata().join("../target/models/smollm2-135m"))
 }
 
-fn measure(model: &Model, windows: &[Window]) -> Measurements {
+fn measure(model: &Model, windows: &[Window]) -> Scores {
     let runner = Reference::new(model);
-    let mut logits = runner.start(windows, &|_, _| {}).unwrap();
-    attar_eval::alone(windows, &mut *logits, None, &|_, _| {}).unwrap()
+    let mut logits = runner.start(Output::Logits, windows, &|_, _| {}).unwrap();
+    perplexity::alone(windows, &mut *logits, None, &|_, _| {}).unwrap()
 }
 
 fn assert_close(got: f64, want: f64, relative: f64) {

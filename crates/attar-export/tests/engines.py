@@ -6,6 +6,7 @@ asked}. Calls continue each other: the present of one is the past of the next.
 
 import collections
 import json
+import os
 import sys
 
 import numpy as np
@@ -23,13 +24,32 @@ def session(path, optimized):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+PRODUCTS = {"MatMulIntegerToFloat": 1, "MatMulInteger": 1, "DynamicQuantizeMatMul": 1, "QLinearMatMul": 3, "QGemm": 3}
+
+
+def overflowing(model, folder):
+    """Products of integers whose second operand makes 16-bit sums of two products saturate on AVX2 without VNNI."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        operand = tensors.get(node.input[PRODUCTS[node.op_type]]) if node.op_type in PRODUCTS else None
+        if node.op_type in PRODUCTS and operand is None:
+            found.append(f"{node.name}: activations by activations")
+        elif operand is not None and operand.data_type == onnx.TensorProto.INT8:
+            codes = onnx.numpy_helper.to_array(operand, folder).astype(np.int64)
+            if 2 * 255 * max(codes.max(), -codes.min()) > 32767:
+                found.append(f"{node.name}: {operand.name}")
+    return found
+
+
 def run(case):
     path = case["model"]
     if case["check"]:
         onnx.checker.check_model(path, full_check=True)
     optimized = path.replace("model.onnx", "optimized.onnx")
     engine = session(path, optimized)
-    ops = collections.Counter(node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node)
+    model = onnx.load(optimized, load_external_data=False)
+    ops = collections.Counter(node.op_type for node in model.graph.node)
     names = [i.name for i in engine.get_inputs()]
     past = {}
     for port in engine.get_inputs():
@@ -43,7 +63,8 @@ def run(case):
         by_name = dict(zip([o.name for o in engine.get_outputs()], outputs))
         past = {name: by_name[name.replace("past_key_values", "present")] for name in past}
         logits.append(by_name["logits"].tolist())
-    return {"logits": logits, "ops": ops, "inputs": names, "outputs": [o.name for o in engine.get_outputs()]}
+    saturating = overflowing(model, os.path.dirname(optimized))
+    return {"logits": logits, "ops": ops, "overflowing": saturating, "inputs": names, "outputs": [o.name for o in engine.get_outputs()]}
 
 
 def main():

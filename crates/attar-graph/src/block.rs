@@ -1,4 +1,4 @@
-//! One block as a function of what enters it: for what trains a block, or goes back through a model block by block.
+//! One block as a function of the values that enter it: for training a block, or backpropagation block by block.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ use crate::{
 pub type Values = BTreeMap<ValueId, Tensor>;
 
 impl Graph {
-    /// What `block` makes of `entering` that a later block reads or the graph returns. Values that only pass by are not
-    /// in it. With [`Mode::Training`] gradients flow back to the tensors of `entering` and of `weights`.
+    /// The values that `block` computes from `entering` and that a later block reads or the graph returns. Values that only
+    /// pass through are left out. With [`Mode::Training`] gradients flow back to the tensors of `entering` and of `weights`.
     pub fn evaluate_block(&self, block: BlockId, weights: &dyn Weights, mode: Mode, entering: &Values) -> Result<Values> {
         self.evaluate_block_with(block, weights, mode, entering, &mut |_, tensor| Ok(tensor))
     }
 
-    /// The same, where what every node makes goes on as what `change` makes of it.
+    /// The same, where `change` may replace the result of every node before others read it.
     pub fn evaluate_block_with(
         &self,
         block: BlockId,
@@ -38,7 +38,7 @@ impl Graph {
         Ok(lane.values.into_iter().filter(|(id, _)| leaving.contains(id)).collect())
     }
 
-    /// The values that `block` makes and a later block reads or the graph returns, in running order.
+    /// The values that `block` computes and that a later block reads or the graph returns, in execution order.
     pub fn leaving(&self, block: BlockId) -> Vec<ValueId> {
         let made = self.nodes_of(block).map(|node| node.output);
         made.filter(|id| self.is_read_after(*id, block) || self.outputs().contains(id)).collect()

@@ -1,19 +1,19 @@
-//! What can be wrong with a graph or with running one.
+//! Errors of building, reading and running graphs.
 
 /// The result of building, reading or running a graph.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a graph is not one, or cannot be run.
+/// Why a graph is invalid or cannot be run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A tensor could not be read.
     #[error(transparent)]
     Tensor(#[from] attar_tensor::Error),
-    /// candle refused.
+    /// candle failed.
     #[error(transparent)]
     Kernel(#[from] candle_core::Error),
-    /// candle refused while a node was evaluated: a bug of ours, since facts are inferred first.
+    /// candle failed while a node was evaluated: a bug of ours, since facts are inferred first.
     #[error("evaluating `{node}` ({op})")]
     Candle {
         /// The node's output.
@@ -60,6 +60,12 @@ pub enum Error {
     /// A graph that breaks its own rules.
     #[error("invalid graph: {0}")]
     Invalid(Problem),
+    /// An input of the graph that the caller did not give.
+    #[error("the graph reads the input `{name}`, which was not given")]
+    Input {
+        /// The input.
+        name: String,
+    },
     /// A token that the vocabulary does not have.
     #[error("token {token} in a vocabulary of {vocabulary}")]
     Token {
@@ -82,11 +88,11 @@ pub enum Problem {
     UnknownOp { name: String, nearest: Option<String> },
     #[error("no encoding is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownEncoding { name: String, nearest: Option<String> },
-    #[error("nothing fused is of kind `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    #[error("no fused kind is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownKind { name: String, nearest: Option<String> },
     #[error("the body of a fused `{kind}` has {found}")]
     Body { kind: &'static str, found: &'static str },
-    #[error("the last node of a body bears the name of its node, `{name}`; found `{found}`")]
+    #[error("the last node of a body must have the name of the fused node, `{name}`; found `{found}`")]
     BodyName { name: String, found: String },
     #[error("{op} has no attribute `{name}`")]
     UnknownAttribute { op: &'static str, name: String },
@@ -98,11 +104,11 @@ pub enum Problem {
     Operands(String),
     #[error("`{name}` is used before it is defined")]
     Order { name: String },
-    #[error("`{name}` is {found} and should be {wanted}")]
+    #[error("`{name}` is {found}, expected {wanted}")]
     Fact { name: String, found: String, wanted: String },
-    #[error("the nodes of block `{block}` do not lie together")]
+    #[error("the nodes of block `{block}` are not contiguous")]
     Scattered { block: String },
-    #[error("`{name}` is a weight; a graph returns what nodes make")]
+    #[error("`{name}` is a weight; only results of nodes can be returned")]
     ConstantOutput { name: String },
     #[error("the graph returns nothing")]
     NoOutput,

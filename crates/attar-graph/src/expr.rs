@@ -1,11 +1,11 @@
 //! Weight expressions: a pure term over the names of a source.
 //!
-//! They let a graph say how its constant comes out of a checkpoint without touching a byte: a GGUF file keeps the
-//! rotary pairs of its query rows interleaved, so the graph says `halves(tensor("blk.0.attn_q.weight"), 9)`. Rows are
-//! evaluated as they are asked for. A rearranged tensor keeps its numbers; a computed one is f32, each number rounded
-//! once an operation, unless it is rounded further.
+//! They describe how a constant is made from a checkpoint without changing the checkpoint: a GGUF file interleaves the
+//! rotary pairs of query rows, so the graph says `halves(tensor("blk.0.attn_q.weight"), 9)`. Rows are
+//! evaluated on demand. A rearranged tensor keeps the format of its numbers; a computed one is f32, rounded once per
+//! operation, unless it is rounded further.
 //!
-//! What an expression costs to read by rows is its own concern: `rotate_rows` reads whole blocks of rows for any of them
+//! Reading single rows can be expensive: `rotate_rows` reads whole blocks of rows for any of them
 //! and `transpose` the whole matrix, so whoever needs many parts of a large one stores the result instead
 //! ([`Expr::rows_together`]).
 
@@ -18,12 +18,12 @@ use crate::{Error, Result, Rotation, Runs};
 /// Numbers that are held to rearrange a matrix.
 const PART: usize = 1 << 18;
 
-/// What of a matrix an operation goes along. A vector is a matrix of one row.
+/// The axis of an operation on a matrix. A vector is a matrix of one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Axis {
-    /// Something for each row: of a linear layer, its outputs.
+    /// By rows: the outputs of a linear layer.
     Rows,
-    /// Something for each column: of a linear layer, its inputs.
+    /// By columns: the inputs of a linear layer.
     Columns,
 }
 
@@ -106,7 +106,7 @@ impl Expr {
         if dtype == Dtype::F32 { self } else { Expr::Round(Box::new(self), dtype) }
     }
 
-    /// The stored tensor that it is mainly made of, for messages; what it is, if it is made of none.
+    /// The main stored tensor, for messages; the name of the constant, if there is none.
     pub fn tensor_name(&self) -> &str {
         match self {
             Expr::Tensor(name) => name,
@@ -123,7 +123,7 @@ impl Expr {
         }
     }
 
-    /// How many rows are read for one: whole blocks, where rows are rotated; all, where rows were columns.
+    /// How many rows must be read to compute one: whole blocks, where rows are rotated; all, where rows were columns.
     pub fn rows_together(&self) -> usize {
         match self {
             Expr::Tensor(_) | Expr::Ones(_) | Expr::Identity(_) => 1,
@@ -350,7 +350,7 @@ impl Expr {
         }
     }
 
-    /// Changes when its value does.
+    /// A digest of its value: of the stored tensors and of what is done to them.
     pub fn digest(&self, source: &dyn Source) -> Result<Digest> {
         let of_parts = |word: &str, numbers: &[u64], parts: &[Digest]| {
             let numbers: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
@@ -381,7 +381,7 @@ impl Expr {
         Ok(self.info(source)?.encoding)
     }
 
-    /// What its outermost operation is called in text form.
+    /// The name of its outermost operation in text form.
     fn word(&self) -> &'static str {
         match self {
             Expr::Tensor(_) => "tensor",
@@ -433,7 +433,7 @@ fn read_blocks(
     Ok(())
 }
 
-/// Where row `row` of the value lies when pairs of each run of `size` rows are interleaved.
+/// The stored row of row `row`, where pairs of each run of `size` rows are interleaved.
 fn interleaved(row: usize, size: usize) -> usize {
     let (run, at) = (row / size, row % size);
     let half = size / 2;

@@ -1,15 +1,15 @@
-//! Fast kernels as differentiable ops: candle's own fused ops silently drop gradients, and what has gradients is slow.
+//! Fast kernels as differentiable ops: candle's own fused ops silently drop gradients, and its differentiable ops are slow.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 
 use crate::kernel::{self, Scores};
 
-/// The contiguous f32 tensor that a kernel returned, as what an op returns.
+/// The contiguous f32 tensor that a kernel returned, as storage.
 fn storage(tensor: &Tensor) -> Result<(CpuStorage, Shape)> {
     Ok((CpuStorage::F32(kernel::with_f32(tensor, <[f32]>::to_vec)?), tensor.shape().clone()))
 }
 
-/// An operand of an op as a tensor again.
+/// The operand of an op as a tensor.
 fn tensor(storage: &CpuStorage, layout: &Layout) -> Result<Tensor> {
     let storage = Storage::Cpu(storage.clone());
     let count = layout.shape().elem_count();
@@ -101,7 +101,7 @@ impl CustomOp2 for KlOp {
 }
 
 /// The KL divergence `KL(teacher || student)` of the distributions that logits `[.., vocabulary]` mean, averaged over
-/// positions; with a gradient by the student's.
+/// positions, with a gradient with respect to the student's.
 pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<Tensor> {
     teacher.contiguous()?.apply_op2(&student.contiguous()?, KlOp)
 }

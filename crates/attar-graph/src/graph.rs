@@ -12,7 +12,7 @@ pub struct ValueId(pub(crate) u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub(crate) u32);
 
-/// Index of a block: a run of nodes that is read, run and compressed as one.
+/// Index of a block: consecutive nodes that are loaded, run and compressed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub(crate) u32);
 
@@ -20,7 +20,7 @@ impl BlockId {
     /// The first of a graph.
     pub const FIRST: BlockId = BlockId(0);
 
-    /// The one that runs after `block`.
+    /// The block that runs after `block`.
     pub fn after(block: BlockId) -> BlockId {
         BlockId(block.0 + 1)
     }
@@ -31,7 +31,7 @@ impl BlockId {
     }
 }
 
-/// Something that nodes read.
+/// An operand of nodes: an input, a constant or the result of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
     /// Unique in the graph. A weight's is canonical: the same for every architecture and checkpoint format.
@@ -56,17 +56,17 @@ pub enum Origin {
 /// One application of an op.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
-    /// What it does.
+    /// The op.
     pub op: Op,
-    /// What it reads.
+    /// Its operands.
     pub inputs: Vec<ValueId>,
-    /// What it makes.
+    /// Its result.
     pub output: ValueId,
-    /// Where it belongs.
+    /// The block that it belongs to.
     pub block: BlockId,
 }
 
-/// A model, or a part of one. Nodes stand in an order in which they can run.
+/// A model, or a part of one. Nodes are in an order in which they can run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
     name: String,
@@ -81,12 +81,12 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// No nodes yet.
+    /// A graph without nodes.
     pub fn new(name: impl Into<String>) -> Graph {
         Graph { name: name.into(), ..Graph::default() }
     }
 
-    /// Adds something that the caller gives.
+    /// Adds an input.
     pub fn input(&mut self, name: &str, fact: Fact) -> Result<ValueId> {
         let id = self.value(name, fact, Origin::Input)?;
         self.inputs.push(id);
@@ -124,7 +124,7 @@ impl Graph {
         Ok(output)
     }
 
-    /// Names what the graph is for.
+    /// Returns a value. It is known to callers by its name: `logits`, `hidden_states`, `embedding`.
     pub fn output(&mut self, id: ValueId) {
         self.outputs.push(id);
     }
@@ -139,7 +139,7 @@ impl Graph {
         Ok(id)
     }
 
-    /// What the nodes of a body are called, nothing else is.
+    /// Names in a body are unique in the whole graph.
     fn check_names(&self, name: &str, fused: &Fused) -> Result<()> {
         if fused.name() != name {
             return Err(Error::Invalid(Problem::BodyName { name: name.into(), found: fused.name().into() }));
@@ -155,17 +155,27 @@ impl Graph {
         &self.name
     }
 
-    /// In the order of the caller's arguments.
+    /// The inputs, in the order of the text form.
     pub fn inputs(&self) -> &[ValueId] {
         &self.inputs
     }
 
-    /// What it returns.
+    /// The place among [`Graph::outputs`] of the one of that name.
+    pub fn find_output(&self, name: &str) -> Option<usize> {
+        self.outputs.iter().position(|id| self.get(*id).name == name)
+    }
+
+    /// The value that an input of that name gives.
+    pub fn find_input(&self, name: &str) -> Option<ValueId> {
+        self.inputs.iter().copied().find(|id| self.get(*id).name == name)
+    }
+
+    /// The values that it returns.
     pub fn outputs(&self) -> &[ValueId] {
         &self.outputs
     }
 
-    /// In running order.
+    /// The nodes, in execution order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
@@ -211,7 +221,7 @@ impl Graph {
         })
     }
 
-    /// The same constant from another place or in another encoding. Its shape stays.
+    /// Gives a constant another expression or encoding. Its shape stays.
     ///
     /// # Panics
     /// If `id` is not a weight.
@@ -228,17 +238,17 @@ impl Graph {
         }
     }
 
-    /// An input of another encoding. Its shape stays.
+    /// Gives an input another encoding. Its shape stays.
     pub(crate) fn replace_input(&mut self, at: usize, encoding: attar_tensor::Encoding) {
         self.values[self.inputs[at].0 as usize].fact.encoding = encoding;
     }
 
-    /// How many blocks.
+    /// The number of blocks.
     pub fn block_count(&self) -> usize {
         self.blocks.len()
     }
 
-    /// In running order.
+    /// The blocks, in execution order.
     pub fn blocks(&self) -> impl Iterator<Item = BlockId> {
         (0..self.blocks.len() as u32).map(BlockId)
     }
@@ -248,9 +258,14 @@ impl Graph {
         &self.blocks[id.0 as usize]
     }
 
-    /// The nodes of a block, in running order.
+    /// The nodes of a block, in execution order.
     pub fn nodes_of(&self, block: BlockId) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(move |node| node.block == block)
+    }
+
+    /// Whether position `i` of what a block makes depends on position `i` of what it reads alone.
+    pub fn is_pointwise(&self, block: BlockId) -> bool {
+        self.nodes_of(block).all(|node| node.op.is_pointwise())
     }
 
     /// The values that `block` reads from before it.

@@ -9,7 +9,7 @@
 //!
 //! (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 //! section 2.2.) `A` is exact, as an accumulator that does not overflow has it: 32 bits are enough for 8-bit codes and
-//! up to 32768 inputs a group. It is rounded to f32 once, multiplied by `sw`, and added; the sum is multiplied by `sx`.
+//! up to 32768 inputs per group. It is rounded to f32 once, multiplied by `sw`, and added; the sum is multiplied by `sx`.
 //! Each of these is one IEEE operation, so that the result depends on neither threads nor instruction set.
 //!
 //! The dot products run as f32 products of matrices over so few inputs that no sum passes 2^24, below which f32 holds
@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use crate::kernel::{max, wide};
 
-/// What a dynamic scale covers at least: a row of zeros has one too.
+/// The smallest range of a dynamic scale, so that a row of zeros has a scale too.
 pub const SMALLEST_RANGE: f32 = 1e-30;
 
 /// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, halves to even.
@@ -29,19 +29,19 @@ const ROUND: f32 = 12_582_912.0;
 /// f32 holds every integer up to this.
 const EXACT: f32 = 16_777_216.0;
 
-/// Tokens and outputs of a part of a product.
+/// Tokens and outputs per tile of a product.
 const TILE: [usize; 2] = [128, 512];
 
-/// Values a parallel part.
+/// Values per parallel task.
 const PART: usize = 1 << 14;
 
 /// How values become codes: signed integers of so many bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rounding {
     bits: u32,
-    /// One in all, one a channel (the last dimension), or none: then every row has the one that its values ask for.
+    /// One for the tensor, one per channel (the last dimension), or none: then every row gets one from its values.
     scale: Vec<f32>,
-    /// The code that means zero: as many as scales; none: it is 0.
+    /// The codes that mean zero, as many as scales; if there are none, it is 0.
     zero: Vec<f32>,
 }
 
@@ -51,12 +51,12 @@ impl Rounding {
         Rounding { bits, scale: Vec::new(), zero: Vec::new() }
     }
 
-    /// Scales that are known before, one in all or one a channel, and as many zeros or none.
+    /// Static scales, one for the tensor or one per channel, and as many zeros or none.
     ///
     /// # Panics
     /// If there is no scale, or another number of zeros.
     pub fn fixed(bits: u32, scale: Vec<f32>, zero: Vec<f32>) -> Rounding {
-        assert!(!scale.is_empty() && (zero.is_empty() || zero.len() == scale.len()), "a zero belongs to a scale");
+        assert!(!scale.is_empty() && (zero.is_empty() || zero.len() == scale.len()), "one zero per scale");
         Rounding { bits, scale, zero }
     }
 
@@ -110,7 +110,7 @@ impl Rounding {
         }
     }
 
-    /// What a product needs to know of `x` `[rows, width]`; nothing, if the channels have scales of their own: they
+    /// The scales that a product of `x` `[rows, width]` needs; none, if every channel has a scale of its own: they
     /// cannot leave the sum.
     pub fn row_scales(&self, x: &[f32], width: usize) -> Option<RowScales> {
         let scales = match self.scale.as_slice() {
@@ -125,7 +125,7 @@ impl Rounding {
 /// Scales of rounded values, so that a product finds their codes again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowScales {
-    /// One in all, or one a row of the last dimension.
+    /// One for the tensor, or one per row of the last dimension.
     pub scales: Vec<f32>,
     /// The largest distance of a code from its zero.
     pub largest: f32,
@@ -279,7 +279,7 @@ impl IntegerMatrix {
         let stride = self.columns as isize;
         let (tokens, length) = (plane.codes.len() / self.columns, inputs.len());
         assert!(out.len() == tokens * count && inputs.end <= self.columns && start + count <= self.rows);
-        // SAFETY: `out` is `[tokens, count]`; both operands have rows of `columns` numbers, of which `inputs` lie within;
+        // SAFETY: `out` is `[tokens, count]`; both operands have rows of `columns` numbers, `inputs` within them;
         // the right one reads rows `start` to `start + count` of `rows`: asserted above.
         unsafe {
             let (left, right) =

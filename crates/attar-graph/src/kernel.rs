@@ -1,7 +1,7 @@
 //! Fast kernels for what candle computes slowly, and their gradients; [`crate::gradient`] joins the two.
 //!
-//! Each is plain arithmetic in a fixed order, in parallel over parts that do not meet, so its bits depend on neither
-//! thread count nor vector width. (Products go through `gemm`, whose bits depend on the instruction set.)
+//! Each is plain arithmetic in a fixed order, in parallel over independent parts, so its bits depend on neither the number
+//! of threads nor the width of vectors. (Matrix products go through `gemm`, whose bits depend on the instruction set.)
 
 mod norm;
 mod pointwise;
@@ -12,16 +12,17 @@ use rayon::prelude::*;
 pub use norm::{layer_norm, mean_pool, normalize};
 pub use pointwise::{erf, gelu, gelu_tanh, softcap, tanh};
 
-/// Partial results: as many as the widest vector has lanes.
+/// Partial sums of a reduction: as many as the widest vector has lanes.
 const LANES: usize = 16;
 
-/// Elements a parallel part.
+/// Elements per parallel task.
 const PART: usize = 1 << 14;
 
-/// Query rows a product of [`attention`]: keys beyond the last row's position are not touched.
+/// Query rows per product of [`attention`]: keys after the position of the last row are not read if it is causal.
 const QUERIES: usize = 64;
 
-/// The widest vectors that matrix products use here. Their last bits depend on it: what hangs on them says so in its key.
+/// The widest vector instructions that matrix products use here. Their last bits depend on it, so cache keys of results
+/// that depend on products contain it.
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
@@ -250,7 +251,7 @@ fn add_product_of_transposed(out: &mut [f32], [m, n, k]: [usize; 3], a: &[f32], 
     unsafe { multiply(out, [m, n, k], (a, m as isize, 1), (b, 1, n as isize), true) }
 }
 
-/// `out [m, n] = a [m, k] b [k, n]`, or that on top; operands come with the strides of their columns and rows.
+/// `out [m, n] = a [m, k] b [k, n]`, or `out += ...`; operands come with the strides of their columns and rows.
 ///
 /// # Safety
 /// The slices hold what sizes and strides describe.
@@ -269,7 +270,8 @@ unsafe fn multiply(
     }
 }
 
-/// The gradients of [`attention`] by queries, keys and values, given that by its result. Scores are computed again.
+/// The gradients of [`attention`] with respect to queries, keys and values, given that of its result. Scores are
+/// recomputed.
 pub fn attention_gradients([q, k, v]: [&Tensor; 3], gradient: &Tensor, scores: &Scores) -> Result<[Tensor; 3]> {
     let (batch, heads, seq, head) = q.dims4()?;
     let (_, key_heads, all, _) = k.dims4()?;
@@ -282,7 +284,7 @@ pub fn attention_gradients([q, k, v]: [&Tensor; 3], gradient: &Tensor, scores: &
         with_f32(k, |k| {
             with_f32(v, |v| {
                 with_f32(gradient, |gradient| {
-                    // A part is a key head: its query heads add to one gradient, in order.
+                    // One task per key head: its query heads add to one gradient, in order.
                     let parts = of_q.par_chunks_mut(queries.max(1)).zip(of_k.par_chunks_mut(keys)).zip(of_v.par_chunks_mut(keys));
                     parts.enumerate().for_each(|(at, ((of_q, of_k), of_v))| {
                         let (k, v) = (&k[at * keys..][..keys], &v[at * keys..][..keys]);
@@ -340,7 +342,7 @@ impl Shape<'_> {
 }
 
 wide! {
-    /// From the gradient by a row of probabilities to that by the scores before scaling.
+    /// Replaces the gradient with respect to a row of probabilities by that with respect to the scores before scaling.
     fn softmax_back(p: &[f32], gradient: &mut [f32], scale: f32) {
         let mut lanes = [0.0f32; LANES];
         let (mut left, mut right) = (p.chunks_exact(LANES), gradient.chunks_exact(LANES));
@@ -368,7 +370,7 @@ wide! {
     }
 }
 
-/// The gradients of [`swiglu`] by gate and up, given that by its result.
+/// The gradients of [`swiglu`] with respect to gate and up, given that of its result.
 pub fn swiglu_gradients(gate: &Tensor, up: &Tensor, gradient: &Tensor) -> Result<[Tensor; 2]> {
     let (mut of_gate, mut of_up) = (vec![0.0; gate.elem_count()], vec![0.0; gate.elem_count()]);
     with_f32(gate, |gate| {
@@ -384,7 +386,7 @@ pub fn swiglu_gradients(gate: &Tensor, up: &Tensor, gradient: &Tensor) -> Result
 }
 
 wide! {
-    /// Replaces a row of student logits by the gradient of the row's divergence, and returns the divergence.
+    /// Replaces a row of student logits by the gradient of the row's divergence; returns the divergence.
     fn divergence_row(teacher: &mut [f32], student: &mut [f32]) -> f64 {
         let (t_offset, s_offset) = (max(teacher), max(student));
         let mut difference = 0.0f64;
@@ -401,7 +403,7 @@ wide! {
 }
 
 /// The mean over positions of `KL(teacher || student)` of the distributions that logits `[.., vocabulary]` mean, and its
-/// gradient by the student's.
+/// gradient with respect to the student's.
 pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<(f64, Tensor)> {
     let vocabulary = student.dim(candle_core::D::Minus1)?;
     let mut teacher = with_f32(teacher, <[f32]>::to_vec)?;

@@ -1,12 +1,12 @@
-//! What a model *is*: values with facts, ops, blocks; and what each op means.
+//! Graphs of models: values with facts, ops, blocks; and the reference implementation of each op.
 //!
-//! An architecture builds one [`Graph`]; everything else reads it. A graph is small (a 70B model is a few thousand
-//! nodes), prints as text and parses back ([`Graph::parse`]), and is checked by [`Graph::verify`]. Its constants are
-//! weight expressions ([`Expr`]) over the names of a [`attar_tensor::Source`], never numbers.
+//! An architecture builds a [`Graph`]; everything else reads it. A graph is small (a few thousand nodes for a 70B model),
+//! prints as text and parses back ([`Graph::parse`]), and is checked by [`Graph::verify`]. Its constants are weight
+//! expressions ([`Expr`]) over the names of a [`attar_tensor::Source`], never numbers.
 //!
-//! [`Run`] is the reference meaning: it evaluates a graph over candle tensors, block by block, reading weights as it
-//! goes. It is no server: no batching across requests, no sampling. Where a linear layer reads a value of [`Op::Quantize`]
-//! and its weight is in integers, the product is the one of [`integer`]; all others are products of f32.
+//! [`Run`] evaluates a graph over candle tensors, block by block, and reads weights on demand. It is not a server: it does
+//! not batch across requests and does not sample. Where a linear layer reads the result of [`Op::Quantize`] and its weight is
+//! stored as integers, the product is one of integers ([`integer`]); all others are products of f32.
 //!
 //! ```
 //! let text = r#"
@@ -22,11 +22,13 @@
 //! ```
 
 mod block;
+mod dim;
 mod error;
 mod expr;
 mod fact;
 pub mod gradient;
 mod graph;
+mod inputs;
 pub mod integer;
 pub mod kernel;
 mod moves;
@@ -38,15 +40,19 @@ mod runs;
 mod stream;
 mod text;
 mod verify;
+mod weights;
 
 pub use block::Values;
+pub use dim::{Dim, Polynomial};
 pub use error::{Error, Result};
 pub use expr::{Axis, Expr};
-pub use fact::{Dim, Fact};
+pub use fact::Fact;
 pub use graph::{BlockId, Graph, Node, NodeId, Origin, Value, ValueId};
-pub use op::{OPS, Op};
+pub use inputs::{Inputs, POSITIONS, TOKEN_TYPES, TOKENS};
+pub use op::{Mode, OPS, Op, State};
 pub use rewrite::Rewriting;
 pub use rotation::Rotation;
-pub use run::{Cached, Inputs, Mode, Run, SourceWeights, State, Tap, TensorWeights, Weights};
+pub use run::{Run, Tap};
 pub use runs::Runs;
 pub use stream::Stream;
+pub use weights::{Cached, SourceWeights, TensorWeights, Weights};

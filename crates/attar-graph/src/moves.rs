@@ -1,21 +1,21 @@
-//! Moves that undo each other: heads split right after they were merged, a slice of what was just concatenated.
+//! Removes pairs of moves that undo each other: heads that are split right after they were merged, a slice of a concatenation.
 //!
-//! A value that comes straight from rounding is in integers where a linear layer reads it, and a moved one is not. So such
-//! a value stays behind its moves: bits do not change.
+//! A linear layer multiplies integers if its input is the direct result of `quantize`, and f32 values if a move comes
+//! between the two. Moves after a `quantize` therefore stay: removing them would change bits.
 
 use crate::{Graph, Node, Op, Result, ValueId};
 
-/// What a move comes to.
+/// What a move simplifies to.
 enum Simpler {
-    /// A value that is there.
+    /// An existing value.
     Value(ValueId),
     /// Another move, of another value.
     Move(Op, ValueId),
 }
 
 impl Graph {
-    /// The same function with moves replaced that undo a move before them, and the names of the values that they made.
-    /// What only they read stays. A move whose value the graph returns stays, too, since it has a name.
+    /// The same function without moves that undo an earlier move, and the names of the values that they made. Nodes that
+    /// only they read stay. So does a move whose value the graph returns: callers know it by name.
     pub fn without_moves(&self) -> Result<(Graph, Vec<String>)> {
         let mut gone = Vec::new();
         let graph = self.rewrite(&mut |copy, node| {
@@ -38,14 +38,14 @@ impl Graph {
         Ok((graph, gone))
     }
 
-    /// What a move of `inputs` comes to; nothing, if it is as simple as can be.
+    /// What a move of `inputs` simplifies to; none, if it cannot be simplified.
     fn simpler(&self, op: &Op, inputs: &[ValueId]) -> Option<Simpler> {
         let simpler = self.undone(op, inputs)?;
         let rounded = matches!(simpler, Simpler::Value(value) if self.is_rounded(value));
         (!rounded).then_some(simpler)
     }
 
-    /// Whether a value comes straight from rounding.
+    /// Whether a value is the direct result of `quantize`.
     fn is_rounded(&self, id: ValueId) -> bool {
         let last = |node: &Node| node.op.fused().and_then(|fused| fused.body().nodes().last().map(|last| last.op.clone()));
         self.maker(id).is_some_and(|node| matches!(last(node).as_ref().unwrap_or(&node.op), Op::Quantize { .. }))
@@ -93,7 +93,7 @@ impl Graph {
         }
     }
 
-    /// Of slices of one value that follow each other: the value, or a longer slice.
+    /// For adjacent slices of one value: the value itself, or one longer slice.
     fn simpler_concat(&self, inputs: &[ValueId]) -> Option<Simpler> {
         let slice = |id: &ValueId| match self.maker(*id) {
             Some(Node { op: Op::Slice { start, length }, inputs, .. }) => Some((inputs[0], *start, *length)),

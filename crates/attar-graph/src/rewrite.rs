@@ -1,10 +1,10 @@
-//! Graphs that follow another one: what all rewriting is made of. A graph is small, so it is built anew.
+//! Copies of a graph with changes: the basis of all passes. A graph is small, so it is rebuilt rather than edited.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{Graph, Node, Origin, Result, ValueId};
 
-/// A graph under construction, and which of its values stand for those of another.
+/// A graph under construction, and which of its values replace those of the original.
 pub struct Rewriting<'g> {
     from: &'g Graph,
     to: Graph,
@@ -12,16 +12,16 @@ pub struct Rewriting<'g> {
 }
 
 impl Rewriting<'_> {
-    /// The value here that `id` is there. A weight comes with the first that reads it.
+    /// The value that replaces `id` of the original. A weight is added when it is first read.
     ///
     /// # Panics
-    /// If `id` is a node's and nothing stands for it yet.
+    /// If `id` is the result of a node and has no replacement yet.
     pub fn value(&mut self, id: ValueId) -> Result<ValueId> {
         if let Some(known) = self.ids.get(&id) {
             return Ok(*known);
         }
         let value = self.from.get(id);
-        let Origin::Weight(expr) = &value.origin else { panic!("nothing stands for `{}`", value.name) };
+        let Origin::Weight(expr) = &value.origin else { panic!("`{}` has no replacement yet", value.name) };
         let made = self.to.weight(&value.name, value.fact.clone(), expr.clone())?;
         self.ids.insert(id, made);
         Ok(made)
@@ -40,17 +40,17 @@ impl Rewriting<'_> {
         Ok(made)
     }
 
-    /// `here` stands for `there` from now on.
+    /// Makes `here` the replacement of `there`.
     pub fn put(&mut self, there: ValueId, here: ValueId) {
         self.ids.insert(there, here);
     }
 
-    /// Whether a value stands for `there`. None does for a weight before it is read.
+    /// Whether `there` has a replacement. A weight has none before it is first read.
     pub fn has(&self, there: ValueId) -> bool {
         self.ids.contains_key(&there)
     }
 
-    /// What is made so far. Nodes that are added belong to the block that is being copied.
+    /// The graph so far. New nodes belong to the block that is being copied.
     pub fn graph(&mut self) -> &mut Graph {
         &mut self.to
     }
@@ -81,8 +81,8 @@ impl Graph {
         Ok(copy.to)
     }
 
-    /// Without the nodes that nothing the graph returns depends on, and without the weights that only they read; the
-    /// names of the values that are gone.
+    /// A copy without dead nodes, those on which no output depends, and without the weights that only they read; and the
+    /// names of the values that were removed.
     pub fn without_dead(&self) -> Result<(Graph, Vec<String>)> {
         let mut alive: HashSet<ValueId> = self.outputs().iter().copied().collect();
         for node in self.nodes().iter().rev() {

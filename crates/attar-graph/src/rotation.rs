@@ -59,7 +59,7 @@ impl Rotation {
     /// # Panics
     /// If `size` is 0.
     pub fn new(size: usize, seed: u64) -> Rotation {
-        assert!(size > 0, "a rotation turns something");
+        assert!(size > 0, "a rotation has a size of at least 1");
         let twos = size.trailing_zeros();
         let (factors, twos) = paley_factors(size >> twos, twos)
             .unwrap_or_else(|| (primes(size >> twos).into_iter().map(Factor::prime).collect(), twos));

@@ -1,25 +1,25 @@
-//! Activations on their way through the blocks, for what changes weights as it goes.
+//! Activations between blocks, for algorithms that change weights as they go.
 //!
-//! A [`crate::Run`] evaluates a block as a whole. Calibration must stop inside: see what a linear layer reads, change
-//! its weights, and go on with the changed ones. A stream evaluates a block in pieces, for every lane, and between the
-//! pieces keeps only values no wider than the widest that enters a block; wider ones are computed again when they are
-//! wanted. So its memory is a few times that of the activations between two blocks, whatever an MLP does inside.
+//! A [`crate::Run`] evaluates a block as a whole. Calibration must stop inside a block: observe the inputs of a linear
+//! layer, change its weights, and continue with the changed ones. A stream evaluates a block in pieces, for every lane, and between the
+//! pieces keeps only values no wider than the widest that enters a block; wider ones are recomputed when they are
+//! needed. So its memory is a few times that of the activations between two blocks, whatever an MLP does inside.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use candle_core::Tensor;
 
 use crate::{
-    BlockId, Graph, Inputs, Mode, Origin, Result, ValueId, Weights,
-    run::{Cached, Lane, evaluate},
+    BlockId, Cached, Graph, Inputs, Mode, Origin, Result, ValueId, Weights,
+    run::{Lane, evaluate},
 };
 
-/// Lanes of activations at some place in a graph.
+/// Lanes of activations at some point of a graph.
 pub struct Stream<'a> {
     graph: &'a Graph,
     lanes: Vec<Lane>,
     block: BlockId,
-    /// Values of the block that were computed, in some lane and hence in all.
+    /// Values of the block that are computed, in all lanes.
     reached: HashSet<ValueId>,
     /// The last block that reads each value.
     last_use: HashMap<ValueId, BlockId>,
@@ -28,20 +28,18 @@ pub struct Stream<'a> {
 impl<'a> Stream<'a> {
     /// Before the first block.
     pub fn new(graph: &'a Graph, lanes: Vec<Inputs>) -> Stream<'a> {
-        let lanes = lanes
-            .into_iter()
-            .map(|lane| Lane { values: graph.inputs().iter().copied().zip(lane.tensors).collect(), ..Lane::default() });
+        let lanes = lanes.into_iter().map(|lane| Lane { values: lane.of(graph).into_iter().collect(), ..Lane::default() });
         let last_use = graph.last_use().into_iter().map(|(id, node)| (id, graph.nodes()[node.0 as usize].block)).collect();
         Stream { graph, lanes: lanes.collect(), block: BlockId(0), reached: HashSet::new(), last_use }
     }
 
-    /// The block that is next or under way.
+    /// The current block.
     pub fn block(&self) -> BlockId {
         self.block
     }
 
-    /// What was computed and enters the block: by lane, then by the value's name. With the same inputs and
-    /// [`Stream::restore`], another process goes on from here.
+    /// The computed values that enter the block: by lane, then by name. With the same inputs, [`Stream::restore`] continues
+    /// from here in another process.
     pub fn entering(&self) -> Vec<BTreeMap<String, Tensor>> {
         let name = |id: &ValueId| self.graph.get(*id).name.clone();
         let computed = |id: &ValueId| matches!(self.graph.get(*id).origin, Origin::Node(_));
@@ -49,7 +47,7 @@ impl<'a> Stream<'a> {
         self.lanes.iter().map(of).collect()
     }
 
-    /// Takes up at `block` with what another stream had [`Stream::entering`] it.
+    /// Continues at `block` with the values that another stream had [`Stream::entering`] it.
     pub fn restore(&mut self, block: BlockId, entering: Vec<BTreeMap<String, Tensor>>) {
         self.block = block;
         self.reached.clear();
@@ -60,7 +58,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Computes `target`, a value of the current block, and shows it lane by lane.
+    /// Computes `target`, a value of the current block, and passes it to `each`, lane by lane.
     pub fn reach(
         &mut self,
         weights: &dyn Weights,
@@ -83,7 +81,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Computes what the block hands on, and goes to the next.
+    /// Computes the values that later blocks read, and moves on to the next block.
     pub fn leave(&mut self, weights: &dyn Weights) -> Result<()> {
         let cached = Cached::new(weights);
         let (graph, block) = (self.graph, self.block);
@@ -114,7 +112,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// `id` and what it is computed from within the block, short of what is known.
+    /// Adds `id` and the values of the block that it depends on, down to `known` ones.
     fn add_ancestors(&self, id: ValueId, known: &HashSet<ValueId>, all: &mut HashSet<ValueId>) {
         let Origin::Node(made_by) = self.graph.get(id).origin else { return };
         let node = &self.graph.nodes()[made_by.0 as usize];
@@ -124,8 +122,8 @@ impl<'a> Stream<'a> {
         node.inputs.iter().for_each(|input| self.add_ancestors(*input, known, all));
     }
 
-    /// What must be kept once `reached` is computed: narrow values that are read later, and what wide ones are computed
-    /// from.
+    /// The values to keep once `reached` is computed: narrow ones that are read later, and those that wide ones are
+    /// recomputed from.
     fn kept(&self, reached: &HashSet<ValueId>, target: Option<ValueId>) -> BTreeSet<ValueId> {
         let widest = self.graph.live_into(self.block).into_iter().filter_map(|id| self.graph.fact(id).width()).max().unwrap_or(0);
         let ahead = self.graph.nodes_of(self.block).filter(|node| !reached.contains(&node.output));
@@ -139,7 +137,7 @@ impl<'a> Stream<'a> {
     }
 
     fn keep(&self, id: ValueId, reached: &HashSet<ValueId>, widest: usize, keep: &mut BTreeSet<ValueId>) {
-        let wide = self.elements_a_token(id) > widest;
+        let wide = self.elements_per_position(id) > widest;
         match self.graph.get(id).origin {
             Origin::Weight(_) => {}
             Origin::Node(made_by) if reached.contains(&id) && wide => {
@@ -151,8 +149,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Numbers a position.
-    fn elements_a_token(&self, id: ValueId) -> usize {
+    /// Elements per position.
+    fn elements_per_position(&self, id: ValueId) -> usize {
         self.graph.fact(id).dims.iter().filter_map(crate::Dim::constant).product()
     }
 }

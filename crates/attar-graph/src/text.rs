@@ -10,8 +10,8 @@
 //! }
 //! ```
 //!
-//! A fused node says its kind and, behind its operands, its body: what the operands are called there, and nodes, the last
-//! of which bears the name of the fused one.
+//! A fused node has a kind and, after its operands, a body: the names of the operands there, and nodes, the last of which
+//! has the name of the fused node.
 //!
 //! ```text
 //! h = fused gated x, weight("gate": [176, 64] int4/g64), weight("up": [176, 64] int4/g64) (x, gate, up) {
@@ -21,7 +21,7 @@
 //! }
 //! ```
 //!
-//! A weight that is stored under its canonical name needs no `= …`. Nodes outside blocks come before them. Numbers print
+//! A weight that is stored under its canonical name needs no `= …`. Nodes outside blocks come before the blocks. Numbers print
 //! in their shortest exact form; strings are escaped as in Rust.
 
 use std::{collections::BTreeMap, fmt, ops::Range, str::Chars};
@@ -53,7 +53,7 @@ const EXPRESSIONS: [&str; 15] = [
     "select_columns",
 ];
 
-/// The op that has a body, and the name of every body.
+/// The name of the op that has a body, and of every body.
 pub(crate) const FUSED: &str = "fused";
 
 /// How deep expressions may nest.
@@ -152,7 +152,7 @@ type Parsed<T> = std::result::Result<T, Failure>;
 
 struct Parser<'t> {
     text: &'t str,
-    /// Behind the last token.
+    /// Where the last token ends.
     at: usize,
     /// Where the last token starts.
     token: usize,
@@ -319,7 +319,7 @@ impl<'t> Parser<'t> {
         }
     }
 
-    /// What stands behind `fused`: kind, operands and body.
+    /// What follows the word `fused`: kind, operands and body.
     fn fused(&mut self, graph: &mut Graph, name: &str) -> Parsed<()> {
         let op_at = self.token;
         if std::mem::replace(&mut self.in_body, true) {
@@ -342,7 +342,7 @@ impl<'t> Parser<'t> {
         Ok(())
     }
 
-    /// A body that knows what its inputs are.
+    /// A body with its inputs.
     fn parameters(&mut self, graph: &Graph, operands: &[ValueId]) -> Parsed<Graph> {
         let mut body = Graph::new(FUSED);
         self.expect("(")?;
@@ -396,7 +396,7 @@ impl<'t> Parser<'t> {
         Ok(expr)
     }
 
-    /// What stands between the parentheses of `word`, one of [`EXPRESSIONS`].
+    /// The arguments of `word`, one of [`EXPRESSIONS`].
     fn expr_parts(&mut self, word: &str, depth: u32) -> Parsed<Expr> {
         match word {
             "tensor" => return Ok(Expr::tensor(self.string()?)),
@@ -452,13 +452,7 @@ impl<'t> Parser<'t> {
         self.expect("[")?;
         let mut dims = Vec::new();
         while !self.take("]") {
-            dims.push(match self.peek().starts_with(|c: char| c.is_ascii_digit()) {
-                true => Dim::Constant(self.count()?),
-                false => {
-                    let word = self.word("a dimension")?;
-                    Dim::parse(word).ok_or_else(|| syntax(word, "names with `+` between them"))?
-                }
-            });
+            dims.push(self.dimension()?);
             if !self.take(",") {
                 self.expect("]")?;
                 break;
@@ -470,6 +464,31 @@ impl<'t> Parser<'t> {
             other => Problem::Operands(other.to_string()),
         })?;
         Ok(Fact { dims, encoding })
+    }
+
+    /// Up to a comma or the end of the shape.
+    fn dimension(&mut self) -> Parsed<Dim> {
+        let (start, mut open) = (self.at, 0usize);
+        loop {
+            match self.peek() {
+                "(" => open += 1,
+                ")" if open > 0 => open -= 1,
+                "*" => {}
+                word if word.starts_with(|c: char| c.is_ascii_alphanumeric() || "_+/".contains(c)) => {}
+                _ => break,
+            }
+            self.next();
+        }
+        let wanted = "a dimension, such as `64`, `seq`, `past+seq` or `(seq+15)/16*16`";
+        let text = self.text[start..self.at].trim();
+        if text.is_empty() {
+            return Err(syntax(self.next(), wanted));
+        }
+        if text.chars().all(|c| c.is_ascii_digit()) {
+            self.at = start;
+            return self.count().map(Dim::Constant);
+        }
+        Dim::parse(text).ok_or_else(|| syntax(text, wanted))
     }
 
     fn attributes(&mut self) -> Parsed<BTreeMap<String, Attribute>> {
@@ -527,7 +546,7 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// What stands between the quotes of a string.
+/// The contents of a string, between its quotes.
 fn unescaped(text: &str) -> Option<String> {
     let mut chars = text.chars();
     let mut all = String::with_capacity(text.len());
@@ -537,7 +556,7 @@ fn unescaped(text: &str) -> Option<String> {
     Some(all)
 }
 
-/// The character that an escape stands for; `chars` are behind its backslash.
+/// The character that an escape means; `chars` follow its backslash.
 fn escape(chars: &mut Chars<'_>) -> Option<char> {
     match chars.next()? {
         'n' => Some('\n'),

@@ -1,4 +1,4 @@
-//! The rules of a graph, checked from nothing: it does not trust what the builder did.
+//! The rules of a graph, checked from scratch: nothing that the builder did is trusted.
 
 use std::collections::HashSet;
 
@@ -6,8 +6,8 @@ use crate::{Error, Fact, Graph, Origin, Result, Value, error::Problem};
 use attar_tensor::Source;
 
 impl Graph {
-    /// Every value is defined before it is used, every fact is what its op infers, blocks lie together and each has a name
-    /// of its own, something is returned.
+    /// Checks that every value is defined before it is used, that every fact is the one that its op infers, that blocks are
+    /// contiguous and have distinct names, and that something is returned.
     pub fn verify(&self) -> Result<()> {
         let invalid = |problem| Err(Error::Invalid(problem));
         let mut defined: HashSet<_> =
@@ -61,7 +61,7 @@ impl Graph {
         Ok(())
     }
 
-    /// Every weight lies in `source` with the shape and encoding that the graph says.
+    /// Checks that `source` has every weight, with the shape and encoding that the graph states.
     pub fn verify_weights(&self, source: &dyn Source) -> Result<()> {
         for (_, value, expr) in self.weights() {
             let info = expr.info(source)?;

@@ -1,4 +1,4 @@
-//! What makes a checkpoint one that we cannot run.
+//! Why a checkpoint cannot be run.
 
 use std::path::PathBuf;
 
@@ -9,13 +9,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Its bytes.
+    /// Its tensors cannot be read.
     #[error(transparent)]
     Tensor(#[from] attar_tensor::Error),
-    /// Its graph.
+    /// Its weights do not fit its graph.
     #[error(transparent)]
     Weights(#[from] attar_graph::Error),
-    /// The graph in text form.
+    /// The text form of a graph cannot be parsed.
     #[error("`{}` is not a graph", path.display())]
     Graph {
         /// The file.
@@ -28,16 +28,16 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The operating system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// No `config.json`.
+    /// There is no `config.json`.
     #[error("`{}` has no config.json", path.display())]
     NoConfig {
         /// The folder.
         path: PathBuf,
     },
-    /// `config.json` is not what it should be.
+    /// `config.json` lacks a setting, or has one of the wrong type.
     #[error("`{}` cannot be used: {source}", path.display())]
     Config {
         /// The file.
@@ -45,52 +45,52 @@ pub enum Error {
         /// What is wrong where.
         source: serde_json::Error,
     },
-    /// An architecture that is not in [`crate::ARCHITECTURES`].
+    /// The architecture is not in [`crate::ARCHITECTURES`].
     #[error("the architecture `{found}` is not known")]
     UnknownArchitecture {
-        /// By the checkpoint.
+        /// What the checkpoint says.
         found: String,
-        /// The closest that is known.
+        /// The known name that is most like it.
         nearest: Option<String>,
     },
-    /// A setting of a known architecture that we do not run.
+    /// A setting has a value that is not implemented.
     #[error("`{key} = {found}` is not supported; {wanted} is")]
     Unsupported {
         /// The setting.
         key: String,
         /// Its value.
         found: String,
-        /// What would be.
+        /// The values that are.
         wanted: &'static str,
     },
-    /// Settings that contradict each other.
-    #[error("the configuration says `{first}` and `{second}`, which cannot both be")]
+    /// Two settings contradict each other.
+    #[error("the configuration contradicts itself: `{first}`, but `{second}`")]
     Contradiction {
         /// One setting.
         first: String,
         /// Another.
         second: String,
     },
-    /// A block that would silently be left out.
-    #[error("`{tensor}` is of a block that the configuration does not have: it counts {blocks}")]
+    /// The checkpoint has a block that the graph would leave out.
+    #[error("`{tensor}` belongs to a block beyond the {blocks} that the configuration has")]
     SurplusBlock {
-        /// A stored tensor of it.
+        /// A tensor of that block.
         tensor: String,
-        /// By the configuration.
+        /// Blocks, by the configuration.
         blocks: usize,
     },
-    /// GGUF metadata without a key that we need, or with a value of another type.
+    /// The GGUF metadata lacks a key, or has a value of the wrong type.
     #[error("the GGUF metadata has no usable `{key}`")]
     Metadata {
         /// The key.
         key: String,
     },
-    /// A tokenizer that cannot be read or built.
+    /// The tokenizer cannot be read or built.
     #[error("`{}` has no usable tokenizer: {reason}", path.display())]
     Tokenizer {
-        /// Where it was looked for.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong.
         reason: String,
     },
 }
@@ -101,14 +101,14 @@ impl Error {
         match self {
             Error::Tensor(error) | Error::Weights(attar_graph::Error::Tensor(error)) => error.hint(),
             Error::Weights(attar_graph::Error::Shape { .. }) | Error::SurplusBlock { .. } => {
-                Some("config.json and the tensors come from different models: fetch both again from one place".into())
+                Some("config.json and the tensors come from different models: download both again from the same place".into())
             }
             Error::UnknownArchitecture { nearest, .. } => {
                 let known: Vec<&str> = crate::ARCHITECTURES.iter().flat_map(|a| a.names.iter().copied()).collect();
                 let nearest = nearest.as_ref().map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
                 Some(format!("{nearest}known: {}", known.join(", ")))
             }
-            Error::NoConfig { .. } => Some("a Hugging Face folder has `config.json` beside its safetensors".into()),
+            Error::NoConfig { .. } => Some("a Hugging Face folder has a `config.json` next to its safetensors files".into()),
             _ => None,
         }
     }

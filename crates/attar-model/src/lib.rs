@@ -1,9 +1,22 @@
 //! From a checkpoint of a known architecture to a graph with named weights and a tokenizer.
 //!
-//! A [`Model`] joins the two planes: its graph's weight expressions are over the names of its source. The canonical
-//! names of weights are the same for every architecture and checkpoint format: `embedding`,
-//! `blocks.N.attention.{query,key,value,output}`, `blocks.N.mlp.{gate,up,down}`, `lm_head`; norms are
-//! `blocks.N.{attention,mlp}_norm` and `final_norm`, and a bias is its weight's name with `.bias` behind it.
+//! A [`Model`] joins the two planes: its graph's weight expressions are over the names of its source. An [`Architecture`] is
+//! a function from a configuration to a graph, built of shared parts, and a table of the names that checkpoints give its
+//! weights. The names in the graph are canonical, the same for every architecture and checkpoint format, as far as an
+//! architecture has such a weight:
+//!
+//! | name | weight |
+//! |---|---|
+//! | `embedding`, `position_embedding`, `token_type_embedding` | tables |
+//! | `blocks.N.attention.{query,key,value,output}` | linear layers of attention |
+//! | `blocks.N.attention.{query,key}_norm` | gains for the heads of queries and keys |
+//! | `blocks.N.mlp.{gate,up,down}` | linear layers of the MLP |
+//! | `blocks.N.{attention,mlp}_norm` | gains of a block's norms |
+//! | `blocks.N.{attention,mlp}_out_norm` | gains for what attention and MLP return |
+//! | `embedding_norm`, `final_norm` | gains before the first block and after the last |
+//! | `lm_head` | from the last norm to logits |
+//!
+//! A bias has the name of its weight with `.bias` appended. A decoder returns `logits`, an encoder `sentence_embedding`.
 
 mod arch;
 mod builder;
@@ -29,13 +42,13 @@ pub use tokenizer::Tokenizer;
 /// The text form of a graph in a folder that attar wrote.
 pub const GRAPH: &str = "graph.ir";
 
-/// A checkpoint that we know how to run.
+/// A checkpoint of a known architecture.
 pub struct Model {
     /// What it computes.
     pub graph: Graph,
     /// Where its weights are.
     pub source: Arc<dyn Source>,
-    /// What is known beside the graph.
+    /// What the checkpoint says of the model, apart from its graph.
     pub config: Config,
     /// The folder or file it was opened from.
     pub path: PathBuf,
@@ -70,7 +83,7 @@ impl Model {
         self.tokenizer.open()
     }
 
-    /// The same with another graph and other weights, which fit each other.
+    /// A copy with another graph and the source of its weights.
     pub fn with(&self, graph: Graph, source: Arc<dyn Source>) -> Model {
         Model {
             graph,
@@ -82,7 +95,7 @@ impl Model {
         }
     }
 
-    /// Numbers in all weights; tied ones count once.
+    /// The number of parameters; tied weights count once.
     pub fn parameters(&self) -> u64 {
         let mut seen = std::collections::HashSet::new();
         let distinct = self.graph.weights().filter(|(.., expr)| seen.insert((*expr).clone()));

@@ -7,9 +7,13 @@ use attar_tensor::Checkpoint;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{Error, Result, config::Pooling};
+use crate::{
+    Error, Result,
+    config::{Pooling, check},
+};
 
 const MODULES: &str = "modules.json";
+const TRANSFORMER: &str = "sentence_bert_config.json";
 
 #[derive(Deserialize)]
 struct Module {
@@ -37,11 +41,29 @@ pub(crate) fn pooling(checkpoint: &Checkpoint) -> Result<Option<Pooling>> {
     Ok(Some(pooling))
 }
 
-/// The files that [`pooling`] reads.
+/// Settings of the encoder that are sentence-transformers' own.
+#[derive(Deserialize)]
+struct Transformer {
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+/// The number of tokens that the folder truncates texts to, if it says so.
+pub(crate) fn longest(checkpoint: &Checkpoint) -> Result<Option<usize>> {
+    let Some(json) = checkpoint.json(TRANSFORMER)? else { return Ok(None) };
+    let path = checkpoint.path.join(TRANSFORMER);
+    let settings: Transformer = serde_json::from_value(json).map_err(|source| Error::Config { path, source })?;
+    // Text would be changed before the tokenizer sees it.
+    check("do_lower_case", &settings.do_lower_case, |lower| !lower, "`false`")?;
+    Ok(settings.max_seq_length)
+}
+
+/// The files that this module reads.
 pub(crate) fn files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
     let modules = modules(checkpoint)?;
     let settings = modules.iter().flatten().filter(|module| !module.path.is_empty()).map(Module::file);
-    let names = settings.chain(modules.is_some().then(|| MODULES.into()));
+    let names = settings.chain([MODULES.into(), TRANSFORMER.into()]);
     Ok(names.map(|name| checkpoint.path.join(name)).filter(|path| path.exists()).collect())
 }
 

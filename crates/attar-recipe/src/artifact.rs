@@ -1,4 +1,4 @@
-//! Artifacts: written beside their place, verified, then moved there; kept when nothing that decides them has changed.
+//! Artifacts: written to a temporary folder, verified, then moved into place; kept when nothing that decides them has changed.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -20,7 +20,7 @@ use crate::{
 /// The file in which an artifact describes itself.
 const ARTIFACT: &str = "artifact.json";
 
-/// An artifact beside the digest of all that decides it.
+/// An artifact with the digest of all that decides it.
 #[derive(Serialize, serde::Deserialize)]
 struct Described {
     key: Digest,
@@ -94,7 +94,7 @@ fn read_artifact(folder: &Path, key: &Digest) -> Option<Described> {
     (described.key == *key && whole).then_some(described)
 }
 
-/// What a runtime wants beside the weights: configuration and tokenizer.
+/// What a runtime needs apart from the weights: configuration and tokenizer.
 fn side_files(base: &Model, folder: &Path) -> Result<()> {
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);

@@ -16,7 +16,7 @@ use toml::{
 
 use crate::{Error, Result};
 
-/// A parsed text and where everything in it stands.
+/// A parsed text and the place of everything in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     pub(crate) path: PathBuf,
@@ -25,7 +25,7 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// Notes where everything of `table` stands.
+    /// Records the place of everything in `table`.
     pub(crate) fn new(path: PathBuf, text: String, table: &DeTable<'_>) -> Document {
         let mut places = BTreeMap::new();
         note_table(&mut places, "", table);
@@ -83,7 +83,7 @@ pub(crate) fn parse(path: PathBuf, text: &str) -> Result<(Document, DeTable<'_>)
 /// A table of the document on its way to becoming a typed value.
 pub(crate) struct Section<'d, 't> {
     pub(crate) document: &'d Document,
-    /// Where it stands: `step[1]`.
+    /// Its key: `step[1]`.
     pub(crate) key: String,
     /// What it is, for messages: "step 2 (`quantize`)".
     pub(crate) title: String,
@@ -172,7 +172,28 @@ impl<'d, 't> Section<'d, 't> {
     /// that were taken before.
     pub(crate) fn finish<T: DeserializeOwned + JsonSchema>(mut self, also: &[String]) -> Result<T> {
         let table = std::mem::take(&mut self.table);
-        let fields = fields::<T>();
+        self.check_keys(&table, &fields::<T>(), also)?;
+        self.decode(table)
+    }
+
+    /// All that is left, as a registry's entry reads it: its schema names the keys, `parse` does the rest.
+    pub(crate) fn finish_as<T>(
+        mut self,
+        schema: &serde_json::Value,
+        also: &[String],
+        parse: impl FnOnce(serde_json::Value) -> std::result::Result<T, attar_eval::Invalid>,
+    ) -> Result<T> {
+        let table = std::mem::take(&mut self.table);
+        let fields: Vec<String> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect();
+        self.check_keys(&table, &fields, also)?;
+        parse(self.decode(table)?).map_err(|invalid| match invalid.key.as_str() {
+            "" => self.document.at(Error::recipe(format!("{}: {}", self.title, invalid.message)), self.header()),
+            key => self.place(Error::recipe(format!("{}, `{key}`: {}", self.title, invalid.message)), key),
+        })
+    }
+
+    /// An unknown key is an error at that key, with the closest known one.
+    fn check_keys(&self, table: &DeTable<'_>, fields: &[String], also: &[String]) -> Result<()> {
         if let Some((key, _)) = table.iter().find(|(key, _)| !fields.iter().any(|f| f == key.get_ref())) {
             let word = key.get_ref();
             let all = fields.iter().chain(also).map(String::as_str);
@@ -182,7 +203,7 @@ impl<'d, 't> Section<'d, 't> {
             };
             return Err(self.document.at(Error::recipe(format!("{} has no key `{word}`", self.title)).hint(hint), key.span()));
         }
-        self.decode(table)
+        Ok(())
     }
 
     fn decode<T: DeserializeOwned>(&self, table: DeTable<'t>) -> Result<T> {

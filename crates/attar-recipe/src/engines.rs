@@ -1,21 +1,21 @@
-//! The real engines of a machine, as the caller found them.
+//! The real engines of a machine, as the caller finds them.
 
 use std::path::PathBuf;
+
+use attar_eval::{Engine, Installation, Places};
 
 /// The real engines of this machine.
 #[derive(Clone, Debug, Default)]
 pub struct Engines {
-    /// The shared library of ONNX Runtime.
-    pub onnxruntime: Option<PathBuf>,
-    /// Where it was looked for.
-    pub looked: Vec<PathBuf>,
-    /// An executable that serves engines: ourselves.
+    /// Where to look for them.
+    pub places: Places,
+    /// An executable that serves engines: the one that runs this.
     pub host: PathBuf,
 }
 
 impl Engines {
-    /// The error for an ONNX Runtime that is not here.
-    pub fn onnxruntime_missing(&self) -> attar_eval::Error {
-        attar_eval::Error::EngineMissing { looked: self.looked.clone() }
+    /// An engine as it is installed here, or the error that says where it was looked for.
+    pub fn find(&self, engine: &'static Engine) -> attar_eval::Result<Installation> {
+        self.places.find(engine)
     }
 }

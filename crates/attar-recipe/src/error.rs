@@ -149,7 +149,7 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The message is the outermost sentence; what lies behind it becomes causes.
+/// The message is the outermost sentence; its sources become the causes.
 fn input_error(error: &dyn std::error::Error, hint: Option<String>) -> Error {
     let mut converted = Error::input(error.to_string()).hint(hint);
     if let Some(source) = error.source() {

@@ -1,4 +1,4 @@
-//! Files that a step leaves beside the model: a folder a step, named after its kind and numbered from the second on,
+//! Extra files that a step leaves in the output: one folder per step, named after its kind and numbered from the second on,
 //! `compiled`, `compiled-2`. What is written is read back, and listed in the manifest.
 
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ impl Folder {
     }
 }
 
-/// The name of the folder behind `earlier` ones of its kind.
+/// The name of the folder after `earlier` ones of its kind.
 pub(crate) fn numbered(name: &str, earlier: usize) -> String {
     if earlier == 0 { name.into() } else { format!("{name}-{}", earlier + 1) }
 }

@@ -1,4 +1,4 @@
-//! What verbs and steps read beside a model: buffers to place, plans to prove. Messages name the file.
+//! Files that verbs and steps read: buffers to place, plans to prove. Messages name the file.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub fn read_proof(path: &Path) -> Result<Proof> {
     Proof::from_bytes(&read(path)?).map_err(|e| unusable(path, &e))
 }
 
-/// The file of a plan's proof, if it stands beside it: `.data` in place of `.plan`.
+/// The file of a plan's proof, if it is there: `.data` in place of `.plan`.
 pub fn data_beside(plan: &Path) -> Option<PathBuf> {
     Some(plan.with_extension("data")).filter(|data| data.exists() && data != plan)
 }

@@ -12,6 +12,7 @@ mod error;
 mod extras;
 mod files;
 mod json;
+mod kept;
 mod lock;
 mod made;
 mod manifest;
@@ -26,13 +27,15 @@ mod publish;
 mod recipe;
 mod report;
 mod run;
+mod runner;
 mod schema;
 mod session;
 mod settings;
+mod shape;
 pub mod step;
 mod sweep;
 mod table;
-mod task;
+mod walk;
 
 pub use attar_compress::allocate::Size;
 pub use engines::Engines;
@@ -43,13 +46,13 @@ pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, FrontReport,
-    FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport, TensorReport,
-    TransformReport, VariantReport, fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
+    FrontReport, FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport,
+    TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
+pub use runner::RunnerKind;
 pub use schema::{schema, task_schema, verb_schema};
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};
-pub use task::{EvalTask, RunnerKind};

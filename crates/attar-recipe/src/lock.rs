@@ -1,4 +1,4 @@
-//! `NAME.lock` beside `NAME.toml`: the recipe with every default filled in, and the digest of every input.
+//! `NAME.lock` next to `NAME.toml`: the recipe with every default filled in, and the digest of every input.
 
 use std::path::{Path, PathBuf};
 
@@ -109,5 +109,64 @@ impl Lock {
         }
         let gone = there.inputs.iter().find(|i| self.inputs.iter().all(|mine| mine.path != i.path));
         gone.map(|i| format!("`{}` is no longer read", i.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock() -> Lock {
+        let input = |name: &str| Input { path: name.into(), bytes: 1, digest: Digest::of(name.as_bytes()) };
+        Lock { lock: 1, tool: "attar 1".into(), recipe: Digest::of(b"recipe"), inputs: vec![input("model"), input("text")] }
+    }
+
+    /// What `--locked` says of `changed`, where [`lock`] was written.
+    fn refused(changed: &Lock) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.lock");
+        lock().apply(LockMode::Update, &path).unwrap();
+        let error = changed.apply(LockMode::Require, &path).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.message
+    }
+
+    #[test]
+    fn a_lock_that_was_written_agrees_with_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.lock");
+        lock().apply(LockMode::Update, &path).unwrap();
+        let written = std::fs::metadata(&path).unwrap().modified().unwrap();
+        lock().apply(LockMode::Require, &path).unwrap();
+        lock().apply(LockMode::Update, &path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), written, "an equal lock is not written again");
+    }
+
+    #[test]
+    fn every_way_to_disagree_is_named() {
+        let tool = Lock { tool: "attar 2".into(), ..lock() };
+        assert!(refused(&tool).ends_with("it was written by attar 1, and this is attar 2"));
+        let recipe = Lock { recipe: Digest::of(b"other"), ..lock() };
+        assert!(refused(&recipe).ends_with("the recipe has changed"));
+        let mut changed = lock();
+        changed.inputs[1].digest = Digest::of(b"other");
+        assert!(refused(&changed).ends_with("`text` has changed"));
+        let mut new = lock();
+        new.inputs.push(Input { path: "new".into(), ..new.inputs[0].clone() });
+        assert!(refused(&new).ends_with("it does not know `new`"));
+        let mut gone = lock();
+        gone.inputs.pop();
+        assert!(refused(&gone).ends_with("`text` is no longer read"));
+    }
+
+    #[test]
+    fn a_missing_and_a_broken_lock_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.lock");
+        let error = lock().apply(LockMode::Require, &path).unwrap_err();
+        assert!(error.message.starts_with("`--locked` needs `"), "{}", error.message);
+        std::fs::write(&path, "lock = \"yes\"").unwrap();
+        let error = lock().apply(LockMode::Require, &path).unwrap_err();
+        assert!(error.message.ends_with("is not a lock"), "{}", error.message);
     }
 }

@@ -1,6 +1,6 @@
 //! A variant whose steps are done, and what a report says of it.
 
-use attar_eval::{DEVICE, Evaluation, Outcome, PREDICTED};
+use attar_eval::{DEFAULT_TASK, DEVICE, Evaluation, Outcome, PREDICTED};
 use attar_export::Artifact;
 use attar_model::Model;
 use attar_tensor::Digest;
@@ -8,7 +8,7 @@ use attar_tensor::Digest;
 use crate::{
     json::json,
     model::Working,
-    report::{ActivationReport, ArtifactReport, TensorReport, VariantReport},
+    report::{ArtifactReport, TensorReport, VariantReport},
 };
 
 /// A variant whose steps are done and whose artifacts are written.
@@ -32,9 +32,10 @@ pub(crate) struct Written {
 impl Made {
     /// What compilers predict of it; of several devices, of the first.
     pub(crate) fn prediction(&self) -> Option<Evaluation> {
-        let prediction = self.working.compilations.first()?.prediction();
+        let prediction = self.working.findings.prediction()?;
         Some(Evaluation {
             eval: DEVICE.into(),
+            task: DEFAULT_TASK.into(),
             variant: (!self.name.is_empty()).then(|| self.name.clone()),
             runner: PREDICTED.into(),
             mode: None,
@@ -49,15 +50,8 @@ impl Made {
             name: self.name.clone(),
             bits_per_weight,
             quantized_bits_per_weight,
-            transforms: working.transforms.clone(),
             tensors: self.tensors(),
-            allocations: working.allocations.clone(),
-            activations: worst_first(&working.activations),
-            fusions: working.fusions.clone(),
-            compilations: working.compilations.clone(),
-            tilings: working.tilings.clone(),
-            simulations: working.simulations.clone(),
-            placements: working.placements.clone(),
+            findings: working.findings.clone().arranged(),
             artifacts: self.artifacts.iter().map(Written::report).collect(),
         }
     }
@@ -91,11 +85,4 @@ impl Written {
             verified_weights: self.verified,
         }
     }
-}
-
-fn worst_first(activations: &[ActivationReport]) -> Vec<ActivationReport> {
-    let mut all = activations.to_vec();
-    let snr = |activation: &ActivationReport| activation.snr_db.unwrap_or(f64::INFINITY);
-    all.sort_by(|a, b| snr(a).total_cmp(&snr(b)));
-    all
 }

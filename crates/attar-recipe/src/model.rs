@@ -1,17 +1,13 @@
-//! A model on its way through the steps of a variant.
+//! The model between two steps of a variant.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use attar_compile::Tiled;
 use attar_compress::Calibration;
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
 
-use crate::{
-    ActivationReport, AllocationReport, CompilationReport, FusionReport, PlacementReport, SimulationReport, TransformReport,
-    extras::Folder,
-};
+use crate::{extras::Folder, kept::Kept, report::Findings, shape};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -26,12 +22,6 @@ pub struct Working {
     pub(crate) damage: BTreeMap<String, Damage>,
     /// The same without quantization: what the quantized one is held against.
     pub(crate) float: Float,
-    /// What transformations did, in order.
-    pub(crate) transforms: Vec<TransformReport>,
-    /// What passes did to the graph, in order.
-    pub(crate) fusions: Vec<FusionReport>,
-    /// Values that are in integers, in running order.
-    pub(crate) activations: Vec<ActivationReport>,
     /// The most tokens it was made for, where the checkpoint says so.
     pub(crate) context: Option<usize>,
     /// Whether the recipe has a text to see activations on.
@@ -40,27 +30,21 @@ pub struct Working {
     pub(crate) tokens: u64,
     /// Tokens of one of its windows.
     pub(crate) window: usize,
-    /// What it was compiled to, in order.
-    pub(crate) compilations: Vec<CompilationReport>,
     /// While planning: whether one of these is proven.
     pub(crate) proves: bool,
-    /// How its products were cut, in order.
-    pub(crate) tilings: Vec<Tiled>,
-    /// Plans that were proven again, in order.
-    pub(crate) simulations: Vec<SimulationReport>,
-    /// Buffers that were placed, in order.
-    pub(crate) placements: Vec<PlacementReport>,
-    /// What steps leave beside it, in order.
+    /// What the steps found.
+    pub(crate) findings: Findings,
+    /// What planning computed, for the run.
+    pub(crate) kept: Kept,
+    /// Extra files of the steps, in the order of the steps.
     pub(crate) folders: Vec<Folder>,
-    /// How budgets were spent, in the order of the steps.
-    pub(crate) allocations: Vec<AllocationReport>,
-    /// Low-rank terms beside the weights, if a step left such.
+    /// Low-rank adapters, if a step left such.
     pub(crate) adapters: Option<Adapters>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
     pub(crate) possible: Vec<Graph>,
 }
 
-/// Which weights have low-rank terms beside them.
+/// Which weights have low-rank adapters.
 #[derive(Clone, Debug)]
 pub(crate) struct Adapters {
     pub(crate) rank: usize,
@@ -97,26 +81,20 @@ impl Working {
             source: model.source.clone(),
             damage: BTreeMap::new(),
             float: Float { graph: model.graph.clone(), source: model.source.clone() },
-            transforms: Vec::new(),
-            fusions: Vec::new(),
-            activations: Vec::new(),
             context: model.config.context,
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
             window: calibration.map_or(0, |c| c.length),
-            compilations: Vec::new(),
             proves: false,
-            tilings: Vec::new(),
-            simulations: Vec::new(),
-            placements: Vec::new(),
+            findings: Findings::default(),
+            kept: Kept::default(),
             folders: Vec::new(),
-            allocations: Vec::new(),
             adapters: None,
             possible: Vec::new(),
         }
     }
 
-    /// True bits a weight: over all, and over the quantized ones.
+    /// True bits per weight: over all, and over the quantized ones.
     pub(crate) fn bits(&self) -> (f64, f64) {
         let (mut all, mut quantized) = ((0u64, 0u64), (0u64, 0u64));
         let mut seen = std::collections::HashSet::new();
@@ -137,21 +115,16 @@ impl Working {
 
     /// Bytes of the widest value inside a block, and of what waits between two blocks, for one token in f32.
     pub(crate) fn token_bytes(&self) -> [u64; 2] {
-        let width = |id| self.graph.fact(id).width().unwrap_or(0) as u64;
-        let inside = |block| self.graph.nodes_of(block).map(|node| width(node.output)).max().unwrap_or(0);
-        let between = self.graph.find("final_norm").map_or(0, width);
-        // The last block makes logits, of few positions at a time.
-        let blocks = self.graph.block_count().saturating_sub(1);
-        [4 * self.graph.blocks().take(blocks).map(inside).max().unwrap_or(0), 4 * between]
+        [4 * shape::widest_inside(&self.graph), 4 * shape::residual_width(&self.graph)]
     }
 
     /// Whether the float model has the same values as this one, by number.
-    pub(crate) fn is_beside_float(&self) -> bool {
+    pub(crate) fn matches_float(&self) -> bool {
         let names = |graph: &Graph| graph.values().map(|(_, value)| value.name.clone()).collect::<Vec<_>>();
         names(&self.graph) == names(&self.float.graph)
     }
 
-    /// The same function over other weights: `changed` ones, some of which lie in `top`.
+    /// The same function over other weights: `changed` ones, some of which are in `top`.
     pub(crate) fn transform(&mut self, graph: Graph, changed: impl IntoIterator<Item = (String, Expr)>, top: Arc<dyn Source>) {
         let changed: BTreeMap<String, Expr> = changed.into_iter().collect();
         let mut float = graph.clone();

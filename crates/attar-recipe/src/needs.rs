@@ -1,6 +1,8 @@
 //! What a run needs and may not find: texts and engines.
 
-use crate::{Engines, Error, Recipe, Result, RunnerKind};
+use attar_eval::Engine;
+
+use crate::{Engines, Error, Eval, Recipe, Result};
 
 /// What a run cannot end well without is known before hours of work, not after.
 pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
@@ -17,15 +19,17 @@ pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
                 return Err(recipe.document.place(error, &format!("{}.data", eval.key)));
             }
         }
-        let wants_engine = eval.required && eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
-        let judged = recipe.gates.iter().any(|gate| gate.eval == eval.name && gate.runner == "onnxruntime");
         // A gate will say so in the report instead.
-        if wants_engine && engines.onnxruntime.is_none() && !judged {
-            let error = Error::from(engines.onnxruntime_missing());
-            return Err(recipe.document.place(error, &format!("{}.runners", eval.key)));
+        for engine in eval.engines().filter(|engine| eval.required && !judged(recipe, eval, engine)) {
+            engines.find(engine).map_err(|error| recipe.document.place(error.into(), &format!("{}.runners", eval.key)))?;
         }
     }
     Ok(())
+}
+
+/// Whether a gate is about what an engine measured.
+fn judged(recipe: &Recipe, eval: &Eval, engine: &Engine) -> bool {
+    recipe.gates.iter().any(|gate| gate.eval == eval.name && gate.runner == engine.name)
 }
 
 /// What a run needs and this machine does not have.
@@ -37,15 +41,14 @@ pub(crate) fn missing(recipe: &Recipe, engines: &Engines) -> Vec<String> {
                 missing.push(format!("eval `{}`: `{}` does not exist", eval.name, file.display()));
             }
         }
-        let wants_engine = eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
-        if wants_engine && engines.onnxruntime.is_none() {
-            let judged = recipe.gates.iter().any(|gate| gate.eval == eval.name && gate.runner == "onnxruntime");
-            let consequence = match (judged, eval.required) {
+        for engine in eval.engines() {
+            let Err(error) = engines.find(engine) else { continue };
+            let consequence = match (judged(recipe, eval, engine), eval.required) {
                 (true, _) => "a gate on it would fail as not run",
                 (false, true) => "the run would not start",
                 (false, false) => "it would be reported as not run",
             };
-            missing.push(format!("eval `{}`: ONNX Runtime is not on this machine; {consequence}", eval.name));
+            missing.push(format!("eval `{}`: {error}; {consequence}", eval.name));
         }
     }
     missing.dedup();

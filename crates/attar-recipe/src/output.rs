@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 const STATE: &str = ".attar";
 
-/// What a finished run leaves beside its artifacts.
+/// What a finished run writes next to its artifacts.
 pub(crate) const PROMISED: [&str; 3] = ["manifest.json", "report.json", "report.md"];
 
 /// A claimed output folder.

@@ -4,12 +4,14 @@ use attar_model::Model;
 use serde::Serialize;
 
 use crate::{
-    ActivationReport, Engines, Error, FusionReport, Recipe, Result, adapters,
+    Engines, Error, ErrorKind, Recipe, Result, RunnerKind, adapters,
+    kept::Kept,
     model::Working,
     needs::missing,
     output,
-    step::kind::{PlannedTensor, check_order},
-    task::RunnerKind,
+    report::Findings,
+    shape,
+    step::kind::{PlannedTensor, check_graph},
 };
 
 /// What a run would do.
@@ -42,17 +44,17 @@ pub struct PlannedVariant {
     pub name: String,
     /// Every weight that changes, in order.
     pub tensors: Vec<PlannedTensor>,
-    /// Every activation that becomes integers, in running order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub activations: Vec<ActivationReport>,
-    /// What passes would do to the graph, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub fusions: Vec<FusionReport>,
+    /// What planning computed and the run uses again.
+    #[serde(skip)]
+    pub(crate) kept: Kept,
+    /// What the steps can say before they run.
+    #[serde(flatten)]
+    pub findings: Findings,
     /// What would be written.
     pub exports: Vec<PlannedExport>,
-    /// True bits a weight, over all weights.
+    /// True bits per weight, over all weights.
     pub bits_per_weight: f64,
-    /// True bits a weight, over the quantized ones.
+    /// True bits per weight, over the quantized ones.
     pub quantized_bits_per_weight: f64,
 }
 
@@ -82,10 +84,10 @@ impl Plan {
     }
 }
 
-/// What an attar takes that has opened a model and done nothing.
+/// Bytes that the process takes with a model opened and nothing done.
 const BASE_MEMORY: u64 = 40 << 20;
 
-/// What an export takes beside its largest tensor's codes.
+/// Bytes that an export takes on top of its largest tensor's codes.
 const EXPORT_MEMORY: u64 = 24 << 20;
 
 /// Plans a run of `recipe`.
@@ -98,8 +100,9 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     for variant in &recipe.variants {
         let mut working = Working::new(&variant.name, &model, recipe.calibration());
         let mut tensors = Vec::new();
-        for (key, step) in &variant.steps {
-            check_order(step.kind(), &working.graph).map_err(|e| recipe.failed_step(key, step.kind(), e))?;
+        for (at, (key, step)) in variant.steps.iter().enumerate() {
+            working.kept.at(at);
+            check_graph(step.kind(), &working.graph).map_err(|e| recipe.failed_step(key, step.kind(), e))?;
             let planned = step.plan(&mut working).map_err(|e| recipe.failed_step(key, step.kind(), e))?;
             if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory).filter(|tensor| tensor.memory > memory) {
                 (memory, most) = (tensor.memory, format!("the step `{}` on `{}`", step.kind().name, tensor.name));
@@ -119,21 +122,21 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
             let folder = recipe.folder(&variant.name, &export.folder);
             exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
         }
-        if let Some(beside) = &working.adapters {
+        if let Some(adapted) = &working.adapters {
             if let Some(export) = recipe.exports.iter().find(|export| export.folder == adapters::FOLDER) {
                 let message = format!("the adapters of a `recover` step are written to `{}`, too", adapters::FOLDER);
                 let error = Error::recipe(message).hint("give the export another `folder`".to_owned());
                 return Err(recipe.document.place(error, &format!("{}.folder", export.key)));
             }
-            let (bytes, folder) = (adapters::bytes(beside, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
+            let (bytes, folder) = (adapters::bytes(adapted, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
             exports.push(PlannedExport { target: adapters::TARGET.into(), folder, bytes });
         }
         let (bits_per_weight, quantized_bits_per_weight) = working.bits();
         variants.push(PlannedVariant {
             name: variant.name.clone(),
             tensors,
-            activations: working.activations,
-            fusions: working.fusions,
+            kept: working.kept,
+            findings: working.findings,
             exports,
             bits_per_weight,
             quantized_bits_per_weight,
@@ -141,7 +144,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     }
     memory += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
     for eval in &recipe.evals {
-        let wanted = eval_memory(&model, eval.task.longest());
+        let wanted = eval_memory(&model, eval.task.longest().or(model.config.context).unwrap_or(0));
         if wanted > memory {
             (memory, most) = (wanted, format!("the eval `{}`", eval.name));
         }
@@ -160,10 +163,8 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
 }
 
 fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> String {
-    match runner {
-        RunnerKind::Reference => format!("{}: {} with reference", eval.name, eval.task.task().name),
-        engine => format!("{}: {} with {engine}, {mode} mode", eval.name, eval.task.task().name),
-    }
+    let mode = runner.engine().map(|_| format!(", {mode} mode")).unwrap_or_default();
+    format!("{}: {} with {runner}{mode}", eval.name, eval.task.task().name)
 }
 
 /// A setting that this model cannot have is known before hours of work, not after.
@@ -173,26 +174,113 @@ fn check_evals(recipe: &Recipe, model: &Model) -> Result<()> {
             let key = format!("{}.{}", eval.key, e.key().unwrap_or_default());
             recipe.document.place(e.into(), &key)
         })?;
+        let output = eval.task.task().output.of(&attar_eval::outputs(&model.graph));
+        output
+            .map_err(|e| recipe.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &format!("{}.task", eval.key)))?;
     }
     Ok(())
 }
 
 /// What waits between two blocks and inside one: at most four values as wide as the residual stream, for every token.
 fn activation_memory(model: &Model, tokens: usize) -> u64 {
-    let width = model.graph.find("final_norm").and_then(|id| model.graph.fact(id).width()).unwrap_or(0);
-    4 * 4 * tokens as u64 * width as u64
+    4 * 4 * tokens as u64 * shape::residual_width(&model.graph)
 }
 
 /// Two heads in f32, a block in f32, two windows of logits and what computes them, and the activations of a lane.
 fn eval_memory(model: &Model, window: usize) -> u64 {
-    let dims = |name: &str| model.graph.find(name).and_then(|id| model.graph.fact(id).constant_dims()).unwrap_or_default();
-    let bytes = |name: &str| 4 * dims(name).iter().product::<usize>() as u64;
-    let block: u64 =
-        model.graph.weights().filter(|(_, v, _)| v.name.starts_with("blocks.0.")).map(|(_, v, _)| bytes(&v.name)).sum();
-    let vocabulary = dims("lm_head").first().copied().unwrap_or(0) as u64;
-    let widest = dims("blocks.0.mlp.gate").iter().copied().max().unwrap_or(0) as u64;
-    2 * bytes("lm_head") + block + 3 * 4 * window as u64 * vocabulary + 4 * 4 * EVAL_LANE * widest
+    let graph = &model.graph;
+    let weights = 2 * shape::head_numbers(graph) + shape::largest_block(graph);
+    4 * (weights + 3 * window as u64 * shape::output_width(graph) + 4 * EVAL_LANE * shape::widest_linear(graph))
 }
 
 /// Tokens that the reference runs at a time, and some more.
 const EVAL_LANE: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A recipe over a model of the test data; `rest` follows its head.
+    fn recipe(model: &str, rest: &str) -> Recipe {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata");
+        let text = format!(
+            "recipe = 1\nmodel = \"{}\"\noutput = \"/nonexistent/out\"\n{}",
+            data.join("models").join(model).display(),
+            rest.replace("DATA", &data.display().to_string())
+        );
+        Recipe::parse(Path::new("r.toml"), &text).unwrap()
+    }
+
+    const TEXT: &str = "[data.calibration]\npath = \"DATA/evals/shakespeare-train.txt\"\nsamples = 4\nlength = 64\n";
+
+    fn planned(model: &str, rest: &str) -> Result<Plan> {
+        plan(&recipe(model, rest), &Engines::default())
+    }
+
+    /// Message and causes of a refusal.
+    fn refused(model: &str, rest: &str) -> String {
+        let error = planned(model, rest).unwrap_err();
+        format!("{}: {}", error.message, error.causes.join(": "))
+    }
+
+    #[test]
+    fn a_quantized_model_is_planned_tensor_by_tensor() {
+        let plan = planned("shakespeare-1m", "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 64\n").unwrap();
+        let [variant] = &plan.variants[..] else { panic!("one variant") };
+        assert_eq!(variant.tensors.len(), 4 * 7, "seven matrices in each of four blocks");
+        let query = &variant.tensors[0];
+        assert_eq!((query.name.as_str(), &query.dims[..]), ("blocks.0.attention.query", &[128, 128][..]));
+        assert_eq!((query.from.as_str(), query.to.as_str()), ("bf16", "int4/g64"));
+        assert_eq!(variant.quantized_bits_per_weight, 4.25);
+    }
+
+    #[test]
+    fn memory_is_estimated_from_the_graph_for_decoders_and_encoders() {
+        let step = "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
+        for model in ["shakespeare-1m", "tiny-gpt2", "tiny-bert"] {
+            let small = planned(model, step).unwrap().peak_memory;
+            let step = step.replace("int8\"", "int8\"\nalgorithm = \"gptq\"");
+            let calibrated = planned(model, &format!("{TEXT}{step}")).unwrap().peak_memory;
+            assert!(BASE_MEMORY < small && small < calibrated, "{model}: {small} and {calibrated} bytes");
+        }
+    }
+
+    #[test]
+    fn steps_that_need_predicted_tokens_refuse_an_encoder_by_name() {
+        for (kind, more) in [("recover", ""), ("compile", "device = \"generic-npu\"\n")] {
+            let said = refused("tiny-bert", &format!("{TEXT}[[step]]\nkind = \"{kind}\"\n{more}"));
+            assert!(said.contains(&format!("`{kind}` needs a model that predicts tokens")), "{said}");
+        }
+        let budget = "[[step]]\nkind = \"quantize\"\nbits = 6.0\nsensitivity = \"kl\"\n";
+        let said = refused("tiny-bert", &format!("{TEXT}{budget}"));
+        assert!(said.contains("an encoder predicts none"), "{said}");
+    }
+
+    #[test]
+    fn steps_in_an_order_that_cannot_work_are_refused() {
+        let fused = "[[step]]\nkind = \"fuse\"\n[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\n";
+        assert!(refused("shakespeare-1m", fused).contains("the graph is fused"));
+        assert!(
+            refused("shakespeare-1m", "[[step]]\nkind = \"simulate\"\n").contains("no `compile` step before it makes a proof")
+        );
+        let uncalibrated = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\nalgorithm = \"gptq\"\n";
+        assert!(refused("shakespeare-1m", uncalibrated).contains("the recipe has no text for that"));
+    }
+
+    #[test]
+    fn what_planning_placed_is_kept_for_the_run() {
+        let plan = planned("shakespeare-1m", "[[step]]\nkind = \"memory-plan\"\nfile = \"DATA/memory/pieces.csv\"\n").unwrap();
+        assert_eq!(format!("{:?}", plan.variants[0].kept), "Kept([0])");
+    }
+
+    #[test]
+    fn a_plan_over_the_limit_of_memory_names_what_takes_it() {
+        let plan = planned("shakespeare-1m", "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\n").unwrap();
+        plan.check_memory(Some(plan.peak_memory)).unwrap();
+        let error = plan.check_memory(Some(plan.peak_memory - 1)).unwrap_err();
+        assert!(error.message.starts_with("the step `quantize` on `"), "{}", error.message);
+        assert_eq!(error.exit_code(), 3);
+    }
+}

@@ -1,4 +1,4 @@
-//! Lines over a logarithmic axis, as an SVG file (W3C SVG 1.1) that stands alone.
+//! Lines over a logarithmic axis, as a self-contained SVG file (W3C SVG 1.1).
 
 use std::fmt::Write;
 
@@ -89,7 +89,7 @@ fn draw(svg: &mut String, axes: &Axes, line: &Line, color: &str) {
     }
 }
 
-/// What lies where.
+/// The axes: from values to coordinates.
 struct Axes {
     left: f64,
     right: f64,

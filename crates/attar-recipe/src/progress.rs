@@ -1,6 +1,6 @@
-//! How far a run is, told upwards.
+//! Progress of a run, reported to the caller.
 
-/// Hears how far a run is. Called from the run's own thread and from workers.
+/// Is told how far a run is. Called from the run's own thread and from workers.
 pub trait Observer: Sync {
     /// Something of `total` units begins; what was before is over.
     fn stage(&self, name: &str, total: u64);
@@ -14,7 +14,7 @@ pub trait Observer: Sync {
     }
 }
 
-/// Hears nothing.
+/// Ignores everything.
 pub struct Silent;
 
 impl Observer for Silent {

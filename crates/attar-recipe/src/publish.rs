@@ -31,7 +31,7 @@ pub(crate) fn artifacts(
     Ok(written)
 }
 
-/// Writes the folders that the steps of a variant left beside the model.
+/// Writes the folders that the steps of a variant left.
 pub(crate) fn extras(recipe: &Recipe, variant: &Variant, working: &Working, output: &Output) -> Result<Vec<WrittenFolder>> {
     let publish = |extra: &crate::extras::Folder| extra.publish(&variant.name, recipe.folder(&variant.name, &extra.name), output);
     working.folders.iter().map(publish).collect()

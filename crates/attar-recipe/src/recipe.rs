@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_eval::{DEVICE, Gate, Mode};
+use attar_eval::{DEFAULT_TASK, DEVICE, Engine, Gate, Mode, Settings, TASKS};
 use attar_export::{Options, TARGETS, Target};
 use attar_model::Model;
 use schemars::JsonSchema;
@@ -16,8 +16,8 @@ use crate::{
     document::{self, Document, Section, fields},
     extras::numbered,
     output::{Output, PROMISED},
+    runner::RunnerKind,
     step::{STEPS, Step, StepError, StepKind},
-    task::{DEFAULT_TASK, EvalTask, RunnerKind, TASKS},
 };
 
 /// The settings at the top of a recipe.
@@ -132,8 +132,17 @@ pub struct Eval {
     /// Whether a runner that is not there is a failure.
     pub required: bool,
     /// What is measured, and on what.
-    pub task: Box<dyn EvalTask>,
+    pub task: Box<dyn Settings>,
     pub(crate) key: String,
+}
+
+impl Eval {
+    /// The engines among its runners, each once.
+    pub(crate) fn engines(&self) -> impl Iterator<Item = &'static Engine> {
+        let mut engines: Vec<&'static Engine> = self.runners.iter().filter_map(|(runner, _)| runner.engine()).collect();
+        engines.dedup_by_key(|engine| engine.name);
+        engines.into_iter()
+    }
 }
 
 /// The part of `[[eval]]` that every task has.
@@ -141,8 +150,8 @@ pub struct Eval {
 pub(crate) struct EvalHead {
     /// Prefix of the metrics' names: `NAME/perplexity`.
     pub(crate) name: String,
-    /// What runs the model: `reference` is attar's own implementation on the weights as they will be written,
-    /// `onnxruntime` is ONNX Runtime on the written artifact.
+    /// Who runs the model: `reference` is our own graph on the weights as they will be written, the others are real
+    /// engines on the written artifact.
     #[serde(default = "reference_only")]
     pub(crate) runners: Vec<RunnerKind>,
     /// For real engines: `exact` keeps activations in f32, `default` uses the engine's default settings.
@@ -161,7 +170,7 @@ fn exact_only() -> Vec<Mode> {
     vec![Mode::Exact]
 }
 
-/// The keys of `[[variant]]` other than its steps.
+/// The part of `[[variant]]` that is not its steps.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct VariantHead {
     /// Name of the variant, and of its folder.
@@ -289,11 +298,25 @@ impl Recipe {
             self.check_gate(i, gate)?;
         }
         for eval in &self.evals {
-            let wants_artifact = eval.runners.iter().any(|(runner, _)| *runner == RunnerKind::OnnxRuntime);
-            if wants_artifact && !self.exports.iter().any(|e| e.target.name() == "onnx") {
-                let error = Error::recipe(format!("eval `{}` runs onnxruntime, and nothing is exported to it", eval.name))
-                    .hint("add `[[export]]` with `target = \"onnx\"`".to_owned());
+            self.check_runners(eval)?;
+        }
+        Ok(())
+    }
+
+    /// An engine opens what is exported to one of its targets, and computes in the modes that it has.
+    fn check_runners(&self, eval: &Eval) -> Result<()> {
+        for (runner, mode) in &eval.runners {
+            let Some(engine) = runner.engine() else { continue };
+            let opens = |target: &str| engine.opens.iter().any(|opens| opens.target == target);
+            if !self.exports.iter().any(|export| opens(export.target.name())) {
+                let targets: Vec<String> = engine.opens.iter().map(|opens| format!("`target = \"{}\"`", opens.target)).collect();
+                let error = Error::recipe(format!("eval `{}` runs {runner}, and nothing is exported to it", eval.name))
+                    .hint(format!("add `[[export]]` with {}", targets.join(" or ")));
                 return Err(self.document.place(error, &eval.key));
+            }
+            if !engine.modes.contains(mode) {
+                let error = Error::recipe(format!("eval `{}`: {runner} has no mode `{mode}`", eval.name));
+                return Err(self.document.place(error, &format!("{}.modes", eval.key)));
             }
         }
         Ok(())
@@ -318,7 +341,7 @@ impl Recipe {
         self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| step.kind().predicts)
     }
 
-    /// What steps read beside the model, each with its place in the recipe.
+    /// Files that steps read, each with its place in the recipe.
     pub(crate) fn step_files(&self) -> impl Iterator<Item = (String, PathBuf)> {
         let steps = self.variants.iter().flat_map(|variant| &variant.steps);
         steps.flat_map(|(key, step)| step.files().into_iter().map(move |(setting, file)| (format!("{key}.{setting}"), file)))
@@ -331,7 +354,7 @@ impl Recipe {
         match self.step_files().find(|(_, file)| whole(file).starts_with(&output)) {
             None => Ok(()),
             Some((key, file)) => {
-                let error = Error::recipe(format!("`{}` lies in the output folder of this very recipe", file.display()))
+                let error = Error::recipe(format!("`{}` is in the output folder of this recipe", file.display()))
                     .hint("copy it elsewhere, or give the recipe another `output`".to_owned());
                 Err(self.document.place(error, &key))
             }
@@ -354,7 +377,7 @@ impl Recipe {
                     "letters, digits, `-`, `_` and inner dots make a name; `.` is for a single variant, and the report's names are taken",
                 ),
                 Some(other) => (
-                    format!("two exports would lie in the folders `{}` and `{folder}`", other.folder),
+                    format!("two exports would share a folder: `{}` and `{folder}`", other.folder),
                     "give each export a `folder` of its own",
                 ),
                 None => continue,
@@ -367,8 +390,8 @@ impl Recipe {
 
     fn check_gate(&self, index: usize, gate: &Gate) -> Result<()> {
         let key = |name: &str| format!("gate[{index}].{name}");
-        let mut evals: Vec<&str> = self.evals.iter().map(|e| e.name.as_str()).collect();
-        evals.extend(self.predicts().then_some(DEVICE));
+        let mut evals: Vec<_> = self.evals.iter().map(|e| (e.name.as_str(), Some(e.task.task()))).collect();
+        evals.extend(self.predicts().then_some((DEVICE, None)));
         if let Err(e) = gate.check(&evals) {
             let hint = e.hint();
             let error = Error::recipe(format!("gate {}: {e}", index + 1)).hint(hint);
@@ -383,11 +406,11 @@ impl Recipe {
             return Err(self.document.place(error, &key("variant")));
         }
         let Some(eval) = self.evals.iter().find(|e| e.name == gate.eval) else {
-            // The device's: what is foretold has no runner.
+            // Predictions for a device have no runner.
             return Ok(());
         };
         let runs = eval.runners.iter().any(|(runner, mode)| {
-            runner.to_string() == gate.runner && (*runner == RunnerKind::Reference || gate.mode.is_none_or(|m| m == *mode))
+            runner.name() == gate.runner && (*runner == RunnerKind::Reference || gate.mode.is_none_or(|m| m == *mode))
         });
         if !runs {
             let hint = format!("add it to `runners` or `modes` of the eval `{}`", eval.name);
@@ -399,13 +422,13 @@ impl Recipe {
     }
 }
 
-/// Names of folders, too; not those of the files that a run leaves beside them.
+/// Names of folders, too; not those of the files that a run writes next to them.
 fn is_name(text: &str) -> bool {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     !text.is_empty() && text.chars().all(fine) && !text.starts_with('.') && !text.ends_with('.') && !PROMISED.contains(&text)
 }
 
-/// Whether `folder` is `other` or lies in it. The output folder itself holds files beside any folder.
+/// Whether `folder` is `other` or is inside it. The output folder itself may hold other folders.
 fn within(folder: &str, other: &str) -> bool {
     folder.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -444,13 +467,13 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
     let head: EvalHead = section.take_part()?;
     let mut also = fields::<EvalHead>();
     also.push("task".into());
-    let task = (kind.build)(section, &also)?;
+    let task = section.finish_as(&(kind.schema)(), &also, kind.parse)?;
     let runners = head
         .runners
         .iter()
         .flat_map(|runner| match runner {
             RunnerKind::Reference => vec![(RunnerKind::Reference, Mode::Exact)],
-            engine => head.modes.iter().map(|mode| (*engine, *mode)).collect(),
+            RunnerKind::Engine(_) => head.modes.iter().map(|mode| (*runner, *mode)).collect(),
         })
         .collect();
     Ok(Eval { name: head.name, runners, required: head.required, task, key })

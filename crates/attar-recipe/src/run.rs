@@ -10,7 +10,7 @@ use attar_model::Model;
 use attar_tensor::Digest;
 
 use crate::{
-    Engines, Error, Observer, Plan, Recipe, Report, Result, Variant,
+    Engines, Error, Observer, Plan, PlannedVariant, Recipe, Report, Result, Variant,
     extras::WrittenFolder,
     json::{TOOL, json},
     lock::{self, Lock, LockMode},
@@ -32,7 +32,7 @@ pub struct Request<'a> {
     pub lock: LockMode,
     /// What the machine has.
     pub engines: &'a Engines,
-    /// Who hears of progress.
+    /// Receives progress.
     pub observer: &'a dyn Observer,
     /// Bytes of memory that the run may take.
     pub max_memory: Option<u64>,
@@ -47,7 +47,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let workspace = Workspace::open(recipe.store(&output), recipe.windows(&base)?)?;
     let session = workspace.session(&base, request.observer);
     let mut used = BTreeSet::new();
-    let (made, folders) = make_variants(recipe, &output, &session, &mut used)?;
+    let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
     let evals = measure_variants(recipe, request, &made, &output, &session, &mut used)?;
     let gates = judge(recipe, &evals);
     let report = Report {
@@ -111,13 +111,14 @@ fn claim_output(recipe: &Recipe) -> Result<Output> {
 /// Every variant, made and written, and the extra folders of their steps.
 fn make_variants(
     recipe: &Recipe,
+    planned: &Plan,
     output: &Output,
     session: &Session<'_>,
     used: &mut BTreeSet<Digest>,
 ) -> Result<(Vec<Made>, Vec<WrittenFolder>)> {
     let (mut made, mut folders) = (Vec::new(), Vec::new());
-    for variant in &recipe.variants {
-        let working = run_steps(recipe, variant, session, used)?;
+    for (variant, planned) in recipe.variants.iter().zip(&planned.variants) {
+        let working = run_steps(recipe, variant, planned, session, used)?;
         folders.extend(publish::extras(recipe, variant, &working, output)?);
         let artifacts = publish::artifacts(recipe, variant, &working, output, session)?;
         let model = session.base.with(working.graph.clone(), working.source.clone());
@@ -127,9 +128,17 @@ fn make_variants(
 }
 
 /// The model after all steps of a variant.
-fn run_steps(recipe: &Recipe, variant: &Variant, session: &Session<'_>, used: &mut BTreeSet<Digest>) -> Result<Working> {
+fn run_steps(
+    recipe: &Recipe,
+    variant: &Variant,
+    planned: &PlannedVariant,
+    session: &Session<'_>,
+    used: &mut BTreeSet<Digest>,
+) -> Result<Working> {
     let mut working = Working::new(variant.title(), session.base, recipe.calibration());
-    for (key, step) in &variant.steps {
+    working.kept = planned.kept.clone();
+    for (at, (key, step)) in variant.steps.iter().enumerate() {
+        working.kept.at(at);
         used.extend(step.run(&mut working, session).map_err(|e| recipe.failed_step(key, step.kind(), e))?);
     }
     Ok(working)

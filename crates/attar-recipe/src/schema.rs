@@ -1,6 +1,6 @@
 //! JSON Schema of recipes, put together from the registries.
 
-use attar_eval::Gate;
+use attar_eval::{DEFAULT_TASK, Gate, TASKS, Task};
 use attar_export::{Options, TARGETS};
 use serde_json::{Value, json};
 
@@ -8,7 +8,6 @@ use crate::{
     recipe::{EvalHead, ExportHead, Head, VariantHead},
     settings::of,
     step::STEPS,
-    task::{DEFAULT_TASK, TASKS, TaskKind},
 };
 
 /// The schema of a whole recipe.
@@ -38,7 +37,7 @@ pub fn schema() -> Value {
     root
 }
 
-fn eval(task: &TaskKind) -> Value {
+fn eval(task: &Task) -> Value {
     let mut eval = tagged("task", task.name, &[of::<EvalHead>(), (task.schema)()]);
     if task.name == DEFAULT_TASK {
         eval["properties"]["task"]["default"] = json!(DEFAULT_TASK);

@@ -58,6 +58,11 @@ impl Session<'_> {
         Ok(blob)
     }
 
+    /// Lets go of a blob that this run made and no longer needs.
+    pub(crate) fn discard(&self, blob: &Digest) -> Result<()> {
+        crate::output::remove(&self.store.path(blob))
+    }
+
     pub(crate) fn check_interrupt(&self) -> Result<()> {
         if self.observer.interrupted() { Err(Error::interrupted()) } else { Ok(()) }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attar_eval::{Evaluation, Outcome};
+use attar_eval::{Evaluation, Outcome, perplexity::DIVERGENCE};
 use attar_tensor::Digest;
 use serde::Serialize;
 
@@ -28,9 +28,9 @@ use crate::{
 pub struct Points {
     /// How many, evenly apart.
     pub count: usize,
-    /// True bits a selected weight of the first; the smallest choices if not given.
+    /// True bits per selected weight of the first; the smallest choices if not given.
     pub from: Option<f64>,
-    /// True bits a selected weight of the last; the largest choices if not given.
+    /// True bits per selected weight of the last; the largest choices if not given.
     pub to: Option<f64>,
     /// Whether to quantize and measure each, too.
     pub measure: bool,
@@ -45,7 +45,7 @@ pub struct Sweep {
     pub tool: &'static str,
     /// The recipe's path.
     pub recipe: String,
-    /// One a variant that has a budget.
+    /// One per variant that has a budget.
     pub fronts: Vec<Front>,
 }
 
@@ -179,7 +179,7 @@ impl Swept<'_> {
         Ok(allocated.expect("it has a budget").0)
     }
 
-    /// True bits a selected weight, evenly apart.
+    /// True bits per selected weight, evenly spaced.
     fn budgets(&self, working: &Working, points: Points) -> Result<Vec<f64>> {
         let all = self.variant.steps[self.at].1.with_bits(64.0).expect("`budgeted` found it");
         let [least, most] = self.allocation(&*all, working)?.range;
@@ -190,7 +190,7 @@ impl Swept<'_> {
 }
 
 impl Sweep {
-    /// One row a point.
+    /// One row per point.
     pub fn table(&self) -> Table {
         let points = self.fronts.iter().flat_map(|front| front.points.iter().map(move |point| (front, point)));
         let row = |(front, point): (&Front, &Point)| {
@@ -227,7 +227,7 @@ impl Sweep {
         let divergence = self.fronts.iter().flat_map(|front| &front.points).all(|point| point.allocation.divergence);
         Plot {
             title: self.recipe.clone(),
-            x: "bits per selected weight".into(),
+            x: "true bits per selected weight".into(),
             y: if divergence { "KL divergence, nats per token".into() } else { "predicted loss".into() },
             lines,
         }
@@ -242,7 +242,7 @@ fn named(what: &str, variant: &str) -> String {
 fn divergences(point: &Point) -> impl Iterator<Item = (&str, f64, f64)> {
     point.evals.iter().filter_map(|eval| match &eval.outcome {
         Outcome::Measured(measured) => {
-            let kl = &measured.against_base.as_ref()?.kl_mean;
+            let kl = measured.estimate(DIVERGENCE)?;
             Some((eval.eval.as_str(), kl.value, kl.standard_error.unwrap_or(0.0)))
         }
         Outcome::Skipped { .. } | Outcome::Predicted(_) => None,

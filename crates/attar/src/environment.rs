@@ -2,29 +2,42 @@
 
 use std::path::PathBuf;
 
+use attar_eval::{ENGINES, Places};
 use attar_recipe::Engines;
+use clap::{Arg, ArgMatches, Command};
 
 /// What the machine offers and allows.
 pub(crate) struct Environment {
-    /// `ATTAR_ONNXRUNTIME` (a shared library, or a folder to look in), `ATTAR_ENGINES` (a Python environment with real
-    /// engines), `VIRTUAL_ENV`: the first that has ONNX Runtime counts.
-    pub(crate) engine_roots: Vec<PathBuf>,
+    /// Where engines may be: of each its flag and its variable, then `ATTAR_ENGINES` and `VIRTUAL_ENV`.
+    places: Places,
     /// Bytes of memory that a run may take, by `--max-memory`.
     pub(crate) max_memory: Option<u64>,
 }
 
 impl Environment {
-    pub(crate) fn read(max_memory: Option<u64>) -> Environment {
-        let roots = ["ATTAR_ONNXRUNTIME", "ATTAR_ENGINES", "VIRTUAL_ENV"];
-        Environment { engine_roots: roots.iter().filter_map(std::env::var_os).map(PathBuf::from).collect(), max_memory }
+    /// `arguments` are those of the verb, which may have a flag for each engine.
+    pub(crate) fn read(arguments: &ArgMatches, max_memory: Option<u64>) -> Environment {
+        let flag = |name: &str| arguments.try_get_one::<PathBuf>(name).ok().flatten().cloned();
+        Environment { places: Places::read(ENGINES, flag, |name| std::env::var_os(name)), max_memory }
     }
 
     /// The real engines of this machine.
     pub(crate) fn engines(&self) -> Engines {
-        Engines {
-            onnxruntime: attar_eval::onnxruntime::find(&self.engine_roots),
-            looked: self.engine_roots.clone(),
-            host: std::env::current_exe().unwrap_or_else(|_| "attar".into()),
-        }
+        Engines { places: self.places.clone(), host: std::env::current_exe().unwrap_or_else(|_| "attar".into()) }
     }
+}
+
+/// Adds a flag for each engine that says where it is.
+pub(crate) fn engine_flags(command: Command) -> Command {
+    command.args(ENGINES.iter().map(|engine| {
+        Arg::new(engine.name)
+            .long(engine.name)
+            .value_name("PATH")
+            .help(format!(
+                "Where {} is: a virtual environment, its Python, or the library [env: {}]",
+                engine.title,
+                engine.variable()
+            ))
+            .value_parser(clap::value_parser!(PathBuf))
+    }))
 }

@@ -16,7 +16,7 @@ use std::{
 
 use clap::{Arg, ArgAction, Command};
 
-use crate::{environment::Environment, printer::Printer, verbs::VERBS};
+use crate::{environment::Environment, printer::Printer, verbs::verbs};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -44,8 +44,8 @@ fn main() -> ExitCode {
         let _ = rayon::ThreadPoolBuilder::new().num_threads(*threads).build_global();
     }
     let (name, arguments) = matches.subcommand().expect("clap demands one");
-    let verb = VERBS.iter().find(|verb| verb.name() == name).expect("clap knows only these");
-    let environment = Environment::read(matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
+    let verb = verbs().find(|verb| verb.name() == name).expect("clap knows only these");
+    let environment = Environment::read(arguments, matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
     match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
@@ -80,7 +80,7 @@ fn command() -> Command {
             .value_name("SIZE")
             .value_parser(|text: &str| text.parse::<attar_recipe::Size>()),
         )
-        .subcommands(VERBS.iter().map(|verb| verbs::command(*verb)))
+        .subcommands(verbs().map(verbs::command))
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {

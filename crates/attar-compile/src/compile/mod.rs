@@ -196,15 +196,15 @@ impl Compile {
         Ok(Subject { target: target(&device, &program)?, device, fused, source })
     }
 
-    /// Whether a model of these facts can be compiled: everything but numbers.
-    pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<()> {
+    /// Whether a model of these facts can be compiled: everything but numbers. Returns the sizes in which the prompt could run.
+    pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<Chunked> {
         let subject = self.subject(graph, source)?;
         let chunks = self.chunks(&subject, self.goal, &|_| true)?;
         let mut image = Image::default();
         for (name, rows, past) in self.runs(chunks.best().chunk) {
             self.phase(&subject, name, [rows, past], &Ranges::default(), &mut image)?;
         }
-        Ok(())
+        Ok(chunks)
     }
 
     /// The sizes in which the prompt could run, and the best.
@@ -270,17 +270,25 @@ impl Compile {
         Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, target, options).against(&other))
     }
 
-    /// Plans for a model, and the proof of its first blocks and its head on `windows` of text.
+    /// Plans for a model, and the proof of its first blocks and its head on `windows` of text. `chunks` is what
+    /// [`Compile::check`] returned for a model of the same facts, where that is known.
     ///
     /// # Errors
     /// What the device cannot run or hold; text on which values are not finite; that `watch` said to stop; a plan that does
     /// not compute what it should, which is a bug of ours.
-    pub fn run(&self, graph: &Graph, source: &Arc<dyn Source>, windows: &[Vec<u32>], watch: Watch<'_>) -> Result<Compiled> {
+    pub fn run(
+        &self,
+        graph: &Graph,
+        source: &Arc<dyn Source>,
+        windows: &[Vec<u32>],
+        chunks: Option<Chunked>,
+        watch: Watch<'_>,
+    ) -> Result<Compiled> {
         let subject = self.subject(graph, &**source)?;
         let seen = Seen::new(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
         let (mut phases, mut image) = (Vec::new(), Image::default());
         let mut prover = Prover::new(self, &subject.target, &seen, &windows[0]);
-        let chunks = self.chunks(&subject, self.goal, watch)?;
+        let chunks = chunks.map_or_else(|| self.chunks(&subject, self.goal, watch), Ok)?;
         let front = self.front(&subject, &chunks, watch)?;
         let runs = self.runs(chunks.best().chunk);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {

@@ -549,7 +549,7 @@ impl<'a> Converter<'a> {
         let id = self.program.tensor(name, [rows, head], Element::INT16, Role::Constant);
         self.tables.insert(key, id);
         let one = f64::from(1u32 << ROTARY_BITS) * f64::from(rope.magnitude());
-        let frequencies = rope.frequencies(head as usize);
+        let frequencies = rope.frequencies_of(head as usize, rows as usize);
         self.numbers(id, |_| {
             let row = |position: u64| {
                 let angle = |f: &f32| (position as f32 * f) as f64;

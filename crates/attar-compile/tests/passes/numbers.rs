@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use attar_graph::{Dim, Expr, Fact, Graph, Inputs, Mode, Run, SourceWeights, State};
+use attar_graph::{Expr, Fact, Graph, Inputs, Mode, Run, SourceWeights, State};
 use attar_tensor::{Digest, Dtype, Encoding, QuantizedTensor, Result, Source, TensorInfo};
 use candle_core::{Device, Tensor};
 
@@ -120,17 +120,13 @@ impl Source for Stored {
 /// The tensor that stands for an input: tokens and positions count from 0, a past in front; there is one
 /// segment.
 fn input(name: &str, fact: &Fact, seq: usize, past: usize) -> Tensor {
-    let symbol = |name: &String| match name.as_str() {
-        "batch" => 2,
-        "seq" => seq,
-        "past" => past,
+    let symbol = |name: &str| match name {
+        "batch" => Some(2),
+        "seq" => Some(seq),
+        "past" => Some(past),
         other => panic!("no size for `{other}`"),
     };
-    let size = |dim: &Dim| match dim {
-        Dim::Constant(n) => *n,
-        Dim::Symbol(names) => names.iter().map(symbol).sum(),
-    };
-    let dims: Vec<usize> = fact.dims.iter().map(size).collect();
+    let dims: Vec<usize> = fact.dims.iter().map(|dim| dim.bind(&symbol).unwrap()).collect();
     let (mut random, count) = (Random::of(&format!("{name} {past}")), dims.iter().product::<usize>());
     match fact.encoding {
         Encoding::Plain(Dtype::I64) => {
@@ -150,8 +146,8 @@ pub(crate) fn outputs(graph: &Graph, original: &Graph) -> Vec<Vec<f32>> {
     let mut state = Some(State::default());
     let mut all = Vec::new();
     for (seq, past) in [(5, 0), (3, 5)] {
-        let tensors = graph.inputs().iter().map(|id| input(&graph.get(*id).name, graph.fact(*id), seq, past)).collect();
-        let lane = Inputs { tensors, state: state.take() };
+        let tensors = graph.inputs().iter().map(|id| input(&graph.get(*id).name, graph.fact(*id), seq, past));
+        let lane = Inputs { state: state.take(), ..Inputs::in_order(graph, tensors) };
         let (outputs, after) = Run::new(graph, &weights, Mode::Inference, vec![lane]).finish(0).unwrap();
         state = after;
         all.extend(outputs.iter().map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap()));

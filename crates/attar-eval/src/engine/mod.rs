@@ -1,46 +1,41 @@
-//! The child's side of [`crate::OnnxRuntime`]: holds the engine and answers over pipes.
+//! Real engines, each in a process of its own.
+//!
+//! [`Engine`] is the contract, [`ENGINES`] the registry; [`Places::find`] finds one on this machine, and an
+//! [`Installation`] opens an artifact as a [`crate::Runner`].
+//!
+//! Why a process: an engine is somebody else's code, loaded at run time from wherever the user has it. One that is broken
+//! or too old can hang or abort, an operator can loop, and a model can take more memory than there is. None of that may
+//! take the other results of a run with it, so the parent keeps a pipe, a time limit and the child's last words. The two
+//! sides speak one small protocol ([`protocol`]), so that a worker can be this executable with a C library loaded, or a
+//! script in the engine's own Python environment.
 
-mod onnx;
-pub(crate) mod protocol;
+mod artifact;
+mod child;
+mod find;
+mod kind;
+mod onnxruntime;
+mod openvino;
+pub mod protocol;
+mod serve;
 
-use std::{
-    io::{self, BufReader, BufWriter, Read, Write},
-    path::Path,
-};
+use attar_tensor::nearest;
 
-use onnx::Session;
-use protocol::{Reply, Request};
+use crate::{Error, Result};
 
-/// Answers requests until `input` ends. The process that hosts the engine calls this with its standard input and output
-/// and does nothing else.
-pub fn serve(input: impl Read, output: impl Write) -> io::Result<()> {
-    let (mut input, mut output) = (BufReader::new(input), BufWriter::new(output));
-    let mut session = None;
-    while let Some((request, tokens)) = protocol::read::<Request, u32>(&mut input)? {
-        let reply = answer(&mut session, request, &tokens);
-        let (header, payload) = match &reply {
-            Ok((header, logits)) => (header.clone(), *logits),
-            Err(error) => (Reply::Failed { message: error.to_string() }, &[][..]),
-        };
-        protocol::write(&mut output, &header, bytemuck::cast_slice(payload))?;
-    }
-    Ok(())
-}
+pub use artifact::Artifact;
+pub use child::VERB;
+pub use find::{Installation, Looked, Places};
+pub use kind::{Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
+pub use serve::serve;
 
-fn answer<'s>(session: &'s mut Option<Session>, request: Request, tokens: &[u32]) -> Result<(Reply, &'s [f32]), onnx::Error> {
-    match (request, session) {
-        (Request::Open { library, model, exact, threads }, session) => {
-            *session = Some(Session::open(Path::new(&library), Path::new(&model), exact, threads)?);
-            Ok((Reply::Opened, &[]))
-        }
-        (_, None) => Err(onnx::Error::NotOpen),
-        (Request::Feed { afresh }, Some(session)) => {
-            session.feed(tokens, afresh)?;
-            Ok((Reply::Fed, &[]))
-        }
-        (Request::Rows { start, end }, Some(session)) => {
-            let (logits, vocabulary) = session.rows(start..end)?;
-            Ok((Reply::Rows { vocabulary }, logits))
-        }
-    }
+/// Every engine, in the order of the documentation. The first that opens a target is the default for it.
+pub static ENGINES: &[&Engine] = &[&onnxruntime::ENGINE, &openvino::ENGINE];
+
+/// The engine of that name.
+pub fn engine(name: &str) -> Result<&'static Engine> {
+    ENGINES.iter().copied().find(|engine| engine.name == name).ok_or_else(|| Error::UnknownEngine {
+        found: name.into(),
+        nearest: nearest(name, ENGINES.iter().map(|engine| engine.name)).map(Into::into),
+        known: ENGINES.iter().map(|engine| engine.name).collect(),
+    })
 }

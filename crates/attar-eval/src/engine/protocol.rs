@@ -1,13 +1,22 @@
-//! What parent and child say to each other: frames of a JSON header and a payload of 4-byte numbers.
+//! What the parent and an engine's worker say to each other, whatever language the worker is written in.
 //!
-//! Both are processes of one machine, so numbers travel as they lie in memory.
+//! The parent writes requests to the worker's standard input; the worker answers each, in order, on its standard output
+//! and ends when the input does. Both ways a message is a frame:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 4 | length of the header in bytes, u32 |
+//! | 8 | numbers in the payload, u64 |
+//! | | the header: JSON, a [`Request`] or a [`Reply`] |
+//! | | the payload: tokens as u32 in requests, values as f32 in replies |
+//!
+//! Both are processes of one machine, so numbers have the machine's byte order.
 
-use std::{
-    io::{self, Read, Write},
-    path::PathBuf,
-};
+use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::kind::Load;
 
 /// Bytes that no header of ours reaches: more is something else that writes to the pipe.
 const LONGEST_HEADER: u32 = 1 << 16;
@@ -18,46 +27,42 @@ const LONGEST_PAYLOAD: u64 = 1 << 32;
 /// From the parent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Request {
+pub enum Request {
     /// Load the engine and a model.
-    Open {
-        /// The engine's shared library.
-        library: PathBuf,
-        /// `model.onnx`.
-        model: PathBuf,
-        /// Whether activations stay f32.
-        exact: bool,
-        /// Threads an op.
-        threads: Option<usize>,
-    },
-    /// Run the tokens in the payload: behind those fed before, or afresh.
+    Open(Load),
+    /// Run the tokens of the payload.
     Feed {
-        /// Forget those before.
+        /// As a new sequence; otherwise they continue the one that ran before.
         afresh: bool,
     },
-    /// Give logits of the tokens that were fed last.
+    /// Send rows of an output, for the tokens that were fed last.
     Rows {
-        /// The first of them.
+        /// The output's name.
+        output: String,
+        /// The first row.
         start: usize,
-        /// Behind the last.
+        /// The row after the last.
         end: usize,
     },
 }
 
-/// From the child: an answer to each request, in order.
+/// From the worker: an answer to each request, in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Reply {
-    /// It is loaded.
-    Opened,
-    /// They have run.
-    Fed,
-    /// Logits, in the payload.
-    Rows {
-        /// Logits a row.
-        vocabulary: usize,
+pub enum Reply {
+    /// The model is loaded.
+    Opened {
+        /// Names of its outputs, without those that carry keys and values.
+        outputs: Vec<String>,
     },
-    /// It did not work.
+    /// The tokens have run.
+    Fed,
+    /// The rows are the payload.
+    Rows {
+        /// Values per row.
+        width: usize,
+    },
+    /// The request failed; the worker goes on.
     Failed {
         /// In the engine's words.
         message: String,
@@ -121,10 +126,10 @@ mod tests {
     #[test]
     fn frames_come_back_as_they_were_sent() {
         let mut pipe = Vec::new();
-        write(&mut pipe, &Reply::Rows { vocabulary: 2 }, bytemuck::cast_slice(&[1.5f32, -2.0])).unwrap();
+        write(&mut pipe, &Reply::Rows { width: 2 }, bytemuck::cast_slice(&[1.5f32, -2.0])).unwrap();
         write(&mut pipe, &Reply::Fed, &[]).unwrap();
         let mut pipe = pipe.as_slice();
-        assert_eq!(read(&mut pipe).unwrap(), Some((Reply::Rows { vocabulary: 2 }, vec![1.5f32, -2.0])));
+        assert_eq!(read(&mut pipe).unwrap(), Some((Reply::Rows { width: 2 }, vec![1.5f32, -2.0])));
         assert_eq!(read(&mut pipe).unwrap(), Some((Reply::Fed, Vec::<f32>::new())));
         assert_eq!(read::<Reply, f32>(&mut pipe).unwrap(), None);
     }

@@ -67,7 +67,7 @@ impl<'a> DataFile<'a> {
     fn weight(&mut self, stored: &Stored) -> Result<()> {
         match stored.form {
             Form::Plain(_) => self.plain(stored),
-            Form::Columns(scheme) => self.columns(stored, scheme),
+            Form::Columns(scheme, _) => self.columns(stored, scheme),
             Form::Rows(scheme) => self.by_rows(stored, scheme, stored_bits(&scheme), 0),
             Form::Blobs(scheme) => self.by_rows(stored, scheme, stored_bits(&scheme), blob_group(&scheme)),
             Form::Table(scheme) => {
@@ -182,7 +182,10 @@ impl<'a> DataFile<'a> {
             self.put(part, (group * rows + tile.start) * part.element.bits() as usize / 8, &bytes)?;
         }
         let Some(part) = stored.part(Role::Zeros) else { return Ok(()) };
-        let zeros: Vec<u8> = (0..groups).flat_map(|group| tensor.zeros.iter().skip(group).step_by(groups).copied()).collect();
+        let zeros: Vec<u8> = match tensor.scheme.is_symmetric() {
+            true => vec![stored.form.shift().wrapping_add(tensor.scheme.grid.middle()); groups * tile.len()],
+            false => (0..groups).flat_map(|group| tensor.zeros.iter().skip(group).step_by(groups).copied()).collect(),
+        };
         self.put_columns(part, rows, 0, &tile, &zeros)
     }
 
@@ -233,7 +236,7 @@ fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
 
 fn shift(codes: &mut [u8], form: Form) {
     let (by, mask) = match form {
-        Form::Columns(s) | Form::Rows(s) | Form::Blobs(s) | Form::Table(s) if stored_bits(&s) == 4 => (form.shift(), 15),
+        Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s) | Form::Table(s) if stored_bits(&s) == 4 => (form.shift(), 15),
         _ => (form.shift(), 255),
     };
     for code in codes {

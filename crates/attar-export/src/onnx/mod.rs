@@ -13,6 +13,7 @@
 
 mod data;
 mod emit;
+mod integer;
 mod proto;
 mod storage;
 mod verify;

@@ -69,6 +69,7 @@ impl Element {
 pub(super) enum Value {
     Int(i64),
     Ints(Vec<i64>),
+    Float(f32),
     Text(&'static str),
     /// A tensor of one byte.
     Byte(u8),
@@ -99,6 +100,10 @@ fn attribute(name: &str, value: Value) -> AttributeProto {
         Value::Ints(all) => {
             proto.ints = all;
             AttributeType::INTS
+        }
+        Value::Float(f) => {
+            proto.f = f;
+            AttributeType::FLOAT
         }
         Value::Text(text) => {
             proto.s = text.into();
@@ -155,17 +160,20 @@ pub(super) fn port(name: &str, element: Element, dims: &[String]) -> ValueInfoPr
 /// A whole model, as bytes. The domain [`MICROSOFT`] is imported if a node uses it.
 pub(super) fn model(graph: GraphProto) -> protobuf::Result<Vec<u8>> {
     let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version, ..Default::default() };
-    let mut imports = vec![import("", OPSET)];
-    if graph.node.iter().any(|n| n.domain == MICROSOFT) {
-        imports.push(import(MICROSOFT, 1));
-    }
+    let contributed = graph.node.iter().any(|n| n.domain == MICROSOFT);
     let model = ModelProto {
         ir_version: IR_VERSION,
         producer_name: "attar".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
-        opset_import: imports,
+        opset_import: vec![import("", OPSET)],
         graph: Some(graph).into(),
         ..Default::default()
     };
-    model.write_to_bytes()
+    let mut bytes = model.write_to_bytes()?;
+    if contributed {
+        // Messages that follow each other are one. OpenVINO takes a second import for another format unless it comes
+        // after the graph.
+        bytes.extend(ModelProto { opset_import: vec![import(MICROSOFT, 1)], ..Default::default() }.write_to_bytes()?);
+    }
+    Ok(bytes)
 }

@@ -6,12 +6,12 @@
 //! `DequantizeLinear` too. Codes of any other table are looked up in it and multiplied by their scales; ONNX Runtime does
 //! that once, when it loads. Scales that are codes become numbers by a `DequantizeLinear` of their own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 use attar_tensor::{Dtype, Encoding, Granularity, Levels, Minifloat, ScaleFormat, Scheme};
 
-use super::proto::Element;
+use super::{integer, proto::Element};
 use crate::{Error, Layout, Result, TensorEntry};
 
 /// Offsets of tensors of a page or more, and of smaller ones.
@@ -39,13 +39,22 @@ pub(super) enum Form {
     /// Values, as in the graph.
     Plain(Dtype),
     /// Codes `[in, out]`, scales and zeros `[groups, out]`: what a `MatMul` wants.
-    Columns(Scheme),
+    Columns(Scheme, Sign),
     /// Codes, scales and zeros by rows, codes of less than 8 bits two a byte: what a `Gather` wants.
     Rows(Scheme),
     /// Codes by rows, every group whole, zeros packed by rows: what `MatMulNBits` and `GatherBlockQuantized` want.
     Blobs(Scheme),
     /// Codes by rows, every group whole, that say where in a table a value is.
     Table(Scheme),
+}
+
+/// How integer codes of [`Form::Columns`] are stored. Those of an asymmetric scheme are always unsigned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sign {
+    /// In two's complement, without a zero point.
+    Signed,
+    /// With a stored zero point, for products in integers: see [`super::integer`].
+    Unsigned,
 }
 
 /// What a tensor of the file is to its weight.
@@ -96,7 +105,7 @@ pub(super) fn table_bits(scheme: &Scheme, columns: usize) -> u32 {
 }
 
 /// Whether codes mean their distance from a zero.
-fn is_even(scheme: &Scheme) -> bool {
+pub(super) fn is_even(scheme: &Scheme) -> bool {
     match scheme.grid.levels() {
         Levels::Even => true,
         Levels::Table(values) => values.iter().zip(0i16..).all(|(v, c)| *v == f32::from(c - i16::from(scheme.grid.middle()))),
@@ -105,7 +114,7 @@ fn is_even(scheme: &Scheme) -> bool {
 }
 
 /// The element type whose bits the codes are, if there is one.
-fn float(scheme: &Scheme) -> Option<Element> {
+pub(super) fn float(scheme: &Scheme) -> Option<Element> {
     let Levels::Table(values) = scheme.grid.levels() else { return None };
     let same = |float: Minifloat| values.iter().zip(0u8..=255).all(|(v, c)| v.to_bits() == float.value(c).to_bits());
     let known = [(Minifloat::E4M3, Element::F8_E4M3), (Minifloat::E5M2, Element::F8_E5M2)];
@@ -127,6 +136,8 @@ fn scale_element(format: ScaleFormat) -> Element {
 pub(super) struct Weights {
     pub(super) stored: Vec<Stored>,
     pub(super) of: HashMap<ValueId, usize>,
+    /// Roundings of activations that are a `QuantizeLinear` and a `DequantizeLinear`.
+    pub(super) pairs: HashSet<ValueId>,
     /// Length of the data file.
     pub(super) bytes: u64,
 }
@@ -136,20 +147,22 @@ pub(super) struct Weights {
 struct Readers<'g> {
     values: Vec<ValueId>,
     table: Option<&'g Node>,
-    matrix: Option<&'g Node>,
+    matrices: Vec<&'g Node>,
     other: Option<&'g Node>,
 }
 
 impl Weights {
     /// Chooses a form for every weight, and its place.
     pub(super) fn new(graph: &Graph, layout: Layout) -> Result<Weights> {
-        let mut weights = Weights { stored: Vec::new(), of: HashMap::new(), bytes: 0 };
-        for readers in readers(graph) {
-            let stored = choose(graph, layout, &readers)?;
-            for id in &readers.values {
-                weights.of.insert(*id, weights.stored.len());
-            }
-            weights.place(stored);
+        let readers = readers(graph);
+        let forms = readers.iter().map(|readers| form(graph, layout, readers)).collect::<Result<Vec<Form>>>()?;
+        let of = readers.iter().enumerate().flat_map(|(at, readers)| readers.values.iter().map(move |id| (*id, at))).collect();
+        let mut weights = Weights { stored: Vec::new(), of, pairs: HashSet::new(), bytes: 0 };
+        weights.pairs = integer::pairs(graph, &|id| weights.of.get(&id).map(|at| forms[*at]));
+        for (readers, form) in readers.iter().zip(forms) {
+            let unsigned = integer::needs_unsigned(graph, form, &readers.matrices, &weights.pairs);
+            let form = if unsigned { form.unsigned() } else { form };
+            weights.place(stored(graph, readers, form));
         }
         Ok(weights)
     }
@@ -183,46 +196,46 @@ fn readers(graph: &Graph) -> Vec<Readers<'_>> {
             if !readers.values.contains(id) {
                 readers.values.push(*id);
             }
-            let role = match (&node.op, position) {
-                (Op::Embedding, 1) => &mut readers.table,
-                (Op::Linear, 1) => &mut readers.matrix,
-                _ => &mut readers.other,
-            };
-            role.get_or_insert(node);
+            match (&node.op, position) {
+                (Op::Embedding, 1) => drop(readers.table.get_or_insert(node)),
+                (Op::Linear, 1) => readers.matrices.push(node),
+                _ => drop(readers.other.get_or_insert(node)),
+            }
         }
     }
     all
 }
 
-fn choose(graph: &Graph, layout: Layout, readers: &Readers<'_>) -> Result<Stored> {
+/// How a weight is arranged, as far as its layout and its readers' ops tell.
+fn form(graph: &Graph, layout: Layout, readers: &Readers<'_>) -> Result<Form> {
+    match graph.fact(readers.values[0]).encoding {
+        Encoding::Quantized(scheme) => quantized_form(graph, layout, readers, scheme),
+        Encoding::Plain(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::I8)) => Ok(Form::Plain(dtype)),
+        Encoding::Plain(_) | Encoding::Blocks(_) => Ok(Form::Plain(Dtype::F32)),
+    }
+}
+
+fn stored(graph: &Graph, readers: &Readers<'_>, form: Form) -> Stored {
     let mut names = readers.values.iter().map(|id| graph.get(*id).name.clone());
     let (name, also) = (names.next().expect("a weight has a name"), names.collect());
     let value = graph.get(readers.values[0]);
     let Origin::Weight(expr) = &value.origin else { unreachable!("only weights have readers") };
-    let dims = value.fact.constant_dims().expect("weights have constant dimensions: checked by the graph");
-    let encoding = value.fact.encoding;
-    let form = match encoding {
-        Encoding::Quantized(scheme) => quantized_form(graph, layout, readers, &name, &dims, scheme)?,
-        Encoding::Plain(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::I8)) => Form::Plain(dtype),
-        Encoding::Plain(_) | Encoding::Blocks(_) => Form::Plain(Dtype::F32),
-    };
-    let parts = parts(form, &name, &dims, readers.matrix.is_some());
-    let both = readers.table.is_some() && readers.matrix.is_some();
+    let dims = constant_dims(graph, readers);
+    let parts = parts(form, &name, &dims, !readers.matrices.is_empty());
+    let both = readers.table.is_some() && !readers.matrices.is_empty();
     let views = if both { views(form, &parts) } else { Vec::new() };
-    Ok(Stored { name, also, dims, encoding, expr: expr.clone(), form, parts, views })
+    Stored { name, also, dims, encoding: value.fact.encoding, expr: expr.clone(), form, parts, views }
 }
 
-fn quantized_form(
-    graph: &Graph,
-    layout: Layout,
-    readers: &Readers<'_>,
-    name: &str,
-    dims: &[usize],
-    scheme: Scheme,
-) -> Result<Form> {
+fn constant_dims(graph: &Graph, readers: &Readers<'_>) -> Vec<usize> {
+    graph.fact(readers.values[0]).constant_dims().expect("weights have constant dimensions: checked by the graph")
+}
+
+fn quantized_form(graph: &Graph, layout: Layout, readers: &Readers<'_>, scheme: Scheme) -> Result<Form> {
+    let (name, dims) = (&graph.get(readers.values[0]).name, constant_dims(graph, readers));
     let refuse = |node: &Node, found: String, wanted, hint| Error::Weight {
         node: graph.get(node.output).name.clone(),
-        tensor: name.into(),
+        tensor: name.clone(),
         found,
         layout: format!("layout `{layout}`"),
         wanted,
@@ -232,24 +245,26 @@ fn quantized_form(
         let hint = "keep it in a plain number format: only linear layers and embeddings can read codes";
         return Err(refuse(node, scheme.to_string(), "codes for linear layers and embeddings", hint));
     }
-    let [rows, columns] = dims else { unreachable!("linear layers and embeddings take matrices: checked by the graph") };
-    scheme.fit(*columns)?;
-    let node = readers.matrix.or(readers.table).expect("a weight has a reader");
+    let [rows, columns] = dims[..] else { unreachable!("linear layers and embeddings take matrices: checked by the graph") };
+    scheme.fit(columns)?;
+    let node = readers.matrices.first().copied().or(readers.table).expect("a weight has a reader");
     match (layout, scheme.granularity) {
         (Layout::MatMulNBits, Granularity::Group(16 | 32 | 64 | 128 | 256)) if is_even(&scheme) => Ok(Form::Blobs(scheme)),
         (Layout::MatMulNBits, _) => {
             let hint = "use `layout = \"dequantize-linear\"`, or quantize to integers with `group = 32`, 64 or 128";
             Err(refuse(node, scheme.to_string(), "integers in groups of 16, 32, 64, 128 or 256", hint))
         }
-        (Layout::DequantizeLinear, _) if float(&scheme).is_some() && readers.table.is_none() => Ok(Form::Columns(scheme)),
+        (Layout::DequantizeLinear, _) if float(&scheme).is_some() && readers.table.is_none() => {
+            Ok(Form::Columns(scheme, Sign::of(&scheme)))
+        }
         (Layout::DequantizeLinear, _) if !is_even(&scheme) => Ok(Form::Table(scheme)),
-        (Layout::DequantizeLinear, _) if readers.matrix.is_none() => Ok(Form::Rows(scheme)),
+        (Layout::DequantizeLinear, _) if readers.matrices.is_empty() => Ok(Form::Rows(scheme)),
         (Layout::DequantizeLinear, _) if readers.table.is_some() && stored_bits(&scheme) == 4 && rows % 2 == 1 => {
             let hint = "quantize the shared table to 8 bits, or use `layout = \"matmul-nbits\"`";
             let found = format!("{scheme} with {rows} rows, shared by an embedding and a linear layer");
             Err(refuse(node, found, "4-bit codes of shared tables with an even number of rows", hint))
         }
-        (Layout::DequantizeLinear, _) => Ok(Form::Columns(scheme)),
+        (Layout::DequantizeLinear, _) => Ok(Form::Columns(scheme, Sign::of(&scheme))),
     }
 }
 
@@ -261,13 +276,13 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
             let element = Element::of(dtype).expect("plain forms are f16, bf16, f32, i16 or i8");
             return vec![Part::new(name.into(), element, dims)];
         }
-        Form::Columns(s) => {
-            let element = match (float(&s), stored_bits(&s), s.is_symmetric()) {
+        Form::Columns(s, sign) => {
+            let element = match (float(&s), stored_bits(&s), sign) {
                 (Some(float), ..) => float,
-                (_, 8, true) => Element::I8,
-                (_, 8, false) => Element::U8,
-                (.., true) => Element::I4,
-                (.., false) => Element::U4,
+                (_, 8, Sign::Signed) => Element::I8,
+                (_, 8, Sign::Unsigned) => Element::U8,
+                (.., Sign::Signed) => Element::I4,
+                (.., Sign::Unsigned) => Element::U4,
             };
             let shared = match s.granularity {
                 Granularity::Tensor => vec![],
@@ -306,7 +321,7 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
     };
     let super_dims = if scheme.scale.super_count(2) == 2 { vec![rows] } else { vec![] };
     let mut all = vec![codes, Part::new(scale_name, scale_element(scheme.scale), &shared_dims).of(Role::Scales)];
-    all.extend((!scheme.is_symmetric()).then_some(zeros.of(Role::Zeros)));
+    all.extend(form.has_zeros().then_some(zeros.of(Role::Zeros)));
     all.extend(scheme.scale.supers().map(|(dtype, _)| {
         let element = Element::of(dtype).expect("super scales are f16 or f32");
         Part::new(format!("{name}/super"), element, &super_dims).of(Role::Supers)
@@ -337,7 +352,9 @@ fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
             let dims = &parts[0].dims;
             vec![(0, Part::new(format!("{}/rows", parts[0].name), Element::U8, &[dims[0], dims[1] * dims[2]]))]
         }
-        Form::Columns(_) => parts.iter().enumerate().filter(|(_, p)| p.element.bits() == 4).map(|(i, p)| (i, bytes(p))).collect(),
+        Form::Columns(..) => {
+            parts.iter().enumerate().filter(|(_, p)| p.element.bits() == 4).map(|(i, p)| (i, bytes(p))).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -376,11 +393,35 @@ impl Stored {
     }
 }
 
+impl Sign {
+    /// What a scheme asks for by itself.
+    fn of(scheme: &Scheme) -> Sign {
+        if scheme.is_symmetric() { Sign::Signed } else { Sign::Unsigned }
+    }
+}
+
 impl Form {
+    /// The same with unsigned codes.
+    fn unsigned(self) -> Form {
+        match self {
+            Form::Columns(scheme, _) => Form::Columns(scheme, Sign::Unsigned),
+            other => other,
+        }
+    }
+
+    /// Whether zero points are stored.
+    fn has_zeros(self) -> bool {
+        match self {
+            Form::Plain(_) => false,
+            Form::Columns(_, sign) => sign == Sign::Unsigned,
+            Form::Rows(s) | Form::Blobs(s) | Form::Table(s) => !s.is_symmetric(),
+        }
+    }
+
     /// Whether codes are in two's complement.
     pub(super) fn is_signed(self) -> bool {
         match self {
-            Form::Columns(s) => s.is_symmetric() && is_even(&s),
+            Form::Columns(s, sign) => sign == Sign::Signed && is_even(&s),
             Form::Rows(s) => s.is_symmetric() && stored_bits(&s) == 8,
             Form::Blobs(_) | Form::Table(_) | Form::Plain(_) => false,
         }
@@ -389,7 +430,7 @@ impl Form {
     /// What is added to a code, modulo the stored width, so that the code that means zero is where the form has it.
     pub(super) fn shift(self) -> u8 {
         match self {
-            Form::Columns(s) | Form::Rows(s) | Form::Blobs(s) if s.is_symmetric() && is_even(&s) => {
+            Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s) if s.is_symmetric() && is_even(&s) => {
                 let zero = if self.is_signed() { 0 } else { 1 << (stored_bits(&s) - 1) };
                 u8::wrapping_sub(zero, s.grid.middle())
             }
@@ -400,7 +441,7 @@ impl Form {
     fn in_words(self) -> String {
         let (scheme, what) = match self {
             Form::Plain(dtype) => return dtype.to_string(),
-            Form::Columns(s) => (s, "transposed"),
+            Form::Columns(s, _) => (s, "transposed"),
             Form::Rows(s) => (s, "by rows"),
             Form::Blobs(s) => (s, "in blobs"),
             Form::Table(s) => (s, "by rows, looked up"),
@@ -414,7 +455,7 @@ impl Form {
         let (bits, stored) = (scheme.grid.bits(), stored_bits(&scheme));
         let sign = if self.is_signed() { "int" } else { "uint" };
         let element = match (self, float(&scheme)) {
-            (Form::Columns(_), Some(_)) => scheme.grid.name().into(),
+            (Form::Columns(..), Some(_)) => scheme.grid.name().into(),
             _ => format!("{sign}{stored}"),
         };
         let room = if bits == stored { String::new() } else { format!("; {bits}-bit levels in {stored}-bit storage") };

@@ -1,4 +1,4 @@
-//! Keys and values of earlier calls.
+//! The key-value cache: keys and values of earlier calls.
 
 use candle_core::Tensor;
 
@@ -16,7 +16,7 @@ pub(super) static DEF: OpDef = OpDef {
     infer: |_, facts| match facts {
         [x] if x.dims.len() == 4 => {
             let mut dims = x.dims.clone();
-            dims[2] = dims[2].plus("past");
+            dims[2] = dims[2].plus("past")?;
             Some(Fact::activation(dims))
         }
         _ => None,

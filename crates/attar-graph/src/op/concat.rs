@@ -1,4 +1,4 @@
-//! Values behind each other along the last dimension, and pieces of such a value.
+//! Concatenation along the last dimension, and slices of it.
 
 use candle_core::{D, Tensor};
 
@@ -7,7 +7,7 @@ use crate::{Dim, Fact, error::Problem};
 
 pub(super) static CONCAT: OpDef = OpDef {
     name: "concat",
-    wants: "values that differ in the last dimension only",
+    wants: "values whose shapes differ in the last dimension only",
     parse: |_| Ok(Op::Concat),
     attributes: no_attributes,
     infer: |_, facts| {
@@ -30,7 +30,7 @@ pub(super) static CONCAT: OpDef = OpDef {
 
 pub(super) static SLICE: OpDef = OpDef {
     name: "slice",
-    wants: "x [.., width] that reaches as far as `start + length`",
+    wants: "x [.., width] with a width of at least `start + length`",
     parse,
     attributes: |op| {
         let (start, length) = range_of(op);

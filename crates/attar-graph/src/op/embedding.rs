@@ -1,4 +1,4 @@
-//! Rows of a table.
+//! Rows of a table: of tokens, of learned positions, of segments.
 
 use attar_tensor::{Dtype, Encoding};
 use candle_core::DType;

@@ -47,7 +47,7 @@ pub(super) static DEF: OpDef = OpDef {
     macs: |_, dims| dims[0].iter().product::<usize>() as u64 * dims[1][0] as u64,
 };
 
-/// Flat, so that one large product runs.
+/// As one product of two matrices.
 fn matmul(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     let mut dims = x.dims().to_vec();
     let input = x.dim(D::Minus1)?;
@@ -56,7 +56,7 @@ fn matmul(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     y.reshape(dims)
 }
 
-/// What a product of integers takes, if it can be one. It has no gradients.
+/// The scales and the weight of a product of integers, if it can be one. It has no gradients.
 fn integers<'o>(operands: &'o [Operand<'_>], mode: Mode) -> Result<Option<(&'o RowScales, Arc<IntegerMatrix>)>> {
     match operands[0].row_scales().filter(|_| mode == Mode::Inference) {
         Some(scales) => Ok(operands[1].integers()?.map(|weight| (scales, weight))),

@@ -1,9 +1,11 @@
-//! The ops: an enum, so that the compiler lists what a new one missed, and a table, so that each lives in one file.
+//! The ops: an enum, so that the compiler finds the places that a new op must handle, and a table of their behaviour, one
+//! file per op.
 
 mod activation;
 mod attention;
 mod cache;
 mod concat;
+mod context;
 mod elementwise;
 mod embedding;
 mod fused;
@@ -11,32 +13,31 @@ mod gelu;
 mod heads;
 mod layer_norm;
 mod linear;
+mod mode;
 mod pool;
 mod quantize;
 mod rms_norm;
 mod rope;
 mod softcap;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
-use crate::{
-    Error, Expr, Fact, Graph, Node, Result, ValueId, Weights,
-    error::Problem,
-    integer::{IntegerMatrix, RowScales},
-    run::{Mode, State},
-};
+use crate::{Error, Fact, Graph, Node, Result, ValueId, error::Problem};
 
 pub use attention::Attention;
+pub use context::{Context, Operand};
 pub use fused::{Fused, Kind};
+pub use mode::{Mode, State};
 pub use quantize::zero_dtype;
+pub(crate) use rope::Tables;
 pub use rope::{Rope, Scaling};
 
 /// What a node does. `x` stands for activations `[batch, seq, width]` or, split, `[batch, heads, seq, head]`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// `tokens, table [vocabulary, width]`: the rows that the tokens name.
+    /// `tokens, table [vocabulary, width]`: the rows of the table at the tokens. Learned positions are a table of positions.
     Embedding,
     /// `x, weight [out, in]` and perhaps `bias [out]`: `x weight^T + bias`.
     Linear,
@@ -60,7 +61,7 @@ pub enum Op {
     MergeHeads,
     /// `x split, positions [batch, seq]`: rotary position embedding.
     Rope(Rope),
-    /// `x split`: state. What earlier calls gave, and `x` behind it, along `seq`.
+    /// `x split`: a cache. The values of earlier calls followed by `x`, along `seq`.
     Cache {
         /// Which state.
         name: String,
@@ -102,23 +103,23 @@ pub enum Op {
         /// Keeps the length away from zero.
         epsilon: f64,
     },
-    /// `x [.., width]`, perhaps `scale [1]` or `[width]`, perhaps `zero` of the shape of `scale`: what the nearest of the
-    /// signed integers of `bits` bits means, `(code - zero) * scale`. Without a scale, every row of the last dimension has
-    /// the one that reaches its largest magnitude.
+    /// `x [.., width]`, perhaps `scale [1]` or `[width]`, perhaps `zero` of the shape of `scale`: quantized to signed
+    /// integers of `bits` bits and dequantized, `(code - zero) * scale`. Without a scale, every row of the last dimension
+    /// is scaled by its largest magnitude.
     Quantize {
         /// 4, 8 or 16.
         bits: u32,
     },
-    /// Any number of values that differ in the last dimension only: one behind the other along it.
+    /// Values that differ in the last dimension only, concatenated along it.
     Concat,
-    /// `x [.., width]`: some of its last dimension.
+    /// `x [.., width]`: a range of its last dimension.
     Slice {
-        /// The first that is taken.
+        /// The first index.
         start: usize,
         /// How many.
         length: usize,
     },
-    /// The inputs of a body: what it makes of them.
+    /// The inputs of a body: several nodes that are computed as one.
     Fused(Fused),
 }
 
@@ -156,23 +157,23 @@ pub static OPS: &[&OpDef] = &[
 pub struct OpDef {
     /// Its name in text form.
     pub name: &'static str,
-    /// The operands it takes, for messages.
+    /// The operands that it takes, for messages.
     pub wants: &'static str,
-    /// From the attributes of its text form.
+    /// Parses the attributes of its text form.
     pub parse: fn(&mut Attributes) -> std::result::Result<Op, Problem>,
-    /// To the attributes of its text form.
+    /// The attributes of its text form.
     pub attributes: fn(&Op) -> Vec<(&'static str, Attribute)>,
-    /// The fact of its value, if it can take such operands.
+    /// The fact of its result, if it can take such operands.
     pub infer: fn(&Op, &[&Fact]) -> Option<Fact>,
-    /// Its meaning.
+    /// Computes it.
     pub evaluate: fn(&Op, &[Operand<'_>], &mut Context<'_>) -> Result<Tensor>,
-    /// The same in simpler ops: adds nodes to a graph and returns their value.
+    /// Adds the same in simpler ops to a graph and returns its value.
     pub decompose: Option<Decompose>,
     /// Multiply-accumulates, from the shapes of its operands.
     pub macs: fn(&Op, &[Vec<usize>]) -> u64,
 }
 
-/// Adds nodes that do what an op does to inputs; the last of them has the given name.
+/// Adds the nodes of a decomposition; the last of them has the given name.
 pub type Decompose = fn(&mut Graph, &str, &Op, &[ValueId]) -> Result<ValueId>;
 
 impl Op {
@@ -225,7 +226,7 @@ impl Op {
         }
     }
 
-    /// Whether position `i` of its value depends on position `i` of its operands alone.
+    /// Whether position `i` of its result depends on position `i` of its operands alone.
     pub fn is_pointwise(&self) -> bool {
         match self {
             Op::Fused(fused) => fused.body().nodes().iter().all(|node| node.op.is_pointwise()),
@@ -238,7 +239,7 @@ impl Op {
     /// Evaluates it and counts what it multiplies.
     pub(crate) fn perform(&self, operands: &[Operand<'_>], facts: &[&Fact], context: &mut Context<'_>) -> Result<Tensor> {
         let def = self.def();
-        // The nodes of a body are counted one by one: only there is known what a cache holds.
+        // The nodes of a body are counted one by one: only they know how much a cache holds.
         if self.fused().is_none() {
             let dims: Vec<Vec<usize>> = operands.iter().zip(facts).map(|(operand, fact)| operand.dims(fact)).collect();
             *context.macs += (def.macs)(self, &dims);
@@ -247,11 +248,11 @@ impl Op {
     }
 }
 
-/// Adds what takes the place of a node to the new graph: the node, its value's name, its operands there.
+/// Adds the replacement of a node to the new graph, given the node, the name of its value and its operands there.
 pub type Rebuild<'f> = &'f mut dyn FnMut(&mut Graph, &Node, &str, &[ValueId]) -> Result<ValueId>;
 
 impl Graph {
-    /// A copy in which `rebuild` makes every node anew. Inputs, weights and blocks are there already.
+    /// A copy in which `rebuild` adds every node. Inputs, weights and blocks are copied.
     pub fn rebuilt(&self, rebuild: Rebuild<'_>) -> Result<Graph> {
         self.rewrite(&mut |copy, node| {
             let inputs = copy.values(&node.inputs)?;
@@ -261,8 +262,8 @@ impl Graph {
         })
     }
 
-    /// The same function with every node that `legal` rejects rewritten into simpler ops, as often as it takes. What
-    /// was fused comes apart into what it was made of.
+    /// The same function, with every node that `legal` rejects decomposed into simpler ops, repeatedly if need be. Fused
+    /// nodes become the nodes of their bodies.
     pub fn legalize(&self, legal: &dyn Fn(&Op) -> bool) -> Result<Graph> {
         let simpler = |op: &Op| op.def().decompose.filter(|_| !legal(op));
         let mut graph = self.rewrite(&mut |copy, node| {
@@ -282,84 +283,6 @@ impl Graph {
     }
 }
 
-/// One argument of an evaluation.
-pub enum Operand<'a> {
-    /// A value computed before.
-    Tensor(Tensor),
-    /// A value computed before by [`Op::Quantize`], with the scales of its rows.
-    Quantized(Tensor, &'a RowScales),
-    /// A constant, read when the op asks for it.
-    Weight(&'a dyn Weights, &'a str, &'a Expr),
-}
-
-impl<'a> Operand<'a> {
-    /// The same once more.
-    pub(crate) fn again(&self) -> Operand<'a> {
-        match self {
-            Operand::Tensor(tensor) => Operand::Tensor(tensor.clone()),
-            Operand::Quantized(tensor, scales) => Operand::Quantized(tensor.clone(), scales),
-            Operand::Weight(weights, name, expr) => Operand::Weight(*weights, name, expr),
-        }
-    }
-
-    /// Its shape; a constant's is that of its fact.
-    fn dims(&self, fact: &Fact) -> Vec<usize> {
-        match self {
-            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => tensor.dims().to_vec(),
-            Operand::Weight(..) => fact.constant_dims().unwrap_or_default(),
-        }
-    }
-
-    /// All of it.
-    pub fn tensor(&self) -> Result<Tensor> {
-        match self {
-            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => Ok(tensor.clone()),
-            Operand::Weight(weights, name, expr) => weights.whole(name, expr),
-        }
-    }
-
-    /// The scales of its rows, if it was quantized.
-    pub(crate) fn row_scales(&self) -> Option<&RowScales> {
-        match self {
-            Operand::Quantized(_, scales) => Some(scales),
-            _ => None,
-        }
-    }
-
-    /// A constant in integers, if it is stored so.
-    pub(crate) fn integers(&self) -> Result<Option<Arc<IntegerMatrix>>> {
-        match self {
-            Operand::Weight(weights, name, expr) => weights.integers(name, expr),
-            _ => Ok(None),
-        }
-    }
-
-    /// Some rows of it, in the order asked for.
-    pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
-        match self {
-            Operand::Tensor(tensor) | Operand::Quantized(tensor, _) => {
-                Ok(tensor.index_select(&Tensor::new(rows, tensor.device())?, 0)?)
-            }
-            Operand::Weight(weights, name, expr) => weights.rows(name, expr, rows),
-        }
-    }
-}
-
-/// What surrounds an evaluation.
-pub struct Context<'a> {
-    /// Whether gradients are wanted.
-    pub mode: Mode,
-    /// What [`Op::Cache`] remembers; nothing is remembered without.
-    pub state: Option<&'a mut State>,
-    /// What [`Op::Quantize`] says of its value.
-    pub(crate) row_scales: &'a mut Option<RowScales>,
-    pub(crate) tables: &'a mut rope::Tables,
-    /// Multiply-accumulates so far.
-    pub(crate) macs: &'a mut u64,
-}
-
-pub(crate) use rope::Tables;
-
 /// The value of an attribute in text form.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attribute {
@@ -377,7 +300,7 @@ impl From<usize> for Attribute {
     }
 }
 
-/// Attributes of a text form that no op has taken yet.
+/// Attributes of a text form that were not read yet.
 pub struct Attributes {
     op: &'static str,
     left: BTreeMap<String, Attribute>,

@@ -1,17 +1,18 @@
-//! Values on a grid of integers: what QuantizeLinear and DequantizeLinear of ONNX make of a value together.
+//! Fake quantization to integers: QuantizeLinear followed by DequantizeLinear of ONNX.
 //!
-//! `code = clamp(round(x / scale) + zero)`, halves to even, and the value is `(code - zero) * scale`. The value stays f32:
-//! what it adds is where its scale is, so that a product with a weight in codes is one of integers ([`crate::integer`]).
+//! `code = clamp(round(x / scale) + zero)`, halves to even, and the value is `(code - zero) * scale`. The value stays f32;
+//! the scales are kept with it, so that a product with a quantized weight can be one of integers ([`crate::integer`]).
 //!
-//! Three forms, by the operands:
+//! Three forms, depending on the operands:
 //!
 //! | operands | scale | codes |
 //! |---|---|---|
 //! | `x` | dynamic: `max(max over the last dimension of abs(x), 1e-30) / (2^(bits - 1) - 1)` | symmetric |
-//! | `x, scale` | static: one, or one a channel | `-2^(bits - 1)` to `2^(bits - 1) - 1` |
+//! | `x, scale` | static: one, or one per channel | `-2^(bits - 1)` to `2^(bits - 1) - 1` |
 //! | `x, scale, zero` | static | the same, around `zero` |
 //!
-//! A product with one scale for each channel of `x` is one of f32 values: such a scale does not leave the sum.
+//! With one scale per channel of `x`, a product is computed in f32: per-channel scales cannot be factored out of a dot
+//! product.
 //!
 //! With gradients it is the straight-through estimator, zero where codes end, and a static scale learns as in LSQ (Esser
 //! et al. 2020, "Learned Step Size Quantization", equation 3).

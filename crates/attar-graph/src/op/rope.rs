@@ -5,12 +5,12 @@ use candle_core::{Tensor, TensorId};
 use super::{Attribute, Attributes, Op, OpDef, no_macs};
 use crate::{Fact, Mode, error::Problem};
 
-/// Which angle each pair turns by.
+/// The angle by which each pair is rotated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Base of the geometric series of frequencies.
     pub theta: f64,
-    /// How the series is stretched.
+    /// How frequencies are stretched for longer contexts.
     pub scaling: Scaling,
 }
 
@@ -19,20 +19,20 @@ pub struct Rope {
 pub enum Scaling {
     /// Not at all.
     Default,
-    /// All by the same factor (Chen et al. 2023).
+    /// All by one factor (Chen et al. 2023).
     Linear {
-        /// By how much.
+        /// The factor.
         factor: f64,
     },
     /// Low ones, high ones kept, smoothly between (Llama 3.1).
     Llama3 {
-        /// By how much.
+        /// The factor.
         factor: f64,
         /// Wavelengths longer than `original / low` are stretched.
         low: f64,
         /// Wavelengths shorter than `original / high` are kept.
         high: f64,
-        /// Context length of the first training.
+        /// Context length of the original training.
         original: f64,
     },
     /// Each pair by a factor of its own, as `rope_freqs.weight` of GGUF files gives them.
@@ -52,13 +52,13 @@ pub enum Scaling {
     },
     /// A linear ramp between, and sharper attention (Peng et al. 2023).
     Yarn {
-        /// By how much.
+        /// The factor.
         factor: f64,
-        /// Context length of the first training.
+        /// Context length of the original training.
         original: f64,
-        /// Turns above which a pair is kept.
+        /// Pairs with more rotations than this in the original context are kept.
         fast: f64,
-        /// Turns below which a pair is stretched.
+        /// Pairs with fewer rotations than this in the original context are stretched.
         slow: f64,
         /// Multiplies both sine and cosine.
         attention: f64,
@@ -106,8 +106,8 @@ impl Rope {
         }
     }
 
-    /// Whether it says how each pair of such a head turns.
-    fn turns(&self, head: usize) -> bool {
+    /// Whether there is a frequency for each pair of such a head.
+    fn covers(&self, head: usize) -> bool {
         match &self.scaling {
             Scaling::Factors(factors) => factors.len() == head / 2,
             Scaling::LongRope { short, long, .. } => short.len() == head / 2 && long.len() == head / 2,
@@ -158,12 +158,12 @@ impl Tables {
 
 pub(super) static DEF: OpDef = OpDef {
     name: "rope",
-    wants: "x [batch, heads, seq, an even head], positions [batch, seq] i64, and of `factors` one a pair",
+    wants: "x [batch, heads, seq, an even head], positions [batch, seq] i64, and one factor per pair if there are `factors`",
     parse,
     attributes,
     infer: |op, facts| match facts {
         [x, positions] if x.dims.len() == 4 && positions.dims.len() == 2 => {
-            let even = x.width().is_some_and(|head| head % 2 == 0 && rope_of(op).turns(head));
+            let even = x.width().is_some_and(|head| head % 2 == 0 && rope_of(op).covers(head));
             let along = x.dims[0] == positions.dims[0] && x.dims[2] == positions.dims[1];
             (even && along).then(|| Fact::activation(x.dims.clone()))
         }
@@ -175,7 +175,7 @@ pub(super) static DEF: OpDef = OpDef {
         let (cos, sin) = context.tables.get(rope, &positions, x.dim(3)?)?;
         Ok(match context.mode {
             Mode::Inference => candle_nn::rotary_emb::rope(&x, &cos, &sin)?,
-            Mode::Training => turn(&x, &cos, &sin)?,
+            Mode::Training => rotate(&x, &cos, &sin)?,
         })
     },
     decompose: None,
@@ -190,7 +190,7 @@ fn rope_of(op: &Op) -> &Rope {
 }
 
 /// The same in ops that have gradients.
-fn turn(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
+fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
     let half = x.dim(3)? / 2;
     let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);

@@ -95,7 +95,7 @@ impl Shape {
         );
         let graph = Graph::parse(&text).unwrap();
         let weights = Random::new(0).weights(&graph);
-        let lane = Inputs { tensors: self.operands().to_vec(), state: None };
+        let lane = Inputs::in_order(&graph, self.operands());
         values(&Run::new(&graph, &weights, Mode::Training, vec![lane]).finish(0).unwrap().0[0])
     }
 }

@@ -105,9 +105,9 @@ fn some_columns() -> Runs {
 fn a_transposed_matrix_has_rows_for_columns() {
     let source = Stored::new();
     for name in ["m", "q"] {
-        let (matrix, turned) = (whole(&source, &Expr::tensor(name)), whole(&source, &Expr::tensor(name).transposed()));
+        let (matrix, transposed) = (whole(&source, &Expr::tensor(name)), whole(&source, &Expr::tensor(name).transposed()));
         for (row, column) in (0..ROWS).flat_map(|row| (0..COLUMNS).map(move |column| (row, column))) {
-            assert_eq!(turned[column * ROWS + row], at(&matrix, row, column), "{name}");
+            assert_eq!(transposed[column * ROWS + row], at(&matrix, row, column), "{name}");
         }
         assert_eq!(whole(&source, &Expr::tensor(name).transposed().transposed()), matrix);
     }

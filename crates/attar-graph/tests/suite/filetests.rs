@@ -8,8 +8,8 @@
 //! ; test legalize OP …      without those ops
 //! ```
 //!
-//! What comes out stands below a line `; ---` (`BLESS=1` rewrites it), or in parts behind `; check:`, in their order. A
-//! graph of which nothing is said prints as itself.
+//! The result follows a line `; ---` (`BLESS=1` rewrites it), or parts of it follow `; check:`, in order. Without either, the
+//! graph prints as it is written.
 
 use attar_graph::{Graph, OPS};
 

@@ -202,7 +202,7 @@ fn run(graph: &str, tensor: &QuantizedTensor, x: &Tensor) -> Vec<f32> {
     let each = Tensor::from_vec(vec![0.01f32; 128], 128, &Device::Cpu).unwrap();
     let tensors = [("scale".to_owned(), scale), ("each".to_owned(), each)].into();
     let weights = TensorWeights { tensors, below: &below };
-    let lane = Inputs { tensors: vec![x.clone()], state: None };
+    let lane = Inputs::in_order(&graph, [x.clone()]);
     let output = Run::new(&graph, &weights, Mode::Inference, vec![lane]).finish(0).unwrap().0.remove(0);
     output.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -224,7 +224,7 @@ fn a_linear_layer_of_a_graph_computes_in_integers() {
     assert_eq!(run(&text(""), &tensor, &x), plain(&values, &dynamic, &tensor));
     let one = text(", weight(\"scale\": [1] f32)");
     assert_eq!(run(&one, &tensor, &x), plain(&values, &fixed, &tensor));
-    // A scale a channel stays within the sum, which is then one of f32.
+    // Per-channel scales cannot be factored out of the sum, which is then computed in f32.
     let each = run(&text(", weight(\"each\": [128] f32)"), &tensor, &x);
     let wanted = plain(&values, &fixed, &tensor);
     let largest = wanted.iter().fold(0.0f32, |most, y| most.max(y.abs()));
@@ -249,7 +249,7 @@ fn gradients_go_straight_through() {
     let tensors = [("s".to_owned(), s.as_tensor().clone())].into();
     let below = SourceWeights(One::new(weight("int4/g64", [1, 64], &mut Random::new(8))));
     let weights = TensorWeights { tensors, below: &below };
-    let lane = Inputs { tensors: vec![x.as_tensor().clone()], state: None };
+    let lane = Inputs::in_order(&graph, [x.as_tensor().clone()]);
     let y = Run::new(&graph, &weights, Mode::Training, vec![lane]).finish(0).unwrap().0.remove(0);
     assert_eq!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0.25, -1.0, 1.75, -2.0]);
     let gradients = y.sum_all().unwrap().backward().unwrap();

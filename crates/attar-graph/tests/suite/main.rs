@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod attention;
+mod dims;
 mod exprs;
 mod filetests;
+mod inputs;
 mod integers;
 mod norms;
 mod ops;

@@ -51,7 +51,7 @@ impl Example {
 /// The first output.
 fn evaluate(graph: &Graph, mode: Mode, seed: u64, tensors: Vec<Tensor>, state: &mut State) -> Tensor {
     let weights = Random::new(seed).weights(graph);
-    let lane = Inputs { tensors, state: Some(std::mem::take(state)) };
+    let lane = Inputs { state: Some(std::mem::take(state)), ..Inputs::in_order(graph, tensors) };
     let (outputs, after) = Run::new(graph, &weights, mode, vec![lane]).finish(0).unwrap();
     *state = after.unwrap();
     outputs[0].clone()
@@ -187,7 +187,7 @@ fn multiply_accumulates_are_those_of_the_products() {
     for example in examples() {
         let (graph, sizes) = (&example.graph, example.calls[0]);
         let weights = Random::new(example.seed).weights(graph);
-        let mut run = Run::new(graph, &weights, Mode::Inference, vec![Inputs { tensors: example.inputs(0), state: None }]);
+        let mut run = Run::new(graph, &weights, Mode::Inference, vec![Inputs::in_order(graph, example.inputs(0))]);
         run.step(None).unwrap();
         let node = &graph.nodes()[0];
         let dims: Vec<Vec<usize>> = node.inputs.iter().map(|id| sizes.of(graph.fact(*id))).collect();

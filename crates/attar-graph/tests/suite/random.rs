@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use attar_graph::{Dim, Expr, Fact, Graph, Result, TensorWeights, Weights};
+use attar_graph::{Expr, Fact, Graph, Result, TensorWeights, Weights};
 use attar_tensor::{Dtype, Encoding};
 use candle_core::{Device, Tensor};
 
@@ -67,7 +67,7 @@ impl Weights for Nothing {
     }
 }
 
-/// What the symbols of a fact stand for.
+/// The values of the symbols of a fact.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sizes {
     pub(crate) batch: usize,
@@ -77,16 +77,12 @@ pub(crate) struct Sizes {
 
 impl Sizes {
     pub(crate) fn of(self, fact: &Fact) -> Vec<usize> {
-        let symbol = |name: &String| match name.as_str() {
-            "batch" => self.batch,
-            "seq" => self.seq,
-            "past" => self.past,
+        let symbol = |name: &str| match name {
+            "batch" => Some(self.batch),
+            "seq" => Some(self.seq),
+            "past" => Some(self.past),
             other => panic!("no size for `{other}`"),
         };
-        let size = |dim: &Dim| match dim {
-            Dim::Constant(n) => *n,
-            Dim::Symbol(names) => names.iter().map(symbol).sum(),
-        };
-        fact.dims.iter().map(size).collect()
+        fact.dims.iter().map(|dim| dim.bind(&symbol).unwrap()).collect()
     }
 }

@@ -5,14 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is expected stands below this line.
+/// The expected result follows this line.
 const RESULT: &str = "; ---\n";
 
 /// One filetest.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) path: PathBuf,
-    /// The word behind `; test`.
+    /// The word after `; test`.
     pub(crate) test: String,
     /// What follows it.
     pub(crate) words: Vec<String>,

@@ -42,11 +42,11 @@ fn a_block_whose_name_comes_back_is_refused() {
     graph.block("a");
     let u = graph.node("u", Op::Silu, &[z]).unwrap();
     graph.output(u);
-    assert_eq!(refusal(&graph), "invalid graph: the nodes of block `a` do not lie together");
+    assert_eq!(refusal(&graph), "invalid graph: the nodes of block `a` are not contiguous");
 }
 
 #[test]
-fn a_weight_is_no_result() {
+fn a_weight_cannot_be_returned() {
     let (mut graph, y) = unfinished();
     let fact = Fact { encoding: Encoding::Plain(Dtype::BF16), ..activation(&[4, 4]) };
     let w = graph.weight("w", fact, Expr::tensor("w")).unwrap();
@@ -54,7 +54,7 @@ fn a_weight_is_no_result() {
     graph.output(z);
     graph.verify().unwrap();
     graph.output(w);
-    assert_eq!(refusal(&graph), "invalid graph: `w` is a weight; a graph returns what nodes make");
+    assert_eq!(refusal(&graph), "invalid graph: `w` is a weight; only results of nodes can be returned");
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn computed_rows_do_not_depend_on_how_they_are_read() {
 
 /// `x (I x R)` against `(I x R^T) w`: both together are no change, for any layer.
 #[test]
-fn turning_both_sides_of_a_product_changes_nothing() {
+fn rotating_both_sides_of_a_product_changes_nothing() {
     let info = TensorInfo { dims: vec![12, 1], encoding: Encoding::Plain(Dtype::F32) };
     let source = Twelve(BTreeMap::from([("t".into(), info)]));
     let turned = Expr::tensor("t").rotated(Axis::Rows, 6, 3);

@@ -65,6 +65,8 @@ pub(crate) fn from_folder(checkpoint: &Checkpoint) -> Result<(Graph, Config)> {
     let json = checkpoint.json("config.json")?.ok_or_else(|| Error::NoConfig { path: checkpoint.path.clone() })?;
     let mut config = Config::from_json(&checkpoint.path.join("config.json"), json)?;
     config.pooling = sentence::pooling(checkpoint)?.unwrap_or_default();
+    let lengths = [config.context, sentence::longest(checkpoint)?];
+    config.context = lengths.into_iter().flatten().min();
     let graph = Architecture::named(&config.architecture)?.graph(&config, Naming::HuggingFace, checkpoint)?;
     Ok((graph, config))
 }

@@ -42,13 +42,13 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How text falls into words, inside which tokens are merged.
+/// How text is split into words. Tokens are merged within a word, never across words.
 struct PreTokenizer {
     /// In `tokenizer.ggml.pre`.
     names: &'static [&'static str],
-    /// Each splits what those before it left; a match is a word, and so is what lies between two.
+    /// Patterns that are applied in turn to the pieces so far. A match is a piece, and so is the text between two matches.
     splits: &'static [&'static str],
-    /// Whether a word that is a token is taken as it is, without merging towards it.
+    /// Whether a word that is a token is taken whole, without merging.
     whole_words: bool,
 }
 
@@ -95,7 +95,7 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// A token, at the place of its number.
+/// A token; its place in the list is its id.
 struct Token {
     text: String,
     kind: Kind,
@@ -113,7 +113,7 @@ enum Kind {
 }
 
 impl Token {
-    /// What is looked for in text before anything else.
+    /// The token as one that is matched in the text before it is split.
     fn added(&self) -> Option<AddedToken> {
         match self.kind {
             Kind::Control | Kind::Unknown => Some(AddedToken::from(&*self.text, true)),
@@ -177,7 +177,7 @@ impl PreTokenizer {
     }
 }
 
-/// In the order of the file; of two equal ones the first counts.
+/// In the order of the file; duplicates are dropped.
 fn listed_merges(metadata: &Metadata, vocabulary: &Vocab) -> Result<Merges> {
     let mut seen = HashSet::new();
     let mut merges = Merges::new();

@@ -45,7 +45,7 @@ impl Tokenizer {
         Tokenizer::new(path, tokenizers::Tokenizer::from_file(path))
     }
 
-    /// Builds the tokenizer that the metadata of the GGUF file at `path` describe.
+    /// Builds a tokenizer from the metadata of the GGUF file at `path`.
     pub fn from_gguf(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
         Tokenizer::new(path, gguf::build(metadata))
     }
@@ -83,7 +83,7 @@ impl Tokenizer {
         self.inner.decode(tokens, false).map_err(|e| self.error(e))
     }
 
-    /// How many tokens it knows.
+    /// The size of the vocabulary, added tokens included.
     pub fn vocabulary(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -93,7 +93,7 @@ impl Tokenizer {
         self.inner.token_to_id(text)
     }
 
-    /// As `tokenizer.json`. Same tokenizer, same text.
+    /// The text of its `tokenizer.json`. The same tokenizer gives the same text.
     pub fn to_json(&self) -> Result<String> {
         let mut whole = self.inner.clone();
         whole.with_padding(self.padding.clone()).with_truncation(self.truncation.clone()).map_err(|e| self.error(e))?;

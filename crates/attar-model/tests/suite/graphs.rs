@@ -111,6 +111,15 @@ fn pooling_is_that_of_sentence_transformers() {
     fs::write(folder.join("1_Pooling/config.json"), r#"{"pooling_mode_max_tokens": true}"#).unwrap();
     let message = Model::open(&folder).err().unwrap().to_string();
     assert!(message.contains("pooling_mode_max_tokens"), "{message}");
+    fs::remove_dir_all(folder.join("1_Pooling")).unwrap();
+    let transformer = folder.join("sentence_bert_config.json");
+    fs::write(&transformer, r#"{"max_seq_length": 40, "do_lower_case": false}"#).unwrap();
+    assert_eq!(Model::open(&folder).unwrap().config.context, Some(40));
+    assert!(Model::open(&folder).unwrap().files.contains(&transformer));
+    fs::write(&transformer, r#"{"max_seq_length": 40, "do_lower_case": true}"#).unwrap();
+    let message = Model::open(&folder).err().unwrap().to_string();
+    assert!(message.contains("`do_lower_case = true`"), "{message}");
+    fs::remove_file(transformer).unwrap();
     fs::remove_file(folder.join("modules.json")).unwrap();
     assert!(text().contains("mean_pool") && !text().contains("normalize"));
 }

@@ -16,7 +16,7 @@ use attar_tensor::gguf::{File, Metadata, Value};
 /// For a megabyte of text, many times what it takes on a busy machine; merging in quadratic time would take hours.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// A file beside the checkout, where there are any.
+/// A file in the folder that `ATTAR_SHARED` names, if it is there.
 fn shared(name: &str) -> Option<PathBuf> {
     present(PathBuf::from(std::env::var_os("ATTAR_SHARED").unwrap_or_default()).join(name))
 }
@@ -34,7 +34,7 @@ fn present(path: PathBuf) -> Option<PathBuf> {
     None
 }
 
-/// A megabyte of articles, without the one special token in it: it would part the text and decode with a space behind it.
+/// A megabyte of articles, without the one special token in it: it would split the text and decode with a space after it.
 fn articles() -> Option<String> {
     Some(std::fs::read_to_string(shared("data/lm/wikitext2-valid.txt")?).unwrap().replace("<unk>", "unknown"))
 }
@@ -99,8 +99,8 @@ fn smollm2_gives_the_tokens_of_its_tokenizer_json() {
     assert_eq!(gguf.vocabulary(), json.vocabulary());
 }
 
-/// SentencePiece's algorithm as it is told: of all neighbours that join to a token, join the best scored, the leftmost of
-/// equals, until none do.
+/// SentencePiece's algorithm, written out: of all neighbours that merge to a token, merge those with the best score, the
+/// leftmost of equals, until none are left.
 struct Scored {
     tokens: HashMap<String, (u32, f64)>,
 }
@@ -178,7 +178,7 @@ fn json_is_the_same_in_two_processes() {
     }
     let answer = Path::new(env!("CARGO_TARGET_TMPDIR")).join("second_process.json");
     let mut second = Command::new(std::env::current_exe().unwrap());
-    let status = second.args(["--exact", "json_is_the_same_in_two_processes"]).env(ANSWER, &answer).status().unwrap();
+    let status = second.args(["--exact", "tokenizers::json_is_the_same_in_two_processes"]).env(ANSWER, &answer).status().unwrap();
     assert!(status.success());
     assert!(std::fs::read_to_string(answer).unwrap() == json, "the second process wrote another text");
 }

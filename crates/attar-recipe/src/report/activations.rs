@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::{Finding, Found};
 use crate::table::{Table, or_dash};
 
 /// Activations that the text of a report shows of each variant.
@@ -23,8 +24,19 @@ pub struct ActivationReport {
     pub snr_db: Option<f64>,
 }
 
+impl Finding for ActivationReport {
+    fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
+        vec![("Activations with the least signal to noise", table(found))]
+    }
+
+    fn arrange(found: &mut [Self]) {
+        let snr = |activation: &ActivationReport| activation.snr_db.unwrap_or(f64::INFINITY);
+        found.sort_by(|a, b| snr(a).total_cmp(&snr(b)));
+    }
+}
+
 /// Activations in integers: the worst ten of each variant whose noise was measured.
-pub(super) fn table(variants: &[(&str, &[ActivationReport])]) -> Table {
+fn table(variants: &Found<'_, ActivationReport>) -> Table {
     let mut rows = Vec::new();
     for (variant, activations) in variants {
         let measured = activations.iter().filter_map(|activation| Some((activation, activation.snr_db?)));

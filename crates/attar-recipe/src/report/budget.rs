@@ -1,9 +1,12 @@
 //! How budgets of the step `quantize` were spent.
 
-use attar_eval::Outcome;
+use attar_eval::{Outcome, REFERENCE, perplexity::DIVERGENCE};
 use serde::{Deserialize, Serialize};
 
-use super::evals::{EvalReport, estimate};
+use super::{
+    evals::{EvalReport, estimate},
+    finding::{Finding, Found},
+};
 use crate::table::{Table, bytes};
 
 /// How a budget was spent.
@@ -13,15 +16,15 @@ pub struct AllocationReport {
     pub budget: String,
     /// How losses were predicted.
     pub sensitivity: String,
-    /// True bits a selected weight that the budget allows.
+    /// True bits per selected weight that the budget allows.
     pub allowed: f64,
-    /// True bits a selected weight that the choices take.
+    /// True bits per selected weight that the choices take.
     pub bits_per_weight: f64,
     /// Bytes of the whole model with these choices.
     pub bytes: u64,
-    /// The smallest and the largest choices, in bits per selected weight.
+    /// The smallest and the largest choices, in true bits per selected weight.
     pub range: [f64; 2],
-    /// The sum of what the choices lose: in nats of KL divergence a token, or else without a unit.
+    /// The sum of what the choices lose: in nats of KL divergence per token, or else without a unit.
     pub predicted: f64,
     /// Whether the prediction is a KL divergence.
     pub divergence: bool,
@@ -38,20 +41,26 @@ pub struct ChoiceReport {
     pub name: String,
     /// Its format.
     pub scheme: String,
-    /// True bits a weight.
+    /// True bits per weight.
     pub bits_per_weight: f64,
     /// What it loses.
     pub predicted: f64,
 }
 
+impl Finding for AllocationReport {
+    fn sections(found: &Found<'_, Self>, evals: &[EvalReport]) -> String {
+        sections(found, evals)
+    }
+}
+
 /// Which weight got what under a budget, the summed prediction next to what was measured.
-pub(super) fn sections(variants: &[(&str, &[AllocationReport])], evals: &[EvalReport]) -> String {
+fn sections(variants: &Found<'_, AllocationReport>, evals: &[EvalReport]) -> String {
     let mut text = String::new();
     for (variant, allocation) in variants.iter().flat_map(|(name, found)| found.iter().map(move |a| (*name, a))) {
         let of = if variant.is_empty() { String::new() } else { format!(" of {variant}") };
         let unit = if allocation.divergence { " nats of KL divergence per token" } else { "" };
         text += &format!(
-            "## Budget{of}: `{}`\n\n{:.4} bits per selected weight, {:.4} allowed; {} in total. Predicted loss (`{}`): {:.5}{unit}{}.\n\n{}\n",
+            "## Budget{of}: `{}`\n\n{:.4} true bits per selected weight of {:.4} allowed; {} in all. Predicted loss (`{}`): {:.5}{unit}{}.\n\n{}\n",
             allocation.budget,
             allocation.bits_per_weight,
             allocation.allowed,
@@ -68,16 +77,16 @@ pub(super) fn sections(variants: &[(&str, &[AllocationReport])], evals: &[EvalRe
 /// `; measured on EVAL: KL`, for each eval of a variant that has it.
 fn measured_divergences(variant: &str, evals: &[EvalReport]) -> String {
     let mut text = String::new();
-    for eval in evals.iter().filter(|e| e.runner == "reference" && e.variant.as_deref().unwrap_or_default() == variant) {
+    for eval in evals.iter().filter(|e| e.runner == REFERENCE && e.variant.as_deref().unwrap_or_default() == variant) {
         let Outcome::Measured(measured) = &eval.outcome else { continue };
-        if let Some(base) = &measured.against_base {
-            text += &format!("; measured on `{}`: {}", eval.eval, estimate(&base.kl_mean, 5));
+        if let Some(kl) = measured.estimate(DIVERGENCE) {
+            text += &format!("; measured on `{}`: {}", eval.eval, estimate(&kl, 5));
         }
     }
     text
 }
 
-/// One row a weight, costly ones first.
+/// One row per weight, costly ones first.
 fn choice_table(allocation: &AllocationReport) -> Table {
     let mut choices: Vec<&ChoiceReport> = allocation.choices.iter().collect();
     choices.sort_by(|a, b| b.predicted.total_cmp(&a.predicted));

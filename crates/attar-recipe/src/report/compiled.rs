@@ -4,6 +4,7 @@ use attar_compile::schedule::Goal;
 use attar_eval::Prediction;
 use serde::{Deserialize, Serialize};
 
+use super::finding::{Finding, Found};
 use crate::table::{Table, bytes, rows_of};
 
 /// A model for a device. Times, energies and bytes are predicted.
@@ -15,7 +16,7 @@ pub struct CompilationReport {
     pub host_nodes: usize,
     /// Sizes of chunks that the prompt could run in, the largest first.
     pub chunks: Vec<ChunkReport>,
-    /// Sizes of chunks and goals that are best in some way, if they were asked for.
+    /// The Pareto front over chunk sizes and goals, if it was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub front: Vec<FrontReport>,
     /// Prefill, and decode if it was asked for.
@@ -93,33 +94,36 @@ pub struct ProofReport {
     pub blocks: usize,
     /// Multiply-accumulates, each done once.
     pub macs: u64,
-    /// DRAM bytes moved, as foretold.
+    /// DRAM bytes moved, as predicted.
     pub dram_bytes: u64,
     /// Signal over the difference from the float graph, in decibels.
     pub snr_db: Option<f64>,
 }
 
-impl CompilationReport {
-    /// What the device's metrics are predicted to be.
-    pub(crate) fn prediction(&self) -> Prediction {
+impl Finding for CompilationReport {
+    fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
+        vec![("Compiled (predicted)", table(found)), ("Pareto front (predicted)", front_table(found))]
+    }
+
+    fn prediction(&self) -> Option<Prediction> {
         let (decode, prefill): (Vec<&PhaseReport>, Vec<&PhaseReport>) =
             self.phases.iter().partition(|phase| phase.name == "decode");
         let decode = decode.first();
         let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
         let shared = || prefill.iter().map(|phase| phase.energy).sum::<f64>() / tokens.max(1) as f64;
-        Prediction {
+        Some(Prediction {
             latency: prefill.iter().map(|phase| phase.latency).sum(),
             decode_latency: decode.map(|phase| phase.latency),
             peak_sram: self.phases.iter().map(|phase| phase.peak_sram).max().unwrap_or(0),
             peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max().unwrap_or(0),
             dram_bytes: prefill.iter().map(|phase| phase.dram_bytes).sum(),
             energy_per_token: decode.map_or_else(shared, |phase| phase.energy),
-        }
+        })
     }
 }
 
 /// Predictions for devices: one row per phase of a compiled model.
-pub(super) fn table(variants: &[(&str, &[CompilationReport])]) -> Table {
+fn table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
         let device = &compilation.device;
         let phases = compilation.phases.iter().map(|phase| phase_row(device, phase));
@@ -128,24 +132,13 @@ pub(super) fn table(variants: &[(&str, &[CompilationReport])]) -> Table {
     Table { head: HEAD, rows: rows_of(variants.iter().copied(), rows) }
 }
 
-const HEAD: &[&str] = &[
-    "variant",
-    "device",
-    "run",
-    "kernels",
-    "latency",
-    "energy (J)",
-    "DRAM traffic",
-    "peak SRAM",
-    "peak DRAM",
-    "blocks proven",
-    "SNR dB",
-];
+const HEAD: &[&str] =
+    &["variant", "device", "run", "kernels", "latency", "J", "DRAM traffic", "peak SRAM", "peak DRAM", "blocks proven", "SNR dB"];
 
-/// `prefill: 64 tokens, empty cache`, `decode: 1 token, 64 cached`.
-fn run_of(phase: &PhaseReport) -> String {
+/// `prefill: 64 tokens, empty cache`; `decode: 1 token, 64 in the cache`.
+fn phase_title(phase: &PhaseReport) -> String {
     let tokens = if phase.rows == 1 { "1 token".into() } else { format!("{} tokens", phase.rows) };
-    let cache = if phase.past == 0 { "empty cache".into() } else { format!("{} cached", phase.past) };
+    let cache = if phase.past == 0 { "empty cache".into() } else { format!("{} in the cache", phase.past) };
     format!("{}: {tokens}, {cache}", phase.name)
 }
 
@@ -153,8 +146,8 @@ fn phase_row(device: &str, phase: &PhaseReport) -> Vec<String> {
     let proof = phase.proof.as_ref();
     vec![
         device.into(),
-        run_of(phase),
-        format!("{} ({} distinct)", phase.kernels, phase.bodies),
+        phase_title(phase),
+        format!("{} of {} kinds", phase.kernels, phase.bodies),
         format!("{:.3} ms", 1e3 * phase.latency),
         format!("{:.3e}", phase.energy),
         bytes(phase.dram_bytes),
@@ -173,25 +166,16 @@ fn head_row(device: &str, proof: &ProofReport) -> Vec<String> {
     name.into_iter().chain(costs).chain(["all".to_owned(), snr]).collect()
 }
 
-/// Goals and sizes of chunks: one row each that is best in some way.
-pub(super) fn front_table(variants: &[(&str, &[CompilationReport])]) -> Table {
+/// Goals and sizes of chunks on the Pareto front: one row each.
+fn front_table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
         compilation.front.iter().map(|point| front_row(&compilation.device, point)).collect::<Vec<_>>()
     };
     Table { head: FRONT_HEAD, rows: rows_of(variants.iter().copied(), rows) }
 }
 
-const FRONT_HEAD: &[&str] = &[
-    "variant",
-    "device",
-    "goal",
-    "chunks",
-    "DRAM traffic",
-    "peak SRAM",
-    "cycles (predicted)",
-    "energy (J, predicted)",
-    "chunks scheduled",
-];
+const FRONT_HEAD: &[&str] =
+    &["variant", "device", "goal", "chunks", "DRAM traffic", "peak SRAM", "cycles (predicted)", "J (predicted)", "counted"];
 
 fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
     let ChunkReport { chunk, chunks, dram_bytes, cycles, peak_sram, exact, .. } = &point.prompt;
@@ -203,6 +187,6 @@ fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
         bytes(*peak_sram),
         cycles.to_string(),
         format!("{:.3e}", point.energy),
-        if *exact { "all" } else { "some, others interpolated" }.into(),
+        if *exact { "every chunk" } else { "some chunks, the rest between" }.into(),
     ]
 }

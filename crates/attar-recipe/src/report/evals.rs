@@ -1,64 +1,92 @@
 //! What was measured of the variants.
 
-use attar_eval::{Evaluation, Outcome};
+use std::sync::LazyLock;
+
+use attar_eval::{DEFAULT_TASK, Digits, Estimate, Evaluation, Measurements, Metric, Outcome, REFERENCE, TASKS, Task};
 
 use crate::table::{Table, or_dash};
 
 /// One eval of one variant by one runner.
 pub type EvalReport = Evaluation;
 
-/// Measurements: one row per eval, variant, runner and mode; the untouched model first.
-pub(crate) fn table(evals: &[EvalReport]) -> Table {
+/// How a task's table looks: its title and the names of its columns.
+struct Look {
+    title: String,
+    head: Vec<&'static str>,
+}
+
+/// One per task.
+static LOOKS: LazyLock<Vec<Look>> = LazyLock::new(|| TASKS.iter().map(|task| Look::of(task)).collect());
+
+impl Look {
+    fn of(task: &Task) -> Look {
+        let title = if task.name == DEFAULT_TASK { "Evals".into() } else { format!("Evals: {}", task.name) };
+        let columns = columns(task).map(|(_, head, _)| head);
+        Look { title, head: ["eval", "variant", "runner"].into_iter().chain(columns).collect() }
+    }
+}
+
+fn columns(task: &Task) -> impl Iterator<Item = (&'static Metric, &'static str, Digits)> {
+    task.metrics.iter().filter_map(|metric| metric.column.as_ref().map(|column| (metric, column.head, column.digits)))
+}
+
+/// A table per task, with its title.
+pub(crate) fn tables(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
+    let tables = TASKS.iter().zip(LOOKS.iter()).map(|(task, look)| {
+        let of_task: Vec<&EvalReport> = evals.iter().filter(|eval| eval.task == task.name).collect();
+        (look.title.as_str(), Table { head: &look.head, rows: rows(task, &of_task) })
+    });
+    tables.collect()
+}
+
+/// Measurements of one task: one row per eval, variant, runner and mode; the untouched model first.
+fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut seen = Vec::new();
     for eval in evals {
+        let cells: Vec<String> = match &eval.outcome {
+            // In a table of its own.
+            Outcome::Predicted(_) => continue,
+            Outcome::Skipped { reason } => vec!["not run".into(), reason.clone()],
+            Outcome::Measured(measured) => {
+                let untouched: Vec<String> = columns(task).map(|(metric, _, digits)| base(metric, measured, digits)).collect();
+                if untouched.iter().any(|cell| cell != "-") && !seen.contains(&&eval.eval) {
+                    seen.push(&eval.eval);
+                    rows.push(row(task, eval, "(untouched)", REFERENCE.into(), untouched));
+                }
+                columns(task).map(|(metric, _, digits)| cell(measured.estimate(metric.at), digits)).collect()
+            }
+        };
         let who = match eval.mode {
             Some(mode) => format!("{} ({mode})", eval.runner),
             None => eval.runner.clone(),
         };
-        let variant = eval.variant.clone().unwrap_or_default();
-        let row = match &eval.outcome {
-            Outcome::Skipped { reason } => {
-                let mut row = vec![eval.eval.clone(), or_dash(&variant), who, "not run".into()];
-                row.extend([reason.clone(), "-".into(), "-".into(), "-".into(), "-".into()]);
-                row
-            }
-            // In a table of its own.
-            Outcome::Predicted(_) => continue,
-            Outcome::Measured(m) => {
-                if let Some(base) = &m.against_base
-                    && !seen.contains(&eval.eval)
-                {
-                    seen.push(eval.eval.clone());
-                    let mut row =
-                        vec![eval.eval.clone(), "(untouched)".into(), "reference".into(), estimate(&base.perplexity, 3)];
-                    row.resize(9, "-".into());
-                    rows.push(row);
-                }
-                let base = m.against_base.as_ref();
-                let of = |pick: fn(&attar_eval::AgainstBase) -> &attar_eval::Estimate, digits| {
-                    base.map_or("-".into(), |b| estimate(pick(b), digits))
-                };
-                vec![
-                    eval.eval.clone(),
-                    or_dash(&variant),
-                    who,
-                    estimate(&m.perplexity, 3),
-                    of(|b| &b.perplexity_ratio, 4),
-                    of(|b| &b.kl_mean, 5),
-                    of(|b| &b.kl_p99, 4),
-                    of(|b| &b.top1_agreement, 4),
-                    m.agreement.as_ref().map_or("-".into(), |a| format!("{:.1e}", a.relative)),
-                ]
-            }
-        };
-        rows.push(row);
+        rows.push(row(task, eval, eval.variant.as_deref().unwrap_or_default(), who, cells));
     }
-    let head = &["eval", "variant", "runner", "perplexity", "ratio", "KL mean", "KL p99", "top-1", "max logit difference"];
-    Table { head, rows }
+    rows
 }
 
-pub(super) fn estimate(estimate: &attar_eval::Estimate, digits: usize) -> String {
+/// Cells that are not given are dashes.
+fn row(task: &Task, eval: &EvalReport, variant: &str, who: String, cells: Vec<String>) -> Vec<String> {
+    let mut row = vec![eval.eval.clone(), or_dash(variant), who];
+    row.extend(cells);
+    row.resize(3 + columns(task).count(), "-".into());
+    row
+}
+
+fn base(metric: &Metric, measured: &Measurements, digits: Digits) -> String {
+    cell(metric.base.and_then(|base| measured.estimate(base)), digits)
+}
+
+fn cell(found: Option<Estimate>, digits: Digits) -> String {
+    match (found, digits) {
+        (None, _) => "-".into(),
+        (Some(found), Digits::Fixed(digits)) => estimate(&found, digits),
+        (Some(found), Digits::Exponent) => format!("{:.1e}", found.value),
+    }
+}
+
+pub(super) fn estimate(estimate: &Estimate, digits: usize) -> String {
     match estimate.standard_error {
         Some(error) => format!("{:.digits$} ± {error:.digits$}", estimate.value),
         None => format!("{:.digits$}", estimate.value),

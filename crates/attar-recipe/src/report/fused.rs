@@ -3,6 +3,7 @@
 use attar_compile::pass::PassReport;
 use serde::{Deserialize, Serialize};
 
+use super::finding::{Finding, Found};
 use crate::table::{Table, or_dash};
 
 /// What a pass did to a graph.
@@ -26,8 +27,14 @@ impl FusionReport {
     }
 }
 
+impl Finding for FusionReport {
+    fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
+        vec![("Passes over the graph", table(found))]
+    }
+}
+
 /// Passes: one row each.
-pub(super) fn table(variants: &[(&str, &[FusionReport])]) -> Table {
+fn table(variants: &Found<'_, FusionReport>) -> Table {
     fusion_table(variants.iter().flat_map(|(name, found)| found.iter().map(move |fusion| (*name, fusion))))
 }
 

@@ -6,13 +6,14 @@ mod activations;
 mod budget;
 mod compiled;
 mod evals;
+mod finding;
+mod findings;
 mod fused;
 mod placed;
 mod simulated;
 mod tiled;
 mod transformed;
 
-use attar_compile::Tiled;
 use attar_eval::{Status, Verdict};
 use attar_export::Totals;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ pub use self::{
     budget::{AllocationReport, ChoiceReport},
     compiled::{ChunkReport, CompilationReport, FrontReport, PhaseReport, ProofReport},
     evals::EvalReport,
+    findings::Findings,
     fused::{FusionReport, fusion_table},
     placed::PlacementReport,
     simulated::SimulationReport,
@@ -71,36 +73,15 @@ pub struct ModelReport {
 pub struct VariantReport {
     /// Empty for the only one.
     pub name: String,
-    /// True bits a weight over all weights: codes, scales, zeros, and whatever stayed as it was.
+    /// True bits per weight over all weights: codes, scales, zeros, and whatever stayed as it was.
     pub bits_per_weight: f64,
-    /// True bits a weight over the quantized ones; 0 if there is none.
+    /// True bits per weight over the quantized ones; 0 if there is none.
     pub quantized_bits_per_weight: f64,
-    /// What changed the weights and not the function, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub transforms: Vec<TransformReport>,
     /// Every weight that a step changed, in the graph's order.
     pub tensors: Vec<TensorReport>,
-    /// How budgets were spent, in the order of the steps.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub allocations: Vec<AllocationReport>,
-    /// Every activation that is in integers, the one with the least signal to noise first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub activations: Vec<ActivationReport>,
-    /// What passes did to the graph, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub fusions: Vec<FusionReport>,
-    /// What it was compiled to, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub compilations: Vec<CompilationReport>,
-    /// How its products were cut for devices, in order; what is best in other ways is in `tiles.json`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tilings: Vec<Tiled>,
-    /// Plans that were proven again, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub simulations: Vec<SimulationReport>,
-    /// Buffers that were placed in a memory, in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub placements: Vec<PlacementReport>,
+    /// What its steps found.
+    #[serde(flatten)]
+    pub findings: Findings,
     /// What was written.
     pub artifacts: Vec<ArtifactReport>,
 }
@@ -148,32 +129,23 @@ impl Report {
         for (title, table) in self.tables() {
             text += &format!("## {title}\n\n{}\n", table.markdown());
         }
-        text + &budget::sections(&self.of(|v| &v.allocations), &self.evals)
+        text + &Findings::sections(&self.findings(), &self.evals)
     }
 
     /// Everything that is told in tables, each with its title, those with rows.
     pub fn tables(&self) -> Vec<(&'static str, Table)> {
-        let tables = [
-            ("Variants", self.variant_table()),
-            ("Activations with the lowest SNR", activations::table(&self.of(|v| &v.activations))),
-            ("Graph passes", fused::table(&self.of(|v| &v.fusions))),
-            ("Tiling (predicted)", tiled::table(&self.of(|v| &v.tilings))),
-            ("Compiled (predicted)", compiled::table(&self.of(|v| &v.compilations))),
-            ("Pareto front (predicted)", compiled::front_table(&self.of(|v| &v.compilations))),
-            ("Simulated plans", simulated::table(&self.of(|v| &v.simulations))),
-            ("Memory plans", placed::table(&self.of(|v| &v.placements))),
-            ("Evals", evals::table(&self.evals)),
-            ("Gates", self.gate_table()),
-        ];
-        tables.into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
+        let head = [("Variants", self.variant_table())];
+        let found = Findings::tables(&self.findings());
+        let judged = [("Gates", self.gate_table())];
+        let tables = head.into_iter().chain(found).chain(evals::tables(&self.evals)).chain(judged);
+        tables.filter(|(_, table)| !table.rows.is_empty()).collect()
     }
 
-    /// What every variant has of one kind.
-    fn of<T>(&self, found: fn(&VariantReport) -> &[T]) -> Vec<(&str, &[T])> {
-        self.variants.iter().map(|variant| (variant.name.as_str(), found(variant))).collect()
+    fn findings(&self) -> Vec<(&str, &Findings)> {
+        self.variants.iter().map(|variant| (variant.name.as_str(), &variant.findings)).collect()
     }
 
-    /// Sizes: one row an artifact.
+    /// Sizes: one row per artifact.
     pub fn variant_table(&self) -> Table {
         let mut rows = Vec::new();
         for variant in &self.variants {
@@ -195,12 +167,13 @@ impl Report {
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
     }
 
-    /// Measurements: one row per eval, variant, runner and mode; the untouched model first.
-    pub fn evals(evals: &[EvalReport]) -> Table {
-        evals::table(evals)
+    /// Measurements, a table per task with its title: one row per eval, variant, runner and mode; the untouched model
+    /// first.
+    pub fn evals(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
+        evals::tables(evals).into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()
     }
 
-    /// Gates: one row a verdict.
+    /// Gates: one row per verdict.
     pub fn gate_table(&self) -> Table {
         let rows = self.gates.iter().map(|verdict| {
             let status = match verdict.status {
@@ -215,6 +188,6 @@ impl Report {
             let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
             vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
         });
-        Table { head: &["gate", "variant", "runner", "verdict", "details"], rows: rows.collect() }
+        Table { head: &["gate", "variant", "runner", "answer", "why"], rows: rows.collect() }
     }
 }

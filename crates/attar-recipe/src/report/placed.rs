@@ -2,33 +2,40 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::{Finding, Found};
 use crate::table::{Table, rows_of};
 
-/// Placed buffers; no two live buffers overlap (verified).
+/// Buffers placed in a memory. No two live buffers overlap (verified).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlacementReport {
-    /// Where they come from.
+    /// The file that lists them.
     pub file: String,
-    /// How many.
+    /// Number of buffers.
     pub buffers: usize,
-    /// Bytes that there are, if that was said.
+    /// Bytes of the memory, if a capacity was given.
     pub capacity: Option<u64>,
-    /// The most bytes that live at one moment.
+    /// Peak of live bytes: a lower bound on the height.
     pub max_live: u64,
     /// Bytes that the placement takes.
     pub height: u64,
-    /// No placement takes fewer, where that was asked for.
+    /// Proven lower bound on the height, where it was asked for.
     pub at_least: Option<u64>,
-    /// The share of the height that is above what lives at once.
+    /// Share of the height above the peak of live bytes.
     pub fragmentation: f64,
-    /// What found it.
+    /// Algorithm that found the placement.
     pub method: String,
-    /// Nodes that were searched.
+    /// Number of search nodes.
     pub nodes: u64,
 }
 
+impl Finding for PlacementReport {
+    fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
+        vec![("Buffers placed", table(found))]
+    }
+}
+
 /// Memories: one row each.
-pub(super) fn table(variants: &[(&str, &[PlacementReport])]) -> Table {
+fn table(variants: &Found<'_, PlacementReport>) -> Table {
     let row = |p: &PlacementReport| {
         let size = |bytes: Option<u64>| bytes.map_or("-".into(), |bytes| bytes.to_string());
         let bytes = [size(p.capacity), p.max_live.to_string(), p.height.to_string(), size(p.at_least)];
@@ -41,4 +48,4 @@ pub(super) fn table(variants: &[(&str, &[PlacementReport])]) -> Table {
 
 /// Columns of buffers in memories; sizes are bytes.
 const HEAD: &[&str] =
-    &["variant", "file", "buffers", "capacity", "peak live", "height", "lower bound", "fragmentation", "method", "search nodes"];
+    &["variant", "buffers of", "buffers", "capacity", "live at once", "height", "at least", "fragmentation", "found by", "nodes"];

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::{Finding, Found};
 use crate::table::{Table, bytes, rows_of};
 
 /// A plan that was run on real numbers and agreed with the reference in every bit. Cycles, times and energies are predicted.
@@ -29,8 +30,14 @@ pub struct SimulationReport {
     pub energy: f64,
 }
 
+impl Finding for SimulationReport {
+    fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
+        vec![("Plans proven again", table(found))]
+    }
+}
+
 /// Plans: one row each that was proven again.
-pub(super) fn table(variants: &[(&str, &[SimulationReport])]) -> Table {
+fn table(variants: &Found<'_, SimulationReport>) -> Table {
     let row = |s: &SimulationReport| {
         let (latency, energy) = (format!("{:.3} ms", 1e3 * s.latency), format!("{:.3e}", s.energy));
         let counts = [s.macs.to_string(), bytes(s.dram_bytes), bytes(s.peak_sram), s.cycles.to_string(), latency, energy];

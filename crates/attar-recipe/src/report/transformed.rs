@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::Finding;
+
 /// A step that keeps what the model computes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TransformReport {
@@ -25,7 +27,9 @@ pub struct SiteReport {
     pub name: String,
     /// The exponent that was chosen.
     pub alpha: f64,
-    /// Error of the outputs behind them, rounded to nearest, as a share of that without scaling; absent where the method
+    /// Error of the outputs that are computed from them, rounded to nearest, as a share of that without scaling; absent where the method
     /// does not look.
     pub error: Option<f64>,
 }
+
+impl Finding for TransformReport {}

@@ -1,18 +1,17 @@
 //! The step `activations`: a unit is a block.
 //!
 //! Windows of calibration text run through the graph that is being made: a value is seen through all weights and all
-//! rounding before it, gets its scale, and what follows sees it rounded. Its noise is measured on the way. After each
-//! block the activations are a blob of the store, as in the calibrated half of `quantize`.
+//! rounding before it, gets its scale, and what follows sees it rounded. Its noise is measured on the way.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, RwLock},
 };
 
 use attar_compress::{ActivationMode, ActivationSite as Site, Activations, Counts, Distribution, insert};
 use attar_graph::{
-    BlockId, Graph, Inputs, Origin, SourceWeights, Stream, TensorWeights, ValueId,
-    integer::Rounding,
+    BlockId, Expr, Graph, SourceWeights, ValueId, Weights,
+    integer::{IntegerMatrix, Rounding},
     kernel::{instruction_set, with_f32},
     op::zero_dtype,
 };
@@ -23,13 +22,14 @@ use attar_tensor::{
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    calibrated::LANE,
-    calibrated::read_activations,
-    calibrated::write_activations,
-    kind::{PlannedTensor, Step, StepError, StepKind},
+use super::kind::{PlannedTensor, Step, StepError, StepKind};
+use crate::{
+    ActivationReport, Error, ErrorKind,
+    model::Working,
+    session::Session,
+    settings::of,
+    walk::{Side, Visitor, Walk, Windows, block_key, token_bytes},
 };
-use crate::{ActivationReport, Error, ErrorKind, model::Working, session::Session, settings::of};
 
 /// Moves whenever the same activations give other scales.
 const VERSION: u32 = 1;
@@ -43,7 +43,13 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     schema: of::<Activations>,
     build: |section| Ok(Box::new(section.finish::<Activations>(&["kind".into()])?)),
     folder: None,
+    is_verb: true,
+    examples: &[
+        "attar activations int8 --kv int8 --out dynamic",
+        "attar activations int8 --mode static --calibration text.txt --samples 16 --out static",
+    ],
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 
@@ -64,21 +70,30 @@ impl Step for Activations {
             return Err(StepError { key: Some("mode".into()), error });
         }
         model.graph = insert(&model.graph, &sites)?;
-        model.activations.extend(sites.iter().map(|site| report(site, None)));
+        model.findings.extend(sites.iter().map(|site| report(site, None)));
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let before = model.activations.len();
+        let before = model.findings.activations.len();
         let sites = self.sites(&model.graph).map_err(refused)?;
         self.plan(model)?;
         // A dynamic scale needs no text; with one, its noise is measured.
         let Some(windows) = session.calibration else { return Ok(Vec::new()) };
         let graph = model.graph.clone();
-        let mut walk = Walk::new(self, &graph, &sites, model, session, windows);
-        walk.all(&format!("{}: activations", model.title))?;
-        let Walk { used: mut blobs, seen, .. } = walk;
-        for (site, report) in sites.iter().zip(&mut model.activations[before..]) {
+        let constants = Constants { found: RwLock::default(), below: SourceWeights(model.source.clone()) };
+        let looking = Looking {
+            settings: self,
+            graph: &graph,
+            source: model.source.clone(),
+            session,
+            sites: graph.blocks().map(|block| sites_of(&graph, &sites, block)).collect(),
+            constants: &constants,
+            seen: Found::new(),
+            used: Vec::new(),
+        };
+        let Looking { used: mut blobs, seen, .. } = looking.all(windows, &model.title)?;
+        for (site, report) in sites.iter().zip(&mut model.findings.activations[before..]) {
             report.snr_db = Some(seen[&site.value].damage().snr_db()).filter(|snr| snr.is_finite());
         }
         blobs.extend(install(&sites, &seen, model, session)?);
@@ -125,172 +140,115 @@ impl Seen {
 /// What was found in a block, by value: the content of a unit.
 type Found = BTreeMap<String, Seen>;
 
-struct Walk<'a> {
+/// Scales and zeros that were found, over the weights that the model has.
+struct Constants {
+    /// By their names in the graph.
+    found: RwLock<HashMap<String, Tensor>>,
+    below: SourceWeights,
+}
+
+impl Constants {
+    fn get(&self, name: &str) -> Option<Tensor> {
+        self.found.read().expect("no panic holds this lock").get(name).cloned()
+    }
+
+    fn add(&self, site: &Site, seen: &Seen) {
+        let mut found = self.found.write().expect("no panic holds this lock");
+        for (name, numbers) in site.constants().into_iter().zip([&seen.scale, &seen.zero]) {
+            if !numbers.is_empty() {
+                let tensor = Tensor::new(numbers.as_slice(), &Device::Cpu).expect("a list of numbers is a tensor");
+                found.insert(name, tensor);
+            }
+        }
+    }
+}
+
+impl Weights for Constants {
+    fn whole(&self, name: &str, expr: &Expr) -> attar_graph::Result<Tensor> {
+        self.get(name).map_or_else(|| self.below.whole(name, expr), Ok)
+    }
+
+    fn integers(&self, name: &str, expr: &Expr) -> attar_graph::Result<Option<Arc<IntegerMatrix>>> {
+        if self.get(name).is_some() { Ok(None) } else { self.below.integers(name, expr) }
+    }
+}
+
+/// Finds the scales of every block in turn.
+struct Looking<'a> {
     settings: &'a Activations,
     graph: &'a Graph,
     source: Arc<dyn Source>,
-    below: SourceWeights,
     session: &'a Session<'a>,
-    windows: &'a [Vec<u32>],
-    /// The sites of each block, with their values.
-    blocks: Vec<(BlockId, Vec<(ValueId, &'a Site)>)>,
-    /// Of all that was decided so far.
-    key: Digest,
+    /// By block, the sites with their values.
+    sites: Vec<Vec<(ValueId, &'a Site)>>,
+    constants: &'a Constants,
     seen: Found,
-    /// Scales and zeros that were found, by their names in the graph.
-    constants: HashMap<String, Tensor>,
-    /// Made when a block must be worked on.
-    stream: Option<Stream<'a>>,
-    /// The blob of the activations that enter the next block.
-    entering: Option<Digest>,
     used: Vec<Digest>,
 }
 
-impl<'a> Walk<'a> {
-    fn new(
-        settings: &'a Activations,
-        graph: &'a Graph,
-        sites: &'a [Site],
-        model: &Working,
-        session: &'a Session<'a>,
-        windows: &'a [Vec<u32>],
-    ) -> Walk<'a> {
-        Walk {
-            settings,
-            graph,
-            source: model.source.clone(),
-            below: SourceWeights(model.source.clone()),
-            session,
-            windows,
-            blocks: graph.blocks().map(|block| (block, sites_of(graph, sites, block))).collect(),
-            key: first_key(settings, graph, windows),
-            seen: Found::new(),
-            constants: HashMap::new(),
-            stream: None,
-            entering: None,
-            used: Vec::new(),
-        }
+impl Visitor for Looking<'_> {
+    fn key(&self, before: &Digest, block: BlockId) -> crate::Result<Digest> {
+        block_key(before, self.graph, block, &*self.source, [])
     }
 
-    /// Every block up to the last that has a site.
-    fn all(&mut self, title: &str) -> Result<(), StepError> {
-        let last = self.blocks.iter().rposition(|(_, sites)| !sites.is_empty()).map_or(0, |at| at + 1);
-        self.session.observer.stage(title, last as u64);
-        for at in 0..last {
-            self.session.check_interrupt()?;
-            self.block(at, at + 1 < last)?;
-            self.session.observer.advance(at as u64 + 1, self.graph.block_name(self.blocks[at].0));
+    fn units(&self, _: BlockId, key: &Digest) -> Vec<Digest> {
+        vec![*key]
+    }
+
+    fn take(&mut self, block: BlockId, _: &Digest, blobs: &[Digest]) -> crate::Result<()> {
+        for blob in blobs {
+            let found = self.read(blob)?;
+            self.sites[block.index()].iter().for_each(|(_, site)| self.constants.add(site, &found[&site.value]));
+            self.seen.extend(found);
+            self.used.push(*blob);
         }
         Ok(())
     }
 
-    /// Finds the scales of a block, or finds that they are known. `more` blocks need its results.
-    fn block(&mut self, at: usize, more: bool) -> Result<(), StepError> {
-        let (block, sites) = self.blocks[at].clone();
-        let key = self.block_key(block)?;
-        let leaving_key = Digest::of_parts([key.as_bytes().as_slice(), b"leaving"]);
-        let done = self.session.done(&key)?;
-        let leaving = if more && done.is_some() { self.session.done(&leaving_key)? } else { None };
-        self.key = key;
-        if let Some(blob) = done.filter(|_| leaving.is_some() || !more || self.stream.is_none()) {
-            self.take(&sites, self.read(&blob)?);
-            self.used.push(blob);
-            (self.stream, self.entering) = (None, leaving);
-            return Ok(());
-        }
-        self.start(block)?;
+    fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> crate::Result<()> {
         let mut found = Found::new();
-        for (value, site) in &sites {
-            let seen = self.see(block, *value, site)?;
-            self.take(&[(*value, site)], Found::from([(site.value.clone(), seen.clone())]));
+        for (value, site) in self.sites[block.index()].clone() {
+            let seen = self.see(block, value, site, windows)?;
+            self.constants.add(site, &seen);
             found.insert(site.value.clone(), seen);
         }
         let text = crate::json::json(&found);
-        let unit = |to: &mut dyn std::io::Write| to.write_all(&text).map_err(|e| attar_tensor::Error::from(e).into());
-        self.used.push(self.session.unit(key, unit)?);
-        if more { self.leave(leaving_key) } else { Ok(()) }
-    }
-
-    /// The weights of the block, its shape and what was seen before decide it.
-    fn block_key(&self, block: BlockId) -> Result<Digest, StepError> {
-        let mut parts = vec![self.key, Digest::of(self.graph.block_name(block).as_bytes())];
-        for id in self.graph.nodes_of(block).flat_map(|node| &node.inputs) {
-            let value = self.graph.get(*id);
-            if let Origin::Weight(expr) = &value.origin
-                && self.source.info(expr.tensor_name()).is_ok()
-            {
-                parts.push(expr.digest(&*self.source)?);
-            }
-        }
-        Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
-    }
-
-    fn read(&self, blob: &Digest) -> Result<Found, StepError> {
-        let path = self.session.store.path(blob);
-        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
-        let found = serde_json::from_slice(&text);
-        Ok(found.map_err(|e| Error::input("scales of activations in the store cannot be read").because(&e))?)
-    }
-
-    fn take(&mut self, sites: &[(ValueId, &Site)], found: Found) {
-        for (_, site) in sites {
-            let seen = &found[&site.value];
-            for (name, numbers) in site.constants().into_iter().zip([&seen.scale, &seen.zero]) {
-                if !numbers.is_empty() {
-                    let tensor = Tensor::new(numbers.as_slice(), &Device::Cpu).expect("a list of numbers is a tensor");
-                    self.constants.insert(name, tensor);
-                }
-            }
-        }
         self.seen.extend(found);
-    }
-
-    /// Brings the windows to the start of `block`: from the store if they are there, or else through all blocks before.
-    fn start(&mut self, block: BlockId) -> Result<(), StepError> {
-        if self.stream.is_some() {
-            return Ok(());
-        }
-        let length = self.windows.first().map_or(1, Vec::len).max(1);
-        let lanes = self.windows.chunks((LANE / length).max(1)).map(|lane| {
-            let lane: Vec<&[u32]> = lane.iter().map(Vec::as_slice).collect();
-            Inputs::tokens(&lane, 0)
-        });
-        let lanes = lanes.collect::<attar_graph::Result<Vec<Inputs>>>()?;
-        let count = lanes.len();
-        let mut stream = Stream::new(self.graph, lanes);
-        match self.entering {
-            Some(blob) => {
-                let blob = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
-                stream.restore(block, read_activations(&blob, count)?);
-            }
-            None => {
-                while stream.block() != block {
-                    self.session.check_interrupt()?;
-                    stream.leave(&self.weights())?;
-                }
-            }
-        }
-        self.stream = Some(stream);
+        let unit = |to: &mut dyn std::io::Write| to.write_all(&text).map_err(|e| attar_tensor::Error::from(e).into());
+        self.used.push(self.session.unit(*key, unit)?);
         Ok(())
     }
+}
 
-    fn weights(&self) -> TensorWeights<'_> {
-        TensorWeights { tensors: self.constants.clone(), below: &self.below }
+impl<'a> Looking<'a> {
+    /// Every block up to the last that has a site.
+    fn all(mut self, windows: &[Vec<u32>], title: &str) -> crate::Result<Looking<'a>> {
+        let (graph, constants, observer) = (self.graph, self.constants, self.session.observer);
+        let count = self.sites.iter().rposition(|sites| !sites.is_empty()).map_or(0, |at| at + 1);
+        let first = first_key(self.settings, graph, windows);
+        observer.stage(&format!("{title}: activations"), count as u64);
+        let mut walk = Walk::new(first, vec![Side { graph, weights: constants }], self.session);
+        walk.visit(count, &mut self, &|block| observer.advance(block.index() as u64 + 1, graph.block_name(block)))?;
+        Ok(self)
+    }
+
+    fn read(&self, blob: &Digest) -> crate::Result<Found> {
+        let path = self.session.store.path(blob);
+        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
+        serde_json::from_slice(&text).map_err(|e| Error::input("scales of activations in the store cannot be read").because(&e))
     }
 
     /// Runs the windows to a value, finds its scale and measures what rounding does to it.
-    fn see(&mut self, block: BlockId, value: ValueId, site: &Site) -> Result<Seen, StepError> {
+    fn see(&self, block: BlockId, value: ValueId, site: &Site, windows: &mut Windows<'_>) -> crate::Result<Seen> {
         self.session.check_interrupt()?;
         self.session.observer.advance(block.index() as u64, &site.value);
-        let mut stream = self.stream.take().expect("`start` made it");
         let mut lanes = Vec::new();
-        stream.reach(&self.weights(), value, &mut |_, x| {
+        windows.reach(0, value, &mut |_, x| {
             lanes.push(x.contiguous()?);
             Ok(())
         })?;
-        self.stream = Some(stream);
         if !is_finite(&lanes)? {
-            return Err(not_finite(self.graph.block_name(block), &site.value).into());
+            return Err(not_finite(self.graph.block_name(block), &site.value));
         }
         let mut seen = self.scales(site, &lanes)?;
         let rounding = seen.rounding(site);
@@ -301,7 +259,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Static scales and zeros.
-    fn scales(&self, site: &Site, lanes: &[Tensor]) -> Result<Seen, StepError> {
+    fn scales(&self, site: &Site, lanes: &[Tensor]) -> crate::Result<Seen> {
         let Some(count) = site.scales else { return Ok(Seen::default()) };
         let covers = match count {
             1 => vec![site.codes.cover(self.settings.range(&distribution(lanes)?, site.codes))],
@@ -312,7 +270,7 @@ impl<'a> Walk<'a> {
     }
 
     /// A few channels at a time: their values are gathered and sorted.
-    fn channel_covers(&self, site: &Site, lanes: &[Tensor]) -> Result<Vec<(f32, f32)>, StepError> {
+    fn channel_covers(&self, site: &Site, lanes: &[Tensor]) -> crate::Result<Vec<(f32, f32)>> {
         let mut covers = Vec::with_capacity(site.width);
         for first in (0..site.width).step_by(CHANNELS) {
             let mut channels = vec![Vec::new(); CHANNELS.min(site.width - first)];
@@ -328,19 +286,6 @@ impl<'a> Walk<'a> {
         }
         Ok(covers)
     }
-
-    /// Hands the activations on, stores them, and lets go of what entered this block.
-    fn leave(&mut self, key: Digest) -> Result<(), StepError> {
-        let mut stream = self.stream.take().expect("`start` made it");
-        stream.leave(&self.weights())?;
-        let entering = stream.entering();
-        self.stream = Some(stream);
-        let blob = self.session.unit(key, |to| write_activations(&entering, to))?;
-        if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
-            crate::output::remove(&self.session.store.path(&before))?;
-        }
-        Ok(())
-    }
 }
 
 /// The sites whose value is made in `block`, in running order.
@@ -354,11 +299,10 @@ fn sites_of<'a>(graph: &Graph, sites: &'a [Site], block: BlockId) -> Vec<(ValueI
 
 /// What decides the activations that enter the first block. Matrix kernels differ by instruction set in their last bits.
 fn first_key(settings: &Activations, graph: &Graph, windows: &[Vec<u32>]) -> Digest {
-    let tokens: Vec<u8> = windows.iter().flat_map(|w| w.iter().copied().chain([u32::MAX]).flat_map(u32::to_le_bytes)).collect();
     let observer = settings.observer();
     let how = format!("activations {VERSION} {} {} {}", observer.name(), observer.version(), instruction_set());
     let settings = serde_json::to_vec(settings).expect("settings are JSON");
-    Digest::of_parts([how.as_bytes(), &settings, graph.to_string().as_bytes(), &tokens])
+    Digest::of_parts([how.as_bytes(), &settings, graph.to_string().as_bytes(), &token_bytes(windows)])
 }
 
 fn is_finite(lanes: &[Tensor]) -> attar_graph::Result<bool> {

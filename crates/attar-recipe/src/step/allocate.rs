@@ -10,24 +10,29 @@ use attar_compress::{
     Assignment, Hessian, Needs, Quantize, Seen,
     allocate::{Backward, Budget, Cost, Outputs, Reads, Sensitivity, least_bits, most_bits, solve},
 };
-use attar_eval::{Logits, Reference, Runner, Window};
-use attar_graph::{Graph, Inputs, SourceWeights, ValueId, Values, kernel::instruction_set};
+use attar_eval::{Output, Reference, Rows, Runner, Window, perplexity};
+use attar_graph::{Graph, SourceWeights, ValueId, kernel::instruction_set};
 use attar_model::Model;
 use attar_tensor::{Blobs, Digest, Overlay, Source, TensorInfo};
 use candle_core::{Device, Tensor};
 
 use super::{
-    calibrated::LANE,
     codes::{self, place, refused},
     kind::StepError,
 };
-use crate::{AllocationReport, ChoiceReport, Error, model::Working, session::Session};
+use crate::{
+    AllocationReport, ChoiceReport, Error,
+    model::Working,
+    session::Session,
+    shape::predicts_tokens,
+    walk::{first_key, lane_values, windows_together},
+};
 
 /// Moves whenever the same input gives other predictions.
 const VERSION: u32 = 2;
 
 /// Tokens that gradients are taken on, and tokens that second moments are summed over, at most.
-const TAUGHT: usize = 4096;
+const GRADIENT_TOKENS: usize = 4096;
 const SEEN: usize = 8192;
 
 /// Decides which labels are drawn from the model's predictions.
@@ -96,7 +101,7 @@ pub(super) fn plan(
     options: Vec<Vec<Assignment>>,
     model: &mut Working,
 ) -> Result<Vec<Assignment>, StepError> {
-    sensitivity(settings, model.calibrated)?;
+    sensitivity(settings, &model.graph, model.calibrated)?;
     let even = |a: &Assignment| (a.dims[0] * a.dims[1]) as f64 * 4f64.powf(-a.scheme.bits_per_weight(a.dims));
     let losses: Vec<Vec<f64>> = options.iter().map(|options| options.iter().map(even).collect()).collect();
     let solution = Room::of(budget, &options, &model.graph).spend(&costs(&options, &losses))?;
@@ -115,23 +120,31 @@ pub(super) fn describe(settings: &Quantize, assignment: &Assignment) -> String {
     format!("about {}, by `{budget}`", assignment.scheme)
 }
 
-/// Bytes of memory that judging a weight takes beside quantizing it: what it is, what it becomes, and the difference.
+/// Bytes of memory that judging a weight takes on top of quantizing it: what it is, what it becomes, and the difference.
 pub(super) fn memory([rows, columns]: [usize; 2]) -> u64 {
-    let tokens = (TAUGHT + SEEN) as u64;
+    let tokens = (GRADIENT_TOKENS + SEEN) as u64;
     12 * (rows * columns) as u64 + 4 * tokens * 8 * columns as u64
 }
 
-/// How losses are predicted: as asked for, or as well as the recipe allows.
-fn sensitivity(settings: &Quantize, calibrated: bool) -> Result<Sensitivity, StepError> {
+/// How losses are predicted: as asked for, or as well as the recipe and the model allow.
+fn sensitivity(settings: &Quantize, graph: &Graph, calibrated: bool) -> Result<Sensitivity, StepError> {
+    let refused = |message: String, hint: Option<&str>| {
+        let error = Error::recipe(message).hint(hint.map(str::to_owned));
+        Err(StepError { key: Some("sensitivity".into()), error })
+    };
+    let predicts = predicts_tokens(graph);
     match settings.sensitivity {
+        Some(asked) if asked.is_divergence() && !predicts => {
+            let message = format!("`sensitivity = \"{}\"` compares predicted tokens, and an encoder predicts none", asked.name());
+            refused(message, Some("leave it out: the error of the weights is compared instead"))
+        }
         Some(asked) if asked.is_divergence() && !calibrated => {
             let message =
                 format!("`sensitivity = \"{}\"` looks at activations, and the recipe has no text for that", asked.name());
-            let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
-            Err(StepError { key: Some("sensitivity".into()), error: Error::recipe(message).hint(hint) })
+            refused(message, Some("add `[data.calibration]` with the `path` of a text"))
         }
         Some(asked) => Ok(asked),
-        None if calibrated => Ok(Sensitivity::Fisher),
+        None if calibrated && predicts => Ok(Sensitivity::Fisher),
         None => Ok(Sensitivity::Weights),
     }
 }
@@ -139,12 +152,12 @@ fn sensitivity(settings: &Quantize, calibrated: bool) -> Result<Sensitivity, Ste
 /// Predicts what every option loses, and chooses.
 pub(super) fn run(settings: &Quantize, budget: Budget, model: &Working, session: &Session<'_>) -> Result<Spent, StepError> {
     let options = settings.options(&model.graph).map_err(refused)?;
-    let sensitivity = sensitivity(settings, session.calibration.is_some())?;
+    let sensitivity = sensitivity(settings, &model.graph, session.calibration.is_some())?;
     let room = Room::of(budget, &options, &model.graph);
     let (losses, used) = Judge::new(sensitivity, &options, model, session)?.losses()?;
     let costs = costs(&options, &losses);
     let solution = room.spend(&costs)?;
-    if settings.sensitivity.is_none() && sensitivity == Sensitivity::Weights {
+    if settings.sensitivity.is_none() && session.calibration.is_none() {
         session.observer.note("without `[data.calibration]` a budget is spent by the error of the weights alone");
     }
     let chosen =
@@ -253,7 +266,7 @@ impl<'a> Judge<'a> {
         let kind = format!("sensitivity {} {VERSION} {SEED}", self.sensitivity.name());
         let mut parts = vec![Digest::of(kind.as_bytes())];
         if self.sees() {
-            parts.push(super::calibrated::first_key(self.graph, self.session.calibration.unwrap_or_default()));
+            parts.push(first_key(self.graph, self.session.calibration.unwrap_or_default()));
             parts.push(Digest::of(instruction_set().as_bytes()));
             for (_, _, expr) in self.graph.weights() {
                 parts.push(expr.digest(&*self.source)?);
@@ -309,16 +322,17 @@ impl<'a> Judge<'a> {
     /// From the last block to the first.
     fn walk(&mut self, open: Vec<Part>) -> Result<(), StepError> {
         let windows = self.session.calibration.unwrap_or_default();
-        let (taught, seen) = split(windows);
+        let (gradient_windows, seen) = split(windows);
         let wanted = |id: ValueId| open.iter().any(|part| part.value == id);
         let below = SourceWeights(self.source.clone());
         let graph = self.graph;
         let back = Backward { graph, weights: &below, wanted: &wanted, seed: SEED };
-        let mut back = back.start(lanes(graph, taught)?, lanes(graph, seen)?)?;
+        let lanes = |windows| lane_values(graph, windows, windows_together(windows));
+        let mut back = back.start(lanes(gradient_windows)?, lanes(seen)?)?;
         let base = self.session.base.with(graph.clone(), self.source.clone());
-        let text: Vec<Window> = taught.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
+        let text: Vec<Window> = gradient_windows.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
         let runner = Reference::new(&base);
-        let mut exact = Exact { base: &base, windows: &text, logits: runner.start(&text, &|_, _| {})? };
+        let mut exact = Exact { base: &base, windows: &text, logits: runner.start(Output::Logits, &text, &|_, _| {})? };
         let (mut done, mut moments) = (0, BTreeMap::new());
         while let Some((_, outputs)) = back.step()? {
             for part in open.iter().filter(|part| outputs.reads.contains_key(&part.value)) {
@@ -356,18 +370,9 @@ impl<'a> Judge<'a> {
 /// The windows for gradients and those for second moments.
 fn split(windows: &[Vec<u32>]) -> (&[Vec<u32>], &[Vec<u32>]) {
     let length = windows.first().map_or(1, Vec::len).max(1);
-    let taught = (TAUGHT / length).clamp(1, windows.len().div_ceil(2).max(1)).min(windows.len());
-    let seen = (SEEN / length).min(windows.len() - taught);
-    (&windows[..taught], &windows[taught..taught + seen])
-}
-
-fn lanes(graph: &Graph, windows: &[Vec<u32>]) -> Result<Vec<Values>, StepError> {
-    let length = windows.first().map_or(1, Vec::len).max(1);
-    let lane = |windows: &[Vec<u32>]| {
-        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
-    };
-    windows.chunks((LANE / length).max(1)).map(lane).collect()
+    let gradient_windows = (GRADIENT_TOKENS / length).clamp(1, windows.len().div_ceil(2).max(1)).min(windows.len());
+    let seen = (SEEN / length).min(windows.len() - gradient_windows);
+    (&windows[..gradient_windows], &windows[gradient_windows..gradient_windows + seen])
 }
 
 /// A quantized weight that nothing is decided about.
@@ -391,7 +396,7 @@ impl Candidate<'_> {
         Ok(if damage.energy > 0.0 { damage.squared_error / damage.energy } else { 0.0 })
     }
 
-    /// To second order, a token.
+    /// To second order, per token.
     fn divergence(&self, value: ValueId, outputs: &Outputs) -> Result<f64, Error> {
         let (weight, change) = self.change()?;
         let (mut sum, mut tokens) = (0.0, 0);
@@ -418,18 +423,18 @@ impl Candidate<'_> {
 struct Exact<'a> {
     base: &'a Model,
     windows: &'a [Window],
-    logits: Box<dyn Logits + 'a>,
+    logits: Box<dyn Rows + 'a>,
 }
 
 impl Exact<'_> {
-    /// Of the model with one weight quantized, a token.
+    /// Of the model with one weight quantized, per token.
     fn divergence(&mut self, candidate: &Candidate<'_>) -> Result<f64, Error> {
         let mut graph = candidate.graph.clone();
         place(&mut graph, candidate.assignment);
         let model = self.base.with(graph, Arc::new(Overlay::new(Arc::new(candidate.blobs()), candidate.source.clone())));
         let runner = Reference::new(&model);
-        let mut logits = runner.start(self.windows, &|_, _| {})?;
-        let measured = attar_eval::compare(self.windows, &mut *self.logits, &mut *logits, None, &|_, _| {})?;
+        let mut logits = runner.start(Output::Logits, self.windows, &|_, _| {})?;
+        let measured = perplexity::compare(self.windows, &mut *self.logits, &mut *logits, None, &|_, _| {})?;
         Ok(measured.against_base.map_or(0.0, |base| base.kl_mean.value))
     }
 }

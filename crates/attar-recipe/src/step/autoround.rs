@@ -1,38 +1,36 @@
 //! The step `autoround`: a unit is a block.
 //!
-//! Two streams of activations go through the model side by side: one through the float model, which says what each
-//! block should give, and one through the quantized model, which says what each block gets. Both are stored together
-//! after every block, so that a killed run takes up where it was, with the very numbers that it had.
+//! The calibration windows go through the float model and the quantized one side by side.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, RwLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use attar_compress::learn::{AutoRound, Task};
-use attar_graph::{BlockId, Graph, Mode, SourceWeights, ValueId, Values, Weights};
-use attar_tensor::{Digest, Source, safetensors::Shards};
-use candle_core::Tensor;
+use attar_graph::{BlockId, Graph, SourceWeights, Values};
+use attar_tensor::{Digest, Source};
 
 use super::{
-    calibrated::{Live, first_key, read_activations, write_activations},
-    codes::refused,
+    codes::{Live, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
-    pupils::{Pupil, batches, check_text, gradient_memory, install, pupils, weights_key},
+    trainable::{Trainable, check_text, gradient_memory, install, trainable, weights_key},
 };
 use crate::{
+    Result,
     model::{Float, Working},
     session::Session,
     settings::of,
+    walk::{Side, Visitor, Walk, Windows, first_key, lane_values},
 };
 
 pub(super) static AUTOROUND: StepKind = StepKind {
     name: "autoround",
-    about: "Optimize the rounding and the scales of quantized weights, block by block (AutoRound)",
+    about: "Train the rounding and the scales of quantized weights, block by block",
     schema: of::<AutoRound>,
     build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
     folder: None,
+    is_verb: false,
+    examples: &[],
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 
@@ -45,211 +43,131 @@ impl Step for AutoRound {
         serde_json::to_value(self).expect("settings are JSON")
     }
 
-    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+    fn plan(&self, model: &mut Working) -> std::result::Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
-        let pupils = pupils(&self.select, model)?;
+        let trainable = trainable(&self.select, model)?;
         check_text("autoround", model)?;
-        // Two streams, before and behind the block.
+        // Two streams, before and after the block.
         let streams = 4 * model.tokens * model.token_bytes()[1] + gradient_memory(model, self.batch);
-        Ok(pupils.iter().map(|pupil| pupil.planned(streams + memory(&pupils, pupil))).collect())
+        Ok(trainable.iter().map(|trained| trained.planned(streams + memory(&trainable, trained))).collect())
     }
 
-    fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let pupils = pupils(&self.select, model)?;
-        let float = model.float.clone();
-        let graph = model.graph.clone();
+    fn run(&self, model: &mut Working, session: &Session<'_>) -> std::result::Result<Vec<Digest>, StepError> {
+        let trainable = trainable(&self.select, model)?;
+        let (graph, float) = (model.graph.clone(), model.float.clone());
         let windows = session.calibration.expect("planned");
-        let settings = serde_json::to_vec(self).expect("settings are JSON");
-        let first = first_key(&graph, windows);
-        let live = Live { below: SourceWeights(model.source.clone()), blobs: RwLock::default() };
-        let mut walk = Walk {
+        let (live, below) = (Live::over(&model.source), SourceWeights(float.source.clone()));
+        let sides = vec![Side { graph: &float.graph, weights: &below }, Side { graph: &graph, weights: &live }];
+        let mut learning = Learning {
             settings: self,
             graph: &graph,
             source: model.source.clone(),
-            float,
+            float: &float,
             session,
             live: &live,
-            key: Digest::of_parts([b"autoround 1".as_slice(), first.as_bytes(), &settings]),
-            streams: None,
-            entering: None,
+            trainable: &trainable,
+            inputs: lane_values(&graph, windows, self.batch)?,
             used: Vec::new(),
         };
-        let last = pupils.iter().map(|pupil| pupil.block).max().map_or(0, |block| block.index() + 1);
-        session.observer.stage(&format!("{}: autoround", model.title), (last * self.iterations) as u64);
-        for block in graph.blocks().take(last) {
-            session.check_interrupt()?;
-            let here: Vec<&Pupil> = pupils.iter().filter(|pupil| pupil.block == block).collect();
-            walk.block(block, &here, block.index() + 1 < last)?;
+        let settings = serde_json::to_vec(self).expect("settings are JSON");
+        let key = Digest::of_parts([b"autoround 1".as_slice(), first_key(&graph, windows).as_bytes(), &settings]);
+        let count = trainable.iter().map(|trained| trained.block).max().map_or(0, |block| block.index() + 1);
+        session.observer.stage(&format!("{}: autoround", model.title), (count * self.iterations) as u64);
+        Walk::new(key, sides, session).by(self.batch).visit(count, &mut learning, &|block| {
             session.observer.advance(((block.index() + 1) * self.iterations) as u64, graph.block_name(block));
-        }
-        let used = walk.used;
-        let blobs = live.blobs.into_inner().expect("no panic holds this lock");
-        install(model, &pupils, blobs)?;
+        })?;
+        let used = learning.used;
+        install(model, &trainable, live.into_blobs())?;
         Ok(used)
     }
 }
 
-/// What a block takes that learns: its weights as they are, were and become, their moments and gradients.
-fn memory(pupils: &[Pupil], of: &Pupil) -> u64 {
-    32 * pupils.iter().filter(|p| p.block == of.block).map(Pupil::weights).sum::<u64>()
+/// Bytes of a block in training: its weights as they are, were and become, their moments and gradients.
+fn memory(trainable: &[Trainable], of: &Trainable) -> u64 {
+    32 * trainable.iter().filter(|p| p.block == of.block).map(Trainable::weights).sum::<u64>()
 }
 
-/// What enters a block: through the float model and through the quantized one, a lane each.
-struct Streams {
-    block: BlockId,
-    float: Vec<Values>,
-    quantized: Vec<Values>,
-}
+/// The sides of the walk: the float model, which says what each block should give, and the quantized one, which says what
+/// each block gets.
+const FLOAT: usize = 0;
+const QUANTIZED: usize = 1;
 
-struct Walk<'a> {
+struct Learning<'a> {
     settings: &'a AutoRound,
     graph: &'a Graph,
     source: Arc<dyn Source>,
-    float: Float,
+    float: &'a Float,
     session: &'a Session<'a>,
     live: &'a Live,
-    /// Of all that was decided so far.
-    key: Digest,
-    streams: Option<Streams>,
-    /// The blob of the activations that enter the next block.
-    entering: Option<Digest>,
+    trainable: &'a [Trainable],
+    /// What enters the graph, by lane.
+    inputs: Vec<Values>,
     used: Vec<Digest>,
 }
 
-impl Walk<'_> {
-    fn block(&mut self, block: BlockId, pupils: &[&Pupil], more: bool) -> Result<(), StepError> {
-        let key = self.block_key(block, pupils)?;
-        let part = |name: &str| Digest::of_parts([key.as_bytes().as_slice(), name.as_bytes()]);
-        let leaving = if more { self.session.done(&part("leaving"))? } else { None };
-        let mut done = Vec::new();
-        for pupil in pupils {
-            done.extend(self.session.done(&part(&pupil.name))?.map(|blob| (*pupil, blob)));
-        }
-        if done.len() == pupils.len() && (leaving.is_some() || !more || self.streams.is_none()) {
-            done.into_iter().for_each(|(pupil, blob)| self.take(pupil, blob));
-            (self.streams, self.entering, self.key) = (None, leaving, key);
-            return Ok(());
-        }
-        let streams = self.start(block)?;
-        let float = leave(&self.float.graph, &SourceWeights(self.float.source.clone()), block, &streams.float)?;
-        if !pupils.is_empty() {
-            self.teach(block, pupils, &streams.quantized, &float, &part)?;
-        }
-        if more {
-            let quantized = leave(self.graph, self.live, block, &streams.quantized)?;
-            let next = Streams { block: BlockId::after(block), float, quantized };
-            self.keep(&next, part("leaving"))?;
-            self.streams = Some(next);
-        }
-        self.key = key;
-        Ok(())
-    }
-
-    fn block_key(&self, block: BlockId, pupils: &[&Pupil]) -> Result<Digest, StepError> {
-        let mut parts = vec![self.key, Digest::of(self.graph.block_name(block).as_bytes())];
+impl Visitor for Learning<'_> {
+    fn key(&self, before: &Digest, block: BlockId) -> Result<Digest> {
+        let mut parts = vec![*before, Digest::of(self.graph.block_name(block).as_bytes())];
         parts.push(weights_key(self.graph, &*self.source, std::iter::once(block))?);
         parts.push(weights_key(&self.float.graph, &*self.float.source, std::iter::once(block))?);
-        parts.extend(pupils.iter().map(|pupil| Digest::of(pupil.name.as_bytes())));
+        parts.extend(self.trainable_in(block).map(|trained| Digest::of(trained.name.as_bytes())));
         Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
     }
 
-    fn take(&mut self, pupil: &Pupil, blob: Digest) {
-        let mut blobs = self.live.blobs.write().expect("no panic holds this lock");
-        blobs.insert(&pupil.name, self.session.store, &blob, pupil.scheme, pupil.dims);
+    fn units(&self, block: BlockId, key: &Digest) -> Vec<Digest> {
+        self.trainable_in(block).map(|trained| unit(key, trained)).collect()
+    }
+
+    fn take(&mut self, block: BlockId, _: &Digest, blobs: &[Digest]) -> Result<()> {
+        self.trainable_in(block).zip(blobs).for_each(|(trained, blob)| self.place(trained, *blob));
+        Ok(())
+    }
+
+    fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> Result<()> {
+        let entering = windows.values(QUANTIZED, &self.inputs);
+        windows.leave(FLOAT)?;
+        let made = self.graph.leaving(block);
+        let mut wanted = windows.values(FLOAT, &self.inputs);
+        wanted.iter_mut().for_each(|lane| lane.retain(|id, _| made.contains(id)));
+        self.learn(block, key, &entering, &wanted)
+    }
+}
+
+/// The key of a weight that learned in the block of that key.
+fn unit(block: &Digest, trained: &Trainable) -> Digest {
+    Digest::of_parts([block.as_bytes().as_slice(), trained.name.as_bytes()])
+}
+
+impl<'a> Learning<'a> {
+    fn trainable_in(&self, block: BlockId) -> impl Iterator<Item = &'a Trainable> + use<'a> {
+        self.trainable.iter().filter(move |trained| trained.block == block)
+    }
+
+    fn place(&mut self, trained: &Trainable, blob: Digest) {
+        self.live.take(&trained.name, &blob, trained.scheme, trained.dims, self.session);
         self.used.push(blob);
     }
 
-    /// Both streams at the start of `block`: at hand, from the store, or else through all blocks before.
-    fn start(&mut self, block: BlockId) -> Result<Streams, StepError> {
-        if let Some(streams) = self.streams.take() {
-            return Ok(streams);
-        }
-        let lanes = batches(self.graph, self.session, self.settings.batch)?;
-        let mut streams = Streams { block: BlockId::FIRST, float: lanes.clone(), quantized: lanes };
-        if let Some(blob) = self.entering {
-            let count = streams.float.len();
-            let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
-            let mut both = read_activations(&stored, 2 * count)?;
-            let quantized = both.split_off(count);
-            restore(&self.float.graph, &mut streams.float, both);
-            restore(self.graph, &mut streams.quantized, quantized);
-            streams.block = block;
-        }
-        while streams.block != block {
-            self.session.check_interrupt()?;
-            let below = SourceWeights(self.float.source.clone());
-            streams.float = leave(&self.float.graph, &below, streams.block, &streams.float)?;
-            streams.quantized = leave(self.graph, self.live, streams.block, &streams.quantized)?;
-            streams.block = BlockId::after(streams.block);
-        }
-        Ok(streams)
-    }
-
-    fn teach(
-        &mut self,
-        block: BlockId,
-        pupils: &[&Pupil],
-        entering: &[Values],
-        wanted: &[Values],
-        part: &dyn Fn(&str) -> Digest,
-    ) -> Result<(), StepError> {
+    fn learn(&mut self, block: BlockId, key: &Digest, entering: &[Values], wanted: &[Values]) -> Result<()> {
         let (mut originals, mut learned) = (BTreeMap::new(), BTreeMap::new());
-        for pupil in pupils {
-            let (one, original) = pupil.learned(&*self.source, &self.float)?;
-            learned.insert(pupil.name.clone(), one);
-            originals.insert(pupil.name.clone(), original);
+        for trained in self.trainable_in(block) {
+            let (one, original) = trained.learned(&*self.source, self.float)?;
+            learned.insert(trained.name.clone(), one);
+            originals.insert(trained.name.clone(), original);
         }
-        let made = self.graph.leaving(block);
-        let wanted: Vec<Values> = wanted
-            .iter()
-            .map(|lane| lane.iter().filter(|(id, _)| made.contains(id)).map(|(id, t)| (*id, t.clone())).collect())
-            .collect();
-        let task = Task { graph: self.graph, block, below: self.live, entering, wanted: &wanted };
+        let task = Task { graph: self.graph, block, below: self.live, entering, wanted };
         let (observer, iterations) = (self.session.observer, self.settings.iterations);
         let name = self.graph.block_name(block);
-        let lesson = self.settings.teach(&task, &mut learned, &mut |iteration| {
+        let progress = self.settings.teach(&task, &mut learned, &mut |iteration| {
             observer.advance((block.index() * iterations + iteration) as u64, name);
             Ok(())
         })?;
-        let said = format!("{name}: error {:.4}, before {:.4}", lesson.after, lesson.before);
+        let said = format!("{name}: error {:.4}, before {:.4}", progress.after, progress.before);
         observer.advance(((block.index() + 1) * iterations) as u64, &said);
-        for pupil in pupils {
-            let blob = pupil.keep(&learned[&pupil.name], &originals[&pupil.name], part(&pupil.name), self.session)?;
-            self.take(pupil, blob);
+        for trained in self.trainable_in(block) {
+            let blob = trained.keep(&learned[&trained.name], &originals[&trained.name], unit(key, trained), self.session)?;
+            self.place(trained, blob);
         }
         Ok(())
-    }
-
-    /// Stores what enters the next block, and lets go of what entered this one.
-    fn keep(&mut self, streams: &Streams, key: Digest) -> Result<(), StepError> {
-        let named = |graph: &Graph, lanes: &[Values]| -> Vec<BTreeMap<String, Tensor>> {
-            let computed = |id: &ValueId| matches!(graph.get(*id).origin, attar_graph::Origin::Node(_));
-            let name = |(id, t): (&ValueId, &Tensor)| computed(id).then(|| (graph.get(*id).name.clone(), t.clone()));
-            lanes.iter().map(|lane| lane.iter().filter_map(name).collect()).collect()
-        };
-        let mut both = named(&self.float.graph, &streams.float);
-        both.extend(named(self.graph, &streams.quantized));
-        let blob = self.session.unit(key, |to| write_activations(&both, to))?;
-        if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
-            crate::output::remove(&self.session.store.path(&before))?;
-        }
-        Ok(())
-    }
-}
-
-/// What enters the next block, lane by lane.
-fn leave(graph: &Graph, weights: &dyn Weights, block: BlockId, entering: &[Values]) -> Result<Vec<Values>, StepError> {
-    let cached = attar_graph::Cached::new(weights);
-    let lane = |lane: &Values| {
-        let mut left = graph.evaluate_block(block, &cached, Mode::Inference, lane)?;
-        left.extend(lane.iter().filter(|(id, _)| graph.is_read_after(**id, block)).map(|(id, t)| (*id, t.clone())));
-        Ok(left)
-    };
-    entering.iter().map(lane).collect()
-}
-
-fn restore(graph: &Graph, lanes: &mut [Values], stored: Vec<BTreeMap<String, Tensor>>) {
-    for (lane, stored) in lanes.iter_mut().zip(stored) {
-        lane.extend(stored.into_iter().filter_map(|(name, tensor)| Some((graph.find(&name)?, tensor))));
     }
 }

@@ -1,54 +1,29 @@
 //! Quantizing with activations: block by block, and within a block input by input.
 //!
 //! What a linear layer reads is computed through all weights that were quantized before it, its second moments are
-//! summed over the calibration windows, its weights are quantized, and the windows go on through the result. After each
-//! block the activations are a blob of the store, so that a killed run takes up at the block it was in, with the very
-//! numbers that it had.
+//! summed over the calibration windows, its weights are quantized, and the windows go on through the result.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, RwLock},
-};
+use std::sync::Arc;
 
 use attar_compress::{Assignment, Drift, Hessian, Needs, Seen};
-use attar_graph::{BlockId, Expr, Graph, Inputs, Node, Op, SourceWeights, Stream, ValueId, Weights, kernel::instruction_set};
-use attar_tensor::{
-    Blobs, Digest, Dtype, Source,
-    safetensors::{Entry, Shards, Writer},
+use attar_graph::{BlockId, Graph, Node, Op, SourceWeights, ValueId};
+use attar_tensor::{Digest, Source};
+
+use super::{
+    codes::{self, Live},
+    kind::StepError,
 };
-use candle_core::{Device, Tensor};
+use crate::{
+    Error,
+    model::Working,
+    session::Session,
+    walk::{Side, Visitor, Walk, Windows, block_key, first_key},
+};
 
-use super::{codes, kind::StepError};
-use crate::{Error, model::Working, session::Session};
-
-/// Tokens that run through a block together.
-pub(super) const LANE: usize = 2048;
-
-/// The weights as far as they are quantized.
-pub(super) struct Live {
-    pub(super) below: SourceWeights,
-    pub(super) blobs: RwLock<Blobs>,
-}
-
-impl Weights for Live {
-    fn whole(&self, name: &str, expr: &Expr) -> attar_graph::Result<Tensor> {
-        let blobs = self.blobs.read().expect("no panic holds this lock");
-        let Some(info) = blobs.tensors().get(name) else { return self.below.whole(name, expr) };
-        let mut values = vec![0.0; info.elements()];
-        blobs.read(name, 0..info.matrix()[0], &mut values)?;
-        Ok(Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu)?)
-    }
-
-    fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> attar_graph::Result<Tensor> {
-        match self.blobs.read().expect("no panic holds this lock").tensors().contains_key(name) {
-            true => {
-                let whole = self.whole(name, expr)?;
-                Ok(whole.index_select(&Tensor::new(rows, whole.device())?, 0)?)
-            }
-            false => self.below.rows(name, expr, rows),
-        }
-    }
-}
+/// The sides of the walk: the model as far as it is quantized, and the float model if an algorithm wants to see how far the
+/// quantized one has moved.
+const QUANTIZED: usize = 0;
+const FLOAT: usize = 1;
 
 /// The weights of one block that are to be quantized, by the value that they read, in running order.
 struct Stage<'a> {
@@ -71,36 +46,24 @@ impl Stage<'_> {
 pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
     let graph = model.graph.clone();
     check(model, assignments, session.calibration.is_some())?;
-    let windows = session.calibration.unwrap_or_default();
-    let live = Live { below: SourceWeights(model.source.clone()), blobs: RwLock::default() };
-    let blocks: Vec<(BlockId, Vec<Stage<'_>>)> =
-        graph.blocks().map(|block| Ok((block, stages(&graph, block, assignments)?))).collect::<Result<_, StepError>>()?;
-    let last = blocks.iter().rposition(|(_, stages)| !stages.is_empty()).map_or(0, |at| at + 1);
-    let float = model.float.clone();
-    let float = Beside { graph: &float.graph, weights: &SourceWeights(float.source.clone()) };
-    let drifts = blocks.iter().flat_map(|(_, stages)| stages).any(Stage::drifts);
-    let mut walk = Walk {
-        graph: &graph,
-        source: model.source.clone(),
-        float: drifts.then_some(float),
-        beside: None,
-        session,
-        live: &live,
-        windows,
-        key: first_key(&graph, windows),
-        stream: None,
-        entering: None,
-        used: Vec::new(),
-    };
-    session.observer.stage(&format!("{}: quantize, calibrated", model.title), last as u64);
-    for (at, (block, stages)) in blocks.iter().take(last).enumerate() {
-        session.check_interrupt()?;
-        walk.block(*block, stages, at + 1 < last)?;
-        session.observer.advance(at as u64 + 1, graph.block_name(*block));
+    let live = Live::over(&model.source);
+    let stages: Vec<Vec<Stage<'_>>> =
+        graph.blocks().map(|block| stages(&graph, block, assignments)).collect::<Result<_, StepError>>()?;
+    let count = stages.iter().rposition(|stages| !stages.is_empty()).map_or(0, |at| at + 1);
+    let float = (model.float.graph.clone(), SourceWeights(model.float.source.clone()));
+    let mut sides = vec![Side { graph: &graph, weights: &live }];
+    if stages.iter().flatten().any(Stage::drifts) {
+        sides.push(Side { graph: &float.0, weights: &float.1 });
     }
-    let used = walk.used;
-    let blobs = live.blobs.into_inner().expect("no panic holds this lock");
-    codes::install(model, assignments, blobs)?;
+    let first = first_key(&graph, session.calibration.unwrap_or_default());
+    let mut quantizing =
+        Quantizing { graph: &graph, source: model.source.clone(), session, live: &live, stages, used: Vec::new() };
+    session.observer.stage(&format!("{}: quantize, calibrated", model.title), count as u64);
+    Walk::new(first, sides, session).visit(count, &mut quantizing, &|block| {
+        session.observer.advance(block.index() as u64 + 1, graph.block_name(block));
+    })?;
+    let used = quantizing.used;
+    codes::install(model, assignments, live.into_blobs())?;
     Ok(used)
 }
 
@@ -115,16 +78,16 @@ pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: boo
         let error = Error::recipe("the algorithm looks at activations, and the recipe has no text for that").hint(hint);
         return Err(StepError { key: Some("algorithm".into()), error });
     }
-    if !model.is_beside_float() && assignments.iter().any(|a| a.algorithm.needs() == Needs::Drift) {
-        let hint = "put the step `activations` behind this one".to_owned();
+    if !model.matches_float() && assignments.iter().any(|a| a.algorithm.needs() == Needs::Drift) {
+        let hint = "put the step `activations` after this one".to_owned();
         let error = Error::recipe("the algorithm looks at the float model, which has no integer activations").hint(hint);
         return Err(StepError { key: Some("algorithm".into()), error });
     }
     graph.blocks().try_for_each(|block| stages(graph, block, assignments).map(drop))
 }
 
-/// What a float stream takes beside the quantized one: as much between two blocks, and what the layers read, `inputs` wide.
-pub(super) fn memory_beside(model: &Working, inputs: usize) -> u64 {
+/// Bytes of the float stream, on top of the quantized one: as much between two blocks, and what the layers read, `inputs` wide.
+pub(super) fn float_stream_memory(model: &Working, inputs: usize) -> u64 {
     let [_, between] = model.token_bytes();
     model.tokens * (4 * between + 4 * inputs as u64)
 }
@@ -157,149 +120,68 @@ fn is_decided_by(assignment: &Assignment, node: &Node) -> bool {
     }
 }
 
-/// What decides the activations that enter the first block. Matrix kernels differ by instruction set in their last bits.
-pub(super) fn first_key(graph: &Graph, windows: &[Vec<u32>]) -> Digest {
-    let tokens: Vec<u8> = windows.iter().flat_map(|w| w.iter().copied().chain([u32::MAX]).flat_map(u32::to_le_bytes)).collect();
-    Digest::of_parts([b"calibrated 1".as_slice(), instruction_set().as_bytes(), graph.to_string().as_bytes(), &tokens])
-}
-
-/// The float model.
-#[derive(Clone, Copy)]
-struct Beside<'a> {
-    graph: &'a Graph,
-    weights: &'a SourceWeights,
-}
-
-struct Walk<'a> {
+struct Quantizing<'a> {
     graph: &'a Graph,
     source: Arc<dyn Source>,
-    /// If an algorithm wants to know what the float layers make.
-    float: Option<Beside<'a>>,
-    /// The windows on their way through the float model; with `stream`, at the same block.
-    beside: Option<Stream<'a>>,
     session: &'a Session<'a>,
     live: &'a Live,
-    windows: &'a [Vec<u32>],
-    /// Of all that was decided so far.
-    key: Digest,
-    /// Made when a block must be worked on.
-    stream: Option<Stream<'a>>,
-    /// The blob of the activations that enter the next block.
-    entering: Option<Digest>,
+    /// By block.
+    stages: Vec<Vec<Stage<'a>>>,
     used: Vec<Digest>,
 }
 
-impl<'a> Walk<'a> {
-    /// Quantizes a block, or finds that it is done. `more` blocks need its results.
-    fn block(&mut self, block: BlockId, stages: &[Stage<'_>], more: bool) -> Result<(), StepError> {
-        let key = self.block_key(block, stages)?;
-        let tensor_key = |a: &Assignment| Digest::of_parts([key.as_bytes().as_slice(), a.name.as_bytes()]);
-        let leaving_key = Digest::of_parts([key.as_bytes().as_slice(), b"leaving"]);
-        let mut done = Vec::new();
-        for assignment in stages.iter().flat_map(|stage| &stage.assignments) {
-            done.extend(self.session.done(&tensor_key(assignment))?.map(|blob| (*assignment, blob)));
-        }
-        let whole = done.len() == stages.iter().map(|stage| stage.assignments.len()).sum::<usize>();
-        let leaving = if more && whole { self.session.done(&leaving_key)? } else { None };
-        if whole && (leaving.is_some() || !more || self.stream.is_none()) {
-            done.into_iter().for_each(|(assignment, blob)| self.take(assignment, blob));
-            (self.stream, self.beside, self.entering, self.key) = (None, None, leaving, key);
-            return Ok(());
-        }
-        self.start(block)?;
-        for stage in stages {
-            self.stage(stage, &tensor_key)?;
-        }
-        if more {
-            let live = self.live;
-            self.stream().leave(live)?;
-            if let (Some(float), Some(beside)) = (self.float, &mut self.beside) {
-                beside.leave(float.weights)?;
-            }
-            self.keep_activations(leaving_key)?;
-        }
-        self.key = key;
+impl Visitor for Quantizing<'_> {
+    fn key(&self, before: &Digest, block: BlockId) -> crate::Result<Digest> {
+        let assigned = self.assignments(block).map(|a| codes::key(a, &*self.source)).collect::<crate::Result<Vec<_>>>()?;
+        block_key(before, self.graph, block, &*self.source, assigned)
+    }
+
+    fn units(&self, block: BlockId, key: &Digest) -> Vec<Digest> {
+        self.assignments(block).map(|assignment| unit(key, assignment)).collect()
+    }
+
+    fn take(&mut self, block: BlockId, _: &Digest, blobs: &[Digest]) -> crate::Result<()> {
+        let taken: Vec<(&Assignment, Digest)> = self.assignments(block).zip(blobs.iter().copied()).collect();
+        taken.into_iter().for_each(|(assignment, blob)| self.place(assignment, blob));
         Ok(())
     }
 
-    fn block_key(&self, block: BlockId, stages: &[Stage<'_>]) -> Result<Digest, StepError> {
-        let mut parts = vec![self.key, Digest::of(self.graph.block_name(block).as_bytes())];
-        for node in self.graph.nodes_of(block) {
-            for id in &node.inputs {
-                if let attar_graph::Origin::Weight(expr) = &self.graph.get(*id).origin {
-                    parts.push(expr.digest(&*self.source)?);
-                }
-            }
-        }
-        for assignment in stages.iter().flat_map(|stage| &stage.assignments) {
-            parts.push(codes::key(assignment, &*self.source)?);
-        }
-        Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
+    fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> crate::Result<()> {
+        (0..self.stages[block.index()].len()).try_for_each(|at| self.stage(block, at, key, windows))
+    }
+}
+
+/// The key of a quantized weight in the block of that key.
+fn unit(block: &Digest, assignment: &Assignment) -> Digest {
+    Digest::of_parts([block.as_bytes().as_slice(), assignment.name.as_bytes()])
+}
+
+impl<'a> Quantizing<'a> {
+    fn assignments(&self, block: BlockId) -> impl Iterator<Item = &'a Assignment> {
+        self.stages[block.index()].iter().flat_map(|stage| stage.assignments.iter().copied())
     }
 
-    fn take(&mut self, assignment: &Assignment, blob: Digest) {
-        let mut blobs = self.live.blobs.write().expect("no panic holds this lock");
+    fn place(&mut self, assignment: &Assignment, blob: Digest) {
         for name in assignment.names() {
-            blobs.insert(name, self.session.store, &blob, assignment.scheme, assignment.dims);
+            self.live.take(name, &blob, assignment.scheme, assignment.dims, self.session);
         }
         self.used.push(blob);
     }
 
-    fn stream(&mut self) -> &mut Stream<'a> {
-        self.stream.as_mut().expect("`start` made it")
-    }
-
-    /// Brings the windows to the start of `block`: from the store if they are there, or else through all blocks before.
-    fn start(&mut self, block: BlockId) -> Result<(), StepError> {
-        if self.stream.is_some() {
-            return Ok(());
-        }
-        let mut stream = Stream::new(self.graph, self.lanes()?);
-        let mut beside = match self.float {
-            Some(float) => Some(Stream::new(float.graph, self.lanes()?)),
-            None => None,
-        };
-        match self.entering {
-            Some(blob) => {
-                let count = self.lanes()?.len();
-                let stored = Shards::open(&[self.session.store.path(&blob)], &BTreeMap::new())?;
-                let mut entering = read_activations(&stored, if beside.is_some() { 2 * count } else { count })?;
-                let of_float = entering.split_off(count);
-                stream.restore(block, entering);
-                beside.iter_mut().for_each(|beside| beside.restore(block, of_float.clone()));
-            }
-            None => {
-                while stream.block() != block {
-                    self.session.check_interrupt()?;
-                    stream.leave(self.live)?;
-                    if let (Some(float), Some(beside)) = (self.float, &mut beside) {
-                        beside.leave(float.weights)?;
-                    }
-                }
-            }
-        }
-        (self.stream, self.beside) = (Some(stream), beside);
-        Ok(())
-    }
-
-    fn lanes(&self) -> Result<Vec<Inputs>, StepError> {
-        let length = self.windows.first().map_or(1, Vec::len).max(1);
-        let lane = |lane: &[Vec<u32>]| Ok(Inputs::tokens(&lane.iter().map(Vec::as_slice).collect::<Vec<_>>(), 0)?);
-        self.windows.chunks((LANE / length).max(1)).map(lane).collect()
-    }
-
-    fn stage(&mut self, stage: &Stage<'_>, key: &dyn Fn(&Assignment) -> Digest) -> Result<(), StepError> {
+    fn stage(&mut self, block: BlockId, at: usize, key: &Digest, windows: &mut Windows<'_>) -> crate::Result<()> {
         self.session.check_interrupt()?;
-        let (hessian, drift) = if stage.sees() { self.statistics(stage)? } else { (None, None) };
-        for assignment in &stage.assignments {
-            self.session.observer.advance(self.stream().block().index() as u64, &assignment.name);
+        let stage = &self.stages[block.index()][at];
+        let (hessian, drift) = if stage.sees() { self.statistics(block, stage, windows)? } else { (None, None) };
+        let (input, assignments) = (stage.input, stage.assignments.clone());
+        for assignment in assignments {
+            self.session.observer.advance(block.index() as u64, &assignment.name);
             let seen = Seen { hessian: hessian.as_ref(), drift: drift.as_ref() };
-            let source = self.source.clone();
-            let blob = self.session.unit(key(assignment), |to| codes::quantize(assignment, &*source, seen, to, &|_| {}))?;
-            self.take(assignment, blob);
+            let make = |to: &mut dyn std::io::Write| codes::quantize(assignment, &*self.source, seen, to, &|_| {});
+            let blob = self.session.unit(unit(key, assignment), make)?;
+            self.place(assignment, blob);
         }
         if let Some(share) = hessian.as_ref().and_then(Hessian::raised_damping) {
-            let value = &self.graph.get(stage.input).name;
+            let value = &self.graph.get(input).name;
             let note =
                 format!("`{value}`: second moments are not positive definite; their damping was raised to {share} of their mean");
             self.session.observer.note(&note);
@@ -308,82 +190,37 @@ impl<'a> Walk<'a> {
     }
 
     /// What a stage's weights want to have seen.
-    fn statistics(&mut self, stage: &Stage<'_>) -> Result<(Option<Hessian>, Option<Drift>), StepError> {
-        let (inputs, live) = (stage.assignments[0].dims[1], self.live);
+    fn statistics(
+        &self,
+        block: BlockId,
+        stage: &Stage<'_>,
+        windows: &mut Windows<'_>,
+    ) -> crate::Result<(Option<Hessian>, Option<Drift>)> {
+        let inputs = stage.assignments[0].dims[1];
         let (mut hessian, mut drift) = (Hessian::new(inputs), None);
         let mut of_float = Vec::new();
-        if let (Some(float), Some(beside), true) = (self.float, &mut self.beside, stage.drifts()) {
+        if stage.drifts() {
             drift = Some(Drift::new(inputs));
-            beside.reach(float.weights, stage.input, &mut |_, x| {
+            windows.reach(FLOAT, stage.input, &mut |_, x| {
                 of_float.push(x.clone());
                 Ok(())
             })?;
         }
-        self.stream().reach(live, stage.input, &mut |lane, x| {
+        windows.reach(QUANTIZED, stage.input, &mut |lane, x| {
             if let Some(drift) = &mut drift {
                 drift.add(&of_float[lane], x)?;
             }
             Ok(hessian.add(x)?)
         })?;
+        let value = &self.graph.get(stage.input).name;
         if !hessian.is_finite() {
-            let value = self.graph.get(stage.input).name.clone();
-            let block = self.graph.block_name(self.stream().block()).into();
-            return Err(attar_compress::Error::Activations { block, value }.into());
+            let block = self.graph.block_name(block).into();
+            return Err(attar_compress::Error::Activations { block, value: value.clone() }.into());
         }
         if let dead @ 1.. = hessian.dead() {
-            let value = &self.graph.get(stage.input).name;
             let note = format!("`{value}`: {dead} of {inputs} inputs are always zero; their weights are rounded to nearest");
             self.session.observer.note(&note);
         }
         Ok((Some(hessian), drift))
     }
-
-    /// Stores what enters the next block, and lets go of what entered this one.
-    fn keep_activations(&mut self, key: Digest) -> Result<(), StepError> {
-        let mut entering = self.stream().entering();
-        entering.extend(self.beside.iter().flat_map(Stream::entering));
-        let blob = self.session.unit(key, |to| write_activations(&entering, to))?;
-        if let Some(before) = self.entering.replace(blob).filter(|before| *before != blob) {
-            crate::output::remove(&self.session.store.path(&before))?;
-        }
-        Ok(())
-    }
-}
-
-pub(super) fn write_activations(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::io::Write) -> Result<(), Error> {
-    let entries: Vec<Entry> = lanes
-        .iter()
-        .enumerate()
-        .flat_map(|(lane, values)| {
-            values.iter().map(move |(name, t)| Entry {
-                name: format!("{lane} {name}"),
-                dtype: Dtype::F32,
-                dims: t.dims().to_vec(),
-            })
-        })
-        .collect();
-    let failed = attar_tensor::Error::from;
-    let mut writer = Writer::new(to, &entries, &BTreeMap::new()).map_err(failed)?;
-    for tensor in lanes.iter().flat_map(BTreeMap::values) {
-        let mut bytes = Vec::new();
-        attar_graph::kernel::with_f32(tensor, |values| Dtype::F32.encode(values, &mut bytes))
-            .map_err(attar_graph::Error::from)?;
-        writer.append(&bytes).map_err(failed)?;
-    }
-    writer.finish();
-    Ok(())
-}
-
-pub(super) fn read_activations(from: &Shards, lanes: usize) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
-    let mut all = vec![BTreeMap::new(); lanes];
-    for (name, info) in from.tensors() {
-        let Some((lane, value)) = name.split_once(' ') else { continue };
-        let mut values = vec![0.0; info.elements()];
-        from.read(name, 0..info.matrix()[0], &mut values)?;
-        let tensor = Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu).map_err(attar_graph::Error::from)?;
-        if let Some(lane) = lane.parse::<usize>().ok().and_then(|lane| all.get_mut(lane)) {
-            lane.insert(value.into(), tensor);
-        }
-    }
-    Ok(all)
 }

@@ -1,16 +1,63 @@
 //! Weights in codes: how one is made, what decides its bytes, and how a model gets it.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, RwLock},
+};
 
 use attar_compress::{Assignment, Seen, WeightRows};
-use attar_graph::{Expr, Graph};
-use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Source};
+use attar_graph::{Expr, Graph, SourceWeights, Weights};
+use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Scheme, Source};
+use candle_core::{Device, Tensor};
 
 use super::kind::StepError;
-use crate::{ErrorKind, model::Working};
+use crate::{ErrorKind, Result, model::Working, session::Session};
+
+/// The weights as far as they are quantized.
+pub(super) struct Live {
+    below: SourceWeights,
+    blobs: RwLock<Blobs>,
+}
+
+impl Live {
+    /// Over the weights of `source`, of which none is replaced yet.
+    pub(super) fn over(source: &Arc<dyn Source>) -> Live {
+        Live { below: SourceWeights(source.clone()), blobs: RwLock::default() }
+    }
+
+    /// The weight `name` is now the blob's.
+    pub(super) fn take(&self, name: &str, blob: &Digest, scheme: Scheme, dims: [usize; 2], session: &Session<'_>) {
+        self.blobs.write().expect("no panic holds this lock").insert(name, session.store, blob, scheme, dims);
+    }
+
+    /// All that were replaced.
+    pub(super) fn into_blobs(self) -> Blobs {
+        self.blobs.into_inner().expect("no panic holds this lock")
+    }
+}
+
+impl Weights for Live {
+    fn whole(&self, name: &str, expr: &Expr) -> attar_graph::Result<Tensor> {
+        let blobs = self.blobs.read().expect("no panic holds this lock");
+        let Some(info) = blobs.tensors().get(name) else { return self.below.whole(name, expr) };
+        let mut values = vec![0.0; info.elements()];
+        blobs.read(name, 0..info.matrix()[0], &mut values)?;
+        Ok(Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu)?)
+    }
+
+    fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> attar_graph::Result<Tensor> {
+        match self.blobs.read().expect("no panic holds this lock").tensors().contains_key(name) {
+            true => {
+                let whole = self.whole(name, expr)?;
+                Ok(whole.index_select(&Tensor::new(rows, whole.device())?, 0)?)
+            }
+            false => self.below.rows(name, expr, rows),
+        }
+    }
+}
 
 /// The model's selected weights are now those of the blobs.
-pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<(), StepError> {
+pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<()> {
     for assignment in assignments {
         model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
         place(&mut model.graph, assignment);
@@ -27,7 +74,7 @@ pub(super) fn place(graph: &mut Graph, assignment: &Assignment) {
 }
 
 /// All that decides the bytes of a unit.
-pub(super) fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest, StepError> {
+pub(super) fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest> {
     let settings = format!(
         "quantize {} {} {} {:?}",
         assignment.algorithm.name(),
@@ -44,7 +91,7 @@ pub(super) fn quantize(
     seen: Seen<'_>,
     to: &mut dyn std::io::Write,
     progress: &(dyn Fn(usize) + Sync),
-) -> Result<(), crate::Error> {
+) -> Result<()> {
     let weights = Rows { assignment, source };
     let writer = BlobWriter::new(to, assignment.scheme, assignment.dims).map_err(attar_tensor::Error::from)?;
     assignment.algorithm.quantize(&weights, seen, assignment.scheme, assignment.search, writer, progress)?;

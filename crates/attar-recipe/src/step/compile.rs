@@ -1,4 +1,4 @@
-//! The step `compile`: plans of the model for a device, proven, beside the model. The model itself stays as it is.
+//! The step `compile`: plans of the model for a device, proven on numbers. The model itself stays as it is.
 
 use std::{cell::Cell, sync::Arc};
 
@@ -6,7 +6,7 @@ use attar_compile::{
     Compile, Compiled, Phase, Plan, Progress, Proven,
     plan::Space,
     report::to_html,
-    schedule::chunk::{Candidate, Point},
+    schedule::chunk::{Candidate, Chunked, Point},
 };
 use attar_tensor::{Digest, Source};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, extras::Content, json::json, model::Working,
-    session::Session, settings::of,
+    session::Session, settings::of, shape::facts,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -25,7 +25,10 @@ pub(super) static COMPILE: StepKind = StepKind {
     schema: of::<Compile>,
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
     folder: Some("compiled"),
+    is_verb: false,
+    examples: &[],
     looks_inside: true,
+    needs_tokens: true,
     predicts: true,
 };
 
@@ -33,6 +36,12 @@ pub(super) static COMPILE: StepKind = StepKind {
 pub(super) const PROOF_PLAN: &str = ".proof.plan";
 /// See [`PROOF_PLAN`].
 pub(super) const PROOF_DATA: &str = ".proof.data";
+
+/// The sizes of chunks that a graph of these facts could run in.
+struct Kept {
+    facts: String,
+    chunks: Chunked,
+}
 
 impl Step for Compile {
     fn kind(&self) -> &'static StepKind {
@@ -51,7 +60,8 @@ impl Step for Compile {
             return Err(StepError { key: Some("kind".into()), error });
         }
         check_prompt(self.seq, model)?;
-        self.check(&model.graph, &*model.source).map_err(refused)?;
+        let chunks = self.check(&model.graph, &*model.source).map_err(refused)?;
+        model.kept.keep(Kept { facts: facts(&model.graph), chunks });
         model.proves |= self.prove > 0;
         Ok(Vec::new())
     }
@@ -67,7 +77,9 @@ impl Step for Compile {
             session.observer.advance(progress.done as u64, progress.what);
             !session.observer.interrupted()
         };
-        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows, &watch).map_err(refused)?;
+        let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
+        let chunks = kept.map(|kept| kept.chunks.clone());
+        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows, chunks, &watch).map_err(refused)?;
         let memories = memories(&compiled, &*model.source, session)?;
         let blobs = memories.iter().map(|(_, digest)| *digest).collect();
         let stored = memories.into_iter().map(|(name, digest)| {
@@ -75,7 +87,7 @@ impl Step for Compile {
             (name.to_owned(), Content::Blob { path, digest })
         });
         COMPILE.leave(model, files(&compiled).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect());
-        model.compilations.push(report(&compiled));
+        model.findings.push(report(&compiled));
         Ok(blobs)
     }
 }

@@ -1,4 +1,4 @@
-//! The step `fuse`: the graph changes, and no byte of a weight. It comes behind the steps that look for linear layers.
+//! The step `fuse`: the graph changes, and no byte of a weight. It comes after the steps that look for linear layers.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,11 +18,14 @@ pub(super) static FUSE: StepKind = StepKind {
     schema: of::<Fuse>,
     build: |section| Ok(Box::new(section.finish::<Fuse>(&["kind".into()])?)),
     folder: None,
+    is_verb: false,
+    examples: &[],
     looks_inside: false,
+    needs_tokens: false,
     predicts: false,
 };
 
-/// A graph behind passes, what each did, and the weights that are other expressions now: name, encoding before.
+/// A graph after passes, what each did, and the weights that are other expressions now: name, encoding before.
 struct Fused {
     graph: Graph,
     reports: Vec<FusionReport>,
@@ -53,7 +56,7 @@ impl Fused {
             }
         }
         model.graph = self.graph;
-        model.fusions.extend(self.reports);
+        model.findings.extend(self.reports);
     }
 
     fn planned(&self) -> Vec<PlannedTensor> {
@@ -100,7 +103,7 @@ impl Step for Fuse {
         let (before, after) = ((&model.graph, &source), (&fused.graph, &source));
         let (logits_off, measured) = preserved::check(FUSE.name, before, after, logits_off_at_most, session)?;
         let (step, weights) = (FUSE.name.into(), fused.changed.len());
-        model.transforms.push(TransformReport { step, weights, logits_off, logits_off_at_most, sites: Vec::new() });
+        model.findings.push(TransformReport { step, weights, logits_off, logits_off_at_most, sites: Vec::new() });
         fused.install(model);
         Ok(vec![measured])
     }

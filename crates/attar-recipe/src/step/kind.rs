@@ -12,6 +12,7 @@ use crate::{
     extras::{Content, Folder, numbered},
     model::Working,
     session::Session,
+    shape,
 };
 
 /// A kind of step.
@@ -23,16 +24,22 @@ pub struct StepKind {
     /// JSON Schema of its settings.
     pub schema: fn() -> serde_json::Value,
     pub(crate) build: fn(Section<'_, '_>) -> Result<Box<dyn Step>>,
-    /// The folder of the files that it leaves beside the model, if it does.
+    /// The folder of its extra files, if it leaves such.
     pub(crate) folder: Option<&'static str>,
+    /// Whether it is a verb as it is, `attar NAME MODEL --out DIR`, with its settings as flags.
+    pub is_verb: bool,
+    /// Examples for the help of the verb. A test runs them, in the order of `STEPS`.
+    pub examples: &'static [&'static str],
     /// Whether it looks for the layers of the graph, which a fused graph hides.
     pub(crate) looks_inside: bool,
+    /// Whether it needs a model that predicts tokens. An encoder is refused.
+    pub(crate) needs_tokens: bool,
     /// Whether it predicts the metrics of a device.
     pub(crate) predicts: bool,
 }
 
 impl StepKind {
-    /// A step of this kind leaves files beside the model, in the folder of the kind.
+    /// A step of this kind leaves extra files, in the folder of the kind.
     pub(crate) fn leave(&'static self, model: &mut Working, files: Vec<(String, Content)>) {
         let Some(folder) = self.folder else { return };
         let earlier = model.folders.iter().filter(|folder| folder.kind == self.name).count();
@@ -48,7 +55,7 @@ pub trait Step: std::fmt::Debug + Send + Sync {
     /// Its settings with every default filled in.
     fn settings(&self) -> serde_json::Value;
 
-    /// Files that it reads beside the model and the recipe's texts, each with the setting that names it.
+    /// Files that it reads, apart from the model and the recipe's texts, each with the setting that names it.
     fn files(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
@@ -61,7 +68,7 @@ pub trait Step: std::fmt::Debug + Send + Sync {
     #[doc(hidden)]
     fn run(&self, model: &mut Working, session: &Session<'_>) -> std::result::Result<Vec<Digest>, StepError>;
 
-    /// The same with another budget, in true bits a selected weight, for a step that has one.
+    /// The same with another budget, in true bits per selected weight, for a step that has one.
     #[doc(hidden)]
     fn with_bits(&self, _: f64) -> Option<Arc<dyn Step>> {
         None
@@ -106,11 +113,18 @@ pub struct PlannedTensor {
     pub(crate) memory: u64,
 }
 
-/// What other steps look for is inside a fused node.
-pub(crate) fn check_order(kind: &StepKind, graph: &Graph) -> std::result::Result<(), StepError> {
-    if !kind.looks_inside || graph.nodes().iter().all(|node| node.op.fused().is_none()) {
-        return Ok(());
+/// Whether steps of a kind can work on a graph at all.
+pub(crate) fn check_graph(kind: &StepKind, graph: &Graph) -> std::result::Result<(), StepError> {
+    let refused = |message: String, hint: &str| {
+        Err(StepError { key: Some("kind".into()), error: Error::recipe(message).hint(hint.to_owned()) })
+    };
+    if kind.looks_inside && graph.nodes().iter().any(|node| node.op.fused().is_some()) {
+        return refused(format!("the graph is fused, and `{}` looks for the layers in it", kind.name), "fuse last");
     }
-    let error = Error::recipe(format!("the graph is fused, and `{}` looks for the layers in it", kind.name));
-    Err(StepError { key: Some("kind".into()), error: error.hint("fuse last".to_owned()) })
+    if kind.needs_tokens && !shape::predicts_tokens(graph) {
+        let message =
+            format!("`{}` needs a model that predicts tokens, and `{}` has no head: it is an encoder", kind.name, graph.name());
+        return refused(message, "quantize an encoder with `quantize` or `autoround`, and measure its embeddings");
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The step `memory-plan`: buffers of a file are placed in a memory. It has nothing to do with the model.
 
-use std::{num::NonZeroU64, path::PathBuf};
+use std::{num::NonZeroU64, path::PathBuf, sync::Arc};
 
 use attar_compile::memory::{Answer, Effort, Entries, Planned, memory_map, write_csv};
 use attar_compress::allocate::Size;
@@ -23,7 +23,7 @@ use crate::{
 struct MemoryPlan {
     /// CSV file with the buffers: `id,lower,upper,size`.
     file: PathBuf,
-    /// Size of the memory, such as `1 MiB` [default: as small as possible].
+    /// Bytes of the memory, like `1 MiB` [default: as few as possible].
     #[serde(default)]
     capacity: Option<Size>,
     /// Search nodes to visit before giving up.
@@ -41,9 +41,18 @@ pub(super) static MEMORY_PLAN: StepKind = StepKind {
     schema: of::<MemoryPlan>,
     build: |section| Ok(Box::new(section.finish::<MemoryPlan>(&["kind".into()])?)),
     folder: Some("placed"),
+    is_verb: false,
+    examples: &[],
     looks_inside: false,
+    needs_tokens: false,
     predicts: false,
 };
+
+/// Buffers and where they are placed.
+struct Placed {
+    entries: Entries,
+    plan: Planned,
+}
 
 impl Step for MemoryPlan {
     fn kind(&self) -> &'static StepKind {
@@ -59,20 +68,21 @@ impl Step for MemoryPlan {
     }
 
     /// The whole search: what does not fit is known before hours of work.
-    fn plan(&self, _: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
-        self.placed()?;
+    fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        model.kept.keep(self.placed()?);
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         session.observer.stage(&format!("{}: memory-plan", model.title), 0);
         session.check_interrupt()?;
-        let (entries, plan) = self.placed()?;
+        let placed = model.kept.get().map_or_else(|| self.placed().map(Arc::new), Ok)?;
+        let Placed { entries, plan } = &*placed;
         let Answer::Placed { placement, method, at_least } = &plan.answer else { unreachable!("`placed` gives placements") };
-        let map = memory_map(&entries, placement, plan.capacity.unwrap_or(0));
-        let files = [("placement.csv", write_csv(&entries, placement)), ("placement.svg", map)];
+        let map = memory_map(entries, placement, plan.capacity.unwrap_or(0));
+        let files = [("placement.csv", write_csv(entries, placement)), ("placement.svg", map)];
         MEMORY_PLAN.leave(model, files.map(|(name, text)| (name.to_owned(), text.into_bytes().into())).into());
-        model.placements.push(PlacementReport {
+        model.findings.push(PlacementReport {
             file: self.file.display().to_string(),
             buffers: entries.ids.len(),
             capacity: plan.capacity,
@@ -89,13 +99,13 @@ impl Step for MemoryPlan {
 
 impl MemoryPlan {
     /// The buffers and a placement, or why there is none.
-    fn placed(&self) -> Result<(Entries, Planned), StepError> {
+    fn placed(&self) -> Result<Placed, StepError> {
         let at_file = |error| StepError { key: Some("file".into()), error };
         let entries = read_buffers(&self.file).map_err(at_file)?;
         let effort = Effort { nodes: self.nodes.get() };
         let plan = place_buffers(&entries, self.capacity.map(|size| size.0), effort).map_err(at_file)?;
         match plan.failure(&entries) {
-            None => Ok((entries, plan)),
+            None => Ok(Placed { entries, plan }),
             Some(why) => Err(self.failed(&plan.answer, why)),
         }
     }

@@ -10,16 +10,15 @@ mod device;
 mod fuse;
 pub(crate) mod kind;
 mod memory_plan;
-mod passage;
 mod plain;
 mod preserved;
-mod pupils;
 mod quantize;
 mod recover;
 mod rotate;
 mod simulate;
 mod smooth;
 mod tile;
+mod trainable;
 mod transformed;
 
 pub use kind::{PlannedTensor, Step, StepError, StepKind};

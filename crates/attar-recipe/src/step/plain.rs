@@ -11,7 +11,7 @@ use attar_tensor::{
 
 use super::{
     kind::{PlannedTensor, StepError},
-    pupils::Pupil,
+    trainable::Trainable,
 };
 use crate::{Error, model::Working, session::Session};
 
@@ -19,7 +19,7 @@ use crate::{Error, model::Working, session::Session};
 pub(super) const UNIT: &str = "plain";
 
 /// A tensor without codes that learns.
-pub(super) struct PlainPupil {
+pub(super) struct PlainTrainable {
     id: ValueId,
     /// Its canonical name.
     pub(super) name: String,
@@ -43,7 +43,7 @@ enum Start {
 }
 
 /// The gains of all norms, in running order. They keep their number format, where it is a floating-point one.
-pub(super) fn norms(graph: &Graph) -> Vec<PlainPupil> {
+pub(super) fn norms(graph: &Graph) -> Vec<PlainTrainable> {
     let norm = |node: &attar_graph::Node| {
         let Op::RmsNorm { .. } = node.op else { return None };
         let (id, value) = (node.inputs[1], graph.get(node.inputs[1]));
@@ -52,7 +52,7 @@ pub(super) fn norms(graph: &Graph) -> Vec<PlainPupil> {
             Encoding::Plain(dtype) if dtype.is_float() => dtype,
             _ => Dtype::F32,
         };
-        Some(PlainPupil {
+        Some(PlainTrainable {
             id,
             name: value.name.clone(),
             dims: value.fact.constant_dims()?,
@@ -65,21 +65,21 @@ pub(super) fn norms(graph: &Graph) -> Vec<PlainPupil> {
     graph.nodes().iter().filter_map(norm).collect()
 }
 
-/// The factors of the adapters of `pupils` in a graph that has them, in the order of the pupils.
-pub(super) fn adapters(graph: &Graph, pupils: &[Pupil]) -> Vec<PlainPupil> {
-    let factor = |(seed, pupil): (usize, &Pupil)| {
-        let [a, b] = adapter_names(&pupil.name);
-        let base = pupil.codes().clone();
+/// The factors of the adapters of `trainable` in a graph that has them, in the order of the trainable.
+pub(super) fn adapters(graph: &Graph, trainable: &[Trainable]) -> Vec<PlainTrainable> {
+    let factor = |(seed, trained): (usize, &Trainable)| {
+        let [a, b] = adapter_names(&trained.name);
+        let base = trained.codes().clone();
         [(a, Start::Directions { seed: seed as u64 }), (b, Start::Zeros { base })].map(|(name, start)| {
             let id = graph.find(&name).expect("`with_adapters` made it");
             let dims = graph.fact(id).constant_dims().expect("a weight has a shape");
-            PlainPupil { id, name, dims, from: None, dtype: Dtype::F32, block: pupil.block, start }
+            PlainTrainable { id, name, dims, from: None, dtype: Dtype::F32, block: trained.block, start }
         })
     };
-    pupils.iter().enumerate().flat_map(factor).collect()
+    trainable.iter().enumerate().flat_map(factor).collect()
 }
 
-impl PlainPupil {
+impl PlainTrainable {
     /// As it starts.
     pub(super) fn learned(&self, source: &dyn Source) -> Result<Plain, StepError> {
         let (count, dims) = (self.dims.iter().product(), self.dims.clone());
@@ -129,8 +129,8 @@ fn mean_magnitude(values: &[f32]) -> f32 {
 }
 
 /// Stores what they learned as one blob.
-pub(super) fn keep(learned: Vec<(&PlainPupil, Vec<f32>)>, key: Digest, session: &Session<'_>) -> Result<Digest, StepError> {
-    let entry = |plain: &PlainPupil| Entry { name: plain.stored(&key), dtype: plain.dtype, dims: plain.dims.clone() };
+pub(super) fn keep(learned: Vec<(&PlainTrainable, Vec<f32>)>, key: Digest, session: &Session<'_>) -> Result<Digest, StepError> {
+    let entry = |plain: &PlainTrainable| Entry { name: plain.stored(&key), dtype: plain.dtype, dims: plain.dims.clone() };
     let entries: Vec<Entry> = learned.iter().map(|(plain, _)| entry(plain)).collect();
     let write = |to: &mut dyn std::io::Write| {
         let mut writer = Writer::new(to, &entries, &BTreeMap::new())?;
@@ -146,7 +146,7 @@ pub(super) fn keep(learned: Vec<(&PlainPupil, Vec<f32>)>, key: Digest, session: 
 }
 
 /// They are now what the blob at `path` has, which [`keep`] made under `key`.
-pub(super) fn install(model: &mut Working, plain: &[PlainPupil], key: &Digest, path: PathBuf) -> Result<(), StepError> {
+pub(super) fn install(model: &mut Working, plain: &[PlainTrainable], key: &Digest, path: PathBuf) -> Result<(), StepError> {
     for one in plain {
         model.graph.replace_weight(one.id, Encoding::Plain(one.dtype), Expr::tensor(one.stored(key)));
     }
@@ -156,7 +156,7 @@ pub(super) fn install(model: &mut Working, plain: &[PlainPupil], key: &Digest, p
 }
 
 /// They are in the formats that they will have; where they come from stays.
-pub(super) fn place(graph: &mut Graph, plain: &[PlainPupil]) {
+pub(super) fn place(graph: &mut Graph, plain: &[PlainTrainable]) {
     for one in plain {
         let Origin::Weight(expr) = graph.get(one.id).origin.clone() else { continue };
         graph.replace_weight(one.id, Encoding::Plain(one.dtype), expr);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, kernel::instruction_set};
 use attar_tensor::{Digest, Dtype, Source};
 
-use crate::{Error, Result, session::Session};
+use crate::{Error, Result, session::Session, shape};
 
 /// Largest difference of a logit over the largest logit that rounding to f32 explains. Real transformations stay well
 /// below; one wrong sign anywhere is far above.
@@ -32,11 +32,9 @@ const TOKENS: usize = 64;
 /// A graph and its weights.
 pub(super) type Model<'a> = (&'a Graph, &'a Arc<dyn Source>);
 
-/// Bytes that the comparison takes: the logits of both, and a head.
+/// Bytes that the comparison takes: the outputs of both, and a head.
 pub(super) fn memory(graph: &Graph) -> u64 {
-    let vocabulary = vocabulary(graph) as u64;
-    let width = graph.find("final_norm").and_then(|id| graph.fact(id).width()).unwrap_or(0) as u64;
-    4 * vocabulary * (3 * (WINDOWS * TOKENS) as u64 + 2 * width)
+    4 * (3 * (WINDOWS * TOKENS) as u64 * shape::output_width(graph) + 2 * shape::head_numbers(graph))
 }
 
 /// How far the logits of `after` are off those of `before`, relative to the largest; an error if rounding does not
@@ -83,13 +81,9 @@ fn windows(graph: &Graph, calibration: Option<&[Vec<u32>]>) -> Vec<Vec<u32>> {
     let mut state = 1u64;
     let mut token = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 32) % vocabulary(graph).max(1) as u64) as u32
+        ((state >> 32) % shape::vocabulary(graph).max(1)) as u32
     };
     vec![(0..TOKENS / 2).map(|_| token()).collect()]
-}
-
-fn vocabulary(graph: &Graph) -> usize {
-    graph.outputs().first().and_then(|id| graph.fact(*id).width()).unwrap_or(0)
 }
 
 fn difference(before: Model<'_>, after: Model<'_>, windows: &[Vec<u32>]) -> Result<f64> {

@@ -21,7 +21,15 @@ pub(super) static QUANTIZE: StepKind = StepKind {
         Ok(Box::new(section.finish::<Quantize>(&["kind".into()])?))
     },
     folder: None,
+    is_verb: true,
+    examples: &[
+        "attar quantize model --grid int4 --group 64 --out int4",
+        "attar quantize model --grid int4 --algorithm gptq --calibration text.txt --samples 16 --out gptq",
+        "attar quantize model --bits 4.25 --out mixed",
+        "attar quantize model --grid int8 --group row --out int8",
+    ],
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 
@@ -79,7 +87,7 @@ impl Step for Quantize {
             bytes: a.scheme.true_bits(a.dims).div_ceil(8),
             memory: a.algorithm.memory(a.dims)
                 + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 }
-                + if a.algorithm.needs() == Needs::Drift { calibrated::memory_beside(model, a.dims[1]) } else { 0 },
+                + if a.algorithm.needs() == Needs::Drift { calibrated::float_stream_memory(model, a.dims[1]) } else { 0 },
         });
         let planned = planned.collect();
         assignments.iter().for_each(|a| place(&mut model.graph, a));
@@ -102,7 +110,7 @@ impl Step for Quantize {
             None => (self.assign(&model.graph).map_err(refused)?, Vec::new()),
             Some(budget) => {
                 let spent = allocate::run(self, budget, model, session)?;
-                model.allocations.push(spent.report);
+                model.findings.push(spent.report);
                 (spent.assignments, spent.used)
             }
         };

@@ -1,4 +1,4 @@
-//! The step `rotate`: a unit is a matrix whose rows are turned together.
+//! The step `rotate`: a unit is a matrix whose rows are rotated together.
 
 use attar_compress::Rotate;
 use attar_tensor::Digest;
@@ -12,11 +12,14 @@ use crate::{model::Working, session::Session, settings::of};
 
 pub(super) static ROTATE: StepKind = StepKind {
     name: "rotate",
-    about: "Rotate activations and weights by orthogonal matrices so that quantization loses less (QuaRot)",
+    about: "Rotate inner coordinates by orthogonal matrices, so that quantization loses less",
     schema: of::<Rotate>,
     build: |section| Ok(Box::new(section.finish::<Rotate>(&["kind".into()])?)),
     folder: None,
+    is_verb: true,
+    examples: &["attar rotate model --out rotated", "attar rotate model --mlp --tables f16 --out rotated-mlp"],
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 

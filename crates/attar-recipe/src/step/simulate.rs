@@ -24,17 +24,20 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Simulate {
-    /// Plan files, each with its `.data` file next to it. Default: the proofs of all `compile` steps before this one.
+    /// Plan files, each with its `.data` file next to it; if there are none, every proof of the `compile` steps before.
     plans: Vec<PathBuf>,
 }
 
 pub(super) static SIMULATE: StepKind = StepKind {
     name: "simulate",
-    about: "Prove plans in simulation, bit for bit",
+    about: "Prove plans on simulated memories, bit for bit",
     schema: of::<Simulate>,
     build: |section| Ok(Box::new(section.finish::<Simulate>(&["kind".into()])?)),
     folder: None,
+    is_verb: false,
+    examples: &[],
     looks_inside: false,
+    needs_tokens: false,
     predicts: false,
 };
 
@@ -52,7 +55,7 @@ impl Step for Simulate {
         self.plans.iter().enumerate().flat_map(of).flatten().collect()
     }
 
-    /// That there is something to prove, and that it can be read.
+    /// Checks that there is something to prove and that it can be read.
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         for (at, plan) in self.plans.iter().enumerate() {
             read(plan).map_err(|error| StepError { key: Some(key(at)), error })?;
@@ -80,7 +83,7 @@ impl Step for Simulate {
                 proven.push(proof(&name, plan?)?);
             }
         }
-        model.simulations.extend(proven);
+        model.findings.extend(proven);
         Ok(Vec::new())
     }
 }
@@ -94,7 +97,7 @@ fn read(path: &Path) -> crate::Result<(Plan, Proof)> {
     let plan = read_plan(path)?;
     let data = data_beside(path).ok_or_else(|| {
         let hint = "`compile` writes it as `NAME.proof.data`, the numbers of `NAME.proof.plan`".to_owned();
-        Error::input(format!("`{}` has no `.data` beside it to be proven on", path.display())).hint(hint)
+        Error::input(format!("`{}` has no `.data` file to be proven on", path.display())).hint(hint)
     })?;
     Ok((plan, read_proof(&data)?))
 }

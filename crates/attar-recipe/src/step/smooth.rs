@@ -6,16 +6,22 @@
 use std::path::PathBuf;
 
 use attar_compress::{Choice, Error as Unfit, Hessian, Seeing, Site, Smooth, SmoothScales};
-use attar_graph::{Expr, Graph};
+use attar_graph::{BlockId, Expr, Graph, SourceWeights};
 use attar_tensor::{Digest, Source, safetensors::Shards};
 
 use super::{
     codes::refused,
     kind::{PlannedTensor, Step, StepError, StepKind},
-    passage::Passage,
     transformed::{self, write_tensors},
 };
-use crate::{Error, model::Working, report::SiteReport, session::Session, settings::of};
+use crate::{
+    Error,
+    model::Working,
+    report::SiteReport,
+    session::Session,
+    settings::of,
+    walk::{Side, Visitor, Walk, Windows, block_key, first_key},
+};
 
 pub(super) static SMOOTH: StepKind = StepKind {
     name: "smooth",
@@ -23,7 +29,13 @@ pub(super) static SMOOTH: StepKind = StepKind {
     schema: of::<Smooth>,
     build: |section| Ok(Box::new(section.finish::<Smooth>(&["kind".into()])?)),
     folder: None,
+    is_verb: true,
+    examples: &[
+        "attar smooth model --method awq --grid int4 --group 64 --calibration text.txt --out smooth",
+        "attar smooth model --method smoothquant --calibration text.txt --samples 16 --out smooth-int8",
+    ],
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 
@@ -104,36 +116,72 @@ fn report(site: &Site, name: &str, stored: &Shards) -> Result<SiteReport, StepEr
 
 /// The scales of every site: what the tensor is called, and its blob.
 fn seen(smooth: &Smooth, model: &Working, sites: &[Site], session: &Session<'_>) -> Result<Vec<(String, Digest)>, StepError> {
-    let mut passage = Passage::new(&model.graph, model.source.clone(), session);
-    let last = sites.last().map(|site| site.block);
-    let mut all = Vec::new();
+    let first = first_key(&model.graph, session.calibration.unwrap_or_default());
+    let key = Digest::of_parts([b"passage 1".as_slice(), first.as_bytes()]);
+    let weights = SourceWeights(model.source.clone());
+    let mut looking = Looking { smooth, model, sites, session, found: Vec::new() };
     session.observer.stage(&format!("{}: smooth", model.title), sites.len() as u64);
-    for block in model.graph.blocks().take_while(|block| Some(*block) <= last) {
-        session.check_interrupt()?;
-        let block_key = passage.block_key(block)?;
-        let mut looked = false;
-        for site in sites.iter().filter(|site| site.block == block) {
-            session.observer.advance(all.len() as u64, &site.name);
-            let key = site_key(smooth, site, &block_key);
-            let name = format!("{}/scale/{}", site.name, key.short());
-            let blob = match session.done(&key)? {
+    let count = sites.last().map_or(0, |site| site.block.index() + 1);
+    Walk::new(key, vec![Side { graph: &model.graph, weights: &weights }], session).visit(count, &mut looking, &|_| {})?;
+    Ok(looking.found)
+}
+
+/// Looks at the sites of every block in turn.
+struct Looking<'a> {
+    smooth: &'a Smooth,
+    model: &'a Working,
+    /// In running order.
+    sites: &'a [Site],
+    session: &'a Session<'a>,
+    /// What the tensor of a site's scales is called, and its blob.
+    found: Vec<(String, Digest)>,
+}
+
+impl Visitor for Looking<'_> {
+    fn key(&self, before: &Digest, block: BlockId) -> crate::Result<Digest> {
+        block_key(before, &self.model.graph, block, &*self.model.source, [])
+    }
+
+    fn units(&self, block: BlockId, key: &Digest) -> Vec<Digest> {
+        self.sites_of(block).map(|site| site_key(self.smooth, site, key)).collect()
+    }
+
+    fn take(&mut self, block: BlockId, key: &Digest, blobs: &[Digest]) -> crate::Result<()> {
+        let named = self.sites_of(block).zip(blobs).map(|(site, blob)| (name(site, &site_key(self.smooth, site, key)), *blob));
+        let named: Vec<_> = named.collect();
+        self.found.extend(named);
+        Ok(())
+    }
+
+    fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> crate::Result<()> {
+        for site in self.sites_of(block) {
+            self.session.check_interrupt()?;
+            self.session.observer.advance(self.found.len() as u64, &site.name);
+            let key = site_key(self.smooth, site, key);
+            let name = name(site, &key);
+            let blob = match self.session.done(&key)? {
                 Some(blob) => blob,
                 None => {
-                    looked = true;
-                    let choice = look(smooth, site, &mut passage, model)?;
-                    let channel = columns(site, &model.graph);
-                    session.unit(key, |to| write(to, &name, &choice, &channel))?
+                    let choice = look(self.smooth, site, windows, self.model)?;
+                    let channel = columns(site, &self.model.graph);
+                    self.session.unit(key, |to| write(to, &name, &choice, &channel))?
                 }
             };
-            all.push((name, blob));
+            self.found.push((name, blob));
         }
-        match (Some(block) == last, looked) {
-            (true, _) => {}
-            (false, true) => passage.leave(block)?,
-            (false, false) => passage.skip(block)?,
-        }
+        Ok(())
     }
-    Ok(all)
+}
+
+impl<'a> Looking<'a> {
+    fn sites_of(&self, block: BlockId) -> impl Iterator<Item = &'a Site> + use<'a> {
+        self.sites.iter().filter(move |site| site.block == block)
+    }
+}
+
+/// What the scales of a site are called in the store.
+fn name(site: &Site, key: &Digest) -> String {
+    format!("{}/scale/{}", site.name, key.short())
 }
 
 /// All that decides the scales of a site.
@@ -152,12 +200,11 @@ fn site_key(smooth: &Smooth, site: &Site, block: &Digest) -> Digest {
 }
 
 /// Sees what a site's readers read, and picks its scales.
-fn look(smooth: &Smooth, site: &Site, passage: &mut Passage<'_>, model: &Working) -> Result<Choice, StepError> {
+fn look(smooth: &Smooth, site: &Site, windows: &mut Windows<'_>, model: &Working) -> crate::Result<Choice> {
     let channel = columns(site, &model.graph);
     let input = site.readers[0].input;
     let mut seen = Seeing::new(channel.len());
-    let (stream, weights) = passage.at(site.block)?;
-    stream.reach(weights, input, &mut |_, x| Ok(seen.add(x)?))?;
+    windows.reach(0, input, &mut |_, x| Ok(seen.add(x)?))?;
     if !seen.hessian.is_finite() {
         let block = model.graph.block_name(site.block).into();
         return Err(Unfit::Activations { block, value: model.graph.get(input).name.clone() }.into());

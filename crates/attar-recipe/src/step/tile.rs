@@ -1,4 +1,4 @@
-//! The step `tile`: how every distinct product of the model is cut for a device. Facts are enough; the model stays as it is.
+//! The step `tile`: how every distinct matrix product of the model is tiled for a device. Facts are enough; the model stays as it is.
 
 use attar_compile::{Tile, Tiled, report::ProductReport};
 use attar_model::Model;
@@ -8,7 +8,7 @@ use super::{
     device::{check_prompt, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
-use crate::{Error, json::json, model::Working, session::Session, settings::of};
+use crate::{Error, json::json, model::Working, session::Session, settings::of, shape::facts};
 
 pub(super) static TILE: StepKind = StepKind {
     name: "tile",
@@ -16,7 +16,10 @@ pub(super) static TILE: StepKind = StepKind {
     schema: of::<Tile>,
     build: |section| Ok(Box::new(section.finish::<Tile>(&["kind".into()])?)),
     folder: Some("tiled"),
+    is_verb: false,
+    examples: &[],
     looks_inside: true,
+    needs_tokens: false,
     predicts: false,
 };
 
@@ -31,6 +34,12 @@ fn checked(settings: &Tile, model: &Working) -> Result<Tiled, StepError> {
     settings.run(&model.graph, &*model.source).map_err(refused)
 }
 
+/// How the products of a graph of these facts are tiled.
+struct Kept {
+    facts: String,
+    tiled: Tiled,
+}
+
 impl Step for Tile {
     fn kind(&self) -> &'static StepKind {
         &TILE
@@ -42,19 +51,23 @@ impl Step for Tile {
 
     /// Whether everything can be cut; what is best in other ways can wait.
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
-        checked(&Tile { pareto: false, ..self.clone() }, model)?;
+        let tiled = checked(&Tile { pareto: false, ..self.clone() }, model)?;
+        if !self.pareto {
+            model.kept.keep(Kept { facts: facts(&model.graph), tiled });
+        }
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         session.observer.stage(&format!("{}: tile for {}", model.title, self.device), 0);
         session.check_interrupt()?;
-        let tiled = checked(self, model)?;
+        let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
+        let tiled = kept.map_or_else(|| checked(self, model), |kept| Ok(kept.tiled.clone()))?;
         TILE.leave(
             model,
             vec![("tiles.json".into(), json(&tiled).into()), ("tiles.txt".into(), text(&tiled).into_bytes().into())],
         );
-        model.tilings.push(summary(tiled));
+        model.findings.push(summary(tiled));
         Ok(Vec::new())
     }
 }

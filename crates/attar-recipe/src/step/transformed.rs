@@ -1,7 +1,7 @@
 //! What steps share that change weights and not the function: planning, storing what is costly to read by rows, checking.
 //!
 //! A changed weight stays an expression over what is stored, read by rows when it is wanted, where that costs little more
-//! than the rows: columns turned, channels scaled, heads turned. Where all rows of a matrix are turned together, any row
+//! than the rows: columns rotated, channels scaled, heads rotated. Where all rows of a matrix are rotated together, any row
 //! needs the whole, so the result is made once, as a blob of f32.
 
 use std::{collections::BTreeMap, io::Write, path::PathBuf, sync::Arc};
@@ -27,7 +27,7 @@ use crate::{
 /// Up to so many rows are read for one: a head's.
 const TOGETHER: usize = 256;
 
-/// What `rewrite` would do to `model`; then the model is what it would be. `memory` is what the step takes beside.
+/// What `rewrite` would do to `model`; then the model is what it would be. `memory` is what the step itself takes.
 pub(super) fn plan(model: &mut Working, rewrite: Rewrite, memory: u64) -> Vec<PlannedTensor> {
     let memory = memory.max(preserved::memory(&model.graph));
     let planned = rewrite.changes().iter().map(|change| planned(change, &model.graph, &rewrite.graph, memory)).collect();
@@ -98,7 +98,7 @@ pub(super) fn apply(
     let (logits_off, measured) = preserved::check(step, before, after, logits_off_at_most, session)?;
     used.push(measured);
     let report = TransformReport { step: step.into(), weights: changes.len(), logits_off, logits_off_at_most, sites };
-    model.transforms.push(report);
+    model.findings.push(report);
     let exprs: BTreeMap<&str, &Expr> = graph.weights().map(|(_, value, expr)| (value.name.as_str(), expr)).collect();
     let changed: Vec<(String, Expr)> = changes.into_iter().map(|c| (c.name.clone(), exprs[c.name.as_str()].clone())).collect();
     model.transform(graph, changed, Arc::new(Shards::open(&files, &BTreeMap::new())?));

@@ -5,23 +5,12 @@ use std::process::ExitCode;
 use attar_recipe::Error;
 use clap::{ArgMatches, Command};
 
-use super::{
-    Verb, path, run_text,
-    step::{self, StepVerb},
-};
+use super::{Verb, path, run_text, step};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Compile;
 
 const NAME: &str = "compile";
-
-static STEP: StepVerb = StepVerb {
-    step: NAME,
-    examples: &[
-        "attar compile static --device generic-npu --seq 64 --calibration text.txt --samples 4 --out plans",
-        "attar compile static --set sram=64KiB --seq 64 --calibration text.txt --samples 4 --out small-sram",
-    ],
-};
 
 impl Verb for Compile {
     fn name(&self) -> &'static str {
@@ -29,7 +18,7 @@ impl Verb for Compile {
     }
 
     fn command(&self) -> Command {
-        STEP.command().long_about(
+        step::verb(NAME).long_about(
             "Compile a model's blocks for a device: fuse, tile, plan memory, and prove the plan in simulation.\n\n\
              The model's weights and activations must be quantized to integers already. The calibration text provides the \
              value ranges of intermediate results and the prompt of the proof. Writes the folder `compiled`: plans, their \
@@ -38,7 +27,10 @@ impl Verb for Compile {
     }
 
     fn examples(&self) -> &'static [&'static str] {
-        STEP.examples
+        &[
+            "attar compile static --device generic-npu --seq 64 --calibration text.txt --samples 4 --out plans",
+            "attar compile static --set sram=64KiB --seq 64 --calibration text.txt --samples 4 --out small-sram",
+        ]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

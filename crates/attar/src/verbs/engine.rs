@@ -1,9 +1,10 @@
-//! `attar engine`: the process in which a real engine runs. Not for people.
+//! `attar engine NAME`: the process in which a real engine runs. Not for people.
 
 use std::process::ExitCode;
 
+use attar_eval::engine;
 use attar_recipe::Error;
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
 use super::Verb;
 use crate::{environment::Environment, printer::Printer};
@@ -12,19 +13,21 @@ pub(super) struct Engine;
 
 impl Verb for Engine {
     fn name(&self) -> &'static str {
-        attar_eval::onnxruntime::VERB
+        engine::VERB
     }
 
     fn command(&self) -> Command {
-        Command::new(self.name()).about("Serve a real engine to another attar").hide(true)
+        let name = Arg::new("name").value_name("NAME").help("The engine").required(true);
+        Command::new(self.name()).about("Serve a real engine to another attar").hide(true).arg(name)
     }
 
     fn examples(&self) -> &'static [&'static str] {
         &[]
     }
 
-    fn run(&self, _: &ArgMatches, _: &Environment, _: &Printer) -> Result<ExitCode, Error> {
-        attar_eval::engine::serve(std::io::stdin().lock(), std::io::stdout().lock())
+    fn run(&self, arguments: &ArgMatches, _: &Environment, _: &Printer) -> Result<ExitCode, Error> {
+        let engine = attar_eval::engine(arguments.get_one::<String>("name").expect("clap demands it"))?;
+        engine::serve(engine, std::io::stdin().lock(), std::io::stdout().lock())
             .map_err(|e| Error::input("the other attar went away").because(&e))?;
         Ok(ExitCode::SUCCESS)
     }

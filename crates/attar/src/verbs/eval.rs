@@ -5,13 +5,19 @@ use std::{
     process::ExitCode,
 };
 
-use attar_eval::{Evaluation, Measurements, Mode, Outcome, Perplexity, Reference, Runner};
+use attar_eval::{
+    DEFAULT_TASK, Evaluation, Measurements, Mode, Outcome, Prepared, REFERENCE, Reference, Runner, Settings, Sides, TASKS, Task,
+    task,
+};
 use attar_model::Model;
 use attar_recipe::{Error, ErrorKind, Observer, Report};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
-use super::{Verb, draw, path, path_argument, print_recipe_argument};
-use crate::{environment::Environment, printer::Printer, progress::Bars, settings, verbs::generate::Artifact};
+use super::{
+    Verb, draw, path, path_argument, print_recipe_argument,
+    written::{Written, chosen, runner_flags},
+};
+use crate::{environment::Environment, printer::Printer, progress::Bars, settings};
 
 pub(super) struct Eval;
 
@@ -23,15 +29,15 @@ impl Verb for Eval {
     fn command(&self) -> Command {
         let command = Command::new("eval")
             .about("Measure a model, or a written artifact in its real engine")
-            .long_about("Measure a model by the reference run, or a written artifact in its real engine.\n\nWith `--baseline`, also how far it is from that checkpoint: perplexity ratio, KL divergence, top-1 agreement.")
-            .arg(path_argument("MODEL_OR_ARTIFACT", "A checkpoint, or a folder with `model.onnx`"))
+            .long_about("Measure a model by the reference run, or a written artifact in a real engine.\n\nWith `--baseline`, also how far it is from that checkpoint.")
+            .arg(path_argument("MODEL_OR_ARTIFACT", "A checkpoint, or the folder of an artifact"))
             .arg(
                 Arg::new("task")
                     .long("task")
                     .value_name("TASK")
                     .help("What to measure")
-                    .default_value("perplexity")
-                    .value_parser(PossibleValuesParser::new(attar_eval::TASKS.iter().map(|task| task.name))),
+                    .default_value(DEFAULT_TASK)
+                    .value_parser(PossibleValuesParser::new(TASKS.iter().map(|task| task.name))),
             )
             .arg(
                 Arg::new("baseline")
@@ -40,15 +46,8 @@ impl Verb for Eval {
                     .help("Compare with this checkpoint")
                     .value_parser(clap::value_parser!(PathBuf)),
             )
-            .arg(
-                Arg::new("mode")
-                    .long("mode")
-                    .help("For artifacts: keep activations exact, or let the engine do as it does by default")
-                    .default_value("exact")
-                    .value_parser(["exact", "default"]),
-            )
             .arg(print_recipe_argument());
-        settings::flags(command, &schema())
+        settings::flags(runner_flags(command), &schema())
     }
 
     fn examples(&self) -> &'static [&'static str] {
@@ -57,78 +56,106 @@ impl Verb for Eval {
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "model_or_artifact");
+        let task = task(arguments.get_one::<String>("task").expect("it has a default"))?;
         let table = settings::table(&schema(), arguments);
         if arguments.get_flag("print-recipe") {
             printer.data(&recipe(arguments, subject, &table)?);
             return Ok(ExitCode::SUCCESS);
         }
-        let task: Perplexity = table.try_into().map_err(|e: toml::de::Error| Error::recipe(e.message().to_owned()))?;
+        let settings = given(task, &table)?;
         let baseline = arguments.get_one::<PathBuf>("baseline").map(|path| Model::open(path)).transpose()?;
         let bars = Bars::new(printer);
-        let (runner, mode, measured) = match Artifact::open(subject)? {
-            Some(artifact) => {
-                let mode =
-                    if arguments.get_one::<String>("mode").is_some_and(|m| m == "default") { Mode::Default } else { Mode::Exact };
-                let engine = artifact.engine(environment, mode)?;
-                let windows = task.windows_of(&artifact.tokenizer, &artifact.config)?;
-                ("onnxruntime", Some(mode), measure(&engine, &windows, baseline.as_ref(), &bars)?)
+        let (runner, mode, measured) = match chosen(subject, arguments)? {
+            Some(engine) => {
+                let written = Written::open(subject)?;
+                let artifact = written.run_by(engine, arguments, environment)?;
+                settings.check(&written.config)?;
+                let prepared = settings.prepare(&written.tokenizer, &written.config)?;
+                (engine.name, Some(artifact.mode), measure(&artifact, task, &*prepared, baseline.as_ref(), &bars)?)
             }
             None => {
                 let model = Model::open(subject)?;
-                let windows = task.windows(&model)?;
-                ("reference", None, measure(&Reference::new(&model), &windows, baseline.as_ref(), &bars)?)
+                settings.check(&model.config)?;
+                let prepared = settings.prepare(&model.tokenizer()?, &model.config)?;
+                (REFERENCE, None, measure(&Reference::new(&model), task, &*prepared, baseline.as_ref(), &bars)?)
             }
         };
         drop(bars);
-        show(runner, mode, measured, printer);
+        show(task, runner, mode, measured, printer);
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// The settings of all tasks together: which of them a task has is checked when it is known.
 fn schema() -> serde_json::Value {
-    attar_recipe::task_schema("perplexity").expect("the task exists")
+    let mut all = serde_json::json!({ "type": "object", "properties": {}, "required": [] });
+    for task in TASKS {
+        let schema = (task.schema)();
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let known = all["properties"].as_object_mut().expect("made above");
+            known.entry(name.clone()).or_insert_with(|| property.clone());
+        }
+    }
+    all["required"] = serde_json::json!(["data"]);
+    all
+}
+
+/// The task's settings from the command line, where only flags that were given are in `table`.
+fn given(task: &Task, table: &toml::Table) -> Result<Box<dyn Settings>, Error> {
+    let known = (task.schema)();
+    if let Some(foreign) = table.keys().find(|key| known["properties"].get(key.as_str()).is_none()) {
+        return Err(Error::recipe(format!("the task `{}` has no setting `--{}`", task.name, foreign.replace('_', "-"))));
+    }
+    let table = serde_json::to_value(table).expect("settings are JSON");
+    (task.parse)(table).map_err(|invalid| Error::recipe(invalid.to_string()))
 }
 
 fn measure(
     runner: &dyn Runner,
-    windows: &[attar_eval::Window],
+    task: &Task,
+    prepared: &dyn Prepared,
     baseline: Option<&Model>,
     bars: &Bars<'_>,
 ) -> Result<Measurements, Error> {
+    let windows = prepared.windows();
     bars.stage("eval", windows.len() as u64);
     let scored = |done: u64, _: u64| bars.advance(done, "");
-    let mut logits = runner.start(windows, &|_, _| {})?;
-    Ok(match baseline {
-        None => attar_eval::alone(windows, &mut *logits, None, &scored)?,
-        Some(base) => {
-            let base = Reference::new(base);
-            let mut base = base.start(windows, &|_, _| {})?;
-            attar_eval::compare(windows, &mut *base, &mut *logits, None, &scored)?
-        }
-    })
+    let mut rows = runner.start(task.output, windows, &|_, _| {})?;
+    let base = baseline.map(Reference::new);
+    let mut base = base.as_ref().map(|base| base.start(task.output, windows, &|_, _| {})).transpose()?;
+    // Spelled out: a mapped option would not shorten the lifetime behind the trait object.
+    let base: Option<&mut dyn attar_eval::Rows> = match &mut base {
+        Some(base) => Some(&mut **base),
+        None => None,
+    };
+    Ok(prepared.score(&mut Sides { model: &mut *rows, base, sibling: None }, &scored)?)
 }
 
-fn show(runner: &str, mode: Option<Mode>, measured: Measurements, printer: &Printer) {
+fn show(task: &Task, runner: &str, mode: Option<Mode>, measured: Measurements, printer: &Printer) {
     if printer.json {
         return printer.value(&measured);
     }
-    let tokens = measured.tokens;
-    let outcome = Outcome::Measured(Box::new(measured));
-    let evaluation = Evaluation { eval: "perplexity".into(), variant: None, runner: runner.into(), mode, outcome };
-    let table = Report::evals(&[evaluation]);
-    printer.data(&draw(table.head, &table.rows));
-    printer.data(&format!("{tokens} tokens scored"));
+    let count = measured.number(task.count).unwrap_or(0.0);
+    let outcome = Outcome::Measured(measured);
+    let evaluation =
+        Evaluation { eval: task.name.into(), task: task.name.into(), variant: None, runner: runner.into(), mode, outcome };
+    for (_, table) in Report::evals(&[evaluation]) {
+        printer.data(&draw(table.head, &table.rows));
+    }
+    printer.data(&format!("{count} {}", task.counted));
 }
 
 /// The recipe that measures the same; an artifact is measured by the recipe that makes it.
 fn recipe(arguments: &ArgMatches, subject: &Path, task: &toml::Table) -> Result<String, Error> {
-    if subject.join("model.onnx").exists() {
+    if let Some(engine) = chosen(subject, arguments)? {
         let error = Error {
             kind: ErrorKind::Recipe,
             ..Error::input("recipes measure the artifacts that they make, and this one is made already")
         };
-        return Err(error
-            .hint("add `runners = [\"reference\", \"onnxruntime\"]` to the `[[eval]]` of the recipe that made it".to_owned()));
+        return Err(error.hint(format!(
+            "add `runners = [\"{REFERENCE}\", \"{}\"]` to the `[[eval]]` of the recipe that made it",
+            engine.name
+        )));
     }
     let mut eval = toml::Table::from_iter([("name".to_owned(), toml::Value::from("eval"))]);
     let name = arguments.get_one::<String>("task").expect("it has a default");

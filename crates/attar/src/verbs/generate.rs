@@ -1,16 +1,16 @@
 //! `attar generate MODEL_OR_ARTIFACT --prompt TEXT`: greedy, to see with one's own eyes that a model still speaks.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use attar_eval::{Mode, OnnxRuntime, Reference, Runner};
-use attar_model::{Config, Model, Tokenizer};
+use attar_eval::{Reference, Runner};
+use attar_model::{Model, Tokenizer};
 use attar_recipe::Error;
 use clap::{Arg, ArgMatches, Command};
 
-use super::{Verb, path, path_argument};
+use super::{
+    Verb, path, path_argument,
+    written::{Written, chosen, runner_flags},
+};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Generate;
@@ -21,13 +21,13 @@ impl Verb for Generate {
     }
 
     fn command(&self) -> Command {
-        Command::new("generate")
+        let command = Command::new("generate")
             .about("Continue a text with a model, or with a written artifact in its real engine")
-            .long_about("Continue a text greedily: always the likeliest token. A checkpoint runs in the reference, a folder with `model.onnx` in ONNX Runtime.")
-            .arg(path_argument("MODEL_OR_ARTIFACT", "A checkpoint, or a folder with `model.onnx`"))
+            .long_about("Continue a text greedily: always the likeliest token. A checkpoint runs in the reference, an artifact in an engine that opens it.")
+            .arg(path_argument("MODEL_OR_ARTIFACT", "A checkpoint, or the folder of an artifact"))
             .arg(Arg::new("prompt").long("prompt").value_name("TEXT").required(true).help("The text; special tokens are written as text, `\\n` is a new line"))
-            .arg(Arg::new("tokens").long("tokens").value_name("N").default_value("64").value_parser(clap::value_parser!(usize)).help("Stop after so many tokens"))
-            .arg(Arg::new("mode").long("mode").default_value("exact").value_parser(["exact", "default"]).help("For artifacts: keep activations exact, or let the engine do as it does by default"))
+            .arg(Arg::new("tokens").long("tokens").value_name("N").default_value("64").value_parser(clap::value_parser!(usize)).help("Stop after so many tokens"));
+        runner_flags(command)
     }
 
     fn examples(&self) -> &'static [&'static str] {
@@ -38,11 +38,11 @@ impl Verb for Generate {
         let subject = path(arguments, "model_or_artifact");
         let prompt = arguments.get_one::<String>("prompt").expect("clap demands it").replace("\\n", "\n");
         let limit = *arguments.get_one::<usize>("tokens").expect("it has a default");
-        let mode = if arguments.get_one::<String>("mode").is_some_and(|m| m == "default") { Mode::Default } else { Mode::Exact };
-        match Artifact::open(subject)? {
-            Some(artifact) => {
-                let engine = artifact.engine(environment, mode)?;
-                generate(&engine, &artifact.tokenizer, &artifact.config.eos, &prompt, limit, printer)
+        match chosen(subject, arguments)? {
+            Some(engine) => {
+                let written = Written::open(subject)?;
+                let artifact = written.run_by(engine, arguments, environment)?;
+                generate(&artifact, &written.tokenizer, &written.config.eos, &prompt, limit, printer)
             }
             None => {
                 let model = Model::open(subject)?;
@@ -82,35 +82,4 @@ fn generate(
         printer.piece("\n");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A folder that a real engine loads.
-pub(super) struct Artifact {
-    pub(super) folder: PathBuf,
-    pub(super) tokenizer: Tokenizer,
-    pub(super) config: Config,
-}
-
-impl Artifact {
-    /// The artifact at `path`, if it is one.
-    pub(super) fn open(path: &Path) -> Result<Option<Artifact>, Error> {
-        if !path.join("model.onnx").exists() {
-            return Ok(None);
-        }
-        let config_path = path.join("config.json");
-        let text = std::fs::read(&config_path)
-            .map_err(|e| Error::input(format!("cannot read `{}`", config_path.display())).because(&e))?;
-        let json = serde_json::from_slice(&text)
-            .map_err(|e| Error::input(format!("`{}` is not JSON", config_path.display())).because(&e))?;
-        let config = Config::from_json(&config_path, json)?;
-        let tokenizer = Tokenizer::open(&path.join("tokenizer.json"))?;
-        Ok(Some(Artifact { folder: path.into(), tokenizer, config }))
-    }
-
-    /// The engine that runs it.
-    pub(super) fn engine(&self, environment: &Environment, mode: Mode) -> Result<OnnxRuntime, Error> {
-        let engines = environment.engines();
-        let library = engines.onnxruntime.clone().ok_or_else(|| engines.onnxruntime_missing())?;
-        Ok(OnnxRuntime::new(library, &self.folder, mode, engines.host))
-    }
 }

@@ -17,10 +17,11 @@ mod simulate;
 mod step;
 mod sweep;
 mod tile;
+mod written;
 
 use std::{path::Path, process::ExitCode};
 
-use attar_recipe::{Error, LockMode, Recipe, Report, Request};
+use attar_recipe::{Error, LockMode, Recipe, Report, Request, step::STEPS};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use comfy_table::{ContentArrangement, Table, presets};
 use toml::Table as Settings;
@@ -35,20 +36,20 @@ use crate::{
 pub(crate) trait Verb: Sync {
     fn name(&self) -> &'static str;
     fn command(&self) -> Command;
-    /// Commands for the end of its help. A test runs all of them, in the order of [`VERBS`].
+    /// Commands for the end of its help. A test runs all of them, in the order of [`verbs`].
     fn examples(&self) -> &'static [&'static str];
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error>;
 }
 
-/// Every verb, in the order of the help.
-pub(crate) static VERBS: &[&dyn Verb] = &[
-    &run::Run,
-    &plan::Plan,
-    &sweep::Sweep,
-    &step::ROTATE,
-    &step::SMOOTH,
-    &step::QUANTIZE,
-    &step::ACTIVATIONS,
+/// Every verb, in the order of the help: those of recipes, the steps that are verbs as they are, all others.
+pub(crate) fn verbs() -> impl Iterator<Item = &'static dyn Verb> {
+    let steps = STEPS.iter().filter(|kind| kind.is_verb).map(|kind| *kind as &dyn Verb);
+    OF_RECIPES.iter().copied().chain(steps).chain(OTHERS.iter().copied())
+}
+
+static OF_RECIPES: &[&dyn Verb] = &[&run::Run, &plan::Plan, &sweep::Sweep];
+
+static OTHERS: &[&dyn Verb] = &[
     &fuse::Fuse,
     &tile::Tile,
     &compile::Compile,
@@ -71,7 +72,7 @@ const MODEL: &str = "A Hugging Face folder, a GGUF file, or a checkpoint folder 
 const GATE_FAILED: u8 = 1;
 
 /// A verb as clap knows it: its own command, with its examples.
-pub(crate) fn command(verb: &dyn Verb) -> Command {
+pub(crate) fn command(verb: &'static dyn Verb) -> Command {
     match verb.examples() {
         [] => verb.command(),
         examples => verb.command().after_help(format!("Examples:\n  {}", examples.join("\n  "))),

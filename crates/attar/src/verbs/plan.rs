@@ -90,11 +90,14 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
     if !rows.is_empty() {
         text += &draw(&["weight", "count", "shape", "from", "to", "bits/weight", "bytes"], &rows);
     }
-    if !variant.activations.is_empty() {
-        text += &draw(&["activation read by", "count", "width", "codes/scale"], &activations(&variant.activations, every_tensor));
+    if !variant.findings.activations.is_empty() {
+        text += &draw(
+            &["activation read by", "count", "width", "codes/scale"],
+            &activations(&variant.findings.activations, every_tensor),
+        );
     }
-    if !variant.fusions.is_empty() {
-        let table = fusion_table(variant.fusions.iter().map(|fusion| (variant.name.as_str(), fusion)));
+    if !variant.findings.fusions.is_empty() {
+        let table = fusion_table(variant.findings.fusions.iter().map(|fusion| (variant.name.as_str(), fusion)));
         text += &draw(table.head, &table.rows);
     }
     for export in &variant.exports {

@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use attar_recipe::{Error, step::STEPS, verb_schema};
+use attar_recipe::{
+    Error,
+    step::{STEPS, StepKind},
+    verb_schema,
+};
 use clap::{Arg, ArgMatches, Command};
 
 use super::{MODEL, Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
@@ -11,64 +15,14 @@ use crate::{environment::Environment, printer::Printer, settings};
 /// The heading of the flags that choose the calibration text.
 const CALIBRATION: &str = "Calibration";
 
-/// The verb of a step.
-pub(super) struct StepVerb {
-    /// Name of the step, and of the verb.
-    pub(super) step: &'static str,
-    /// As in [`Verb::examples`].
-    pub(super) examples: &'static [&'static str],
-}
-
-pub(super) static ROTATE: StepVerb = StepVerb {
-    step: "rotate",
-    examples: &["attar rotate model --out rotated", "attar rotate model --mlp --tables f16 --out rotated-mlp"],
-};
-
-pub(super) static SMOOTH: StepVerb = StepVerb {
-    step: "smooth",
-    examples: &[
-        "attar smooth model --method awq --grid int4 --group 64 --calibration text.txt --out smooth",
-        "attar smooth model --method smoothquant --calibration text.txt --samples 16 --out smooth-int8",
-    ],
-};
-
-pub(super) static QUANTIZE: StepVerb = StepVerb {
-    step: "quantize",
-    examples: &[
-        "attar quantize model --grid int4 --group 64 --out int4",
-        "attar quantize model --grid int4 --algorithm gptq --calibration text.txt --samples 16 --out gptq",
-        "attar quantize model --bits 4.25 --out mixed",
-        "attar quantize model --grid int8 --group row --out int8",
-    ],
-};
-
-pub(super) static ACTIVATIONS: StepVerb = StepVerb {
-    step: "activations",
-    examples: &[
-        "attar activations int8 --kv int8 --out dynamic",
-        "attar activations int8 --mode static --calibration text.txt --samples 16 --out static",
-    ],
-};
-
-impl Verb for StepVerb {
+/// A step whose flags are its settings.
+impl Verb for StepKind {
     fn name(&self) -> &'static str {
-        self.step
+        self.name
     }
 
     fn command(&self) -> Command {
-        let command = command(self.step).arg(out_argument()).arg(print_recipe_argument());
-        let command = command
-            .arg(
-                Arg::new("calibration")
-                    .long("calibration")
-                    .value_name("FILE")
-                    .help("UTF-8 text, for algorithms that observe activations")
-                    .help_heading(CALIBRATION)
-                    .value_parser(clap::value_parser!(PathBuf)),
-            )
-            .arg(count("samples", "Windows to draw from the text [default: 128]"))
-            .arg(count("length", "Tokens per window [default: 512]"));
-        settings::flags(command, &verb_schema(self.step).expect("a verb of a step that exists"))
+        verb(self.name)
     }
 
     fn examples(&self) -> &'static [&'static str] {
@@ -76,9 +30,27 @@ impl Verb for StepVerb {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let text = recipe(self.step, arguments) + &data(arguments);
-        run_text(&format!("attar {} {}", self.step, path(arguments, "model").display()), &text, arguments, environment, printer)
+        let text = recipe(self.name, arguments) + &data(arguments);
+        run_text(&format!("attar {} {}", self.name, path(arguments, "model").display()), &text, arguments, environment, printer)
     }
+}
+
+/// The verb of a step, with the folder that it writes, its text and its settings.
+pub(super) fn verb(step: &'static str) -> Command {
+    let command = command(step)
+        .arg(out_argument())
+        .arg(print_recipe_argument())
+        .arg(
+            Arg::new("calibration")
+                .long("calibration")
+                .value_name("FILE")
+                .help("UTF-8 text, for algorithms that observe activations")
+                .help_heading(CALIBRATION)
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
+        .arg(count("samples", "Windows to draw from the text [default: 128]"))
+        .arg(count("length", "Tokens per window [default: 512]"));
+    settings::flags(command, &verb_schema(step).expect("a verb of a step that exists"))
 }
 
 /// The command of a step, with the model that it applies to.

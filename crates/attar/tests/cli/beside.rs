@@ -66,7 +66,7 @@ fn every_step_beside_the_model_is_reported_and_repeats_itself() {
     assert!(room.read("out/placed/placement.csv").starts_with("id,lower,upper,size,offset\n"));
     assert!(room.read("out/placed-2/placement.svg").contains("<title>"));
     let page = room.read("out/report.md");
-    for title in ["Tiling (predicted)", "Pareto front (predicted)", "Simulated plans", "Memory plans"] {
+    for title in ["Matrix products tiled for SRAM", "Pareto front (predicted)", "Plans proven again", "Buffers placed"] {
         assert!(page.contains(&format!("## {title}\n")), "{title}: {page}");
     }
     assert_listed(&room);

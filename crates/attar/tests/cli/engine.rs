@@ -1,6 +1,9 @@
-//! The same verbs on written artifacts, in the real ONNX Runtime of `ATTAR_ENGINES`.
+//! The same verbs on written artifacts, in the real engines of `ATTAR_ENGINES`: in exact mode they say what the reference
+//! says. That every engine opens every tiny model is tested in `attar-eval`.
 
-use std::{ffi::OsString, fs, path::Path};
+use std::{ffi::OsString, fs};
+
+use attar_eval::{ENGINES, Engine, Places};
 
 use crate::room::{Room, Said, skip};
 
@@ -10,15 +13,22 @@ const TEXT: &str = "testdata/evals/shakespeare-valid.txt";
 /// Two ways of adding up f32 differ by this share of a perplexity at most.
 const SAME_PERPLEXITY: f64 = 1e-4;
 
-/// The virtual environment with ONNX Runtime in it.
-pub(crate) fn engines() -> Option<OsString> {
+/// The folder of the engines, if `engine` is in it.
+fn engines_with(engine: &'static Engine) -> Option<OsString> {
     let engines = std::env::var_os("ATTAR_ENGINES").unwrap_or_default();
-    let mut pythons = fs::read_dir(Path::new(&engines).join("lib")).into_iter().flatten().flatten();
-    let found = pythons.any(|python| python.path().join("site-packages/onnxruntime").is_dir());
-    if !found {
-        skip("there is no ONNX Runtime in ATTAR_ENGINES: `cargo xtask engines` installs it");
+    let places = Places::read(ENGINES, |_| None, |name| (name == "ATTAR_ENGINES").then(|| engines.clone()));
+    match places.find(engine) {
+        Ok(_) => Some(engines),
+        Err(_) => {
+            skip(&format!("there is no {} in ATTAR_ENGINES: `cargo xtask engines` installs it", engine.title));
+            None
+        }
     }
-    found.then_some(engines)
+}
+
+/// The folder of the engines, if the one that recipes use most is in it.
+pub(crate) fn engines() -> Option<OsString> {
+    engines_with(ENGINES[0])
 }
 
 fn attar(room: &Room, engines: &OsString, arguments: &[&str]) -> Said {
@@ -28,27 +38,62 @@ fn attar(room: &Room, engines: &OsString, arguments: &[&str]) -> Said {
 }
 
 #[test]
-fn an_artifact_in_the_real_engine_says_what_the_reference_says() {
-    let Some(engines) = engines() else { return };
-    let room = Room::new();
-    room.attar(&["quantize", MODEL, "--grid", "int8", "--group", "64", "--out", "small"]).exits(0);
-    room.attar(&["export", "small", "--target", "onnx", "--out", "onnx"]).exits(0);
-    let speak = |subject: &str| {
-        let arguments = ["generate", subject, "--prompt", "KING HENRY:\\n", "--tokens", "32"];
-        attar(&room, &engines, &arguments).stdout
-    };
-    assert_eq!(speak("small"), speak("onnx"));
-    assert!(speak("onnx").starts_with("They are the city of my soul and my soul,"), "{}", speak("onnx"));
-    let measure = |subject: &str| {
-        let arguments = ["eval", subject, "--data", TEXT, "--tokens", "512", "--window", "128", "--baseline", MODEL, "--json"];
-        attar(&room, &engines, &arguments).json()
-    };
-    let (reference, engine) = (measure("small"), measure("onnx"));
-    for pointer in ["/perplexity/value", "/against_base/top1_agreement/value"] {
-        let value = |measured: &serde_json::Value| measured.pointer(pointer).and_then(|v| v.as_f64()).expect(pointer);
-        let (reference, engine) = (value(&reference), value(&engine));
-        assert!((engine / reference - 1.0).abs() < SAME_PERPLEXITY, "{pointer}: {reference} and {engine}");
+fn every_engine_continues_and_measures_as_the_reference_does() {
+    for engine in ENGINES {
+        let Some(engines) = engines_with(engine) else { continue };
+        let room = Room::new();
+        room.attar(&["quantize", MODEL, "--grid", "int8", "--group", "64", "--out", "small"]).exits(0);
+        let speak = |subject: &str, more: &[&str]| {
+            let arguments = ["generate", subject, "--prompt", "KING HENRY:\\n", "--tokens", "32"];
+            attar(&room, &engines, &[&arguments, more].concat()).stdout
+        };
+        let measure = |subject: &str, more: &[&str]| {
+            let arguments =
+                ["eval", subject, "--data", TEXT, "--tokens", "512", "--window", "128", "--baseline", MODEL, "--json"];
+            attar(&room, &engines, &[&arguments, more].concat()).json()
+        };
+        let (said, measured) = (speak("small", &[]), measure("small", &[]));
+        assert!(said.starts_with("They are the city of my soul and my soul,"), "{said}");
+        for target in engine.opens.iter().map(|opens| opens.target) {
+            room.attar(&["export", "small", "--target", target, "--out", target]).exits(0);
+            assert_eq!(speak(target, &["--runner", engine.name]), said, "{}, {target}", engine.name);
+            let by_engine = measure(target, &["--runner", engine.name]);
+            for pointer in ["/perplexity/value", "/against_base/top1_agreement/value"] {
+                let value = |measured: &serde_json::Value| measured.pointer(pointer).and_then(|v| v.as_f64()).expect(pointer);
+                let (reference, engine) = (value(&measured), value(&by_engine));
+                assert!((engine / reference - 1.0).abs() < SAME_PERPLEXITY, "{pointer}: {reference} and {engine}");
+            }
+        }
     }
+}
+
+/// In the contributed operators of ONNX Runtime, which others read, too.
+#[test]
+fn every_engine_reads_the_layout_of_whole_products() {
+    let room = Room::new();
+    room.attar(&["quantize", MODEL, "--grid", "int4", "--group", "32", "--keep", "embedding", "--out", "small"]).exits(0);
+    room.attar(&["export", "small", "--target", "onnx", "--layout", "matmul-nbits", "--out", "onnx"]).exits(0);
+    for engine in ENGINES.iter().filter(|engine| engine.opens.iter().any(|opens| opens.target == "onnx")) {
+        let Some(engines) = engines_with(engine) else { continue };
+        let speak = |subject: &str, more: &[&str]| {
+            let arguments = ["generate", subject, "--prompt", "KING HENRY:\\n", "--tokens", "12"];
+            attar(&room, &engines, &[&arguments, more].concat()).stdout
+        };
+        assert_eq!(speak("onnx", &["--runner", engine.name]), speak("small", &[]), "{}", engine.name);
+    }
+}
+
+#[test]
+fn a_runner_that_cannot_open_its_subject_is_wrong_usage() {
+    let room = Room::new();
+    for engine in ENGINES {
+        let said = room.attar(&["generate", MODEL, "--prompt", "x", "--runner", engine.name]).exits(2);
+        assert!(said.stderr.contains(&format!("{} cannot open `{MODEL}`", engine.title)), "{}", said.stderr);
+    }
+    fs::create_dir(room.path("artifact")).unwrap();
+    room.write(&format!("artifact/{}", ENGINES[0].opens[0].file), "");
+    let said = room.attar(&["generate", "artifact", "--prompt", "x", "--runner", "reference"]).exits(2);
+    assert!(said.stderr.contains("the reference cannot open `artifact`, which is an artifact"), "{}", said.stderr);
 }
 
 #[test]

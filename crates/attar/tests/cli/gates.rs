@@ -110,7 +110,7 @@ fn an_eval_without_its_engine_fails_the_run_unless_it_is_not_required() {
     session.note("not required", &room.attar(&["run", "recipe.toml"]).exits(0));
     let report = room.json("out/report.json");
     let skipped = &report["evals"][1]["outcome"]["skipped"];
-    assert!(skipped["reason"].as_str().unwrap().contains("onnxruntime is not installed"), "{report}");
+    assert!(skipped["reason"].as_str().unwrap().contains("ONNX Runtime is not installed"), "{report}");
 
     fs::remove_dir_all(room.path("out")).unwrap();
     session.note("an engine folder without an engine", &{

@@ -5,6 +5,7 @@
 //! `testdata/cli`; `BLESS=1` rewrites those, and a person reads the difference.
 
 mod activations;
+mod architectures;
 mod beside;
 mod budget;
 mod calibrated;

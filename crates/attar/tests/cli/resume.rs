@@ -13,7 +13,7 @@ use crate::{
     room::{ATTAR, Room, assert_same_files},
 };
 
-/// Several variants, two of them calibrated, both exports, an eval: every kind of work there is.
+/// Several variants, both exports, an eval: every kind of work there is, and every step that walks through the blocks.
 fn recipe() -> String {
     let mut text = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n".to_owned();
     for (grid, group, scales) in
@@ -31,6 +31,8 @@ fn recipe() -> String {
     text += "[[variant.step]]\nkind = \"recover\"\nmethod = \"lora\"\nadapters = \"export\"\nepochs = 2\n";
     text += "\n[[variant]]\nname = \"integers\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
     text += "[[variant.step]]\nkind = \"activations\"\nmode = \"static\"\nobserver = \"mse\"\nasymmetric = true\nkv = \"int4\"\n";
+    text += "\n[[variant]]\nname = \"smoothed\"\n[[variant.step]]\nkind = \"smooth\"\n";
+    text += "[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptaq\"\n";
     text += "\n[[export]]\ntarget = \"checkpoint\"\n\n[[export]]\ntarget = \"onnx\"\n";
     text + "\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 128\ntokens = 512\n"
 }
@@ -50,7 +52,7 @@ fn whole() -> (BTreeMap<String, Vec<u8>>, Duration) {
     room.attar(&RUN).exits(0);
     let took = start.elapsed();
     let files = room.files("out");
-    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 8);
+    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 9);
     (files, took)
 }
 

@@ -8,14 +8,12 @@ use std::{
     process::{Command, Stdio},
 };
 
+use attar_eval::{ENGINES, Engine};
 use serde_json::Value;
 use tempfile::TempDir;
 
 /// The binary under test.
 pub(crate) const ATTAR: &str = env!("CARGO_BIN_EXE_attar");
-
-/// What attar reads of the environment.
-const VARIABLES: [&str; 3] = ["ATTAR_ENGINES", "ATTAR_ONNXRUNTIME", "VIRTUAL_ENV"];
 
 /// The repository's root.
 pub(crate) fn repository() -> PathBuf {
@@ -64,9 +62,10 @@ impl Room {
     pub(crate) fn other_command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null()).env("COLUMNS", "120");
-        VARIABLES.iter().for_each(|name| {
+        // All that attar reads of the environment.
+        for name in Engine::variables(ENGINES) {
             command.env_remove(name);
-        });
+        }
         command
     }
 

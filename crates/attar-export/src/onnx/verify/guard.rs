@@ -19,7 +19,7 @@ static OPSET: Kind = Kind(&[(1, Leaf), (2, Leaf)]);
 static GRAPH: Kind =
     Kind(&[(1, Message(&NODE)), (2, Leaf), (5, Message(&TENSOR)), (11, Message(&VALUE_INFO)), (12, Message(&VALUE_INFO))]);
 static NODE: Kind = Kind(&[(1, Leaf), (2, Leaf), (3, Leaf), (4, Leaf), (5, Message(&ATTRIBUTE)), (7, Leaf)]);
-static ATTRIBUTE: Kind = Kind(&[(1, Leaf), (3, Leaf), (4, Leaf), (5, Message(&TENSOR)), (8, Leaf), (20, Leaf)]);
+static ATTRIBUTE: Kind = Kind(&[(1, Leaf), (2, Leaf), (3, Leaf), (4, Leaf), (5, Message(&TENSOR)), (8, Leaf), (20, Leaf)]);
 static TENSOR: Kind = Kind(&[(1, Leaf), (2, Leaf), (8, Leaf), (9, Leaf), (13, Message(&ENTRY)), (14, Leaf)]);
 static ENTRY: Kind = Kind(&[(1, Leaf), (2, Leaf)]);
 static VALUE_INFO: Kind = Kind(&[(1, Leaf), (2, Message(&TYPE))]);

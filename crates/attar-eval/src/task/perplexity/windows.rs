@@ -1,14 +1,14 @@
-//! How well a model predicts a text, after Jelinek et al. 1977: text to windows of tokens.
+//! Text to windows of tokens.
 //!
 //! Windows and strides mean what they mean in "Perplexity of fixed-length models" of the transformers documentation.
 
-use std::{ops::Range, path::PathBuf};
+use std::path::PathBuf;
 
 use attar_model::{Config, Model, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, Window};
 
 /// How a text is cut into windows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,20 +16,20 @@ use crate::{Error, Result};
 pub struct Perplexity {
     /// Text to evaluate on, a UTF-8 file.
     pub data: PathBuf,
-    /// Tokens per window, including BOS.
+    /// Tokens per window, BOS included.
     #[serde(default = "default_window")]
     pub window: usize,
-    /// Tokens between the starts of consecutive windows. By default windows do not overlap. Where they do, each token
-    /// is scored once, in the first window that contains it.
+    /// Tokens from the start of one window to the start of the next. Without it, windows do not overlap; where they do,
+    /// each token is scored once, in the first window that has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stride: Option<usize>,
-    /// Use only this many tokens from the start of the text, not counting BOS.
+    /// Use only this many tokens, from the start of the text; BOS is not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<usize>,
     /// Start every window with the model's BOS token.
     #[serde(default)]
     pub bos: bool,
-    /// Separator between documents. No window spans two documents; white space around a document is dropped.
+    /// The text that separates documents. White space around a document is dropped, and no window holds two documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
 }
@@ -38,29 +38,13 @@ const fn default_window() -> usize {
     512
 }
 
-/// Tokens that are run together, and which of them are scored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// BOS included.
-    pub tokens: Vec<u32>,
-    /// The positions whose *next* token is scored.
-    pub scored: Range<usize>,
-}
-
-impl Window {
-    /// The tokens that are scored, in the order of their positions.
-    pub fn targets(&self) -> &[u32] {
-        &self.tokens[self.scored.start + 1..self.scored.end + 1]
-    }
-}
-
 impl Perplexity {
     /// All defaults.
     pub fn of(data: impl Into<PathBuf>) -> Perplexity {
         Perplexity { data: data.into(), window: default_window(), stride: None, tokens: None, bos: false, split: None }
     }
 
-    /// Whether a model of that configuration can be measured so; the text is not looked at.
+    /// Whether a model of that configuration can be measured so. The text is not read.
     pub fn check(&self, config: &Config) -> Result<()> {
         self.cut(config).map(|_| ())
     }
@@ -70,7 +54,7 @@ impl Perplexity {
         self.windows_of(&model.tokenizer()?, &model.config)
     }
 
-    /// The same for a model of which there is no more than this.
+    /// The same, without the model itself.
     pub fn windows_of(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Window>> {
         let cut = self.cut(config)?;
         let text = std::fs::read_to_string(&self.data).map_err(|source| Error::Read { path: self.data.clone(), source })?;
@@ -112,10 +96,10 @@ impl Perplexity {
             return setting("window", self.window, format!("the model's context is {longest} tokens"));
         }
         if stride == 0 || stride > self.window {
-            return setting("stride", stride, format!("1 to the window's {} leave no token out", self.window));
+            return setting("stride", stride, format!("expected 1 to {}, the window, so that no token is left out", self.window));
         }
         if self.tokens == Some(0) {
-            return setting("tokens", 0, "1 or more are measured".into());
+            return setting("tokens", 0, "expected 1 or more".into());
         }
         Ok(Cut { bos, length, stride: stride.min(length) })
     }
@@ -132,7 +116,7 @@ fn limit(documents: &mut Vec<Vec<u32>>, mut left: usize) {
 
 struct Cut {
     bos: Option<u32>,
-    /// Tokens of text a window.
+    /// Tokens of text per window.
     length: usize,
     stride: usize,
 }

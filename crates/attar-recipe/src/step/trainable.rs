@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use attar_compress::{Pattern, learn::Learned};
-use attar_graph::{BlockId, Expr, Graph, Inputs, ValueId, Values};
+use attar_graph::{BlockId, Expr, Graph, ValueId};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Levels, Overlay, Scheme, Source};
 
 use super::kind::{PlannedTensor, StepError};
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A quantized weight that learns.
-pub(super) struct Pupil {
+pub(super) struct Trainable {
     pub(super) id: ValueId,
     pub(super) name: String,
     /// Where its codes are, and where its float weights are.
@@ -25,10 +25,10 @@ pub(super) struct Pupil {
 }
 
 /// The quantized weights of linear layers that `select` names, in running order. Every pattern must name one.
-pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, StepError> {
+pub(super) fn trainable(select: &[Pattern], model: &Working) -> Result<Vec<Trainable>, StepError> {
     let graph = &model.graph;
-    check_beside_float(model)?;
-    let mut pupils = Vec::new();
+    check_matches_float(model)?;
+    let mut trainable = Vec::new();
     for node in graph.nodes().iter().filter(|node| node.op == attar_graph::Op::Linear) {
         let id = node.inputs[1];
         let value = graph.get(id);
@@ -49,7 +49,7 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
                 let hint = "leave it out of `select`, or give it another grid".to_owned();
                 return Err(StepError { key: Some("select".into()), error: Error::recipe(message).hint(hint) });
             }
-            pupils.push(Pupil {
+            trainable.push(Trainable {
                 id,
                 name: value.name.clone(),
                 exprs: [expr.clone(), float.clone()],
@@ -59,33 +59,33 @@ pub(super) fn pupils(select: &[Pattern], model: &Working) -> Result<Vec<Pupil>, 
             });
         }
     }
-    let lazy = |pattern: &&Pattern| !pupils.iter().any(|pupil| pattern.matches(&pupil.name));
+    let lazy = |pattern: &&Pattern| !trainable.iter().any(|trained| pattern.matches(&trained.name));
     match select.iter().enumerate().find(|(_, pattern)| lazy(pattern)) {
         Some((at, pattern)) => {
             let message = format!("`{}` matches no quantized weight", pattern.text());
             let hint = "a `quantize` step comes before this one".to_owned();
             Err(StepError { key: Some(format!("select[{at}]")), error: Error::recipe(message).hint(hint) })
         }
-        None => Ok(pupils),
+        None => Ok(trainable),
     }
 }
 
 /// What learns is held against the float model, value by value.
-pub(super) fn check_beside_float(model: &Working) -> Result<(), StepError> {
-    if model.is_beside_float() {
+pub(super) fn check_matches_float(model: &Working) -> Result<(), StepError> {
+    if model.matches_float() {
         return Ok(());
     }
     if model.adapters.is_some() {
-        let hint = "let one step `recover` export adapters, and put it last of all that learn".to_owned();
-        return Err(Error::recipe("weights do not learn beside adapters that are finished").hint(hint).into());
+        let hint = "export adapters from one `recover` step, after all other training steps".to_owned();
+        return Err(Error::recipe("weights cannot be trained next to finished adapters").hint(hint).into());
     }
-    let hint = "put the step `activations` behind this one".to_owned();
-    Err(Error::recipe("weights learn before activations become integers").hint(hint).into())
+    let hint = "put the step `activations` after this one".to_owned();
+    Err(Error::recipe("weights must be trained before activations are quantized").hint(hint).into())
 }
 
-impl Pupil {
+impl Trainable {
     /// As it stands, and its float weights `[rows, columns]`.
-    pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> Result<(Learned, Vec<f32>), StepError> {
+    pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> crate::Result<(Learned, Vec<f32>)> {
         let original = self.original(float)?;
         let picked = self.exprs[0].read_quantized(quantized, 0..self.dims[0])?;
         Ok((Learned::new(picked, &original), original))
@@ -102,25 +102,19 @@ impl Pupil {
     }
 
     /// Its float weights `[rows, columns]`.
-    pub(super) fn original(&self, float: &Float) -> Result<Vec<f32>, StepError> {
+    pub(super) fn original(&self, float: &Float) -> crate::Result<Vec<f32>> {
         let mut original = vec![0.0; self.dims[0] * self.dims[1]];
         self.exprs[1].read(&*float.source, 0..self.dims[0], &mut original)?;
         Ok(original)
     }
 
     /// Stores what it learned.
-    pub(super) fn keep(
-        &self,
-        learned: &Learned,
-        original: &[f32],
-        key: Digest,
-        session: &Session<'_>,
-    ) -> Result<Digest, StepError> {
-        Ok(session.unit(key, |to| {
+    pub(super) fn keep(&self, learned: &Learned, original: &[f32], key: Digest, session: &Session<'_>) -> crate::Result<Digest> {
+        session.unit(key, |to| {
             let writer = BlobWriter::new(to, self.scheme, self.dims).map_err(attar_tensor::Error::from)?;
             learned.write(original, writer)?;
             Ok(())
-        })?)
+        })
     }
 
     pub(super) fn planned(&self, memory: u64) -> PlannedTensor {
@@ -156,35 +150,21 @@ pub(super) fn check_text(what: &str, model: &Working) -> Result<(), StepError> {
         return Ok(());
     }
     let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
-    Err(Error::recipe(format!("`{what}` learns from text, and the recipe has none")).hint(hint).into())
-}
-
-/// The calibration windows as what enters a graph, `batch` windows together. The last batch may be smaller.
-pub(super) fn batches(graph: &Graph, session: &Session<'_>, batch: usize) -> Result<Vec<Values>, StepError> {
-    let windows = session.calibration.unwrap_or_default();
-    let one = |windows: &[Vec<u32>]| {
-        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-        Ok(graph.inputs().iter().copied().zip(Inputs::tokens(&windows, 0)?.tensors).collect())
-    };
-    windows.chunks(batch.max(1)).map(one).collect()
+    Err(Error::recipe(format!("`{what}` trains on text, and the recipe has none")).hint(hint).into())
 }
 
 /// The model's weights are now what they learned to be.
-pub(super) fn install(model: &mut Working, pupils: &[Pupil], blobs: Blobs) -> Result<(), StepError> {
-    for pupil in pupils {
-        model.damage.insert(pupil.name.clone(), blobs.damage(&pupil.name)?);
-        model.graph.replace_weight(pupil.id, Encoding::Quantized(pupil.scheme), Expr::tensor(pupil.name.clone()));
+pub(super) fn install(model: &mut Working, trainable: &[Trainable], blobs: Blobs) -> Result<(), StepError> {
+    for trained in trainable {
+        model.damage.insert(trained.name.clone(), blobs.damage(&trained.name)?);
+        model.graph.replace_weight(trained.id, Encoding::Quantized(trained.scheme), Expr::tensor(trained.name.clone()));
     }
     model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
     Ok(())
 }
 
 /// The digests of all weights that the blocks of a graph read.
-pub(super) fn weights_key(
-    graph: &Graph,
-    source: &dyn Source,
-    blocks: impl Iterator<Item = BlockId>,
-) -> Result<Digest, StepError> {
+pub(super) fn weights_key(graph: &Graph, source: &dyn Source, blocks: impl Iterator<Item = BlockId>) -> crate::Result<Digest> {
     let mut seen: BTreeMap<ValueId, Digest> = BTreeMap::new();
     for id in blocks.flat_map(|block| graph.nodes_of(block)).flat_map(|node| &node.inputs) {
         if let attar_graph::Origin::Weight(expr) = &graph.get(*id).origin {

@@ -1,4 +1,4 @@
-//! Logits to measurements. Sums are in f64 and in a fixed order: no bit depends on the number of threads.
+//! Logits to scores. Sums are in f64 and in a fixed order: no bit depends on the number of threads.
 
 use std::ops::Range;
 
@@ -6,29 +6,34 @@ use attar_graph::kernel;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Estimate, Logits, Progress, Result, Window, runner::likeliest, statistics::number};
+use crate::{
+    Error, Estimate, Result, Window,
+    runner::{Progress, Rows, likeliest},
+    statistics::number,
+    task::kind::Sides,
+};
 
 /// What was measured on one text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Measurements {
-    /// Scored.
+pub struct Scores {
+    /// Number of scored tokens.
     pub tokens: u64,
-    /// They lie in.
+    /// Number of windows.
     pub windows: u64,
     /// `e` to the mean negative log likelihood of a scored token.
     pub perplexity: Estimate,
-    /// Beside the base, where there is one.
+    /// The comparison with the base, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against_base: Option<AgainstBase>,
-    /// Beside another run of the same artifact, where there is one.
+    /// The comparison with another run of the same artifact, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
 }
 
-/// A model beside the one it was made from, on the same tokens.
+/// A model against the one it was made from, on the same tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgainstBase {
-    /// The base's.
+    /// The perplexity of the base.
     pub perplexity: Estimate,
     /// The model's over the base's; the standard error is that of paired differences.
     pub perplexity_ratio: Estimate,
@@ -57,32 +62,26 @@ pub struct Agreement {
 /// Measures one model. `sibling` is another run of the same artifact.
 pub fn alone<'a>(
     windows: &[Window],
-    model: &'a mut dyn Logits,
-    sibling: Option<&'a mut dyn Logits>,
+    model: &'a mut dyn Rows,
+    sibling: Option<&'a mut dyn Rows>,
     progress: Progress<'_>,
-) -> Result<Measurements> {
-    Sides { model, base: None, sibling }.measure(windows, progress)
+) -> Result<Scores> {
+    measure(&mut Sides { model, base: None, sibling }, windows, progress)
 }
 
 /// Measures `model` and how far it is from `base`. `sibling` is another run of the same artifact as `model`.
 pub fn compare<'a>(
     windows: &[Window],
-    base: &'a mut dyn Logits,
-    model: &'a mut dyn Logits,
-    sibling: Option<&'a mut dyn Logits>,
+    base: &'a mut dyn Rows,
+    model: &'a mut dyn Rows,
+    sibling: Option<&'a mut dyn Rows>,
     progress: Progress<'_>,
-) -> Result<Measurements> {
-    Sides { model, base: Some(base), sibling }.measure(windows, progress)
+) -> Result<Scores> {
+    measure(&mut Sides { model, base: Some(base), sibling }, windows, progress)
 }
 
-/// Rows of logits that are held at once, a side.
+/// Rows of logits that are held at once, per side.
 const ROWS: usize = 256;
-
-struct Sides<'a> {
-    model: &'a mut dyn Logits,
-    base: Option<&'a mut dyn Logits>,
-    sibling: Option<&'a mut dyn Logits>,
-}
 
 /// What one position yields.
 #[derive(Clone, Copy, Default)]
@@ -96,38 +95,36 @@ struct Position {
     largest: f64,
 }
 
-impl Sides<'_> {
-    fn measure(&mut self, windows: &[Window], progress: Progress<'_>) -> Result<Measurements> {
-        let mut buffers = Buffers::default();
-        let mut positions = Vec::with_capacity(windows.len());
-        for (at, window) in windows.iter().enumerate() {
-            positions.push(self.window(at, window, &mut buffers)?);
-            progress(at as u64 + 1, windows.len() as u64);
-        }
-        Ok(summary(&positions, self.base.is_some(), self.sibling.is_some()))
+pub(super) fn measure(sides: &mut Sides<'_>, windows: &[Window], progress: Progress<'_>) -> Result<Scores> {
+    let mut buffers = Buffers::default();
+    let mut positions = Vec::with_capacity(windows.len());
+    for (at, window) in windows.iter().enumerate() {
+        positions.push(one_window(sides, at, window, &mut buffers)?);
+        progress(at as u64 + 1, windows.len() as u64);
     }
-
-    fn window(&mut self, at: usize, window: &Window, buffers: &mut Buffers) -> Result<Vec<Position>> {
-        let mut positions = Vec::with_capacity(window.scored.len());
-        for start in window.scored.clone().step_by(ROWS) {
-            let part = start..(start + ROWS).min(window.scored.end);
-            let vocabulary = buffers.fill(self, at, part.clone())?;
-            let targets = &window.tokens[part.start + 1..part.end + 1];
-            if let Some(token) = targets.iter().find(|token| **token as usize >= vocabulary) {
-                return Err(Error::Token { token: *token, vocabulary });
-            }
-            let measured = targets.par_iter().enumerate().map_init(Vec::new, |scratch, (row, target)| {
-                let [model, base, sibling] = [&buffers.model, &buffers.base, &buffers.sibling]
-                    .map(|all| all.get(row * vocabulary..(row + 1) * vocabulary));
-                position(model.expect("a row a target"), base, sibling, *target as usize, scratch)
-            });
-            positions.extend(measured.collect::<Vec<Position>>());
-        }
-        Ok(positions)
-    }
+    Ok(summary(&positions, sides.base.is_some(), sides.sibling.is_some()))
 }
 
-/// The logits of a part of a window, by side. A side that is not there stays empty.
+fn one_window(sides: &mut Sides<'_>, at: usize, window: &Window, buffers: &mut Buffers) -> Result<Vec<Position>> {
+    let mut positions = Vec::with_capacity(window.scored.len());
+    for start in window.scored.clone().step_by(ROWS) {
+        let part = start..(start + ROWS).min(window.scored.end);
+        let vocabulary = buffers.fill(sides, at, part.clone())?;
+        let targets = &window.tokens[part.start + 1..part.end + 1];
+        if let Some(token) = targets.iter().find(|token| **token as usize >= vocabulary) {
+            return Err(Error::Token { token: *token, vocabulary });
+        }
+        let measured = targets.par_iter().enumerate().map_init(Vec::new, |scratch, (row, target)| {
+            let [model, base, sibling] =
+                [&buffers.model, &buffers.base, &buffers.sibling].map(|all| all.get(row * vocabulary..(row + 1) * vocabulary));
+            position(model.expect("one row per target"), base, sibling, *target as usize, scratch)
+        });
+        positions.extend(measured.collect::<Vec<Position>>());
+    }
+    Ok(positions)
+}
+
+/// The logits of a part of a window, by side. The buffer of an absent side stays empty.
 #[derive(Default)]
 struct Buffers {
     model: Vec<f32>,
@@ -226,7 +223,7 @@ fn differences(a: &[f32], b: &[f32]) -> (f64, f64) {
     (f64::from(difference), f64::from(largest))
 }
 
-fn summary(windows: &[Vec<Position>], with_base: bool, with_sibling: bool) -> Measurements {
+fn summary(windows: &[Vec<Position>], with_base: bool, with_sibling: bool) -> Scores {
     let each = |of: fn(&Position) -> f64| -> Vec<Vec<f64>> { windows.iter().map(|w| w.iter().map(of).collect()).collect() };
     let perplexity = Estimate::mean(&each(|p| p.loss)).exp();
     let against_base = with_base.then(|| AgainstBase {
@@ -246,7 +243,7 @@ fn summary(windows: &[Vec<Position>], with_base: bool, with_sibling: bool) -> Me
         }
     });
     let tokens = windows.iter().map(|w| w.len() as u64).sum();
-    Measurements { tokens, windows: windows.len() as u64, perplexity, against_base, agreement }
+    Scores { tokens, windows: windows.len() as u64, perplexity, against_base, agreement }
 }
 
 /// Not a number if any is not.
@@ -264,7 +261,7 @@ mod tests {
         logits: Vec<Vec<f32>>,
     }
 
-    impl Logits for Given {
+    impl Rows for Given {
         fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize> {
             out.clear();
             out.extend_from_slice(&self.logits[window][positions.start * self.vocabulary..positions.end * self.vocabulary]);
@@ -316,20 +313,20 @@ mod tests {
         let tokens = measured.tokens as f64;
         assert_eq!(measured.tokens, 599 + 7 + 27);
         assert!((measured.perplexity.value.ln() - losses / tokens).abs() < CLOSE);
-        let beside = measured.against_base.unwrap();
-        assert!((beside.kl_mean.value - kls / tokens).abs() < CLOSE, "{} {}", beside.kl_mean.value, kls / tokens);
-        assert!((beside.top1_agreement.value - same / tokens).abs() < CLOSE);
-        let ratio = measured.perplexity.value / beside.perplexity.value;
-        assert!((beside.perplexity_ratio.value / ratio - 1.0).abs() < CLOSE);
+        let against = measured.against_base.unwrap();
+        assert!((against.kl_mean.value - kls / tokens).abs() < CLOSE, "{} {}", against.kl_mean.value, kls / tokens);
+        assert!((against.top1_agreement.value - same / tokens).abs() < CLOSE);
+        let ratio = measured.perplexity.value / against.perplexity.value;
+        assert!((against.perplexity_ratio.value / ratio - 1.0).abs() < CLOSE);
     }
 
     #[test]
     fn a_model_is_no_distance_from_itself() {
         let measured = compare(&windows(), &mut given(1.0), &mut given(1.0), Some(&mut given(1.0)), &|_, _| {}).unwrap();
-        let beside = measured.against_base.unwrap();
-        assert_eq!([beside.kl_mean.value, beside.kl_p99.value, beside.perplexity_ratio.value], [0.0, 0.0, 1.0]);
-        assert_eq!(beside.perplexity_ratio.standard_error, Some(0.0));
-        assert_eq!(beside.top1_agreement.value, 1.0);
+        let against = measured.against_base.unwrap();
+        assert_eq!([against.kl_mean.value, against.kl_p99.value, against.perplexity_ratio.value], [0.0, 0.0, 1.0]);
+        assert_eq!(against.perplexity_ratio.standard_error, Some(0.0));
+        assert_eq!(against.top1_agreement.value, 1.0);
         let agreement = measured.agreement.unwrap();
         assert_eq!([agreement.perplexity_gap, agreement.max_logit_difference, agreement.relative], [0.0; 3]);
     }
@@ -351,8 +348,8 @@ mod tests {
             model.logits[1][3 * VOCABULARY + 5] = bad;
             let measured = compare(&windows(), &mut given(1.0), &mut model, Some(&mut given(1.0)), &|_, _| {}).unwrap();
             assert!(measured.perplexity.value.is_nan());
-            let beside = measured.against_base.unwrap();
-            assert!(beside.kl_mean.value.is_nan() && beside.kl_p99.value.is_nan());
+            let against = measured.against_base.unwrap();
+            assert!(against.kl_mean.value.is_nan() && against.kl_p99.value.is_nan());
             assert!(measured.agreement.unwrap().max_logit_difference.is_nan());
         }
     }
@@ -361,7 +358,7 @@ mod tests {
     fn vocabularies_that_differ_are_an_error() {
         let mut other = Given { vocabulary: 5, logits: vec![vec![0.0; 5 * 600]; 3] };
         let error = compare(&windows(), &mut other, &mut given(1.0), None, &|_, _| {}).unwrap_err();
-        assert_eq!(error.to_string(), "37 logits a token in one model, 5 in the other");
+        assert_eq!(error.to_string(), "one model has 37 logits per token, the other 5");
         assert!(matches!(alone(&windows(), &mut other, None, &|_, _| {}), Err(Error::Token { vocabulary: 5, .. })));
     }
 }

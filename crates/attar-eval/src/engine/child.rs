@@ -1,4 +1,4 @@
-//! The process that holds the engine, seen from its parent.
+//! The process that holds an engine, seen from its parent.
 
 use std::{
     io::{self, BufReader, Read},
@@ -12,11 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::VERB;
-use crate::{
-    Error, Result,
-    engine::protocol::{self, Reply, Request},
+use super::{
+    find::Installation,
+    kind::Worker,
+    protocol::{self, Reply, Request},
 };
+use crate::{Error, Result};
+
+/// The first argument of a host that is to serve an engine; the second is the engine's name.
+pub const VERB: &str = "engine";
 
 /// Bytes of the child's standard error that are kept, the last ones.
 const LAST_WORDS: usize = 4096;
@@ -31,6 +35,7 @@ type Answer = io::Result<Option<(Reply, Vec<f32>)>>;
 
 /// A child that is killed when this is dropped.
 pub(super) struct Child {
+    title: &'static str,
     process: process::Child,
     requests: Sender<(Request, Vec<u32>)>,
     answers: Receiver<Answer>,
@@ -39,17 +44,19 @@ pub(super) struct Child {
 }
 
 impl Child {
-    pub(super) fn spawn(host: &Path, timeout: Duration) -> Result<Child> {
-        let mut command = Command::new(host);
-        command.arg(VERB).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut process = command.spawn().map_err(|source| Error::EngineStart { host: host.into(), source })?;
+    /// Starts the worker of an engine; `host` is the executable that holds engines of [`Worker::Library`].
+    pub(super) fn spawn(installation: &Installation, host: &Path, timeout: Duration) -> Result<Child> {
+        let mut command = command(installation, host);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let spawned = command.spawn();
+        let mut process = spawned.map_err(|source| Error::EngineStart { host: command.get_program().into(), source })?;
         let stdin = process.stdin.take().expect("it is piped");
         let stdout = process.stdout.take().expect("it is piped");
         let stderr = LastWords::of(process.stderr.take().expect("it is piped"));
         let (requests, to_send) = mpsc::channel();
         let (to_answer, answers) = mpsc::channel();
         thread::spawn(move || converse(stdin, BufReader::new(stdout), &to_send, &to_answer));
-        Ok(Child { process, requests, answers, stderr, timeout })
+        Ok(Child { title: installation.engine.title, process, requests, answers, stderr, timeout })
     }
 
     /// Sends a request and waits for its answer. After an error that is not [`Error::Engine`], the child is dead.
@@ -60,13 +67,13 @@ impl Child {
             Err(_) => Err(RecvTimeoutError::Disconnected),
         };
         match answer {
-            Ok(Ok(Some((Reply::Failed { message }, _)))) => Err(Error::Engine { doing, message }),
+            Ok(Ok(Some((Reply::Failed { message }, _)))) => Err(Error::Engine { title: self.title, doing, message }),
             Ok(Ok(Some(answer))) => Ok(answer),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(self.nonsense(doing, error.to_string())),
             Ok(Ok(None) | Err(_)) | Err(RecvTimeoutError::Disconnected) => Err(self.died(doing)),
             Err(RecvTimeoutError::Timeout) => {
                 self.kill();
-                Err(Error::EngineTimeout { doing, waited: self.timeout, stderr: self.stderr.text() })
+                Err(Error::EngineTimeout { title: self.title, doing, waited: self.timeout, stderr: self.stderr.text() })
             }
         }
     }
@@ -74,7 +81,7 @@ impl Child {
     /// The error for an answer that makes no sense.
     pub(super) fn nonsense(&mut self, doing: &'static str, found: String) -> Error {
         self.kill();
-        Error::Protocol { doing, found, stderr: self.stderr.text() }
+        Error::Protocol { title: self.title, doing, found, stderr: self.stderr.text() }
     }
 
     fn died(&mut self, doing: &'static str) -> Error {
@@ -87,13 +94,29 @@ impl Child {
             }
         };
         self.kill();
-        Error::EngineDied { doing, status, stderr: self.stderr.text() }
+        Error::EngineDied { title: self.title, doing, status, stderr: self.stderr.text() }
     }
 
     fn kill(&mut self) {
         // A child that is dead already cannot be killed, which is no harm.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+fn command(installation: &Installation, host: &Path) -> Command {
+    match (&installation.engine.worker, &installation.interpreter) {
+        (Worker::Python(script), Some(interpreter)) => {
+            let mut command = Command::new(interpreter);
+            // Isolated: the user's own Python settings are not the environment's.
+            command.args(["-I", "-c", script]);
+            command
+        }
+        _ => {
+            let mut command = Command::new(host);
+            command.args([VERB, installation.engine.name]);
+            command
+        }
     }
 }
 

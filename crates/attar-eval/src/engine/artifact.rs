@@ -1,0 +1,146 @@
+//! An artifact in an engine, as a [`Runner`].
+
+use std::{ops::Range, path::PathBuf, time::Duration};
+
+use super::{
+    child::Child,
+    find::Installation,
+    kind::{Load, Mode, Opens},
+    protocol::{Reply, Request},
+};
+use crate::{
+    Error, Result, Window,
+    runner::{Output, Progress, Rows, Runner, likeliest},
+};
+
+/// A written artifact in an engine.
+#[derive(Clone, Debug)]
+pub struct Artifact {
+    /// The engine, as it is installed here.
+    pub installation: Installation,
+    /// The folder of the artifact.
+    pub folder: PathBuf,
+    /// How exactly to compute.
+    pub mode: Mode,
+    /// One of the engine's devices.
+    pub device: String,
+    /// An executable that calls [`super::serve()`] for the engine of its second argument when the first is [`super::VERB`].
+    pub host: PathBuf,
+    /// Threads per operator; the engine decides if not given.
+    pub threads: Option<usize>,
+    /// The longest that one answer may take: loading the model, or running one window.
+    pub timeout: Duration,
+}
+
+impl Artifact {
+    /// On the engine's default device with as many threads as it likes, and ten minutes for an answer.
+    pub fn new(installation: Installation, folder: impl Into<PathBuf>, mode: Mode, host: impl Into<PathBuf>) -> Artifact {
+        let timeout = Duration::from_secs(600);
+        let device = installation.engine.devices[0].to_owned();
+        Artifact { installation, folder: folder.into(), mode, device, host: host.into(), threads: None, timeout }
+    }
+
+    fn open(&self) -> Result<Open> {
+        let engine = self.installation.engine;
+        let files = engine.opens.iter().map(|Opens { file, .. }| self.folder.join(file));
+        let model = files.clone().find(|file| file.is_file());
+        let model = model.or_else(|| files.clone().next()).expect("an engine opens something");
+        exists(&self.installation.library, "the engine's library")?;
+        exists(&model, "the artifact's model")?;
+        let mut child = Child::spawn(&self.installation, &self.host, self.timeout)?;
+        let load = Load {
+            library: self.installation.library.clone(),
+            model,
+            mode: self.mode,
+            device: self.device.clone(),
+            threads: self.threads,
+        };
+        let doing = "loading the model";
+        match child.ask(doing, Request::Open(load), &[])? {
+            (Reply::Opened { outputs }, _) => Ok(Open { child, outputs }),
+            (reply, _) => Err(child.nonsense(doing, format!("{reply:?}"))),
+        }
+    }
+}
+
+fn exists(path: &std::path::Path, what: &'static str) -> Result<()> {
+    if path.is_file() { Ok(()) } else { Err(Error::NoFile { path: path.into(), what }) }
+}
+
+impl Runner for Artifact {
+    fn name(&self) -> &str {
+        self.installation.engine.name
+    }
+
+    fn start<'r>(&'r self, output: Output, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Rows + 'r>> {
+        let open = self.open()?;
+        let output = output.of(&open.outputs)?.to_owned();
+        Ok(Box::new(Fed { open, output, windows, progress, fed: None }))
+    }
+
+    fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let mut open = self.open()?;
+        let output = Output::Logits.of(&open.outputs)?.to_owned();
+        let mut generated = Vec::new();
+        let mut feed = prompt.to_vec();
+        while generated.len() < limit {
+            open.feed(&feed, generated.is_empty())?;
+            let (logits, _) = open.rows(&output, feed.len() - 1..feed.len())?;
+            let next = likeliest(&logits);
+            generated.push(next);
+            each(next);
+            if stop.contains(&next) {
+                break;
+            }
+            feed = vec![next];
+        }
+        Ok(generated)
+    }
+}
+
+/// A child with a model open.
+struct Open {
+    child: Child,
+    outputs: Vec<String>,
+}
+
+impl Open {
+    fn feed(&mut self, tokens: &[u32], afresh: bool) -> Result<()> {
+        self.child.ask("running tokens", Request::Feed { afresh }, tokens).map(|_| ())
+    }
+
+    fn rows(&mut self, output: &str, rows: Range<usize>) -> Result<(Vec<f32>, usize)> {
+        let doing = "fetching outputs";
+        let asked = rows.len();
+        let request = Request::Rows { output: output.into(), start: rows.start, end: rows.end };
+        match self.child.ask(doing, request, &[])? {
+            (Reply::Rows { width }, values) if values.len() == asked * width => Ok((values, width)),
+            (reply, values) => Err(self.child.nonsense(doing, format!("{reply:?} with {} numbers", values.len()))),
+        }
+    }
+}
+
+/// Windows that run when their rows are asked for.
+struct Fed<'r> {
+    open: Open,
+    output: String,
+    windows: &'r [Window],
+    progress: Progress<'r>,
+    fed: Option<usize>,
+}
+
+impl Rows for Fed<'_> {
+    fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize> {
+        if self.fed != Some(window) {
+            self.open.feed(&self.windows[window].tokens, true)?;
+            self.fed = Some(window);
+            (self.progress)(window as u64 + 1, self.windows.len() as u64);
+        }
+        let (values, width) = self.open.rows(&self.output, positions)?;
+        *out = values;
+        Ok(width)
+    }
+}

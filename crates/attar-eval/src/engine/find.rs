@@ -1,0 +1,306 @@
+//! Where an engine is installed, and which version it is: as wheels of PyPI lay themselves out.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use attar_tensor::Digest;
+
+use super::kind::{Engine, Package, Worker};
+use crate::{Error, Result};
+
+/// Where a machine may have engines, in the order in which they are tried: for an engine `NAME`, its flag `--NAME`, the
+/// variable `ATTAR_NAME`, the folder `NAME` of `ATTAR_ENGINES`, `ATTAR_ENGINES` itself, and `VIRTUAL_ENV`.
+///
+/// A path is a shared library, a Python interpreter, a virtual environment, a `site-packages` folder, or the folder of
+/// the package.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    named: Vec<(&'static str, Looked)>,
+    shared: Vec<Looked>,
+}
+
+/// One place where an engine was looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Looked {
+    /// The flag or the variable.
+    pub name: String,
+    /// Its value, if it is given.
+    pub path: Option<PathBuf>,
+}
+
+/// The variable that names the folder of all engines.
+const ALL: &str = "ATTAR_ENGINES";
+
+/// The variable that Python sets in an active environment.
+const ACTIVE: &str = "VIRTUAL_ENV";
+
+impl Places {
+    /// For `engines`, with the caller's ways to read a flag (`--NAME`) and an environment variable.
+    pub fn read(
+        engines: &[&'static Engine],
+        flag: impl Fn(&str) -> Option<PathBuf>,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Places {
+        let of_variable =
+            |name: String| Looked { path: variable(&name).filter(|value| !value.is_empty()).map(PathBuf::from), name };
+        let named = engines.iter().flat_map(|engine| {
+            let given = flag(engine.name).map(|path| Looked { name: format!("--{}", engine.name), path: Some(path) });
+            [given, Some(of_variable(engine.variable()))].into_iter().flatten().map(|looked| (engine.name, looked))
+        });
+        Places { named: named.collect(), shared: vec![of_variable(ALL.into()), of_variable(ACTIVE.into())] }
+    }
+
+    /// The installation of `engine`. A flag that names none is an error, whatever the other places have.
+    pub fn find(&self, engine: &'static Engine) -> Result<Installation> {
+        let looked = self.of(engine);
+        let found = looked.iter().filter_map(|looked| looked.path.as_deref()).find_map(|path| Installation::at(engine, path));
+        found.ok_or_else(|| Error::EngineMissing { title: engine.title, package: engine.package.name, looked })
+    }
+
+    fn of(&self, engine: &Engine) -> Vec<Looked> {
+        let own = self.named.iter().filter(|(name, _)| *name == engine.name).map(|(_, looked)| looked.clone());
+        let own: Vec<Looked> = own.collect();
+        if own.first().is_some_and(|first| first.name.starts_with("--")) {
+            return own[..1].to_vec();
+        }
+        let folder = self.shared.iter().filter(|looked| looked.name == ALL && looked.path.is_some());
+        let folder = folder.map(|looked| Looked {
+            name: format!("{ALL}/{}", engine.name),
+            path: looked.path.as_ref().map(|path| path.join(engine.name)),
+        });
+        own.into_iter().chain(folder).chain(self.shared.iter().cloned()).collect()
+    }
+}
+
+impl Engine {
+    /// The environment variable that says where this engine is.
+    pub fn variable(&self) -> String {
+        format!("ATTAR_{}", self.name.to_uppercase())
+    }
+
+    /// The environment variables that are read to find engines.
+    pub fn variables(engines: &[&'static Engine]) -> Vec<String> {
+        engines.iter().map(|engine| engine.variable()).chain([ALL.into(), ACTIVE.into()]).collect()
+    }
+}
+
+/// An engine that is installed on this machine.
+#[derive(Clone)]
+pub struct Installation {
+    /// Which one.
+    pub engine: &'static Engine,
+    /// Its shared library.
+    pub library: PathBuf,
+    /// The interpreter of the environment that holds it; only sought if the engine's worker is a script.
+    pub interpreter: Option<PathBuf>,
+    /// The version of its package, or the numbers in the library's name; empty if neither tells.
+    pub version: String,
+}
+
+impl std::fmt::Debug for Installation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} at {}", self.engine.name, self.version, self.library.display())
+    }
+}
+
+impl Installation {
+    /// What `path` leads to, if it is an installation of `engine`.
+    pub fn at(engine: &'static Engine, path: &Path) -> Option<Installation> {
+        let library = library(&engine.package, path)?;
+        let interpreter = match engine.worker {
+            Worker::Library(_) => None,
+            Worker::Python(_) => Some(interpreter(&library)?),
+        };
+        let version = wheel(&engine.package, &library).map_or_else(|| numbers(&library), |(_, version)| version);
+        Some(Installation { engine, library, interpreter, version })
+    }
+
+    /// What decides the engine's results: the library and, for a wheel, the digests of all its files. Paths do not
+    /// count, so that two environments with the same wheel are one.
+    pub fn digest(&self) -> Result<Digest> {
+        let library = Digest::of_file(&self.library).map_err(attar_model::Error::from)?;
+        let files = wheel(&self.engine.package, &self.library).map(|(folder, _)| recorded(&self.engine.package, &folder));
+        Ok(Digest::of_parts([library.as_bytes().as_slice(), files.unwrap_or_default().as_bytes()]))
+    }
+}
+
+/// The newest library of the package under `root`.
+fn library(package: &Package, root: &Path) -> Option<PathBuf> {
+    if !root.is_file() {
+        return folders(package, root).iter().find_map(|folder| newest(package, folder));
+    }
+    if is_library(package, root) {
+        return Some(root.into());
+    }
+    let environment = name(root).starts_with("python").then(|| root.parent().and_then(Path::parent)).flatten()?;
+    folders(package, environment).iter().find_map(|folder| newest(package, folder))
+}
+
+fn folders(package: &Package, root: &Path) -> Vec<PathBuf> {
+    let inside = Path::new(package.name).join(package.folder);
+    let pythons = sorted(&root.join("lib")).into_iter().filter(|path| name(path).starts_with("python"));
+    let mut folders: Vec<PathBuf> =
+        pythons.flat_map(|python| ["site-packages", "dist-packages"].map(|folder| python.join(folder).join(&inside))).collect();
+    folders.push(root.join("Lib/site-packages").join(&inside));
+    folders.push(root.join(inside));
+    folders.push(root.join(package.folder));
+    folders.push(root.into());
+    folders
+}
+
+fn newest(package: &Package, folder: &Path) -> Option<PathBuf> {
+    let libraries = sorted(folder).into_iter().filter(|path| path.is_file() && is_library(package, path));
+    libraries.max_by_key(|path| numbers(path).split('.').filter_map(|part| part.parse().ok()).collect::<Vec<u32>>())
+}
+
+fn is_library(package: &Package, path: &Path) -> bool {
+    let name = name(path);
+    let of_engine = name.starts_with(&format!("lib{}.", package.library)) || name == format!("{}.dll", package.library);
+    of_engine && (name.contains(".so") || name.ends_with(".dylib") || name.ends_with(".dll"))
+}
+
+/// The numbers in `libonnxruntime.so.1.32.0`.
+fn numbers(path: &Path) -> String {
+    name(path).split('.').filter(|part| part.parse::<u32>().is_ok()).collect::<Vec<_>>().join(".")
+}
+
+/// The `*.dist-info` folder of the wheel that a library came with, and the wheel's version.
+fn wheel(package: &Package, library: &Path) -> Option<(PathBuf, String)> {
+    let site = library.parent()?.parent()?.parent()?;
+    sorted(site).into_iter().find_map(|path| {
+        let version = name(&path).strip_suffix(".dist-info")?.strip_prefix(package.name)?.strip_prefix('-')?.to_owned();
+        Some((path, version))
+    })
+}
+
+/// The lines of a wheel's `RECORD` that give digests of the package's own files. Scripts that the installer wrote name
+/// the environment, and compiled Python files the moment of their making.
+fn recorded(package: &Package, wheel: &Path) -> String {
+    let text = std::fs::read_to_string(wheel.join("RECORD")).unwrap_or_default();
+    let mut lines: Vec<&str> =
+        text.lines().filter(|line| line.starts_with(&format!("{}/", package.name)) && line.contains("sha256=")).collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+/// The interpreter of the environment that holds a library in its `site-packages`.
+fn interpreter(library: &Path) -> Option<PathBuf> {
+    let roots = library.ancestors().skip(4);
+    let names = ["bin/python", "bin/python3", "Scripts/python.exe"];
+    roots.take(3).flat_map(|root| names.map(|name| root.join(name))).find(|path| path.is_file())
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn sorted(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ENGINES;
+
+    /// An environment with a wheel of `engine`, under `root`, and the library that counts.
+    fn environment(engine: &Engine, root: &Path) -> PathBuf {
+        let site = root.join("lib/python3.11/site-packages");
+        let folder = site.join(engine.package.name).join(engine.package.folder);
+        let wheel = site.join(format!("{}-7.8.9.dist-info", engine.package.name));
+        let bin = root.join("bin");
+        [&folder, &wheel, &bin].into_iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        let library = format!("lib{}.so", engine.package.library);
+        for file in [
+            format!("{library}.1.9.0"),
+            format!("{library}.1.32.0"),
+            format!("lib{}_c.so.2.0.0", engine.package.library),
+            "x.py".into(),
+        ] {
+            std::fs::write(folder.join(file), "code").unwrap();
+        }
+        std::fs::write(bin.join("python"), "").unwrap();
+        let record = format!("../../../bin/x,sha256={},1\n{}/a.so,sha256=abc,1\n", root.display(), engine.package.name);
+        std::fs::write(wheel.join("RECORD"), record).unwrap();
+        folder.join(format!("{library}.1.32.0"))
+    }
+
+    #[test]
+    fn every_kind_of_path_leads_to_the_newest_library_and_its_version() {
+        for engine in ENGINES {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path();
+            let library = environment(engine, root);
+            let site = root.join("lib/python3.11/site-packages");
+            let package = site.join(engine.package.name);
+            for path in [root, &root.join("bin/python"), &site, &package, library.parent().unwrap(), &library] {
+                let found = Installation::at(engine, path).unwrap_or_else(|| panic!("{}", path.display()));
+                assert_eq!((&found.library, found.version.as_str()), (&library, "7.8.9"), "{}", path.display());
+            }
+            for path in [&root.join("lib"), Path::new("/nowhere"), &package.join("x.py")] {
+                assert!(Installation::at(engine, path).is_none(), "{}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_files_and_not_of_the_place() {
+        for engine in ENGINES {
+            let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+            let libraries = [&one, &two].map(|folder| environment(engine, folder.path()));
+            let digest = |folder: &tempfile::TempDir| Installation::at(engine, folder.path()).unwrap().digest().unwrap();
+            assert_eq!(digest(&one), digest(&two));
+            std::fs::write(&libraries[1], "other code").unwrap();
+            assert_ne!(digest(&one), digest(&two));
+        }
+    }
+
+    #[test]
+    fn flags_come_before_variables_and_variables_before_environments() {
+        for engine in ENGINES {
+            let [flag, own, all, active] = [(); 4].map(|()| tempfile::tempdir().unwrap());
+            for root in [flag.path(), own.path(), &all.path().join(engine.name), active.path()] {
+                environment(engine, root);
+            }
+            let find = |with_flag: bool, set: &[(&str, &Path)]| {
+                let variable = |name: &str| set.iter().find(|(set, _)| *set == name).map(|(_, path)| path.as_os_str().to_owned());
+                let places =
+                    Places::read(ENGINES, |name| (with_flag && name == engine.name).then(|| flag.path().into()), variable);
+                places.find(engine).map(|found| found.library)
+            };
+            let variable = engine.variable();
+            let set = [(variable.as_str(), own.path()), (ALL, all.path()), (ACTIVE, active.path())];
+            assert!(find(true, &set).unwrap().starts_with(flag.path()));
+            for (first, wanted) in [own.path(), all.path(), active.path()].into_iter().enumerate() {
+                assert!(find(false, &set[first..]).unwrap().starts_with(wanted));
+            }
+            assert!(find(false, &[(ALL, active.path())]).unwrap().starts_with(active.path()), "one environment for all engines");
+        }
+    }
+
+    #[test]
+    fn an_engine_that_is_missing_says_where_it_was_looked_for() {
+        for engine in ENGINES {
+            let variable = |name: &str| (name == ALL).then(|| "/nowhere".into());
+            let error = Places::read(ENGINES, |_| None, variable).find(engine).unwrap_err();
+            assert_eq!(error.to_string(), format!("{} is not installed", engine.title));
+            let hint = error.hint().unwrap();
+            let wanted = format!(
+                "`/nowhere/{}` (ATTAR_ENGINES/{}) and `/nowhere` (ATTAR_ENGINES) do not have it; {} and VIRTUAL_ENV are unset",
+                engine.name,
+                engine.name,
+                engine.variable()
+            );
+            assert!(hint.ends_with(&wanted), "{hint}");
+            let flagged = Places::read(ENGINES, |_| Some("/nowhere".into()), variable).find(engine).unwrap_err();
+            assert!(
+                flagged.hint().unwrap().ends_with(&format!("`/nowhere` (--{}) does not have it", engine.name)),
+                "{flagged:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What an engine is: the contract behind [`super::ENGINES`].
+//!
+//! An engine is somebody else's runtime. It is described by data (names, the package that holds it, the targets it opens,
+//! its modes and devices) and by the [`Worker`] that runs it: a process that speaks [`super::protocol`] over its standard
+//! streams. Nothing else in the project knows one engine from another.
+
+use std::{fmt, ops::Range, path::PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A runtime that opens what an export target writes.
+pub struct Engine {
+    /// The name in recipes, gates and flags, in lowercase.
+    pub name: &'static str,
+    /// The name its makers use.
+    pub title: &'static str,
+    /// Where it is installed.
+    pub package: Package,
+    /// What it opens.
+    pub opens: &'static [Opens],
+    /// How exactly it can compute.
+    pub modes: &'static [Mode],
+    /// Devices it can run on, by the engine's own names; the first is the default.
+    pub devices: &'static [&'static str],
+    /// The process that runs it.
+    pub worker: Worker,
+}
+
+/// A Python package with a shared library in it.
+pub struct Package {
+    /// The name on PyPI, which is also that of its folder in `site-packages`.
+    pub name: &'static str,
+    /// The folder of its libraries, inside the package's folder.
+    pub folder: &'static str,
+    /// The library's file name up to the extension and without `lib`.
+    pub library: &'static str,
+}
+
+/// An export target that an engine opens.
+pub struct Opens {
+    /// The target's name.
+    pub target: &'static str,
+    /// The file of the artifact that is loaded.
+    pub file: &'static str,
+}
+
+/// The process that holds an engine.
+pub enum Worker {
+    /// This executable, which loads the engine's library at run time.
+    Library(fn(&Load) -> Result<Box<dyn Session>, Failure>),
+    /// A script for the Python interpreter of the environment that holds the package.
+    Python(&'static str),
+}
+
+/// How exactly an engine computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Activations stay f32 wherever the engine has the choice.
+    Exact,
+    /// The engine's own defaults, which may round activations.
+    Default,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Exact => "exact",
+            Mode::Default => "default",
+        })
+    }
+}
+
+/// What a worker is asked to load.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Load {
+    /// The engine's shared library.
+    pub library: PathBuf,
+    /// The artifact's file, one of [`Opens::file`].
+    pub model: PathBuf,
+    /// How exactly to compute.
+    pub mode: Mode,
+    /// One of [`Engine::devices`].
+    pub device: String,
+    /// Threads per operator; the engine decides if not given.
+    pub threads: Option<usize>,
+}
+
+/// Why a worker could not do what it was asked. It travels to the parent as text.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A model that is open in a worker.
+pub trait Session {
+    /// Names of the model's outputs, without those that carry keys and values to the next call.
+    fn outputs(&self) -> Vec<String>;
+
+    /// Runs tokens, after those fed before or as a new sequence.
+    fn feed(&mut self, tokens: &[u32], afresh: bool) -> Result<(), Failure>;
+
+    /// Rows of an output for the tokens fed last, and the width of a row. An output without a dimension for tokens has
+    /// one row.
+    fn rows(&self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure>;
+}

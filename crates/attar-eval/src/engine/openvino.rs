@@ -1,0 +1,16 @@
+//! OpenVINO, through its Python package.
+//!
+//! A worker in Python and not a binding of the C API: OpenVINO renumbered its element types between releases, so a
+//! compiled binding is right for some of them only, and the wheel (which brings numpy) is how most people have it.
+
+use super::kind::{Engine, Mode, Opens, Package, Worker};
+
+pub(super) static ENGINE: Engine = Engine {
+    name: "openvino",
+    title: "OpenVINO",
+    package: Package { name: "openvino", folder: "libs", library: "openvino" },
+    opens: &[Opens { target: "onnx", file: "model.onnx" }],
+    modes: &[Mode::Exact, Mode::Default],
+    devices: &["CPU", "GPU", "NPU"],
+    worker: Worker::Python(include_str!("openvino.py")),
+};

@@ -1,0 +1,158 @@
+//! How far the embeddings of a model are from those of its base: one minus their cosine, over the lines of a text.
+
+use std::path::PathBuf;
+
+use attar_model::{Config, Tokenizer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    embedding::{self, AGREEMENT, Agreement},
+    kind::{Better, Column, Digits, Measurements, Metric, Prepared, Settings, Sides, Task, parse, schema},
+};
+use crate::{
+    Error, Estimate, Result, Window,
+    runner::{Output, Progress},
+};
+
+pub(super) static TASK: Task = Task {
+    name: "embedding-drift",
+    about: "how far embeddings are from those of the base: one minus their cosine",
+    output: Output::Embedding,
+    metrics: METRICS,
+    schema: schema::<EmbeddingDrift>,
+    parse: parse::<EmbeddingDrift>,
+    counted: "lines embedded",
+    count: "/lines",
+};
+
+static METRICS: &[Metric] = &[
+    Metric {
+        name: "drift",
+        about: "mean of one minus the cosine between an embedding and that of the base",
+        unit: "",
+        better: Better::Lower,
+        at: "/against_base/drift_mean",
+        base: None,
+        loss: None,
+        perfect: 0.0,
+        random: Some(|_| 1.0),
+        column: Some(Column { head: "drift mean", digits: Digits::Fixed(5) }),
+    },
+    Metric {
+        name: "drift-p99",
+        about: "99th percentile over lines of one minus the cosine between an embedding and that of the base",
+        unit: "",
+        better: Better::Lower,
+        at: "/against_base/drift_p99",
+        base: None,
+        loss: None,
+        perfect: 0.0,
+        random: None,
+        column: Some(Column { head: "drift p99", digits: Digits::Fixed(5) }),
+    },
+    AGREEMENT,
+];
+
+/// A text, of which each line is embedded. Scores need the model that the measured one was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EmbeddingDrift {
+    /// The text, in UTF-8. Empty lines are left out.
+    pub data: PathBuf,
+    /// Use only this many lines, from the start of the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<usize>,
+    /// Tokens of a line at most, special ones included; longer lines are cut. Without it, what the tokenizer's
+    /// file says, or the model's context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Scores {
+    lines: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    against_base: Option<AgainstBase>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agreement: Option<Agreement>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct AgainstBase {
+    drift_mean: Estimate,
+    drift_p99: Estimate,
+}
+
+impl Settings for EmbeddingDrift {
+    fn task(&self) -> &'static Task {
+        &TASK
+    }
+
+    fn settings(&self) -> Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.data.clone()]
+    }
+
+    fn check(&self, config: &Config) -> Result<()> {
+        if self.lines == Some(0) {
+            return Err(Error::Setting { key: "lines", found: 0, wanted: "expected 1 or more".into() });
+        }
+        embedding::check(self.window, config)
+    }
+
+    fn longest(&self) -> Option<usize> {
+        self.window
+    }
+
+    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
+        self.check(config)?;
+        let text = std::fs::read_to_string(&self.data).map_err(|source| Error::Read { path: self.data.clone(), source })?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(self.lines.unwrap_or(usize::MAX));
+        let lines: Vec<&str> = lines.collect();
+        if lines.is_empty() {
+            return Err(Error::NoText { path: self.data.clone() });
+        }
+        Ok(Box::new(Lines(embedding::windows(tokenizer, config, &lines, self.window)?)))
+    }
+}
+
+/// A window per line.
+#[derive(Debug)]
+struct Lines(Vec<Window>);
+
+impl Prepared for Lines {
+    fn windows(&self) -> &[Window] {
+        &self.0
+    }
+
+    fn score(&self, sides: &mut Sides<'_>, progress: Progress<'_>) -> Result<Measurements> {
+        let windows = self.0.len();
+        let model = embedding::embed(sides.model, windows, |done| progress(done, windows as u64))?;
+        let base = sides.base.as_mut().map(|base| embedding::embed(*base, windows, |_| {})).transpose()?;
+        let sibling = sides.sibling.as_mut().map(|sibling| embedding::embed(*sibling, windows, |_| {})).transpose()?;
+        [&base, &sibling].into_iter().flatten().try_for_each(|other| embedding::same_width(&model, other))?;
+        Ok(Measurements::of(&Scores {
+            lines: windows as u64,
+            against_base: base.map(|base| against(&model, &base)),
+            agreement: sibling.map(|sibling| embedding::agreement(&model, &sibling)),
+        }))
+    }
+
+    /// Any vector will do, as long as the base gives the same.
+    fn perfect(&self, window: usize, _: usize, width: usize) -> Vec<f32> {
+        (0..width).map(|at| (window + at) as f32 + 1.0).collect()
+    }
+}
+
+fn against(model: &[Vec<f32>], base: &[Vec<f32>]) -> AgainstBase {
+    // Lines are independent of each other, so each is a cluster of its own. Rounding may take a distance below zero.
+    let distance = |(model, base): (&Vec<f32>, &Vec<f32>)| vec![1.0 - embedding::cosine(model, base).min(1.0)];
+    let drifts: Vec<Vec<f64>> = model.iter().zip(base).map(distance).collect();
+    AgainstBase { drift_mean: Estimate::mean(&drifts), drift_p99: Estimate::percentile(&drifts, 0.99) }
+}

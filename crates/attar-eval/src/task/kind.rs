@@ -1,0 +1,217 @@
+//! What a task is: the contract behind [`super::TASKS`].
+//!
+//! A task reads data ([`Settings`]), asks a model for one [`Output`] of windows of tokens ([`Prepared`]), and makes
+//! [`Measurements`] of it, in a shape of its own. Its [`Metric`]s say where in that shape the numbers are, so that gates,
+//! reports and caches need to know no task.
+
+use std::{fmt, path::PathBuf};
+
+use attar_model::{Config, Tokenizer};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    Estimate, Result,
+    runner::{Output, Progress, Rows, Window},
+};
+
+/// A way to measure a model.
+pub struct Task {
+    /// The name in recipes and on the command line.
+    pub name: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// What it asks of a model.
+    pub output: Output,
+    /// What it yields, in the order of tables.
+    pub metrics: &'static [Metric],
+    /// JSON Schema of its settings, without definitions of its own.
+    pub schema: fn() -> Value,
+    /// Settings from a table that follows the schema.
+    pub parse: fn(Value) -> std::result::Result<Box<dyn Settings>, Invalid>,
+    /// Which of its tokens, texts or pairs [`Task::count`] counts, for people.
+    pub counted: &'static str,
+    /// Where the measurements hold that count.
+    pub count: &'static str,
+}
+
+/// One number of [`Measurements`].
+pub struct Metric {
+    /// The name that gates use.
+    pub name: &'static str,
+    /// One line of help.
+    pub about: &'static str,
+    /// The unit; empty for plain numbers.
+    pub unit: &'static str,
+    /// Which way is good.
+    pub better: Better,
+    /// Where in the measurements it is, as a JSON pointer to a number or to an [`Estimate`].
+    pub at: &'static str,
+    /// Where the same number of the base is, if it is measured.
+    pub base: Option<&'static str>,
+    /// The share that was lost against the base, for metrics that have one.
+    pub loss: Option<fn(&Measurements) -> Option<f64>>,
+    /// The value for perfect answers, of which the base gives the same.
+    pub perfect: f64,
+    /// The value for random answers of that width (the vocabulary's, or an embedding's), if theory gives one.
+    pub random: Option<fn(usize) -> f64>,
+    /// Its column in tables, if it has one.
+    pub column: Option<Column>,
+}
+
+/// A column of a table.
+pub struct Column {
+    /// The heading.
+    pub head: &'static str,
+    /// How numbers are written.
+    pub digits: Digits,
+}
+
+/// How a table writes numbers.
+#[derive(Clone, Copy)]
+pub enum Digits {
+    /// With so many digits after the point.
+    Fixed(usize),
+    /// As a power of ten, with one digit after the point.
+    Exponent,
+}
+
+/// Which of two values is the better one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// The smaller.
+    Lower,
+    /// The larger.
+    Higher,
+}
+
+impl Task {
+    /// The metric of that name.
+    pub fn metric(&self, name: &str) -> Result<&'static Metric> {
+        self.metrics.iter().find(|metric| metric.name == name).ok_or_else(|| crate::Error::UnknownMetric {
+            found: name.into(),
+            nearest: attar_tensor::nearest(name, self.metrics.iter().map(|metric| metric.name)).map(Into::into),
+            known: self.metrics.iter().map(|metric| metric.name).collect(),
+        })
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Task({})", self.name)
+    }
+}
+
+/// Why a table is no settings of a task.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Invalid {
+    /// The path of the setting, empty for the whole table.
+    pub key: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// A task with its settings.
+pub trait Settings: fmt::Debug + Send + Sync {
+    /// The task.
+    fn task(&self) -> &'static Task;
+    /// The settings, with every default filled in.
+    fn settings(&self) -> Value;
+    /// The files that it reads.
+    fn files(&self) -> Vec<PathBuf>;
+    /// Whether a model of that configuration can be measured so. No file is read.
+    fn check(&self, config: &Config) -> Result<()>;
+    /// Number of tokens in the longest window there can be, if the settings limit it.
+    fn longest(&self) -> Option<usize>;
+    /// Reads the files and cuts them into windows.
+    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>>;
+}
+
+/// A task whose data is read: questions, and how answers are scored.
+pub trait Prepared: fmt::Debug + Send + Sync {
+    /// The windows that a model is run on.
+    fn windows(&self) -> &[Window];
+
+    /// What else than the windows decides scores, such as reference scores; part of the key of cached measurements.
+    fn key(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Scores a model's answers. `progress` counts windows.
+    fn score(&self, sides: &mut Sides<'_>, progress: Progress<'_>) -> Result<Measurements>;
+
+    /// The row of the output that a perfect model gives.
+    fn perfect(&self, window: usize, position: usize, width: usize) -> Vec<f32>;
+}
+
+/// The runs that a score compares, all on the same windows.
+pub struct Sides<'a> {
+    /// The model that is measured.
+    pub model: &'a mut dyn Rows,
+    /// The model that it was made from.
+    pub base: Option<&'a mut dyn Rows>,
+    /// Another run of the same artifact: the reference's, where the model is run by an engine.
+    pub sibling: Option<&'a mut dyn Rows>,
+}
+
+/// What a task measured, in the task's own shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Measurements(Value);
+
+impl Measurements {
+    /// From a task's own type.
+    ///
+    /// # Panics
+    /// If the type is not plain data.
+    pub fn of(scores: &impl Serialize) -> Measurements {
+        Measurements(serde_json::to_value(scores).expect("scores are numbers with names"))
+    }
+
+    /// As a task's own type, if it is of that task.
+    pub fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_value(self.0.clone()).ok()
+    }
+
+    /// The number, or the [`Estimate`], at a JSON pointer, if it was measured.
+    pub fn estimate(&self, pointer: &str) -> Option<Estimate> {
+        let found = self.0.pointer(pointer)?;
+        match found {
+            Value::Object(_) => serde_json::from_value(found.clone()).ok(),
+            // JSON has no way to write what is not a number but `null`.
+            _ => Some(Estimate { value: found.as_f64().unwrap_or(f64::NAN), standard_error: None }),
+        }
+    }
+
+    /// The number at a JSON pointer.
+    pub fn number(&self, pointer: &str) -> Option<f64> {
+        self.estimate(pointer).map(|estimate| estimate.value)
+    }
+}
+
+impl Metric {
+    /// Its value, if it was measured.
+    pub fn value(&self, measurements: &Measurements) -> Option<f64> {
+        measurements.number(self.at)
+    }
+}
+
+/// [`Task::parse`] for settings of type `T`.
+pub(super) fn parse<T: DeserializeOwned + Settings + 'static>(table: Value) -> std::result::Result<Box<dyn Settings>, Invalid> {
+    match serde_path_to_error::deserialize::<_, T>(table) {
+        Ok(settings) => Ok(Box::new(settings)),
+        Err(error) => {
+            let key = error.path().to_string().trim_matches('.').to_owned();
+            Err(Invalid { key, message: error.into_inner().to_string() })
+        }
+    }
+}
+
+/// [`Task::schema`] for settings of type `T`.
+pub(super) fn schema<T: schemars::JsonSchema>() -> Value {
+    let mut settings = schemars::generate::SchemaSettings::draft2020_12();
+    settings.inline_subschemas = true;
+    settings.meta_schema = None;
+    settings.into_generator().into_root_schema_for::<T>().into()
+}

@@ -1,0 +1,174 @@
+//! How well a model predicts a text (Jelinek et al. 1977), and how far its predictions are from those of its base.
+
+mod score;
+mod windows;
+
+use std::path::PathBuf;
+
+use attar_model::{Config, Tokenizer};
+use serde_json::Value;
+
+use super::kind::{Better, Column, Digits, Measurements, Metric, Prepared, Settings, Sides, Task, parse, schema};
+use crate::{
+    Result, Window,
+    runner::{Output, Progress},
+};
+
+pub use score::{AgainstBase, Agreement, Scores, alone, compare};
+pub use windows::Perplexity;
+
+/// Where measurements hold the mean divergence from the base, for those who compare predictions with it.
+pub const DIVERGENCE: &str = "/against_base/kl_mean";
+
+pub(super) static TASK: Task = Task {
+    name: "perplexity",
+    about: "how well the next token of a text is predicted, and how far the predictions are from those of the base",
+    output: Output::Logits,
+    metrics: METRICS,
+    schema: schema::<Perplexity>,
+    parse: parse::<Perplexity>,
+    counted: "tokens scored",
+    count: "/tokens",
+};
+
+static METRICS: &[Metric] = &[
+    Metric {
+        name: "perplexity",
+        about: "e to the mean negative log likelihood of a token",
+        unit: "",
+        better: Better::Lower,
+        at: "/perplexity",
+        base: Some("/against_base/perplexity"),
+        loss: Some(lost),
+        perfect: 1.0,
+        random: Some(|vocabulary| vocabulary as f64),
+        column: Some(Column { head: "perplexity", digits: Digits::Fixed(3) }),
+    },
+    Metric {
+        name: "perplexity-ratio",
+        about: "perplexity divided by that of the base",
+        unit: "",
+        better: Better::Lower,
+        at: "/against_base/perplexity_ratio",
+        base: None,
+        loss: Some(lost),
+        perfect: 1.0,
+        random: Some(|vocabulary| vocabulary as f64),
+        column: Some(Column { head: "ratio", digits: Digits::Fixed(4) }),
+    },
+    Metric {
+        name: "kl",
+        about: "mean Kullback-Leibler divergence of the model from its base, over the whole vocabulary",
+        unit: "nats",
+        better: Better::Lower,
+        at: DIVERGENCE,
+        base: None,
+        loss: None,
+        perfect: 0.0,
+        random: Some(|vocabulary| (vocabulary as f64).ln()),
+        column: Some(Column { head: "KL mean", digits: Digits::Fixed(5) }),
+    },
+    Metric {
+        name: "kl-p99",
+        about: "99th percentile of the Kullback-Leibler divergence over tokens",
+        unit: "nats",
+        better: Better::Lower,
+        at: "/against_base/kl_p99",
+        base: None,
+        loss: None,
+        perfect: 0.0,
+        random: Some(|vocabulary| (vocabulary as f64).ln()),
+        column: Some(Column { head: "KL p99", digits: Digits::Fixed(4) }),
+    },
+    Metric {
+        name: "top1",
+        about: "share of positions whose likeliest next token is that of the base",
+        unit: "",
+        better: Better::Higher,
+        at: "/against_base/top1_agreement",
+        base: None,
+        loss: Some(|m| m.number("/against_base/top1_agreement").map(|top1| 1.0 - top1)),
+        perfect: 1.0,
+        random: Some(|vocabulary| 1.0 / vocabulary as f64),
+        column: Some(Column { head: "top-1", digits: Digits::Fixed(4) }),
+    },
+    Metric {
+        name: "agreement-perplexity",
+        about: "relative difference between the engine's perplexity and the reference's on the same artifact",
+        unit: "",
+        better: Better::Lower,
+        at: "/agreement/perplexity_gap",
+        base: None,
+        loss: None,
+        perfect: 0.0,
+        random: None,
+        column: None,
+    },
+    Metric {
+        name: "agreement-logits",
+        about: "largest difference of a logit between engine and reference, divided by the largest logit",
+        unit: "",
+        better: Better::Lower,
+        at: "/agreement/relative",
+        base: None,
+        loss: None,
+        perfect: 0.0,
+        random: None,
+        column: Some(Column { head: "max logit difference", digits: Digits::Exponent }),
+    },
+];
+
+fn lost(measurements: &Measurements) -> Option<f64> {
+    measurements.number("/against_base/perplexity_ratio").map(|ratio| ratio - 1.0)
+}
+
+impl Settings for Perplexity {
+    fn task(&self) -> &'static Task {
+        &TASK
+    }
+
+    fn settings(&self) -> Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.data.clone()]
+    }
+
+    fn check(&self, config: &Config) -> Result<()> {
+        Perplexity::check(self, config)
+    }
+
+    fn longest(&self) -> Option<usize> {
+        Some(self.window)
+    }
+
+    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
+        Ok(Box::new(Text(self.windows_of(tokenizer, config)?)))
+    }
+}
+
+/// A text that is cut.
+#[derive(Debug)]
+struct Text(Vec<Window>);
+
+/// The logit of the right token in [`Prepared::perfect`]; others are 0. `e` to its negative is nothing in f32.
+const CERTAIN: f32 = 60.0;
+
+impl Prepared for Text {
+    fn windows(&self) -> &[Window] {
+        &self.0
+    }
+
+    fn score(&self, sides: &mut Sides<'_>, progress: Progress<'_>) -> Result<Measurements> {
+        Ok(Measurements::of(&score::measure(sides, &self.0, progress)?))
+    }
+
+    fn perfect(&self, window: usize, position: usize, width: usize) -> Vec<f32> {
+        let mut logits = vec![0.0; width];
+        if let Some(next) = self.0[window].tokens.get(position + 1) {
+            logits[*next as usize] = CERTAIN;
+        }
+        logits
+    }
+}

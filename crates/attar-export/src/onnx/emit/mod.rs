@@ -1,0 +1,185 @@
+//! From a graph to ONNX nodes: a function per op, a file per family of ops, and [`EMITTERS`] joins them.
+//!
+//! Only operators of the standard are used, but for `MatMulNBits` and `GatherBlockQuantized` where the layout asks for
+//! them. Activations are f32. What layers share (the mask, the rotary angles, constants) is made once.
+
+mod attention;
+mod elementwise;
+mod norm;
+mod pool;
+mod port;
+mod product;
+mod quantize;
+mod rope;
+mod shape;
+mod table;
+mod weight;
+
+use std::collections::{HashMap, HashSet};
+
+use attar_graph::{Dim, Graph, Node, Op, ValueId, op::Rope};
+use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
+
+use super::{
+    proto::{self, Attributes, Element, Value},
+    storage::Weights,
+};
+use crate::{Error, Layout, Port, Result};
+
+/// The input that tells padding, which no graph has.
+const MASK: &str = "attention_mask";
+
+/// Adds the nodes of an op; the value gets the name if it can, and the name it has is returned.
+type Emit = fn(&mut Emission<'_>, &Node, &str) -> Result<String>;
+
+/// Every op that can be written as it is; all others are decomposed first.
+static EMITTERS: &[(&str, Emit)] = &[
+    ("embedding", table::embedding),
+    ("linear", product::linear),
+    ("rms_norm", norm::rms_norm),
+    ("layer_norm", norm::layer_norm),
+    ("normalize", norm::normalize),
+    ("split_heads", shape::split_heads),
+    ("merge_heads", shape::merge_heads),
+    ("rope", rope::rope),
+    ("cache", attention::cache),
+    ("attention", attention::attention),
+    ("silu", elementwise::silu),
+    ("gelu", elementwise::gelu),
+    ("gelu_tanh", elementwise::gelu_tanh),
+    ("erf", elementwise::erf),
+    ("tanh", elementwise::tanh),
+    ("scale", elementwise::scale),
+    ("softcap", elementwise::softcap),
+    ("mul", elementwise::mul),
+    ("add", elementwise::add),
+    ("quantize", quantize::quantize),
+    ("concat", shape::concat),
+    ("slice", shape::slice),
+    ("mean_pool", pool::mean_pool),
+    ("first_pool", pool::first_pool),
+];
+
+fn emitter(op: &Op) -> Option<Emit> {
+    EMITTERS.iter().find(|(name, _)| *name == op.def().name).map(|(_, emit)| *emit)
+}
+
+/// A graph in terms of ONNX.
+pub(super) struct Emitted {
+    pub(super) graph: GraphProto,
+    pub(super) weights: Weights,
+    pub(super) inputs: Vec<Port>,
+    pub(super) outputs: Vec<Port>,
+}
+
+/// The whole of `graph`; weights are named and placed, and not read.
+pub(super) fn emit(graph: &Graph, layout: Layout, data_file: &str) -> Result<Emitted> {
+    let graph = graph.legalize(&|op| emitter(op).is_some())?;
+    let mut emission = Emission::new(&graph, layout)?;
+    emission.declare_inputs()?;
+    for node in graph.nodes() {
+        let value = graph.get(node.output);
+        let emit = emitter(&node.op).ok_or_else(|| emission.refuse(node, "an op without a decomposition", "the ops it knows"))?;
+        let name = emit(&mut emission, node, &value.name)?;
+        emission.names.insert(node.output, name);
+    }
+    emission.declare_outputs()?;
+    Ok(emission.finish(data_file))
+}
+
+/// The state of an attention layer that a cache holds.
+type CachePlaces = HashMap<ValueId, (usize, &'static str)>;
+
+struct Emission<'g> {
+    graph: &'g Graph,
+    weights: Weights,
+    caches: CachePlaces,
+    /// What each value is called here.
+    names: HashMap<ValueId, String>,
+    /// Names of nodes and constants that are shared. They start with a sign that no value of a graph starts with, or
+    /// hold a colon.
+    made: HashSet<String>,
+    /// What turns by which angles: the rope, the head, the positions, and the name of the angles.
+    ropes: Vec<(Rope, usize, String, String)>,
+    nodes: Vec<NodeProto>,
+    constants: Vec<TensorProto>,
+    inputs: Vec<(Port, Element)>,
+    outputs: Vec<(Port, Element)>,
+}
+
+impl<'g> Emission<'g> {
+    fn new(graph: &'g Graph, layout: Layout) -> Result<Emission<'g>> {
+        Ok(Emission {
+            graph,
+            weights: Weights::new(graph, layout)?,
+            caches: port::cache_places(graph),
+            names: HashMap::new(),
+            made: HashSet::new(),
+            ropes: Vec::new(),
+            nodes: Vec::new(),
+            constants: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        })
+    }
+
+    fn refuse(&self, node: &Node, found: impl Into<String>, wanted: &'static str) -> Error {
+        let name = self.graph.get(node.output).name.clone();
+        Error::Node { node: name, op: node.op.def().name, found: found.into(), target: "onnx", wanted }
+    }
+
+    /// Adds a node whose output has its name.
+    fn node(&mut self, op: &str, name: impl Into<String>, inputs: &[&str], attributes: Attributes) -> String {
+        self.node_of("", op, name, inputs, attributes)
+    }
+
+    fn node_of(&mut self, domain: &str, op: &str, name: impl Into<String>, inputs: &[&str], attributes: Attributes) -> String {
+        let name = name.into();
+        self.nodes.push(proto::node(domain, op, &name, inputs, attributes));
+        name
+    }
+
+    /// Adds a node, unless one of that name is there.
+    fn shared(&mut self, op: &str, name: &str, inputs: &[&str], attributes: Attributes) -> String {
+        if self.made.insert(name.into()) {
+            self.node(op, name, inputs, attributes);
+        }
+        name.into()
+    }
+
+    fn constant(&mut self, name: String, element: Element, dims: &[usize], bytes: Vec<u8>) -> String {
+        if self.made.insert(name.clone()) {
+            self.constants.push(proto::inline(&name, element, dims, bytes));
+        }
+        name
+    }
+
+    /// A list of integers.
+    fn ints(&mut self, values: &[i64]) -> String {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.constant(format!("ints:{values:?}"), Element::I64, &[values.len()], bytes)
+    }
+
+    /// One integer, without dimensions.
+    fn int(&mut self, value: i64) -> String {
+        self.constant(format!("int:{value}"), Element::I64, &[], value.to_le_bytes().to_vec())
+    }
+
+    /// One number, without dimensions.
+    fn float(&mut self, value: f32) -> String {
+        self.constant(format!("float:{value:e}"), Element::F32, &[], value.to_le_bytes().to_vec())
+    }
+
+    /// One byte, without dimensions.
+    fn byte(&mut self, value: u8) -> String {
+        self.constant(format!("byte:{value}"), Element::U8, &[], vec![value])
+    }
+
+    fn cast(&mut self, name: impl Into<String>, of: &str, to: Element) -> String {
+        self.node("Cast", name, &[of], vec![("to", Value::Int(to.0.into()))])
+    }
+}
+
+fn constant(dim: &Dim) -> i64 {
+    dim.constant().expect("heads and widths are constant: checked by the graph") as i64
+}

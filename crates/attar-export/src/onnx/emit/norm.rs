@@ -1,0 +1,35 @@
+//! Normalisation over the last dimension.
+
+use attar_graph::{Node, Op};
+
+use super::{Emission, Value};
+use crate::Result;
+
+/// In the form that ONNX Runtime fuses to one kernel.
+pub(super) fn rms_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::RmsNorm { epsilon } = node.op else { unreachable!("the table is right") };
+    let (x, gain) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
+    let (two, epsilon, last) = (e.float(2.0), e.float(epsilon as f32), e.ints(&[-1]));
+    let squares = e.node("Pow", format!("{name}/squares"), &[&x, &two], vec![]);
+    let mean = e.node("ReduceMean", format!("{name}/mean"), &[&squares, &last], vec![("keepdims", Value::Int(1))]);
+    let sum = e.node("Add", format!("{name}/sum"), &[&mean, &epsilon], vec![]);
+    let root = e.node("Sqrt", format!("{name}/root"), &[&sum], vec![]);
+    let unit = e.node("Div", format!("{name}/unit"), &[&x, &root], vec![]);
+    Ok(e.node("Mul", name, &[&unit, &gain], vec![]))
+}
+
+pub(super) fn layer_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::LayerNorm { epsilon } = node.op else { unreachable!("the table is right") };
+    let inputs: Vec<String> = node.inputs.iter().map(|id| e.value(*id)).collect();
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let attributes = vec![("axis", Value::Int(-1)), ("epsilon", Value::Float(epsilon as f32))];
+    Ok(e.node("LayerNormalization", name, &inputs, attributes))
+}
+
+pub(super) fn normalize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::Normalize { epsilon } = node.op else { unreachable!("the table is right") };
+    let (x, epsilon, last) = (e.value(node.inputs[0]), e.float(epsilon as f32), e.ints(&[-1]));
+    let length = e.node("ReduceL2", format!("{name}/length"), &[&x, &last], vec![("keepdims", Value::Int(1))]);
+    let bounded = e.node("Max", format!("{name}/bounded"), &[&length, &epsilon], vec![]);
+    Ok(e.node("Div", name, &[&x, &bounded], vec![]))
+}

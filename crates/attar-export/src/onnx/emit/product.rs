@@ -1,0 +1,65 @@
+//! Linear layers: products with weights.
+
+use attar_graph::Node;
+use attar_tensor::{Granularity, Scheme};
+
+use super::{Emission, Value, weight::blocks};
+use crate::{
+    Result,
+    onnx::{
+        proto::MICROSOFT,
+        storage::{Form, Stored, blob_group, stored_bits},
+    },
+};
+
+pub(super) fn linear(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let x = e.value(node.inputs[0]);
+    let Some(bias) = node.inputs.get(2) else { return Ok(product(e, node, &x, name)) };
+    let y = product(e, node, &x, &format!("{name}/product"));
+    let bias = e.value(*bias);
+    Ok(e.node("Add", name, &[&y, &bias], vec![]))
+}
+
+fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
+    let id = node.inputs[1];
+    let form = e.weight(id).map(|at| (at, e.weights.stored[at].form));
+    let weight = match form {
+        Some((at, Form::Blobs(scheme))) => return e.multiply_blobs(name, x, at, scheme),
+        Some((at, Form::Columns(scheme, _))) => {
+            let attributes = match scheme.granularity {
+                Granularity::Tensor => vec![],
+                Granularity::Row => vec![("axis", Value::Int(1))],
+                Granularity::Group(size) => blocks(0, size),
+            };
+            let (codes, scale, zero) = (e.weights.stored[at].name.clone(), e.scale(at), e.zero(at));
+            e.dequantize(&format!("{name}/weight"), &codes, &scale, zero, attributes)
+        }
+        Some((at, Form::Table(scheme))) => {
+            let weight = e.looked_up(at, scheme);
+            e.shared("Transpose", &format!("{weight}/transposed"), &[&weight], vec![("perm", Value::Ints(vec![1, 0]))])
+        }
+        _ => {
+            let weight = e.value(id);
+            e.shared("Transpose", &format!("{weight}/transposed"), &[&weight], vec![("perm", Value::Ints(vec![1, 0]))])
+        }
+    };
+    e.node("MatMul", name, &[x, &weight], vec![])
+}
+
+impl Emission<'_> {
+    fn multiply_blobs(&mut self, name: &str, x: &str, at: usize, scheme: Scheme) -> String {
+        let Stored { name: codes, dims, .. } = &self.weights.stored[at];
+        let (codes, rows, columns) = (codes.clone(), dims[0], dims[1]);
+        let (scale, zero) = (self.scale(at), self.zero(at));
+        let mut inputs = vec![x, codes.as_str(), &scale];
+        inputs.extend(zero.as_deref());
+        let attributes = vec![
+            ("K", Value::Int(columns as i64)),
+            ("N", Value::Int(rows as i64)),
+            ("accuracy_level", Value::Int(0)),
+            ("bits", Value::Int(stored_bits(&scheme).into())),
+            ("block_size", Value::Int(blob_group(&scheme) as i64)),
+        ];
+        self.node_of(MICROSOFT, "MatMulNBits", name, &inputs, attributes)
+    }
+}

@@ -1,0 +1,68 @@
+//! Rotary position embedding.
+
+use attar_graph::{Node, Op, op::Rope};
+
+use super::{Element, Emission, Value, constant};
+use crate::{Result, onnx::proto};
+
+/// `x cos + swap(x) sin`, where `swap` exchanges the halves and the first half of `sin` is negated.
+pub(super) fn rope(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
+    let Op::Rope(rope) = &node.op else { unreachable!("the table is right") };
+    let head = constant(&e.graph.fact(node.output).dims[3]) as usize;
+    let (x, positions) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
+    let angles = e.angles(rope, head, &positions);
+    let halves = e.ints(&[head as i64 / 2; 2]);
+    let mut split = proto::node("", "Split", &format!("{name}/first"), &[&x, &halves], vec![("axis", Value::Int(-1))]);
+    split.output.push(format!("{name}/second"));
+    e.nodes.push(split);
+    let (first, second) = (format!("{name}/first"), format!("{name}/second"));
+    let swapped = e.node("Concat", format!("{name}/swapped"), &[&second, &first], vec![("axis", Value::Int(-1))]);
+    let straight = e.node("Mul", format!("{name}/straight"), &[&x, &format!("{angles}/cos")], vec![]);
+    let crossed = e.node("Mul", format!("{name}/crossed"), &[&swapped, &format!("{angles}/sin")], vec![]);
+    Ok(e.node("Add", name, &[&straight, &crossed], vec![]))
+}
+
+impl Emission<'_> {
+    /// Makes `NAME/cos` and `NAME/sin`, `[batch, 1, seq, head]`, once for each kind of rope; returns the name.
+    fn angles(&mut self, rope: &Rope, head: usize, positions: &str) -> String {
+        if let Some((.., name)) = self.ropes.iter().find(|(r, h, p, _)| r == rope && *h == head && p == positions) {
+            return name.clone();
+        }
+        let name = format!("/rope.{}", self.ropes.len());
+        self.ropes.push((rope.clone(), head, positions.into(), name.clone()));
+        let constant = || format!("{name}/frequencies");
+        let same = rope.longest_short().is_none().then(|| self.frequencies(rope, head, constant(), 0));
+        let (axes, magnitude) = (self.ints(&[1, 3]), self.float(rope.magnitude()));
+        let at = self.cast(format!("{name}/positions"), positions, Element::F32);
+        let frequencies = same.unwrap_or_else(|| self.frequencies_by_length(rope, head, &name, &at));
+        let at = self.node("Unsqueeze", format!("{name}/at"), &[&at, &axes], vec![]);
+        let angles = self.node("Mul", format!("{name}/angles"), &[&at, &frequencies], vec![]);
+        for (op, axis) in [("Cos", "cos"), ("Sin", "sin")] {
+            let plain = self.node(op, format!("{name}/plain_{axis}"), &[&angles], vec![]);
+            let half = self.node("Mul", format!("{name}/half_{axis}"), &[&plain, &magnitude], vec![]);
+            let first = match axis {
+                "sin" => self.node("Neg", format!("{name}/negative_sin"), &[&half], vec![]),
+                _ => half.clone(),
+            };
+            self.node("Concat", format!("{name}/{axis}"), &[&first, &half], vec![("axis", Value::Int(-1))]);
+        }
+        name
+    }
+
+    /// Radians per position, `[1, 1, 1, pairs]`, in a text of `length` tokens.
+    fn frequencies(&mut self, rope: &Rope, head: usize, name: String, length: usize) -> String {
+        let bytes = rope.frequencies_of(head, length).iter().flat_map(|f| f.to_le_bytes()).collect();
+        self.constant(name, Element::F32, &[1, 1, 1, head / 2], bytes)
+    }
+
+    /// Those of a long-rope: which of two lists, the largest of the positions `at` decides.
+    fn frequencies_by_length(&mut self, rope: &Rope, head: usize, name: &str, at: &str) -> String {
+        let longest = rope.longest_short().unwrap_or(0);
+        let short = self.frequencies(rope, head, format!("{name}/short"), longest);
+        let long = self.frequencies(rope, head, format!("{name}/long"), longest + 1);
+        let last = self.node("ReduceMax", format!("{name}/last"), &[at], vec![("keepdims", Value::Int(0))]);
+        let first_long = self.float(longest as f32);
+        let is_short = self.node("Less", format!("{name}/is_short"), &[&last, &first_long], vec![]);
+        self.node("Where", format!("{name}/frequencies"), &[&is_short, &short, &long], vec![])
+    }
+}
