@@ -12,7 +12,7 @@ use std::{
 };
 
 use attar_compile::device::{Confidence, Device};
-use attar_eval::{DEVICE, DEVICE_METRICS, TASKS};
+use attar_eval::{DEVICE, DEVICE_METRICS, TASKS, Task};
 
 use crate::room::{ATTAR, Room, repository, skip};
 
@@ -252,13 +252,16 @@ fn the_page_of_devices_lists_every_device() {
 /// The guide has a table of every metric that a gate can name.
 #[test]
 fn the_guide_lists_every_metric() {
-    let measured =
-        TASKS.iter().flat_map(|task| task.metrics).map(|metric| (format!("EVAL/{}", metric.name), metric.about, metric.unit));
-    let predicted = DEVICE_METRICS.iter().map(|metric| (format!("{DEVICE}/{}", metric.name), metric.about, metric.unit));
-    let row = |(name, about, unit): (String, &str, &str)| format!("| `{name}` | {about} | {unit} |\n");
-    let rows: String = measured.chain(predicted).map(row).collect();
+    let row = |task: &str, name: String, about: &str, unit: &str| format!("| {task} | `{name}` | {about} | {unit} |\n");
+    let of = |task: &&'static Task| {
+        let rows = task.metrics.iter().map(|metric| row(task.name, format!("EVAL/{}", metric.name), metric.about, metric.unit));
+        rows.collect::<String>()
+    };
+    let measured: String = TASKS.iter().map(of).collect();
+    let predicted = DEVICE_METRICS.iter().map(|m| row("(compile)", format!("{DEVICE}/{}", m.name), m.about, m.unit));
+    let rows = measured + &predicted.collect::<String>();
     let page = fs::read_to_string(repository().join("docs/guide.md")).unwrap();
-    let page = replaced(&page, "metrics", &format!("| metric | meaning | unit |\n|---|---|---|\n{rows}"));
+    let page = replaced(&page, "metrics", &format!("| task | metric | meaning | unit |\n|---|---|---|---|\n{rows}"));
     assert_golden("docs/guide.md", &page);
 }
 
