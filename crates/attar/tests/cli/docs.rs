@@ -99,7 +99,7 @@ fn every_example_of_the_help_runs() {
     link("memory/pieces.csv", "buffers.csv");
     room.write("recipe.toml", RECIPE);
     room.write("budget.toml", BUDGET);
-    for verb in verbs() {
+    for verb in verbs(&attar(&["--help"])) {
         let help = attar(&[&verb, "--help"]);
         let examples: Vec<&str> = help.lines().skip_while(|line| *line != "Examples:").skip(1).map(str::trim).collect();
         assert!(!examples.is_empty(), "`attar {verb} --help` has no examples");
@@ -200,7 +200,6 @@ fn attar(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The commands that `attar --help` lists.
 /// The whole of a generated file, or under `BLESS=1` the text that it gets.
 fn assert_golden(path: &str, text: &str) {
     let path = repository().join(path);
