@@ -146,6 +146,7 @@ const BUDGET: &str = r#"
 recipe = 1
 model = "model"
 output = "budget"
+store = "store"
 
 [[step]]
 kind = "quantize"
