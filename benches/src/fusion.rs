@@ -1,16 +1,16 @@
 //! DRAM bytes of the MLP, attention and a whole block of known decoders: every op by itself, fused, and as scheduled.
 
 use attar_compile::{
-    apart::{self, Apart},
-    chain::Plan,
     program::Kernel,
     schedule::{Freedom, Goal, Schedule, Target, schedule},
-    shapes::Decoder,
 };
 
 use crate::{
     Bench, Failure,
+    apart::{self, Apart},
+    chain::ChainPlan,
     models::{BITS, MODELS, SRAM, TOKENS, generic, rule},
+    shapes::Decoder,
 };
 
 pub(crate) const BENCH: Bench =
@@ -67,7 +67,7 @@ impl Row {
     fn of(decoder: &Decoder, tokens: u64, target: &Target) -> Result<Row, Failure> {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let (_, plans) = apart::mlp(decoder, tokens, target)?;
-        let of = |plan: Option<Plan>| plan.map_or(f64::INFINITY, |plan| megabytes(plan.dram()));
+        let of = |plan: Option<ChainPlan>| plan.map_or(f64::INFINITY, |plan| megabytes(plan.dram()));
         let apart = Apart::of(decoder, tokens, 0, target)?;
         let program = decoder.program(tokens, 0)?;
         let with = |keep| schedule(&program, target, Goal::Dram, Freedom { keep, ..Freedom::ALL }, "a block");

@@ -12,24 +12,28 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "benchmarks talk to people")]
 
-#[path = "../../crates/attar-compile/tests/cases/mod.rs"]
+mod apart;
+#[path = "../../crates/attar-compile/tests/suite/cases.rs"]
 mod cases;
+mod chain;
 mod checkpoint;
 mod cost;
 mod fusion;
 mod gaussian;
 mod host;
 mod memory;
-#[path = "../../crates/attar-compile/tests/models/mod.rs"]
+#[path = "../../crates/attar-compile/tests/suite/models.rs"]
 mod models;
 mod plan;
 mod prefill;
 mod prove;
 mod rtn;
+#[path = "../../crates/attar-compile/tests/suite/shapes.rs"]
+mod shapes;
 mod sharded;
 mod smollm2;
 mod startup;
-#[path = "../../crates/attar-compile/tests/support/mod.rs"]
+#[path = "../../crates/attar-compile/tests/suite/support.rs"]
 mod support;
 mod table;
 mod tiles;

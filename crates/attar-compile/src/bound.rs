@@ -1,5 +1,5 @@
-//! What no schedule can go below: DRAM bytes of a product and of exact attention in a given SRAM. The derivation and what it
-//! assumes are in `docs/lower-bound.md`; the equation numbers here are that page's.
+//! Lower bounds on the DRAM bytes of a product and of exact attention for a given SRAM. The derivation and its assumptions are in
+//! `docs/lower-bound.md`; equation numbers refer to that page.
 
 use crate::Element;
 use crate::tile::Product;
@@ -23,7 +23,7 @@ pub fn attention_lower_bound(rows: u64, keys: u64, width: u64, element: Element,
 
 /// Bytes loaded by any schedule, equation (5): the best over phases of T bytes and prices of a new output.
 fn streaming_loads(product: &Product, sram: u64) -> u64 {
-    /// Phase lengths from 1/64 of SRAM to 8 times it, sixteen an octave.
+    /// Phase lengths from 1/64 of SRAM to 8 times its size, sixteen per octave.
     const PHASES: i32 = 9 * 16;
     /// Prices as parts of k.
     const PRICES: u32 = 256;

@@ -1,4 +1,4 @@
-//! Numbers of a program's tensors.
+//! The numbers in a program's tensors.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::{
     program::{Column, Role, Tensor},
 };
 
-/// What a tensor holds.
+/// The numbers of a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Data {
     /// Row by row.
@@ -130,7 +130,7 @@ pub(crate) fn numbers(bytes: &[u8], bits: u32) -> Vec<i32> {
     }
 }
 
-/// The tensors of a program with their numbers; those that nobody gave are zeros.
+/// The numbers of all tensors of a program; zeros until they are set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Memory(Vec<Data>);
 

@@ -1,4 +1,4 @@
-//! How many bytes numbers take.
+//! How numbers are stored, and how many bytes they take.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ pub struct Element {
 }
 
 impl Element {
-    /// One byte a number.
+    /// One byte per number.
     pub const INT8: Element = Element { bits: 8, per: 1 };
-    /// Half a byte a number.
+    /// Half a byte per number.
     pub const INT4: Element = Element { bits: 4, per: 1 };
-    /// Two bytes a number.
+    /// Two bytes per number.
     pub const INT16: Element = Element { bits: 16, per: 1 };
-    /// Four bytes a number: accumulators.
+    /// Four bytes per number: accumulators.
     pub const INT32: Element = Element { bits: 32, per: 1 };
 
     /// Bytes of a tile of `count` numbers.

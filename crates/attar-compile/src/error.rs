@@ -1,15 +1,15 @@
-//! Why something cannot be compiled.
+//! Errors of this crate.
 
 use std::path::PathBuf;
 
 /// The result of compiling.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What does not fit, and where.
+/// Why a model cannot be compiled, or a file not read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A kernel that means nothing.
+    /// An invalid kernel.
     #[error("kernel `{kernel}` {what}")]
     Kernel {
         /// Its name.
@@ -17,35 +17,35 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// A file that is no plan.
-    #[error("this is no such file: it does not begin with `{magic}`")]
+    /// A file that is not a plan.
+    #[error("not a plan file: expected the magic bytes `{magic}`")]
     NoPlan {
-        /// How it should begin.
+        /// The first bytes of a plan file.
         magic: &'static str,
     },
-    /// A plan file that ends too soon.
+    /// A plan file that is shorter than its header.
     #[error("the plan file has {found} bytes; its header alone takes {wanted}")]
     PlanTruncated {
-        /// Bytes.
+        /// Bytes of the file.
         found: usize,
-        /// Bytes.
+        /// Bytes of a header.
         wanted: usize,
     },
-    /// A plan file of another version of this tool.
-    #[error("the plan file is of version {found}; this tool reads version {wanted}")]
+    /// A plan file of another format version.
+    #[error("the plan file has format version {found}; this attar reads version {wanted}")]
     PlanVersion {
-        /// Its version.
+        /// The version of the file.
         found: u32,
-        /// Ours.
+        /// The version that this tool reads.
         wanted: u32,
     },
     /// A plan file whose digest is not that of its contents.
-    #[error("the file's digest does not match its contents: it was cut short or changed")]
+    #[error("the digest of the plan file does not match its contents: the file was truncated or changed")]
     PlanDamaged,
-    /// A plan file with the right digest that does not read as a plan.
+    /// A plan file with the right digest whose contents are not a plan.
     #[error("the plan file cannot be read: {why}")]
     PlanMalformed {
-        /// As the decoder says.
+        /// The decoder's message.
         why: String,
     },
     /// A plan that breaks a rule.
@@ -53,14 +53,14 @@ pub enum Error {
     Violation {
         /// The call, or the plan's title.
         call: String,
-        /// What it was about to do.
+        /// The statement that breaks the rule.
         statement: String,
-        /// The rule.
+        /// The rule and how it is broken.
         what: crate::simulate::Violation,
     },
     /// Not even the smallest tile of a product fits.
     #[error(
-        "the product [{m}, {k}] x [{k}, {n}] needs {needed} bytes of SRAM for its smallest tile {tile:?}, and there are {sram}"
+        "the product [{m}, {k}] x [{k}, {n}] needs {needed} bytes of SRAM for its smallest tile {tile:?}; {sram} are available"
     )]
     SramTooSmall {
         /// Rows.
@@ -77,122 +77,114 @@ pub enum Error {
         sram: u64,
     },
     /// Not even the smallest tile of a kernel fits.
-    #[error("the smallest tile needs {needed} bytes of SRAM, and there are {sram}")]
+    #[error("the smallest tile needs {needed} bytes of SRAM; {sram} are available")]
     TileTooLarge {
         /// Bytes it takes.
         needed: u64,
         /// Bytes there are.
         sram: u64,
     },
-    /// Not even the smallest blocks of a fused chain fit.
-    #[error(
-        "a fused chain of {rows} rows and {inner} inner columns needs {needed} bytes of SRAM for blocks of {tile:?}, and there are {sram}"
-    )]
-    ChainTooLarge {
-        /// Rows.
-        rows: u64,
-        /// Columns between its products.
-        inner: u64,
-        /// The smallest blocks: rows, inner columns.
-        tile: [u64; 2],
-        /// Bytes they take.
-        needed: u64,
-        /// Bytes there are.
-        sram: u64,
-    },
-    /// Kernels that cannot be joined, since another plan stores their weights in other tiles.
-    #[error("`{weight}` is stored in tiles of another kernel")]
+    /// Kernels that cannot be joined, because another plan stores their weights in other tiles.
+    #[error("`{weight}` is stored in the tiles of another kernel")]
     Stored {
         /// Its name.
         weight: String,
     },
-    /// A tensor before what is written of its memory already: a bug of ours.
-    #[error("a tensor lies at byte {address}, and {written} bytes are written already")]
+    /// A tensor whose address has been passed while writing a memory image: a bug in attar.
+    #[error("a tensor has address {address}, but {written} bytes of the image are written already")]
     ImageOrder {
-        /// Its first byte.
+        /// Address of its first byte.
         address: u64,
-        /// Bytes.
+        /// Bytes written so far.
         written: u64,
     },
-    /// A memory that cannot be written.
+    /// A memory image that cannot be written.
     #[error("writing a memory image")]
     ImageWrite {
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A kernel that has no room.
+    /// A kernel that does not fit on the chip.
     #[error("kernel `{kernel}` does not fit")]
     DoesNotFit {
         /// Its name.
         kernel: String,
-        /// How much is missing.
+        /// What it needs.
         source: Box<Error>,
     },
-    /// Tensors that memory has no room for.
-    #[error("{what} need {needed} bytes; there are {dram} of DRAM{}", if *flash > 0 { format!(" and {flash} of flash") } else { String::new() })]
+    /// Tensors that do not fit in memory.
+    #[error("{what} need {needed} bytes; the device has {dram} of DRAM{}", if *flash > 0 { format!(" and {flash} of flash") } else { String::new() })]
     MemoryTooSmall {
-        /// Which.
+        /// Which tensors.
         what: &'static str,
-        /// Bytes.
+        /// Bytes they need.
         needed: u64,
-        /// Bytes.
+        /// Usable bytes of DRAM.
         dram: u64,
-        /// Bytes that could be used.
+        /// Usable bytes of flash.
         flash: u64,
     },
-    /// Something that the device has no kernel for.
+    /// A node that no kernel computes in this form.
     #[error("`{node}` {why}")]
     Unsupported {
-        /// The node, by its value.
+        /// Name of the value that it makes.
         node: String,
-        /// What is wrong with it.
+        /// The reason, as the rest of a sentence.
         why: String,
         /// The way out.
         hint: &'static str,
     },
+    /// An op that no kernel computes.
+    #[error("`{op}` ({node}) cannot be compiled for a device yet")]
+    NoKernel {
+        /// Its name, with what is special about this one.
+        op: String,
+        /// Name of the value that it makes.
+        node: String,
+    },
     /// A graph without a block that a device could run.
-    #[error("the graph has no block with attention in it")]
+    #[error("the graph has no block with attention; only transformer blocks can be compiled for a device")]
     NothingToRun,
-    /// A dimension that must be a number.
-    #[error("the width of `{value}` is no number")]
+    /// A dimension that must be constant.
+    #[error("the width of `{value}` is not constant")]
     Unbound {
         /// Its name.
         value: String,
     },
-    /// A value whose magnitude is not known.
-    #[error("calibration has not seen `{value}`")]
+    /// A value without a calibrated range.
+    #[error("no calibrated range for `{value}`")]
     NoRange {
         /// Its name.
         value: String,
     },
-    /// A value that is infinite or no number.
+    /// A value that is infinite or NaN.
     #[error("block `{block}`: `{value}` is not finite on the calibration text")]
     NotFinite {
         /// Its name.
         value: String,
-        /// Where it is made.
+        /// The block that computes it.
         block: String,
     },
-    /// Somebody said to stop.
+    /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
     /// A weight could not be read.
     #[error(transparent)]
     Graph(#[from] attar_graph::Error),
     /// No shipped device has this name.
-    #[error("no device is called `{name}`{}", did_you_mean(nearest))]
+    #[error("no device is named `{name}`{}", did_you_mean(nearest))]
     DeviceUnknown {
-        /// As asked for.
+        /// The requested name.
         name: String,
-        /// What may have been meant.
+        /// The most similar name.
         nearest: Option<String>,
     },
     /// A device file cannot be read.
     #[error("reading the device file `{}`", path.display())]
     DeviceRead {
-        /// Of the file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// A device file is not TOML.
@@ -200,59 +192,59 @@ pub enum Error {
     DeviceSyntax {
         /// File and line.
         place: String,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
-    /// A device inherits itself.
-    #[error("devices inherit in a circle: {}", chain.join(" -> "))]
+    /// A device that inherits from itself.
+    #[error("devices inherit from each other in a cycle: {}", chain.join(" -> "))]
     DeviceCycle {
-        /// From the first file to the one that closes the circle.
+        /// From the first file to the one that closes the cycle.
         chain: Vec<String>,
     },
     /// A key that devices do not have.
-    #[error("{place}: devices have no `{key}`{}", did_you_mean(nearest))]
+    #[error("{place}: unknown device key `{key}`{}", did_you_mean(nearest))]
     DeviceKey {
-        /// As written.
+        /// The key.
         key: String,
-        /// What may have been meant.
+        /// The most similar key.
         nearest: Option<String>,
         /// File and line, or `--set`.
         place: String,
     },
     /// A value that its key cannot have.
-    #[error("{place}: `{key}` is `{found}`, which is not {wanted}")]
+    #[error("{place}: `{key}` is `{found}`; expected {wanted}")]
     DeviceValue {
-        /// Of the number.
+        /// The key.
         key: String,
-        /// As written.
+        /// The value.
         found: String,
-        /// What it may be.
+        /// The values that it may have.
         wanted: &'static str,
         /// File and line, or `--set`.
         place: String,
     },
-    /// A number that every device needs.
-    #[error("the device `{device}` does not say `{key}`")]
+    /// A key that every device needs.
+    #[error("the device `{device}` has no `{key}`")]
     DeviceMissing {
         /// Its name.
         device: String,
-        /// Of the number.
+        /// The key.
         key: &'static str,
     },
-    /// More of a memory is usable than there is.
-    #[error("`{device}` has {bytes} bytes of {memory} and says that {usable} are usable")]
+    /// A memory with more usable bytes than bytes.
+    #[error("`{device}` has {bytes} bytes of {memory}, but {usable} usable ones")]
     DeviceUsable {
         /// Its name.
         device: String,
-        /// Which.
+        /// Which memory.
         memory: &'static str,
-        /// Said to be usable.
+        /// Its usable bytes.
         usable: u64,
-        /// There are.
+        /// Its size.
         bytes: u64,
     },
     /// Its own smallest tile does not fit in SRAM.
-    #[error("one tile {tile:?} of `{device}` needs {needed} bytes of SRAM, and {sram} are usable")]
+    #[error("one tile {tile:?} of `{device}` needs {needed} bytes of SRAM; {sram} are usable")]
     DeviceSram {
         /// Its name.
         device: String,
@@ -263,7 +255,7 @@ pub enum Error {
         /// Bytes.
         sram: u64,
     },
-    /// Widths that the device does not multiply.
+    /// A pair of widths that the device does not multiply.
     #[error("`{device}` does not multiply {weights}-bit weights with {activations}-bit activations")]
     DevicePair {
         /// Its name.
@@ -273,73 +265,73 @@ pub enum Error {
         /// Bits.
         activations: u32,
     },
-    /// A buffer dies before it is born.
-    #[error("buffer {buffer} lives in {lower}..{upper}, which is empty")]
+    /// A buffer with an empty lifetime.
+    #[error("buffer {buffer} has the lifetime {lower}..{upper}, which is empty")]
     Lifetime {
-        /// Which.
+        /// Index of the buffer.
         buffer: usize,
-        /// The first moment.
+        /// Start of the lifetime.
         lower: u64,
-        /// The first moment after.
+        /// End of the lifetime, exclusive.
         upper: u64,
     },
-    /// A buffer is empty, or the buffers are more than any memory.
-    #[error("buffer {buffer} has {size} bytes, {total} with those before it: 1 to 2^60 are wanted")]
+    /// A buffer of 0 bytes, or buffers that no memory could hold.
+    #[error("buffer {buffer} has {size} bytes, {total} with those before it; expected 1 to 2^60")]
     BufferSize {
-        /// Which.
+        /// Index of the buffer.
         buffer: usize,
         /// Its bytes.
         size: u64,
-        /// With those before it.
+        /// The sum up to and with this one.
         total: u64,
     },
-    /// An alignment is 0 or too large, or a fixed offset is no multiple of it.
-    #[error("buffer {buffer} has the alignment {align} and the offset {fixed:?}")]
+    /// An alignment that is 0 or too large, or a fixed offset that is not a multiple of it.
+    #[error("buffer {buffer} has alignment {align} and fixed offset {fixed:?}")]
     Alignment {
-        /// Which.
+        /// Index of the buffer.
         buffer: usize,
-        /// What its offset has to be a multiple of.
+        /// Its alignment.
         align: u64,
-        /// Where it has to lie.
+        /// Its fixed offset.
         fixed: Option<u64>,
     },
-    /// A file of buffers is too large.
-    #[error("it has {found} {what}; at most {most} are wanted")]
+    /// A file of buffers that is too large.
+    #[error("the file has {found} {what}; expected at most {most}")]
     CsvLarge {
-        /// How many.
+        /// Number found.
         found: usize,
-        /// How many at most.
+        /// Largest number that is read.
         most: usize,
         /// Bytes or rows.
         what: &'static str,
     },
-    /// A file of buffers is not text.
+    /// A file of buffers that is not text.
     #[error("byte {at} is not UTF-8 text")]
     CsvText {
-        /// The first byte that is none.
+        /// Offset of the first invalid byte.
         at: usize,
     },
-    /// A file of buffers has no rows.
-    #[error("it has no buffers; a header `id,lower,upper,size` and rows are wanted")]
+    /// A file of buffers without rows.
+    #[error("the file has no buffers; expected a header `id,lower,upper,size` and rows")]
     CsvEmpty,
-    /// A column is missing from the header.
-    #[error("line {line}: the header has no column `{column}`; `id`, `lower`, `upper` and `size` are wanted")]
+    /// A header that lacks a column.
+    #[error("line {line}: the header has no column `{column}`; expected `id`, `lower`, `upper` and `size`")]
     CsvColumn {
         /// Of the header.
         line: usize,
-        /// Which.
+        /// Name of the column.
         column: &'static str,
     },
-    /// A column is twice in the header.
+    /// A header with a column twice.
     #[error("line {line}: the header has the column `{column}` twice")]
     CsvColumnTwice {
         /// Of the header.
         line: usize,
-        /// Which.
+        /// Name of the column.
         column: &'static str,
     },
-    /// A row is shorter or longer than the header.
-    #[error("line {line} has {found} fields; {wanted} are wanted, as in the header")]
+    /// A row with more or fewer fields than the header.
+    #[error("line {line} has {found} fields; expected {wanted}, as in the header")]
     CsvFields {
         /// Of the row.
         line: usize,
@@ -348,8 +340,8 @@ pub enum Error {
         /// Fields of the header.
         wanted: usize,
     },
-    /// An id is empty or very long.
-    #[error("line {line}: the `id` has {length} bytes; 1 to {most} are wanted")]
+    /// An id that is empty or too long.
+    #[error("line {line}: the `id` has {length} bytes; expected 1 to {most}")]
     CsvId {
         /// Of the row.
         line: usize,
@@ -358,30 +350,30 @@ pub enum Error {
         /// Bytes at most.
         most: usize,
     },
-    /// A field is no number, or too large.
-    #[error("line {line}: `{column}` is `{found}`; a whole number from 0 to 2^64 - 1 is wanted")]
+    /// A field that is not a number, or too large.
+    #[error("line {line}: `{column}` is `{found}`; expected a whole number from 0 to 2^64 - 1")]
     CsvNumber {
         /// Of the row.
         line: usize,
-        /// Which.
+        /// Name of the column.
         column: &'static str,
         /// Its text, cut.
         found: String,
     },
-    /// A buffer dies before it is born.
-    #[error("line {line}: buffer `{id}` lives in {lower}..{upper}; `lower` less than `upper` is wanted")]
+    /// A row with an empty lifetime.
+    #[error("line {line}: buffer `{id}` has the lifetime {lower}..{upper}; expected `lower` less than `upper`")]
     CsvLifetime {
         /// Of the row.
         line: usize,
         /// Of the buffer.
         id: String,
-        /// The first moment.
+        /// Start of the lifetime.
         lower: u64,
-        /// The first moment after.
+        /// End of the lifetime, exclusive.
         upper: u64,
     },
-    /// A buffer has no bytes, or too many.
-    #[error("line {line}: buffer `{id}` has {size} bytes; 1 to {most} are wanted")]
+    /// A row with a size of 0, or with one that is too large.
+    #[error("line {line}: buffer `{id}` has {size} bytes; expected 1 to {most}")]
     CsvSize {
         /// Of the row.
         line: usize,
@@ -392,8 +384,8 @@ pub enum Error {
         /// Bytes at most.
         most: u64,
     },
-    /// Two buffers have one id.
-    #[error("line {line}: the id `{id}` is in line {first} already; distinct ones are wanted")]
+    /// Two rows with the same id.
+    #[error("line {line}: the id `{id}` is used in line {first} already")]
     CsvTwice {
         /// Of the second.
         line: usize,
@@ -402,86 +394,86 @@ pub enum Error {
         /// Line of the first.
         first: usize,
     },
-    /// All buffers together are too large.
-    #[error("line {line}: the sizes up to here are more than {most} bytes")]
+    /// Buffers that are too large together.
+    #[error("line {line}: the sizes up to here add up to more than {most} bytes")]
     CsvTotal {
         /// Of the row.
         line: usize,
         /// Bytes at most.
         most: u64,
     },
-    /// An op names a buffer that there is not; so do the kept ones, as an op after the last.
-    #[error("op {op} names buffer {buffer}, which there is not")]
+    /// An op that names a buffer that does not exist. Kept buffers count as read by an op after the last.
+    #[error("op {op} names buffer {buffer}, which does not exist")]
     OpBuffer {
-        /// Which.
+        /// Index of the op.
         op: usize,
-        /// What it names.
+        /// Index of the buffer.
         buffer: usize,
     },
-    /// Two ops write one buffer.
+    /// Two ops that write the same buffer.
     #[error("op {op} writes buffer {buffer}, which another op writes")]
     OpWritesAgain {
-        /// The second.
+        /// Index of the second op.
         op: usize,
-        /// What both write.
+        /// Index of the buffer.
         buffer: usize,
     },
-    /// A buffer is there from the start and nobody wants it.
+    /// A buffer that nothing uses.
     #[error("buffer {buffer} is neither written nor read nor kept")]
     OpUnused {
-        /// Which.
+        /// Index of the buffer.
         buffer: usize,
     },
-    /// Ops wait for each other.
-    #[error("op {op} waits for what waits for it")]
+    /// Ops that depend on each other.
+    #[error("op {op} depends on itself")]
     OpCycle {
         /// One of them.
         op: usize,
     },
-    /// An order leaves an op out, has it twice, or runs it before what it reads is there.
-    #[error("op {op} is left out, runs twice, or runs before what it reads is written")]
+    /// An order that misses an op, has it twice, or runs it before its inputs are written.
+    #[error("op {op} is missing, runs twice, or runs before its inputs are written")]
     OrderOfOps {
-        /// Which.
+        /// Index of the op.
         op: usize,
     },
-    /// The memory does not hold the two chunks between flash and compute.
+    /// A memory too small for the two chunks between flash and compute.
     #[error("{dram} bytes for weights do not hold two chunks of {chunk} bytes")]
     PagingRoom {
-        /// Bytes there are.
+        /// Available bytes.
         dram: u64,
         /// Bytes of one chunk.
         chunk: u64,
     },
-    /// A number of the flash is zero, or too large.
-    #[error("the flash has pages of {page} bytes, {queue} in flight, {rate} bytes a second: none may be 0, all at most 2^40")]
+    /// A number of the flash that is zero or too large.
+    #[error("the flash has pages of {page} bytes, {queue} in flight, {rate} bytes/s; expected 1 to 2^40 for each")]
     Flash {
-        /// Bytes of a page.
+        /// Bytes per page.
         page: u64,
         /// Pages in flight.
         queue: u64,
-        /// Bytes a second.
+        /// Bytes per second.
         rate: u64,
     },
-    /// The weights are more than any memory.
+    /// Weights that no memory could hold.
     #[error("the weights have more than {most} bytes")]
     PagingWeights {
-        /// Bytes at most.
+        /// Largest number of bytes.
         most: u64,
     },
-    /// A pass that is not there.
+    /// A pass that does not exist.
     #[error("no pass is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownPass {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What there is.
+        /// The most similar name.
         nearest: Option<String>,
     },
-    /// What a pass made is no graph: a bug of ours.
+    /// A pass whose result is not a valid graph: a bug in attar.
     #[error("pass `{pass}`")]
     Pass {
         /// Its name.
         pass: &'static str,
-        /// What is wrong.
+        /// The verifier's error.
         source: attar_graph::Error,
     },
 }
@@ -499,8 +491,8 @@ impl Error {
             }
             Error::NotFinite { .. } => Some("the checkpoint overflows on this text: check it, or calibrate on other text".into()),
             Error::NoRange { .. } => Some("compile the model that the calibration text was seen on".into()),
-            Error::PlanVersion { .. } => Some("compile it again with this attar".into()),
-            Error::PlanDamaged | Error::PlanTruncated { .. } => Some("copy it again, or compile it again".into()),
+            Error::PlanVersion { .. } => Some("compile the model again with this attar".into()),
+            Error::PlanDamaged | Error::PlanTruncated { .. } => Some("copy the file again, or compile the model again".into()),
             _ => None,
         }
     }

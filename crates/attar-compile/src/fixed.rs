@@ -1,4 +1,4 @@
-//! The integer arithmetic of a device: what every plan computes, to the bit, however it is tiled.
+//! The integer arithmetic of a device: what every plan computes, to the bit, whatever its tiles.
 //!
 //! - A product accumulates in i32; a weight group's partial sum is multiplied by the integer scale of the group. Sums wrap,
 //!   so that their order cannot matter; [`crate::Program::check`] refuses products whose sum could.
@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How many keys an attention step takes at once: tiles of keys are multiples of it.
+/// Keys per run of an attention step: tiles of keys are multiples of it.
 pub const RUN: u64 = 32;
 
 /// Fractional bits of logits in base 2.
@@ -30,8 +30,7 @@ pub struct Rescale {
 }
 
 impl Rescale {
-    /// The nearest to a factor. Factors below 2^-32 in magnitude become 0; `None` where a factor is 2^29 or more, or no
-    /// number.
+    /// The nearest rescaling to a factor. Factors below 2^-32 in magnitude become 0; `None` if a factor is 2^29 or more, or NaN.
     pub fn new(factor: f64) -> Option<Rescale> {
         if !factor.is_finite() || factor.abs() >= f64::from(1 << 29) {
             return None;
@@ -87,7 +86,7 @@ pub fn logit(product: i32, rescale: Rescale) -> i32 {
     rescale.apply(product).clamp(-(1 << 22), 1 << 22) as i32
 }
 
-/// The softmax of one query row while keys stream past it.
+/// The online softmax of one query row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SoftmaxRow {
     /// The running maximum, a whole exponent; meaningless while `sum` is 0.
@@ -182,7 +181,7 @@ fn exponent(gain: i32) -> u32 {
     (gain as u32 & ((1 << EXPONENT_BITS) - 1)).min(MOST_EXPONENT)
 }
 
-/// A rotary pair: turned by an angle whose cosine and sine have [`ROTARY_BITS`] fractional bits.
+/// A rotary pair: rotated by an angle whose cosine and sine have [`ROTARY_BITS`] fractional bits.
 pub fn rotate(first: i32, second: i32, cosine: i32, sine: i32) -> (i32, i32) {
     let half = 1i64 << (ROTARY_BITS - 1);
     let (a, b, c, s) = (i64::from(first), i64::from(second), i64::from(cosine), i64::from(sine));

@@ -1,8 +1,8 @@
-//! What is best in some way: points that no other is at least as good as in everything, and better in something (Pareto).
+//! Pareto fronts: points that no other point dominates.
 
 use std::cmp::Ordering;
 
-/// Those of `found` that no other beats, in their order; of equals the first. Less is better; no cost is NaN.
+/// The points of `found` that no other dominates, in their order; the first of equals. Less is better; no cost is NaN.
 pub(crate) fn front<T, const N: usize>(found: Vec<T>, costs: impl Fn(&T) -> [f64; N]) -> Vec<T> {
     let costs: Vec<[f64; N]> = found.iter().map(costs).collect();
     let mut order: Vec<usize> = (0..found.len()).collect();

@@ -1,8 +1,20 @@
 //! Compiles a quantized graph for a device: fuses ops, tiles for SRAM, plans memory, and proves the plan.
+//!
+//! A model passes through five forms, each in a module of its own:
+//!
+//! - a [`Program`] is the model as integer kernels over matrices, made by [`convert`](mod@convert) from a graph that
+//!   [`pass`] has fused;
+//! - a [`Schedule`](schedule::Schedule) says in which order the kernels run, which are joined, how each is tiled, and which
+//!   tensors stay on the chip;
+//! - [`Lowered`](lower::Lowered) is the code of one kernel with these tiles: loops over loads, arithmetic and stores;
+//! - a [`Plan`] is all code of a run with an address for every tensor and every buffer;
+//! - a [`Proof`](plan::Proof) is the plan with numbers, run by [`simulate`] and compared bit by bit with [`reference`](mod@reference).
+//!
+//! [`Compile`] goes the whole way. The word `gated` names the same thing on all of it: gate and up projections with their
+//! activation are the pass and the fused kind `gated`, then the epilogue [`Gated`](program::Epilogue::Gated); joined with the
+//! down projection they are a [`GatedMlp`](program::GatedMlp).
 
-pub mod apart;
 mod bound;
-pub mod chain;
 mod compile;
 pub mod convert;
 mod data;
@@ -21,7 +33,6 @@ mod rates;
 pub mod reference;
 pub mod report;
 pub mod schedule;
-pub mod shapes;
 pub mod simulate;
 pub mod tile;
 

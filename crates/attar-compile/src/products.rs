@@ -1,8 +1,8 @@
-//! Every distinct product of a model, cut for a device by itself: facts are enough, no number is read.
+//! Tiling of every distinct product of a model for a device, each on its own. Only shapes are needed, no numbers.
 //!
-//! Products are those of the kernels that a compiler makes of the model, and what a kernel has in SRAM beside its product
-//! (rescalings, a residual, rotary tables) has its room. What may stay on the chip between kernels, norms within
-//! them, and that all plans of a model read one image of its weights, is not seen here: that is [`crate::schedule`]'s.
+//! Products are those of the kernels that [`crate::Compile`] makes of the model, and what a kernel holds in SRAM in addition to
+//! its product (rescalings, a residual, rotary tables) is accounted for. Tensors kept on the chip between kernels, norms within
+//! kernels, and the single weight image of all plans are not considered here: see [`crate::schedule`].
 
 use std::{collections::HashMap, mem::discriminant, num::NonZeroU64};
 
@@ -59,7 +59,7 @@ pub struct Tiled {
     pub products: Vec<ProductReport>,
 }
 
-/// All of a kernel that decides how it is cut.
+/// Everything about a kernel that decides its tiling.
 #[derive(PartialEq, Eq, Hash)]
 struct Shape {
     product: [u64; 3],
@@ -70,10 +70,10 @@ struct Shape {
 }
 
 impl Tile {
-    /// Cuts the products of a model of these facts.
+    /// Tiles the products of a model.
     ///
     /// # Errors
-    /// What the device has no kernel for, or no room.
+    /// A node that no kernel computes, or a product that does not fit.
     pub fn run(&self, graph: &Graph, source: &dyn Source) -> Result<Tiled> {
         let device = Compile { device: self.device.clone(), set: self.set.clone(), ..Compile::default() }.device()?;
         let (fused, mut products) = (fused(graph)?, Vec::new());
@@ -86,7 +86,7 @@ impl Tile {
         Ok(Tiled { device: device.name, sram: device.sram.usable, products })
     }
 
-    /// Rows at once, and behind how many.
+    /// Tokens per run, and tokens in the cache before it.
     fn runs(&self) -> Vec<(u64, u64)> {
         let seq = self.seq.get();
         let decode = (self.decode && seq > 1).then_some((1, seq));

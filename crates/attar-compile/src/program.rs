@@ -1,4 +1,4 @@
-//! A model as integer kernels over matrices: what a plan computes, before anything is tiled or placed.
+//! A model as integer kernels over matrices: what a plan computes, before tiling and placement.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::{Element, Error, Result, fixed::Rescale};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TensorId(pub u32);
 
-/// What a tensor is to its program.
+/// The role of a tensor in its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Written by the caller before every run.
@@ -54,7 +54,7 @@ pub struct Column {
     pub rescale: Rescale,
     /// Added to the accumulator.
     pub bias: i32,
-    /// Bits that a residual loses, halves up, before it is added: as much as its step is smaller than the output's.
+    /// Bits by which a residual is shifted down (rounding half up) before it is added: log2 of the output's step over its own.
     pub coarser: u8,
 }
 
@@ -63,12 +63,12 @@ impl Column {
     pub const ELEMENT: Element = Element { bits: 80, per: 1 };
 }
 
-/// A tensor, or the part of it from a row on, that stands for some columns of a kernel's output.
+/// Where some columns of a kernel's output are written: a tensor, starting at a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Part {
-    /// Which.
+pub struct Destination {
+    /// The tensor.
     pub tensor: TensorId,
-    /// Where the kernel's first row goes.
+    /// The row for the kernel's first row.
     pub row: u64,
 }
 
@@ -82,7 +82,7 @@ pub enum Epilogue {
         /// int16, in the output's steps or finer ones: see [`Column::coarser`].
         residual: TensorId,
     },
-    /// Rescaled to int16, turned by position, rescaled to int8. The first `turned` columns are turned, in pairs
+    /// Rescaled to int16, rotated by position (RoPE), rescaled to int8. The first `rotated` columns are rotated, in pairs
     /// `(i, i + head / 2)` of every head.
     Rotary {
         /// `[positions, head]` int16: cosines of a position, then sines, each `head / 2`.
@@ -92,7 +92,7 @@ pub enum Epilogue {
         /// Columns of a head.
         head: u64,
         /// A multiple of `head`.
-        turned: u64,
+        rotated: u64,
         /// From int16 to int8: for the queries', keys' and values' columns, with the end of each.
         ranges: Vec<(u64, Rescale)>,
     },
@@ -129,8 +129,8 @@ pub struct Linear {
     /// `[1, n]` of [`Column`].
     pub columns: TensorId,
     /// Side by side.
-    pub out: Vec<Part>,
-    /// What becomes of an accumulator.
+    pub out: Vec<Destination>,
+    /// How accumulators become results.
     pub epilogue: Epilogue,
 }
 
@@ -181,22 +181,22 @@ pub struct Attention {
     pub rescale: Rescale,
 }
 
-/// `down(gated(x)) + residual` in one: the inner activations never leave the chip.
+/// A whole gated MLP, `down(gated(x)) + residual`, as one kernel: the inner activations never leave the chip.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Mlp {
+pub struct GatedMlp {
     /// With [`Epilogue::Gated`]; its output tensor is what stays on the chip.
     pub gated: Linear,
     /// Reads it.
     pub down: Linear,
 }
 
-/// A norm and the kernel that reads it in one: what is normed never leaves the chip, and is computed again where it is read
+/// A norm and the kernel that reads it as one kernel: normed rows never leave the chip, and are recomputed where they are read
 /// again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Normed {
     /// Its output tensor is what stays on the chip.
     pub norm: Norm,
-    /// [`Kernel::Linear`] or [`Kernel::Mlp`], whose `x` that is.
+    /// [`Kernel::Linear`] or [`Kernel::GatedMlp`], whose `x` that is.
     pub then: Box<Kernel>,
 }
 
@@ -209,8 +209,8 @@ pub enum Kernel {
     Linear(Linear),
     /// Attention.
     Attention(Attention),
-    /// A gated unit.
-    Mlp(Mlp),
+    /// A gated MLP.
+    GatedMlp(GatedMlp),
     /// A norm within a product.
     Normed(Normed),
 }
@@ -222,7 +222,7 @@ impl Kernel {
             Kernel::Norm(norm) => vec![norm.x, norm.gains],
             Kernel::Linear(linear) => linear.reads(),
             Kernel::Attention(attention) => vec![attention.query, attention.state],
-            Kernel::Mlp(mlp) => {
+            Kernel::GatedMlp(mlp) => {
                 let inner = mlp.gated.out[0].tensor;
                 mlp.gated.reads().into_iter().chain(mlp.down.reads().into_iter().filter(|id| *id != inner)).collect()
             }
@@ -240,12 +240,12 @@ impl Kernel {
             Kernel::Norm(norm) => vec![norm.out],
             Kernel::Linear(linear) => linear.out.iter().map(|part| part.tensor).collect(),
             Kernel::Attention(attention) => vec![attention.out],
-            Kernel::Mlp(mlp) => mlp.down.out.iter().map(|part| part.tensor).collect(),
+            Kernel::GatedMlp(mlp) => mlp.down.out.iter().map(|part| part.tensor).collect(),
             Kernel::Normed(normed) => normed.then.writes(),
         }
     }
 
-    /// Itself, or behind the norm at its entry.
+    /// The kernel without the norm at its entry.
     pub fn core(&self) -> &Kernel {
         match self {
             Kernel::Normed(normed) => &normed.then,
@@ -316,18 +316,21 @@ impl Program {
                 let seen: u64 = (0..rows).map(|row| attention.keys(row).1 - attention.keys(row).0).sum();
                 2 * seen * attention.heads * attention.head
             }
-            Kernel::Mlp(mlp) => [&mlp.gated, &mlp.down].iter().map(|l| self.product(l).iter().product::<u64>()).sum(),
+            Kernel::GatedMlp(mlp) => [&mlp.gated, &mlp.down].iter().map(|l| self.product(l).iter().product::<u64>()).sum(),
             Kernel::Normed(normed) => self.macs(&normed.then),
         }
     }
 
-    /// Whether shapes agree, sums fit 32 bits, and every kernel reads what is there.
+    /// Checks that shapes agree, sums fit in 32 bits, and every kernel reads tensors that are written before.
+    ///
+    /// # Errors
+    /// The first kernel that breaks a rule.
     pub fn check(&self) -> Result<()> {
         let mut written: Vec<bool> = self.tensors.iter().map(|t| t.role != Role::Scratch && t.role != Role::Output).collect();
         for (name, kernel) in &self.kernels {
             let wrong = |what: &'static str| Error::Kernel { kernel: name.clone(), what };
             if kernel.reads().iter().any(|id| !written[id.0 as usize]) {
-                return Err(wrong("reads what no kernel before it writes"));
+                return Err(wrong("reads a tensor that no earlier kernel writes"));
             }
             self.wrong(kernel).map_or(Ok(()), |what| Err(wrong(what)))?;
             kernel.writes().iter().for_each(|id| written[id.0 as usize] = true);
@@ -340,12 +343,14 @@ impl Program {
             Kernel::Norm(norm) => self.check_norm(norm),
             Kernel::Linear(linear) => self.check_linear(linear),
             Kernel::Attention(attention) => self.check_attention(attention),
-            Kernel::Mlp(mlp) => self.check_linear(&mlp.gated).or(self.check_linear(&mlp.down)),
+            Kernel::GatedMlp(mlp) => self.check_linear(&mlp.gated).or(self.check_linear(&mlp.down)),
             Kernel::Normed(Normed { norm, then }) => match &**then {
-                Kernel::Linear(Linear { x, .. }) | Kernel::Mlp(Mlp { gated: Linear { x, .. }, .. }) if *x == norm.out => {
+                Kernel::Linear(Linear { x, .. }) | Kernel::GatedMlp(GatedMlp { gated: Linear { x, .. }, .. })
+                    if *x == norm.out =>
+                {
                     self.check_norm(norm).or(self.wrong(then))
                 }
-                _ => Some("norms what it does not read"),
+                _ => Some("norms rows that it does not read"),
             },
         }
     }
@@ -353,7 +358,7 @@ impl Program {
     fn check_norm(&self, norm: &Norm) -> Option<&'static str> {
         let [x, gains, out] = [norm.x, norm.gains, norm.out].map(|id| self.get(id));
         (x.columns != gains.columns || x.columns != out.columns || norm.row + out.rows > x.rows)
-            .then_some("has operands of other shapes")
+            .then_some("has operands whose shapes do not agree")
     }
 
     fn check_linear(&self, linear: &Linear) -> Option<&'static str> {
@@ -365,15 +370,15 @@ impl Program {
             || !rows
             || self.get(linear.columns).columns != n
         {
-            return Some("has operands of other shapes");
+            return Some("has operands whose shapes do not agree");
         }
         if k % u64::from(weight.element.per) != 0 {
-            return Some("has groups that do not divide its depth");
+            return Some("has a group size that does not divide its depth");
         }
         // int8 activations, codes of half the bits of a run, scales of up to 7 bits where groups have them.
         let code = 1u64 << (weight.element.bits / weight.element.per).saturating_sub(1);
         let scale = if weight.element.per > 1 { 127 } else { 1 };
-        (k * 128 * code * scale >= 1 << 31).then_some("could overflow its accumulators of 32 bits")
+        (k * 128 * code * scale >= 1 << 31).then_some("could overflow its 32-bit accumulators")
     }
 
     fn check_attention(&self, attention: &Attention) -> Option<&'static str> {
@@ -385,7 +390,7 @@ impl Program {
             && *key_heads > 0
             && heads % key_heads == 0
             && past + query.rows <= state.rows;
-        (!fits).then_some("has operands of other shapes")
+        (!fits).then_some("has operands whose shapes do not agree")
     }
 }
 

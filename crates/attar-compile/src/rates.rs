@@ -1,17 +1,17 @@
-//! How fast a device moves and computes: what a timeline needs of it.
+//! Rates of a device: everything that the timeline needs to know of it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::tile;
 
-/// Speeds and energies. Cycles are those of the compute clock. All of it is a model, nothing is measured.
+/// Rates and energies, in cycles of the compute clock. These are a model of the device, not measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
-    /// Cycles a second.
+    /// Cycles per second.
     pub clock: f64,
-    /// Elementwise operations a cycle.
+    /// Elementwise operations per cycle.
     pub lanes: u64,
-    /// Flash bytes a cycle; 0 where there is no flash.
+    /// Flash bytes per cycle; 0 without flash.
     pub flash: f64,
     /// Cycles from the start of a run to its first load.
     pub dispatch: u64,

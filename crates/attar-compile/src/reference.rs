@@ -1,11 +1,11 @@
-//! The meaning of a program: every kernel as plain loops over whole matrices, untiled. It shares the arithmetic of
-//! [`crate::fixed`] with the simulator, and nothing else.
+//! The reference meaning of a program: every kernel as plain loops over whole matrices, without tiles. It shares only the
+//! arithmetic of [`crate::fixed`] with the simulator.
 
 use crate::{
     Program,
     data::{Data, Memory},
     fixed::{self, Exponential, RUN, SoftmaxRow, saturate},
-    program::{Attention, Epilogue, Kernel, Linear, Norm, Part},
+    program::{Attention, Destination, Epilogue, Kernel, Linear, Norm},
 };
 
 /// Runs a program: reads and writes `memory`.
@@ -18,7 +18,7 @@ fn run_kernel(program: &Program, kernel: &Kernel, memory: &mut Memory) {
         Kernel::Norm(n) => norm(program, n, memory),
         Kernel::Linear(l) => linear(program, l, memory),
         Kernel::Attention(a) => attention(program, a, memory),
-        Kernel::Mlp(mlp) => {
+        Kernel::GatedMlp(mlp) => {
             linear(program, &mlp.gated, memory);
             linear(program, &mlp.down, memory);
         }
@@ -74,7 +74,7 @@ fn linear(program: &Program, linear: &Linear, memory: &mut Memory) {
             let carried = |i: usize, j: usize| fixed::shift_down(residual[i * n + j], columns[j].coarser.into());
             pairs(m, n).map(|(i, j)| saturate(rescaled(i, j) + i64::from(carried(i, j)), bits)).collect()
         }
-        Epilogue::Rotary { table, position, head, turned, ranges } => {
+        Epilogue::Rotary { table, position, head, rotated, ranges } => {
             let (half, table) = (*head as usize / 2, memory.get(*table).numbers());
             let wide = |i: usize, j: usize| saturate(rescaled(i, j), 16);
             pairs(m, n)
@@ -82,7 +82,7 @@ fn linear(program: &Program, linear: &Linear, memory: &mut Memory) {
                     let (within, row) = (j % (2 * half), &table[(*position as usize + i) * 2 * half..][..2 * half]);
                     let turn =
                         |first: usize, at: usize| fixed::rotate(wide(i, first), wide(i, first + half), row[at], row[half + at]);
-                    let value = match (j < *turned as usize, within < half) {
+                    let value = match (j < *rotated as usize, within < half) {
                         (false, _) => wide(i, j),
                         (true, true) => turn(j, within).0,
                         (true, false) => turn(j - half, within - half).1,
@@ -108,7 +108,7 @@ fn pairs(m: usize, n: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Writes `[m, ..]` to the tensors that stand side by side.
-fn spread(program: &Program, parts: &[Part], out: &[i32], m: usize, memory: &mut Memory) {
+fn spread(program: &Program, parts: &[Destination], out: &[i32], m: usize, memory: &mut Memory) {
     let width = out.len() / m;
     let mut first = 0;
     for part in parts {

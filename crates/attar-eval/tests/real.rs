@@ -161,8 +161,11 @@ fn texts_that_hold_nothing_to_measure_are_errors() {
     assert_eq!(windows(b" -- ", |s| s.split = Some("--".into())), format!("`{shown}` has no text to measure"));
     assert!(windows(b"a", |_| {}).starts_with(&format!("`{shown}` has no window of 2 tokens: 1 in 1 document(s)")));
     assert_eq!(windows(b"\xff\xfe", |_| {}), format!("cannot read `{shown}`"));
-    assert_eq!(windows(b"a b", |s| s.window = 1), "`window = 1` cannot be: a window has at least 2 tokens");
-    assert_eq!(windows(b"a b", |s| s.window = 513), "`window = 513` cannot be: the model's context is 512 tokens");
-    assert_eq!(windows(b"a b", |s| s.stride = Some(0)), "`stride = 0` cannot be: 1 to the window's 512 leave no token out");
+    assert_eq!(windows(b"a b", |s| s.window = 1), "`window = 1`: a window has at least 2 tokens");
+    assert_eq!(windows(b"a b", |s| s.window = 513), "`window = 513`: the model's context is 512 tokens");
+    assert_eq!(
+        windows(b"a b", |s| s.stride = Some(0)),
+        "`stride = 0`: expected 1 to 512, the window, so that no token is left out"
+    );
     assert!(Perplexity::of(folder.path().join("none.txt")).windows(&model).is_err());
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod architectures;
 mod tiny;
 
 use std::{
@@ -24,8 +25,9 @@ const ENGINE_TOLERANCE: f32 = 1e-5;
 
 /// The same where activations are rounded: a value that lies between two codes to the last bits goes to either, and what
 /// follows sees a step of a code there. With 16 bits some values of every token do, with 8 bits few. Measured at 4e-4 for
-/// 16 bits in front of a cache of 8, and below 1e-6 where no code is of 16 bits.
-const ROUNDED_TOLERANCE: f32 = 2e-3;
+/// 16 bits before a cache of 8, at 2e-3 there with tables and weights under one scale, and below 1e-6 where no code is of 16
+/// bits.
+const ROUNDED_TOLERANCE: f32 = 5e-3;
 
 const LAYOUTS: [Layout; 2] = [Layout::DequantizeLinear, Layout::MatMulNBits];
 
@@ -91,7 +93,8 @@ fn call(tokens: &[Vec<u32>], padding: &[usize], past: usize) -> Value {
     let all = past + tokens[0].len();
     let mask: Vec<Vec<u32>> = padding.iter().map(|p| (0..all).map(|i| u32::from(i >= *p)).collect()).collect();
     let positions: Vec<Vec<usize>> = padding.iter().map(|p| (past..all).map(|i| i.saturating_sub(*p)).collect()).collect();
-    json!({ "input_ids": tokens, "attention_mask": mask, "position_ids": positions })
+    let segments: Vec<Vec<u32>> = tokens.iter().map(|tokens| vec![0; tokens.len()]).collect();
+    json!({ "input_ids": tokens, "attention_mask": mask, "position_ids": positions, "token_type_ids": segments })
 }
 
 /// Logits of one row of the batch of one call: `[seq][vocabulary]`.
@@ -121,7 +124,7 @@ fn assert_same_choices(found: &[Vec<f32>], wanted: &[Vec<f32>], what: &str) {
     for (position, (found, wanted)) in found.iter().zip(wanted).enumerate() {
         let (ours, theirs) = (best(found), best(wanted));
         let behind = (wanted[theirs] - wanted[ours]) / largest;
-        assert!(behind <= 2.0 * ROUNDED_TOLERANCE, "{what}: position {position} prefers {ours} to {theirs}, by {behind}");
+        assert!(behind <= ROUNDED_TOLERANCE, "{what}: position {position} prefers {ours} to {theirs}, by {behind}");
     }
 }
 

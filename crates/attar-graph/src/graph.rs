@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+// A fused op has a graph as its body, so that its meaning needs no second definition: graphs and ops refer to each other.
 use crate::{Error, Expr, Fact, Op, Result, error::Problem, op::Fused};
 
 /// Index of a [`Value`].

@@ -66,11 +66,25 @@ impl Serialize for RunnerKind {
 
 impl<'de> Deserialize<'de> for RunnerKind {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<RunnerKind, D::Error> {
-        let name = String::deserialize(from)?;
-        RunnerKind::named(&name).map_err(|_| {
-            let known: Vec<String> =
-                [REFERENCE].into_iter().chain(ENGINES.iter().map(|e| e.name)).map(|name| format!("`{name}`")).collect();
-            de::Error::custom(format!("no runner is named `{name}`; known: {}", known.join(", ")))
+        from.deserialize_str(ByName)
+    }
+}
+
+/// A visitor, since a mistake that it finds has the place of the name.
+struct ByName;
+
+impl de::Visitor<'_> for ByName {
+    type Value = RunnerKind;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a runner")
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<RunnerKind, E> {
+        RunnerKind::named(name).map_err(|_| {
+            let known = [REFERENCE].into_iter().chain(ENGINES.iter().map(|engine| engine.name));
+            let known: Vec<String> = known.map(|name| format!("`{name}`")).collect();
+            E::custom(format!("no runner is named `{name}`; known: {}", known.join(", ")))
         })
     }
 }

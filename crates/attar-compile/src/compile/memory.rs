@@ -1,5 +1,5 @@
-//! What all plans of a model find in memory: weights in tiles and constants, each at its place, block by block, so that no more
-//! than a block is in memory of this machine.
+//! The weights and constants that all plans of a model read, each at its address, written block by block so that this machine
+//! never holds more than one block.
 
 use std::{
     collections::HashSet,
@@ -19,7 +19,7 @@ use crate::{
     schedule::Image,
 };
 
-/// Everything that decides the bytes of weights and constants. States and what a run makes are not in it.
+/// Everything that decides the bytes of weights and constants; states and intermediate results are not part of it.
 #[derive(Clone, Debug)]
 pub struct MemoryImage {
     bind: Bind,
@@ -34,7 +34,7 @@ impl MemoryImage {
         MemoryImage { bind, widths: device.numerics.weights.clone(), fused, ranges, image }
     }
 
-    /// The byte behind the last of a memory; 0 if nothing lies there.
+    /// Size of the image in a memory: one past its last byte, or 0 if it is empty.
     pub fn bytes(&self, space: Space) -> u64 {
         self.constants(space).map(|tensor| tensor.address + tensor.bytes()).max().unwrap_or(0)
     }
@@ -43,10 +43,10 @@ impl MemoryImage {
         self.image.tensors().filter(move |tensor| tensor.space == space && lasting(tensor))
     }
 
-    /// Writes a memory from its first byte on; zeros where plans have states.
+    /// Writes the image of a memory from its first byte on, with zeros where plans have states.
     ///
     /// # Errors
-    /// If a weight cannot be read, or nothing be written.
+    /// If a weight cannot be read or the image cannot be written.
     pub fn write(&self, source: &dyn Source, space: Space, to: &mut dyn Write) -> Result<()> {
         let (mut written, mut done) = (0, HashSet::new());
         let wanted = self.constants(space).count();
@@ -64,9 +64,9 @@ impl MemoryImage {
         Ok(())
     }
 
-    /// The tensors of a block, with the last those of the head, that are not `done`, by their addresses.
+    /// The tensors of a block (of the last block with the head) that are not `done` yet, ordered by address.
     fn part(&self, block: usize, source: &dyn Source, space: Space, done: &mut HashSet<String>) -> Result<Vec<(u64, Vec<u8>)>> {
-        // Behind the last block there is nothing, and an error.
+        // After the last block there is nothing to convert, which is an error.
         let bind = Bind { blocks: [block, block + 1], ..self.bind };
         let converted = convert(&self.fused, source, &self.ranges, bind, &self.widths)?;
         let memory = converted.memory.expect("numbers were asked for");
@@ -88,7 +88,7 @@ fn lasting(tensor: &Placed) -> bool {
 }
 
 impl Proven {
-    /// The first weight or constant that this was proven with and that a written memory does not hold, if there is one.
+    /// Name of the first weight or constant of this proof that a written image does not contain, if there is one.
     ///
     /// # Errors
     /// If it cannot be read.

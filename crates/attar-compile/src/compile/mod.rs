@@ -1,9 +1,9 @@
-//! The whole way: a model in integers, a device and a text become plans for prefill and decode, with a proof.
+//! From a quantized model, a device and calibration text to plans for prefill and decode, with a proof.
 //!
-//! The text gives the ranges of what stays in f32 in the graph, and the prompt that the proofs run on: the first blocks, and the
-//! last norm with the head, are run in integers on the residual stream that the float graph has there, by the plan on
-//! simulated memories and by the plain reference, and must agree in every bit. How far integers are from the float graph is
-//! reported beside it.
+//! The text provides the ranges of values that are f32 in the graph, and the prompt of the proofs: the first blocks, and the
+//! last norm with the head, run in integers on the residual stream that the float graph has at that point, once by the plan on
+//! simulated memories and once by the plain reference, and must agree in every bit. The distance of the integers from the float
+//! graph is reported as well.
 
 mod memory;
 mod prove;
@@ -28,7 +28,7 @@ use crate::{
     report::{Options, Report},
     schedule::{
         Freedom, Goal, Image, Schedule, Target, choose,
-        chunk::{Chunked, Chunking, Point, front},
+        chunk::{Chunked, Chunking, Point, front, tokens_text},
         schedule,
     },
     simulate::{Simulation, time},
@@ -91,62 +91,62 @@ impl Default for Compile {
     }
 }
 
-/// One of the two runs of a model.
+/// One run of a model: prefill, a chunk of it, or decode.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
-    /// `prefill`, by chunks `prefill-1` and so on, or `decode`.
+    /// `prefill`, `prefill-1` and so on for chunks, or `decode`.
     pub name: String,
-    /// Tokens at once, and behind how many.
+    /// Tokens of this run.
     pub rows: u64,
-    /// See `rows`.
+    /// Tokens in the cache before it.
     pub past: u64,
     /// All blocks, without numbers.
     pub program: Program,
-    /// Nodes that stay with the host.
+    /// Names of the nodes that stay on the host.
     pub host: Vec<String>,
-    /// Whether logits come out.
+    /// Whether it computes logits.
     pub head: bool,
-    /// Its plan.
+    /// Its plan and the choices behind it.
     pub schedule: Schedule,
-    /// Its times.
+    /// Its predicted times.
     pub simulation: Simulation,
-    /// What it costs, beside the same with every kernel for itself.
+    /// Its cost, compared with the same program unfused.
     pub report: Option<Report>,
-    /// The first blocks, on numbers.
+    /// The proof of the first blocks.
     pub proof: Option<Proven>,
 }
 
-/// What a model was compiled to.
+/// A compiled model.
 #[derive(Clone, Debug)]
 pub struct Compiled {
-    /// For what.
+    /// Name of the device.
     pub device: String,
-    /// Sizes of chunks that were tried.
+    /// The chunk sizes that were tried.
     pub chunks: Chunked,
-    /// Sizes of chunks and goals that are best in some way, if they were asked for.
+    /// The Pareto front over chunk sizes and goals, if it was requested.
     pub front: Vec<Point>,
-    /// Prefill, and decode if it was asked for.
+    /// Prefill or its chunks, then decode if it was requested.
     pub phases: Vec<Phase>,
-    /// The last norm and the head on numbers, if they are on the device: the same kernels in all phases.
+    /// The proof of the last norm and the head, if they are on the device: the same kernels in all phases.
     pub head: Option<Proven>,
-    /// What all plans find in memory.
+    /// The weights and constants that all plans read.
     pub memory: MemoryImage,
 }
 
-/// Something that takes a while.
+/// Progress of a long computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// What kind of thing: `see ranges`, `try sizes of chunks`, `plan and prove`.
+    /// The stage: `observing ranges`, `trying chunk sizes`, `planning and proving`.
     pub stage: &'static str,
-    /// Which of them is begun.
+    /// The item that begins.
     pub what: &'a str,
-    /// How many of them are done.
+    /// Items done.
     pub done: usize,
-    /// How many there are.
+    /// Items in all.
     pub total: usize,
 }
 
-/// Is told what begins, and says whether to go on.
+/// Called when an item begins; returns whether to go on.
 pub type Watch<'a> = &'a dyn Fn(Progress<'_>) -> bool;
 
 impl Progress<'_> {
@@ -156,10 +156,10 @@ impl Progress<'_> {
 }
 
 impl Compile {
-    /// The device with its changes.
+    /// The device with its overrides.
     ///
     /// # Errors
-    /// If there is none of that name, or a change makes no sense.
+    /// If no device has that name, or an override is invalid.
     pub fn device(&self) -> Result<Device> {
         let is_path = self.device.ends_with(".toml") || self.device.contains(['/', '\\']);
         let mut device = if is_path { Device::load(Path::new(&self.device))? } else { Device::named(&self.device)? };
@@ -196,7 +196,7 @@ impl Compile {
         Ok(Subject { target: target(&device, &program)?, device, fused, source })
     }
 
-    /// Whether a model of these facts can be compiled: everything but numbers. Returns the sizes in which the prompt could run.
+    /// Checks whether a model can be compiled, without reading numbers. Returns the chunk sizes in which the prompt could run.
     pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<Chunked> {
         let subject = self.subject(graph, source)?;
         let chunks = self.chunks(&subject, self.goal, &|_| true)?;
@@ -207,21 +207,21 @@ impl Compile {
         Ok(chunks)
     }
 
-    /// The sizes in which the prompt could run, and the best.
+    /// The chunk sizes in which the prompt could run, with the best.
     fn chunks(&self, subject: &Subject<'_>, goal: Goal, watch: Watch<'_>) -> Result<Chunked> {
         let chunking = Chunking { chunk: self.chunk, ..Chunking::new(self.seq) };
         let sizes = chunking.sizes();
         let make = |rows, past| {
             if let (Some(done), 0) = (sizes.iter().position(|size| *size == rows), past) {
-                let what = format!("{rows} tokens at once");
-                Progress { stage: "try sizes of chunks", what: &what, done, total: sizes.len() }.tell(watch)?;
+                let what = format!("{rows} tokens per run");
+                Progress { stage: "trying chunk sizes", what: &what, done, total: sizes.len() }.tell(watch)?;
             }
             Ok(subject.convert(&Ranges::default(), self.bind([rows, past], ALL_BLOCKS, false))?.program)
         };
         chunking.search(&make, &subject.target, goal, self.freedom())
     }
 
-    /// What is best in some way under any goal; `known` is what was found under this one.
+    /// The Pareto front over all goals; `known` are the chunk sizes tried under this one.
     fn front(&self, subject: &Subject<'_>, known: &Chunked, watch: Watch<'_>) -> Result<Vec<Point>> {
         let mut found = Vec::new();
         for goal in [Goal::Dram, Goal::Latency, Goal::Energy].into_iter().filter(|_| self.pareto) {
@@ -230,7 +230,7 @@ impl Compile {
         Ok(front(found.iter().map(|(goal, chunked)| (*goal, chunked))))
     }
 
-    /// A run of this prompt, or of the token behind it. Logits are wanted of the last token only.
+    /// A run of this prompt, or of the token after it. Logits are computed for the last token only.
     fn bind(&self, [rows, past]: [u64; 2], blocks: [usize; 2], numbers: bool) -> Bind {
         let head = self.head && past + rows >= self.seq.get() && blocks == ALL_BLOCKS;
         Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, head, numbers }
@@ -244,7 +244,7 @@ impl Compile {
         prefill.chain(decode).collect()
     }
 
-    /// Plans a run. The first leaves the image that the others find.
+    /// Plans a run. The first one decides the image that the others use.
     fn phase(
         &self,
         subject: &Subject<'_>,
@@ -254,28 +254,28 @@ impl Compile {
         image: &mut Image,
     ) -> Result<Phase> {
         let converted = subject.convert(ranges, self.bind([rows, past], ALL_BLOCKS, false))?;
-        let title = format!("{name}, {rows} tokens behind {past}");
+        let title = format!("{name}: {}", tokens_text(rows, past));
         let (schedule, simulation) = choose(&converted.program, &subject.target, self.goal, self.freedom(), &title, image)?;
         image.add(&schedule.plan);
         let Converted { program, host, logits, .. } = converted;
         Ok(Phase { name, rows, past, program, host, head: logits.is_some(), schedule, simulation, report: None, proof: None })
     }
 
-    /// What a run costs, beside the same program with every kernel for itself.
+    /// What a run costs, compared with the same program unfused.
     fn report(&self, target: &Target, phase: &Phase) -> Result<Report> {
         let options = Options { tokens: phase.rows };
-        let other = schedule(&phase.program, target, self.goal, Freedom::NONE, "apart")?;
+        let other = schedule(&phase.program, target, self.goal, Freedom::NONE, "unfused")?;
         let times = time(&other.plan, &target.rates)?;
         let other = Report::new(&phase.program, &other, &times, target, options);
         Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, target, options).against(&other))
     }
 
-    /// Plans for a model, and the proof of its first blocks and its head on `windows` of text. `chunks` is what
-    /// [`Compile::check`] returned for a model of the same facts, where that is known.
+    /// Compiles a model, and proves its first blocks and its head on `windows` of text. `chunks` is the result of
+    /// [`Compile::check`] for a model of the same shapes, if it is known.
     ///
     /// # Errors
-    /// What the device cannot run or hold; text on which values are not finite; that `watch` said to stop; a plan that does
-    /// not compute what it should, which is a bug of ours.
+    /// What the device cannot run or hold; text on which values are not finite; a stop requested by `watch`; a plan whose result
+    /// differs from the reference, which is a bug in attar.
     pub fn run(
         &self,
         graph: &Graph,
@@ -292,7 +292,7 @@ impl Compile {
         let front = self.front(&subject, &chunks, watch)?;
         let runs = self.runs(chunks.best().chunk);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
-            Progress { stage: "plan and prove", what: &name, done, total: runs.len() }.tell(watch)?;
+            Progress { stage: "planning and proving", what: &name, done, total: runs.len() }.tell(watch)?;
             let mut phase = self.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image)?;
             phase.report = Some(self.report(&subject.target, &phase)?);
             if self.prove > 0 {
@@ -312,10 +312,10 @@ impl Compile {
     }
 }
 
-/// A model, and what it is compiled for.
+/// A model and the device that it is compiled for.
 struct Subject<'a> {
     device: Device,
-    /// For the widest of its weights.
+    /// The device's rates for the widest of the weights.
     target: Target,
     fused: Graph,
     source: &'a dyn Source,
@@ -327,12 +327,12 @@ impl Subject<'_> {
     }
 }
 
-/// With the passes that kernels need.
+/// The graph after the passes that kernels need.
 pub(crate) fn fused(graph: &Graph) -> Result<Graph> {
     Ok(Fuse::default().run(graph)?.0)
 }
 
-/// The device for the widest weights of a program.
+/// The device with its rates for the widest weights of a program.
 pub(crate) fn target(device: &Device, program: &Program) -> Result<Target> {
     let weights = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
     let bits = weights.map(|tensor| crate::data::code_bits(tensor.element)).max().unwrap_or(8);

@@ -1,4 +1,4 @@
-//! Plans of a part of a model, run on the numbers of a prompt.
+//! Proofs: plans of a part of a model, run on the numbers of a prompt.
 
 use super::{Compile, Seen};
 use crate::{
@@ -10,18 +10,18 @@ use crate::{
     simulate::{Simulation, prove},
 };
 
-/// A plan of the first blocks, or of the head, that was run on numbers, bit for bit as the reference.
+/// A plan of the first blocks, or of the head, whose result agrees with the reference in every bit.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Proven {
-    /// How many blocks.
+    /// Number of blocks.
     pub blocks: usize,
-    /// What ran.
+    /// The schedule that ran.
     pub schedule: Schedule,
-    /// With what.
+    /// The program and the numbers that it ran with.
     pub proof: Proof,
-    /// What was counted.
+    /// Its counts and times.
     pub simulation: Simulation,
-    /// Signal over the difference between the integers' result and the float graph's, in decibels.
+    /// Signal-to-noise ratio of the integers' result against that of the float graph, in decibels.
     pub snr_db: Option<f64>,
 }
 
@@ -40,13 +40,13 @@ impl Span {
     }
 }
 
-/// Proves one part after the other on one prompt.
+/// Proves one part after another on the same prompt.
 pub(super) struct Prover<'a> {
     settings: &'a Compile,
     target: &'a Target,
     seen: &'a Seen,
     window: &'a [u32],
-    /// The blocks on the tokens before, and their numbers behind the run.
+    /// The blocks of the previous run, with their numbers after it.
     before: Option<(Program, Memory)>,
 }
 
@@ -55,7 +55,7 @@ impl<'a> Prover<'a> {
         Prover { settings, target, seen, window, before: None }
     }
 
-    /// The first blocks on some rows, behind those of the call before. What lasts lies where `image` has it.
+    /// Proves the first blocks on some rows, after those of the previous call. Weights and states are at the addresses of `image`.
     pub(super) fn blocks(&mut self, mut converted: Converted, span: Span, image: &Image) -> Result<Proven> {
         if let (Some((earlier, numbers)), Some(memory)) = (&self.before, &mut converted.memory) {
             carry(earlier, numbers, &converted.program, memory, &converted.states);
@@ -65,7 +65,7 @@ impl<'a> Prover<'a> {
         Ok(Proven { blocks: self.settings.prove, ..proven })
     }
 
-    /// The last norm and the head.
+    /// Proves the last norm and the head.
     pub(super) fn head(&self, converted: Converted, span: Span, image: &Image) -> Result<Proven> {
         Ok(self.part(converted, span, image)?.0)
     }
@@ -94,7 +94,7 @@ impl<'a> Prover<'a> {
     }
 }
 
-/// States of an earlier run become the first rows of this one's.
+/// Copies the states of an earlier run into the first rows of this one's.
 fn carry(earlier: &Program, numbers: &Memory, program: &Program, memory: &mut Memory, states: &[TensorId]) {
     for state in states {
         let tensor = program.get(*state);

@@ -1,4 +1,4 @@
-//! What a text shows: the ranges of values, and the values of a prompt.
+//! What calibration text shows: the ranges of values, and the values of a prompt.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,7 +8,7 @@ use attar_tensor::Source;
 use super::{Progress, Watch};
 use crate::{Error, Result, convert::Ranges};
 
-/// A model's graph, taken apart, and what a text showed of it.
+/// A model's graph without fused nodes, and the ranges that were observed on it.
 pub(super) struct Seen {
     graph: Graph,
     source: Arc<dyn Source>,
@@ -22,7 +22,7 @@ impl Seen {
         let mut seen = Seen { graph: plain, source: Arc::clone(source), ranges: Ranges::default() };
         let mut largest: BTreeMap<ValueId, Vec<f32>> = BTreeMap::new();
         for (done, window) in windows.iter().enumerate() {
-            Progress { stage: "see ranges", what: "a window of text", done, total: windows.len() }.tell(watch)?;
+            Progress { stage: "observing ranges", what: "a window of text", done, total: windows.len() }.tell(watch)?;
             seen.walk(window, &mut |id, numbers, width| {
                 let channels = largest.entry(id).or_insert_with(|| vec![0.0; width]);
                 for row in numbers.chunks(width) {
@@ -35,7 +35,7 @@ impl Seen {
         Ok(seen)
     }
 
-    /// Two values, by their names, on the first `tokens` of a window, which begins again where it is shorter.
+    /// Two values, by name, on the first `tokens` tokens of a window, which is repeated if it is shorter.
     pub(super) fn values(&self, window: &[u32], tokens: usize, names: [&str; 2]) -> Result<[Vec<f32>; 2]> {
         let window: Vec<u32> = window.iter().copied().cycle().take(tokens).collect();
         let ids = names.map(|name| self.graph.find(name).expect("what a program reads and makes is a value of its graph"));
@@ -49,8 +49,8 @@ impl Seen {
         Ok(found)
     }
 
-    /// Shows every value, its rows behind each other and how wide they are, block by block until `see` has enough. One that is
-    /// not finite is an error.
+    /// Passes every value to `see`, row by row with the width of a row, block by block until `see` returns false. A value that
+    /// is not finite is an error.
     fn walk(&self, window: &[u32], see: &mut dyn FnMut(ValueId, &[f32], usize) -> bool) -> Result<()> {
         let weights = SourceWeights(Arc::clone(&self.source));
         let mut run = Run::new(&self.graph, &weights, Mode::Inference, vec![Inputs::tokens(&[window], 0)?]);

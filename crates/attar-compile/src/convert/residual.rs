@@ -1,9 +1,9 @@
-//! How the residual stream is stored: int16, every channel in steps of its own.
+//! How the residual stream is stored: int16 with one step per channel.
 //!
-//! Decoders have a few channels whose values are a thousand times their neighbours'; under one scale for all of them nothing is
-//! left of the others (at the second block of SmolLM2-135M 17 dB remain, with steps by channel 46). Steps are powers of two of
-//! one step, so that a norm, the only kernel that sees channels beside each other, needs no more than shifts. They grow with
-//! depth, never shrink, and so does the stream: a sum shifts the residual where its steps are finer.
+//! Decoders have a few outlier channels whose values are a thousand times larger than the others; one scale for all channels
+//! would leave nothing of the rest (at the second block of SmolLM2-135M 17 dB remain, 46 with one step per channel). Steps are a
+//! base step times powers of two, so that a norm, the only kernel that mixes channels, needs no more than shifts. Steps never
+//! shrink with depth, as the stream itself grows: an addition shifts the residual where its steps are finer.
 
 use crate::fixed::MOST_EXPONENT;
 
@@ -13,30 +13,30 @@ const LARGEST: f64 = 32767.0;
 /// Steps of the channels at one point of the residual stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Residual {
-    /// The least.
+    /// The base step.
     pub step: f64,
     /// Of each channel: its step is `step * 2^exponent`.
     pub exponents: Vec<u8>,
 }
 
 impl Residual {
-    /// The least step, where nothing in the stream is larger than `most`.
+    /// The base step, if no value in the stream is larger than `most`.
     pub(super) fn step(most: f64) -> f64 {
         most.max(1e-6) / LARGEST / f64::from(1 << MOST_EXPONENT)
     }
 
-    /// For channels whose largest magnitudes these are.
+    /// Steps for channels with these largest magnitudes.
     pub(super) fn of(largest: &[f64], step: f64) -> Residual {
         let exponent = |largest: &f64| (largest / LARGEST / step).max(1.0).log2().ceil().min(f64::from(MOST_EXPONENT)) as u8;
         Residual { step, exponents: largest.iter().map(exponent).collect() }
     }
 
-    /// What one step of a channel means.
+    /// The step of a channel.
     pub fn channel(&self, channel: usize) -> f64 {
         self.step * f64::from(1u32 << self.exponents[channel])
     }
 
-    /// Rows of values as codes.
+    /// Rounds rows of values to codes.
     pub fn round(&self, values: &[f32]) -> Vec<i32> {
         let code = |(at, x): (usize, &f32)| {
             let step = self.channel(at % self.exponents.len());
@@ -45,7 +45,7 @@ impl Residual {
         values.iter().enumerate().map(code).collect()
     }
 
-    /// What rows of codes mean.
+    /// The values of rows of codes.
     pub fn values(&self, codes: &[i32]) -> Vec<f64> {
         codes.iter().enumerate().map(|(at, code)| f64::from(*code) * self.channel(at % self.exponents.len())).collect()
     }

@@ -1,4 +1,4 @@
-//! Codes and scales of weights, as kernels want them.
+//! Codes, scales and rescalings of weights, in the form that kernels read.
 
 use attar_graph::{Node, Origin, Value};
 use attar_tensor::{Encoding, Levels, QuantizedTensor, ScaleFormat, Scheme, ZeroPoint};
@@ -16,12 +16,12 @@ struct Matrix {
     codes: Vec<i8>,
     /// `[rows, groups]`; empty without groups.
     scales: Vec<i8>,
-    /// What one step of a row's sum means.
+    /// The step of each row's sum.
     steps: Vec<f64>,
 }
 
 impl<'a> Converter<'a> {
-    /// The weights of linear layers on top of each other, as one.
+    /// The weights of linear layers, stacked to one.
     pub(super) fn stack(&mut self, body: &Body<'a>, linears: &[&Node], name: &str) -> Result<TensorId> {
         let matrices = self.matrices(body, linears)?;
         let (element, [rows, columns]) = (self.element(body, linears)?, self.shape(body, linears)?);
@@ -34,7 +34,7 @@ impl<'a> Converter<'a> {
         Ok(id)
     }
 
-    /// The rows of two weights in turn.
+    /// The rows of two weights, interleaved.
     pub(super) fn interleave(&mut self, body: &Body<'a>, linears: [&Node; 2], name: &str) -> Result<TensorId> {
         let matrices = self.matrices(body, &linears)?;
         let (element, [rows, columns]) = (self.element(body, &linears)?, self.shape(body, &linears)?);
@@ -74,7 +74,7 @@ impl<'a> Converter<'a> {
         Ok(id)
     }
 
-    /// The same for two layers whose rows stand in turn.
+    /// The same for two layers whose rows are interleaved.
     pub(super) fn columns_of_pairs(
         &mut self,
         body: &Body<'a>,
@@ -115,7 +115,7 @@ impl<'a> Converter<'a> {
         }
     }
 
-    /// Rows of all, and the columns that they have in common.
+    /// Rows of all layers together, and their common number of columns.
     fn shape(&self, body: &Body<'a>, linears: &[&Node]) -> Result<[u64; 2]> {
         let mut shape = [0, 0];
         for linear in linears {
@@ -140,21 +140,18 @@ impl<'a> Converter<'a> {
         let columns = body.body.fact(linear.inputs[1]).width().unwrap_or(0);
         let integer_scales = matches!(scheme.scale, ScaleFormat::Int8 | ScaleFormat::Int6 | ScaleFormat::Int4);
         let (why, hint) = if scheme.grid.levels() != Levels::Even {
-            ("whose levels are no integers", "use an integer `grid`")
+            ("whose levels are not integers", "use an integer `grid`")
         } else if scheme.zero != ZeroPoint::Symmetric {
-            ("which has zeros", "use symmetric weights")
+            ("which has zero points", "use symmetric weights")
         } else if scheme.groups(columns) > 1 && !integer_scales {
-            (
-                "where sums would have to be multiplied by scales that are no integers",
-                "use `scale_dtype = \"int6\"` or `\"int8\"`, or one scale a row",
-            )
+            ("whose groups have scales that are not integers", "use `scale_dtype = \"int6\"` or `\"int8\"`, or one scale per row")
         } else {
             return Ok(scheme);
         };
         Err(self.unsupported(body.node, format!("reads `{}` in {scheme}, {why}", body.name(linear.inputs[1])), hint))
     }
 
-    /// How the codes of all are stored: in the least width of the device that holds the widest.
+    /// How the codes of all layers are stored: in the smallest width of the device that holds the widest.
     fn element(&self, body: &Body<'a>, linears: &[&Node]) -> Result<Element> {
         let (mut bits, mut group) = (0, None);
         for linear in linears {
@@ -185,7 +182,7 @@ impl<'a> Converter<'a> {
         let scheme = self.scheme(body, linear)?;
         let outer = body.outer(linear.inputs[1]).map(|outer| self.graph.get(outer));
         let Some(Value { origin: Origin::Weight(expr), .. }) = outer else {
-            return Err(self.unsupported(body.node, "multiplies by what is no weight", super::INTEGERS));
+            return Err(self.unsupported(body.node, "multiplies by a value that is not a weight", super::INTEGERS));
         };
         let [rows, columns] = expr.info(self.source)?.matrix();
         let tensor = expr.read_quantized(self.source, 0..rows)?;
@@ -203,7 +200,7 @@ impl<'a> Converter<'a> {
     }
 }
 
-/// Scales that are codes already, as they are, and what one step of a row means.
+/// Integer scales of groups, and the step of each row.
 fn group_scales(tensor: &QuantizedTensor, groups: usize) -> (Vec<i8>, Vec<f64>) {
     let rows = tensor.dims[0];
     let code = |row: usize, group: usize| {
@@ -214,7 +211,7 @@ fn group_scales(tensor: &QuantizedTensor, groups: usize) -> (Vec<i8>, Vec<f64>) 
     (scales, (0..rows).map(|row| f64::from(tensor.super_of(row))).collect())
 }
 
-/// One scale a row, or for the tensor.
+/// One scale per row or per tensor.
 fn row_scales(tensor: &QuantizedTensor) -> (Vec<i8>, Vec<f64>) {
     (Vec::new(), (0..tensor.dims[0]).map(|row| f64::from(tensor.fit(row, 0).scale)).collect())
 }

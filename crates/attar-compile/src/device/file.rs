@@ -1,8 +1,8 @@
-//! Device files: TOML tables of numbers, each with where it comes from.
+//! Device files: TOML tables of numbers, each with its source.
 //!
 //! ```toml
 //! name = "example"
-//! inherit = "generic-npu"                       # a shipped device, or a file beside this one: "other.toml"
+//! inherit = "generic-npu"                       # a shipped device, or a file in the same folder: "other.toml"
 //! summary = "one line"
 //! strategies = ["latency", "throughput", "energy"]
 //!
@@ -22,9 +22,9 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A value as written, and where it comes from.
+/// A value as written, with its source.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
+pub(super) struct Setting {
     pub(super) text: String,
     pub(super) origin: Origin,
     /// File and line, or what else said so.
@@ -37,7 +37,7 @@ pub(super) struct File {
     pub(super) name: String,
     pub(super) summary: String,
     pub(super) strategies: Vec<Strategy>,
-    pub(super) entries: BTreeMap<String, Entry>,
+    pub(super) entries: BTreeMap<String, Setting>,
 }
 
 /// Where a file's text stands.
@@ -175,11 +175,11 @@ impl Reader<'_> {
             let entry = match value.get_ref() {
                 DeValue::Array(items) => self.sourced(value, items.first(), items.get(1), items.len(), &path, sources)?,
                 _ => {
-                    let text = format!("nothing is said of it in {}", self.title);
+                    let text = format!("no source is given in {}", self.title);
                     (self.written(value, &path)?, Origin { confidence: Confidence::Assumed, text })
                 }
             };
-            file.entries.insert(path, Entry { text: entry.0, origin: entry.1, place });
+            file.entries.insert(path, Setting { text: entry.0, origin: entry.1, place });
         }
         Ok(())
     }

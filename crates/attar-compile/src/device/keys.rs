@@ -1,11 +1,11 @@
 //! Every number a device has.
 
-use super::quantity::Kind;
+use super::quantity::Unit;
 
 /// One number of a device: its key in files and in `--set`, and what it means.
 pub(super) struct Key {
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: Unit,
     pub(super) need: Need,
     /// For the reference pages.
     pub(super) meaning: &'static str,
@@ -24,10 +24,10 @@ pub(super) enum Need {
     OrZero,
 }
 
-use Kind::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Power, Shape, Time, Whole};
 use Need::{Given, OrZero, Positive, PositiveIfGiven};
+use Unit::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Power, Shape, Time, Whole};
 
-const fn key(name: &'static str, kind: Kind, need: Need, meaning: &'static str) -> Key {
+const fn key(name: &'static str, kind: Unit, need: Need, meaning: &'static str) -> Key {
     Key { name, kind, need, meaning }
 }
 

@@ -1,7 +1,7 @@
-//! Devices as data: memories, engines, DMA and numerics of an NPU, each number with where it comes from.
+//! Devices as data: memories, engines, DMA and numerics of an NPU, each number with its source.
 //!
-//! A device is a TOML file ([`Device::load`]) or one of those shipped ([`Device::named`]); single numbers are changed with
-//! [`Device::set`]. What is not a number of the hardware (how to tile, what to fuse) has no place here.
+//! A device is a TOML file ([`Device::load`]) or a shipped one ([`Device::named`]); single numbers are overridden with
+//! [`Device::set`]. Only numbers of the hardware belong here, not how to tile or what to fuse.
 //!
 //! ```
 //! use attar_compile::device::Device;
@@ -16,7 +16,7 @@ mod quantity;
 
 use crate::tile::{Buffering, Limits, Product, Rates, Tiling};
 use crate::{Element, Error, Result};
-use file::{Entry, File, Location};
+use file::{File, Location, Setting};
 use keys::{KEYS, Key, Need};
 use std::path::Path;
 
@@ -33,16 +33,16 @@ static DEVICES: &[(&str, &str)] = &[
     ("generic-npu", include_str!("../../../../devices/generic-npu.toml")),
 ];
 
-/// How a number is known, surest first.
+/// How reliable a number is, most reliable first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Confidence {
-    /// On the device.
+    /// Measured on the device.
     Measured,
-    /// In a published source.
+    /// Read in a published source.
     Read,
-    /// By arithmetic from numbers that were read.
+    /// Derived from published numbers.
     Derived,
-    /// For want of better.
+    /// Assumed, for lack of a source.
     Assumed,
 }
 
@@ -58,29 +58,29 @@ impl Confidence {
         Confidence::ALL.iter().find(|(n, _)| *n == name).map(|(_, c)| *c)
     }
 
-    /// Its word.
+    /// Its name in text and data.
     pub fn name(self) -> &'static str {
         Confidence::ALL[self as usize].0
     }
 }
 
-/// Where a number comes from.
+/// The source of a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// How sure it is.
+    /// How reliable it is.
     pub confidence: Confidence,
-    /// Document, page, or what the arithmetic was.
+    /// Document and page, or the derivation.
     pub text: String,
 }
 
-/// What a device's programs can be made good at.
+/// What programs can be optimised for on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
     /// The time of one request.
     Latency,
-    /// Tokens in a second over many requests.
+    /// Tokens per second over many requests.
     Throughput,
-    /// Joules a token.
+    /// Joules per token.
     Energy,
 }
 
@@ -92,7 +92,7 @@ impl Strategy {
         Strategy::ALL.iter().find(|(n, _)| *n == name).map(|(_, s)| *s)
     }
 
-    /// Its word.
+    /// Its name in text and data.
     pub fn name(self) -> &'static str {
         Strategy::ALL[self as usize].0
     }
@@ -101,62 +101,62 @@ impl Strategy {
 /// One level of memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Memory {
-    /// Bytes there are.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Bytes a program may use.
+    /// Bytes that a program may use.
     pub usable: u64,
-    /// Bytes read in a second.
+    /// Bytes read per second.
     pub read: f64,
-    /// Bytes written in a second.
+    /// Bytes written per second.
     pub write: f64,
     /// Cycles of the engine before the first byte.
     pub latency: f64,
-    /// Bytes that one access moves at least.
+    /// Smallest number of bytes that an access moves.
     pub burst: u64,
-    /// Energy of a byte moved, pJ.
+    /// Energy per byte moved, pJ.
     pub energy: f64,
 }
 
-/// Multiply-accumulates in a cycle for one pair of widths.
+/// Multiply-accumulates per cycle for one pair of widths.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
     /// Bits of a weight.
     pub weights: u32,
     /// Bits of an activation.
     pub activations: u32,
-    /// Multiply-accumulates in a cycle of all cores.
+    /// Multiply-accumulates per cycle of all cores.
     pub macs: f64,
 }
 
-/// What computes.
+/// The compute engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Engine {
     /// Equal cores that share a product's columns.
     pub cores: u64,
-    /// One core's multiply-accumulates in a cycle at int8, as a block of m, k and n.
+    /// One core's multiply-accumulates per cycle at int8, as a block of m, k and n.
     pub array: [u64; 3],
     /// Cycles in a second.
     pub clock: f64,
-    /// Numbers processed in a cycle by all vector units.
+    /// Numbers processed per cycle by all vector units.
     pub lanes: u64,
     /// Cycles to fill and drain the array for a tile.
     pub fill: f64,
     /// Energy of an int8 multiply-accumulate, pJ.
     pub energy: f64,
-    /// What pairs of widths it multiplies.
+    /// The pairs of widths that it multiplies.
     pub pairs: Vec<Pair>,
 }
 
-/// What moves data.
+/// The DMA engine.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dma {
-    /// Transfers under way at once.
+    /// Concurrent transfers.
     pub channels: u64,
-    /// Cycles to start a transfer, besides the memory's latency.
+    /// Cycles to start a transfer, in addition to the memory's latency.
     pub setup: f64,
 }
 
-/// What numbers it knows.
+/// The supported number formats.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Numerics {
     /// Widths of stored weights, bits.
@@ -170,25 +170,25 @@ pub struct Numerics {
 /// An NPU and its memories.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
-    /// The name it is chosen by.
+    /// Its name.
     pub name: String,
-    /// One line about it.
+    /// A one-line summary.
     pub summary: String,
-    /// What it offers to optimize for, the default first.
+    /// What programs can be optimised for, the default first.
     pub strategies: Vec<Strategy>,
-    /// Storage for weights, where it has any.
+    /// Flash for weights, if it has any.
     pub flash: Option<Memory>,
     /// Main memory.
     pub dram: Memory,
     /// On-chip memory for which programs are tiled.
     pub sram: Memory,
-    /// Memory of one core below that, where there is any: (bytes, usable bytes).
+    /// Memory of one core below the SRAM, if there is any: (bytes, usable bytes).
     pub core: Option<(u64, u64)>,
-    /// What computes.
+    /// The compute engine.
     pub engine: Engine,
-    /// What moves data.
+    /// The DMA engine.
     pub dma: Dma,
-    /// What numbers it knows.
+    /// The supported number formats.
     pub numerics: Numerics,
     /// Every buffer starts at a multiple of this many bytes.
     pub align: u64,
@@ -196,7 +196,7 @@ pub struct Device {
     pub unit: [u64; 3],
     /// Seconds from the call to the first cycle of a program.
     pub dispatch: f64,
-    /// Watts drawn whatever is done.
+    /// Static power, watts.
     pub power: f64,
     file: File,
 }
@@ -207,10 +207,10 @@ impl Device {
         DEVICES.iter().map(|(name, _)| *name)
     }
 
-    /// A shipped device.
+    /// The shipped device of this name.
     ///
     /// # Errors
-    /// If there is none of that name: with the nearest there is.
+    /// If no device has that name; the error has the most similar name.
     pub fn named(name: &str) -> Result<Device> {
         Device::build(file::read(&Location::Shipped(known(name)?), Vec::new())?)
     }
@@ -218,17 +218,17 @@ impl Device {
     /// The device of a file.
     ///
     /// # Errors
-    /// If the file cannot be read, inherits itself, has an unknown key, lacks a number, or has one that cannot be.
+    /// If the file cannot be read, inherits from itself, has an unknown key, lacks a number, or has an invalid one.
     pub fn load(path: &Path) -> Result<Device> {
         Device::build(file::read(&Location::Path(path.into()), Vec::new())?)
     }
 
-    /// Changes one number, as `--set key=value` does: a key of the files, or for short `sram`, `dram`, `flash` for their
-    /// bytes, `dram.bandwidth` for reads and writes, `array`, `clock`, `cores`. With another array or number of cores,
-    /// multiply-accumulates in a cycle grow alike.
+    /// Overrides one number, as `--set key=value` does: a key of the files, or one of the short forms `sram`, `dram` and `flash`
+    /// for their bytes, `dram.bandwidth` for reads and writes, `array`, `clock`, `cores`. With another array or number of cores,
+    /// the multiply-accumulates per cycle scale accordingly.
     ///
     /// # Errors
-    /// If the key is unknown, or the value or the device it makes cannot be. The device is unchanged then.
+    /// If the key is unknown, or the value or the resulting device is invalid; the device is unchanged then.
     pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let keys = full_keys(key);
         let mut file = self.file.clone();
@@ -241,7 +241,7 @@ impl Device {
                 file.entries.remove(&format!("{memory}.usable"));
             }
             let origin = Origin { confidence: Confidence::Assumed, text: "chosen with --set".into() };
-            file.entries.insert(key.clone(), Entry { text: value.trim().into(), origin, place: "--set".into() });
+            file.entries.insert(key.clone(), Setting { text: value.trim().into(), origin, place: "--set".into() });
         }
         let mut device = Device::build(file)?;
         if keys.iter().any(|key| key == "engine.array" || key == "engine.cores") {
@@ -251,35 +251,35 @@ impl Device {
         Ok(())
     }
 
-    /// Its file with multiply-accumulates that follow its array and cores, as those of `before` did.
+    /// Its file with multiply-accumulates scaled to its array and cores, in proportion to those of `before`.
     fn scaled(&self, before: &Device) -> File {
         let size = |device: &Device| device.engine.array.iter().product::<u64>() as f64 * device.engine.cores as f64;
         let mut file = self.file.clone();
         for pair in &before.engine.pairs {
             if let Some(entry) = file.entries.get_mut(&format!("engine.w{}a{}", pair.weights, pair.activations)) {
                 let origin = Origin { confidence: Confidence::Derived, text: "follows the array chosen with --set".into() };
-                *entry = Entry { text: (pair.macs * size(self) / size(before)).to_string(), origin, place: "--set".into() };
+                *entry = Setting { text: (pair.macs * size(self) / size(before)).to_string(), origin, place: "--set".into() };
             }
         }
         file
     }
 
-    /// Every number with its key, its text and its origin, in the order of the reference pages.
+    /// Every number with its key, its text and its source, in the order of the reference pages.
     pub fn numbers(&self) -> impl Iterator<Item = (&'static str, &str, &Origin)> {
         KEYS.iter().filter_map(|key| self.file.entries.get(key.name).map(|e| (key.name, e.text.as_str(), &e.origin)))
     }
 
-    /// Every key there is and what it means.
+    /// Every key and what it means.
     pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
         KEYS.iter().map(|key| (key.name, key.meaning))
     }
 
-    /// What a tiling on this device may use.
+    /// The limits of a tiling on this device.
     pub fn limits(&self) -> Limits {
         Limits { sram: self.sram.usable, align: self.align, buffering: Buffering::DoubleStreamed, staged: true, stored: None }
     }
 
-    /// What it does in a cycle for weights and activations of these widths. The energy of a multiply-accumulate grows with
+    /// Its rates for weights and activations of these widths. The energy of a multiply-accumulate grows with
     /// the product of the widths.
     ///
     /// # Errors
@@ -348,7 +348,7 @@ impl Device {
         Ok(device)
     }
 
-    /// What no single number shows.
+    /// Checks that involve several numbers.
     fn sensible(&self) -> Result<()> {
         let memories = [("dram", self.dram), ("sram", self.sram)].into_iter().chain(self.flash.map(|flash| ("flash", flash)));
         for (memory, Memory { bytes, usable, .. }) in memories {
@@ -452,7 +452,7 @@ fn shipped(name: &str) -> Result<&'static str> {
         .ok_or_else(|| Error::DeviceUnknown { name: name.into(), nearest: None })
 }
 
-/// The name that was most likely meant: one that begins like this, or the most alike if it is alike at all.
+/// The name that was probably meant: one with this prefix, or the most similar one if any is similar.
 fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let score = |name: &str| f64::from(u8::from(name.starts_with(word))) + strsim::jaro_winkler(word, name);
     let scored = names.map(|n| (score(n), n)).filter(|(s, _)| *s > 0.75);

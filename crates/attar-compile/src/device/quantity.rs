@@ -2,7 +2,7 @@
 
 /// What a key of a device measures, which says the units it is written in and those it is kept in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Unit {
     /// Bytes: `B`, `KiB`, `MiB`, `GiB`, `kB`, `MB`, `GB`.
     Bytes,
     /// Bytes a second: a size with `/s`.
@@ -26,62 +26,62 @@ pub(super) enum Kind {
 }
 
 /// Units of a kind and what each is worth.
-const UNITS: &[(Kind, &str, f64)] = &[
-    (Kind::Bytes, "B", 1.0),
-    (Kind::Bytes, "KiB", 1024.0),
-    (Kind::Bytes, "MiB", 1_048_576.0),
-    (Kind::Bytes, "GiB", 1_073_741_824.0),
-    (Kind::Bytes, "kB", 1e3),
-    (Kind::Bytes, "MB", 1e6),
-    (Kind::Bytes, "GB", 1e9),
-    (Kind::Bandwidth, "MB/s", 1e6),
-    (Kind::Bandwidth, "GB/s", 1e9),
-    (Kind::Bandwidth, "TB/s", 1e12),
-    (Kind::Bandwidth, "MiB/s", 1_048_576.0),
-    (Kind::Bandwidth, "GiB/s", 1_073_741_824.0),
-    (Kind::Frequency, "MHz", 1e6),
-    (Kind::Frequency, "GHz", 1e9),
-    (Kind::Time, "s", 1.0),
-    (Kind::Time, "ms", 1e-3),
-    (Kind::Time, "us", 1e-6),
-    (Kind::Time, "ns", 1e-9),
-    (Kind::Power, "W", 1.0),
-    (Kind::Power, "mW", 1e-3),
-    (Kind::Energy, "pJ", 1.0),
-    (Kind::Energy, "pJ/B", 1.0),
-    (Kind::Count, "", 1.0),
-    (Kind::Whole, "", 1.0),
+const UNITS: &[(Unit, &str, f64)] = &[
+    (Unit::Bytes, "B", 1.0),
+    (Unit::Bytes, "KiB", 1024.0),
+    (Unit::Bytes, "MiB", 1_048_576.0),
+    (Unit::Bytes, "GiB", 1_073_741_824.0),
+    (Unit::Bytes, "kB", 1e3),
+    (Unit::Bytes, "MB", 1e6),
+    (Unit::Bytes, "GB", 1e9),
+    (Unit::Bandwidth, "MB/s", 1e6),
+    (Unit::Bandwidth, "GB/s", 1e9),
+    (Unit::Bandwidth, "TB/s", 1e12),
+    (Unit::Bandwidth, "MiB/s", 1_048_576.0),
+    (Unit::Bandwidth, "GiB/s", 1_073_741_824.0),
+    (Unit::Frequency, "MHz", 1e6),
+    (Unit::Frequency, "GHz", 1e9),
+    (Unit::Time, "s", 1.0),
+    (Unit::Time, "ms", 1e-3),
+    (Unit::Time, "us", 1e-6),
+    (Unit::Time, "ns", 1e-9),
+    (Unit::Power, "W", 1.0),
+    (Unit::Power, "mW", 1e-3),
+    (Unit::Energy, "pJ", 1.0),
+    (Unit::Energy, "pJ/B", 1.0),
+    (Unit::Count, "", 1.0),
+    (Unit::Whole, "", 1.0),
 ];
 
 /// Nothing on a device is larger, so that sums and products of sizes stay within 64 bits.
 const LARGEST: f64 = 1e15;
 
-impl Kind {
+impl Unit {
     /// What is wanted, for messages.
     pub(super) fn wanted(self) -> &'static str {
         match self {
-            Kind::Bytes => "a size such as `256 KiB`",
-            Kind::Bandwidth => "a bandwidth such as `12 GB/s`",
-            Kind::Frequency => "a frequency such as `1.2 GHz`",
-            Kind::Time => "a time such as `95 us`",
-            Kind::Power => "a power such as `0.5 W`",
-            Kind::Energy => "an energy such as `8 pJ`",
-            Kind::Count => "a number",
-            Kind::Whole => "a whole number up to 65536",
-            Kind::Shape => "a block in m, k and n such as `1x32x32`",
-            Kind::Bits => "numbers of bits such as `8 4`",
+            Unit::Bytes => "a size such as `256 KiB`",
+            Unit::Bandwidth => "a bandwidth such as `12 GB/s`",
+            Unit::Frequency => "a frequency such as `1.2 GHz`",
+            Unit::Time => "a time such as `95 us`",
+            Unit::Power => "a power such as `0.5 W`",
+            Unit::Energy => "an energy such as `8 pJ`",
+            Unit::Count => "a number",
+            Unit::Whole => "a whole number up to 65536",
+            Unit::Shape => "a block in m, k and n such as `1x32x32`",
+            Unit::Bits => "numbers of bits such as `8 4`",
         }
     }
 
     /// The values of `text`: three of a shape, any number of bits, else one. None if it is not of this kind or below 0.
     pub(super) fn parse(self, text: &str) -> Option<Vec<f64>> {
         let split: Vec<&str> = match self {
-            Kind::Shape => text.split('x').collect(),
-            Kind::Bits => text.split_whitespace().collect(),
+            Unit::Shape => text.split('x').collect(),
+            Unit::Bits => text.split_whitespace().collect(),
             _ => return Some(vec![self.one(text)?]),
         };
-        let values: Option<Vec<f64>> = split.into_iter().map(|part| Kind::Whole.one(part)).collect();
-        values.filter(|v| if self == Kind::Shape { v.len() == 3 } else { !v.is_empty() })
+        let values: Option<Vec<f64>> = split.into_iter().map(|part| Unit::Whole.one(part)).collect();
+        values.filter(|v| if self == Unit::Shape { v.len() == 3 } else { !v.is_empty() })
     }
 
     fn one(self, text: &str) -> Option<f64> {
@@ -91,8 +91,8 @@ impl Kind {
         let (_, _, worth) = UNITS.iter().find(|(kind, name, _)| *kind == self && *name == unit)?;
         let value = number * worth;
         let (most, whole) = match self {
-            Kind::Bytes => (LARGEST, true),
-            Kind::Whole => (65536.0, true),
+            Unit::Bytes => (LARGEST, true),
+            Unit::Whole => (65536.0, true),
             _ => (LARGEST, false),
         };
         (value <= most && (!whole || value.fract() == 0.0)).then_some(value)
@@ -101,28 +101,28 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
-    use super::Kind;
+    use super::Unit;
 
     #[test]
     fn quantities_are_read_with_their_units() {
-        assert_eq!(Kind::Bytes.parse("256 KiB"), Some(vec![262_144.0]));
-        assert_eq!(Kind::Bytes.parse("256KiB"), Some(vec![262_144.0]));
-        assert_eq!(Kind::Bandwidth.parse("3.75 GB/s"), Some(vec![3.75e9]));
-        assert_eq!(Kind::Time.parse("0.095 ms"), Some(vec![0.095e-3]));
-        assert_eq!(Kind::Shape.parse("1x32x32"), Some(vec![1.0, 32.0, 32.0]));
-        assert_eq!(Kind::Bits.parse("8 4"), Some(vec![8.0, 4.0]));
+        assert_eq!(Unit::Bytes.parse("256 KiB"), Some(vec![262_144.0]));
+        assert_eq!(Unit::Bytes.parse("256KiB"), Some(vec![262_144.0]));
+        assert_eq!(Unit::Bandwidth.parse("3.75 GB/s"), Some(vec![3.75e9]));
+        assert_eq!(Unit::Time.parse("0.095 ms"), Some(vec![0.095e-3]));
+        assert_eq!(Unit::Shape.parse("1x32x32"), Some(vec![1.0, 32.0, 32.0]));
+        assert_eq!(Unit::Bits.parse("8 4"), Some(vec![8.0, 4.0]));
         for (kind, wrong) in [
-            (Kind::Bytes, "256"),
-            (Kind::Bytes, "1.0005 KiB"),
-            (Kind::Bytes, "-1 KiB"),
-            (Kind::Bandwidth, "12 GB"),
-            (Kind::Shape, "32x32"),
-            (Kind::Shape, "1x1x70000"),
-            (Kind::Whole, "1.5"),
-            (Kind::Bytes, "1000000000 GiB"),
-            (Kind::Bits, ""),
-            (Kind::Count, "1e400"),
-            (Kind::Count, "NaN"),
+            (Unit::Bytes, "256"),
+            (Unit::Bytes, "1.0005 KiB"),
+            (Unit::Bytes, "-1 KiB"),
+            (Unit::Bandwidth, "12 GB"),
+            (Unit::Shape, "32x32"),
+            (Unit::Shape, "1x1x70000"),
+            (Unit::Whole, "1.5"),
+            (Unit::Bytes, "1000000000 GiB"),
+            (Unit::Bits, ""),
+            (Unit::Count, "1e400"),
+            (Unit::Count, "NaN"),
         ] {
             assert_eq!(kind.parse(wrong), None, "{wrong}");
         }

@@ -1,19 +1,9 @@
-//! The loops of attention: key heads, blocks of query rows, tiles of keys. Scores never leave the chip; where all keys and
-//! values of a head fit, they are loaded once, otherwise once for each block of rows.
+//! The tiles of attention: key heads, blocks of query rows, tiles of keys. Scores never leave the chip. Keys and values of a
+//! head are loaded once where all of them fit, otherwise once per block of rows.
 
-use super::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
-use crate::{
-    Element, Program,
-    fixed::RUN,
-    plan::{Attend, Compute, Constant, Extent, Span, Statement},
-    program::Attention,
-    rates::Rates,
-    tile::Limits,
-};
+mod code;
 
-const HEAD: u8 = 0;
-const ROWS: u8 = 1;
-const KEYS: u8 = 2;
+use crate::{Program, fixed::RUN, program::Attention, rates::Rates, tile::Limits};
 
 /// How attention is tiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,8 +77,8 @@ impl AttentionTiles {
             _ => rates.multiply(rows, keys, head) + rates.multiply(rows, head, keys) + rates.vector(rows * keys, 4),
         };
         let block = |block: u64| {
-            let [first, behind] = [block * self.tokens, ((block + 1) * self.tokens).min(m)];
-            let (rows, end) = ((behind - first) * group, attention.keys(behind - 1).1);
+            let [first, after] = [block * self.tokens, ((block + 1) * self.tokens).min(m)];
+            let (rows, end) = ((after - first) * group, attention.keys(after - 1).1);
             let from = attention.keys(first).0 / self.keys;
             (end / self.keys).saturating_sub(from) * tile(rows, self.keys) + tile(rows, end % self.keys)
         };
@@ -112,81 +102,6 @@ impl AttentionTiles {
             false => 4 * tile,
         };
         query + out + states + slot(4 * rows * head) + slot(8 * rows) + slot(5 * rows * RUN)
-    }
-
-    /// The code of a kernel.
-    pub fn lower(&self, program: &Program, attention: &Attention, name: &str) -> Lowered {
-        let mut builder = Builder::new(name, self.align);
-        let [query, state, out] = [attention.query, attention.state, attention.out].map(|id| builder.operand(id));
-        let [group, head, m] = [attention.group(), attention.head, program.get(attention.query).rows];
-        let total = attention.past + m;
-        let rows = self.tokens * group;
-        let key_bytes = (self.keys.min(total) * head).next_multiple_of(self.align);
-        let [k, v] = ["keys", "values"].map(|name| match self.resident {
-            true => {
-                let count = (total - self.first(attention)).div_ceil(self.keys);
-                builder.packed(name, Element::INT8, count * key_bytes)
-            }
-            false => builder.ring(name, Element::INT8, 2, key_bytes),
-        });
-        let sums = builder.ring("sums", Element::INT32, 1, 4 * rows * head);
-        let softmax = builder.ring("softmax", Element::INT32, 1, 8 * rows);
-        // Logits and weights of one run: the device's own, no statement names it.
-        builder.ring("scores", Element::INT8, 1, 5 * rows * RUN);
-
-        let columns = Span::Tile { variable: HEAD, base: 0, unit: group * head };
-        let block = region(Span::tile(ROWS), columns);
-        let (mut code, mut after) = (Vec::new(), Vec::new());
-        let query_view = match self.on_chip[0] {
-            true => at_operand(query, block),
-            false => {
-                let buffer = builder.ring("query", Element::INT8, 2, rows * head);
-                code.extend([load(buffer, query, block), wait(buffer, block)]);
-                after.push(release(buffer));
-                at_buffer(buffer, block)
-            }
-        };
-        let pairs = region(Span::tile(ROWS), Span::Tile { variable: HEAD, base: 0, unit: 2 * group });
-        code.extend([open(sums, block), open(softmax, pairs)]);
-        let key_region = |base: u64| region(Span::tile(KEYS), Span::Tile { variable: HEAD, base, unit: head });
-        let boxes = [(k, key_region(0)), (v, key_region(attention.key_heads * head))];
-        let loads = boxes.map(|(buffer, place)| load(buffer, state, place));
-        let mut inner = if self.resident { Vec::new() } else { loads.to_vec() };
-        inner.extend(boxes.map(|(buffer, place)| wait(buffer, place)));
-        let constant = builder.constant(Constant::Rescale(attention.logits));
-        let attend = Attend { head, past: attention.past, window: attention.window, constant, first: Some(KEYS) };
-        let [sums_view, softmax_view] = [at_buffer(sums, block), at_buffer(softmax, pairs)];
-        let [key, value] = boxes.map(|(buffer, place)| at_buffer(buffer, place));
-        inner.push(compute(Compute::Attend { query: query_view, key, value, sums: sums_view, softmax: softmax_view, attend }));
-        if !self.resident {
-            inner.extend([release(k), release(v)]);
-        }
-        let extent = Extent::Keys { rows: ROWS, past: attention.past, window: attention.window };
-        code.push(Statement::Loop { variable: KEYS, extent, tile: self.keys, tiles: [0, u64::MAX], body: inner });
-        let out_view = match self.on_chip[1] {
-            true => at_operand(out, block),
-            false => {
-                let buffer = builder.ring("out", Element::INT8, 2, rows * head);
-                code.push(open(buffer, block));
-                after.push(Statement::Store { buffer, operands: vec![(out, 0)], region: block });
-                at_buffer(buffer, block)
-            }
-        };
-        let constant = builder.constant(Constant::Rescale(attention.rescale));
-        code.push(compute(Compute::Attended { sums: sums_view, softmax: softmax_view, out: out_view, head, constant }));
-        code.extend(after);
-
-        let mut per_head = Vec::new();
-        if self.resident {
-            let range = [self.first(attention) / self.keys, total.div_ceil(self.keys)];
-            per_head.push(tiles(KEYS, total, self.keys, range, loads.to_vec()));
-        }
-        per_head.push(tiles(ROWS, m, self.tokens, [0, m.div_ceil(self.tokens)], code));
-        if self.resident {
-            per_head.extend([release(k), release(v)]);
-        }
-        let code = vec![tiles(HEAD, attention.key_heads, 1, [0, attention.key_heads], per_head)];
-        builder.done(code, &|_| 0)
     }
 }
 

@@ -1,8 +1,8 @@
-//! A norm at the entry of a product: rows come in int16 and are normed on the chip, where the product reads them.
+//! A norm at the entry of a product: rows are loaded in int16 and normed on the chip, where the product reads them.
 //!
-//! With rows outermost, each block of rows is normed once, a few rows at a time, into a panel of int8: beside that panel, which
-//! the product would hold anyway, there is room for two such pieces only. With columns outermost, each tile of rows comes and
-//! is normed again for each tile of columns: what a norm of its own would store and the product load, is computed again.
+//! With rows outermost, each block of rows is normed once, a few rows at a time, into an int8 panel that the product holds
+//! anyway; this takes room for two such pieces. With columns outermost, each tile of rows is loaded and normed again for each
+//! tile of columns: recomputation replaces the store of a separate norm and the loads of the product.
 
 use super::{Builder, at_buffer, at_operand, compute, load, open, region, release, wait};
 use crate::{
@@ -46,7 +46,7 @@ impl Entry {
         1 << rows.ilog2()
     }
 
-    /// Bytes on the chip beside the panel: gains, and two pieces of rows, or one tile of `rows` normed rows.
+    /// Bytes on the chip in addition to the panel: gains, and two pieces of rows, or one tile of `rows` normed rows.
     pub(super) fn bytes(self, rows: u64, width: u64, on_chip: bool, align: u64) -> u64 {
         let slot = |bytes: u64| bytes.next_multiple_of(align);
         let held = match self {

@@ -1,15 +1,15 @@
-//! From a kernel and a choice of tiles to the code of a body.
+//! From a kernel and its tiles to the code of a body.
 
 mod attention;
 mod entry;
+mod gated_mlp;
 mod linear;
-mod mlp;
 mod norm;
 
 pub use attention::AttentionTiles;
 pub use entry::Entry;
+pub use gated_mlp::GatedMlpTiles;
 pub use linear::LinearTiles;
-pub use mlp::MlpTiles;
 pub use norm::NormTiles;
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     program::Epilogue,
 };
 
-/// What a kernel's body is made from: how it is tiled, and which of its tensors stay on the chip.
+/// How a kernel is tiled, and which of its tensors stay on the chip.
 #[expect(clippy::large_enum_variant, reason = "there is one for each kernel")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Tiles {
@@ -28,8 +28,8 @@ pub enum Tiles {
     Linear(LinearTiles),
     /// Of attention.
     Attention(AttentionTiles),
-    /// Of a gated unit.
-    Mlp(MlpTiles),
+    /// Of a gated MLP.
+    GatedMlp(GatedMlpTiles),
 }
 
 impl Tiles {
@@ -39,7 +39,7 @@ impl Tiles {
             Tiles::Norm(_) => 1,
             Tiles::Linear(tiles) => tiles.norms(),
             Tiles::Attention(_) => 0,
-            Tiles::Mlp(tiles) => u64::from(tiles.piece.is_some()),
+            Tiles::GatedMlp(tiles) => u64::from(tiles.piece.is_some()),
         }
     }
 }
@@ -53,7 +53,7 @@ struct Builder {
     constants: Vec<Constant>,
 }
 
-/// A body, the tensors of its operands and their first rows, in order.
+/// The code of a kernel: a body, and the tensors and constants that it is applied to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lowered {
     /// The code.
@@ -96,13 +96,13 @@ impl Builder {
         self.operands.len() as u32 - 1
     }
 
-    /// `slots` places of `bytes` each, in turn.
+    /// A ring buffer of `slots` slots of `bytes` each.
     fn ring(&mut self, name: &str, element: Element, slots: u64, bytes: u64) -> u32 {
         let bytes = bytes.next_multiple_of(self.align) * slots;
         self.buffer(Buffer { name: name.into(), bytes, slots: Slots::Ring(slots), element })
     }
 
-    /// Boxes one behind the other; `bytes` counts their alignment.
+    /// A packed buffer: boxes one after another; `bytes` includes their alignment.
     fn packed(&mut self, name: &str, element: Element, bytes: u64) -> u32 {
         self.buffer(Buffer { name: name.into(), bytes, slots: Slots::Packed, element })
     }

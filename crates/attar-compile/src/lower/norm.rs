@@ -1,9 +1,9 @@
-//! The loop of a norm: rows in, rows out.
+//! The tiles and the code of a norm: blocks of rows in, blocks of rows out.
 
 use super::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
 use crate::{
     Program,
-    plan::{Compute, Constant, Span, Statement},
+    plan::{Compute, Constant, Span, Statement, View},
     program::Norm,
     tile::Limits,
 };
@@ -42,35 +42,10 @@ impl NormTiles {
     pub fn lower(&self, program: &Program, norm: &Norm, name: &str) -> Lowered {
         let mut builder = Builder::new(name, self.align);
         let [x, gains, out] = [norm.x, norm.gains, norm.out].map(|id| builder.operand(id));
-        let [x_tensor, gains_tensor, out_tensor] = [norm.x, norm.gains, norm.out].map(|id| program.get(id));
-        let width = Span::all(x_tensor.columns);
+        let (gains_tensor, count) = (program.get(norm.gains), program.get(norm.out).rows);
         let gains_buffer = builder.ring("gains", gains_tensor.element, 1, gains_tensor.bytes());
-        let all = region(Span::all(1), width);
-        let rows = region(Span::tile(0), width);
-        let (mut body, mut after) = (Vec::new(), Vec::new());
-        let x_view = match self.on_chip[0] {
-            true => at_operand(x, rows),
-            false => {
-                let buffer = builder.ring("x", x_tensor.element, 2, self.rows * x_tensor.element.bytes(x_tensor.columns));
-                body.extend([load(buffer, x, rows), wait(buffer, rows)]);
-                after.push(release(buffer));
-                at_buffer(buffer, rows)
-            }
-        };
-        let out_view = match self.on_chip[1] {
-            true => at_operand(out, rows),
-            false => {
-                let buffer = builder.ring("out", out_tensor.element, 2, self.rows * out_tensor.element.bytes(out_tensor.columns));
-                body.push(open(buffer, rows));
-                after.push(Statement::Store { buffer, operands: vec![(out, 0)], region: rows });
-                at_buffer(buffer, rows)
-            }
-        };
-        let gains_view = at_buffer(gains_buffer, all);
-        let constant = builder.constant(Constant::Norm { epsilon: norm.epsilon, gain_shift: norm.gain_shift });
-        body.push(compute(Compute::Norm { x: x_view, gains: gains_view, out: out_view, constant }));
-        body.extend(after);
-        let count = out_tensor.rows;
+        let all = region(Span::all(1), Span::all(gains_tensor.columns));
+        let body = self.block(program, norm, [x, out], at_buffer(gains_buffer, all), &mut builder);
         let code = vec![
             load(gains_buffer, gains, all),
             wait(gains_buffer, all),
@@ -78,5 +53,24 @@ impl NormTiles {
             release(gains_buffer),
         ];
         builder.done(code, &|at| if at as u32 == x { norm.row } else { 0 })
+    }
+
+    /// A block of rows: load, norm, store.
+    fn block(&self, program: &Program, norm: &Norm, [x, out]: [u32; 2], gains: View, builder: &mut Builder) -> Vec<Statement> {
+        let rows = region(Span::tile(0), Span::all(program.get(norm.x).columns));
+        let [x_buffer, out_buffer] =
+            [(norm.x, "x", self.on_chip[0]), (norm.out, "out", self.on_chip[1])].map(|(id, name, on_chip)| {
+                let tensor = program.get(id);
+                (!on_chip).then(|| builder.ring(name, tensor.element, 2, self.rows * tensor.element.bytes(tensor.columns)))
+            });
+        let constant = builder.constant(Constant::Norm { epsilon: norm.epsilon, gain_shift: norm.gain_shift });
+        let mut code = Vec::new();
+        code.extend(x_buffer.into_iter().flat_map(|buffer| [load(buffer, x, rows), wait(buffer, rows)]));
+        code.extend(out_buffer.map(|buffer| open(buffer, rows)));
+        let view = |operand: u32, buffer: Option<u32>| buffer.map_or(at_operand(operand, rows), |buffer| at_buffer(buffer, rows));
+        code.push(compute(Compute::Norm { x: view(x, x_buffer), gains, out: view(out, out_buffer), constant }));
+        code.extend(x_buffer.map(release));
+        code.extend(out_buffer.map(|buffer| Statement::Store { buffer, operands: vec![(out, 0)], region: rows }));
+        code
     }
 }

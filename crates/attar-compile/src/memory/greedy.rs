@@ -1,4 +1,4 @@
-//! Placements at once: each buffer in turn at the lowest gap that holds it.
+//! Greedy placement: each buffer in turn in the lowest gap that holds it.
 
 use std::cmp::Reverse;
 

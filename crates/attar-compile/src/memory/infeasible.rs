@@ -1,14 +1,14 @@
-//! Why there is no placement.
+//! Reasons why there is no placement.
 
 use super::{
+    decide::{Decision, decide},
     problem::{Buffer, Peak},
-    solve::{Decision, decide},
 };
 
 /// Why no placement fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// More bytes live at one moment than there are.
+    /// More live bytes at one time than the capacity.
     MaxLive(Peak),
     /// Two fixed buffers live at once and overlap.
     Collision {
@@ -24,11 +24,11 @@ pub enum Reason {
         /// One past its last byte.
         end: u64,
     },
-    /// The search looked everywhere.
+    /// The search was exhaustive.
     Exhausted {
-        /// Buffers that do not fit even alone, increasing.
+        /// Buffers that do not fit even without the others, increasing.
         subset: Vec<usize>,
-        /// Whether all but any one of them are known to fit.
+        /// Whether any proper subset of them is known to fit.
         irreducible: bool,
     },
 }
@@ -52,7 +52,8 @@ pub(super) fn fixed(buffers: &[Buffer], capacity: u64) -> Option<Reason> {
     None
 }
 
-/// Leaves away whatever can be left away, for at most `nodes` nodes; `subset` does not fit. Returns the nodes used, too.
+/// Shrinks `subset`, which does not fit, as far as `nodes` search nodes allow: a buffer is dropped where the others still do
+/// not fit. Also returns the nodes used.
 pub(super) fn reduce(buffers: &[Buffer], subset: Vec<usize>, capacity: u64, nodes: u64) -> (Reason, u64) {
     let (mut kept, mut used, mut irreducible) = (subset, 0, true);
     let mut at = 0;

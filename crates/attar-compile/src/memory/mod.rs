@@ -1,4 +1,5 @@
-//! Memory plans: in which order ops run, where in a memory each buffer lies while it lives, and what comes from flash.
+//! Memory plans: the order of ops, the offset of each buffer during its lifetime, and which weights are read from flash.
+//! Independent of the rest of the crate.
 //!
 //! ```
 //! use attar_compile::memory::{Buffer, Effort, Outcome, Problem, solve, validate};
@@ -11,9 +12,9 @@
 //! ```
 
 mod csv;
+mod decide;
 mod greedy;
 mod infeasible;
-mod map;
 mod order;
 mod paging;
 mod planned;
@@ -28,7 +29,6 @@ mod validate;
 
 pub use csv::{Entries, read_csv, write_csv};
 pub use infeasible::Reason;
-pub use map::memory_map;
 pub use order::{Op, Ops, OrderEffort, Schedule};
 pub use paging::{Flash, Paging, Run};
 pub use planned::{Answer, Planned};

@@ -3,7 +3,7 @@
 //! What is live between two ops depends on the set of ops that ran, a *downset* of the graph, and not on their order.
 //! The exact search walks downsets in the order of the peak needed to reach them, as Dijkstra's algorithm with the
 //! largest step in place of the sum; where those are too many, a beam keeps the best of each size. In both, an op that
-//! needs no more than was needed already, and leaves no more behind than it found, runs at once: that is never worse.
+//! needs no more than was needed already, and leaves no more live bytes than it found, runs at once: that is never worse.
 
 use std::{
     cmp::Reverse,
@@ -146,7 +146,7 @@ struct Relations<'a> {
 }
 
 /// What running an op takes.
-struct Step {
+struct Transition {
     /// Bytes live while it runs.
     peak: u64,
     /// Bytes live afterwards.
@@ -228,7 +228,7 @@ impl<'a> Relations<'a> {
         (0..self.all.ops.len()).filter(waits).collect()
     }
 
-    fn step(&self, set: &Downset, live: u64, op: usize) -> Step {
+    fn step(&self, set: &Downset, live: u64, op: usize) -> Transition {
         let Op { reads, writes, scratch } = &self.all.ops[op];
         let sizes = &self.all.sizes;
         let written: u64 = writes.iter().map(|&buffer| sizes[buffer]).sum();
@@ -236,12 +236,12 @@ impl<'a> Relations<'a> {
         let died = |(i, &buffer): (usize, &usize)| !reads[..i].contains(&buffer) && over(buffer);
         let read: u64 = reads.iter().enumerate().filter(|&read| died(read)).map(|(_, &buffer)| sizes[buffer]).sum();
         let unread: u64 = writes.iter().filter(|&&buffer| over(buffer)).map(|&buffer| sizes[buffer]).sum();
-        Step { peak: live + written + scratch, live: live + written - read - unread }
+        Transition { peak: live + written + scratch, live: live + written - read - unread }
     }
 
     /// The sets that follow, with what they take; one only, where one is as good as any.
-    fn next(&self, set: &Downset, peak: u64, live: u64) -> Vec<(usize, Step)> {
-        let mut steps: Vec<(usize, Step)> = self.ready(set).into_iter().map(|op| (op, self.step(set, live, op))).collect();
+    fn next(&self, set: &Downset, peak: u64, live: u64) -> Vec<(usize, Transition)> {
+        let mut steps: Vec<(usize, Transition)> = self.ready(set).into_iter().map(|op| (op, self.step(set, live, op))).collect();
         if let Some(free) = steps.iter().position(|(_, step)| step.peak <= peak && step.live <= live) {
             return vec![steps.swap_remove(free)];
         }

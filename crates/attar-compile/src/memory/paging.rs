@@ -10,14 +10,14 @@
 use super::problem::MAX_BYTES;
 use crate::{Error, Result};
 
-/// What flash can do.
+/// Properties of the flash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flash {
     /// Bytes that are read together.
     pub page: u64,
     /// Pages that have to be in flight for the full rate.
     pub queue: u64,
-    /// Bytes a second.
+    /// Bytes per second.
     pub rate: u64,
 }
 
@@ -202,7 +202,7 @@ mod tests {
             }
         }
 
-        /// After the first chunk, which there is nothing to hide behind if nothing is pinned. Behind the last chunk of a
+        /// After the first chunk, whose load nothing hides if nothing is pinned. After the last chunk of a
         /// token, where that is a smaller rest, the next whole one is not hidden wholly.
         #[test]
         fn nothing_stalls_where_compute_takes_as_long_as_flash(bytes in 100..5000u64, dram in 64..3000u64, slower in 1..4u64) {

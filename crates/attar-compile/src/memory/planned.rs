@@ -1,47 +1,47 @@
-//! A problem as people pose it: within a capacity, or as low as can be; and its answer in their names.
+//! Problems as users pose them, within a capacity or with the least height, and answers in the names of their buffers.
 
 use super::{Effort, Entries, Heights, Method, Outcome, Placement, Problem, Reason, Solution, minimise, solve, validate};
 use crate::Result;
 
-/// What became of a problem.
+/// The answer to a problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A placement, checked.
+    /// A validated placement.
     Placed {
-        /// Where each buffer lies.
+        /// The offset of each buffer.
         placement: Placement,
         /// What found it.
         method: Method,
-        /// No placement is lower, where that was asked for.
+        /// Lower bound on the height of any placement, if the least height was requested.
         at_least: Option<u64>,
     },
     /// There is no placement.
     Infeasible(Reason),
-    /// Nobody knows: the search gave up.
+    /// Not decided: the search reached its limit.
     Undecided,
 }
 
 /// A problem and its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
-    /// Bytes that there are; as few as can be if it is not given.
+    /// Bytes available; `None` to find the least height.
     pub capacity: Option<u64>,
-    /// The most bytes that live at one moment.
+    /// The largest sum of live bytes at any time.
     pub max_live: u64,
-    /// Nodes that were searched.
+    /// Nodes searched.
     pub nodes: u64,
     /// The answer.
     pub answer: Answer,
 }
 
 impl Planned {
-    /// Places buffers within a capacity, or as low as can be, and checks what was found.
+    /// Places buffers within a capacity, or with the least height, and validates the placement.
     ///
     /// # Errors
-    /// Where the buffers make no sense.
+    /// If a buffer is invalid.
     ///
     /// # Panics
-    /// Where a placement does not hold: a bug of the planner.
+    /// If the placement is invalid, which is a bug of the planner.
     pub fn find(entries: &Entries, capacity: Option<u64>, effort: Effort) -> Result<Planned> {
         let problem = Problem { buffers: entries.buffers.clone(), capacity: capacity.unwrap_or(0) };
         let (answer, nodes) = match capacity {
@@ -56,17 +56,17 @@ impl Planned {
         Ok(Planned { capacity, max_live: problem.max_live(), nodes, answer })
     }
 
-    /// The share of the height that is above what lives at once; none without a placement.
+    /// The share of the height above the largest sum of live bytes; `None` without a placement.
     pub fn fragmentation(&self) -> Option<f64> {
         let Answer::Placed { placement, .. } = &self.answer else { return None };
         Some((placement.height - self.max_live) as f64 / placement.height as f64)
     }
 
-    /// Why there is no placement, in words; none where there is one.
+    /// Why there is no placement, in words; `None` if there is one.
     pub fn failure(&self, entries: &Entries) -> Option<String> {
         match &self.answer {
             Answer::Placed { .. } => None,
-            Answer::Infeasible(reason) => Some(format!("it does not fit: {}", reason.told(entries))),
+            Answer::Infeasible(reason) => Some(format!("the buffers do not fit: {}", reason.told(entries))),
             Answer::Undecided => Some(format!("not decided within {} nodes", self.nodes)),
         }
     }
@@ -92,7 +92,7 @@ fn lowest(problem: &Problem, effort: Effort) -> Result<(Answer, u64)> {
 }
 
 impl Reason {
-    /// The buffers that are to blame.
+    /// Ids of the buffers that cause the conflict.
     pub fn blamed<'a>(&self, entries: &'a Entries) -> Vec<&'a str> {
         let indices = match self {
             Reason::MaxLive(peak) => peak.buffers.clone(),
@@ -108,15 +108,17 @@ impl Reason {
         let names = self.blamed(entries);
         let list = format!("`{}`", names.join("`, `"));
         match self {
-            Reason::MaxLive(peak) => format!("at time {} {} B live, of {} buffers: {list}", peak.time, peak.bytes, names.len()),
-            Reason::Collision { .. } => format!("{list} are fixed and overlap"),
-            Reason::Above { end, .. } => format!("{list} is fixed and ends at {end}"),
+            Reason::MaxLive(peak) => {
+                format!("{} B are live at time {}, in {} buffers: {list}", peak.bytes, peak.time, names.len())
+            }
+            Reason::Collision { .. } => format!("{list} have fixed offsets and overlap"),
+            Reason::Above { end, .. } => format!("{list} has a fixed offset and ends at byte {end}"),
             Reason::Exhausted { irreducible: true, .. } => format!(
-                "the search looked everywhere; these {} buffers do not fit, and any fewer of them do: {list}",
+                "the search was exhaustive; these {} buffers do not fit, and any proper subset of them does: {list}",
                 names.len()
             ),
             Reason::Exhausted { .. } => {
-                format!("the search looked everywhere; these {} buffers do not fit: {list}", names.len())
+                format!("the search was exhaustive; these {} buffers do not fit: {list}", names.len())
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What is to be placed, and where it was placed.
+//! Placement problems, and placements.
 
 use crate::{Error, Result};
 
@@ -8,18 +8,18 @@ pub const MAX_BYTES: u64 = 1 << 60;
 /// The largest alignment.
 pub const MAX_ALIGN: u64 = 1 << 30;
 
-/// Bytes that are needed for a while.
+/// A number of bytes with a lifetime.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Buffer {
-    /// The first moment of its life.
+    /// Start of its lifetime.
     pub lower: u64,
-    /// The first moment after its life.
+    /// End of its lifetime, exclusive.
     pub upper: u64,
     /// Bytes, at least 1.
     pub size: u64,
     /// Its offset is a multiple of this; at least 1.
     pub align: u64,
-    /// Where it has to lie, if that is decided already.
+    /// Its offset, if that is decided already.
     pub fixed: Option<u64>,
 }
 
@@ -30,7 +30,7 @@ impl Buffer {
     }
 }
 
-/// Buffers, and the bytes that there are for them.
+/// Buffers, and the capacity to place them in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// In any order.
@@ -39,28 +39,31 @@ pub struct Problem {
     pub capacity: u64,
 }
 
-/// A place for every buffer.
+/// An offset for every buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// For each buffer of the problem, in its order, where its first byte lies.
+    /// Offset of each buffer, in the order of the problem.
     pub offsets: Vec<u64>,
     /// One past the last byte in use.
     pub height: u64,
 }
 
-/// The moment at which most bytes are live: no placement is lower.
+/// The time with the most live bytes, a lower bound on the height of any placement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peak {
     /// The moment; the first of several.
     pub time: u64,
-    /// The sum of the sizes of what lives then.
+    /// The sum of the sizes of the live buffers.
     pub bytes: u64,
-    /// What lives then, as indices into the problem's buffers, increasing.
+    /// The live buffers, as increasing indices into the problem's buffers.
     pub buffers: Vec<usize>,
 }
 
 impl Problem {
-    /// Fails where a buffer could not be placed in any memory.
+    /// Checks every buffer.
+    ///
+    /// # Errors
+    /// A buffer that could not be placed in any memory.
     pub fn check(&self) -> Result<()> {
         let mut total = 0u64;
         for (index, buffer) in self.buffers.iter().enumerate() {

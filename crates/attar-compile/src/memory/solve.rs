@@ -1,17 +1,16 @@
-//! From a problem to a placement, or to why there is none: greedy first, then the exact search.
+//! From a problem to a placement, or to the reason why there is none: greedy first, then the exact search.
 
 use std::fmt;
 
 use super::{
+    decide::{Decision, FIRST_LIMIT, decide},
     greedy::ORDERS,
     infeasible::{self, Reason},
-    preorder::PREORDERS,
     problem::{Buffer, MAX_BYTES, Placement, Problem},
-    search::{Search, Verdict},
 };
 use crate::Result;
 
-/// How long to look.
+/// Limits of the search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
     /// Nodes of the search, over all its attempts.
@@ -42,30 +41,30 @@ impl fmt::Display for Method {
     }
 }
 
-/// What came of it.
+/// The result of a search.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It fits.
+    /// A placement, and how it was found.
     Placed(Placement, Method),
-    /// It cannot.
+    /// No placement exists.
     Infeasible(Reason),
-    /// Neither was found out within the effort, or the problem is too large to search.
+    /// Not decided within the effort, or the problem is too large to search.
     Undecided,
 }
 
-/// An answer, and what it took.
+/// The result of a search, with its effort.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Solution {
-    /// The answer.
+    /// The result.
     pub outcome: Outcome,
-    /// Nodes searched; 0 where greedy was enough.
+    /// Nodes searched; 0 if greedy placement was enough.
     pub nodes: u64,
 }
 
 /// The lowest placement that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heights {
-    /// Itself.
+    /// The placement.
     pub placement: Placement,
     /// What found it.
     pub method: Method,
@@ -75,14 +74,7 @@ pub struct Heights {
     pub nodes: u64,
 }
 
-/// Buffers that share no moment with others are searched apart; more at once than this are not searched.
-const MAX_SEARCHED: usize = 4096;
-
-/// Nodes of the first attempt with each preorder, and what every further round multiplies them by.
-const FIRST_LIMIT: u64 = 4_000;
-const GROWTH: u64 = 2;
-
-/// Nodes for finding out which buffers are to blame.
+/// Search nodes for reducing an infeasible set of buffers.
 const BLAME_NODES: u64 = 500_000;
 
 /// Steps of halving for which the effort of `minimise` lasts.
@@ -169,84 +161,4 @@ fn greatest_common_divisor(mut a: u64, mut b: u64) -> u64 {
         (a, b) = (b, a % b);
     }
     a
-}
-
-/// What the search alone says.
-pub(super) enum Decision {
-    /// Offsets, and the preorder that found the last of them.
-    Placed(Vec<u64>, &'static str),
-    /// These buffers do not fit.
-    Failed(Vec<usize>),
-    /// Not found out.
-    Limit,
-}
-
-/// Buffers that nothing joins in time to others.
-struct Component {
-    indices: Vec<usize>,
-    buffers: Vec<Buffer>,
-    search: Search,
-    solved: bool,
-}
-
-/// Decides by search, in rounds over all preorders with growing limits. Also says how many nodes it took.
-pub(super) fn decide(buffers: &[Buffer], capacity: u64, nodes: u64) -> (Decision, u64) {
-    let groups = components(buffers);
-    if groups.iter().any(|group| group.len() > MAX_SEARCHED) {
-        return (Decision::Limit, 0);
-    }
-    let mut components: Vec<Component> = groups.into_iter().map(|indices| Component::new(indices, buffers, capacity)).collect();
-    let (mut used, mut round, mut limit, mut found_by) = (0, 0, FIRST_LIMIT, PREORDERS[0].name);
-    while used < nodes {
-        for component in components.iter_mut().filter(|component| !component.solved) {
-            for preorder in PREORDERS {
-                let before = component.search.nodes;
-                let verdict = component.search.run(preorder, round, &component.buffers, limit.min(nodes - used));
-                used += component.search.nodes - before;
-                match verdict {
-                    Verdict::Solved => (component.solved, found_by) = (true, preorder.name),
-                    Verdict::Failed => return (Decision::Failed(component.indices.clone()), used),
-                    Verdict::Limit => continue,
-                }
-                break;
-            }
-        }
-        if components.iter().all(|component| component.solved) {
-            return (Decision::Placed(offsets(&components, buffers.len()), found_by), used);
-        }
-        (round, limit) = (round + 1, limit.saturating_mul(GROWTH));
-    }
-    (Decision::Limit, used)
-}
-
-impl Component {
-    fn new(indices: Vec<usize>, all: &[Buffer], capacity: u64) -> Component {
-        let buffers: Vec<Buffer> = indices.iter().map(|&b| all[b].clone()).collect();
-        let search = Search::new(&buffers, capacity);
-        Component { indices, buffers, search, solved: false }
-    }
-}
-
-fn offsets(components: &[Component], count: usize) -> Vec<u64> {
-    let mut offsets = vec![0; count];
-    for component in components {
-        component.indices.iter().zip(component.search.offsets()).for_each(|(&b, &offset)| offsets[b] = offset);
-    }
-    offsets
-}
-
-/// In the order of time.
-fn components(buffers: &[Buffer]) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..buffers.len()).collect();
-    order.sort_by_key(|&b| (buffers[b].lower, b));
-    let (mut groups, mut reach): (Vec<Vec<usize>>, u64) = (Vec::new(), 0);
-    for b in order {
-        match groups.last_mut() {
-            Some(group) if buffers[b].lower < reach => group.push(b),
-            _ => groups.push(vec![b]),
-        }
-        reach = reach.max(buffers[b].upper);
-    }
-    groups.iter_mut().for_each(|group| group.sort_unstable());
-    groups
 }

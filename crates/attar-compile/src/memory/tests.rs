@@ -3,11 +3,11 @@
 use proptest::prelude::*;
 
 use super::{
-    solve::{Decision, decide},
+    decide::{Decision, decide},
     *,
 };
 
-/// Whether the buffers from `next` on fit beside those before, by trying every offset.
+/// Whether the buffers from `next` on fit together with those before, by trying every offset.
 fn fits(buffers: &[Buffer], capacity: u64, offsets: &mut Vec<u64>) -> bool {
     let Some(buffer) = buffers.get(offsets.len()) else { return true };
     let free = |at: u64, offsets: &[u64]| {
@@ -182,16 +182,16 @@ fn mistakes_in_files_are_told_with_their_line() {
     assert!(said("id,lower,size\n").contains("line 1: the header has no column `upper`"));
     assert!(said("id,lower,upper,size,size\n").contains("`size` twice"));
     assert!(said("a,0,3,4\n").contains("no column `id`"));
-    assert!(row("b,1,2").contains("line 3 has 3 fields; 4 are wanted"));
+    assert!(row("b,1,2").contains("line 3 has 3 fields; expected 4"));
     assert!(row("b,1,2,3,4").contains("line 3 has 5 fields"));
-    assert!(row("b,2,2,3").contains("line 3: buffer `b` lives in 2..2"));
+    assert!(row("b,2,2,3").contains("line 3: buffer `b` has the lifetime 2..2"));
     assert!(row("b,1,2,0").contains("line 3: buffer `b` has 0 bytes"));
-    assert!(row("a,1,2,3").contains("line 3: the id `a` is in line 2 already"));
+    assert!(row("a,1,2,3").contains("line 3: the id `a` is used in line 2 already"));
     assert!(row("b,1,two,3").contains("line 3: `upper` is `two`"));
     assert!(row("b,1,99999999999999999999,3").contains("line 3: `upper` is `99999999999999999999`"));
     assert!(row("b,-1,2,3").contains("`lower` is `-1`"));
-    assert!(row("b,1,2,1152921504606846977").contains("1 to 1152921504606846976 are wanted"));
-    assert!(row("b,1,2,1152921504606846975").contains("the sizes up to here are more"));
+    assert!(row("b,1,2,1152921504606846977").contains("expected 1 to 1152921504606846976"));
+    assert!(row("b,1,2,1152921504606846975").contains("the sizes up to here add up to more"));
     assert!(row(",1,2,3").contains("the `id` has 0 bytes"));
     assert!(read_csv(b"id,lower,upper,size\n\xff").unwrap_err().to_string().contains("byte 20"));
 }

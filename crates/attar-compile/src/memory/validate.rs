@@ -1,8 +1,8 @@
-//! The plain check of a placement: every pair, and nothing shared with what made it.
+//! Validation of a placement, pair by pair; shares no code with the search.
 
 use super::problem::{Placement, Problem};
 
-/// Why a placement is none.
+/// Why a placement is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// There are more or fewer offsets than buffers.

@@ -1,9 +1,9 @@
-//! An attention layer with what stands around it: slices, heads, turning and rounding of what enters, caches, the merging of
-//! heads behind it, and the rounding of that. One node of kind `attention`, whose scores no memory needs to hold.
+//! Attention with the ops around it: slices, splits into heads, rotary embedding and rounding of its operands, caches, the merge
+//! of heads after it and the rounding of that. One node of kind `attention`, whose scores are never materialised.
 
 use std::collections::BTreeSet;
 
-use attar_graph::{Op, op::Kind};
+use attar_graph::{Op, op::FusedKind};
 
 use super::{
     fusing::{Fusing, Group},
@@ -25,10 +25,10 @@ fn group(view: &View<'_>, attention: usize) -> Option<Group> {
             (value, reader) = (view.node(at).inputs[0], at);
         }
     }
-    let merge = view.behind(attention, |op| *op == Op::MergeHeads);
+    let merge = view.next(attention, |op| *op == Op::MergeHeads);
     nodes.extend(merge);
     nodes.extend(merge.and_then(|merge| view.rounding(merge)));
-    (nodes.len() > 1).then_some(Group::of(Kind::Attention, nodes))
+    (nodes.len() > 1).then_some(Group::of(FusedKind::Attention, nodes))
 }
 
 fn is_on_the_way(op: &Op) -> bool {

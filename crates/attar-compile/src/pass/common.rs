@@ -32,7 +32,7 @@ impl Pass for Common {
     }
 }
 
-/// Every node that an earlier one equals is replaced by it; nodes behind them may then be equal.
+/// Replaces every node that equals an earlier one; nodes after them may then be equal.
 fn once(graph: &Graph, changes: &mut Changes) -> attar_graph::Result<Graph> {
     let view = View::new(graph);
     let mut seen: Vec<&Node> = Vec::new();

@@ -19,7 +19,7 @@ pub struct Fuse {
 }
 
 impl Fuse {
-    /// The graph behind the passes, and what each did.
+    /// The graph after the passes, and a report of each.
     pub fn run(&self, graph: &Graph) -> Result<(Graph, Vec<PassReport>)> {
         let wanted = |pass: &dyn Pass| match &self.passes {
             Some(named) => named.iter().any(|named| named.0.name() == pass.name()),

@@ -18,7 +18,7 @@ impl Pass for FoldNorms {
     }
 
     fn about(&self) -> &'static str {
-        "Fold gains of norms into the plain weights behind them"
+        "Fold gains of norms into the plain weights after them"
     }
 
     fn is_exact(&self) -> bool {

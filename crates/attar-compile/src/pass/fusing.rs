@@ -1,10 +1,10 @@
-//! From groups of nodes to fused nodes.
+//! Turns groups of nodes into fused nodes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use attar_graph::{
     Graph, Node, Op, Rewriting, ValueId,
-    op::{Fused, Kind},
+    op::{Fused, FusedKind},
 };
 
 use super::{Changes, Pass, view::View};
@@ -20,19 +20,19 @@ pub(super) struct Fusing {
 
 /// Nodes of one block that become one.
 pub(super) struct Group {
-    pub(super) kind: Kind,
+    pub(super) kind: FusedKind,
     pub(super) nodes: BTreeSet<usize>,
-    /// Values that leave the group side by side along the last dimension. Empty: only that of the last node leaves it.
+    /// Results of the group, concatenated along the last dimension. Empty: its only result is that of the last node.
     pub(super) packed: Vec<ValueId>,
 }
 
 impl Group {
     /// Of which one value leaves.
-    pub(super) fn of(kind: Kind, nodes: impl IntoIterator<Item = usize>) -> Group {
+    pub(super) fn of(kind: FusedKind, nodes: impl IntoIterator<Item = usize>) -> Group {
         Group { kind, nodes: nodes.into_iter().collect(), packed: Vec::new() }
     }
 
-    /// Where the fused node stands: behind all that it reads and in front of all that read it.
+    /// Position of the fused node: after everything that it reads, before everything that reads it.
     fn place(&self) -> usize {
         let place = if self.packed.is_empty() { self.nodes.last() } else { self.nodes.first() };
         *place.expect("a group has nodes")
@@ -159,7 +159,7 @@ impl<'g> Fusion<'g> {
         Ok((body, ids))
     }
 
-    /// Adds what brings the packed values side by side; the name of that.
+    /// Adds the nodes that concatenate the packed values; returns the name of the concatenation.
     fn pack(&self, body: &mut Graph, ids: &HashMap<ValueId, ValueId>, to: &Graph) -> attar_graph::Result<String> {
         let mut flat = Vec::new();
         for id in &self.group.packed {
@@ -175,7 +175,7 @@ impl<'g> Fusion<'g> {
         Ok(name)
     }
 
-    /// Adds what takes the packed values out of `packed` again.
+    /// Adds the nodes that slice the packed values out of `packed` again.
     fn unpack(&self, copy: &mut Rewriting<'_>, packed: ValueId) -> attar_graph::Result<()> {
         let mut start = 0;
         for id in &self.group.packed {

@@ -1,6 +1,6 @@
-//! Gate and up of an MLP, which read one value, with the gated unit between them and the rounding behind it.
+//! Gate and up projections of an MLP, which read the same value, with their activation, multiplication and rounding.
 
-use attar_graph::{Op, op::Kind};
+use attar_graph::{Op, op::FusedKind};
 
 use super::{
     fusing::{Fusing, Group},
@@ -25,10 +25,10 @@ fn group(view: &View<'_>, at: usize) -> Option<Group> {
     }
     nodes.push(at);
     nodes.extend(view.rounding(at));
-    Some(Group::of(Kind::Gated, nodes))
+    Some(Group::of(FusedKind::Gated, nodes))
 }
 
-/// The gated unit written as a product: two linear layers, the first of which is behind a SiLU, and the SiLU.
+/// The gated form written as a product: gate, up, and the SiLU after the gate.
 fn activated(view: &View<'_>, gate: attar_graph::ValueId, up: attar_graph::ValueId, at: usize) -> Option<Vec<usize>> {
     let silu = view.private(gate, at).filter(|silu| view.node(*silu).op == Op::Silu)?;
     Some(vec![linear(view, view.node(silu).inputs[0], silu)?, linear(view, up, at)?, silu])

@@ -1,9 +1,8 @@
-//! Changes of a graph that keep what it computes: what comes before a device's schedule.
+//! Passes: rewrites of a graph that keep what it computes, run before a model is scheduled for a device.
 //!
-//! A pass is a function from a graph to a graph and the names of what it changed; it reads no weight, prints nothing and
-//! keeps no state. Running it twice changes nothing the second time. Two laws hold for all of them: *a number is decided
-//! once*, so codes are never rounded again; and *nothing is copied*, so what several weights make together reads them one by
-//! one. What is fused stays a graph inside ([`attar_graph::op::Fused`]), and comes apart again into what it was.
+//! A pass is a function from a graph to a graph and the names of the values that it changed; it reads no weight, prints nothing
+//! and keeps no state. A second run changes nothing. Two rules hold for all passes: codes are never rounded again, and no weight
+//! is copied or concatenated. A fused node keeps its nodes as a graph ([`attar_graph::op::Fused`]) and can be taken apart again.
 //!
 //! ```
 //! use attar_compile::pass::{PASSES, run_passes};
@@ -49,7 +48,7 @@ pub trait Pass: Sync {
     /// Its name in recipes.
     fn name(&self) -> &'static str;
 
-    /// What it does, in a line.
+    /// What it does, in one line.
     fn about(&self) -> &'static str;
 
     /// Whether outputs keep every bit.
@@ -61,7 +60,7 @@ pub trait Pass: Sync {
     fn run(&self, graph: &Graph) -> Result<(Graph, Changes)>;
 }
 
-/// Names of the values that a pass changed: that it made anew, replaced or dropped.
+/// Names of the values that a pass created, replaced or removed.
 pub type Changes = Vec<String>;
 
 /// Every pass, in the order in which they run.
@@ -79,16 +78,16 @@ pub static PASSES: &[&dyn Pass] = &[
     &residual_norm::RESIDUAL_NORM,
 ];
 
-/// What a pass did.
+/// What a pass changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PassReport {
     /// Its name.
     pub name: &'static str,
     /// What it changed.
     pub changes: Changes,
-    /// How many nodes there were before and after; the nodes in a body do not count.
+    /// Number of nodes before and after, without the nodes of fused bodies.
     pub nodes: [usize; 2],
-    /// Microseconds that it took, without verifying.
+    /// Run time in microseconds, without verification.
     pub micros: u64,
 }
 

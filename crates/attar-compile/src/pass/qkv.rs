@@ -1,13 +1,13 @@
-//! Query, key and value of an attention layer: three linear layers that read one value, and the turning by positions of
-//! two of them, become one node of kind `qkv`. Its value has the three behind each other, `[batch, seq, (heads + 2 * key
-//! heads) * head]`; slices take them out again.
+//! Query, key and value of an attention layer: three linear layers that read one value, and the rotary embedding of two of
+//! them, become one node of kind `qkv`. Its value is their concatenation, `[batch, seq, (heads + 2 * key heads) * head]`; slices
+//! take it apart again.
 //!
 //! The weights stay three operands. As one expression they would need one encoding, and one scale where a scale is the
 //! tensor's; so they keep their codes, and each its own format.
 
 use std::collections::BTreeSet;
 
-use attar_graph::{Op, ValueId, op::Kind};
+use attar_graph::{Op, ValueId, op::FusedKind};
 
 use super::{
     fusing::{Fusing, Group},
@@ -33,19 +33,19 @@ fn group(view: &View<'_>, attention: usize) -> Option<Group> {
     let reads = |at: &usize| view.node(*at).inputs[0];
     let one_input = linears.iter().all(|at| reads(at) == reads(&linears[0]));
     let distinct = linears.iter().collect::<BTreeSet<_>>().len() == 3;
-    (one_input && distinct).then_some(Group { kind: Kind::Qkv, nodes, packed })
+    (one_input && distinct).then_some(Group { kind: FusedKind::Qkv, nodes, packed })
 }
 
 /// A linear layer, and what belongs to it.
-struct Part {
+struct Projection {
     linear: usize,
     nodes: Vec<usize>,
     output: ValueId,
 }
 
-/// Up from an operand of attention: through caches and rounding, which stay outside, to the turning, if there is one, the
+/// Up from an operand of attention: through caches and rounding, which stay outside, to the rotary embedding, if there is one, the
 /// heads and the linear layer.
-fn part(view: &View<'_>, operand: ValueId, attention: usize) -> Option<Part> {
+fn part(view: &View<'_>, operand: ValueId, attention: usize) -> Option<Projection> {
     let (mut value, mut reader) = (operand, attention);
     loop {
         let at = view.maker(value).filter(|at| view.node(*at).block == view.node(reader).block)?;
@@ -54,12 +54,12 @@ fn part(view: &View<'_>, operand: ValueId, attention: usize) -> Option<Part> {
             Op::Rope(_) => {
                 let split = view.private(view.node(at).inputs[0], at).filter(|split| is_split(view, *split))?;
                 let linear = view.private(view.node(split).inputs[0], split).filter(|linear| is_linear(view, *linear))?;
-                return Some(Part { linear, nodes: vec![linear, split, at], output: value });
+                return Some(Projection { linear, nodes: vec![linear, split, at], output: value });
             }
             Op::SplitHeads { .. } => {
                 let output = view.node(at).inputs[0];
                 let linear = view.private(output, at).filter(|linear| is_linear(view, *linear))?;
-                return Some(Part { linear, nodes: vec![linear], output });
+                return Some(Projection { linear, nodes: vec![linear], output });
             }
             _ => return None,
         }

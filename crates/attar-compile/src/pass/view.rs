@@ -1,4 +1,4 @@
-//! Who makes and who reads the values of a graph.
+//! Makers and readers of the values of a graph.
 
 use std::collections::HashMap;
 
@@ -57,8 +57,8 @@ impl<'g> View<'g> {
         (self.readers(id) == [reader] && same_block && !self.is_returned(id)).then_some(maker)
     }
 
-    /// The node behind `at` that could be one with it, if it satisfies `wanted`, and reads it first.
-    pub(super) fn behind(&self, at: usize, wanted: impl Fn(&Op) -> bool) -> Option<usize> {
+    /// The node after `at` that can be fused with it: the only reader of its value, as the first operand, if `wanted` holds.
+    pub(super) fn next(&self, at: usize, wanted: impl Fn(&Op) -> bool) -> Option<usize> {
         let value = self.node(at).output;
         let [reader] = self.readers(value) else { return None };
         self.private(value, *reader)?;
@@ -66,9 +66,9 @@ impl<'g> View<'g> {
         (wanted(&node.op) && node.inputs[0] == value).then_some(*reader)
     }
 
-    /// The node behind `at` that rounds its value, if nothing else reads it.
+    /// The node after `at` that rounds its value, if nothing else reads it.
     pub(super) fn rounding(&self, at: usize) -> Option<usize> {
-        self.behind(at, |op| matches!(op, Op::Quantize { .. }))
+        self.next(at, |op| matches!(op, Op::Quantize { .. }))
     }
 
     /// Whether two values are one: the same, or constants of one expression and encoding.

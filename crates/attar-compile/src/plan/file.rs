@@ -5,45 +5,45 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::Plan;
 use crate::{Error, Memory, Program, Result};
 
-/// How a plan file begins.
+/// Magic bytes of a plan file.
 pub const MAGIC: &[u8; 8] = b"attarpln";
 
-/// How the file of a proof begins.
+/// Magic bytes of a proof file.
 const PROOF: &[u8; 8] = b"attarprf";
 
-/// Which form of plan this tool writes, and the only one it reads.
+/// The format version that this tool reads and writes.
 pub const VERSION: u32 = 3;
 
 const HEADER: usize = MAGIC.len() + 4 + 32;
 
-/// All that it takes to check a plan: what it should compute, and numbers.
+/// A plan with everything that it takes to check it: the program that it should compute, and numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Proof {
-    /// What the plan should compute.
+    /// The program that the plan should compute.
     pub program: Program,
     /// Weights, constants, inputs and states before the run.
     pub memory: Memory,
 }
 
 impl Plan {
-    /// The bytes of its file.
+    /// Its file, as bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         to_bytes(MAGIC, self)
     }
 
-    /// From the bytes of a file. What it says of itself is not believed: [`crate::simulate`] checks every access.
+    /// Reads the bytes of a file. The content is not trusted: [`crate::simulate`] checks every access.
     pub fn from_bytes(bytes: &[u8]) -> Result<Plan> {
         from_bytes(MAGIC, bytes)
     }
 }
 
 impl Proof {
-    /// The bytes of its file.
+    /// Its file, as bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         to_bytes(PROOF, self)
     }
 
-    /// From the bytes of a file.
+    /// Reads the bytes of a file.
     pub fn from_bytes(bytes: &[u8]) -> Result<Proof> {
         from_bytes(PROOF, bytes)
     }

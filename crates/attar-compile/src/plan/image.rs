@@ -1,4 +1,4 @@
-//! Tensors as they lie in memory: by rows, or a weight tile by tile, columns of tiles first, from the top.
+//! The layout of tensors in memory: by rows, or a weight tile by tile, columns of tiles first, from the top.
 
 use super::Placed;
 use crate::{

@@ -1,4 +1,4 @@
-//! The plan: what every queue of a device does, as data.
+//! The plan: everything that the queues of a device do in one run, as data.
 //!
 //! A [`Plan`] is a list of [`Call`]s of [`Body`]s. A body is written once for all kernels of the same shape; a call says
 //! which tensors it works on and where its buffers lie. A body is a nest of loops over tiles; its statements belong to four
@@ -7,11 +7,11 @@
 //! | queue | statements |
 //! |---|---|
 //! | activation loads, weight loads | `load`: fills the next slot of a buffer, once that is released |
-//! | compute | `wait` until a box is loaded, `release` what was loaded first; `open` the next slot of a result, once it is stored; all arithmetic |
-//! | stores | `store`: takes what compute has just finished |
+//! | compute | `wait` until a box is loaded, `release` the oldest load; `open` the next slot of a result, once it is stored; all arithmetic |
+//! | stores | `store`: writes what compute has just finished |
 //!
-//! Between calls all queues wait for each other, except weight loads where the call says that their buffers are free.
-//! Coordinates are those of tensors throughout: a view names a box, and the machine checks that it was loaded.
+//! Between calls all queues wait for each other, except weight loads whose buffers the call declares free. All coordinates are
+//! those of tensors: a view names a box, and the simulator checks that it was loaded.
 
 mod file;
 mod image;
@@ -34,15 +34,15 @@ pub use file::{MAGIC, Proof, VERSION};
 pub struct Plan {
     /// The device it was made for.
     pub device: String,
-    /// What it computes: `prefill, seq 128`.
+    /// What it computes: `prefill: 128 tokens, empty cache`.
     pub title: String,
-    /// Bytes of on-chip memory it was made for.
+    /// Bytes of on-chip memory that it was made for.
     pub sram: u64,
-    /// Every buffer starts at a multiple of it.
+    /// Alignment of every buffer.
     pub align: u64,
-    /// How fast the device is: for times and energies.
+    /// Rates and energies of the device, for predictions.
     pub rates: Rates,
-    /// All that lies in memory between kernels.
+    /// All tensors of the program, with their addresses.
     pub tensors: Vec<Placed>,
     /// Code, each used by at least one call.
     pub bodies: Vec<Body>,
@@ -50,18 +50,18 @@ pub struct Plan {
     pub calls: Vec<Call>,
 }
 
-/// Which memory.
+/// A memory of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Space {
     /// On the chip.
     Sram,
-    /// Beside it.
+    /// Off the chip.
     Dram,
-    /// Behind it: read only.
+    /// Read-only, for weights that do not fit in DRAM.
     Flash,
 }
 
-/// A tensor and where it lies.
+/// A tensor with its address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placed {
     /// As in the program.
@@ -74,31 +74,31 @@ pub struct Placed {
     pub element: Element,
     /// As in the program.
     pub role: Role,
-    /// Where.
+    /// Its memory.
     pub space: Space,
-    /// The first byte.
+    /// Address of its first byte.
     pub address: u64,
     /// Rows and columns of the tiles that a weight is stored in: columns of tiles first, from the top. `None` by rows.
     pub tile: Option<[u64; 2]>,
 }
 
-/// How a buffer is used.
+/// How the bytes of a buffer are allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Slots {
-    /// So many equal places in turn.
+    /// This many equal slots, used in turn.
     Ring(u64),
-    /// Boxes one behind the other, each at the next aligned byte; all are released together.
+    /// Boxes one after another, each at the next aligned byte; all are released together.
     Packed,
 }
 
-/// A place of a body on the chip.
+/// A buffer of a body on the chip.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Buffer {
     /// For people.
     pub name: String,
     /// All of it, a multiple of the plan's alignment for each slot.
     pub bytes: u64,
-    /// How it is used.
+    /// How its bytes are allocated.
     pub slots: Slots,
     /// How its numbers are stored.
     pub element: Element,
@@ -109,33 +109,33 @@ pub struct Buffer {
 pub struct Body {
     /// For people.
     pub name: String,
-    /// How many tensors a call gives.
+    /// Number of operands of a call.
     pub operands: u32,
-    /// Its places on the chip.
+    /// Its buffers on the chip.
     pub buffers: Vec<Buffer>,
-    /// What to do.
+    /// Its statements.
     #[serde(with = "nest")]
     pub code: Vec<Statement>,
 }
 
-/// A body at work on tensors.
+/// A body applied to tensors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// The kernel's name.
     pub name: String,
-    /// Which body.
+    /// Index of the body.
     pub body: u32,
-    /// Which tensors.
+    /// The tensors.
     pub operands: Vec<Operand>,
-    /// The first byte of every buffer.
+    /// Address of the first byte of every buffer.
     pub offsets: Vec<u64>,
-    /// Numbers that belong to the layer, not to the code.
+    /// Constants of this layer, which the code names by index.
     pub constants: Vec<Constant>,
-    /// Whether weight loads wait for the calls before: not where their buffers were free.
+    /// Whether weight loads wait for the previous calls; not needed where their buffers were free.
     pub fence_weights: bool,
 }
 
-/// A number, or several, that the code names by index.
+/// A constant that the code names by index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Constant {
     /// See [`crate::program::Norm`].
@@ -145,7 +145,7 @@ pub enum Constant {
         /// Fractional bits of the gains.
         gain_shift: u32,
     },
-    /// From int16 to int8 after turning, with the end of each range of columns.
+    /// From int16 to int8 after the rotary embedding, with the end of each range of columns.
     Ranges(Vec<(u64, Rescale)>),
     /// Of [`Epilogue::Gated`].
     Gate {
@@ -158,7 +158,7 @@ pub enum Constant {
     Rescale(Rescale),
 }
 
-/// A tensor, from a row on.
+/// A tensor, starting at a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operand {
     /// Index into the plan's tensors.
@@ -218,16 +218,16 @@ pub struct View {
     pub region: Region,
 }
 
-/// Where on the chip.
+/// Where a box is on the chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Place {
-    /// What a buffer holds.
+    /// In a buffer.
     Buffer(u32),
     /// An operand that is kept on the chip.
     Operand(u32),
 }
 
-/// What a loop goes over.
+/// The range of a loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Extent {
     /// From 0 to a count.
@@ -250,7 +250,7 @@ impl Extent {
     }
 }
 
-/// One thing to do. A body has few of them: that some are larger than others costs nothing.
+/// A statement of a body.
 #[expect(clippy::large_enum_variant, reason = "a plan has a few hundred statements")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Statement {
@@ -258,52 +258,52 @@ pub enum Statement {
     Loop {
         /// Unique along the nest.
         variable: u8,
-        /// Steps in all.
+        /// The range.
         extent: Extent,
-        /// Steps in a tile.
+        /// Steps per tile.
         tile: u64,
-        /// The first tile and the one behind the last, of those that the extent has.
+        /// The first tile and one past the last, of those that the extent has.
         tiles: [u64; 2],
         /// Done for each tile.
         #[serde(skip)]
         body: Vec<Statement>,
     },
-    /// Into the next slot of a buffer, or behind what it holds.
+    /// Loads a box into the next slot of a ring, or after what a packed buffer holds.
     Load {
-        /// Where to.
+        /// The buffer.
         buffer: u32,
-        /// Where from.
+        /// The source.
         operand: u32,
-        /// What.
+        /// The box.
         region: Region,
     },
-    /// Until a box is loaded.
+    /// Waits until a box is loaded.
     Wait {
-        /// Where.
+        /// The buffer.
         buffer: u32,
-        /// What.
+        /// The box.
         region: Region,
     },
-    /// The slot of a ring that was loaded first, or all of a packed buffer, may be filled again.
+    /// Releases the oldest slot of a ring, or all of a packed buffer.
     Release {
-        /// Which.
+        /// The buffer.
         buffer: u32,
     },
-    /// The next slot of a buffer takes the place of the one before, for a box of a result. Nothing is written yet.
+    /// Opens the next slot of a buffer for a box of a result. Nothing is written yet.
     Open {
-        /// Which.
+        /// The buffer.
         buffer: u32,
-        /// What it will hold.
+        /// The box that it will hold.
         region: Region,
     },
-    /// From what was opened last, or was loaded and worked on in place and is given back by this, to the tensors that stand
-    /// side by side.
+    /// Stores the slot that was opened last, or that was loaded and updated in place, which this releases. Operands are side by
+    /// side.
     Store {
-        /// Where from.
+        /// The buffer.
         buffer: u32,
-        /// Where to: operands and the first column of each.
+        /// The destinations: operands with the first column of each.
         operands: Vec<(u32, u64)>,
-        /// What, in the columns of all of them.
+        /// The box, in the columns of all of them.
         region: Region,
     },
     /// Arithmetic.
@@ -330,11 +330,11 @@ pub enum Compute {
         sums: View,
         /// Of the columns.
         columns: View,
-        /// Residual or rotary table.
-        beside: Option<View>,
+        /// The extra operand of the epilogue: residual or rotary table.
+        extra: Option<View>,
         /// The result.
         out: View,
-        /// How.
+        /// The epilogue.
         finish: Finish,
     },
     /// Rows of a norm.
@@ -360,7 +360,7 @@ pub enum Compute {
         sums: View,
         /// Exponent and sum of every token and head of the group: `[tokens, 2 * group]` int32.
         softmax: View,
-        /// How.
+        /// Its constants.
         attend: Attend,
     },
     /// `out = sums / softmax`.
@@ -404,8 +404,8 @@ pub enum Finish {
     Rotary {
         /// Columns of a head.
         head: u64,
-        /// How many columns are turned.
-        turned: u64,
+        /// Number of columns that are rotated.
+        rotated: u64,
         /// [`Constant::Ranges`].
         constant: u32,
     },
@@ -417,13 +417,13 @@ pub enum Finish {
 }
 
 impl Finish {
-    /// An epilogue, and what becomes its constant number `constant`.
+    /// The finish of an epilogue, with its constant, which gets the number `constant`.
     pub fn new(epilogue: &Epilogue, constant: u32) -> (Finish, Option<Constant>) {
         match epilogue {
             Epilogue::Rescale => (Finish::Rescale, None),
             Epilogue::Add { .. } => (Finish::Add, None),
-            Epilogue::Rotary { head, turned, ranges, .. } => {
-                (Finish::Rotary { head: *head, turned: *turned, constant }, Some(Constant::Ranges(ranges.clone())))
+            Epilogue::Rotary { head, rotated, ranges, .. } => {
+                (Finish::Rotary { head: *head, rotated: *rotated, constant }, Some(Constant::Ranges(ranges.clone())))
             }
             Epilogue::Gated { table, rescale } => {
                 (Finish::Gated { constant }, Some(Constant::Gate { table: table.clone(), rescale: *rescale }))
@@ -441,7 +441,7 @@ impl Finish {
 }
 
 impl Placed {
-    /// Bytes it takes where it lies.
+    /// Bytes that it takes in memory.
     pub fn bytes(&self) -> u64 {
         match self.tile {
             None => self.element.bytes(self.columns) * self.rows,

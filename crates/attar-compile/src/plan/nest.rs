@@ -1,4 +1,4 @@
-//! The code of a body in a file: flat, each loop with an end of its own, so that no file makes the reader go deep.
+//! The code of a body in a file: flat, with an explicit end of each loop, so that no file makes the reader recurse.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser::SerializeSeq};
 

@@ -1,4 +1,4 @@
-//! A plan for people.
+//! Plans as text, for people.
 
 use std::fmt;
 
@@ -79,15 +79,15 @@ fn compute_text(compute: &Compute, view: &dyn Fn(&View) -> String) -> String {
             let from = first.map_or(String::new(), |v| format!(", from zero at v{v}"));
             format!("multiply {} += {} x {}{from}", view(sums), view(x), view(w))
         }
-        Compute::Finish { sums, columns, beside, out, finish } => {
+        Compute::Finish { sums, columns, extra, out, finish } => {
             let kind = match finish {
                 Finish::Rescale => "rescale",
                 Finish::Add => "add",
                 Finish::Rotary { .. } => "rotary",
                 Finish::Gated { .. } => "gated",
             };
-            let beside = beside.as_ref().map_or(String::new(), |beside| format!(", {}", view(beside)));
-            format!("{kind} {} <- {}, {}{beside}", view(out), view(sums), view(columns))
+            let extra = extra.as_ref().map_or(String::new(), |extra| format!(", {}", view(extra)));
+            format!("{kind} {} <- {}, {}{extra}", view(out), view(sums), view(columns))
         }
         Compute::Norm { x, gains, out, .. } => format!("norm {} <- {}, {}", view(out), view(x), view(gains)),
         Compute::Attend { query, key, value, sums, softmax, .. } => {
@@ -119,8 +119,8 @@ impl fmt::Display for Extent {
         match self {
             Extent::Count(count) => write!(f, "{count}"),
             Extent::Keys { rows, past: 0, window: Some(1) } => write!(f, "rows of v{rows}"),
-            Extent::Keys { rows, past, window: None } => write!(f, "keys of v{rows} behind {past}"),
-            Extent::Keys { rows, past, window: Some(window) } => write!(f, "keys of v{rows} behind {past}, {window} each"),
+            Extent::Keys { rows, past, window: None } => write!(f, "keys of v{rows} after {past}"),
+            Extent::Keys { rows, past, window: Some(window) } => write!(f, "keys of v{rows} after {past}, window {window}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where bytes and joules go: a bar for each kind of kernel and for what tensors hold.
+//! Bars of bytes and joules, by kind of kernel and by what tensors hold.
 
 use super::{
     Energy, Report,
@@ -60,7 +60,7 @@ fn block(drawing: &mut Drawing, head: &str, bars: &[Bar], top: f64) -> f64 {
     top + 8.0 + ROW * bars.len() as f64
 }
 
-/// Joules by part, one behind the other; returns where they end.
+/// Joules by part, stacked; returns where they end.
 fn parts(drawing: &mut Drawing, bar: &Bar, [mut x, y]: [f64; 2], most: f64) -> f64 {
     let Energy { mac, sram, dram, fixed } = bar.energy;
     for (name, class, joules) in

@@ -1,11 +1,11 @@
-//! The page: one file that needs nothing else, no scripts, readable in light and dark.
+//! The HTML page: one self-contained file without scripts, readable in light and dark mode.
 
 use super::{
     Report, Table, bars::bars, escaped, roofline::roofline, sram_map::sram_map, timeline::first_block, timeline::timeline,
 };
 use crate::{schedule::Schedule, simulate::Simulation};
 
-/// Colours that people who see colours differently tell apart (Okabe & Ito 2008), lighter ones in the dark.
+/// Colours that are safe for colour-blind readers (Okabe & Ito 2008), lighter in dark mode.
 const STYLE: &str = "
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1c1c1e; --faint: #62626a; --grid: #d4d4da; --frame: #f4f4f6;
   --activations: #0072b2; --weights: #d55e00; --compute: #00815f; --stores: #b0568a; --kept: #b27800; --sums: #7a5bb0; }
@@ -36,19 +36,19 @@ line.grid { stroke: var(--grid); } line.edge { stroke: var(--faint); } line.roof
 .key.sums { background: var(--sums); }
 ";
 
-/// A page about a report, the schedule and the run it was made of.
+/// An HTML page of a report, with the schedule and the simulation that it was made from.
 pub fn to_html(report: &Report, schedule: &Schedule, simulation: &Simulation) -> String {
     let calls = first_block(&report.calls).min(simulation.calls.len());
     let title = escaped(&format!("{} on {}", report.title, report.device));
     let first = match calls == report.calls.len() {
         true => "All calls.".to_string(),
-        false => format!("The first {calls} of {} calls, up to where blocks repeat.", report.calls.len()),
+        false => format!("The first {calls} of {} calls, until blocks repeat.", report.calls.len()),
     };
     let keys = |pairs: &[(&str, &str)]| -> String {
         pairs.iter().map(|(class, text)| format!("<span class=\"key {class}\"></span>{text}")).collect()
     };
     let map_keys = keys(&[
-        ("activations", "activations and states under way"),
+        ("activations", "activations and states being loaded"),
         ("weights", "weights and constants"),
         ("sums", "sums and results"),
         ("kept", "tensors kept between calls"),
@@ -57,37 +57,38 @@ pub fn to_html(report: &Report, schedule: &Schedule, simulation: &Simulation) ->
     let sections = [
         section("The run", &note(PREDICTED), &table(&report.totals_table())),
         section("Roofline", &note(ROOFLINE), &roofline(report)),
-        section("Timeline", &note(&format!("{first} Point at a box for its cycles.")), &timeline(report, simulation, calls)),
+        section("Timeline", &note(&format!("{first} Hover over a box for its cycles.")), &timeline(report, simulation, calls)),
         section(
             "On-chip memory",
-            &format!("{}<p>{map_keys}</p>\n", note(&format!("{first} The line is the peak. Point at a box for its bytes."))),
+            &format!("{}<p>{map_keys}</p>\n", note(&format!("{first} The line is the peak. Hover over a box for its bytes."))),
             &format!("<div class=\"map\">\n{}</div>\n", sram_map(report, &schedule.plan, calls)),
         ),
-        section("Where bytes and joules go", &format!("<p>{energy_keys}</p>\n"), &bars(report)),
+        section("Bytes and energy", &format!("<p>{energy_keys}</p>\n"), &bars(report)),
         section("Shares", "", &table(&report.shares_table())),
         section("Calls", &note(CALLS), &table(&report.calls_table())),
     ];
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>{title}</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p class=\"note\">{} tokens a run</p>\n{}</body>\n</html>\n",
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n<p class=\"note\">{} tokens per run</p>\n{}</body>\n</html>\n",
         report.tokens,
         sections.concat(),
     )
 }
 
-const PREDICTED: &str = "Cycles, seconds and joules are predicted by a model of the device; nothing was measured on one. Bytes, \
-                         addresses and multiply-accumulates are counted from the plan.";
-const ROOFLINE: &str = "What a call could do at most for the bytes it moves, and what it is predicted to do. Numbers are those of \
-                        the table of calls; equal calls of equal blocks are one dot; what does not multiply is left out.";
-const CALLS: &str = "Equal calls of equal blocks are one row, with sums of counts, cycles and joules. The bound is what no \
-                     schedule of the call moves fewer bytes than.";
+const PREDICTED: &str = "Cycles, seconds and joules are predicted by a model of the device, not measured. Bytes, addresses and \
+                         multiply-accumulates are counted from the plan.";
+const ROOFLINE: &str = "The roof is the highest rate that a call can reach at its bytes moved; the dot is its predicted rate. \
+                        Numbers refer to the table of calls; equal calls of equal blocks share a dot; calls without products are \
+                        not shown.";
+const CALLS: &str = "Equal calls of equal blocks share a row, with sums of counts, cycles and joules. The bound is a lower bound \
+                     on the bytes that any schedule of the call moves.";
 
 fn note(text: &str) -> String {
     format!("<p class=\"note\">{}</p>\n", escaped(text))
 }
 
-/// A head, what is said first, and what is shown: markup, both.
+/// A section: heading, introduction and content, the last two as markup.
 fn section(head: &str, first: &str, shown: &str) -> String {
     format!("<section>\n<h2>{}</h2>\n{first}{shown}</section>\n", escaped(head))
 }

@@ -1,14 +1,14 @@
-//! What no schedule of a kernel moves fewer bytes than, given which of its tensors lie on the chip.
+//! Lower bounds on the bytes that any schedule of a kernel moves, given which of its tensors are on the chip.
 
 use crate::{
     Element, Program, TensorId, attention_lower_bound,
     lower::Tiles,
     lower_bound,
-    program::{Attention, Column, Epilogue, Kernel, Linear, Part},
+    program::{Attention, Column, Destination, Epilogue, Kernel, Linear},
     schedule::Choice,
 };
 
-/// Bytes of the kernel of `choice`, with `sram` bytes on chip; `on` says which tensors are there already.
+/// The lower bound for the kernel of `choice` with `sram` bytes on chip; `on` says which tensors are on the chip.
 pub(super) fn least(program: &Program, choice: &Choice, sram: u64, on: &dyn Fn(TensorId) -> bool) -> u64 {
     let least = Least { program, sram, on };
     let entry = choice.kernel.entry();
@@ -17,11 +17,11 @@ pub(super) fn least(program: &Program, choice: &Choice, sram: u64, on: &dyn Fn(T
     match (choice.kernel.core(), &choice.tiles) {
         (Kernel::Linear(linear), Tiles::Linear(tiles)) => {
             let once = x(linear.x) + least.weight(linear) + least.written(linear);
-            least.beside(linear) + gains + lower_bound(&tiles.loaded(), sram).max(once)
+            least.extra(linear) + gains + lower_bound(&tiles.loaded(), sram).max(once)
         }
         (Kernel::Attention(attention), _) => least.attention(attention),
-        (Kernel::Mlp(mlp), _) => {
-            let products = [&mlp.gated, &mlp.down].map(|l| least.weight(l) + least.beside(l));
+        (Kernel::GatedMlp(mlp), _) => {
+            let products = [&mlp.gated, &mlp.down].map(|l| least.weight(l) + least.extra(l));
             // Rows that are normed and then added are read once.
             let twice = entry.filter(|norm| mlp.down.reads().contains(&norm.x)).map_or(0, |norm| least.whole(norm.x));
             x(mlp.gated.x) - twice + gains + products.iter().sum::<u64>() + least.written(&mlp.down)
@@ -58,11 +58,11 @@ impl Least<'_> {
     /// What a product writes, once.
     fn written(&self, linear: &Linear) -> u64 {
         let rows = self.program.product(linear)[0];
-        linear.out.iter().map(|Part { tensor, .. }| self.rows(*tensor, rows)).sum()
+        linear.out.iter().map(|Destination { tensor, .. }| self.rows(*tensor, rows)).sum()
     }
 
     /// What a product's epilogue reads, once: other data than the product's, so that it comes on top.
-    fn beside(&self, linear: &Linear) -> u64 {
+    fn extra(&self, linear: &Linear) -> u64 {
         let [rows, _, n] = self.program.product(linear);
         let more = match &linear.epilogue {
             Epilogue::Add { residual } => self.whole(*residual),
@@ -73,7 +73,7 @@ impl Least<'_> {
     }
 
     /// Queries, outputs and all keys and values that are seen, once; or, where queries and outputs come and go, the bound of
-    /// the later half of the rows on the keys that all of them see, beside the rest once.
+    /// the later half of the rows on the keys that all of them see, plus the rest once.
     fn attention(&self, attention: &Attention) -> u64 {
         let Attention { query, state, out, key_heads, head, .. } = *attention;
         let rows = self.program.get(query).rows;

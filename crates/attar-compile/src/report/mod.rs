@@ -1,9 +1,8 @@
-//! What a plan costs and where: for each call and in all, as data ([`Report`]), as text ([`Table`]) and as a page
-//! ([`to_html`]).
+//! What a plan costs, per call and in total: as data ([`Report`]), as text ([`Table`]) and as a page ([`to_html`]).
 //!
-//! Two kinds of figures are kept apart. Bytes, multiply-accumulates and addresses are counted from the plan. Cycles, seconds
-//! and joules are predicted by a model of the device: in data they stand below `predicted`, in text and on the page the
-//! word is beside them. Nothing here is measured on a device, and nothing depends on when the report was made.
+//! Counted and predicted figures are kept apart. Bytes, multiply-accumulates and addresses are counted from the plan. Cycles,
+//! seconds and joules are predicted by a model of the device; in data they are fields of `predicted`, in text and on the page
+//! they carry that word. Nothing here is measured on a device, and nothing depends on the time of the report.
 //!
 //! The roofline is that of Williams, Waterman & Patterson (2009).
 
@@ -11,6 +10,7 @@ mod bars;
 mod html;
 mod least;
 mod markup;
+mod memory_map;
 mod moved;
 mod roofline;
 mod sram_map;
@@ -29,7 +29,8 @@ use crate::{
 };
 
 pub use html::to_html;
-pub(crate) use markup::escaped;
+use markup::escaped;
+pub use memory_map::memory_map;
 pub use moved::MovedReport;
 use moved::moved;
 pub use table::Table;
@@ -42,10 +43,10 @@ pub const FORMAT: u32 = 1;
 /// A call whose array and memory are both busy for less than this part of its cycles waits for something else.
 const BUSY: f64 = 0.75;
 
-/// What a report needs to know beside the plan.
+/// What a report needs to know in addition to the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Tokens that one run takes in, or makes: what energy and speed are divided by. At least 1.
+    /// Tokens that one run processes, by which energy and speed are divided. At least 1.
     pub tokens: u64,
 }
 
@@ -56,70 +57,71 @@ pub struct Report {
     pub report: u32,
     /// The device.
     pub device: String,
-    /// What is run: `prefill, seq 128`.
+    /// What is run: `prefill: 128 tokens, empty cache`.
     pub title: String,
     /// Tokens of a run.
     pub tokens: u64,
-    /// Bytes of on-chip memory that there are.
+    /// Bytes of on-chip memory.
     pub sram: u64,
-    /// The most that the device can do.
+    /// The peak rates of the device.
     pub roof: Roof,
     /// Each call, in running order.
     pub calls: Vec<CallReport>,
-    /// All of them.
+    /// Totals over all calls.
     pub totals: Totals,
-    /// By the kind of kernel, in the order of [`Kind::ALL`], those that occur.
+    /// Shares by kind of kernel, in the order of [`KernelKind::ALL`]; only kinds that occur.
     pub kinds: Vec<KindShare>,
-    /// By what tensors are for, in the order of [`Holds::ALL`].
+    /// Shares by what tensors hold, in the order of [`Holds::ALL`].
     pub roles: Vec<RoleShare>,
     /// Tensors that stay on the chip between calls.
     pub kept: Vec<Kept>,
-    /// The same program with every kernel for itself, where that was asked for.
+    /// Totals of the same program unfused (every kernel alone, nothing kept on the chip), if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unfused: Option<Totals>,
 }
 
-/// What no program can exceed.
+/// Peak rates, which no program can exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Roof {
-    /// Multiply-accumulates in a second.
+    /// Multiply-accumulates per second.
     pub macs: f64,
-    /// DRAM bytes read in a second.
+    /// DRAM bytes read per second.
     pub bytes: f64,
-    /// Cycles in a second.
+    /// Cycles per second.
     pub clock: f64,
 }
 
-/// Of a kernel.
+/// The kind of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum KernelKind {
     /// A norm.
     Norm,
     /// A product.
     Linear,
     /// Attention.
     Attention,
-    /// A gated unit, joined.
-    Mlp,
+    /// A whole gated MLP.
+    #[serde(rename = "mlp")]
+    GatedMlp,
 }
 
-impl Kind {
+impl KernelKind {
     /// All of them.
-    pub const ALL: [Kind; 4] = [Kind::Norm, Kind::Linear, Kind::Attention, Kind::Mlp];
+    pub const ALL: [KernelKind; 4] = [KernelKind::Norm, KernelKind::Linear, KernelKind::Attention, KernelKind::GatedMlp];
 
-    /// Of a kernel.
-    pub fn of(kernel: &Kernel) -> Kind {
+    /// The kind of a kernel, without the norm at its entry.
+    pub fn of(kernel: &Kernel) -> KernelKind {
         match kernel {
-            Kernel::Norm(_) => Kind::Norm,
-            Kernel::Linear(_) => Kind::Linear,
-            Kernel::Attention(_) => Kind::Attention,
-            Kernel::Mlp(_) => Kind::Mlp,
-            Kernel::Normed(normed) => Kind::of(&normed.then),
+            Kernel::Norm(_) => KernelKind::Norm,
+            Kernel::Linear(_) => KernelKind::Linear,
+            Kernel::Attention(_) => KernelKind::Attention,
+            Kernel::GatedMlp(_) => KernelKind::GatedMlp,
+            Kernel::Normed(normed) => KernelKind::of(&normed.then),
         }
     }
 
-    /// Its word.
+    /// Its name in text and data.
     pub fn name(self) -> &'static str {
         ["norm", "linear", "attention", "mlp"][self as usize]
     }
@@ -131,7 +133,7 @@ impl Kind {
 pub enum Holds {
     /// Codes of weights.
     Weights,
-    /// Inputs, outputs and everything in between.
+    /// Inputs, outputs and intermediate results.
     Activations,
     /// Keys and values.
     State,
@@ -152,28 +154,28 @@ impl Holds {
         }
     }
 
-    /// Its word.
+    /// Its name in text and data.
     pub fn name(self) -> &'static str {
         ["weights", "activations", "state", "constants"][self as usize]
     }
 }
 
-/// What keeps a call from being faster.
+/// What limits the speed of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
-    /// The array and the vector units are busy.
+    /// The array and the vector units.
     Compute,
-    /// The way to DRAM is busy.
+    /// DRAM bandwidth.
     Dram,
-    /// The way to flash is busy.
+    /// Flash bandwidth.
     Flash,
-    /// Neither: queues wait for each other.
+    /// None of these: queues wait for each other.
     Stalls,
 }
 
 impl Limit {
-    /// Its word.
+    /// Its name in text and data.
     pub fn name(self) -> &'static str {
         ["compute", "dram", "flash", "stalls"][self as usize]
     }
@@ -226,19 +228,19 @@ pub struct CallReport {
     /// The kernel's name; of joined kernels, both.
     pub name: String,
     /// Of its kernel.
-    pub kind: Kind,
+    pub kind: KernelKind,
     /// `[m, k, n]` of a product, `n` in accumulator columns; rows, width, width of a norm; rows, keys, columns of attention;
     /// rows, width, inner width of a gated unit.
     pub shape: [u64; 3],
     /// Its tiles, in words.
     pub tile: String,
-    /// Its loops from the outermost, and what stays on the chip while they turn, in words.
+    /// Its loops from the outermost, and what stays on the chip while they run, in words.
     pub order: String,
     /// Names of the tensors that lie on the chip during it.
     pub kept: Vec<String>,
-    /// How many times each row is normed in it: 0 where nothing is.
+    /// How many times each row is normed; 0 if it has no norm.
     pub norms: u64,
-    /// Multiply-accumulates whose terms count.
+    /// Multiply-accumulates, without masked or padded terms.
     pub macs: u64,
     /// DRAM and flash bytes read.
     pub read: u64,
@@ -246,13 +248,13 @@ pub struct CallReport {
     pub written: u64,
     /// Of the bytes read, those from flash.
     pub flash: u64,
-    /// Bytes that no schedule of this kernel moves fewer than, with what is kept on the chip where it is.
+    /// Lower bound on the bytes that any schedule of this kernel moves, given what is kept on the chip.
     pub least: u64,
-    /// Bytes moved over the least.
+    /// Bytes moved divided by the lower bound.
     pub distance: f64,
-    /// Its tensors, each beside what it must move.
+    /// Its tensors, each with the bytes moved and its lower bound.
     pub tensors: Vec<MovedReport>,
-    /// What the model of the device says.
+    /// Predictions by the model of the device.
     pub predicted: Predicted,
 }
 
@@ -263,18 +265,18 @@ impl CallReport {
     }
 }
 
-/// What the model of a device says of a call.
+/// Predictions for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Predicted {
-    /// From the end of the call before to its own.
+    /// Cycles from the end of the previous call to its own end.
     pub cycles: u64,
-    /// In which the compute queue worked.
+    /// Cycles in which the compute queue was busy.
     pub compute: u64,
-    /// In which it waited for data or room.
+    /// Cycles in which it waited for data or for room.
     pub stalled: u64,
-    /// Multiply-accumulates over those that the array could do in these cycles.
+    /// Multiply-accumulates divided by those that the array could do in these cycles.
     pub utilisation: f64,
-    /// What is busiest.
+    /// What limits its speed.
     pub limit: Limit,
     /// Joules.
     pub energy: Energy,
@@ -293,17 +295,17 @@ pub struct Totals {
     pub written: u64,
     /// Of the bytes read, those from flash.
     pub flash: u64,
-    /// The sum of what each call must move.
+    /// Sum of the lower bounds of all calls.
     pub least: u64,
-    /// Bytes moved over the least.
+    /// Bytes moved divided by the lower bound.
     pub distance: f64,
-    /// One behind the highest byte used on the chip.
+    /// One past the highest byte used on the chip.
     pub sram_peak: u64,
-    /// One behind the highest byte used in DRAM.
+    /// One past the highest byte used in DRAM.
     pub dram_peak: u64,
-    /// One behind the highest byte used in flash.
+    /// One past the highest byte used in flash.
     pub flash_peak: u64,
-    /// What the model of the device says.
+    /// Predictions by the model of the device.
     pub predicted: PredictedTotals,
 }
 
@@ -314,26 +316,26 @@ impl Totals {
     }
 }
 
-/// What the model of a device says of a run.
+/// Predictions for a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PredictedTotals {
-    /// From the start to the last store.
+    /// Cycles from the start to the last store.
     pub cycles: u64,
-    /// Of those, before the first load.
+    /// Cycles before the first load.
     pub dispatch: u64,
-    /// In which the compute queue worked.
+    /// Cycles in which the compute queue was busy.
     pub compute: u64,
-    /// In which it waited for data or room.
+    /// Cycles in which it waited for data or for room.
     pub stalled: u64,
-    /// Multiply-accumulates over those that the array could do in these cycles.
+    /// Multiply-accumulates divided by those that the array could do in these cycles.
     pub utilisation: f64,
     /// Seconds.
     pub latency: f64,
-    /// Tokens of a run over its seconds.
+    /// Tokens of a run divided by its seconds.
     pub tokens_per_second: f64,
     /// Joules.
     pub energy: Energy,
-    /// Joules a token.
+    /// Joules per token.
     pub energy_per_token: f64,
 }
 
@@ -341,18 +343,18 @@ pub struct PredictedTotals {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct KindShare {
     /// Which.
-    pub kind: Kind,
+    pub kind: KernelKind,
     /// How many.
     pub calls: u64,
     /// Multiply-accumulates.
     pub macs: u64,
     /// Bytes read and written.
     pub bytes: u64,
-    /// What the model of the device says.
+    /// Predictions by the model of the device.
     pub predicted: PredictedShare,
 }
 
-/// What the model of a device says of some calls.
+/// Predictions for some calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct PredictedShare {
     /// Cycles.
@@ -370,7 +372,7 @@ pub struct RoleShare {
     pub read: u64,
     /// Bytes written.
     pub written: u64,
-    /// Joules of moving them between DRAM and the chip, by the model of the device.
+    /// Predicted joules of moving them between DRAM and the chip.
     pub predicted_joules: f64,
 }
 
@@ -388,13 +390,13 @@ pub struct Kept {
 }
 
 impl Report {
-    /// Of a schedule of `program` for `target` that was run (or only timed) with the target's rates.
+    /// The report of a schedule of `program` for `target`, simulated (or only timed) with the target's rates.
     pub fn new(program: &Program, schedule: &Schedule, simulation: &Simulation, target: &Target, options: Options) -> Report {
         let (plan, rates) = (&schedule.plan, &target.rates);
         let clock = rates.clock;
         let roof = Roof { macs: array(rates) * clock, bytes: rates.tile.read * clock, clock };
         let first = simulation.calls.first().map_or(0, |call| call.start);
-        // Calls share their cycles out: each from the end of the one before.
+        // Every cycle belongs to one call: from the end of the previous call to its own end.
         let starts = std::iter::once(first).chain(simulation.calls.iter().map(|call| call.end));
         let each = plan.calls.iter().zip(&schedule.choices).zip(&simulation.calls).zip(starts);
         let calls: Vec<CallReport> =
@@ -416,13 +418,13 @@ impl Report {
         }
     }
 
-    /// Beside the totals of a plan of the same program with every kernel for itself.
+    /// Adds the totals of the same program unfused.
     pub fn against(self, unfused: &Report) -> Report {
         Report { unfused: Some(unfused.totals), ..self }
     }
 }
 
-/// Multiply-accumulates in a cycle.
+/// Multiply-accumulates per cycle.
 fn array(rates: &Rates) -> f64 {
     rates.tile.array.iter().product::<u64>() as f64
 }
@@ -459,7 +461,7 @@ fn one(
     };
     CallReport {
         name: call.name.clone(),
-        kind: Kind::of(&choice.kernel),
+        kind: KernelKind::of(&choice.kernel),
         shape: words::shape(program, &choice.kernel),
         tile: words::tile(&choice.tiles),
         order: words::order(program, choice),
@@ -528,7 +530,7 @@ fn totals(calls: &[CallReport], plan: &Plan, simulation: &Simulation, rates: &Ra
 }
 
 fn kinds(calls: &[CallReport]) -> Vec<KindShare> {
-    let share = |kind: Kind| {
+    let share = |kind: KernelKind| {
         let none = KindShare { kind, calls: 0, macs: 0, bytes: 0, predicted: PredictedShare::default() };
         calls.iter().filter(|call| call.kind == kind).fold(none, |sum, call| KindShare {
             kind,
@@ -541,7 +543,7 @@ fn kinds(calls: &[CallReport]) -> Vec<KindShare> {
             },
         })
     };
-    Kind::ALL.into_iter().map(share).filter(|share| share.calls > 0).collect()
+    KernelKind::ALL.into_iter().map(share).filter(|share| share.calls > 0).collect()
 }
 
 fn roles(plan: &Plan, simulation: &Simulation, rates: &Rates) -> Vec<RoleShare> {

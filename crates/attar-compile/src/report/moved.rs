@@ -1,4 +1,4 @@
-//! What each tensor of a kernel moves, beside what it must: its own bytes that the kernel touches, once, or nothing if it lies on
+//! What each tensor of a kernel moves, and its lower bound: the bytes that the kernel touches, once, or nothing if the tensor is on
 //! the chip. (The bound of a kernel as a whole can be above the sum of these: see `docs/lower-bound.md`.)
 
 use serde::Serialize;
@@ -20,13 +20,13 @@ pub struct MovedReport {
     pub read: u64,
     /// Bytes written to DRAM.
     pub written: u64,
-    /// Bytes that must move.
+    /// Lower bound on the bytes.
     pub least: u64,
-    /// Bytes moved over those.
+    /// Bytes moved divided by the lower bound.
     pub distance: f64,
 }
 
-/// All tensors of a call, those that are on the chip too.
+/// All tensors of a call, including those on the chip.
 pub(super) fn moved(program: &Program, plan: &Plan, call: &Call, kernel: &Kernel, trace: &CallTrace) -> Vec<MovedReport> {
     let mut found: Vec<MovedReport> = Vec::new();
     for (operand, [read, written]) in call.operands.iter().zip(&trace.operands) {

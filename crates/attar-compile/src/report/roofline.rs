@@ -132,12 +132,7 @@ fn axes(drawing: &mut Drawing, plane: &Plane) {
         drawing.line([FRAME[0], y, FRAME[2], y], "grid");
         drawing.label([FRAME[0] - 6.0, y + 4.0], Anchor::End, "", &words::round(10f64.powi(decade), ""));
     }
-    drawing.label(
-        [(FRAME[0] + FRAME[2]) / 2.0, FRAME[3] + 36.0],
-        Anchor::Middle,
-        "",
-        "multiply-accumulates for each byte of DRAM",
-    );
+    drawing.label([(FRAME[0] + FRAME[2]) / 2.0, FRAME[3] + 36.0], Anchor::Middle, "", "multiply-accumulates per byte of DRAM");
     drawing.label([FRAME[0] - 6.0, FRAME[1] - 10.0], Anchor::Middle, "", "predicted MAC/s");
 }
 
@@ -183,7 +178,7 @@ fn legend(drawing: &mut Drawing, dots: &[Dot]) {
     }
     if dots.len() > LINES {
         let y = FRAME[1] + 12.0 + 17.0 * LINES as f64;
-        drawing.label([FRAME[2] + 42.0, y], Anchor::Start, "faint", &format!("and {} more, as in the table", dots.len() - LINES));
+        drawing.label([FRAME[2] + 42.0, y], Anchor::Start, "faint", &format!("and {} more, see the table", dots.len() - LINES));
     }
 }
 

@@ -35,8 +35,8 @@ pub(super) fn sram_map(report: &Report, plan: &Plan, calls: usize) -> String {
         let (left, right) = (x(piece.calls[0]), x(piece.calls[1]));
         let (upper, lower) = (y(piece.bytes[1]), y(piece.bytes[0]));
         let size = words::bytes(piece.bytes[1] - piece.bytes[0]);
-        let [first, behind] = piece.calls;
-        let title = format!("{}: {size} at {}, in calls {} to {behind}", piece.name, piece.bytes[0], first + 1);
+        let [first, end] = piece.calls;
+        let title = format!("{}: {size} at {}, in calls {} to {end}", piece.name, piece.bytes[0], first + 1);
         drawing.rect([left, upper, right - left, lower - upper], piece.class, &title);
         if lower - upper >= 13.0 && right - left > width(piece.name) + 4.0 {
             let middle = (upper + lower) / 2.0 + 4.0;

@@ -51,17 +51,17 @@ pub(crate) fn pattern(name: &str) -> String {
     name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
 }
 
-/// What stands behind the last number in a name: `norm`.
+/// The rest of a name after its last number: `norm`.
 pub(super) fn within_block(name: &str) -> String {
     let part = |part: &str| {
         let pieces: Vec<&str> = part.split('.').collect();
-        let behind = pieces.iter().rposition(|piece| number(piece).is_some()).map_or(0, |at| at + 1);
-        if behind < pieces.len() { pieces[behind..].join(".") } else { part.into() }
+        let after = pieces.iter().rposition(|piece| number(piece).is_some()).map_or(0, |at| at + 1);
+        if after < pieces.len() { pieces[after..].join(".") } else { part.into() }
     };
     name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
 }
 
-/// What stands before the digits of a number, or of a block's short name: nothing, or `b`.
+/// The text before the digits of a number or of a block's short name: nothing, or `b`.
 fn number(piece: &str) -> Option<&str> {
     let digits = piece.strip_prefix('b').unwrap_or(piece);
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -123,7 +123,7 @@ impl Report {
         ]
     }
 
-    /// What the whole run takes; beside it the program without fusion, where that is known.
+    /// Totals of the run, with those of the unfused program if they are known.
     pub fn totals_table(&self) -> Table {
         let row = |(name, value): (&str, Value)| {
             let mine = value(&self.totals);
@@ -182,17 +182,17 @@ type Value = fn(&Totals) -> Figure;
 /// What is said of a run.
 const FIGURES: [(&str, Value); 16] = [
     ("predicted latency", |t| Figure::Unit(t.predicted.latency, "s")),
-    ("predicted tokens in a second", |t| Figure::Unit(t.predicted.tokens_per_second, "")),
+    ("predicted tokens per second", |t| Figure::Unit(t.predicted.tokens_per_second, "")),
     ("predicted energy", |t| Figure::Unit(t.predicted.energy.total(), "J")),
-    ("predicted energy of a token", |t| Figure::Unit(t.predicted.energy_per_token, "J")),
+    ("predicted energy per token", |t| Figure::Unit(t.predicted.energy_per_token, "J")),
     ("predicted cycles", |t| Figure::Count(t.predicted.cycles)),
     ("predicted cycles before the first load", |t| Figure::Count(t.predicted.dispatch)),
     ("predicted utilisation", |t| Figure::Percent(t.predicted.utilisation)),
     ("multiply-accumulates", |t| Figure::Unit(t.macs as f64, "")),
     ("DRAM bytes", |t| Figure::Bytes(t.bytes() - t.flash)),
     ("flash bytes", |t| Figure::Bytes(t.flash)),
-    ("bytes that must move, beside what is kept", |t| Figure::Bytes(t.least)),
-    ("bytes over those", |t| Figure::Ratio(t.distance)),
+    ("lower bound on bytes, given what is kept", |t| Figure::Bytes(t.least)),
+    ("bytes / lower bound", |t| Figure::Ratio(t.distance)),
     ("peak SRAM", |t| Figure::Bytes(t.sram_peak)),
     ("peak DRAM", |t| Figure::Bytes(t.dram_peak)),
     ("peak flash", |t| Figure::Bytes(t.flash_peak)),

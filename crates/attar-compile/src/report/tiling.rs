@@ -1,4 +1,4 @@
-//! How products are cut, as data and as rows of a table. Cycles and energy are predicted.
+//! Tilings of products, as data and as rows of a table. Cycles and energy are predicted.
 
 use std::fmt;
 
@@ -7,40 +7,40 @@ use serde::{Deserialize, Serialize};
 use super::{Table, distance};
 use crate::tile::{Limits, Product, Rates, Tiling};
 
-/// A product, and how it is cut.
+/// A product and its tiling.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProductReport {
-    /// The kernel that it is, with a star for the number of its block.
+    /// Name of its kernel, with a star for the number of its block.
     pub name: String,
-    /// How many kernels it stands for.
+    /// Number of kernels with this product.
     pub kernels: u64,
     /// `[m, k, n]`; `n` counts columns of sums.
     pub product: [u64; 3],
     /// Bits of a weight.
     pub weight_bits: u32,
-    /// Bytes that no schedule moves fewer than.
+    /// Lower bound on the bytes that any schedule moves.
     pub lower_bound: u64,
-    /// The best by the goal.
+    /// The best tiling by the goal.
     pub best: TilingReport,
-    /// All that are best in some way, by falling SRAM, if they were asked for.
+    /// The Pareto front by falling SRAM, if it was requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub front: Vec<TilingReport>,
 }
 
-/// A way to cut a product.
+/// A tiling of a product.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TilingReport {
     /// Its loops from the outermost: `mnk`.
     pub order: String,
     /// Of m, k and n.
     pub tile: [u64; 3],
-    /// Tiles of activations and of weights that have a place of their own.
+    /// Tiles of activations and of weights that stay on the chip.
     pub kept: [u64; 2],
-    /// Places that the others pass through.
+    /// Slots that the other tiles stream through.
     pub slots: [u64; 2],
     /// Bytes moved.
     pub dram_bytes: u64,
-    /// Bytes moved over the lower bound.
+    /// Bytes moved divided by the lower bound.
     pub distance: f64,
     /// Bytes on the chip.
     pub sram_bytes: u64,
@@ -90,7 +90,7 @@ impl ProductReport {
     pub const HEAD: &'static [&'static str] =
         &columns::<{ 4 + TilingReport::HEAD.len() }>(&["product", "m x k x n", "weight bits", "lower bound"], TilingReport::HEAD);
 
-    /// A row of the best, or of each that is best in some way where these are known, below [`ProductReport::HEAD`].
+    /// A row for the best tiling, or for each on the Pareto front if that is known, below [`ProductReport::HEAD`].
     pub fn rows(&self) -> Vec<Vec<String>> {
         let name = if self.kernels == 1 { self.name.clone() } else { format!("{} x {}", self.kernels, self.name) };
         let [m, k, n] = self.product;
@@ -106,11 +106,11 @@ impl ProductReport {
 }
 
 /// The columns of one head before those of another; `N` of both.
-pub const fn columns<const N: usize>(before: &[&'static str], behind: &[&'static str]) -> [&'static str; N] {
-    assert!(before.len() + behind.len() == N, "all columns are named");
+pub const fn columns<const N: usize>(before: &[&'static str], after: &[&'static str]) -> [&'static str; N] {
+    assert!(before.len() + after.len() == N, "all columns are named");
     let (mut all, mut at) = ([""; N], 0);
     while at < N {
-        all[at] = if at < before.len() { before[at] } else { behind[at - before.len()] };
+        all[at] = if at < before.len() { before[at] } else { after[at - before.len()] };
         at += 1;
     }
     all

@@ -20,7 +20,7 @@ pub(super) fn shape(program: &Program, kernel: &Kernel) -> [u64; 3] {
             let query = program.get(attention.query);
             [query.rows, attention.past + query.rows, query.columns]
         }
-        Kernel::Mlp(mlp) => {
+        Kernel::GatedMlp(mlp) => {
             let [m, d, pairs] = program.product(&mlp.gated);
             [m, d, pairs / mlp.gated.epilogue.pairs()]
         }
@@ -33,7 +33,7 @@ pub(super) fn tile(tiles: &Tiles) -> String {
         Tiles::Norm(norm) => format!("{} rows", norm.rows),
         Tiles::Linear(linear) => shape_text(linear.tiling.tile),
         Tiles::Attention(attention) => format!("{} tokens, {} keys", attention.tokens, attention.keys),
-        Tiles::Mlp(mlp) => format!("{} rows, {} inner", mlp.rows, mlp.inner),
+        Tiles::GatedMlp(mlp) => format!("{} rows, {} inner", mlp.rows, mlp.inner),
     }
 }
 
@@ -54,7 +54,7 @@ pub(super) fn order(program: &Program, choice: &Choice) -> String {
             let stays = if attention.resident { "; keys and values of a head stay" } else { "" };
             format!("heads, rows, keys{stays}")
         }
-        Tiles::Mlp(mlp) => {
+        Tiles::GatedMlp(mlp) => {
             let all = n.div_ceil(mlp.inner);
             format!("rows, inner{}", kept_text(mlp.kept, all, "weights").map_or(String::new(), |text| format!("; {text}")))
         }

@@ -1,6 +1,6 @@
-//! Several schedules, timed. The shortest path knows what kernels cost apart from each other; how loads of one run beside the
-//! work of another shows only on the timeline. So paths for other goals, and without joined kernels, are made as well, run by
-//! the simulator, and the best by its clock is taken.
+//! Several schedules, timed. The shortest path adds up the costs of single kernels; how the loads of one overlap with the work of
+//! another shows only on the timeline. So schedules for other goals, and without joined kernels, are made as well and timed by the
+//! simulator, and the best by its clock is chosen.
 
 use super::{Freedom, Goal, Image, Schedule, Target, schedule_on};
 use crate::{
@@ -39,6 +39,11 @@ pub fn choose(
             Err(error) => failed = failed.or(Some(error)),
         }
     }
+    nearest_best(found, goal, target).ok_or_else(|| failed.expect("a schedule that was not made has failed"))
+}
+
+/// Of the schedules within 1/128 of the best by what the goal counts first, the best by what it counts next.
+fn nearest_best(found: Vec<(Schedule, Simulation)>, goal: Goal, target: &Target) -> Option<(Schedule, Simulation)> {
     let value = |simulation: &Simulation| {
         let (bytes, cycles, joules) = (simulation.dram() as f64, simulation.cycles as f64, simulation.energy(&target.rates));
         match goal {
@@ -49,9 +54,8 @@ pub fn choose(
     };
     let least = found.iter().map(|(_, simulation)| value(simulation)[0]).fold(f64::INFINITY, f64::min);
     let near = found.into_iter().filter(|(_, simulation)| value(simulation)[0] <= least * (1.0 + EQUAL));
-    let best = near.min_by(|(_, a), (_, b)| {
+    near.min_by(|(_, a), (_, b)| {
         let [a, b] = [value(a), value(b)];
         a[1].total_cmp(&b[1]).then(a[0].total_cmp(&b[0]))
-    });
-    best.ok_or_else(|| failed.expect("a schedule that was not made has failed"))
+    })
 }

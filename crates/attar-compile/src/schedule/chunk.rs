@@ -1,5 +1,5 @@
-//! Micro-batching: a prompt in chunks, each run by a program of its own behind the tokens before it. Small chunks need less
-//! room for activations and read all weights once more for each; which size is best depends on both, so sizes are tried.
+//! Chunked prefill: a prompt in chunks, each run by a program of its own after the tokens before it. Small chunks need less room
+//! for activations and read all weights once more per chunk; which size is best depends on both, so sizes are tried.
 //!
 //! For 1, 2, 3, 4, 6, 8, 12, … chunks the smallest size is a candidate that is a multiple of [`RUN`] keys, so that runs of
 //! keys stay whole; that includes the whole prompt. A chunk costs more the more tokens are before it. [`Chunking::planned`] of a
@@ -19,7 +19,7 @@ use crate::{
     program::Role,
 };
 
-/// Makes the program of `rows` tokens behind `past` others.
+/// Makes the program of `rows` tokens after `past` others.
 pub type Make<'a> = &'a dyn Fn(u64, u64) -> Result<Program>;
 
 /// Most chunks a candidate has, per doubling of which two are tried.
@@ -82,7 +82,7 @@ pub struct Point {
     pub candidate: Candidate,
 }
 
-/// Sizes that are best in some way: none costs as little as another in DRAM bytes, cycles, energy and SRAM at once.
+/// The Pareto front: sizes that no other beats in DRAM bytes, cycles, energy and SRAM at once.
 pub fn front<'a>(found: impl IntoIterator<Item = (Goal, &'a Chunked)>) -> Vec<Point> {
     let of = |(goal, chunked): (Goal, &'a Chunked)| chunked.candidates.iter().map(move |one| Point { goal, candidate: *one });
     let points = found.into_iter().flat_map(of).collect();
@@ -105,7 +105,7 @@ impl Chunking {
         let (mut candidates, mut failed) = (Vec::new(), None);
         for chunk in self.sizes() {
             let mut image = Image::default();
-            match self.candidate(chunk, &mut |rows, past| Part::of(make, target, goal, freedom, [rows, past], &mut image)) {
+            match self.candidate(chunk, &mut |rows, past| ChunkCost::of(make, target, goal, freedom, [rows, past], &mut image)) {
                 Ok(candidate) => candidates.push(candidate),
                 Err(error @ (Error::DoesNotFit { .. } | Error::MemoryTooSmall { .. })) => failed = Some(error),
                 Err(error) => return Err(error),
@@ -134,19 +134,19 @@ impl Chunking {
         sizes
     }
 
-    fn candidate(&self, chunk: u64, part: &mut dyn FnMut(u64, u64) -> Result<Part>) -> Result<Candidate> {
+    fn candidate(&self, chunk: u64, part: &mut dyn FnMut(u64, u64) -> Result<ChunkCost>) -> Result<Candidate> {
         let tokens = self.tokens.get();
         let chunks = tokens.div_ceil(chunk);
         let equal = chunks - 1;
         let planned = if equal > 0 { spread(equal, self.planned - 1) } else { Vec::new() };
-        let parts = planned.iter().map(|at| Ok((*at, part(chunk, at * chunk)?))).collect::<Result<Vec<(u64, Part)>>>()?;
-        let mut all = parts.iter().fold(Part::default(), |all, (_, part)| all.plus(part));
+        let parts = planned.iter().map(|at| Ok((*at, part(chunk, at * chunk)?))).collect::<Result<Vec<(u64, ChunkCost)>>>()?;
+        let mut all = parts.iter().fold(ChunkCost::default(), |all, (_, part)| all.plus(part));
         for pair in parts.windows(2) {
             let [(from, first), (to, last)] = [&pair[0], &pair[1]];
             all = (from + 1..*to).fold(all, |all, at| all.plus(&first.towards(last, [at - from, to - from])));
         }
         all = all.plus(&part(tokens - equal * chunk, equal * chunk)?);
-        let Part { dram, cycles, energy, sram_peak, activations } = all;
+        let ChunkCost { dram, cycles, energy, sram_peak, activations } = all;
         Ok(Candidate { chunk, chunks, dram, cycles, energy, sram_peak, activations, exact: planned.len() as u64 == equal })
     }
 }
@@ -171,7 +171,7 @@ fn spread(count: u64, most: u64) -> Vec<u64> {
 
 /// What one chunk, or several, cost.
 #[derive(Clone, Copy, Debug, Default)]
-struct Part {
+struct ChunkCost {
     dram: u64,
     cycles: u64,
     energy: f64,
@@ -179,7 +179,7 @@ struct Part {
     activations: u64,
 }
 
-impl Part {
+impl ChunkCost {
     /// The first chunk decides where weights lie that all have.
     fn of(
         make: Make<'_>,
@@ -188,18 +188,18 @@ impl Part {
         freedom: Freedom,
         [rows, past]: [u64; 2],
         image: &mut Image,
-    ) -> Result<Part> {
-        let title = format!("{rows} tokens behind {past}");
+    ) -> Result<ChunkCost> {
+        let title = tokens_text(rows, past);
         let (schedule, run) = choose(&make(rows, past)?, target, goal, freedom, &title, image)?;
         let plan = schedule.plan;
         image.add(&plan);
         let energy = run.energy(&target.rates);
         let (dram, cycles, sram_peak) = (run.dram(), run.cycles, run.sram_peak);
-        Ok(Part { dram, cycles, energy, sram_peak, activations: activations(&plan) })
+        Ok(ChunkCost { dram, cycles, energy, sram_peak, activations: activations(&plan) })
     }
 
-    fn plus(&self, other: &Part) -> Part {
-        Part {
+    fn plus(&self, other: &ChunkCost) -> ChunkCost {
+        ChunkCost {
             dram: self.dram + other.dram,
             cycles: self.cycles + other.cycles,
             energy: self.energy + other.energy,
@@ -209,14 +209,14 @@ impl Part {
     }
 
     /// A point `at` of `length` of the way to another.
-    fn towards(&self, other: &Part, [at, length]: [u64; 2]) -> Part {
+    fn towards(&self, other: &ChunkCost, [at, length]: [u64; 2]) -> ChunkCost {
         let between = |from: u64, to: u64| {
             let way = (i128::from(to) - i128::from(from)) * i128::from(at) / i128::from(length);
             (i128::from(from) + way) as u64
         };
         let energy = self.energy + (other.energy - self.energy) * at as f64 / length as f64;
         let (dram, cycles) = (between(self.dram, other.dram), between(self.cycles, other.cycles));
-        Part { dram, cycles, energy, ..*self }
+        ChunkCost { dram, cycles, energy, ..*self }
     }
 }
 
@@ -226,6 +226,12 @@ fn activations(plan: &Plan) -> u64 {
     let own = || in_dram().filter(|tensor| matches!(tensor.role, Role::Scratch | Role::Input | Role::Output));
     let (start, end) = (own().map(|t| t.address).min(), own().map(|t| t.address + t.bytes()).max());
     end.unwrap_or(0) - start.unwrap_or(0)
+}
+
+/// `3 tokens, empty cache` or `3 tokens after 5 cached`.
+pub(crate) fn tokens_text(rows: u64, past: u64) -> String {
+    let tokens = if rows == 1 { "1 token".into() } else { format!("{rows} tokens") };
+    if past == 0 { format!("{tokens}, empty cache") } else { format!("{tokens} after {past} cached") }
 }
 
 #[cfg(test)]
@@ -269,7 +275,7 @@ mod tests {
     #[test]
     fn straight_lines_are_exact() {
         let cost = |rows: u64, past: u64| 1000 * rows + 7 * rows * past;
-        let mut part = |rows, past| Ok(Part { dram: cost(rows, past), cycles: past, ..Part::default() });
+        let mut part = |rows, past| Ok(ChunkCost { dram: cost(rows, past), cycles: past, ..ChunkCost::default() });
         for tokens in [1, 31, 64, 500, 2048, 4100] {
             for planned in [3, 4, u64::MAX] {
                 let chunking = Chunking { planned, ..Chunking::new(NonZeroU64::new(tokens).unwrap()) };

@@ -1,5 +1,5 @@
-//! What lies in memory between runs. Prefill and decode, and all chunks of a prompt, read the same weights and the same states:
-//! the first of their plans that has one decides where it lies and in which tiles, and the others find it there.
+//! The memory between runs. Prefill, its chunks and decode share weights and states: the first plan that has one decides its
+//! address and its tiles, and the others use them.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::{
     program::Role,
 };
 
-/// Weights, constants and states of a plan, where they lie.
+/// Weights, constants and states of plans, with their addresses.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Image {
     tensors: HashMap<String, Placed>,
@@ -22,14 +22,14 @@ impl Image {
         image
     }
 
-    /// Takes in what a plan has beside what is known.
+    /// Adds the tensors of a plan that are not known yet.
     pub fn add(&mut self, plan: &Plan) {
         for tensor in plan.tensors.iter().filter(|tensor| lasts(tensor.role)) {
             self.tensors.entry(tensor.name.clone()).or_insert_with(|| tensor.clone());
         }
     }
 
-    /// Where a tensor of this name and shape lies.
+    /// The tensor of this name and shape, if it is known.
     pub(crate) fn find(&self, name: &str, [rows, columns]: [u64; 2]) -> Option<&Placed> {
         self.tensors.get(name).filter(|found| [found.rows, found.columns] == [rows, columns])
     }
@@ -40,7 +40,7 @@ impl Image {
     }
 }
 
-/// Whether a tensor is there before a run and behind it.
+/// Whether a tensor outlives a run.
 pub(super) fn lasts(role: Role) -> bool {
     matches!(role, Role::Weight | Role::Constant | Role::State)
 }

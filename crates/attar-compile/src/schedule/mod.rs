@@ -1,12 +1,11 @@
 //! From a program to a plan: which kernels are joined, how each is tiled, which tensors stay on the chip between kernels,
-//! and where everything lies.
+//! and at which address everything is.
 //!
-//! Kernels are taken in an order in which the least lives at once (`order`). A dynamic program walks over them (`path`); its state
+//! Kernels run in the order with the least peak of live bytes (`order`). A dynamic program walks over them (`path`); its state
 //! is the set of tensors that are kept on the chip, its cost what the goal counts, and each step is the exact search of one
-//! kernel's tiles in the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). What a norm
-//! makes is kept, stored, or computed again within the kernel that reads it, as often as that reads it: whichever costs least.
-//! Equal kernels in equal room are searched once, so that a model of equal blocks costs as much to plan as one block. Then
-//! everything gets its place (`place`).
+//! kernel's tiles in the room that is left (as in LoopTree, Gilbert et al. 2024, with whole kernels as segments). The result of
+//! a norm is kept, stored, or recomputed within the kernel that reads it: whichever costs least. Equal kernels in equal room are
+//! searched once, so that a model of equal blocks costs as much to plan as one block. Then everything is placed (`place`).
 
 mod choose;
 pub mod chunk;
@@ -31,14 +30,14 @@ use crate::{
     tile::{Buffering, Limits, Objective},
 };
 
-/// A device as a schedule sees it.
+/// What a schedule needs to know of a device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Its name.
     pub name: String,
     /// Bytes of on-chip memory.
     pub sram: u64,
-    /// Of every buffer.
+    /// Alignment of every buffer.
     pub align: u64,
     /// Bytes of DRAM.
     pub dram: u64,
@@ -73,7 +72,7 @@ impl Target {
         })
     }
 
-    /// What a kernel may use in so many bytes of on-chip memory: its rule of buffering.
+    /// The limits of a kernel in `sram` bytes of on-chip memory, with this device's buffering.
     pub fn limits(&self, sram: u64) -> Limits {
         Limits { sram, align: self.align, buffering: Buffering::DoubleStreamed, staged: true, stored: None }
     }
@@ -93,7 +92,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// What it means for one product.
+    /// The same goal for a single product.
     pub fn objective(self, rates: crate::tile::Rates) -> Objective {
         match self {
             Goal::Dram => Objective::Dram { overhead: Objective::TRANSFER },
@@ -103,7 +102,7 @@ impl Goal {
     }
 }
 
-/// What a plan may do.
+/// What a schedule may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freedom {
     /// Kernels may be joined.
@@ -115,22 +114,22 @@ pub struct Freedom {
 }
 
 impl Freedom {
-    /// All of it.
+    /// Everything.
     pub const ALL: Freedom = Freedom { join: true, keep: true, recompute: true };
-    /// Every kernel for itself.
+    /// Every kernel alone, nothing kept on the chip.
     pub const NONE: Freedom = Freedom { join: false, keep: false, recompute: false };
 }
 
-/// A plan with what was chosen.
+/// A plan with the choices that led to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
-    /// To be run.
+    /// The plan.
     pub plan: Plan,
-    /// One for each call.
+    /// One per call.
     pub choices: Vec<Choice>,
 }
 
-/// What was chosen for a call.
+/// The choices for a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// The kernel's name; of joined kernels, both.
@@ -139,23 +138,23 @@ pub struct Choice {
     pub kernel: Kernel,
     /// Its tiles.
     pub tiles: Tiles,
-    /// Names of the tensors that lie on the chip during it.
+    /// Names of the tensors that are on the chip during it.
     pub kept: Vec<String>,
-    /// DRAM bytes that are foretold.
+    /// Predicted DRAM bytes.
     pub dram: u64,
-    /// How many times each row is normed in it: 0 where nothing is.
+    /// How many times each row is normed; 0 if it has no norm.
     pub norms: u64,
 }
 
 /// The best plan for a goal.
 ///
 /// # Errors
-/// A program that means nothing, a kernel of which not even the smallest tile fits, tensors that do not fit in memory.
+/// An invalid program, a kernel of which not even the smallest tile fits, or tensors that do not fit in memory.
 pub fn schedule(program: &Program, target: &Target, goal: Goal, freedom: Freedom, title: &str) -> Result<Schedule> {
     schedule_on(program, target, goal, freedom, title, &Image::default())
 }
 
-/// The best plan for a goal that finds weights, constants and states where `image` has them, as far as it has them.
+/// The best plan for a goal in which weights, constants and states are at the addresses of `image`, as far as it has them.
 ///
 /// # Errors
 /// As [`schedule`].
@@ -174,7 +173,7 @@ pub fn schedule_on(
     loop {
         let mut search = Search::new(program, target, goal, freedom, image, &room);
         let steps = match search.run() {
-            // Where nothing stays, the pieces of a call are all there is, and fit.
+            // Without kept tensors, the buffers of a single call always fit.
             Err(Error::DoesNotFit { .. }) if freedom.keep && room.iter().any(|room| *room < all) => {
                 return schedule_on(program, target, goal, Freedom { keep: false, ..freedom }, title, image);
             }
@@ -182,7 +181,7 @@ pub fn schedule_on(
         };
         match search.plan(&steps, title)? {
             Ok(schedule) => return Ok(schedule),
-            // The pieces of these fit, but not side by side: less room for each.
+            // The buffers of these calls fit, but cannot be placed together: less room for each.
             Err(crowded) => {
                 for kernel in crowded.into_iter().flat_map(|calls| steps[calls.start].kernels[0]..steps[calls.end - 1].kernels[1])
                 {

@@ -1,4 +1,4 @@
-//! The order of kernels: that in which the fewest bytes of activations live at once.
+//! The order of kernels with the lowest peak of live activation bytes.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -8,10 +8,10 @@ use crate::{
     program::Role,
 };
 
-/// The program in an order that needs less room for what lives between its kernels, or as it is if there is none.
+/// The program in an order with a lower peak of live bytes, or as it is if there is none.
 ///
 /// # Errors
-/// If kernels wait for each other.
+/// If kernels depend on each other.
 pub(super) fn least_live(program: &Program) -> Result<Cow<'_, Program>> {
     let Some(ops) = ops(program) else { return Ok(Cow::Borrowed(program)) };
     let given: Vec<usize> = (0..ops.ops.len()).collect();
@@ -25,8 +25,8 @@ pub(super) fn least_live(program: &Program) -> Result<Cow<'_, Program>> {
     Ok(Cow::Owned(Program { tensors: program.tensors.clone(), kernels }))
 }
 
-/// Kernels and what they hand to each other. States and outputs have their own place, so they only say what comes first.
-/// Nothing where two kernels write parts of one tensor.
+/// Kernels and the tensors that they pass to each other. States and outputs have memory of their own: they only constrain the
+/// order. `None` if two kernels write parts of one tensor.
 fn ops(program: &Program) -> Option<Ops> {
     let mut buffers: HashMap<TensorId, usize> = HashMap::new();
     let mut sizes = Vec::new();

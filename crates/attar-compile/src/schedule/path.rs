@@ -1,4 +1,4 @@
-//! The shortest path: ways to run the kernels up to somewhere, by the tensors that are on the chip then.
+//! The shortest path over partial schedules: prefixes of the kernels, by the tensors that are on the chip at their end.
 
 use std::{
     cmp::Ordering,
@@ -8,13 +8,13 @@ use std::{
 use super::{Choice, Freedom, Goal, Image, Schedule, Target, place, place::Crowded};
 use crate::{
     Error, Result,
-    lower::{AttentionTiles, Entry, LinearTiles, Lowered, MlpTiles, NormTiles, Tiles},
-    plan::{Call, Operand, Placed, Plan},
-    program::{Attention, Epilogue, Kernel, Linear, Mlp, Norm, Normed, Program, Role, TensorId},
+    lower::{AttentionTiles, Entry, GatedMlpTiles, LinearTiles, Lowered, NormTiles, Tiles},
+    plan::{Body, Call, Operand, Placed, Plan},
+    program::{Attention, Epilogue, GatedMlp, Kernel, Linear, Norm, Normed, Program, Role, TensorId},
     tile::Limits,
 };
 
-/// What a way costs, in the order of the goal.
+/// Cost of a partial schedule, in the order of the goal.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Cost([f64; 3]);
 
@@ -30,17 +30,17 @@ impl Cost {
     }
 }
 
-/// A way to run the kernels up to somewhere.
-struct Way {
+/// A partial schedule: a prefix of the kernels and its cost.
+struct Prefix {
     cost: Cost,
-    /// The way before, and what was added to it.
-    before: Option<(usize, Step)>,
+    /// The shorter prefix and the segment that was added to it.
+    before: Option<(usize, Segment)>,
 }
 
-/// A kernel, or joined ones, as it is run.
+/// A kernel, or joined kernels, with its tiles.
 #[derive(Clone)]
-pub(super) struct Step {
-    /// The first, and the one behind the last.
+pub(super) struct Segment {
+    /// The first kernel and one past the last.
     pub(super) kernels: [usize; 2],
     kernel: Kernel,
     tiles: Tiles,
@@ -54,22 +54,22 @@ fn last_uses(program: &Program) -> HashMap<TensorId, usize> {
     reads.collect()
 }
 
-/// The search for the best way.
+/// The search for the best schedule.
 pub(super) struct Search<'a> {
     program: &'a Program,
     target: &'a Target,
     goal: Goal,
     freedom: Freedom,
     image: &'a Image,
-    /// Of each kernel.
+    /// Bytes of on-chip memory for each kernel.
     room: &'a [u64],
-    /// By the shape of a kernel and its room.
+    /// Results by the shape of a kernel and its room.
     known: HashMap<String, Option<(Tiles, u64, Cost)>>,
     last_use: HashMap<TensorId, usize>,
 }
 
 impl<'a> Search<'a> {
-    /// With so many bytes of on-chip memory for each kernel.
+    /// A search with `room` bytes of on-chip memory for each kernel.
     pub(super) fn new(
         program: &'a Program,
         target: &'a Target,
@@ -81,23 +81,23 @@ impl<'a> Search<'a> {
         Search { program, target, goal, freedom, image, room, known: HashMap::new(), last_use: last_uses(program) }
     }
 
-    /// The best way.
-    pub(super) fn run(&mut self) -> Result<Vec<Step>> {
+    /// The segments of the best schedule.
+    pub(super) fn run(&mut self) -> Result<Vec<Segment>> {
         let count = self.program.kernels.len();
-        let mut ways: Vec<Way> = vec![Way { cost: Cost([0.0; 3]), before: None }];
-        // At each position: for each set of kept tensors, the best way.
+        let mut prefixes: Vec<Prefix> = vec![Prefix { cost: Cost([0.0; 3]), before: None }];
+        // At each position: for each set of kept tensors, the best prefix.
         let mut at: Vec<BTreeMap<Vec<TensorId>, usize>> = vec![BTreeMap::new(); count + 1];
         at[0].insert(Vec::new(), 0);
         for position in 0..count {
-            let states: Vec<(Vec<TensorId>, usize)> = at[position].iter().map(|(kept, way)| (kept.clone(), *way)).collect();
-            for (kept, way) in states {
+            let states: Vec<(Vec<TensorId>, usize)> = at[position].iter().map(|(kept, prefix)| (kept.clone(), *prefix)).collect();
+            for (kept, prefix) in states {
                 for (end, kernel) in self.segments(position) {
                     for (step, cost, after) in self.steps(position, end, &kernel, &kept) {
-                        let cost = ways[way].cost.plus(cost);
+                        let cost = prefixes[prefix].cost.plus(cost);
                         let known = at[end].get(&after).copied();
-                        if known.is_none_or(|known| cost.order(&ways[known].cost).is_lt()) {
-                            ways.push(Way { cost, before: Some((way, step)) });
-                            at[end].insert(after, ways.len() - 1);
+                        if known.is_none_or(|known| cost.order(&prefixes[known].cost).is_lt()) {
+                            prefixes.push(Prefix { cost, before: Some((prefix, step)) });
+                            at[end].insert(after, prefixes.len() - 1);
                         }
                     }
                 }
@@ -106,12 +106,12 @@ impl<'a> Search<'a> {
                 return Err(self.too_small(position));
             }
         }
-        let best = at[count].values().copied().min_by(|a, b| ways[*a].cost.order(&ways[*b].cost));
-        let mut way = best.ok_or_else(|| self.too_small(count.saturating_sub(1)))?;
+        let best = at[count].values().copied().min_by(|a, b| prefixes[*a].cost.order(&prefixes[*b].cost));
+        let mut prefix = best.ok_or_else(|| self.too_small(count.saturating_sub(1)))?;
         let mut steps = Vec::new();
-        while let Some((before, step)) = &ways[way].before {
+        while let Some((before, step)) = &prefixes[prefix].before {
             steps.push(step.clone());
-            way = *before;
+            prefix = *before;
         }
         steps.reverse();
         Ok(steps)
@@ -122,7 +122,7 @@ impl<'a> Search<'a> {
         let (name, kernel) = &self.program.kernels[position];
         match self.tiles(kernel, &[], self.room[position]) {
             Err(source) => Error::DoesNotFit { kernel: name.clone(), source: Box::new(source) },
-            Ok(_) => Error::Kernel { kernel: name.clone(), what: "fits alone, but no way leads to it" },
+            Ok(_) => Error::Kernel { kernel: name.clone(), what: "fits alone, but no schedule reaches it" },
         }
     }
 
@@ -139,7 +139,7 @@ impl<'a> Search<'a> {
         for (end, then) in self.joined(position + 1) {
             let reads = match &then {
                 Kernel::Linear(linear) => linear.x == norm.out,
-                Kernel::Mlp(mlp) => mlp.gated.x == norm.out,
+                Kernel::GatedMlp(mlp) => mlp.gated.x == norm.out,
                 _ => false,
             };
             if reads {
@@ -165,14 +165,14 @@ impl<'a> Search<'a> {
             let only = self.passes(inner, position);
             let plain = matches!(down.epilogue, Epilogue::Rescale | Epilogue::Add { .. }) && down.out.len() == 1;
             if matches!(gated.epilogue, Epilogue::Gated { .. }) && down.x == inner && only && plain {
-                found.push((position + 2, Kernel::Mlp(Mlp { gated: gated.clone(), down: down.clone() })));
+                found.push((position + 2, Kernel::GatedMlp(GatedMlp { gated: gated.clone(), down: down.clone() })));
             }
         }
         found
     }
 
     /// The ways to run a segment: its output kept or not. With the tensors that are kept after it.
-    fn steps(&mut self, start: usize, end: usize, kernel: &Kernel, kept: &[TensorId]) -> Vec<(Step, Cost, Vec<TensorId>)> {
+    fn steps(&mut self, start: usize, end: usize, kernel: &Kernel, kept: &[TensorId]) -> Vec<(Segment, Cost, Vec<TensorId>)> {
         let out = keepable(self.program, kernel).filter(|_| self.freedom.keep);
         let choices = std::iter::once(None).chain(out.map(Some));
         let mut found = Vec::new();
@@ -194,7 +194,7 @@ impl<'a> Search<'a> {
             let Some((tiles, dram, cost)) = known else { continue };
             let after: Vec<TensorId> =
                 live.iter().copied().filter(|id| self.last_use.get(id).is_some_and(|last| *last >= end)).collect();
-            let step = Step { kernels: [start, end], kernel: kernel.clone(), tiles, kept: live, dram };
+            let step = Segment { kernels: [start, end], kernel: kernel.clone(), tiles, kept: live, dram };
             found.push((step, cost, after));
         }
         found
@@ -211,7 +211,7 @@ impl<'a> Search<'a> {
     fn stored(&self, kernel: &Kernel) -> [Option<[u64; 2]>; 2] {
         match kernel.core() {
             Kernel::Linear(linear) => [self.tile(linear), None],
-            Kernel::Mlp(mlp) => [self.tile(&mlp.gated), self.tile(&mlp.down)],
+            Kernel::GatedMlp(mlp) => [self.tile(&mlp.gated), self.tile(&mlp.down)],
             Kernel::Norm(_) | Kernel::Attention(_) | Kernel::Normed(_) => [None; 2],
         }
     }
@@ -219,7 +219,7 @@ impl<'a> Search<'a> {
     /// What a kernel may use.
     fn limits(&self, kernel: &Kernel, room: u64) -> Result<Limits> {
         let [stored, second] = self.stored(kernel);
-        if let (Kernel::Mlp(mlp), Some([width, pairs]), Some(down)) = (kernel.core(), stored, second) {
+        if let (Kernel::GatedMlp(mlp), Some([width, pairs]), Some(down)) = (kernel.core(), stored, second) {
             let [_, d, _] = self.program.product(&mlp.gated);
             if width != d || down != [pairs / 2, d] {
                 return Err(Error::Stored { weight: self.program.get(mlp.gated.weight).name.clone() });
@@ -260,9 +260,9 @@ impl<'a> Search<'a> {
                 Tiles::Attention(AttentionTiles::search(program, attention, chip, &limits)?)
             }
             Kernel::Normed(_) => unreachable!("a norm stands before a product"),
-            Kernel::Mlp(mlp) => {
+            Kernel::GatedMlp(mlp) => {
                 let chip = [read(mlp.gated.x), on(mlp.down.out[0].tensor), residual(&mlp.down).is_some_and(on)];
-                Tiles::Mlp(MlpTiles::search(program, mlp, norm, chip, &limits, array)?)
+                Tiles::GatedMlp(GatedMlpTiles::search(program, mlp, norm, chip, &limits, array)?)
             }
         })
     }
@@ -288,7 +288,7 @@ impl<'a> Search<'a> {
         let norms = tiles.norms() as f64;
         let cycles = match (tiles, kernel.core()) {
             (Tiles::Linear(tiles), _) => tiles.cycles(&rates.tile, norm),
-            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.cycles(self.program, mlp, &rates.tile, norm),
+            (Tiles::GatedMlp(tiles), Kernel::GatedMlp(mlp)) => tiles.cycles(self.program, mlp, &rates.tile, norm),
             (Tiles::Attention(tiles), Kernel::Attention(attention)) => {
                 (tiles.work(self.program, attention, rates) as f64).max(dram as f64 / read)
             }
@@ -307,34 +307,21 @@ impl<'a> Search<'a> {
         (tiles.clone(), dram, Cost(cost))
     }
 
-    /// Bodies, calls and places, or the calls whose pieces do not fit side by side.
-    pub(super) fn plan(&self, steps: &[Step], title: &str) -> Result<Result<Schedule, Crowded>> {
-        let (mut bodies, mut index): (Vec<crate::plan::Body>, HashMap<Vec<u8>, u32>) = Default::default();
+    /// The plan of these segments, or the calls whose buffers cannot be placed together.
+    pub(super) fn plan(&self, steps: &[Segment], title: &str) -> Result<Result<Schedule, Crowded>> {
+        let (mut bodies, mut index): (Vec<Body>, HashMap<Vec<u8>, u32>) = Default::default();
         let (mut calls, mut lowered_all, mut choices) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
-            let names: Vec<&str> =
-                self.program.kernels[step.kernels[0]..step.kernels[1]].iter().map(|(name, _)| name.as_str()).collect();
-            let (name, lowered) = (names.join(" + "), self.lower(step));
+            let (name, lowered) = (self.name(step), self.lower(step));
             let bytes = postcard::to_allocvec(&lowered.body).expect("a body has no value that postcard lacks");
             let body = *index.entry(bytes).or_insert_with(|| {
                 bodies.push(lowered.body.clone());
                 bodies.len() as u32 - 1
             });
-            let operands = lowered.operands.iter().map(|(id, row)| Operand { tensor: id.0, row: *row }).collect();
-            calls.push(Call {
-                name: name.clone(),
-                body,
-                operands,
-                offsets: Vec::new(),
-                constants: lowered.constants.clone(),
-                fence_weights: true,
-            });
-            let kept = step.kept.iter().map(|id| self.program.get(*id).name.clone()).collect();
-            let (tiles, norms) = (step.tiles.clone(), step.tiles.norms());
-            choices.push(Choice { name, kernel: step.kernel.clone(), tiles, kept, dram: step.dram, norms });
+            calls.push(call(name.clone(), body, &lowered));
+            choices.push(self.choice(name, step));
             lowered_all.push(lowered);
         }
-        let tensors: Vec<Placed> = self.layouts(steps);
         let kept: Vec<Vec<u32>> = steps.iter().map(|step| step.kept.iter().map(|id| id.0).collect()).collect();
         let plan = Plan {
             device: self.target.name.clone(),
@@ -342,7 +329,7 @@ impl<'a> Search<'a> {
             sram: self.target.sram,
             align: self.target.align,
             rates: self.target.rates.clone(),
-            tensors,
+            tensors: self.layouts(steps),
             bodies,
             calls,
         };
@@ -352,7 +339,19 @@ impl<'a> Search<'a> {
         })
     }
 
-    fn lower(&self, step: &Step) -> Lowered {
+    /// Names of the kernels of a segment.
+    fn name(&self, step: &Segment) -> String {
+        let kernels = &self.program.kernels[step.kernels[0]..step.kernels[1]];
+        kernels.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" + ")
+    }
+
+    fn choice(&self, name: String, step: &Segment) -> Choice {
+        let kept = step.kept.iter().map(|id| self.program.get(*id).name.clone()).collect();
+        let (tiles, norms) = (step.tiles.clone(), step.tiles.norms());
+        Choice { name, kernel: step.kernel.clone(), tiles, kept, dram: step.dram, norms }
+    }
+
+    fn lower(&self, step: &Segment) -> Lowered {
         let norm = step.kernel.entry();
         let name = |name: &'static str, normed: &'static str| if norm.is_some() { normed } else { name };
         match (&step.tiles, step.kernel.core()) {
@@ -361,20 +360,20 @@ impl<'a> Search<'a> {
                 tiles.lower(self.program, linear, norm, name("linear", "normed linear"))
             }
             (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(self.program, attention, "attention"),
-            (Tiles::Mlp(tiles), Kernel::Mlp(mlp)) => tiles.lower(self.program, mlp, norm, name("mlp", "normed mlp")),
+            (Tiles::GatedMlp(tiles), Kernel::GatedMlp(mlp)) => tiles.lower(self.program, mlp, norm, name("mlp", "normed mlp")),
             _ => unreachable!("tiles are searched for the kernel they go with"),
         }
     }
 
     /// The program's tensors, weights in the tiles of the kernel that reads them.
-    fn layouts(&self, steps: &[Step]) -> Vec<Placed> {
+    fn layouts(&self, steps: &[Segment]) -> Vec<Placed> {
         let mut tiles: HashMap<TensorId, [u64; 2]> = HashMap::new();
         for step in steps {
             match (&step.tiles, step.kernel.core()) {
                 (Tiles::Linear(linear), Kernel::Linear(kernel)) => {
                     tiles.insert(kernel.weight, [linear.tiling.tile[2], linear.tiling.tile[1]]);
                 }
-                (Tiles::Mlp(mlp), Kernel::Mlp(kernel)) => {
+                (Tiles::GatedMlp(mlp), Kernel::GatedMlp(kernel)) => {
                     let [width, d] = [&kernel.gated, &kernel.down].map(|linear| self.program.product(linear)[1]);
                     tiles.insert(kernel.gated.weight, [2 * mlp.inner, width]);
                     tiles.insert(kernel.down.weight, [self.program.get(kernel.down.weight).rows, mlp.inner.min(d)]);
@@ -396,6 +395,12 @@ impl<'a> Search<'a> {
     }
 }
 
+/// A call that is not placed yet.
+fn call(name: String, body: u32, lowered: &Lowered) -> Call {
+    let operands = lowered.operands.iter().map(|(id, row)| Operand { tensor: id.0, row: *row }).collect();
+    Call { name, body, operands, offsets: Vec::new(), constants: lowered.constants.clone(), fence_weights: true }
+}
+
 fn residual(linear: &Linear) -> Option<TensorId> {
     match linear.epilogue {
         Epilogue::Add { residual } => Some(residual),
@@ -409,7 +414,7 @@ fn keepable(program: &Program, kernel: &Kernel) -> Option<TensorId> {
         Kernel::Norm(norm) => norm.out,
         Kernel::Linear(Linear { out, .. }) if out.len() == 1 && out[0].row == 0 => out[0].tensor,
         Kernel::Attention(attention) => attention.out,
-        Kernel::Mlp(mlp) if mlp.down.out[0].row == 0 => mlp.down.out[0].tensor,
+        Kernel::GatedMlp(mlp) if mlp.down.out[0].row == 0 => mlp.down.out[0].tensor,
         _ => return None,
     };
     (program.get(out).role == Role::Scratch).then_some(out)
@@ -428,7 +433,7 @@ fn shape(program: &Program, kernel: &Kernel, live: &[TensorId]) -> String {
         Kernel::Attention(Attention { heads, key_heads, head, past, window, .. }) => {
             format!("attention {heads} {key_heads} {head} {past} {window:?}")
         }
-        Kernel::Mlp(mlp) => format!("mlp {}", epilogue(&mlp.down.epilogue)),
+        Kernel::GatedMlp(mlp) => format!("mlp {}", epilogue(&mlp.down.epilogue)),
     };
     // A norm's rows may be the residual, too.
     let entry = kernel.entry().map(|norm| kernel.core().reads().contains(&norm.x));
@@ -439,12 +444,12 @@ fn epilogue(epilogue: &Epilogue) -> String {
     match epilogue {
         Epilogue::Rescale => "rescale".into(),
         Epilogue::Add { .. } => "add".into(),
-        Epilogue::Rotary { head, turned, .. } => format!("rotary {head} {turned}"),
+        Epilogue::Rotary { head, rotated, .. } => format!("rotary {head} {rotated}"),
         Epilogue::Gated { .. } => "gated".into(),
     }
 }
 
-/// DRAM bytes of a kernel, foretold.
+/// Predicted DRAM bytes of a kernel.
 fn traffic(program: &Program, kernel: &Kernel, tiles: &Tiles, on: &dyn Fn(TensorId) -> bool) -> u64 {
     match (kernel.core(), tiles) {
         (Kernel::Norm(norm), _) => {
@@ -454,7 +459,7 @@ fn traffic(program: &Program, kernel: &Kernel, tiles: &Tiles, on: &dyn Fn(Tensor
         }
         (Kernel::Linear(linear), Tiles::Linear(tiles)) => tiles.traffic(program, linear),
         (Kernel::Attention(attention), Tiles::Attention(tiles)) => tiles.traffic(program, attention),
-        (Kernel::Mlp(mlp), Tiles::Mlp(tiles)) => tiles.traffic(program, mlp),
+        (Kernel::GatedMlp(mlp), Tiles::GatedMlp(tiles)) => tiles.traffic(program, mlp),
         _ => unreachable!("tiles are searched for the kernel they go with"),
     }
 }

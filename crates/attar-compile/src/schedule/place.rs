@@ -1,4 +1,4 @@
-//! Where everything lies: buffers and kept tensors on the chip, the rest in DRAM and flash.
+//! Addresses: of buffers and kept tensors on the chip, of everything else in DRAM and flash.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -11,10 +11,10 @@ use crate::{
     program::{Role, TensorId},
 };
 
-/// Nodes that the search for places may take: a program with less room for each kernel is the way out.
+/// Search nodes for placing the buffers of a run; if they do not suffice, kernels get less room.
 const NODES: u64 = 200_000;
 
-/// Something that needs `bytes` from call `from` up to but without call `to`.
+/// A buffer or tensor that needs `bytes` during calls `from..to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Item {
     from: usize,
@@ -22,7 +22,7 @@ struct Item {
     bytes: u64,
 }
 
-/// The calls whose buffers do not fit side by side, in stretches.
+/// The calls whose buffers cannot be placed together, as ranges.
 pub(super) type Crowded = Vec<Range<usize>>;
 
 /// Offsets of items, if they fit: greedily, else by the exact search.
@@ -34,7 +34,7 @@ fn fit(items: &[Item], capacity: u64) -> Result<Option<Vec<u64>>> {
     }
 }
 
-/// The same, each stretch of calls that share an item for itself. Equal stretches are placed once.
+/// The same for each range of calls that share items. Equal ranges are placed once.
 fn fit_apart(items: &[Item], calls: usize, capacity: u64) -> Result<Result<Vec<u64>, Crowded>> {
     let (mut offsets, mut crowded) = (vec![0; items.len()], Vec::new());
     let mut known: HashMap<Vec<Item>, Option<Vec<u64>>> = HashMap::new();
@@ -61,7 +61,7 @@ fn fit_apart(items: &[Item], calls: usize, capacity: u64) -> Result<Result<Vec<u
     Ok(if crowded.is_empty() { Ok(offsets) } else { Err(crowded) })
 }
 
-/// Calls in stretches, between which no item lives.
+/// Ranges of calls between which no item is live.
 fn stretches(items: &[Item], calls: usize) -> Vec<Range<usize>> {
     let mut together = vec![false; calls + 1];
     items.iter().for_each(|item| together[item.from + 1..item.to].fill(true));
@@ -69,8 +69,8 @@ fn stretches(items: &[Item], calls: usize) -> Vec<Range<usize>> {
     starts.windows(2).map(|pair| pair[0]..pair[1]).collect()
 }
 
-/// Places the buffers of all calls, and the tensors that `kept` lists for each call. Weight buffers reach into the call
-/// before where there is room, so that their first loads run beside its work.
+/// Places the buffers of all calls, and the tensors that `kept` lists for each call. Where there is room, weight buffers are
+/// live during the previous call already, so that their first loads overlap with its work.
 pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) -> Result<Result<Plan, Crowded>> {
     let mut tensors: Vec<Option<Item>> = vec![None; plan.tensors.len()];
     for (call, ids) in kept.iter().enumerate() {
@@ -90,7 +90,7 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
         let buffers = &lowered[call].body.buffers;
         weights[call].iter().map(|b| buffers[*b as usize].bytes.next_multiple_of(plan.align)).sum()
     };
-    // What a call's own early weights take of the call before leaves less for nobody else: only one call reaches into each.
+    // Only one call has weight buffers that are live early in the previous one, so that no other call gets less room.
     let mut ahead: Vec<bool> =
         (0..lowered.len()).map(|call| call > 0 && early(call) > 0 && used(call - 1) + early(call) <= plan.sram).collect();
     let offsets = match fit(&items(&plan, lowered, &weights, &tensors, &ahead), plan.sram)? {
@@ -120,7 +120,7 @@ pub(super) fn on_chip(mut plan: Plan, lowered: &[Lowered], kept: &[Vec<u32>]) ->
     Ok(Ok(plan))
 }
 
-/// Lets the weights of a call reach into the call before where they lie on nothing of that.
+/// Marks the calls whose weight buffers overlap with nothing of the previous call.
 fn reach(ahead: &mut [bool], items: &[Item], offsets: &[u64], lowered: &[Lowered], weights: &[Vec<u32>]) {
     let mut first = items.len() - lowered.iter().map(|lowered| lowered.body.buffers.len()).sum::<usize>();
     for call in 0..lowered.len() {
@@ -145,80 +145,111 @@ fn items(plan: &Plan, lowered: &[Lowered], weights: &[Vec<u32>], tensors: &[Opti
     items
 }
 
-/// Places all tensors that are not on the chip: what lasts in the order of its use, or where `image` has it; behind it what is
-/// the run's own. Of weights that DRAM has no room for the first stay there, and the rest is read from flash at each use.
+/// Places all tensors that are not on the chip: weights, constants and states in the order of their use, or where `image` has
+/// them, then those of the run itself. Weights that do not fit in DRAM are read from flash at each use; the first ones stay.
 pub(super) fn in_memory(mut plan: Plan, target: &Target, image: &Image) -> Result<Plan> {
     let order = use_order(&plan);
-    let size = |tensor: &Placed| tensor.bytes().next_multiple_of(plan.align);
-    let in_dram = |role: &dyn Fn(Role) -> bool| -> Vec<usize> {
-        let tensors = order.iter().copied().filter(|at| plan.tensors[*at].space == Space::Dram);
-        tensors.filter(|at| role(plan.tensors[*at].role)).collect()
-    };
-    let (scratch, ends) = (in_dram(&|role| role == Role::Scratch), in_dram(&|role| matches!(role, Role::Input | Role::Output)));
-    let uses = uses(&plan);
-    // What lies within a joined kernel is used by no call: nothing is there, so that all of it may be at one place.
-    let (scratch, unused): (Vec<usize>, Vec<usize>) = scratch.into_iter().partition(|at| uses[*at].is_some());
-    let buffer = |at: &usize| uses[*at].map(|(from, last)| Buffer::new(from as u64, last as u64 + 1, size(&plan.tensors[*at])));
-    let buffers = scratch.iter().filter_map(buffer).collect();
-    let (placement, _) = greedy(&Problem { buffers, capacity: target.dram })?;
-    let within = unused.iter().map(|at| size(&plan.tensors[*at])).max().unwrap_or(0);
-    let height = placement.height.max(within);
-    let own = height + ends.iter().map(|at| size(&plan.tensors[*at])).sum::<u64>();
+    let own = Own::new(&plan, &order, target)?;
+    let (lasting, base) = place_lasting(&plan, &order, target, image, own.bytes)?;
+    let own = own.offsets.into_iter().map(|(at, offset)| (at, Space::Dram, base + offset));
+    for (at, space, address) in lasting.into_iter().chain(own) {
+        (plan.tensors[at].space, plan.tensors[at].address) = (space, address);
+    }
+    Ok(plan)
+}
 
+/// Bytes that a tensor takes in memory.
+fn aligned(plan: &Plan, at: usize) -> u64 {
+    plan.tensors[at].bytes().next_multiple_of(plan.align)
+}
+
+/// The tensors in DRAM whose role is wanted, in the given order.
+fn in_dram(plan: &Plan, order: &[usize], role: &dyn Fn(Role) -> bool) -> Vec<usize> {
+    let wanted = |at: &usize| plan.tensors[*at].space == Space::Dram && role(plan.tensors[*at].role);
+    order.iter().copied().filter(wanted).collect()
+}
+
+/// Inputs, outputs and intermediate results of a run: offsets from a common base, and bytes in all.
+struct Own {
+    offsets: Vec<(usize, u64)>,
+    bytes: u64,
+}
+
+impl Own {
+    fn new(plan: &Plan, order: &[usize], target: &Target) -> Result<Own> {
+        let uses = uses(plan);
+        // No call uses what is internal to a joined kernel: it needs no room, and all of it may have the same address.
+        let scratch = in_dram(plan, order, &|role| role == Role::Scratch);
+        let (scratch, unused): (Vec<usize>, Vec<usize>) = scratch.into_iter().partition(|at| uses[*at].is_some());
+        let buffer = |at: &usize| uses[*at].map(|(from, last)| Buffer::new(from as u64, last as u64 + 1, aligned(plan, *at)));
+        let buffers = scratch.iter().filter_map(buffer).collect();
+        let (placement, _) = greedy(&Problem { buffers, capacity: target.dram })?;
+        let mut bytes = unused.iter().map(|at| aligned(plan, *at)).fold(placement.height, u64::max);
+        let mut offsets = Vec::new();
+        for at in in_dram(plan, order, &|role| matches!(role, Role::Input | Role::Output)) {
+            offsets.push((at, bytes));
+            bytes += aligned(plan, at);
+        }
+        offsets.extend(scratch.into_iter().zip(placement.offsets));
+        offsets.extend(unused.into_iter().map(|at| (at, 0)));
+        Ok(Own { offsets, bytes })
+    }
+}
+
+/// Places what outlives a run, if `own` bytes of the run itself fit in DRAM as well; also returns where those begin.
+fn place_lasting(
+    plan: &Plan,
+    order: &[usize],
+    target: &Target,
+    image: &Image,
+    own: u64,
+) -> Result<(Vec<(usize, Space, u64)>, u64)> {
     let mut bottom = Bottom::new(image, plan.align);
     let lasting: Vec<(usize, Option<&Placed>)> =
-        in_dram(&lasts).into_iter().map(|at| (at, known(image, &plan.tensors[at]))).collect();
-    let new = |role: &dyn Fn(Role) -> bool| -> u64 {
-        let tensors = lasting.iter().filter(|(_, known)| known.is_none()).map(|(at, _)| &plan.tensors[*at]);
-        tensors.filter(|tensor| role(tensor.role)).map(size).sum()
+        in_dram(plan, order, &lasts).into_iter().map(|at| (at, known(image, &plan.tensors[at]))).collect();
+    let mut room = room_for_weights(plan, &lasting, target, bottom.dram + own)?;
+    let mut places = Vec::new();
+    for (at, known) in lasting {
+        let bytes = aligned(plan, at);
+        let weight = plan.tensors[at].role == Role::Weight;
+        let (space, address) = match known {
+            Some(known) => (known.space, known.address),
+            None if weight && bytes > room => {
+                room = 0;
+                (Space::Flash, bottom.take(Space::Flash, bytes))
+            }
+            None => {
+                room -= if weight { bytes } else { 0 };
+                (Space::Dram, bottom.take(Space::Dram, bytes))
+            }
+        };
+        places.push((at, space, address));
+    }
+    Ok((places, bottom.dram))
+}
+
+/// Bytes of DRAM that are left for new weights, with `taken` bytes in use.
+fn room_for_weights(plan: &Plan, lasting: &[(usize, Option<&Placed>)], target: &Target, taken: u64) -> Result<u64> {
+    let new = |weights: bool| -> u64 {
+        let tensors = lasting.iter().filter(|(at, known)| known.is_none() && (plan.tensors[*at].role == Role::Weight) == weights);
+        tensors.map(|(at, _)| aligned(plan, *at)).sum()
     };
-    let (weights, others) = (new(&|role| role == Role::Weight), new(&|role| role != Role::Weight));
-    let needed = bottom.dram + others + own;
+    let (weights, needed) = (new(true), taken + new(false));
     let what = "activations, states and constants";
     let room = target.dram.checked_sub(needed).ok_or(Error::MemoryTooSmall { what, needed, dram: target.dram, flash: 0 })?;
     if weights.saturating_sub(room) > target.flash {
         let (needed, dram, flash) = (needed + weights, target.dram, target.flash);
         return Err(Error::MemoryTooSmall { what: "all tensors", needed, dram, flash });
     }
-    let mut left = room;
-    let places: Vec<(usize, Space, u64)> = lasting
-        .iter()
-        .map(|(at, known)| {
-            let (tensor, bytes) = (&plan.tensors[*at], size(&plan.tensors[*at]));
-            match (known, tensor.role) {
-                (Some(known), _) => (*at, known.space, known.address),
-                (None, Role::Weight) if bytes > left => {
-                    left = 0;
-                    (*at, Space::Flash, bottom.take(Space::Flash, bytes))
-                }
-                (None, role) => {
-                    left -= if role == Role::Weight { bytes } else { 0 };
-                    (*at, Space::Dram, bottom.take(Space::Dram, bytes))
-                }
-            }
-        })
-        .collect();
-    let above = bottom.dram + height;
-    let ends = ends.iter().scan(above, |next, at| {
-        let address = *next;
-        *next += size(&plan.tensors[*at]);
-        Some((*at, Space::Dram, address))
-    });
-    let scratch = scratch.iter().zip(&placement.offsets).map(|(at, offset)| (*at, Space::Dram, bottom.dram + offset));
-    let unused = unused.iter().map(|at| (*at, Space::Dram, bottom.dram));
-    let all: Vec<(usize, Space, u64)> = places.into_iter().chain(ends).chain(scratch).chain(unused).collect();
-    for (at, space, address) in all {
-        (plan.tensors[at].space, plan.tensors[at].address) = (space, address);
-    }
-    Ok(plan)
+    Ok(room)
 }
 
-/// Where a tensor lies already.
+/// The tensor in the image, if it is there in the same tiles.
 fn known<'i>(image: &'i Image, tensor: &Placed) -> Option<&'i Placed> {
     image.find(&tensor.name, [tensor.rows, tensor.columns]).filter(|known| known.tile == tensor.tile)
 }
 
-/// The first bytes that nothing has taken.
+/// The first free byte of each memory.
 struct Bottom {
     dram: u64,
     flash: u64,

@@ -1,6 +1,6 @@
 //! The arithmetic of tiles: small loops of their own, over bytes on the chip.
 
-use super::{Box, COMPUTE, Found, Simulator, Terms};
+use super::{Area, COMPUTE, Found, Simulator, Terms};
 use crate::{
     data,
     fixed::{self, RUN, Rescale, SoftmaxRow, saturate},
@@ -16,8 +16,8 @@ impl Simulator<'_, '_> {
         self.clocks[COMPUTE][COMPUTE] += 1;
         let cycles = match compute {
             Compute::Multiply { x, w, sums, first } => self.multiply(call, body, [x, w, sums], *first)?,
-            Compute::Finish { sums, columns, beside, out, finish } => {
-                self.finish(call, body, [sums, columns, out], beside.as_ref(), finish)?
+            Compute::Finish { sums, columns, extra, out, finish } => {
+                self.finish(call, body, [sums, columns, out], extra.as_ref(), finish)?
             }
             Compute::Norm { x, gains, out, constant } => self.norm(call, body, [x, gains, out], *constant)?,
             Compute::Attend { query, key, value, sums, softmax, attend } => {
@@ -91,7 +91,7 @@ impl Simulator<'_, '_> {
         call: &Call,
         body: &Body,
         sums: &View,
-        place: Box,
+        place: Area,
         [range, wanted]: [[u64; 2]; 2],
         first: bool,
     ) -> Checked {
@@ -121,7 +121,7 @@ impl Simulator<'_, '_> {
     }
 
     /// The sums at `place` are complete, and used up. They may be some columns of a larger box.
-    fn take_terms(&mut self, call: &Call, body: &Body, sums: &View, place: Box) -> Checked {
+    fn take_terms(&mut self, call: &Call, body: &Body, sums: &View, place: Area) -> Checked {
         let all = self.terms(call, body, sums)?;
         let Some(at) = all.iter().position(|terms| terms.place.contains(&place) && terms.place.rows == place.rows) else {
             return Err(Violation::Terms { found: Vec::new(), wanted: place.columns, why: "no sums of this box are there" });
@@ -133,7 +133,7 @@ impl Simulator<'_, '_> {
         let [from, to] = terms.place.columns;
         for columns in [[from, place.columns[0]], [place.columns[1], to]] {
             if columns[0] < columns[1] {
-                all.push(Terms { place: Box { columns, ..place }, ..terms.clone() });
+                all.push(Terms { place: Area { columns, ..place }, ..terms.clone() });
             }
         }
         Ok(())
@@ -199,7 +199,7 @@ impl Simulator<'_, '_> {
         call: &Call,
         body: &Body,
         [sums, columns, out]: [&View; 3],
-        beside: Option<&View>,
+        extra: Option<&View>,
         finish: &Finish,
     ) -> Checked<u64> {
         let (sums_at, out) = (self.find(call, body, sums)?, self.find(call, body, out)?);
@@ -209,10 +209,10 @@ impl Simulator<'_, '_> {
         agree("columns", sums_at.region.columns, out.region.columns.map(|column| column * pairs))?;
         agree("rescaled columns", columns.region.columns, sums_at.region.columns)?;
         self.take_terms(call, body, sums, sums_at.region)?;
-        let beside = beside.map(|view| self.find(call, body, view)).transpose()?;
-        if let Some(beside) = &beside {
-            agree("rows beside", beside.region.rows, out.region.rows)?;
-            self.reads(beside)?;
+        let extra = extra.map(|view| self.find(call, body, view)).transpose()?;
+        if let Some(extra) = &extra {
+            agree("rows of the extra operand", extra.region.rows, out.region.rows)?;
+            self.reads(extra)?;
         }
         self.reads(&sums_at)?;
         let clock = self.clocks[COMPUTE];
@@ -222,8 +222,8 @@ impl Simulator<'_, '_> {
         if self.memory.is_some() {
             let bytes = &self.chip.bytes[constants.start as usize..][..constants.length as usize];
             let columns: Vec<Column> = bytes.chunks_exact(Column::ELEMENT.bytes(1) as usize).map(data::column).collect();
-            let beside = beside.as_ref().map(|beside| (self.all(beside), beside.region));
-            let numbers = finished(call, &self.all(&sums_at), &columns, beside, finish, &out)?;
+            let extra = extra.as_ref().map(|extra| (self.all(extra), extra.region));
+            let numbers = finished(call, &self.all(&sums_at), &columns, extra, finish, &out)?;
             self.put(&out, &numbers);
         }
         Ok(self.rates.vector(sums_at.region.height() * sums_at.region.width(), 2))
@@ -448,7 +448,7 @@ fn finished(
     call: &Call,
     sums: &[i32],
     columns: &[Column],
-    beside: Option<(Vec<i32>, Box)>,
+    extra: Option<(Vec<i32>, Area)>,
     finish: &Finish,
     out: &Found,
 ) -> Checked<Vec<i32>> {
@@ -456,55 +456,74 @@ fn finished(
         .chunks(columns.len())
         .flat_map(|row| row.iter().zip(columns).map(|(x, c)| c.rescale.apply(x.saturating_add(c.bias))))
         .collect();
-    let (width, base) = (out.region.width() as usize, out.region.columns[0]);
-    let numbers = match finish {
-        Finish::Rescale => wide.iter().map(|x| saturate(*x, out.bits)).collect(),
-        Finish::Add => {
-            let (beside, region) = beside.ok_or(Violation::Index { what: "operand beside", index: 0, count: 0 })?;
-            agree("columns beside", region.columns, out.region.columns)?;
-            let carried = beside.iter().zip(columns.iter().cycle()).map(|(y, c)| fixed::shift_down(*y, c.coarser.into()));
-            wide.iter().zip(carried).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect()
-        }
-        Finish::Rotary { head, turned, constant } => {
+    let extra = || extra.ok_or(Violation::Index { what: "extra operand", index: 0, count: 0 });
+    match finish {
+        Finish::Rescale => Ok(wide.iter().map(|x| saturate(*x, out.bits)).collect()),
+        Finish::Add => added(&wide, columns, extra()?, out),
+        Finish::Rotary { head, rotated, constant } => {
             let Constant::Ranges(ranges) = constant_of(call, *constant)? else { return Err(no_constant(call, *constant)) };
-            let (table, region) = beside.ok_or(Violation::Index { what: "operand beside", index: 0, count: 0 })?;
-            agree("columns of the table", region.columns, [0, *head])?;
-            if base % head != 0 || !(width as u64).is_multiple_of(*head) {
-                return Err(Violation::Mismatch { what: "heads", found: out.region.columns, wanted: [0, *head] });
-            }
-            let mut narrow: Vec<i32> = wide.iter().map(|x| saturate(*x, 16)).collect();
-            let half = *head as usize / 2;
-            for (row, angles) in narrow.chunks_mut(width).zip(table.chunks(2 * half)) {
-                for (at, pair) in row.chunks_mut(2 * half).enumerate() {
-                    if base + (at * 2 * half) as u64 >= *turned {
-                        continue;
-                    }
-                    let (first, second) = pair.split_at_mut(half);
-                    for i in 0..half {
-                        (first[i], second[i]) = fixed::rotate(first[i], second[i], angles[i], angles[half + i]);
-                    }
-                }
-            }
-            let range = |column: u64| ranges.iter().find(|(end, _)| column < *end).map(|(_, rescale)| *rescale);
-            let rescales: Option<Vec<Rescale>> = (base..base + width as u64).map(range).collect();
-            let Some(rescales) = rescales else {
-                return Err(Violation::Mismatch { what: "ranges of columns", found: out.region.columns, wanted: [0, *turned] });
-            };
-            narrow.chunks(width).flat_map(|row| row.iter().zip(&rescales).map(|(x, r)| saturate(r.apply(*x), 8))).collect()
+            let narrow = rotate(&wide, extra()?, [*head, *rotated], out)?;
+            narrowed(&narrow, ranges, *rotated, out)
         }
         Finish::Gated { constant } => {
             let Constant::Gate { table, rescale } = constant_of(call, *constant)? else {
                 return Err(no_constant(call, *constant));
             };
-            if table.len() != 1 << Epilogue::GATE_BITS {
-                return Err(Violation::Index { what: "gate code", index: table.len() as u64, count: 1 << Epilogue::GATE_BITS });
-            }
-            let gated = |pair: &[i64]| {
-                let gate = saturate(pair[0], Epilogue::GATE_BITS) + (1 << (Epilogue::GATE_BITS - 1));
-                rescale.apply(i32::from(table[gate as usize]) * saturate(pair[1], 16))
-            };
-            wide.chunks_exact(2).map(|pair| saturate(gated(pair), out.bits)).collect()
+            gated(&wide, table, *rescale, out)
         }
+    }
+}
+
+/// With a residual, shifted to the steps of the output.
+fn added(wide: &[i64], columns: &[Column], (residual, region): (Vec<i32>, Area), out: &Found) -> Checked<Vec<i32>> {
+    agree("columns of the extra operand", region.columns, out.region.columns)?;
+    let carried = residual.iter().zip(columns.iter().cycle()).map(|(y, c)| fixed::shift_down(*y, c.coarser.into()));
+    Ok(wide.iter().zip(carried).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect())
+}
+
+/// The first `rotated` columns of the output rotated by position, in heads of `head` columns; int16.
+fn rotate(wide: &[i64], (table, region): (Vec<i32>, Area), [head, rotated]: [u64; 2], out: &Found) -> Checked<Vec<i32>> {
+    let (width, base) = (out.region.width(), out.region.columns[0]);
+    agree("columns of the table", region.columns, [0, head])?;
+    if base % head != 0 || !width.is_multiple_of(head) {
+        return Err(Violation::Mismatch { what: "heads", found: out.region.columns, wanted: [0, head] });
+    }
+    let mut narrow: Vec<i32> = wide.iter().map(|x| saturate(*x, 16)).collect();
+    let half = head as usize / 2;
+    for (row, angles) in narrow.chunks_mut(width as usize).zip(table.chunks(2 * half)) {
+        for (at, pair) in row.chunks_mut(2 * half).enumerate() {
+            if base + (at * 2 * half) as u64 >= rotated {
+                continue;
+            }
+            let (first, second) = pair.split_at_mut(half);
+            for i in 0..half {
+                (first[i], second[i]) = fixed::rotate(first[i], second[i], angles[i], angles[half + i]);
+            }
+        }
+    }
+    Ok(narrow)
+}
+
+/// From int16 to int8, each range of columns by its own rescaling.
+fn narrowed(narrow: &[i32], ranges: &[(u64, Rescale)], rotated: u64, out: &Found) -> Checked<Vec<i32>> {
+    let [from, to] = out.region.columns;
+    let range = |column: u64| ranges.iter().find(|(end, _)| column < *end).map(|(_, rescale)| *rescale);
+    let rescales: Option<Vec<Rescale>> = (from..to).map(range).collect();
+    let Some(rescales) = rescales else {
+        return Err(Violation::Mismatch { what: "ranges of columns", found: out.region.columns, wanted: [0, rotated] });
     };
-    Ok(numbers)
+    let rows = narrow.chunks(rescales.len());
+    Ok(rows.flat_map(|row| row.iter().zip(&rescales).map(|(x, r)| saturate(r.apply(*x), 8))).collect())
+}
+
+/// Pairs of gate and up: the gate's activation by table, times up.
+fn gated(wide: &[i64], table: &[i16], rescale: Rescale, out: &Found) -> Checked<Vec<i32>> {
+    if table.len() != 1 << Epilogue::GATE_BITS {
+        return Err(Violation::Index { what: "gate code", index: table.len() as u64, count: 1 << Epilogue::GATE_BITS });
+    }
+    let gated = |pair: &[i64]| {
+        let gate = saturate(pair[0], Epilogue::GATE_BITS) + (1 << (Epilogue::GATE_BITS - 1));
+        rescale.apply(i32::from(table[gate as usize]) * saturate(pair[1], 16))
+    };
+    Ok(wide.chunks_exact(2).map(|pair| saturate(gated(pair), out.bits)).collect())
 }

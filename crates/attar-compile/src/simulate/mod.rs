@@ -1,10 +1,10 @@
-//! Runs a plan on simulated memories: proves that it computes what the program means, and says how long it takes.
+//! Runs a plan on simulated memories: proves that it computes what the program defines, and predicts how long it takes.
 //!
-//! The simulator believes nothing. Every box must lie in its tensor, every address in its memory, every byte read must have
-//! been written since its place was handed out, and any two accesses of which one writes must be ordered by what queues
-//! wait for, whatever the queues' speeds: clocks are vectors (Fidge 1988, Mattern 1989), so one run stands for all
-//! interleavings. Each term of each sum must be added once, each output stored once. Statements run in the order of the
-//! code; times follow from what each has to wait for.
+//! The simulator trusts nothing. Every box must be inside its tensor, every address inside its memory, and every byte that is
+//! read must have been written since its buffer was allocated. Any two accesses of which one writes must be ordered by waits,
+//! whatever the speeds of the queues: clocks are vectors (Fidge 1988, Mattern 1989), so that one run covers all interleavings.
+//! Each term of each sum must be added once, each output stored once. Statements run in the order of the code; times follow from
+//! the waits.
 
 mod check;
 mod chip;
@@ -44,7 +44,7 @@ pub struct Simulation {
     pub calls: Vec<CallTrace>,
     /// Cycles from the first load to the last store.
     pub cycles: u64,
-    /// One behind the highest on-chip byte that was used.
+    /// One past the highest on-chip byte that was used.
     pub sram_peak: u64,
     /// What queues did when, of the first calls.
     pub events: Vec<Event>,
@@ -57,7 +57,7 @@ pub struct CallTrace {
     pub name: String,
     /// First cycle of anything in it.
     pub start: u64,
-    /// One behind its last cycle.
+    /// One past its last cycle.
     pub end: u64,
     /// Cycles in which the compute queue worked.
     pub compute: u64,
@@ -69,7 +69,7 @@ pub struct CallTrace {
     pub written: u64,
     /// Transfers.
     pub transfers: u64,
-    /// Multiply-accumulates whose terms count.
+    /// Multiply-accumulates, without masked or padded terms.
     pub macs: u64,
     /// Bytes between compute and SRAM, and between DRAM and SRAM.
     pub sram_bytes: u64,
@@ -160,12 +160,12 @@ fn stored(plan: &Plan) -> Vec<TensorId> {
 
 /// Rows and columns: from, to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Box {
+struct Area {
     rows: [u64; 2],
     columns: [u64; 2],
 }
 
-impl Box {
+impl Area {
     fn height(&self) -> u64 {
         self.rows[1] - self.rows[0]
     }
@@ -174,7 +174,7 @@ impl Box {
         self.columns[1] - self.columns[0]
     }
 
-    fn contains(&self, other: &Box) -> bool {
+    fn contains(&self, other: &Area) -> bool {
         let within = |mine: [u64; 2], theirs: [u64; 2]| mine[0] <= theirs[0] && theirs[1] <= mine[1];
         within(self.rows, other.rows) && within(self.columns, other.columns)
     }
@@ -183,7 +183,7 @@ impl Box {
 /// What part of a sum is there: terms, ascending and joined where they touch, of all that there are.
 #[derive(Clone, Debug)]
 struct Terms {
-    place: Box,
+    place: Area,
     found: Vec<[u64; 2]>,
     wanted: [u64; 2],
 }
@@ -193,7 +193,7 @@ struct Terms {
 struct Slot {
     index: u64,
     bytes: Bytes,
-    region: Box,
+    region: Area,
     /// When it was loaded; compute knows of what it opened.
     clock: Clock,
     time: u64,
@@ -224,7 +224,7 @@ struct Tile {
 /// A box on the chip, found.
 struct Found {
     name: String,
-    region: Box,
+    region: Area,
     start: u64,
     /// Bytes from row to row.
     stride: u64,
@@ -380,7 +380,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
     }
 
     /// The tiles that a loop goes over.
-    fn range(&mut self, extent: &Extent, tile: u64, [first, behind]: [u64; 2]) -> Result<Vec<Tile>, Violation> {
+    fn range(&mut self, extent: &Extent, tile: u64, [first, end]: [u64; 2]) -> Result<Vec<Tile>, Violation> {
         let tile = tile.max(1);
         let (from, to) = match extent {
             Extent::Count(count) => (0, *count),
@@ -391,7 +391,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
                 (window.map_or(0, |window| first.saturating_sub(window)), last)
             }
         };
-        let range = first.max(from / tile)..behind.min(to.div_ceil(tile));
+        let range = first.max(from / tile)..end.min(to.div_ceil(tile));
         self.steps = self.steps.saturating_add(range.end.saturating_sub(range.start));
         if self.steps > LONGEST {
             return Err(Violation::TooLong { steps: LONGEST });
@@ -422,8 +422,8 @@ impl<'p, 'm> Simulator<'p, 'm> {
         }
     }
 
-    fn region(&self, region: &Region) -> Box {
-        Box { rows: self.span(&region.rows), columns: self.span(&region.columns) }
+    fn region(&self, region: &Region) -> Area {
+        Area { rows: self.span(&region.rows), columns: self.span(&region.columns) }
     }
 
     fn tensor(&self, call: &Call, operand: u32) -> Result<(Operand, &'p Placed), Violation> {
@@ -449,7 +449,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             }
             Place::Operand(operand) => {
                 let (of, tensor) = self.tensor(call, operand)?;
-                let all = Box { rows: [0, tensor.rows - of.row.min(tensor.rows)], columns: [0, tensor.columns] };
+                let all = Area { rows: [0, tensor.rows - of.row.min(tensor.rows)], columns: [0, tensor.columns] };
                 if !all.contains(&region) || tensor.space != Space::Sram {
                     let (rows, columns) = (region.rows, region.columns);
                     return Err(Violation::NotThere { place: tensor.name.clone(), rows, columns });
@@ -463,7 +463,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
     }
 
     /// The numbers of a part of a box on the chip.
-    fn numbers(&self, found: &Found, part: &Box) -> Vec<i32> {
+    fn numbers(&self, found: &Found, part: &Area) -> Vec<i32> {
         let bytes = u64::from(found.bits / 8);
         let length = (part.width() * bytes) as usize;
         let first = found.start + (part.columns[0] - found.region.columns[0]) * bytes;
@@ -476,7 +476,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
     }
 }
 
-fn fixed(region: &Box) -> Region {
+fn fixed(region: &Area) -> Region {
     let span = |[from, to]: [u64; 2]| Span::Fixed { start: from, length: to - from };
     Region { rows: span(region.rows), columns: span(region.columns) }
 }

@@ -9,7 +9,7 @@ pub struct Event {
     pub call: u32,
     /// First cycle.
     pub start: u64,
-    /// One behind the last.
+    /// One past the last.
     pub end: u64,
 }
 

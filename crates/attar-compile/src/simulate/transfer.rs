@@ -1,7 +1,7 @@
 //! Slots of buffers, and what moves between them and the memories outside.
 
 use super::{
-    Box, BufferState, EVENTS, Event, Found, Simulator, Slot, Violation,
+    Area, BufferState, EVENTS, Event, Found, Simulator, Slot, Violation,
     chip::{self, ACTIVATIONS, Bytes, COMPUTE, Clock, STORES, WEIGHTS, join},
     fixed,
 };
@@ -107,7 +107,7 @@ impl<'p> Simulator<'p, '_> {
     }
 
     /// Takes the port; returns when the transfer is done.
-    fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Box, bytes: u64) -> u64 {
+    fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Area, bytes: u64) -> u64 {
         let pieces = if tensor.tile.is_some() || region.width() == tensor.columns { 1 } else { region.height() };
         let way = match (tensor.space, queue) {
             (Space::Flash, _) => rates::Port::Flash,
@@ -147,7 +147,7 @@ impl<'p> Simulator<'p, '_> {
     }
 
     /// The slot that holds a box: of several, the one that came last.
-    pub(super) fn slot(&self, body: &Body, buffer: u32, region: &Box) -> Result<&Slot, Violation> {
+    pub(super) fn slot(&self, body: &Body, buffer: u32, region: &Area) -> Result<&Slot, Violation> {
         let count = body.buffers.len() as u64;
         let state = self.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
         state.held.iter().rev().find(|slot| slot.region.contains(region)).ok_or_else(|| Violation::NotThere {
@@ -211,10 +211,10 @@ impl<'p> Simulator<'p, '_> {
         }
         let mut end = self.times[STORES].max(self.times[COMPUTE]);
         for (at, (operand, first)) in operands.iter().enumerate() {
-            let behind = operands.get(at + 1).map_or(u64::MAX, |(_, next)| *next);
-            let columns = [region.columns[0].max(*first), region.columns[1].min(behind)];
+            let next = operands.get(at + 1).map_or(u64::MAX, |(_, next)| *next);
+            let columns = [region.columns[0].max(*first), region.columns[1].min(next)];
             if columns[0] < columns[1] {
-                let part = Box { rows: region.rows, columns };
+                let part = Area { rows: region.rows, columns };
                 end = self.store_part(call, *operand, *first, &found, &part, end)?;
             }
         }
@@ -233,11 +233,11 @@ impl<'p> Simulator<'p, '_> {
         operand: u32,
         first: u64,
         found: &Found,
-        part: &Box,
+        part: &Area,
         ready: u64,
     ) -> Result<u64, Violation> {
         let (of, tensor) = self.tensor(call, operand)?;
-        let local = Box { rows: part.rows, columns: part.columns.map(|column| column - first) };
+        let local = Area { rows: part.rows, columns: part.columns.map(|column| column - first) };
         let bytes = moved(tensor, of.row, &local)?;
         self.write_tensor(of.tensor as usize)?;
         let end = self.transfer(STORES, ready, tensor, &local, bytes);
@@ -278,7 +278,7 @@ impl<'p> Simulator<'p, '_> {
         Ok(())
     }
 
-    fn mark_written(&mut self, operand: u32, row: u64, tensor: &Placed, part: &Box) -> Result<(), Violation> {
+    fn mark_written(&mut self, operand: u32, row: u64, tensor: &Placed, part: &Area) -> Result<(), Violation> {
         let written = &mut self.written[operand as usize];
         if written.is_empty() {
             return Ok(());
@@ -334,7 +334,7 @@ fn free(state: &mut BufferState, index: u64, freed: (Clock, u64)) {
 }
 
 /// Bytes of a transfer, if its box is in the tensor and, of a weight, one of its tiles.
-fn moved(tensor: &Placed, row: u64, region: &Box) -> Result<u64, Violation> {
+fn moved(tensor: &Placed, row: u64, region: &Area) -> Result<u64, Violation> {
     let rows = region.rows.map(|r| r.saturating_add(row));
     if rows[1] > tensor.rows || region.columns[1] > tensor.columns || region.height() == 0 || region.width() == 0 {
         return Err(Violation::OutOfBounds {

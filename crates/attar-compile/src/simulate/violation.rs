@@ -1,21 +1,21 @@
-//! What a plan must not do.
+//! The rules that the simulator checks.
 
-/// A rule that a plan broke.
+/// A rule that a plan breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// An index that names nothing.
-    #[error("names {what} {index} of {count}")]
+    /// An index that is out of range.
+    #[error("{what} {index} does not exist; there are {count}")]
     Index {
-        /// Of what kind.
+        /// What is indexed.
         what: &'static str,
-        /// As it stands.
+        /// The index.
         index: u64,
-        /// How many there are.
+        /// How many exist.
         count: u64,
     },
-    /// A box that reaches over its tensor's edge.
-    #[error("rows {rows:?}, columns {columns:?} are not in `{tensor}` [{}, {}]", shape[0], shape[1])]
+    /// A box that exceeds its tensor.
+    #[error("rows {rows:?}, columns {columns:?} are outside `{tensor}` [{}, {}]", shape[0], shape[1])]
     OutOfBounds {
         /// Its name.
         tensor: String,
@@ -26,29 +26,29 @@ pub enum Violation {
         /// From, to.
         columns: [u64; 2],
     },
-    /// More bytes than there is memory.
-    #[error("`{what}` ends at byte {end}, {space} has {capacity}")]
+    /// A buffer or tensor that exceeds its memory.
+    #[error("`{what}` ends at byte {end}; {space} has {capacity}")]
     Capacity {
         /// Buffer or tensor.
         what: String,
-        /// One behind its last byte.
+        /// One past its last byte.
         end: u64,
         /// Which memory.
         space: &'static str,
         /// Its bytes.
         capacity: u64,
     },
-    /// A start that is no multiple of the alignment.
-    #[error("`{what}` starts at byte {offset}, which is no multiple of {align}")]
+    /// An offset that is not aligned.
+    #[error("`{what}` starts at byte {offset}, which is not a multiple of {align}")]
     Misaligned {
         /// Buffer or tensor.
         what: String,
         /// Its first byte.
         offset: u64,
-        /// What is asked for.
+        /// The alignment.
         align: u64,
     },
-    /// Two things in one place at one time.
+    /// Two live buffers or tensors that share bytes.
     #[error("`{first}` and `{second}` overlap at byte {at}")]
     Overlap {
         /// One.
@@ -59,7 +59,7 @@ pub enum Violation {
         at: u64,
     },
     /// A box of a weight that is not one of the tiles it is stored in.
-    #[error("rows {rows:?}, columns {columns:?} are no stored tile of `{tensor}`")]
+    #[error("rows {rows:?}, columns {columns:?} are not a stored tile of `{tensor}`")]
     NoTile {
         /// Its name.
         tensor: String,
@@ -69,34 +69,34 @@ pub enum Violation {
         columns: [u64; 2],
     },
     /// A load or result that is larger than its slot.
-    #[error("{bytes} bytes do not fit {room} of `{buffer}`")]
+    #[error("{bytes} bytes do not fit in the {room} bytes of `{buffer}`")]
     TooLarge {
-        /// Where.
+        /// Name of the buffer.
         buffer: String,
-        /// Wanted.
+        /// Bytes needed.
         bytes: u64,
-        /// There.
+        /// Bytes available.
         room: u64,
     },
-    /// A queue that would wait for ever.
-    #[error("`{buffer}` waits for ever: {why}")]
+    /// A queue that would wait forever.
+    #[error("`{buffer}` waits forever: {why}")]
     Deadlock {
-        /// Which.
+        /// Name of the buffer.
         buffer: String,
-        /// What never comes.
+        /// What never happens.
         why: &'static str,
     },
-    /// A box that no load brought.
+    /// A box that was not loaded.
     #[error("rows {rows:?}, columns {columns:?} are not in `{place}`")]
     NotThere {
-        /// Where.
+        /// Name of the buffer or tensor.
         place: String,
         /// From, to.
         rows: [u64; 2],
         /// From, to.
         columns: [u64; 2],
     },
-    /// A read of bytes that nobody wrote since they were handed out.
+    /// A read of bytes that were not written since their buffer was allocated.
     #[error("byte {at} of `{place}` is read before it is written")]
     Unwritten {
         /// Where.
@@ -104,8 +104,8 @@ pub enum Violation {
         /// Address.
         at: u64,
     },
-    /// Two accesses that nothing keeps in order.
-    #[error("{kind} hazard: `{place}` at byte {at} is used by {queue} while {other} may still be at it")]
+    /// Two unordered accesses.
+    #[error("{kind} hazard: `{place}` at byte {at} is used by {queue} while {other} may still use it")]
     Hazard {
         /// Read after write, write after read, write after write.
         kind: &'static str,
@@ -113,18 +113,18 @@ pub enum Violation {
         place: String,
         /// Address.
         at: u64,
-        /// Who comes.
+        /// The queue of the later access.
         queue: &'static str,
-        /// Who was there.
+        /// The queue of the earlier one.
         other: &'static str,
     },
-    /// A tensor whose bytes another tensor took, or that nobody wrote.
-    #[error("`{tensor}` is read, but what lies there is not it")]
+    /// A tensor that was overwritten by another, or never written.
+    #[error("`{tensor}` is read, but its bytes are not there")]
     Undefined {
         /// Its name.
         tensor: String,
     },
-    /// Operands that do not stand for the same rows, columns or depth.
+    /// Operands whose rows, columns or depths differ.
     #[error("{what} of the operands are {found:?} and {wanted:?}")]
     Mismatch {
         /// Which of them.
@@ -176,20 +176,20 @@ pub enum Violation {
         /// The reference's.
         wanted: i32,
     },
-    /// Another number of multiply-accumulates or bytes than foretold.
-    #[error("{what}: {found}, foretold {wanted}")]
+    /// A number of multiply-accumulates or bytes that differs from the prediction.
+    #[error("{what}: found {found}, predicted {wanted}")]
     Count {
         /// Of what.
         what: &'static str,
         /// Counted.
         found: u64,
-        /// Foretold.
+        /// Predicted.
         wanted: u64,
     },
-    /// Loops without end.
-    #[error("its loops have more than {steps} steps")]
+    /// Loops that are too long to simulate.
+    #[error("the loops have more than {steps} steps")]
     TooLong {
-        /// What is walked at most.
+        /// The most steps that are simulated.
         steps: u64,
     },
 }

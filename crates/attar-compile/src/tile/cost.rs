@@ -44,18 +44,6 @@ pub struct Cost {
     pub energy: f64,
 }
 
-impl Cost {
-    /// This and then the other.
-    pub(crate) fn then(self, next: Cost) -> Cost {
-        Cost {
-            cycles: self.cycles + next.cycles,
-            compute: self.compute + next.compute,
-            dma: self.dma + next.dma,
-            energy: self.energy + next.energy,
-        }
-    }
-}
-
 impl Rates {
     /// Cycles of one transfer of `pieces` contiguous runs, `bytes` in all.
     fn transfer(&self, bytes: f64, pieces: f64, per_cycle: f64) -> f64 {
@@ -64,7 +52,7 @@ impl Rates {
     }
 
     /// Array cycles along one dimension: every tile takes whole blocks.
-    pub(crate) fn blocks(axis: Axis, block: u64) -> u64 {
+    pub(super) fn blocks(axis: Axis, block: u64) -> u64 {
         let edge = axis.whole % axis.tile;
         (axis.whole / axis.tile) * axis.tile.div_ceil(block) + edge.div_ceil(block)
     }
@@ -75,11 +63,11 @@ impl Tiling {
     /// computation and the next step's loads (double buffers); stores are spread over the steps when they leave from a
     /// buffer of their own, and add up otherwise.
     pub fn cost(&self, product: &Product, limits: &Limits, rates: &Rates) -> Cost {
-        self.cost_beside(product, limits, rates, 0.0)
+        self.cost_with(product, limits, rates, 0.0)
     }
 
-    /// The same where so many cycles of other work are spread over the steps.
-    pub(crate) fn cost_beside(&self, product: &Product, limits: &Limits, rates: &Rates, work: f64) -> Cost {
+    /// The same with `work` cycles of other work spread over the steps.
+    pub(crate) fn cost_with(&self, product: &Product, limits: &Limits, rates: &Rates, work: f64) -> Cost {
         let counts = self.counts(product);
         let steps = (counts[0] * counts[1] * counts[2]) as f64;
         let compute = self.compute(product, rates) + steps * rates.fill + work;

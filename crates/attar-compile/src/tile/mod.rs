@@ -1,8 +1,8 @@
-//! How one product `C[m,n] = A[m,k] W[k,n]` is cut so that its pieces fit in SRAM: which tile, which loop order, and what
-//! stays resident between uses. Counts are exact: the bytes of [`Tiling::dram`] are those of the transfers of
+//! Tiling of one product `C[m,n] = A[m,k] W[k,n]` for a given SRAM: the tile, the loop order, and what stays resident between
+//! uses. Counts are exact: the bytes of [`Tiling::dram`] are those of the transfers of
 //! [`Tiling::steps`], tile by tile.
 //!
-//! It knows nothing of what surrounds the product (see chains for that) and places no buffer: it says how many bytes of
+//! It knows nothing of what surrounds the product and places no buffer: it says how many bytes of
 //! SRAM are needed. Partial sums never leave the chip: orders that spill
 //! them to DRAM are left out, because none is ever best
 //! (`cargo test --release -p attar-compile spilling_partial_sums_is_never_best` sweeps 6300 problems).
@@ -19,11 +19,10 @@ mod cost;
 mod search;
 mod walk;
 
-pub(crate) use axis::Axis;
 pub use cost::{Cost, Rates};
-pub(crate) use search::{EQUAL, Nests, candidates, pareto_by, search_nests};
-pub use search::{Objective, pareto, search};
-pub use walk::{Place, Slot, Step, Steps};
+pub use search::{EQUAL, Objective, candidates, pareto, search};
+pub(crate) use search::{Nests, pareto_by, search_nests};
+pub use walk::{Slot, Step, Steps, TileUse};
 
 use crate::Element;
 
@@ -204,7 +203,7 @@ impl Buffers {
     }
 }
 
-/// A way to compute a product in pieces, and what it costs.
+/// A tiling of a product, with its cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiling {
     /// The loops.

@@ -19,7 +19,7 @@ const KEPT_BELOW: u64 = 48;
 /// Pairs that are tried at most, best bound first, where the bound is not met: times have costs that it does not know.
 const TRIED: usize = 192;
 /// Predicted times and energies this close to each other, relatively, count as equal.
-pub(crate) const EQUAL: f64 = 1.0 / 128.0;
+pub const EQUAL: f64 = 1.0 / 128.0;
 
 /// What is made small, and what decides between equals.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,7 +98,7 @@ pub fn pareto(product: &Product, limits: &Limits, rates: &Rates) -> Result<Vec<(
     pareto_by(product, limits, rates, &|limits, objective| search(product, limits, objective))
 }
 
-/// The same of what `find` finds: with more in SRAM beside the product, say.
+/// The same over the tilings that `find` returns, for example with more in SRAM than the product.
 pub(crate) fn pareto_by(
     product: &Product,
     limits: &Limits,
@@ -134,7 +134,7 @@ fn of_weight(whole: u64, unit: u64, stored: Option<u64>) -> Vec<u64> {
 }
 
 /// The tiles of a dimension that are worth trying, ascending: multiples of `unit`, or the whole.
-pub(crate) fn candidates(whole: u64, unit: u64) -> Vec<u64> {
+pub fn candidates(whole: u64, unit: u64) -> Vec<u64> {
     let units = whole.div_ceil(unit);
     if units <= EVERY {
         return (1..=units).map(|u| (u * unit).min(whole)).collect();
@@ -388,7 +388,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The least SRAM that any tiling needs, beside what there is.
+    /// The least SRAM that any tiling needs, with the SRAM available.
     fn too_small(&self) -> Error {
         let (p, least) = (self.product, |whole: u64, unit: u64| whole.min(unit));
         let [depth, columns] = self.limits.stored.unwrap_or([least(p.k, p.unit[1]), least(p.n, p.unit[2])]);

@@ -15,7 +15,7 @@ pub enum Slot {
 
 /// An operand's tile at one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct TileUse {
     /// Where it stands.
     pub slot: Slot,
     /// It is loaded before this step computes; otherwise it stands there already.
@@ -32,9 +32,9 @@ pub struct Step {
     /// Tile of n.
     pub j: u64,
     /// `A[i,l]`.
-    pub a: Place,
+    pub a: TileUse,
     /// `W[l,j]`.
-    pub w: Place,
+    pub w: TileUse,
     /// Which tile of sums: 0 in Mnk and Nmk, j in Mkn, i in Nkm.
     pub accumulator: u64,
     /// The sums start from zero here (l = 0).
@@ -237,7 +237,7 @@ impl Nest {
         streamed.min(keeping(self.depth.tiles() * self.inner.tiles()).inner_held(limits.align))
     }
 
-    /// The most tiles of the outer operand's block that `room` bytes hold beside the streaming slots.
+    /// The most tiles of the outer operand's block that `room` bytes hold in addition to the streaming slots.
     pub(super) fn most_outer(&self, room: u64, limits: &Limits) -> u64 {
         let total = if self.depth_last { self.depth.tiles() } else { 0 };
         let slots = self.keeping_outer(0).outer_slots(limits.buffering);
@@ -283,7 +283,7 @@ impl Nest {
     }
 }
 
-/// The largest count of tiles that fit: all of `total` in `room`, or fewer beside `slots` bytes of streaming slots. A tile
+/// The largest count of tiles that fit: all of `total` in `room`, or fewer with `slots` bytes of streaming slots. A tile
 /// takes at most `size` bytes, the first `count` take `held(count)`.
 fn most(total: u64, room: u64, slots: u64, size: u64, held: impl Fn(u64) -> u64) -> u64 {
     if held(total) <= room {
@@ -327,13 +327,13 @@ pub struct Steps {
 
 impl Steps {
     /// The place of operand `which` (0 outer, 1 inner), used as number `number`, for the first time or not.
-    fn place(&mut self, which: usize, (number, fresh): (u64, bool), repeats: bool) -> Place {
+    fn place(&mut self, which: usize, (number, fresh): (u64, bool), repeats: bool) -> TileUse {
         if number < self.nest.kept[which] {
-            return Place { slot: Slot::Kept(number), load: fresh };
+            return TileUse { slot: Slot::Kept(number), load: fresh };
         }
         let load = fresh || repeats;
         self.loads[which] += u64::from(load);
-        Place { slot: Slot::Streamed((self.loads[which] - 1) % self.slots[which]), load }
+        TileUse { slot: Slot::Streamed((self.loads[which] - 1) % self.slots[which]), load }
     }
 }
 

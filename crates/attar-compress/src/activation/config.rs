@@ -39,7 +39,7 @@ pub struct Activations {
     pub kv: Option<KvCache>,
 }
 
-/// Width of a code.
+/// Bits per code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ActivationBits(pub u32);
 
@@ -72,7 +72,7 @@ impl JsonSchema for ActivationBits {
     }
 }
 
-/// When scales are found.
+/// When scales are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -113,7 +113,7 @@ registered!(
 );
 
 impl Activations {
-    /// The values of `graph` that become integers, in running order. Reads nothing.
+    /// The values of `graph` that become integers, in running order. Reads no weight.
     pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
         self.check()?;
         let linears: Vec<(&Node, &str)> = graph.nodes().iter().filter_map(|node| Some((node, weight_of(graph, node)?))).collect();
@@ -147,12 +147,12 @@ impl Activations {
         observer.range(seen, codes, self.percentile.or(observer.default_number()).unwrap_or_default())
     }
 
-    /// Who chooses the range of static scales.
+    /// The observer that chooses the range of static scales.
     pub fn observer(&self) -> &'static dyn Observer {
         self.observer.map_or(OBSERVERS[0], |name| name.0)
     }
 
-    /// What a node is to read in integers, if it is selected.
+    /// The input that a node reads as integers, if it is selected.
     fn wanted(&self, graph: &Graph, node: &Node) -> Option<(Feed, Codes, Option<ActivationGranularity>)> {
         let dynamic = |bits| Codes { bits, asymmetric: false };
         match &node.op {

@@ -54,7 +54,7 @@ pub struct Quantize {
     /// Store a zero point with every scale.
     #[serde(default)]
     pub asymmetric: bool,
-    /// How scales are chosen.
+    /// Criterion for the scales.
     #[serde(default)]
     pub scales: ScaleSearch,
     /// Number format of the scales (for `lut` grids, of the table entries). Default: `f16`, or what the grid requires.
@@ -94,7 +94,7 @@ pub(crate) fn block_matrices() -> Patterns {
     vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
 }
 
-/// A name out of a registry.
+/// A name from a registry.
 macro_rules! registered {
     ($(#[$doc:meta])* $name:ident, $what:literal, $of:ty, $all:expr) => {
         $(#[$doc])*
@@ -162,7 +162,7 @@ impl Default for Algorithm {
     }
 }
 
-/// What shares a scale.
+/// Weights that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grouping(pub Granularity);
 
@@ -223,7 +223,7 @@ impl JsonSchema for Grouping {
     }
 }
 
-/// What to do where the group does not divide a row.
+/// What to do where the group size does not divide a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -273,16 +273,16 @@ impl From<ScaleDtype> for ScaleFormat {
     }
 }
 
-/// What becomes of one weight.
+/// How one weight will be quantized.
 #[derive(Clone)]
 pub struct Assignment {
     /// The weight.
     pub id: ValueId,
     /// Its canonical name.
     pub name: String,
-    /// The other selected weights that are the same numbers: they stay so.
+    /// Other selected weights with the same expression: they stay tied.
     pub tied: Vec<(ValueId, String)>,
-    /// Where it is now.
+    /// Its current expression.
     pub expr: Expr,
     /// Rows and columns.
     pub dims: [usize; 2],
@@ -290,7 +290,7 @@ pub struct Assignment {
     pub scheme: Scheme,
     /// How its scales are chosen.
     pub search: ScaleSearch,
-    /// How its codes are chosen.
+    /// Its rounding algorithm.
     pub algorithm: &'static dyn Quantizer,
 }
 
@@ -305,7 +305,7 @@ impl Assignment {
         std::iter::once(self.name.as_str()).chain(self.tied.iter().map(|(_, name)| name.as_str()))
     }
 
-    /// Whether it decides what becomes of a value.
+    /// Whether it applies to that weight.
     pub fn is_of(&self, id: ValueId) -> bool {
         self.ids().any(|own| own == id)
     }
@@ -321,14 +321,13 @@ struct Matrix {
 }
 
 impl Quantize {
-    /// What becomes of each selected weight of `graph`, in the graph's order; under a budget, the first of its options.
+    /// How each selected weight of `graph` will be quantized, in the graph's order; under a budget, the first of its options.
     pub fn assign(&self, graph: &Graph) -> Result<Vec<Assignment>> {
         let first = |options: Vec<Assignment>| options.into_iter().next().expect("every weight has an option");
         Ok(self.options(graph)?.into_iter().map(first).collect())
     }
 
-    /// What can become of each selected weight of `graph`, in the graph's order: one thing, or, under a budget, any of the
-    /// choices that fit it.
+    /// The options of each selected weight of `graph`, in the graph's order: one, or, under a budget, all choices that fit it.
     pub fn options(&self, graph: &Graph) -> Result<Vec<Vec<Assignment>>> {
         self.check_budget()?;
         let matrices = matrices(graph);
@@ -362,7 +361,7 @@ impl Quantize {
         }
     }
 
-    /// How much the selected weights may take, if that is what is asked for.
+    /// The budget of the selected weights, if there is one.
     pub fn budget(&self) -> Option<Budget> {
         self.bits.map(Budget::Bits).or(self.bytes.map(|size| Budget::Bytes(size.0)))
     }
@@ -446,7 +445,7 @@ impl Quantize {
     }
 }
 
-/// A scheme out of settings: what is not said is as the grid requires.
+/// The scheme of some settings; what they leave out is as the grid requires.
 pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>, asymmetric: bool, tail: TailRule) -> Scheme {
     let usual = Scheme::of(grid.0);
     Scheme {
@@ -461,7 +460,7 @@ pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>
     }
 }
 
-/// Whether two weights are the same numbers and can become the same things.
+/// Whether two weights have the same expression and the same options.
 fn is_tied(a: &[Assignment], b: &[Assignment]) -> bool {
     let same = |a: &Assignment, b: &Assignment| {
         a.expr == b.expr && a.scheme == b.scheme && a.search == b.search && a.algorithm.name() == b.algorithm.name()

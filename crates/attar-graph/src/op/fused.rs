@@ -1,73 +1,86 @@
-//! Several nodes that a device computes as one. The body stays a graph, so that meaning, cost and the way back are the
-//! body's, and need no second definition.
+//! Several nodes that a device computes as one kernel. The body stays a graph: it defines the meaning, the cost and the way
+//! back, and nothing is defined twice.
 //!
-//! The inputs of the body are those of the node, weights too: they remain weights of the graph around it, read when a node
-//! of the body asks for them. The last node of the body bears the name of the fused node, and all its nodes have names
-//! that nothing else in the graph around has: taken out again, they are what they were.
+//! The inputs of the body are those of the node, weights included: these remain weights of the surrounding graph and are read
+//! when a node of the body needs them. The last node of the body has the name of the fused node, and the names of the others
+//! are unique in the surrounding graph, so that a fused node can be taken apart again.
+//!
+//! A fused node knows which node of its body plays which part ([`Roles`]): whoever compiles it asks, and does not match the
+//! pattern again.
+
+mod roles;
 
 use std::{collections::HashMap, str::FromStr, sync::Arc};
 
 use attar_tensor::nearest;
 use candle_core::Tensor;
 
+pub use roles::{Projection, Roles};
+
 use super::{Context, Op, OpDef, Operand};
 use crate::{Dim, Fact, Graph, Result, ValueId, error::Problem, integer::RowScales};
 
-/// What a fused node is, for a device that has a kernel for it.
+/// What a fused node computes, as far as a device's choice of kernel is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// A norm with the sum before it or the rounding behind it.
+pub enum FusedKind {
+    /// A norm with the addition before it or the rounding after it.
     Norm,
-    /// Query, key and value of one input, turned by their positions, behind each other along the last dimension:
+    /// Query, key and value projections of one input with their rotary embedding, concatenated along the last dimension:
     /// `[batch, seq, (heads + 2 * key heads) * head]`.
     Qkv,
-    /// Causal attention with its caches and the moves around it; the scores need never be whole.
+    /// Attention with its caches and the reshapes around it; the scores are never materialised.
     Attention,
-    /// `silu(gate(x)) * up(x)`.
+    /// The first half of a gated MLP: `activation(gate(x)) * up(x)`.
     Gated,
-    /// A linear layer and the activation behind it.
+    /// A linear layer and the activation after it.
     LinearAct,
-    /// A linear layer and the sum that takes its value.
+    /// A linear layer and the addition of its result to the residual stream.
     LinearAdd,
 }
 
-impl Kind {
+impl FusedKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Kind; 6] = [Kind::Norm, Kind::Qkv, Kind::Attention, Kind::Gated, Kind::LinearAct, Kind::LinearAdd];
+    pub const ALL: [FusedKind; 6] =
+        [FusedKind::Norm, FusedKind::Qkv, FusedKind::Attention, FusedKind::Gated, FusedKind::LinearAct, FusedKind::LinearAdd];
 
     /// Its name in text form.
     pub fn name(self) -> &'static str {
         match self {
-            Kind::Norm => "norm",
-            Kind::Qkv => "qkv",
-            Kind::Attention => "attention",
-            Kind::Gated => "gated",
-            Kind::LinearAct => "linear_act",
-            Kind::LinearAdd => "linear_add",
+            FusedKind::Norm => "norm",
+            FusedKind::Qkv => "qkv",
+            FusedKind::Attention => "attention",
+            FusedKind::Gated => "gated",
+            FusedKind::LinearAct => "linear_act",
+            FusedKind::LinearAdd => "linear_add",
         }
     }
 }
 
-impl FromStr for Kind {
+impl FromStr for FusedKind {
     type Err = Problem;
 
-    fn from_str(name: &str) -> std::result::Result<Kind, Problem> {
-        let names = || Kind::ALL.iter().map(|kind| kind.name());
-        let found = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+    fn from_str(name: &str) -> std::result::Result<FusedKind, Problem> {
+        let names = || FusedKind::ALL.iter().map(|kind| kind.name());
+        let found = FusedKind::ALL.into_iter().find(|kind| kind.name() == name);
         found.ok_or_else(|| Problem::UnknownKind { name: name.into(), nearest: nearest(name, names()).map(Into::into) })
     }
 }
 
-/// A kind and its body.
+/// A kind, a body, and the roles of its nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fused {
-    kind: Kind,
+    kind: FusedKind,
     body: Arc<Graph>,
+    roles: Option<Roles>,
+    rounding: Option<usize>,
 }
 
 impl Fused {
-    /// Of a body without weights and without fused nodes, in one block, that returns what its last node makes.
-    pub fn new(kind: Kind, body: Graph) -> Result<Fused> {
+    /// A fused node with this body: one block, no weights of its own, no fused nodes, returning the value of its last node.
+    ///
+    /// # Errors
+    /// If the body is invalid or breaks one of these rules.
+    pub fn new(kind: FusedKind, body: Graph) -> Result<Fused> {
         body.verify()?;
         let refuse = |found| Err(crate::Error::Invalid(Problem::Body { kind: kind.name(), found }));
         if body.weights().next().is_some() {
@@ -82,31 +95,42 @@ impl Fused {
         if body.outputs().len() > 1 {
             return refuse("several values to return");
         }
-        Ok(Fused { kind, body: Arc::new(body) })
+        let (roles, rounding) = (Roles::find(kind, &body), roles::rounding(&body));
+        Ok(Fused { kind, body: Arc::new(body), roles, rounding })
     }
 
-    /// What it is.
-    pub fn kind(&self) -> Kind {
+    /// Its kind.
+    pub fn kind(&self) -> FusedKind {
         self.kind
     }
 
-    /// What it does.
+    /// The nodes that it stands for.
     pub fn body(&self) -> &Graph {
         &self.body
     }
 
-    /// The name of its last node, and that of the fused node.
+    /// Which nodes of the body play which role; `None` where the body is not of the form that its kind usually has.
+    pub fn roles(&self) -> Option<&Roles> {
+        self.roles.as_ref()
+    }
+
+    /// Index of the `quantize` node at the end of the body, if there is one.
+    pub fn rounding(&self) -> Option<usize> {
+        self.rounding
+    }
+
+    /// The name of its last node, which is that of the fused node.
     pub(crate) fn name(&self) -> &str {
         &self.body.get(self.body.outputs()[0]).name
     }
 
-    /// The names of its nodes but the last: no other node has them.
+    /// The names of all its nodes but the last: no other node has them.
     pub(crate) fn inner_names(&self) -> impl Iterator<Item = &str> {
         let nodes = self.body.nodes();
         nodes[..nodes.len() - 1].iter().map(|node| self.body.get(node.output).name.as_str())
     }
 
-    /// An operand is stored in another way now.
+    /// Changes how an operand is stored.
     pub(crate) fn replace_encoding(&mut self, operand: usize, encoding: attar_tensor::Encoding) {
         Arc::make_mut(&mut self.body).replace_input(operand, encoding);
     }
@@ -142,7 +166,7 @@ fn fused_of(op: &Op) -> &Fused {
     }
 }
 
-/// Node by node, as a run does it: the bits are those of the nodes alone.
+/// Evaluates the body node by node, as a run does: the results have the bits of the single nodes.
 fn evaluate(op: &Op, operands: &[Operand<'_>], context: &mut Context<'_>) -> Result<Tensor> {
     let body = fused_of(op).body();
     let last_use = body.last_use();
@@ -174,7 +198,7 @@ fn evaluate(op: &Op, operands: &[Operand<'_>], context: &mut Context<'_>) -> Res
     Ok(tensor)
 }
 
-/// Of all nodes, with empty caches.
+/// Multiply-accumulates of all nodes, with empty caches.
 fn macs(body: &Graph, dims: &[Vec<usize>]) -> Option<u64> {
     let mut facts: HashMap<ValueId, Fact> = HashMap::new();
     for (id, dims) in body.inputs().iter().zip(dims) {

@@ -28,7 +28,7 @@ use crate::{Error, Fact, Graph, Node, Result, ValueId, error::Problem};
 
 pub use attention::Attention;
 pub use context::{Context, Operand};
-pub use fused::{Fused, Kind};
+pub use fused::{Fused, FusedKind, Projection, Roles};
 pub use mode::{Mode, State};
 pub use quantize::zero_dtype;
 pub(crate) use rope::Tables;

@@ -2,7 +2,10 @@
 
 use std::{num::NonZeroU64, path::PathBuf, sync::Arc};
 
-use attar_compile::memory::{Answer, Effort, Entries, Planned, memory_map, write_csv};
+use attar_compile::{
+    memory::{Answer, Effort, Entries, Planned, write_csv},
+    report::memory_map,
+};
 use attar_compress::allocate::Size;
 use attar_tensor::Digest;
 use schemars::JsonSchema;

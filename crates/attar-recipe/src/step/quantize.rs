@@ -131,7 +131,7 @@ impl Step for Quantize {
                 quantize(assignment, &*model.source, Seen::default(), to, &progress)
             })?;
             for name in assignment.names() {
-                blobs.insert(name, session.store, &blob, assignment.scheme, assignment.dims);
+                blobs.insert(name, session.store, &blob, assignment.scheme, assignment.dims)?;
             }
             used.push(blob);
             done += assignment.dims[0] * columns;

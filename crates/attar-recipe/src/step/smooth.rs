@@ -65,7 +65,7 @@ impl Step for Smooth {
         let sites = self.sites(&model.graph).map_err(refused)?;
         check_calibrated(session.calibration.is_some())?;
         let blobs = seen(self, model, &sites, session)?;
-        let files: Vec<PathBuf> = blobs.iter().map(|(_, blob)| session.store.path(blob)).collect();
+        let files: Vec<PathBuf> = blobs.iter().map(|(_, blob)| session.store.open(blob)).collect::<attar_tensor::Result<_>>()?;
         let stored = Shards::open(&files, &Default::default())?;
         let (mut scaled, mut reports) = (Vec::new(), Vec::new());
         for (site, (name, _)) in sites.into_iter().zip(&blobs) {

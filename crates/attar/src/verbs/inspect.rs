@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use attar_model::Model;
 use attar_recipe::{Error, bytes};
-use attar_tensor::{Store, TensorInfo};
+use attar_tensor::{FolderStore, Store, TensorInfo};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ impl Verb for Inspect {
         let described = ["artifact.json", "manifest.json"].map(|name| path.join(name));
         if arguments.get_flag("graph") {
             printer.data(&Model::open(path)?.graph.to_string());
-        } else if path.join("blobs").is_dir() {
+        } else if FolderStore::is_at(path) {
             store(path, printer)?;
         } else if path.join(attar_tensor::MANIFEST).exists() {
             checkpoint(path, printer)?;
@@ -98,7 +98,7 @@ fn checkpoint(path: &Path, printer: &Printer) -> Result<(), Error> {
 }
 
 fn store(path: &Path, printer: &Printer) -> Result<(), Error> {
-    let blobs = Store::open(path)?.blobs()?;
+    let blobs = FolderStore::existing(path)?.blobs()?;
     let total: u64 = blobs.values().sum();
     if printer.json {
         let blobs: Vec<Value> = blobs.iter().map(|(digest, bytes)| json!({ "digest": digest, "bytes": bytes })).collect();

@@ -2,7 +2,10 @@
 
 use std::{path::Path, process::ExitCode};
 
-use attar_compile::memory::{Answer, Effort, Entries, Planned, memory_map, write_csv};
+use attar_compile::{
+    memory::{Answer, Effort, Entries, Planned, write_csv},
+    report::memory_map,
+};
 use attar_recipe::{Error, Size, place_buffers, read_buffers};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Map, Value, json};

@@ -15,6 +15,7 @@ mod run;
 mod schema;
 mod simulate;
 mod step;
+mod store;
 mod sweep;
 mod tile;
 mod written;
@@ -59,6 +60,7 @@ static OTHERS: &[&dyn Verb] = &[
     &generate::Generate,
     &inspect::Inspect,
     &memory_plan::MemoryPlan,
+    &store::Store,
     &schema::Schema,
     &completions::Completions,
     &man::Man,

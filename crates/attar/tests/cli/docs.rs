@@ -99,7 +99,7 @@ fn every_example_of_the_help_runs() {
     link("memory/pieces.csv", "buffers.csv");
     room.write("recipe.toml", RECIPE);
     room.write("budget.toml", BUDGET);
-    for verb in verbs() {
+    for verb in verbs(&attar(&["--help"])) {
         let help = attar(&[&verb, "--help"]);
         let examples: Vec<&str> = help.lines().skip_while(|line| *line != "Examples:").skip(1).map(str::trim).collect();
         assert!(!examples.is_empty(), "`attar {verb} --help` has no examples");
@@ -146,6 +146,7 @@ const BUDGET: &str = r#"
 recipe = 1
 model = "model"
 output = "budget"
+store = "store"
 
 [[step]]
 kind = "quantize"
@@ -200,17 +201,6 @@ fn attar(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The commands that `attar --help` lists.
-fn verbs() -> Vec<String> {
-    let help = attar(&["--help"]);
-    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| line.starts_with("  "));
-    // A description that goes on in the next line is indented further.
-    let first = listed.filter(|line| !line.starts_with("   "));
-    let verbs: Vec<String> = first.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
-    assert!(verbs.len() >= 10, "{verbs:?}");
-    verbs.into_iter().filter(|verb| verb != "help").collect()
-}
-
 /// The whole of a generated file, or under `BLESS=1` the text that it gets.
 fn assert_golden(path: &str, text: &str) {
     let path = repository().join(path);
@@ -221,12 +211,26 @@ fn assert_golden(path: &str, text: &str) {
     assert!(there == text, "{} is not what the program says now; `cargo xtask bless` rewrites it", path.display());
 }
 
+/// The verbs that a help page lists.
+fn verbs(help: &str) -> Vec<String> {
+    let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| line.starts_with("  "));
+    // A description that goes on in the next line is indented further.
+    let names = list.filter(|line| !line.starts_with("   ")).filter_map(|line| line.split_whitespace().next());
+    names.filter(|verb| *verb != "help").map(str::to_owned).collect()
+}
+
 #[test]
 fn generated_pages_are_current() {
     assert_golden("recipes/recipe.schema.json", &attar(&["schema"]));
-    let mut page = format!("# Command line\n\nGenerated from `--help`.\n\n```text\n{}```\n", attar(&["--help"]));
-    for verb in verbs() {
-        page += &format!("\n## attar {verb}\n\n```text\n{}```\n", attar(&[&verb, "--help"]));
+    let help = attar(&["--help"]);
+    assert!(verbs(&help).len() >= 10, "{help}");
+    let mut page = format!("# Command line\n\nGenerated from `--help`.\n\n```text\n{help}```\n");
+    for verb in verbs(&help) {
+        let help = attar(&[&verb, "--help"]);
+        page += &format!("\n## attar {verb}\n\n```text\n{help}```\n");
+        for inner in verbs(&help) {
+            page += &format!("\n### attar {verb} {inner}\n\n```text\n{}```\n", attar(&[&verb, &inner, "--help"]));
+        }
     }
     let page: Vec<&str> = page.lines().map(str::trim_end).collect();
     assert_golden("docs/reference/cli.md", &(page.join("\n") + "\n"));

@@ -1,8 +1,0 @@
-//! One binary, so that all of it links once.
-
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
-mod filetests;
-mod models;
-mod numbers;
-mod random;

@@ -1,0 +1,18 @@
+//! Every test of the crate in one binary, so that it links once.
+
+mod bound;
+mod cases;
+mod chunk;
+mod devices;
+mod freedom;
+mod minimalloc;
+mod models;
+mod mutate;
+mod passes;
+mod prove;
+mod refused;
+mod report;
+mod search;
+mod shapes;
+mod support;
+mod walk;

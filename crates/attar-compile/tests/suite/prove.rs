@@ -1,0 +1,121 @@
+//! Plans of random programs are run on simulated memories and compared with the reference, bit by bit.
+
+use std::collections::BTreeSet;
+
+use crate::cases::{proven, target};
+use crate::support::{Builder, Random, WEIGHTS};
+use attar_compile::{
+    Element, Plan,
+    lower::{Entry, Tiles},
+    program::{Destination, Epilogue, Role},
+    schedule::{Choice, Freedom, Goal, schedule},
+    simulate::prove,
+};
+
+#[test]
+fn random_blocks_are_proven() {
+    let count = std::env::var("ATTAR_PLANS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
+    let proven: Vec<_> = (0..count).filter_map(|seed| proven(seed).unwrap_or_else(|why| panic!("{why}"))).collect();
+    assert!(proven.len() as u64 * 2 > count, "{} of {count} fit", proven.len());
+    let in_place = |choice: &Choice| matches!(&choice.tiles, Tiles::Linear(tiles) if tiles.in_place);
+    assert!(proven.iter().any(|(schedule, _)| schedule.choices.iter().any(in_place)), "no residual was added in place");
+    let found: BTreeSet<String> = proven.iter().flat_map(|(schedule, _)| schedule.choices.iter().filter_map(entry)).collect();
+    let wanted = ["linear once", "linear once, x on the chip", "linear again", "linear again, x on the chip"];
+    let of_units = ["mlp", "mlp, x on the chip", "mlp, x is added"];
+    for way in wanted.iter().chain(&of_units) {
+        assert!(found.contains(*way), "no kernel was normed as `{way}`: {found:?}");
+    }
+}
+
+/// How a kernel norms its rows, if it does.
+fn entry(choice: &Choice) -> Option<String> {
+    let (kind, on_chip) = match &choice.tiles {
+        Tiles::Linear(tiles) => match tiles.entry? {
+            Entry::Once { .. } => ("linear once", tiles.on_chip[0]),
+            Entry::Again { .. } => ("linear again", tiles.on_chip[0]),
+        },
+        Tiles::GatedMlp(tiles) if tiles.added => ("mlp, x is added", false),
+        Tiles::GatedMlp(tiles) => tiles.piece.map(|_| ("mlp", tiles.on_chip[0]))?,
+        _ => return None,
+    };
+    Some(format!("{kind}{}", if on_chip { ", x on the chip" } else { "" }))
+}
+
+#[test]
+fn a_plan_survives_its_file() {
+    let (schedule, _) = (0..).find_map(|seed| proven(seed).unwrap()).unwrap();
+    let bytes = schedule.plan.to_bytes();
+    assert_eq!(Plan::from_bytes(&bytes).unwrap(), schedule.plan);
+}
+
+#[test]
+fn one_product_in_every_order() {
+    for seed in 0..200 {
+        let mut random = Random(seed ^ 0xabcdef);
+        let mut builder = Builder::new(seed);
+        let [m, k, n] = [0; 3].map(|_| random.within(1, 70) as u64);
+        let weight = random.pick(&WEIGHTS);
+        let k = k.next_multiple_of(weight.per.into());
+        let x = builder.numbers("x", [m, k], Element::INT8, Role::Input);
+        let out = builder.program.tensor("out", [m, n], Element::INT8, Role::Output);
+        builder.linear("product", x, n, weight, 90.0, vec![Destination { tensor: out, row: 0 }], Epilogue::Rescale);
+        let (program, memory) = builder.memory();
+        let target = target(random.within(600, 9_000) as u64, random.pick(&[1, 8, 32]));
+        let Ok(schedule) = schedule(&program, &target, Goal::Dram, Freedom::ALL, "test") else { continue };
+        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
+        assert_eq!(simulation.dram(), schedule.choices[0].dram, "seed {seed}\n{}", schedule.plan);
+    }
+}
+
+/// A norm and a product that reads it, with every epilogue, behind a product whose result may stay on the chip or from memory.
+#[test]
+fn one_normed_product_in_every_order() {
+    let (mut ways, mut most) = (BTreeSet::new(), 0);
+    for seed in 0..600 {
+        let mut random = Random(seed ^ 0x1234_5678);
+        let mut builder = Builder::new(seed);
+        let [m, k, n] = [70, 40, 60].map(|top| random.within(1, top) as u64);
+        let weight = random.pick(&WEIGHTS);
+        let k = k.next_multiple_of(weight.per.into());
+        let x = match random.next().is_multiple_of(2) {
+            true => builder.numbers("x", [m, k], Element::INT16, Role::Input),
+            false => {
+                let before = builder.numbers("before", [m, k], Element::INT8, Role::Input);
+                let x = builder.scratch("x", [m, k], Element::INT16);
+                builder.linear("first", before, k, weight, 6000.0, vec![Destination { tensor: x, row: 0 }], Epilogue::Rescale);
+                x
+            }
+        };
+        let normed = builder.scratch("normed", [m, k], Element::INT8);
+        builder.norm("norm", x, normed);
+        let (kind, epilogue, n, element) = match random.next() % 4 {
+            0 => ("rescale", Epilogue::Rescale, n, Element::INT8),
+            1 => ("add", Epilogue::Add { residual: x }, k, Element::INT16),
+            2 => {
+                let residual = builder.numbers("residual", [m, n], Element::INT16, Role::Input);
+                ("add", Epilogue::Add { residual }, n, Element::INT16)
+            }
+            _ => ("gated", builder.gate(), 2 * n, Element::INT8),
+        };
+        let outputs = if kind == "gated" { n / 2 } else { n };
+        let out = builder.program.tensor("out", [m, outputs], element, Role::Output);
+        builder.linear("product", normed, n, weight, 300.0, vec![Destination { tensor: out, row: 0 }], epilogue);
+        let (program, memory) = builder.memory();
+        let target = target(random.within(600, 9_000) as u64, random.pick(&[1, 8, 32]));
+        let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
+        let Ok(schedule) = schedule(&program, &target, goal, Freedom::ALL, "test") else { continue };
+        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
+        let foretold: u64 = schedule.choices.iter().map(|choice| choice.dram).sum();
+        assert_eq!(simulation.dram(), foretold, "seed {seed}\n{}", schedule.plan);
+        most = schedule.choices.iter().map(|choice| choice.norms).fold(most, u64::max);
+        ways.extend(schedule.choices.iter().filter_map(entry).map(|way| format!("{way}, {kind}")));
+    }
+    for kind in ["rescale", "add", "gated"] {
+        for way in ["linear once", "linear once, x on the chip", "linear again", "linear again, x on the chip"] {
+            assert!(ways.contains(&format!("{way}, {kind}")), "`{way}` of `{kind}` is not among {ways:?}");
+        }
+    }
+    assert!(most > 2, "rows were normed {most} times at most");
+}

@@ -1,0 +1,170 @@
+//! Every architecture in every layout of every target: written, read back, opened in the real engine, compared.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use attar_export::TARGETS;
+use attar_graph::{Expr, Inputs, Mode, Op, Run, SourceWeights, ValueId};
+use attar_model::{ARCHITECTURES, Architecture};
+use attar_tensor::Encoding;
+
+use super::*;
+
+/// Weights of linear layers in a form that both layouts hold and every width of the tiny checkpoints fits.
+const CODES: &str = "int4/g16/short";
+
+/// The tiny checkpoints.
+fn folders() -> Vec<PathBuf> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models");
+    let entries = fs::read_dir(models).unwrap().flatten().map(|entry| entry.path());
+    let mut tiny: Vec<PathBuf> = entries.filter(|path| name(path).starts_with("tiny-")).collect();
+    tiny.sort();
+    tiny
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn open(folder: &Path) -> Model {
+    let attar_model::Model { graph, source, .. } = attar_model::Model::open(folder).unwrap();
+    Model { graph, source }
+}
+
+/// The same graph over weights that are made up, those of linear layers in codes.
+fn in_codes(model: &Model, folder: &Path) -> Model {
+    let mut graph = model.graph.clone();
+    let reads = |position| move |node: &attar_graph::Node| node.inputs.get(position).copied();
+    let linears = graph.nodes().iter().filter(|node| node.op == Op::Linear);
+    let matrices: HashSet<ValueId> = linears.filter_map(reads(1)).collect();
+    let tables: HashSet<ValueId> = graph.nodes().iter().filter(|node| node.op == Op::Embedding).filter_map(reads(1)).collect();
+    let tied: HashSet<String> = tables.iter().filter_map(|id| stored(&graph, *id)).collect();
+    let weights: Vec<(ValueId, String, Encoding)> =
+        graph.weights().map(|(id, value, _)| (id, value.name.clone(), value.fact.encoding)).collect();
+    for (id, name, plain) in weights {
+        let is_tied = stored(&graph, id).is_some_and(|name| tied.contains(&name));
+        let encoding = if matrices.contains(&id) && !is_tied { Encoding::Quantized(CODES.parse().unwrap()) } else { plain };
+        let expr = if is_tied { Expr::tensor(stored(&graph, id).unwrap()) } else { Expr::tensor(name) };
+        graph.replace_weight(id, encoding, expr);
+    }
+    let source = tiny::source(&graph, &folder.join("weights.safetensors"));
+    Model { graph, source }
+}
+
+/// The tensor that a weight is, if nothing is computed of it.
+fn stored(graph: &Graph, id: ValueId) -> Option<String> {
+    graph.weights().find(|(weight, ..)| *weight == id).and_then(|(.., expr)| match expr {
+        Expr::Tensor(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
+/// What the reference run returns for a text: rows of logits, or one embedding.
+fn reference(model: &Model, text: &[u32]) -> Vec<Vec<f32>> {
+    let weights = SourceWeights(model.source.clone());
+    let inputs = Inputs::tokens(&[text], 0).unwrap();
+    let (outputs, _) = Run::new(&model.graph, &weights, Mode::Inference, vec![inputs]).finish(0).unwrap();
+    match outputs[0].rank() {
+        3 => outputs[0].squeeze(0).unwrap().to_vec2().unwrap(),
+        _ => outputs[0].to_vec2().unwrap(),
+    }
+}
+
+/// The calls of a text: a decoder is given its end token by token, so that what its caches hold counts.
+fn calls(artifact: &Artifact, text: &[u32]) -> Vec<Value> {
+    let caches = artifact.inputs.iter().any(|port| port.name.starts_with("past_key_values."));
+    let prompt = if caches { text.len() - 3 } else { text.len() };
+    let mut calls = vec![call(&[text[..prompt].to_vec()], &[0], 0)];
+    calls.extend((prompt..text.len()).map(|at| call(&[vec![text[at]]], &[0], at)));
+    calls
+}
+
+/// What the engine returned in all calls.
+fn returned(result: &Value, what: &str) -> Vec<Vec<f32>> {
+    assert!(result.get("error").is_none(), "{what}: {}", result["error"]);
+    let calls = result["logits"].as_array().unwrap().iter();
+    calls.flat_map(|call| serde_json::from_value::<Vec<Vec<f32>>>(call.clone()).unwrap_or_else(|_| rows(&call[0]))).collect()
+}
+
+fn rows(value: &Value) -> Vec<Vec<f32>> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// Texts longer than the windows and the first context of any tiny checkpoint.
+#[test]
+fn every_architecture_agrees_with_its_reference_run_in_every_layout() {
+    let (mut cases, mut wanted, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let text: Vec<u32> = tokens(9, 20);
+    for folder in folders() {
+        let plain = open(&folder);
+        let quantized_folder = tempfile::tempdir().unwrap();
+        let quantized = in_codes(&plain, quantized_folder.path());
+        for (model, form) in [(&plain, "as it is"), (&quantized, CODES)] {
+            let reference = reference(model, &text);
+            for layout in LAYOUTS {
+                let what = format!("{} {form}, {layout}", name(&folder));
+                let target = tempfile::tempdir().unwrap();
+                let artifact = export(model, layout, target.path());
+                verify(model, &artifact, target.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
+                cases.push(case(target.path(), layout, &calls(&artifact, &text)));
+                wanted.push((reference.clone(), what));
+                kept.push(target);
+            }
+        }
+    }
+    let Some(results) = run_engine(&cases) else { return };
+    for (result, (wanted, what)) in results.iter().zip(wanted) {
+        assert_close(&returned(result, &what), &wanted, &what);
+    }
+}
+
+#[test]
+fn every_architecture_is_written_and_read_back_by_every_target() {
+    for folder in folders() {
+        let model = open(&folder);
+        for target in TARGETS {
+            let out = tempfile::tempdir().unwrap();
+            let options = Options::default();
+            let what = format!("{} by {}", name(&folder), target.name());
+            let written = target.write(&model.input(), &options, out.path(), &mut |_, _| ());
+            let artifact = written.unwrap_or_else(|error| panic!("{what}: {error}"));
+            target.verify(&model.input(), &artifact, out.path(), None).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+    }
+}
+
+#[test]
+fn every_architecture_has_a_tiny_checkpoint_to_export() {
+    let built: Vec<&str> = folders().iter().map(|folder| Architecture::of(&open(folder).graph).unwrap().names[0]).collect();
+    for architecture in ARCHITECTURES {
+        let name = architecture.names[0];
+        assert!(built.contains(&name), "`{name}` has no checkpoint `testdata/models/tiny-…`, so no target is tested with it");
+    }
+}
+
+#[test]
+fn an_encoder_is_written_without_caches_and_with_all_its_inputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let bert = folders().into_iter().find(|folder| name(folder) == "tiny-bert").unwrap();
+    let artifact = export(&open(&bert), Layout::DequantizeLinear, folder.path());
+    let names = |ports: &[attar_export::Port]| ports.iter().map(|port| port.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&artifact.inputs), ["input_ids", "attention_mask", "position_ids", "token_type_ids"]);
+    assert_eq!(names(&artifact.outputs), ["sentence_embedding"]);
+    assert_eq!(artifact.inputs[1].dims, ["batch_size", "sequence_length"]);
+}
+
+/// A text that is padded on the right has the embedding that it has alone.
+#[test]
+fn padding_changes_no_embedding() {
+    let folder = tempfile::tempdir().unwrap();
+    let bert = folders().into_iter().find(|folder| name(folder) == "tiny-bert").unwrap();
+    let model = open(&bert);
+    export(&model, Layout::DequantizeLinear, folder.path());
+    let (long, short) = (tokens(3, 9), tokens(4, 5));
+    let padded: Vec<u32> = short.iter().copied().chain([0; 4]).collect();
+    let mut call = call(&[long.clone(), padded], &[0, 0], 0);
+    call["attention_mask"][1] = json!([1, 1, 1, 1, 1, 0, 0, 0, 0]);
+    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &[call])]) else { return };
+    let found = returned(&results[0], "padded");
+    assert_close(&found[..1], &reference(&model, &long), "the long text");
+    assert_close(&found[1..], &reference(&model, &short), "the padded text");
+}
