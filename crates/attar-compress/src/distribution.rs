@@ -1,4 +1,4 @@
-//! Weights in ascending order: what is asked of them as a whole, and not one by one.
+//! The distribution of weights: sorted points with running sums, and optimal tables for them.
 //!
 //! The table of least squared error is found by optimal one-dimensional k-means (dynamic programming over runs of
 //! neighbours; the best splits move one way, so each layer is solved in halves) and Lloyd's iteration over all points.

@@ -172,7 +172,7 @@ pub enum Error {
         part: String,
     },
     /// A graph that a transformation does not know how to change.
-    #[error("`{value}` {problem}: what leads there cannot be transformed")]
+    #[error("cannot transform the graph: `{value}` {problem}")]
     Structure {
         /// The value in the graph.
         value: String,
@@ -180,7 +180,7 @@ pub enum Error {
         problem: &'static str,
     },
     /// A transformation of a weight that is codes already.
-    #[error("`{weight}` is already quantized to {scheme}, and codes cannot be transformed")]
+    #[error("`{weight}` is already quantized to {scheme}, and quantized weights cannot be transformed")]
     CodesStay {
         /// Canonical name.
         weight: String,
@@ -190,6 +190,12 @@ pub enum Error {
     /// A rotation of nothing.
     #[error("`residual`, `value` and `mlp` are all `false`")]
     NothingToRotate,
+    /// `mlp = true`, and nothing reads an activation function.
+    #[error("the model has no MLP whose last layer's input could be rotated")]
+    NoMlp,
+    /// No norm, attention or gated MLP allows for scales.
+    #[error("the model has no channels that could be scaled without changing the function")]
+    NothingToScale,
     /// A setting of another method, or one that the method needs.
     #[error("the method `{method}` {problem} `{key}`")]
     Method {
@@ -236,6 +242,8 @@ impl Error {
             Error::NothingLeft => Some("keep"),
             Error::CodesStay { .. } => Some("kind"),
             Error::NothingToRotate => Some("residual"),
+            Error::NoMlp => Some("mlp"),
+            Error::NothingToScale => Some("kind"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
             Error::Share { key, .. } | Error::Setting { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
@@ -273,7 +281,13 @@ impl Error {
                 Some("the checkpoint overflows on this text: check it, or calibrate on other text".into())
             }
             Error::CodesStay { .. } => Some("put this step before the one that quantizes".into()),
-            Error::NothingToRotate => Some("leave the step out, or set one of them".into()),
+            Error::NothingToRotate => Some("remove the step, or set one of them to `true`".into()),
+            Error::NoMlp => Some("remove `mlp = true`".into()),
+            Error::NothingToScale => Some("remove the step".into()),
+            Error::Structure { .. } => Some(
+                "`rotate` with `residual = false` needs no particular structure of the residual stream; otherwise remove the step"
+                    .into(),
+            ),
             Error::Method { key, problem, .. } if *problem == NEEDS => Some(format!("add `{key}` to the step")),
             Error::Method { key, .. } => Some(format!("take `{key}` out, or choose the other method")),
             Error::Contradiction { hint, .. } => Some((*hint).into()),

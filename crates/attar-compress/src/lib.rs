@@ -10,6 +10,7 @@ pub mod allocate;
 mod calibrate;
 mod distribution;
 mod error;
+mod hessian;
 pub mod learn;
 mod pattern;
 mod quantize;
@@ -20,8 +21,10 @@ pub use activation::{
     ActivationBits, ActivationGranularity, ActivationMode, Activations, Codes, Counts, Distribution, Feed, KvCache, OBSERVERS,
     Observer, ObserverName, Site as ActivationSite, insert,
 };
-pub use calibrate::{Calibration, Drift, Hessian};
+pub use calibrate::Calibration;
 pub use error::{Error, Result};
+pub(crate) use hessian::Factor;
+pub use hessian::{Drift, Hessian};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{
     Algorithm, Assignment, GridName, Grouping, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen, TailRule,

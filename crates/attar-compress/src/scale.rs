@@ -1,4 +1,4 @@
-//! Choosing the scales of a row by what they do to its weights.
+//! Search for the scales of a row that minimize the error of its weights.
 
 use std::ops::Range;
 
@@ -11,18 +11,18 @@ use crate::{
     distribution::{Distribution, Histogram},
 };
 
-/// How the scale of a group is chosen.
+/// Criterion for the scale of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleSearch {
-    /// The smallest that reaches every weight.
+    /// Smallest scale that covers every weight of the group.
     #[default]
     Absmax,
-    /// The one of 24 between that and half of it that has the least squared error.
+    /// Least squared error among 24 candidates between the absmax scale and half of it.
     Mse,
 }
 
-/// How many scales [`ScaleSearch::Mse`] tries, and how far they are apart, as a share of the largest.
+/// Number of scales that [`ScaleSearch::Mse`] tries, and the distance between them, relative to the largest.
 const CANDIDATES: usize = 24;
 const STEP: f32 = 0.02;
 
@@ -64,7 +64,7 @@ impl ScaleSearch {
         Ok(best)
     }
 
-    /// The scale and zero of one group where the error of each weight counts as much as its `importance`.
+    /// The scale and zero of one group, with the error of each weight weighted by its `importance`.
     pub(crate) fn weighted_fit(self, scheme: &Scheme, values: &[f32], importance: &[f32]) -> Result<Fit<'static>, Error> {
         if let Some(fit) = best_fit(scheme, || Distribution::of(values, Some(importance)))? {
             return Ok(fit);
@@ -128,7 +128,7 @@ impl Shared {
         Ok(fit.map(|fit| Shared { fit: Some(fit), ..Shared::default() }))
     }
 
-    /// For all weights of a tensor, `[rows, columns]`, each of which counts as much as the `importance` of its column.
+    /// For all weights of a tensor, `[rows, columns]`, each weighted by the `importance` of its column.
     pub(crate) fn weighted(scheme: &Scheme, search: ScaleSearch, values: &[f32], importance: &[f32]) -> Result<Shared, Error> {
         if scheme.granularity == Granularity::Tensor {
             let repeated: Vec<f32> = importance.iter().copied().cycle().take(values.len()).collect();
@@ -154,7 +154,7 @@ pub struct RowFits {
     pub super_scale: f32,
     /// Scale and zero of every group; scale 1 where tables are learned.
     pub fits: Vec<Fit<'static>>,
-    /// The tables of all groups, one behind another, or one for all; empty unless they are learned.
+    /// The tables of all groups, concatenated, or one for all; empty unless they are learned.
     pub tables: Vec<f32>,
 }
 
@@ -184,7 +184,7 @@ impl RowFits {
 /// Columns of a group whose scale cannot be stored, and why.
 pub type Refusal = (Range<usize>, Error);
 
-/// The scales of one row of weights, where the error of each counts as much as its `importance`, or all the same without.
+/// The scales of one row of weights, with errors weighted by `importance`, if given.
 ///
 /// Every scale is first chosen on its own by `search`. If scales are stored as codes, the super scale comes from the
 /// largest of them, and then each becomes the one of the neighbouring codes under which its group's error is least.
@@ -287,12 +287,12 @@ impl<'a> Row<'a> {
         best.expect("a code is a neighbour of itself")
     }
 
-    /// A zero and those beside it, where zeros are stored.
+    /// A zero and its neighbours, if zeros are stored.
     fn zeros(&self, zero: u8) -> impl Iterator<Item = u8> {
         let top = u8::MAX >> (8 - self.scheme.grid.bits());
-        let beside = [zero.checked_sub(1), zero.checked_add(1).filter(|zero| *zero <= top)];
+        let neighbours = [zero.checked_sub(1), zero.checked_add(1).filter(|zero| *zero <= top)];
         let stored = !self.scheme.is_symmetric();
-        std::iter::once(zero).chain(beside.into_iter().flatten().filter(move |_| stored))
+        std::iter::once(zero).chain(neighbours.into_iter().flatten().filter(move |_| stored))
     }
 
     fn error(&self, fit: Fit<'_>, group: &[f32], importance: Option<&[f32]>) -> f64 {

@@ -52,7 +52,7 @@ pub(crate) fn measure(
                             to.write_all(&json(&measured)).map_err(|e| attar_tensor::Error::from(e).into())
                         })?;
                         used.insert(blob);
-                        Outcome::Measured(read_measurements(&session.store.path(&blob))?)
+                        Outcome::Measured(read_measurements(&session.store.open(&blob)?)?)
                     }
                 };
                 evaluations.push(asked.evaluation(*runner, *mode, variant, outcome));

@@ -7,7 +7,7 @@ use std::{
 
 use attar_eval::{Evaluation, Status, Verdict};
 use attar_model::Model;
-use attar_tensor::Digest;
+use attar_tensor::{Digest, Keep};
 
 use crate::{
     Engines, Error, Observer, Plan, PlannedVariant, Recipe, Report, Result, Variant,
@@ -178,8 +178,9 @@ fn clean_up(recipe: &Recipe, workspace: Workspace, used: &BTreeSet<Digest>, outp
     if recipe.head.store.is_some() {
         return Ok(());
     }
-    workspace.store.collect_garbage(used)?;
-    if recipe.head.keep_store {
+    workspace.store.collect_garbage(Keep::Only(used), false)?;
+    // Another recipe may have named this store as its own.
+    if recipe.head.keep_store || !workspace.store.leases()?.is_empty() {
         return Ok(());
     }
     drop(workspace);

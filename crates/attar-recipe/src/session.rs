@@ -3,14 +3,13 @@
 use std::{io::Write, path::PathBuf};
 
 use attar_model::Model;
-use attar_tensor::{Digest, Journal, Store};
+use attar_tensor::{Digest, FolderStore, Store};
 
 use crate::{Error, Observer, Result};
 
 /// What units of work need while they run.
 pub struct Session<'a> {
-    pub(crate) store: &'a Store,
-    pub(crate) journal: &'a Journal,
+    pub(crate) store: &'a dyn Store,
     pub(crate) observer: &'a dyn Observer,
     /// The model as it was opened.
     pub(crate) base: &'a Model,
@@ -20,32 +19,26 @@ pub struct Session<'a> {
 
 /// What sessions work with: finished units, and the text that steps look at.
 pub(crate) struct Workspace {
-    pub(crate) store: Store,
-    journal: Journal,
+    pub(crate) store: Box<dyn Store>,
     calibration: Option<Vec<Vec<u32>>>,
 }
 
 impl Workspace {
     /// Opens the store at `root`.
     pub(crate) fn open(root: PathBuf, calibration: Option<Vec<Vec<u32>>>) -> Result<Workspace> {
-        let store = Store::open(&root)?;
-        let journal = Journal::open(&store.root().join("journal"))?;
-        Ok(Workspace { store, journal, calibration })
+        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), calibration })
     }
 
     /// Work on `base`, of which `observer` hears.
     pub(crate) fn session<'a>(&'a self, base: &'a Model, observer: &'a dyn Observer) -> Session<'a> {
-        Session { store: &self.store, journal: &self.journal, observer, base, calibration: self.calibration.as_deref() }
+        Session { store: &*self.store, observer, base, calibration: self.calibration.as_deref() }
     }
 }
 
 impl Session<'_> {
     /// The blob of a unit that is done, if it is there and whole.
     pub(crate) fn done(&self, key: &Digest) -> Result<Option<Digest>> {
-        match self.journal.get(key) {
-            Some(blob) if self.store.verify(&blob)? => Ok(Some(blob)),
-            _ => Ok(None),
-        }
+        Ok(self.store.done(key)?)
     }
 
     /// The blob of a unit: from the store if it is there and whole, or else made now.
@@ -54,13 +47,13 @@ impl Session<'_> {
             return Ok(blob);
         }
         let blob = self.store.put(make)?;
-        self.journal.record(key, blob)?;
+        self.store.record(key, blob)?;
         Ok(blob)
     }
 
     /// Lets go of a blob that this run made and no longer needs.
     pub(crate) fn discard(&self, blob: &Digest) -> Result<()> {
-        crate::output::remove(&self.store.path(blob))
+        Ok(self.store.release(blob)?)
     }
 
     pub(crate) fn check_interrupt(&self) -> Result<()> {

@@ -124,7 +124,7 @@ impl<'a> Walk<'a> {
         let streams = self.sides.iter().map(|side| Ok(Stream::new(side.graph, lanes()?))).collect::<Result<Vec<_>>>()?;
         let mut windows = Windows { sides: self.sides.clone(), streams, lanes: lanes()?.len(), at: block };
         if let Some(blob) = self.entering.blob() {
-            windows.restore(block, read_lanes(&self.session.store.path(blob), windows.lanes * self.sides.len())?);
+            windows.restore(block, read_lanes(&self.session.store.open(blob)?, windows.lanes * self.sides.len())?);
         }
         while windows.streams.iter().any(|stream| stream.block() != block) {
             self.session.check_interrupt()?;
@@ -368,7 +368,7 @@ mod tests {
 
         fn take(&mut self, _: BlockId, key: &Digest, blobs: &[Digest]) -> Result<()> {
             self.keys.push(*key);
-            self.sums.push(std::fs::read_to_string(self.session.store.path(&blobs[0])).unwrap());
+            self.sums.push(std::fs::read_to_string(self.session.store.open(&blobs[0]).unwrap()).unwrap());
             Ok(())
         }
 

@@ -1,4 +1,4 @@
-//! Quantized tensors that lie in the store, one blob each.
+//! Quantized tensors in the store, one blob each.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,29 +12,29 @@ use crate::{
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
 
-/// What the tensor of a blob is called in it.
+/// The name of the tensor within its blob.
 const NAME: &str = "w";
 
 /// The measured damage: squared error and squared norm.
 const DAMAGE: &str = "damage";
 
-/// What quantization did to a tensor.
+/// The error of a quantized tensor.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Damage {
-    /// Sum of squared differences between the weights and what their codes mean.
+    /// Sum of squared differences between weights and decoded codes.
     pub squared_error: f64,
     /// Sum of the squared weights.
     pub energy: f64,
 }
 
 impl Damage {
-    /// Signal-to-noise ratio in decibels; infinite where nothing was lost.
+    /// Signal-to-noise ratio in decibels; infinite if the error is zero.
     pub fn snr_db(&self) -> f64 {
         if self.squared_error == 0.0 { f64::INFINITY } else { 10.0 * (self.energy / self.squared_error).log10() }
     }
 }
 
-/// Writes a blob from front to back as rows come in.
+/// Writes a blob sequentially, as rows become available.
 pub struct BlobWriter<'w> {
     writer: Writer<&'w mut dyn Write>,
     shared: SharedParts,
@@ -56,7 +56,7 @@ impl<'w> BlobWriter<'w> {
         Ok(())
     }
 
-    /// All rows are in.
+    /// Completes the blob after the last row.
     pub fn finish(mut self, damage: Damage) -> std::io::Result<()> {
         self.shared.bytes().try_for_each(|part| self.writer.append(part))?;
         self.writer.append(&damage.squared_error.to_le_bytes())?;
@@ -66,8 +66,8 @@ impl<'w> BlobWriter<'w> {
     }
 }
 
-/// Tensors of the store under names of their own. A blob is opened when it is read, so their number is not limited by
-/// that of open files.
+/// Tensors of the store under names of their own. A blob is opened for each read, so that the limit on open files does not
+/// limit their number.
 #[derive(Default)]
 pub struct Blobs {
     tensors: BTreeMap<String, TensorInfo>,
@@ -75,9 +75,10 @@ pub struct Blobs {
 }
 
 impl Blobs {
-    /// Adds the blob of that digest.
-    pub fn insert(&mut self, name: &str, store: &Store, blob: &Digest, scheme: Scheme, dims: [usize; 2]) {
-        self.insert_file(name, store.path(blob), scheme, dims);
+    /// Adds the blob of that digest, which the store leases to this process.
+    pub fn insert(&mut self, name: &str, store: &dyn Store, blob: &Digest, scheme: Scheme, dims: [usize; 2]) -> Result<()> {
+        self.insert_file(name, store.open(blob)?, scheme, dims);
+        Ok(())
     }
 
     /// Adds what a [`BlobWriter`] wrote to a file outside a store.
@@ -87,7 +88,7 @@ impl Blobs {
         self.places.insert(name.into(), (path, scheme));
     }
 
-    /// What quantization did to a tensor.
+    /// The error of a quantized tensor.
     pub fn damage(&self, name: &str) -> Result<Damage> {
         let mut both = [0.0f32; 2];
         self.open(name)?.read(DAMAGE, 0..1, &mut both)?;

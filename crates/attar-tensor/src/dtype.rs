@@ -51,7 +51,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes an element.
+    /// Bytes per element.
     pub fn bytes(self) -> usize {
         match self {
             Dtype::F64 | Dtype::I64 => 8,
@@ -206,7 +206,7 @@ impl BlockFormat {
         }
     }
 
-    /// Values a block.
+    /// Values per block.
     pub fn values(self) -> usize {
         match self {
             BlockFormat::Q4_0 | BlockFormat::Q4_1 | BlockFormat::Q5_0 | BlockFormat::Q5_1 | BlockFormat::Q8_0 => 32,
@@ -214,7 +214,7 @@ impl BlockFormat {
         }
     }
 
-    /// Bytes a block.
+    /// Bytes per block.
     pub fn bytes(self) -> usize {
         match self {
             BlockFormat::Q4_0 => 18,

@@ -1,4 +1,4 @@
-//! What can go wrong with bytes that we did not write.
+//! Errors of tensors, files and the store.
 
 use std::{io, path::PathBuf};
 
@@ -68,7 +68,7 @@ pub enum Error {
         rows: usize,
     },
     /// The operation does not exist for how the tensor is stored.
-    #[error("`{name}` is stored as {encoding}; {wanted} was wanted")]
+    #[error("`{name}` is stored as {encoding}; expected {wanted}")]
     WrongEncoding {
         /// The tensor.
         name: String,
@@ -94,9 +94,9 @@ pub enum Error {
     /// A group that does not divide the columns, and no word on what to do with the rest.
     #[error("group {group} does not divide {columns} columns")]
     GroupDoesNotDivide {
-        /// Values a group.
+        /// Values per group.
         group: usize,
-        /// Columns a row.
+        /// Columns per row.
         columns: usize,
     },
     /// A scale that its number format cannot hold.
@@ -107,12 +107,12 @@ pub enum Error {
         /// The format.
         format: ScaleFormat,
     },
-    /// Choices of a scheme that do not go together.
-    #[error("`{what}` does not go with `{setting} = {found}`")]
+    /// Inconsistent choices of a scheme.
+    #[error("`{what}` cannot be combined with `{setting} = {found}`")]
     Contradiction {
-        /// The grid or the format of scales that has a say.
+        /// The grid or the format of scales with the requirement.
         what: String,
-        /// What it has a say in: `group`, `scale_dtype`, `asymmetric`.
+        /// The setting that is restricted: `group`, `scale_dtype`, `asymmetric`.
         setting: &'static str,
         /// As it was asked for.
         found: String,
@@ -129,13 +129,25 @@ pub enum Error {
         /// The closest word that is one.
         nearest: Option<String>,
     },
-    /// A blob of the store whose content is not what its name says.
-    #[error("blob {digest} of the store at `{}` is damaged", root.display())]
-    DamagedBlob {
+    /// A folder that is no store.
+    #[error("`{}` is not a store: it has no folder `blobs`", path.display())]
+    NoStore {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A blob that was just there.
+    #[error("blob {digest} of the store `{store}` is missing")]
+    MissingBlob {
         /// The store.
-        root: PathBuf,
+        store: String,
         /// The name.
         digest: Digest,
+    },
+    /// A lease whose first line does not say whose it is.
+    #[error("`{}` is not a lease of a store", path.display())]
+    Lease {
+        /// Its file.
+        path: PathBuf,
     },
 }
 
@@ -151,21 +163,21 @@ pub enum Defect {
         /// What does not fit.
         what: &'static str,
     },
-    /// The file starts like something else.
-    #[error("it starts with {found:02x?}")]
+    /// The magic bytes of another format.
+    #[error("unexpected magic bytes {found:02x?}")]
     Magic {
         /// Its first bytes.
         found: [u8; 4],
     },
-    /// A version we do not read.
-    #[error("its version is {found}; {known} can be read")]
+    /// An unsupported version.
+    #[error("its version is {found}; supported: {known}")]
     Version {
         /// Its version.
         found: u64,
         /// What we read.
         known: &'static str,
     },
-    /// A header larger than any honest one, or than the file.
+    /// A header larger than the limit, or than the file.
     #[error("its header claims {declared} bytes; the limit is {limit}")]
     HeaderTooLong {
         /// As claimed.
@@ -179,7 +191,7 @@ pub enum Defect {
     /// Not the JSON that was expected.
     #[error("{0}")]
     Json(#[source] serde_json::Error),
-    /// Header and file disagree about the length.
+    /// The header and the length of the file do not agree.
     #[error("its tensors cover {covered} bytes and the file holds {present}{}", if present < covered { ": it was cut short" } else { "" })]
     Length {
         /// By the header.
@@ -198,7 +210,7 @@ pub enum Defect {
         length: u64,
     },
     /// A tensor that reaches past the end, or starts where it must not.
-    #[error("`{tensor}` lies at bytes {start}..{end}; the data is {length} bytes long and aligned to {alignment}")]
+    #[error("`{tensor}` is at bytes {start}..{end}; the data is {length} bytes long and aligned to {alignment}")]
     Extent {
         /// The tensor.
         tensor: String,
@@ -232,15 +244,15 @@ pub enum Defect {
     Block {
         /// The tensor.
         tensor: String,
-        /// Values a row.
+        /// Values per row.
         columns: u64,
-        /// Values a block.
+        /// Values per block.
         block: u64,
         /// The block format.
         dtype: &'static str,
     },
     /// Too many dimensions, or a product that overflows.
-    #[error("`{tensor}` has the shape {dims:?}, which cannot be")]
+    #[error("`{tensor}` has the invalid shape {dims:?}")]
     Shape {
         /// The tensor.
         tensor: String,
@@ -254,7 +266,7 @@ pub enum Defect {
         offset: u64,
     },
     /// A tag that the format does not define.
-    #[error("{what} {found} at byte {offset} does not exist")]
+    #[error("unknown {what} {found} at byte {offset}")]
     Tag {
         /// `value type`, `tensor type`.
         what: &'static str,
@@ -264,7 +276,7 @@ pub enum Defect {
         offset: u64,
     },
     /// A metadata entry that cannot be used.
-    #[error("its `{key}` is {found}; {wanted} was wanted")]
+    #[error("its `{key}` is {found}; expected {wanted}")]
     Metadata {
         /// Its key.
         key: String,
@@ -274,7 +286,7 @@ pub enum Defect {
         wanted: &'static str,
     },
     /// A part of a quantized tensor is missing or has another shape than its scheme says.
-    #[error("`{tensor}` should be {wanted} and is {found}")]
+    #[error("`{tensor}` is {found}; expected {wanted}")]
     Part {
         /// `NAME.codes`, `NAME.scales` or `NAME.zeros`.
         tensor: String,
@@ -343,7 +355,14 @@ impl Error {
             }
             Error::ScaleOutOfRange { .. } => Some("use `scale_dtype = \"f32\"`".into()),
             Error::Contradiction { setting, wanted, .. } => Some(format!("`{setting}` can be {wanted}")),
-            Error::DamagedBlob { root, .. } => Some(format!("delete `{}` and run again", root.display())),
+            Error::NoStore { .. } => Some(
+                "a store is the folder that a recipe names as `store`, or `.attar/store` in the output of a recipe with `keep_store = true`"
+                    .into(),
+            ),
+            Error::MissingBlob { .. } => {
+                Some("something other than attar deleted it: run the same command again, and it is made again".into())
+            }
+            Error::Lease { .. } => Some("stop the attar processes that use the store, then delete that file".into()),
             _ => None,
         }
     }

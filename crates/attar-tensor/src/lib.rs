@@ -1,11 +1,11 @@
-//! Numbers: what a value is, how many of them share a scale, how their bits lie in memory and in files.
+//! Tensors in files and their number formats: readers, quantized encodings, digests and the content-addressed store.
 //!
-//! The *weight plane* of attar: huge, named, read lazily by rows, content-addressed. Nothing here knows what a model
-//! is, and nothing here ever loads a whole one: every reader is a [`Source`], and a source hands out rows.
+//! This is the *weight plane* of attar: tensors are large, named, and read lazily by rows. Nothing here knows what a model is or
+//! loads a whole one: every reader is a [`Source`], and a source hands out rows.
 //!
-//! A number is four independent choices: [`Grid`] (which values exist) x [`Granularity`] (what shares a scale) x
-//! algorithm (which value is picked; `attar-compress`) x layout (how bits lie in a file; [`pack`] here, exporters
-//! elsewhere). [`Scheme`] joins the first two; no type joins more.
+//! A quantized number is four independent choices: [`Grid`] (the representable values) x [`Granularity`] (the weights that share
+//! a scale) x algorithm (the value picked for a weight; `attar-compress`) x layout (the order of bits in a file; [`pack`] here,
+//! exporters elsewhere). [`Scheme`] joins the first two; no type joins more.
 //!
 //! ```
 //! use attar_tensor::{Granularity, Scheme};
@@ -14,6 +14,7 @@
 //! assert_eq!(scheme.bits_per_weight([576, 576]), 4.25);
 //! ```
 
+mod atomic;
 mod blobs;
 mod checkpoint;
 mod digest;
@@ -30,6 +31,7 @@ mod scheme;
 mod source;
 mod store;
 
+pub use atomic::{PARTIAL, write_atomically};
 pub use blobs::{BlobWriter, Blobs, Damage};
 pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry};
 pub use digest::Digest;
@@ -41,4 +43,4 @@ pub use quantized::{QuantizedTensor, SharedParts};
 pub use scale::ScaleFormat;
 pub use scheme::{Encoding, Granularity, Scheme, Tail, ZeroPoint};
 pub use source::{Overlay, Source, TensorInfo};
-pub use store::{Journal, PARTIAL, Store, write_atomically};
+pub use store::{Collected, FolderStore, Keep, Lease, NewBlob, Scratch, Store, Total};

@@ -5,7 +5,7 @@
 /// How codes are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// So many bits a code.
+    /// So many bits per code.
     Bits(u32),
     /// Five codes below 3 a byte.
     Trits,

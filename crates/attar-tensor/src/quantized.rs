@@ -5,11 +5,11 @@ use crate::{Dtype, Fit, Granularity, Scheme, pack};
 /// Codes, scales and zeros of a `[rows, columns]` tensor or of a run of its rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantizedTensor {
-    /// What the parts mean.
+    /// The scheme of the parts.
     pub scheme: Scheme,
     /// Rows and columns held here.
     pub dims: [usize; 2],
-    /// [`pack::Packing::row_bytes`] bytes a row.
+    /// [`pack::Packing::row_bytes`] bytes per row.
     pub codes: Vec<u8>,
     /// `[rows, groups]`, or a single one for [`Granularity::Tensor`]: in effect, super scales included. Each is exact in the
     /// scheme's scale format. Where tables are learned, their entries instead: [`Scheme::entries`] for every group.
@@ -49,7 +49,7 @@ impl QuantizedTensor {
         self.codes.extend(more.codes);
     }
 
-    /// What `group` of `row` shares.
+    /// Scale, zero and table of `group` of `row`.
     pub fn fit(&self, row: usize, group: usize) -> Fit<'_> {
         let at = match self.scheme.granularity {
             Granularity::Tensor => 0,
@@ -71,14 +71,14 @@ impl QuantizedTensor {
         }
     }
 
-    /// The codes of one row, a byte each.
+    /// The codes of one row, one byte each.
     pub fn codes_of(&self, row: usize, codes: &mut [u8]) {
         let packing = self.scheme.grid.packing();
         let bytes = packing.row_bytes(self.dims[1]);
         packing.unpack(&self.codes[row * bytes..][..bytes], codes);
     }
 
-    /// What the codes mean: `out` is `[rows, columns]`.
+    /// Decodes all rows: `out` is `[rows, columns]`.
     pub fn decode(&self, out: &mut [f32]) {
         let [rows, columns] = self.dims;
         debug_assert_eq!(out.len(), rows * columns);
@@ -93,7 +93,7 @@ impl QuantizedTensor {
     }
 }
 
-/// Scales, zeros and super scales as they are stored, while rows come in: they lie behind all codes.
+/// Collects scales, zeros and super scales as they are stored, which is after all codes.
 #[derive(Default)]
 pub struct SharedParts {
     scales: Vec<u8>,
@@ -102,7 +102,7 @@ pub struct SharedParts {
 }
 
 impl SharedParts {
-    /// Adds those of the next rows. What the whole tensor shares is in all of them, and kept once.
+    /// Adds those of the next rows. What the whole tensor shares is part of each and kept once.
     pub fn add(&mut self, rows: &QuantizedTensor) {
         let format = rows.scheme.scale;
         if rows.scheme.granularity == Granularity::Tensor {

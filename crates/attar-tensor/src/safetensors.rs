@@ -5,7 +5,7 @@
 //!
 //! A quantized tensor `NAME` is several tensors: `NAME.codes` (u8 `[rows, row bytes]`, [`crate::pack`]), `NAME.scales`
 //! (`[rows, groups]`, or `[1, 1]` for one scale in all; scales that are codes are u8 `[rows, row bytes]`, packed like
-//! codes; of a grid that learns tables `NAME.tables`, `[rows, groups * entries]`), unless symmetric `NAME.zeros` (u8, one code a scale, packed like codes with the same rows as the scales), and
+//! codes; of a grid that learns tables `NAME.tables`, `[rows, groups * entries]`), unless symmetric `NAME.zeros` (u8, one code per scale, packed like codes with the same rows as the scales), and
 //! where the scale format has them `NAME.supers` (f16 `[rows, 1]` or f32 `[1, 1]`).
 
 use std::{
@@ -26,7 +26,7 @@ const HEADER_LIMIT: u64 = 100_000_000;
 
 const FORMAT: &str = "safetensors";
 
-/// Bytes a piece when hashing or copying.
+/// Bytes per piece when hashing or copying.
 const PIECE: usize = 1 << 18;
 
 /// One file, its header read.

@@ -16,11 +16,11 @@ pub enum ScaleFormat {
     Bf16,
     /// IEEE 754 binary32.
     F32,
-    /// Signed integers of 8 bits times an f16 a row.
+    /// Signed integers of 8 bits times an f16 per row.
     Int8,
-    /// Signed integers of 6 bits times an f16 a row.
+    /// Signed integers of 6 bits times an f16 per row.
     Int6,
-    /// Signed integers of 4 bits times an f16 a row.
+    /// Signed integers of 4 bits times an f16 per row.
     Int4,
     /// Powers of two, 8 bits of exponent without a sign: E8M0 of the OCP Microscaling Formats specification 1.0.
     E8m0,
@@ -76,7 +76,7 @@ impl ScaleFormat {
         }
     }
 
-    /// Bits a scale.
+    /// Bits per scale.
     pub fn bits(self) -> u32 {
         match self {
             F16 | Bf16 => 16,

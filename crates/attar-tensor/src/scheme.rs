@@ -1,17 +1,17 @@
-//! A grid, what shares a scale, and how scales and zeros are stored.
+//! Quantization schemes: grid, granularity, and storage of scales and zeros.
 
 use std::{fmt, str::FromStr};
 
 use crate::{BlockFormat, Dtype, Error, Grid, Levels, Result, ScaleFormat, Scales, error::nearest, grid};
 
-/// What shares a scale.
+/// The weights that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Granularity {
-    /// The whole tensor.
+    /// One scale per tensor.
     Tensor,
     /// A row: one output channel of a linear layer.
     Row,
-    /// This many neighbours in a row.
+    /// That many neighbours in a row.
     Group(usize),
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for Granularity {
 /// What to do when a group does not divide a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Tail {
-    /// It is an error.
+    /// Report an error.
     #[default]
     Error,
     /// The last group of each row is shorter.
@@ -41,23 +41,23 @@ pub enum ZeroPoint {
     /// No: the middle code is zero.
     #[default]
     Symmetric,
-    /// One code a group.
+    /// One code per group.
     Asymmetric,
 }
 
-/// How a tensor's numbers are chosen to be representable. Text form: `int4/g64`, `int8/row/asymmetric`,
+/// How a tensor is quantized. Text form: `int4/g64`, `int8/row/asymmetric`,
 /// `int3/g32/f32/short`, `int4/g32/int6`.
 #[derive(Clone, Copy)]
 pub struct Scheme {
-    /// Which values exist.
+    /// Number format of the weights.
     pub grid: &'static dyn Grid,
-    /// What shares a scale.
+    /// The weights that share a scale.
     pub granularity: Granularity,
     /// Whether zeros are stored.
     pub zero: ZeroPoint,
     /// How scales are stored.
     pub scale: ScaleFormat,
-    /// What happens at the end of a row.
+    /// What to do with an incomplete group at the end of a row.
     pub tail: Tail,
 }
 
@@ -70,7 +70,7 @@ impl Scheme {
         Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale, tail: Tail::Error }
     }
 
-    /// Groups a row of `columns` values.
+    /// Groups per row of `columns` values.
     pub fn groups(&self, columns: usize) -> usize {
         match self.granularity {
             Granularity::Group(n) => columns.div_ceil(n),
@@ -78,7 +78,7 @@ impl Scheme {
         }
     }
 
-    /// Values a group of a row of `columns` values.
+    /// Values per group of a row of `columns` values.
     pub fn group(&self, columns: usize) -> usize {
         match self.granularity {
             Granularity::Group(n) => n.min(columns),
@@ -115,7 +115,7 @@ impl Scheme {
         }
     }
 
-    /// Whether the choices go together; no tensor is needed to tell.
+    /// Checks that the choices are consistent, independent of any tensor.
     pub fn check(&self) -> Result<()> {
         self.check_grid()?;
         let not = |setting, found: &str, wanted: &str| self.contradiction(self.scale.name(), setting, found, wanted);
@@ -129,7 +129,7 @@ impl Scheme {
         }
     }
 
-    /// Whether the rest is what the grid requires.
+    /// Checks the requirements of the grid.
     fn check_grid(&self) -> Result<()> {
         let requires = self.grid.requires();
         let not = |setting, found: &str, wanted: &str| self.contradiction(self.grid.name(), setting, found, wanted);
@@ -236,7 +236,7 @@ impl FromStr for Scheme {
 /// How a tensor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// Every element stands alone.
+    /// One number per element, without shared scales.
     Plain(Dtype),
     /// Blocks of a GGUF file.
     Blocks(BlockFormat),

@@ -23,12 +23,12 @@ impl TensorInfo {
         }
     }
 
-    /// How many numbers.
+    /// Number of elements.
     pub fn elements(&self) -> usize {
         self.dims.iter().product()
     }
 
-    /// Bits of everything that is needed to read it.
+    /// Bits of everything that is needed to decode it.
     pub fn true_bits(&self) -> u64 {
         self.encoding.true_bits(self.matrix())
     }
@@ -36,12 +36,12 @@ impl TensorInfo {
 
 /// A set of named tensors that are read by rows.
 ///
-/// Implementations keep headers in memory and nothing else: a read allocates what it returns, no more.
+/// Implementations keep only headers in memory: a read allocates no more than it returns.
 pub trait Source: Send + Sync {
     /// Every tensor, by name.
     fn tensors(&self) -> &BTreeMap<String, TensorInfo>;
 
-    /// Rows as f32, dequantized if need be. `out` is `[rows, columns]`. Does not look for NaN.
+    /// Rows as f32, dequantized if necessary. `out` is `[rows, columns]`. Does not check for NaN.
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 
     /// Rows as they are stored, for a [`Encoding::Quantized`] tensor.

@@ -14,31 +14,32 @@ use crate::{Error, Patterns, Result, pattern, quantize::registered};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Activations {
-    /// Linear layers whose inputs become integers: patterns over canonical weight names. Every pattern must match one;
-    /// none at all leaves every linear layer as it is, for a KV cache alone.
+    /// Linear layers whose inputs are quantized, as patterns over canonical weight names. Every pattern must match at
+    /// least one; an empty list quantizes only the KV cache.
     #[serde(default = "crate::quantize::block_matrices")]
     pub select: Patterns,
-    /// Width of a code: 8 or 16.
+    /// Bits per activation: 8 or 16.
     #[serde(default)]
     pub bits: ActivationBits,
-    /// `dynamic`: every token finds its own scale as the model runs. `static`: scales come from calibration text.
+    /// `dynamic`: a scale for each token, computed at inference. `static`: fixed scales, from the calibration text.
     #[serde(default)]
     pub mode: ActivationMode,
-    /// What shares a static scale: the whole `tensor` (default), or every `channel` has its own. A product with a scale
-    /// a channel is computed in f32.
+    /// Granularity of static scales: one per `tensor` (default) or one per `channel`. Products of inputs with
+    /// per-channel scales are computed in f32.
     pub granularity: Option<ActivationGranularity>,
     /// How the range of a static scale is chosen: `minmax` (default), `percentile` or `mse`.
     pub observer: Option<ObserverName>,
-    /// For `observer = "percentile"`: how many percent of the values are within the range, on either side [default: 99.99].
+    /// For `observer = "percentile"`: percentage of the values that lie within the range, on either side [default:
+    /// 99.99].
     pub percentile: Option<f64>,
-    /// Static scales with a zero point each.
+    /// Give each static scale a zero point.
     #[serde(default)]
     pub asymmetric: bool,
-    /// Keys and values become integers before the cache, with a dynamic scale for each head and token.
+    /// Quantize the KV cache, with a dynamic scale for each head and token.
     pub kv: Option<KvCache>,
 }
 
-/// Width of a code.
+/// Bits per code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ActivationBits(pub u32);
 
@@ -71,31 +72,31 @@ impl JsonSchema for ActivationBits {
     }
 }
 
-/// When scales are found.
+/// When scales are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum ActivationMode {
-    /// As the model runs, for every token.
+    /// Computed at inference, for each token.
     #[default]
     Dynamic,
-    /// Before, on calibration text.
+    /// Fixed, from the calibration text.
     Static,
 }
 
-/// What shares a static scale.
+/// Granularity of static scales.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum ActivationGranularity {
-    /// The whole tensor.
+    /// One scale per tensor.
     #[default]
     Tensor,
-    /// Nothing: every channel has its own.
+    /// One scale per channel.
     Channel,
 }
 
-/// Integers that a cache holds.
+/// Number format of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -112,7 +113,7 @@ registered!(
 );
 
 impl Activations {
-    /// The values of `graph` that become integers, in running order. Reads nothing.
+    /// The values of `graph` that become integers, in running order. Reads no weight.
     pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
         self.check()?;
         let linears: Vec<(&Node, &str)> = graph.nodes().iter().filter_map(|node| Some((node, weight_of(graph, node)?))).collect();
@@ -146,12 +147,12 @@ impl Activations {
         observer.range(seen, codes, self.percentile.or(observer.default_number()).unwrap_or_default())
     }
 
-    /// Who chooses the range of static scales.
+    /// The observer that chooses the range of static scales.
     pub fn observer(&self) -> &'static dyn Observer {
         self.observer.map_or(OBSERVERS[0], |name| name.0)
     }
 
-    /// What a node is to read in integers, if it is selected.
+    /// The input that a node reads as integers, if it is selected.
     fn wanted(&self, graph: &Graph, node: &Node) -> Option<(Feed, Codes, Option<ActivationGranularity>)> {
         let dynamic = |bits| Codes { bits, asymmetric: false };
         match &node.op {

@@ -1,8 +1,8 @@
 //! Which activations become integers, and what range their scales cover.
 //!
-//! A [`Site`] is a value that gets an op `quantize` behind it: what linear layers read, once for all that read it, or
-//! what goes into a cache. Scales are dynamic (each row has its own, found as the graph runs) or static; a static one is
-//! an [`Observer`]'s choice from what was seen on calibration text.
+//! A [`Site`] is a value that gets an op `quantize` after it: the input of linear layers, once for all that read it, or the
+//! input of a cache. Scales are dynamic (one per row, computed at inference) or static; static scales are chosen by an
+//! [`Observer`] from the distribution of values on calibration text.
 
 mod config;
 mod distribution;
@@ -25,7 +25,7 @@ pub trait Observer: Sync {
     /// Its name in recipes.
     fn name(&self) -> &'static str;
 
-    /// Moves whenever the same values give another range: part of every cache key.
+    /// Raised whenever the same values give another range: part of every cache key.
     fn version(&self) -> u32;
 
     /// Least and greatest value, neither beyond what was seen. `number` is that of the observer's own setting.
@@ -38,12 +38,12 @@ pub trait Observer: Sync {
 /// Every observer, in the order of the documentation.
 pub static OBSERVERS: &[&dyn Observer] = &[&minmax::MinMax, &percentile::Percentile, &mse::Mse];
 
-/// Signed integers, and whether their zero moves.
+/// Signed integers with or without a zero point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codes {
-    /// Width of a code: 4, 8 or 16.
+    /// Bits per code: 4, 8 or 16.
     pub bits: u32,
-    /// Whether a code of its own means zero.
+    /// Whether they have a zero point.
     pub asymmetric: bool,
 }
 
@@ -75,13 +75,13 @@ pub struct Site {
     pub width: usize,
     /// What it is rounded to.
     pub codes: Codes,
-    /// How many static scales it has, 1 or `width`; none: every row finds its own.
+    /// Number of static scales, 1 or `width`; `None` if scales are dynamic.
     pub scales: Option<usize>,
-    /// What reads it then: weights of linear layers, or a cache.
+    /// Its readers: linear layers or a cache.
     pub feeds: Vec<Feed>,
 }
 
-/// Who reads a quantized value.
+/// The reader of a quantized value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Feed {
     /// A linear layer, by the canonical name of its weight.
@@ -132,7 +132,7 @@ impl Site {
             })
     }
 
-    /// Adds the op behind `value`.
+    /// Adds the op after `value`.
     fn add(&self, graph: &mut Graph, value: ValueId) -> GraphResult<ValueId> {
         let mut inputs = vec![value];
         if let Some(count) = self.scales {
@@ -150,7 +150,7 @@ impl Site {
     }
 }
 
-/// The same graph with every site quantized, each once, in front of the first that reads it.
+/// The same graph with every site quantized, each once, before its first reader.
 pub fn insert(graph: &Graph, sites: &[Site]) -> GraphResult<Graph> {
     let mut copy = Copy { from: graph, to: Graph::new(graph.name()), ids: Default::default() };
     for id in graph.inputs() {

@@ -117,7 +117,7 @@ impl JsonSchema for Choice {
     }
 }
 
-/// Scales are small codes, so that a finer group costs little. The last fits rows of any width.
+/// Scales are small codes, so that small groups cost little. The last choice fits rows of any width.
 const DEFAULT_CHOICES: [&str; 8] = [
     "int2/g32/int6",
     "int3/g64/int6",
@@ -129,7 +129,7 @@ const DEFAULT_CHOICES: [&str; 8] = [
     "int8/row",
 ];
 
-/// What a budget chooses from if nothing is said: from 2.2 to 8 bits a weight.
+/// The default choices of a budget: 2.2 to 8 bits per weight.
 pub fn default_choices() -> Vec<Choice> {
     DEFAULT_CHOICES.iter().map(|text| Choice(text.parse().expect("constants that the tests parse"))).collect()
 }
@@ -139,11 +139,11 @@ pub fn default_choices() -> Vec<Choice> {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Sensitivity {
-    /// To second order, by gradients on the calibration text: nats of KL divergence a token.
+    /// KL divergence in nats per token, to second order, from gradients on the calibration text.
     Fisher,
-    /// Measured with one tensor quantized at a time, on the calibration text: nats of KL divergence a token. Slow.
+    /// KL divergence in nats per token, measured on the calibration text with one tensor quantized at a time. Slow.
     Kl,
-    /// The squared error as a share of the weights' energy; no text is needed.
+    /// Squared error relative to the energy of the weights. Needs no text.
     Weights,
 }
 
@@ -163,17 +163,17 @@ impl Sensitivity {
     }
 }
 
-/// How much the weights may take.
+/// The size that weights may have.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
-    /// True bits a weight, over the selected ones.
+    /// True bits per weight, over the selected weights.
     Bits(f64),
     /// Bytes of the whole model.
     Bytes(u64),
 }
 
 impl Budget {
-    /// The setting that says it.
+    /// The setting that gives it.
     pub fn key(self) -> &'static str {
         match self {
             Budget::Bits(_) => "bits",
@@ -181,8 +181,7 @@ impl Budget {
         }
     }
 
-    /// Bits for the selected `weights`, of which there are so many, beside the `rest` of the model, which takes so many
-    /// bits.
+    /// Bits for the selected weights, whose number is `weights`, if the remainder of the model takes `rest` bits.
     pub fn bits(self, weights: u64, rest: u64) -> u64 {
         match self {
             // A mean that was divided out of whole bits gives them back.
@@ -191,7 +190,7 @@ impl Budget {
         }
     }
 
-    /// As in a recipe: what would allow the selected `weights` so many `bits`, rounded up.
+    /// The budget, in the words of a recipe, that allows the selected `weights` that many `bits`, rounded up.
     pub fn that_allows(self, bits: u64, weights: u64, rest: u64) -> String {
         match self {
             Budget::Bits(_) => format!("bits = {}", (bits as f64 / weights.max(1) as f64 * 1e4).ceil() / 1e4),

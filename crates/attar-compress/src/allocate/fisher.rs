@@ -22,21 +22,21 @@ use crate::{Error, Hessian, Result};
 /// Tokens whose logits are in memory at a time.
 const LOGITS: usize = 128;
 
-/// Tokens on which weights are judged that make logits: their divergence is no sample, so few are enough.
+/// Tokens on which layers that compute logits are measured: their divergence is exact, not sampled, so few are enough.
 const JUDGED: usize = 1024;
 
-/// What a weight was multiplied with, or looked up by, on its way forward, and what came back.
+/// The inputs of the reader of a weight in the forward pass, and the gradients of its outputs.
 pub enum Reads {
     /// A linear layer.
     Linear {
         /// `[tokens, in]`.
         inputs: Tensor,
-        /// Of the log-likelihood in what the layer gives: `[tokens, out]`.
+        /// Of the log-likelihood with respect to the layer's outputs: `[tokens, out]`.
         gradients: Tensor,
-        /// Tokens a window.
+        /// Tokens per window.
         length: usize,
     },
-    /// A linear layer that gives the logits, at some of the tokens.
+    /// A linear layer that computes the logits, at some of the tokens.
     Logits {
         /// `[tokens, in]`.
         inputs: Tensor,
@@ -45,9 +45,9 @@ pub enum Reads {
     Table {
         /// The rows that were looked up.
         tokens: Tensor,
-        /// In what was looked up: `[tokens, width]`.
+        /// Of the log-likelihood with respect to those rows: `[tokens, width]`.
         gradients: Tensor,
-        /// Tokens a window.
+        /// Tokens per window.
         length: usize,
     },
 }
@@ -64,8 +64,8 @@ impl Reads {
     }
 }
 
-/// Half the squares of `g . dy`: of a window's mean change in one with the window's own, of what is beside it token by
-/// token. Windows are so many tokens long.
+/// Half the squares of `g . dy`: of the mean change of each window as a whole, and of the deviations from it per token.
+/// `length` is the number of tokens per window.
 fn along(moved: &Tensor, gradients: &Tensor, length: usize) -> Result<(f64, usize)> {
     let (tokens, width) = gradients.dims2()?;
     let sums = with_f32(moved, |moved| {
@@ -127,10 +127,10 @@ fn divergence(z: &[f32], dz: &[f32]) -> f64 {
     ((moved / all).ln_1p() - mean / all).max(0.0)
 }
 
-/// What is known of one block on the way back.
+/// Results of the backward pass of one block.
 #[derive(Default)]
 pub struct Outputs {
-    /// By weight: what the nodes that read it read, lane by lane.
+    /// By weight: inputs and gradients of its readers, per lane.
     pub reads: BTreeMap<ValueId, Vec<Reads>>,
     /// By the value that linear layers read.
     hessians: BTreeMap<ValueId, Hessian>,
@@ -145,7 +145,7 @@ impl Outputs {
     }
 }
 
-/// What to go back through.
+/// A backward pass to be started.
 pub struct Backward<'a> {
     /// The model.
     pub graph: &'a Graph,
@@ -153,18 +153,18 @@ pub struct Backward<'a> {
     pub weights: &'a dyn Weights,
     /// The weights to report on.
     pub wanted: &'a dyn Fn(ValueId) -> bool,
-    /// Decides which labels are drawn.
+    /// Seed of the random labels.
     pub seed: u64,
 }
 
 impl<'a> Backward<'a> {
-    /// Runs forward. `taught` lanes get gradients; second moments come from the `seen` ones, or the taught ones if there
-    /// are no others. All are inputs of the graph.
-    pub fn start(self, taught: Vec<Values>, seen: Vec<Values>) -> Result<Backwards<'a>> {
+    /// The forward pass. `differentiated` lanes get gradients; second moments come from the `observed` lanes, or from the
+    /// differentiated ones if there are none. All are inputs of the graph.
+    pub fn start(self, differentiated: Vec<Values>, observed: Vec<Values>) -> Result<Backwards<'a>> {
         let count = self.graph.block_count();
         let stride = (count as f64).sqrt().ceil() as usize;
-        let (lessons, mut lanes) = (taught.len(), taught);
-        lanes.extend(seen);
+        let (differentiated, mut lanes) = (differentiated.len(), differentiated);
+        lanes.extend(observed);
         let mut kept = Vec::new();
         for block in self.graph.blocks() {
             if block.index() % stride == 0 {
@@ -174,8 +174,8 @@ impl<'a> Backward<'a> {
                 lanes = lanes.iter().map(|lane| self.after(block, lane)).collect::<Result<_>>()?;
             }
         }
-        let gradients = vec![Values::new(); lessons];
-        Ok(Backwards { of: self, lessons, stride, kept, ahead: Vec::new(), gradients })
+        let gradients = vec![Values::new(); differentiated];
+        Ok(Backwards { of: self, differentiated, stride, kept, ahead: Vec::new(), gradients })
     }
 
     /// What is read after `block`, once it ran.
@@ -193,10 +193,11 @@ impl<'a> Backward<'a> {
     }
 }
 
-/// Blocks from the last to the first.
+/// A backward pass: blocks from the last to the first.
 pub struct Backwards<'a> {
     of: Backward<'a>,
-    lessons: usize,
+    /// How many of the lanes get gradients.
+    differentiated: usize,
     stride: usize,
     /// What enters every `stride`th block, by lane.
     kept: Vec<(BlockId, Vec<Values>)>,
@@ -214,9 +215,9 @@ impl Backwards<'_> {
         }
         let Some((block, lanes)) = self.ahead.pop() else { return Ok(None) };
         let mut outputs = Outputs::default();
-        let seen = if lanes.len() > self.lessons { &lanes[self.lessons..] } else { &lanes[..] };
-        seen.iter().try_for_each(|lane| self.look(block, lane, &mut outputs))?;
-        for (at, entering) in lanes[..self.lessons].iter().enumerate() {
+        let observed = if lanes.len() > self.differentiated { &lanes[self.differentiated..] } else { &lanes[..] };
+        observed.iter().try_for_each(|lane| self.look(block, lane, &mut outputs))?;
+        for (at, entering) in lanes[..self.differentiated].iter().enumerate() {
             let leaving = std::mem::take(&mut self.gradients[at]);
             self.gradients[at] = match self.gives_logits(block) {
                 true => self.back_from_logits(block, at, entering, &mut outputs)?,
@@ -389,7 +390,7 @@ impl Backwards<'_> {
 
     /// Takes in what a lane's parts read; of the inputs of logits only so many that all lanes together have enough.
     fn merge(&self, parts: Outputs, outputs: &mut Outputs) -> Result<()> {
-        let most = JUDGED.div_ceil(self.lessons);
+        let most = JUDGED.div_ceil(self.differentiated);
         for (weight, reads) in parts.reads {
             let all = outputs.reads.entry(weight).or_default();
             let mut of_logits = Vec::new();

@@ -1,6 +1,6 @@
 //! Adam (Kingma & Ba 2015), element by element.
 
-/// How fast the two means forget.
+/// Decay rates of the two moments.
 const BETA: [f64; 2] = [0.9, 0.99];
 
 /// First and second moments of the gradients of some parameters.
@@ -19,8 +19,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Of step `step`, the first being 0: a parameter whose gradients have all pointed one way moves by `length` of its
-    /// units.
+    /// Of step `step`, the first being 0: a parameter whose gradients all had the same sign moves by `length` of its units.
     pub fn new(length: f64, step: usize) -> Rate {
         let [first, second] = BETA.map(|beta| 1.0 - beta.powi(step as i32 + 1));
         Rate { first: (length / first) as f32, second: (1.0 / second) as f32 }
@@ -28,7 +27,7 @@ impl Rate {
 }
 
 impl Adam {
-    /// Of so many parameters that had no gradient yet.
+    /// Of `count` parameters without a gradient so far.
     pub fn new(parameters: usize) -> Adam {
         Adam { first: vec![0.0; parameters], second: vec![0.0; parameters] }
     }
@@ -44,7 +43,7 @@ impl Adam {
         [&self.first, &self.second]
     }
 
-    /// From what [`Adam::state`] gave.
+    /// Restores an [`Adam::state`].
     pub fn restore(first: Vec<f32>, second: Vec<f32>) -> Adam {
         Adam { first, second }
     }
@@ -57,7 +56,7 @@ pub struct Moments<'a> {
 }
 
 impl Moments<'_> {
-    /// Takes in the gradient of parameter `at` and says what to take off the parameter.
+    /// Updates the moments with the gradient of parameter `at`; returns what to subtract from the parameter.
     #[inline(always)]
     pub fn step(&mut self, at: usize, gradient: f32, rate: Rate) -> f32 {
         let [a, b] = BETA.map(|beta| beta as f32);

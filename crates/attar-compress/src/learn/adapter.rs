@@ -1,11 +1,11 @@
-//! A term of low rank (LoRA, Hu et al. 2021): `B A`, with `A` `[rank, columns]` and `B` `[rows, rank]`.
+//! A low-rank term (LoRA, Hu et al. 2021): `B A`, with `A` `[rank, columns]` and `B` `[rows, rank]`.
 
 use candle_core::{Device, Tensor};
 
 use super::adam::{Adam, Rate};
 use crate::Result;
 
-/// A term of low rank that learns.
+/// A trainable low-rank term.
 #[derive(Clone)]
 pub(super) struct Adapter {
     dims: [usize; 2],
@@ -27,7 +27,7 @@ pub fn directions(rank: usize, columns: usize, seed: u64) -> Vec<f32> {
 }
 
 impl Adapter {
-    /// Nothing yet: `B` is zero, and `A` has entries of either sign around `1 / sqrt(rank)`.
+    /// A term of zero: `B` is zero, and `A` has entries of either sign around `1 / sqrt(rank)`.
     pub(super) fn new(dims: [usize; 2], rank: usize, seed: u64) -> Adapter {
         let a = directions(rank, dims[1], seed);
         let b = vec![0.0; dims[0] * rank];
@@ -42,7 +42,7 @@ impl Adapter {
         }
     }
 
-    /// One step against the gradient `[rows, columns]` of the term; `unit` is the distance of two codes.
+    /// One optimizer step, given the gradient `[rows, columns]` of the term; `unit` is the distance between two codes.
     pub(super) fn step(&mut self, gradient: Vec<f32>, unit: f32, rate: Rate) -> Result<()> {
         let ([rows, columns], rank) = (self.dims, self.rank);
         let tensor = |values: Vec<f32>, dims: (usize, usize)| Tensor::from_vec(values, dims, &Device::Cpu);
@@ -62,13 +62,13 @@ impl Adapter {
         Ok(())
     }
 
-    /// All that learns and its moments, by names of their own.
+    /// Trainable values and optimizer moments, under names of their own.
     pub(super) fn state(&self) -> [(&'static str, &[f32]); 6] {
         let [[a1, a2], [b1, b2]] = self.moments.each_ref().map(Adam::state);
         [("a", &self.a), ("b", &self.b), ("a1", a1), ("a2", a2), ("b1", b1), ("b2", b2)]
     }
 
-    /// Goes on from an [`Adapter::state`].
+    /// Restores an [`Adapter::state`].
     pub(super) fn restore(&mut self, part: &dyn Fn(&str) -> Result<Vec<f32>>) -> Result<()> {
         (self.a, self.b) = (part("a")?, part("b")?);
         self.moments = [Adam::restore(part("a1")?, part("a2")?), Adam::restore(part("b1")?, part("b2")?)];

@@ -1,8 +1,8 @@
-//! AutoRound (Cheng et al. 2024), generalised: the rounding and the scales of a block's weights learn until the block
-//! gives what the float model's block gives.
+//! AutoRound (Cheng et al. 2024), generalized: optimizes the rounding and the scales of a block's weights so that its outputs
+//! match those of the float model's block.
 //!
-//! The block sees what the quantized blocks before it make; it is asked for what the float blocks make. So what was lost
-//! before is made up for, as far as this block can.
+//! The inputs are those of the quantized model and the targets those of the float model, so a block also compensates for the
+//! error of the blocks before it.
 
 use std::collections::BTreeMap;
 
@@ -14,23 +14,23 @@ use serde::{Deserialize, Serialize};
 use super::{Differentiable, Learned, Rate, relative_error};
 use crate::{Error, Pattern, Patterns, Result};
 
-/// Let the rounding and the scales of quantized weights learn, block by block.
+/// Optimize the rounding and the scales of quantized weights, block by block.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AutoRound {
-    /// Quantized weights that learn: patterns over canonical names. Every pattern must match one.
+    /// Quantized weights to optimize, as patterns over canonical names. Every pattern must match at least one.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
-    /// Steps a block.
+    /// Optimizer steps per block.
     #[serde(default = "default_iterations")]
     pub iterations: usize,
-    /// Calibration windows a step.
+    /// Calibration windows per optimizer step.
     #[serde(default = "default_batch")]
     pub batch: usize,
-    /// How far rounding moves at first, as a share of the distance between two codes; falls to nothing.
+    /// Initial learning rate of the rounding, relative to the distance between two codes; decays to zero.
     #[serde(default = "default_rounding")]
     pub rounding: f64,
-    /// How far scales move at first, as a share of themselves; falls to nothing.
+    /// Initial learning rate of the scales, relative to their value; decays to zero.
     #[serde(default = "default_scaling")]
     pub scaling: f64,
 }
@@ -55,47 +55,47 @@ fn default_scaling() -> f64 {
     0.005
 }
 
-/// The errors of a block before and after it learned.
+/// The error of a block before and after optimization.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Lesson {
-    /// On the first batch, before.
+pub struct Progress {
+    /// On the first batch, before the first step.
     pub before: f64,
-    /// On the same, after.
+    /// On the same batch, after the last step.
     pub after: f64,
 }
 
-/// A block and what it must learn.
+/// A block, its inputs and its targets.
 pub struct Task<'a> {
     /// The graph.
     pub graph: &'a Graph,
     /// The block.
     pub block: BlockId,
-    /// The weights that do not learn.
+    /// The weights that are not trained.
     pub below: &'a dyn Weights,
-    /// What enters, a batch each.
+    /// Inputs, per batch.
     pub entering: &'a [Values],
-    /// What is to leave, a batch each.
+    /// Target outputs, per batch.
     pub wanted: &'a [Values],
 }
 
 impl AutoRound {
-    /// Refuses settings that nothing could come of.
+    /// Refuses settings that cannot work.
     pub fn check(&self) -> Result<()> {
         let rates = [("rounding", self.rounding), ("scaling", self.scaling)];
         super::check(&[("iterations", self.iterations), ("batch", self.batch)], &rates)
     }
 
-    /// Lets `learned`, weights of the block by canonical name, learn. `done` is told of every step and may stop it by an
+    /// Optimizes `learned`, weights of the block by canonical name. `done` is called after every step and may stop it with an
     /// error.
-    pub fn teach(
+    pub fn optimize(
         &self,
         task: &Task<'_>,
         learned: &mut BTreeMap<String, Learned>,
         done: &mut dyn FnMut(usize) -> Result<()>,
-    ) -> Result<Lesson> {
+    ) -> Result<Progress> {
         let mut before = None;
         for iteration in 0..self.iterations {
-            // Every batch as often as the others, in an order that neighbours in the text do not decide.
+            // Visits all batches equally often, neighbours in the text far apart.
             let batch = (iteration * stride(task.entering.len())) % task.entering.len();
             let left = 1.0 - iteration as f64 / self.iterations as f64;
             let loss =
@@ -104,12 +104,11 @@ impl AutoRound {
             done(iteration + 1)?;
         }
         let after = task.loss(0, learned)?;
-        Ok(Lesson { before: before.unwrap_or(after), after })
+        Ok(Progress { before: before.unwrap_or(after), after })
     }
 }
 
-/// A number without a common divisor with `n`, near its golden section: steps of it go through `0..n` in an order that
-/// neighbours do not decide.
+/// A number coprime to `n`, near its golden section: multiples of it modulo `n` visit all of `0..n`, neighbours far apart.
 pub fn stride(n: usize) -> usize {
     let common = |mut a: usize, mut b: usize| {
         while b != 0 {
@@ -150,7 +149,7 @@ fn error(left: &Values, wanted: &Values) -> candle_core::Result<Tensor> {
     errors.try_fold(first, |sum, error| sum + error?)
 }
 
-/// What rounded weights are, by name.
+/// The values of rounded weights, by name.
 pub fn tensors(learned: &BTreeMap<String, Learned>) -> Result<BTreeMap<String, Tensor>> {
     let tensor = |(name, learned): (&String, &Learned)| {
         let dims = learned.dims();

@@ -13,11 +13,11 @@ pub struct Gradients {
     pub loss: f64,
     /// By canonical name.
     pub weights: BTreeMap<String, Vec<f32>>,
-    /// Of what entered.
+    /// With respect to the block's inputs.
     pub entering: Values,
 }
 
-/// One block of a graph, with the values of the weights that learn.
+/// One block of a graph, with the current values of its trainable weights.
 pub struct Differentiable<'a> {
     /// The graph.
     pub graph: &'a Graph,
@@ -30,8 +30,8 @@ pub struct Differentiable<'a> {
 }
 
 impl Differentiable<'_> {
-    /// The gradients of `loss`, a number that is computed from what leaves the block; those of what enters only if asked
-    /// for. A weight that the loss does not reach is an error.
+    /// The gradients of `loss`, a scalar function of the block's outputs; those with respect to its inputs only if asked for.
+    /// A weight that the loss does not depend on is an error.
     pub fn gradients(
         &self,
         entering: &Values,
@@ -61,8 +61,8 @@ impl Differentiable<'_> {
     }
 }
 
-/// The squared error of each position as a share of the position's own energy, averaged. What follows a block is a norm,
-/// so a few positions of huge norm must not drown the others.
+/// The squared error of each position relative to the position's energy, averaged. A norm follows every block, so a few
+/// positions of huge norm must not outweigh the others.
 pub fn relative_error(found: &Tensor, wanted: &Tensor) -> candle_core::Result<Tensor> {
     let error = (found - wanted)?.sqr()?.mean(D::Minus1)?;
     (error / wanted.sqr()?.mean(D::Minus1)?.affine(1.0, f64::from(f32::MIN_POSITIVE))?)?.mean_all()

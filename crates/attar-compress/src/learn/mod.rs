@@ -1,29 +1,30 @@
-//! Quantized weights that learn by gradients: what `autoround` and `recover` share.
+//! Gradient-based optimization of quantized weights: what `autoround` and `recover` share.
 //!
-//! A [`Learned`] weight is rounded on the way forward and takes the gradient of its rounded value on the way back
-//! (straight-through, Bengio et al. 2013). Its scales learn too (LSQ, Esser et al. 2020). Where gradients come from, a
-//! block or a whole model, is the caller's.
+//! A [`Learned`] weight is rounded in the forward pass and receives the gradient of its rounded value in the backward pass
+//! (straight-through estimator, Bengio et al. 2013). Its scales are trainable, too (LSQ, Esser et al. 2020). The caller
+//! decides what the loss spans: one block or the whole model.
 
 mod adam;
+mod adapt;
 mod adapter;
 mod autoround;
-mod beside;
 mod gradients;
 mod plain;
 mod quantized;
 mod recover;
 
 pub use adam::{Adam, Rate};
+pub use adapt::{adapter_names, with_adapters};
 pub use adapter::directions;
-pub use autoround::{AutoRound, Lesson, Task, stride, tensors};
-pub use beside::{adapter_names, with_adapters};
+pub use autoround::{AutoRound, Progress, Task, stride, tensors};
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use plain::{Pace, Plain};
 pub use quantized::Learned;
+pub use recover::{Adapters, Method, ROWS, Rates, Recover, Student, Teacher};
 
 use crate::{Error, Result};
 
-/// Refuses settings that nothing could come of: counts of zero, rates that are no share.
+/// Refuses settings that cannot work: counts of zero, and rates outside 0 to 1.
 fn check(counts: &[(&'static str, usize)], rates: &[(&'static str, f64)]) -> Result<()> {
     if let Some((key, found)) = counts.iter().find(|(_, count)| *count == 0) {
         return Err(Error::Setting { key, found: *found, wanted: "it is 1 or more".into() });
@@ -33,5 +34,3 @@ fn check(counts: &[(&'static str, usize)], rates: &[(&'static str, f64)]) -> Res
         None => Ok(()),
     }
 }
-
-pub use recover::{Adapters, Method, ROWS, Rates, Recover, Student, Teacher};

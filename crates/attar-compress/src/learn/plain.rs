@@ -1,4 +1,4 @@
-//! A tensor without codes that learns: the gain of a norm, a factor of an adapter.
+//! A trainable tensor without codes: the gain of a norm, or a factor of an adapter.
 
 use std::collections::BTreeMap;
 
@@ -12,16 +12,16 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Which rate a plain tensor learns at.
+/// Which learning rate a plain tensor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// That of weights before their rounding.
+    /// That of weights before rounding.
     Weight,
-    /// That of the gains of norms.
+    /// That of norm gains.
     Norm,
 }
 
-/// A tensor without codes that learns. It is used as it will be stored.
+/// A trainable tensor without codes. Its values are those that will be stored.
 #[derive(Clone)]
 pub struct Plain {
     dims: Vec<usize>,
@@ -30,7 +30,7 @@ pub struct Plain {
     values: Vec<f32>,
     moments: Adam,
     pace: Pace,
-    /// How far a number moves in a step of length 1.
+    /// Change of a number in a step of length 1.
     unit: f32,
 }
 
@@ -62,7 +62,7 @@ impl Plain {
         }
     }
 
-    /// All that learns and its moments, by names of their own.
+    /// Values and optimizer moments, under names of their own.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let [first, second] = self.moments.state();
         let parts = [("plain", &self.values[..]), ("p1", first), ("p2", second)];
@@ -71,7 +71,7 @@ impl Plain {
         parts.into_iter().map(tensor).collect()
     }
 
-    /// Goes on from a [`Plain::state`] of the same tensor.
+    /// Restores a [`Plain::state`] of the same tensor.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let part = |name: &str| match state.get(name) {
             Some(tensor) => Ok(with_f32(tensor, <[f32]>::to_vec)?),

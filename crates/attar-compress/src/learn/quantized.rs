@@ -1,4 +1,4 @@
-//! A quantized matrix whose rounding and scales learn.
+//! A quantized matrix with trainable rounding and scales.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -13,29 +13,29 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// A quantized matrix whose rounding and scales learn. Rounded, it is what a [`QuantizedTensor`] holds.
+/// A quantized matrix with trainable rounding and scales. Rounded, it has the values of a [`QuantizedTensor`].
 #[derive(Clone)]
 pub struct Learned {
     scheme: Scheme,
     dims: [usize; 2],
-    /// Zeros and super scales, which do not learn.
+    /// Zeros and super scales, which are not trained.
     picked: QuantizedTensor,
-    /// `[rows, columns]`: what is rounded.
+    /// `[rows, columns]`: weights before rounding.
     latent: Vec<f32>,
-    /// `[rows, groups]`, or one: not rounded to their format.
+    /// `[rows, groups]`, or one: not yet rounded to their format.
     scales: Vec<f32>,
     rounding: Adam,
     scaling: Adam,
-    /// What is added to `latent` before rounding; then `latent` itself stays.
+    /// Added to `latent` before rounding; if there is one, `latent` itself is not trained.
     adapter: Option<Adapter>,
 }
 
-/// How far beyond the middle between two codes a weight starts at most that was not rounded to its nearest one.
+/// Distance that weights keep at first from the midpoint between two codes, in steps.
 const MARGIN: f32 = 0.02;
 
 impl Learned {
-    /// Starts at codes that were already picked for `original` weights `[rows, columns]`: each weight as near to its
-    /// original as still rounds to its code.
+    /// Starts at codes that an algorithm picked for the `original` weights `[rows, columns]`: each weight is as near to its
+    /// original as it can be and still round to its code.
     pub fn new(picked: QuantizedTensor, original: &[f32]) -> Learned {
         let ([rows, columns], scheme) = (picked.dims, picked.scheme);
         let size = scheme.group(columns).max(1);
@@ -64,14 +64,13 @@ impl Learned {
         }
     }
 
-    /// From now on a term of rank `rank` learns in place of single weights. It starts at nothing, along directions that
-    /// `seed` decides.
+    /// Trains a term of rank `rank` in place of single weights. It starts at zero, along directions that `seed` decides.
     pub fn adapt(&mut self, rank: usize, seed: u64) {
         self.rounding = Adam::new(0);
         self.adapter = Some(Adapter::new(self.dims, rank, seed));
     }
 
-    /// All that learns and its moments, by names of their own.
+    /// Trainable values and optimizer moments, under names of their own.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let ([r1, r2], [s1, s2]) = (self.rounding.state(), self.scaling.state());
         let mut parts = vec![("scales", &self.scales[..]), ("s1", s1), ("s2", s2)];
@@ -84,7 +83,7 @@ impl Learned {
         parts.into_iter().map(tensor).collect()
     }
 
-    /// Goes on from a [`Learned::state`] of the same weight.
+    /// Restores a [`Learned::state`] of the same weight.
     pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
         let part = |name: &str| match state.get(name) {
             Some(tensor) => Ok(with_f32(tensor, <[f32]>::to_vec)?),
@@ -107,7 +106,7 @@ impl Learned {
         self.dims
     }
 
-    /// What the rounded weights are: `[rows, columns]`.
+    /// The rounded weights: `[rows, columns]`.
     pub fn values(&self) -> Result<Vec<f32>> {
         let columns = self.dims[1].max(1);
         let mut values = vec![0.0; self.latent.len()];
@@ -132,7 +131,7 @@ impl Learned {
         Ok(())
     }
 
-    /// What is rounded, of one row.
+    /// The weights of a row before rounding.
     fn latent_row(&self, row: usize) -> Cow<'_, [f32]> {
         let latent = &self.latent[row * self.dims[1]..][..self.dims[1]];
         match &self.adapter {
@@ -163,7 +162,7 @@ impl Learned {
         Ok(if format.plain().is_some() { format.round(scale)? } else { format.scale(format.code(scale, over), over) })
     }
 
-    /// One step against the gradient of [`Learned::values`]. Weights move by shares of their scale, scales by shares of
+    /// One optimizer step, given the gradient of [`Learned::values`]. Weights move in units of their scale, scales relative to
     /// themselves.
     pub fn step(&mut self, gradient: &[f32], values: &[f32], rounding: Rate, scaling: Rate) -> Result<()> {
         let (of_latent, of_scales) = self.through(gradient, values);
@@ -181,7 +180,7 @@ impl Learned {
         Ok(())
     }
 
-    /// The gradients of what is rounded and, as shares of themselves, of scales. A weight beyond the outermost code has
+    /// The gradients of weights before rounding, and of scales relative to themselves. A weight beyond the outermost code has
     /// none; its scale does.
     fn through(&self, gradient: &[f32], values: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let columns = self.dims[1].max(1);
@@ -209,7 +208,7 @@ impl Learned {
         (of_latent, of_scales)
     }
 
-    /// From which level to which a weight is rounded to its nearest code, at scale 1, by the code that means zero.
+    /// The range in which a weight is rounded to its nearest code, at scale 1, by the code that means zero.
     fn ends(&self) -> impl Fn(u8) -> std::ops::RangeInclusive<f32> + Sync + use<> {
         let grid = self.scheme.grid;
         let table = match grid.levels() {
@@ -237,7 +236,7 @@ impl Learned {
         });
     }
 
-    /// Writes the codes and scales as they are now, and what they do to `original`.
+    /// Writes the current codes and scales, and their error against `original`.
     pub fn write(&self, original: &[f32], mut to: BlobWriter<'_>) -> Result<Damage> {
         let [rows, columns] = self.dims;
         let mut all = self.picked.clone();

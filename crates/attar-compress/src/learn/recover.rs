@@ -1,9 +1,9 @@
-//! Recovery: quantized weights learn from the whole float model at once, through their own rounding.
+//! Recovery: end-to-end distillation of the float model into the quantized one.
 //!
 //! The student is the quantized model, the teacher the float one; the loss is the KL divergence of their next-token
-//! distributions on the calibration text (Hinton et al. 2015; for scales alone: EfficientQAT, Chen et al. 2024). Gradients
-//! go back block by block: a block's inside is computed again when its turn comes, so that memory holds one block's
-//! activations, and its weights learn at once, so that no gradient waits.
+//! distributions on the calibration text (Hinton et al. 2015; for scales alone: EfficientQAT, Chen et al. 2024). The backward
+//! pass goes block by block with recomputation, so that memory holds the activations of one block; a block's weights are
+//! updated as soon as their gradients are known.
 
 use std::collections::BTreeMap;
 
@@ -15,65 +15,66 @@ use serde::{Deserialize, Serialize};
 use super::{Differentiable, Learned, Plain, Rate, autoround::block_matrices, autoround::tensors};
 use crate::{Error, Patterns, Result};
 
-/// Let quantized weights learn from the float model, end to end.
+/// Distill the float model into the quantized weights, end to end.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recover {
-    /// Quantized weights that learn: patterns over canonical names. Every pattern must match one.
+    /// Quantized weights to optimize, as patterns over canonical names. Every pattern must match at least one.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
-    /// What learns.
+    /// What is trained.
     #[serde(default)]
     pub method: Method,
-    /// Whether the gains of all norms learn, too.
+    /// Also train the gains of all norms.
     #[serde(default)]
     pub norms: bool,
-    /// The rank of `lora`.
+    /// Rank of the `lora` adapters.
     #[serde(default = "default_rank")]
     pub rank: usize,
-    /// What becomes of the terms of `lora`.
+    /// What to do with the trained `lora` adapters.
     #[serde(default)]
     pub adapters: Adapters,
-    /// How often the calibration text is gone through.
+    /// Passes over the calibration text.
     #[serde(default = "default_epochs")]
     pub epochs: usize,
-    /// Calibration windows a step.
+    /// Calibration windows per optimizer step.
     #[serde(default = "default_batch")]
     pub batch: usize,
-    /// How far rounding moves a step at first, as a share of the distance between two codes; falls to nothing.
+    /// Initial learning rate of the rounding, relative to the distance between two codes; decays to zero.
     #[serde(default = "default_rounding")]
     pub rounding: f64,
-    /// How far scales move a step at first, as a share of themselves; falls to nothing.
+    /// Initial learning rate of the scales, relative to their value; decays to zero.
     #[serde(default = "default_scaling")]
     pub scaling: f64,
-    /// How far the gains of a norm move a step at first, as a share of their mean; falls to nothing.
+    /// Initial learning rate of norm gains, relative to their mean; decays to zero.
     #[serde(default = "default_norming")]
     pub norming: f64,
 }
 
-/// What learns.
+/// What is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Every weight before its rounding, and every scale.
+    /// Every weight, through its rounding, and every scale.
     #[default]
     Full,
-    /// Scales alone.
+    /// Scales only.
     Scales,
     /// A low-rank term added to the weights (LoRA, Hu et al. 2021).
     Lora,
-    /// The gains of all norms alone.
+    /// Norm gains only.
     Norms,
 }
 
-/// What becomes of low-rank terms.
+/// What to do with low-rank terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Adapters {
-    /// They are added to the weights before their rounding, and every scale learns with them: other codes, nothing beside.
+    /// Added to the weights before rounding, with every scale trained along: codes change, nothing else is stored.
     #[default]
     Merge,
-    /// Codes and scales stay; the terms are linear layers of their own in the model, and a folder `adapters` in PEFT's format.
+    /// Kept as separate linear layers of the model, and written to the folder `adapters` in PEFT's format. Codes and
+    /// scales stay as they are.
     Export,
 }
 
@@ -101,25 +102,25 @@ fn default_norming() -> f64 {
     0.003
 }
 
-/// How far what learns moves in a step.
+/// Learning rates of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Rates {
-    /// What is rounded, in distances between two codes.
+    /// Of weights before rounding, in distances between two codes.
     pub rounding: Rate,
-    /// Scales, in shares of themselves.
+    /// Of scales, relative to each.
     pub scaling: Rate,
-    /// Gains of norms, in shares of their mean.
+    /// Of norm gains, relative to their mean.
     pub norming: Rate,
 }
 
-/// Rows of logits that are at hand at a time.
+/// Rows of logits in memory at a time.
 pub const ROWS: usize = 256;
 
-/// Steps in which rates rise.
+/// Warm-up steps.
 const WARM: usize = 4;
 
 impl Recover {
-    /// Refuses settings that nothing could come of.
+    /// Refuses settings that cannot work.
     pub fn check(&self) -> Result<()> {
         let rates = [("rounding", self.rounding), ("scaling", self.scaling), ("norming", self.norming)];
         if self.exports_adapters() {
@@ -128,14 +129,14 @@ impl Recover {
         super::check(&[("epochs", self.epochs), ("batch", self.batch), ("rank", self.rank)], &rates)
     }
 
-    /// Adapters say all that was learned, or they are no artifact of their own.
+    /// Exported adapters must hold everything that was trained.
     fn check_export(&self) -> Result<()> {
         let method = match self.method {
             Method::Full => "full",
             Method::Scales => "scales",
             Method::Norms => "norms",
             Method::Lora if self.norms => {
-                let hint = "adapters hold no gains: take one of the two out";
+                let hint = "PEFT adapters cannot hold norm gains: remove one of the two settings";
                 return Err(Error::Contradiction { key: "norms", other: "adapters = \"export\"".into(), hint });
             }
             Method::Lora => return Ok(()),
@@ -143,12 +144,12 @@ impl Recover {
         Err(Error::Method { key: "adapters", method, problem: crate::error::HAS_NO })
     }
 
-    /// Whether low-rank terms stay beside the codes.
+    /// Whether low-rank terms stay separate from the codes.
     pub fn exports_adapters(&self) -> bool {
         self.adapters == Adapters::Export
     }
 
-    /// The rates of step `step` of `steps`: up for a few steps, then down to nothing in a line.
+    /// The rates of step `step` of `steps`: linear warm-up, then linear decay to zero.
     pub fn rates(&self, step: usize, steps: usize) -> Rates {
         let warm = ((step + 1) as f64 / WARM as f64).min(1.0);
         let left = warm * (1.0 - step as f64 / steps as f64);
@@ -157,32 +158,32 @@ impl Recover {
         Rates { rounding: rate(rounding), scaling: rate(self.scaling), norming: rate(self.norming) }
     }
 
-    /// Whether quantized weights learn.
+    /// Whether quantized weights are trained.
     pub fn weights_learn(&self) -> bool {
         self.method != Method::Norms
     }
 
-    /// Whether the gains of norms learn.
+    /// Whether norm gains are trained.
     pub fn norms_learn(&self) -> bool {
         self.norms || self.method == Method::Norms
     }
 }
 
-/// A quantized model that learns.
+/// A quantized model in training.
 pub struct Student<'a> {
-    /// What it computes.
+    /// Its graph.
     pub graph: &'a Graph,
-    /// The weights that do not learn.
+    /// The weights that are not trained.
     pub below: &'a dyn Weights,
-    /// Quantized weights by block; each by canonical name.
+    /// Trainable quantized weights, by block and canonical name.
     pub learned: BTreeMap<BlockId, BTreeMap<String, Learned>>,
-    /// Plain tensors, likewise.
+    /// Trainable plain tensors, likewise.
     pub plain: BTreeMap<BlockId, BTreeMap<String, Plain>>,
 }
 
 /// The float model.
 pub struct Teacher<'a> {
-    /// What it computes.
+    /// Its graph.
     pub graph: &'a Graph,
     /// Its weights.
     pub weights: &'a dyn Weights,
@@ -194,7 +195,7 @@ fn last_block(graph: &Graph) -> BlockId {
 }
 
 impl Teacher<'_> {
-    /// What enters the last block when `inputs` enter the first.
+    /// The inputs of the last block, given the inputs of the first.
     pub fn hidden(&self, inputs: &Values) -> Result<Values> {
         let mut values = inputs.clone();
         for block in self.graph.blocks().take_while(|block| *block != last_block(self.graph)) {
@@ -205,8 +206,8 @@ impl Teacher<'_> {
 }
 
 impl Student<'_> {
-    /// One step on a batch. `heads` are the last blocks' weights, kept: the student's and the teacher's. Returns the mean KL
-    /// divergence before the step.
+    /// One optimizer step on a batch. `heads` are the weights of the last block of student and teacher, kept in memory. Returns
+    /// the mean KL divergence before the step.
     pub fn step(&mut self, inputs: &Values, teacher: (&Graph, &Values), heads: [&dyn Weights; 2], rates: Rates) -> Result<f64> {
         let last = last_block(self.graph);
         let mut entered: Vec<(BlockId, Values)> = Vec::new();
@@ -232,7 +233,7 @@ impl Student<'_> {
         Ok(loss)
     }
 
-    /// All that learns in a block, as it stands.
+    /// Current values of all trainable tensors of a block.
     fn tensors(&self, block: BlockId) -> Result<BTreeMap<String, Tensor>> {
         let mut all = self.learned.get(&block).map(tensors).transpose()?.unwrap_or_default();
         for (name, plain) in self.plain.get(&block).into_iter().flatten() {
@@ -241,7 +242,7 @@ impl Student<'_> {
         Ok(all)
     }
 
-    /// A block learns from the gradients of its `tensors`.
+    /// Updates the trainable tensors of a block.
     fn learn(
         &mut self,
         block: BlockId,
@@ -264,7 +265,7 @@ impl Student<'_> {
         advance(self.graph, block, &weights, values)
     }
 
-    /// The divergence, and its gradients by what enters the last block; what learns there does so.
+    /// The divergence, and its gradients with respect to the inputs of the last block, whose trainable tensors are updated.
     fn head(
         &mut self,
         last: BlockId,
@@ -306,8 +307,7 @@ impl Student<'_> {
         Ok((total, joined.collect::<Result<_>>()?))
     }
 
-    /// Goes back through a block: its weights learn, and the gradients by what entered it come out. Takes those of what it
-    /// made out of `gradients`.
+    /// The backward pass of a block: updates its weights and returns the gradients of its inputs, given those of its outputs.
     fn back(&mut self, block: BlockId, entered: &Values, gradients: &Values, rates: Rates) -> Result<Values> {
         let learned = self.tensors(block)?;
         let made = self.graph.leaving(block);
@@ -329,14 +329,14 @@ impl Student<'_> {
     }
 }
 
-/// What enters the block behind `block`, and those behind that.
+/// The values that the blocks after `block` read.
 fn advance(graph: &Graph, block: BlockId, weights: &dyn Weights, values: &Values) -> Result<Values> {
     let mut left = graph.evaluate_block(block, weights, Mode::Inference, &entering(graph, block, values))?;
     left.extend(values.iter().filter(|(id, _)| graph.is_read_after(**id, block)).map(|(id, t)| (*id, t.clone())));
     Ok(left)
 }
 
-/// Those of `values` that `block` reads.
+/// Those of `values` that `block` or a later one reads.
 fn entering(graph: &Graph, block: BlockId, values: &Values) -> Values {
     graph.live_into(block).into_iter().filter_map(|id| Some((id, values.get(&id)?.clone()))).collect()
 }

@@ -19,47 +19,51 @@ use crate::{
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [{ "required": ["grid"] }, { "required": ["bits"] }, { "required": ["bytes"] }]))]
 pub struct Quantize {
-    /// Weights to quantize: patterns over canonical names. Every pattern must match one.
+    /// Weights to quantize, as patterns over canonical names. Every pattern must match at least one weight.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
-    /// Weights of `select` to leave as they are. Every pattern must match one.
+    /// Weights of `select` to leave as they are. Every pattern must match at least one weight.
     #[serde(default)]
     pub keep: Patterns,
-    /// Which values exist.
+    /// Number format of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<GridName>,
-    /// Instead of a grid: true bits a weight, on average over the selected ones; which weight gets which of the `choices`
-    /// is up to what it loses.
+    /// Instead of `grid`: budget in bits per weight, scales included, averaged over the selected weights. Each weight
+    /// gets the scheme of `choices` that minimizes the total predicted loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<f64>,
-    /// The same for the whole model, as it will be stored: a number of bytes, or a size like `"60 MB"`.
+    /// Instead of `grid`: budget for the whole model as stored, in bytes or as a size such as `"60 MB"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Size>,
-    /// Under a budget, the schemes to choose from, like `int4/g32/int6`. A weight is offered those that divide its rows.
+    /// With a budget: schemes to choose from, such as `int4/g32/int6`. A weight can only get those whose group size
+    /// divides its rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choices: Option<Vec<Choice>>,
-    /// Under a budget, how what a choice loses is predicted: `fisher` if there is a calibration text, or else `weights`.
+    /// With a budget: how the loss of a choice is predicted. Default: `fisher` with a calibration text, otherwise
+    /// `weights`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<Sensitivity>,
-    /// What shares a scale: so many neighbours in a row, `"row"` or `"tensor"`. 64, or what the grid requires.
+    /// Weights that share a scale: a group size along the row, `row` or `tensor`. Default: 64, or what the grid
+    /// requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Grouping>,
-    /// What to do where the group does not divide a row: `error`, or a `short` last group.
+    /// What to do where the group size does not divide the row: fail (`error`) or end it with a shorter group
+    /// (`short`).
     #[serde(default)]
     pub tail: TailRule,
     /// Store a zero point with every scale.
     #[serde(default)]
     pub asymmetric: bool,
-    /// How scales are chosen.
+    /// Criterion for the scales.
     #[serde(default)]
     pub scales: ScaleSearch,
-    /// The format of the scales; of learned tables, of their entries. `f16`, or what the grid requires.
+    /// Number format of the scales (for `lut` grids, of the table entries). Default: `f16`, or what the grid requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<ScaleDtype>,
-    /// How codes are chosen.
+    /// Rounding algorithm.
     #[serde(default)]
     pub algorithm: Algorithm,
-    /// Other settings for some of the selected weights; the last that matches counts.
+    /// Other settings for some of the selected weights. The last override that matches applies.
     #[serde(default, rename = "override", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
 }
@@ -68,7 +72,7 @@ pub struct Quantize {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Override {
-    /// Which of the selected weights. Every pattern must match one.
+    /// Which of the selected weights. Every pattern must match at least one of them.
     pub select: Patterns,
     /// As in the step.
     pub grid: Option<GridName>,
@@ -90,7 +94,7 @@ pub(crate) fn block_matrices() -> Patterns {
     vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
 }
 
-/// A name out of a registry.
+/// A name from a registry.
 macro_rules! registered {
     ($(#[$doc:meta])* $name:ident, $what:literal, $of:ty, $all:expr) => {
         $(#[$doc])*
@@ -158,7 +162,7 @@ impl Default for Algorithm {
     }
 }
 
-/// What shares a scale.
+/// Weights that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grouping(pub Granularity);
 
@@ -219,19 +223,19 @@ impl JsonSchema for Grouping {
     }
 }
 
-/// What to do where the group does not divide a row.
+/// What to do where the group size does not divide a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum TailRule {
-    /// Refuse.
+    /// Fail.
     #[default]
     Error,
-    /// Make the last group of the row shorter.
+    /// End the row with a shorter group.
     Short,
 }
 
-/// The format of scales.
+/// Number format of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -242,15 +246,15 @@ pub enum ScaleDtype {
     Bf16,
     /// 32 bits.
     F32,
-    /// Signed integers of 8 bits times one f16 a row.
+    /// Two-level: signed 8-bit integers times one f16 per row.
     Int8,
-    /// Signed integers of 6 bits times one f16 a row.
+    /// Two-level: signed 6-bit integers times one f16 per row.
     Int6,
-    /// Signed integers of 4 bits times one f16 a row.
+    /// Two-level: signed 4-bit integers times one f16 per row.
     Int4,
-    /// Powers of two in 8 bits, without a sign.
+    /// 8-bit powers of two, unsigned (MX block scales).
     E8m0,
-    /// Floats of 8 bits times one f32 for the whole tensor.
+    /// Two-level: FP8 E4M3 times one f32 per tensor (NVFP4 block scales).
     E4m3,
 }
 
@@ -269,16 +273,16 @@ impl From<ScaleDtype> for ScaleFormat {
     }
 }
 
-/// What becomes of one weight.
+/// How one weight will be quantized.
 #[derive(Clone)]
 pub struct Assignment {
     /// The weight.
     pub id: ValueId,
     /// Its canonical name.
     pub name: String,
-    /// The other selected weights that are the same numbers: they stay so.
+    /// Other selected weights with the same expression: they stay tied.
     pub tied: Vec<(ValueId, String)>,
-    /// Where it is now.
+    /// Its current expression.
     pub expr: Expr,
     /// Rows and columns.
     pub dims: [usize; 2],
@@ -286,7 +290,7 @@ pub struct Assignment {
     pub scheme: Scheme,
     /// How its scales are chosen.
     pub search: ScaleSearch,
-    /// How its codes are chosen.
+    /// Its rounding algorithm.
     pub algorithm: &'static dyn Quantizer,
 }
 
@@ -301,7 +305,7 @@ impl Assignment {
         std::iter::once(self.name.as_str()).chain(self.tied.iter().map(|(_, name)| name.as_str()))
     }
 
-    /// Whether it decides what becomes of a value.
+    /// Whether it applies to that weight.
     pub fn is_of(&self, id: ValueId) -> bool {
         self.ids().any(|own| own == id)
     }
@@ -317,14 +321,13 @@ struct Matrix {
 }
 
 impl Quantize {
-    /// What becomes of each selected weight of `graph`, in the graph's order; under a budget, the first of its options.
+    /// How each selected weight of `graph` will be quantized, in the graph's order; under a budget, the first of its options.
     pub fn assign(&self, graph: &Graph) -> Result<Vec<Assignment>> {
         let first = |options: Vec<Assignment>| options.into_iter().next().expect("every weight has an option");
         Ok(self.options(graph)?.into_iter().map(first).collect())
     }
 
-    /// What can become of each selected weight of `graph`, in the graph's order: one thing, or, under a budget, any of the
-    /// choices that fit it.
+    /// The options of each selected weight of `graph`, in the graph's order: one, or, under a budget, all choices that fit it.
     pub fn options(&self, graph: &Graph) -> Result<Vec<Vec<Assignment>>> {
         self.check_budget()?;
         let matrices = matrices(graph);
@@ -358,7 +361,7 @@ impl Quantize {
         }
     }
 
-    /// How much the selected weights may take, if that is what is asked for.
+    /// The budget of the selected weights, if there is one.
     pub fn budget(&self) -> Option<Budget> {
         self.bits.map(Budget::Bits).or(self.bytes.map(|size| Budget::Bytes(size.0)))
     }
@@ -442,7 +445,7 @@ impl Quantize {
     }
 }
 
-/// A scheme out of settings: what is not said is as the grid requires.
+/// The scheme of some settings; what they leave out is as the grid requires.
 pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>, asymmetric: bool, tail: TailRule) -> Scheme {
     let usual = Scheme::of(grid.0);
     Scheme {
@@ -457,7 +460,7 @@ pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>
     }
 }
 
-/// Whether two weights are the same numbers and can become the same things.
+/// Whether two weights have the same expression and the same options.
 fn is_tied(a: &[Assignment], b: &[Assignment]) -> bool {
     let same = |a: &Assignment, b: &Assignment| {
         a.expr == b.expr && a.scheme == b.scheme && a.search == b.search && a.algorithm.name() == b.algorithm.name()

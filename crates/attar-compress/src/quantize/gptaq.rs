@@ -1,15 +1,15 @@
-//! GPTAQ (Li et al. 2025): GPTQ towards weights that also make up for what the quantized layers before have changed.
+//! GPTAQ (Li et al. 2025): GPTQ that also compensates for the error of the quantized layers upstream.
 //!
-//! With `x'` what the float layers before make and `x` what the quantized ones make, the layer should give `W x'` and is
-//! given `x`. The best that float weights could do is `W (I + D (H + damping)^-1)` with `H = E[x x^T]` and
-//! `D = E[(x' - x) x^T]`; those are what GPTQ then rounds.
+//! Let `x'` be the layer's input in the float model and `x` its input in the quantized model. The layer should return `W x'` but
+//! reads `x`. The best float weights for that are `W (I + D (H + damping)^-1)` with `H = E[x x^T]` and `D = E[(x' - x) x^T]`;
+//! GPTQ then rounds these.
 
 use attar_tensor::{BlobWriter, Damage, Scheme};
 use candle_core::{Device, Tensor};
 use faer::{Mat, Side, linalg::solvers::Solve};
 
 use super::{Needs, Quantizer, Seen, WeightRows, gptq};
-use crate::{Drift, Hessian, Result, ScaleSearch};
+use crate::{Drift, Hessian, Result, ScaleSearch, hessian::damped};
 
 /// GPTAQ.
 pub(super) struct Gptaq;
@@ -59,7 +59,7 @@ impl Quantizer for Gptaq {
 /// `W + W D (H + damping)^-1`.
 fn corrected(original: &[f32], hessian: &Hessian, drift: &Drift) -> Result<Vec<f32>> {
     let n = hessian.inputs();
-    let (cholesky, _) = gptq::damped(hessian, DAMPING, |damping| {
+    let (cholesky, _) = damped(hessian, DAMPING, |damping| {
         let damped = Mat::from_fn(n, n, |i, j| hessian.mean(i, j) + if i == j { damping } else { 0.0 });
         damped.llt(Side::Lower).ok()
     })?;

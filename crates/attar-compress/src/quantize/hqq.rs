@@ -1,7 +1,7 @@
-//! HQQ (Badri & Shaji 2023): half-quadratic quantization. Looks at the weights alone, and lets a few large errors be.
+//! HQQ (Badri & Shaji 2023): half-quadratic quantization. Needs no data, and tolerates a few large errors.
 //!
 //! Minimizes `phi(W - Q^-1(Q(W)))`, the lp norm of the error with p < 1, over the scale and zero of a group. Half-quadratic
-//! splitting gives the outliers a variable of their own, `W_e`, and takes turns:
+//! splitting gives the outliers a variable of their own, `W_e`, and alternates:
 //!
 //! ```text
 //! (3)  W_e = shrink(W - W_r, beta)                shrink(x) = sign(x) relu(|x| - |x|^(p - 1) / beta)
@@ -9,10 +9,10 @@
 //!      beta = kappa beta
 //! ```
 //!
-//! The paper keeps `s` and lets `z` be any number. Here zeros are codes, so `z` is rounded, and `s` moves too; in a symmetric
-//! group only `s` does. Errors are measured in steps of the first scale, so that the size of the weights does not matter. Of
-//! all turns the one of least norm is taken whose squared error is no larger than that of the scales it began with. What a
-//! whole tensor shares and learned tables are left as the search found them.
+//! The paper fixes `s` and lets `z` be any number. Here zeros are codes, so `z` is rounded and `s` is optimized, too; in a
+//! symmetric group, only `s` is. Errors are measured in steps of the initial scale, so that the magnitude of the weights does not
+//! matter. Of all iterations, the one of least norm is taken whose squared error does not exceed that of the initial scales.
+//! Scales of a whole tensor and learned tables stay as the search found them.
 
 use attar_tensor::{BlobWriter, Damage, Fit, Granularity, Levels, Scheme};
 
@@ -80,7 +80,7 @@ fn of_groups<'a>(scheme: &Scheme, row: &'a [f32], fits: &RowFits) -> impl Iterat
     row.chunks(scheme.group(row.len()).max(1)).zip(fits.fits.clone())
 }
 
-/// Turns every group's fit into a better one, and says the squared errors. None will be above its own and its bound.
+/// Improves the fit of every group and returns the squared errors, none of which exceeds its initial value or its bound.
 fn improve(scheme: &Scheme, row: &[f32], fits: &mut RowFits, bounds: Option<&[f32]>) -> Vec<f32> {
     let groups: Vec<(&[f32], Fit<'static>)> = of_groups(scheme, row, fits).collect();
     let mut errors = Vec::with_capacity(groups.len());
@@ -100,7 +100,7 @@ struct Group<'a> {
     weights: &'a [f32],
     /// The super scale.
     over: f32,
-    /// What errors are measured in.
+    /// The unit of errors.
     step: f32,
 }
 

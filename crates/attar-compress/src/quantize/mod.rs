@@ -1,4 +1,4 @@
-//! Which weights become which codes.
+//! Quantizers: algorithms that pick the codes of weights.
 
 mod config;
 mod gptaq;
@@ -12,28 +12,27 @@ use attar_tensor::{BlobWriter, Damage, Scheme};
 
 pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
 pub(crate) use config::{block_matrices, registered};
-pub(crate) use gptq::Factor;
 
 use crate::{Drift, Hessian, Result, ScaleSearch};
 
-/// What an algorithm must have seen before it can pick codes.
+/// The statistics that an algorithm needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Needs {
-    /// The weights alone.
+    /// None: the weights are enough.
     Nothing,
-    /// The second moments of what the weights are multiplied with.
+    /// Second moments of the layer's inputs.
     Hessian,
-    /// Those, and how far the quantized layers before have moved it.
+    /// Those, and how far quantization upstream has moved the inputs.
     Drift,
 }
 
-/// What was seen, as far as the algorithm needs it.
+/// Statistics of a layer's inputs, as far as the algorithm needs them.
 #[derive(Clone, Copy, Default)]
 pub struct Seen<'a> {
     /// For [`Needs::Hessian`] and [`Needs::Drift`].
     pub hessian: Option<&'a Hessian>,
-    /// For [`Needs::Drift`]; without, nothing has moved.
+    /// For [`Needs::Drift`]; `None` if the inputs have not moved.
     pub drift: Option<&'a Drift>,
 }
 
@@ -43,7 +42,7 @@ pub trait WeightRows: Sync {
     fn dims(&self) -> [usize; 2];
     /// Rows as f32.
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
-    /// As it is stored, for messages.
+    /// The name of the stored tensor, for messages.
     fn name(&self) -> &str;
 }
 
@@ -52,16 +51,16 @@ pub trait Quantizer: Sync {
     /// Its name in recipes.
     fn name(&self) -> &'static str;
 
-    /// Moves whenever the same input gives other bytes: part of every cache key.
+    /// Raised whenever the same input gives other bytes: part of every cache key.
     fn version(&self) -> u32;
 
-    /// What it must have seen.
+    /// The statistics that it needs.
     fn needs(&self) -> Needs;
 
     /// Bytes of memory that quantizing a tensor of `dims` takes at most.
     fn memory(&self, dims: [usize; 2]) -> u64;
 
-    /// Picks the codes of a tensor and writes them, row after row. `rows_done` is told how far it is.
+    /// Picks the codes of a tensor and writes them row by row. `rows_done` is called with the number of finished rows.
     fn quantize(
         &self,
         weights: &dyn WeightRows,

@@ -14,7 +14,7 @@ pub(super) struct Rtn;
 /// Weights in memory at a time: 4 MiB of f32.
 const PIECE: usize = 1 << 20;
 
-/// Weights a parallel part.
+/// Weights per parallel task.
 const PART: usize = 1 << 16;
 
 impl Quantizer for Rtn {
@@ -84,7 +84,7 @@ pub(super) fn by_rows(
     Ok(damage)
 }
 
-/// Some rows, done.
+/// Some finished rows.
 struct Part {
     rows: QuantizedTensor,
     damage: Damage,
@@ -118,7 +118,7 @@ fn rows(values: &[f32], columns: usize, scheme: &Scheme, fits: &FitsOfRow<'_>) -
     Ok(Part { rows: all, damage })
 }
 
-/// What the rows share: the range of the tensor says which super scale.
+/// What the rows share: a super scale that follows from the range of the tensor.
 fn shared(weights: &dyn WeightRows, scheme: &Scheme, search: ScaleSearch) -> Result<Shared> {
     if !Shared::is_wanted(scheme) {
         return Ok(Shared::default());

@@ -1,8 +1,8 @@
-//! Changes of a model that do not change what it computes: they move difficulty from where quantization suffers to where
-//! it does not.
+//! Function-preserving transformations that make a model easier to quantize.
 //!
-//! A transformation rewrites weight expressions; nothing is read but what it must see. [`Rotate`] turns coordinates,
-//! [`Smooth`] scales channels. What was changed is f32 from then on and can be quantized like anything else.
+//! A transformation rewrites weight expressions and reads no more than it must. [`Rotate`] rotates activations, [`Smooth`]
+//! scales channels. Changed weights are f32 from then on and can be quantized like any other. What a graph's structure does not
+//! allow is an error that names the node.
 
 mod rotate;
 mod smooth;

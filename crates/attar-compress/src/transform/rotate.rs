@@ -1,11 +1,14 @@
 //! Rotation: QuaRot (Ashkboos et al. 2024), folded into the weights; with fixed matrices, where SpinQuant (Liu et al.
 //! 2024) trains them.
 //!
-//! Multiplying what a block reads and writes by an orthogonal matrix, and the weights on both sides by its inverse, is no
-//! change; but large single coordinates become many small ones, and rounding loses less. Rows are vectors here: the
-//! residual stream `x` becomes `x R`, so tables and biases that write to it become `e R`, layers that read it `W R`,
-//! layers that write to it `R^T W`. A norm without gain commutes with `R`; so gains are folded into the layers behind
-//! them first. A head that was the embedding no longer is.
+//! Multiplying activations by an orthogonal matrix and the weights on both sides by its inverse does not change the function,
+//! but spreads outliers over all coordinates, so that rounding loses less. With activations as row vectors, the residual
+//! stream `x` becomes `x R`: embedding tables and biases that write to it become `e R`, layers that read it `W R`, layers that
+//! write to it `R^T W`. An RMSNorm without gain commutes with `R`, so gains are folded into the layers after the norm first. A
+//! tied head gets a tensor of its own.
+//!
+//! The residual stream of a model with LayerNorm, or with norms between a layer and the addition to the stream (Gemma 3, BERT),
+//! cannot rotate and is refused by the name of the node; values and MLP inputs can in every architecture.
 
 use attar_graph::{Axis, Dim, Expr, Fact, Graph, Op, ValueId};
 use attar_tensor::{Dtype, Encoding};
@@ -14,27 +17,29 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Rewrite,
-    structure::{Gated, Layer, Residual, Values},
+    structure::{Layer, Residual, Values, downs},
 };
 use crate::{Error, Result};
 
-/// Turn inner coordinates by orthogonal matrices so that rounding loses less; outputs stay the same.
+/// Rotate activations and weights by orthogonal matrices so that quantization loses less; outputs stay the same.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotate {
-    /// Turn the residual stream. Norm gains move into the layers behind them, and a tied head becomes a tensor of its own.
+    /// Rotate the residual stream. Norm gains are folded into the layers that follow, and a tied head becomes a
+    /// separate tensor.
     #[serde(default = "yes")]
     pub residual: bool,
-    /// Turn the values of every attention head.
+    /// Rotate the values of every attention head.
     #[serde(default = "yes")]
     pub value: bool,
-    /// Turn what the last layer of an MLP reads, by a linear layer in front of it: this one costs time when the model runs.
+    /// Rotate the input of each MLP's down projection by an extra linear layer. Unlike the others, this rotation costs
+    /// time at inference.
     #[serde(default)]
     pub mlp: bool,
-    /// The number format of turned embeddings and heads. What was bf16 takes twice its bytes in f32.
+    /// Number format of the rotated embedding and head. A bf16 table doubles in size as f32.
     #[serde(default = "f32")]
     pub tables: TableDtype,
-    /// Decides the signs of the matrices.
+    /// Seed for the random signs of the matrices.
     #[serde(default)]
     pub seed: u64,
 }
@@ -47,7 +52,7 @@ fn f32() -> TableDtype {
     TableDtype::F32
 }
 
-/// The number format of turned tables.
+/// Number format of rotated tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -80,7 +85,7 @@ impl Rotate {
     /// Raised when the same settings give other weights.
     pub const VERSION: u32 = 1;
 
-    /// The same function in other coordinates. Reads no weight.
+    /// The rotated graph, which computes the same function. Reads no weight.
     pub fn rewrite(&self, graph: &Graph) -> Result<Rewrite> {
         if !(self.residual || self.value || self.mlp) {
             return Err(Error::NothingToRotate);
@@ -119,13 +124,13 @@ impl Rotate {
         for table in &residual.tables {
             rewrite.change_to(tables, *table, |e| e.rotated(Axis::Columns, width, seed))?;
         }
-        residual.writers.iter().try_for_each(|writer| turn_output(rewrite, writer, width, seed))
+        residual.writers.iter().try_for_each(|writer| rotate_output(rewrite, writer, width, seed))
     }
 
     fn value(&self, rewrite: &mut Rewrite) -> Result<()> {
         let seed = self.seed.wrapping_add(1);
         for Values { value, output, head, .. } in Values::of(&rewrite.graph)? {
-            turn_output(rewrite, &value, head, seed)?;
+            rotate_output(rewrite, &value, head, seed)?;
             rewrite.change(output.weight, |w| w.rotated(Axis::Columns, head, seed))?;
         }
         Ok(())
@@ -133,37 +138,40 @@ impl Rotate {
 
     fn mlp(&self, rewrite: &mut Rewrite) -> Result<()> {
         let seed = self.seed.wrapping_add(2);
-        let gated = Gated::of(&rewrite.graph)?;
-        for Gated { down, .. } in &gated {
+        let downs = downs(&rewrite.graph)?;
+        if downs.is_empty() {
+            return Err(Error::NoMlp);
+        }
+        for down in &downs {
             let width = rewrite.graph.fact(down.input).width().unwrap_or(0);
             rewrite.change(down.weight, |w| w.rotated(Axis::Columns, width, seed))?;
         }
-        let added = with_turned_inputs(&rewrite.graph, &gated, seed)?;
+        let added = with_rotated_inputs(&rewrite.graph, &downs, seed)?;
         rewrite.replace_graph(added);
         Ok(())
     }
 }
 
-/// What `layer` makes is turned: `R^T w` and `b R`, head by head.
-fn turn_output(rewrite: &mut Rewrite, layer: &Layer, size: usize, seed: u64) -> Result<()> {
+/// Rotates the output of `layer`, `size` neighbouring coordinates at a time: `R^T w` and `b R`.
+fn rotate_output(rewrite: &mut Rewrite, layer: &Layer, size: usize, seed: u64) -> Result<()> {
     rewrite.change(layer.weight, |w| w.rotated(Axis::Rows, size, seed))?;
     layer.bias.map_or(Ok(()), |bias| rewrite.change(bias, |b| b.rotated(Axis::Columns, size, seed)))
 }
 
-/// The same graph with a linear layer of weight `R^T` in front of every `down`.
-fn with_turned_inputs(before: &Graph, gated: &[Gated], seed: u64) -> Result<Graph> {
+/// The same graph with a linear layer of weight `R^T` before each of `layers`.
+fn with_rotated_inputs(before: &Graph, layers: &[Layer], seed: u64) -> Result<Graph> {
     let rebuilt = before.rebuilt(&mut |graph, node, name, inputs| {
         let mut inputs = inputs.to_vec();
-        if let Some(Gated { down, .. }) = gated.iter().find(|gated| gated.down.output == node.output) {
-            inputs[0] = turned(graph, inputs[0], &before.get(down.weight).name, seed)?;
+        if let Some(down) = layers.iter().find(|layer| layer.output == node.output) {
+            inputs[0] = rotated(graph, inputs[0], &before.get(down.weight).name, seed)?;
         }
         graph.node(name, node.op.clone(), &inputs)
     });
     Ok(rebuilt?)
 }
 
-/// `x R`, in front of the layer whose weight is called `reader`.
-fn turned(graph: &mut Graph, x: ValueId, reader: &str, seed: u64) -> attar_graph::Result<ValueId> {
+/// `x R`, for the layer whose weight is called `reader`.
+fn rotated(graph: &mut Graph, x: ValueId, reader: &str, seed: u64) -> attar_graph::Result<ValueId> {
     let width = graph.fact(x).width().unwrap_or(0);
     let mlp = reader.rsplit_once('.').map_or(reader, |(mlp, _)| mlp);
     let fact = Fact { dims: vec![Dim::Constant(width); 2], encoding: Encoding::Plain(Dtype::F32) };

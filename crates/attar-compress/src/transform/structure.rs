@@ -1,8 +1,8 @@
-//! What of a graph can be changed together without changing what it computes, found by who reads what.
+//! Weights that must change together so that the function stays the same, found by data flow.
 //!
-//! No name of a weight is looked at: an embedding starts the residual stream, `add` continues it, `rms_norm` reads it;
-//! `attention` says what values are, `swiglu` what is gated. A graph that does something else with one of these is
-//! refused by the name of the node that does it.
+//! No name of a weight matters: an embedding starts the residual stream, `add` continues it, `rms_norm` reads it; `attention`
+//! tells which layer makes values; `swiglu`, or the product with an activation function's output, which layer is gated. Where a
+//! graph does something else with one of these, [`Error::Structure`] names the node.
 
 use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 
@@ -15,22 +15,24 @@ pub struct Layer {
     pub weight: ValueId,
     /// `[out]`.
     pub bias: Option<ValueId>,
-    /// What it reads.
+    /// Its input.
     pub input: ValueId,
-    /// What it makes.
+    /// Its output.
     pub output: ValueId,
 }
 
-/// A norm and all that reads it.
+/// A norm that only linear layers read.
 #[derive(Clone, Debug)]
 pub struct Norm {
     /// Its gain, `[width]`.
     pub gain: ValueId,
+    /// Its bias, `[width]`, of a LayerNorm that has one.
+    pub bias: Option<ValueId>,
     /// In running order.
     pub readers: Vec<Layer>,
 }
 
-/// The residual stream: tables and layers write to it, norms read it.
+/// The residual stream: embedding tables and layers write to it, RMSNorms read it.
 #[derive(Clone, Debug, Default)]
 pub struct Residual {
     /// Its width.
@@ -43,7 +45,7 @@ pub struct Residual {
     pub norms: Vec<Norm>,
 }
 
-/// Values and what reads their mixture.
+/// The layer that makes the values of an attention, and the layer that reads the attention's output.
 #[derive(Clone, Copy, Debug)]
 pub struct Values {
     /// `[key_heads * head, ..]`.
@@ -58,12 +60,12 @@ pub struct Values {
     pub head: usize,
 }
 
-/// A gated MLP from `up` on.
+/// A gated MLP without its gate.
 #[derive(Clone, Copy, Debug)]
 pub struct Gated {
-    /// What is gated.
+    /// The layer whose output is multiplied by the gate.
     pub up: Layer,
-    /// What reads the result.
+    /// The layer that reads the product.
     pub down: Layer,
 }
 
@@ -81,32 +83,62 @@ impl Residual {
                 }
                 (Op::Add, [a, b]) if stream.contains(a) != stream.contains(b) => {
                     let added = if stream.contains(a) { *b } else { *a };
-                    sole_reader(graph, added)?;
-                    found.writers.push(Layer::making(graph, added)?);
+                    found.writers.push(writer(graph, added)?);
                     stream.push(node.output);
                 }
-                (Op::RmsNorm { .. }, [x, gain]) if stream.contains(x) => {
-                    found.norms.push(Norm { gain: *gain, readers: readers(graph, node)? });
+                (Op::Add, [a, b]) if stream.contains(a) && stream.contains(b) => stream.push(node.output),
+                (Op::Scale { .. }, [x]) if stream.contains(x) => stream.push(node.output),
+                (Op::RmsNorm { .. }, [x, ..]) if stream.contains(x) => found.norms.push(Norm::of_node(graph, node)?),
+                (Op::LayerNorm { .. }, [x, ..]) if stream.contains(x) => {
+                    return refuse(
+                        graph,
+                        node.output,
+                        "is a LayerNorm, and subtracting the mean does not commute with a rotation",
+                    );
                 }
                 (_, inputs) if inputs.iter().any(|id| stream.contains(id)) => {
-                    return refuse(graph, node.output, "reads the residual stream without a norm");
+                    return refuse(graph, node.output, "reads the residual stream, and is neither a norm nor an addition");
                 }
                 _ => {}
             }
         }
         match graph.outputs().iter().find(|id| stream.contains(id)) {
-            Some(id) => refuse(graph, *id, "returns the residual stream"),
+            Some(id) => refuse(graph, *id, "is the residual stream itself, and an output of the model"),
             None => Ok(found),
         }
     }
 }
 
-fn readers(graph: &Graph, norm: &Node) -> Result<Vec<Layer>> {
-    let readers = reading(graph, norm.output);
-    if readers.is_empty() || graph.outputs().contains(&norm.output) {
-        return refuse(graph, norm.output, "is not read by linear layers alone");
+/// The layer that makes what is added to the residual stream.
+fn writer(graph: &Graph, added: ValueId) -> Result<Layer> {
+    sole_reader(graph, added)?;
+    match maker(graph, added)?.op {
+        Op::RmsNorm { .. } | Op::LayerNorm { .. } => {
+            refuse(graph, added, "is normalized before it is added to the residual stream")
+        }
+        _ => Layer::making(graph, added),
     }
-    readers.into_iter().map(|node| Layer::of(graph, node)).collect()
+}
+
+impl Norm {
+    /// Every norm of `graph` that only linear layers read, in running order. Norms with other readers (an addition after
+    /// the norm, the rotary embedding of a query) are left out.
+    pub fn of(graph: &Graph) -> Vec<Norm> {
+        let norms = graph.nodes().iter().filter(|node| matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
+        norms.filter_map(|node| Norm::of_node(graph, node).ok()).collect()
+    }
+
+    fn of_node(graph: &Graph, norm: &Node) -> Result<Norm> {
+        let readers = reading(graph, norm.output);
+        if readers.is_empty() || graph.outputs().contains(&norm.output) {
+            return refuse(graph, norm.output, "is not read by linear layers alone");
+        }
+        let readers = readers.into_iter().map(|node| Layer::of(graph, node)).collect::<Result<_>>()?;
+        if let Some(shared) = norm.inputs[1..].iter().find(|id| !is_own_weight(graph, **id)) {
+            return refuse(graph, *shared, "is read in more than one place");
+        }
+        Ok(Norm { gain: norm.inputs[1], bias: norm.inputs.get(2).copied(), readers })
+    }
 }
 
 impl Values {
@@ -121,12 +153,14 @@ impl Values {
             values = maker(graph, values)?.inputs[0];
         }
         let split = maker(graph, values)?;
-        let Op::SplitHeads { heads: key_heads } = split.op else { return refuse(graph, values, "is not a linear layer's heads") };
+        let Op::SplitHeads { heads: key_heads } = split.op else {
+            return refuse(graph, values, "is no linear layer's output, split into heads");
+        };
         let merged = sole_reader(graph, attention.output)?;
         let head = graph.fact(attention.output).width().unwrap_or(0);
         let output = Layer::of(graph, sole_reader(graph, merged.output)?)?;
         if merged.op != Op::MergeHeads {
-            return refuse(graph, merged.output, "reads mixed values head by head");
+            return refuse(graph, merged.output, "reads the heads of an attention before they are merged");
         }
         sole_reader(graph, split.inputs[0])?;
         let heads = graph.fact(output.input).width().unwrap_or(0) / head.max(1);
@@ -137,26 +171,52 @@ impl Values {
 impl Gated {
     /// Every gated MLP of `graph`, in running order.
     pub fn of(graph: &Graph) -> Result<Vec<Gated>> {
-        let gated = graph.nodes().iter().filter(|node| node.op == Op::Swiglu);
-        let one = |node: &Node| {
-            sole_reader(graph, node.inputs[1])?;
-            let up = Layer::making(graph, node.inputs[1])?;
+        let one = |(node, up): (&Node, ValueId)| {
+            sole_reader(graph, up)?;
+            let up = Layer::making(graph, up)?;
             Ok(Gated { up, down: Layer::of(graph, sole_reader(graph, node.output)?)? })
         };
-        gated.map(one).collect()
+        graph.nodes().iter().filter_map(|node| Some((node, gated(graph, node)?))).map(one).collect()
     }
+}
+
+/// What `node` multiplies by a gate, if it does: the output of an activation function.
+fn gated(graph: &Graph, node: &Node) -> Option<ValueId> {
+    match (&node.op, node.inputs.as_slice()) {
+        (Op::Swiglu, [_, up]) => Some(*up),
+        (Op::Mul, [a, b]) => match (is_activated(graph, *a), is_activated(graph, *b)) {
+            (true, false) => Some(*b),
+            (false, true) => Some(*a),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether an activation function of an MLP makes `id`.
+fn is_activated(graph: &Graph, id: ValueId) -> bool {
+    maker(graph, id).is_ok_and(|node| matches!(node.op, Op::Silu | Op::Gelu | Op::GeluTanh))
+}
+
+/// The last layer of every MLP of `graph`, gated or not, in running order: those that read a gated product or the output of an
+/// activation function.
+pub(super) fn downs(graph: &Graph) -> Result<Vec<Layer>> {
+    let is_inner = |node: &&Node| {
+        let multiplied = || sole_reader(graph, node.output).is_ok_and(|reader| gated(graph, reader).is_some());
+        gated(graph, node).is_some() || is_activated(graph, node.output) && !multiplied()
+    };
+    let down = |node: &Node| Layer::of(graph, sole_reader(graph, node.output)?);
+    graph.nodes().iter().filter(is_inner).map(down).collect()
 }
 
 impl Layer {
     /// The layer that `node` is.
     fn of(graph: &Graph, node: &Node) -> Result<Layer> {
         let (Op::Linear, [input, weight, bias @ ..]) = (&node.op, node.inputs.as_slice()) else {
-            return refuse(graph, node.output, "is no linear layer");
+            return refuse(graph, node.output, "is not the output of a linear layer");
         };
-        for id in node.inputs[1..].iter() {
-            if !matches!(graph.get(*id).origin, Origin::Weight(_)) || reading(graph, *id).len() != 1 {
-                return refuse(graph, node.output, "has weights that are not its own");
-            }
+        if node.inputs[1..].iter().any(|id| !is_own_weight(graph, *id)) {
+            return refuse(graph, node.output, "shares its weights with another node");
         }
         Ok(Layer { weight: *weight, bias: bias.first().copied(), input: *input, output: node.output })
     }
@@ -166,13 +226,17 @@ impl Layer {
         Layer::of(graph, maker(graph, id)?)
     }
 
-    /// What its weight is.
+    /// The expression of its weight.
     pub fn expr<'g>(&self, graph: &'g Graph) -> &'g Expr {
         match &graph.get(self.weight).origin {
             Origin::Weight(expr) => expr,
             _ => unreachable!("a layer's weight is a constant: checked when it was found"),
         }
     }
+}
+
+fn is_own_weight(graph: &Graph, id: ValueId) -> bool {
+    matches!(graph.get(id).origin, Origin::Weight(_)) && reading(graph, id).len() == 1
 }
 
 fn reading(graph: &Graph, id: ValueId) -> Vec<&Node> {
@@ -191,7 +255,7 @@ fn sole_reader(graph: &Graph, id: ValueId) -> Result<&Node> {
 fn maker(graph: &Graph, id: ValueId) -> Result<&Node> {
     match graph.get(id).origin {
         Origin::Node(_) => Ok(graph.nodes().iter().find(|node| node.output == id).expect("a node made it")),
-        _ => refuse(graph, id, "is not made by the model"),
+        _ => refuse(graph, id, "is an input or a weight of the model"),
     }
 }
 

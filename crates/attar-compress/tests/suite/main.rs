@@ -1,6 +1,7 @@
 //! One binary, so that all of it links once.
 
 mod activations;
+mod architectures;
 mod gaussian;
 mod registry;
 mod settings;

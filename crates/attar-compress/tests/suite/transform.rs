@@ -248,10 +248,10 @@ fn rotations_keep_the_logits_of_transformers() {
     }
 }
 
-/// LayerNorm, scaled embeddings and norms of layers' outputs do not commute with a rotation of the residual stream. Values
-/// do, and so do the heads of an encoder.
+/// LayerNorm, and norms between a layer and the residual stream, do not commute with a rotation of the stream. Values and the
+/// inputs of the last layer of an MLP rotate in every architecture.
 #[test]
-fn other_streams_are_refused_by_name_and_their_values_rotate() {
+fn streams_that_cannot_rotate_are_refused_by_name_and_all_else_rotates() {
     let others: Vec<Subject> = every_model().into_iter().filter(|subject| !subject.has_plain_stream()).collect();
     let names: Vec<&str> = others.iter().map(|subject| subject.graph.name()).collect();
     for architecture in ["gemma3", "gpt2", "bert"] {
@@ -259,19 +259,38 @@ fn other_streams_are_refused_by_name_and_their_values_rotate() {
     }
     for subject in others {
         for (name, rotate) in rotations() {
-            match name {
-                "value" => subject.rotated(&rotate).assert_unchanged(name),
-                "residual" | "all" => {
-                    let Err(Error::Structure { value, .. }) = rotate.rewrite(&subject.graph) else {
-                        panic!("{}: its residual stream cannot rotate", subject.name)
-                    };
-                    assert!(subject.graph.find(&value).is_some(), "{value}");
-                }
-                _ => {}
+            if !rotate.residual {
+                subject.rotated(&rotate).assert_unchanged(name);
+                assert!(!rotate.rewrite(&subject.graph).unwrap().changes().is_empty(), "{}: {name}", subject.name);
+                continue;
             }
+            let Err(Error::Structure { value, problem }) = rotate.rewrite(&subject.graph) else {
+                panic!("{}: its residual stream cannot rotate", subject.name)
+            };
+            assert!(subject.graph.find(&value).is_some(), "{value}");
+            let layer_norm = subject.graph.name() == "gpt2";
+            assert_eq!(layer_norm, problem.contains("is a LayerNorm"), "{}: `{value}` {problem}", subject.name);
         }
+    }
+}
+
+/// Norms, values and gated MLPs are scaled wherever the graph allows it: next to LayerNorm with a bias, norms of queries, gains
+/// of one plus a weight, fused tensors, a plain MLP.
+#[test]
+fn smoothers_keep_the_outputs_of_every_architecture() {
+    for subject in every_model() {
         for smooth in smooths() {
-            assert!(matches!(smooth.sites(&subject.graph), Err(Error::Structure { .. })), "{}", subject.name);
+            let folder = tempfile::tempdir().unwrap();
+            let sites: Vec<String> = smooth.sites(&subject.graph).unwrap().into_iter().map(|site| site.name).collect();
+            let has = |name: &str| sites.iter().any(|site| site == name);
+            assert!(has("blocks.0.attention.value"), "{}: {sites:?}", subject.name);
+            // In BERT the norm's output is also added to the stream.
+            let pre_norm = subject.graph.name() != "bert";
+            assert_eq!(has("blocks.1.attention_norm"), pre_norm, "{}: {sites:?}", subject.name);
+            let gated = !["bert", "gpt2"].contains(&subject.graph.name());
+            assert_eq!(has("blocks.1.mlp.up"), gated, "{}: {sites:?}", subject.name);
+            assert!(!has("final_norm"), "{}: {sites:?}", subject.name);
+            subject.smoothed(&smooth, folder.path()).assert_unchanged(smooth.method.0.name());
         }
     }
 }

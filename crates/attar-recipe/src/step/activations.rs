@@ -44,6 +44,10 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Activations>(&["kind".into()])?)),
     folder: None,
     is_verb: true,
+    examples: &[
+        "attar activations int8 --kv int8 --out dynamic",
+        "attar activations int8 --mode static --calibration text.txt --samples 16 --out static",
+    ],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,
@@ -229,7 +233,7 @@ impl<'a> Looking<'a> {
     }
 
     fn read(&self, blob: &Digest) -> crate::Result<Found> {
-        let path = self.session.store.path(blob);
+        let path = self.session.store.open(blob)?;
         let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
         serde_json::from_slice(&text).map_err(|e| Error::input("scales of activations in the store cannot be read").because(&e))
     }
@@ -357,7 +361,7 @@ fn install(sites: &[Site], seen: &Found, model: &mut Working, session: &Session<
         writer.finish();
         Ok(())
     })?;
-    let constants = Shards::open(&[session.store.path(&blob)], &BTreeMap::new())?;
+    let constants = Shards::open(&[session.store.open(&blob)?], &BTreeMap::new())?;
     model.source = Arc::new(Overlay::new(Arc::new(constants), model.source.clone()));
     Ok(Some(blob))
 }

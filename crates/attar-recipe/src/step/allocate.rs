@@ -13,7 +13,7 @@ use attar_compress::{
 use attar_eval::{Output, Reference, Rows, Runner, Window, perplexity};
 use attar_graph::{Graph, SourceWeights, ValueId, kernel::instruction_set};
 use attar_model::Model;
-use attar_tensor::{Blobs, Digest, Overlay, Source, TensorInfo};
+use attar_tensor::{Blobs, Digest, Overlay, Scratch, Source, TensorInfo};
 use candle_core::{Device, Tensor};
 
 use super::{
@@ -292,7 +292,7 @@ impl<'a> Judge<'a> {
     }
 
     fn take(&mut self, part: &Part, blob: Digest) -> Result<(), Error> {
-        let path = self.session.store.path(&blob);
+        let path = self.session.store.open(&blob)?;
         let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
         let loss: f64 =
             serde_json::from_slice(&text).map_err(|e| Error::input("a prediction in the store cannot be read").because(&e))?;
@@ -359,11 +359,12 @@ impl<'a> Judge<'a> {
     /// The weight of a part, quantized.
     fn candidate(&self, part: &Part, hessian: Option<&Hessian>) -> Result<Candidate<'a>, StepError> {
         let assignment = &self.options[part.weight][part.option];
-        let path = self.session.store.root().join("partial").join("candidate");
+        let scratch = self.session.store.scratch()?;
+        let path = scratch.path().join("candidate");
         attar_tensor::write_atomically(&path, |to| {
             codes::quantize(assignment, &*self.source, Seen { hessian, drift: None }, to, &|_| {})
         })?;
-        Ok(Candidate { assignment, graph: self.graph, source: self.source.clone(), path })
+        Ok(Candidate { assignment, graph: self.graph, source: self.source.clone(), path, _scratch: scratch })
     }
 }
 
@@ -381,6 +382,7 @@ struct Candidate<'a> {
     graph: &'a Graph,
     source: Arc<dyn Source>,
     path: PathBuf,
+    _scratch: Scratch,
 }
 
 impl Candidate<'_> {

@@ -21,11 +21,12 @@ use crate::{
 
 pub(super) static COMPILE: StepKind = StepKind {
     name: "compile",
-    about: "Compile a model's blocks for a device, and prove the plan",
+    about: "Compile a model's blocks for a device, and prove the plan in simulation",
     schema: of::<Compile>,
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
     folder: Some("compiled"),
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: true,
     predicts: true,
@@ -82,9 +83,10 @@ impl Step for Compile {
         let memories = memories(&compiled, &*model.source, session)?;
         let blobs = memories.iter().map(|(_, digest)| *digest).collect();
         let stored = memories.into_iter().map(|(name, digest)| {
-            let path = session.store.path(&digest);
-            (name.to_owned(), Content::Blob { path, digest })
+            let path = session.store.open(&digest)?;
+            Ok((name.to_owned(), Content::Blob { path, digest }))
         });
+        let stored: Vec<(String, Content)> = stored.collect::<attar_tensor::Result<_>>()?;
         COMPILE.leave(model, files(&compiled).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect());
         model.findings.push(report(&compiled));
         Ok(blobs)
@@ -101,7 +103,7 @@ fn memories(compiled: &Compiled, source: &dyn Source, session: &Session<'_>) -> 
         session.observer.stage(&format!("write {name}"), 0);
         session.check_interrupt()?;
         let digest = session.store.put(|to| compiled.memory.write(source, space, to).map_err(Error::from))?;
-        let path = session.store.path(&digest);
+        let path = session.store.open(&digest)?;
         let unread = |source| attar_tensor::Error::Io { action: "read", path: path.clone(), source };
         let mut file = std::fs::File::open(&path).map_err(unread)?;
         let proofs = compiled.phases.iter().filter_map(|phase| phase.proof.as_ref()).chain(&compiled.head);

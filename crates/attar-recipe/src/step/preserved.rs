@@ -51,7 +51,7 @@ pub(super) fn check(
         let off = difference(before, after, &windows)?;
         to.write_all(&off.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
     })?;
-    let path = session.store.path(&blob);
+    let path = session.store.open(&blob)?;
     let bytes = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
     let off = bytes.try_into().map_or(f64::NAN, f64::from_le_bytes);
     if off <= at_most {

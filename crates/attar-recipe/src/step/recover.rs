@@ -32,6 +32,7 @@ pub(super) static RECOVER: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
     folder: None,
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: true,
     predicts: false,
@@ -95,13 +96,13 @@ impl Step for Recover {
         (model.graph, model.adapters) = (graph, adapters);
         install(model, &trainable, quantized)?;
         if let Some(blob) = blobs.get(trainable.len()) {
-            plain::install(model, &plain, &part(plain::UNIT), session.store.path(blob))?;
+            plain::install(model, &plain, &part(plain::UNIT), session.store.open(blob)?)?;
         }
         Ok(blobs)
     }
 }
 
-/// What learns.
+/// What is trained.
 struct Learners {
     /// The model, with adapters where such are to stay next to the codes.
     graph: Graph,
@@ -225,7 +226,7 @@ impl Training<'_> {
     /// What [`Training::state`] gave when `kept` was written; nothing at the start.
     fn states(&self, kept: &Latest) -> Result<Vec<BTreeMap<String, Tensor>>, StepError> {
         let Some(blob) = kept.blob() else { return Ok(Vec::new()) };
-        Ok(read_lanes(&self.session.store.path(blob), self.learners.trainable.len() + self.learners.plain.len())?)
+        Ok(read_lanes(&self.session.store.open(blob)?, self.learners.trainable.len() + self.learners.plain.len())?)
     }
 
     fn live(&self) -> Live {
@@ -250,7 +251,7 @@ impl Training<'_> {
                 self.session.unit(key, |to| write_lanes(&hidden, to))?
             }
         };
-        let found = read_lanes(&self.session.store.path(&blob), inputs.len())?;
+        let found = read_lanes(&self.session.store.open(&blob)?, inputs.len())?;
         let by_id =
             |values: BTreeMap<String, _>| values.into_iter().filter_map(|(name, t)| Some((graph.find(&name)?, t))).collect();
         Ok(found.into_iter().map(by_id).collect())

@@ -87,7 +87,7 @@ pub(super) fn apply(
         let (name, blob) = store(change, &*source, session)?;
         graph.replace_weight(change.id, Encoding::Plain(Dtype::F32), Expr::tensor(name));
         if !used.contains(&blob) {
-            files.push(session.store.path(&blob));
+            files.push(session.store.open(&blob)?);
             used.push(blob);
         }
     }

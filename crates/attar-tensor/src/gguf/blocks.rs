@@ -1,6 +1,6 @@
 //! The block formats of ggml: what their bytes mean.
 //!
-//! One function a format, with its layout; the order of operations is that of ggml's reference code
+//! One function per format, with its layout; the order of operations is that of ggml's reference code
 //! (`dequantize_row_*` in `ggml-quants.c`), so results agree to the bit. All numbers are little-endian.
 
 use half::f16;

@@ -37,9 +37,9 @@ pub(super) struct TensorType {
     /// In files.
     number: u32,
     pub(super) name: &'static str,
-    /// Values a block.
+    /// Values per block.
     pub(super) values: usize,
-    /// Bytes a block.
+    /// Bytes per block.
     pub(super) bytes: usize,
     pub(super) storage: Storage,
 }
@@ -152,10 +152,10 @@ const LEAST_TENSOR: u64 = 24;
 /// How deep arrays may lie in arrays.
 const DEPTH_LIMIT: usize = 4;
 
-/// Dimensions a tensor, as in ggml.
+/// Dimensions per tensor, as in ggml.
 const DIMS_LIMIT: u32 = 4;
 
-/// Elements a tensor: products with bits an element stay far from overflow.
+/// Elements per tensor: products with bits per element stay far from overflow.
 const ELEMENT_LIMIT: u64 = 1 << 48;
 
 /// Where tensors start unless `general.alignment` says otherwise.

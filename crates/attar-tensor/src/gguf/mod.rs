@@ -26,7 +26,7 @@ use std::{
 use crate::{Defect, Digest, Error, QuantizedTensor, Result, Source, TensorInfo};
 use header::{FORMAT, Header, Storage, Stored};
 
-/// Bytes a piece when reading or hashing.
+/// Bytes per piece when reading or hashing.
 const PIECE: usize = 1 << 18;
 
 /// Key and value pairs of the header.

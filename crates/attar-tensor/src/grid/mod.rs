@@ -1,4 +1,4 @@
-//! Which values exist.
+//! Grids: the representable values of a number format, up to a scale.
 //!
 //! A grid turns a group of values that share one scale into codes and back. Evenly spaced ones mean
 //! `value = (code - zero) * scale`: codes are unsigned and `bits` wide; a symmetric group has its zero in the middle, at
@@ -17,7 +17,7 @@ mod ternary;
 use crate::{Error, Result, ScaleFormat, error::nearest, pack::Packing};
 pub(crate) use int::Int;
 
-/// What the values of one group share.
+/// Scale, zero and table of one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fit<'t> {
     /// Multiplies the code's distance from zero. A symmetric fit maps the value of largest magnitude, sign included,
@@ -29,7 +29,7 @@ pub struct Fit<'t> {
     pub table: &'t [f32],
 }
 
-/// What codes mean at scale 1.
+/// The values of codes at scale 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Levels {
     /// Their distance from the zero.
@@ -47,21 +47,21 @@ pub struct Requires {
     pub group: Option<usize>,
     /// Which formats of scales are possible; of a learned table, of its entries.
     pub scale: Scales,
-    /// Whether it has no zeros to move.
+    /// Whether it has no zero points.
     pub symmetric: bool,
 }
 
 impl Requires {
-    /// Anything goes.
+    /// No requirements.
     pub const NOTHING: Requires = Requires { group: None, scale: Scales::Any, symmetric: false };
 }
 
-/// Formats of scales that are possible.
+/// Admissible formats of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
     /// All.
     Any,
-    /// Those that stand alone.
+    /// Plain formats only.
     Plain,
     /// One.
     Exactly(ScaleFormat),
@@ -77,7 +77,7 @@ pub trait Grid: Sync {
     fn packing(&self) -> Packing {
         Packing::Bits(self.bits())
     }
-    /// What codes mean at scale 1.
+    /// The values of codes at scale 1.
     fn levels(&self) -> Levels {
         Levels::Even
     }
@@ -100,7 +100,7 @@ pub trait Grid: Sync {
     }
     /// The nearest code of each value; halves go to the even neighbour.
     fn encode(&self, values: &[f32], fit: Fit<'_>, codes: &mut [u8]);
-    /// What the codes mean.
+    /// Decodes codes.
     fn decode(&self, codes: &[u8], fit: Fit<'_>, values: &mut [f32]);
     /// Sum of squared differences between `values` and what their nearest codes mean.
     fn error(&self, values: &[f32], fit: Fit<'_>) -> f32;
@@ -139,7 +139,7 @@ pub fn grid(name: &str) -> Result<&'static dyn Grid> {
 
 #[cfg(test)]
 mod suite {
-    //! Runs over every grid, unasked.
+    //! Runs over every registered grid.
 
     use super::*;
 

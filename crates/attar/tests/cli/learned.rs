@@ -178,7 +178,7 @@ fn adapters_that_would_say_nothing_or_not_all_are_refused_before_any_work() {
     };
     let quantized = |step: &str| format!("{QUANTIZE}{step}");
     refuse(&quantized(&LORA.replace("lora", "full")), "", "the method `full` has no `adapters`");
-    refuse(&quantized(&format!("{LORA}norms = true\n")), "", "adapters hold no gains");
+    refuse(&quantized(&format!("{LORA}norms = true\n")), "", "adapters cannot hold norm gains");
     refuse(&format!("[[step]]\nkind = \"rotate\"\n{QUANTIZE}{LORA}"), "", "was transformed");
     refuse(&quantized(&format!("{LORA}{LORA}")), "", "beside adapters that are finished");
     refuse(&quantized(LORA), "[[export]]\ntarget = \"checkpoint\"\nfolder = \"adapters\"\n", "give the export another `folder`");

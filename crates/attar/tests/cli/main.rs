@@ -25,5 +25,6 @@ mod resume;
 mod room;
 mod schema;
 mod snapshot;
+mod store;
 mod transforms;
 mod verbs;

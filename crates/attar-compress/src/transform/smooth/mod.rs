@@ -1,17 +1,17 @@
-//! Scaling of channels: what a layer reads is divided by a vector, its weights are multiplied by it, channel by channel.
+//! Channel scaling: a layer's inputs are divided by a vector, channel by channel, and its weights multiplied by it.
 //!
-//! The division is folded into what makes the channels: the gain of a norm, the rows of `up` in front of `down`, the rows
-//! of `value` in front of `output`. There, channels that several query heads share have one scale. A [`Smoother`] picks
-//! the vector from what the layers read on the calibration text. Scaling changes no activation but those that it
-//! scales, so one pass over the float model sees what all sites need.
+//! The division is folded into what makes the channels: the gain and bias of a norm, the rows of `up` before `down`, the rows
+//! of `value` before `output`. In grouped-query attention, a value channel has one scale for all query heads that share it. A
+//! [`Smoother`] picks the vector from the inputs of the layers on the calibration text. Scaling changes no activation but those
+//! that it scales, so one pass over the float model observes all sites.
 
 mod awq;
 mod seeing;
 mod smoothquant;
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::borrow::Cow;
 
-use attar_graph::{Axis, BlockId, Expr, Graph, ValueId};
+use attar_graph::{Axis, BlockId, Expr, Graph, Node, Op, ValueId};
 use attar_tensor::{Scheme, nearest};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -20,7 +20,7 @@ pub use seeing::Seeing;
 
 use super::{
     Rewrite,
-    structure::{Gated, Layer, Residual, Values},
+    structure::{Gated, Layer, Norm, Values},
 };
 use crate::{
     Error, GridName, Grouping, Result, ScaleDtype, ScaleSearch, TailRule,
@@ -55,65 +55,66 @@ registered!(
     Method, "method", &'static dyn Smoother, SMOOTHERS
 );
 
-/// Scale channels so that rounding loses less; outputs stay the same.
+/// Scale channels so that quantization loses less; outputs stay the same.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Smooth {
     /// How scales are chosen.
     pub method: Method,
-    /// For `smoothquant`: the share of the difficulty that moves from activations to weights; 0.5 if not given.
+    /// For `smoothquant`: migration strength, the share of the quantization difficulty that moves from activations to
+    /// weights; 0.5 by default.
     #[serde(default)]
     pub alpha: Option<f64>,
-    /// For `awq`: the values that the weights will have.
+    /// For `awq`: number format that the weights will be quantized to.
     #[serde(default)]
     pub grid: Option<GridName>,
-    /// For `awq`: what will share a scale, as in `quantize`.
+    /// For `awq`: group size that the weights will be quantized with, as in `quantize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Grouping>,
-    /// For `awq`: what will be done where the group does not divide a row.
+    /// For `awq`: what to do where the group size does not divide the row, as in `quantize`.
     #[serde(default)]
     pub tail: TailRule,
-    /// For `awq`: whether a zero point will be stored with every scale.
+    /// For `awq`: whether the weights will have zero points.
     #[serde(default)]
     pub asymmetric: bool,
-    /// For `awq`: how scales will be chosen.
+    /// For `awq`: how the scales of the weights will be chosen.
     #[serde(default)]
     pub scales: ScaleSearch,
-    /// For `awq`: the format that scales will have.
+    /// For `awq`: number format that the scales will have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<ScaleDtype>,
 }
 
-/// Scales for the channels of a site, and what they are worth.
+/// Scales for the channels of a site, and their error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
     /// One for each channel, positive and finite.
     pub scales: Vec<f32>,
     /// The exponent.
     pub alpha: f64,
-    /// The error of the layers' outputs with these scales as a share of that without; 1 if it was not looked at.
+    /// Error of the layers' outputs with these scales, relative to that without; 1 if it was not measured.
     pub error: f64,
 }
 
-/// What makes channels.
+/// The source of channels.
 #[derive(Clone, Copy, Debug)]
 enum Producer {
-    /// The gain of a norm.
-    Gain(ValueId),
-    /// The outputs of a layer.
+    /// A norm: its gain and bias.
+    Norm(ValueId, Option<ValueId>),
+    /// A layer: its rows and bias.
     Rows(Layer),
 }
 
-/// How columns of a reader follow from channels.
+/// How channels map to the columns of a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
-    /// One each.
+    /// One to one.
     Even,
-    /// Heads of that width; each serves so many neighbouring heads of the reader.
+    /// By heads, each of which serves `group` neighbouring heads of the reader.
     Heads {
-        /// Channels a head.
+        /// Channels per head.
         head: usize,
-        /// Reading heads a head.
+        /// Heads of the reader per head.
         group: usize,
     },
 }
@@ -121,20 +122,20 @@ pub enum Spread {
 /// A place where channels can be scaled.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// The canonical name of what makes the channels.
+    /// The canonical name of the weight that makes the channels.
     pub name: String,
-    /// Where its readers are.
+    /// The block of its readers.
     pub block: BlockId,
-    /// How many channels.
+    /// Number of channels.
     pub channels: usize,
-    /// How columns follow from channels.
+    /// How channels map to columns.
     pub spread: Spread,
     /// Layers that read the channels.
     pub readers: Vec<Layer>,
     producer: Producer,
 }
 
-/// The scales of a site as expressions: of channels, and of the readers' columns.
+/// The scales of a site as expressions: per channel, and per column of the readers.
 #[derive(Clone, Debug)]
 pub struct SmoothScales {
     /// `[channels]`.
@@ -144,15 +145,14 @@ pub struct SmoothScales {
 }
 
 impl Site {
-    /// Every site of `graph`, in running order. A head that reads the last norm is no site: it is seldom quantized like
-    /// the blocks, and its rows are too many to search over.
+    /// Every site of `graph`, in running order: norms that only linear layers read, values, and the inner channels of gated
+    /// MLPs. Other MLPs have none, since scaling does not commute with an activation function. A head that reads the last norm
+    /// is no site: it is seldom quantized like the blocks, and has too many rows to search over.
     pub fn of(graph: &Graph) -> Result<Vec<Site>> {
         let mut sites = Vec::new();
-        let outputs: BTreeSet<ValueId> = graph.outputs().iter().copied().collect();
-        for norm in Residual::of(graph)?.norms {
-            if norm.readers.iter().all(|reader| !outputs.contains(&reader.output)) {
-                sites.push(Site::new(graph, Producer::Gain(norm.gain), norm.readers, Spread::Even));
-            }
+        let is_head = |reader: &Layer| leads_out(graph, reader.output);
+        for norm in Norm::of(graph).into_iter().filter(|norm| !norm.readers.iter().any(is_head)) {
+            sites.push(Site::new(graph, Producer::Norm(norm.gain, norm.bias), norm.readers, Spread::Even));
         }
         for Values { value, output, heads, key_heads, head } in Values::of(graph)? {
             let spread = Spread::Heads { head, group: heads / key_heads.max(1) };
@@ -168,7 +168,7 @@ impl Site {
 
     fn new(graph: &Graph, producer: Producer, readers: Vec<Layer>, spread: Spread) -> Site {
         let makes = match producer {
-            Producer::Gain(gain) => gain,
+            Producer::Norm(gain, _) => gain,
             Producer::Rows(layer) => layer.weight,
         };
         let channels = graph.fact(makes).constant_dims().map_or(0, |dims| dims[0]);
@@ -176,7 +176,7 @@ impl Site {
         Site { name: graph.get(makes).name.clone(), block: first.block, channels, spread, readers, producer }
     }
 
-    /// The channel of every column of the readers.
+    /// The channel of each column of the readers.
     pub fn channel_of_columns(&self, columns: usize) -> Vec<usize> {
         let of = |column: usize| match self.spread {
             Spread::Even => column,
@@ -187,32 +187,35 @@ impl Site {
 }
 
 impl Smooth {
-    /// How the weights will be quantized, for methods that ask.
+    /// How the weights will be quantized, for methods that depend on it.
     pub fn scheme(&self) -> Option<Scheme> {
         Some(scheme(self.grid?, self.group, self.scale_dtype, self.asymmetric, self.tail))
     }
 
-    /// The places to scale, in running order, if the settings and the graph allow it. Reads no weight.
+    /// The sites to scale, in running order. Reads no weight.
     pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
         self.method.0.check(self)?;
         let sites = Site::of(graph)?;
+        if sites.is_empty() {
+            return Err(Error::NothingToScale);
+        }
         if let Some(scheme) = self.scheme() {
             sites.iter().flat_map(|site| &site.readers).try_for_each(|reader| fits(graph, reader, scheme))?;
         }
         Ok(sites)
     }
 
-    /// The same function with the channels of each site scaled. Reads no weight.
+    /// The graph with the channels of each site scaled, which computes the same function. Reads no weight.
     pub fn rewrite(&self, graph: &Graph, sites: &[(Site, SmoothScales)]) -> Result<Rewrite> {
         let mut rewrite = Rewrite::new(graph);
         for (site, scales) in sites {
             let channels = || scales.channels.clone();
             match site.producer {
-                Producer::Gain(gain) => rewrite.change(gain, |g| g.divided(Axis::Columns, channels()))?,
-                Producer::Rows(Layer { weight, bias, .. }) => {
-                    rewrite.change(weight, |w| w.divided(Axis::Rows, channels()))?;
-                    bias.map_or(Ok(()), |bias| rewrite.change(bias, |b| b.divided(Axis::Columns, channels())))?;
-                }
+                Producer::Norm(gain, _) => rewrite.change(gain, |g| g.divided(Axis::Columns, channels()))?,
+                Producer::Rows(Layer { weight, .. }) => rewrite.change(weight, |w| w.divided(Axis::Rows, channels()))?,
+            }
+            if let Producer::Norm(_, Some(bias)) | Producer::Rows(Layer { bias: Some(bias), .. }) = site.producer {
+                rewrite.change(bias, |b| b.divided(Axis::Columns, channels()))?;
             }
             for reader in &site.readers {
                 rewrite.change(reader.weight, |w| w.scaled(Axis::Columns, scales.columns.clone()))?;
@@ -230,6 +233,12 @@ impl Smooth {
         let method = self.method.0.name();
         if given { Ok(()) } else { Err(Error::Method { key, method, problem: NEEDS }) }
     }
+}
+
+/// Whether `id` is an output of the model, but for a bound or a factor.
+fn leads_out(graph: &Graph, id: ValueId) -> bool {
+    let bounded = |node: &&Node| node.inputs.contains(&id) && matches!(node.op, Op::Softcap { .. } | Op::Scale { .. });
+    graph.outputs().contains(&id) || graph.nodes().iter().filter(bounded).any(|node| leads_out(graph, node.output))
 }
 
 fn fits(graph: &Graph, reader: &Layer, scheme: Scheme) -> Result<()> {

@@ -1,6 +1,6 @@
-//! Adapters beside the weights that they adapt: `x W^T + (x A^T) B^T` in place of `x W^T` (LoRA, Hu et al. 2021).
+//! Low-rank adapters as nodes of the graph: `x W^T + (x A^T) B^T` in place of `x W^T` (LoRA, Hu et al. 2021).
 //!
-//! Codes stay as they are, and every engine and target takes an adapter for what it is: two narrow linear layers.
+//! Codes do not change. To engines and targets, an adapter is two narrow linear layers.
 
 use attar_graph::{Dim, Expr, Fact, Graph, Op, Origin, ValueId};
 use attar_tensor::{Dtype, Encoding};
@@ -12,7 +12,7 @@ pub fn adapter_names(weight: &str) -> [String; 2] {
     ["lora_a", "lora_b"].map(|factor| format!("{weight}.{factor}"))
 }
 
-/// The same graph with an adapter of rank `rank` beside every linear layer whose weight is one of `weights`. Factors are
+/// The same graph with an adapter of rank `rank` added to every linear layer whose weight is one of `weights`. Factors are
 /// f32 under their canonical names.
 pub fn with_adapters(graph: &Graph, weights: &[&str], rank: usize) -> Result<Graph> {
     let adapted = graph.rebuilt(&mut |to, node, name, inputs| {
@@ -37,7 +37,7 @@ fn adapt(graph: &mut Graph, name: &str, weight: &str, inputs: &[ValueId], rank: 
     graph.node(name, Op::Add, &[base, up])
 }
 
-/// The factor of that canonical name; another layer of the same weight has made it already.
+/// The factor of that canonical name; reused if another layer with the same weight has added it.
 fn factor(graph: &mut Graph, name: &str, dims: [usize; 2]) -> attar_graph::Result<ValueId> {
     if let Some(known) = graph.find(name).filter(|id| matches!(graph.get(*id).origin, Origin::Weight(_))) {
         return Ok(known);
