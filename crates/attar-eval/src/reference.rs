@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State, Weights, integer::IntegerMatrix, kernel};
+use attar_graph::{Expr, Graph, Inputs, Mode, Node, Op, Run, SourceWeights, State, Weights, integer::IntegerMatrix, kernel};
 use attar_model::Model;
 use candle_core::Tensor;
 
@@ -77,7 +77,7 @@ impl Runner for Reference<'_> {
     fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
         Output::Logits.of(&outputs(&self.model.graph))?;
         let weights = Kept::new(&self.weights, KEPT);
-        let mut decoder = Decoder { graph: &self.model.graph, weights: &weights, state: State::default(), past: 0 };
+        let mut decoder = Decoder::new(&self.model.graph, &weights);
         let mut next = None;
         for part in prompt.chunks(PROMPT) {
             next = Some(decoder.feed(part)?);
@@ -99,21 +99,39 @@ impl Runner for Reference<'_> {
 struct Decoder<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
+    /// The longest text that the cached keys of a short one fit.
+    longest_short: Option<usize>,
     state: State,
-    past: usize,
+    tokens: Vec<u32>,
 }
 
-impl Decoder<'_> {
+impl<'a> Decoder<'a> {
+    fn new(graph: &'a Graph, weights: &'a dyn Weights) -> Decoder<'a> {
+        Decoder { graph, weights, longest_short: longest_short(graph), state: State::default(), tokens: Vec::new() }
+    }
+
     /// Runs tokens after those before, and returns the likeliest next one.
     fn feed(&mut self, tokens: &[u32]) -> Result<u32> {
-        let mut inputs = Inputs::tokens(&[tokens], self.past)?;
+        let mut past = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        // The rotary positions of all tokens change: what is cached is of no use.
+        if self.longest_short.is_some_and(|longest| past <= longest && self.tokens.len() > longest) {
+            (past, self.state) = (0, State::default());
+        }
+        let mut inputs = Inputs::tokens(&[&self.tokens[past..]], past)?;
         inputs.state = Some(std::mem::take(&mut self.state));
         let (outputs, state) = Run::new(self.graph, self.weights, Mode::Inference, vec![inputs]).finish(0)?;
         self.state = state.expect("a lane that was given a state returns it");
-        self.past += tokens.len();
-        let last = outputs[0].narrow(1, tokens.len() - 1, 1)?;
+        let last = outputs[0].narrow(1, self.tokens.len() - past - 1, 1)?;
         Ok(kernel::with_f32(&last, likeliest)?)
     }
+}
+
+/// The longest text with the rotary positions of a short one, if those of longer texts are others.
+fn longest_short(graph: &Graph) -> Option<usize> {
+    let nodes = |node: &'_ Node| node.op.fused().map_or(std::slice::from_ref(node), |fused| fused.body().nodes()).to_vec();
+    let longest = |node: &Node| if let Op::Rope(rope) = &node.op { rope.longest_short() } else { None };
+    graph.nodes().iter().flat_map(nodes).filter_map(|node| longest(&node)).min()
 }
 
 /// Windows that run together: lanes of windows of one length.
@@ -324,6 +342,25 @@ impl Weights for Kept<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The likeliest token after every prefix, as one call for the whole text finds it.
+    #[test]
+    fn generation_goes_on_beyond_the_short_texts_of_a_long_rope() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/tiny-phi4-mini");
+        let model = Model::open(&folder).expect("it is in the repository");
+        let prompt: Vec<u32> = (0..12).map(|n| n * 7 % 96).collect();
+        let generated = Reference::new(&model).generate(&prompt, 10, &[], &mut |_| ()).expect("it generates");
+        let mut text = prompt;
+        for token in generated {
+            let weights = SourceWeights(model.source.clone());
+            let inputs = Inputs::tokens(&[&text], 0).expect("one window");
+            let run = Run::new(&model.graph, &weights, Mode::Inference, vec![inputs]);
+            let logits = run.finish(0).expect("it runs").0.remove(0).narrow(1, text.len() - 1, 1).expect("the last row");
+            assert_eq!(kernel::with_f32(&logits, likeliest).expect("numbers"), token, "after {} tokens", text.len());
+            text.push(token);
+        }
+        assert!(text.len() > 16, "the text has grown beyond the short ones");
+    }
 
     fn windows(lengths: &[usize]) -> Vec<Window> {
         lengths.iter().map(|n| Window { tokens: vec![0; *n], scored: 0..n - 1 }).collect()

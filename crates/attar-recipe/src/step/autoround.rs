@@ -28,6 +28,7 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
     folder: None,
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,
@@ -118,8 +119,7 @@ impl Visitor for Learning<'_> {
     }
 
     fn take(&mut self, block: BlockId, _: &Digest, blobs: &[Digest]) -> Result<()> {
-        self.trainable_in(block).zip(blobs).for_each(|(trained, blob)| self.place(trained, *blob));
-        Ok(())
+        self.trainable_in(block).zip(blobs).try_for_each(|(trained, blob)| self.place(trained, *blob))
     }
 
     fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> Result<()> {
@@ -142,9 +142,10 @@ impl<'a> Learning<'a> {
         self.trainable.iter().filter(move |trained| trained.block == block)
     }
 
-    fn place(&mut self, trained: &Trainable, blob: Digest) {
+    fn place(&mut self, trained: &Trainable, blob: Digest) -> Result<()> {
         self.live.take(&trained.name, &blob, trained.scheme, trained.dims, self.session)?;
         self.used.push(blob);
+        Ok(())
     }
 
     fn learn(&mut self, block: BlockId, key: &Digest, entering: &[Values], wanted: &[Values]) -> Result<()> {
@@ -165,7 +166,7 @@ impl<'a> Learning<'a> {
         observer.advance(((block.index() + 1) * iterations) as u64, &said);
         for trained in self.trainable_in(block) {
             let blob = trained.keep(&learned[&trained.name], &originals[&trained.name], unit(key, trained), self.session)?;
-            self.place(trained, blob);
+            self.place(trained, blob)?;
         }
         Ok(())
     }

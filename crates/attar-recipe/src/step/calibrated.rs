@@ -142,8 +142,7 @@ impl Visitor for Quantizing<'_> {
 
     fn take(&mut self, block: BlockId, _: &Digest, blobs: &[Digest]) -> crate::Result<()> {
         let taken: Vec<(&Assignment, Digest)> = self.assignments(block).zip(blobs.iter().copied()).collect();
-        taken.into_iter().for_each(|(assignment, blob)| self.place(assignment, blob));
-        Ok(())
+        taken.into_iter().try_for_each(|(assignment, blob)| self.place(assignment, blob))
     }
 
     fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> crate::Result<()> {
@@ -161,11 +160,12 @@ impl<'a> Quantizing<'a> {
         self.stages[block.index()].iter().flat_map(|stage| stage.assignments.iter().copied())
     }
 
-    fn place(&mut self, assignment: &Assignment, blob: Digest) {
+    fn place(&mut self, assignment: &Assignment, blob: Digest) -> crate::Result<()> {
         for name in assignment.names() {
             self.live.take(name, &blob, assignment.scheme, assignment.dims, self.session)?;
         }
         self.used.push(blob);
+        Ok(())
     }
 
     fn stage(&mut self, block: BlockId, at: usize, key: &Digest, windows: &mut Windows<'_>) -> crate::Result<()> {
@@ -178,7 +178,7 @@ impl<'a> Quantizing<'a> {
             let seen = Seen { hessian: hessian.as_ref(), drift: drift.as_ref() };
             let make = |to: &mut dyn std::io::Write| codes::quantize(assignment, &*self.source, seen, to, &|_| {});
             let blob = self.session.unit(unit(key, assignment), make)?;
-            self.place(assignment, blob);
+            self.place(assignment, blob)?;
         }
         if let Some(share) = hessian.as_ref().and_then(Hessian::raised_damping) {
             let value = &self.graph.get(input).name;

@@ -26,15 +26,9 @@ impl Live {
     }
 
     /// The weight `name` is now the blob's.
-    pub(super) fn take(
-        &self,
-        name: &str,
-        blob: &Digest,
-        scheme: Scheme,
-        dims: [usize; 2],
-        session: &Session<'_>,
-    ) -> attar_tensor::Result<()> {
-        self.blobs.write().expect("no panic holds this lock").insert(name, session.store, blob, scheme, dims)
+    pub(super) fn take(&self, name: &str, blob: &Digest, scheme: Scheme, dims: [usize; 2], session: &Session<'_>) -> Result<()> {
+        let mut blobs = self.blobs.write().expect("no panic holds this lock");
+        Ok(blobs.insert(name, session.store, blob, scheme, dims)?)
     }
 
     /// All that were replaced.

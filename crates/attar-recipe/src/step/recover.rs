@@ -32,6 +32,7 @@ pub(super) static RECOVER: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
     folder: None,
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: true,
     predicts: false,
@@ -101,7 +102,7 @@ impl Step for Recover {
     }
 }
 
-/// What learns.
+/// What is trained.
 struct Learners {
     /// The model, with adapters where such are to stay next to the codes.
     graph: Graph,
