@@ -23,21 +23,21 @@ use crate::{
     tile::{Limits, Objective, pareto_by},
 };
 
-/// Tile every distinct product of the model for a device's SRAM.
+/// Tile every distinct matrix product of the model for a device's SRAM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tile {
-    /// Name of a shipped device, or path of a device file.
+    /// Name of a bundled device, or path of a device file.
     pub device: String,
-    /// Overrides of the device's numbers: `sram=256KiB`, `dram.bandwidth=12GB/s`.
+    /// Device parameters to override: `sram=256KiB`, `dram.bandwidth=12GB/s`.
     pub set: Vec<String>,
-    /// The cost to minimise.
+    /// What to minimize.
     pub goal: Goal,
-    /// Tokens per run: a prompt, or a chunk of it.
+    /// Tokens per run: a whole prompt, or a chunk of one.
     pub seq: NonZeroU64,
-    /// Also tile the products of a single token (decoding).
+    /// Also tile the products of a single token (decode).
     pub decode: bool,
-    /// Also list the Pareto front over DRAM bytes, SRAM and cycles.
+    /// List the Pareto front over DRAM bytes, SRAM and cycles.
     pub pareto: bool,
 }
 

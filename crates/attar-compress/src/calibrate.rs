@@ -12,15 +12,15 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// A text in UTF-8.
+    /// A UTF-8 text file.
     pub path: PathBuf,
-    /// Number of windows.
+    /// Number of windows to draw from the text.
     #[serde(default = "default_samples")]
     pub samples: usize,
     /// Tokens per window.
     #[serde(default = "default_length")]
     pub length: usize,
-    /// Seed of the random choice of windows.
+    /// Seed for drawing the windows.
     #[serde(default)]
     pub seed: u64,
 }

@@ -1,5 +1,5 @@
-//! Patterns over canonical names: `*` matches anything within one part of a name, `**` for any number of parts,
-//! `{a,b}` for either.
+//! Patterns over canonical names: `*` matches anything within one part of the name, `**` any number of parts, `{a,b}`
+//! either of the two.
 
 use std::borrow::Cow;
 
@@ -80,7 +80,7 @@ impl JsonSchema for Pattern {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "description": "A canonical weight name; `*`, `**` and `{a,b}` stand for others." })
+        json_schema!({ "type": "string", "description": "A pattern over canonical weight names: `*` matches within one part of the name, `**` any number of parts, `{a,b}` either." })
     }
 
     fn inline_schema() -> bool {

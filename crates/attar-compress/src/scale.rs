@@ -15,10 +15,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleSearch {
-    /// The smallest scale that covers every weight.
+    /// Smallest scale that covers every weight of the group.
     #[default]
     Absmax,
-    /// Of 24 scales between that and half of it, the one with the least squared error.
+    /// Least squared error among 24 candidates between the absmax scale and half of it.
     Mse,
 }
 

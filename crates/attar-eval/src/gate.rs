@@ -9,7 +9,7 @@ use crate::{
     DEFAULT_TASK, DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, REFERENCE, Result, Task, device_metric, task,
 };
 
-/// A bound that a metric must keep.
+/// A bound on a metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Gate {
@@ -19,7 +19,7 @@ pub struct Gate {
     pub metric: String,
     /// Judge this variant only; every variant, if not given.
     pub variant: Option<String>,
-    /// Judge what this runner measured.
+    /// Judge the measurement of this runner.
     pub runner: String,
     /// Judge this mode only; every mode, if not given.
     pub mode: Option<Mode>,
@@ -110,12 +110,12 @@ pub struct Verdict {
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Written {
-    /// `EVAL/METRIC`, for example `shakespeare/perplexity`.
+    /// `EVAL/METRIC`, such as `shakespeare/perplexity`.
     metric: String,
     /// Judge this variant only; without it, every variant is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
-    /// Judge what this runner measured.
+    /// Judge the measurement of this runner.
     #[serde(default = "reference", skip_serializing_if = "is_reference")]
     runner: String,
     /// Judge this mode of the runner only; without it, every mode is judged.
@@ -127,7 +127,7 @@ struct Written {
     /// The metric is at least this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at_least: Option<f64>,
-    /// At most this share of the untouched model's quality is lost, measured in the same run: `"3%"` or `0.03`.
+    /// Largest relative loss against the untouched model, measured in the same run: `"3%"` or `0.03`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     drop_at_most: Option<Share>,
 }

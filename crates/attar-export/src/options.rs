@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// How quantized weights are laid out.
+    /// How quantized weights are represented.
     pub layout: Layout,
 }
 
@@ -17,7 +17,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
-    /// Standard operators only: integers and scales behind `DequantizeLinear`. Holds every scheme.
+    /// Standard operators only: integers and scales, followed by `DequantizeLinear`. Supports every scheme.
     #[default]
     DequantizeLinear,
     /// ONNX Runtime's own `MatMulNBits` and `GatherBlockQuantized`. Groups of 16, 32, 64, 128 or 256 only.

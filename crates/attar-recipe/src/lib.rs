@@ -52,7 +52,7 @@ pub use report::{
 };
 pub use run::{Request, run};
 pub use runner::RunnerKind;
-pub use schema::{schema, task_schema, verb_schema};
+pub use schema::{schema, verb_schema};
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};

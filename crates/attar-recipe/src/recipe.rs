@@ -28,24 +28,25 @@ pub(crate) struct Head {
     /// The checkpoint: a Hugging Face folder, a GGUF file or a folder that attar wrote. Relative to the current folder,
     /// like every path.
     pub(crate) model: PathBuf,
-    /// Where everything goes.
+    /// Output folder: artifacts, reports, and the store unless `store` is set.
     pub(crate) output: PathBuf,
-    /// Where finished units of work are kept; `OUTPUT/.attar/store` if not given. A store that is named can be shared.
+    /// Where finished units of work are cached; `OUTPUT/.attar/store` by default. Recipes can share a store by naming
+    /// it.
     #[serde(default)]
     pub(crate) store: Option<PathBuf>,
-    /// Texts that steps look at.
+    /// Texts that steps read.
     #[serde(default)]
     pub(crate) data: Data,
-    /// Keep the store after a finished run, so that the next one need not repeat what has not changed.
+    /// Keep the store after a finished run, so that the next run reuses everything that has not changed.
     #[serde(default = "yes")]
     pub(crate) keep_store: bool,
 }
 
-/// Texts that steps look at.
+/// Texts that steps read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Data {
-    /// For algorithms that must see activations.
+    /// Text for steps that observe activations.
     #[serde(default)]
     pub(crate) calibration: Option<attar_compress::Calibration>,
 }
@@ -61,9 +62,9 @@ pub struct Recipe {
     pub(crate) head: Head,
     /// What is made: one variant without a name, if the recipe lists none.
     pub variants: Vec<Variant>,
-    /// What is written of each variant.
+    /// Artifacts to write for each variant.
     pub exports: Vec<Export>,
-    /// What is measured of each variant.
+    /// What to measure on each variant.
     pub evals: Vec<Eval>,
     pub(crate) gates: Vec<Gate>,
 }
@@ -116,7 +117,7 @@ impl std::fmt::Debug for Export {
 /// The part of `[[export]]` that every target has.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ExportHead {
-    /// Folder under the output folder (and the variant's name); the target's name if not given.
+    /// Folder below the output folder (and the variant's folder). Defaults to the target's name.
     #[serde(default)]
     folder: Option<String>,
 }
@@ -147,16 +148,16 @@ impl Eval {
 /// The part of `[[eval]]` that every task has.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct EvalHead {
-    /// First part of its metrics' names: `NAME/perplexity`.
+    /// Prefix of the metrics' names: `NAME/perplexity`.
     pub(crate) name: String,
     /// Who runs the model: `reference` is our own graph on the weights as they will be written, the others are real
     /// engines on the written artifact.
     #[serde(default = "reference_only")]
     pub(crate) runners: Vec<RunnerKind>,
-    /// For real engines: `exact` keeps activations in f32, `default` is what the engine does when nobody says anything.
+    /// For real engines: `exact` keeps activations in f32, `default` uses the engine's default settings.
     #[serde(default = "exact_only")]
     pub(crate) modes: Vec<Mode>,
-    /// Whether the run fails if a runner is not on this machine. A gate on what was not run fails either way.
+    /// Whether the run fails if a runner is not installed. A gate on an eval that did not run fails in either case.
     #[serde(default = "yes")]
     pub(crate) required: bool,
 }
@@ -172,7 +173,7 @@ fn exact_only() -> Vec<Mode> {
 /// The part of `[[variant]]` that is not its steps.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct VariantHead {
-    /// Its name, and that of its folder.
+    /// Name of the variant, and of its folder.
     pub(crate) name: String,
 }
 
@@ -207,7 +208,7 @@ impl Recipe {
         Recipe::parse(path, &text)
     }
 
-    /// Where everything goes.
+    /// Output folder: artifacts, reports, and the store unless `store` is set.
     pub fn output(&self) -> &Path {
         &self.head.output
     }

@@ -6,10 +6,10 @@ use attar_eval::{ENGINES, Engine, REFERENCE, engine};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Who runs a model.
+/// What runs a model.
 #[derive(Clone, Copy)]
 pub enum RunnerKind {
-    /// Our own graph, on the weights as they will be written.
+    /// attar's reference implementation, on the weights as they will be written.
     Reference,
     /// An engine, on the written artifact.
     Engine(&'static Engine),

@@ -13,8 +13,7 @@ use crate::{
 /// The schema of a whole recipe.
 pub fn schema() -> Value {
     let steps: Vec<Value> = STEPS.iter().map(|kind| tagged("kind", kind.name, &[(kind.schema)()])).collect();
-    let step_list =
-        json!({ "type": "array", "items": { "oneOf": steps }, "description": "What is done to the model, in order." });
+    let step_list = json!({ "type": "array", "items": { "oneOf": steps }, "description": "Steps to run, in order." });
     let mut variant = of::<VariantHead>();
     variant["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     variant["additionalProperties"] = json!(false);
@@ -26,13 +25,13 @@ pub fn schema() -> Value {
     root["title"] = json!("attar recipe");
     root["properties"]["recipe"]["const"] = json!(1);
     root["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
-    root["properties"]["variant"] = json!({ "type": "array", "items": variant, "description": "Ways through the steps: the recipe's own, then the variant's." });
+    root["properties"]["variant"] = json!({ "type": "array", "items": variant, "description": "Variants of the model: each runs the recipe's steps, then its own." });
     root["properties"]["export"] =
         json!({ "type": "array", "items": { "oneOf": exports }, "description": "What is written of each variant." });
     root["properties"]["eval"] =
         json!({ "type": "array", "items": { "oneOf": evals }, "description": "What is measured of each variant." });
     root["properties"]["gate"] =
-        json!({ "type": "array", "items": of::<Gate>(), "description": "What must hold for the run to succeed." });
+        json!({ "type": "array", "items": of::<Gate>(), "description": "Conditions that must hold for the run to succeed." });
     root["additionalProperties"] = json!(false);
     root["$defs"] = json!({ "steps": step_list });
     root
@@ -51,11 +50,6 @@ fn eval(task: &Task) -> Value {
 pub fn verb_schema(kind: &str) -> Option<Value> {
     let step = STEPS.iter().find(|step| step.name == kind).map(|step| (step.schema)());
     step.or_else(|| (kind == "export").then(|| merged(&[of::<ExportHead>(), of::<Options>()])))
-}
-
-/// The settings of an eval task.
-pub fn task_schema(name: &str) -> Option<Value> {
-    TASKS.iter().find(|task| task.name == name).map(|task| (task.schema)())
 }
 
 fn merged(parts: &[Value]) -> Value {

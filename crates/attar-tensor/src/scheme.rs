@@ -7,7 +7,7 @@ use crate::{BlockFormat, Dtype, Error, Grid, Levels, Result, ScaleFormat, Scales
 /// The weights that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Granularity {
-    /// The whole tensor.
+    /// One scale per tensor.
     Tensor,
     /// A row: one output channel of a linear layer.
     Row,
@@ -49,7 +49,7 @@ pub enum ZeroPoint {
 /// `int3/g32/f32/short`, `int4/g32/int6`.
 #[derive(Clone, Copy)]
 pub struct Scheme {
-    /// The representable values.
+    /// Number format of the weights.
     pub grid: &'static dyn Grid,
     /// The weights that share a scale.
     pub granularity: Granularity,

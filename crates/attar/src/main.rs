@@ -1,7 +1,6 @@
-//! Turns a language-model checkpoint into NPU-ready artifacts and proves that they are good.
+//! The command line of attar: turns a model checkpoint into NPU-ready artifacts and verifies them.
 //!
-//! This crate is arguments in; progress, report and exit code out. Everything it does is a recipe, run by
-//! `attar-recipe`. Exit codes: 0 done; 1 a gate failed; 2 wrong usage or recipe; 3 the model, the data or the machine
+//! This crate parses arguments and prints progress, reports and errors; the work is done by `attar-recipe`. Exit codes: 0 done; 1 a gate failed; 2 wrong usage or recipe; 3 the model, the data or the machine
 //! cannot be used; 70 a bug of attar; 130 interrupted.
 
 mod environment;
@@ -22,18 +21,26 @@ use crate::{environment::Environment, printer::Printer, verbs::verbs};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The exit code of a bug: `EX_SOFTWARE` of sysexits.h.
+/// The exit code of a bug in attar: `EX_SOFTWARE` of sysexits.h.
 const BUG: u8 = 70;
 
+/// What follows the list of verbs in `attar --help`.
+const EPILOGUE: &str = "\
+Start with a recipe, a TOML file: `attar plan RECIPE` checks it, `attar run RECIPE` runs it. To try one step on its own, use
+its command; `--print-recipe` shows the recipe behind it.
+
+Exit codes: 0 done; 1 a gate failed; 2 wrong usage or a mistake in the recipe; 3 the model, the data or the machine cannot be
+used; 70 a bug in attar; 130 interrupted";
+
 fn main() -> ExitCode {
-    // candle's own pool for elementwise ops waits in busy loops, which starves everything else on the machine.
+    // candle's own thread pool for elementwise ops busy-waits, which starves everything else on the machine.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let matches = command().get_matches();
     progress::stop_at_once();
     let printer = Printer::new(&matches);
     if let Some(threads) = matches.get_one::<usize>("threads") {
-        // Fails only if the pool exists already, and nothing has run yet.
+        // Fails only if the pool exists already; nothing has started it yet.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(*threads).build_global();
     }
     let (name, arguments) = matches.subcommand().expect("clap demands one");
@@ -54,24 +61,28 @@ fn main() -> ExitCode {
 
 /// The whole command line.
 fn command() -> Command {
-    let global = |name: &'static str, help: &'static str| Arg::new(name).long(name).help(help).global(true);
+    let global =
+        |name: &'static str, help: &'static str| Arg::new(name).long(name).help(help).global(true).help_heading("Global options");
     Command::new("attar")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Turns a language-model checkpoint into NPU-ready artifacts and proves that they are good")
-        .after_help("Exit codes: 0 done, 1 a gate failed, 2 wrong usage or recipe, 3 the model, the data or the machine cannot be used, 70 a bug, 130 interrupted")
+        .about("Turn model checkpoints into verified artifacts for NPUs and other small devices")
+        .after_help(EPILOGUE)
         .subcommand_required(true)
         .arg_required_else_help(true)
         .arg(global("json", "Print results as JSON").action(ArgAction::SetTrue))
-        .arg(global("quiet", "Print nothing but errors").short('q').action(ArgAction::SetTrue))
+        .arg(global("quiet", "Print only errors").short('q').action(ArgAction::SetTrue))
         .arg(global("threads", "Threads to use [default: all cores]").value_name("N").value_parser(parse_threads))
         .arg(
-            global("max-memory", "Refuse to start what would take more memory, like `2 GB` [default: no limit]")
-                .value_name("SIZE")
-                .value_parser(|text: &str| text.parse::<attar_recipe::Size>()),
+            global(
+                "max-memory",
+                "Fail before starting if a run would need more memory than this, such as `2 GB` [default: no limit]",
+            )
+            .value_name("SIZE")
+            .value_parser(|text: &str| text.parse::<attar_recipe::Size>()),
         )
-        .subcommands(verbs().map(|verb| verb.command()))
+        .subcommands(verbs().map(verbs::command))
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "a whole number from 1 to 1024 is wanted".into())
+    text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "expected a whole number from 1 to 1024".into())
 }

@@ -1,4 +1,4 @@
-//! The only place that prints. Data goes to stdout, everything else to stderr.
+//! The only module that prints. Results go to stdout, everything else to stderr.
 
 #![expect(clippy::print_stderr, reason = "this is the one place")]
 
@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write};
 use attar_recipe::Error;
 use clap::ArgMatches;
 
-/// How to talk.
+/// Prints in the format that the user asked for.
 pub(crate) struct Printer {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
@@ -20,9 +20,9 @@ impl Printer {
         Printer { json: matches.get_flag("json"), quiet: matches.get_flag("quiet"), color }
     }
 
-    /// What was asked for.
+    /// Prints a result.
     pub(crate) fn data(&self, text: &str) {
-        // A reader that went away is no error.
+        // A closed pipe is not an error.
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(text.as_bytes());
         if !text.ends_with('\n') {
@@ -30,19 +30,19 @@ impl Printer {
         }
     }
 
-    /// A piece of it, at once.
+    /// Prints a piece of a result at once, without a line break.
     pub(crate) fn piece(&self, text: &str) {
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(text.as_bytes());
         let _ = out.flush();
     }
 
-    /// What was asked for, as JSON.
+    /// Prints a result as JSON.
     pub(crate) fn value(&self, value: &impl serde::Serialize) {
         self.data(&serde_json::to_string_pretty(value).expect("results are JSON"));
     }
 
-    /// A remark.
+    /// Prints a note to stderr, unless `--quiet`.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
             eprintln!("{text}");
@@ -58,17 +58,17 @@ impl Printer {
 
     pub(crate) fn bug(&self) {
         eprintln!(
-            "error: this is a bug of attar, not of what you asked for\nhint: please report it, with the lines above; finished work is kept"
+            "error: this is a bug in attar, not a mistake in what you asked for\nhint: please report it with the lines above; finished work is kept"
         );
     }
 
-    /// Whether progress can be drawn.
+    /// Whether progress bars can be drawn.
     pub(crate) fn draws(&self) -> bool {
         !self.quiet && !self.json && std::io::stderr().is_terminal()
     }
 }
 
-/// What Ctrl-C is answered with.
+/// Says that the first Ctrl-C was heard.
 pub(crate) fn stopping() {
-    eprintln!("stopping when the unit at work is done; press Ctrl-C again to stop at once (nothing finished is lost)");
+    eprintln!("stopping after the current unit of work; press Ctrl-C again to stop now (finished work is kept)");
 }

@@ -1,4 +1,4 @@
-//! Progress on a terminal: a bar with an estimate of the time left. Nothing where there is no terminal.
+//! Progress bars with an estimate of the time left, if stderr is a terminal.
 
 use std::sync::{
     Mutex,
@@ -10,16 +10,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::printer::Printer;
 
-/// Set by Ctrl-C: stop as soon as nothing is lost. A second one stops at once.
+/// Set by the first Ctrl-C: stop after the current unit of work. A second one stops at once.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether the first Ctrl-C waits for the unit at work.
+/// Whether the first Ctrl-C waits for the current unit of work.
 static PATIENT: AtomicBool = AtomicBool::new(false);
 
-/// The exit code after Ctrl-C: 128 and the number of SIGINT, as shells count.
+/// The exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells.
 const STOPPED: i32 = 130;
 
-/// From here on Ctrl-C ends the process, also where it was started with SIGINT ignored, as shells do in the background.
+/// From here on Ctrl-C ends the process, even if it was started with SIGINT ignored, as shells do for background jobs.
 pub(crate) fn stop_at_once() {
     // Fails only if a handler is set already.
     let _ = ctrlc::set_handler(|| {
@@ -30,7 +30,7 @@ pub(crate) fn stop_at_once() {
     });
 }
 
-/// From here on Ctrl-C lets the unit at work end first. Only for those who look at [`Observer::interrupted`].
+/// From here on the first Ctrl-C lets the current unit of work finish. For callers that poll [`Observer::interrupted`].
 pub(crate) fn stop_between_units() {
     PATIENT.store(true, Ordering::SeqCst);
 }

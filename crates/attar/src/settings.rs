@@ -1,4 +1,4 @@
-//! Flags from JSON Schema: every setting of a step, target or task is defined once, in its struct, and is a flag here.
+//! Command-line flags from JSON Schema: a setting of a step, target or task is defined once, in its struct; its flag is derived.
 
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::PossibleValuesParser};
 use serde_json::Value;
@@ -42,7 +42,7 @@ fn flag(name: &str, property: &Value, required: bool) -> Option<Arg> {
     }
 }
 
-/// Whether a schema takes values of that type.
+/// Whether a schema accepts values of a type.
 fn allows(schema: &Value, kind: &str) -> bool {
     let here = match &schema["type"] {
         Value::String(one) => one == kind,
@@ -56,7 +56,7 @@ fn branches(schema: &Value) -> impl Iterator<Item = &Value> {
     ["oneOf", "anyOf"].into_iter().flat_map(|key| schema[key].as_array().into_iter().flatten())
 }
 
-/// The words that a schema lists, if it does.
+/// The words that a schema allows, if it lists any.
 fn words(schema: &Value) -> Option<Vec<String>> {
     let mut words: Vec<String> =
         schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).map(Into::into).collect();
@@ -74,7 +74,7 @@ fn value_name(schema: &Value) -> String {
     }
 }
 
-/// What was given on the command line, as a table of a recipe.
+/// The flags given on the command line, as a table of a recipe.
 pub(crate) fn table(schema: &Value, matches: &ArgMatches) -> Table {
     let mut table = Table::new();
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {

@@ -39,33 +39,33 @@ pub use prove::Proven;
 use prove::{Prover, Span};
 use seen::Seen;
 
-/// Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan.
+/// Compile the model's blocks for a device: fuse, tile, plan memory, and prove the plan in simulation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Compile {
-    /// Name of a shipped device, or path of a device file.
+    /// Name of a bundled device, or path of a device file.
     pub device: String,
-    /// Overrides of the device's numbers: `sram=256KiB`, `dram.bandwidth=12GB/s`.
+    /// Device parameters to override: `sram=256KiB`, `dram.bandwidth=12GB/s`.
     pub set: Vec<String>,
-    /// The cost to minimise.
+    /// What to minimize.
     pub goal: Goal,
-    /// Tokens of the prompt.
+    /// Tokens in the prompt.
     pub seq: NonZeroU64,
-    /// Tokens of the prompt per run [default: the best of about twenty sizes].
+    /// Tokens of the prompt per chunk [default: the best of about twenty sizes].
     pub chunk: Option<NonZeroU64>,
-    /// Also plan decoding: a run of one token after that prompt.
+    /// Also plan decoding: one token after the prompt.
     pub decode: bool,
-    /// Allow gate, up and down of an MLP to be joined into one kernel.
+    /// Allow an MLP's gate, up and down projections to become one kernel where that is better.
     pub join: bool,
-    /// Allow tensors to stay on the chip between kernels.
+    /// Allow tensors to stay in SRAM between kernels where that is better.
     pub keep: bool,
-    /// Allow a norm to be recomputed where its result is read, instead of storing it.
+    /// Allow a norm to be recomputed where its output is read, instead of stored, where that is better.
     pub recompute: bool,
-    /// Also run the last norm and the head on the device, if they are in integers.
+    /// Also run the last norm and the head on the device if they are quantized to integers.
     pub head: bool,
-    /// Number of blocks to prove on real numbers, counted from the first; 0 also leaves out the head.
+    /// Number of blocks, from the first, to prove on real numbers. 0 skips the proof of the head, too.
     pub prove: usize,
-    /// Windows of calibration text from which ranges are taken.
+    /// Windows of the calibration text used to find value ranges.
     pub windows: NonZeroUsize,
     /// Also list the Pareto front over chunk sizes and goals.
     pub pareto: bool,

@@ -9,11 +9,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{PASSES, Pass, PassReport, find, run_passes};
 use crate::Result;
 
-/// Fuse nodes of the graph that a device computes as one kernel.
+/// Fuse graph nodes into the operations that a device executes as one.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fuse {
-    /// The passes to run; they always run in their own order [default: all passes that keep every bit, which is all but
+    /// Passes to run; their order is fixed [default: all passes that keep outputs bit-identical, that is, all but
     /// `fold_norms`].
     pub passes: Option<Vec<PassName>>,
 }

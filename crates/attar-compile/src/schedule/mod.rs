@@ -78,7 +78,7 @@ impl Target {
     }
 }
 
-/// The cost to minimise.
+/// What to minimize.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Goal {

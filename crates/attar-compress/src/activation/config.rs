@@ -14,27 +14,28 @@ use crate::{Error, Patterns, Result, pattern, quantize::registered};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Activations {
-    /// Linear layers whose inputs become integers: patterns over canonical weight names. Every pattern must match one;
-    /// none at all leaves every linear layer as it is, for a KV cache alone.
+    /// Linear layers whose inputs are quantized, as patterns over canonical weight names. Every pattern must match at
+    /// least one; an empty list quantizes only the KV cache.
     #[serde(default = "crate::quantize::block_matrices")]
     pub select: Patterns,
-    /// Bits per code: 8 or 16.
+    /// Bits per activation: 8 or 16.
     #[serde(default)]
     pub bits: ActivationBits,
-    /// `dynamic`: one scale per token, computed at inference. `static`: scales are computed on calibration text.
+    /// `dynamic`: a scale for each token, computed at inference. `static`: fixed scales, from the calibration text.
     #[serde(default)]
     pub mode: ActivationMode,
-    /// Static scales: one for the `tensor` (default), or one per `channel`. Products of activations with per-channel scales are
-    /// computed in f32, since such scales cannot be factored out of a dot product.
+    /// Granularity of static scales: one per `tensor` (default) or one per `channel`. Products of inputs with
+    /// per-channel scales are computed in f32.
     pub granularity: Option<ActivationGranularity>,
     /// How the range of a static scale is chosen: `minmax` (default), `percentile` or `mse`.
     pub observer: Option<ObserverName>,
-    /// For `observer = "percentile"`: percentage of the values within the range, on either side [default: 99.99].
+    /// For `observer = "percentile"`: percentage of the values that lie within the range, on either side [default:
+    /// 99.99].
     pub percentile: Option<f64>,
-    /// Whether static scales have a zero point.
+    /// Give each static scale a zero point.
     #[serde(default)]
     pub asymmetric: bool,
-    /// Integer format of the KV cache, with a dynamic scale per head and token.
+    /// Quantize the KV cache, with a dynamic scale for each head and token.
     pub kv: Option<KvCache>,
 }
 
@@ -76,10 +77,10 @@ impl JsonSchema for ActivationBits {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum ActivationMode {
-    /// At inference, per token.
+    /// Computed at inference, for each token.
     #[default]
     Dynamic,
-    /// In advance, on calibration text.
+    /// Fixed, from the calibration text.
     Static,
 }
 
@@ -88,14 +89,14 @@ pub enum ActivationMode {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum ActivationGranularity {
-    /// One scale for the tensor.
+    /// One scale per tensor.
     #[default]
     Tensor,
     /// One scale per channel.
     Channel,
 }
 
-/// Integer format of a KV cache.
+/// Number format of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]

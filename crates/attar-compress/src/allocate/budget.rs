@@ -139,11 +139,11 @@ pub fn default_choices() -> Vec<Choice> {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Sensitivity {
-    /// To second order, from gradients on the calibration text: KL divergence per token, in nats.
+    /// KL divergence in nats per token, to second order, from gradients on the calibration text.
     Fisher,
-    /// Measured with one tensor quantized at a time, on the calibration text: KL divergence per token, in nats. Slow.
+    /// KL divergence in nats per token, measured on the calibration text with one tensor quantized at a time. Slow.
     Kl,
-    /// The squared error relative to the weights' energy; needs no text.
+    /// Squared error relative to the energy of the weights. Needs no text.
     Weights,
 }
 

@@ -18,19 +18,19 @@ use crate::{Error, Pattern, Patterns, Result};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AutoRound {
-    /// Quantized weights to optimize: patterns over canonical names. Every pattern must match one.
+    /// Quantized weights to optimize, as patterns over canonical names. Every pattern must match at least one.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
-    /// Steps per block.
+    /// Optimizer steps per block.
     #[serde(default = "default_iterations")]
     pub iterations: usize,
-    /// Calibration windows per step.
+    /// Calibration windows per optimizer step.
     #[serde(default = "default_batch")]
     pub batch: usize,
-    /// Initial learning rate of weights before rounding, as a share of the distance between two codes; decays to zero.
+    /// Initial learning rate of the rounding, relative to the distance between two codes; decays to zero.
     #[serde(default = "default_rounding")]
     pub rounding: f64,
-    /// Initial learning rate of scales, relative to each scale; decays to zero.
+    /// Initial learning rate of the scales, relative to their value; decays to zero.
     #[serde(default = "default_scaling")]
     pub scaling: f64,
 }

@@ -15,35 +15,35 @@ use serde::{Deserialize, Serialize};
 use super::{Differentiable, Learned, Plain, Rate, autoround::block_matrices, autoround::tensors};
 use crate::{Error, Patterns, Result};
 
-/// Train quantized weights end to end to match the float model's output distribution.
+/// Distill the float model into the quantized weights, end to end.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recover {
-    /// Quantized weights to train: patterns over canonical names. Every pattern must match one.
+    /// Quantized weights to optimize, as patterns over canonical names. Every pattern must match at least one.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
     /// What is trained.
     #[serde(default)]
     pub method: Method,
-    /// Train the gains of all norms, too.
+    /// Also train the gains of all norms.
     #[serde(default)]
     pub norms: bool,
-    /// Rank of the adapters of `lora`.
+    /// Rank of the `lora` adapters.
     #[serde(default = "default_rank")]
     pub rank: usize,
-    /// What to do with the adapters of `lora`.
+    /// What to do with the trained `lora` adapters.
     #[serde(default)]
     pub adapters: Adapters,
     /// Passes over the calibration text.
     #[serde(default = "default_epochs")]
     pub epochs: usize,
-    /// Calibration windows per step.
+    /// Calibration windows per optimizer step.
     #[serde(default = "default_batch")]
     pub batch: usize,
-    /// Initial learning rate of weights before rounding, as a share of the distance between two codes; decays to zero.
+    /// Initial learning rate of the rounding, relative to the distance between two codes; decays to zero.
     #[serde(default = "default_rounding")]
     pub rounding: f64,
-    /// Initial learning rate of scales, relative to each scale; decays to zero.
+    /// Initial learning rate of the scales, relative to their value; decays to zero.
     #[serde(default = "default_scaling")]
     pub scaling: f64,
     /// Initial learning rate of norm gains, relative to their mean; decays to zero.
@@ -55,14 +55,14 @@ pub struct Recover {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Every weight before rounding, and every scale.
+    /// Every weight, through its rounding, and every scale.
     #[default]
     Full,
     /// Scales only.
     Scales,
     /// A low-rank term added to the weights (LoRA, Hu et al. 2021).
     Lora,
-    /// The gains of all norms only.
+    /// Norm gains only.
     Norms,
 }
 
@@ -70,10 +70,11 @@ pub enum Method {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Adapters {
-    /// Add them to the weights before rounding, and train scales with them: codes change, and no adapter remains.
+    /// Added to the weights before rounding, with every scale trained along: codes change, nothing else is stored.
     #[default]
     Merge,
-    /// Keep codes and scales; the adapters become linear layers of the model and a folder `adapters` in PEFT's format.
+    /// Kept as separate linear layers of the model, and written to the folder `adapters` in PEFT's format. Codes and
+    /// scales stay as they are.
     Export,
 }
 

@@ -19,32 +19,36 @@ use crate::{
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [{ "required": ["grid"] }, { "required": ["bits"] }, { "required": ["bytes"] }]))]
 pub struct Quantize {
-    /// Weights to quantize: patterns over canonical names. Every pattern must match one.
+    /// Weights to quantize, as patterns over canonical names. Every pattern must match at least one weight.
     #[serde(default = "block_matrices")]
     pub select: Patterns,
-    /// Weights of `select` to leave as they are. Every pattern must match one.
+    /// Weights of `select` to leave as they are. Every pattern must match at least one weight.
     #[serde(default)]
     pub keep: Patterns,
     /// Number format of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<GridName>,
-    /// Instead of a grid: a budget in true bits per weight, on average over the selected weights. Each weight gets the one of
-    /// the `choices` that minimizes the predicted loss of the model.
+    /// Instead of `grid`: budget in bits per weight, scales included, averaged over the selected weights. Each weight
+    /// gets the scheme of `choices` that minimizes the total predicted loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<f64>,
-    /// The same for the whole model, as it will be stored: a number of bytes, or a size like `"60 MB"`.
+    /// Instead of `grid`: budget for the whole model as stored, in bytes or as a size such as `"60 MB"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Size>,
-    /// Under a budget, the schemes to choose from, like `int4/g32/int6`. A weight is offered those that divide its rows.
+    /// With a budget: schemes to choose from, such as `int4/g32/int6`. A weight can only get those whose group size
+    /// divides its rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choices: Option<Vec<Choice>>,
-    /// Under a budget, how the loss of a choice is predicted: `fisher` if there is calibration text, otherwise `weights`.
+    /// With a budget: how the loss of a choice is predicted. Default: `fisher` with a calibration text, otherwise
+    /// `weights`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<Sensitivity>,
-    /// Weights that share a scale: a number of neighbours in a row, `"row"` or `"tensor"`. 64, or what the grid requires.
+    /// Weights that share a scale: a group size along the row, `row` or `tensor`. Default: 64, or what the grid
+    /// requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Grouping>,
-    /// What to do where the group size does not divide a row: `error`, or a `short` last group.
+    /// What to do where the group size does not divide the row: fail (`error`) or end it with a shorter group
+    /// (`short`).
     #[serde(default)]
     pub tail: TailRule,
     /// Store a zero point with every scale.
@@ -53,13 +57,13 @@ pub struct Quantize {
     /// Criterion for the scales.
     #[serde(default)]
     pub scales: ScaleSearch,
-    /// Number format of the scales, or of the entries of learned tables. `f16`, or what the grid requires.
+    /// Number format of the scales (for `lut` grids, of the table entries). Default: `f16`, or what the grid requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<ScaleDtype>,
     /// Rounding algorithm.
     #[serde(default)]
     pub algorithm: Algorithm,
-    /// Other settings for some of the selected weights; the last one that matches applies.
+    /// Other settings for some of the selected weights. The last override that matches applies.
     #[serde(default, rename = "override", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
 }
@@ -68,7 +72,7 @@ pub struct Quantize {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Override {
-    /// Which of the selected weights. Every pattern must match one.
+    /// Which of the selected weights. Every pattern must match at least one of them.
     pub select: Patterns,
     /// As in the step.
     pub grid: Option<GridName>,
@@ -224,14 +228,14 @@ impl JsonSchema for Grouping {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum TailRule {
-    /// Refuse.
+    /// Fail.
     #[default]
     Error,
-    /// Make the last group of the row shorter.
+    /// End the row with a shorter group.
     Short,
 }
 
-/// The format of scales.
+/// Number format of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -242,15 +246,15 @@ pub enum ScaleDtype {
     Bf16,
     /// 32 bits.
     F32,
-    /// Signed integers of 8 bits times one f16 per row.
+    /// Two-level: signed 8-bit integers times one f16 per row.
     Int8,
-    /// Signed integers of 6 bits times one f16 per row.
+    /// Two-level: signed 6-bit integers times one f16 per row.
     Int6,
-    /// Signed integers of 4 bits times one f16 per row.
+    /// Two-level: signed 4-bit integers times one f16 per row.
     Int4,
-    /// Powers of two in 8 bits, without a sign.
+    /// 8-bit powers of two, unsigned (MX block scales).
     E8m0,
-    /// Floats of 8 bits times one f32 for the whole tensor.
+    /// Two-level: FP8 E4M3 times one f32 per tensor (NVFP4 block scales).
     E4m3,
 }
 

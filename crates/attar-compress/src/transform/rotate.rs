@@ -21,24 +21,25 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Rotate activations by orthogonal matrices folded into the weights, so that quantization loses less; the function stays the
-/// same.
+/// Rotate activations and weights by orthogonal matrices so that quantization loses less; outputs stay the same.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rotate {
-    /// Rotate the residual stream. Norm gains are folded into the layers after them, and a tied head gets its own tensor.
+    /// Rotate the residual stream. Norm gains are folded into the layers that follow, and a tied head becomes a
+    /// separate tensor.
     #[serde(default = "yes")]
     pub residual: bool,
     /// Rotate the values of every attention head.
     #[serde(default = "yes")]
     pub value: bool,
-    /// Rotate the input of the last layer of every MLP, by an additional linear layer, which costs time at inference.
+    /// Rotate the input of each MLP's down projection by an extra linear layer. Unlike the others, this rotation costs
+    /// time at inference.
     #[serde(default)]
     pub mlp: bool,
-    /// Number format of rotated embedding tables and heads. In f32, a table takes twice the bytes that it had in bf16.
+    /// Number format of the rotated embedding and head. A bf16 table doubles in size as f32.
     #[serde(default = "f32")]
     pub tables: TableDtype,
-    /// Seed of the random signs of the matrices.
+    /// Seed for the random signs of the matrices.
     #[serde(default)]
     pub seed: u64,
 }

@@ -44,5 +44,5 @@ pub fn fusion_table<'f>(fusions: impl IntoIterator<Item = (&'f str, &'f FusionRe
         let counts = [f.changes, f.before, f.after].map(|n| n.to_string());
         [or_dash(variant), f.pass.clone()].into_iter().chain(counts).collect()
     };
-    Table { head: &["variant", "pass", "changes", "nodes before", "after"], rows: fusions.into_iter().map(row).collect() }
+    Table { head: &["variant", "pass", "changes", "nodes before", "nodes after"], rows: fusions.into_iter().map(row).collect() }
 }

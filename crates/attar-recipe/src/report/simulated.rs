@@ -55,5 +55,5 @@ const HEAD: &[&str] = &[
     "peak SRAM",
     "cycles (predicted)",
     "latency (predicted)",
-    "J (predicted)",
+    "energy (J, predicted)",
 ];

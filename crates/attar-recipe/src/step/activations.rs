@@ -44,6 +44,10 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Activations>(&["kind".into()])?)),
     folder: None,
     is_verb: true,
+    examples: &[
+        "attar activations int8 --kv int8 --out dynamic",
+        "attar activations int8 --mode static --calibration text.txt --samples 16 --out static",
+    ],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,

@@ -28,6 +28,7 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<AutoRound>(&["kind".into()])?)),
     folder: None,
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,

@@ -21,11 +21,12 @@ use crate::{
 
 pub(super) static COMPILE: StepKind = StepKind {
     name: "compile",
-    about: "Compile a model's blocks for a device, and prove the plan",
+    about: "Compile a model's blocks for a device, and prove the plan in simulation",
     schema: of::<Compile>,
     build: |section| Ok(Box::new(section.finish::<Compile>(&["kind".into()])?)),
     folder: Some("compiled"),
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: true,
     predicts: true,

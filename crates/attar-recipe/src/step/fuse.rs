@@ -14,11 +14,12 @@ use crate::{FusionReport, model::Working, report::TransformReport, session::Sess
 
 pub(super) static FUSE: StepKind = StepKind {
     name: "fuse",
-    about: "Fuse the nodes of the graph into what a device computes as one",
+    about: "Fuse graph nodes into the operations that a device executes as one",
     schema: of::<Fuse>,
     build: |section| Ok(Box::new(section.finish::<Fuse>(&["kind".into()])?)),
     folder: None,
     is_verb: false,
+    examples: &[],
     looks_inside: false,
     needs_tokens: false,
     predicts: false,

@@ -28,6 +28,8 @@ pub struct StepKind {
     pub(crate) folder: Option<&'static str>,
     /// Whether it is a verb as it is, `attar NAME MODEL --out DIR`, with its settings as flags.
     pub is_verb: bool,
+    /// Examples for the help of the verb. A test runs them, in the order of `STEPS`.
+    pub examples: &'static [&'static str],
     /// Whether it looks for the layers of the graph, which a fused graph hides.
     pub(crate) looks_inside: bool,
     /// Whether it needs a model that predicts tokens. An encoder is refused.

@@ -24,12 +24,12 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct MemoryPlan {
-    /// The buffers, a CSV file: `id,lower,upper,size`.
+    /// CSV file with the buffers: `id,lower,upper,size`.
     file: PathBuf,
     /// Bytes of the memory, like `1 MiB` [default: as few as possible].
     #[serde(default)]
     capacity: Option<Size>,
-    /// Nodes to search before giving up.
+    /// Search nodes to visit before giving up.
     #[serde(default = "nodes")]
     nodes: NonZeroU64,
 }
@@ -45,6 +45,7 @@ pub(super) static MEMORY_PLAN: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<MemoryPlan>(&["kind".into()])?)),
     folder: Some("placed"),
     is_verb: false,
+    examples: &[],
     looks_inside: false,
     needs_tokens: false,
     predicts: false,

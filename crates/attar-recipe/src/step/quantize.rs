@@ -14,7 +14,7 @@ use crate::{AllocationReport, document::Section, model::Working, session::Sessio
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
-    about: "Quantize weights to 2 to 8 bits",
+    about: "Quantize weights to 8 bits or fewer",
     schema: of::<Quantize>,
     build: |section| {
         check_format(&section)?;
@@ -22,6 +22,12 @@ pub(super) static QUANTIZE: StepKind = StepKind {
     },
     folder: None,
     is_verb: true,
+    examples: &[
+        "attar quantize model --grid int4 --group 64 --out int4",
+        "attar quantize model --grid int4 --algorithm gptq --calibration text.txt --samples 16 --out gptq",
+        "attar quantize model --bits 4.25 --out mixed",
+        "attar quantize model --grid int8 --group row --out int8",
+    ],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,

@@ -32,6 +32,7 @@ pub(super) static RECOVER: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Recover>(&["kind".into()])?)),
     folder: None,
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: true,
     predicts: false,
@@ -90,7 +91,7 @@ impl Step for Recover {
         let mut quantized = Blobs::default();
         let Learners { graph, trainable, plain, adapters } = learners;
         for (trained, blob) in trainable.iter().zip(&blobs) {
-            quantized.insert(&trained.name, session.store, blob, trained.scheme, trained.dims);
+            quantized.insert(&trained.name, session.store, blob, trained.scheme, trained.dims)?;
         }
         (model.graph, model.adapters) = (graph, adapters);
         install(model, &trainable, quantized)?;
@@ -101,7 +102,7 @@ impl Step for Recover {
     }
 }
 
-/// What learns.
+/// What is trained.
 struct Learners {
     /// The model, with adapters where such are to stay next to the codes.
     graph: Graph,

@@ -17,6 +17,7 @@ pub(super) static ROTATE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Rotate>(&["kind".into()])?)),
     folder: None,
     is_verb: true,
+    examples: &["attar rotate model --out rotated", "attar rotate model --mlp --tables f16 --out rotated-mlp"],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,

@@ -20,7 +20,7 @@ use crate::{
     settings::of,
 };
 
-/// Prove plans on simulated memories: every access in order, every result that of the reference, bit for bit.
+/// Prove plans in simulation: every memory access is ordered, every result equals the reference bit for bit.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Simulate {
@@ -35,6 +35,7 @@ pub(super) static SIMULATE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Simulate>(&["kind".into()])?)),
     folder: None,
     is_verb: false,
+    examples: &[],
     looks_inside: false,
     needs_tokens: false,
     predicts: false,

@@ -25,11 +25,15 @@ use crate::{
 
 pub(super) static SMOOTH: StepKind = StepKind {
     name: "smooth",
-    about: "Scale channels by what activations say, so that quantization loses less",
+    about: "Scale channels by activation statistics so that quantization loses less (AWQ, SmoothQuant)",
     schema: of::<Smooth>,
     build: |section| Ok(Box::new(section.finish::<Smooth>(&["kind".into()])?)),
     folder: None,
     is_verb: true,
+    examples: &[
+        "attar smooth model --method awq --grid int4 --group 64 --calibration text.txt --out smooth",
+        "attar smooth model --method smoothquant --calibration text.txt --samples 16 --out smooth-int8",
+    ],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,

@@ -17,6 +17,7 @@ pub(super) static TILE: StepKind = StepKind {
     build: |section| Ok(Box::new(section.finish::<Tile>(&["kind".into()])?)),
     folder: Some("tiled"),
     is_verb: false,
+    examples: &[],
     looks_inside: true,
     needs_tokens: false,
     predicts: false,

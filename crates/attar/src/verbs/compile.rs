@@ -1,4 +1,4 @@
-//! `attar compile MODEL --calibration TEXT --device NAME --out DIR`: the step on its own, and no checkpoint.
+//! `attar compile MODEL --calibration TEXT --device NAME --out DIR`: runs the step on its own and writes no checkpoint.
 
 use std::process::ExitCode;
 
@@ -19,10 +19,18 @@ impl Verb for Compile {
 
     fn command(&self) -> Command {
         step::verb(NAME).long_about(
-            "Compile the blocks of the model for a device: fuse, tile, plan memory, and prove the plan. The model's weights \
-             and activations are in integers already; the text gives the ranges of what lies between, and the prompt of the \
-             proof. Writes plans, their text form and the proof into the folder `compiled`.",
+            "Compile a model's blocks for a device: fuse, tile, plan memory, and prove the plan in simulation.\n\n\
+             The model's weights and activations must be quantized to integers already. The calibration text provides the \
+             value ranges of intermediate results and the prompt of the proof. Writes the folder `compiled`: plans, their \
+             text form, reports and proofs.",
         )
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &[
+            "attar compile static --device generic-npu --seq 64 --calibration text.txt --samples 4 --out plans",
+            "attar compile static --set sram=64KiB --seq 64 --calibration text.txt --samples 4 --out small-sram",
+        ]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

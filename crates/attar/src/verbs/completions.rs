@@ -22,6 +22,10 @@ impl Verb for Completions {
             .arg(Arg::new("shell").value_name("SHELL").required(true).value_parser(clap::value_parser!(Shell)))
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar completions zsh > _attar"]
+    }
+
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let shell = *arguments.get_one::<Shell>("shell").expect("clap demands it");
         let mut text = Vec::new();

@@ -21,6 +21,10 @@ impl Verb for Engine {
         Command::new(self.name()).about("Serve a real engine to another attar").hide(true).arg(name)
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn run(&self, arguments: &ArgMatches, _: &Environment, _: &Printer) -> Result<ExitCode, Error> {
         let engine = attar_eval::engine(arguments.get_one::<String>("name").expect("clap demands it"))?;
         engine::serve(engine, std::io::stdin().lock(), std::io::stdout().lock())

@@ -50,6 +50,10 @@ impl Verb for Eval {
         settings::flags(runner_flags(command), &schema())
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar eval int4 --data text.txt --window 256 --tokens 2048 --baseline model"]
+    }
+
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "model_or_artifact");
         let task = task(arguments.get_one::<String>("task").expect("it has a default"))?;

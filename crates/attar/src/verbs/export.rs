@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use attar_recipe::{Error, verb_schema};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
-use super::{Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
+use super::{MODEL, Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
 use crate::{environment::Environment, printer::Printer, settings};
 
 pub(super) struct Export;
@@ -18,19 +18,23 @@ impl Verb for Export {
     fn command(&self) -> Command {
         let targets = attar_export::TARGETS.iter().map(|target| target.name());
         let command = Command::new("export")
-            .about("Write a model in a form that other runtimes load, and verify every number of it")
-            .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
+            .about("Write a model in a format that other runtimes load, and verify every weight of the written files")
+            .arg(path_argument("MODEL", MODEL))
             .arg(
                 Arg::new("target")
                     .long("target")
                     .value_name("TARGET")
-                    .help("What to write")
+                    .help("Format to write")
                     .required(true)
                     .value_parser(PossibleValuesParser::new(targets)),
             )
             .arg(out_argument())
             .arg(print_recipe_argument());
         settings::flags(command, &schema())
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar export int4 --target onnx --out onnx", "attar export int4 --target onnx --layout matmul-nbits --out onnx-nbits"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
@@ -44,7 +48,7 @@ impl Verb for Export {
     }
 }
 
-/// The settings of a target; where it goes is `--out`.
+/// The settings of a target, without `folder`: `--out` takes its place.
 fn schema() -> serde_json::Value {
     let mut schema = verb_schema("export").expect("exports have settings");
     if let Some(properties) = schema["properties"].as_object_mut() {

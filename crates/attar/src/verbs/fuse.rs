@@ -1,4 +1,4 @@
-//! `attar fuse MODEL`: what the passes make of a model's graph; with `--out`, the step as every other.
+//! `attar fuse MODEL`: shows what the fusion passes do to a model's graph; with `--out`, runs the step.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -15,7 +15,7 @@ use crate::{environment::Environment, printer::Printer, settings};
 
 pub(super) struct Fuse;
 
-/// Of the step and of the verb.
+/// Name of the step and of the verb.
 const NAME: &str = "fuse";
 
 impl Verb for Fuse {
@@ -27,20 +27,25 @@ impl Verb for Fuse {
         let command = step::command(NAME)
             .visible_alias("fuse-ops")
             .long_about(
-                "Fuse the nodes of the graph into what a device computes as one. Shows what each pass did; with `--text`, the \
-                 graph instead; with `--out`, runs the step `fuse` on its own, which compares logits and writes a checkpoint folder.",
+                "Fuse graph nodes into the operations that a device executes as one.\n\n\
+                 Prints what each pass changed, or with `--text` the fused graph. With `--out`, runs the step `fuse` on its own: \
+                 compares logits before and after, and writes a checkpoint folder.",
             )
             .arg(Arg::new("text").long("text").help("Print the fused graph in text form").action(ArgAction::SetTrue))
             .arg(
                 Arg::new("out")
                     .long("out")
                     .value_name("DIR")
-                    .help("Folder to write, made if need be")
+                    .help("Output folder, created if it does not exist")
                     .conflicts_with("text")
                     .value_parser(clap::value_parser!(PathBuf)),
             )
             .arg(print_recipe_argument().requires("out"));
         settings::flags(command, &schema())
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar fuse model", "attar fuse model --text", "attar fuse model --out fused"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
@@ -50,7 +55,7 @@ impl Verb for Fuse {
             return run_text(&format!("attar {NAME} {}", model.display()), &text, arguments, environment, printer);
         }
         let settings = pass::Fuse::deserialize(settings::table(&schema(), arguments));
-        let settings = settings.map_err(|error| Error::recipe("the settings cannot be used").because(&error))?;
+        let settings = settings.map_err(|error| Error::recipe("invalid settings").because(&error))?;
         let (graph, reports) = settings.run(&Model::open(model)?.graph)?;
         if printer.json {
             let passes: Vec<Value> =
@@ -61,10 +66,10 @@ impl Verb for Fuse {
         } else {
             let fusions: Vec<FusionReport> = reports.iter().map(FusionReport::of).collect();
             let table = fusion_table(fusions.iter().map(|fusion| ("", fusion)));
-            // There is one variant, and it has no name.
+            // The only variant has no name: drop its column.
             let rows: Vec<Vec<String>> = table.rows.iter().map(|row| row[1..].to_vec()).collect();
             printer.data(&draw(&table.head[1..], &rows));
-            printer.data(&draw(&["blocks", "nodes", "what they do"], &blocks(&graph)));
+            printer.data(&draw(&["blocks", "nodes", "operations"], &blocks(&graph)));
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -74,7 +79,7 @@ fn schema() -> Value {
     verb_schema(NAME).expect("a verb of a step that exists")
 }
 
-/// One row for neighbouring blocks of the same ops: the blocks, how many nodes each has, what they are.
+/// One row per run of blocks with the same operations: the blocks, nodes per block, the operations.
 fn blocks(graph: &Graph) -> Vec<Vec<String>> {
     let word = |node: &Node| node.op.fused().map_or(node.op.def().name, |fused| fused.kind().name());
     let mut rows: Vec<(Vec<&str>, Vec<&str>)> = Vec::new();

@@ -30,6 +30,10 @@ impl Verb for Generate {
         runner_flags(command)
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &[r#"attar generate int4 --prompt "Once upon a time" --tokens 12"#]
+    }
+
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "model_or_artifact");
         let prompt = arguments.get_one::<String>("prompt").expect("clap demands it").replace("\\n", "\n");

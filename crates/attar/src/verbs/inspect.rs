@@ -1,4 +1,4 @@
-//! `attar inspect PATH`: what a checkpoint, an artifact, an output folder or a store holds.
+//! `attar inspect PATH`: the contents of a checkpoint, an artifact, an output folder or a store.
 
 use std::{path::Path, process::ExitCode};
 
@@ -20,14 +20,18 @@ impl Verb for Inspect {
 
     fn command(&self) -> Command {
         Command::new("inspect")
-            .about("Show what a checkpoint, an artifact, an output folder or a store holds")
+            .about("Show the contents of a checkpoint, an artifact, an output folder or a store")
             .arg(path_argument("PATH", "A folder or a GGUF file"))
             .arg(Arg::new("graph").long("graph").help("Print a checkpoint's graph in text form").action(ArgAction::SetTrue))
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar inspect int4", "attar inspect model --graph", "attar inspect plans"]
+    }
+
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let path = path(arguments, "path");
-        // A folder that attar wrote can be read as a checkpoint again: that says most about it.
+        // A checkpoint folder of attar is an artifact, too; shown as a checkpoint it tells more.
         let described = ["artifact.json", "manifest.json"].map(|name| path.join(name));
         if arguments.get_flag("graph") {
             printer.data(&Model::open(path)?.graph.to_string());
@@ -84,7 +88,7 @@ fn checkpoint(path: &Path, printer: &Printer) -> Result<(), Error> {
         .collect();
     printer.data(&draw(&["weight", "shape", "encoding", "bytes", "stored as"], &rows));
     printer.data(&format!(
-        "{} ({}): {} parameters, {} blocks, {per_weight:.3} true bits a weight",
+        "{} ({}): {} parameters, {} blocks, {per_weight:.3} bits per weight",
         path.display(),
         model.config.architecture,
         model.parameters(),
@@ -140,7 +144,7 @@ fn written(file: &Path, printer: &Printer) -> Result<(), Error> {
         printer.data(&draw(&["weight", "shape", "encoding", "storage", "bytes", "SNR dB"], &rows));
         let totals = &artifact["totals"];
         printer.data(&format!(
-            "{} {}: {} weights, {:.3} true bits a weight ({:.3} over the quantized ones), {}",
+            "{} {}: {} weights, {:.3} bits per weight ({:.3} per quantized weight), {}",
             artifact["target"].as_str().unwrap_or("?"),
             artifact["folder"].as_str().unwrap_or(""),
             totals["weights"],
@@ -153,7 +157,7 @@ fn written(file: &Path, printer: &Printer) -> Result<(), Error> {
     Ok(())
 }
 
-/// What steps have left beside the model.
+/// The folders that steps have written besides artifacts.
 fn folders(manifest: &Value, printer: &Printer) {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();

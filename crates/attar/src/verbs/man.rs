@@ -16,7 +16,13 @@ impl Verb for Man {
     }
 
     fn command(&self) -> Command {
-        Command::new("man").about("Write manual pages").arg(path_argument("DIR", "Folder for the pages, made if need be"))
+        Command::new("man")
+            .about("Write the manual pages")
+            .arg(path_argument("DIR", "Folder for the pages, created if it does not exist"))
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar man man1"]
     }
 
     fn run(&self, arguments: &ArgMatches, _: &Environment, _: &Printer) -> Result<ExitCode, Error> {

@@ -25,26 +25,30 @@ impl Verb for MemoryPlan {
             Arg::new(name).long(name).value_name("FILE").help(help).value_parser(value_parser!(std::path::PathBuf))
         };
         Command::new("memory-plan")
-            .about("Place buffers in a memory so that none that live at once overlap")
-            .long_about("Place buffers in a memory so that none that live at once overlap.\n\nThe file has the form of the minimalloc benchmarks: a header `id,lower,upper,size` in any order, and a row for each buffer, which needs `size` bytes from time `lower` to before time `upper`. Other columns are read over. Greedy orders come first, then an exact search. Exit code 0 means that a placement was found and checked; 1 that none fits, or that none was found within `--nodes`.")
-            .arg(path_argument("FILE", "The buffers, a CSV file"))
+            .about("Place buffers in a memory so that no two live buffers overlap")
+            .long_about("Place buffers in a memory so that no two live buffers overlap.\n\nThe input is a CSV file in the format of the minimalloc benchmarks: a header with the columns `id,lower,upper,size` in any order, and one row per buffer. A buffer takes `size` bytes and is live from time `lower` until just before time `upper`. Other columns are ignored. Greedy heuristics run first, then an exact search. Exit code 0: a placement was found and verified. Exit code 1: no placement exists, or none was found within `--nodes`.")
+            .arg(path_argument("FILE", "CSV file with the buffers"))
             .arg(
                 Arg::new("capacity")
                     .long("capacity")
                     .value_name("SIZE")
-                    .help("Bytes that there are, like `1 MiB` [default: as few as can be]")
+                    .help("Size of the memory, such as `1 MiB` [default: as small as possible]")
                     .value_parser(|text: &str| text.parse::<Size>()),
             )
             .arg(
                 Arg::new("nodes")
                     .long("nodes")
                     .value_name("N")
-                    .help("Nodes to search before giving up")
+                    .help("Search nodes to visit before giving up")
                     .default_value("10000000")
                     .value_parser(value_parser!(u64).range(1..)),
             )
-            .arg(file("out", "File to write: the buffers with their offsets, as CSV"))
-            .arg(file("map", "File to write: the placement as a picture, as SVG"))
+            .arg(file("out", "Write the buffers with their offsets to this CSV file"))
+            .arg(file("map", "Draw the placement to this SVG file"))
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar memory-plan buffers.csv", r#"attar memory-plan buffers.csv --capacity "64 B" --out placed.csv --map placed.svg"#]
     }
 
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
@@ -72,22 +76,23 @@ impl Verb for MemoryPlan {
 
 fn write(path: &Path, text: &str) -> Result<(), Error> {
     attar_tensor::write_atomically(path, |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))
-        .map_err(|e: attar_tensor::Error| Error::input(format!("`{}` cannot be written", path.display())).because(&e))
+        .map_err(|e: attar_tensor::Error| Error::input(format!("cannot write `{}`", path.display())).because(&e))
 }
 
 fn for_people(plan: &Planned, file: &Path, entries: &Entries) -> String {
     let capacity = plan.capacity.map_or(String::new(), |capacity| format!(", capacity {capacity} B"));
-    let head = format!("{}: {} buffers, at most {} B live at once{capacity}", file.display(), entries.ids.len(), plan.max_live);
+    let head =
+        format!("{}: {} buffers, at most {} B live at any time{capacity}", file.display(), entries.ids.len(), plan.max_live);
     let Answer::Placed { placement, method, at_least } = &plan.answer else {
         return format!("{head}\nFAILED: {}", plan.failure(entries).expect("nothing was placed"));
     };
     let least = match at_least {
-        Some(least) if *least == placement.height => ", the least there is".to_owned(),
-        Some(least) => format!("; at least {least} B are needed"),
+        Some(least) if *least == placement.height => " (optimal)".to_owned(),
+        Some(least) => format!(" (lower bound {least} B)"),
         None => String::new(),
     };
     let (nodes, lost) = (plan.nodes, 100.0 * plan.fragmentation().expect("it was placed"));
-    format!("{head}\nheight {} B{least}, {lost:.2}% fragmentation; {method}, {nodes} nodes", placement.height)
+    format!("{head}\nheight {} B{least}, {lost:.2}% fragmentation; {method}, {nodes} search nodes", placement.height)
 }
 
 fn for_machines(plan: &Planned, file: &Path, entries: &Entries) -> Value {

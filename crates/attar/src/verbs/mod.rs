@@ -33,10 +33,12 @@ use crate::{
     progress::{self, Bars},
 };
 
-/// Something that attar can be told to do.
+/// A subcommand.
 pub(crate) trait Verb: Sync {
     fn name(&self) -> &'static str;
     fn command(&self) -> Command;
+    /// Commands for the end of its help. A test runs all of them, in the order of [`verbs`].
+    fn examples(&self) -> &'static [&'static str];
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error>;
 }
 
@@ -65,8 +67,19 @@ static OTHERS: &[&dyn Verb] = &[
     &engine::Engine,
 ];
 
-/// A gate failed.
+/// The help of every argument that takes a model.
+const MODEL: &str = "A Hugging Face folder, a GGUF file, or a checkpoint folder written by attar";
+
+/// The exit code of a failed gate.
 const GATE_FAILED: u8 = 1;
+
+/// A verb as clap knows it: its own command, with its examples.
+pub(crate) fn command(verb: &'static dyn Verb) -> Command {
+    match verb.examples() {
+        [] => verb.command(),
+        examples => verb.command().after_help(format!("Examples:\n  {}", examples.join("\n  "))),
+    }
+}
 
 fn path_argument(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name.to_lowercase()).value_name(name).help(help).required(true).value_parser(clap::value_parser!(std::path::PathBuf))
@@ -80,7 +93,7 @@ fn out_argument() -> Arg {
     Arg::new("out")
         .long("out")
         .value_name("DIR")
-        .help("Folder to write, made if need be")
+        .help("Output folder, created if it does not exist")
         .required(true)
         .value_parser(clap::value_parser!(std::path::PathBuf))
 }
@@ -88,7 +101,7 @@ fn out_argument() -> Arg {
 fn print_recipe_argument() -> Arg {
     Arg::new("print-recipe")
         .long("print-recipe")
-        .help("Print the recipe that this command stands for, and do nothing")
+        .help("Print the equivalent recipe, and do nothing else")
         .action(ArgAction::SetTrue)
 }
 
@@ -105,7 +118,7 @@ fn one_shot(model: &Path, out: &Path, sections: &[(&str, Settings)]) -> String {
     toml::to_string(&root).expect("settings are TOML")
 }
 
-/// Runs, or prints, a recipe that was built from a command line. `title` stands for its path.
+/// Runs, or prints, a recipe that was built from a command line. `title` takes the place of its path in messages.
 fn run_text(
     title: &str,
     text: &str,
@@ -118,7 +131,7 @@ fn run_text(
         return Ok(ExitCode::SUCCESS);
     }
     let run = || run_recipe(&Recipe::parse(Path::new(title), text)?, LockMode::None, environment, printer);
-    // Nobody wrote the recipe, so nobody can look at a place in it.
+    // The user has not seen this recipe, so a position in it would be of no use.
     run().map_err(|error| Error { place: None, ..error })
 }
 
@@ -143,12 +156,12 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
     for (_, table) in report.tables() {
         printer.data(&draw(table.head, &table.rows));
     }
-    let answer = match (report.gates.is_empty(), report.passed) {
-        (true, _) => "done",
-        (false, true) => "passed",
-        (false, false) => "FAILED: a gate does not hold",
+    let verdict = match (report.gates.is_empty(), report.passed) {
+        (true, _) => "done:",
+        (false, true) => "passed:",
+        (false, false) => "FAILED: at least one gate failed, see",
     };
-    printer.data(&format!("{answer}: {}", output.join("report.md").display()));
+    printer.data(&format!("{verdict} {}", output.join("report.md").display()));
 }
 
 /// A table for a terminal, no wider than it.

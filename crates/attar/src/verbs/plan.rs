@@ -18,14 +18,23 @@ impl Verb for Plan {
 
     fn command(&self) -> Command {
         Command::new("plan")
-            .about("Say what a recipe would do, before any work")
+            .about("Check a recipe and show what it would do, without doing it")
+            .long_about(
+                "Check a recipe and show what it would do, without doing it.\n\n\
+                 Lists the tensors that each step changes, bits per weight, bytes to be written, evals, gates, and an upper \
+                 estimate of memory. Reports every mistake that `attar run` would report before starting.",
+            )
             .arg(path_argument("RECIPE", "The recipe, a TOML file"))
             .arg(
                 Arg::new("tensors")
                     .long("tensors")
-                    .help("List every tensor instead of every kind of tensor")
+                    .help("List every tensor instead of grouping those of all blocks")
                     .action(ArgAction::SetTrue),
             )
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar plan recipe.toml", "attar plan recipe.toml --tensors"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
@@ -43,7 +52,7 @@ impl Verb for Plan {
         for eval in &plan.evals {
             printer.data(&format!("measure {eval}"));
         }
-        printer.data(&format!("gates: {}; peak memory: at most about {}", plan.gates, attar_recipe::bytes(plan.peak_memory)));
+        printer.data(&format!("gates: {}; peak memory: about {} at most", plan.gates, attar_recipe::bytes(plan.peak_memory)));
         for missing in &plan.missing {
             printer.data(&format!("missing: {missing}"));
         }
@@ -75,7 +84,7 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
         .collect();
     let name = if variant.name.is_empty() { "model" } else { &variant.name };
     let mut text = format!(
-        "\n{name}: {:.3} true bits a quantized weight, {:.3} over all weights\n",
+        "\n{name}: {:.3} bits per quantized weight, {:.3} bits per weight overall\n",
         variant.quantized_bits_per_weight, variant.bits_per_weight
     );
     if !rows.is_empty() {

@@ -17,10 +17,14 @@ impl Verb for Run {
 
     fn command(&self) -> Command {
         Command::new("run")
-            .about("Run a recipe: transform, write, verify, measure, judge, report")
-            .long_about("Run a recipe: transform, write, verify, measure, judge, report.\n\nPaths in the recipe are relative to the current folder. A run that was killed goes on where it stopped when the same command is given again.")
+            .about("Run a recipe: transform, export, verify, evaluate, check gates, report")
+            .long_about("Run a recipe: transform, export, verify, evaluate, check gates, report.\n\nPaths in the recipe are relative to the current folder. To resume a run that was killed, run the same command again. The digests of the recipe and its inputs are recorded in a lock file next to the recipe; `--locked` fails if they have changed.")
             .arg(path_argument("RECIPE", "The recipe, a TOML file"))
-            .arg(Arg::new("locked").long("locked").help("Refuse to run if the recipe's lock file is missing or disagrees").action(ArgAction::SetTrue))
+            .arg(Arg::new("locked").long("locked").help("Fail if the recipe's lock file is missing or does not match").action(ArgAction::SetTrue))
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar run recipe.toml", "attar run recipe.toml --locked --json > report.json"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

@@ -19,6 +19,10 @@ impl Verb for Schema {
         Command::new("schema").about("Print the JSON Schema of recipes")
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar schema > recipe.schema.json"]
+    }
+
     fn run(&self, _: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         printer.value(&attar_recipe::schema());
         Ok(ExitCode::SUCCESS)

@@ -1,4 +1,4 @@
-//! `attar simulate PLAN [--data FILE]`: runs a plan on simulated memories.
+//! `attar simulate PLAN [--data FILE]`: runs a compiled plan in simulation.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -22,22 +22,30 @@ impl Verb for Simulate {
 
     fn command(&self) -> Command {
         Command::new("simulate")
-            .about("Run a plan on simulated memories: prove it, and time it")
+            .about("Run a compiled plan in simulation, to prove it or to predict its cost")
             .long_about(
-                "Run a plan on simulated memories. With the data of a proof, every access is checked (bounds, alignment, reads \
-                 of what was not written, accesses that no wait keeps in order), every term of every sum must be added once, \
-                 and every result must be that of the plain reference, bit for bit. Without, only times and bytes are counted. \
-                 All times and energies are predicted.",
+                "Run a compiled plan in simulation, to prove it or to predict its cost.\n\n\
+                 With a proof's data file, the simulator checks every memory access (bounds, alignment, reads of unwritten \
+                 bytes, races) and compares every result with the reference implementation, bit for bit. Without one, it only \
+                 counts cycles and bytes. All times and energies are predictions.",
             )
-            .arg(path_argument("PLAN", "A plan file, as `compile` writes it"))
+            .arg(path_argument("PLAN", "A plan file written by `compile`"))
             .arg(
                 Arg::new("data")
                     .long("data")
                     .value_name("FILE")
-                    .help("Numbers and reference of a proof [default: PLAN with `.data` in place of `.plan`, if it is there]")
+                    .help("Data file of a proof [default: PLAN with `.data` in place of `.plan`, if that file exists]")
                     .value_parser(clap::value_parser!(PathBuf)),
             )
-            .arg(Arg::new("text").long("text").help("Print the plan in text form, and do nothing").action(ArgAction::SetTrue))
+            .arg(Arg::new("text").long("text").help("Print the plan as text, and do nothing else").action(ArgAction::SetTrue))
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &[
+            "attar simulate plans/compiled/prefill.proof.plan",
+            "attar simulate plans/compiled/decode.plan",
+            "attar simulate plans/compiled/decode.plan --text",
+        ]
     }
 
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
@@ -93,10 +101,13 @@ fn show(plan: &Plan, simulation: &Simulation, proven: bool, printer: &Printer) {
         .collect();
     let head = ["kernel", "cycles", "computing", "stalled", "activations read", "weights read", "written", "MACs"];
     printer.data(&draw(&head, &rows));
-    let word =
-        if proven { "proven: every result is the reference's, bit for bit" } else { "counted, not proven: no data was given" };
+    let word = if proven {
+        "proven: every result equals the reference bit for bit"
+    } else {
+        "not proven (no data file): only cycles and bytes were counted"
+    };
     printer.data(&format!(
-        "{}: {word}\n{} cycles, {seconds:.6} s, {joules:.6} J, {} of DRAM traffic, {} of SRAM in use (all predicted)",
+        "{}: {word}\npredicted: {} cycles, {seconds:.6} s, {joules:.6} J, {} of DRAM traffic, {} of SRAM at the peak",
         plan.title,
         simulation.cycles,
         attar_recipe::bytes(simulation.dram()),

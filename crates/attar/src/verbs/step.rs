@@ -9,8 +9,11 @@ use attar_recipe::{
 };
 use clap::{Arg, ArgMatches, Command};
 
-use super::{Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
+use super::{MODEL, Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
 use crate::{environment::Environment, printer::Printer, settings};
+
+/// The heading of the flags that choose the calibration text.
+const CALIBRATION: &str = "Calibration";
 
 /// A step whose flags are its settings.
 impl Verb for StepKind {
@@ -20,6 +23,10 @@ impl Verb for StepKind {
 
     fn command(&self) -> Command {
         verb(self.name)
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        self.examples
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
@@ -37,33 +44,34 @@ pub(super) fn verb(step: &'static str) -> Command {
             Arg::new("calibration")
                 .long("calibration")
                 .value_name("FILE")
-                .help("Text for algorithms that must see activations")
+                .help("UTF-8 text, for algorithms that observe activations")
+                .help_heading(CALIBRATION)
                 .value_parser(clap::value_parser!(PathBuf)),
         )
-        .arg(count("samples", "Windows of that text to take [default: 128]"))
+        .arg(count("samples", "Windows to draw from the text [default: 128]"))
         .arg(count("length", "Tokens per window [default: 512]"));
     settings::flags(command, &verb_schema(step).expect("a verb of a step that exists"))
 }
 
-/// The verb of a step, and the model that it is done to.
+/// The command of a step, with the model that it applies to.
 pub(super) fn command(step: &'static str) -> Command {
     let kind = STEPS.iter().find(|kind| kind.name == step).expect("a verb of a step that exists");
     Command::new(step)
         .about(kind.about)
         .long_about(format!(
-            "{}: the step `{step}` on its own, writing a checkpoint folder that every verb reads back.",
+            "{}.\n\nRuns the step `{step}` on its own and writes a checkpoint folder, which every other command can read.",
             kind.about
         ))
-        .arg(path_argument("MODEL", "A Hugging Face folder, a GGUF file or a folder that attar wrote"))
+        .arg(path_argument("MODEL", MODEL))
 }
 
-/// The recipe that does a step alone and writes a checkpoint folder.
+/// The recipe that runs one step and writes a checkpoint folder.
 pub(super) fn recipe(step: &str, arguments: &ArgMatches) -> String {
     let export = toml::Table::from_iter([("target".to_owned(), "checkpoint".into()), ("folder".to_owned(), ".".into())]);
     recipe_of(step, arguments, &[("export", export)])
 }
 
-/// The recipe of a step and other sections.
+/// The recipe of one step and further sections.
 pub(super) fn recipe_of(step: &str, arguments: &ArgMatches, more: &[(&str, toml::Table)]) -> String {
     let schema = verb_schema(step).expect("a verb of a step that exists");
     let mut table = toml::Table::from_iter([("kind".to_owned(), step.into())]);
@@ -72,17 +80,18 @@ pub(super) fn recipe_of(step: &str, arguments: &ArgMatches, more: &[(&str, toml:
     one_shot(path(arguments, "model"), path(arguments, "out"), &sections)
 }
 
-/// The section of the calibration text, if one was given.
+/// `[data.calibration]` as text, if a calibration text was given.
 pub(super) fn data(arguments: &ArgMatches) -> String {
     let text = |table| format!("\n[data.calibration]\n{}", toml::to_string(&table).expect("settings are TOML"));
     calibration(arguments).map(text).unwrap_or_default()
 }
 
 fn count(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).value_name("N").help(help).requires("calibration").value_parser(clap::value_parser!(u32))
+    let arg = Arg::new(name).long(name).value_name("N").help(help).help_heading(CALIBRATION);
+    arg.requires("calibration").value_parser(clap::value_parser!(u32))
 }
 
-/// `[data.calibration]`, if a text was given.
+/// The settings of `[data.calibration]`, if a calibration text was given.
 fn calibration(arguments: &ArgMatches) -> Option<toml::Table> {
     let path = arguments.get_one::<PathBuf>("calibration")?;
     let mut table = toml::Table::from_iter([("path".to_owned(), path.display().to_string().into())]);

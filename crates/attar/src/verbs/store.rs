@@ -25,6 +25,10 @@ impl Verb for Store {
             .subcommand(collect_command())
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar store gc store --dry-run", "attar store gc store --older-than 12h"]
+    }
+
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let ("gc", arguments) = arguments.subcommand().expect("clap demands one") else { unreachable!("clap knows only this") };
         let root = path(arguments, "store");

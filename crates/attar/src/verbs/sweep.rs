@@ -24,25 +24,29 @@ impl Verb for Sweep {
             Arg::new(name).long(name).value_name("BITS").help(help).value_parser(clap::value_parser!(f64))
         };
         Command::new("sweep")
-            .about("Show what every budget in a range would give: size against quality")
-            .long_about("Show what every budget in a range would give: size against quality.\n\nThe recipe has a `quantize` step with `bits` or `bytes`. What each choice loses is predicted once and kept in the recipe's store. Writes `sweep.json` and `sweep.svg` to the recipe's output folder.")
+            .about("Predict quality against size over a range of budgets")
+            .long_about("Predict quality against size over a range of budgets.\n\nThe recipe must have a `quantize` step with `bits` or `bytes`. The loss of each choice is predicted once and kept in the recipe's store. Writes `sweep.json` and `sweep.svg` to the recipe's output folder.")
             .arg(path_argument("RECIPE", "The recipe, a TOML file"))
             .arg(
                 Arg::new("points")
                     .long("points")
                     .value_name("N")
-                    .help("How many budgets")
+                    .help("Number of budgets")
                     .default_value("9")
                     .value_parser(clap::value_parser!(u16)),
             )
-            .arg(bits("from", "Bits a selected weight of the first [default: the smallest choices]"))
-            .arg(bits("to", "Bits a selected weight of the last [default: the largest choices]"))
+            .arg(bits("from", "Smallest budget, in bits per selected weight [default: the smallest possible]"))
+            .arg(bits("to", "Largest budget, in bits per selected weight [default: the largest possible]"))
             .arg(
                 Arg::new("measure")
                     .long("measure")
-                    .help("Also quantize each and measure it by the recipe's evals")
+                    .help("Also quantize the model at each budget and run the recipe's evals")
                     .action(ArgAction::SetTrue),
             )
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar sweep budget.toml --points 3"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

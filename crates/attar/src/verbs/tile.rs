@@ -1,5 +1,5 @@
-//! `attar tile M,K,N` or `attar tile MODEL`: how one product, or every product of a model, is cut for a device; of a model with
-//! `--out`, the step as every other.
+//! `attar tile M,K,N` or `attar tile MODEL`: tiles one matrix product, or every product of a model, for a device; for a model,
+//! `--out` runs the step.
 
 use std::{
     path::{Path, PathBuf},
@@ -22,10 +22,10 @@ use crate::{environment::Environment, printer::Printer, settings};
 
 pub(super) struct Tile;
 
-/// Of the step and of the verb.
+/// Name of the step and of the verb.
 const NAME: &str = "tile";
 
-/// What makes no sense for a product alone.
+/// Flags that apply to models only.
 const OF_MODELS: [&str; 4] = ["seq", "decode", "out", "print-recipe"];
 
 impl Verb for Tile {
@@ -36,18 +36,19 @@ impl Verb for Tile {
     fn command(&self) -> Command {
         let command = Command::new(NAME)
             .visible_alias("tile-for-sram")
-            .about("Cut a product, or all of a model, for a device's SRAM")
+            .about("Tile a matrix product, or all products of a model, for a device's SRAM")
             .long_about(
-                "Cut the product of activations [M, K] and weights [K, N] for a device's SRAM: the best tiles, loop order and \
-                 what stays resident, its DRAM bytes beside the lower bound of any schedule, and its predicted cycles. \
-                 Streamed operands are double-buffered, tiles are multiples of the device's array. Of a model whose weights \
-                 and activations are in integers, every distinct product is cut; with `--out`, the step `tile` runs on its own \
-                 and writes the folder `tiled`.",
+                "Tile a matrix product, or all products of a model, for a device's SRAM.\n\n\
+                 For a product of activations [M, K] and weights [K, N], finds the best tile sizes, loop order and resident \
+                 operands, and prints DRAM traffic next to the lower bound of any schedule, SRAM and predicted cycles. Streamed \
+                 operands are double-buffered; tiles are multiples of the device's array. For a model with weights and \
+                 activations quantized to integers, does so for every distinct product; `--out` runs the step `tile` and writes \
+                 the folder `tiled`.",
             )
             .arg(
                 Arg::new("model")
                     .value_name("M,K,N|MODEL")
-                    .help("Rows, depth and columns, `512,2048,2048`; or a checkpoint")
+                    .help("Sizes of a product, such as `512,2048,2048`, or a checkpoint")
                     .required(true)
                     .value_parser(clap::value_parser!(PathBuf)),
             )
@@ -55,7 +56,7 @@ impl Verb for Tile {
                 Arg::new("weights")
                     .long("weights")
                     .value_name("BITS")
-                    .help("Width of a weight of the product")
+                    .help("Bits per weight, for a product")
                     .default_value("8")
                     .value_parser(clap::value_parser!(u32).range(2..=8)),
             )
@@ -63,29 +64,37 @@ impl Verb for Tile {
                 Arg::new("out")
                     .long("out")
                     .value_name("DIR")
-                    .help("Folder to write, made if need be")
+                    .help("Output folder, created if it does not exist")
                     .value_parser(clap::value_parser!(PathBuf)),
             )
             .arg(print_recipe_argument().requires("out"));
         settings::flags(command, &schema())
     }
 
+    fn examples(&self) -> &'static [&'static str] {
+        &[
+            "attar tile 512,2048,2048 --device ethos-u85-1024 --weights 4",
+            "attar tile 512,2048,2048 --set sram=256KiB --pareto",
+            "attar tile static --seq 64",
+        ]
+    }
+
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let what = path(arguments, "model");
         let text = what.display().to_string();
         let settings = Settings::deserialize(settings::table(&schema(), arguments))
-            .map_err(|error| Error::recipe("the settings cannot be used").because(&error))?;
+            .map_err(|error| Error::recipe("invalid settings").because(&error))?;
         match sizes(&text) {
             Some(product) => {
-                refuse(arguments, &OF_MODELS, "a model")?;
+                refuse(arguments, &OF_MODELS, "models")?;
                 one(product, *arguments.get_one("weights").expect("it has a default"), &settings, printer)?;
             }
             None if !what.exists() => {
-                let hint = "three sizes of at least 1, like `512,2048,2048`, or the path of a checkpoint".to_owned();
-                return Err(Error::recipe(format!("`{text}` is no product, and no model")).hint(hint));
+                let hint = "give three sizes of at least 1, such as `512,2048,2048`, or the path of a checkpoint".to_owned();
+                return Err(Error::recipe(format!("`{text}` is neither a product nor a model")).hint(hint));
             }
             None => {
-                refuse(arguments, &["weights"], "a product")?;
+                refuse(arguments, &["weights"], "products")?;
                 if arguments.contains_id("out") {
                     let recipe = step::recipe_of(NAME, arguments, &[]);
                     return run_text(&format!("attar {NAME} {text}"), &recipe, arguments, environment, printer);
@@ -101,23 +110,23 @@ fn schema() -> Value {
     verb_schema(NAME).expect("a verb of a step that exists")
 }
 
-/// `[m, k, n]`, if a text says so.
+/// `[m, k, n]`, if the text is three sizes.
 fn sizes(text: &str) -> Option<[u64; 3]> {
     let size = |part: &str| part.trim().parse().ok().filter(|n| *n > 0 && *n <= 1 << 24);
     let sizes: Option<Vec<u64>> = text.split([',', 'x']).map(size).collect();
     sizes?.try_into().ok()
 }
 
-/// Flags that were given and are for something else.
+/// An error if a flag was given that applies only to `of`.
 fn refuse(arguments: &ArgMatches, flags: &[&str], of: &str) -> Result<(), Error> {
     let given = |flag: &&&str| arguments.value_source(flag) == Some(ValueSource::CommandLine);
     match flags.iter().find(given) {
-        Some(flag) => Err(Error::recipe(format!("`--{flag}` is for {of}"))),
+        Some(flag) => Err(Error::recipe(format!("`--{flag}` applies to {of} only"))),
         None => Ok(()),
     }
 }
 
-/// Cuts one product.
+/// Tiles one product.
 fn one([m, k, n]: [u64; 3], bits: u32, settings: &Settings, printer: &Printer) -> Result<(), Error> {
     let device = Compile { device: settings.device.clone(), set: settings.set.clone(), ..Compile::default() }.device()?;
     let width = device.numerics.weights.iter().copied().filter(|width| *width >= bits).min().unwrap_or(8);
@@ -139,14 +148,14 @@ fn one([m, k, n]: [u64; 3], bits: u32, settings: &Settings, printer: &Printer) -
     } else {
         printer.data(&draw(TilingReport::HEAD, &tilings.iter().map(TilingReport::row).collect::<Vec<_>>()));
         printer.data(&format!(
-            "lower bound of any schedule: {bound} bytes; {} has {} bytes of SRAM; streamed tiles double-buffered",
+            "lower bound of any schedule: {bound} bytes of DRAM traffic; {} has {} bytes of SRAM; streamed tiles are double-buffered",
             device.name, limits.sram
         ));
     }
     Ok(())
 }
 
-/// Cuts every distinct product of a model.
+/// Tiles every distinct product of a model.
 fn all(model: &Path, settings: &Settings, printer: &Printer) -> Result<(), Error> {
     let tiled = cut_products(settings, &Model::open(model)?)?;
     if printer.json {
@@ -154,7 +163,7 @@ fn all(model: &Path, settings: &Settings, printer: &Printer) -> Result<(), Error
     } else {
         let table = ProductReport::table(&tiled.products);
         printer.data(&draw(table.head, &table.rows));
-        printer.data(&format!("{} has {} bytes of SRAM; streamed tiles double-buffered", tiled.device, tiled.sram));
+        printer.data(&format!("{} has {} bytes of SRAM; streamed tiles are double-buffered", tiled.device, tiled.sram));
     }
     Ok(())
 }

@@ -121,7 +121,7 @@ fn an_interrupted_run_says_so_and_goes_on_later() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.starts_with("stopping when the unit at work is done"), "{text}");
+    assert!(text.starts_with("stopping after the current unit of work"), "{text}");
     let (_, text) = text.split_once('\n').unwrap();
     assert_eq!(text, "error: interrupted\nhint: finished work is kept: the same command goes on from here\n");
     assert!(!room.path("out/manifest.json").exists());

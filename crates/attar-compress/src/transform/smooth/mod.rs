@@ -55,31 +55,32 @@ registered!(
     Method, "method", &'static dyn Smoother, SMOOTHERS
 );
 
-/// Scale channels so that quantization loses less; the function stays the same.
+/// Scale channels so that quantization loses less; outputs stay the same.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Smooth {
     /// How scales are chosen.
     pub method: Method,
-    /// For `smoothquant`: the share of the difficulty that moves from activations to weights; 0.5 if not given.
+    /// For `smoothquant`: migration strength, the share of the quantization difficulty that moves from activations to
+    /// weights; 0.5 by default.
     #[serde(default)]
     pub alpha: Option<f64>,
-    /// For `awq`: number format that the weights will have.
+    /// For `awq`: number format that the weights will be quantized to.
     #[serde(default)]
     pub grid: Option<GridName>,
-    /// For `awq`: the weights that will share a scale, as in `quantize`.
+    /// For `awq`: group size that the weights will be quantized with, as in `quantize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Grouping>,
-    /// For `awq`: what will happen where the group size does not divide a row.
+    /// For `awq`: what to do where the group size does not divide the row, as in `quantize`.
     #[serde(default)]
     pub tail: TailRule,
-    /// For `awq`: whether scales will have a zero point each.
+    /// For `awq`: whether the weights will have zero points.
     #[serde(default)]
     pub asymmetric: bool,
-    /// For `awq`: how scales will be chosen.
+    /// For `awq`: how the scales of the weights will be chosen.
     #[serde(default)]
     pub scales: ScaleSearch,
-    /// For `awq`: number format that scales will have.
+    /// For `awq`: number format that the scales will have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale_dtype: Option<ScaleDtype>,
 }

@@ -14,7 +14,7 @@ use crate::{Error, Result, Window};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Perplexity {
-    /// The text, in UTF-8.
+    /// Text to evaluate on, a UTF-8 file.
     pub data: PathBuf,
     /// Tokens per window, BOS included.
     #[serde(default = "default_window")]
@@ -26,7 +26,7 @@ pub struct Perplexity {
     /// Use only this many tokens, from the start of the text; BOS is not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<usize>,
-    /// Begin every window with the model's begin-of-text token.
+    /// Start every window with the model's BOS token.
     #[serde(default)]
     pub bos: bool,
     /// The text that separates documents. White space around a document is dropped, and no window holds two documents.
