@@ -180,7 +180,7 @@ fn adapters_that_would_say_nothing_or_not_all_are_refused_before_any_work() {
     refuse(&quantized(&LORA.replace("lora", "full")), "", "the method `full` has no `adapters`");
     refuse(&quantized(&format!("{LORA}norms = true\n")), "", "adapters cannot hold norm gains");
     refuse(&format!("[[step]]\nkind = \"rotate\"\n{QUANTIZE}{LORA}"), "", "was transformed");
-    refuse(&quantized(&format!("{LORA}{LORA}")), "", "beside adapters that are finished");
+    refuse(&quantized(&format!("{LORA}{LORA}")), "", "next to finished adapters");
     refuse(&quantized(LORA), "[[export]]\ntarget = \"checkpoint\"\nfolder = \"adapters\"\n", "give the export another `folder`");
 }
 
@@ -218,7 +218,7 @@ fn pairs_that_make_no_sense_are_found_before_any_work() {
         ("[[step]]\nkind = \"quantize\"\ngrid = \"mxfp4\"\ngroup = \"row\"\nscale_dtype = \"f8\"\n", "scale_dtype"),
         (
             "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\n[[step]]\nkind = \"activations\"\n[[step]]\nkind = \"recover\"\n",
-            "before activations become integers",
+            "before activations are quantized",
         ),
     ] {
         let room = Room::new();
