@@ -186,7 +186,7 @@ fn without_engine(engine: &'static Engine, host: &Path) -> (tempfile::TempDir, A
     let library = folder.path().join("libengine.so.1.0.0");
     std::fs::write(&library, "no library").unwrap();
     let interpreter = Some(host.to_owned());
-    let installation = Installation { engine, library, interpreter, version: String::new() };
+    let installation = Installation { engine, library, interpreter, version: String::new(), runner: Vec::new() };
     let mut artifact = Artifact::new(installation, folder.path(), Mode::Exact, host);
     artifact.timeout = Duration::from_secs(20);
     (folder, artifact)

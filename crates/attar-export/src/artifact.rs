@@ -29,7 +29,7 @@ pub struct Artifact {
     pub inputs: Vec<Port>,
     /// What it gets.
     pub outputs: Vec<Port>,
-    /// The weights, in the order in which they lie in the file.
+    /// The weights, in the order of the file.
     pub tensors: Vec<TensorEntry>,
     /// Sums over [`Artifact::tensors`].
     pub totals: Totals,
@@ -71,7 +71,7 @@ pub struct TensorEntry {
     pub dims: Vec<usize>,
     /// Encoding in the graph: `int4/g64`, `bf16`.
     pub encoding: String,
-    /// How its bits lie in the file, in words.
+    /// How it is stored in the file, in words.
     pub storage: String,
     /// Bits that its encoding needs, scales and zeros included.
     pub true_bits: u64,
@@ -93,9 +93,9 @@ pub struct Totals {
     pub true_bits: u64,
     /// Bytes in the file, alignment not counted.
     pub stored_bytes: u64,
-    /// True bits a weight.
+    /// True bits per weight.
     pub bits_per_weight: f64,
-    /// True bits a quantized weight; 0 if there is none.
+    /// True bits per quantized weight; 0 if there is none.
     pub quantized_bits_per_weight: f64,
 }
 
@@ -112,7 +112,7 @@ pub struct PlainEntry {
     pub share: f64,
 }
 
-/// What [`crate::Target::verify`] found; that it returned is the proof that all is well.
+/// What [`crate::Target::verify`] measured. It is returned only if every weight is the model's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verification {
     /// Every weight.

@@ -9,13 +9,13 @@ use std::{collections::BTreeMap, fs, io::Write, ops::Range, path::Path};
 
 use attar_graph::{Expr, Fact, Graph, ValueId};
 use attar_tensor::{
-    Checkpoint, Digest, Dtype, Encoding, MANIFEST, Manifest, QuantizedEntry, SharedParts, TensorInfo,
+    Checkpoint, Dtype, Encoding, MANIFEST, Manifest, QuantizedEntry, SharedParts, TensorInfo,
     safetensors::{Entry, PartLayout, Writer},
 };
 
 use crate::{
-    Artifact, Error, FileEntry, Input, Options, Original, PlainEntry, Plan, Port, Progress, Result, Target, TensorEntry, Totals,
-    Verification, VerifiedTensor,
+    Artifact, Error, Input, Options, Original, Plan, Port, Progress, Result, Target, TensorEntry, Verification, VerifiedTensor,
+    kit::{self, Written, chunks, file_entry},
     noise::{Noise, same},
 };
 
@@ -72,7 +72,7 @@ impl Item {
     fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
         let [rows, columns] = self.info().matrix();
         let step = (PIECE / 4 / columns.max(1)).max(1);
-        (0..rows).step_by(step).map(move |first| first..(first + step).min(rows))
+        chunks(rows, step)
     }
 }
 
@@ -100,6 +100,14 @@ impl Target for CheckpointFolder {
         "checkpoint"
     }
 
+    fn about(&self) -> &'static str {
+        "attar's own checkpoint folder, which every verb reads back"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
     fn check(&self, graph: &Graph, _: &Options) -> Result<Plan> {
         let tensors: Vec<TensorEntry> = items(graph).iter().map(Item::entry).collect();
         let bytes = tensors.iter().map(|t| t.stored_bytes).sum();
@@ -120,14 +128,15 @@ impl Target for CheckpointFolder {
         attar_tensor::write_atomically(&folder.join(MANIFEST), |to| {
             to.write_all(manifest.as_bytes()).map_err(Error::io("write", folder.join(MANIFEST)))
         })?;
+        let written = written(&items);
         Ok(Artifact {
             target: self.name().into(),
             options: options.clone(),
             files: [WEIGHTS, GRAPH, MANIFEST].iter().map(|name| file_entry(folder, name)).collect::<Result<_>>()?,
             inputs: ports(model.graph, model.graph.inputs()),
             outputs: ports(model.graph, model.graph.outputs()),
-            totals: totals(&items),
-            not_quantized: not_quantized(&items),
+            totals: kit::totals(&written),
+            not_quantized: kit::not_quantized(&written),
             tensors: plan.tensors,
         })
     }
@@ -230,12 +239,6 @@ fn manifest(items: &[Item]) -> Manifest {
     Manifest { attar: 1, tool, shards: vec![WEIGHTS.into()], quantized: quantized.collect() }
 }
 
-fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
-    let path = folder.join(name);
-    let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
-    Ok(FileEntry { name: name.into(), bytes, digest: Digest::of_file(&path)? })
-}
-
 fn ports(graph: &Graph, ids: &[ValueId]) -> Vec<Port> {
     let port = |id: &ValueId| {
         let Fact { dims, encoding } = graph.fact(*id);
@@ -248,34 +251,6 @@ fn ports(graph: &Graph, ids: &[ValueId]) -> Vec<Port> {
     ids.iter().map(port).collect()
 }
 
-fn totals(items: &[Item]) -> Totals {
-    let mut totals = Totals::default();
-    let mut quantized_bits = 0;
-    for item in items {
-        let (count, entry) = (item.dims.iter().product::<usize>() as u64, item.entry());
-        totals.weights += count;
-        totals.true_bits += entry.true_bits;
-        totals.stored_bytes += entry.stored_bytes;
-        if matches!(item.encoding, Encoding::Quantized(_)) {
-            totals.quantized_weights += count;
-            quantized_bits += entry.true_bits;
-        }
-    }
-    totals.bits_per_weight = totals.true_bits as f64 / totals.weights.max(1) as f64;
-    totals.quantized_bits_per_weight = quantized_bits as f64 / totals.quantized_weights.max(1) as f64;
-    totals
-}
-
-fn not_quantized(items: &[Item]) -> Vec<PlainEntry> {
-    let all: usize = items.iter().map(|item| item.dims.iter().product::<usize>()).sum();
-    items
-        .iter()
-        .filter(|item| !matches!(item.encoding, Encoding::Quantized(_)))
-        .map(|item| PlainEntry {
-            name: item.name.clone(),
-            dtype: item.encoding.to_string(),
-            bytes: item.entry().stored_bytes,
-            share: item.dims.iter().product::<usize>() as f64 / all.max(1) as f64,
-        })
-        .collect()
+fn written(items: &[Item]) -> Vec<Written> {
+    items.iter().map(|item| Written { entry: item.entry(), encoding: item.encoding, dtype: item.encoding.to_string() }).collect()
 }

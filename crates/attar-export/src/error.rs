@@ -94,9 +94,9 @@ pub enum Error {
     Differs {
         /// Canonical name.
         tensor: String,
-        /// Where.
+        /// Its row.
         row: usize,
-        /// Where.
+        /// Its column.
         column: usize,
         /// In the artifact.
         found: f32,

@@ -1,4 +1,4 @@
-//! Writes artifacts that other runtimes load; one folder a target.
+//! Writes artifacts that other runtimes load; one folder per target.
 //!
 //! A [`Target`] turns a graph and its weights into files, then re-opens them with a reader that shares no code with
 //! the writer and compares every number. Weights are streamed: a model far larger than memory can be written.
@@ -20,6 +20,7 @@
 mod artifact;
 mod checkpoint;
 mod error;
+mod kit;
 mod noise;
 mod onnx;
 mod options;
@@ -54,6 +55,13 @@ pub type Original<'a> = &'a dyn Fn(&str, Range<usize>, &mut [f32]) -> attar_grap
 pub trait Target: Sync {
     /// Its name in recipes.
     fn name(&self) -> &'static str;
+
+    /// What it writes, and for whom, in one line.
+    fn about(&self) -> &'static str;
+
+    /// Raised whenever the same model and options give other bytes. It decides, with them, whether an artifact that is there
+    /// already is kept.
+    fn version(&self) -> u32;
 
     /// What would be written, or why it cannot be. Reads no weight.
     fn check(&self, graph: &Graph, options: &Options) -> Result<Plan>;

@@ -5,7 +5,7 @@ use attar_tensor::{Encoding, Granularity, Levels, Scheme};
 use crate::{Error, Result};
 
 /// The least signal-to-noise ratio, in decibels, that a scheme can honestly have. Evenly spread weights rounded to
-/// `2^bits` levels keep 6 dB a bit; real ones keep about 5 dB less in groups of 32, 10 dB less under one scale a row, and
+/// `2^bits` levels keep 6 dB per bit; real ones keep about 5 dB less in groups of 32, 10 dB less with one scale per row, and
 /// under one scale in all as much less as their largest outlier takes. Below these floors something else went wrong than
 /// rounding: another tensor's scales, lost rows, a swapped sign (which has about -6 dB).
 fn floor(scheme: &Scheme) -> f64 {

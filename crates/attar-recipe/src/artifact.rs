@@ -75,8 +75,9 @@ fn input_or_refused(recipe: &Recipe, export: &Export, error: attar_export::Error
 }
 
 fn artifact_key(export: &Export, base: &Model, working: &Working) -> Result<Digest> {
-    let mut text =
-        format!("{TOOL} {} {}\n{}\n{}", export.target.name(), serde_json::json!(export.options), working.graph, base.config.json);
+    let (target, options) = (export.target, serde_json::json!(export.options));
+    let (name, version) = (target.name(), target.version());
+    let mut text = format!("{TOOL} {name} {version} {options}\n{}\n{}", working.graph, base.config.json);
     let mut seen = BTreeMap::new();
     for (_, _, expr) in working.graph.weights() {
         if let Entry::Vacant(entry) = seen.entry(expr.to_string()) {

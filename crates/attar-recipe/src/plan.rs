@@ -1,10 +1,11 @@
 //! What a run would do, before any work: headers are read, weights are not.
 
+use attar_graph::Graph;
 use attar_model::Model;
 use serde::Serialize;
 
 use crate::{
-    Engines, Error, ErrorKind, Recipe, Result, RunnerKind, adapters,
+    Engines, Error, ErrorKind, Recipe, Result, RunnerKind, Variant, adapters,
     kept::Kept,
     model::Working,
     needs::missing,
@@ -95,59 +96,15 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     output::check(recipe.output(), &recipe.owner())?;
     let model = recipe.open_model()?;
     check_evals(recipe, &model)?;
-    let (mut memory, mut most) = (0, String::new());
+    let mut peak = Peak::default();
     let mut variants = Vec::new();
     for variant in &recipe.variants {
-        let mut working = Working::new(&variant.name, &model, recipe.calibration());
-        let mut tensors = Vec::new();
-        for (at, (key, step)) in variant.steps.iter().enumerate() {
-            working.kept.at(at);
-            check_graph(step.kind(), &working.graph).map_err(|e| recipe.failed_step(key, step.kind(), e))?;
-            let planned = step.plan(&mut working).map_err(|e| recipe.failed_step(key, step.kind(), e))?;
-            if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory).filter(|tensor| tensor.memory > memory) {
-                (memory, most) = (tensor.memory, format!("the step `{}` on `{}`", step.kind().name, tensor.name));
-            }
-            tensors.extend(planned);
-        }
-        let mut exports = Vec::new();
-        for export in &recipe.exports {
-            let written = export.target.check(&working.graph, &export.options).map_err(|e| recipe.refused_export(export, e))?;
-            for graph in &working.possible {
-                export.target.check(graph, &export.options).map_err(|e| recipe.refused_export(export, e))?;
-            }
-            let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
-            if EXPORT_MEMORY + largest > memory {
-                (memory, most) = (EXPORT_MEMORY + largest, format!("the export `{}`", export.target.name()));
-            }
-            let folder = recipe.folder(&variant.name, &export.folder);
-            exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
-        }
-        if let Some(adapted) = &working.adapters {
-            if let Some(export) = recipe.exports.iter().find(|export| export.folder == adapters::FOLDER) {
-                let message = format!("the adapters of a `recover` step are written to `{}`, too", adapters::FOLDER);
-                let error = Error::recipe(message).hint("give the export another `folder`".to_owned());
-                return Err(recipe.document.place(error, &format!("{}.folder", export.key)));
-            }
-            let (bytes, folder) = (adapters::bytes(adapted, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
-            exports.push(PlannedExport { target: adapters::TARGET.into(), folder, bytes });
-        }
-        let (bits_per_weight, quantized_bits_per_weight) = working.bits();
-        variants.push(PlannedVariant {
-            name: variant.name.clone(),
-            tensors,
-            kept: working.kept,
-            findings: working.findings,
-            exports,
-            bits_per_weight,
-            quantized_bits_per_weight,
-        });
+        variants.push(plan_variant(recipe, variant, &model, &mut peak)?);
     }
-    memory += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
+    peak.bytes += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
     for eval in &recipe.evals {
-        let wanted = eval_memory(&model, eval.task.longest().or(model.config.context).unwrap_or(0));
-        if wanted > memory {
-            (memory, most) = (wanted, format!("the eval `{}`", eval.name));
-        }
+        let longest = eval.task.longest().or(model.config.context).unwrap_or(0);
+        peak.raise(eval_memory(&model, longest), || format!("the eval `{}`", eval.name));
     }
     Ok(Plan {
         model: recipe.model().display().to_string(),
@@ -156,10 +113,85 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         variants,
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         gates: recipe.gates.len(),
-        peak_memory: BASE_MEMORY + memory,
-        peak: most,
+        peak_memory: BASE_MEMORY + peak.bytes,
+        peak: peak.what,
         missing: missing(recipe, engines),
     })
+}
+
+/// The most memory that any part of a run takes, and which part.
+#[derive(Default)]
+struct Peak {
+    bytes: u64,
+    what: String,
+}
+
+impl Peak {
+    fn raise(&mut self, bytes: u64, what: impl FnOnce() -> String) {
+        if bytes > self.bytes {
+            *self = Peak { bytes, what: what() };
+        }
+    }
+}
+
+fn plan_variant(recipe: &Recipe, variant: &Variant, model: &Model, peak: &mut Peak) -> Result<PlannedVariant> {
+    let mut working = Working::new(&variant.name, model, recipe.calibration());
+    let tensors = plan_steps(recipe, variant, &mut working, peak)?;
+    let mut exports = plan_exports(recipe, variant, &working, peak)?;
+    exports.extend(plan_adapters(recipe, variant, &working)?);
+    let (bits_per_weight, quantized_bits_per_weight) = working.bits();
+    Ok(PlannedVariant {
+        name: variant.name.clone(),
+        tensors,
+        kept: working.kept,
+        findings: working.findings,
+        exports,
+        bits_per_weight,
+        quantized_bits_per_weight,
+    })
+}
+
+/// Every weight that the steps of a variant change; then `working` is what it would be.
+fn plan_steps(recipe: &Recipe, variant: &Variant, working: &mut Working, peak: &mut Peak) -> Result<Vec<PlannedTensor>> {
+    let mut tensors = Vec::new();
+    for (at, (key, step)) in variant.steps.iter().enumerate() {
+        let kind = step.kind();
+        working.kept.at(at);
+        check_graph(kind, &working.graph).map_err(|e| recipe.failed_step(key, kind, e))?;
+        let planned = step.plan(working).map_err(|e| recipe.failed_step(key, kind, e))?;
+        if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory) {
+            peak.raise(tensor.memory, || format!("the step `{}` on `{}`", kind.name, tensor.name));
+        }
+        tensors.extend(planned);
+    }
+    Ok(tensors)
+}
+
+/// The folders of the exports. What a budget may choose must be possible, too.
+fn plan_exports(recipe: &Recipe, variant: &Variant, working: &Working, peak: &mut Peak) -> Result<Vec<PlannedExport>> {
+    let mut exports = Vec::new();
+    for export in &recipe.exports {
+        let check = |graph: &Graph| export.target.check(graph, &export.options).map_err(|e| recipe.refused_export(export, e));
+        let written = check(&working.graph)?;
+        working.possible.iter().try_for_each(|graph| check(graph).map(drop))?;
+        let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
+        peak.raise(EXPORT_MEMORY + largest, || format!("the export `{}`", export.target.name()));
+        let folder = recipe.folder(&variant.name, &export.folder);
+        exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
+    }
+    Ok(exports)
+}
+
+/// The folder of the adapters that a step would leave.
+fn plan_adapters(recipe: &Recipe, variant: &Variant, working: &Working) -> Result<Option<PlannedExport>> {
+    let Some(adapted) = &working.adapters else { return Ok(None) };
+    if let Some(export) = recipe.exports.iter().find(|export| export.folder == adapters::FOLDER) {
+        let message = format!("the adapters of a `recover` step are written to `{}`, too", adapters::FOLDER);
+        let error = Error::recipe(message).hint("give the export another `folder`".to_owned());
+        return Err(recipe.document.place(error, &format!("{}.folder", export.key)));
+    }
+    let (bytes, folder) = (adapters::bytes(adapted, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
+    Ok(Some(PlannedExport { target: adapters::TARGET.into(), folder, bytes }))
 }
 
 fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> String {
@@ -238,7 +270,7 @@ mod tests {
 
     #[test]
     fn memory_is_estimated_from_the_graph_for_decoders_and_encoders() {
-        let step = "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
+        let step = "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\ngroup = \"row\"\n";
         for model in ["shakespeare-1m", "tiny-gpt2", "tiny-bert"] {
             let small = planned(model, step).unwrap().peak_memory;
             let step = step.replace("int8\"", "int8\"\nalgorithm = \"gptq\"");

@@ -51,7 +51,7 @@ impl Session<'_> {
         Ok(blob)
     }
 
-    /// Lets go of a blob that this run made and no longer needs.
+    /// Releases a blob that this run made and no longer needs: it is deleted unless another run uses it.
     pub(crate) fn discard(&self, blob: &Digest) -> Result<()> {
         Ok(self.store.release(blob)?)
     }

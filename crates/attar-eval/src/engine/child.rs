@@ -113,11 +113,19 @@ fn command(installation: &Installation, host: &Path) -> Command {
             command
         }
         _ => {
-            let mut command = Command::new(host);
+            let mut command = on_processor(&installation.runner, host);
             command.args([VERB, installation.engine.name]);
             command
         }
     }
+}
+
+/// A program after the words that choose its processor.
+fn on_processor(runner: &[String], program: &Path) -> Command {
+    let Some((emulator, arguments)) = runner.split_first() else { return Command::new(program) };
+    let mut command = Command::new(emulator);
+    command.args(arguments).arg(program);
+    command
 }
 
 impl Drop for Child {

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 pub struct Places {
     named: Vec<(&'static str, Looked)>,
     shared: Vec<Looked>,
+    /// See [`Installation::runner`].
+    runner: Vec<String>,
 }
 
 /// One place where an engine was looked for.
@@ -32,6 +34,9 @@ pub struct Looked {
 
 /// The variable that names the folder of all engines.
 const ALL: &str = "ATTAR_ENGINES";
+
+/// The variable that holds words in front of the command line of engines that are loaded as a library: an emulator's.
+const RUNNER: &str = "ATTAR_ENGINE_RUNNER";
 
 /// The variable that Python sets in an active environment.
 const ACTIVE: &str = "VIRTUAL_ENV";
@@ -49,13 +54,16 @@ impl Places {
             let given = flag(engine.name).map(|path| Looked { name: format!("--{}", engine.name), path: Some(path) });
             [given, Some(of_variable(engine.variable()))].into_iter().flatten().map(|looked| (engine.name, looked))
         });
-        Places { named: named.collect(), shared: vec![of_variable(ALL.into()), of_variable(ACTIVE.into())] }
+        let words = variable(RUNNER).map(|words| words.to_string_lossy().into_owned()).unwrap_or_default();
+        let runner = words.split_whitespace().map(str::to_owned).collect();
+        Places { named: named.collect(), shared: vec![of_variable(ALL.into()), of_variable(ACTIVE.into())], runner }
     }
 
     /// The installation of `engine`. A flag that names none is an error, whatever the other places have.
     pub fn find(&self, engine: &'static Engine) -> Result<Installation> {
         let looked = self.of(engine);
         let found = looked.iter().filter_map(|looked| looked.path.as_deref()).find_map(|path| Installation::at(engine, path));
+        let found = found.map(|found| Installation { runner: self.runner.clone(), ..found });
         found.ok_or_else(|| Error::EngineMissing { title: engine.title, package: engine.package.name, looked })
     }
 
@@ -97,6 +105,8 @@ pub struct Installation {
     pub interpreter: Option<PathBuf>,
     /// The version of its package, or the numbers in the library's name; empty if neither tells.
     pub version: String,
+    /// Words in front of the command line of a [`Worker::Library`]: an emulator of another processor. Mostly empty.
+    pub runner: Vec<String>,
 }
 
 impl std::fmt::Debug for Installation {
@@ -114,15 +124,16 @@ impl Installation {
             Worker::Python(_) => Some(interpreter(&library)?),
         };
         let version = wheel(&engine.package, &library).map_or_else(|| numbers(&library), |(_, version)| version);
-        Some(Installation { engine, library, interpreter, version })
+        Some(Installation { engine, library, interpreter, version, runner: Vec::new() })
     }
 
-    /// What decides the engine's results: the library and, for a wheel, the digests of all its files. Paths do not
-    /// count, so that two environments with the same wheel are one.
+    /// What decides the engine's results: the library and, for a wheel, the digests of all its files, and the words that
+    /// choose another processor. Paths do not count, so that two environments with the same wheel are one.
     pub fn digest(&self) -> Result<Digest> {
         let library = Digest::of_file(&self.library).map_err(attar_model::Error::from)?;
         let files = wheel(&self.engine.package, &self.library).map(|(folder, _)| recorded(&self.engine.package, &folder));
-        Ok(Digest::of_parts([library.as_bytes().as_slice(), files.unwrap_or_default().as_bytes()]))
+        let rest = files.unwrap_or_default() + &self.runner.join(" ");
+        Ok(Digest::of_parts([library.as_bytes().as_slice(), rest.as_bytes()]))
     }
 }
 

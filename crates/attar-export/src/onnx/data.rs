@@ -1,6 +1,6 @@
 //! The data file: weights in the forms that [`super::storage`] chose, streamed from a source.
 //!
-//! Codes that lie `[in, out]` are turned in tiles of rows that fit in memory, each tile in bands of columns that fit in
+//! Codes stored as `[in, out]` are transposed in tiles of rows that fit in memory, each tile in bands of columns that fit in
 //! the cache. Every part has its place before the first byte is written, so tiles go where they belong.
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::Path};
@@ -11,15 +11,15 @@ use attar_tensor::{
 };
 
 use super::storage::{Form, Part, Role, Stored, Weights, blob_group, stored_bits, table_bits};
-use crate::{Error, Progress, Result};
+use crate::{Error, Progress, Result, kit::chunks};
 
-/// Bytes of packed codes a tile.
+/// Bytes of packed codes per tile.
 const TILE: usize = 16 << 20;
 
 /// Bytes that are made at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Rows and most columns of what is turned at a time.
+/// Rows, and the most columns, that are transposed at a time.
 const TURN: [usize; 2] = [64, 3 * Packing::PERIOD];
 
 /// A data file that is being written.
@@ -189,7 +189,7 @@ impl<'a> DataFile<'a> {
         self.put_columns(part, rows, 0, &tile, &zeros)
     }
 
-    /// Writes `codes` `[some, tile]`, which lie from row `first` on in a part of `rows` columns.
+    /// Writes `codes` `[some, tile]`, which start at row `first` of a part with `rows` columns.
     fn put_columns(&mut self, part: &Part, rows: usize, first: usize, tile: &Range<usize>, codes: &[u8]) -> Result<()> {
         if tile.len() == rows {
             return self.put_codes(part, first * rows, codes);
@@ -228,12 +228,6 @@ impl<'a> DataFile<'a> {
     }
 }
 
-/// `0..count` in runs of `size`, at least 1.
-fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let size = size.max(1);
-    (0..count).step_by(size).map(move |start| start..(start + size).min(count))
-}
-
 fn shift(codes: &mut [u8], form: Form) {
     let (by, mask) = match form {
         Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s) | Form::Table(s) if stored_bits(&s) == 4 => (form.shift(), 15),
@@ -268,7 +262,7 @@ fn scale_bytes(format: ScaleFormat, scales: &[f32], over: f32, out: &mut Vec<u8>
     }
 }
 
-/// Columns `band` of all rows, turned: `out` is `[band, rows]`. The band starts at a multiple of [`Packing::PERIOD`].
+/// Columns `band` of all rows, transposed: `out` is `[band, rows]`. The band starts at a multiple of [`Packing::PERIOD`].
 fn turn(tensor: &QuantizedTensor, band: Range<usize>, out: &mut [u8]) {
     let [rows, columns] = tensor.dims;
     let packing = tensor.scheme.grid.packing();

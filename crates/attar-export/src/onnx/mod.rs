@@ -1,8 +1,9 @@
-//! ONNX: `model.onnx` and, beside it, `model.onnx.data` with the weights.
+//! ONNX: `model.onnx` with the graph and `model.onnx.data` with the weights.
 //!
-//! Inputs: `input_ids` and `position_ids` `[batch_size, sequence_length]`, `attention_mask` `[batch_size,
-//! total_sequence_length]` (1 for what is attended to, 0 for padding on the left) and `past_key_values.N.key` and
-//! `.value`. Outputs: those of the graph, and `present.N.key` and `.value`.
+//! Inputs: `input_ids`, `position_ids` and, for encoders, `token_type_ids` `[batch_size, sequence_length]`;
+//! `attention_mask` `[batch_size, total_sequence_length]` (1 for tokens, 0 for padding: on the left of a decoder's text, on
+//! the right of an encoder's); and `past_key_values.N.key` and `.value` of models with a cache. Outputs: those of the graph,
+//! and `present.N.key` and `.value`.
 //!
 //! Activations in integers are rounded where the graph says: by `QuantizeLinear` and `DequantizeLinear` if one static scale
 //! is all there is, by plain operators if tokens or channels have their own, to the same codes as in the reference run. Products are then those of
@@ -21,13 +22,14 @@ mod verify;
 use std::{fs, path::Path};
 
 use attar_graph::Graph;
-use attar_tensor::{Digest, Encoding, write_atomically};
+use attar_tensor::write_atomically;
 
 use crate::{
-    Artifact, Error, FileEntry, Input, Options, Original, PlainEntry, Plan, Progress, Result, Target, Totals, Verification,
+    Artifact, Error, Input, Options, Original, Plan, Progress, Result, Target, Verification,
+    kit::{self, Written, file_entry},
 };
 use data::DataFile;
-use storage::{Stored, Weights};
+use storage::Stored;
 
 const MODEL: &str = "model.onnx";
 const DATA: &str = "model.onnx.data";
@@ -38,6 +40,14 @@ pub struct Onnx;
 impl Target for Onnx {
     fn name(&self) -> &'static str {
         "onnx"
+    }
+
+    fn about(&self) -> &'static str {
+        "ONNX with weights in a file of their own, for ONNX Runtime and other readers of opset 21"
+    }
+
+    fn version(&self) -> u32 {
+        2
     }
 
     fn check(&self, graph: &Graph, options: &Options) -> Result<Plan> {
@@ -54,6 +64,7 @@ impl Target for Onnx {
         let bytes = proto::model(emitted.graph).map_err(|e| Error::Serialize { reason: e.to_string() })?;
         let path = folder.join(MODEL);
         write_atomically(&path, |file| file.write_all(&bytes).map_err(Error::io("write", &path)))?;
+        let written: Vec<Written> = emitted.weights.stored.iter().map(written).collect();
         Ok(Artifact {
             target: self.name().into(),
             options: options.clone(),
@@ -61,8 +72,8 @@ impl Target for Onnx {
             inputs: emitted.inputs,
             outputs: emitted.outputs,
             tensors: emitted.weights.stored.iter().map(Stored::entry).collect(),
-            totals: totals(&emitted.weights),
-            not_quantized: not_quantized(&emitted.weights),
+            totals: kit::totals(&written),
+            not_quantized: kit::not_quantized(&written),
         })
     }
 
@@ -74,15 +85,7 @@ impl Target for Onnx {
         original: Option<Original<'_>>,
     ) -> Result<Verification> {
         let verification = verify::verify(model, artifact, folder, original)?;
-        for file in &artifact.files {
-            let found = file_entry(folder, &file.name)?;
-            if found != *file {
-                let describe = |f: &FileEntry| format!("{} bytes with digest {}", f.bytes, f.digest.short());
-                let path = folder.join(&file.name);
-                let (what, found, wanted) = ("its content".into(), describe(&found), describe(file));
-                return Err(Error::Malformed { path, defect: crate::Defect::Unexpected { what, found, wanted } });
-            }
-        }
+        kit::same_files(artifact, folder)?;
         Ok(verification)
     }
 }
@@ -95,42 +98,7 @@ fn remove_old(path: &Path) -> Result<()> {
     }
 }
 
-fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
-    let path = folder.join(name);
-    let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
-    Ok(FileEntry { name: name.into(), bytes, digest: Digest::of_file(&path)? })
-}
-
-fn is_quantized(stored: &&Stored) -> bool {
-    matches!(stored.encoding, Encoding::Quantized(_))
-}
-
-fn totals(weights: &Weights) -> Totals {
-    let bits = |stored: &Stored| stored.encoding.true_bits(stored.matrix());
-    let quantized = || weights.stored.iter().filter(is_quantized);
-    let elements: usize = weights.stored.iter().map(Stored::elements).sum();
-    let quantized_elements: usize = quantized().map(Stored::elements).sum();
-    let true_bits: u64 = weights.stored.iter().map(bits).sum();
-    let quantized_bits: u64 = quantized().map(bits).sum();
-    Totals {
-        weights: elements as u64,
-        quantized_weights: quantized_elements as u64,
-        true_bits,
-        stored_bytes: weights.stored.iter().map(Stored::bytes).sum(),
-        bits_per_weight: true_bits as f64 / elements.max(1) as f64,
-        quantized_bits_per_weight: quantized_bits as f64 / quantized_elements.max(1) as f64,
-    }
-}
-
-fn not_quantized(weights: &Weights) -> Vec<PlainEntry> {
-    let all: usize = weights.stored.iter().map(Stored::elements).sum();
-    let plain = weights.stored.iter().filter(|s| !is_quantized(s));
-    plain
-        .map(|stored| PlainEntry {
-            name: stored.name.clone(),
-            dtype: stored.entry().storage,
-            bytes: stored.bytes(),
-            share: stored.elements() as f64 / all as f64,
-        })
-        .collect()
+fn written(stored: &Stored) -> Written {
+    let entry = stored.entry();
+    Written { dtype: entry.storage.clone(), encoding: stored.encoding, entry }
 }

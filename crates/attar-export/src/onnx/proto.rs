@@ -48,7 +48,7 @@ impl Element {
         })
     }
 
-    /// Bits an element.
+    /// Bits per element.
     pub(super) fn bits(self) -> u64 {
         match self {
             Element::U4 | Element::I4 => 4,
@@ -59,7 +59,7 @@ impl Element {
         }
     }
 
-    /// Bytes of a tensor: elements lie without gaps, the first in the lowest bits.
+    /// Bytes of a tensor: elements are packed without gaps, the first in the lowest bits.
     pub(super) fn bytes(self, dims: &[usize]) -> u64 {
         (dims.iter().product::<usize>() as u64 * self.bits()).div_ceil(8)
     }
@@ -123,7 +123,7 @@ pub(super) fn inline(name: &str, element: Element, dims: &[usize], bytes: Vec<u8
     TensorProto { raw_data: bytes, ..tensor(name, element, dims) }
 }
 
-/// A constant whose bytes lie in another file.
+/// A constant whose bytes are in another file.
 pub(super) fn external(name: &str, element: Element, dims: &[usize], file: &str, offset: u64, length: u64) -> TensorProto {
     let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value, ..Default::default() };
     TensorProto {

@@ -1,7 +1,7 @@
-//! In which form each weight lies in the data file.
+//! How each weight is stored in the data file.
 //!
 //! What ONNX Runtime 1.32 accepts decides: it turns `DequantizeLinear -> MatMul` into its fused `MatMulNBits` when the
-//! codes lie `[in, out]` with a power of two as block (scales of any sign, short tails and scales that pass through a
+//! codes are stored as `[in, out]` with a power of two as block (scales of any sign, short tails and scales that pass through a
 //! `Cast` included), and `Gather` takes no 4-bit integers, so tables of them are read as bytes. Floats of 8 bits go through
 //! `DequantizeLinear` too. Codes of any other table are looked up in it and multiplied by their scales; ONNX Runtime does
 //! that once, when it loads. Scales that are codes become numbers by a `DequantizeLinear` of their own.
@@ -38,9 +38,9 @@ pub(super) struct Stored {
 pub(super) enum Form {
     /// Values, as in the graph.
     Plain(Dtype),
-    /// Codes `[in, out]`, scales and zeros `[groups, out]`: what a `MatMul` wants.
+    /// Codes `[in, out]`, scales and zeros `[groups, out]`: what a `MatMul` reads.
     Columns(Scheme, Sign),
-    /// Codes, scales and zeros by rows, codes of less than 8 bits two a byte: what a `Gather` wants.
+    /// Codes, scales and zeros by rows, codes of less than 8 bits two per byte: what a `Gather` reads.
     Rows(Scheme),
     /// Codes by rows, every group whole, zeros packed by rows: what `MatMulNBits` and `GatherBlockQuantized` want.
     Blobs(Scheme),
@@ -206,7 +206,7 @@ fn readers(graph: &Graph) -> Vec<Readers<'_>> {
     all
 }
 
-/// How a weight is arranged, as far as its layout and its readers' ops tell.
+/// How a weight is stored, by the layout and the ops that read it.
 fn form(graph: &Graph, layout: Layout, readers: &Readers<'_>) -> Result<Form> {
     match graph.fact(readers.values[0]).encoding {
         Encoding::Quantized(scheme) => quantized_form(graph, layout, readers, scheme),
@@ -337,7 +337,7 @@ pub(super) fn blob_group(scheme: &Scheme) -> usize {
     }
 }
 
-/// What an embedding reads of a weight that lies as a linear layer wants it.
+/// What an embedding reads of a weight that is stored for a linear layer.
 fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
     let bytes = |part: &Part| {
         let dims = match part.dims.as_slice() {
@@ -360,10 +360,6 @@ fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
 }
 
 impl Stored {
-    pub(super) fn elements(&self) -> usize {
-        self.dims.iter().product()
-    }
-
     /// Rows and columns; a vector is one row, as in [`attar_tensor::TensorInfo::matrix`].
     pub(super) fn matrix(&self) -> [usize; 2] {
         attar_tensor::TensorInfo { dims: self.dims.clone(), encoding: self.encoding }.matrix()

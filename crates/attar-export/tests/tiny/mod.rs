@@ -28,7 +28,7 @@ pub(crate) struct Tiny {
     pub(crate) interleaved: bool,
     /// What linear layers read is rounded to.
     pub(crate) activations: Option<Rounded>,
-    /// Bits of keys and values in front of the cache.
+    /// Bits of keys and values before the cache.
     pub(crate) kv: Option<u32>,
 }
 
@@ -133,7 +133,7 @@ impl Tiny {
         self.in_integers(&text)
     }
 
-    /// With an op `quantize` in front of every linear layer and cache that is to read integers.
+    /// With an op `quantize` before every linear layer and cache that is to read integers.
     fn in_integers(&self, text: &str) -> String {
         let (mut out, mut made) = (String::new(), Vec::new());
         for line in text.lines() {

@@ -91,7 +91,7 @@ impl Step for Recover {
         let mut quantized = Blobs::default();
         let Learners { graph, trainable, plain, adapters } = learners;
         for (trained, blob) in trainable.iter().zip(&blobs) {
-            quantized.insert(&trained.name, session.store, blob, trained.scheme, trained.dims);
+            quantized.insert(&trained.name, session.store, blob, trained.scheme, trained.dims)?;
         }
         (model.graph, model.adapters) = (graph, adapters);
         install(model, &trainable, quantized)?;

@@ -29,7 +29,7 @@ use crate::{Error, Layout, Port, Result};
 /// The input that tells padding, which no graph has.
 const MASK: &str = "attention_mask";
 
-/// Adds the nodes of an op; the value gets the name if it can, and the name it has is returned.
+/// Adds the nodes of an op under the name of its value; returns the name that the value has in the file.
 type Emit = fn(&mut Emission<'_>, &Node, &str) -> Result<String>;
 
 /// Every op that can be written as it is; all others are decomposed first.
@@ -99,7 +99,7 @@ struct Emission<'g> {
     /// Names of nodes and constants that are shared. They start with a sign that no value of a graph starts with, or
     /// hold a colon.
     made: HashSet<String>,
-    /// What turns by which angles: the rope, the head, the positions, and the name of the angles.
+    /// The rotary angles made so far: the rope, the width of a head, the positions, and their name.
     ropes: Vec<(Rope, usize, String, String)>,
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,

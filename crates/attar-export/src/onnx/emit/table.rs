@@ -41,7 +41,7 @@ pub(super) fn embedding(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
 }
 
 impl Emission<'_> {
-    /// Codes, scales and zeros are `[vocabulary, ..]`, codes of less than 8 bits two a byte.
+    /// Codes, scales and zeros are `[vocabulary, ..]`, codes of less than 8 bits two per byte.
     fn gather_rows(&mut self, name: &str, tokens: &str, at: usize, scheme: Scheme) -> String {
         let columns = self.weights.stored[at].dims[1];
         let gather = |e: &mut Self, what: &str, part: usize| {
@@ -171,7 +171,7 @@ impl Emission<'_> {
         if columns.is_multiple_of(2) { all } else { self.cut(&format!("{name}/cut"), &all, columns) }
     }
 
-    /// The zeros of codes that an embedding reads: none for two's complement, else one a scale.
+    /// The zero points of codes that an embedding reads: none for two's complement, otherwise one per scale.
     fn byte_zero(&mut self, name: &str, at: usize, like: Option<&str>) -> Option<String> {
         let stored = &self.weights.stored[at];
         match (stored.part(Role::Zeros), stored.parts[0].element, like) {

@@ -65,7 +65,7 @@ enum Zero<'f> {
     Codes(Grid<'f>),
 }
 
-/// Takes the word of the nodes that read tensor `name`.
+/// What the nodes that read tensor `name` say it holds.
 pub(super) fn meaning<'f>(opened: &'f Opened, name: &str, [rows, columns]: [usize; 2]) -> Result<Meaning<'f>> {
     let place = opened.place(name)?;
     for node in opened.readers(name) {
@@ -86,7 +86,7 @@ pub(super) fn meaning<'f>(opened: &'f Opened, name: &str, [rows, columns]: [usiz
     Ok(Meaning::Values(place))
 }
 
-/// DequantizeLinear of codes `[columns, rows]`: one scale, one a row (axis 1), or one a group and row (axis 0).
+/// DequantizeLinear of codes `[columns, rows]`: one scale, one per row (axis 1), or one per group and row (axis 0).
 fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [rows, columns]: [usize; 2]) -> Result<Codes<'f>> {
     expect(opened, &node.name, &place.dims, &[columns, rows])?;
     let (scale, over) = scales(opened, &node.input[1], rows)?;
@@ -222,7 +222,7 @@ fn block_codes<'f>(
     Ok(Codes { rows, columns, codes, scale, values: Values::Even(zero), group })
 }
 
-/// DequantizeLinear of gathered rows of `[rows, columns]`, one code or two a byte.
+/// DequantizeLinear of gathered rows of `[rows, columns]`, one or two codes per byte.
 fn gathered_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [rows, columns]: [usize; 2]) -> Result<Codes<'f>> {
     let bits: usize = if place.dims == [rows, columns] { 8 } else { 4 };
     let row_bytes = (columns * bits).div_ceil(8);
@@ -313,8 +313,8 @@ impl<'f> Grid<'f> {
         Ok((range.start as u64 - start * 8 / self.bits) as usize)
     }
 
-    /// Calls `each` with runs of entries that lie together: their bytes, how many entries to leave out, how many to
-    /// take, and where they belong in a `[width, rows]` (turned) or `[rows, width]` matrix.
+    /// Calls `each` with runs of adjacent entries: their bytes, how many entries to skip, how many to
+    /// take, and where they belong in a `[width, rows]` (transposed) or `[rows, width]` matrix.
     fn runs(
         &self,
         opened: &Opened,
@@ -341,7 +341,7 @@ impl<'f> Grid<'f> {
         self.stride[0] == 1 && self.stride[1] != 1
     }
 
-    /// Codes of `rows`, one a byte, in the order of the file.
+    /// Codes of `rows`, one per byte, in the order of the file.
     fn codes(&self, opened: &Opened, rows: &Range<usize>, width: usize) -> Result<Vec<u8>> {
         let mut codes = vec![0; rows.len() * width];
         self.runs(opened, rows, width, |bytes, skip, count, at| {
@@ -440,7 +440,7 @@ enum Meanings {
 }
 
 impl<'f> Codes<'f> {
-    /// Two's complement is read with its sign bit turned over, so that zero is in the middle.
+    /// Two's complement is read with its sign bit flipped, so that zero is in the middle.
     fn normal(mut self) -> Codes<'f> {
         if let (Values::Even(Zero::Code(zero)), true) = (&mut self.values, self.codes.signed) {
             *zero ^= 1 << (self.codes.bits - 1);

@@ -61,7 +61,7 @@ impl Opened {
         Ok(opened)
     }
 
-    /// Every external tensor lies in the data file and is as long as its shape says.
+    /// Every external tensor is inside the data file and as long as its shape says.
     fn find_places(&mut self) -> Result<()> {
         let length = self.data.metadata().map_err(Error::io("read", &self.data_path))?.len();
         for (name, tensor) in &self.tensors {

@@ -1,0 +1,83 @@
+//! What every target needs: entries of files, sums over weights, runs of rows that fit in memory.
+
+use std::{fs, ops::Range, path::Path};
+
+use attar_tensor::{Digest, Encoding};
+
+use crate::{Artifact, Defect, Error, FileEntry, PlainEntry, Result, TensorEntry, Totals};
+
+/// A written weight: its entry, and its encoding in the file.
+pub(crate) struct Written {
+    pub(crate) entry: TensorEntry,
+    pub(crate) encoding: Encoding,
+    /// Number format in the file, where it is not quantized.
+    pub(crate) dtype: String,
+}
+
+impl Written {
+    fn elements(&self) -> u64 {
+        self.entry.dims.iter().product::<usize>() as u64
+    }
+
+    fn is_quantized(&self) -> bool {
+        matches!(self.encoding, Encoding::Quantized(_))
+    }
+}
+
+/// Sums over the weights of an artifact.
+pub(crate) fn totals(written: &[Written]) -> Totals {
+    let mut totals = Totals::default();
+    let mut quantized_bits = 0;
+    for weight in written {
+        totals.weights += weight.elements();
+        totals.true_bits += weight.entry.true_bits;
+        totals.stored_bytes += weight.entry.stored_bytes;
+        if weight.is_quantized() {
+            totals.quantized_weights += weight.elements();
+            quantized_bits += weight.entry.true_bits;
+        }
+    }
+    totals.bits_per_weight = totals.true_bits as f64 / totals.weights.max(1) as f64;
+    totals.quantized_bits_per_weight = quantized_bits as f64 / totals.quantized_weights.max(1) as f64;
+    totals
+}
+
+/// The weights that kept a plain number format.
+pub(crate) fn not_quantized(written: &[Written]) -> Vec<PlainEntry> {
+    let all: u64 = written.iter().map(Written::elements).sum();
+    let plain = written.iter().filter(|weight| !weight.is_quantized());
+    plain
+        .map(|weight| PlainEntry {
+            name: weight.entry.name.clone(),
+            dtype: weight.dtype.clone(),
+            bytes: weight.entry.stored_bytes,
+            share: weight.elements() as f64 / all.max(1) as f64,
+        })
+        .collect()
+}
+
+/// A file of an artifact, as it is on the disk.
+pub(crate) fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
+    let path = folder.join(name);
+    let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+    Ok(FileEntry { name: name.into(), bytes, digest: Digest::of_file(&path)? })
+}
+
+/// Every file is what it was when the artifact was written.
+pub(crate) fn same_files(artifact: &Artifact, folder: &Path) -> Result<()> {
+    for file in &artifact.files {
+        let found = file_entry(folder, &file.name)?;
+        if found != *file {
+            let describe = |f: &FileEntry| format!("{} bytes with digest {}", f.bytes, f.digest.short());
+            let (what, found, wanted) = ("its content".into(), describe(&found), describe(file));
+            return Err(Error::Malformed { path: folder.join(&file.name), defect: Defect::Unexpected { what, found, wanted } });
+        }
+    }
+    Ok(())
+}
+
+/// `0..count` in runs of `size`, at least 1.
+pub(crate) fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = size.max(1);
+    (0..count).step_by(size).map(move |start| start..(start + size).min(count))
+}
