@@ -10,7 +10,10 @@ use attar_tensor::{
     pack::{self, Packing},
 };
 
-use super::storage::{Form, Part, Role, Stored, Weights, blob_group, stored_bits, table_bits};
+use super::{
+    form::{Form, stored_bits, table_bits},
+    storage::{Part, Role, Stored, Weights, blob_group},
+};
 use crate::{Error, Progress, Result, kit::chunks};
 
 /// Bytes of packed codes per tile.

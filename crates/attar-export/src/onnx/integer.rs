@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use attar_graph::{Graph, Node, Op, ValueId};
 use attar_tensor::Granularity;
 
-use super::storage::{Form, is_even, stored_bits};
+use super::form::{Form, is_even, stored_bits};
 
 /// The bits of codes whose pairwise products can overflow 16 bits.
 const OVERFLOWING: u32 = 8;

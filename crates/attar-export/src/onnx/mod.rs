@@ -14,6 +14,7 @@
 
 mod data;
 mod emit;
+mod form;
 mod integer;
 mod proto;
 mod storage;

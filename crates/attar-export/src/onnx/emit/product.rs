@@ -7,8 +7,9 @@ use super::{Emission, Value, weight::blocks};
 use crate::{
     Result,
     onnx::{
+        form::{Form, stored_bits},
         proto::MICROSOFT,
-        storage::{Form, Stored, blob_group, stored_bits},
+        storage::{Stored, blob_group},
     },
 };
 

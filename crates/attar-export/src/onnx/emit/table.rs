@@ -7,8 +7,9 @@ use super::{Element, Emission, Value, weight::blocks};
 use crate::{
     Result,
     onnx::{
+        form::{Form, stored_bits},
         proto::MICROSOFT,
-        storage::{Form, Role, blob_group, stored_bits},
+        storage::{Role, blob_group},
     },
 };
 

@@ -4,7 +4,7 @@ use attar_graph::ValueId;
 use attar_tensor::{Granularity, Levels, Scheme};
 
 use super::{Attributes, Element, Emission, Value};
-use crate::onnx::storage::{Form, Role};
+use crate::onnx::{form::Form, storage::Role};
 
 impl Emission<'_> {
     pub(super) fn weight(&self, id: ValueId) -> Option<usize> {

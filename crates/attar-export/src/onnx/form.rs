@@ -1,0 +1,138 @@
+//! The forms in which a weight can be stored: what is arranged how, and which codes are shifted by what.
+
+use attar_tensor::{Dtype, Granularity, Levels, Minifloat, ScaleFormat, Scheme};
+
+use super::proto::Element;
+
+/// How numbers are arranged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Form {
+    /// Values, as in the graph.
+    Plain(Dtype),
+    /// Codes `[in, out]`, scales and zeros `[groups, out]`: what a `MatMul` reads.
+    Columns(Scheme, Sign),
+    /// Codes, scales and zeros by rows, codes of less than 8 bits two per byte: what a `Gather` reads.
+    Rows(Scheme),
+    /// Codes by rows, every group whole, zeros packed by rows: what `MatMulNBits` and `GatherBlockQuantized` want.
+    Blobs(Scheme),
+    /// Codes by rows, every group whole, that say where in a table a value is.
+    Table(Scheme),
+}
+
+/// How integer codes of [`Form::Columns`] are stored. Those of an asymmetric scheme are always unsigned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sign {
+    /// In two's complement, without a zero point.
+    Signed,
+    /// With a stored zero point, for products in integers: see [`super::integer`].
+    Unsigned,
+}
+
+/// Width of the integers that hold codes of `scheme`.
+pub(super) fn stored_bits(scheme: &Scheme) -> u32 {
+    if scheme.grid.bits() > 4 { 8 } else { 4 }
+}
+
+/// Width of the integers that hold codes that are looked up: groups start on a byte.
+pub(super) fn table_bits(scheme: &Scheme, columns: usize) -> u32 {
+    if scheme.group(columns).is_multiple_of(2) { stored_bits(scheme) } else { 8 }
+}
+
+/// Whether codes mean their distance from a zero.
+pub(super) fn is_even(scheme: &Scheme) -> bool {
+    match scheme.grid.levels() {
+        Levels::Even => true,
+        Levels::Table(values) => values.iter().zip(0i16..).all(|(v, c)| *v == f32::from(c - i16::from(scheme.grid.middle()))),
+        Levels::Learned => false,
+    }
+}
+
+/// The element type whose bits the codes are, if there is one.
+pub(super) fn float(scheme: &Scheme) -> Option<Element> {
+    let Levels::Table(values) = scheme.grid.levels() else { return None };
+    let same = |float: Minifloat| values.iter().zip(0u8..=255).all(|(v, c)| v.to_bits() == float.value(c).to_bits());
+    let known = [(Minifloat::E4M3, Element::F8_E4M3), (Minifloat::E5M2, Element::F8_E5M2)];
+    known.into_iter().find(|(float, _)| values.len() == 256 && same(*float)).map(|(_, element)| element)
+}
+
+impl Sign {
+    /// What a scheme asks for by itself.
+    pub(super) fn of(scheme: &Scheme) -> Sign {
+        if scheme.is_symmetric() { Sign::Signed } else { Sign::Unsigned }
+    }
+}
+
+impl Form {
+    /// The same with unsigned codes.
+    pub(super) fn unsigned(self) -> Form {
+        match self {
+            Form::Columns(scheme, _) => Form::Columns(scheme, Sign::Unsigned),
+            other => other,
+        }
+    }
+
+    /// Whether zero points are stored.
+    pub(super) fn has_zeros(self) -> bool {
+        match self {
+            Form::Plain(_) => false,
+            Form::Columns(_, sign) => sign == Sign::Unsigned,
+            Form::Rows(s) | Form::Blobs(s) | Form::Table(s) => !s.is_symmetric(),
+        }
+    }
+
+    /// Whether codes are in two's complement.
+    pub(super) fn is_signed(self) -> bool {
+        match self {
+            Form::Columns(s, sign) => sign == Sign::Signed && is_even(&s),
+            Form::Rows(s) => s.is_symmetric() && stored_bits(&s) == 8,
+            Form::Blobs(_) | Form::Table(_) | Form::Plain(_) => false,
+        }
+    }
+
+    /// What is added to a code, modulo the stored width, so that the code that means zero is where the form has it.
+    pub(super) fn shift(self) -> u8 {
+        match self {
+            Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s) if s.is_symmetric() && is_even(&s) => {
+                let zero = if self.is_signed() { 0 } else { 1 << (stored_bits(&s) - 1) };
+                u8::wrapping_sub(zero, s.grid.middle())
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn in_words(self) -> String {
+        let (scheme, what) = match self {
+            Form::Plain(dtype) => return dtype.to_string(),
+            Form::Columns(s, _) => (s, "transposed"),
+            Form::Rows(s) => (s, "by rows"),
+            Form::Blobs(s) => (s, "in blobs"),
+            Form::Table(s) => (s, "by rows, looked up"),
+        };
+        let unit = if scheme.entries() == 1 { "scale" } else { "table" };
+        let shared = match scheme.granularity {
+            Granularity::Tensor => format!("one {unit}"),
+            Granularity::Row => format!("a {unit} a row"),
+            Granularity::Group(n) => format!("blocks of {n} along inputs"),
+        };
+        let (bits, stored) = (scheme.grid.bits(), stored_bits(&scheme));
+        let sign = if self.is_signed() { "int" } else { "uint" };
+        let element = match (self, float(&scheme)) {
+            (Form::Columns(..), Some(_)) => scheme.grid.name().into(),
+            _ => format!("{sign}{stored}"),
+        };
+        let room = if bits == stored { String::new() } else { format!("; {bits}-bit levels in {stored}-bit storage") };
+        format!("{element} {what}, {shared}, {}{room}", scales_in_words(&scheme))
+    }
+}
+
+fn scales_in_words(scheme: &Scheme) -> String {
+    match scheme.scale {
+        format if scheme.entries() > 1 => format!("{} entries in {format}", scheme.entries()),
+        format @ (ScaleFormat::Int8 | ScaleFormat::Int6 | ScaleFormat::Int4) => {
+            format!("{format} scales in 8 bits under an f16 a row")
+        }
+        ScaleFormat::E8m0 => "e8m0 scales as bf16".into(),
+        ScaleFormat::E4m3 => "e4m3 scales under one f32".into(),
+        format => format!("{format} scales"),
+    }
+}
