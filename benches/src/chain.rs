@@ -67,6 +67,7 @@ impl Chain {
     }
 
     /// Every operand moved once.
+    #[cfg(test)]
     pub(crate) fn compulsory(&self) -> u64 {
         let weights = self.weights.bytes(self.width * self.gates * self.inner) + self.weights.bytes(self.inner * self.output);
         weights + self.outside.bytes(self.rows * self.width) + self.outside.bytes(self.rows * self.output)
@@ -125,6 +126,7 @@ pub(crate) struct ChainPlans {
 
 impl ChainPlans {
     /// The best by this objective; the simpler of equals.
+    #[cfg(test)]
     pub(crate) fn best(&self, chain: &Chain, limits: &Limits, objective: &Objective) -> ChainPlan {
         let value = |plan: &ChainPlan| plan.value(chain, limits, objective);
         let others = [self.half, self.fused].into_iter().flatten();
@@ -204,6 +206,7 @@ impl ChainPlan {
     }
 
     /// Bytes of SRAM at its fullest.
+    #[cfg(test)]
     pub(crate) fn sram(&self) -> u64 {
         match self {
             ChainPlan::Apart { first, second, .. } | ChainPlan::Half { first, second } => first.sram.max(second.sram),

@@ -336,8 +336,7 @@ impl Gate {
             Bound::AtLeast(limit) if kept => format!("{measured:.4} is at least {limit}"),
             Bound::AtLeast(limit) => format!("{measured:.4} is not at least {limit}"),
             Bound::DropAtMost(limit) => {
-                let word = if kept { "within" } else { "not within" };
-                format!("{:.2}% lost against the base, {word} {}%", 100.0 * measured, 100.0 * limit)
+                format!("{:.2}% worse than the baseline; at most {}% allowed", 100.0 * measured, 100.0 * limit)
             }
         }
     }

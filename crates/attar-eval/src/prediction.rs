@@ -43,17 +43,37 @@ pub struct DeviceMetric {
 
 /// Every device metric, in the order of the documentation. Smaller is better for all.
 pub static DEVICE_METRICS: &[DeviceMetric] = &[
-    DeviceMetric { name: "latency", about: "time of the prompt's run", unit: "s", value: |p| Some(p.latency) },
-    DeviceMetric { name: "decode-latency", about: "time of one token after the prompt", unit: "s", value: |p| p.decode_latency },
-    DeviceMetric { name: "peak-sram", about: "on-chip memory in use", unit: "bytes", value: |p| Some(p.peak_sram as f64) },
-    DeviceMetric { name: "peak-dram", about: "DRAM in use", unit: "bytes", value: |p| Some(p.peak_dram as f64) },
+    DeviceMetric { name: "latency", about: "predicted time to process the prompt", unit: "s", value: |p| Some(p.latency) },
+    DeviceMetric {
+        name: "decode-latency",
+        about: "predicted time of one token after the prompt",
+        unit: "s",
+        value: |p| p.decode_latency,
+    },
+    DeviceMetric {
+        name: "peak-sram",
+        about: "predicted peak of on-chip memory in use",
+        unit: "bytes",
+        value: |p| Some(p.peak_sram as f64),
+    },
+    DeviceMetric {
+        name: "peak-dram",
+        about: "predicted peak of DRAM in use",
+        unit: "bytes",
+        value: |p| Some(p.peak_dram as f64),
+    },
     DeviceMetric {
         name: "dram-bytes",
-        about: "DRAM bytes moved by the prompt's run",
+        about: "predicted DRAM traffic to process the prompt",
         unit: "bytes",
         value: |p| Some(p.dram_bytes as f64),
     },
-    DeviceMetric { name: "energy-per-token", about: "energy of one token", unit: "J", value: |p| Some(p.energy_per_token) },
+    DeviceMetric {
+        name: "energy-per-token",
+        about: "predicted energy per token",
+        unit: "J",
+        value: |p| Some(p.energy_per_token),
+    },
 ];
 
 /// The device metric of that name.

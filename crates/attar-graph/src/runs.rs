@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(runs.to_string(), "0..3, 7, 5..7, 6, 3");
         assert_eq!(runs.indices().collect::<Vec<_>>(), [0, 1, 2, 7, 5, 6, 6, 3]);
         assert_eq!((runs.len(), runs.end()), (8, 8));
-        assert!(Runs::new([4..4]).is_empty());
+        assert!(Runs::new(std::iter::once(4..4)).is_empty());
     }
 
     #[test]

@@ -3,8 +3,6 @@
 //!
 //! A new step is tested the moment it is registered. `BLESS=1 cargo test -p attar-recipe --test steps` writes its file.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},

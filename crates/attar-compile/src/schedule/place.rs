@@ -196,14 +196,11 @@ impl Own {
     }
 }
 
+/// Tensors with their memories and addresses.
+type Places = Vec<(usize, Space, u64)>;
+
 /// Places what outlives a run, if `own` bytes of the run itself fit in DRAM as well; also returns where those begin.
-fn place_lasting(
-    plan: &Plan,
-    order: &[usize],
-    target: &Target,
-    image: &Image,
-    own: u64,
-) -> Result<(Vec<(usize, Space, u64)>, u64)> {
+fn place_lasting(plan: &Plan, order: &[usize], target: &Target, image: &Image, own: u64) -> Result<(Places, u64)> {
     let mut bottom = Bottom::new(image, plan.align);
     let lasting: Vec<(usize, Option<&Placed>)> =
         in_dram(plan, order, &lasts).into_iter().map(|at| (at, known(image, &plan.tensors[at]))).collect();

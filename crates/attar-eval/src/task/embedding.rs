@@ -20,7 +20,7 @@ pub(super) struct Agreement {
 /// The metric that bounds [`Agreement::relative`], where it is in the scores as `agreement`.
 pub(super) const AGREEMENT: Metric = Metric {
     name: "agreement-embedding",
-    about: "largest difference of an embedding's value between engine and reference, divided by the largest value",
+    about: "largest difference between a value of the engine's and the reference's embedding, relative to the largest value",
     unit: "",
     better: Better::Lower,
     at: "/agreement/relative",

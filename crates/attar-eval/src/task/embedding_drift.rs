@@ -30,7 +30,7 @@ pub(super) static TASK: Task = Task {
 static METRICS: &[Metric] = &[
     Metric {
         name: "drift",
-        about: "mean of one minus the cosine between an embedding and that of the base",
+        about: "mean cosine distance between an embedding and the baseline's",
         unit: "",
         better: Better::Lower,
         at: "/against_base/drift_mean",
@@ -42,7 +42,7 @@ static METRICS: &[Metric] = &[
     },
     Metric {
         name: "drift-p99",
-        about: "99th percentile over lines of one minus the cosine between an embedding and that of the base",
+        about: "99th percentile over lines of the cosine distance between an embedding and the baseline's",
         unit: "",
         better: Better::Lower,
         at: "/against_base/drift_p99",

@@ -34,7 +34,7 @@ pub(super) static TASK: Task = Task {
 static METRICS: &[Metric] = &[
     Metric {
         name: "spearman",
-        about: "rank correlation between cosines and judgements",
+        about: "Spearman rank correlation between cosine similarities and human scores",
         unit: "",
         better: Better::Higher,
         at: "/spearman",

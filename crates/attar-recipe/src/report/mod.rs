@@ -188,6 +188,6 @@ impl Report {
             let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
             vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
         });
-        Table { head: &["gate", "variant", "runner", "answer", "why"], rows: rows.collect() }
+        Table { head: &["gate", "variant", "runner", "verdict", "details"], rows: rows.collect() }
     }
 }

@@ -60,9 +60,9 @@ impl FolderStore {
         if FolderStore::is_at(root) { Ok(FolderStore::at(root)) } else { Err(Error::NoStore { path: root.into() }) }
     }
 
-    /// Whether `root` is the folder of a store.
+    /// Whether `root` is the folder of a store in which some unit is finished. Other tools have folders `blobs`, too.
     pub fn is_at(root: &Path) -> bool {
-        root.join(BLOBS).is_dir()
+        root.join(BLOBS).is_dir() && journal::holds_units(&root.join(JOURNAL))
     }
 
     fn at(root: &Path) -> FolderStore {
@@ -126,6 +126,9 @@ impl FolderStore {
     /// Deletes what dead processes left under `partial`.
     fn sweep_partial(&self, alive: &lease::Alive, dry_run: bool, collected: &mut Collected) -> Result<()> {
         for (path, _) in entries(&self.root.join(PARTIAL))? {
+            if !path.file_name().is_some_and(lease::is_name_of_ours) {
+                continue;
+            }
             if path.file_name().is_some_and(|name| alive.names.contains(name)) {
                 continue;
             }
@@ -533,7 +536,7 @@ mod tests {
             }
             scope.spawn(|| {
                 let store = store(root);
-                (0..50).for_each(|_| drop(store.collect_garbage(Keep::Used(Duration::ZERO), false).unwrap()));
+                (0..50).for_each(|_| _ = store.collect_garbage(Keep::Used(Duration::ZERO), false).unwrap());
             });
         });
     }

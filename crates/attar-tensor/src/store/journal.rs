@@ -92,6 +92,12 @@ impl Journal {
     }
 }
 
+/// Whether the file at `path` has the line of some unit.
+pub(super) fn holds_units(path: &Path) -> bool {
+    let mut journal = Journal::new(path.into());
+    journal.refresh().is_ok() && !journal.made.is_empty()
+}
+
 /// Appends a line and flushes it to the disk. The caller has the store's lock for itself.
 pub(super) fn append(path: &Path, unit: Digest, blob: Digest) -> Result<()> {
     let write = || {

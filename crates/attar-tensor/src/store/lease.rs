@@ -120,7 +120,7 @@ pub(super) fn alive(folder: &Path, own: Option<&std::ffi::OsStr>, clean: bool) -
     };
     for entry in entries {
         let entry = entry.map_err(Error::io("read", folder))?;
-        if own == Some(&*entry.file_name()) {
+        if own == Some(&*entry.file_name()) || !is_name_of_ours(&entry.file_name()) {
             continue;
         }
         if let Some(lease) = read(&entry.path(), clean)? {
@@ -129,6 +129,14 @@ pub(super) fn alive(folder: &Path, own: Option<&std::ffi::OsStr>, clean: bool) -
         }
     }
     Ok(alive)
+}
+
+/// Whether a lease, or the folder of what its process writes, can have that name: `PID-RANDOM`.
+pub(super) fn is_name_of_ours(name: &std::ffi::OsStr) -> bool {
+    let parts = name.to_str().and_then(|name| name.split_once('-'));
+    parts.is_some_and(|(pid, random)| {
+        !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit()) && random.bytes().all(|b| b.is_ascii_alphanumeric())
+    })
 }
 
 /// Leases of living processes.

@@ -38,7 +38,7 @@ fn a_fused_model_measures_to_the_bit_what_it_did() {
     let nodes = |at: usize, key: &str| fused["fusions"][at][key].as_u64().expect("passes count nodes");
     let passes = fused["fusions"].as_array().map_or(0, Vec::len);
     assert_eq!((nodes(0, "before"), nodes(passes - 1, "after")), (87 + 4 * 6, 4 * 7 + 3));
-    assert!(room.read("out/report.md").contains("## Graph passes"));
+    assert!(room.read("out/report.md").contains("## Passes over the graph"));
 }
 
 /// An exporter sees what was fused as it was.

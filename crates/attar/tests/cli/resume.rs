@@ -31,7 +31,7 @@ fn recipe() -> String {
     text += "[[variant.step]]\nkind = \"recover\"\nmethod = \"lora\"\nadapters = \"export\"\nepochs = 2\n";
     text += "\n[[variant]]\nname = \"integers\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
     text += "[[variant.step]]\nkind = \"activations\"\nmode = \"static\"\nobserver = \"mse\"\nasymmetric = true\nkv = \"int4\"\n";
-    text += "\n[[variant]]\nname = \"smoothed\"\n[[variant.step]]\nkind = \"smooth\"\nmethod = \"awq\"\n";
+    text += "\n[[variant]]\nname = \"smoothed\"\n[[variant.step]]\nkind = \"smooth\"\nmethod = \"awq\"\ngrid = \"int3\"\n";
     text += "[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptaq\"\n";
     text += "\n[[export]]\ntarget = \"checkpoint\"\n\n[[export]]\ntarget = \"onnx\"\n";
     text + "\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 128\ntokens = 512\n"

@@ -63,6 +63,8 @@ fn without_chance(text: &str) -> String {
             digest if digest.len() == 64 && digest.chars().all(|c| c.is_ascii_hexdigit()) => "DIGEST",
             name if name.len() == 9 && name.starts_with("tmp") && quiet.ends_with('.') => "tmpRANDOM",
             name if name.len() == 6 && quiet.ends_with(".partial-") => "RANDOM",
+            _ if quiet.ends_with("partial/") => "PID",
+            _ if quiet.ends_with("partial/PID-") => "RANDOM",
             other => other,
         };
         rest = &rest[end..];

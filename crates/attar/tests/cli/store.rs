@@ -187,8 +187,18 @@ fn a_store_can_be_moved() {
 fn what_is_no_store_is_refused() {
     let room = Room::new();
     std::fs::create_dir(room.path("folder")).unwrap();
-    room.attar(&["store", "gc", "folder"]).exits(3).says("`folder` is not a store: it has no folder `blobs`");
+    room.attar(&["store", "gc", "folder"])
+        .exits(3)
+        .says("`folder` is not a store: it has no folder `blobs` with a journal of finished work");
     assert!(room.path("folder").read_dir().unwrap().next().is_none());
+    // A cache of another tool has folders of that name, too.
+    let foreign = room.path(&format!("folder/blobs/{}", "0".repeat(64)));
+    std::fs::create_dir(room.path("folder/blobs")).unwrap();
+    std::fs::write(&foreign, "weights").unwrap();
+    room.write("folder/journal", "Monday: rain.\nTuesday: sun.\n");
+    room.attar(&["store", "gc", "folder", "--older-than", "0s"]).exits(3).says("`folder` is not a store");
+    assert!(foreign.exists());
+    assert_eq!(room.read("folder/journal"), "Monday: rain.\nTuesday: sun.\n");
     room.attar(&["store", "gc", "store", "--older-than", "30"]).exits(2).says("expected an age like `30d`");
     room.attar(&["store"]).exits(2);
 }

@@ -34,7 +34,7 @@ pub(super) static TASK: Task = Task {
 static METRICS: &[Metric] = &[
     Metric {
         name: "perplexity",
-        about: "e to the mean negative log likelihood of a token",
+        about: "exponential of the mean negative log-likelihood per token",
         unit: "",
         better: Better::Lower,
         at: "/perplexity",
@@ -46,7 +46,7 @@ static METRICS: &[Metric] = &[
     },
     Metric {
         name: "perplexity-ratio",
-        about: "perplexity divided by that of the base",
+        about: "perplexity divided by the baseline's",
         unit: "",
         better: Better::Lower,
         at: "/against_base/perplexity_ratio",
@@ -58,7 +58,7 @@ static METRICS: &[Metric] = &[
     },
     Metric {
         name: "kl",
-        about: "mean Kullback-Leibler divergence of the model from its base, over the whole vocabulary",
+        about: "mean KL divergence from the baseline per token, over the whole vocabulary",
         unit: "nats",
         better: Better::Lower,
         at: DIVERGENCE,
@@ -70,7 +70,7 @@ static METRICS: &[Metric] = &[
     },
     Metric {
         name: "kl-p99",
-        about: "99th percentile of the Kullback-Leibler divergence over tokens",
+        about: "99th percentile of the KL divergence over tokens",
         unit: "nats",
         better: Better::Lower,
         at: "/against_base/kl_p99",
@@ -82,7 +82,7 @@ static METRICS: &[Metric] = &[
     },
     Metric {
         name: "top1",
-        about: "share of positions whose likeliest next token is that of the base",
+        about: "share of positions at which the most likely next token is the baseline's",
         unit: "",
         better: Better::Higher,
         at: "/against_base/top1_agreement",
@@ -106,7 +106,7 @@ static METRICS: &[Metric] = &[
     },
     Metric {
         name: "agreement-logits",
-        about: "largest difference of a logit between engine and reference, divided by the largest logit",
+        about: "largest difference between a logit of the engine and of the reference, relative to the largest logit",
         unit: "",
         better: Better::Lower,
         at: "/agreement/relative",
