@@ -49,6 +49,8 @@ pub(crate) struct DecoderConfig {
     pub(crate) sliding_window: Option<usize>,
     #[serde(default)]
     pub(crate) use_sliding_window: bool,
+    pub(crate) layer_types: Option<Vec<String>>,
+    is_causal: Option<bool>,
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
@@ -104,6 +106,8 @@ impl DecoderConfig {
             });
         }
         check("hidden_act", &config.hidden_act, |act| act == "silu", "`silu`")?;
+        check("is_causal", &config.is_causal.unwrap_or(true), |causal| *causal, "`true`")?;
+        check("rms_norm_eps", &config.rms_norm_eps, |epsilon| *epsilon > 0.0 && epsilon.is_finite(), "a positive number")?;
         Ok(config)
     }
 

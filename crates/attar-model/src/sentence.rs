@@ -1,7 +1,7 @@
 //! What a sentence-transformers folder adds to an encoder: `modules.json` lists the steps that follow it, and the folder of
 //! a step has its settings.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use attar_tensor::Checkpoint;
 use serde::Deserialize;
@@ -86,10 +86,15 @@ fn settings(checkpoint: &Checkpoint, module: &Module) -> Result<Value> {
 /// Whether the first token stands for the text; else the mean does, which is the default.
 fn first_token(settings: &Value) -> Result<bool> {
     const MODE: &str = "pooling_mode";
-    let spelled = settings.get(MODE).and_then(Value::as_str).map(|mode| format!("{MODE}_{}", in_old_spelling(mode)));
+    let spelled = match settings.get(MODE) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(modes)) => modes.iter().map(in_old_spelling).collect(),
+        Some(mode) => vec![in_old_spelling(mode)],
+    };
+    let spelled = spelled.into_iter().map(|mode| format!("{MODE}_{mode}"));
     let flags = settings.as_object().into_iter().flatten().filter(|(_, value)| **value == Value::Bool(true));
     let flags = flags.map(|(key, _)| key.clone()).filter(|key| key.starts_with(MODE));
-    let modes: Vec<String> = spelled.into_iter().chain(flags).collect();
+    let modes: BTreeSet<String> = spelled.chain(flags).collect();
     match modes.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["pooling_mode_mean_tokens"] => Ok(false),
         ["pooling_mode_cls_token"] => Ok(true),
@@ -102,10 +107,11 @@ fn first_token(settings: &Value) -> Result<bool> {
 }
 
 /// `cls` is written `cls_token` where each mode is a key of its own.
-fn in_old_spelling(mode: &str) -> &str {
-    match mode {
-        "cls" => "cls_token",
-        "mean" => "mean_tokens",
-        other => other,
+fn in_old_spelling(mode: &Value) -> String {
+    match mode.as_str() {
+        Some("cls") => "cls_token".into(),
+        Some("mean") => "mean_tokens".into(),
+        Some(other) => other.into(),
+        None => mode.to_string(),
     }
 }

@@ -179,6 +179,12 @@ fn configurations() {
         room.write("model/config.json", &config.to_string());
     });
     configured("no heads", &|room| configure(room, "num_attention_heads", json!(0)));
+    configured("attention that is not causal", &|room| configure(room, "is_causal", json!(false)));
+    configured("a norm that divides by nothing", &|room| configure(room, "rms_norm_eps", json!(-1.0)));
+    configured("blocks of two kinds", &|room| {
+        configure(room, "architectures", json!(["MistralForCausalLM"]));
+        configure(room, "layer_types", json!(["full_attention", "sliding_attention"]));
+    });
     configured("an activation that is not run", &|room| configure(room, "hidden_act", json!("gelu")));
     configured("not JSON", &|room| room.write("model/config.json", "{ \"architectures\": "));
     configured("missing", &|room| fs::remove_file(room.path("model/config.json")).unwrap());
