@@ -22,8 +22,6 @@ static STAGES: &[Stage] = &[
     Stage { name: "clippy", run: |checkout, _| child::run(child::cargo(checkout).args(CLIPPY)) },
     Stage { name: "engines", run: |checkout, _| engines::run(checkout, &[]) },
     Stage { name: "smollm2", run: |checkout, _| checkpoint(checkout) },
-    // Some tests run themselves in the emulator, too.
-    Stage { name: "emulator", run: |_, _| processor::HASWELL.ensure() },
     Stage { name: "test", run: |checkout, tally| test::count(checkout, &[], &[], tally) },
     Stage { name: "haswell", run: |checkout, tally| processor::count(checkout, &processor::HASWELL, &[], tally) },
     Stage { name: "docs", run: |checkout, _| child::run(child::cargo(checkout).args(DOC).env("RUSTDOCFLAGS", "-Dwarnings")) },

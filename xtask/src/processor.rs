@@ -32,13 +32,6 @@ pub(crate) struct Processor {
 pub(crate) static HASWELL: Processor =
     Processor { name: "haswell", runner: &["qemu-x86_64", "-cpu", "Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl"] };
 
-impl Processor {
-    /// Installs its emulator where it is missing and the caller may.
-    pub(crate) fn ensure(&self) -> Result<(), Failure> {
-        ensure(self.runner[0])
-    }
-}
-
 static PROCESSORS: &[&Processor] = &[&HASWELL];
 
 /// The verb: a processor's name, and then what `test` takes.
@@ -54,7 +47,7 @@ pub(crate) fn run(checkout: &Checkout, arguments: &[String]) -> Result<(), Failu
 /// Runs the engine tests with their engines on that processor; with `arguments`, the tests that these select. An emulator
 /// that is missing is a failure, never a skip.
 pub(crate) fn count(checkout: &Checkout, on: &Processor, arguments: &[String], tally: &mut Tally) -> Result<(), Failure> {
-    on.ensure()?;
+    ensure(on.runner[0])?;
     let tests: Vec<String> = TESTS.iter().map(|word| (*word).to_owned()).collect();
     let arguments = if arguments.is_empty() { &tests } else { arguments };
     test::count(checkout, arguments, &[(RUNNER, &on.runner.join(" "))], tally)
@@ -65,6 +58,7 @@ fn unknown(name: &str) -> Failure {
     Failure::Usage(format!("`as` takes the name of a processor, found `{name}`; known: {}", known.join(", ")))
 }
 
+/// Installs the emulator where it is missing and the caller may.
 fn ensure(emulator: &str) -> Result<(), Failure> {
     if !cfg!(target_arch = "x86_64") {
         return Err(Failure::Broken("other x86-64 processors are emulated on x86-64 only".to_owned()));

@@ -3,13 +3,14 @@
 //! `tests/golden/quantizers.txt` holds a digest of what every version of every algorithm wrote. When bytes move,
 //! `version()` must too; then `BLESS=1` adds the line of the new version and never touches an old one.
 //!
-//! The last bits of matrix products depend on the processor's vectors, and so do the bytes of calibrated algorithms: each has
-//! a line for AVX-512 and one for AVX2. The libraries that multiply (gemm, faer) ask the processor and cannot be told
-//! otherwise, so a machine with AVX-512 checks the other line as an emulated Haswell (`qemu-x86_64`, of Debian's `qemu-user`).
+//! The last bits of matrix products depend on the processor's vectors, and so do the bytes of calibrated algorithms: they have
+//! a line per instruction set. The libraries that multiply (gemm, faer) ask the processor and cannot be told otherwise, so the
+//! lines of another one are made on it, or in an emulator: `BLESS=1 qemu-x86_64 -cpu Haswell-v4 target/release/deps/suite-…
+//! --exact registry::bytes_move_only_with_the_version`, which takes more than a quarter of an hour.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{collections::BTreeSet, fs, io::Write, ops::Range, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, io::Write, ops::Range, path::Path};
 
 use attar_compress::{Hessian, Needs, QUANTIZERS, Quantizer, Result, ScaleSearch, Seen, WeightRows};
 use attar_tensor::{
@@ -285,40 +286,19 @@ fn bytes_move_only_with_the_version() {
         match golden.lines().find_map(|line| line.strip_prefix(&name)) {
             Some(known) => assert_eq!(digest, known, "`{version}` writes other bytes: raise its version(), then `BLESS=1`"),
             None if std::env::var_os("BLESS").is_some() => golden += &format!("{name}{digest}\n"),
-            None if machine != "any" && !MACHINES.contains(&machine) => skip(&format!("no digest is known for {machine}")),
+            None if machine != "any" && !golden.contains(&format!("{machine} ")) => {
+                skip(&format!("no digest of `{version}` is known for {machine}"));
+            }
             None => panic!("no digest of `{version}` is known for {machine}; `BLESS=1` adds it"),
         }
     }
     if std::env::var_os("BLESS").is_some() {
         fs::write(&path, golden).unwrap();
     }
-    if attar_graph::kernel::instruction_set() == MACHINES[0] {
-        repeat_on_haswell("registry::bytes_move_only_with_the_version");
-    }
 }
 
-/// The instruction sets whose digests are kept.
-const MACHINES: [&str; 2] = ["x86-64-avx512", "x86-64-avx2"];
-
-/// Runs a test of this file on an emulated processor that has AVX2 and no AVX-512.
-fn repeat_on_haswell(test: &str) {
-    const EMULATOR: &str = "qemu-x86_64";
-    let mut command = Command::new(EMULATOR);
-    command.args(["-cpu", "Haswell-v4"]).arg(std::env::current_exe().unwrap()).args(["--exact", test]);
-    match command.output() {
-        Ok(output) => assert!(
-            output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"),
-            "on a Haswell:\n{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        ),
-        Err(e) => skip(&format!("`{EMULATOR}` cannot be run ({e}), so nothing is known of processors without AVX-512")),
-    }
-}
-
-/// Leaves something out, which is a failure in CI. Not captured by the harness, so that a run can count it.
+/// Leaves something out. Not captured by the harness, so that a run can count it.
 fn skip(reason: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{reason}");
     let _ = writeln!(std::io::stderr(), "skipped: {reason}");
 }
 
