@@ -232,7 +232,7 @@ fn a_worker_that_never_answers_runs_into_the_time_limit() {
     for engine in ENGINES {
         for name in ["hangs", "leaves-a-child"] {
             let (_folder, mut artifact) = pretender(engine, name);
-            artifact.timeout = Duration::from_millis(500);
+            artifact.timeout = Duration::from_millis(1500);
             let start = Instant::now();
             let error = failure(&artifact);
             assert!(matches!(&error, Error::EngineTimeout { stderr, .. } if stderr == "thinking\n"), "{error}");
