@@ -130,7 +130,7 @@ pub enum Error {
         nearest: Option<String>,
     },
     /// A folder that is no store.
-    #[error("`{}` is not a store: it has no folder `blobs` with a journal of finished work", path.display())]
+    #[error("`{}` is not a store: it has no folders `blobs`, `leases` and `partial`", path.display())]
     NoStore {
         /// The folder.
         path: PathBuf,

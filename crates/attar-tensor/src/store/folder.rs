@@ -60,9 +60,11 @@ impl FolderStore {
         if FolderStore::is_at(root) { Ok(FolderStore::at(root)) } else { Err(Error::NoStore { path: root.into() }) }
     }
 
-    /// Whether `root` is the folder of a store in which some unit is finished. Other tools have folders `blobs`, too.
+    /// Whether `root` is the folder of a store: it has all the folders of one or, if older versions made it, finished units.
+    /// Folders `blobs` alone are other tools', too.
     pub fn is_at(root: &Path) -> bool {
-        root.join(BLOBS).is_dir() && journal::holds_units(&root.join(JOURNAL))
+        let has = |folders: &[&str]| folders.iter().all(|folder| root.join(folder).is_dir());
+        has(&[BLOBS]) && (has(&[PARTIAL, LEASES]) || journal::holds_units(&root.join(JOURNAL)))
     }
 
     fn at(root: &Path) -> FolderStore {

@@ -189,7 +189,7 @@ fn what_is_no_store_is_refused() {
     std::fs::create_dir(room.path("folder")).unwrap();
     room.attar(&["store", "gc", "folder"])
         .exits(3)
-        .says("`folder` is not a store: it has no folder `blobs` with a journal of finished work");
+        .says("`folder` is not a store: it has no folders `blobs`, `leases` and `partial`");
     assert!(room.path("folder").read_dir().unwrap().next().is_none());
     // A cache of another tool has folders of that name, too.
     let foreign = room.path(&format!("folder/blobs/{}", "0".repeat(64)));
