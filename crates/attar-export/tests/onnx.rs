@@ -29,6 +29,9 @@ const ENGINE_TOLERANCE: f32 = 1e-5;
 /// bits.
 const ROUNDED_TOLERANCE: f32 = 5e-3;
 
+/// The same where no activation is rounded to 16 bits.
+const NARROW_TOLERANCE: f32 = 2e-3;
+
 const LAYOUTS: [Layout; 2] = [Layout::DequantizeLinear, Layout::MatMulNBits];
 
 fn onnx() -> &'static dyn Target {
@@ -300,14 +303,16 @@ fn onnxruntime_agrees_on_activations_in_integers() {
         // 16 bits are worth too little to be seen in the logits: there the rounding is counted.
         let dynamic = tiny.activations.is_some_and(|rounded| rounded.bits == 16 && rounded.scales.is_none());
         let rounds = model.graph.nodes().iter().filter(|node| node.op.def().name == "quantize").count();
-        wanted.push((rounded, plain, dynamic.then_some(rounds), what));
+        let wide = tiny.activations.is_some_and(|rounded| rounded.bits == 16);
+        let most = if wide { ROUNDED_TOLERANCE } else { NARROW_TOLERANCE };
+        wanted.push((rounded, plain, dynamic.then_some(rounds), what, most));
         folders.push(folder);
     }
     let Some(results) = run_engine(&cases) else { return };
-    for (result, (rounded, plain, rounds, what)) in results.iter().zip(wanted) {
+    for (result, (rounded, plain, rounds, what, most)) in results.iter().zip(wanted) {
         let found: Vec<Vec<f32>> = (0..4).flat_map(|call| logits(result, call, 0)).collect();
         let (off, cost) = (difference(&found, &rounded, &what), difference(&plain, &rounded, &what));
-        assert!(off <= ROUNDED_TOLERANCE, "{what}: off by {off}, and rounding is worth {cost}");
+        assert!(off <= most, "{what}: off by {off}, and rounding is worth {cost}");
         if let Some(rounds) = rounds {
             assert_eq!(result["ops"]["Round"], rounds, "{what}");
         } else {
