@@ -107,7 +107,7 @@ impl Child {
 fn command(installation: &Installation, host: &Path) -> Command {
     match (&installation.engine.worker, &installation.interpreter) {
         (Worker::Python(script), Some(interpreter)) => {
-            let mut command = Command::new(interpreter);
+            let mut command = on_processor(&installation.runner, interpreter);
             // Isolated: the user's own Python settings are not the environment's.
             command.args(["-I", "-c", script]);
             command

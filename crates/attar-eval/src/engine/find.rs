@@ -35,7 +35,7 @@ pub struct Looked {
 /// The variable that names the folder of all engines.
 const ALL: &str = "ATTAR_ENGINES";
 
-/// The variable that holds words in front of the command line of engines that are loaded as a library: an emulator's.
+/// The variable that holds words in front of the command line of every engine's process: an emulator's.
 const RUNNER: &str = "ATTAR_ENGINE_RUNNER";
 
 /// The variable that Python sets in an active environment.
@@ -105,7 +105,7 @@ pub struct Installation {
     pub interpreter: Option<PathBuf>,
     /// The version of its package, or the numbers in the library's name; empty if neither tells.
     pub version: String,
-    /// Words in front of the command line of a [`Worker::Library`]: an emulator of another processor. Mostly empty.
+    /// Words in front of the command line of its process: an emulator of another processor. Mostly empty.
     pub runner: Vec<String>,
 }
 
