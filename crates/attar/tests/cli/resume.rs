@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::OnceLock,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ fn recipe() -> String {
         let step = format!("kind = \"quantize\"\ngrid = \"{grid}\"\ngroup = {group}\nscales = \"{scales}\"\n");
         text += &format!("\n[[variant]]\nname = \"{name}\"\n[[variant.step]]\n{step}");
     }
-    text += "\n[data.calibration]\npath = \"testdata/evals/shakespeare-valid.txt\"\nsamples = 24\nlength = 256\n";
+    text += "\n[data.calibration]\npath = \"testdata/evals/shakespeare-valid.txt\"\nsamples = 6\nlength = 128\n";
     text += "\n[[variant]]\nname = \"gptq\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
     text += "\n[[variant]]\nname = \"learned\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
     text += "[[variant.step]]\nkind = \"autoround\"\niterations = 4\n[[variant.step]]\nkind = \"recover\"\nepochs = 3\nnorms = true\n";
@@ -45,15 +46,18 @@ fn ready() -> Room {
     room
 }
 
-/// What an uninterrupted run gives, and how long it took.
-fn whole() -> (BTreeMap<String, Vec<u8>>, Duration) {
-    let room = ready();
-    let start = Instant::now();
-    room.attar(&RUN).exits(0);
-    let took = start.elapsed();
-    let files = room.files("out");
-    assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 9);
-    (files, took)
+/// What an uninterrupted run gives, and how long it took; run once for all tests.
+fn whole() -> &'static (BTreeMap<String, Vec<u8>>, Duration) {
+    static WHOLE: OnceLock<(BTreeMap<String, Vec<u8>>, Duration)> = OnceLock::new();
+    WHOLE.get_or_init(|| {
+        let room = ready();
+        let start = Instant::now();
+        room.attar(&RUN).exits(0);
+        let took = start.elapsed();
+        let files = room.files("out");
+        assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 9);
+        (files, took)
+    })
 }
 
 fn start(room: &Room) -> Child {
@@ -84,9 +88,9 @@ fn a_run_that_was_killed_at_any_moment_ends_with_the_same_bytes() {
         child.kill().unwrap();
         killed += usize::from(!child.wait().unwrap().success());
         let finished = room.path("out/manifest.json").exists();
-        assert!(!finished || room.files("out") == wanted, "a folder with a manifest is a finished one");
+        assert!(!finished || room.files("out") == *wanted, "a folder with a manifest is a finished one");
         room.attar(&RUN).exits(0);
-        assert_same_files(&wanted, &room.files("out"), &format!("kill {kill} after {moment:?} of {took:?}"));
+        assert_same_files(wanted, &room.files("out"), &format!("kill {kill} after {moment:?} of {took:?}"));
     }
     assert!(killed > 0, "every run was over before its kill");
 }
@@ -106,7 +110,7 @@ fn a_run_that_is_killed_again_and_again_gets_through() {
         lines = journal_lines(&room);
     }
     room.attar(&RUN).exits(0);
-    assert_same_files(&wanted, &room.files("out"), "after four kills");
+    assert_same_files(wanted, &room.files("out"), "after four kills");
 }
 
 #[test]
