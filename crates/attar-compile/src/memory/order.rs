@@ -1,9 +1,9 @@
-//! The order in which ops run, chosen so that the most bytes ever live at once are few.
+//! An order of ops with a low peak of live bytes.
 //!
-//! What is live between two ops depends on the set of ops that ran, a *downset* of the graph, and not on their order.
-//! The exact search walks downsets in the order of the peak needed to reach them, as Dijkstra's algorithm with the
-//! largest step in place of the sum; where those are too many, a beam keeps the best of each size. In both, an op that
-//! needs no more than was needed already, and leaves no more live bytes than it found, runs at once: that is never worse.
+//! The bytes live between two ops depend only on the set of ops that ran, a *downset* of the graph. The exact search visits
+//! downsets in the order of the peak needed to reach them: Dijkstra's algorithm with the maximum in place of the sum. If there
+//! are too many, a beam search keeps the best of each size. In both, an op runs at once if it does not raise the peak and leaves
+//! no more live bytes than before: that is never worse.
 
 use std::{
     cmp::Reverse,
@@ -13,46 +13,46 @@ use std::{
 use super::problem::{Buffer, MAX_BYTES};
 use crate::{Error, Result};
 
-/// What one op does with buffers.
+/// An op and its buffers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Op {
-    /// Indices of buffers that live until it has run, at least.
+    /// Indices of buffers that it reads; they live at least until it has run.
     pub reads: Vec<usize>,
-    /// Indices of buffers that live from when it starts; nothing else writes them.
+    /// Indices of buffers that it writes, and no other op does; they live from its start.
     pub writes: Vec<usize>,
-    /// Bytes that it needs while it runs.
+    /// Scratch bytes while it runs.
     pub scratch: u64,
 }
 
-/// Ops and their buffers. A buffer that no op writes is there from the start. A buffer dies when everything that reads it
-/// has run; where nothing does, with the op that wrote it.
+/// Ops and their buffers. A buffer that no op writes lives from the start. A buffer dies after its last reader, or after the op
+/// that wrote it if it has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ops {
     /// Bytes of each buffer, at least 1.
     pub sizes: Vec<u64>,
-    /// In any order that respects what they read.
+    /// In any topological order.
     pub ops: Vec<Op>,
-    /// Buffers that live to the end, whoever reads them.
+    /// Buffers that live to the end.
     pub kept: Vec<usize>,
 }
 
-/// An order and what it needs.
+/// An order and its peak.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// Indices of ops, first to last.
     pub order: Vec<usize>,
-    /// The most bytes live at once, with scratch.
+    /// The peak of live bytes, with scratch.
     pub peak: u64,
-    /// Whether no order needs less.
+    /// Whether it is proven optimal.
     pub exact: bool,
 }
 
-/// How long to look for an order.
+/// Limits of the search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrderEffort {
-    /// Downsets of the exact search.
+    /// The most downsets that the exact search visits.
     pub states: usize,
-    /// Downsets of each size that the beam keeps; at least 1.
+    /// Width of the beam: downsets kept per size; at least 1.
     pub width: usize,
 }
 
@@ -63,7 +63,7 @@ impl Default for OrderEffort {
 }
 
 impl Ops {
-    /// An order of least peak, or the best found where the search for that is too long.
+    /// An order with the lowest peak, or the best found within the limits.
     pub fn order(&self, effort: OrderEffort) -> Result<Schedule> {
         let relations = Relations::of(self)?;
         let schedule = |(order, peak), exact| Schedule { order, peak, exact };
@@ -76,15 +76,15 @@ impl Ops {
         Ok(given.filter(|given| given.peak < beam.peak).unwrap_or(beam))
     }
 
-    /// The most bytes live at once in this order, by looking at every moment.
+    /// The peak of this order, computed step by step.
     pub fn peak(&self, order: &[usize]) -> Result<u64> {
         let buffers = self.lifetimes(order)?;
         let live = |time: u64| buffers.iter().filter(|b| b.lower <= time && time < b.upper).map(|b| b.size).sum();
         Ok((0..order.len() as u64).map(live).max().unwrap_or(0))
     }
 
-    /// The buffers of this order, then the scratch of each op that has some, as a problem of placement: the op that runs
-    /// as number `t` does so in `t..t + 1`.
+    /// The placement problem of this order: its buffers, then the scratch of each op that has some. The op at position `t`
+    /// runs in `t..t + 1`.
     pub fn lifetimes(&self, order: &[usize]) -> Result<Vec<Buffer>> {
         let mut time = vec![None; self.ops.len()];
         for (at, &op) in order.iter().enumerate() {
@@ -133,31 +133,31 @@ fn with(set: &Downset, op: usize) -> Downset {
     more
 }
 
-/// A checked problem: who waits for whom.
+/// A checked problem with its dependencies.
 struct Relations<'a> {
     all: &'a Ops,
-    /// For each op, those that write what it reads.
+    /// For each op, its predecessors.
     before: Vec<Vec<usize>>,
-    /// For each buffer, the ops that read it, and whether it lives to the end.
+    /// For each buffer, its readers, and whether it lives to the end.
     readers: Vec<Vec<usize>>,
     kept: Vec<bool>,
     /// Bytes live before anything runs.
     start: u64,
 }
 
-/// What running an op takes.
+/// The live bytes of a step.
 struct Transition {
-    /// Bytes live while it runs.
+    /// While the op runs.
     peak: u64,
-    /// Bytes live afterwards.
+    /// After it.
     live: u64,
 }
 
-/// How a downset was reached at the least peak.
+/// How a downset was reached with the lowest peak.
 struct Reached {
     peak: u64,
     live: u64,
-    /// The op that ran last, and the set before.
+    /// The last op and the downset before it.
     last: Option<(usize, Downset)>,
 }
 
@@ -203,7 +203,7 @@ impl<'a> Relations<'a> {
         relations.check_cycles().map(|()| relations)
     }
 
-    /// Whether some order runs everything.
+    /// Whether there is a topological order.
     fn check_cycles(&self) -> Result<()> {
         let mut set = self.nothing();
         loop {
@@ -239,7 +239,7 @@ impl<'a> Relations<'a> {
         Transition { peak: live + written + scratch, live: live + written - read - unread }
     }
 
-    /// The sets that follow, with what they take; one only, where one is as good as any.
+    /// The successors with their live bytes; a single one if it is never worse than the others.
     fn next(&self, set: &Downset, peak: u64, live: u64) -> Vec<(usize, Transition)> {
         let mut steps: Vec<(usize, Transition)> = self.ready(set).into_iter().map(|op| (op, self.step(set, live, op))).collect();
         if let Some(free) = steps.iter().position(|(_, step)| step.peak <= peak && step.live <= live) {
@@ -252,7 +252,7 @@ impl<'a> Relations<'a> {
         let count = self.all.ops.len();
         let start = Reached { peak: self.start, live: self.start, last: None };
         let mut reached: HashMap<Downset, Reached> = HashMap::from([(self.nothing(), start)]);
-        // Of equal peaks the larger set, then the set itself: an order of its own, so that answers repeat.
+        // Ties: the larger set, then the set itself, so that the answer is reproducible.
         let mut queue = BinaryHeap::from([(Reverse(self.start), 0, self.nothing())]);
         while let Some((Reverse(peak), size, set)) = queue.pop() {
             if size == count {
@@ -276,7 +276,7 @@ impl<'a> Relations<'a> {
     }
 
     fn beam(&self, width: usize) -> (Vec<usize>, u64) {
-        // Per set the least peak; the order that led there goes along.
+        // The lowest peak per set, with the order that led there.
         let mut beam = vec![(self.start, self.start, self.nothing(), Vec::new())];
         for _ in 0..self.all.ops.len() {
             let mut next: BTreeMap<Downset, (u64, u64, Vec<usize>)> = BTreeMap::new();
@@ -315,7 +315,7 @@ mod tests {
     use super::*;
     use crate::memory::Problem;
 
-    /// The least peak over all orders, each measured by looking at every moment.
+    /// The lowest peak over all orders, each computed step by step.
     fn enumerated(ops: &Ops, order: &mut Vec<usize>) -> u64 {
         if order.len() == ops.ops.len() {
             return ops.peak(order).unwrap();

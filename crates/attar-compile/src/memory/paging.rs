@@ -1,11 +1,11 @@
-//! Weights that exceed DRAM: which stay, and how the rest comes from flash, for every token again.
+//! Weights that exceed DRAM: which stay resident, and how the rest streams from flash for every token.
 //!
-//! A decoder reads its weights from first to last for each token: a cyclic scan. Whatever is held, at most `R` bytes of `W`
-//! are there when a scan begins, so each reads at least `W - R` from flash. A *pinned prefix* reads exactly that. Dropping
-//! what was used longest ago (LRU) drops what is needed next, and reads all of `W`.
+//! A decoder reads its weights from first to last for each token: a cyclic scan. Whatever the policy, at most `R` bytes of `W`
+//! are resident when a scan begins, so a scan reads at least `W - R` bytes from flash. A *pinned prefix* reads exactly that. LRU
+//! always evicts what is needed next, and reads all of `W`.
 //!
-//! The file has the weights in the order of use, each layer from a page of its own. What is not pinned passes through two
-//! chunks of DRAM: one is computed with while the other is read.
+//! The file has the weights in the order of use; each layer begins on a page. What is not pinned passes through two buffers in
+//! DRAM: one is read from flash while compute uses the other.
 
 use super::problem::MAX_BYTES;
 use crate::{Error, Result};
@@ -13,9 +13,9 @@ use crate::{Error, Result};
 /// Properties of the flash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flash {
-    /// Bytes that are read together.
+    /// Page size in bytes.
     pub page: u64,
-    /// Pages that have to be in flight for the full rate.
+    /// Pages in flight that reach the full rate.
     pub queue: u64,
     /// Bytes per second.
     pub rate: u64,
@@ -24,24 +24,24 @@ pub struct Flash {
 /// The largest number of a [`Flash`].
 const MAX_FLASH: u64 = 1 << 40;
 
-/// Where the weights are, and what moves for each token.
+/// Where the weights are, and what moves per token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paging {
-    /// For each layer, where it begins in the file: page aligned, in the order of use.
+    /// The offset of each layer in the file, page-aligned, in the order of use.
     pub layers: Vec<u64>,
-    /// Bytes of the file: the layers, each filled up to a page.
+    /// Size of the file: layers, each padded to a page.
     pub file: u64,
-    /// Bytes from the file's start that stay in DRAM; a multiple of a page.
+    /// Size of the prefix that stays in DRAM; a multiple of the page size.
     pub pinned: u64,
-    /// Bytes of each of the two buffers; 0 if everything is pinned.
+    /// Size of each of the two buffers; 0 if everything is pinned.
     pub chunk: u64,
-    /// What is read for each token, in this order: ranges of bytes of the file.
+    /// Byte ranges of the file that are read per token, in order.
     pub chunks: Vec<(u64, u64)>,
 }
 
 impl Paging {
-    /// Plans `layers`, in bytes and in the order of use, for `dram` bytes. A chunk is at least `tile` bytes, what compute
-    /// takes at once, and enough pages to keep the flash busy.
+    /// Plans `layers` (their sizes in the order of use) for `dram` bytes. A chunk has at least `tile` bytes, the least that
+    /// compute works on, and enough pages for the full rate.
     pub fn plan(layers: &[u64], dram: u64, tile: u64, flash: Flash) -> Result<Paging> {
         let Flash { page, queue, rate } = flash;
         if [page, queue, rate].iter().any(|number| !(1..=MAX_FLASH).contains(number)) {
@@ -65,7 +65,7 @@ impl Paging {
         Ok(Paging { layers: starts, file, pinned, chunk, chunks })
     }
 
-    /// Bytes read from flash for each token: `W - R`, to the page.
+    /// Bytes read from flash per token: `W - R` in whole pages.
     pub fn bytes_per_token(&self) -> u64 {
         self.file - self.pinned
     }
@@ -75,12 +75,12 @@ impl Paging {
         self.pinned + 2 * self.chunk
     }
 
-    /// Runs `tokens` tokens, or micro-batches of them. `compute` says how many nanoseconds are computed with a range of
-    /// bytes of the file. Reads follow each other as soon as a buffer is free, into the next token too.
+    /// Simulates `tokens` tokens (or micro-batches). `compute` gives the nanoseconds of compute on a byte range of the file. A
+    /// read starts as soon as a buffer is free, ahead into the next token, too.
     pub fn run(&self, flash: Flash, tokens: u64, compute: impl Fn(u64, u64) -> u64) -> Run {
         let prefix = if self.pinned > 0 { compute(0, self.pinned) } else { 0 };
         let mut run = Run::default();
-        // When flash is done with what it reads, and when each of the two buffers is free.
+        // When the flash is idle, and when each of the two buffers is free.
         let (mut read, mut free, mut buffer) = (0, [0, 0], 0);
         for _ in 0..tokens {
             run.nanoseconds += prefix;
@@ -98,25 +98,25 @@ impl Paging {
     }
 }
 
-/// What running took.
+/// The result of a simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Run {
-    /// From the first read to the end of the last computation.
+    /// Nanoseconds from the first read to the end of the last computation.
     pub nanoseconds: u64,
-    /// Of those, the ones in which compute waited for flash.
+    /// Nanoseconds of them in which compute waited for flash.
     pub stalled: u64,
     /// Bytes read from flash.
     pub bytes: u64,
 }
 
 impl Flash {
-    /// Nanoseconds, rounded up, that reading takes at the full rate.
+    /// Nanoseconds of a read at the full rate, rounded up.
     pub fn nanoseconds(self, bytes: u64) -> u64 {
         let time = (u128::from(bytes) * 1_000_000_000).div_ceil(u128::from(self.rate));
         u64::try_from(time).unwrap_or(u64::MAX)
     }
 
-    /// The least number of tokens computed in one pass over `bytes` of flash for which compute takes as long as reading:
+    /// The smallest micro-batch whose compute takes as long as reading `bytes` from flash once:
     /// `c* = flash time * MACs per second / MACs per token`, rounded up. `None` if a token computes nothing.
     pub fn micro_batch(self, bytes: u64, macs_per_second: u64, macs_per_token: u64) -> Option<u64> {
         let done = u128::from(self.rate) * u128::from(macs_per_token);
@@ -133,7 +133,7 @@ mod tests {
 
     const FLASH: Flash = Flash { page: 16, queue: 2, rate: 1_000_000_000 };
 
-    /// Pages read from flash per scan, in the long run, of `pages` pages with room for `room`.
+    /// Pages read per scan in the steady state, for `pages` pages and a cache of `room`.
     fn misses(pages: u64, room: u64, scans: u64, keep: impl Fn(&mut Vec<u64>, u64, u64)) -> u64 {
         let (mut held, mut missed) = (Vec::new(), 0);
         for time in 0..pages * scans {
@@ -148,7 +148,7 @@ mod tests {
         missed
     }
 
-    /// The last used are at the end.
+    /// Most recently used last.
     fn least_recently_used(held: &mut Vec<u64>, page: u64, room: u64) {
         held.retain(|&other| other != page);
         held.push(page);
@@ -157,7 +157,7 @@ mod tests {
         }
     }
 
-    /// Belady: drops what is needed last, which may be what has just passed.
+    /// Belady's policy: evicts the page whose next use is furthest away, which may be the one just read.
     fn belady(held: &mut Vec<u64>, page: u64, room: u64, pages: u64) {
         if held.len() as u64 > room {
             let wait = |other: u64| if other > page { other - page } else { other + pages - page };
@@ -167,7 +167,7 @@ mod tests {
     }
 
     proptest! {
-        /// The prefix reads what the policy that sees the future does; LRU reads everything.
+        /// The pinned prefix reads as much as Belady's policy; LRU reads everything.
         #[test]
         fn a_pinned_prefix_reads_as_little_as_can_be(pages in 2..40u64, part in 1..100u64) {
             let room = (pages * part / 100).max(1);

@@ -1,13 +1,14 @@
 //! The exact search for a placement within a capacity.
 //!
-//! Of all solutions look at one whose offsets sum to the least. There every buffer rests on 0, on an obstacle or on another
-//! buffer: none can be lowered. So the free buffer that comes to lie lowest rests on what is placed already. The search takes the buffer
-//! that could lie lowest, tries it there, and if that fails knows that it lies higher, on a free one (a *postponed* buffer).
-//! This visits canonical solutions only, each once, as in M. D. Moffitt, MiniMalloc (ASPLOS 2024); that paper's section
-//! inference, dominance, monotonic floor and decomposition at cuts are here too. What a postponed buffer needs, a free one
-//! to rest on and one that is in its way, and the one-machine bound of a section are stronger forms of its inferences.
+//! Consider a solution with the smallest sum of offsets. No buffer can be lowered: each one rests on offset 0, on a fixed buffer
+//! or on another buffer. So the lowest buffer that is still free rests on what is placed already. The search branches on the
+//! buffer that could be lowest: either it is placed there, or it is *postponed* and rests on a buffer that is still free.
+//! Only canonical solutions are visited, each once, as in M. D. Moffitt, MiniMalloc (ASPLOS 2024). The section inference,
+//! dominance, monotonic floor and decomposition at cuts of that paper are here, too. Two inferences are stronger: a postponed
+//! buffer needs a free one to rest on and one in its way, and sections have a one-machine scheduling bound.
 //!
-//! Nodes are counted, never time: equal problems have equal answers. Nothing is allocated at a node; an undo stack restores.
+//! The limit is a number of nodes, never a time, so that equal problems have equal answers. Nodes allocate nothing; an undo
+//! stack restores the state.
 
 use super::{preorder::Preorder, problem::Buffer, sections::Sections};
 
@@ -16,9 +17,9 @@ use super::{preorder::Preorder, problem::Buffer, sections::Sections};
 pub(super) enum Verdict {
     /// A placement: `Search::offsets`.
     Solved,
-    /// Nothing, having looked everywhere.
+    /// There is no placement.
     Failed,
-    /// Nothing within the nodes allowed.
+    /// The limit of nodes was reached.
     Limit,
 }
 
@@ -26,7 +27,7 @@ pub(super) enum Verdict {
 enum State {
     Free,
     Placed,
-    /// By the problem; counts in its sections for ever, since it may lie above anything.
+    /// By the problem. It always counts in its sections, since it may be above any other buffer.
     Fixed,
 }
 
@@ -41,7 +42,7 @@ enum Change {
     },
 }
 
-/// One problem and where its search stands.
+/// A problem and the state of its search.
 pub(super) struct Search {
     capacity: u64,
     sizes: Vec<u64>,
@@ -49,25 +50,25 @@ pub(super) struct Search {
     /// For each buffer, the ranges of bytes that fixed buffers take from it, in order.
     obstacles: Vec<Vec<(u64, u64)>>,
     sections: Sections,
-    /// Rows of `words` words: which buffers that are not fixed live when this one does.
+    /// A bit set of `words` words per buffer: the other buffers, not fixed, whose lifetimes overlap with its own.
     neighbours: Vec<u64>,
     words: usize,
-    /// Which buffers are free, as such a row.
+    /// The free buffers, as such a bit set.
     free: Vec<u64>,
     state: Vec<State>,
-    /// Where a buffer lies (placed, fixed), or would lie on what is placed (free).
+    /// The offset of a placed or fixed buffer; the lowest offset of a free one above what is placed.
     floor: Vec<u64>,
-    /// No solution has it lower. Above the floor if it is postponed.
+    /// A lower bound on its offset in every solution. Above the floor if it is postponed.
     earliest: Vec<u64>,
     /// The place in the preorder.
     rank: Vec<u32>,
-    /// Slack is compared in steps of so many bytes; `None`: not at all.
+    /// The granularity, in bytes, in which slack is compared; `None`: slack is ignored.
     step: Option<u64>,
     undo: Vec<Change>,
-    /// Sections whose bound is to be looked at, and whether one is among them.
+    /// Sections whose bound must be checked again, as a queue and as flags.
     dirty: Vec<u32>,
     is_dirty: Vec<bool>,
-    /// The free buffers of the components at work, innermost last.
+    /// The free buffers of the components being solved, innermost last.
     pool: Vec<u32>,
     /// Scratch: earliest offsets and sizes of a section.
     heads: Vec<(u64, u64)>,
@@ -118,12 +119,12 @@ impl Search {
         search
     }
 
-    /// Where the buffers lie, after `Verdict::Solved`.
+    /// The buffers' offsets, after `Verdict::Solved`.
     pub(super) fn offsets(&self) -> &[u64] {
         &self.floor
     }
 
-    /// Searches with ties broken by `preorder` as of a round, for at most `limit` more nodes. Not to be run again once solved.
+    /// Searches for at most `limit` more nodes, with the tie-breaking order of a round. Must not be called again once solved.
     pub(super) fn run(&mut self, preorder: &Preorder, round: usize, buffers: &[Buffer], limit: u64) -> Verdict {
         for (rank, b) in preorder.order(buffers, &self.sections).into_iter().enumerate() {
             self.rank[b as usize] = rank as u32;
@@ -190,12 +191,12 @@ impl Search {
         self.state[b] == State::Free
     }
 
-    /// It is free, and may lie on its floor.
+    /// Whether it is free and may be placed on its floor.
     fn is_ready(&self, b: usize) -> bool {
         self.is_free(b) && self.earliest[b] == self.floor[b]
     }
 
-    /// Puts `b` on its floor. The free buffers that live with it lie above it from now on.
+    /// Places `b` on its floor. Free buffers with overlapping lifetimes are above it from now on.
     fn place(&mut self, b: usize) {
         self.undo.push(Change::Placed(b as u32));
         self.state[b] = State::Placed;
@@ -215,7 +216,7 @@ impl Search {
         self.mark_span(b);
     }
 
-    /// Draws what follows for the free buffers of `pool[from..to]`, a union of components. False: there is no solution.
+    /// Propagates the bounds of the free buffers in `pool[from..to]`, a union of components; `false` if there is no solution.
     fn propagate(&mut self, from: usize, to: usize) -> bool {
         let holds = self.raise_postponed(from, to) && self.sections_hold();
         while let Some(section) = self.dirty.pop() {
@@ -229,7 +230,7 @@ impl Search {
         if !(from..to).any(|i| self.is_free(self.pool[i] as usize)) {
             return true;
         }
-        // The lowest of all in a solution rests on no free one.
+        // The lowest free buffer of a solution rests on no free one.
         let ready = (from..to).map(|i| self.pool[i] as usize).filter(|&b| self.is_ready(b));
         let Some(lowest) = ready.map(|b| self.floor[b]).min() else { return false };
         loop {
@@ -255,7 +256,7 @@ impl Search {
         }
     }
 
-    /// The least top of a free buffer that can be in the way of the postponed `b`: `b` lies above such a one.
+    /// The lowest top of a free buffer that can block the postponed `b`, which is above one of them.
     fn support(&self, b: usize, lowest: u64) -> Option<u64> {
         let top = self.floor[b] + self.sizes[b];
         let mut least = None;
@@ -284,8 +285,8 @@ impl Search {
         true
     }
 
-    /// The buffers of a section that are not placed are jobs for one machine, ready at their earliest offsets: the last
-    /// cannot end before this. An upper bound on that will do where it is within the capacity.
+    /// One-machine scheduling bound: the buffers of a section that are not placed are jobs with their lowest offsets as release
+    /// dates, and this is a lower bound on the end of the last. If an upper bound on it is within the capacity, that is returned.
     fn section_end(&mut self, section: usize) -> u64 {
         self.collect_heads(section);
         let latest = self.heads.iter().map(|&(head, _)| head).max().unwrap_or(0);
@@ -307,8 +308,8 @@ impl Search {
         self.heads.iter().fold(0, |end, &(head, size)| head.max(end) + size)
     }
 
-    /// The buffer of `pool[from..to]` to be decided: of those that could lie lowest, one of the tightest section, then of
-    /// the least rank.
+    /// The buffer of `pool[from..to]` to branch on: among those that could be lowest, one in the tightest section, then the
+    /// one of lowest rank.
     fn choose(&mut self, from: usize, to: usize) -> Option<usize> {
         let ready = |search: &Search, i: usize| Some(search.pool[i] as usize).filter(|&b| search.is_ready(b));
         let lowest = (from..to).filter_map(|i| ready(self, i)).map(|b| self.floor[b]).min()?;
@@ -338,7 +339,7 @@ impl Search {
         self.slack[section].1
     }
 
-    /// Solves the free buffers of `pool[from..to]`: those that no free one joins in time do not depend on each other.
+    /// Solves the free buffers of `pool[from..to]`, component by component (lifetimes of components do not overlap).
     fn components(&mut self, from: usize, to: usize) -> Verdict {
         let base = self.pool.len();
         for i in from..to {
@@ -360,7 +361,7 @@ impl Search {
         verdict
     }
 
-    /// Where the component that begins at `pool[start]` ends; the pool is in the order of first sections.
+    /// The end of the component that begins at `pool[start]`; the pool is sorted by first section.
     fn component_end(&self, start: usize, end: usize) -> usize {
         let mut reach = 0;
         for i in start..end {
@@ -373,7 +374,7 @@ impl Search {
         end
     }
 
-    /// Solves one component, from which everything that follows has been drawn.
+    /// Solves a component whose bounds are propagated.
     fn search(&mut self, from: usize, to: usize) -> Verdict {
         let start = self.undo.len();
         loop {

@@ -1,4 +1,4 @@
-//! Slots of buffers, and what moves between them and the memories outside.
+//! Slots of SRAM buffers, and transfers between them and DRAM.
 
 use super::{
     Area, BufferState, EVENTS, Event, Found, Simulator, Slot, Violation,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl<'p> Simulator<'p, '_> {
-    /// The next slot of a buffer: its number, its bytes, and when they were freed.
+    /// The next slot of a buffer: its number, its byte range, and when it was freed.
     fn next_slot(&mut self, call: &Call, body: &Body, buffer: u32, bytes: u64) -> Result<(u64, Bytes, Clock, u64), Violation> {
         let count = body.buffers.len() as u64;
         let what = body.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
@@ -77,7 +77,7 @@ impl<'p> Simulator<'p, '_> {
         Ok(())
     }
 
-    /// A ring has room for another load.
+    /// Checks that a ring buffer has a free slot for another load.
     fn free_slot(&self, body: &Body, buffer: u32) -> Result<(), Violation> {
         let (Some(state), Some(what)) = (self.buffers.get(buffer as usize), body.buffers.get(buffer as usize)) else {
             return Err(Violation::Index { what: "buffer", index: buffer.into(), count: body.buffers.len() as u64 });
@@ -90,7 +90,7 @@ impl<'p> Simulator<'p, '_> {
         }
     }
 
-    /// `queue` may read a tensor: it is defined, and its stores are done.
+    /// Checks that `queue` may read a tensor: it is defined, and its stores are complete.
     fn read_tensor(&mut self, tensor: usize, queue: usize) -> Result<(), Violation> {
         let placed = &self.plan.tensors[tensor];
         if placed.space == Space::Sram {
@@ -106,7 +106,7 @@ impl<'p> Simulator<'p, '_> {
         Ok(())
     }
 
-    /// Takes the port; returns when the transfer is done.
+    /// Occupies the port; returns the time at which the transfer is complete.
     fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Area, bytes: u64) -> u64 {
         let pieces = if tensor.tile.is_some() || region.width() == tensor.columns { 1 } else { region.height() };
         let way = match (tensor.space, queue) {
@@ -146,7 +146,7 @@ impl<'p> Simulator<'p, '_> {
         self.times[COMPUTE] += waited;
     }
 
-    /// The slot that holds a box: of several, the one that came last.
+    /// The slot that holds a box; the latest, if several do.
     pub(super) fn slot(&self, body: &Body, buffer: u32, region: &Area) -> Result<&Slot, Violation> {
         let count = body.buffers.len() as u64;
         let state = self.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
@@ -226,7 +226,7 @@ impl<'p> Simulator<'p, '_> {
         Ok(())
     }
 
-    /// The columns of a store that belong to one tensor, whose column 0 is `first`.
+    /// The columns of a store that belong to the tensor whose first column is `first`.
     fn store_part(
         &mut self,
         call: &Call,
@@ -255,7 +255,7 @@ impl<'p> Simulator<'p, '_> {
         Ok(end)
     }
 
-    /// The store queue may write a tensor; what else lay there is gone.
+    /// Checks that the store queue may write a tensor, and invalidates the tensors that shared its memory.
     fn write_tensor(&mut self, tensor: usize) -> Result<(), Violation> {
         let placed = &self.plan.tensors[tensor];
         if !matches!(placed.role, Role::Scratch | Role::Output | Role::State) || placed.space != Space::Dram {
@@ -295,7 +295,7 @@ impl<'p> Simulator<'p, '_> {
         Ok(())
     }
 
-    /// Whatever a call has loaded, it lets go.
+    /// Checks that a call releases every slot it loaded.
     pub(super) fn check_released(&self, body: &Body) -> Result<(), Violation> {
         let loaded = |state: &BufferState| state.held.iter().any(|slot| slot.loaded);
         match self.buffers.iter().position(loaded) {
@@ -307,7 +307,7 @@ impl<'p> Simulator<'p, '_> {
         }
     }
 
-    /// A tensor that a call has stored to is stored whole (a state: whole rows).
+    /// Checks that a call stores its tensors completely (of a state: complete rows).
     pub(super) fn check_stored(&self, call: &Call) -> Result<(), Violation> {
         for (operand, written) in call.operands.iter().zip(&self.written) {
             let tensor = &self.plan.tensors[operand.tensor as usize];
@@ -324,7 +324,7 @@ impl<'p> Simulator<'p, '_> {
     }
 }
 
-/// A slot is free from now on.
+/// Frees a slot.
 fn free(state: &mut BufferState, index: u64, freed: (Clock, u64)) {
     let index = index as usize;
     if state.freed.len() <= index {
@@ -333,7 +333,7 @@ fn free(state: &mut BufferState, index: u64, freed: (Clock, u64)) {
     state.freed[index] = freed;
 }
 
-/// Bytes of a transfer, if its box is in the tensor and, of a weight, one of its tiles.
+/// Bytes of a transfer. Its box must be within the tensor and, for a weight, one of its tiles.
 fn moved(tensor: &Placed, row: u64, region: &Area) -> Result<u64, Violation> {
     let rows = region.rows.map(|r| r.saturating_add(row));
     if rows[1] > tensor.rows || region.columns[1] > tensor.columns || region.height() == 0 || region.width() == 0 {

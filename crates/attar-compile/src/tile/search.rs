@@ -1,10 +1,10 @@
-//! The best tiling of a product. For a tile of m and n everything else is bounded from below in closed form; the pairs are
-//! tried best bound first until the bound passes what was found.
+//! The best tiling of a product. Every pair of tile sizes for m and n has a lower bound in closed form. Pairs are tried in
+//! the order of their bounds, until the next bound exceeds the best tiling found.
 //!
-//! A dimension's candidates are the smallest tile for every number of tiles (of at most 2 sqrt(d)): traffic depends on how
-//! many tiles there are and SRAM grows with the tile, so where all or none of an operand is kept nothing else can be
-//! better, except by the padding of tiles that are no whole bytes. A dimension of up to [`EVERY`] units is tried with every
-//! tile, and kept counts in every combination, which makes the search exact there without exception.
+//! The candidates of a dimension are the smallest tile for each number of tiles, at most 2 sqrt(d) of them. Traffic depends on
+//! the number of tiles and SRAM on their size, so no other tile is better when all or none of an operand is kept, except
+//! through the padding of tiles that end within a byte. For dimensions of up to [`EVERY`] units all tiles and all counts of kept
+//! tiles are tried; there the search is exact.
 
 use super::axis::Axis;
 use super::walk::Nest;
@@ -14,44 +14,44 @@ use std::collections::BinaryHeap;
 
 /// Units of a dimension up to which every tile is a candidate.
 const EVERY: u64 = 48;
-/// How many counts of kept tiles of the outermost operand are tried below the most that fit.
+/// Counts of kept tiles of the outermost operand that are tried, from the largest that fits downwards.
 const KEPT_BELOW: u64 = 48;
-/// Pairs that are tried at most, best bound first, where the bound is not met: times have costs that it does not know.
+/// The most pairs that are tried, in the order of their bounds: bounds on time leave out some costs and may never be met.
 const TRIED: usize = 192;
-/// Predicted times and energies this close to each other, relatively, count as equal.
+/// Predicted times and energies with a smaller relative difference count as equal.
 pub const EQUAL: f64 = 1.0 / 128.0;
 
-/// What is made small, and what decides between equals.
+/// What is minimized, and what breaks ties.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Objective {
-    /// DRAM bytes, then transfers, then SRAM. Each transfer counts as `overhead` bytes more; with 0 bytes decide alone,
-    /// and where [`Product::unit`] allows it they are saved by very small tiles.
+    /// DRAM bytes, then transfers, then SRAM. Each transfer costs `overhead` more bytes; without them, very small tiles win
+    /// wherever [`Product::unit`] allows them.
     Dram {
         /// Bytes.
         overhead: u64,
     },
-    /// Cycles; of tilings within 1/128 of the fewest, the one that moves fewest bytes (to 1/128 again).
+    /// Cycles; among tilings within 1/128 of the minimum, DRAM bytes (also to 1/128).
     Latency(Rates),
-    /// Energy; of tilings within 1/128 of the least, the one of fewest cycles (to 1/128 again).
+    /// Energy; among tilings within 1/128 of the minimum, cycles (also to 1/128).
     Energy(Rates),
 }
 
 impl Objective {
-    /// Bytes that a transfer is worth in schedules: a few bursts.
+    /// The cost of a transfer in schedules, in bytes: a few bursts.
     pub const TRANSFER: u64 = 64;
 
-    /// DRAM bytes and nothing else.
+    /// DRAM bytes alone.
     pub const BYTES: Objective = Objective::Dram { overhead: 0 };
 }
 
-/// Which nests are searched.
+/// The loop nests to search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Nests {
     /// All.
     All,
-    /// Rows outermost, with all of A's row block kept.
+    /// Rows in the outermost loop, with the whole row block of A kept in SRAM.
     RowPanel,
-    /// Columns outermost, with tiles of rows within.
+    /// Columns in the outermost loop, tiles of rows inside.
     RowsWithin,
 }
 
@@ -68,12 +68,12 @@ impl Nests {
 /// The best tiling that fits.
 ///
 /// # Errors
-/// Where not even the smallest tile fits.
+/// When not even the smallest tile fits.
 pub fn search(product: &Product, limits: &Limits, objective: &Objective) -> Result<Tiling> {
     search_nests(product, limits, objective, Nests::All)
 }
 
-/// The best tiling of some nests.
+/// The best tiling within the given nests.
 pub(crate) fn search_nests(product: &Product, limits: &Limits, objective: &Objective, nests: Nests) -> Result<Tiling> {
     let (first, second) = match objective {
         Objective::Dram { overhead } => {
@@ -89,8 +89,8 @@ pub(crate) fn search_nests(product: &Product, limits: &Limits, objective: &Objec
     Search { nests, equal: EQUAL, within, best: start, ..Search::new(product, limits, second) }.run()
 }
 
-/// Tilings of which none is at least as good as another in DRAM bytes, SRAM and cycles at once, by falling SRAM, with their
-/// cycles. They are the best by bytes and by cycles for SRAM sizes half an octave apart, down to 1/256 of the limit.
+/// The Pareto front of DRAM bytes, SRAM and cycles, with the cycles of each tiling, in descending order of SRAM. It is built from
+/// the best tilings by bytes and by cycles for SRAM sizes in steps of half an octave, down to 1/256 of the limit.
 ///
 /// # Errors
 /// Where not even the smallest tile fits.
@@ -98,7 +98,7 @@ pub fn pareto(product: &Product, limits: &Limits, rates: &Rates) -> Result<Vec<(
     pareto_by(product, limits, rates, &|limits, objective| search(product, limits, objective))
 }
 
-/// The same over the tilings that `find` returns, for example with more in SRAM than the product.
+/// The same for the tilings that `find` returns, which may hold more in SRAM than the product.
 pub(crate) fn pareto_by(
     product: &Product,
     limits: &Limits,
@@ -123,7 +123,7 @@ pub(crate) fn pareto_by(
     Ok(front(found, |(tiling, cycles)| [tiling.sram as f64, bytes(tiling) as f64, *cycles]))
 }
 
-/// The candidates of a dimension of W: only the one that it is stored in, where it is.
+/// The candidates of a dimension of W: if W is stored in tiles, their size alone.
 fn of_weight(whole: u64, unit: u64, stored: Option<u64>) -> Vec<u64> {
     match stored {
         None => candidates(whole, unit),
@@ -133,7 +133,7 @@ fn of_weight(whole: u64, unit: u64, stored: Option<u64>) -> Vec<u64> {
     }
 }
 
-/// The tiles of a dimension that are worth trying, ascending: multiples of `unit`, or the whole.
+/// The candidate tiles of a dimension in ascending order: multiples of `unit`, and the whole dimension.
 pub fn candidates(whole: u64, unit: u64) -> Vec<u64> {
     let units = whole.div_ceil(unit);
     if units <= EVERY {
@@ -141,7 +141,7 @@ pub fn candidates(whole: u64, unit: u64) -> Vec<u64> {
     }
     let (mut tiles, mut count) = (vec![whole], 1);
     while let Some(&last) = tiles.last().filter(|t| **t > unit) {
-        // The next number of tiles that makes them smaller.
+        // The next number of tiles that gives a smaller tile.
         let smaller = (last - 1) / unit * unit;
         count = whole.div_ceil(smaller).max(count + 1);
         tiles.push(whole.div_ceil(count).next_multiple_of(unit).min(smaller));
@@ -150,17 +150,17 @@ pub fn candidates(whole: u64, unit: u64) -> Vec<u64> {
     tiles
 }
 
-/// One number to make small, with what decides between equals.
+/// A key to minimize, with its tie-breakers.
 #[derive(Clone, Copy)]
 enum Measure<'a> {
-    /// DRAM bytes, with so many more for each transfer.
+    /// DRAM bytes plus this many per transfer.
     Bytes(u64),
     Cycles(&'a Rates),
     Energy(&'a Rates),
 }
 
 impl Measure<'_> {
-    /// What is compared, the first first.
+    /// The key, most significant part first.
     fn key(&self, product: &Product, limits: &Limits, tiling: &Tiling) -> [f64; 3] {
         let dram = tiling.dram.total() as f64;
         let cost = |rates| tiling.cost(product, limits, rates);
@@ -174,7 +174,7 @@ impl Measure<'_> {
         }
     }
 
-    /// What the first two places of the key are at least if no fewer than `dram` bytes move in `depths` tiles of k or more.
+    /// A lower bound on the first two parts of the key, for at least `dram` bytes and at least `depths` tiles of k.
     fn least(&self, product: &Product, limits: &Limits, [tm, _, tn]: [u64; 3], depths: u64, dram: f64) -> [f64; 2] {
         let (rows, columns) = (Axis { whole: product.m, tile: tm }, Axis { whole: product.n, tile: tn });
         let outputs = rows.tiles() * columns.tiles();
@@ -198,7 +198,7 @@ impl Measure<'_> {
     }
 }
 
-/// Energy without that of the cycles, with tiles of k as large as one likes.
+/// Energy without the part that grows with cycles, for tiles of k of any size.
 fn least_energy(p: &Product, rates: &Rates, tm: u64, tn: u64, dram: f64) -> f64 {
     let (macs, bytes) = (p.macs() as f64, |e: crate::Element| f64::from(e.bits) / (8.0 * f64::from(e.per)));
     let reads_a = macs / tn as f64 * bytes(p.a) * tn.div_ceil(rates.array[2]) as f64;
@@ -207,7 +207,7 @@ fn least_energy(p: &Product, rates: &Rates, tm: u64, tn: u64, dram: f64) -> f64 
     macs * rates.mac_pj + dram * rates.dram_pj + (dram + reads_a + reads_w + sums) * rates.sram_pj
 }
 
-/// An order and a tile of m and n, with what no tiling of these can be below.
+/// A loop order and tiles of m and n, with a lower bound on every tiling that has them.
 struct Pair {
     bound: [f64; 2],
     order: Order,
@@ -220,11 +220,11 @@ struct Search<'a> {
     limits: &'a Limits,
     nests: Nests,
     measure: Measure<'a>,
-    /// How much worse than the best is good enough, relatively.
+    /// Relative distance from the best that is accepted.
     equal: f64,
-    /// Another measure that must not be above this.
+    /// An upper limit on another measure.
     within: Option<(Measure<'a>, f64)>,
-    /// Candidates of k, descending.
+    /// Candidate tiles of k, in descending order.
     depths: Vec<u64>,
     best: Option<([f64; 3], Tiling)>,
 }
@@ -246,7 +246,7 @@ impl<'a> Search<'a> {
         self.best.map(|(_, tiling)| tiling).ok_or_else(|| self.too_small())
     }
 
-    /// Every order with every tile of m and n whose sums fit.
+    /// Every order with all tiles of m and n whose accumulators fit.
     fn pairs(&self) -> Vec<Pair> {
         let rows = candidates(self.product.m, self.product.unit[0]);
         let columns = of_weight(self.product.n, self.product.unit[2], self.limits.stored.map(|[_, columns]| columns));
@@ -264,14 +264,14 @@ impl<'a> Search<'a> {
         pairs
     }
 
-    /// What the first two places of the key are at least, for tiles of k no smaller than `tile` says and at least `depths`
-    /// of them; none if that does not fit or cannot be within what is asked.
+    /// A lower bound on the first two parts of the key, for at least `depths` tiles of k that are no smaller than `tile` says;
+    /// `None` if such tiles do not fit, or exceed the limits.
     fn bound(&self, order: Order, tile: [u64; 3], depths: u64) -> Option<[f64; 2]> {
         let dram = self.least_dram(order, tile)?;
         self.least(tile, depths, dram)
     }
 
-    /// The same if no fewer than `dram` bytes move.
+    /// The same for at least `dram` bytes.
     fn least(&self, tile: [u64; 3], depths: u64, dram: f64) -> Option<[f64; 2]> {
         if let Some((measure, most)) = self.within
             && measure.least(self.product, self.limits, tile, depths, dram)[0] > most
@@ -281,7 +281,7 @@ impl<'a> Search<'a> {
         Some(self.measure.least(self.product, self.limits, tile, depths, dram))
     }
 
-    /// DRAM bytes if SRAM could be filled with kept pieces of any size, those first that save most.
+    /// DRAM bytes of a relaxation: SRAM filled with kept pieces of any size, those that save most first.
     fn least_dram(&self, order: Order, [tm, tk, tn]: [u64; 3]) -> Option<f64> {
         let (p, limits) = (self.product, self.limits);
         let held = match order {
@@ -309,7 +309,7 @@ impl<'a> Search<'a> {
             room -= tiles[outer] as f64;
         }
         least += (wholes[outer] * repeats[outer]) as f64;
-        // (SRAM it can take, saved bytes for each of these)
+        // (SRAM that it can fill, DRAM bytes saved per byte of it)
         let mut savings = [
             (block as f64, wholes[outer] as f64 * (repeats[outer] - 1) as f64 / block.max(1) as f64),
             (wholes[inner] as f64, (repeats[inner] - 1) as f64),
@@ -323,7 +323,7 @@ impl<'a> Search<'a> {
         Some(least)
     }
 
-    /// Whether something with this bound may be better than the best by more than what counts as equal.
+    /// Whether a tiling with this bound can beat the best by more than the tolerance.
     fn hopeful(&self, bound: [f64; 2]) -> bool {
         self.best.is_none_or(|(key, _)| {
             let first = bound[0] * (1.0 + self.equal);
@@ -331,7 +331,7 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// Every depth and kept count for a pair.
+    /// Tries every depth and every count of kept tiles for a pair.
     fn attempt(&mut self, pair: &Pair) {
         for index in 0..self.depths.len() {
             let tile = [pair.tm, self.depths[index], pair.tn];
@@ -342,7 +342,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Every kept count worth trying for a tile.
+    /// Tries the candidate counts of kept tiles for a tile.
     fn keep(&mut self, order: Order, tile: [u64; 3], depths: u64) {
         let (p, limits) = (self.product, self.limits);
         let nest = Nest::new(p, order, tile, [0, 0]);
@@ -368,7 +368,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The tiling that keeps these counts of the outer and the inner operand.
+    /// The tiling that keeps these numbers of tiles of the outer and the inner operand.
     fn tiling(&self, order: Order, tile: [u64; 3], [outer, inner]: [u64; 2]) -> Tiling {
         let kept = if order.columns_first() { [inner, outer] } else { [outer, inner] };
         Tiling::new(self.product, self.limits, order, tile, kept)
@@ -388,7 +388,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The least SRAM that any tiling needs, with the SRAM available.
+    /// The error: the least SRAM that any tiling needs, and the SRAM available.
     fn too_small(&self) -> Error {
         let (p, least) = (self.product, |whole: u64, unit: u64| whole.min(unit));
         let [depth, columns] = self.limits.stored.unwrap_or([least(p.k, p.unit[1]), least(p.n, p.unit[2])]);
@@ -403,7 +403,7 @@ fn compare<const N: usize>(x: &[f64; N], y: &[f64; N]) -> std::cmp::Ordering {
     x.iter().zip(y).map(|(x, y)| x.total_cmp(y)).find(|order| order.is_ne()).unwrap_or(std::cmp::Ordering::Equal)
 }
 
-/// The greatest has the least bound; equals are told apart by what is the same on every machine.
+/// The greatest has the lowest bound. The pair itself breaks ties, so that the order is the same on every machine.
 impl Ord for Pair {
     fn cmp(&self, other: &Pair) -> std::cmp::Ordering {
         let known = |pair: &Pair| (pair.order, pair.tm, pair.tn);

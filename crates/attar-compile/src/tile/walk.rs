@@ -1,13 +1,13 @@
-//! The loop nests of [`Order`], step by step, and what they move and hold in closed form.
+//! The loop nests of [`Order`] step by step, and closed forms of the bytes that they move and hold.
 
 use super::axis::{Axis, grid, leading};
 use super::{Buffering, Buffers, Limits, Order, Product, Tiling, Traffic};
 use crate::Element;
 
-/// Where a tile of an operand stands in SRAM.
+/// The place of an operand's tile in SRAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Slot {
-    /// Its own: the tile of this number in order of use, see [`Order`].
+    /// A place of its own: the kept tile of this number, in order of use (see [`Order`]).
     Kept(u64),
     /// The streaming slot of this number.
     Streamed(u64),
@@ -16,9 +16,9 @@ pub enum Slot {
 /// An operand's tile at one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TileUse {
-    /// Where it stands.
+    /// Where it is.
     pub slot: Slot,
-    /// It is loaded before this step computes; otherwise it stands there already.
+    /// Whether it is loaded before this step computes. Otherwise it is in SRAM already.
     pub load: bool,
 }
 
@@ -35,19 +35,19 @@ pub struct Step {
     pub a: TileUse,
     /// `W[l,j]`.
     pub w: TileUse,
-    /// Which tile of sums: 0 in Mnk and Nmk, j in Mkn, i in Nkm.
+    /// The accumulator tile: 0 in Mnk and Nmk, j in Mkn, i in Nkm.
     pub accumulator: u64,
-    /// The sums start from zero here (l = 0).
+    /// The accumulators start from zero in this step (l = 0).
     pub first: bool,
-    /// The sums are complete after this step, and `C[i,j]` is stored (l is the last).
+    /// The accumulators are complete after this step (the last l), and `C[i,j]` is stored.
     pub last: bool,
 }
 
 impl Tiling {
-    /// The tiling of these loops, tiles and kept counts, with everything it moves and holds. Nothing is checked against
-    /// [`Limits::sram`] nor [`Product::unit`].
+    /// The tiling with these loops, tiles and counts of kept tiles, and all it moves and holds. Neither [`Limits::sram`] nor
+    /// [`Product::unit`] is checked.
     ///
-    /// `tile` is at least 1 and at most the dimension in each place, `kept` at most what [`Order`] says.
+    /// Every tile is between 1 and its dimension; `kept` is within the limits of [`Order`].
     pub fn new(product: &Product, limits: &Limits, order: Order, tile: [u64; 3], kept: [u64; 2]) -> Tiling {
         let nest = Nest::new(product, order, tile, kept);
         let (outer_loads, inner_loads) = (nest.outer_loads(), nest.inner_loads());
@@ -70,7 +70,7 @@ impl Tiling {
         tiling
     }
 
-    /// What it holds in SRAM.
+    /// SRAM that it holds.
     pub fn buffers(&self, product: &Product, limits: &Limits) -> Buffers {
         let nest = Nest::new(product, self.order, self.tile, self.kept);
         let [a_kept, w_kept] = swap(self.order, [nest.outer_held(limits.align), nest.inner_held(limits.align)]);
@@ -86,8 +86,8 @@ impl Tiling {
         }
     }
 
-    /// Where the slot of kept tile `number` (see [`Order`]) starts in the kept tiles' buffer: those of A with `operand` 0,
-    /// of W with 1. Streaming slots and accumulators have equal sizes, each rounded up by itself.
+    /// The offset of kept tile `number` (see [`Order`]) in the buffer of kept tiles, of A for `operand` 0 and of W for 1.
+    /// Streaming slots and accumulators have equal sizes, each rounded up on its own.
     pub fn kept_offset(&self, product: &Product, limits: &Limits, operand: usize, number: u64) -> u64 {
         let mut kept = self.kept;
         kept[operand] = number;
@@ -95,14 +95,14 @@ impl Tiling {
         swap(self.order, [nest.outer_held(limits.align), nest.inner_held(limits.align)])[operand]
     }
 
-    /// The walk, step by step: the one definition that a lowering follows.
+    /// The steps in order; lowerings follow this definition.
     pub fn steps(&self, product: &Product) -> Steps {
         let nest = Nest::new(product, self.order, self.tile, self.kept);
         let [outer_slots, inner_slots] = swap(self.order, self.slots);
         Steps { nest, order: self.order, slots: [outer_slots, inner_slots], loads: [0; 2], position: 0 }
     }
 
-    /// How many tiles m, k and n have.
+    /// Numbers of tiles of m, k and n.
     pub fn counts(&self, product: &Product) -> [u64; 3] {
         [product.m.div_ceil(self.tile[0]), product.k.div_ceil(self.tile[1]), product.n.div_ceil(self.tile[2])]
     }
@@ -113,8 +113,8 @@ fn swap<T>(order: Order, [outer, inner]: [T; 2]) -> [T; 2] {
     if order.columns_first() { [inner, outer] } else { [outer, inner] }
 }
 
-/// A nest seen from its outermost loop, so that exchanging A and W is done once: Mnk and Nmk are `outer, inner, depth`;
-/// Mkn and Nkm are `outer, depth, inner`. The outer operand is the one that the outermost loop indexes.
+/// A nest in terms of its outermost loop, which makes A and W symmetric: Mnk and Nmk are `outer, inner, depth`; Mkn and Nkm are
+/// `outer, depth, inner`. The outer operand is the one that the outermost loop indexes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nest {
     outer: Axis,
@@ -122,7 +122,7 @@ pub(super) struct Nest {
     inner: Axis,
     outer_element: Element,
     inner_element: Element,
-    /// Tiles of the outer operand's block that are kept; of the inner operand that are kept.
+    /// Kept tiles of the outer operand's block, and of the inner operand.
     kept: [u64; 2],
     depth_last: bool,
 }
@@ -193,7 +193,7 @@ impl Nest {
         slots(buffering, self.streamed()[1] * self.inner_repeats())
     }
 
-    /// SRAM of the sums.
+    /// SRAM of the accumulators.
     pub(super) fn sums(&self, partial: Element, align: u64) -> u64 {
         let block = Axis { whole: self.outer.width(0), tile: self.outer.width(0) };
         let width = if self.depth_last { Axis { whole: self.inner.width(0), tile: self.inner.width(0) } } else { self.inner };
@@ -230,7 +230,7 @@ impl Nest {
         self.outer_held(limits.align) + self.outer_slots(limits.buffering) * self.slot_sizes(limits.align)[0]
     }
 
-    /// The least SRAM the inner operand takes: none of it is kept, or all of it.
+    /// The least SRAM that the inner operand takes, by keeping none or all of it.
     pub(super) fn inner_least(&self, limits: &Limits) -> u64 {
         let keeping = |count| Nest { kept: [self.kept[0], count], ..*self };
         let streamed = keeping(0).inner_slots(limits.buffering) * self.slot_sizes(limits.align)[1];
@@ -245,7 +245,7 @@ impl Nest {
         most(total, room, slots * size, size, |count| self.keeping_outer(count).outer_held(limits.align))
     }
 
-    /// Numbers of kept tiles of the inner operand worth trying in `room` bytes: none, and the most that fit.
+    /// Candidate counts of kept tiles of the inner operand in `room` bytes: 0, and the most that fit.
     pub(super) fn inner_counts(&self, room: u64, limits: &Limits) -> impl Iterator<Item = u64> + use<> {
         let size = self.slot_sizes(limits.align)[1];
         let keeping = |count| Nest { kept: [self.kept[0], count], ..*self };
@@ -256,14 +256,14 @@ impl Nest {
         [(most > 0 && useful).then_some(most), Some(0)].into_iter().flatten()
     }
 
-    /// Bytes that the inner operand moves at least if `room` bytes can keep pieces of it of any size.
+    /// A lower bound on the bytes that the inner operand moves, with `room` bytes for kept pieces of any size.
     pub(super) fn least_inner(&self, room: u64) -> f64 {
         let once = grid(self.inner_element, self.inner, self.depth, 1);
         let saved = once.min(room) * (self.outer.tiles() - 1);
         (once * self.outer.tiles() - saved) as f64
     }
 
-    /// How many steps there are.
+    /// The number of steps.
     fn len(&self) -> u64 {
         self.outer.tiles() * self.inner.tiles() * self.depth.tiles()
     }
@@ -283,15 +283,15 @@ impl Nest {
     }
 }
 
-/// The largest count of tiles that fit: all of `total` in `room`, or fewer with `slots` bytes of streaming slots. A tile
-/// takes at most `size` bytes, the first `count` take `held(count)`.
+/// The largest number of tiles that fit in `room` bytes: all of `total`, or fewer next to `slots` bytes of streaming slots. A
+/// tile takes at most `size` bytes; the first `count` take `held(count)`.
 fn most(total: u64, room: u64, slots: u64, size: u64, held: impl Fn(u64) -> u64) -> u64 {
     if held(total) <= room {
         return total;
     }
     let Some(room) = room.checked_sub(slots) else { return 0 };
     let (mut low, mut step) = ((room / size.max(1)).min(total - 1), 1);
-    // Edge tiles are smaller, so that a few more may fit.
+    // Edge tiles are smaller: a few more may fit.
     while low + step < total && held(low + step) <= room {
         low += step;
         step *= 2;
