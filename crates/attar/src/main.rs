@@ -4,6 +4,7 @@
 //! cannot be used; 70 a bug of attar; 130 interrupted.
 
 mod environment;
+mod interrupt;
 mod printer;
 mod progress;
 mod settings;
@@ -14,6 +15,7 @@ use std::{
     process::ExitCode,
 };
 
+use attar_recipe::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
 use crate::{environment::Environment, printer::Printer, verbs::verbs};
@@ -30,14 +32,14 @@ Start with a recipe, a TOML file: `attar plan RECIPE` checks it, `attar run RECI
 its command; `--print-recipe` shows the recipe behind it.
 
 Exit codes: 0 done; 1 a gate failed; 2 wrong usage or a mistake in the recipe; 3 the model, the data or the machine cannot be
-used; 70 a bug in attar; 130 interrupted";
+used; 70 a bug in attar; 130, 143 or 129 interrupted by SIGINT, SIGTERM or SIGHUP";
 
 fn main() -> ExitCode {
     // candle's own thread pool for elementwise ops busy-waits, which starves everything else on the machine.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let matches = command().get_matches();
-    progress::stop_at_once();
+    interrupt::stop_at_once();
     let printer = Printer::new(&matches);
     if let Some(threads) = matches.get_one::<usize>("threads") {
         // Fails only if the pool exists already; nothing has started it yet.
@@ -46,11 +48,11 @@ fn main() -> ExitCode {
     let (name, arguments) = matches.subcommand().expect("clap demands one");
     let verb = verbs().find(|verb| verb.name() == name).expect("clap knows only these");
     let environment = Environment::read(arguments, matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
-    match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer))) {
+    match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer).and_then(|code| printer.done(code)))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             printer.error(&error);
-            ExitCode::from(error.exit_code())
+            ExitCode::from(if error.kind == ErrorKind::Interrupted { interrupt::exit_code() } else { error.exit_code() })
         }
         Err(_) => {
             printer.bug();

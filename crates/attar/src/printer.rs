@@ -1,8 +1,10 @@
 //! The only module that prints. Results go to stdout, everything else to stderr.
 
-#![expect(clippy::print_stderr, reason = "this is the one place")]
-
-use std::io::{IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    sync::Mutex,
+};
 
 use attar_recipe::Error;
 use clap::ArgMatches;
@@ -12,29 +14,42 @@ pub(crate) struct Printer {
     pub(crate) json: bool,
     pub(crate) quiet: bool,
     color: bool,
+    /// Why a result could not be written.
+    failure: Mutex<Option<io::Error>>,
 }
 
 impl Printer {
     pub(crate) fn new(matches: &ArgMatches) -> Printer {
         let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Printer { json: matches.get_flag("json"), quiet: matches.get_flag("quiet"), color }
+        Printer { json: matches.get_flag("json"), quiet: matches.get_flag("quiet"), color, failure: Mutex::default() }
     }
 
     /// Prints a result.
     pub(crate) fn data(&self, text: &str) {
-        // A closed pipe is not an error.
-        let mut out = std::io::stdout().lock();
-        let _ = out.write_all(text.as_bytes());
-        if !text.ends_with('\n') {
-            let _ = out.write_all(b"\n");
-        }
+        let end = if text.ends_with('\n') { "" } else { "\n" };
+        self.write(|out| write!(out, "{text}{end}"));
     }
 
     /// Prints a piece of a result at once, without a line break.
     pub(crate) fn piece(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        let _ = out.write_all(text.as_bytes());
-        let _ = out.flush();
+        self.write(|out| out.write_all(text.as_bytes()));
+    }
+
+    fn write(&self, write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) {
+        let mut out = io::stdout().lock();
+        if let Err(error) = write(&mut out).and_then(|()| out.flush()) {
+            self.failure.lock().expect("no panic holds this lock").get_or_insert(error);
+        }
+    }
+
+    /// `code`, if everything that was printed arrived. A reader that has seen enough and closes its pipe is no failure.
+    pub(crate) fn done(&self, code: ExitCode) -> Result<ExitCode, Error> {
+        match self.failure.lock().expect("no panic holds this lock").take() {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::input("cannot write to the standard output").because(&error))
+            }
+            _ => Ok(code),
+        }
     }
 
     /// Prints a result as JSON.
@@ -45,20 +60,25 @@ impl Printer {
     /// Prints a note to stderr, unless `--quiet`.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            tell(text);
         }
+    }
+
+    /// Prints to stderr what went wrong without being an error.
+    pub(crate) fn failure(&self, text: &str) {
+        tell(text);
     }
 
     pub(crate) fn error(&self, error: &Error) {
         if self.json {
             self.value(&error.to_json());
         }
-        eprintln!("{}", error.render(self.color));
+        tell(&error.render(self.color));
     }
 
     pub(crate) fn bug(&self) {
-        eprintln!(
-            "error: this is a bug in attar, not a mistake in what you asked for\nhint: please report it with the lines above; finished work is kept"
+        tell(
+            "error: this is a bug in attar, not a mistake in what you asked for\nhint: please report it with the lines above; finished work is kept",
         );
     }
 
@@ -68,7 +88,12 @@ impl Printer {
     }
 }
 
-/// Says that the first Ctrl-C was heard.
+/// Prints a line to stderr. Where that is closed or full, nobody can be told.
+fn tell(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Says that the first signal was heard.
 pub(crate) fn stopping() {
-    eprintln!("stopping after the current unit of work; press Ctrl-C again to stop now (finished work is kept)");
+    tell("stopping after the current unit of work; press Ctrl-C again to stop now (finished work is kept)");
 }

@@ -53,7 +53,7 @@ pub struct TilingReport {
 impl TilingReport {
     /// Names of the columns of [`TilingReport::row`].
     pub const HEAD: &'static [&'static str] =
-        &["order", "tile m, k, n", "kept x, w", "DRAM bytes", "/ bound", "SRAM bytes", "cycles (predicted)"];
+        &["order", "tile m, k, n", "resident x, w tiles", "DRAM bytes", "× bound", "SRAM bytes", "cycles (predicted)"];
 
     /// A tiling of `product`, of which no schedule moves fewer than `bound` bytes.
     pub fn new(tiling: &Tiling, product: &Product, limits: &Limits, rates: &Rates, bound: u64) -> TilingReport {

@@ -2,10 +2,11 @@
 
 use std::{
     io::{self, BufReader, Read},
+    os::unix::process::CommandExt,
     path::Path,
     process::{self, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
@@ -31,12 +32,29 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How often an ending child is looked at.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// The processes that run.
+static RUNNING: Mutex<Vec<Weak<Mutex<process::Child>>>> = Mutex::new(Vec::new());
+
+/// Kills every engine of this process: for callers about to exit, which drops nothing.
+pub fn kill_all() {
+    let running = std::mem::take(&mut *lock(&RUNNING));
+    for process in running.iter().filter_map(Weak::upgrade) {
+        // One that is dead already cannot be killed, which is no harm.
+        let _ = lock(&process).kill();
+    }
+}
+
+/// A process is as good after a panic elsewhere as before.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 type Answer = io::Result<Option<(Reply, Vec<f32>)>>;
 
 /// A child that is killed when this is dropped.
 pub(super) struct Child {
     title: &'static str,
-    process: process::Child,
+    process: Arc<Mutex<process::Child>>,
     requests: Sender<(Request, Vec<u32>)>,
     answers: Receiver<Answer>,
     stderr: LastWords,
@@ -48,6 +66,8 @@ impl Child {
     pub(super) fn spawn(installation: &Installation, host: &Path, timeout: Duration) -> Result<Child> {
         let mut command = command(installation, host);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: Ctrl-C in a terminal lets the unit of work that needs the engine finish.
+        command.process_group(0);
         let spawned = command.spawn();
         let mut process = spawned.map_err(|source| Error::EngineStart { host: command.get_program().into(), source })?;
         let stdin = process.stdin.take().expect("it is piped");
@@ -56,6 +76,10 @@ impl Child {
         let (requests, to_send) = mpsc::channel();
         let (to_answer, answers) = mpsc::channel();
         thread::spawn(move || converse(stdin, BufReader::new(stdout), &to_send, &to_answer));
+        let process = Arc::new(Mutex::new(process));
+        let mut running = lock(&RUNNING);
+        running.retain(|process| process.strong_count() > 0);
+        running.push(Arc::downgrade(&process));
         Ok(Child { title: installation.engine.title, process, requests, answers, stderr, timeout })
     }
 
@@ -87,7 +111,8 @@ impl Child {
     fn died(&mut self, doing: &'static str) -> Error {
         let until = Instant::now() + GRACE;
         let status = loop {
-            match self.process.try_wait() {
+            let status = lock(&self.process).try_wait();
+            match status {
                 Ok(Some(status)) => break status.to_string(),
                 Ok(None) if Instant::now() < until => thread::sleep(PAUSE),
                 _ => break "its pipes are closed".into(),
@@ -99,8 +124,9 @@ impl Child {
 
     fn kill(&mut self) {
         // A child that is dead already cannot be killed, which is no harm.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let mut process = lock(&self.process);
+        let _ = process.kill();
+        let _ = process.wait();
     }
 }
 

@@ -23,7 +23,7 @@ use attar_tensor::nearest;
 use crate::{Error, Result};
 
 pub use artifact::Artifact;
-pub use child::VERB;
+pub use child::{VERB, kill_all};
 pub use find::{Installation, Looked, Places};
 pub use kind::{Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
 pub use serve::serve;

@@ -8,6 +8,7 @@ mod export;
 mod fuse;
 mod generate;
 mod inspect;
+mod list;
 mod man;
 mod memory_plan;
 mod plan;
@@ -22,16 +23,13 @@ mod written;
 
 use std::{path::Path, process::ExitCode};
 
+use attar_eval::Status;
 use attar_recipe::{Error, LockMode, Recipe, Report, Request, step::STEPS};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use comfy_table::{ContentArrangement, Table, presets};
 use toml::Table as Settings;
 
-use crate::{
-    environment::Environment,
-    printer::Printer,
-    progress::{self, Bars},
-};
+use crate::{environment::Environment, interrupt, printer::Printer, progress::Bars};
 
 /// A subcommand.
 pub(crate) trait Verb: Sync {
@@ -59,6 +57,10 @@ static OTHERS: &[&dyn Verb] = &[
     &eval::Eval,
     &generate::Generate,
     &inspect::Inspect,
+    &list::DEVICES,
+    &list::ENGINES,
+    &list::TARGETS,
+    &list::GRIDS,
     &memory_plan::MemoryPlan,
     &store::Store,
     &schema::Schema,
@@ -137,7 +139,7 @@ fn run_text(
 
 fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
     let engines = environment.engines();
-    progress::stop_between_units();
+    interrupt::stop_between_units();
     let bars = Bars::new(printer);
     let report =
         attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars, max_memory: environment.max_memory })?;
@@ -151,7 +153,7 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
         return printer.value(report);
     }
     if printer.quiet {
-        return;
+        return failed_gates(report).for_each(|gate| printer.failure(&gate));
     }
     for (_, table) in report.tables() {
         printer.data(&draw(table.head, &table.rows));
@@ -162,6 +164,17 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
         (false, false) => "FAILED: at least one gate failed, see",
     };
     printer.data(&format!("{verdict} {}", output.join("report.md").display()));
+}
+
+/// A line for each gate that did not pass.
+fn failed_gates(report: &Report) -> impl Iterator<Item = String> + '_ {
+    report.gate_table().rows.into_iter().zip(&report.gates).filter(|(_, verdict)| verdict.status != Status::Passed).map(
+        |(row, _)| {
+            let [metric, variant, runner, status, details] = &row[..] else { unreachable!("the table has five columns") };
+            let variant = if variant == "-" { String::new() } else { format!(" of {variant}") };
+            format!("{status}: {metric}{variant} by {runner}: {details}")
+        },
+    )
 }
 
 /// A table for a terminal, no wider than it.

@@ -6,11 +6,7 @@ use attar_recipe::{Error, LockMode, Points, Recipe, Request};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Verb, draw, path, path_argument};
-use crate::{
-    environment::Environment,
-    printer::Printer,
-    progress::{self, Bars},
-};
+use crate::{environment::Environment, interrupt, printer::Printer, progress::Bars};
 
 pub(super) struct Sweep;
 
@@ -59,7 +55,7 @@ impl Verb for Sweep {
         };
         let picture = recipe.output().join("sweep.svg");
         let engines = environment.engines();
-        progress::stop_between_units();
+        interrupt::stop_between_units();
         let bars = Bars::new(printer);
         let sweep = attar_recipe::sweep(
             recipe,

@@ -60,9 +60,7 @@ fn a_gate_that_fails() {
 
     let json = room.attar(&["run", "recipe.toml", "--json"]).exits(1);
     assert_eq!(json.stdout, room.read("out/report.json"), "a failed gate is a report, not an error");
-    assert_eq!(json.stderr, "");
-    let quiet = room.attar(&["run", "recipe.toml", "--quiet"]).exits(1);
-    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    session.note("the same, and nothing but errors", &room.attar(&["run", "recipe.toml", "--quiet"]).exits(1));
     session.check();
 }
 

@@ -71,7 +71,11 @@ fn journal_lines(room: &Room) -> usize {
 
 /// What Ctrl-C does.
 fn interrupt(child: &Child) {
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill is everywhere");
+    send("INT", child);
+}
+
+fn send(signal: &str, child: &Child) {
+    let kill = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().expect("kill is everywhere");
     assert!(kill.success());
 }
 
@@ -113,24 +117,42 @@ fn a_run_that_is_killed_again_and_again_gets_through() {
     assert_same_files(wanted, &room.files("out"), "after four kills");
 }
 
+/// Ctrl-C, what service managers and CI send, and what a terminal sends when it goes.
 #[test]
 fn an_interrupted_run_says_so_and_goes_on_later() {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let room = ready();
+        let mut command = room.command(&RUN);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("attar starts");
+        while journal_lines(&room) < 3 {
+            sleep(Duration::from_millis(2));
+        }
+        send(signal, &child);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{signal}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.starts_with("stopping after the current unit of work"), "{text}");
+        let (_, text) = text.split_once('\n').unwrap();
+        assert_eq!(text, "error: interrupted\nhint: finished work is kept: the same command goes on from here\n");
+        assert!(!room.path("out/manifest.json").exists());
+        room.attar(&RUN).exits(0);
+        assert_same_files(&whole().0, &room.files("out"), signal);
+    }
+}
+
+/// `nohup` ignores the signal that a terminal sends when it goes.
+#[test]
+fn a_run_outlives_its_terminal_where_that_is_wanted() {
     let room = ready();
-    let mut command = room.command(&RUN);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("attar starts");
+    let arguments = [&["-c", "trap '' HUP; exec \"$@\"", "sh", ATTAR], &RUN[..]].concat();
+    let mut command = room.other_command("sh", &arguments);
+    let mut child = command.stdout(Stdio::null()).spawn().expect("every system has a shell");
     while journal_lines(&room) < 3 {
         sleep(Duration::from_millis(2));
     }
-    interrupt(&child);
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.starts_with("stopping after the current unit of work"), "{text}");
-    let (_, text) = text.split_once('\n').unwrap();
-    assert_eq!(text, "error: interrupted\nhint: finished work is kept: the same command goes on from here\n");
-    assert!(!room.path("out/manifest.json").exists());
-    room.attar(&RUN).exits(0);
-    assert_same_files(&whole().0, &room.files("out"), "after an interrupt");
+    send("HUP", &child);
+    assert!(child.wait().unwrap().success());
+    assert_same_files(&whole().0, &room.files("out"), "after SIGHUP");
 }
 
 /// Sends Ctrl-C to an eval until it ends, and says how it ended. `trap` is run by the shell that becomes attar.
