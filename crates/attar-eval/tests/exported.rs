@@ -10,7 +10,7 @@ use std::{
 };
 
 use attar_eval::{Artifact, ENGINES, Installation, Mode, Output, Places, Reference, Runner, Window, outputs};
-use attar_export::{Input, Options};
+use attar_export::{Input, Side};
 use attar_model::Model;
 
 fn skip(reason: impl std::fmt::Display) {
@@ -71,24 +71,24 @@ fn every_model_of_every_target_opens_and_agrees() {
     for path in models() {
         let model = Model::open(&path).unwrap();
         for target in attar_export::TARGETS {
-            let engines = installed
-                .iter()
-                .filter(|installation| installation.engine.opens.iter().any(|opens| opens.target == target.name()));
+            let engines =
+                installed.iter().filter(|installation| installation.engine.opens.iter().any(|opens| opens.target == target.name));
             let engines: Vec<&Installation> = engines.collect();
             if engines.is_empty() {
                 continue;
             }
-            if let Err(refusal) = target.check(&model.graph, &Options::default()) {
-                skip(format!("{} does not take {}: {refusal}", target.name(), path.display()));
+            let format = target.default_format().expect("the suite knows no option that has to be given");
+            if let Err(refusal) = format.check(&model.graph) {
+                skip(format!("{} does not take {}: {refusal}", target.name, path.display()));
                 continue;
             }
             let folder = tempfile::tempdir().unwrap();
-            let input = Input { graph: &model.graph, source: &*model.source };
-            target.write(&input, &Options::default(), folder.path(), &mut |_, _| {}).unwrap();
+            let input = Input { graph: &model.graph, source: &*model.source, side: &Side::default() };
+            format.write(&input, folder.path(), &mut |_, _| {}).unwrap();
             for engine in engines {
                 let off = agrees(&model, folder.path(), engine);
                 if off.is_nan() || off >= SAME {
-                    wrong.push(format!("{} in {} of {}: off by {off}", path.display(), target.name(), engine.engine.name));
+                    wrong.push(format!("{} in {} of {}: off by {off}", path.display(), target.name, engine.engine.name));
                 }
             }
         }
@@ -100,12 +100,7 @@ fn every_model_of_every_target_opens_and_agrees() {
 fn engines_open_targets_that_exist() {
     for engine in ENGINES {
         for opens in engine.opens {
-            assert!(
-                attar_export::TARGETS.iter().any(|target| target.name() == opens.target),
-                "{}: {}",
-                engine.name,
-                opens.target
-            );
+            assert!(attar_export::TARGETS.iter().any(|target| target.name == opens.target), "{}: {}", engine.name, opens.target);
         }
     }
 }

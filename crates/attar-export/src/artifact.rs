@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use attar_tensor::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::Options;
-
 /// What [`crate::Target::check`] promises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -21,8 +19,8 @@ pub struct Plan {
 pub struct Artifact {
     /// The target's name.
     pub target: String,
-    /// As chosen.
-    pub options: Options,
+    /// Its options, with every default filled in.
+    pub options: serde_json::Value,
     /// Every file.
     pub files: Vec<FileEntry>,
     /// What the caller gives.

@@ -12,15 +12,29 @@ use attar_tensor::{
     Checkpoint, Dtype, Encoding, MANIFEST, Manifest, QuantizedEntry, SharedParts, TensorInfo,
     safetensors::{Entry, PartLayout, Writer},
 };
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
-    Artifact, Error, Input, Options, Original, Plan, Port, Progress, Result, Target, TensorEntry, Verification, VerifiedTensor,
-    kit::{self, Written, chunks, file_entry},
+    Artifact, Error, Format, Input, Original, Plan, Port, Progress, Result, Target, TensorEntry, Verification, VerifiedTensor,
+    kit::{self, Written, chunks},
     noise::{Noise, same},
+    target,
 };
 
-/// The target `checkpoint`.
-pub struct CheckpointFolder;
+pub(super) static TARGET: Target = Target {
+    name: "checkpoint",
+    about: "attar's own checkpoint folder, which every verb reads back",
+    version: 1,
+    schema: attar_settings::schema::<CheckpointFolder>,
+    parse: target::parse::<CheckpointFolder>,
+};
+
+/// The target `checkpoint`, which has no options.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointFolder {}
 
 const GRAPH: &str = "graph.ir";
 const WEIGHTS: &str = "model.safetensors";
@@ -95,27 +109,19 @@ fn items(graph: &Graph) -> Vec<Item> {
     items
 }
 
-impl Target for CheckpointFolder {
-    fn name(&self) -> &'static str {
-        "checkpoint"
+impl Format for CheckpointFolder {
+    fn options(&self) -> Value {
+        json!(self)
     }
 
-    fn about(&self) -> &'static str {
-        "attar's own checkpoint folder, which every verb reads back"
-    }
-
-    fn version(&self) -> u32 {
-        1
-    }
-
-    fn check(&self, graph: &Graph, _: &Options) -> Result<Plan> {
+    fn check(&self, graph: &Graph) -> Result<Plan> {
         let tensors: Vec<TensorEntry> = items(graph).iter().map(Item::entry).collect();
         let bytes = tensors.iter().map(|t| t.stored_bytes).sum();
         Ok(Plan { tensors, bytes })
     }
 
-    fn write(&self, model: &Input<'_>, options: &Options, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
-        let plan = self.check(model.graph, options)?;
+    fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
+        let plan = self.check(model.graph)?;
         let items = items(model.graph);
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         attar_tensor::write_atomically(&folder.join(WEIGHTS), |to| write_weights(to, model, &items, plan.bytes, progress))?;
@@ -130,9 +136,9 @@ impl Target for CheckpointFolder {
         })?;
         let written = written(&items);
         Ok(Artifact {
-            target: self.name().into(),
-            options: options.clone(),
-            files: [WEIGHTS, GRAPH, MANIFEST].iter().map(|name| file_entry(folder, name)).collect::<Result<_>>()?,
+            target: TARGET.name.into(),
+            options: self.options(),
+            files: kit::files(folder, &[WEIGHTS, GRAPH, MANIFEST], model.side)?,
             inputs: ports(model.graph, model.graph.inputs()),
             outputs: ports(model.graph, model.graph.outputs()),
             totals: kit::totals(&written),
@@ -141,7 +147,13 @@ impl Target for CheckpointFolder {
         })
     }
 
-    fn verify(&self, model: &Input<'_>, _: &Artifact, folder: &Path, original: Option<Original<'_>>) -> Result<Verification> {
+    fn verify(
+        &self,
+        model: &Input<'_>,
+        artifact: &Artifact,
+        folder: &Path,
+        original: Option<Original<'_>>,
+    ) -> Result<Verification> {
         let written = Checkpoint::open(folder)?;
         let text = fs::read_to_string(folder.join(GRAPH)).map_err(Error::io("read", folder.join(GRAPH)))?;
         let graph = Graph::parse(&text)?;
@@ -156,6 +168,7 @@ impl Target for CheckpointFolder {
             let snr_db = noise.judge(&item.name, item.encoding)?;
             verification.tensors.push(VerifiedTensor { name: item.name, snr_db });
         }
+        kit::same_files(artifact, folder)?;
         Ok(verification)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{fs, ops::Range, path::Path};
 
-use attar_tensor::{Digest, Encoding};
+use attar_tensor::{Digest, Encoding, write_atomically};
 
-use crate::{Artifact, Defect, Error, FileEntry, PlainEntry, Result, TensorEntry, Totals};
+use crate::{Artifact, Defect, Error, FileEntry, PlainEntry, Result, Side, TensorEntry, Totals};
 
 /// A written weight: its entry, and its encoding in the file.
 pub(crate) struct Written {
@@ -56,8 +56,24 @@ pub(crate) fn not_quantized(written: &[Written]) -> Vec<PlainEntry> {
         .collect()
 }
 
+/// Writes the side files of a model; the entries of `written` and of these, in this order.
+pub(crate) fn files(folder: &Path, written: &[&str], side: &Side) -> Result<Vec<FileEntry>> {
+    let mut names = written.to_vec();
+    let mut put = |name: &'static str, bytes: &[u8]| {
+        let path = folder.join(name);
+        names.push(name);
+        write_atomically(&path, |to| to.write_all(bytes).map_err(Error::io("write", &path)))
+    };
+    if !side.config.is_null() {
+        let text = serde_json::to_string_pretty(&side.config).expect("a configuration is JSON") + "\n";
+        put("config.json", text.as_bytes())?;
+    }
+    side.files.iter().try_for_each(|(name, content)| put(name, &content.bytes()?))?;
+    names.iter().map(|name| file_entry(folder, name)).collect()
+}
+
 /// A file of an artifact, as it is on the disk.
-pub(crate) fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
+fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
     let path = folder.join(name);
     let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
     Ok(FileEntry { name: name.into(), bytes, digest: Digest::of_file(&path)? })

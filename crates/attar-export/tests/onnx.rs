@@ -15,7 +15,7 @@ use std::{
     slice::from_ref,
 };
 
-use attar_export::{Artifact, Defect, Error, Layout, Options, Target, target};
+use attar_export::{Artifact, Defect, Error, Format, Layout, Onnx, target};
 use attar_graph::Graph;
 use serde_json::{Value, json};
 use tiny::{Model, Rounded, Scales, Tiny};
@@ -34,16 +34,17 @@ const NARROW_TOLERANCE: f32 = 2e-3;
 
 const LAYOUTS: [Layout; 2] = [Layout::DequantizeLinear, Layout::MatMulNBits];
 
-fn onnx() -> &'static dyn Target {
-    target("onnx").unwrap()
+/// The target with its default options, which are no part of reading back.
+fn onnx() -> Onnx {
+    Onnx::default()
 }
 
 fn export(model: &Model, layout: Layout, folder: &Path) -> Artifact {
-    let options = Options { layout };
-    let plan = onnx().check(&model.graph, &options).unwrap();
+    let onnx = Onnx { layout };
+    let plan = onnx.check(&model.graph).unwrap();
     let (mut last, mut calls) = ((0, 1), 0);
-    let artifact = onnx()
-        .write(&model.input(), &options, folder, &mut |done, total| {
+    let artifact = onnx
+        .write(&model.input(), folder, &mut |done, total| {
             (last, calls) = ((done, total), calls + 1);
         })
         .unwrap();
@@ -326,7 +327,7 @@ fn onnxruntime_agrees_on_activations_in_integers() {
 #[test]
 fn weights_are_unsigned_where_their_products_are_integers_and_can_overflow() {
     let storage = |linear, activations| {
-        let plan = onnx().check(&Tiny { linear, activations, ..Tiny::default() }.graph(), &Options::default()).unwrap();
+        let plan = onnx().check(&Tiny { linear, activations, ..Tiny::default() }.graph()).unwrap();
         plan.tensors.iter().find(|t| t.name == "b0.q").unwrap().storage.clone()
     };
     let one = |bits| Some(Rounded { bits, scales: Some(Scales::One), zero: false });
@@ -347,7 +348,7 @@ fn weights_are_unsigned_where_their_products_are_integers_and_can_overflow() {
 fn static_activations_of_four_bits_are_refused_before_any_work() {
     let activations = Some(Rounded { bits: 4, scales: Some(Scales::One), zero: false });
     let graph = Tiny { activations, ..Tiny::default() }.graph();
-    let error = onnx().check(&graph, &Options::default()).expect_err("refused");
+    let error = onnx().check(&graph).expect_err("refused");
     assert!(matches!(&error, Error::Node { op: "quantize", .. }), "{error}");
     assert!(error.hint().is_some());
 }
@@ -597,7 +598,7 @@ fn tied_weights_are_written_once() {
 
 #[test]
 fn what_a_layout_cannot_hold_is_an_error_before_any_work() {
-    let refused = |tiny: Tiny, layout| onnx().check(&tiny.graph(), &Options { layout }).expect_err("refused");
+    let refused = |tiny: Tiny, layout| Onnx { layout }.check(&tiny.graph()).expect_err("refused");
     for linear in ["int8/row", "int4/tensor", "int4/g48/short", "int4/g8", "nf4/g32", "lut4/g32", "fp8_e4m3/g32"] {
         let error = refused(Tiny { linear, ..Tiny::default() }, Layout::MatMulNBits);
         assert!(matches!(&error, Error::Weight { tensor, .. } if tensor == "b0.q"), "{error}");
@@ -609,7 +610,7 @@ fn what_a_layout_cannot_hold_is_an_error_before_any_work() {
 
 #[test]
 fn three_bit_levels_say_that_they_ride_in_four() {
-    let plan = onnx().check(&Tiny { linear: "int3/g32", ..Tiny::default() }.graph(), &Options::default()).unwrap();
+    let plan = onnx().check(&Tiny { linear: "int3/g32", ..Tiny::default() }.graph()).unwrap();
     let tensor = plan.tensors.iter().find(|t| t.name == "b0.q").unwrap();
     assert_eq!(tensor.storage, "int4 transposed, blocks of 32 along inputs, f16 scales; 3-bit levels in 4-bit storage");
     assert_eq!((tensor.true_bits, tensor.stored_bytes), (64 * 64 * 3 + 128 * 16, 64 * 64 / 2 + 128 * 2));

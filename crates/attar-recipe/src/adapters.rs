@@ -12,7 +12,7 @@ use std::{
 };
 
 use attar_compress::learn::adapter_names;
-use attar_export::{Artifact, FileEntry, Options, PlainEntry, TensorEntry, Totals};
+use attar_export::{Artifact, FileEntry, PlainEntry, TensorEntry, Totals};
 use attar_graph::{Expr, Graph, Origin};
 use attar_model::{Model, Naming, module};
 use attar_tensor::{
@@ -187,7 +187,7 @@ fn describe(factors: &[Factor<'_>], folder: &Path) -> Result<Artifact> {
         Totals { weights: bytes / 4, true_bits: 8 * bytes, stored_bytes: bytes, bits_per_weight: 32.0, ..Totals::default() };
     Ok(Artifact {
         target: TARGET.into(),
-        options: Options::default(),
+        options: serde_json::json!({}),
         files: [WEIGHTS, CONFIG].into_iter().map(file).collect::<Result<_>>()?,
         inputs: Vec::new(),
         outputs: Vec::new(),

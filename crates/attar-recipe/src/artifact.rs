@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use attar_export::{Artifact, Input};
+use attar_export::{Artifact, Content, Input, Side};
 use attar_model::Model;
 use attar_tensor::Digest;
 use serde::Serialize;
@@ -39,27 +39,27 @@ pub(crate) fn write_artifact(
     output: &Output,
     observer: &dyn Observer,
 ) -> Result<(Artifact, u64)> {
-    let key = artifact_key(export, base, working)?;
+    let side = side(base)?;
+    let key = artifact_key(export, &side, working)?;
     if let Some(there) = read_artifact(&output.root().join(folder), &key) {
         return Ok((there.artifact, there.verified_weights));
     }
     let partial = output.unfinished()?;
-    let input = Input { graph: &working.graph, source: &*working.source };
-    observer.stage(&format!("{}: write {}", working.title, export.target.name()), 0);
+    let input = Input { graph: &working.graph, source: &*working.source, side: &side };
+    observer.stage(&format!("{}: write {}", working.title, export.target.name), 0);
     let mut artifact = export
-        .target
-        .write(&input, &export.options, &partial, &mut |done, total| {
+        .format
+        .write(&input, &partial, &mut |done, total| {
             if done == 0 {
-                observer.stage(&format!("{}: write {}", working.title, export.target.name()), total);
+                observer.stage(&format!("{}: write {}", working.title, export.target.name), total);
             }
             observer.advance(done, "");
         })
         .map_err(|e| input_or_refused(recipe, export, e))?;
-    observer.stage(&format!("{}: verify {}", working.title, export.target.name()), 0);
+    observer.stage(&format!("{}: verify {}", working.title, export.target.name), 0);
     let original = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| working.float.read(name, rows, out);
-    let verification = export.target.verify(&input, &artifact, &partial, Some(&original))?;
+    let verification = export.format.verify(&input, &artifact, &partial, Some(&original))?;
     artifact.record(&verification);
-    side_files(base, &partial)?;
     let described = Described { key, verified_weights: verification.weights, artifact };
     let path = partial.join(ARTIFACT);
     std::fs::write(&path, json(&described)).map_err(|source| attar_tensor::Error::Io { action: "write", path, source })?;
@@ -74,10 +74,12 @@ fn input_or_refused(recipe: &Recipe, export: &Export, error: attar_export::Error
     }
 }
 
-fn artifact_key(export: &Export, base: &Model, working: &Working) -> Result<Digest> {
-    let (target, options) = (export.target, serde_json::json!(export.options));
-    let (name, version) = (target.name(), target.version());
-    let mut text = format!("{TOOL} {name} {version} {options}\n{}\n{}", working.graph, base.config.json);
+fn artifact_key(export: &Export, side: &Side, working: &Working) -> Result<Digest> {
+    let (name, version, options) = (export.target.name, export.target.version, export.format.options());
+    let mut text = format!("{TOOL} {name} {version} {options}\n{}\n{}", working.graph, side.config);
+    for (name, content) in &side.files {
+        text += &format!("\n{name} {}", Digest::of(&content.bytes()?));
+    }
     let mut seen = BTreeMap::new();
     for (_, _, expr) in working.graph.weights() {
         if let Entry::Vacant(entry) = seen.entry(expr.to_string()) {
@@ -95,20 +97,29 @@ fn read_artifact(folder: &Path, key: &Digest) -> Option<Described> {
     (described.key == *key && whole).then_some(described)
 }
 
-/// What a runtime needs apart from the weights: configuration and tokenizer.
-fn side_files(base: &Model, folder: &Path) -> Result<()> {
-    let write = |name: &str, bytes: &[u8]| {
-        let path = folder.join(name);
-        std::fs::write(&path, bytes).map_err(|source| attar_tensor::Error::Io { action: "write", path, source })
-    };
-    write("config.json", &json(&base.config.json))?;
-    for name in ["tokenizer.json", "generation_config.json", "tokenizer_config.json"] {
+/// The files of a checkpoint's folder that a runtime may want, apart from the weights and the configuration.
+const SIDE_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+];
+
+/// What belongs to the model apart from graph and weights. A GGUF file holds its tokenizer, which becomes a file.
+fn side(base: &Model) -> Result<Side> {
+    let mut files = BTreeMap::new();
+    for name in SIDE_FILES {
         let from = base.path.join(name);
-        if base.path.is_dir() && from.exists() {
-            write(name, &std::fs::read(&from).map_err(|source| attar_tensor::Error::Io { action: "read", path: from, source })?)?;
+        if base.path.is_dir() && from.is_file() {
+            files.insert(name, Content::File(from));
         } else if name == "tokenizer.json" && base.path.is_file() {
-            write(name, base.tokenizer()?.to_json()?.as_bytes())?;
+            files.insert(name, Content::Text(base.tokenizer()?.to_json()?));
         }
     }
-    Ok(())
+    Ok(Side { config: base.config.json.clone(), files })
 }

@@ -171,13 +171,13 @@ fn plan_steps(recipe: &Recipe, variant: &Variant, working: &mut Working, peak: &
 fn plan_exports(recipe: &Recipe, variant: &Variant, working: &Working, peak: &mut Peak) -> Result<Vec<PlannedExport>> {
     let mut exports = Vec::new();
     for export in &recipe.exports {
-        let check = |graph: &Graph| export.target.check(graph, &export.options).map_err(|e| recipe.refused_export(export, e));
+        let check = |graph: &Graph| export.format.check(graph).map_err(|e| recipe.refused_export(export, e));
         let written = check(&working.graph)?;
         working.possible.iter().try_for_each(|graph| check(graph).map(drop))?;
         let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
-        peak.raise(EXPORT_MEMORY + largest, || format!("the export `{}`", export.target.name()));
+        peak.raise(EXPORT_MEMORY + largest, || format!("the export `{}`", export.target.name));
         let folder = recipe.folder(&variant.name, &export.folder);
-        exports.push(PlannedExport { target: export.target.name().into(), folder, bytes: written.bytes });
+        exports.push(PlannedExport { target: export.target.name.into(), folder, bytes: written.bytes });
     }
     Ok(exports)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use attar_eval::{DEFAULT_TASK, DEVICE, Engine, Gate, Mode, Settings, TASKS};
-use attar_export::{Options, TARGETS, Target};
+use attar_export::{Format, TARGETS, Target};
 use attar_model::Model;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -100,17 +100,17 @@ impl Variant {
 #[derive(Clone)]
 pub struct Export {
     /// How.
-    pub target: &'static dyn Target,
+    pub target: &'static Target,
     /// Where, under the output folder and the variant's name.
     pub folder: String,
     /// In which form.
-    pub options: Options,
+    pub format: std::sync::Arc<dyn Format>,
     pub(crate) key: String,
 }
 
 impl std::fmt::Debug for Export {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Export({} to {})", self.target.name(), self.folder)
+        write!(f, "Export({} to {})", self.target.name, self.folder)
     }
 }
 
@@ -273,7 +273,7 @@ impl Recipe {
             "model": self.head.model,
             "calibration": self.head.data.calibration,
             "variants": self.variants.iter().map(|v| serde_json::json!({ "name": v.name, "steps": steps(v) })).collect::<Vec<_>>(),
-            "exports": self.exports.iter().map(|e| serde_json::json!({ "target": e.target.name(), "folder": e.folder, "options": e.options })).collect::<Vec<_>>(),
+            "exports": self.exports.iter().map(|e| serde_json::json!({ "target": e.target.name, "folder": e.folder, "options": e.format.options() })).collect::<Vec<_>>(),
             "evals": self.evals.iter().map(|e| serde_json::json!({ "name": e.name, "task": e.task.task().name, "runners": e.runners, "required": e.required, "settings": e.task.settings() })).collect::<Vec<_>>(),
             "gates": self.gates,
         })
@@ -308,7 +308,7 @@ impl Recipe {
         for (runner, mode) in &eval.runners {
             let Some(engine) = runner.engine() else { continue };
             let opens = |target: &str| engine.opens.iter().any(|opens| opens.target == target);
-            if !self.exports.iter().any(|export| opens(export.target.name())) {
+            if !self.exports.iter().any(|export| opens(export.target.name)) {
                 let targets: Vec<String> = engine.opens.iter().map(|opens| format!("`target = \"{}\"`", opens.target)).collect();
                 let error = Error::recipe(format!("eval `{}` runs {runner}, and nothing is exported to it", eval.name))
                     .hint(format!("add `[[export]]` with {}", targets.join(" or ")));
@@ -452,12 +452,12 @@ fn variant(mut section: Section<'_, '_>, shared: &[(String, std::sync::Arc<dyn S
 }
 
 fn export(mut section: Section<'_, '_>) -> Result<Export> {
-    let known: Vec<_> = TARGETS.iter().map(|target| (target.name(), *target)).collect();
+    let known: Vec<_> = TARGETS.iter().map(|target| (target.name, *target)).collect();
     let target = section.take_word("target", None, &known)?;
     let key = section.key.clone();
     let head: ExportHead = section.take_part()?;
-    let options = section.finish::<Options>(&["target".into(), "folder".into()])?;
-    Ok(Export { target, folder: head.folder.unwrap_or_else(|| target.name().into()), options, key })
+    let format = section.finish_as(&(target.schema)(), &["target".into(), "folder".into()], target.parse)?;
+    Ok(Export { target, folder: head.folder.unwrap_or_else(|| target.name.into()), format: format.into(), key })
 }
 
 fn eval(mut section: Section<'_, '_>) -> Result<Eval> {

@@ -1,7 +1,7 @@
 //! JSON Schema of recipes, put together from the registries.
 
 use attar_eval::{DEFAULT_TASK, Gate, TASKS, Task};
-use attar_export::{Options, TARGETS};
+use attar_export::TARGETS;
 use serde_json::{Value, json};
 
 use crate::{
@@ -18,7 +18,7 @@ pub fn schema() -> Value {
     variant["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     variant["additionalProperties"] = json!(false);
     let exports: Vec<Value> =
-        TARGETS.iter().map(|target| tagged("target", target.name(), &[of::<ExportHead>(), of::<Options>()])).collect();
+        TARGETS.iter().map(|target| tagged("target", target.name, &[of::<ExportHead>(), (target.schema)()])).collect();
     let evals: Vec<Value> = TASKS.iter().map(|task| eval(task)).collect();
     let mut root = of::<Head>();
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
@@ -46,10 +46,13 @@ fn eval(task: &Task) -> Value {
     eval
 }
 
-/// The settings of one verb on the command line: a step's, or an export's.
+/// The settings of one verb on the command line: a step's, or those of all targets of an export.
 pub fn verb_schema(kind: &str) -> Option<Value> {
     let step = STEPS.iter().find(|step| step.name == kind).map(|step| (step.schema)());
-    step.or_else(|| (kind == "export").then(|| merged(&[of::<ExportHead>(), of::<Options>()])))
+    step.or_else(|| {
+        let options = TARGETS.iter().map(|target| (target.schema)());
+        (kind == "export").then(|| merged(&std::iter::once(of::<ExportHead>()).chain(options).collect::<Vec<_>>()))
+    })
 }
 
 fn merged(parts: &[Value]) -> Value {

@@ -7,6 +7,8 @@
 use std::{fmt, path::PathBuf};
 
 use attar_model::{Config, Tokenizer};
+pub use attar_settings::Invalid;
+pub(super) use attar_settings::schema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -102,16 +104,6 @@ impl fmt::Debug for Task {
     }
 }
 
-/// Why a table is no settings of a task.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Invalid {
-    /// The path of the setting, empty for the whole table.
-    pub key: String,
-    /// What is wrong with it.
-    pub message: String,
-}
-
 /// A task with its settings.
 pub trait Settings: fmt::Debug + Send + Sync {
     /// The task.
@@ -199,19 +191,5 @@ impl Metric {
 
 /// [`Task::parse`] for settings of type `T`.
 pub(super) fn parse<T: DeserializeOwned + Settings + 'static>(table: Value) -> std::result::Result<Box<dyn Settings>, Invalid> {
-    match serde_path_to_error::deserialize::<_, T>(table) {
-        Ok(settings) => Ok(Box::new(settings)),
-        Err(error) => {
-            let key = error.path().to_string().trim_matches('.').to_owned();
-            Err(Invalid { key, message: error.into_inner().to_string() })
-        }
-    }
-}
-
-/// [`Task::schema`] for settings of type `T`.
-pub(super) fn schema<T: schemars::JsonSchema>() -> Value {
-    let mut settings = schemars::generate::SchemaSettings::draft2020_12();
-    settings.inline_subschemas = true;
-    settings.meta_schema = None;
-    settings.into_generator().into_root_schema_for::<T>().into()
+    attar_settings::parse::<T>(table).map(|settings| Box::new(settings) as Box<dyn Settings>)
 }

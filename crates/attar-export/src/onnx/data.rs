@@ -6,7 +6,7 @@
 use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::Path};
 
 use attar_tensor::{
-    Dtype, Granularity, QuantizedTensor, ScaleFormat, Scheme, Source,
+    Granularity, QuantizedTensor, Scheme, Source,
     pack::{self, Packing},
 };
 
@@ -14,16 +14,21 @@ use super::{
     form::{Form, stored_bits, table_bits},
     storage::{Part, Role, Stored, Weights, blob_group},
 };
-use crate::{Error, Progress, Result, kit::chunks};
+use crate::{
+    Error, Progress, Result,
+    kit::chunks,
+    layout::{
+        columns::{BLOCK, transpose},
+        nibbles,
+        scales::{encode, shared_by_rows},
+    },
+};
 
 /// Bytes of packed codes per tile.
 const TILE: usize = 16 << 20;
 
 /// Bytes that are made at a time.
 const CHUNK: usize = 1 << 20;
-
-/// Rows, and the most columns, that are transposed at a time.
-const TURN: [usize; 2] = [64, 3 * Packing::PERIOD];
 
 /// A data file that is being written.
 pub(super) struct DataFile<'a> {
@@ -117,7 +122,11 @@ impl<'a> DataFile<'a> {
                 pack::pack_row(&codes, bits, &mut bytes);
             }
             let first_of_one = at[0] == 0 || scheme.granularity != Granularity::Tensor;
-            let shared = if first_of_one { shared_by_rows(&tensor, group > 0) } else { [Vec::new(), Vec::new()] };
+            let shared = if first_of_one {
+                shared_by_rows(&tensor, if group > 0 { stored_bits(&scheme) } else { 8 })
+            } else {
+                [Vec::new(), Vec::new()]
+            };
             let parts = [Role::Codes, Role::Scales, Role::Zeros].map(|role| stored.part(role));
             for ((part, at), bytes) in parts.into_iter().zip(&mut at).zip([&bytes, &shared[0], &shared[1]]) {
                 part.map_or(Ok(()), |part| self.put(part, *at, bytes))?;
@@ -144,25 +153,25 @@ impl<'a> DataFile<'a> {
     fn columns(&mut self, stored: &Stored, scheme: Scheme) -> Result<()> {
         let [rows, columns] = stored.matrix();
         let row_bytes = scheme.grid.packing().row_bytes(columns);
-        let tile = (self.tile / row_bytes).max(TURN[0]) / TURN[0] * TURN[0];
+        let tile = (self.tile / row_bytes).max(BLOCK[0]) / BLOCK[0] * BLOCK[0];
         for tile in chunks(rows, tile) {
             let tensor = stored.expr.read_quantized(self.source, tile.clone())?;
-            self.turned_codes(stored, &tensor, &tile)?;
+            self.transposed_codes(stored, &tensor, &tile)?;
             if tile.start == 0 || scheme.granularity != Granularity::Tensor {
-                self.turned_shared(stored, &tensor, &tile)?;
+                self.transposed_shared(stored, &tensor, &tile)?;
             }
             self.supers(stored, &tensor, tile.start)?;
         }
         Ok(())
     }
 
-    fn turned_codes(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
+    fn transposed_codes(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
         let [rows, columns] = stored.matrix();
-        let band = (CHUNK / tile.len() / Packing::PERIOD * Packing::PERIOD).clamp(Packing::PERIOD, TURN[1]);
+        let band = (CHUNK / tile.len() / Packing::PERIOD * Packing::PERIOD).clamp(Packing::PERIOD, BLOCK[1]);
         let mut codes = vec![0; band * tile.len()];
         for band in chunks(columns, band) {
             let codes = &mut codes[..band.len() * tile.len()];
-            turn(tensor, band.clone(), codes);
+            transpose(tensor, band.clone(), codes);
             shift(codes, stored.form);
             self.put_columns(&stored.parts[0], rows, band.start, tile, codes)?;
         }
@@ -170,7 +179,7 @@ impl<'a> DataFile<'a> {
     }
 
     /// Scales and zeros of a tile, `[groups, rows]`.
-    fn turned_shared(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
+    fn transposed_shared(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
         let groups = tensor.scheme.groups(tensor.dims[1]);
         let (rows, tile) = match tensor.scheme.granularity {
             Granularity::Tensor => (1, 0..1),
@@ -180,7 +189,7 @@ impl<'a> DataFile<'a> {
         for group in 0..groups {
             let mut bytes = Vec::new();
             for (row, scale) in tensor.scales.iter().skip(group).step_by(groups).enumerate() {
-                scale_bytes(tensor.scheme.scale, &[*scale], tensor.super_of(row), &mut bytes);
+                encode(tensor.scheme.scale, &[*scale], tensor.super_of(row), &mut bytes);
             }
             self.put(part, (group * rows + tile.start) * part.element.bits() as usize / 8, &bytes)?;
         }
@@ -214,7 +223,7 @@ impl<'a> DataFile<'a> {
             self.join(part, at / 2, high << 4, 0xf0)?;
         }
         let (pairs, last) = codes.as_chunks::<2>();
-        let bytes: Vec<u8> = pairs.iter().map(|[low, high]| low | high << 4).collect();
+        let bytes: Vec<u8> = pairs.iter().copied().map(nibbles).collect();
         let at = at.div_ceil(2);
         self.put(part, at, &bytes)?;
         match last {
@@ -241,50 +250,6 @@ fn shift(codes: &mut [u8], form: Form) {
     }
 }
 
-/// Scales, and zeros if there are any; zeros are packed by rows or take a byte each.
-fn shared_by_rows(tensor: &QuantizedTensor, packed: bool) -> [Vec<u8>; 2] {
-    let (mut scales, mut zeros) = (Vec::new(), Vec::new());
-    let width = tensor.scheme.scale_dims([1, tensor.dims[1]])[1].max(1);
-    for (row, of_row) in tensor.scales.chunks(width).enumerate() {
-        scale_bytes(tensor.scheme.scale, of_row, tensor.super_of(row), &mut scales);
-    }
-    let bits = if packed { stored_bits(&tensor.scheme) } else { 8 };
-    for row in tensor.zeros.chunks(tensor.scheme.groups(tensor.dims[1])) {
-        pack::pack_row(row, bits, &mut zeros);
-    }
-    [scales, zeros]
-}
-
-/// Scales of a row as their element type has them: codes take a byte each, powers of two are bf16.
-fn scale_bytes(format: ScaleFormat, scales: &[f32], over: f32, out: &mut Vec<u8>) {
-    match (format, format.plain()) {
-        (_, Some(dtype)) => dtype.encode(scales, out),
-        (ScaleFormat::E8m0, _) => Dtype::BF16.encode(scales, out),
-        (ScaleFormat::E4m3, _) => out.extend(scales.iter().map(|scale| format.code(*scale, over))),
-        _ => out.extend(scales.iter().map(|scale| format.value(format.code(*scale, over)) as i8 as u8)),
-    }
-}
-
-/// Columns `band` of all rows, transposed: `out` is `[band, rows]`. The band starts at a multiple of [`Packing::PERIOD`].
-fn turn(tensor: &QuantizedTensor, band: Range<usize>, out: &mut [u8]) {
-    let [rows, columns] = tensor.dims;
-    let packing = tensor.scheme.grid.packing();
-    let (row_bytes, start, width) = (packing.row_bytes(columns), packing.row_bytes(band.start), band.len());
-    let bytes = packing.row_bytes(width);
-    let mut square = [0; TURN[0] * TURN[1]];
-    for block in chunks(rows, TURN[0]) {
-        for (row, codes) in block.clone().zip(square.chunks_mut(TURN[1])) {
-            packing.unpack(&tensor.codes[row * row_bytes + start..][..bytes], &mut codes[..width]);
-        }
-        for column in 0..width {
-            let out = &mut out[column * rows..][block.clone()];
-            for (code, row) in out.iter_mut().zip(square.chunks(TURN[1])) {
-                *code = row[column];
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -292,8 +257,8 @@ mod tests {
     use attar_graph::Graph;
     use attar_tensor::{Digest, Encoding, TensorInfo};
 
+    use super::super::Layout;
     use super::*;
-    use crate::Layout;
 
     /// One weight, `w`.
     struct One(BTreeMap<String, TensorInfo>, QuantizedTensor);

@@ -16,6 +16,7 @@ mod data;
 mod emit;
 mod form;
 mod integer;
+mod layout;
 mod proto;
 mod storage;
 mod verify;
@@ -24,40 +25,51 @@ use std::{fs, path::Path};
 
 use attar_graph::Graph;
 use attar_tensor::write_atomically;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::{
-    Artifact, Error, Input, Options, Original, Plan, Progress, Result, Target, Verification,
-    kit::{self, Written, file_entry},
+    Artifact, Error, Format, Input, Original, Plan, Progress, Result, Target, Verification,
+    kit::{self, Written},
+    target,
 };
 use data::DataFile;
 use storage::Stored;
 
+pub use layout::Layout;
+
 const MODEL: &str = "model.onnx";
 const DATA: &str = "model.onnx.data";
 
+pub(super) static TARGET: Target = Target {
+    name: "onnx",
+    about: "ONNX with weights in a file of their own, for ONNX Runtime and other readers of opset 21",
+    version: 2,
+    schema: attar_settings::schema::<Onnx>,
+    parse: target::parse::<Onnx>,
+};
+
 /// `model.onnx` and `model.onnx.data`, for ONNX Runtime and other readers of opset 21.
-pub struct Onnx;
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Onnx {
+    /// How quantized weights are represented.
+    pub layout: Layout,
+}
 
-impl Target for Onnx {
-    fn name(&self) -> &'static str {
-        "onnx"
+impl Format for Onnx {
+    fn options(&self) -> Value {
+        json!(self)
     }
 
-    fn about(&self) -> &'static str {
-        "ONNX with weights in a file of their own, for ONNX Runtime and other readers of opset 21"
-    }
-
-    fn version(&self) -> u32 {
-        2
-    }
-
-    fn check(&self, graph: &Graph, options: &Options) -> Result<Plan> {
-        let emitted = emit::emit(graph, options.layout, DATA)?;
+    fn check(&self, graph: &Graph) -> Result<Plan> {
+        let emitted = emit::emit(graph, self.layout, DATA)?;
         Ok(Plan { tensors: emitted.weights.stored.iter().map(Stored::entry).collect(), bytes: emitted.weights.bytes })
     }
 
-    fn write(&self, model: &Input<'_>, options: &Options, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
-        let emitted = emit::emit(model.graph, options.layout, DATA)?;
+    fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
+        let emitted = emit::emit(model.graph, self.layout, DATA)?;
         model.graph.verify_weights(model.source)?;
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         remove_old(&folder.join(MODEL))?;
@@ -67,9 +79,9 @@ impl Target for Onnx {
         write_atomically(&path, |file| file.write_all(&bytes).map_err(Error::io("write", &path)))?;
         let written: Vec<Written> = emitted.weights.stored.iter().map(written).collect();
         Ok(Artifact {
-            target: self.name().into(),
-            options: options.clone(),
-            files: vec![file_entry(folder, MODEL)?, file_entry(folder, DATA)?],
+            target: TARGET.name.into(),
+            options: self.options(),
+            files: kit::files(folder, &[MODEL, DATA], model.side)?,
             inputs: emitted.inputs,
             outputs: emitted.outputs,
             tensors: emitted.weights.stored.iter().map(Stored::entry).collect(),

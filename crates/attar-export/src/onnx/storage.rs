@@ -12,11 +12,12 @@ use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 use attar_tensor::{Dtype, Encoding, Granularity, ScaleFormat, Scheme};
 
 use super::{
+    Layout,
     form::{Form, Sign, float, is_even, stored_bits, table_bits},
     integer,
     proto::Element,
 };
-use crate::{Error, Layout, Result, TensorEntry};
+use crate::{Error, Result, TensorEntry};
 
 /// Offsets of tensors of a page or more, and of smaller ones.
 const ALIGNMENT: [u64; 2] = [4096, 64];

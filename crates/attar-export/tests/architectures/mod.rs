@@ -123,11 +123,11 @@ fn every_architecture_is_written_and_read_back_by_every_target() {
         let model = open(&folder);
         for target in TARGETS {
             let out = tempfile::tempdir().unwrap();
-            let options = Options::default();
-            let what = format!("{} by {}", name(&folder), target.name());
-            let written = target.write(&model.input(), &options, out.path(), &mut |_, _| ());
+            let format = target.default_format().expect("the suite knows no option that has to be given");
+            let what = format!("{} by {}", name(&folder), target.name);
+            let written = format.write(&model.input(), out.path(), &mut |_, _| ());
             let artifact = written.unwrap_or_else(|error| panic!("{what}: {error}"));
-            target.verify(&model.input(), &artifact, out.path(), None).unwrap_or_else(|error| panic!("{what}: {error}"));
+            format.verify(&model.input(), &artifact, out.path(), None).unwrap_or_else(|error| panic!("{what}: {error}"));
         }
     }
 }

@@ -183,9 +183,13 @@ pub(crate) struct Model {
     pub(crate) source: Arc<dyn Source>,
 }
 
+/// A model without a configuration and a tokenizer.
+static NOTHING: attar_export::Side =
+    attar_export::Side { config: serde_json::Value::Null, files: std::collections::BTreeMap::new() };
+
 impl Model {
     pub(crate) fn input(&self) -> attar_export::Input<'_> {
-        attar_export::Input { graph: &self.graph, source: &*self.source }
+        attar_export::Input { graph: &self.graph, source: &*self.source, side: &NOTHING }
     }
 
     /// Logits of the reference run, `[seq][vocabulary]`, and the state it leaves.

@@ -16,7 +16,7 @@ impl Verb for Export {
     }
 
     fn command(&self) -> Command {
-        let targets = attar_export::TARGETS.iter().map(|target| target.name());
+        let targets = attar_export::TARGETS.iter().map(|target| target.name);
         let command = Command::new("export")
             .about("Write a model in a format that other runtimes load, and verify every weight of the written files")
             .arg(path_argument("MODEL", MODEL))

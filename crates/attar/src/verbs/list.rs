@@ -46,7 +46,7 @@ pub(super) static TARGETS: List = List {
     about: "List the formats that `export` writes, and the engines that open them",
     example: &["attar targets"],
     head: &["name", "what it writes", "opened by"],
-    rows: |_| Ok(ALL_TARGETS.iter().map(|target| row_of_target(target.name(), target.about())).collect()),
+    rows: |_| Ok(ALL_TARGETS.iter().map(|target| row_of_target(target.name, target.about)).collect()),
 };
 
 pub(super) static GRIDS: List = List {

@@ -20,11 +20,12 @@ use std::collections::{HashMap, HashSet};
 use attar_graph::{Dim, Graph, Node, Op, ValueId, op::Rope};
 use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
 
+use super::Layout;
 use super::{
     proto::{self, Attributes, Element, Value},
     storage::Weights,
 };
-use crate::{Error, Layout, Port, Result};
+use crate::{Error, Port, Result};
 
 /// The input that tells padding, which no graph has.
 const MASK: &str = "attention_mask";

@@ -5,7 +5,9 @@
 
 mod codes;
 mod file;
+mod grid;
 mod guard;
+mod meaning;
 
 use std::{collections::HashSet, fmt::Display, ops::Range, path::Path};
 
@@ -16,8 +18,9 @@ use crate::{
     Artifact, Defect, Error, Input, Original, Result, Verification, VerifiedTensor,
     noise::{Noise, same},
 };
-use codes::{Codes, Meaning};
+use codes::Codes;
 use file::{Opened, Place};
+use meaning::{Meaning, meaning};
 
 /// Bytes of f32 that are compared at a time.
 const CHUNK: usize = 4 << 20;
@@ -79,7 +82,7 @@ impl Weight<'_> {
             }
             Ok(())
         };
-        match codes::meaning(self.opened, self.name, [rows, columns])? {
+        match meaning(self.opened, self.name, [rows, columns])? {
             Meaning::Values(place) => self.read_plain(place, [rows, columns], &mut compare)?,
             Meaning::Codes(codes) => self.read_codes(&codes, &mut compare)?,
         }

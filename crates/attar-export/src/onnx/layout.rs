@@ -1,17 +1,9 @@
-//! What a caller may choose.
+//! The options of the target.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// How an artifact is written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Options {
-    /// How quantized weights are represented.
-    pub layout: Layout,
-}
 
 /// How quantized weights are laid out in an ONNX file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -43,10 +35,5 @@ mod tests {
         for layout in [Layout::DequantizeLinear, Layout::MatMulNBits] {
             assert_eq!(serde_json::to_value(layout).unwrap(), layout.to_string());
         }
-    }
-
-    #[test]
-    fn an_unknown_key_is_an_error() {
-        assert!(serde_json::from_str::<Options>(r#"{ "layuot": "matmul-nbits" }"#).is_err());
     }
 }

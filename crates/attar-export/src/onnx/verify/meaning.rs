@@ -1,0 +1,232 @@
+//! What the nodes that read a tensor say it holds, by the texts of the operators.
+
+use onnx_protobuf::NodeProto;
+
+use super::{
+    codes::{Codes, Scale, Values, Zero},
+    file::{Opened, Place, int},
+    grid::{Grid, float},
+    unexpected,
+};
+use crate::Result;
+
+/// What a tensor holds.
+pub(super) enum Meaning<'f> {
+    /// The weight itself.
+    Values(&'f Place),
+    /// Codes of it.
+    Codes(Codes<'f>),
+}
+
+/// What the nodes that read tensor `name` say it holds.
+pub(super) fn meaning<'f>(opened: &'f Opened, name: &str, [rows, columns]: [usize; 2]) -> Result<Meaning<'f>> {
+    let place = opened.place(name)?;
+    for node in opened.readers(name) {
+        let reads_as = |input: usize| node.input.get(input).is_some_and(|i| i == name);
+        let codes = match node.op_type.as_str() {
+            "DequantizeLinear" if reads_as(0) => linear_codes(opened, node, place, [rows, columns])?,
+            "MatMulNBits" if reads_as(1) => block_codes(opened, node, place, [2, 3], [rows, columns])?,
+            "GatherBlockQuantized" if reads_as(0) => block_codes(opened, node, place, [2, 3], [rows, columns])?,
+            "Cast" if reads_as(0) && int(node, "to") == Some(6) => looked_up(opened, node, place, [rows, columns])?,
+            "Gather" if reads_as(0) && int(node, "axis").is_none() => match dequantizer(opened, node) {
+                Some(dequantize) => gathered_codes(opened, dequantize, place, [rows, columns])?,
+                None => continue,
+            },
+            _ => continue,
+        };
+        return Ok(Meaning::Codes(codes));
+    }
+    Ok(Meaning::Values(place))
+}
+
+/// DequantizeLinear of codes `[columns, rows]`: one scale, one per row (axis 1), or one per group and row (axis 0).
+fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [rows, columns]: [usize; 2]) -> Result<Codes<'f>> {
+    expect(opened, &node.name, &place.dims, &[columns, rows])?;
+    let (scale, over) = scales(opened, &node.input[1], rows)?;
+    let (group, shared) = match (scale.dims.as_slice(), int(node, "axis"), int(node, "block_size")) {
+        ([], _, None | Some(0)) => (columns, [0, 0]),
+        ([n], Some(1), None | Some(0)) if *n == rows => (columns, [1, 0]),
+        ([groups, n], Some(0), Some(size)) if *n == rows && size > 0 && columns.div_ceil(size as usize) == *groups => {
+            (size as usize, [1, rows])
+        }
+        other => {
+            return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form"));
+        }
+    };
+    let zero = match node.input.get(2) {
+        None => Zero::Code(0),
+        Some(name) => {
+            let place = opened.place(name)?;
+            expect(opened, name, &place.dims, &scale.dims)?;
+            Zero::Codes(Grid::new(place, shared))
+        }
+    };
+    let codes = Grid::new(place, [1, rows]);
+    let values = match place.code {
+        17 => Values::Table((0..=255).map(|code| float(code, 4, 3)).collect()),
+        19 => Values::Table((0..=255).map(|code| float(code, 5, 2)).collect()),
+        _ => Values::Even(zero),
+    };
+    let scale = Scale { grid: Some(Grid::new(scale, shared)), over };
+    Ok(Codes { rows, columns, codes, scale, values, group }.normal())
+}
+
+/// Codes `[rows, groups, group]` or `[rows * groups, group]` that say where in a table a value is: Gather and
+/// GatherElements of ONNX. One table is the same for all and has scales, or each group has its own and has none.
+fn looked_up<'f>(opened: &'f Opened, cast: &NodeProto, place: &'f Place, [rows, columns]: [usize; 2]) -> Result<Codes<'f>> {
+    let index = &cast.output[0];
+    let missing = |what, wanted| unexpected(&opened.path, format!("the {what} of `{index}`"), "missing", wanted);
+    let gather = opened.readers(index).find(|n| n.op_type.starts_with("Gather") && n.input[1] == *index);
+    let gather = gather.ok_or_else(|| missing("reader", "a Gather"))?;
+    let group = place.dims.last().copied().unwrap_or(0).max(1);
+    let groups = columns.div_ceil(group);
+    expect(opened, &cast.name, &[place.dims.iter().product::<usize>()], &[rows * groups * group])?;
+    let codes = Grid { stride: [groups * group, 1], ..Grid::new(place, [0, 0]) };
+    if let Some(table) = opened.tensor(&gather.input[0]).filter(|t| !t.raw_data.is_empty()) {
+        let table = table.raw_data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))).collect();
+        let product = opened.readers(&gather.output[0]).find(|n| n.op_type == "Mul");
+        let product = product.ok_or_else(|| missing("scale", "a Mul"))?;
+        let (scale, over) = scales(opened, &product.input[1], rows)?;
+        let shared = if scale.dims.is_empty() { [0, 0] } else { [groups, 1] };
+        let wanted: &[usize] = if scale.dims.is_empty() { &[] } else { &[rows, groups, 1] };
+        expect(opened, &product.name, &scale.dims, wanted)?;
+        let scale = Scale { grid: Some(Grid::new(scale, shared)), over };
+        return Ok(Codes { rows, columns, codes, scale, values: Values::Table(table), group });
+    }
+    let tables = opened.place(origin(opened, &gather.input[0]))?;
+    let (stride, entries) = match (tables.dims.as_slice(), gather.op_type.as_str()) {
+        ([entries], "Gather") => (0, *entries),
+        ([all, entries], "GatherElements") if *all == rows * groups && int(gather, "axis") == Some(1) => {
+            (groups * entries, *entries)
+        }
+        (dims, _) => {
+            return Err(unexpected(&opened.path, format!("the tables of `{index}`"), format!("{dims:?}"), "one a group"));
+        }
+    };
+    let values = Values::Tables(Grid::new(tables, [stride, 1]), entries);
+    Ok(Codes { rows, columns, codes, scale: Scale { grid: None, over: None }, values, group })
+}
+
+/// Scales, and their super scales if a DequantizeLinear of their own multiplies them.
+fn scales<'f>(opened: &'f Opened, name: &str, rows: usize) -> Result<(&'f Place, Option<Grid<'f>>)> {
+    let name = origin(opened, name);
+    let Some(maker) = opened.maker(name).filter(|m| m.op_type == "DequantizeLinear") else {
+        return Ok((opened.place(name)?, None));
+    };
+    let (scale, over) = (opened.place(&maker.input[0])?, opened.place(origin(opened, &maker.input[1]))?);
+    let along_rows = int(maker, "axis").and_then(|axis| scale.dims.get(usize::try_from(axis).ok()?)) == Some(&rows);
+    match over.dims.as_slice() {
+        [] => Ok((scale, Some(Grid::new(over, [0, 0])))),
+        [n] if *n == rows && along_rows => Ok((scale, Some(Grid::new(over, [1, 0])))),
+        dims => Err(unexpected(&opened.path, format!("the super scales of `{name}`"), format!("{dims:?}"), "one, or one a row")),
+    }
+}
+
+/// MatMulNBits and GatherBlockQuantized: rows of groups of equal size, zeros packed by rows, the middle without any.
+fn block_codes<'f>(
+    opened: &'f Opened,
+    node: &NodeProto,
+    place: &'f Place,
+    [scale, zero]: [usize; 2],
+    [rows, columns]: [usize; 2],
+) -> Result<Codes<'f>> {
+    let attribute = |name: &str| int(node, name).and_then(|i| usize::try_from(i).ok()).unwrap_or(0);
+    let (bits, group) = (attribute("bits"), attribute("block_size"));
+    let groups = columns.div_ceil(group.max(1));
+    if !matches!(bits, 4 | 8) || place.dims.iter().product::<usize>() != rows * groups * group * bits / 8 {
+        return Err(unexpected(
+            &opened.path,
+            format!("the codes of `{}`", node.name),
+            format!("{:?}", place.dims),
+            "rows of groups",
+        ));
+    }
+    if node.op_type == "MatMulNBits" {
+        expect(opened, &node.name, &[attribute("N"), attribute("K")], &[rows, columns])?;
+    }
+    let (scale, over) = scales(opened, &node.input[scale], rows)?;
+    expect(opened, &node.name, &scale.dims, &[rows, groups])?;
+    let packed = |place, stride: usize| Grid { place, bits: bits as u64, signed: false, stride: [stride, 1] };
+    let zero = match node.input.get(zero) {
+        None => Zero::Code(1 << (bits - 1)),
+        Some(name) => {
+            let place = opened.place(name)?;
+            let row_bytes = (groups * bits).div_ceil(8);
+            expect(opened, name, &place.dims, &[rows, row_bytes])?;
+            Zero::Codes(packed(place, row_bytes * 8 / bits))
+        }
+    };
+    let codes = packed(place, groups * group);
+    let scale = Scale { grid: Some(Grid::new(scale, [groups, 1])), over };
+    Ok(Codes { rows, columns, codes, scale, values: Values::Even(zero), group })
+}
+
+/// DequantizeLinear of gathered rows of `[rows, columns]`, one or two codes per byte.
+fn gathered_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [rows, columns]: [usize; 2]) -> Result<Codes<'f>> {
+    let bits: usize = if place.dims == [rows, columns] { 8 } else { 4 };
+    let row_bytes = (columns * bits).div_ceil(8);
+    expect(opened, &node.name, &place.dims, &[rows, row_bytes])?;
+    let (scale, over) = scales(opened, &node.input[1], rows)?;
+    let (group, shared) = match (scale.dims.as_slice(), int(node, "axis"), int(node, "block_size")) {
+        ([], _, None) => (columns, [0, 0]),
+        ([n, groups], Some(2), Some(size)) if *n == rows && size > 0 && columns.div_ceil(size as usize) == *groups => {
+            (size as usize, [*groups, 1])
+        }
+        other => {
+            return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form"));
+        }
+    };
+    let zero = match node.input.get(2) {
+        None => Zero::Code(0),
+        Some(name) => gathered_zero(opened, name, scale, shared)?,
+    };
+    let codes = Grid { bits: bits as u64, stride: [row_bytes * 8 / bits, 1], ..Grid::new(place, [0, 0]) };
+    let scale = Scale { grid: Some(Grid::new(scale, shared)), over };
+    Ok(Codes { rows, columns, codes, scale, values: Values::Even(zero), group }.normal())
+}
+
+fn gathered_zero<'f>(opened: &'f Opened, name: &str, scale: &Place, shared: [usize; 2]) -> Result<Zero<'f>> {
+    let name = origin(opened, name);
+    let constant = match opened.maker(name) {
+        Some(maker) => maker.attribute.first().and_then(|a| a.t.as_ref()),
+        None => opened.tensor(name).filter(|tensor| !tensor.raw_data.is_empty()),
+    };
+    match constant.map(|tensor| tensor.raw_data.as_slice()) {
+        Some([code]) => Ok(Zero::Code(*code)),
+        _ => {
+            let place = opened.place(name)?;
+            expect(opened, name, &place.dims, &scale.dims)?;
+            Ok(Zero::Codes(Grid::new(place, shared)))
+        }
+    }
+}
+
+/// The tensor that a value is made of by casts and gathers alone.
+fn origin<'n>(opened: &'n Opened, mut name: &'n str) -> &'n str {
+    while let Some(maker) = opened.maker(name).filter(|m| matches!(m.op_type.as_str(), "Cast" | "Gather")) {
+        name = &maker.input[0];
+    }
+    name
+}
+
+/// The DequantizeLinear that takes what `gather` gives, directly or after bytes are taken apart.
+fn dequantizer<'f>(opened: &'f Opened, gather: &'f NodeProto) -> Option<&'f NodeProto> {
+    let mut open: Vec<&NodeProto> = vec![gather];
+    while let Some(node) = open.pop() {
+        for reader in opened.readers(&node.output[0]) {
+            match reader.op_type.as_str() {
+                "DequantizeLinear" if reader.input[0] == node.output[0] => return Some(reader),
+                "BitwiseAnd" | "BitShift" | "Unsqueeze" | "Concat" | "Reshape" | "Slice" => open.push(reader),
+                _ => (),
+            }
+        }
+    }
+    None
+}
+
+fn expect(opened: &Opened, name: &str, found: &[usize], wanted: &[usize]) -> Result<()> {
+    match found == wanted {
+        true => Ok(()),
+        false => Err(unexpected(&opened.path, format!("the shape at `{name}`"), format!("{found:?}"), format!("{wanted:?}"))),
+    }
+}

@@ -1,0 +1,127 @@
+//! What a target is: the contract behind [`crate::TARGETS`].
+
+use std::{collections::BTreeMap, fmt, ops::Range, path::Path, path::PathBuf};
+
+use attar_graph::Graph;
+use attar_settings::Invalid;
+use attar_tensor::Source;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{Artifact, Error, Plan, Result, Verification};
+
+/// A kind of artifact.
+pub struct Target {
+    /// The name in recipes and on the command line.
+    pub name: &'static str,
+    /// What it writes, and for whom, in one line.
+    pub about: &'static str,
+    /// Raised whenever the same model and options give other bytes. It decides, with them, whether an artifact that is there
+    /// already is kept.
+    pub version: u32,
+    /// JSON Schema of its options, without definitions of its own.
+    pub schema: fn() -> Value,
+    /// The target with options from a table that follows the schema: [`parse`].
+    pub parse: fn(Value) -> std::result::Result<Box<dyn Format>, Invalid>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Target({})", self.name)
+    }
+}
+
+impl Target {
+    /// The target with its default options, or none if an option has no default.
+    pub fn default_format(&self) -> Option<Box<dyn Format>> {
+        (self.parse)(Value::Object(serde_json::Map::new())).ok()
+    }
+}
+
+/// A target with its options.
+pub trait Format: Send + Sync {
+    /// The options with every default filled in.
+    fn options(&self) -> Value;
+
+    /// What would be written, or why it cannot be. Reads no weight.
+    fn check(&self, graph: &Graph) -> Result<Plan>;
+
+    /// Writes the files into `folder`, made if need be. The same model gives the same bytes.
+    fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact>;
+
+    /// Re-opens the files of `artifact` in `folder` and compares every weight with the model's, and with what it was
+    /// before quantization if `original` tells.
+    fn verify(
+        &self,
+        model: &Input<'_>,
+        artifact: &Artifact,
+        folder: &Path,
+        original: Option<Original<'_>>,
+    ) -> Result<Verification>;
+}
+
+/// The [`Target::parse`] of options of type `F`.
+///
+/// # Errors
+/// What is wrong with an option, by its key.
+pub fn parse<F: Format + DeserializeOwned + 'static>(options: Value) -> std::result::Result<Box<dyn Format>, Invalid> {
+    attar_settings::parse::<F>(options).map(|format| Box::new(format) as Box<dyn Format>)
+}
+
+/// A model to export.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// What it computes.
+    pub graph: &'a Graph,
+    /// What its weight expressions read.
+    pub source: &'a dyn Source,
+    /// What belongs to it apart from graph and weights.
+    pub side: &'a Side,
+}
+
+/// What belongs to a model apart from graph and weights.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Side {
+    /// Its configuration in the form of Hugging Face's `config.json`; `null` if there is none.
+    pub config: Value,
+    /// Other files by their names in a Hugging Face folder: `tokenizer.json`, `generation_config.json`, …
+    pub files: BTreeMap<&'static str, Content>,
+}
+
+/// The content of a side file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// As it is in a file.
+    File(PathBuf),
+    /// Made from the checkpoint.
+    Text(String),
+}
+
+impl Content {
+    /// The bytes.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        match self {
+            Content::File(path) => std::fs::read(path).map_err(Error::io("read", path)),
+            Content::Text(text) => Ok(text.clone().into_bytes()),
+        }
+    }
+}
+
+impl Side {
+    /// The tokenizer in the format of the `tokenizers` library, if the model has one.
+    ///
+    /// # Errors
+    /// If its file cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<Vec<u8>>> {
+        self.files.get("tokenizer.json").map(Content::bytes).transpose()
+    }
+}
+
+/// Called with bytes done and bytes in all.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// Reads rows of the weight of a canonical name as it was before quantization; `false` if there is no such weight.
+pub type Original<'a> = &'a dyn Fn(&str, Range<usize>, &mut [f32]) -> attar_graph::Result<bool>;
