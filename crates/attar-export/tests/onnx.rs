@@ -438,19 +438,29 @@ fn a_graph_without_caches_is_exported_too() {
 
 /// Moves along the last dimension, which no decoder has and a fused graph may keep.
 #[test]
-fn slices_and_concatenations_are_exported_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut model = Tiny::default().build(folder.path());
-    let moves = "low = slice nf {length = 40}\n    high = slice nf {start = 40, length = 24}\n    turned = concat high, low";
-    let text = model.graph.to_string().replace("logits = linear nf,", &format!("{moves}\n    logits = linear turned,"));
-    model.graph = Graph::parse(&text).unwrap();
-    assert!(text.contains("linear turned,"));
-    export(&model, Layout::DequantizeLinear, folder.path());
-    let text = tokens(7, 6);
-    let Some(results) = run_engine(&[case(folder.path(), Layout::DequantizeLinear, &[call(from_ref(&text), &[0], 0)])]) else {
-        return;
-    };
-    assert_close(&logits(&results[0], 0, 0), &model.reference(&text, 0, None).0, "moves");
+fn slices_splits_and_concatenations_are_exported_too() {
+    let tokens = tokens(7, 6);
+    let (mut cases, mut wanted, mut folders) = (Vec::new(), Vec::new(), Vec::new());
+    for parts in [
+        "low = slice nf {length = 40}\n    high = slice nf {start = 40, length = 24}",
+        "low, high = split nf {widths = [40, 24]}",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut model = Tiny::default().build(folder.path());
+        let moves = format!("{parts}\n    turned = concat high, low");
+        let text = model.graph.to_string().replace("logits = linear nf,", &format!("{moves}\n    logits = linear turned,"));
+        model.graph = Graph::parse(&text).unwrap();
+        assert!(text.contains("linear turned,"));
+        export(&model, Layout::DequantizeLinear, folder.path());
+        cases.push(case(folder.path(), Layout::DequantizeLinear, &[call(from_ref(&tokens), &[0], 0)]));
+        wanted.push(model.reference(&tokens, 0, None).0);
+        folders.push(folder);
+    }
+    assert_eq!(wanted[0], wanted[1]);
+    let Some(results) = run_engine(&cases) else { return };
+    for (result, wanted) in results.iter().zip(&wanted) {
+        assert_close(&logits(result, 0, 0), wanted, "moves");
+    }
 }
 
 /// What was fused is written as it was: the same tensors and nodes, and nothing of the packing.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::Tensor;
 
 use crate::{
-    BlockId, Graph, Mode, Node, Result, ValueId, Weights,
+    BlockId, Graph, Mode, Result, ValueId, Weights,
     run::{Lane, evaluate},
 };
 
@@ -19,20 +19,21 @@ impl Graph {
         self.evaluate_block_with(block, weights, mode, entering, &mut |_, tensor| Ok(tensor))
     }
 
-    /// The same, where `change` may replace the result of every node before others read it.
+    /// The same, where `change` may replace every value that a node computes before others read it.
     pub fn evaluate_block_with(
         &self,
         block: BlockId,
         weights: &dyn Weights,
         mode: Mode,
         entering: &Values,
-        change: &mut dyn FnMut(&Node, Tensor) -> Result<Tensor>,
+        change: &mut dyn FnMut(ValueId, Tensor) -> Result<Tensor>,
     ) -> Result<Values> {
         let mut lane = Lane { values: entering.clone().into_iter().collect(), ..Lane::default() };
         let mut macs = 0;
         for node in self.nodes_of(block) {
-            let tensor = evaluate(self, weights, mode, node, &mut lane, &mut macs)?;
-            lane.values.insert(node.output, change(node, tensor)?);
+            for (id, tensor) in evaluate(self, weights, mode, node, &mut lane, &mut macs)? {
+                lane.values.insert(id, change(id, tensor)?);
+            }
         }
         let leaving = self.leaving(block);
         Ok(lane.values.into_iter().filter(|(id, _)| leaving.contains(id)).collect())
@@ -40,7 +41,7 @@ impl Graph {
 
     /// The values that `block` computes and that a later block reads or the graph returns, in execution order.
     pub fn leaving(&self, block: BlockId) -> Vec<ValueId> {
-        let made = self.nodes_of(block).map(|node| node.output);
+        let made = self.nodes_of(block).flat_map(|node| node.outputs.iter().copied());
         made.filter(|id| self.is_read_after(*id, block) || self.outputs().contains(id)).collect()
     }
 

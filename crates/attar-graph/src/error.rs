@@ -88,6 +88,8 @@ pub enum Problem {
     UnknownOp { name: String, nearest: Option<String> },
     #[error("no encoding is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownEncoding { name: String, nearest: Option<String> },
+    #[error("`{op}` has {wanted} result(s), found {found} name(s)")]
+    Results { op: &'static str, found: usize, wanted: usize },
     #[error("no fused kind is named `{name}`{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
     UnknownKind { name: String, nearest: Option<String> },
     #[error("the body of a fused `{kind}` has {found}")]

@@ -61,10 +61,23 @@ pub struct Node {
     pub op: Op,
     /// Its operands.
     pub inputs: Vec<ValueId>,
-    /// Its result.
-    pub output: ValueId,
+    /// Its results: one, but for ops such as [`Op::Split`].
+    pub outputs: Vec<ValueId>,
     /// The block that it belongs to.
     pub block: BlockId,
+}
+
+impl Node {
+    /// Its only result.
+    ///
+    /// # Panics
+    /// If it has several: callers have matched the op, or handle all of [`Node::outputs`].
+    pub fn output(&self) -> ValueId {
+        match self.outputs[..] {
+            [output] => output,
+            _ => panic!("`{}` has {} results", self.op.def().name, self.outputs.len()),
+        }
+    }
 }
 
 /// A model, or a part of one. Nodes are in an order in which they can run.
@@ -105,24 +118,37 @@ impl Graph {
         BlockId(self.blocks.len() as u32 - 1)
     }
 
-    /// Adds a node to the latest block; its fact is inferred.
+    /// Adds a node with one result to the latest block; its fact is inferred.
     pub fn node(&mut self, name: &str, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
+        self.node_of(&[name], op, inputs).map(|outputs| outputs[0])
+    }
+
+    /// Adds a node to the latest block, with a name for each of its results; their facts are inferred.
+    ///
+    /// # Errors
+    /// If the op does not take such operands or has another number of results, or if a name is taken.
+    pub fn node_of(&mut self, names: &[&str], op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         if self.blocks.is_empty() {
             self.block("");
         }
         let facts: Vec<&Fact> = inputs.iter().map(|id| self.fact(*id)).collect();
-        let fact = op.infer(name, &facts)?;
+        let facts = op.infer(names.first().copied().unwrap_or_default(), &facts)?;
+        if facts.len() != names.len() {
+            let (op, found) = (op.def().name, names.len());
+            return Err(Error::Invalid(Problem::Results { op, found, wanted: facts.len() }));
+        }
         if let Op::Fused(fused) = &op {
-            self.check_names(name, fused)?;
+            self.check_names(names[0], fused)?;
         }
         let node = NodeId(self.nodes.len() as u32);
-        let output = self.value(name, fact, Origin::Node(node))?;
+        let results = names.iter().zip(facts).map(|(name, fact)| self.value(name, fact, Origin::Node(node)));
+        let outputs = results.collect::<Result<Vec<ValueId>>>()?;
         if let Op::Fused(fused) = &op {
             self.inner_names.extend(fused.inner_names().map(Into::into));
         }
         let block = BlockId(self.blocks.len() as u32 - 1);
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), output, block });
-        Ok(output)
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), block });
+        Ok(outputs)
     }
 
     /// Returns a value. It is known to callers by its name: `logits`, `hidden_states`, `embedding`.

@@ -19,9 +19,10 @@ impl Graph {
     pub fn without_moves(&self) -> Result<(Graph, Vec<String>)> {
         let mut gone = Vec::new();
         let graph = self.rewrite(&mut |copy, node| {
-            let name = &self.get(node.output).name;
+            let [made] = node.outputs[..] else { return copy.keep(node) };
+            let name = &self.get(made).name;
             let (mut op, mut inputs) = (node.op.clone(), copy.values(&node.inputs)?);
-            let (mut value, returned) = (None, self.outputs().contains(&node.output));
+            let (mut value, returned) = (None, self.outputs().contains(&made));
             while let Some(simpler) = copy.graph().simpler(&op, &inputs).filter(|_| !returned && value.is_none()) {
                 match simpler {
                     Simpler::Value(same) => value = Some(same),
@@ -31,8 +32,8 @@ impl Graph {
             if value.is_some() || op != node.op {
                 gone.push(name.clone());
             }
-            let made = value.map_or_else(|| copy.graph().node(name, op, &inputs), Ok)?;
-            copy.put(node.output, made);
+            let replacement = value.map_or_else(|| copy.graph().node(name, op, &inputs), Ok)?;
+            copy.put(made, replacement);
             Ok(())
         })?;
         Ok((graph, gone))

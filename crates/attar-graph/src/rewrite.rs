@@ -33,11 +33,12 @@ impl Rewriting<'_> {
     }
 
     /// Adds a node as it is.
-    pub fn keep(&mut self, node: &Node) -> Result<ValueId> {
+    pub fn keep(&mut self, node: &Node) -> Result<()> {
         let inputs = self.values(&node.inputs)?;
-        let made = self.to.node(&self.from.get(node.output).name, node.op.clone(), &inputs)?;
-        self.ids.insert(node.output, made);
-        Ok(made)
+        let names: Vec<&str> = node.outputs.iter().map(|id| self.from.get(*id).name.as_str()).collect();
+        let made = self.to.node_of(&names, node.op.clone(), &inputs)?;
+        self.ids.extend(node.outputs.iter().copied().zip(made));
+        Ok(())
     }
 
     /// Makes `here` the replacement of `there`.
@@ -86,15 +87,15 @@ impl Graph {
     pub fn without_dead(&self) -> Result<(Graph, Vec<String>)> {
         let mut alive: HashSet<ValueId> = self.outputs().iter().copied().collect();
         for node in self.nodes().iter().rev() {
-            if alive.contains(&node.output) {
+            if node.outputs.iter().any(|id| alive.contains(id)) {
                 alive.extend(&node.inputs);
             }
         }
         let mut gone = Vec::new();
-        let graph = self.rewrite(&mut |copy, node| match alive.contains(&node.output) {
-            true => copy.keep(node).map(drop),
+        let graph = self.rewrite(&mut |copy, node| match node.outputs.iter().any(|id| alive.contains(id)) {
+            true => copy.keep(node),
             false => {
-                gone.push(self.get(node.output).name.clone());
+                gone.extend(node.outputs.iter().map(|id| self.get(*id).name.clone()));
                 Ok(())
             }
         })?;

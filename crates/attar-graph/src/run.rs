@@ -75,11 +75,11 @@ impl<'a> Run<'a> {
         let cached = Cached::new(self.weights);
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             for node in self.graph.nodes_of(block) {
-                let tensor = evaluate(self.graph, &cached, self.mode, node, lane, &mut self.macs)?;
+                let tensors = evaluate(self.graph, &cached, self.mode, node, lane, &mut self.macs)?;
                 if let Some(tap) = &mut tap {
-                    tap(index, node.output, &tensor);
+                    tensors.iter().for_each(|(id, tensor)| tap(index, *id, tensor));
                 }
-                lane.values.insert(node.output, tensor);
+                lane.values.extend(tensors);
                 forget(self.graph, &self.last_use, node, &mut lane.values);
             }
             lane.row_scales.clear();
@@ -129,8 +129,8 @@ impl<'a> Run<'a> {
         }
         let mut macs = 0;
         for node in self.graph.nodes_of(block) {
-            let tensor = evaluate(self.graph, weights, self.mode, node, &mut part, &mut macs)?;
-            part.values.insert(node.output, tensor);
+            let tensors = evaluate(self.graph, weights, self.mode, node, &mut part, &mut macs)?;
+            part.values.extend(tensors);
         }
         Ok(part.values[&self.graph.outputs()[0]].clone())
     }
@@ -138,14 +138,15 @@ impl<'a> Run<'a> {
 
 /// Frees the values that no node after `node` reads.
 fn forget(graph: &Graph, last_use: &HashMap<ValueId, NodeId>, node: &Node, values: &mut HashMap<ValueId, Tensor>) {
-    let Origin::Node(here) = graph.get(node.output).origin else { unreachable!("a node made it") };
-    for id in node.inputs.iter().chain([&node.output]) {
+    let Origin::Node(here) = graph.get(node.outputs[0]).origin else { unreachable!("a node made it") };
+    for id in node.inputs.iter().chain(&node.outputs) {
         if last_use.get(id).is_none_or(|last| *last <= here) && !graph.outputs().contains(id) {
             values.remove(id);
         }
     }
 }
 
+/// The results of a node.
 pub(crate) fn evaluate(
     graph: &Graph,
     weights: &dyn Weights,
@@ -153,7 +154,7 @@ pub(crate) fn evaluate(
     node: &Node,
     lane: &mut Lane,
     macs: &mut u64,
-) -> Result<Tensor> {
+) -> Result<Vec<(ValueId, Tensor)>> {
     let operands: Vec<Operand<'_>> = node
         .inputs
         .iter()
@@ -168,11 +169,11 @@ pub(crate) fn evaluate(
     let facts: Vec<&Fact> = node.inputs.iter().map(|id| graph.fact(*id)).collect();
     let mut row_scales = None;
     let mut context = Context { mode, state: lane.state.as_mut(), row_scales: &mut row_scales, tables: &mut lane.tables, macs };
-    let tensor = node.op.perform(&operands, &facts, &mut context).map_err(|error| match error {
-        Error::Kernel(source) => Error::Candle { node: graph.get(node.output).name.clone(), op: node.op.def().name, source },
+    let tensors = node.op.perform(&operands, &facts, &mut context).map_err(|error| match error {
+        Error::Kernel(source) => Error::Candle { node: graph.get(node.outputs[0]).name.clone(), op: node.op.def().name, source },
         other => other,
     })?;
     drop(operands);
-    lane.row_scales.extend(row_scales.map(|scales| (node.output, scales)));
-    Ok(tensor)
+    lane.row_scales.extend(row_scales.map(|scales| (node.outputs[0], scales)));
+    Ok(node.outputs.iter().copied().zip(tensors).collect())
 }

@@ -86,7 +86,7 @@ impl<'a> Stream<'a> {
         let cached = Cached::new(weights);
         let (graph, block) = (self.graph, self.block);
         let later = |id: &ValueId| self.last_use.get(id).is_some_and(|last| *last > block) || graph.outputs().contains(id);
-        let results: Vec<ValueId> = graph.nodes_of(block).map(|node| node.output).filter(later).collect();
+        let results: Vec<ValueId> = graph.nodes_of(block).flat_map(|node| node.outputs.iter().copied()).filter(later).collect();
         let keep: HashSet<ValueId> =
             self.last_use.iter().filter(|(_, last)| **last > block).map(|(id, _)| *id).chain(results.iter().copied()).collect();
         for index in 0..self.lanes.len() {
@@ -104,10 +104,10 @@ impl<'a> Stream<'a> {
 
     fn evaluate(&mut self, index: usize, weights: &dyn Weights, wanted: &HashSet<ValueId>) -> Result<()> {
         let mut macs = 0;
-        for node in self.graph.nodes_of(self.block).filter(|node| wanted.contains(&node.output)) {
+        for node in self.graph.nodes_of(self.block).filter(|node| node.outputs.iter().any(|id| wanted.contains(id))) {
             let lane = &mut self.lanes[index];
-            let tensor = evaluate(self.graph, weights, Mode::Inference, node, lane, &mut macs)?;
-            lane.values.insert(node.output, tensor);
+            let tensors = evaluate(self.graph, weights, Mode::Inference, node, lane, &mut macs)?;
+            lane.values.extend(tensors);
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ impl<'a> Stream<'a> {
     /// recomputed from.
     fn kept(&self, reached: &HashSet<ValueId>, target: Option<ValueId>) -> BTreeSet<ValueId> {
         let widest = self.graph.live_into(self.block).into_iter().filter_map(|id| self.graph.fact(id).width()).max().unwrap_or(0);
-        let ahead = self.graph.nodes_of(self.block).filter(|node| !reached.contains(&node.output));
+        let ahead = self.graph.nodes_of(self.block).filter(|node| !node.outputs.iter().all(|id| reached.contains(id)));
         let read_here = ahead.flat_map(|node| node.inputs.iter().copied());
         let read_later = self.last_use.iter().filter(|(_, last)| **last > self.block).map(|(id, _)| *id);
         let mut keep = BTreeSet::new();

@@ -10,6 +10,8 @@
 //! }
 //! ```
 //!
+//! A node with several results names them all: `q, k, v = split x {widths = [64, 32, 32]}`.
+//!
 //! A fused node has a kind and, after its operands, a body: the names of the operands there, and nodes, the last of which
 //! has the name of the fused node.
 //!
@@ -85,7 +87,8 @@ impl fmt::Display for Graph {
 impl Graph {
     fn write_node(&self, f: &mut fmt::Formatter<'_>, node: &Node, indent: &str) -> fmt::Result {
         let operands: Vec<String> = node.inputs.iter().map(|id| self.operand(*id)).collect();
-        let (name, def, operands) = (&self.get(node.output).name, node.op.def(), operands.join(", "));
+        let names: Vec<&str> = node.outputs.iter().map(|id| self.get(*id).name.as_str()).collect();
+        let (name, def, operands) = (names.join(", "), node.op.def(), operands.join(", "));
         if let Op::Fused(fused) = &node.op {
             let body = fused.body();
             let called: Vec<&str> = body.inputs().iter().map(|id| body.get(*id).name.as_str()).collect();
@@ -126,6 +129,7 @@ impl fmt::Display for Attribute {
             Attribute::Number(n) => n.fmt(f),
             Attribute::Text(text) => write!(f, "{text:?}"),
             Attribute::Flag(flag) => flag.fmt(f),
+            Attribute::Counts(counts) => write!(f, "{counts:?}"),
         }
     }
 }
@@ -290,6 +294,10 @@ impl<'t> Parser<'t> {
     }
 
     fn node(&mut self, graph: &mut Graph, name: &str) -> Parsed<()> {
+        let mut names = vec![name];
+        while self.take(",") {
+            names.push(self.word("a value's name")?);
+        }
         self.expect("=")?;
         let op_name = self.word("an op")?;
         let def = OPS.iter().find(|def| def.name == op_name).ok_or_else(|| Problem::UnknownOp {
@@ -297,7 +305,7 @@ impl<'t> Parser<'t> {
             nearest: nearest(op_name, OPS.iter().map(|def| def.name)).map(Into::into),
         })?;
         let op_at = self.token;
-        if def.name == FUSED {
+        if def.name == FUSED && names.len() == 1 {
             return self.fused(graph, name);
         }
         let operands = self.operands(graph)?;
@@ -305,7 +313,7 @@ impl<'t> Parser<'t> {
         self.token = op_at;
         let op = (def.parse)(&mut attributes)?;
         attributes.finish()?;
-        graph.node(name, op, &operands)?;
+        graph.node_of(&names, op, &operands)?;
         Ok(())
     }
 
@@ -517,10 +525,20 @@ impl Parser<'_> {
         if self.peek().starts_with('"') {
             return Ok(Attribute::Text(self.string()?));
         }
+        if self.take("[") {
+            let mut counts = vec![self.count()?];
+            while self.take(",") {
+                counts.push(self.count()?);
+            }
+            self.expect("]")?;
+            return Ok(Attribute::Counts(counts));
+        }
         Ok(match self.next() {
             "true" => Attribute::Flag(true),
             "false" => Attribute::Flag(false),
-            found => Attribute::Number(found.parse().map_err(|_| syntax(found, "a number, a string, `true` or `false`"))?),
+            found => {
+                Attribute::Number(found.parse().map_err(|_| syntax(found, "a number, a string, a list, `true` or `false`"))?)
+            }
         })
     }
 }

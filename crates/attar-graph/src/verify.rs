@@ -31,19 +31,26 @@ impl Graph {
             if let Some(id) = node.inputs.iter().find(|id| !defined.contains(id)) {
                 return invalid(Problem::Order { name: self.get(*id).name.clone() });
             }
-            let output = self.get(node.output);
-            if let Some(fused) = node.op.fused().filter(|fused| fused.name() != output.name) {
-                let (name, found) = (output.name.clone(), fused.name().into());
+            let facts: Vec<&Fact> = node.inputs.iter().map(|id| self.fact(*id)).collect();
+            let outputs: Vec<&Value> = node.outputs.iter().map(|id| self.get(*id)).collect();
+            let name = outputs.first().map_or("", |output| output.name.as_str());
+            if let Some(fused) = node.op.fused().filter(|fused| fused.name() != name) {
+                let (name, found) = (name.into(), fused.name().into());
                 return invalid(Problem::BodyName { name, found });
             }
-            let facts: Vec<&Fact> = node.inputs.iter().map(|id| self.fact(*id)).collect();
-            let wanted = node.op.infer(&output.name, &facts)?;
-            if wanted != output.fact {
-                let (found, wanted) = (output.fact.to_string(), wanted.to_string());
-                return invalid(Problem::Fact { name: output.name.clone(), found, wanted });
+            let wanted = node.op.infer(name, &facts)?;
+            if wanted.len() != outputs.len() {
+                let (op, found) = (node.op.def().name, outputs.len());
+                return invalid(Problem::Results { op, found, wanted: wanted.len() });
             }
-            if !defined.insert(node.output) {
-                return invalid(Problem::Twice { name: output.name.clone() });
+            for ((id, output), wanted) in node.outputs.iter().zip(outputs).zip(wanted) {
+                if wanted != output.fact {
+                    let (found, wanted) = (output.fact.to_string(), wanted.to_string());
+                    return invalid(Problem::Fact { name: output.name.clone(), found, wanted });
+                }
+                if !defined.insert(*id) {
+                    return invalid(Problem::Twice { name: output.name.clone() });
+                }
             }
         }
         if self.outputs().is_empty() {

@@ -94,7 +94,7 @@ fn artifact_key(export: &Export, side: &Side, working: &Working) -> Result<Diges
 fn read_artifact(folder: &Path, key: &Digest) -> Option<Described> {
     let described: Described = serde_json::from_slice(&std::fs::read(folder.join(ARTIFACT)).ok()?).ok()?;
     let whole = described.artifact.files.iter().all(|f| Digest::of_file(&folder.join(&f.name)).is_ok_and(|d| d == f.digest));
-    (described.key == *key && whole).then_some(described)
+    (described.key == *key && whole && !described.artifact.files.is_empty()).then_some(described)
 }
 
 /// The files of a checkpoint's folder that a runtime may want, apart from the weights and the configuration.

@@ -11,14 +11,14 @@ pub(crate) fn residual_width(graph: &Graph) -> u64 {
 
 /// Numbers of a token in the widest value inside a block. The head is left out: it works on few positions at a time.
 pub(crate) fn widest_inside(graph: &Graph) -> u64 {
-    let inside = |block| graph.nodes_of(block).map(|node| width(graph, node.output)).max().unwrap_or(0);
+    let inside = |block| graph.nodes_of(block).flat_map(|node| &node.outputs).map(|id| width(graph, *id)).max().unwrap_or(0);
     inner_blocks(graph).map(inside).max().unwrap_or(0)
 }
 
 /// Rows or columns of the linear layer that has most of them. The head is left out.
 pub(crate) fn widest_linear(graph: &Graph) -> u64 {
-    let head = head(graph).map(|node| node.output);
-    let linear = graph.nodes().iter().filter(|node| node.op == Op::Linear && Some(node.output) != head);
+    let head = head(graph).map(|node| node.output());
+    let linear = graph.nodes().iter().filter(|node| node.op == Op::Linear && Some(node.output()) != head);
     linear.filter_map(|node| graph.fact(node.inputs[1]).constant_dims()?.into_iter().max()).max().unwrap_or(0) as u64
 }
 

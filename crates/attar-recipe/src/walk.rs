@@ -377,7 +377,7 @@ mod tests {
             if self.killed_in == Some(block.index()) {
                 return Err(Error::interrupted());
             }
-            let last = self.model.graph.nodes_of(block).last().unwrap().output;
+            let last = self.model.graph.nodes_of(block).last().unwrap().output();
             let mut sums = Vec::new();
             windows.reach(0, last, &mut |lane, x| {
                 sums.push((lane, x.sum_all()?.to_scalar::<f32>()?.to_bits()));

@@ -46,9 +46,9 @@ impl<'a> Converter<'a> {
     pub(super) fn head(&self, stream: attar_graph::ValueId) -> Option<[&'a Node; 2]> {
         let nodes = self.graph.nodes();
         let norm = nodes.iter().find(|node| node.inputs.contains(&stream) && node.op.fused().is_some())?;
-        let linear = nodes.iter().find(|node| node.inputs.first() == Some(&norm.output) && node.op == Op::Linear)?;
-        let alone = nodes.iter().filter(|node| node.inputs.contains(&norm.output)).count() == 1;
-        let last = nodes.iter().all(|node| !node.inputs.contains(&linear.output));
+        let linear = nodes.iter().find(|node| node.inputs.first() == Some(&norm.output()) && node.op == Op::Linear)?;
+        let alone = nodes.iter().filter(|node| node.inputs.contains(&norm.output())).count() == 1;
+        let last = nodes.iter().all(|node| !node.inputs.contains(&linear.output()));
         let fused = norm.op.fused()?;
         let is_norm = matches!(fused.roles(), Some(Roles::Norm { .. }));
         let (norm_body, linear_body) = (Body::of(norm, fused), Body::unfused(linear, self.graph));
@@ -63,7 +63,7 @@ impl<'a> Converter<'a> {
         self.norm(&Body::of(norm, fused), *at, 1)?;
         let body = Body::unfused(linear, self.graph);
         let x = self.input(&body, linear.inputs[0])?;
-        let name = self.graph.get(linear.output).name.clone();
+        let name = self.graph.get(linear.output()).name.clone();
         let step = self.range(&name)? / 32767.0;
         let weight = self.stack(&body, &[linear], &name)?;
         let columns = self.columns(&body, &[linear], &name, |_, _| x.scale / step, |_| x.scale, |_| 0)?;
@@ -112,7 +112,7 @@ impl<'a> Converter<'a> {
     fn gains(&mut self, body: &Body<'a>, norm: &Node, scale: f64) -> Result<(TensorId, u32)> {
         let stream = self.point_of(body, norm.inputs[0])?;
         let width = stream.exponents.len() as u64;
-        let name = format!("{}.gains", self.graph.get(body.node.output).name);
+        let name = format!("{}.gains", self.graph.get(body.node.output()).name);
         let gains = self.program.tensor(name, [1, width], Element::INT32, Role::Constant);
         if self.shapes_only() {
             return Ok((gains, 16));
@@ -132,7 +132,7 @@ impl<'a> Converter<'a> {
     fn qkv(&mut self, body: &Body<'a>, projections: &[op::Projection; 3]) -> Result<()> {
         let [query, key, value] = self.projections(body, projections)?;
         let x = self.input(body, query.linear.inputs[0])?;
-        let name = self.graph.get(body.node.output).name.clone();
+        let name = self.graph.get(body.node.output()).name.clone();
         let linears = [query.linear, key.linear, value.linear];
         let weight = self.stack(body, &linears, &name)?;
         let wide = [&query, &key, &value].map(|part| part.range.max(part.wide) / 32767.0);
@@ -154,7 +154,7 @@ impl<'a> Converter<'a> {
         let epilogue = Epilogue::Rotary { table, position: self.bind.past, head, rotated: ends[1], ranges };
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue }));
         let heads = [heads, key.columns / head, head];
-        self.packed.insert(body.node.output, Packed { query: q, state, scales, heads });
+        self.packed.insert(body.node.output(), Packed { query: q, state, scales, heads });
         Ok(())
     }
 
@@ -174,10 +174,10 @@ impl<'a> Converter<'a> {
 
     fn projection(&self, body: &Body<'a>, role: &op::Projection) -> Result<Projection<'a>> {
         let linear = body.at(role.linear);
-        let columns = body.body.fact(linear.output).width().unwrap_or(0) as u64;
-        let wide = self.range(body.name(linear.output))?;
+        let columns = body.body.fact(linear.output()).width().unwrap_or(0) as u64;
+        let wide = self.range(body.name(linear.output()))?;
         let Some(rope_at) = role.rope else { return Ok(Projection { linear, columns, range: wide, wide, rope: None }) };
-        let range = self.range(body.name(body.at(rope_at).output))?;
+        let range = self.range(body.name(body.at(rope_at).output()))?;
         let rope = match (&body.at(rope_at).op, role.split.map(|split| &body.at(split).op)) {
             (Op::Rope(rope), Some(Op::SplitHeads { heads })) => Some((rope, *heads as u64)),
             _ => None,
@@ -233,8 +233,8 @@ impl<'a> Converter<'a> {
         }
         let [gate, up] = linears.map(|at| body.at(at));
         let (x, scale) = (self.input(body, gate.inputs[0])?, self.rounding(body)?);
-        let name = self.graph.get(body.node.output).name.clone();
-        let steps = [self.range(body.name(gate.output))? / 511.0, self.range(body.name(up.output))? / 32767.0];
+        let name = self.graph.get(body.node.output()).name.clone();
+        let steps = [self.range(body.name(gate.output()))? / 511.0, self.range(body.name(up.output()))? / 32767.0];
         let weight = self.interleave(body, [gate, up], &name)?;
         let columns = self.columns_of_pairs(body, [gate, up], &name, steps.map(|step| x.scale / step), x.scale)?;
         let (table, unit) = silu_table(steps[0]);
@@ -255,14 +255,14 @@ impl<'a> Converter<'a> {
         output: attar_graph::ValueId,
     ) -> Result<()> {
         let linear = body.at(linear);
-        let (from, to) = (self.point_of(body, residual)?, self.point(body.node.output)?);
+        let (from, to) = (self.point_of(body, residual)?, self.point(body.node.output())?);
         let (x, residual) = (self.input(body, linear.inputs[0])?, self.input(body, residual)?);
-        let name = self.graph.get(body.node.output).name.clone();
+        let name = self.graph.get(body.node.output()).name.clone();
         let weight = self.stack(body, &[linear], &name)?;
         let factor = |_, row| x.scale / to.channel(row);
         let coarser = |row: usize| to.exponents[row] - from.exponents[row];
         let columns = self.columns(body, &[linear], &name, factor, |_| x.scale, coarser)?;
-        let role = if body.node.output == output && !self.head { Role::Output } else { Role::Scratch };
+        let role = if body.node.output() == output && !self.head { Role::Output } else { Role::Scratch };
         let width = self.program.get(weight).rows;
         let out = self.make(body.node, [self.bind.rows, width], Element::INT16, role, to.step);
         let epilogue = Epilogue::Add { residual: residual.tensor };

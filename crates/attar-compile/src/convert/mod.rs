@@ -201,10 +201,11 @@ impl<'a> Converter<'a> {
 
     /// Names of the nodes that stay with the host.
     fn host(&self, part: &Part<'_>) -> Vec<String> {
-        let on_device =
-            |node: &&Node| part.blocks.contains(&node.block) || part.head.iter().flatten().any(|mine| mine.output == node.output);
+        let on_device = |node: &&Node| {
+            part.blocks.contains(&node.block) || part.head.iter().flatten().any(|mine| mine.outputs == node.outputs)
+        };
         let host = self.graph.nodes().iter().filter(|node| !on_device(node));
-        host.map(|node| self.graph.get(node.output).name.clone()).collect()
+        host.flat_map(|node| &node.outputs).map(|id| self.graph.get(*id).name.clone()).collect()
     }
 
     /// Rows of states and tables.
@@ -236,7 +237,7 @@ impl<'a> Converter<'a> {
     }
 
     fn unsupported(&self, node: &Node, why: impl Into<String>, hint: &'static str) -> Error {
-        Error::Unsupported { node: self.graph.get(node.output).name.clone(), why: why.into(), hint }
+        Error::Unsupported { node: self.graph.get(node.outputs[0]).name.clone(), why: why.into(), hint }
     }
 
     fn input(&self, body: &Body<'_>, id: ValueId) -> Result<Made> {
@@ -275,14 +276,14 @@ impl<'a> Converter<'a> {
 
     /// The result of a body, a tensor of the program.
     fn make(&mut self, node: &Node, shape: [u64; 2], element: Element, role: Role, scale: f64) -> TensorId {
-        let name = self.graph.get(node.output).name.clone();
+        let name = self.graph.get(node.output()).name.clone();
         let tensor = self.program.tensor(name, shape, element, role);
-        self.made.insert(node.output, Made { tensor, scale });
+        self.made.insert(node.output(), Made { tensor, scale });
         tensor
     }
 
     fn push(&mut self, node: &Node, kernel: Kernel) {
-        let name = self.graph.get(node.output).name.clone();
+        let name = self.graph.get(node.output()).name.clone();
         self.program.kernel(name, kernel);
     }
 }

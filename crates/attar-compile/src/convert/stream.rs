@@ -40,7 +40,7 @@ impl Converter<'_> {
     pub(super) fn stream_steps(&self, blocks: &[BlockId]) -> Result<HashMap<ValueId, Residual>> {
         let input = self.stream(blocks[0], true)?;
         let sums = blocks.iter().flat_map(|block| self.graph.nodes_of(*block)).filter(|node| adds(node));
-        let points: Vec<ValueId> = std::iter::once(input).chain(sums.map(|node| node.output)).collect();
+        let points: Vec<ValueId> = std::iter::once(input).chain(sums.map(|node| node.output())).collect();
         let mut largest = vec![0.0f64; self.width(input)? as usize];
         let mut most = Vec::new();
         for id in &points {

@@ -22,7 +22,7 @@ impl Converter<'_> {
 fn check(graph: &Graph, node: &Node) -> Result<()> {
     match why_not(graph, node) {
         None => Ok(()),
-        Some(op) => Err(Error::NoKernel { op, node: graph.get(node.output).name.clone() }),
+        Some(op) => Err(Error::NoKernel { op, node: graph.get(node.outputs[0]).name.clone() }),
     }
 }
 

@@ -39,13 +39,15 @@ fn once(graph: &Graph, changes: &mut Changes) -> attar_graph::Result<Graph> {
     graph.rewrite_blocks(&mut |copy, nodes| {
         seen.clear();
         for node in nodes {
-            let at = view.maker(node.output).expect("a node made it");
+            let at = view.maker(node.outputs[0]).expect("a node made it");
             let node = view.node(at);
             match seen.iter().find(|earlier| is_same(&view, earlier, node)) {
-                Some(earlier) if !view.is_returned(node.output) => {
-                    let value = copy.value(earlier.output)?;
-                    copy.put(node.output, value);
-                    changes.push(graph.get(node.output).name.clone());
+                Some(earlier) if !node.outputs.iter().any(|id| view.is_returned(*id)) => {
+                    for (there, same) in node.outputs.iter().zip(&earlier.outputs) {
+                        let value = copy.value(*same)?;
+                        copy.put(*there, value);
+                        changes.push(graph.get(*there).name.clone());
+                    }
                 }
                 _ => {
                     copy.keep(node)?;

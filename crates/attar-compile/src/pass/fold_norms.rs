@@ -45,17 +45,18 @@ impl Pass for FoldNorms {
 /// The gain of a norm and the weights that it can go into.
 fn foldable(view: &View<'_>, at: usize) -> Option<(ValueId, Vec<ValueId>)> {
     let norm = view.node(at);
-    let (gain, readers) = (norm.inputs[1], view.readers(norm.output));
+    let (gain, readers) = (norm.inputs[1], view.readers(norm.output()));
     let own = view.is_weight(gain) && view.readers(gain) == [at] && !matches!(expr(view.graph, gain), Expr::Ones(_));
-    if !own || readers.is_empty() || view.is_returned(norm.output) {
+    if !own || readers.is_empty() || view.is_returned(norm.output()) {
         return None;
     }
     let mut weights: Vec<ValueId> = Vec::new();
     for reader in readers {
         let linear = view.node(*reader);
         let weight = *linear.inputs.get(1)?;
-        let reads =
-            linear.op == Op::Linear && linear.inputs[0] == norm.output && linear.inputs[1..].iter().all(|id| *id != norm.output);
+        let reads = linear.op == Op::Linear
+            && linear.inputs[0] == norm.output()
+            && linear.inputs[1..].iter().all(|id| *id != norm.output());
         let plain = view.is_weight(weight) && matches!(view.graph.fact(weight).encoding, Encoding::Plain(_));
         let untied = || view.graph.weights().filter(|(.., other)| *other == expr(view.graph, weight)).count() == 1;
         (reads && plain && view.readers(weight) == [*reader] && untied()).then(|| weights.push(weight))?;

@@ -112,7 +112,7 @@ impl<'g> Fusion<'g> {
         let nodes: Vec<&Node> = group.nodes.iter().map(|at| &graph.nodes()[*at]).collect();
         let mut operands: Vec<ValueId> = Vec::new();
         for id in nodes.iter().flat_map(|node| &node.inputs) {
-            if !nodes.iter().any(|node| node.output == *id) && !operands.contains(id) {
+            if !nodes.iter().any(|node| node.outputs.contains(id)) && !operands.contains(id) {
                 operands.push(*id);
             }
         }
@@ -126,12 +126,12 @@ impl<'g> Fusion<'g> {
     /// Adds the fused node, and what unpacks its value; its name.
     fn add(&self, copy: &mut Rewriting<'_>) -> attar_graph::Result<String> {
         let (mut body, ids) = self.body()?;
-        let last = self.nodes.last().expect("a group has nodes").output;
+        let last = self.nodes.last().expect("a group has nodes").output();
         let name = match self.group.packed.is_empty() {
             true => self.name(last).to_owned(),
             false => self.pack(&mut body, &ids, copy.graph())?,
         };
-        let output = body.nodes().last().expect("a group has nodes").output;
+        let output = body.nodes().last().expect("a group has nodes").output();
         body.output(output);
         let operands = copy.values(&self.operands)?;
         let fused = copy.graph().node(&name, Op::Fused(Fused::new(self.group.kind, body)?), &operands)?;
@@ -145,7 +145,7 @@ impl<'g> Fusion<'g> {
     /// The nodes of the group over inputs of their own.
     fn body(&self) -> attar_graph::Result<(Graph, HashMap<ValueId, ValueId>)> {
         let mut body = Graph::new("fused");
-        let mut taken: HashSet<String> = self.nodes.iter().map(|node| self.name(node.output).to_owned()).collect();
+        let mut taken: HashSet<String> = self.nodes.iter().map(|node| self.name(node.output()).to_owned()).collect();
         let mut ids = HashMap::new();
         for id in &self.operands {
             let called = local_name(self.name(*id), |name| !taken.contains(name));
@@ -154,7 +154,7 @@ impl<'g> Fusion<'g> {
         }
         for node in &self.nodes {
             let inputs: Vec<ValueId> = node.inputs.iter().map(|id| ids[id]).collect();
-            ids.insert(node.output, body.node(self.name(node.output), node.op.clone(), &inputs)?);
+            ids.insert(node.output(), body.node(self.name(node.output()), node.op.clone(), &inputs)?);
         }
         Ok((body, ids))
     }

@@ -24,13 +24,14 @@ impl Pass for QuantizePairs {
         let view = View::new(graph);
         let mut changes = Changes::new();
         let after = graph.rewrite(&mut |copy, node| {
-            if is_rounded_already(&view, node.output) {
+            let [made] = node.outputs[..] else { return copy.keep(node) };
+            if is_rounded_already(&view, made) {
                 let value = copy.value(node.inputs[0])?;
-                copy.put(node.output, value);
-                changes.push(graph.get(node.output).name.clone());
+                copy.put(made, value);
+                changes.push(graph.get(made).name.clone());
                 return Ok(());
             }
-            copy.keep(node).map(drop)
+            copy.keep(node)
         });
         Ok((after.map_err(|source| Error::Pass { pass: self.name(), source })?, changes))
     }

@@ -16,7 +16,7 @@ impl<'g> View<'g> {
     pub(super) fn new(graph: &'g Graph) -> View<'g> {
         let (mut makers, mut readers) = (HashMap::new(), HashMap::<ValueId, Vec<usize>>::new());
         for (at, node) in graph.nodes().iter().enumerate() {
-            makers.insert(node.output, at);
+            makers.extend(node.outputs.iter().map(|id| (*id, at)));
             node.inputs.iter().for_each(|input| readers.entry(*input).or_default().push(at));
         }
         View { graph, makers, readers }
@@ -59,7 +59,7 @@ impl<'g> View<'g> {
 
     /// The node after `at` that can be fused with it: the only reader of its value, as the first operand, if `wanted` holds.
     pub(super) fn next(&self, at: usize, wanted: impl Fn(&Op) -> bool) -> Option<usize> {
-        let value = self.node(at).output;
+        let [value] = self.node(at).outputs[..] else { return None };
         let [reader] = self.readers(value) else { return None };
         self.private(value, *reader)?;
         let node = self.node(*reader);

@@ -222,5 +222,5 @@ fn weight_of<'g>(graph: &'g Graph, node: &Node) -> Option<&'g str> {
 }
 
 fn is_quantized(graph: &Graph, value: ValueId) -> bool {
-    graph.nodes().iter().any(|node| node.output == value && matches!(node.op, Op::Quantize { .. }))
+    graph.nodes().iter().any(|node| matches!(node.op, Op::Quantize { .. }) && node.outputs.contains(&value))
 }

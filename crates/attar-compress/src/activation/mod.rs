@@ -168,8 +168,9 @@ pub fn insert(graph: &Graph, sites: &[Site]) -> GraphResult<Graph> {
                     None => site.add(&mut copy.to, inputs[0])?,
                 };
             }
-            let output = copy.to.node(&graph.get(node.output).name, node.op.clone(), &inputs)?;
-            copy.ids.insert(node.output, output);
+            let names: Vec<&str> = node.outputs.iter().map(|id| graph.get(*id).name.as_str()).collect();
+            let outputs = copy.to.node_of(&names, node.op.clone(), &inputs)?;
+            copy.ids.extend(node.outputs.iter().copied().zip(outputs));
         }
     }
     for id in graph.outputs() {

@@ -242,16 +242,16 @@ impl Backwards<'_> {
     }
 
     fn gives_logits(&self, block: BlockId) -> bool {
-        self.of.graph.nodes_of(block).any(|node| self.of.graph.outputs().contains(&node.output))
+        self.of.graph.nodes_of(block).any(|node| node.outputs.iter().any(|id| self.of.graph.outputs().contains(id)))
     }
 
     /// Adds to the second moments.
     fn look(&self, block: BlockId, entering: &Values, outputs: &mut Outputs) -> Result<()> {
         let readers: Vec<&Node> = self.of.readers(block).filter(|node| node.op == Op::Linear).collect();
         let mut values: HashMap<ValueId, Tensor> = entering.clone().into_iter().collect();
-        let made = |node: &Node, tensor: Tensor| {
-            if readers.iter().any(|reader| reader.inputs[0] == node.output) {
-                values.insert(node.output, tensor.clone());
+        let made = |id: ValueId, tensor: Tensor| {
+            if readers.iter().any(|reader| reader.inputs[0] == id) {
+                values.insert(id, tensor.clone());
             }
             Ok(tensor)
         };
@@ -282,7 +282,7 @@ impl Backwards<'_> {
         block: BlockId,
         entering: &Values,
         mode: Mode,
-        mut change: impl FnMut(&Node, Tensor) -> attar_graph::Result<Tensor>,
+        mut change: impl FnMut(ValueId, Tensor) -> attar_graph::Result<Tensor>,
     ) -> Result<Values> {
         Ok(self.of.graph.evaluate_block_with(block, self.of.weights, mode, entering, &mut change)?)
     }
@@ -326,21 +326,21 @@ impl Backwards<'_> {
         let readers: Vec<Node> = self.of.readers(block).cloned().collect();
         let (mut values, mut steps): (HashMap<ValueId, Tensor>, HashMap<ValueId, Tensor>) = Default::default();
         values.extend(inside.clone());
-        let leaving = self.inner(block, &inside, Mode::Training, |node, tensor| {
-            let tensor = match readers.iter().any(|reader| reader.output == node.output) {
+        let leaving = self.inner(block, &inside, Mode::Training, |id, tensor| {
+            let tensor = match readers.iter().any(|reader| reader.output() == id) {
                 true => {
                     let step = Var::zeros(tensor.shape(), DType::F32, tensor.device())?;
-                    steps.insert(node.output, step.as_tensor().clone());
+                    steps.insert(id, step.as_tensor().clone());
                     (tensor + step.as_tensor())?
                 }
                 false => tensor,
             };
-            if readers.iter().any(|reader| reader.inputs[0] == node.output) {
-                values.insert(node.output, tensor.clone());
+            if readers.iter().any(|reader| reader.inputs[0] == id) {
+                values.insert(id, tensor.clone());
             }
             Ok(tensor)
         })?;
-        let inputs = readers.iter().map(|reader| (reader.output, values[&reader.inputs[0]].detach())).collect();
+        let inputs = readers.iter().map(|reader| (reader.output(), values[&reader.inputs[0]].detach())).collect();
         Ok(Traced { entering: inside, leaving, readers, inputs, steps })
     }
 
@@ -425,13 +425,13 @@ struct Traced {
 impl Traced {
     fn report(&self, store: &mut GradStore, graph: &Graph, outputs: &mut Outputs) -> Result<()> {
         for reader in &self.readers {
-            let Some(gradient) = store.remove(&self.steps[&reader.output]) else { continue };
+            let Some(gradient) = store.remove(&self.steps[&reader.output()]) else { continue };
             let [.., length, width] = *gradient.dims() else { continue };
-            let (inputs, gradients) = (&self.inputs[&reader.output], gradient.reshape(((), width))?);
+            let (inputs, gradients) = (&self.inputs[&reader.output()], gradient.reshape(((), width))?);
             let rows = || inputs.reshape(((), inputs.dims().last().copied().unwrap_or(1)));
             let reads = match reader.op {
                 Op::Embedding => Reads::Table { tokens: inputs.flatten_all()?.to_dtype(DType::U32)?, gradients, length },
-                _ if graph.outputs().contains(&reader.output) => Reads::Logits { inputs: rows()? },
+                _ if graph.outputs().contains(&reader.output()) => Reads::Logits { inputs: rows()? },
                 _ => Reads::Linear { inputs: rows()?, gradients, length },
             };
             outputs.reads.entry(reader.inputs[1]).or_default().push(reads);

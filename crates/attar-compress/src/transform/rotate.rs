@@ -162,7 +162,7 @@ fn rotate_output(rewrite: &mut Rewrite, layer: &Layer, size: usize, seed: u64) -
 fn with_rotated_inputs(before: &Graph, layers: &[Layer], seed: u64) -> Result<Graph> {
     let rebuilt = before.rebuilt(&mut |graph, node, name, inputs| {
         let mut inputs = inputs.to_vec();
-        if let Some(down) = layers.iter().find(|layer| layer.output == node.output) {
+        if let Some(down) = layers.iter().find(|layer| layer.output == node.output()) {
             inputs[0] = rotated(graph, inputs[0], &before.get(down.weight).name, seed)?;
         }
         graph.node(name, node.op.clone(), &inputs)

@@ -78,26 +78,26 @@ impl Residual {
             match (&node.op, node.inputs.as_slice()) {
                 (Op::Embedding, [_, table]) => {
                     found.tables.push(*table);
-                    found.width = graph.fact(node.output).width().unwrap_or(0);
-                    stream.push(node.output);
+                    found.width = graph.fact(node.output()).width().unwrap_or(0);
+                    stream.push(node.output());
                 }
                 (Op::Add, [a, b]) if stream.contains(a) != stream.contains(b) => {
                     let added = if stream.contains(a) { *b } else { *a };
                     found.writers.push(writer(graph, added)?);
-                    stream.push(node.output);
+                    stream.push(node.output());
                 }
-                (Op::Add, [a, b]) if stream.contains(a) && stream.contains(b) => stream.push(node.output),
-                (Op::Scale { .. }, [x]) if stream.contains(x) => stream.push(node.output),
+                (Op::Add, [a, b]) if stream.contains(a) && stream.contains(b) => stream.push(node.output()),
+                (Op::Scale { .. }, [x]) if stream.contains(x) => stream.push(node.output()),
                 (Op::RmsNorm { .. }, [x, ..]) if stream.contains(x) => found.norms.push(Norm::of_node(graph, node)?),
                 (Op::LayerNorm { .. }, [x, ..]) if stream.contains(x) => {
                     return refuse(
                         graph,
-                        node.output,
+                        node.output(),
                         "is a LayerNorm, and subtracting the mean does not commute with a rotation",
                     );
                 }
                 (_, inputs) if inputs.iter().any(|id| stream.contains(id)) => {
-                    return refuse(graph, node.output, "reads the residual stream, and is neither a norm nor an addition");
+                    return refuse(graph, node.outputs[0], "reads the residual stream, and is neither a norm nor an addition");
                 }
                 _ => {}
             }
@@ -129,9 +129,9 @@ impl Norm {
     }
 
     fn of_node(graph: &Graph, norm: &Node) -> Result<Norm> {
-        let readers = reading(graph, norm.output);
-        if readers.is_empty() || graph.outputs().contains(&norm.output) {
-            return refuse(graph, norm.output, "is not read by linear layers alone");
+        let readers = reading(graph, norm.output());
+        if readers.is_empty() || graph.outputs().contains(&norm.output()) {
+            return refuse(graph, norm.output(), "is not read by linear layers alone");
         }
         let readers = readers.into_iter().map(|node| Layer::of(graph, node)).collect::<Result<_>>()?;
         if let Some(shared) = norm.inputs[1..].iter().find(|id| !is_own_weight(graph, **id)) {
@@ -156,11 +156,11 @@ impl Values {
         let Op::SplitHeads { heads: key_heads } = split.op else {
             return refuse(graph, values, "is no linear layer's output, split into heads");
         };
-        let merged = sole_reader(graph, attention.output)?;
-        let head = graph.fact(attention.output).width().unwrap_or(0);
-        let output = Layer::of(graph, sole_reader(graph, merged.output)?)?;
+        let merged = sole_reader(graph, attention.output())?;
+        let head = graph.fact(attention.output()).width().unwrap_or(0);
+        let output = Layer::of(graph, sole_reader(graph, merged.output())?)?;
         if merged.op != Op::MergeHeads {
-            return refuse(graph, merged.output, "reads the heads of an attention before they are merged");
+            return refuse(graph, merged.output(), "reads the heads of an attention before they are merged");
         }
         sole_reader(graph, split.inputs[0])?;
         let heads = graph.fact(output.input).width().unwrap_or(0) / head.max(1);
@@ -174,7 +174,7 @@ impl Gated {
         let one = |(node, up): (&Node, ValueId)| {
             sole_reader(graph, up)?;
             let up = Layer::making(graph, up)?;
-            Ok(Gated { up, down: Layer::of(graph, sole_reader(graph, node.output)?)? })
+            Ok(Gated { up, down: Layer::of(graph, sole_reader(graph, node.output())?)? })
         };
         graph.nodes().iter().filter_map(|node| Some((node, gated(graph, node)?))).map(one).collect()
     }
@@ -184,7 +184,7 @@ impl Gated {
 fn gated(graph: &Graph, node: &Node) -> Option<ValueId> {
     match (&node.op, node.inputs.as_slice()) {
         (Op::Swiglu, [_, up]) => Some(*up),
-        (Op::Mul, [a, b]) => match (is_activated(graph, *a), is_activated(graph, *b)) {
+        (Op::Mul, [a, b]) => match (maker_activates(graph, *a), maker_activates(graph, *b)) {
             (true, false) => Some(*b),
             (false, true) => Some(*a),
             _ => None,
@@ -193,19 +193,24 @@ fn gated(graph: &Graph, node: &Node) -> Option<ValueId> {
     }
 }
 
+/// Whether `node` is an activation function of an MLP.
+fn activates(node: &Node) -> bool {
+    matches!(node.op, Op::Silu | Op::Gelu | Op::GeluTanh)
+}
+
 /// Whether an activation function of an MLP makes `id`.
-fn is_activated(graph: &Graph, id: ValueId) -> bool {
-    maker(graph, id).is_ok_and(|node| matches!(node.op, Op::Silu | Op::Gelu | Op::GeluTanh))
+fn maker_activates(graph: &Graph, id: ValueId) -> bool {
+    graph.maker(id).is_some_and(activates)
 }
 
 /// The last layer of every MLP of `graph`, gated or not, in running order: those that read a gated product or the output of an
 /// activation function.
 pub(super) fn downs(graph: &Graph) -> Result<Vec<Layer>> {
     let is_inner = |node: &&Node| {
-        let multiplied = || sole_reader(graph, node.output).is_ok_and(|reader| gated(graph, reader).is_some());
-        gated(graph, node).is_some() || is_activated(graph, node.output) && !multiplied()
+        let multiplied = || sole_reader(graph, node.output()).is_ok_and(|reader| gated(graph, reader).is_some());
+        gated(graph, node).is_some() || activates(node) && !multiplied()
     };
-    let down = |node: &Node| Layer::of(graph, sole_reader(graph, node.output)?);
+    let down = |node: &Node| Layer::of(graph, sole_reader(graph, node.output())?);
     graph.nodes().iter().filter(is_inner).map(down).collect()
 }
 
@@ -213,12 +218,12 @@ impl Layer {
     /// The layer that `node` is.
     fn of(graph: &Graph, node: &Node) -> Result<Layer> {
         let (Op::Linear, [input, weight, bias @ ..]) = (&node.op, node.inputs.as_slice()) else {
-            return refuse(graph, node.output, "is not the output of a linear layer");
+            return refuse(graph, node.outputs[0], "is not the output of a linear layer");
         };
         if node.inputs[1..].iter().any(|id| !is_own_weight(graph, *id)) {
-            return refuse(graph, node.output, "shares its weights with another node");
+            return refuse(graph, node.output(), "shares its weights with another node");
         }
-        Ok(Layer { weight: *weight, bias: bias.first().copied(), input: *input, output: node.output })
+        Ok(Layer { weight: *weight, bias: bias.first().copied(), input: *input, output: node.output() })
     }
 
     /// The layer that makes `id`.
@@ -254,7 +259,7 @@ fn sole_reader(graph: &Graph, id: ValueId) -> Result<&Node> {
 /// The node that makes `id`.
 fn maker(graph: &Graph, id: ValueId) -> Result<&Node> {
     match graph.get(id).origin {
-        Origin::Node(_) => Ok(graph.nodes().iter().find(|node| node.output == id).expect("a node made it")),
+        Origin::Node(_) => Ok(graph.maker(id).expect("a node made it")),
         _ => refuse(graph, id, "is an input or a weight of the model"),
     }
 }

@@ -27,14 +27,14 @@ type Forms<'f> = &'f dyn Fn(ValueId) -> Option<Form>;
 /// model or multiplies activations by activations in integers; so for other readers rounding is plain operators.
 pub(super) fn pairs(graph: &Graph, forms: Forms<'_>) -> HashSet<ValueId> {
     let nodes = graph.nodes().iter();
-    nodes.filter(|node| is_pair(graph, node, forms)).map(|node| node.output).collect()
+    nodes.filter(|node| is_pair(graph, node, forms)).map(|node| node.output()).collect()
 }
 
 fn is_pair(graph: &Graph, node: &Node, forms: Forms<'_>) -> bool {
     let (Op::Quantize { bits }, Some(scale)) = (&node.op, node.inputs.get(1)) else { return false };
     let one = graph.fact(*scale).constant_dims().as_deref() == Some(&[1]);
-    let mut readers = graph.nodes().iter().filter(|reader| reader.inputs.contains(&node.output));
-    one && readers.all(|reader| reads(reader, node.output) && !is_fused_wrongly(reader, *bits, forms))
+    let mut readers = graph.nodes().iter().filter(|reader| reader.inputs.contains(&node.output()));
+    one && readers.all(|reader| reads(reader, node.output()) && !is_fused_wrongly(reader, *bits, forms))
 }
 
 /// Whether `reader` is a linear layer that multiplies `value` by weights.

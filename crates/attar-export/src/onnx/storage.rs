@@ -188,7 +188,7 @@ fn constant_dims(graph: &Graph, readers: &Readers<'_>) -> Vec<usize> {
 fn quantized_form(graph: &Graph, layout: Layout, readers: &Readers<'_>, scheme: Scheme) -> Result<Form> {
     let (name, dims) = (&graph.get(readers.values[0]).name, constant_dims(graph, readers));
     let refuse = |node: &Node, found: String, wanted, hint| Error::Weight {
-        node: graph.get(node.output).name.clone(),
+        node: graph.get(node.outputs[0]).name.clone(),
         tensor: name.clone(),
         found,
         layout: format!("layout `{layout}`"),

@@ -23,6 +23,7 @@ pub(super) static SWIGLU: OpDef = OpDef {
         let silu = graph.node(&format!("{name}.silu"), Op::Silu, &inputs[..1])?;
         graph.node(name, Op::Mul, &[silu, inputs[1]])
     }),
+    several: None,
     macs: no_macs,
 };
 
@@ -34,5 +35,6 @@ pub(super) static SILU: OpDef = OpDef {
     infer: |_, facts| unary(facts),
     evaluate: |_, operands, _| Ok(operands[0].tensor()?.silu()?),
     decompose: None,
+    several: None,
     macs: no_macs,
 };

@@ -67,6 +67,7 @@ pub(super) static DEF: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: |_, dims| 2 * dims[0].iter().product::<usize>() as u64 * dims[1][2] as u64,
 };
 

@@ -32,6 +32,7 @@ pub(super) static DEF: OpDef = OpDef {
         Ok(all)
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

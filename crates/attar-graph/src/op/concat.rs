@@ -25,6 +25,7 @@ pub(super) static CONCAT: OpDef = OpDef {
         Ok(Tensor::cat(&parts, D::Minus1)?.contiguous()?)
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 
@@ -51,6 +52,7 @@ pub(super) static SLICE: OpDef = OpDef {
         Ok(operands[0].tensor()?.narrow(D::Minus1, start, length)?.contiguous()?)
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

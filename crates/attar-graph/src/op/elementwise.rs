@@ -11,6 +11,7 @@ pub(super) static ADD: OpDef = OpDef {
     infer: |_, facts| same(facts),
     evaluate: |_, operands, _| Ok((operands[0].tensor()? + operands[1].tensor()?)?),
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 
@@ -22,6 +23,7 @@ pub(super) static MUL: OpDef = OpDef {
     infer: |_, facts| same(facts),
     evaluate: |_, operands, _| Ok((operands[0].tensor()? * operands[1].tensor()?)?),
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

@@ -32,5 +32,6 @@ pub(super) static DEF: OpDef = OpDef {
         Ok(rows.reshape(dims)?)
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };

@@ -76,7 +76,8 @@ pub struct Fused {
 }
 
 impl Fused {
-    /// A fused node with this body: one block, no weights of its own, no fused nodes, returning the value of its last node.
+    /// A fused node with this body: one block, no weights of its own, no fused nodes, nodes of one result each, returning the
+    /// value of its last node.
     ///
     /// # Errors
     /// If the body is invalid or breaks one of these rules.
@@ -89,7 +90,10 @@ impl Fused {
         if body.nodes().iter().any(|node| matches!(node.op, Op::Fused(_))) {
             return refuse("a fused node");
         }
-        if body.block_count() != 1 || body.nodes().last().map(|node| node.output) != body.outputs().first().copied() {
+        if body.nodes().iter().any(|node| node.outputs.len() > 1) {
+            return refuse("a node with several results");
+        }
+        if body.block_count() != 1 || body.nodes().last().map(|node| node.output()) != body.outputs().first().copied() {
             return refuse("another value than the last to return, or several blocks");
         }
         if body.outputs().len() > 1 {
@@ -127,7 +131,7 @@ impl Fused {
     /// The names of all its nodes but the last: no other node has them.
     pub(crate) fn inner_names(&self) -> impl Iterator<Item = &str> {
         let nodes = self.body.nodes();
-        nodes[..nodes.len() - 1].iter().map(|node| self.body.get(node.output).name.as_str())
+        nodes[..nodes.len() - 1].iter().map(|node| self.body.get(node.output()).name.as_str())
     }
 
     /// Changes how an operand is stored.
@@ -152,10 +156,11 @@ pub(super) static DEF: OpDef = OpDef {
         let mut ids: HashMap<ValueId, ValueId> = body.inputs().iter().copied().zip(inputs.iter().copied()).collect();
         for node in body.nodes() {
             let inputs: Vec<ValueId> = node.inputs.iter().map(|id| ids[id]).collect();
-            ids.insert(node.output, graph.node(&body.get(node.output).name, node.op.clone(), &inputs)?);
+            ids.insert(node.output(), graph.node(&body.get(node.output()).name, node.op.clone(), &inputs)?);
         }
         Ok(ids[&body.outputs()[0]])
     }),
+    several: None,
     macs: |op, dims| macs(fused_of(op).body(), dims).unwrap_or(0),
 };
 
@@ -188,10 +193,10 @@ fn evaluate(op: &Op, operands: &[Operand<'_>], context: &mut Context<'_>) -> Res
             tables: context.tables,
             macs: context.macs,
         };
-        let tensor = node.op.perform(&inputs, &facts, &mut inner)?;
+        let tensor = node.op.perform(&inputs, &facts, &mut inner)?.swap_remove(0);
         drop(inputs);
         made.retain(|id, _| last_use.get(id).is_some_and(|last| last.0 as usize > at));
-        made.insert(node.output, (tensor, row_scales));
+        made.insert(node.output(), (tensor, row_scales));
     }
     let (tensor, row_scales) = made.remove(&body.outputs()[0]).expect("the last node makes it");
     *context.row_scales = row_scales;
@@ -212,7 +217,7 @@ fn macs(body: &Graph, dims: &[Vec<usize>]) -> Option<u64> {
         let def = node.op.def();
         sum += (def.macs)(&node.op, &dims);
         let made = (def.infer)(&node.op, &inputs)?;
-        facts.insert(node.output, made);
+        facts.insert(node.output(), made);
     }
     Some(sum)
 }

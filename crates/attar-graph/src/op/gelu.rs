@@ -25,6 +25,7 @@ pub(super) static GELU: OpDef = OpDef {
         let product = graph.node(&part("product"), Op::Mul, &[half, erf])?;
         graph.node(name, Op::Add, &[half, product])
     }),
+    several: None,
     macs: no_macs,
 };
 
@@ -55,6 +56,7 @@ pub(super) static GELU_TANH: OpDef = OpDef {
         let product = graph.node(&part("product"), Op::Mul, &[half, tanh])?;
         graph.node(name, Op::Add, &[half, product])
     }),
+    several: None,
     macs: no_macs,
 };
 
@@ -72,5 +74,6 @@ pub(super) static ERF: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };

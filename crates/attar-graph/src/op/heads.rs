@@ -23,6 +23,7 @@ pub(super) static SPLIT: OpDef = OpDef {
         Ok(x.reshape((batch, seq, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 
@@ -44,6 +45,7 @@ pub(super) static MERGE: OpDef = OpDef {
         Ok(x.transpose(1, 2)?.reshape((batch, seq, heads * head))?)
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

@@ -26,6 +26,7 @@ pub(super) static DEF: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

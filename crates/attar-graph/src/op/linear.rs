@@ -44,6 +44,7 @@ pub(super) static DEF: OpDef = OpDef {
         }
     },
     decompose: None,
+    several: None,
     macs: |_, dims| dims[0].iter().product::<usize>() as u64 * dims[1][0] as u64,
 };
 

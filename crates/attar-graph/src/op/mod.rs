@@ -19,6 +19,7 @@ mod quantize;
 mod rms_norm;
 mod rope;
 mod softcap;
+mod split;
 
 use std::collections::BTreeMap;
 
@@ -119,6 +120,11 @@ pub enum Op {
         /// How many.
         length: usize,
     },
+    /// `x [.., width]`: its last dimension in consecutive pieces, one result each.
+    Split {
+        /// Their widths.
+        widths: Vec<usize>,
+    },
     /// The inputs of a body: several nodes that are computed as one.
     Fused(Fused),
 }
@@ -150,6 +156,7 @@ pub static OPS: &[&OpDef] = &[
     &quantize::DEF,
     &concat::CONCAT,
     &concat::SLICE,
+    &split::DEF,
     &fused::DEF,
 ];
 
@@ -163,18 +170,33 @@ pub struct OpDef {
     pub parse: fn(&mut Attributes) -> std::result::Result<Op, Problem>,
     /// The attributes of its text form.
     pub attributes: fn(&Op) -> Vec<(&'static str, Attribute)>,
-    /// The fact of its result, if it can take such operands.
+    /// The fact of its result, if it can take such operands; of the first, if it has several.
     pub infer: fn(&Op, &[&Fact]) -> Option<Fact>,
-    /// Computes it.
+    /// Computes its result; the first, if it has several.
     pub evaluate: fn(&Op, &[Operand<'_>], &mut Context<'_>) -> Result<Tensor>,
     /// Adds the same in simpler ops to a graph and returns its value.
     pub decompose: Option<Decompose>,
+    /// Of an op with several results.
+    pub several: Option<Several>,
     /// Multiply-accumulates, from the shapes of its operands.
     pub macs: fn(&Op, &[Vec<usize>]) -> u64,
 }
 
 /// Adds the nodes of a decomposition; the last of them has the given name.
 pub type Decompose = fn(&mut Graph, &str, &Op, &[ValueId]) -> Result<ValueId>;
+
+/// The behaviour of an op with several results.
+pub struct Several {
+    /// The facts of all results.
+    pub infer: fn(&Op, &[&Fact]) -> Option<Vec<Fact>>,
+    /// Computes all results.
+    pub evaluate: fn(&Op, &[Operand<'_>], &mut Context<'_>) -> Result<Vec<Tensor>>,
+    /// Adds the same in ops of one result to a graph, under the given names.
+    pub decompose: DecomposeAll,
+}
+
+/// Adds the nodes of a decomposition; the given names are those of the results.
+pub type DecomposeAll = fn(&mut Graph, &[&str], &Op, &[ValueId]) -> Result<Vec<ValueId>>;
 
 impl Op {
     /// Its behaviour.
@@ -205,14 +227,19 @@ impl Op {
             Op::Quantize { .. } => &quantize::DEF,
             Op::Concat => &concat::CONCAT,
             Op::Slice { .. } => &concat::SLICE,
+            Op::Split { .. } => &split::DEF,
             Op::Fused(_) => &fused::DEF,
         }
     }
 
-    /// The fact of its value.
-    pub fn infer(&self, node: &str, facts: &[&Fact]) -> Result<Fact> {
+    /// The facts of its results.
+    pub fn infer(&self, node: &str, facts: &[&Fact]) -> Result<Vec<Fact>> {
         let def = self.def();
-        (def.infer)(self, facts).ok_or_else(|| {
+        let found = match &def.several {
+            Some(several) => (several.infer)(self, facts),
+            None => (def.infer)(self, facts).map(|fact| vec![fact]),
+        };
+        found.ok_or_else(|| {
             let found = facts.iter().map(|f| f.to_string()).collect::<Vec<_>>().join(", ");
             Error::Operands { node: node.into(), op: def.name, wanted: def.wants, found }
         })
@@ -236,28 +263,33 @@ impl Op {
         }
     }
 
-    /// Evaluates it and counts what it multiplies.
-    pub(crate) fn perform(&self, operands: &[Operand<'_>], facts: &[&Fact], context: &mut Context<'_>) -> Result<Tensor> {
+    /// Evaluates all its results and counts what it multiplies.
+    pub(crate) fn perform(&self, operands: &[Operand<'_>], facts: &[&Fact], context: &mut Context<'_>) -> Result<Vec<Tensor>> {
         let def = self.def();
         // The nodes of a body are counted one by one: only they know how much a cache holds.
         if self.fused().is_none() {
             let dims: Vec<Vec<usize>> = operands.iter().zip(facts).map(|(operand, fact)| operand.dims(fact)).collect();
             *context.macs += (def.macs)(self, &dims);
         }
-        (def.evaluate)(self, operands, context)
+        match &def.several {
+            Some(several) => (several.evaluate)(self, operands, context),
+            None => (def.evaluate)(self, operands, context).map(|tensor| vec![tensor]),
+        }
     }
 }
 
-/// Adds the replacement of a node to the new graph, given the node, the name of its value and its operands there.
+/// Adds the replacement of a node with one result to the new graph, given the node, the name of its value and its operands
+/// there.
 pub type Rebuild<'f> = &'f mut dyn FnMut(&mut Graph, &Node, &str, &[ValueId]) -> Result<ValueId>;
 
 impl Graph {
-    /// A copy in which `rebuild` adds every node. Inputs, weights and blocks are copied.
+    /// A copy in which `rebuild` adds every node with one result. Inputs, weights, blocks and all other nodes are copied.
     pub fn rebuilt(&self, rebuild: Rebuild<'_>) -> Result<Graph> {
         self.rewrite(&mut |copy, node| {
+            let [made] = node.outputs[..] else { return copy.keep(node) };
             let inputs = copy.values(&node.inputs)?;
-            let output = rebuild(copy.graph(), node, &self.get(node.output).name, &inputs)?;
-            copy.put(node.output, output);
+            let output = rebuild(copy.graph(), node, &self.get(made).name, &inputs)?;
+            copy.put(made, output);
             Ok(())
         })
     }
@@ -265,18 +297,25 @@ impl Graph {
     /// The same function, with every node that `legal` rejects decomposed into simpler ops, repeatedly if need be. Fused
     /// nodes become the nodes of their bodies.
     pub fn legalize(&self, legal: &dyn Fn(&Op) -> bool) -> Result<Graph> {
-        let simpler = |op: &Op| op.def().decompose.filter(|_| !legal(op));
+        let simpler = |op: &Op| !legal(op) && (op.def().decompose.is_some() || op.def().several.is_some());
         let mut graph = self.rewrite(&mut |copy, node| {
-            let Some(decompose) = simpler(&node.op) else { return copy.keep(node).map(drop) };
-            let inputs = copy.values(&node.inputs)?;
-            let output = decompose(copy.graph(), &self.get(node.output).name, &node.op, &inputs)?;
-            copy.put(node.output, output);
+            if !simpler(&node.op) {
+                return copy.keep(node);
+            }
+            let (def, inputs) = (node.op.def(), copy.values(&node.inputs)?);
+            let names: Vec<&str> = node.outputs.iter().map(|id| self.get(*id).name.as_str()).collect();
+            let made = match (&def.several, def.decompose) {
+                (Some(several), _) => (several.decompose)(copy.graph(), &names, &node.op, &inputs)?,
+                (None, Some(decompose)) => vec![decompose(copy.graph(), names[0], &node.op, &inputs)?],
+                (None, None) => unreachable!("checked above"),
+            };
+            node.outputs.iter().zip(made).for_each(|(there, here)| copy.put(*there, here));
             Ok(())
         })?;
         if self.nodes().iter().any(|node| node.op.fused().is_some() && !legal(&node.op)) {
             graph = graph.without_moves()?.0.without_dead()?.0;
         }
-        match graph.nodes().iter().any(|node| simpler(&node.op).is_some()) {
+        match graph.nodes().iter().any(|node| simpler(&node.op)) {
             true => graph.legalize(legal),
             false => Ok(graph),
         }
@@ -292,6 +331,8 @@ pub enum Attribute {
     Text(String),
     /// `true` or `false`.
     Flag(bool),
+    /// Whole numbers.
+    Counts(Vec<usize>),
 }
 
 impl From<usize> for Attribute {
@@ -347,6 +388,16 @@ impl Attributes {
             return Ok(number as usize);
         }
         Err(Problem::Syntax { found: number.to_string(), wanted: "a whole number of at least 1" })
+    }
+
+    pub(crate) fn counts(&mut self, name: &'static str) -> std::result::Result<Vec<usize>, Problem> {
+        match self.left.remove(name) {
+            Some(Attribute::Counts(counts)) => Ok(counts),
+            Some(other) => {
+                Err(Problem::Syntax { found: other.to_string(), wanted: "a list of whole numbers, such as `[64, 64]`" })
+            }
+            None => Err(Problem::MissingAttribute { op: self.op, name }),
+        }
     }
 
     pub(crate) fn text(&mut self, name: &'static str) -> std::result::Result<Option<String>, Problem> {

@@ -19,6 +19,7 @@ pub(super) static MEAN: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 
@@ -30,6 +31,7 @@ pub(super) static FIRST: OpDef = OpDef {
     infer: |_, facts| pooled(facts),
     evaluate: |_, operands, _| Ok(operands[0].tensor()?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?),
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 
@@ -47,6 +49,7 @@ pub(super) static NORMALIZE: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

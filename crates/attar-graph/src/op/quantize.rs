@@ -60,6 +60,7 @@ pub(super) static DEF: OpDef = OpDef {
         }
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

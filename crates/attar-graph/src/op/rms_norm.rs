@@ -24,5 +24,6 @@ pub(super) static DEF: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };

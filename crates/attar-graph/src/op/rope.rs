@@ -179,6 +179,7 @@ pub(super) static DEF: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

@@ -24,6 +24,7 @@ pub(super) static SOFTCAP: OpDef = OpDef {
         let tanh = graph.node(&format!("{name}.tanh"), Op::Tanh, &[scaled])?;
         graph.node(name, Op::Scale { by: cap }, &[tanh])
     }),
+    several: None,
     macs: no_macs,
 };
 
@@ -41,6 +42,7 @@ pub(super) static TANH: OpDef = OpDef {
         })
     },
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 
@@ -52,6 +54,7 @@ pub(super) static SCALE: OpDef = OpDef {
     infer: |_, facts| unary(facts),
     evaluate: |op, operands, _| Ok(scaled(&operands[0].tensor()?, number_of(op))?),
     decompose: None,
+    several: None,
     macs: no_macs,
 };
 

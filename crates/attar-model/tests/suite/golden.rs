@@ -127,7 +127,7 @@ fn check_encoder(name: &str, model: &Model, golden: &Golden) {
         assert_close(&what("as a lane"), &logits(model, &golden.tokens, mode), &want);
     }
     let last = model.graph.blocks().nth(model.graph.block_count() - 2).unwrap();
-    let hidden = model.graph.nodes_of(last).last().unwrap().output;
+    let hidden = model.graph.nodes_of(last).last().unwrap().output();
     let mut seen = Vec::new();
     let weights = SourceWeights(model.source.clone());
     let mut run = Run::new(&model.graph, &weights, Mode::Inference, vec![inputs(types)]);

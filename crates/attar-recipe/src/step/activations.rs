@@ -291,7 +291,7 @@ impl<'a> Looking<'a> {
 /// The sites whose value is made in `block`, in running order.
 fn sites_of<'a>(graph: &Graph, sites: &'a [Site], block: BlockId) -> Vec<(ValueId, &'a Site)> {
     let made = graph.nodes_of(block).filter_map(|node| {
-        let site = sites.iter().find(|site| site.quantized() == graph.get(node.output).name)?;
+        let site = sites.iter().find(|site| site.quantized() == graph.get(node.outputs[0]).name)?;
         Some((node.inputs[0], site))
     });
     made.collect()

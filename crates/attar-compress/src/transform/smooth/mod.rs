@@ -161,7 +161,7 @@ impl Site {
         for Gated { up, down } in Gated::of(graph)? {
             sites.push(Site::new(graph, Producer::Rows(up), vec![down], Spread::Even));
         }
-        let order = |site: &Site| graph.nodes().iter().position(|node| node.output == site.readers[0].output);
+        let order = |site: &Site| graph.nodes().iter().position(|node| node.outputs.contains(&site.readers[0].output));
         sites.sort_by_key(order);
         Ok(sites)
     }
@@ -172,7 +172,7 @@ impl Site {
             Producer::Rows(layer) => layer.weight,
         };
         let channels = graph.fact(makes).constant_dims().map_or(0, |dims| dims[0]);
-        let first = graph.nodes().iter().find(|node| node.output == readers[0].output).expect("a node makes it");
+        let first = graph.maker(readers[0].output).expect("a node makes it");
         Site { name: graph.get(makes).name.clone(), block: first.block, channels, spread, readers, producer }
     }
 
@@ -238,7 +238,7 @@ impl Smooth {
 /// Whether `id` is an output of the model, but for a bound or a factor.
 fn leads_out(graph: &Graph, id: ValueId) -> bool {
     let bounded = |node: &&Node| node.inputs.contains(&id) && matches!(node.op, Op::Softcap { .. } | Op::Scale { .. });
-    graph.outputs().contains(&id) || graph.nodes().iter().filter(bounded).any(|node| leads_out(graph, node.output))
+    graph.outputs().contains(&id) || graph.nodes().iter().filter(bounded).any(|node| leads_out(graph, node.output()))
 }
 
 fn fits(graph: &Graph, reader: &Layer, scheme: Scheme) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::Result;
 const HIDDEN: f32 = -1e30;
 
 pub(super) fn cache(e: &mut Emission<'_>, node: &Node, _: &str) -> Result<String> {
-    let Some((layer, role)) = e.caches.get(&node.output).copied() else {
+    let Some((layer, role)) = e.caches.get(&node.output()).copied() else {
         return Err(e.refuse(node, "read by no attention", "caches that are an attention's key or value"));
     };
     let (past, new) = (format!("past_key_values.{layer}.{role}"), e.value(node.inputs[0]));

@@ -57,6 +57,7 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("quantize", quantize::quantize),
     ("concat", shape::concat),
     ("slice", shape::slice),
+    ("split", shape::split),
     ("mean_pool", pool::mean_pool),
     ("first_pool", pool::first_pool),
 ];
@@ -79,10 +80,10 @@ pub(super) fn emit(graph: &Graph, layout: Layout, data_file: &str) -> Result<Emi
     let mut emission = Emission::new(&graph, layout)?;
     emission.declare_inputs()?;
     for node in graph.nodes() {
-        let value = graph.get(node.output);
+        let value = graph.get(node.outputs[0]);
         let emit = emitter(&node.op).ok_or_else(|| emission.refuse(node, "an op without a decomposition", "the ops it knows"))?;
         let name = emit(&mut emission, node, &value.name)?;
-        emission.names.insert(node.output, name);
+        emission.names.insert(node.outputs[0], name);
     }
     emission.declare_outputs()?;
     Ok(emission.finish(data_file))
@@ -125,7 +126,7 @@ impl<'g> Emission<'g> {
     }
 
     fn refuse(&self, node: &Node, found: impl Into<String>, wanted: &'static str) -> Error {
-        let name = self.graph.get(node.output).name.clone();
+        let name = self.graph.get(node.outputs[0]).name.clone();
         Error::Node { node: name, op: node.op.def().name, found: found.into(), target: "onnx", wanted }
     }
 

@@ -94,7 +94,7 @@ impl Emission<'_> {
 /// Which state each cache that an attention reads is: layers are counted in running order.
 pub(super) fn cache_places(graph: &Graph) -> CachePlaces {
     let mut places = HashMap::new();
-    let is_cache = |id: ValueId| graph.nodes().iter().any(|n| n.output == id && matches!(n.op, Op::Cache { .. }));
+    let is_cache = |id: ValueId| graph.maker(id).is_some_and(|node| matches!(node.op, Op::Cache { .. }));
     let mut layer = 0;
     for node in graph.nodes().iter().filter(|n| matches!(n.op, Op::Attention(_))) {
         let cached: Vec<_> = node.inputs[1..].iter().copied().zip(["key", "value"]).filter(|(id, _)| is_cache(*id)).collect();

@@ -19,7 +19,7 @@ pub(super) fn quantize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<
     if !matches!(bits, 8 | 16) {
         return Err(e.refuse(node, "in 4 bits with a static scale", "8 or 16 bits, or 4 bits with a dynamic scale"));
     }
-    match e.weights.pairs.contains(&node.output) {
+    match e.weights.pairs.contains(&node.output()) {
         true => Ok(e.round_by_pair(name, &x, node, bits)),
         false => Ok(e.round_by_constants(name, &x, node, bits)),
     }

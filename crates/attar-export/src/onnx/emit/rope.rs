@@ -8,7 +8,7 @@ use crate::{Result, onnx::proto};
 /// `x cos + swap(x) sin`, where `swap` exchanges the halves and the first half of `sin` is negated.
 pub(super) fn rope(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let Op::Rope(rope) = &node.op else { unreachable!("the table is right") };
-    let head = constant(&e.graph.fact(node.output).dims[3]) as usize;
+    let head = constant(&e.graph.fact(node.output()).dims[3]) as usize;
     let (x, positions) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
     let angles = e.angles(rope, head, &positions);
     let halves = e.ints(&[head as i64 / 2; 2]);

@@ -99,7 +99,7 @@ impl<'g> Body<'g> {
 
     /// The node that makes a value.
     fn maker(&self, id: ValueId) -> Option<usize> {
-        self.0.nodes().iter().position(|node| node.output == id)
+        self.0.nodes().iter().position(|node| node.output() == id)
     }
 
     /// The node that makes operand `operand` of a node, if it is of the wanted kind.
@@ -110,7 +110,7 @@ impl<'g> Body<'g> {
 
     /// The first node that reads the value of another.
     fn reader(&self, at: usize) -> Option<usize> {
-        self.0.nodes().iter().position(|node| node.inputs.contains(&self.node(at).output))
+        self.0.nodes().iter().position(|node| node.inputs.contains(&self.node(at).output()))
     }
 
     /// Three projections, concatenated at the end.
@@ -157,7 +157,7 @@ impl<'g> Body<'g> {
         let linear = self.first(|op| *op == Op::Linear)?;
         let add = self.first(|op| *op == Op::Add)?;
         let inputs = &self.node(add).inputs;
-        let residual = inputs.iter().find(|id| **id != self.node(linear).output).or(inputs.first());
+        let residual = inputs.iter().find(|id| **id != self.node(linear).output()).or(inputs.first());
         Some(Roles::LinearAdd { linear, add, residual: *residual? })
     }
 }
