@@ -123,6 +123,22 @@ impl Expr {
         }
     }
 
+    /// Every stored tensor that it reads.
+    pub fn tensors(&self) -> Vec<&str> {
+        match self {
+            Expr::Tensor(name) => vec![name],
+            Expr::Ones(_) | Expr::Identity(_) => Vec::new(),
+            Expr::Halves(of, _) | Expr::Rotate { of, .. } | Expr::Transpose(of) | Expr::Select(_, of, _) | Expr::Round(of, _) => {
+                of.tensors()
+            }
+            Expr::Scale(_, of, by) | Expr::Divide(_, of, by) | Expr::Sum(of, by) => {
+                let mut all = of.tensors();
+                all.extend(by.tensors());
+                all
+            }
+        }
+    }
+
     /// How many rows must be read to compute one: whole blocks, where rows are rotated; all, where rows were columns.
     pub fn rows_together(&self) -> usize {
         match self {

@@ -11,7 +11,7 @@ use attar_tensor::{Dtype, Encoding, Source};
 
 use crate::{
     Error, Names, Naming, Result,
-    names::{Slot, Stored, numbered},
+    names::{Prefix, Slot, Stored, numbered},
 };
 
 /// A graph in the making, and the checkpoint that it is made for.
@@ -19,8 +19,7 @@ pub(crate) struct Builder<'a> {
     names: &'static Names,
     naming: Naming,
     source: &'a dyn Source,
-    /// What modules lack in front.
-    drop: &'static str,
+    prefix: Prefix,
     graph: Graph,
     block: Option<usize>,
 }
@@ -108,18 +107,14 @@ pub(crate) fn activation(key: &str, found: &str) -> Result<Op> {
 impl<'a> Builder<'a> {
     /// Nothing yet. `name` is the graph's.
     pub(crate) fn new(name: &str, names: &'static Names, naming: Naming, source: &'a dyn Source) -> Builder<'a> {
-        let drop = names.prefix_to_drop(naming, source);
-        Builder { names, naming, source, drop, graph: Graph::new(name), block: None }
+        let prefix = names.prefix(naming, source);
+        Builder { names, naming, source, prefix, graph: Graph::new(name), block: None }
     }
 
-    /// The graph, if it verifies and leaves out no block of the checkpoint.
-    pub(crate) fn finish(self, blocks: usize) -> Result<Graph> {
+    /// The graph, if it verifies.
+    pub(crate) fn finish(self) -> Result<Graph> {
         self.graph.verify()?;
-        let surplus = |tensor: &&String| self.names.block(self.naming, tensor, self.drop).is_some_and(|block| block >= blocks);
-        match self.source.tensors().keys().find(surplus) {
-            Some(tensor) => Err(Error::SurplusBlock { tensor: tensor.clone(), blocks }),
-            None => Ok(self.graph),
-        }
+        Ok(self.graph)
     }
 
     /// The checkpoint.
@@ -337,7 +332,7 @@ impl<'a> Builder<'a> {
         }
         self.part("head");
         let normed = norm(self, "normed", "final_norm", x)?;
-        let stored = if frame.tied { "embedding" } else { "lm_head" };
+        let stored = self.head(frame.tied)?;
         let dims = [frame.vocabulary, frame.hidden];
         let head = self.matrix("lm_head", stored, dims, &Slot::whole(frame.vocabulary))?;
         match frame.softcap {
@@ -347,6 +342,19 @@ impl<'a> Builder<'a> {
                 self.node("logits", Op::Softcap { cap }, &[uncapped])
             }
         }
+    }
+
+    /// The weight that the head is. A head beside the embedding that it is said to be tied to is one of its own unless the
+    /// two are equal, as transformers has it.
+    fn head(&self, tied: bool) -> Result<&'static str> {
+        let tensor = |name| self.tensor(self.stored(name), "weight");
+        let (head, embedding) = (tensor("lm_head"), tensor("embedding"));
+        let is_there = self.source.tensors().contains_key(&head);
+        if !tied && !is_there && self.source.tensors().contains_key(&embedding) {
+            return Err(Error::NoHead { tensor: head });
+        }
+        let other = is_there && (!tied || self.source.digest(&head)? != self.source.digest(&embedding)?);
+        Ok(if other { "lm_head" } else { "embedding" })
     }
 
     /// The weight of that name: in block 3, `mlp.up` is `blocks.3.mlp.up`. It is stored as the one called `stored`.
@@ -370,7 +378,7 @@ impl<'a> Builder<'a> {
 
     fn tensor(&self, stored: &Stored, part: &str) -> String {
         let module = numbered(stored.module, self.block);
-        format!("{}.{part}", module.strip_prefix(self.drop).unwrap_or(&module))
+        format!("{}.{part}", self.prefix.of(&module))
     }
 
     fn stored(&self, name: &str) -> &'static Stored {

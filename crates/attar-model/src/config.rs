@@ -6,10 +6,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    settings::{Asked, Settings},
+};
 
 /// What a checkpoint says of its model.
 #[derive(Clone, Debug)]
@@ -27,6 +29,7 @@ pub struct Config {
     /// How an encoder makes one embedding of its hidden states.
     pub(crate) pooling: Pooling,
     path: PathBuf,
+    asked: Asked,
 }
 
 /// From the hidden states of all positions to one embedding.
@@ -41,43 +44,57 @@ pub(crate) struct Pooling {
 impl Config {
     /// From the JSON of a `config.json` at `path`.
     pub fn from_json(path: &Path, json: Value) -> Result<Config> {
-        let common: Common = parse(path, &json)?;
-        let architecture = common.architectures.into_iter().flatten().next().or(common.model_type);
-        let architecture = architecture.ok_or_else(|| Error::Config {
-            path: path.into(),
-            source: serde::de::Error::custom("neither `architectures` nor `model_type` is given"),
-        })?;
-        let eos = match common.eos_token_id {
-            Some(OneOrMany::One(id)) => vec![id],
-            Some(OneOrMany::Many(ids)) => ids,
-            None => Vec::new(),
-        };
-        let (context, bos) = (common.max_position_embeddings.or(common.n_positions), common.bos_token_id);
-        Ok(Config { architecture, context, bos, eos, json, pooling: Pooling::default(), path: path.into() })
+        let asked = Asked::default();
+        let settings = Settings::new(path, &json, &asked)?;
+        let (class, kind) = (settings.texts("architectures")?, settings.text("model_type")?);
+        let architecture = class.and_then(|classes| classes.first().copied()).or(kind);
+        let architecture =
+            settings.need("architectures", architecture, "a list with the model's class, or `model_type`")?.to_owned();
+        let (context, positions) = (settings.size("max_position_embeddings")?, settings.size("n_positions")?);
+        let (bos, eos) = (settings.token("bos_token_id")?, settings.tokens("eos_token_id")?.unwrap_or_default());
+        let context = context.or(positions);
+        Ok(Config { architecture, context, bos, eos, json, pooling: Pooling::default(), path: path.into(), asked })
     }
 
-    /// The settings of one kind of model.
-    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T> {
-        parse(&self.path, &self.json)
+    /// The end-of-text tokens of a `generation_config.json` at `path`, which has precedence.
+    pub(crate) fn generate_by(&mut self, path: &Path, json: &Value) -> Result<()> {
+        let unread = Asked::default();
+        if let Some(eos) = Settings::new(path, json, &unread)?.tokens("eos_token_id")?
+            && eos != self.eos
+        {
+            self.json["eos_token_id"] = if let [one] = eos[..] { json!(one) } else { json!(eos) };
+            self.eos = eos;
+        }
+        Ok(())
     }
-}
 
-#[derive(Deserialize)]
-struct Common {
-    architectures: Option<Vec<String>>,
-    model_type: Option<String>,
-    max_position_embeddings: Option<usize>,
-    /// What GPT-2 calls it.
-    n_positions: Option<usize>,
-    bos_token_id: Option<u32>,
-    eos_token_id: Option<OneOrMany>,
-}
+    /// The settings by key.
+    pub(crate) fn settings(&self) -> Result<Settings<'_>> {
+        Settings::new(&self.path, &self.json, &self.asked)
+    }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
+    /// The keys that someone asked for.
+    pub(crate) fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
+    /// Every key as `config.KEY`, with those of inner objects.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        fn collect(at: &str, value: &Value, keys: &mut Vec<String>) {
+            for (name, value) in value.as_object().into_iter().flatten() {
+                keys.push(format!("{at}.{name}"));
+                collect(&format!("{at}.{name}"), value, keys);
+            }
+        }
+        let mut keys = Vec::new();
+        collect("config", &self.json, &mut keys);
+        keys
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// Refuses a setting that we do not run, by name.
@@ -88,9 +105,9 @@ pub(crate) fn check<T: Display>(key: &str, found: &T, runs: impl Fn(&T) -> bool,
     Err(Error::Unsupported { key: key.into(), found: found.to_string(), wanted })
 }
 
-/// Refuses counts and widths of nothing, and those whose products could overflow.
-pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<()> {
-    sizes.iter().try_for_each(|(key, n)| check(key, n, |n| (1..=LIMIT).contains(n), "1 to 16777216"))
+/// Refuses a truth value that is set.
+pub(crate) fn check_unset(settings: &Settings<'_>, key: &str) -> Result<()> {
+    check(&settings.full(key), &settings.truth(key)?.unwrap_or(false), |set| !set, "`false`")
 }
 
 /// Refuses a width that heads do not divide.
@@ -99,11 +116,4 @@ pub(crate) fn check_heads(width: (&str, usize), heads: (&str, usize)) -> Result<
         return Ok(());
     }
     Err(Error::Contradiction { first: format!("{} = {}", width.0, width.1), second: format!("{} = {}", heads.0, heads.1) })
-}
-
-/// Largest count or width a configuration may state: beyond it a product of two could overflow.
-const LIMIT: usize = 1 << 24;
-
-fn parse<T: DeserializeOwned>(path: &Path, json: &Value) -> Result<T> {
-    serde_json::from_value(json.clone()).map_err(|source| Error::Config { path: path.into(), source })
 }

@@ -5,13 +5,13 @@ use attar_graph::{
     Graph, Op, ValueId,
     op::{Attention, Rope, Scaling},
 };
-use serde::Deserialize;
 
 use crate::{
     Config, Error, Result,
     builder::{Builder, Frame, Heads, Inputs, Mlp},
-    config::{check, check_sizes},
+    config::{check, check_heads, check_unset},
     gguf,
+    settings::Settings,
 };
 
 /// Which linear layers add a bias.
@@ -25,200 +25,297 @@ pub(crate) struct Biases {
     pub(crate) mlp: bool,
 }
 
+/// What transformers assumes of a family of decoders where a configuration is silent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Defaults {
+    pub(crate) epsilon: f64,
+    /// `max_position_embeddings`.
+    pub(crate) context: usize,
+    pub(crate) key_heads: Option<usize>,
+    /// Width of a head; the hidden size over the heads without it.
+    pub(crate) head: Option<usize>,
+    /// Whether the head is the embedding.
+    pub(crate) tied: bool,
+    /// The context of the first training, where it is a setting of its own that has precedence.
+    pub(crate) original: Option<usize>,
+    /// Rotary positions are plain or a long-rope, whose type may be called `su` or `yarn`.
+    pub(crate) only_long_rope: bool,
+}
+
+impl Defaults {
+    /// Llama's.
+    pub(crate) const LLAMA: Defaults = Defaults {
+        epsilon: 1e-6,
+        context: 2048,
+        key_heads: None,
+        head: None,
+        tied: false,
+        original: None,
+        only_long_rope: false,
+    };
+}
+
 /// The settings that shape a decoder with rotary positions and gated MLPs.
-#[derive(Deserialize)]
-pub(crate) struct DecoderConfig {
-    pub(crate) vocab_size: usize,
-    pub(crate) hidden_size: usize,
-    pub(crate) intermediate_size: usize,
-    pub(crate) num_hidden_layers: usize,
-    pub(crate) num_attention_heads: usize,
-    pub(crate) num_key_value_heads: Option<usize>,
-    pub(crate) head_dim: Option<usize>,
-    pub(crate) max_position_embeddings: Option<usize>,
-    #[serde(default = "default_epsilon")]
+pub(crate) struct DecoderConfig<'a> {
+    /// For settings of one architecture.
+    pub(crate) settings: Settings<'a>,
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    key_heads: usize,
+    head: usize,
+    context: usize,
+    /// The context of the first training by a setting outside `rope_scaling`.
+    original: Option<usize>,
+    only_long_rope: bool,
     pub(crate) rms_norm_eps: f64,
-    #[serde(default = "silu")]
-    pub(crate) hidden_act: String,
-    #[serde(default)]
-    pub(crate) tie_word_embeddings: bool,
-    #[serde(default)]
-    pub(crate) attention_bias: bool,
-    #[serde(default)]
-    pub(crate) mlp_bias: bool,
-    pub(crate) sliding_window: Option<usize>,
-    #[serde(default)]
-    pub(crate) use_sliding_window: bool,
-    pub(crate) layer_types: Option<Vec<String>>,
-    is_causal: Option<bool>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RopeParameters>,
-    rope_parameters: Option<RopeParameters>,
-    partial_rotary_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
+    tied: bool,
 }
 
-/// Rotary positions. `rope_scaling` is the older spelling of `rope_parameters`.
-#[derive(Deserialize, Clone)]
-pub(crate) struct RopeParameters {
-    pub(crate) rope_theta: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-    beta_fast: Option<f64>,
-    beta_slow: Option<f64>,
-    attention_factor: Option<f64>,
-    mscale: Option<f64>,
-    mscale_all_dim: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    short_factor: Option<Vec<f32>>,
-    long_factor: Option<Vec<f32>>,
-}
-
-fn default_epsilon() -> f64 {
-    1e-6
-}
-
-fn silu() -> String {
-    "silu".into()
-}
-
-impl DecoderConfig {
+impl<'a> DecoderConfig<'a> {
     /// Those of `config`, whose numbers fit each other.
-    pub(crate) fn parse(config: &Config) -> Result<DecoderConfig> {
-        let config: DecoderConfig = config.parse()?;
-        check_sizes(&[
-            ("vocab_size", config.vocab_size),
-            ("hidden_size", config.hidden_size),
-            ("intermediate_size", config.intermediate_size),
-            ("num_hidden_layers", config.num_hidden_layers),
-            ("num_attention_heads", config.num_attention_heads),
-            ("num_key_value_heads", config.key_heads()),
-            ("head_dim", config.head()),
-        ])?;
-        if !config.num_attention_heads.is_multiple_of(config.key_heads()) {
+    pub(crate) fn parse(config: &'a Config, defaults: Defaults) -> Result<DecoderConfig<'a>> {
+        let c = config.settings()?;
+        let (hidden_size, heads) = (c.need_size("hidden_size")?, c.need_size("num_attention_heads")?);
+        // Here `null` is not the default: it is as many as there are query heads.
+        let key_heads = match c.is_null("num_key_value_heads") {
+            true => None,
+            false => c.size("num_key_value_heads")?.or(defaults.key_heads),
+        };
+        let key_heads = key_heads.unwrap_or(heads);
+        if !heads.is_multiple_of(key_heads) {
             return Err(Error::Contradiction {
-                first: format!("num_attention_heads = {}", config.num_attention_heads),
-                second: format!("num_key_value_heads = {}", config.key_heads()),
+                first: format!("num_attention_heads = {heads}"),
+                second: format!("num_key_value_heads = {key_heads}"),
             });
         }
-        check("hidden_act", &config.hidden_act, |act| act == "silu", "`silu`")?;
-        check("is_causal", &config.is_causal.unwrap_or(true), |causal| *causal, "`true`")?;
-        check("rms_norm_eps", &config.rms_norm_eps, |epsilon| *epsilon > 0.0 && epsilon.is_finite(), "a positive number")?;
-        Ok(config)
+        let head = match c.size("head_dim")?.or(defaults.head) {
+            Some(head) => head,
+            None => {
+                check_heads(("hidden_size", hidden_size), ("num_attention_heads", heads))?;
+                hidden_size / heads
+            }
+        };
+        check("is_causal", &c.truth("is_causal")?.unwrap_or(true), |causal| *causal, "`true`")?;
+        Ok(DecoderConfig {
+            vocab_size: c.need_size("vocab_size")?,
+            hidden_size,
+            intermediate_size: c.need_size("intermediate_size")?,
+            num_hidden_layers: c.need_size("num_hidden_layers")?,
+            num_attention_heads: heads,
+            key_heads,
+            head,
+            context: c.size("max_position_embeddings")?.unwrap_or(defaults.context),
+            original: c.size("original_max_position_embeddings")?.or(defaults.original),
+            rms_norm_eps: c.positive("rms_norm_eps")?.unwrap_or(defaults.epsilon),
+            only_long_rope: defaults.only_long_rope,
+            tied: c.truth("tie_word_embeddings")?.unwrap_or(defaults.tied),
+            settings: c,
+        })
     }
 
-    /// The same with heads of that width.
-    pub(crate) fn with_head(self, width: usize) -> DecoderConfig {
-        DecoderConfig { head_dim: Some(width), ..self }
+    /// The activation of the MLP, by `hidden_act`: the only one that runs.
+    pub(crate) fn check_silu(&self) -> Result<()> {
+        check(
+            "hidden_act",
+            &self.settings.text("hidden_act")?.unwrap_or("silu"),
+            |act| matches!(*act, "silu" | "swish"),
+            "`silu`",
+        )
+    }
+
+    /// Every block attends as `kind` says.
+    pub(crate) fn check_layers(&self, kind: &'static str) -> Result<()> {
+        let types = self.settings.texts("layer_types")?.unwrap_or_default();
+        if !types.is_empty() && types.len() != self.num_hidden_layers {
+            return Err(self.layer_count(types.len()));
+        }
+        let other = types.into_iter().find(|found| *found != kind).unwrap_or(kind);
+        check("layer_types", &other, |found| *found == kind, "one kind for all blocks, as the window says")
+    }
+
+    pub(crate) fn layer_count(&self, types: usize) -> Error {
+        Error::Contradiction {
+            first: format!("num_hidden_layers = {}", self.num_hidden_layers),
+            second: format!("{types} layer_types"),
+        }
+    }
+
+    /// Qwen's window, which is off unless `use_sliding_window` is set.
+    pub(crate) fn check_no_window(&self) -> Result<()> {
+        check_unset(&self.settings, "use_sliding_window")?;
+        for unused in ["sliding_window", "max_window_layers"] {
+            let _ = self.settings.get(unused);
+        }
+        self.check_layers("full_attention")
+    }
+
+    /// The last positions that a query sees, or all. `null` is all; `absent` is what it is without the key.
+    pub(crate) fn window(&self, absent: Option<usize>) -> Result<Option<usize>> {
+        if self.settings.is_null("sliding_window") {
+            return Ok(None);
+        }
+        Ok(self.settings.size("sliding_window")?.or(absent))
     }
 
     /// What surrounds the blocks.
     pub(crate) fn frame(&self) -> Frame {
         let (vocabulary, hidden) = (self.vocab_size, self.hidden_size);
-        Frame { vocabulary, hidden, blocks: self.num_hidden_layers, tied: self.tie_word_embeddings, softcap: None }
+        Frame { vocabulary, hidden, blocks: self.num_hidden_layers, tied: self.tied, softcap: None }
     }
 
     pub(crate) fn heads(&self) -> Heads {
-        Heads { hidden: self.hidden_size, query: self.num_attention_heads, key: self.key_heads(), width: self.head() }
+        Heads { hidden: self.hidden_size, query: self.num_attention_heads, key: self.key_heads, width: self.head }
     }
 
     pub(crate) fn mlp(&self, bias: bool) -> Mlp {
         Mlp { hidden: self.hidden_size, inner: self.intermediate_size, bias, activation: Op::Silu }
     }
 
-    pub(crate) fn key_heads(&self) -> usize {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    pub(crate) fn head(&self) -> usize {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
-    }
-
     /// Rotary positions for whole heads, by the configuration and by the factors in the checkpoint, if it has such.
     pub(crate) fn rope_of(&self, builder: &Builder<'_>) -> Result<Rope> {
-        check("partial_rotary_factor", &self.rotary_share(), |factor| *factor == 1.0, "1")?;
-        let rope = self.rope()?;
-        Ok(match gguf::rope_factors(builder.source(), self.head())? {
+        let parameters = self.rope_parameters()?;
+        check("partial_rotary_factor", &self.rotary_share(parameters.as_ref())?, |factor| *factor == 1.0, "1")?;
+        let rope = self.rope(self.head)?;
+        Ok(match gguf::rope_factors(builder.source(), self.head)? {
             Some(factors) => Rope { scaling: Scaling::Factors(factors), ..rope },
             None => rope,
         })
     }
 
-    /// Rotary positions by the configuration.
-    pub(crate) fn rope(&self) -> Result<Rope> {
-        let parameters = self.rope_parameters();
-        let theta = self.rope_theta.or(parameters.and_then(|p| p.rope_theta)).unwrap_or(10_000.0);
-        let scaling = parameters.map_or(Ok(Scaling::Default), |parameters| self.scaling(parameters))?;
+    /// Rotary positions by the configuration, for `width` columns of a head.
+    pub(crate) fn rope(&self, width: usize) -> Result<Rope> {
+        let parameters = self.rope_parameters()?;
+        let old = self.settings.positive("rope_theta")?;
+        let Some(parameters) = parameters else { return Ok(Rope { theta: old.unwrap_or(10_000.0), scaling: Scaling::Default }) };
+        let theta = parameters.positive("rope_theta")?.or(old).unwrap_or(10_000.0);
+        let scaling = self.scaling(&parameters, width, theta)?;
         Ok(Rope { theta, scaling })
     }
 
-    fn rope_parameters(&self) -> Option<&RopeParameters> {
-        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
+    /// `rope_parameters`, or `rope_scaling`, which is the older spelling.
+    fn rope_parameters(&self) -> Result<Option<Settings<'a>>> {
+        let given = |key: &str| self.settings.get(key).is_some_and(|value| !value.as_object().is_some_and(|map| map.is_empty()));
+        let (old, new) = ("rope_scaling", "rope_parameters");
+        match (given(old), given(new)) {
+            (true, true) if self.settings.get(old) != self.settings.get(new) => {
+                Err(Error::Contradiction { first: old.into(), second: format!("{new} says something else") })
+            }
+            (true, false) => self.settings.inner(old),
+            (_, true) => self.settings.inner(new),
+            (false, false) => Ok(None),
+        }
     }
 
     /// The share of a head's columns that rotate.
-    fn rotary_share(&self) -> f64 {
-        self.partial_rotary_factor.or(self.rope_parameters().and_then(|p| p.partial_rotary_factor)).unwrap_or(1.0)
+    fn rotary_share(&self, parameters: Option<&Settings<'_>>) -> Result<f64> {
+        const KEY: &str = "partial_rotary_factor";
+        let outer = self.settings.positive(KEY)?;
+        let inner = parameters.map(|parameters| parameters.positive(KEY)).transpose()?.flatten();
+        match (outer, inner) {
+            (Some(outer), Some(inner)) if outer != inner => Err(Error::Contradiction {
+                first: format!("{KEY} = {outer}"),
+                second: format!("{KEY} = {inner} among the settings of rotary positions"),
+            }),
+            _ => Ok(outer.or(inner).unwrap_or(1.0)),
+        }
     }
 
     /// How many columns of a head rotate.
     pub(crate) fn rotary_width(&self) -> Result<usize> {
-        let width = (self.head() as f64 * self.rotary_share()) as usize;
-        let fits = |width: &usize| *width > 0 && width.is_multiple_of(2) && *width <= self.head();
+        let width = (self.head as f64 * self.rotary_share(self.rope_parameters()?.as_ref())?) as usize;
+        let fits = |width: &usize| *width > 0 && width.is_multiple_of(2) && *width <= self.head;
         check("partial_rotary_factor", &width, fits, "an even number of columns, at most a whole head")?;
         Ok(width)
     }
 
-    pub(crate) fn scaling(&self, p: &RopeParameters) -> Result<Scaling> {
-        let kind = p.rope_type.as_deref().unwrap_or("default");
-        let need = |value: Option<f64>, key: &str| {
-            let missing = || Error::Unsupported { key: format!("{kind} rope: {key}"), found: "none".into(), wanted: "a number" };
-            value.ok_or_else(missing)
+    /// How `p` stretches the rotary positions of `width` columns.
+    pub(crate) fn scaling(&self, p: &Settings<'_>, width: usize, theta: f64) -> Result<Scaling> {
+        let kind = match (rope_type(p)?, self.only_long_rope) {
+            ("su" | "yarn", true) => "longrope",
+            (other @ ("linear" | "llama3"), true) => {
+                let wanted = "`default` or `longrope`";
+                return Err(Error::Unsupported { key: p.full("rope_type"), found: other.into(), wanted });
+            }
+            (kind, _) => kind,
         };
-        let original = self.original_max_position_embeddings.or(p.original_max_position_embeddings);
-        let original = original.or(self.max_position_embeddings.map(|n| n as f64));
+        let need = |key: &str| p.need(key, p.positive(key)?, &format!("a number above 0 for `{kind}`"));
         Ok(match kind {
             "default" => Scaling::Default,
-            "linear" => Scaling::Linear { factor: need(p.factor, "factor")? },
-            "llama3" => Scaling::Llama3 {
-                factor: need(p.factor, "factor")?,
-                low: need(p.low_freq_factor, "low_freq_factor")?,
-                high: need(p.high_freq_factor, "high_freq_factor")?,
-                original: need(original, "original_max_position_embeddings")?,
-            },
-            "yarn" => {
-                let factor = need(p.factor, "factor")?;
-                Scaling::Yarn {
-                    factor,
-                    original: need(original, "original_max_position_embeddings")?,
-                    fast: p.beta_fast.unwrap_or(32.0),
-                    slow: p.beta_slow.unwrap_or(1.0),
-                    attention: p.attention_factor.unwrap_or_else(|| yarn_attention(factor, p.mscale, p.mscale_all_dim)),
+            "linear" => Scaling::Linear { factor: need("factor")? },
+            "llama3" => {
+                let (low, high) = (need("low_freq_factor")?, need("high_freq_factor")?);
+                let order = || format!("{low} to {high}");
+                if high <= low {
+                    return Err(p.wrong("low_freq_factor` to `high_freq_factor", order(), "a low factor below the high one"));
                 }
+                Scaling::Llama3 { factor: need("factor")?, low, high, original: self.original(p)? }
             }
-            // Phi-3 was first published with the other names.
-            "longrope" | "su" => self.long_rope(p, need(original, "original_max_position_embeddings")?)?,
+            "yarn" => self.yarn(p, need("factor")?, theta)?,
+            "longrope" => self.long_rope(p, width)?,
             other => {
                 let wanted = "`default`, `linear`, `llama3`, `yarn` or `longrope`";
-                return Err(Error::Unsupported { key: "rope_type".into(), found: other.into(), wanted });
+                return Err(Error::Unsupported { key: p.full("rope_type"), found: other.into(), wanted });
             }
         })
     }
 
-    fn long_rope(&self, p: &RopeParameters, original: f64) -> Result<Scaling> {
-        let need = |value: &Option<Vec<f32>>, key: &str| {
-            let missing = || Error::Unsupported { key: key.into(), found: "none".into(), wanted: "one factor for each pair" };
-            value.clone().ok_or_else(missing)
+    /// Context length of the first training: the setting outside `p` has precedence.
+    fn original(&self, p: &Settings<'_>) -> Result<f64> {
+        const KEY: &str = "original_max_position_embeddings";
+        match (self.original, p.size(KEY)?) {
+            (Some(outer), Some(inner)) if outer != inner => {
+                Err(Error::Contradiction { first: format!("{KEY} = {outer}"), second: format!("{} = {inner}", p.full(KEY)) })
+            }
+            (outer, inner) => Ok(outer.or(inner).unwrap_or(self.context) as f64),
+        }
+    }
+
+    fn yarn(&self, p: &Settings<'_>, factor: f64, theta: f64) -> Result<Scaling> {
+        let (fast, slow) = (p.number("beta_fast")?, p.number("beta_slow")?);
+        // Zero stands for the default.
+        let or = |beta: Option<f64>, default| beta.filter(|beta| *beta != 0.0).unwrap_or(default);
+        let (fast, slow) = (or(fast, 32.0), or(slow, 1.0));
+        if fast < slow {
+            return Err(p.wrong(
+                "beta_fast` and `beta_slow",
+                format!("{fast} and {slow}"),
+                "the fast one not below the slow one",
+            ));
+        }
+        if theta <= 1.0 {
+            return Err(self.settings.wrong("rope_theta", theta.to_string(), "more than 1 for `yarn`"));
+        }
+        let (one, all) = (p.number("mscale")?, p.number("mscale_all_dim")?);
+        let attention = p.positive("attention_factor")?.unwrap_or_else(|| yarn_attention(factor, one, all));
+        let truncate = p.truth("truncate")?.unwrap_or(true);
+        Ok(Scaling::Yarn { factor, original: self.original(p)?, fast, slow, attention, truncate })
+    }
+
+    fn long_rope(&self, p: &Settings<'_>, width: usize) -> Result<Scaling> {
+        let pairs = width / 2;
+        let wanted = format!("{pairs} numbers above 0, one for each pair of columns that rotates");
+        let list = |key: &str| {
+            let factors = p.need(key, p.factors(key)?, &wanted)?;
+            if factors.len() == pairs { Ok(factors) } else { Err(p.wrong(key, format!("{} numbers", factors.len()), &*wanted)) }
         };
-        let ratio = || self.max_position_embeddings.map_or(1.0, |n| n as f64 / original);
-        let factor = p.factor.unwrap_or_else(ratio);
-        let attention = p.attention_factor.unwrap_or_else(|| long_rope_attention(factor, original));
-        let (short, long) = (need(&p.short_factor, "short_factor")?, need(&p.long_factor, "long_factor")?);
+        let (short, long, original) = (list("short_factor")?, list("long_factor")?, self.original(p)?);
+        let factor = p.positive("factor")?.unwrap_or(self.context as f64 / original);
+        let attention = p.positive("attention_factor")?.unwrap_or_else(|| long_rope_attention(factor, original));
         Ok(Scaling::LongRope { short, long, original: original as usize, attention })
+    }
+}
+
+/// `rope_type`, or `type`, which is the older spelling.
+pub(crate) fn rope_type<'a>(p: &Settings<'a>) -> Result<&'a str> {
+    match (p.text("rope_type")?, p.text("type")?) {
+        (Some(new), Some(old)) if new != old => Err(Error::Contradiction {
+            first: format!("{} = {new}", p.full("rope_type")),
+            second: format!("{} = {old}", p.full("type")),
+        }),
+        (new, old) => Ok(new.or(old).unwrap_or("default")),
     }
 }
 
@@ -238,7 +335,7 @@ fn yarn_attention(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>)
 
 /// Blocks of `attention` and the gated MLP of `config`, between the embedding and the head.
 pub(crate) fn build(
-    config: &DecoderConfig,
+    config: &DecoderConfig<'_>,
     mut builder: Builder<'_>,
     mlp_bias: bool,
     attention: impl Fn(&mut Builder<'_>, Inputs, ValueId) -> Result<ValueId>,
@@ -252,11 +349,16 @@ pub(crate) fn build(
         norm,
     )?;
     builder.output(logits);
-    builder.finish(frame.blocks)
+    builder.finish()
 }
 
 /// [`build`] with plain rotary attention, in which a query sees the last `window` positions, or all.
-pub(crate) fn build_rotary(config: &DecoderConfig, builder: Builder<'_>, biases: Biases, window: Option<usize>) -> Result<Graph> {
+pub(crate) fn build_rotary(
+    config: &DecoderConfig<'_>,
+    builder: Builder<'_>,
+    biases: Biases,
+    window: Option<usize>,
+) -> Result<Graph> {
     let (heads, rope) = (config.heads(), config.rope_of(&builder)?);
     let op = Attention { window, ..Attention::causal(heads.scale()) };
     build(config, builder, biases.mlp, |b, inputs, x| {

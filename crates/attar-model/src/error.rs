@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Kind;
+
 /// The result of opening a model.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -37,13 +39,51 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// `config.json` lacks a setting, or has one of the wrong type.
-    #[error("`{}` cannot be used: {source}", path.display())]
-    Config {
+    /// A setting is missing, has the wrong type or is out of range.
+    #[error("`{}` cannot be used: `{key}` is {found}; expected {wanted}", path.display())]
+    Setting {
         /// The file.
         path: PathBuf,
-        /// What is wrong where.
-        source: serde_json::Error,
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What can be used.
+        wanted: String,
+    },
+    /// Keys that would change what is computed, if they were known.
+    #[error("`{}` sets {}, which {architecture} does not have", path.display(), listed(keys))]
+    UnknownKeys {
+        /// The file.
+        path: PathBuf,
+        /// The architecture.
+        architecture: String,
+        /// Keys and values.
+        keys: Vec<(String, String)>,
+        /// The known key that is most like the first.
+        nearest: Option<String>,
+    },
+    /// Stored tensors that the graph does not use.
+    #[error("the model would be read without {}", counted(tensors))]
+    Unused {
+        /// All of them, sorted.
+        tensors: Vec<String>,
+        /// What they look like.
+        kind: Kind,
+    },
+    /// There is no head, and it is not the embedding.
+    #[error("there is no `{tensor}`, and `tie_word_embeddings` is not set")]
+    NoHead {
+        /// The name that it would have.
+        tensor: String,
+    },
+    /// A pattern that nothing matches.
+    #[error("`ignore`: nothing is named `{pattern}`")]
+    NothingToIgnore {
+        /// As written.
+        pattern: String,
+        /// A name that is most like it.
+        nearest: Option<String>,
     },
     /// The architecture is not in [`crate::ARCHITECTURES`].
     #[error("the architecture `{found}` is not known")]
@@ -85,6 +125,16 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// A text holds a token that the model has no embedding for.
+    #[error("the token `{}`, number {token}, is beyond the {vocabulary} rows of the embedding", text.escape_debug())]
+    TokenBeyond {
+        /// Its text.
+        text: String,
+        /// Its number.
+        token: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
     /// The tokenizer cannot be read or built.
     #[error("`{}` has no usable tokenizer: {reason}", path.display())]
     Tokenizer {
@@ -93,6 +143,28 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+}
+
+/// Tensors that an error names; the rest is counted.
+const NAMED: usize = 10;
+
+fn counted(tensors: &[String]) -> String {
+    let names: Vec<String> = tensors.iter().take(NAMED).map(|tensor| format!("`{tensor}`")).collect();
+    let more = if tensors.len() > NAMED { ", …" } else { "" };
+    let what = if tensors.len() == 1 { "a stored tensor".into() } else { format!("{} stored tensors", tensors.len()) };
+    format!("{what}: {}{more}", names.join(", "))
+}
+
+fn listed(keys: &[(String, String)]) -> String {
+    let shown: Vec<String> = keys.iter().take(NAMED).map(|(key, value)| format!("`{key} = {value}`")).collect();
+    shown.join(", ")
+}
+
+/// The way to leave something out on purpose.
+fn ignoring(name: &str) -> String {
+    format!(
+        "to leave it out on purpose, name it in the recipe: `[model]` with `ignore = [\"{name}\"]` (on the command line `--ignore`)"
+    )
 }
 
 impl Error {
@@ -108,6 +180,21 @@ impl Error {
                 let nearest = nearest.as_ref().map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
                 Some(format!("{nearest}known: {}", known.join(", ")))
             }
+            Error::Unused { tensors, kind } => Some(format!("{}; {}", kind.hint(), ignoring(&tensors[0]))),
+            Error::UnknownKeys { keys, nearest, architecture, .. } => {
+                let nearest = nearest.as_ref().map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+                let gguf = keys[0].0.starts_with(&format!("{architecture}."));
+                let name = if gguf { keys[0].0.clone() } else { format!("config.{}", keys[0].0) };
+                Some(format!("{nearest}{}", ignoring(&name)))
+            }
+            Error::NoHead { .. } => Some(
+                "if the head is the embedding, config.json says `\"tie_word_embeddings\": true`; else a file is missing".into(),
+            ),
+            Error::TokenBeyond { .. } => Some(
+                "the tokenizer was extended and the model was not (`resize_token_embeddings`): take the tokenizer that belongs to it, or a text without that token"
+                    .into(),
+            ),
+            Error::NothingToIgnore { nearest, .. } => nearest.as_ref().map(|n| format!("did you mean `{n}`?")),
             Error::NoConfig { .. } => Some("a Hugging Face folder has a `config.json` next to its safetensors files".into()),
             _ => None,
         }

@@ -24,20 +24,33 @@ mod config;
 mod decoder;
 mod error;
 mod gguf;
+mod keys;
 mod names;
+mod pattern;
 mod sentence;
+mod settings;
+mod summary;
 mod tokenizer;
+mod unused;
 
 use std::{path::Path, path::PathBuf, sync::Arc};
 
 use attar_graph::Graph;
 use attar_tensor::{Checkpoint, Format, Source};
 
+use arch::Built;
+use unused::Reads;
+
 pub use arch::{ARCHITECTURES, Architecture, module};
 pub use config::Config;
 pub use error::{Error, Result};
+pub use gguf::HARMLESS_GGUF;
+pub use keys::HARMLESS_KEYS;
 pub use names::{Names, Naming, Row, Stored};
+pub use pattern::Pattern;
+pub use summary::{ReadFile, Summary};
 pub use tokenizer::Tokenizer;
+pub use unused::Kind;
 
 /// The text form of a graph in a folder that attar wrote.
 pub const GRAPH: &str = "graph.ir";
@@ -55,32 +68,75 @@ pub struct Model {
     /// Every file that its meaning depends on, sorted.
     pub files: Vec<PathBuf>,
     tokenizer: tokenizer::Origin,
+    unused: unused::Unused,
+    left_out: Vec<String>,
+}
+
+/// How a checkpoint is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Stored tensors that may be left out of the model, and keys of its configuration (`config.KEY`) that change nothing.
+    pub ignore: Vec<Pattern>,
 }
 
 impl Model {
-    /// Opens a Hugging Face folder, a GGUF file or a folder that attar wrote. Reads headers and configurations only;
-    /// every weight that the graph names is there, in the shape that the configuration says.
+    /// Opens a Hugging Face folder, a safetensors file with its `config.json` beside it, a GGUF file or a folder that attar
+    /// wrote. Reads headers and configurations only. Every weight that the graph names is there, in the shape that the
+    /// configuration says, and every tensor that is there is used.
     pub fn open(path: &Path) -> Result<Model> {
+        Model::open_with(path, &OpenOptions::default())
+    }
+
+    /// The same with `options`.
+    pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Model> {
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = match &checkpoint.format {
             Format::Gguf(metadata) => tokenizer::Origin::Gguf(path.into(), metadata.clone()),
-            _ => tokenizer::Origin::File(path.join("tokenizer.json")),
+            _ => {
+                let there = checkpoint.side_file(TOKENIZER)?;
+                tokenizer::Origin::File(there.unwrap_or_else(|| checkpoint.path.join(TOKENIZER)))
+            }
         };
-        let (graph, config) = match &checkpoint.format {
-            Format::HuggingFace => arch::from_folder(&checkpoint)?,
-            Format::Gguf(metadata) => arch::from_gguf(&checkpoint, metadata)?,
-            Format::Attar(_) => written_graph(path, &checkpoint)?,
+        let reads = Reads::of(checkpoint.source.clone());
+        let Built { graph, config, names } = match &checkpoint.format {
+            Format::HuggingFace => arch::from_folder(&checkpoint, &reads, &options.ignore)?,
+            Format::Gguf(metadata) => arch::from_gguf(&checkpoint, metadata, &reads, &options.ignore)?,
+            Format::Attar(_) => written_graph(&checkpoint)?,
         };
         graph.verify_weights(&*checkpoint.source)?;
+        let unused = unused::check(&graph, &reads, names, &options.ignore)?;
+        check_ignore(&options.ignore, &config, &checkpoint)?;
         let mut files = sentence::files(&checkpoint)?;
         files.extend(checkpoint.files);
         files.sort();
-        Ok(Model { graph, source: checkpoint.source, config, path: path.into(), files, tokenizer })
+        let (source, left_out) = (checkpoint.source, checkpoint.left_out);
+        Ok(Model { graph, source, config, path: checkpoint.path, files, tokenizer, unused, left_out })
     }
 
     /// Reads or builds the tokenizer.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        self.tokenizer.open()
+        Ok(self.tokenizer.open()?.within(self.vocabulary()))
+    }
+
+    /// Rows of the embedding.
+    fn vocabulary(&self) -> Option<usize> {
+        let embedding = self.graph.find("embedding")?;
+        self.graph.fact(embedding).constant_dims()?.first().copied()
+    }
+
+    /// Why the tokenizer cannot be used: it is missing, or is of a kind in its GGUF file that is not known. One that is in a
+    /// file of its own is not opened here.
+    pub fn no_tokenizer(&self) -> Option<String> {
+        match &self.tokenizer {
+            tokenizer::Origin::File(path) if path.exists() => None,
+            tokenizer::Origin::File(_) => Some(format!("there is no `{TOKENIZER}`")),
+            tokenizer::Origin::Gguf(..) => self.tokenizer().err().map(|error| error.to_string()),
+        }
+    }
+
+    /// The file of that name beside the model, if it is a folder that has one. A link that leads out of the folder is an error.
+    pub fn side_file(&self, name: &str) -> Result<Option<PathBuf>> {
+        if self.path.is_dir() { Ok(attar_tensor::inside(&self.path, name, "the folder")?) } else { Ok(None) }
     }
 
     /// A copy with another graph and the source of its weights.
@@ -92,6 +148,8 @@ impl Model {
             path: self.path.clone(),
             files: self.files.clone(),
             tokenizer: self.tokenizer.clone(),
+            unused: self.unused.clone(),
+            left_out: self.left_out.clone(),
         }
     }
 
@@ -103,11 +161,25 @@ impl Model {
     }
 }
 
-fn written_graph(path: &Path, checkpoint: &Checkpoint) -> Result<(Graph, Config)> {
-    let file = path.join(GRAPH);
+const TOKENIZER: &str = "tokenizer.json";
+
+fn written_graph(checkpoint: &Checkpoint) -> Result<Built> {
+    let file = checkpoint.side_file(GRAPH)?.unwrap_or_else(|| checkpoint.path.join(GRAPH));
     let text = std::fs::read_to_string(&file).map_err(|source| Error::Io { path: file.clone(), source })?;
     let graph = Graph::parse(&text).map_err(|source| Error::Graph { path: file, source })?;
-    let config = checkpoint.json("config.json")?.ok_or_else(|| Error::NoConfig { path: path.into() })?;
-    let config = Config::from_json(&path.join("config.json"), config)?;
-    Ok((graph, config))
+    Ok(Built { graph, config: arch::config_of(checkpoint)?, names: None })
+}
+
+/// A pattern that matches nothing is misspelled.
+fn check_ignore(ignore: &[Pattern], config: &Config, checkpoint: &Checkpoint) -> Result<()> {
+    let mut names: Vec<String> = checkpoint.source.tensors().keys().cloned().chain(checkpoint.source.unreadable()).collect();
+    match &checkpoint.format {
+        Format::Gguf(metadata) => names.extend(metadata.keys().cloned()),
+        _ => names.extend(config.keys()),
+    }
+    let strange = ignore.iter().find(|pattern| !names.iter().any(|name| pattern.matches(name)));
+    strange.map_or(Ok(()), |pattern| {
+        let nearest = attar_tensor::nearest(pattern.text(), names.iter().map(String::as_str)).map(Into::into);
+        Err(Error::NothingToIgnore { pattern: pattern.text().into(), nearest })
+    })
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use attar_graph::{Axis, Expr, Runs};
 use attar_tensor::Source;
 
-use crate::{Error, Result};
+use crate::{Error, Pattern, Result};
 
 /// A checkpoint format that has its own names for weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,10 @@ pub enum Naming {
 pub struct Names {
     /// What Hugging Face modules begin with in checkpoints of the whole class, and lack in those of its base.
     pub optional_prefix: &'static str,
+    /// What Hugging Face modules begin with in checkpoints of a larger class, and lack in those of this one.
+    pub larger_prefix: &'static str,
+    /// Tensors of Hugging Face folders and GGUF files that the graph does not need, each with the reason.
+    pub harmless: &'static [(&'static str, &'static str)],
     /// Every weight that has a module. A bias belongs to the module of its weight and has no row.
     pub rows: &'static [Row],
 }
@@ -165,10 +169,22 @@ impl Names {
         stored.is_plain().then(|| numbered(stored.module, block))
     }
 
-    /// What to leave out in front of the modules that a source has.
-    pub(crate) fn prefix_to_drop(&self, naming: Naming, source: &dyn Source) -> &'static str {
-        let there = || source.tensors().keys().any(|tensor| tensor.starts_with(self.optional_prefix));
-        if naming == Naming::Gguf || there() { "" } else { self.optional_prefix }
+    /// Why the graph does not need the stored tensor, if it is one of those.
+    pub(crate) fn reason(&self, tensor: &str) -> Option<&'static str> {
+        self.harmless.iter().find(|(pattern, _)| Pattern::new(*pattern).matches(tensor)).map(|(_, reason)| *reason)
+    }
+
+    /// How the modules of a source begin, other than in the table.
+    pub(crate) fn prefix(&self, naming: Naming, source: &dyn Source) -> Prefix {
+        let any = |prefix: &str| source.tensors().keys().any(|tensor| tensor.starts_with(prefix));
+        match naming {
+            Naming::Gguf => Prefix::default(),
+            Naming::HuggingFace if !self.larger_prefix.is_empty() && any(self.larger_prefix) => {
+                Prefix { add: self.larger_prefix, drop: "" }
+            }
+            Naming::HuggingFace if any(self.optional_prefix) => Prefix::default(),
+            Naming::HuggingFace => Prefix { add: "", drop: self.optional_prefix },
+        }
     }
 
     /// How `naming` stores a weight.
@@ -180,11 +196,25 @@ impl Names {
         row.unwrap_or_else(|| panic!("`{canonical}` is in the table of the architecture")).stored(naming)
     }
 
-    /// The block that a stored tensor belongs to, if it belongs to one. `drop` is what its module lacks in front.
-    pub(crate) fn block(&self, naming: Naming, tensor: &str, drop: &str) -> Option<usize> {
-        let prefixes = self.rows.iter().filter_map(|row| Some(row.stored(naming).module.split_once('*')?.0));
-        let number = |prefix: &str| tensor.strip_prefix(prefix.strip_prefix(drop)?)?.split('.').next()?.parse().ok();
-        prefixes.into_iter().find_map(number)
+    /// The block that a stored tensor belongs to, if it belongs to one.
+    pub(crate) fn block(&self, naming: Naming, tensor: &str, prefix: Prefix) -> Option<usize> {
+        let before = self.rows.iter().filter_map(|row| Some(row.stored(naming).module.split_once('*')?.0));
+        let number = |before: &str| tensor.strip_prefix(&prefix.of(before))?.split('.').next()?.parse().ok();
+        before.into_iter().find_map(number)
+    }
+}
+
+/// How the modules of a checkpoint begin, other than in the table.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Prefix {
+    add: &'static str,
+    drop: &'static str,
+}
+
+impl Prefix {
+    /// The module as the checkpoint calls it.
+    pub(crate) fn of(&self, module: &str) -> String {
+        format!("{}{}", self.add, module.strip_prefix(self.drop).unwrap_or(module))
     }
 }
 

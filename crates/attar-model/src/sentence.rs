@@ -4,22 +4,20 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use attar_tensor::Checkpoint;
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
     Error, Result,
-    config::{Pooling, check},
+    config::{Pooling, check_unset},
+    settings::{Asked, Settings, short},
 };
 
 const MODULES: &str = "modules.json";
 const TRANSFORMER: &str = "sentence_bert_config.json";
 
-#[derive(Deserialize)]
 struct Module {
     /// Its folder; empty for the encoder.
     path: String,
-    #[serde(rename = "type")]
     class: String,
 }
 
@@ -41,22 +39,14 @@ pub(crate) fn pooling(checkpoint: &Checkpoint) -> Result<Option<Pooling>> {
     Ok(Some(pooling))
 }
 
-/// Settings of the encoder that are sentence-transformers' own.
-#[derive(Deserialize)]
-struct Transformer {
-    max_seq_length: Option<usize>,
-    #[serde(default)]
-    do_lower_case: bool,
-}
-
 /// The number of tokens that the folder truncates texts to, if it says so.
 pub(crate) fn longest(checkpoint: &Checkpoint) -> Result<Option<usize>> {
     let Some(json) = checkpoint.json(TRANSFORMER)? else { return Ok(None) };
-    let path = checkpoint.path.join(TRANSFORMER);
-    let settings: Transformer = serde_json::from_value(json).map_err(|source| Error::Config { path, source })?;
+    let (path, asked) = (checkpoint.path.join(TRANSFORMER), Asked::default());
+    let settings = Settings::new(&path, &json, &asked)?;
     // Text would be changed before the tokenizer sees it.
-    check("do_lower_case", &settings.do_lower_case, |lower| !lower, "`false`")?;
-    Ok(settings.max_seq_length)
+    check_unset(&settings, "do_lower_case")?;
+    settings.size("max_seq_length")
 }
 
 /// The files that this module reads.
@@ -64,13 +54,24 @@ pub(crate) fn files(checkpoint: &Checkpoint) -> Result<Vec<PathBuf>> {
     let modules = modules(checkpoint)?;
     let settings = modules.iter().flatten().filter(|module| !module.path.is_empty()).map(Module::file);
     let names = settings.chain([MODULES.into(), TRANSFORMER.into()]);
-    Ok(names.map(|name| checkpoint.path.join(name)).filter(|path| path.exists()).collect())
+    let found: Vec<Option<PathBuf>> = names.map(|name| Ok(checkpoint.side_file(&name)?)).collect::<Result<_>>()?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 fn modules(checkpoint: &Checkpoint) -> Result<Option<Vec<Module>>> {
     let Some(json) = checkpoint.json(MODULES)? else { return Ok(None) };
     let path = checkpoint.path.join(MODULES);
-    serde_json::from_value(json).map(Some).map_err(|source| Error::Config { path, source })
+    let wrong = |found: &Value| Error::Setting {
+        path: path.clone(),
+        key: "the file".into(),
+        found: short(found),
+        wanted: "a list of modules with `path` and `type`".into(),
+    };
+    let module = |entry: &Value| {
+        let text = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned).ok_or_else(|| wrong(entry));
+        Ok(Module { path: text("path")?, class: text("type")? })
+    };
+    json.as_array().ok_or_else(|| wrong(&json))?.iter().map(module).collect::<Result<_>>().map(Some)
 }
 
 impl Module {

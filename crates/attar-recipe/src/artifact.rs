@@ -114,10 +114,9 @@ const SIDE_FILES: [&str; 9] = [
 fn side(base: &Model) -> Result<Side> {
     let mut files = BTreeMap::new();
     for name in SIDE_FILES {
-        let from = base.path.join(name);
-        if base.path.is_dir() && from.is_file() {
+        if let Some(from) = base.side_file(name)?.filter(|from| from.is_file()) {
             files.insert(name, Content::File(from));
-        } else if name == "tokenizer.json" && base.path.is_file() {
+        } else if name == "tokenizer.json" && base.path.is_file() && base.no_tokenizer().is_none() {
             files.insert(name, Content::Text(base.tokenizer()?.to_json()?));
         }
     }

@@ -97,6 +97,21 @@ impl<'d, 't> Section<'d, 't> {
         Section { document, key: String::new(), title: "the recipe".into(), table, span: 0..0 }
     }
 
+    /// Refuses a key of the table under `name`, if it is one, that is not among `known`.
+    pub(crate) fn check_table(&self, name: &str, known: &[&str]) -> Result<()> {
+        let table = self.table.get(name).and_then(|value| value.get_ref().as_table());
+        let Some((key, _)) = table.into_iter().flatten().find(|(key, _)| !known.iter().any(|known| *known == key.get_ref()))
+        else {
+            return Ok(());
+        };
+        let word = key.get_ref();
+        let hint = match nearest(word, known.iter().copied()) {
+            Some(nearest) => format!("did you mean `{nearest}`?"),
+            None => format!("known: {}", known.join(", ")),
+        };
+        Err(self.document.at(Error::recipe(format!("`{name}` has no key `{word}`")).hint(hint), key.span()))
+    }
+
     /// Takes an array of tables out.
     pub(crate) fn take_tables(&mut self, name: &str) -> Result<Vec<Section<'d, 't>>> {
         let Some(value) = self.table.remove(name) else { return Ok(Vec::new()) };

@@ -1,7 +1,7 @@
 //! What a run would do, before any work: headers are read, weights are not.
 
 use attar_graph::Graph;
-use attar_model::Model;
+use attar_model::{Model, Summary};
 use serde::Serialize;
 
 use crate::{
@@ -24,6 +24,8 @@ pub struct Plan {
     pub architecture: String,
     /// Numbers in its weights.
     pub parameters: u64,
+    /// What was read of it.
+    pub read: Summary,
     /// Each way through the steps.
     pub variants: Vec<PlannedVariant>,
     /// What would be measured: `NAME: TASK with RUNNER`.
@@ -110,6 +112,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         model: recipe.model().display().to_string(),
         architecture: model.config.architecture.clone(),
         parameters: model.parameters(),
+        read: model.summary()?,
         variants,
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         gates: recipe.gates.len(),

@@ -17,6 +17,7 @@ use crate::{
     extras::numbered,
     output::{Output, PROMISED},
     runner::RunnerKind,
+    source::ModelSetting,
     step::{STEPS, Step, StepError, StepKind},
 };
 
@@ -25,9 +26,9 @@ use crate::{
 pub(crate) struct Head {
     /// Version of the recipe format: 1.
     pub(crate) recipe: u32,
-    /// The checkpoint: a Hugging Face folder, a GGUF file or a folder that attar wrote. Relative to the current folder,
-    /// like every path.
-    pub(crate) model: PathBuf,
+    /// The checkpoint: a Hugging Face folder, a GGUF file or a folder that attar wrote, relative to the current folder,
+    /// like every path. Or a table `[model]` with `path` and `ignore`.
+    pub(crate) model: ModelSetting,
     /// Output folder: artifacts, reports, and the store unless `store` is set.
     pub(crate) output: PathBuf,
     /// Where finished units of work are cached; `OUTPUT/.attar/store` by default. Recipes can share a store by naming
@@ -182,6 +183,7 @@ impl Recipe {
     pub fn parse(path: &Path, text: &str) -> Result<Recipe> {
         let (document, root) = document::parse(path.into(), text)?;
         let mut root = Section::root(&document, root);
+        root.check_table("model", &ModelSetting::KEYS)?;
         let shared = steps(root.take_tables("step")?)?;
         let mut variants = Vec::new();
         for section in root.take_tables("variant")? {
@@ -220,12 +222,12 @@ impl Recipe {
 
     /// The checkpoint.
     pub fn model(&self) -> &Path {
-        &self.head.model
+        &self.head.model.path
     }
 
     /// Opens the model; a failure points at `model`.
     pub(crate) fn open_model(&self) -> Result<Model> {
-        Model::open(self.model()).map_err(|e| self.document.place(e.into(), "model"))
+        Model::open_with(self.model(), &self.head.model.options()).map_err(|e| self.document.place(e.into(), "model"))
     }
 
     /// The windows of the calibration text, if there is such.

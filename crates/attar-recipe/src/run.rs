@@ -163,7 +163,11 @@ fn judge(recipe: &Recipe, evals: &[Evaluation]) -> Vec<Verdict> {
 }
 
 fn describe_model(planned: Plan) -> ModelReport {
-    ModelReport { path: planned.model, architecture: planned.architecture, parameters: planned.parameters }
+    let (path, architecture, parameters) = (planned.model, planned.architecture, planned.parameters);
+    let tensors = planned.read.ignored.iter().map(|tensor| format!("`{tensor}`, by `ignore`"));
+    let tokenizer = planned.read.no_tokenizer.map(|reason| format!("a tokenizer: {reason}"));
+    let left_out = tensors.chain(tokenizer.filter(|_| Path::new(&path).is_file())).collect();
+    ModelReport { path, architecture, parameters, left_out }
 }
 
 fn keep_promises(report: &Report, manifest: &Manifest<'_>, output: &Output) -> Result<()> {

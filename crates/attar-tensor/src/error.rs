@@ -37,6 +37,54 @@ pub enum Error {
         /// What would have made it one.
         wanted: &'static str,
     },
+    /// A file of a kind that is known and not read.
+    #[error("`{}` is {kind}, which attar does not read", path.display())]
+    Foreign {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+        /// The way out.
+        hint: &'static str,
+    },
+    /// The name of a model on a hub.
+    #[error("nothing here is called `{name}`, which looks like the name of a model on the Hugging Face hub")]
+    Hub {
+        /// As given.
+        name: String,
+        /// Its owner and name.
+        id: String,
+    },
+    /// Weights under names from which it does not follow which of them are the model.
+    #[error("`{}` does not say which files are the model; there are {}", folder.display(), candidates.join(", "))]
+    Candidates {
+        /// The folder.
+        folder: PathBuf,
+        /// Files that could be.
+        candidates: Vec<String>,
+        /// The way out.
+        hint: &'static str,
+    },
+    /// A name that leads out of the folder.
+    #[error("`{by}` of `{}` names `{name}`, which is not inside that folder", folder.display())]
+    Outside {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// What names it: a file, or `a link`.
+        by: String,
+        /// As named.
+        name: String,
+    },
+    /// A part of a split GGUF file is not there.
+    #[error("`{}`, part {number} of {count}, is missing", path.display())]
+    MissingPart {
+        /// The part's file.
+        path: PathBuf,
+        /// From 1.
+        number: u64,
+        /// Parts in all.
+        count: u64,
+    },
     /// The index names a shard that is not there.
     #[error("shard `{shard}` is missing from `{}`; `{tensor}` lies in it", folder.display())]
     MissingShard {
@@ -177,6 +225,9 @@ pub enum Defect {
         /// What we read.
         known: &'static str,
     },
+    /// The bytes of every number in the other order.
+    #[error("its numbers are in big-endian order; little-endian is expected")]
+    BigEndian,
     /// A header larger than the limit, or than the file.
     #[error("its header claims {declared} bytes; the limit is {limit}")]
     HeaderTooLong {
@@ -188,9 +239,40 @@ pub enum Defect {
     /// The header is not the JSON that the format wants: overlaps, holes, wrong sizes, unknown dtypes.
     #[error("its header is invalid: {0}")]
     Header(#[source] serde_json::Error),
-    /// Not the JSON that was expected.
+    /// Not JSON.
+    #[error("line {line}, column {column}: {problem}")]
+    Json {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+        /// What is there.
+        problem: String,
+    },
+    /// JSON that lacks something or has something else.
     #[error("{0}")]
-    Json(#[source] serde_json::Error),
+    Content(#[source] serde_json::Error),
+    /// A key of a JSON file with another value than the format has.
+    #[error("its `{key}` is {found}; expected {wanted}")]
+    Key {
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What the format has.
+        wanted: &'static str,
+    },
+    /// What Git keeps in place of a large file that was not fetched.
+    #[error("it is a Git LFS pointer, not the file itself")]
+    Pointer,
+    /// One name for tensors of two files, and no index that picks one.
+    #[error("`{tensor}` is in it and in `{other}`")]
+    Twice {
+        /// The tensor.
+        tensor: String,
+        /// The other file.
+        other: String,
+    },
     /// The header and the length of the file do not agree.
     #[error("its tensors cover {covered} bytes and the file holds {present}{}", if present < covered { ": it was cut short" } else { "" })]
     Length {
@@ -337,6 +419,19 @@ impl Error {
             Error::Malformed { defect: Defect::Length { covered, present }, .. } if present < covered => {
                 Some("the download or copy stopped early: fetch the file again".into())
             }
+            Error::Malformed { defect: Defect::Pointer, .. } => Some("fetch the file itself: `git lfs pull` in its folder".into()),
+            Error::Malformed { defect: Defect::Twice { .. }, .. } => {
+                Some("a `model.safetensors.index.json` says which of two is meant; delete the file that is not".into())
+            }
+            Error::Foreign { hint, .. } | Error::Candidates { hint, .. } => Some((*hint).into()),
+            Error::Hub { id, .. } => {
+                Some(format!("attar downloads nothing: `hf download {id} --local-dir FOLDER`, then give that FOLDER"))
+            }
+            Error::Outside { .. } => Some(
+                "a checkpoint names its own files only, and its links lead into it or into the `blobs` of its hub cache: copy the file into the folder"
+                    .into(),
+            ),
+            Error::MissingPart { .. } => Some("put all parts of the split file into one folder, under the names they came with".into()),
             Error::MissingShard { .. } => {
                 Some("fetch the missing file, or a `model.safetensors.index.json` that fits the files here".into())
             }

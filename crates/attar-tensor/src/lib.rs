@@ -22,6 +22,7 @@ mod dtype;
 mod error;
 pub mod gguf;
 mod grid;
+pub mod json;
 mod minifloat;
 pub mod pack;
 mod quantized;
@@ -33,7 +34,7 @@ mod store;
 
 pub use atomic::{PARTIAL, write_atomically};
 pub use blobs::{BlobWriter, Blobs, Damage};
-pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry};
+pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry, inside};
 pub use digest::Digest;
 pub use dtype::{BlockFormat, Dtype};
 pub use error::{Defect, Error, Result, nearest};

@@ -9,7 +9,7 @@
 //! where the scale format has them `NAME.supers` (f16 `[rows, 1]` or f32 `[1, 1]`).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     io::{Read, Write},
     ops::Range,
@@ -57,6 +57,9 @@ impl File {
         }
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(Error::io("read", path))?;
+        if size == *b"version " {
+            return Err(malformed(Defect::Pointer));
+        }
         let size = u64::from_le_bytes(size);
         let limit = HEADER_LIMIT.min(length - 8);
         if size > limit {
@@ -180,6 +183,7 @@ pub struct Shards {
     files: Vec<File>,
     places: BTreeMap<String, Place>,
     tensors: BTreeMap<String, TensorInfo>,
+    beside: Vec<String>,
 }
 
 impl Shards {
@@ -190,16 +194,14 @@ impl Shards {
         for (file, opened) in files.iter().enumerate() {
             for (name, stored) in &opened.tensors {
                 let part = Part { file, stored: stored.clone() };
-                if parts.insert(name.clone(), part).is_some() {
-                    return Err(Error::Malformed {
-                        path: opened.path.clone(),
-                        format: FORMAT,
-                        defect: Defect::Overlap { first: name.clone(), second: name.clone() },
-                    });
+                if let Some(other) = parts.insert(name.clone(), part) {
+                    let other = files[other.file].path.display().to_string();
+                    let defect = Defect::Twice { tensor: name.clone(), other };
+                    return Err(Error::Malformed { path: opened.path.clone(), format: FORMAT, defect });
                 }
             }
         }
-        let mut shards = Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new() };
+        let mut shards = Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new(), beside: Vec::new() };
         for (name, (scheme, dims)) in quantized {
             shards.add_quantized(name, *scheme, *dims, &mut parts)?;
         }
@@ -207,6 +209,25 @@ impl Shards {
             shards.add_plain(name, part);
         }
         Ok(shards)
+    }
+
+    /// The tensors that an index places, each in the file of `paths` that `placed` gives it. What the files hold besides is
+    /// not part of the checkpoint. The error is a tensor that its file lacks.
+    pub fn placed(paths: &[PathBuf], placed: &BTreeMap<String, usize>) -> Result<std::result::Result<Shards, String>> {
+        let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>>>()?;
+        let mut shards = Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new(), beside: Vec::new() };
+        for (name, file) in placed {
+            let Some(stored) = shards.files[*file].tensors.get(name).cloned() else { return Ok(Err(name.clone())) };
+            shards.add_plain(name.clone(), Part { file: *file, stored });
+        }
+        let names: BTreeSet<&String> = shards.files.iter().flat_map(|file| file.tensors.keys()).collect();
+        shards.beside = names.into_iter().filter(|name| !placed.contains_key(*name)).cloned().collect();
+        Ok(Ok(shards))
+    }
+
+    /// Tensors in the files that the index does not place, sorted.
+    pub fn beside(&self) -> &[String] {
+        &self.beside
     }
 
     fn add_plain(&mut self, name: String, part: Part) {
@@ -268,6 +289,11 @@ impl Shards {
 impl Source for Shards {
     fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    fn unreadable(&self) -> Vec<String> {
+        let unreadable = self.places.iter().filter(|(_, place)| matches!(place, Place::Unreadable(_)));
+        unreadable.map(|(name, _)| name.clone()).collect()
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {

@@ -41,6 +41,11 @@ pub trait Source: Send + Sync {
     /// Every tensor, by name.
     fn tensors(&self) -> &BTreeMap<String, TensorInfo>;
 
+    /// Names of tensors that are stored in a way that cannot be read: they are in no list, and asking for one is an error.
+    fn unreadable(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Rows as f32, dequantized if necessary. `out` is `[rows, columns]`. Does not check for NaN.
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 
@@ -97,6 +102,13 @@ impl Overlay {
 impl Source for Overlay {
     fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    fn unreadable(&self) -> Vec<String> {
+        let mut names = self.top.unreadable();
+        names.extend(self.below.unreadable());
+        names.retain(|name| !self.tensors.contains_key(name));
+        names
     }
 
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {

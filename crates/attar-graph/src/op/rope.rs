@@ -62,6 +62,8 @@ pub enum Scaling {
         slow: f64,
         /// Multiplies both sine and cosine.
         attention: f64,
+        /// Whether the ends of the ramp are whole pairs.
+        truncate: bool,
     },
 }
 
@@ -90,10 +92,11 @@ impl Rope {
                     ((1.0 - smooth) * f64::from(f) / factor + smooth * f64::from(f)) as f32
                 })
                 .collect(),
-            Scaling::Yarn { factor, original, fast, slow, .. } => {
+            Scaling::Yarn { factor, original, fast, slow, truncate, .. } => {
                 let pair = |turns: f64| head as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * self.theta.ln());
-                let low = pair(*fast).floor().max(0.0);
-                let high = pair(*slow).ceil().min(head as f64 - 1.0);
+                let (low, high) = (pair(*fast), pair(*slow));
+                let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min(head as f64 - 1.0));
                 let width = if high == low { 0.001 } else { high - low };
                 plain
                     .enumerate()
@@ -224,6 +227,7 @@ fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {
             fast: attributes.number("fast")?,
             slow: attributes.number("slow")?,
             attention: attributes.number("attention")?,
+            truncate: attributes.flag("truncate")?.unwrap_or(true),
         },
         Some(other) => {
             return Err(Problem::Syntax {
@@ -256,7 +260,7 @@ fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
         Scaling::Llama3 { factor, low, high, original } => {
             (Some("llama3"), vec![("factor", factor), ("low", low), ("high", high), ("original", original)])
         }
-        Scaling::Yarn { factor, original, fast, slow, attention } => {
+        Scaling::Yarn { factor, original, fast, slow, attention, .. } => {
             let numbers =
                 vec![("factor", factor), ("original", original), ("fast", fast), ("slow", slow), ("attention", attention)];
             (Some("yarn"), numbers)
@@ -269,6 +273,7 @@ fn attributes(op: &Op) -> Vec<(&'static str, Attribute)> {
         Scaling::LongRope { short, long, original, .. } => {
             all.extend([("short", text_of(short)), ("long", text_of(long)), ("original", (*original).into())]);
         }
+        Scaling::Yarn { truncate: false, .. } => all.push(("truncate", Attribute::Flag(false))),
         _ => {}
     }
     all.extend(numbers.into_iter().map(|(name, value)| (name, Attribute::Number(*value))));

@@ -6,14 +6,13 @@
 //! together have the same number of tokens. A text of another length runs in a batch of its own, never padded.
 
 use attar_graph::{Graph, Op, ValueId, op::Attention};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Architecture;
 use crate::{
     Config, Names, Result,
     builder::{Builder, Heads, Mlp, activation},
-    config::{Pooling, check, check_heads, check_sizes},
+    config::{Pooling, check, check_heads, check_unset},
     gguf::Header,
     names::{row, stored},
 };
@@ -23,6 +22,14 @@ pub(super) static BERT: Architecture =
 
 static NAMES: Names = Names {
     optional_prefix: "",
+    larger_prefix: "bert.",
+    harmless: &[
+        ("**.position_ids", "numbers from 0"),
+        ("**.token_type_ids", "zeros"),
+        ("**.pooler.dense.*", "of a head for other tasks: embeddings are made of the last hidden states"),
+        ("pooler.dense.*", "of a head for other tasks: embeddings are made of the last hidden states"),
+        ("cls.**", "of the heads of pre-training: embeddings are made of the last hidden states"),
+    ],
     rows: &[
         row("embedding", stored("embeddings.word_embeddings"), stored("token_embd")),
         row("position_embedding", stored("embeddings.position_embeddings"), stored("position_embd")),
@@ -42,7 +49,6 @@ static NAMES: Names = Names {
 /// Keeps a vector of zeros from becoming infinite: as `torch.nn.functional.normalize` has it.
 const NORMALIZE_EPSILON: f64 = 1e-12;
 
-#[derive(Deserialize)]
 struct BertConfig {
     vocab_size: usize,
     hidden_size: usize,
@@ -50,53 +56,33 @@ struct BertConfig {
     num_attention_heads: usize,
     intermediate_size: usize,
     max_position_embeddings: usize,
-    #[serde(default = "two")]
     type_vocab_size: usize,
-    #[serde(default = "gelu")]
     hidden_act: String,
-    #[serde(default = "default_epsilon")]
     layer_norm_eps: f64,
-    #[serde(default = "absolute")]
-    position_embedding_type: String,
-    #[serde(default)]
-    is_decoder: bool,
-    #[serde(default)]
-    add_cross_attention: bool,
-}
-
-fn two() -> usize {
-    2
-}
-
-fn gelu() -> String {
-    "gelu".into()
-}
-
-fn default_epsilon() -> f64 {
-    1e-12
-}
-
-fn absolute() -> String {
-    "absolute".into()
 }
 
 impl BertConfig {
     fn parse(config: &Config) -> Result<BertConfig> {
-        let c: BertConfig = config.parse()?;
-        check_sizes(&[
-            ("vocab_size", c.vocab_size),
-            ("hidden_size", c.hidden_size),
-            ("num_hidden_layers", c.num_hidden_layers),
-            ("num_attention_heads", c.num_attention_heads),
-            ("intermediate_size", c.intermediate_size),
-            ("max_position_embeddings", c.max_position_embeddings),
-            ("type_vocab_size", c.type_vocab_size),
-        ])?;
-        check_heads(("hidden_size", c.hidden_size), ("num_attention_heads", c.num_attention_heads))?;
-        check("position_embedding_type", &c.position_embedding_type, |kind| kind == "absolute", "`absolute`")?;
-        check("is_decoder", &c.is_decoder, |decodes| !decodes, "`false`")?;
-        check("add_cross_attention", &c.add_cross_attention, |crosses| !crosses, "`false`")?;
-        Ok(c)
+        let c = config.settings()?;
+        let (hidden_size, heads) = (c.need_size("hidden_size")?, c.need_size("num_attention_heads")?);
+        check_heads(("hidden_size", hidden_size), ("num_attention_heads", heads))?;
+        let position = c.text("position_embedding_type")?.unwrap_or("absolute");
+        check("position_embedding_type", &position, |kind| *kind == "absolute", "`absolute`")?;
+        check_unset(&c, "is_decoder")?;
+        check_unset(&c, "add_cross_attention")?;
+        // There is no head that could be tied.
+        c.get("tie_word_embeddings");
+        Ok(BertConfig {
+            vocab_size: c.need_size("vocab_size")?,
+            hidden_size,
+            num_hidden_layers: c.need_size("num_hidden_layers")?,
+            num_attention_heads: heads,
+            intermediate_size: c.need_size("intermediate_size")?,
+            max_position_embeddings: c.need_size("max_position_embeddings")?,
+            type_vocab_size: c.size("type_vocab_size")?.unwrap_or(2),
+            hidden_act: c.text("hidden_act")?.unwrap_or("gelu").into(),
+            layer_norm_eps: c.positive("layer_norm_eps")?.unwrap_or(1e-12),
+        })
     }
 
     fn heads(&self) -> Heads {
@@ -130,7 +116,7 @@ fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
     }
     let embedding = pool(&mut builder, &config.pooling, x)?;
     builder.output(embedding);
-    builder.finish(c.num_hidden_layers)
+    builder.finish()
 }
 
 /// The sum of three embeddings.
@@ -160,6 +146,8 @@ fn pool(builder: &mut Builder<'_>, pooling: &Pooling, x: ValueId) -> Result<Valu
 }
 
 fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
+    header.check_causal(false)?;
+    header.check_key_heads()?;
     Ok(json!({
         "architectures": [header.class],
         "hidden_act": "gelu",

@@ -6,17 +6,17 @@ use attar_graph::{
     Graph, Op, ValueId,
     op::{Attention, Rope, Scaling},
 };
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Architecture;
+use super::{Architecture, HARMLESS};
 use crate::{
     Config, Error, Names, Result,
     builder::{Builder, Frame, Inputs, Mlp, Qkv, activation},
-    config::check,
-    decoder::{DecoderConfig, RopeParameters},
+    config::{check, check_unset},
+    decoder::{DecoderConfig, Defaults},
     gguf::{Header, set},
     names::{row, stored},
+    settings::Settings,
 };
 
 pub(super) static GEMMA3: Architecture =
@@ -24,7 +24,9 @@ pub(super) static GEMMA3: Architecture =
 
 /// GGUF files have one added to the gains already.
 static NAMES: Names = Names {
-    optional_prefix: "",
+    optional_prefix: "model.",
+    larger_prefix: "",
+    harmless: HARMLESS,
     rows: &[
         row("embedding", stored("model.embed_tokens"), stored("token_embd")),
         row("blocks.*.attention_norm", stored("model.layers.*.input_layernorm").less_one(), stored("blk.*.attn_norm")),
@@ -53,61 +55,19 @@ static NAMES: Names = Names {
     ],
 };
 
+const DEFAULTS: Defaults = Defaults { context: 131_072, key_heads: Some(4), head: Some(256), tied: true, ..Defaults::LLAMA };
+
+/// What transformers assumes without the key.
+const WINDOW: usize = 4096;
+
 /// The settings that are Gemma's own.
-#[derive(Deserialize)]
-struct GemmaConfig {
-    #[serde(default = "gelu_tanh")]
-    hidden_activation: String,
-    #[serde(default = "head")]
-    head_dim: usize,
-    #[serde(default = "head_as_number")]
+struct GemmaConfig<'a> {
+    decoder: DecoderConfig<'a>,
+    activation: Op,
+    bias: bool,
     query_pre_attn_scalar: f64,
-    #[serde(default = "window")]
-    sliding_window: Option<usize>,
-    layer_types: Option<Vec<String>>,
-    #[serde(default = "pattern")]
-    sliding_window_pattern: usize,
-    final_logit_softcapping: Option<f64>,
-    attn_logit_softcapping: Option<f64>,
-    #[serde(default)]
-    use_bidirectional_attention: Option<bool>,
-    #[serde(default = "yes")]
-    tie_word_embeddings: bool,
-    rope_parameters: Option<RopeOfLayers>,
-    rope_scaling: Option<RopeParameters>,
-    rope_theta: Option<f64>,
-    rope_local_base_freq: Option<f64>,
-}
-
-/// As transformers 5 writes them.
-#[derive(Deserialize, Clone)]
-struct RopeOfLayers {
-    full_attention: Option<RopeParameters>,
-    sliding_attention: Option<RopeParameters>,
-}
-
-fn gelu_tanh() -> String {
-    "gelu_pytorch_tanh".into()
-}
-
-fn head() -> usize {
-    256
-}
-
-fn head_as_number() -> f64 {
-    256.0
-}
-
-fn window() -> Option<usize> {
-    Some(4096)
-}
-
-fn pattern() -> usize {
-    6
-}
-
-fn yes() -> bool {
-    true
+    window: Option<usize>,
+    softcap: Option<f64>,
 }
 
 /// How the blocks of one kind attend.
@@ -116,32 +76,35 @@ struct Layer {
     op: Attention,
 }
 
-impl GemmaConfig {
-    fn parse(config: &Config) -> Result<GemmaConfig> {
-        let c: GemmaConfig = config.parse()?;
-        let none = |n: &Option<f64>| n.map_or("null".into(), |n| n.to_string());
+impl<'a> GemmaConfig<'a> {
+    fn parse(config: &'a Config) -> Result<GemmaConfig<'a>> {
+        let decoder = DecoderConfig::parse(config, DEFAULTS)?;
+        let c = &decoder.settings;
+        check_unset(c, "use_bidirectional_attention")?;
         // transformers reads this one and does not apply it.
-        check("attn_logit_softcapping", &none(&c.attn_logit_softcapping), |cap| cap == "null", "`null`")?;
-        let bidirectional = c.use_bidirectional_attention.unwrap_or(false);
-        check("use_bidirectional_attention", &bidirectional, |both| !both, "`false`")?;
-        check("query_pre_attn_scalar", &c.query_pre_attn_scalar, |n| *n > 0.0, "a positive number")?;
-        check("sliding_window_pattern", &c.sliding_window_pattern, |n| *n > 0, "1 or more")?;
-        check("final_logit_softcapping", &c.final_logit_softcapping.unwrap_or(1.0), |cap| *cap > 0.0, "a positive number")?;
-        Ok(c)
+        let none = |n: Option<f64>| n.map_or("null".into(), |n| n.to_string());
+        check("attn_logit_softcapping", &none(c.number("attn_logit_softcapping")?), |cap| cap == "null", "`null`")?;
+        Ok(GemmaConfig {
+            activation: activation("hidden_activation", c.text("hidden_activation")?.unwrap_or("gelu_pytorch_tanh"))?,
+            bias: c.truth("attention_bias")?.unwrap_or(false),
+            query_pre_attn_scalar: c.positive("query_pre_attn_scalar")?.unwrap_or(256.0),
+            window: decoder.window(Some(WINDOW))?,
+            softcap: c.positive("final_logit_softcapping")?,
+            decoder,
+        })
     }
 
     /// Whether each block sees a window only.
     fn local(&self, blocks: usize) -> Result<Vec<bool>> {
-        let Some(types) = &self.layer_types else {
-            return Ok((1..=blocks).map(|number| !number.is_multiple_of(self.sliding_window_pattern)).collect());
+        let settings = &self.decoder.settings;
+        let pattern = settings.size("sliding_window_pattern")?.unwrap_or(6);
+        let Some(types) = settings.texts("layer_types")? else {
+            return Ok((1..=blocks).map(|number| !number.is_multiple_of(pattern)).collect());
         };
         if types.len() != blocks {
-            return Err(Error::Contradiction {
-                first: format!("num_hidden_layers = {blocks}"),
-                second: format!("{} layer_types", types.len()),
-            });
+            return Err(self.decoder.layer_count(types.len()));
         }
-        let local = |kind: &String| match kind.as_str() {
+        let local = |kind: &str| match kind {
             "sliding_attention" => Ok(true),
             "full_attention" => Ok(false),
             other => Err(Error::Unsupported {
@@ -150,33 +113,49 @@ impl GemmaConfig {
                 wanted: "`sliding_attention` or `full_attention`",
             }),
         };
-        types.iter().map(local).collect()
+        types.into_iter().map(local).collect()
     }
 
     /// Blocks that see all, and blocks that see a window.
-    fn layers(&self, config: &DecoderConfig) -> Result<[Layer; 2]> {
+    fn layers(&self) -> Result<[Layer; 2]> {
+        let settings = &self.decoder.settings;
         let scale = 1.0 / self.query_pre_attn_scalar.sqrt();
-        let (global, local) = match self.rope_parameters.clone() {
-            Some(layers) => (layers.full_attention, layers.sliding_attention),
-            None => (self.rope_scaling.clone(), None),
+        let (new, old) = (settings.inner("rope_parameters")?, settings.inner("rope_scaling")?);
+        let (global, local) = match (new, old) {
+            (Some(_), Some(_)) => {
+                return Err(Error::Contradiction {
+                    first: "rope_scaling".into(),
+                    second: "rope_parameters is there, too".into(),
+                });
+            }
+            (Some(layers), None) => (layers.inner("full_attention")?, layers.inner("sliding_attention")?),
+            (None, old) => (old, None),
         };
-        let rope = |parameters: Option<RopeParameters>, old: Option<f64>, default: f64| {
-            let theta = parameters.as_ref().and_then(|p| p.rope_theta).or(old).unwrap_or(default);
-            let scaling = parameters.map_or(Ok(Scaling::Default), |parameters| config.scaling(&parameters));
-            scaling.map(|scaling| Rope { theta, scaling })
-        };
-        let all = Layer { rope: rope(global, self.rope_theta, 1e6)?, op: Attention::causal(scale) };
-        let op = Attention { window: self.sliding_window, ..Attention::causal(scale) };
-        Ok([all, Layer { rope: rope(local, self.rope_local_base_freq, 1e4)?, op }])
+        let all = Layer { rope: self.rope(global, "rope_theta", 1e6)?, op: Attention::causal(scale) };
+        let op = Attention { window: self.window, ..Attention::causal(scale) };
+        Ok([all, Layer { rope: self.rope(local, "rope_local_base_freq", 1e4)?, op }])
+    }
+
+    /// The rotary positions of one kind of block; `old` is where older configurations have their base.
+    fn rope(&self, parameters: Option<Settings<'_>>, old: &str, default: f64) -> Result<Rope> {
+        let inner = parameters.as_ref().map(|p| p.positive("rope_theta")).transpose()?.flatten();
+        let theta = inner.or(self.decoder.settings.positive(old)?).unwrap_or(default);
+        let head = self.decoder.heads().width;
+        let scaling = parameters.map_or(Ok(Scaling::Default), |p| {
+            // transformers looks for the key one level higher, where none can be.
+            check(&p.full("truncate"), &p.truth("truncate")?.unwrap_or(true), |cut| *cut, "`true`")?;
+            self.decoder.scaling(&p, head, theta)
+        })?;
+        Ok(Rope { theta, scaling })
     }
 }
 
 fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
     let g = GemmaConfig::parse(config)?;
-    let c = DecoderConfig::parse(config)?.with_head(g.head_dim);
-    let frame = Frame { tied: g.tie_word_embeddings, softcap: g.final_logit_softcapping, ..c.frame() };
-    let mlp = Mlp { activation: activation("hidden_activation", &g.hidden_activation)?, ..c.mlp(false) };
-    let (layers, local) = (g.layers(&c)?, g.local(frame.blocks)?);
+    let c = &g.decoder;
+    let frame = Frame { softcap: g.softcap, ..c.frame() };
+    let mlp = Mlp { activation: g.activation.clone(), ..c.mlp(false) };
+    let (layers, local) = (g.layers()?, g.local(frame.blocks)?);
     let norm = |b: &mut Builder<'_>, name: &str, weight: &str, x| b.rms_norm(name, weight, x, frame.hidden, c.rms_norm_eps);
     let logits = builder.decoder(
         &frame,
@@ -186,7 +165,7 @@ fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
         },
         |b, block, inputs, x| {
             let attention = |b: &mut Builder<'_>, x| {
-                let out = attend(b, &c, &layers[usize::from(local[block])], inputs, x)?;
+                let out = attend(b, &g, &layers[usize::from(local[block])], inputs, x)?;
                 norm(b, "attention_out_normed", "attention_out_norm", out)
             };
             let mlp = |b: &mut Builder<'_>, x| {
@@ -198,33 +177,34 @@ fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
         norm,
     )?;
     builder.output(logits);
-    builder.finish(frame.blocks)
+    builder.finish()
 }
 
-fn attend(b: &mut Builder<'_>, c: &DecoderConfig, layer: &Layer, inputs: Inputs, x: ValueId) -> Result<ValueId> {
-    let heads = c.heads();
-    let qkv = b.project(&heads, x, c.attention_bias)?;
+fn attend(b: &mut Builder<'_>, g: &GemmaConfig<'_>, layer: &Layer, inputs: Inputs, x: ValueId) -> Result<ValueId> {
+    let (c, heads) = (&g.decoder, g.decoder.heads());
+    let qkv = b.project(&heads, x, g.bias)?;
     let qkv = Qkv {
         query: b.rms_norm("query_normed", "attention.query_norm", qkv.query, heads.width, c.rms_norm_eps)?,
         key: b.rms_norm("key_normed", "attention.key_norm", qkv.key, heads.width, c.rms_norm_eps)?,
         value: qkv.value,
     };
     let qkv = b.rotate(&layer.rope, inputs.positions, qkv)?;
-    b.attend(&heads, layer.op.clone(), qkv, c.attention_bias)
+    b.attend(&heads, layer.op.clone(), qkv, g.bias)
 }
 
 /// What older files do not say is as llama.cpp has it: every sixth block sees all, and only the 27B model, of 62 blocks, has
 /// another attention scale than that of its heads.
 fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
-    let mut config = header.decoder()?;
+    let mut config = header.windowed()?;
     let (head, blocks) = (header.need("attention.key_length")?, header.need("block_count")?);
     let scalar = if blocks == 62 { header.need("embedding_length")? / header.need("attention.head_count")? } else { head };
+    config.as_object_mut().and_then(|config| config.remove("hidden_act"));
     config["hidden_activation"] = json!("gelu_pytorch_tanh");
     config["query_pre_attn_scalar"] = json!(scalar);
-    config["rope_theta"] = json!(header.float("rope.freq_base").unwrap_or(1e6));
-    set(&mut config, "sliding_window_pattern", header.count("attention.sliding_window_pattern"));
-    set(&mut config, "rope_local_base_freq", header.float("rope.freq_base_swa"));
-    set(&mut config, "final_logit_softcapping", header.float("final_logit_softcapping"));
-    set(&mut config, "attn_logit_softcapping", header.float("attn_logit_softcapping"));
+    config["rope_theta"] = json!(header.float("rope.freq_base")?.unwrap_or(1e6));
+    set(&mut config, "sliding_window_pattern", header.count("attention.sliding_window_pattern")?);
+    set(&mut config, "rope_local_base_freq", header.float("rope.freq_base_swa")?);
+    set(&mut config, "final_logit_softcapping", header.float("final_logit_softcapping")?);
+    set(&mut config, "attn_logit_softcapping", header.float("attn_logit_softcapping")?);
     Ok(config)
 }

@@ -2,16 +2,16 @@
 //! checkpoints store the linear layers transposed, `[in, out]`, and query, key and value as one.
 
 use attar_graph::{Graph, ValueId, op::Attention};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::Architecture;
+use super::{Architecture, TIED};
 use crate::{
-    Config, Names, Result,
+    Config, Error, Names, Result,
     builder::{Builder, Frame, Heads, Mlp, activation},
-    config::{check, check_heads, check_sizes},
-    gguf::{Header, set},
+    config::{check_heads, check_unset},
+    gguf::Header,
     names::{row, stored},
+    settings::Settings,
 };
 
 pub(super) static GPT2: Architecture =
@@ -19,6 +19,8 @@ pub(super) static GPT2: Architecture =
 
 static NAMES: Names = Names {
     optional_prefix: "transformer.",
+    larger_prefix: "",
+    harmless: &[("**.attn.bias", "the causal mask"), ("**.attn.masked_bias", "what masked positions are set to"), TIED],
     rows: &[
         row("embedding", stored("transformer.wte"), stored("token_embd")),
         row("position_embedding", stored("transformer.wpe"), stored("position_embd")),
@@ -47,7 +49,6 @@ static NAMES: Names = Names {
     ],
 };
 
-#[derive(Deserialize)]
 struct Gpt2Config {
     vocab_size: usize,
     n_embd: usize,
@@ -55,46 +56,33 @@ struct Gpt2Config {
     n_head: usize,
     n_positions: usize,
     n_inner: Option<usize>,
-    #[serde(default = "gelu_new")]
     activation_function: String,
-    #[serde(default = "default_epsilon")]
     layer_norm_epsilon: f64,
-    #[serde(default = "yes")]
     scale_attn_weights: bool,
-    #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default)]
-    add_cross_attention: bool,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
-}
-
-fn gelu_new() -> String {
-    "gelu_new".into()
-}
-
-fn default_epsilon() -> f64 {
-    1e-5
-}
-
-fn yes() -> bool {
-    true
 }
 
 impl Gpt2Config {
     fn parse(config: &Config) -> Result<Gpt2Config> {
-        let c: Gpt2Config = config.parse()?;
-        check_sizes(&[
-            ("vocab_size", c.vocab_size),
-            ("n_embd", c.n_embd),
-            ("n_layer", c.n_layer),
-            ("n_head", c.n_head),
-            ("n_positions", c.n_positions),
-            ("n_inner", c.inner()),
-        ])?;
-        check_heads(("n_embd", c.n_embd), ("n_head", c.n_head))?;
-        check("add_cross_attention", &c.add_cross_attention, |crosses| !crosses, "`false`")?;
-        Ok(c)
+        let c = config.settings()?;
+        let (n_embd, n_head) = (size(&c, "n_embd", "hidden_size")?, size(&c, "n_head", "num_attention_heads")?);
+        check_heads(("n_embd", n_embd), ("n_head", n_head))?;
+        check_unset(&c, "add_cross_attention")?;
+        let flag = |key: &str, default| c.truth(key).map(|set| set.unwrap_or(default));
+        Ok(Gpt2Config {
+            vocab_size: c.need_size("vocab_size")?,
+            n_embd,
+            n_layer: size(&c, "n_layer", "num_hidden_layers")?,
+            n_head,
+            n_positions: size(&c, "n_positions", "max_position_embeddings")?,
+            n_inner: c.size("n_inner")?,
+            activation_function: c.text("activation_function")?.unwrap_or("gelu_new").into(),
+            layer_norm_epsilon: c.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
+            scale_attn_weights: flag("scale_attn_weights", true)?,
+            scale_attn_by_inverse_layer_idx: flag("scale_attn_by_inverse_layer_idx", false)?,
+            tie_word_embeddings: flag("tie_word_embeddings", true)?,
+        })
     }
 
     fn inner(&self) -> usize {
@@ -118,6 +106,16 @@ impl Gpt2Config {
     }
 }
 
+/// A size under either of its names, which do not contradict each other.
+fn size(c: &Settings<'_>, key: &str, also: &str) -> Result<usize> {
+    match (c.size(key)?, c.size(also)?) {
+        (Some(n), Some(other)) if n != other => {
+            Err(Error::Contradiction { first: format!("{key} = {n}"), second: format!("{also} = {other}") })
+        }
+        (n, other) => c.need(key, n.or(other), "a whole number of at least 1"),
+    }
+}
+
 fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
     let c = Gpt2Config::parse(config)?;
     let activation = activation("activation_function", &c.activation_function)?;
@@ -138,7 +136,7 @@ fn build(config: &Config, mut builder: Builder<'_>) -> Result<Graph> {
         norm,
     )?;
     builder.output(logits);
-    builder.finish(frame.blocks)
+    builder.finish()
 }
 
 fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
@@ -155,6 +153,7 @@ fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
         "vocab_size": header.vocabulary()?,
     });
     header.special_tokens(&mut config);
-    set(&mut config, "max_position_embeddings", header.count("context_length"));
+    header.check_causal(true)?;
+    header.check_key_heads()?;
     Ok(config)
 }

@@ -1,23 +1,23 @@
 //! `LlamaForCausalLM`: Llama 1 to 3, SmolLM, TinyLlama, and many others under the same name.
 
 use attar_graph::Graph;
-use serde_json::Value;
 
-use super::Architecture;
+use super::{Architecture, HARMLESS};
 use crate::{
-    Config, Error, Names, Result,
+    Config, Names, Result,
     builder::Builder,
-    decoder::{self, Biases, DecoderConfig},
-    gguf::Header,
+    decoder::{self, Biases, DecoderConfig, Defaults},
     names::{row, stored},
 };
 
 pub(super) static LLAMA: Architecture =
-    Architecture { names: &["LlamaForCausalLM", "llama"], weights: &NAMES, gguf: config_of_gguf, build };
+    Architecture { names: &["LlamaForCausalLM", "llama"], weights: &NAMES, gguf: |header| header.decoder(), build };
 
 /// GGUF files keep the rows of query and key in the order of the original Llama.
 pub(super) static NAMES: Names = Names {
-    optional_prefix: "",
+    optional_prefix: "model.",
+    larger_prefix: "",
+    harmless: HARMLESS,
     rows: &[
         row("embedding", stored("model.embed_tokens"), stored("token_embd")),
         row("blocks.*.attention_norm", stored("model.layers.*.input_layernorm"), stored("blk.*.attn_norm")),
@@ -35,15 +35,14 @@ pub(super) static NAMES: Names = Names {
 };
 
 fn build(config: &Config, builder: Builder<'_>) -> Result<Graph> {
-    let c = DecoderConfig::parse(config)?;
-    let biases = Biases { projections: c.attention_bias, output: c.attention_bias, mlp: c.mlp_bias };
-    decoder::build_rotary(&c, builder, biases, None)
-}
-
-fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
-    const BIAS: &str = "blk.0.attn_q.bias";
-    match header.has(BIAS) {
-        true => Err(Error::Unsupported { key: BIAS.into(), found: "present".into(), wanted: "a Llama without biases" }),
-        false => header.decoder(),
+    let c = DecoderConfig::parse(config, Defaults::LLAMA)?;
+    c.check_silu()?;
+    c.check_layers("full_attention")?;
+    let set = |key| c.settings.truth(key).map(Option::unwrap_or_default);
+    let attention = set("attention_bias")?;
+    if attention {
+        // Older checkpoints that were turned into Llamas say the same twice.
+        let _ = c.settings.get("bias");
     }
+    decoder::build_rotary(&c, builder, Biases { projections: attention, output: attention, mlp: set("mlp_bias")? }, None)
 }

@@ -5,21 +5,26 @@
 use attar_graph::{Graph, op::Attention};
 use serde_json::{Value, json};
 
-use super::Architecture;
+use super::{Architecture, HARMLESS};
 use crate::{
     Config, Names, Result,
     builder::Builder,
-    config::check,
-    decoder::{self, DecoderConfig},
-    gguf::Header,
+    config::check_unset,
+    decoder::{self, DecoderConfig, Defaults},
+    gguf::{Header, set},
     names::{row, stored},
 };
+
+const DEFAULTS: Defaults =
+    Defaults { epsilon: 1e-5, context: 4096, original: Some(4096), only_long_rope: true, ..Defaults::LLAMA };
 
 pub(super) static PHI3: Architecture =
     Architecture { names: &["Phi3ForCausalLM", "phi3"], weights: &NAMES, gguf: config_of_gguf, build };
 
 static NAMES: Names = Names {
-    optional_prefix: "",
+    optional_prefix: "model.",
+    larger_prefix: "",
+    harmless: HARMLESS,
     rows: &[
         row("embedding", stored("model.embed_tokens"), stored("token_embd")),
         row("blocks.*.attention_norm", stored("model.layers.*.input_layernorm"), stored("blk.*.attn_norm")),
@@ -37,13 +42,14 @@ static NAMES: Names = Names {
 };
 
 fn build(config: &Config, builder: Builder<'_>) -> Result<Graph> {
-    let c = DecoderConfig::parse(config)?;
+    let c = DecoderConfig::parse(config, DEFAULTS)?;
+    c.check_silu()?;
     for key in ["attention_bias", "mlp_bias", "lm_head_bias"] {
-        let biased = config.json.get(key).and_then(Value::as_bool).unwrap_or(false);
-        check(key, &biased, |biased| !biased, "`false`")?;
+        check_unset(&c.settings, key)?;
     }
-    let (heads, width, rope) = (c.heads(), c.rotary_width()?, c.rope()?);
-    let op = Attention { window: c.sliding_window, ..Attention::causal(heads.scale()) };
+    let (heads, width) = (c.heads(), c.rotary_width()?);
+    let rope = c.rope(width)?;
+    let op = Attention { window: c.window(None)?, ..Attention::causal(heads.scale()) };
     decoder::build(&c, builder, false, |b, inputs, x| {
         let qkv = b.project(&heads, x, false)?;
         let qkv = b.rotate_part(&rope, width, &heads, inputs.positions, qkv)?;
@@ -52,19 +58,20 @@ fn build(config: &Config, builder: Builder<'_>) -> Result<Graph> {
 }
 
 fn config_of_gguf(header: &Header<'_>) -> Result<Value> {
-    let mut config = header.decoder()?;
-    let head = header.need("embedding_length")? / header.need("attention.head_count")?;
-    let rotary = header.count("rope.dimension_count").unwrap_or(head);
-    config["partial_rotary_factor"] = json!(rotary as f64 / head as f64);
-    if let (Some(short), Some(long)) = (header.vector("rope_factors_short.weight")?, header.vector("rope_factors_long.weight")?) {
-        let original = header.need("rope.scaling.original_context_length")?;
-        config["rope_scaling"] = json!({
-            "rope_type": "longrope",
-            "short_factor": short,
-            "long_factor": long,
-            "original_max_position_embeddings": original,
-            "attention_factor": header.float("rope.scaling.attn_factor"),
-        });
-    }
+    let mut config = header.with_window(header.partly_rotary()?)?;
+    let head = header.head()?;
+    config["partial_rotary_factor"] = json!(header.rotary(head)? as f64 / head as f64);
+    let original = header.count("rope.scaling.original_context_length")?;
+    set(&mut config, "original_max_position_embeddings", original.or(header.count("context_length")?));
+    let scaling = match (header.vector("rope_factors_short.weight")?, header.vector("rope_factors_long.weight")?) {
+        (None, None) => header.rope_scaling()?,
+        (short, long) => {
+            header.need("rope.scaling.original_context_length")?;
+            header.note("rope.scaling.type");
+            let attention = header.float("rope.scaling.attn_factor")?;
+            Some(json!({ "rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": attention }))
+        }
+    };
+    set(&mut config, "rope_scaling", scaling);
     Ok(config)
 }

@@ -1,26 +1,30 @@
 //! `Qwen2ForCausalLM`: Qwen 2 and 2.5. Llama's graph with biases on query, key and value.
 
-use super::Architecture;
+use super::{Architecture, HARMLESS};
 use crate::{
     Names,
-    config::check,
-    decoder::{self, Biases, DecoderConfig},
+    decoder::{self, Biases, DecoderConfig, Defaults},
     names::{row, stored},
 };
+
+const DEFAULTS: Defaults = Defaults { context: 32_768, key_heads: Some(32), ..Defaults::LLAMA };
 
 pub(super) static QWEN2: Architecture = Architecture {
     names: &["Qwen2ForCausalLM", "qwen2"],
     weights: &NAMES,
     gguf: |header| header.decoder(),
     build: |config, builder| {
-        let c = DecoderConfig::parse(config)?;
-        check("use_sliding_window", &c.use_sliding_window, |used| !used, "`false`")?;
+        let c = DecoderConfig::parse(config, DEFAULTS)?;
+        c.check_silu()?;
+        c.check_no_window()?;
         decoder::build_rotary(&c, builder, Biases { projections: true, ..Biases::default() }, None)
     },
 };
 
 static NAMES: Names = Names {
-    optional_prefix: "",
+    optional_prefix: "model.",
+    larger_prefix: "",
+    harmless: HARMLESS,
     rows: &[
         row("embedding", stored("model.embed_tokens"), stored("token_embd")),
         row("blocks.*.attention_norm", stored("model.layers.*.input_layernorm"), stored("blk.*.attn_norm")),

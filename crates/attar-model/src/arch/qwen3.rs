@@ -3,20 +3,23 @@
 
 use attar_graph::{Graph, op::Attention};
 
-use super::Architecture;
+use super::{Architecture, HARMLESS};
 use crate::{
     Config, Names, Result,
     builder::{Builder, Qkv},
-    config::check,
-    decoder::{self, DecoderConfig},
+    decoder::{self, DecoderConfig, Defaults},
     names::{row, stored},
 };
+
+const DEFAULTS: Defaults = Defaults { context: 32_768, key_heads: Some(32), head: Some(128), ..Defaults::LLAMA };
 
 pub(super) static QWEN3: Architecture =
     Architecture { names: &["Qwen3ForCausalLM", "qwen3"], weights: &NAMES, gguf: |header| header.decoder(), build };
 
 static NAMES: Names = Names {
-    optional_prefix: "",
+    optional_prefix: "model.",
+    larger_prefix: "",
+    harmless: HARMLESS,
     rows: &[
         row("embedding", stored("model.embed_tokens"), stored("token_embd")),
         row("blocks.*.attention_norm", stored("model.layers.*.input_layernorm"), stored("blk.*.attn_norm")),
@@ -36,17 +39,19 @@ static NAMES: Names = Names {
 };
 
 fn build(config: &Config, builder: Builder<'_>) -> Result<Graph> {
-    let c = DecoderConfig::parse(config)?;
-    check("use_sliding_window", &c.use_sliding_window, |used| !used, "`false`")?;
+    let c = DecoderConfig::parse(config, DEFAULTS)?;
+    c.check_silu()?;
+    c.check_no_window()?;
+    let bias = c.settings.truth("attention_bias")?.unwrap_or(false);
     let (heads, rope, epsilon) = (c.heads(), c.rope_of(&builder)?, c.rms_norm_eps);
     decoder::build(&c, builder, false, |b, inputs, x| {
-        let qkv = b.project(&heads, x, c.attention_bias)?;
+        let qkv = b.project(&heads, x, bias)?;
         let qkv = Qkv {
             query: b.rms_norm("query_normed", "attention.query_norm", qkv.query, heads.width, epsilon)?,
             key: b.rms_norm("key_normed", "attention.key_norm", qkv.key, heads.width, epsilon)?,
             value: qkv.value,
         };
         let qkv = b.rotate(&rope, inputs.positions, qkv)?;
-        b.attend(&heads, Attention::causal(heads.scale()), qkv, c.attention_bias)
+        b.attend(&heads, Attention::causal(heads.scale()), qkv, bias)
     })
 }

@@ -16,6 +16,8 @@ pub struct Tokenizer {
     padding: Option<PaddingParams>,
     truncation: Option<TruncationParams>,
     path: PathBuf,
+    /// Rows of the embedding.
+    limit: Option<usize>,
 }
 
 /// Where a tokenizer comes from.
@@ -42,7 +44,9 @@ impl Tokenizer {
         if !path.exists() {
             return Err(Error::Tokenizer { path: path.into(), reason: "the file does not exist".into() });
         }
-        Tokenizer::new(path, tokenizers::Tokenizer::from_file(path))
+        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        // A byte-order mark, as some editors write it.
+        Tokenizer::new(path, tokenizers::Tokenizer::from_bytes(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes)))
     }
 
     /// Builds a tokenizer from the metadata of the GGUF file at `path`.
@@ -55,7 +59,12 @@ impl Tokenizer {
         let mut inner = built.map_err(unusable)?;
         let (padding, truncation) = (inner.get_padding().cloned(), inner.get_truncation().cloned());
         inner.with_padding(None).with_truncation(None).map_err(unusable)?;
-        Ok(Tokenizer { inner, padding, truncation, path: path.into() })
+        Ok(Tokenizer { inner, padding, truncation, path: path.into(), limit: None })
+    }
+
+    /// The same for a model whose embedding has `rows` rows: a token beyond them is an error.
+    pub fn within(self, rows: Option<usize>) -> Tokenizer {
+        Tokenizer { limit: rows, ..self }
     }
 
     /// The tokens of `text`, with none added before or after. Special ones are found in it by their text.
@@ -70,7 +79,15 @@ impl Tokenizer {
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, special).map_err(|e| self.error(e))?;
-        Ok(encoding.get_ids().to_vec())
+        let tokens = encoding.get_ids().to_vec();
+        match tokens.iter().find(|token| self.limit.is_some_and(|limit| **token as usize >= limit)) {
+            Some(&token) => Err(Error::TokenBeyond {
+                text: self.inner.id_to_token(token).unwrap_or_default(),
+                token,
+                vocabulary: self.limit.unwrap_or_default(),
+            }),
+            None => Ok(tokens),
+        }
     }
 
     /// The number of tokens that its file truncates to, if it does.

@@ -1,6 +1,11 @@
 //! One binary, so that all of it links once.
 
+mod files;
+mod gguf;
 mod golden;
 mod graphs;
+mod reading;
+mod refusing;
+mod room;
 mod tokenizers;
 mod training;

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    fs,
     io::Write,
     path::{Path, PathBuf},
     process::Command,
@@ -302,4 +303,25 @@ fn another_model_of_tokenizer_is_an_error() {
     assert!(refusal(&metadata).ends_with("`tokenizer.ggml.model = bert` is not supported; `gpt2` and `llama` are"));
     let Some(path) = shared("tokenizers/ggml-vocab-bert-bge.gguf") else { return };
     assert!(refusal(File::open(&path).unwrap().metadata()).contains("`tokenizer.ggml.model = bert`"));
+}
+
+/// A token that was added to the tokenizer and not to the model.
+#[test]
+fn a_token_beyond_the_embedding_is_named() {
+    let room = crate::room::Room::new("token-beyond");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/shakespeare-1m");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(from.join(name), room.file(name)).unwrap();
+    }
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(from.join("tokenizer.json")).unwrap()).unwrap();
+    let token = serde_json::json!({
+        "id": 1024, "content": "<|pad|>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true
+    });
+    json["added_tokens"].as_array_mut().unwrap().push(token);
+    // As some editors write it.
+    fs::write(room.file("tokenizer.json"), format!("\u{feff}{json}")).unwrap();
+    let tokenizer = attar_model::Model::open(room.path()).unwrap().tokenizer().unwrap();
+    assert!(!tokenizer.encode("KING HENRY:").unwrap().is_empty());
+    let message = tokenizer.encode("KING<|pad|>HENRY:").unwrap_err().to_string();
+    assert_eq!(message, "the token `<|pad|>`, number 1024, is beyond the 1024 rows of the embedding");
 }

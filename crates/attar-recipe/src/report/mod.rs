@@ -66,6 +66,9 @@ pub struct ModelReport {
     pub architecture: String,
     /// Numbers in its weights; tied ones count once.
     pub parameters: u64,
+    /// What of it the artifacts lack: stored tensors that the recipe's `ignore` left out, a tokenizer that cannot be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// What became of one variant.
@@ -126,6 +129,9 @@ impl Report {
             "{} ({}), {} parameters. {}.\n\n",
             self.model.path, self.model.architecture, self.model.parameters, self.tool
         );
+        if !self.model.left_out.is_empty() {
+            text += &format!("Left out: {}.\n\n", self.model.left_out.join("; "));
+        }
         for (title, table) in self.tables() {
             text += &format!("## {title}\n\n{}\n", table.markdown());
         }

@@ -226,8 +226,11 @@ impl Reader<'_> {
             return Err(self.malformed(Defect::Magic { found }));
         }
         let version = self.u32()?;
+        if matches!(version.swap_bytes(), 1..=3) {
+            return Err(self.malformed(Defect::BigEndian));
+        }
         if !matches!(version, 2 | 3) {
-            return Err(self.malformed(Defect::Version { found: version.into(), known: "2 or 3 in little-endian order" }));
+            return Err(self.malformed(Defect::Version { found: version.into(), known: "2 or 3" }));
         }
         Ok((self.u64()?, self.u64()?))
     }

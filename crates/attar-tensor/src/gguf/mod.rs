@@ -14,6 +14,7 @@
 
 mod blocks;
 mod header;
+mod split;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,8 @@ use std::{
 
 use crate::{Defect, Digest, Error, QuantizedTensor, Result, Source, TensorInfo};
 use header::{FORMAT, Header, Storage, Stored};
+
+pub use split::Parts;
 
 /// Bytes per piece when reading or hashing.
 const PIECE: usize = 1 << 18;
@@ -80,6 +83,10 @@ impl File {
 impl Source for File {
     fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    fn unreadable(&self) -> Vec<String> {
+        self.stored.keys().filter(|name| !self.tensors.contains_key(*name)).cloned().collect()
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {

@@ -137,7 +137,7 @@ fn a_dtype_that_cannot_be_read_is_an_error_of_its_tensor_only() {
 fn a_name_in_two_shards_is_an_error() {
     let (first, second) = (stored(&whole()), stored(&whole()));
     let opened = Shards::open(&[first.path().into(), second.path().into()], &quantized());
-    assert!(matches!(opened, Err(Error::Malformed { defect: Defect::Overlap { .. }, .. })));
+    assert!(matches!(opened, Err(Error::Malformed { defect: Defect::Twice { .. }, .. })));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use attar_recipe::{Error, ErrorKind, Observer, Report};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{
-    Verb, draw, path, path_argument, print_recipe_argument,
+    Verb, draw, ignore_argument, ignored, open, path, path_argument, print_recipe_argument,
     written::{Written, chosen, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer, progress::Bars, settings};
@@ -46,6 +46,7 @@ impl Verb for Eval {
                     .help("Compare with this checkpoint")
                     .value_parser(clap::value_parser!(PathBuf)),
             )
+            .arg(ignore_argument())
             .arg(print_recipe_argument());
         settings::flags(runner_flags(command), &schema())
     }
@@ -74,7 +75,7 @@ impl Verb for Eval {
                 (engine.name, Some(artifact.mode), measure(&artifact, task, &*prepared, baseline.as_ref(), &bars)?)
             }
             None => {
-                let model = Model::open(subject)?;
+                let model = open(subject, arguments)?;
                 settings.check(&model.config)?;
                 let prepared = settings.prepare(&model.tokenizer()?, &model.config)?;
                 (REFERENCE, None, measure(&Reference::new(&model), task, &*prepared, baseline.as_ref(), &bars)?)
@@ -161,5 +162,5 @@ fn recipe(arguments: &ArgMatches, subject: &Path, task: &toml::Table) -> Result<
     let name = arguments.get_one::<String>("task").expect("it has a default");
     eval.insert("task".into(), name.as_str().into());
     eval.extend(task.clone());
-    Ok(super::one_shot(subject, Path::new("attar-eval"), &[("eval", eval)]))
+    Ok(super::one_shot(subject, &ignored(arguments), Path::new("attar-eval"), &[("eval", eval)]))
 }

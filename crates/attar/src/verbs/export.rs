@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use attar_recipe::{Error, verb_schema};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
-use super::{MODEL, Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
+use super::{
+    MODEL, Verb, ignore_argument, ignored, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text,
+};
 use crate::{environment::Environment, printer::Printer, settings};
 
 pub(super) struct Export;
@@ -20,6 +22,7 @@ impl Verb for Export {
         let command = Command::new("export")
             .about("Write a model in a format that other runtimes load, and verify every weight of the written files")
             .arg(path_argument("MODEL", MODEL))
+            .arg(ignore_argument())
             .arg(
                 Arg::new("target")
                     .long("target")
@@ -43,7 +46,7 @@ impl Verb for Export {
             toml::Table::from_iter([("target".to_owned(), target.as_str().into()), ("folder".to_owned(), ".".into())]);
         export.extend(settings::table(&schema(), arguments));
         let model = path(arguments, "model");
-        let text = one_shot(model, path(arguments, "out"), &[("export", export)]);
+        let text = one_shot(model, &ignored(arguments), path(arguments, "out"), &[("export", export)]);
         run_text(&format!("attar export {} --target {target}", model.display()), &text, arguments, environment, printer)
     }
 }

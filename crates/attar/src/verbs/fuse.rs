@@ -4,13 +4,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 use attar_compile::pass;
 use attar_graph::{Graph, Node};
-use attar_model::Model;
 use attar_recipe::{Error, FusionReport, fusion_table, verb_schema};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Verb, draw, path, print_recipe_argument, run_text, step};
+use super::{Verb, draw, open, path, print_recipe_argument, run_text, step};
 use crate::{environment::Environment, printer::Printer, settings};
 
 pub(super) struct Fuse;
@@ -56,7 +55,7 @@ impl Verb for Fuse {
         }
         let settings = pass::Fuse::deserialize(settings::table(&schema(), arguments));
         let settings = settings.map_err(|error| Error::recipe("invalid settings").because(&error))?;
-        let (graph, reports) = settings.run(&Model::open(model)?.graph)?;
+        let (graph, reports) = settings.run(&open(model, arguments)?.graph)?;
         if printer.json {
             let passes: Vec<Value> =
                 reports.iter().map(|r| json!({ "pass": r.name, "changes": r.changes, "nodes": r.nodes })).collect();

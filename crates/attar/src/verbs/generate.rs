@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use attar_eval::{Reference, Runner};
-use attar_model::{Model, Tokenizer};
+use attar_model::Tokenizer;
 use attar_recipe::Error;
 use clap::{Arg, ArgMatches, Command};
 
 use super::{
-    Verb, path, path_argument,
+    Verb, ignore_argument, open, path, path_argument,
     written::{Written, chosen, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer};
@@ -26,7 +26,8 @@ impl Verb for Generate {
             .long_about("Continue a text greedily: always the likeliest token. A checkpoint runs in the reference, an artifact in an engine that opens it.")
             .arg(path_argument("MODEL_OR_ARTIFACT", "A checkpoint, or the folder of an artifact"))
             .arg(Arg::new("prompt").long("prompt").value_name("TEXT").required(true).help("The text; special tokens are written as text, `\\n` is a new line"))
-            .arg(Arg::new("tokens").long("tokens").value_name("N").default_value("64").value_parser(clap::value_parser!(usize)).help("Stop after so many tokens"));
+            .arg(Arg::new("tokens").long("tokens").value_name("N").default_value("64").value_parser(clap::value_parser!(usize)).help("Stop after so many tokens"))
+            .arg(ignore_argument());
         runner_flags(command)
     }
 
@@ -45,7 +46,7 @@ impl Verb for Generate {
                 generate(&artifact, &written.tokenizer, &written.config.eos, &prompt, limit, printer)
             }
             None => {
-                let model = Model::open(subject)?;
+                let model = open(subject, arguments)?;
                 generate(&Reference::new(&model), &model.tokenizer()?, &model.config.eos, &prompt, limit, printer)
             }
         }

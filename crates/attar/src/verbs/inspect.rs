@@ -2,13 +2,12 @@
 
 use std::{path::Path, process::ExitCode};
 
-use attar_model::Model;
 use attar_recipe::{Error, bytes};
 use attar_tensor::{FolderStore, Store, TensorInfo};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 
-use super::{Verb, draw, path, path_argument};
+use super::{Verb, draw, ignore_argument, open, path, path_argument};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Inspect;
@@ -22,6 +21,7 @@ impl Verb for Inspect {
         Command::new("inspect")
             .about("Show the contents of a checkpoint, an artifact, an output folder or a store")
             .arg(path_argument("PATH", "A folder or a GGUF file"))
+            .arg(ignore_argument())
             .arg(Arg::new("graph").long("graph").help("Print a checkpoint's graph in text form").action(ArgAction::SetTrue))
     }
 
@@ -34,22 +34,22 @@ impl Verb for Inspect {
         // A checkpoint folder of attar is an artifact, too; shown as a checkpoint it tells more.
         let described = ["artifact.json", "manifest.json"].map(|name| path.join(name));
         if arguments.get_flag("graph") {
-            printer.data(&Model::open(path)?.graph.to_string());
+            printer.data(&open(path, arguments)?.graph.to_string());
         } else if FolderStore::is_at(path) {
             store(path, printer)?;
         } else if path.join(attar_tensor::MANIFEST).exists() {
-            checkpoint(path, printer)?;
+            checkpoint(path, arguments, printer)?;
         } else if let Some(file) = described.iter().find(|file| file.exists()) {
             written(file, printer)?;
         } else {
-            checkpoint(path, printer)?;
+            checkpoint(path, arguments, printer)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn checkpoint(path: &Path, printer: &Printer) -> Result<(), Error> {
-    let model = Model::open(path)?;
+fn checkpoint(path: &Path, arguments: &ArgMatches, printer: &Printer) -> Result<(), Error> {
+    let model = open(path, arguments)?;
     let weights: Vec<(String, TensorInfo, String)> = model
         .graph
         .weights()

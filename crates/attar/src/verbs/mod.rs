@@ -24,6 +24,7 @@ mod written;
 use std::{path::Path, process::ExitCode};
 
 use attar_eval::Status;
+use attar_model::{Model, OpenOptions, Pattern};
 use attar_recipe::{Error, LockMode, Recipe, Report, Request, step::STEPS};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use comfy_table::{ContentArrangement, Table, presets};
@@ -100,6 +101,25 @@ fn out_argument() -> Arg {
         .value_parser(clap::value_parser!(std::path::PathBuf))
 }
 
+/// What of a checkpoint may be left out.
+fn ignore_argument() -> Arg {
+    Arg::new("ignore")
+        .long("ignore")
+        .value_name("PATTERN")
+        .help("Leave stored tensors, or keys of the configuration (`config.KEY`), out on purpose; may be repeated")
+        .action(ArgAction::Append)
+}
+
+fn ignored(arguments: &ArgMatches) -> Vec<String> {
+    arguments.get_many::<String>("ignore").into_iter().flatten().cloned().collect()
+}
+
+/// Opens a checkpoint as the arguments say.
+fn open(path: &Path, arguments: &ArgMatches) -> Result<Model, Error> {
+    let options = OpenOptions { ignore: ignored(arguments).into_iter().map(Pattern::new).collect() };
+    Ok(Model::open_with(path, &options)?)
+}
+
 fn print_recipe_argument() -> Arg {
     Arg::new("print-recipe")
         .long("print-recipe")
@@ -108,10 +128,15 @@ fn print_recipe_argument() -> Arg {
 }
 
 /// A recipe of one step or export, as text.
-fn one_shot(model: &Path, out: &Path, sections: &[(&str, Settings)]) -> String {
+fn one_shot(model: &Path, ignored: &[String], out: &Path, sections: &[(&str, Settings)]) -> String {
     let mut root = Settings::new();
     root.insert("recipe".into(), 1.into());
-    root.insert("model".into(), model.display().to_string().into());
+    let path = toml::Value::from(model.display().to_string());
+    let model = match ignored {
+        [] => path,
+        some => Settings::from_iter([("path".to_owned(), path), ("ignore".to_owned(), some.to_vec().into())]).into(),
+    };
+    root.insert("model".into(), model);
     root.insert("output".into(), out.display().to_string().into());
     root.insert("keep_store".into(), false.into());
     for (name, settings) in sections {

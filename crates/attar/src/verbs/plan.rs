@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use attar_compress::kind;
-use attar_recipe::{ActivationReport, Error, PlannedVariant, Recipe, fusion_table};
+use attar_recipe::{ActivationReport, Error, PlannedVariant, Recipe, fusion_table, what_was_read};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{Verb, draw, path, path_argument};
@@ -39,13 +39,15 @@ impl Verb for Plan {
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let recipe = Recipe::read(path(arguments, "recipe"))?;
-        let plan = attar_recipe::plan(&recipe, &environment.engines())?;
+        let mut plan = attar_recipe::plan(&recipe, &environment.engines())?;
         plan.check_memory(environment.max_memory)?;
+        plan.read = plan.read.with_digests()?;
         if printer.json {
             printer.value(&plan);
             return Ok(ExitCode::SUCCESS);
         }
         printer.data(&format!("{} ({}), {} parameters", plan.model, plan.architecture, plan.parameters));
+        printer.data(what_was_read(&plan.read).trim_end());
         for variant in &plan.variants {
             printer.data(&describe(variant, arguments.get_flag("tensors")));
         }

@@ -9,7 +9,9 @@ use attar_recipe::{
 };
 use clap::{Arg, ArgMatches, Command};
 
-use super::{MODEL, Verb, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text};
+use super::{
+    MODEL, Verb, ignore_argument, ignored, one_shot, out_argument, path, path_argument, print_recipe_argument, run_text,
+};
 use crate::{environment::Environment, printer::Printer, settings};
 
 /// The heading of the flags that choose the calibration text.
@@ -63,6 +65,7 @@ pub(super) fn command(step: &'static str) -> Command {
             kind.about
         ))
         .arg(path_argument("MODEL", MODEL))
+        .arg(ignore_argument())
 }
 
 /// The recipe that runs one step and writes a checkpoint folder.
@@ -77,7 +80,7 @@ pub(super) fn recipe_of(step: &str, arguments: &ArgMatches, more: &[(&str, toml:
     let mut table = toml::Table::from_iter([("kind".to_owned(), step.into())]);
     table.extend(settings::table(&schema, arguments));
     let sections: Vec<(&str, toml::Table)> = std::iter::once(("step", table)).chain(more.iter().cloned()).collect();
-    one_shot(path(arguments, "model"), path(arguments, "out"), &sections)
+    one_shot(path(arguments, "model"), &ignored(arguments), path(arguments, "out"), &sections)
 }
 
 /// `[data.calibration]` as text, if a calibration text was given.

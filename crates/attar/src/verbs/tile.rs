@@ -1,10 +1,7 @@
 //! `attar tile M,K,N` or `attar tile MODEL`: tiles one matrix product, or every product of a model, for a device; for a model,
 //! `--out` runs the step.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use attar_compile::{
     Compile, Element, Tile as Settings, lower_bound,
@@ -17,7 +14,7 @@ use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Verb, draw, path, print_recipe_argument, run_text, step};
+use super::{Verb, draw, ignore_argument, open, path, print_recipe_argument, run_text, step};
 use crate::{environment::Environment, printer::Printer, settings};
 
 pub(super) struct Tile;
@@ -26,7 +23,7 @@ pub(super) struct Tile;
 const NAME: &str = "tile";
 
 /// Flags that apply to models only.
-const OF_MODELS: [&str; 4] = ["seq", "decode", "out", "print-recipe"];
+const OF_MODELS: [&str; 5] = ["seq", "decode", "out", "ignore", "print-recipe"];
 
 impl Verb for Tile {
     fn name(&self) -> &'static str {
@@ -67,6 +64,7 @@ impl Verb for Tile {
                     .help("Output folder, created if it does not exist")
                     .value_parser(clap::value_parser!(PathBuf)),
             )
+            .arg(ignore_argument())
             .arg(print_recipe_argument().requires("out"));
         settings::flags(command, &schema())
     }
@@ -99,7 +97,7 @@ impl Verb for Tile {
                     let recipe = step::recipe_of(NAME, arguments, &[]);
                     return run_text(&format!("attar {NAME} {text}"), &recipe, arguments, environment, printer);
                 }
-                all(what, &settings, printer)?;
+                all(&open(what, arguments)?, &settings, printer)?;
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -156,8 +154,8 @@ fn one([m, k, n]: [u64; 3], bits: u32, settings: &Settings, printer: &Printer) -
 }
 
 /// Tiles every distinct product of a model.
-fn all(model: &Path, settings: &Settings, printer: &Printer) -> Result<(), Error> {
-    let tiled = cut_products(settings, &Model::open(model)?)?;
+fn all(model: &Model, settings: &Settings, printer: &Printer) -> Result<(), Error> {
+    let tiled = cut_products(settings, model)?;
     if printer.json {
         printer.value(&tiled);
     } else {

@@ -74,7 +74,8 @@ impl Written {
         let json = serde_json::from_slice(&text)
             .map_err(|e| Error::input(format!("`{}` is not JSON", config_path.display())).because(&e))?;
         let config = Config::from_json(&config_path, json)?;
-        let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"))?;
+        let rows = config.json["vocab_size"].as_u64().and_then(|rows| usize::try_from(rows).ok());
+        let tokenizer = Tokenizer::open(&folder.join("tokenizer.json"))?.within(rows);
         Ok(Written { folder: folder.into(), tokenizer, config })
     }
 
