@@ -123,7 +123,7 @@ fn tied(graph: &Graph) -> Option<bool> {
 /// Every text that `describe` gives for a node, once, with how often. Keys are counted with their queries if `paired`.
 fn kinds(graph: &Graph, describe: impl Fn(&Op) -> Option<String>, paired: bool) -> Vec<String> {
     let mut found: Vec<(String, usize)> = Vec::new();
-    let matching = graph.nodes().iter().filter(|node| !paired || !graph.get(node.output).name.contains("key_"));
+    let matching = graph.nodes().iter().filter(|node| !paired || !graph.get(node.outputs[0]).name.contains("key_"));
     for text in matching.filter_map(|node| describe(&node.op)) {
         match found.iter_mut().find(|(known, _)| *known == text) {
             Some((_, count)) => *count += 1,
