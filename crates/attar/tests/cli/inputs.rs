@@ -183,6 +183,7 @@ fn configurations() {
     configured("a norm that divides by nothing", &|room| configure(room, "rms_norm_eps", json!(-1.0)));
     configured("blocks of two kinds", &|room| {
         configure(room, "architectures", json!(["MistralForCausalLM"]));
+        configure(room, "model_type", json!("mistral"));
         configure(room, "layer_types", json!(["full_attention", "sliding_attention"]));
     });
     configured("an activation that is not run", &|room| configure(room, "hidden_act", json!("gelu")));

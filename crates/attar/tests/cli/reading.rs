@@ -57,7 +57,7 @@ fn a_recipe_says_what_is_ignored() {
         "head: the embedding (tied)",
         "yarn, factor 4",
         "biases of: none",
-        "end of text: none",
+        "end of text: 2",
         "config.json: ",
     ] {
         assert!(plan.contains(fact), "`{fact}` is not in {plan}");
