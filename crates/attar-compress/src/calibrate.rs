@@ -25,6 +25,10 @@ pub struct Calibration {
     pub seed: u64,
 }
 
+/// Tokens of the longest window, and windows, that a machine could take.
+const LONGEST: usize = 1 << 20;
+const MOST: usize = 1 << 24;
+
 fn default_samples() -> usize {
     128
 }
@@ -34,16 +38,22 @@ fn default_length() -> usize {
 }
 
 impl Calibration {
+    /// Whether a model of that configuration can see the text so. The text is not read.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        let setting = |key, found: usize, wanted: String| Err(Error::Setting { key, found, wanted });
+        let longest = config.context.unwrap_or(LONGEST).min(LONGEST);
+        match (self.samples, self.length) {
+            (0, _) => setting("samples", 0, "1 or more windows are taken".into()),
+            (samples, _) if samples > MOST => setting("samples", samples, format!("at most {MOST} windows are taken")),
+            (_, 0) => setting("length", 0, "a window has 1 or more tokens".into()),
+            (_, length) if length > longest => setting("length", length, format!("the model's context is {longest} tokens")),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads and tokenizes the text, cuts it into windows and takes as many as asked for, in the order of the text.
     pub fn windows(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Vec<u32>>> {
-        let setting = |key, found: usize, wanted: String| Err(Error::Setting { key, found, wanted });
-        if self.samples == 0 {
-            return setting("samples", 0, "1 or more windows are taken".into());
-        }
-        let longest = config.context.unwrap_or(usize::MAX);
-        if self.length == 0 || self.length > longest {
-            return setting("length", self.length, format!("the model's context is {longest} tokens"));
-        }
+        self.check(config)?;
         let text = std::fs::read_to_string(&self.path).map_err(|source| attar_tensor::Error::Io {
             action: "read",
             path: self.path.clone(),

@@ -303,11 +303,14 @@ fn given(found: &[&str]) -> String {
 }
 
 impl Error {
-    /// The setting of the task that is wrong, if one is.
+    /// The setting of the task, or of the gate, that is wrong, if one is.
     pub fn key(&self) -> Option<&'static str> {
         match self {
-            Error::Setting { key, .. } => Some(key),
+            Error::Setting { key, .. } | Error::GateLimit { key, .. } => Some(key),
             Error::NoBos => Some("bos"),
+            Error::GateMetric { .. } | Error::UnknownMetric { .. } | Error::UnknownEval { .. } => Some("metric"),
+            Error::GateBound { found } => found.last().copied(),
+            Error::NoDrop { .. } => Some("drop_at_most"),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Bounds on metrics.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use attar_tensor::nearest;
 
@@ -11,7 +11,7 @@ use crate::{
 
 /// A bound on a metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "WrittenGate", into = "WrittenGate")]
 pub struct Gate {
     /// The name of the eval that measures.
     pub eval: String,
@@ -109,7 +109,7 @@ pub struct Verdict {
 /// A gate as recipes write it.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Written {
+pub struct WrittenGate {
     /// `EVAL/METRIC`, such as `shakespeare/perplexity`.
     metric: String,
     /// Judge this variant only; without it, every variant is judged.
@@ -149,11 +149,44 @@ fn is_reference(runner: &String) -> bool {
 }
 
 /// `"3%"` or `0.03`.
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 enum Share {
     Number(f64),
     Percent(String),
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Share, D::Error> {
+        from.deserialize_any(NumberOrPercent)
+    }
+}
+
+/// A visitor, since an untagged enum would not say what it expects.
+struct NumberOrPercent;
+
+impl de::Visitor<'_> for NumberOrPercent {
+    type Value = Share;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a share such as `\"3%\"` or `0.03`")
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> std::result::Result<Share, E> {
+        Ok(Share::Number(number))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> std::result::Result<Share, E> {
+        Ok(Share::Number(number as f64))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> std::result::Result<Share, E> {
+        Ok(Share::Number(number as f64))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Share, E> {
+        Ok(Share::Percent(text.into()))
+    }
 }
 
 impl Share {
@@ -165,10 +198,10 @@ impl Share {
     }
 }
 
-impl TryFrom<Written> for Gate {
+impl TryFrom<WrittenGate> for Gate {
     type Error = Error;
 
-    fn try_from(written: Written) -> Result<Gate> {
+    fn try_from(written: WrittenGate) -> Result<Gate> {
         let bound = written.bound()?;
         let Some((eval, metric)) = written.metric.split_once('/').filter(|(eval, metric)| !eval.is_empty() && !metric.is_empty())
         else {
@@ -180,10 +213,10 @@ impl TryFrom<Written> for Gate {
     }
 }
 
-impl From<Gate> for Written {
-    fn from(gate: Gate) -> Written {
+impl From<Gate> for WrittenGate {
+    fn from(gate: Gate) -> WrittenGate {
         let metric = format!("{}/{}", gate.eval, gate.metric);
-        let mut written = Written {
+        let mut written = WrittenGate {
             metric,
             variant: gate.variant,
             runner: gate.runner,
@@ -201,7 +234,7 @@ impl From<Gate> for Written {
     }
 }
 
-impl Written {
+impl WrittenGate {
     fn bound(&self) -> Result<Bound> {
         let limit = |key, number: Option<f64>, found: String, lowest: f64| match number {
             Some(number) if number.is_finite() && number >= lowest => Ok(number),

@@ -31,12 +31,12 @@ mod task;
 
 pub use engine::{Artifact, ENGINES, Engine, Installation, Mode, Places, engine};
 pub use error::{Error, Result};
-pub use gate::{Bound, Evaluation, Gate, Outcome, Status, Verdict};
+pub use gate::{Bound, Evaluation, Gate, Outcome, Status, Verdict, WrittenGate};
 pub use prediction::{DEVICE, DEVICE_METRICS, DeviceMetric, PREDICTED, Prediction, device_metric};
 pub use reference::{REFERENCE, Reference, outputs};
 pub use runner::{Output, Progress, Rows, Runner, Window};
 pub use statistics::Estimate;
 pub use task::{
-    Better, Column, DEFAULT_TASK, Digits, Invalid, Measurements, Metric, Prepared, Settings, Sides, TASKS, Task, perplexity,
-    perplexity::Perplexity, task,
+    Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Measurements, Metric, Prepared, Settings, Sides, TASKS, Task,
+    perplexity, perplexity::Perplexity, task,
 };

@@ -8,7 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_eval::{Better, Error, Measurements, Metric, Prepared, Reference, Result, Rows, Runner, Settings, Sides, TASKS, Task};
+use attar_eval::{
+    Against, Better, Error, Measurements, Metric, Prepared, Reference, Result, Rows, Runner, Settings, Sides, TASKS, Task,
+};
 use attar_model::Model;
 
 /// `testdata/tasks/NAME.toml`.
@@ -102,6 +104,36 @@ fn perfect_answers_score_perfectly() {
             assert!((value - metric.perfect).abs() < PERFECTLY, "{}/{} is {value}", task.name, metric.name);
             if let Some(loss) = metric.loss {
                 assert!(loss(&measured).unwrap().abs() < PERFECTLY, "{}/{}", task.name, metric.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_metric_is_measured_exactly_where_what_it_is_held_against_is_there() {
+    for task in TASKS {
+        let case = Case::of(task);
+        let (prepared, width) = (case.prepare(), width(&case));
+        let answers = || Answers { prepared: &*prepared, width, random: PERFECT };
+        for (base, sibling) in [(false, false), (true, false), (false, true), (true, true)] {
+            let (mut model, mut one, mut other) = (answers(), answers(), answers());
+            let mut sides = Sides { model: &mut model, base: None, sibling: None };
+            if base {
+                sides.base = Some(&mut one);
+            }
+            if sibling {
+                sides.sibling = Some(&mut other);
+            }
+            let measured = prepared.score(&mut sides, &|_, _| {}).unwrap();
+            for metric in task.metrics {
+                let there = match metric.against {
+                    Against::Nothing => true,
+                    Against::Base => base,
+                    Against::Sibling => sibling,
+                };
+                let name = format!("{}/{}, base {base}, sibling {sibling}", task.name, metric.name);
+                assert_eq!(metric.value(&measured).is_some(), there, "{name}");
+                assert_eq!(metric.loss.and_then(|loss| loss(&measured)).is_some(), metric.loss.is_some() && base, "{name}");
             }
         }
     }

@@ -97,6 +97,12 @@ fn read_artifact(folder: &Path, key: &Digest) -> Option<Described> {
     (described.key == *key && whole && !described.artifact.files.is_empty()).then_some(described)
 }
 
+/// Numbers in the weights of the artifact in `folder`, if it describes itself.
+pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
+    let described: Described = serde_json::from_slice(&std::fs::read(folder.join(ARTIFACT)).ok()?).ok()?;
+    Some(described.artifact.totals.weights)
+}
+
 /// The files of a checkpoint's folder that a runtime may want, apart from the weights and the configuration.
 const SIDE_FILES: [&str; 9] = [
     "tokenizer.json",

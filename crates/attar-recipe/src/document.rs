@@ -9,12 +9,13 @@ use std::{collections::BTreeMap, ops::Range, path::PathBuf};
 use attar_tensor::nearest;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use toml::{
     Spanned,
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, settings, words::plain};
 
 /// A parsed text and the place of everything in it.
 #[derive(Clone, Debug)]
@@ -97,21 +98,6 @@ impl<'d, 't> Section<'d, 't> {
         Section { document, key: String::new(), title: "the recipe".into(), table, span: 0..0 }
     }
 
-    /// Refuses a key of the table under `name`, if it is one, that is not among `known`.
-    pub(crate) fn check_table(&self, name: &str, known: &[&str]) -> Result<()> {
-        let table = self.table.get(name).and_then(|value| value.get_ref().as_table());
-        let Some((key, _)) = table.into_iter().flatten().find(|(key, _)| !known.iter().any(|known| *known == key.get_ref()))
-        else {
-            return Ok(());
-        };
-        let word = key.get_ref();
-        let hint = match nearest(word, known.iter().copied()) {
-            Some(nearest) => format!("did you mean `{nearest}`?"),
-            None => format!("known: {}", known.join(", ")),
-        };
-        Err(self.document.at(Error::recipe(format!("`{name}` has no key `{word}`")).hint(hint), key.span()))
-    }
-
     /// Takes an array of tables out.
     pub(crate) fn take_tables(&mut self, name: &str) -> Result<Vec<Section<'d, 't>>> {
         let Some(value) = self.table.remove(name) else { return Ok(Vec::new()) };
@@ -187,8 +173,18 @@ impl<'d, 't> Section<'d, 't> {
     /// that were taken before.
     pub(crate) fn finish<T: DeserializeOwned + JsonSchema>(mut self, also: &[String]) -> Result<T> {
         let table = std::mem::take(&mut self.table);
-        self.check_keys(&table, &fields::<T>(), also)?;
+        self.check_keys(&table, &settings::of::<T>(), also)?;
         self.decode(table)
+    }
+
+    /// An unknown key is an error, before anything is said of what is missing. `schemas` together name the keys, `also` those
+    /// that are taken in another way.
+    pub(crate) fn check_known(&self, schemas: &[&Value], also: &[String]) -> Result<()> {
+        let mut all = json!({ "properties": {} });
+        for (name, schema) in schemas.iter().filter_map(|schema| schema["properties"].as_object()).flatten() {
+            all["properties"][name] = schema.clone();
+        }
+        self.check_keys(&self.table, &all, also)
     }
 
     /// All that is left, as a registry's entry reads it: its schema names the keys, `parse` does the rest.
@@ -199,26 +195,55 @@ impl<'d, 't> Section<'d, 't> {
         parse: impl FnOnce(serde_json::Value) -> std::result::Result<T, attar_eval::Invalid>,
     ) -> Result<T> {
         let table = std::mem::take(&mut self.table);
-        let fields: Vec<String> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect();
-        self.check_keys(&table, &fields, also)?;
-        parse(self.decode(table)?).map_err(|invalid| match invalid.key.as_str() {
-            "" => self.document.at(Error::recipe(format!("{}: {}", self.title, invalid.message)), self.header()),
-            key => self.place(Error::recipe(format!("{}, `{key}`: {}", self.title, invalid.message)), key),
+        self.check_keys(&table, schema, also)?;
+        parse(self.decode(table)?).map_err(|invalid| {
+            let (message, hint) = plain(&invalid.message);
+            match invalid.key.as_str() {
+                "" => self.document.at(Error::recipe(format!("{}: {message}", self.title)).hint(hint), self.header()),
+                key => self.place(Error::recipe(format!("{}, `{key}`: {message}", self.title)).hint(hint), key),
+            }
         })
     }
 
-    /// An unknown key is an error at that key, with the closest known one.
-    fn check_keys(&self, table: &DeTable<'_>, fields: &[String], also: &[String]) -> Result<()> {
-        if let Some((key, _)) = table.iter().find(|(key, _)| !fields.iter().any(|f| f == key.get_ref())) {
-            let word = key.get_ref();
-            let all = fields.iter().chain(also).map(String::as_str);
-            let hint = match nearest(word, all.clone()) {
-                Some(nearest) => format!("did you mean `{nearest}`?"),
-                None => format!("known: {}", all.collect::<Vec<_>>().join(", ")),
-            };
-            return Err(self.document.at(Error::recipe(format!("{} has no key `{word}`", self.title)).hint(hint), key.span()));
+    /// An unknown key is an error at that key, with the closest known one, in this table and in those within it.
+    fn check_keys(&self, table: &DeTable<'_>, schema: &Value, also: &[String]) -> Result<()> {
+        let fields: Vec<&str> = schema["properties"].as_object().into_iter().flatten().map(|(key, _)| key.as_str()).collect();
+        let all = || fields.iter().copied().chain(also.iter().map(String::as_str));
+        for (key, value) in table {
+            let word = &**key.get_ref();
+            if fields.contains(&word) {
+                self.check_within(word, value.get_ref(), &schema["properties"][word])?;
+            } else if !also.iter().any(|taken| taken == word) {
+                let hint = match nearest(word, all()) {
+                    Some(nearest) => format!("did you mean `{nearest}`?"),
+                    None => format!("known: {}", all().collect::<Vec<_>>().join(", ")),
+                };
+                let error = Error::recipe(format!("{} has no key `{word}`", self.title)).hint(hint);
+                return Err(self.document.at(error, key.span()));
+            }
         }
         Ok(())
+    }
+
+    /// The same in the tables that a value is or lists, where the schema says which keys those have.
+    fn check_within(&self, name: &str, value: &DeValue<'_>, schema: &Value) -> Result<()> {
+        match value {
+            DeValue::Table(table) => match with_keys(schema, "properties") {
+                Some(schema) => self.within(name).check_keys(table, schema, &[]),
+                None => Ok(()),
+            },
+            DeValue::Array(items) => match with_keys(schema, "items") {
+                Some(schema) => items.iter().try_for_each(|item| self.check_within(name, item.get_ref(), &schema["items"])),
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// A table under `name`, without what is in it.
+    fn within(&self, name: &str) -> Section<'d, 't> {
+        let title = format!("{}, `{name}`", self.title);
+        Section { document: self.document, key: self.path(name), title, table: DeTable::new(), span: self.span.clone() }
     }
 
     fn decode<T: DeserializeOwned>(&self, table: DeTable<'t>) -> Result<T> {
@@ -230,8 +255,9 @@ impl<'d, 't> Section<'d, 't> {
                 "" => self.title.clone(),
                 key => format!("{}, `{key}`", self.title),
             };
-            let message = error.message().trim().replace('\n', "; ");
-            self.document.at(Error::recipe(format!("{subject}: {message}")), error.span().unwrap_or(self.header()))
+            let (message, hint) = plain(error.message());
+            let error_at = error.span().unwrap_or(self.header());
+            self.document.at(Error::recipe(format!("{subject}: {message}")).hint(hint), error_at)
         })
     }
 
@@ -245,6 +271,16 @@ impl<'d, 't> Section<'d, 't> {
     fn path(&self, name: &str) -> String {
         if self.key.is_empty() { name.into() } else { format!("{}.{name}", self.key) }
     }
+}
+
+/// The schema, or the only one of its alternatives that has `keyword`.
+fn with_keys<'s>(schema: &'s Value, keyword: &str) -> Option<&'s Value> {
+    if schema.get(keyword).is_some() {
+        return Some(schema);
+    }
+    let ways = ["anyOf", "oneOf"].into_iter().filter_map(|word| schema.get(word)?.as_array()).flatten();
+    let mut found = ways.filter(|way| way.get(keyword).is_some());
+    found.next().filter(|_| found.next().is_none())
 }
 
 /// The keys of a settings struct, from its schema: the one place where they are listed.

@@ -195,7 +195,22 @@ impl From<attar_eval::Error> for Error {
 
 impl From<attar_compile::Error> for Error {
     fn from(error: attar_compile::Error) -> Error {
-        input_error(&error, error.hint())
+        let kind = if device_key(&error).is_some() { ErrorKind::Recipe } else { ErrorKind::Input };
+        Error { kind, ..input_error(&error, error.hint()) }
+    }
+}
+
+/// The setting that chose a device which there is not or cannot be.
+pub(crate) fn device_key(error: &attar_compile::Error) -> Option<&'static str> {
+    use attar_compile::Error::{
+        DeviceCycle, DeviceKey, DeviceMissing, DevicePair, DeviceRead, DeviceSram, DeviceSyntax, DeviceUnknown, DeviceUsable,
+        DeviceValue, MemoryTooSmall,
+    };
+    match error {
+        DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } | DeviceCycle { .. } => Some("device"),
+        DeviceUsable { .. } | DeviceSram { .. } | DevicePair { .. } => Some("device"),
+        DeviceKey { .. } | DeviceValue { .. } | DeviceMissing { .. } | MemoryTooSmall { .. } => Some("set"),
+        _ => None,
     }
 }
 

@@ -6,9 +6,11 @@
 
 mod adapters;
 mod artifact;
+mod baseline;
 mod document;
 mod engines;
 mod error;
+mod existing;
 mod extras;
 mod files;
 mod json;
@@ -19,6 +21,7 @@ mod manifest;
 mod measure;
 mod model;
 mod needs;
+mod opened;
 mod output;
 mod plan;
 mod plot;
@@ -37,10 +40,12 @@ pub mod step;
 mod sweep;
 mod table;
 mod walk;
+mod words;
 
 pub use attar_compress::allocate::Size;
 pub use engines::Engines;
 pub use error::{Error, ErrorKind, Result};
+pub use existing::Existing;
 pub use files::{data_beside, place_buffers, prove_plan, read_buffers, read_plan, read_proof, unusable};
 pub use lock::{Lock, LockMode};
 pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
@@ -51,10 +56,11 @@ pub use report::{
     FrontReport, FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport,
     TensorReport, TransformReport, VariantReport, fusion_table,
 };
-pub use run::{Request, run};
+pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;
 pub use schema::{schema, verb_schema};
 pub use source::what_was_read;
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};
+pub use walk::Walker;

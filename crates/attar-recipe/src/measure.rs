@@ -10,9 +10,10 @@ use attar_model::Model;
 use attar_tensor::Digest;
 
 use crate::{
-    Engines, Error, Eval, Observer, Recipe, Result, RunnerKind,
+    Engines, Error, Eval, Existing, Observer, Recipe, Result, RunnerKind,
     json::{TOOL, json},
     made::{Made, Written},
+    opened::{Measured, Opened},
     output::Output,
     session::Session,
 };
@@ -20,47 +21,145 @@ use crate::{
 /// Version of what decides a measurement's key.
 const KEY: u32 = 2;
 
-/// Measures every variant by every runner of every eval.
-pub(crate) fn measure(
-    recipe: &Recipe,
-    engines: &Engines,
-    base: &Model,
-    made: &[Made],
-    output: &Output,
-    session: &Session<'_>,
-    used: &mut BTreeSet<Digest>,
-) -> Result<Vec<Evaluation>> {
-    let mut evaluations = Vec::new();
-    for eval in &recipe.evals {
-        let place = |error: Error| recipe.document.place(error, &eval.key);
-        let tokenizer = base.tokenizer().map_err(|e| place(e.into()))?;
-        let prepared = eval.task.prepare(&tokenizer, &base.config).map_err(|e| place(e.into()))?;
-        let asked = Question { eval, base, prepared: &*prepared, engines, output };
-        let base_runner = Reference::new(base);
-        let mut untouched = Started::new(&base_runner, &asked, format!("untouched: {}", eval.name), session.observer);
-        for variant in made {
-            let reference = Reference::new(&variant.model);
-            let title = format!("{}: {}", variant.working.title, eval.name);
-            let mut reference = Started::new(&reference, &asked, title, session.observer);
+/// What is measured.
+pub(crate) struct Subject<'a> {
+    /// The name of a variant, if it is one and has such.
+    variant: Option<&'a str>,
+    /// For progress.
+    title: &'a str,
+    /// What the reference runs; nothing but engines runs an artifact that was there before.
+    model: Option<&'a Model>,
+    artifact: Folders<'a>,
+}
+
+/// Where engines find what they open.
+enum Folders<'a> {
+    /// In the output folder.
+    Written(&'a Path, &'a [Written]),
+    /// Where it was before.
+    Existing(&'a Existing),
+    Nowhere,
+}
+
+impl<'a> Subject<'a> {
+    /// A variant, with what was written of it in `output`.
+    pub(crate) fn made(made: &'a Made, output: &'a Output) -> Subject<'a> {
+        let variant = (!made.name.is_empty()).then_some(&*made.name);
+        let artifact = Folders::Written(output.root(), &made.artifacts);
+        Subject { variant, title: &made.working.title, model: Some(&made.model), artifact }
+    }
+
+    /// What a recipe without steps and exports is about.
+    pub(crate) fn opened(opened: &'a Opened) -> Subject<'a> {
+        let (model, artifact) = match &opened.subject {
+            Measured::Model(model) => (Some(model), Folders::Nowhere),
+            Measured::Artifact(existing) => (None, Folders::Existing(existing)),
+        };
+        Subject { variant: None, title: "model", model, artifact }
+    }
+
+    /// Its artifact in an engine.
+    fn run_by(&self, engine: &'static Engine, mode: Mode, engines: &Engines) -> attar_eval::Result<Artifact> {
+        match self.artifact {
+            Folders::Written(root, written) => {
+                let folder = root.join(&opened_by(written, engine).folder);
+                Ok(Artifact::new(engines.find(engine)?, folder, mode, &engines.host))
+            }
+            Folders::Existing(existing) => existing.run_by(engine, mode, engines),
+            Folders::Nowhere => unreachable!("a recipe that runs an engine has an artifact for it: checked when parsed"),
+        }
+    }
+
+    /// The files that an engine opens, with their digests.
+    fn files(&self, engine: &Engine) -> Result<Vec<(String, Digest)>> {
+        match self.artifact {
+            Folders::Written(_, written) => {
+                let files = &opened_by(written, engine).artifact.files;
+                Ok(files.iter().map(|file| (file.name.clone(), file.digest)).collect())
+            }
+            Folders::Existing(existing) => existing.digests(),
+            Folders::Nowhere => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The artifact that an engine opens.
+fn opened_by<'m>(written: &'m [Written], engine: &Engine) -> &'m Written {
+    let written = written.iter().find(|written| engine.opens.iter().any(|opens| opens.target == written.artifact.target));
+    written.expect("a recipe that runs an engine exports to it: checked when parsed")
+}
+
+/// What all measurements of a run have in common.
+pub(crate) struct Measuring<'a> {
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) engines: &'a Engines,
+    pub(crate) opened: &'a Opened,
+    pub(crate) observer: &'a dyn Observer,
+    /// Where measurements are kept, if they are.
+    pub(crate) session: Option<&'a Session<'a>>,
+}
+
+impl Measuring<'_> {
+    /// Measures every subject by every runner of every eval. `used` gets the blobs of the measurements.
+    pub(crate) fn measure(&self, subjects: &[Subject<'_>], used: &mut BTreeSet<Digest>) -> Result<Vec<Evaluation>> {
+        let mut evaluations = Vec::new();
+        for eval in &self.recipe.evals {
+            let place = |error: Error| self.recipe.document.place(error, &eval.key);
+            let (tokenizer, config) = (self.opened.tokenizer().map_err(place)?, self.opened.config());
+            let prepared = eval.task.prepare(&tokenizer, config).map_err(|e| place(e.into()))?;
+            let question = Question { eval, base: self.opened.base(), prepared: &*prepared };
+            self.ask(&question, subjects, used, &mut evaluations)?;
+            note_missing(eval, self.engines, self.observer);
+        }
+        Ok(evaluations)
+    }
+
+    fn ask(
+        &self,
+        asked: &Question<'_>,
+        subjects: &[Subject<'_>],
+        used: &mut BTreeSet<Digest>,
+        evaluations: &mut Vec<Evaluation>,
+    ) -> Result<()> {
+        let eval = asked.eval;
+        let base = asked.base.map(Reference::new);
+        let title = format!("{}: {}", self.recipe.base_title(), eval.name);
+        let mut base = base.as_ref().map(|base| Started::new(base, asked, title, self.observer));
+        for subject in subjects {
+            let reference = subject.model.map(Reference::new);
+            let title = format!("{}: {}", subject.title, eval.name);
+            let mut own = reference.as_ref().map(|own| Started::new(own, asked, title.clone(), self.observer));
             for (runner, mode) in &eval.runners {
-                session.check_interrupt()?;
-                let outcome = match asked.run_by(*runner, *mode, variant) {
+                if self.observer.interrupted() {
+                    return Err(Error::interrupted());
+                }
+                let engine = runner.engine().map(|engine| subject.run_by(engine, *mode, self.engines)).transpose();
+                let outcome = match engine {
                     Err(missing) => Outcome::Skipped { reason: missing.to_string() },
                     Ok(engine) => {
-                        let blob = session.unit(asked.key(engine.as_ref(), variant)?, |to| {
-                            let measured = asked.measure(&mut untouched, &mut reference, engine.as_ref(), session.observer)?;
-                            to.write_all(&json(&measured)).map_err(|e| attar_tensor::Error::from(e).into())
-                        })?;
-                        used.insert(blob);
-                        Outcome::Measured(read_measurements(&session.store.open(&blob)?)?)
+                        let engine = engine.as_ref();
+                        let make = || asked.measure(&title, base.as_mut(), own.as_mut(), engine, self.observer);
+                        Outcome::Measured(self.kept(|| asked.key(engine, subject), make, used)?)
                     }
                 };
-                evaluations.push(asked.evaluation(*runner, *mode, variant, outcome));
+                evaluations.push(asked.evaluation(*runner, *mode, subject, outcome));
             }
         }
-        note_missing(eval, engines, session.observer);
+        Ok(())
     }
-    Ok(evaluations)
+
+    /// A measurement: from the store if it is there, or else made now, and kept where there is a store.
+    fn kept(
+        &self,
+        key: impl FnOnce() -> Result<Digest>,
+        make: impl FnOnce() -> Result<Measurements>,
+        used: &mut BTreeSet<Digest>,
+    ) -> Result<Measurements> {
+        let Some(session) = self.session else { return make() };
+        let blob = session.unit(key()?, |to| to.write_all(&json(&make()?)).map_err(|e| attar_tensor::Error::from(e).into()))?;
+        used.insert(blob);
+        read_measurements(&session.store.open(&blob)?)
+    }
 }
 
 /// Says which engines an eval wanted and this machine does not have.
@@ -78,13 +177,12 @@ fn read_measurements(path: &Path) -> Result<Measurements> {
     serde_json::from_slice(&text).map_err(|e| Error::input("a measurement in the store cannot be read").because(&e))
 }
 
-/// One eval, of which every variant and every runner is asked.
+/// One eval, of which every subject and every runner is asked.
 struct Question<'a> {
     eval: &'a Eval,
-    base: &'a Model,
+    /// What is compared with.
+    base: Option<&'a Model>,
     prepared: &'a dyn Prepared,
-    engines: &'a Engines,
-    output: &'a Output,
 }
 
 impl Question<'_> {
@@ -92,39 +190,46 @@ impl Question<'_> {
         self.eval.task.task().output
     }
 
-    /// The variant's artifact in the engine, if the runner is one; an error if that is not installed.
-    fn run_by(&self, runner: RunnerKind, mode: Mode, variant: &Made) -> attar_eval::Result<Option<Artifact>> {
-        let Some(engine) = runner.engine() else { return Ok(None) };
-        let installation = self.engines.find(engine)?;
-        let folder = self.output.root().join(&written(variant, engine).folder);
-        Ok(Some(Artifact::new(installation, folder, mode, &self.engines.host)))
-    }
-
+    /// `own` is the subject's run by the reference.
     fn measure(
         &self,
-        untouched: &mut Started<'_>,
-        reference: &mut Started<'_>,
+        title: &str,
+        base: Option<&mut Started<'_>>,
+        own: Option<&mut Started<'_>>,
         engine: Option<&Artifact>,
         observer: &dyn Observer,
     ) -> Result<Measurements> {
-        let title = format!("{} by {}", reference.title, engine.map_or(RunnerKind::Reference.name(), |engine| engine.name()));
-        let (base, own) = (untouched.rows()?, reference.rows()?);
+        let title = format!("{title} by {}", engine.map_or(RunnerKind::Reference.name(), |engine| engine.name()));
+        // Spelled out: a mapped option would not shorten the lifetime behind the trait object.
+        let base: Option<&mut dyn Rows> = match base {
+            Some(base) => Some(base.rows()?),
+            None => None,
+        };
+        let own: Option<&mut dyn Rows> = match own {
+            Some(own) => Some(own.rows()?),
+            None => None,
+        };
         let windows = self.prepared.windows();
         observer.stage(&title, windows.len() as u64);
         let scored = |done: u64, _: u64| observer.advance(done, "");
-        Ok(match engine {
-            None => self.prepared.score(&mut Sides { model: own, base: Some(base), sibling: None }, &scored)?,
-            Some(engine) => {
+        Ok(match (engine, own) {
+            (None, Some(model)) => self.prepared.score(&mut Sides { model, base, sibling: None }, &scored)?,
+            (None, None) => unreachable!("the reference runs models only: checked when parsed"),
+            (Some(engine), sibling) => {
                 let mut rows = engine.start(self.output(), windows, &|_, _| {})?;
-                self.prepared.score(&mut Sides { model: &mut *rows, base: Some(base), sibling: Some(own) }, &scored)?
+                self.prepared.score(&mut Sides { model: &mut *rows, base, sibling }, &scored)?
             }
         })
     }
 
     /// All that decides a measurement. Matrix kernels differ by instruction set in their last bits, so that counts too.
-    fn key(&self, engine: Option<&Artifact>, variant: &Made) -> Result<Digest> {
+    fn key(&self, engine: Option<&Artifact>, subject: &Subject<'_>) -> Result<Digest> {
         let mut text = format!("{TOOL} eval {KEY} {} {}\n", self.eval.task.task().name, instruction_set());
-        for model in [self.base, &variant.model] {
+        for model in [self.base, subject.model] {
+            let Some(model) = model else {
+                text += "none\n";
+                continue;
+            };
             text += &model.graph.to_string();
             for (_, _, expr) in model.graph.weights() {
                 text += &format!("{}\n", expr.digest(&*model.source)?);
@@ -133,18 +238,17 @@ impl Question<'_> {
         if let Some(Artifact { installation, mode, device, .. }) = engine {
             text += &format!("{} {} {}\n", installation.engine.name, installation.version, installation.digest()?);
             text += &format!("{mode} {device}\n");
-            let files = &written(variant, installation.engine).artifact.files;
-            files.iter().for_each(|file| text += &format!("{} {}\n", file.name, file.digest));
+            subject.files(installation.engine)?.iter().for_each(|(name, digest)| text += &format!("{name} {digest}\n"));
         }
         let tokens: Vec<u8> = self.prepared.windows().iter().flat_map(words).flat_map(u32::to_le_bytes).collect();
         Ok(Digest::of_parts([text.as_bytes(), &tokens, &self.prepared.key()]))
     }
 
-    fn evaluation(&self, runner: RunnerKind, mode: Mode, variant: &Made, outcome: Outcome) -> Evaluation {
+    fn evaluation(&self, runner: RunnerKind, mode: Mode, subject: &Subject<'_>, outcome: Outcome) -> Evaluation {
         Evaluation {
             eval: self.eval.name.clone(),
             task: self.eval.task.task().name.into(),
-            variant: (!variant.name.is_empty()).then(|| variant.name.clone()),
+            variant: subject.variant.map(Into::into),
             runner: runner.to_string(),
             mode: runner.engine().map(|_| mode),
             outcome,
@@ -156,13 +260,6 @@ impl Question<'_> {
 fn words(window: &Window) -> impl Iterator<Item = u32> {
     let head = [window.scored.start as u32, window.scored.end as u32, window.tokens.len() as u32];
     head.into_iter().chain(window.tokens.iter().copied())
-}
-
-/// The artifact of a variant that an engine opens.
-fn written<'m>(variant: &'m Made, engine: &Engine) -> &'m Written {
-    let written =
-        variant.artifacts.iter().find(|written| engine.opens.iter().any(|opens| opens.target == written.artifact.target));
-    written.expect("a recipe that runs an engine exports to it: checked when parsed")
 }
 
 /// A run of the reference that begins when it is first needed and then serves every comparison.

@@ -30,6 +30,8 @@ pub struct Working {
     pub(crate) tokens: u64,
     /// Tokens of one of its windows.
     pub(crate) window: usize,
+    /// While planning: bytes that a walk of the step takes.
+    pub(crate) walking: u64,
     /// While planning: whether one of these is proven.
     pub(crate) proves: bool,
     /// What the steps found.
@@ -85,6 +87,7 @@ impl Working {
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
             window: calibration.map_or(0, |c| c.length),
+            walking: 0,
             proves: false,
             findings: Findings::default(),
             kept: Kept::default(),

@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-const STATE: &str = ".attar";
+/// The folder of what only a killed run needs, and the store in it.
+pub(crate) const STATE: &str = ".attar";
+/// See [`STATE`].
+pub(crate) const STORE: &str = "store";
 
 /// What a finished run writes next to its artifacts.
 pub(crate) const PROMISED: [&str; 3] = ["manifest.json", "report.json", "report.md"];
@@ -71,7 +74,7 @@ impl Output {
     }
 
     pub(crate) fn store(&self) -> PathBuf {
-        self.root.join(STATE).join("store")
+        self.root.join(STATE).join(STORE)
     }
 
     fn partial(&self) -> PathBuf {

@@ -5,11 +5,13 @@ use attar_model::{Model, Summary};
 use serde::Serialize;
 
 use crate::{
-    Engines, Error, ErrorKind, Recipe, Result, RunnerKind, Variant, adapters,
+    Engines, Error, ErrorKind, Existing, Recipe, Result, RunnerKind, Variant, adapters,
     kept::Kept,
     model::Working,
     needs::missing,
+    opened::Opened,
     output,
+    recipe::Subject,
     report::Findings,
     shape,
     step::kind::{PlannedTensor, check_graph},
@@ -18,14 +20,16 @@ use crate::{
 /// What a run would do.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// The checkpoint.
+    /// The checkpoint, or the artifact that exists.
     pub model: String,
     /// What it is.
     pub architecture: String,
-    /// Numbers in its weights.
-    pub parameters: u64,
-    /// What was read of it.
-    pub read: Summary,
+    /// Numbers in its weights; an artifact may not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<u64>,
+    /// What was read of the checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read: Option<Summary>,
     /// Each way through the steps.
     pub variants: Vec<PlannedVariant>,
     /// What would be measured: `NAME: TASK with RUNNER`.
@@ -96,23 +100,30 @@ const EXPORT_MEMORY: u64 = 24 << 20;
 /// Plans a run of `recipe`.
 pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     output::check(recipe.output(), &recipe.owner())?;
-    let model = recipe.open_model()?;
-    check_evals(recipe, &model)?;
+    plan_work(recipe, engines)
+}
+
+/// The same, wherever the output goes.
+pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
+    let opened = Opened::of(recipe)?;
+    recipe.check_calibration(opened.config())?;
+    check_evals(recipe, &opened)?;
     let mut peak = Peak::default();
     let mut variants = Vec::new();
-    for variant in &recipe.variants {
-        variants.push(plan_variant(recipe, variant, &model, &mut peak)?);
+    for (variant, model) in recipe.variants.iter().filter_map(|variant| Some((variant, opened.model()?))) {
+        variants.push(plan_variant(recipe, variant, model, &mut peak)?);
     }
-    peak.bytes += recipe.calibration().map_or(0, |c| activation_memory(&model, c.samples.saturating_mul(c.length)));
     for eval in &recipe.evals {
-        let longest = eval.task.longest().or(model.config.context).unwrap_or(0);
-        peak.raise(eval_memory(&model, longest), || format!("the eval `{}`", eval.name));
+        let longest = eval.task.longest().or(opened.config().context).unwrap_or(0);
+        for model in opened.model().into_iter().chain(opened.base()) {
+            peak.raise(eval_memory(model, longest), || format!("the eval `{}`", eval.name));
+        }
     }
     Ok(Plan {
-        model: recipe.model().display().to_string(),
-        architecture: model.config.architecture.clone(),
-        parameters: model.parameters(),
-        read: model.summary()?,
+        model: recipe.subject().path().display().to_string(),
+        architecture: opened.config().architecture.clone(),
+        parameters: opened.parameters(),
+        read: opened.model().map(Model::summary).transpose()?,
         variants,
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         gates: recipe.gates.len(),
@@ -160,10 +171,14 @@ fn plan_steps(recipe: &Recipe, variant: &Variant, working: &mut Working, peak: &
     for (at, (key, step)) in variant.steps.iter().enumerate() {
         let kind = step.kind();
         working.kept.at(at);
+        working.walking = 0;
         check_graph(kind, &working.graph).map_err(|e| recipe.failed_step(key, kind, e))?;
         let planned = step.plan(working).map_err(|e| recipe.failed_step(key, kind, e))?;
-        if let Some(tensor) = planned.iter().max_by_key(|tensor| tensor.memory) {
-            peak.raise(tensor.memory, || format!("the step `{}` on `{}`", kind.name, tensor.name));
+        match planned.iter().max_by_key(|tensor| tensor.memory) {
+            Some(tensor) => {
+                peak.raise(working.walking + tensor.memory, || format!("the step `{}` on `{}`", kind.name, tensor.name));
+            }
+            None => peak.raise(working.walking, || format!("the step `{}`", kind.name)),
         }
         tensors.extend(planned);
     }
@@ -202,23 +217,26 @@ fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> S
     format!("{}: {} with {runner}{mode}", eval.name, eval.task.task().name)
 }
 
-/// A setting that this model cannot have is known before hours of work, not after.
-fn check_evals(recipe: &Recipe, model: &Model) -> Result<()> {
+/// What cannot be measured so is known before hours of work, not after: a setting that this model cannot have, an output that
+/// it does not have, an artifact that the engine does not open.
+fn check_evals(recipe: &Recipe, opened: &Opened) -> Result<()> {
     for eval in &recipe.evals {
-        eval.task.check(&model.config).map_err(|e| {
+        eval.task.check(opened.config()).map_err(|e| {
             let key = format!("{}.{}", eval.key, e.key().unwrap_or_default());
             recipe.document.place(e.into(), &key)
         })?;
-        let output = eval.task.task().output.of(&attar_eval::outputs(&model.graph));
-        output
-            .map_err(|e| recipe.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &format!("{}.task", eval.key)))?;
+        let output = eval.task.task().output;
+        for (model, key) in [(opened.model(), format!("{}.task", eval.key)), (opened.base(), "baseline".to_owned())] {
+            let Some(model) = model else { continue };
+            let refused = |e: attar_eval::Error| recipe.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &key);
+            output.of(&attar_eval::outputs(&model.graph)).map_err(refused)?;
+        }
+        if let Subject::Artifact(path) = recipe.subject() {
+            let check = |engine| Existing::check(path, engine);
+            eval.engines().try_for_each(check).map_err(|e| recipe.document.place(e, &format!("{}.runners", eval.key)))?;
+        }
     }
     Ok(())
-}
-
-/// What waits between two blocks and inside one: at most four values as wide as the residual stream, for every token.
-fn activation_memory(model: &Model, tokens: usize) -> u64 {
-    4 * 4 * tokens as u64 * shape::residual_width(&model.graph)
 }
 
 /// Two heads in f32, a block in f32, two windows of logits and what computes them, and the activations of a lane.

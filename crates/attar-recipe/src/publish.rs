@@ -15,7 +15,7 @@ pub(crate) fn artifacts(
     output: &Output,
     session: &Session<'_>,
 ) -> Result<Vec<Written>> {
-    let base: &Model = session.base;
+    let base: &Model = session.base();
     let mut written = Vec::new();
     for export in &recipe.exports {
         session.check_interrupt()?;

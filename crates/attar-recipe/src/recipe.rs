@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
-use attar_eval::{DEFAULT_TASK, DEVICE, Engine, Gate, Mode, Settings, TASKS};
+use attar_eval::{Against, Bound, DEFAULT_TASK, DEVICE, Engine, Gate, Mode, PREDICTED, Settings, TASKS, WrittenGate};
 use attar_export::{Format, TARGETS, Target};
 use attar_model::Model;
 use schemars::JsonSchema;
@@ -13,10 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, ErrorKind, Result,
+    baseline::Baseline,
     document::{self, Document, Section, fields},
     extras::numbered,
-    output::{Output, PROMISED},
+    opened::Opened,
+    output::{Output, PROMISED, STATE, STORE},
     runner::RunnerKind,
+    settings::of,
     source::ModelSetting,
     step::{STEPS, Step, StepError, StepKind},
 };
@@ -28,7 +31,16 @@ pub(crate) struct Head {
     pub(crate) recipe: u32,
     /// The checkpoint: a Hugging Face folder, a GGUF file or a folder that attar wrote, relative to the current folder,
     /// like every path. Or a table `[model]` with `path` and `ignore`.
-    pub(crate) model: ModelSetting,
+    #[serde(default)]
+    pub(crate) model: Option<ModelSetting>,
+    /// In place of `model`: the folder of an artifact that exists already, such as one that `attar export` wrote. Real
+    /// engines measure it as it is.
+    #[serde(default)]
+    pub(crate) artifact: Option<PathBuf>,
+    /// The checkpoint that evals compare with, written like `model`, or `false` for none. By default `model` as it is before its steps; an
+    /// `artifact` is compared with nothing.
+    #[serde(default)]
+    pub(crate) baseline: Option<Baseline>,
     /// Output folder: artifacts, reports, and the store unless `store` is set.
     pub(crate) output: PathBuf,
     /// Where finished units of work are cached; `OUTPUT/.attar/store` by default. Recipes can share a store by naming
@@ -54,6 +66,25 @@ pub(crate) struct Data {
 
 fn yes() -> bool {
     true
+}
+
+/// What a recipe is about.
+#[derive(Clone, Copy)]
+pub(crate) enum Subject<'a> {
+    /// A checkpoint, which steps change, exports write and evals measure.
+    Model(&'a ModelSetting),
+    /// An artifact that exists, which evals measure.
+    Artifact(&'a Path),
+}
+
+/// What evals compare with.
+#[derive(Clone, Copy)]
+pub(crate) enum Compared<'a> {
+    /// The model before its steps.
+    WithItself,
+    /// Another checkpoint.
+    With(&'a ModelSetting),
+    WithNothing,
 }
 
 /// A recipe.
@@ -107,6 +138,16 @@ pub struct Export {
     /// In which form.
     pub format: std::sync::Arc<dyn Format>,
     pub(crate) key: String,
+}
+
+impl<'a> Subject<'a> {
+    /// Where it is.
+    pub(crate) fn path(self) -> &'a Path {
+        match self {
+            Subject::Model(model) => &model.path,
+            Subject::Artifact(path) => path,
+        }
+    }
 }
 
 impl std::fmt::Debug for Export {
@@ -183,20 +224,20 @@ impl Recipe {
     pub fn parse(path: &Path, text: &str) -> Result<Recipe> {
         let (document, root) = document::parse(path.into(), text)?;
         let mut root = Section::root(&document, root);
-        root.check_table("model", &ModelSetting::KEYS)?;
+        let lists = ["step", "variant", "export", "eval", "gate"].map(String::from);
+        root.check_known(&[&of::<Head>()], &lists)?;
         let shared = steps(root.take_tables("step")?)?;
         let mut variants = Vec::new();
         for section in root.take_tables("variant")? {
             variants.push(variant(section, &shared)?);
         }
-        if variants.is_empty() {
+        let artifact = root.has("artifact");
+        if variants.is_empty() && !(artifact && shared.is_empty()) {
             variants.push(Variant { name: String::new(), steps: shared });
         }
         let exports = root.take_tables("export")?.into_iter().map(export).collect::<Result<Vec<_>>>()?;
         let evals = root.take_tables("eval")?.into_iter().map(eval).collect::<Result<Vec<_>>>()?;
-        let gates =
-            root.take_tables("gate")?.into_iter().map(|section| section.finish::<Gate>(&[])).collect::<Result<Vec<_>>>()?;
-        let lists = ["step", "variant", "export", "eval", "gate"].map(String::from);
+        let gates = root.take_tables("gate")?.into_iter().map(gate).collect::<Result<Vec<_>>>()?;
         let head: Head = root.finish(&lists)?;
         let recipe = Recipe { head, variants, exports, evals, gates, document: document.clone() };
         recipe.check()?;
@@ -220,20 +261,46 @@ impl Recipe {
         self.head.data.calibration.as_ref()
     }
 
-    /// The checkpoint.
-    pub fn model(&self) -> &Path {
-        &self.head.model.path
+    /// What the recipe is about.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        match (&self.head.model, &self.head.artifact) {
+            (Some(model), None) => Subject::Model(model),
+            (_, artifact) => Subject::Artifact(artifact.as_deref().expect("one of both: checked when parsed")),
+        }
     }
 
-    /// Opens the model; a failure points at `model`.
-    pub(crate) fn open_model(&self) -> Result<Model> {
-        Model::open_with(self.model(), &self.head.model.options()).map_err(|e| self.document.place(e.into(), "model"))
+    /// What evals compare with.
+    pub(crate) fn compared(&self) -> Compared<'_> {
+        match (&self.head.baseline, self.subject()) {
+            (Some(Baseline::Checkpoint(path)), _) => Compared::With(path),
+            (None, Subject::Model(_)) => Compared::WithItself,
+            (None, Subject::Artifact(_)) | (Some(Baseline::Nothing), _) => Compared::WithNothing,
+        }
+    }
+
+    /// Opens a checkpoint; a failure points at `key`.
+    pub(crate) fn open_checkpoint(&self, checkpoint: &ModelSetting, key: &str) -> Result<Model> {
+        Model::open_with(&checkpoint.path, &checkpoint.options()).map_err(|e| self.document.place(e.into(), key))
+    }
+
+    /// For progress: what is compared with.
+    pub(crate) fn base_title(&self) -> &'static str {
+        if self.head.baseline.is_some() { "baseline" } else { "untouched" }
+    }
+
+    /// Whether a model of that configuration can see the calibration text so. The text is not read.
+    pub(crate) fn check_calibration(&self, config: &attar_model::Config) -> Result<()> {
+        let Some(calibration) = self.calibration() else { return Ok(()) };
+        calibration.check(config).map_err(|e| {
+            let key = format!("data.calibration.{}", e.key().unwrap_or_default());
+            self.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &key)
+        })
     }
 
     /// The windows of the calibration text, if there is such.
-    pub(crate) fn windows(&self, base: &Model) -> Result<Option<Vec<Vec<u32>>>> {
+    pub(crate) fn windows(&self, opened: &Opened) -> Result<Option<Vec<Vec<u32>>>> {
         let Some(calibration) = self.calibration() else { return Ok(None) };
-        let windows = calibration.windows(&base.tokenizer()?, &base.config);
+        let windows = calibration.windows(&opened.tokenizer()?, opened.config());
         windows.map(Some).map_err(|e| self.document.place(e.into(), "data.calibration"))
     }
 
@@ -270,7 +337,7 @@ impl Recipe {
         let steps = |variant: &Variant| -> Vec<serde_json::Value> {
             variant.steps.iter().map(|(_, s)| serde_json::json!({ "kind": s.kind().name, "settings": s.settings() })).collect()
         };
-        serde_json::json!({
+        let mut settings = serde_json::json!({
             "recipe": self.head.recipe,
             "model": self.head.model,
             "calibration": self.head.data.calibration,
@@ -278,7 +345,13 @@ impl Recipe {
             "exports": self.exports.iter().map(|e| serde_json::json!({ "target": e.target.name, "folder": e.folder, "options": e.format.options() })).collect::<Vec<_>>(),
             "evals": self.evals.iter().map(|e| serde_json::json!({ "name": e.name, "task": e.task.task().name, "runners": e.runners, "required": e.required, "settings": e.task.settings() })).collect::<Vec<_>>(),
             "gates": self.gates,
-        })
+        });
+        // Recipes without these keys keep their digests.
+        let more = [("artifact", serde_json::json!(self.head.artifact)), ("baseline", serde_json::json!(self.head.baseline))];
+        for (key, value) in more.into_iter().filter(|(_, value)| !value.is_null()) {
+            settings[key] = value;
+        }
+        settings
     }
 
     /// Who the output folder belongs to.
@@ -292,10 +365,12 @@ impl Recipe {
                 .hint("this attar reads format 1".to_owned());
             return Err(self.document.place(error, "recipe"));
         }
+        self.check_subject()?;
+        self.check_paths()?;
         self.check_names("variant", self.variants.iter().map(|v| v.name.as_str()))?;
         self.check_names("eval", self.evals.iter().map(|e| e.name.as_str()))?;
         self.check_folders()?;
-        self.check_files()?;
+        self.check_places()?;
         for (i, gate) in self.gates.iter().enumerate() {
             self.check_gate(i, gate)?;
         }
@@ -305,23 +380,102 @@ impl Recipe {
         Ok(())
     }
 
+    /// A recipe is about a model or an artifact, and nothing is made of an artifact.
+    fn check_subject(&self) -> Result<()> {
+        let refused =
+            |message: &str, hint: &str, key: &str| Err(self.document.place(Error::recipe(message).hint(hint.to_owned()), key));
+        match (&self.head.model, &self.head.artifact) {
+            (None, None) => refused("the recipe has no `model`", "`model` is a checkpoint, `artifact` a folder to measure", ""),
+            (Some(_), Some(_)) => refused("`model` and `artifact` exclude each other", "leave one of them out", "artifact"),
+            (Some(_), None) => Ok(()),
+            (None, Some(_)) => {
+                let steps = self.variants.iter().flat_map(|variant| &variant.steps).map(|(key, _)| key.clone());
+                let variants = (!self.variants.is_empty()).then(|| "variant[0]".to_owned());
+                match steps.chain(variants).chain(self.exports.iter().map(|export| export.key.clone())).next() {
+                    None => Ok(()),
+                    Some(key) => {
+                        let hint = "name the checkpoint that it was made from as `model` to change or export that";
+                        refused("an `artifact` is measured as it is: it has no steps, variants and exports", hint, &key)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every path that the recipe names, with its place.
+    fn paths(&self) -> Vec<(String, PathBuf)> {
+        let head = &self.head;
+        let baseline = match &head.baseline {
+            Some(Baseline::Checkpoint(checkpoint)) => Some(&checkpoint.path),
+            Some(Baseline::Nothing) | None => None,
+        };
+        let named = [
+            ("model", head.model.as_ref().map(|model| &model.path)),
+            ("artifact", head.artifact.as_ref()),
+            ("baseline", baseline),
+        ];
+        let more = [("output", Some(&head.output)), ("store", head.store.as_ref())];
+        let text = [("data.calibration.path", head.data.calibration.as_ref().map(|text| &text.path))];
+        let mut paths: Vec<(String, PathBuf)> =
+            named.into_iter().chain(more).chain(text).filter_map(|(key, path)| Some((key.to_owned(), path?.clone()))).collect();
+        paths.extend(self.step_files());
+        let of_eval = |eval: &Eval| eval.task.files().into_iter().map(|file| (format!("{}.data", eval.key), file)).collect();
+        paths.extend(self.evals.iter().flat_map(|eval| -> Vec<_> { of_eval(eval) }));
+        paths
+    }
+
+    fn check_paths(&self) -> Result<()> {
+        let Some((key, _)) = self.paths().into_iter().find(|(_, path)| path.as_os_str().is_empty()) else { return Ok(()) };
+        let name = key.rsplit('.').next().unwrap_or(&key);
+        let error = Error::recipe(format!("`{name}` is empty")).hint("write a path in quotes, such as `\"out\"`".to_owned());
+        Err(self.document.place(error, &key))
+    }
+
     /// An engine opens what is exported to one of its targets, and computes in the modes that it has.
     fn check_runners(&self, eval: &Eval) -> Result<()> {
         for (runner, mode) in &eval.runners {
-            let Some(engine) = runner.engine() else { continue };
-            let opens = |target: &str| engine.opens.iter().any(|opens| opens.target == target);
-            if !self.exports.iter().any(|export| opens(export.target.name)) {
-                let targets: Vec<String> = engine.opens.iter().map(|opens| format!("`target = \"{}\"`", opens.target)).collect();
-                let error = Error::recipe(format!("eval `{}` runs {runner}, and nothing is exported to it", eval.name))
-                    .hint(format!("add `[[export]]` with {}", targets.join(" or ")));
-                return Err(self.document.place(error, &eval.key));
+            match (runner.engine(), self.subject()) {
+                (Some(engine), subject) => self.check_engine(eval, engine, *mode, subject)?,
+                (None, Subject::Model(_)) => {}
+                (None, Subject::Artifact(_)) => {
+                    let error = Error::recipe(format!("eval `{}`: the reference cannot open an artifact", eval.name))
+                        .hint("name an engine that opens it, such as `runners = [\"onnxruntime\"]`".to_owned());
+                    return Err(self.document.place(error, &format!("{}.runners", eval.key)));
+                }
             }
-            if !engine.modes.contains(mode) {
-                let error = Error::recipe(format!("eval `{}`: {runner} has no mode `{mode}`", eval.name));
-                return Err(self.document.place(error, &format!("{}.modes", eval.key)));
+            let task = eval.task.task();
+            if !task.metrics.iter().any(|metric| self.compares(metric.against, *runner)) {
+                let message = format!("eval `{}`: `{}` compares with a baseline, and there is none", eval.name, task.name);
+                let error = Error::recipe(message).hint(NO_BASELINE.to_owned());
+                return Err(self.document.place(error, &format!("{}.task", eval.key)));
             }
         }
         Ok(())
+    }
+
+    fn check_engine(&self, eval: &Eval, engine: &Engine, mode: Mode, subject: Subject<'_>) -> Result<()> {
+        let opens = |target: &str| engine.opens.iter().any(|opens| opens.target == target);
+        let exported = self.exports.iter().any(|export| opens(export.target.name));
+        if matches!(subject, Subject::Model(_)) && !exported {
+            let targets: Vec<String> = engine.opens.iter().map(|opens| format!("`target = \"{}\"`", opens.target)).collect();
+            let error = Error::recipe(format!("eval `{}` runs {}, and nothing is exported to it", eval.name, engine.name))
+                .hint(format!("add `[[export]]` with {}", targets.join(" or ")));
+            return Err(self.document.place(error, &eval.key));
+        }
+        if !engine.modes.contains(&mode) {
+            let error = Error::recipe(format!("eval `{}`: {} has no mode `{mode}`", eval.name, engine.name));
+            return Err(self.document.place(error, &format!("{}.modes", eval.key)));
+        }
+        Ok(())
+    }
+
+    /// Whether what a number is held against is there when `runner` measures it.
+    fn compares(&self, against: Against, runner: RunnerKind) -> bool {
+        match against {
+            Against::Nothing => true,
+            Against::Base => !matches!(self.compared(), Compared::WithNothing),
+            Against::Sibling => runner.engine().is_some() && matches!(self.subject(), Subject::Model(_)),
+        }
     }
 
     fn check_names<'a>(&self, what: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
@@ -349,18 +503,32 @@ impl Recipe {
         steps.flat_map(|(key, step)| step.files().into_iter().map(move |(setting, file)| (format!("{key}.{setting}"), file)))
     }
 
-    /// A run would read what it is about to write.
-    fn check_files(&self) -> Result<()> {
-        let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    /// A run reads nothing that it is about to write, and the store is nowhere that is written or measured.
+    fn check_places(&self) -> Result<()> {
+        let refused =
+            |message: String, hint: &str, key: &str| Err(self.document.place(Error::recipe(message).hint(hint.to_owned()), key));
         let output = whole(&self.head.output);
-        match self.step_files().find(|(_, file)| whole(file).starts_with(&output)) {
-            None => Ok(()),
-            Some((key, file)) => {
-                let error = Error::recipe(format!("`{}` is in the output folder of this recipe", file.display()))
-                    .hint("copy it elsewhere, or give the recipe another `output`".to_owned());
-                Err(self.document.place(error, &key))
+        if let Some((key, file)) = self.step_files().find(|(_, file)| whole(file).starts_with(&output)) {
+            let message = format!("`{}` is in the output folder of this recipe", file.display());
+            return refused(message, "copy it elsewhere, or give the recipe another `output`", &key);
+        }
+        if let Subject::Artifact(artifact) = self.subject() {
+            let inside = [("output", Some(&self.head.output)), ("store", self.head.store.as_ref())];
+            let inside = inside.into_iter().find(|(_, path)| path.is_some_and(|path| whole(path).starts_with(whole(artifact))));
+            if let Some((key, _)) = inside {
+                let message = format!("`{key}` is in the folder of the artifact that is measured");
+                return refused(message, "name a folder of its own", key);
             }
         }
+        let Some(store) = self.head.store.as_deref().map(whole) else { return Ok(()) };
+        let hint = "name a folder of its own, or leave `store` out: it is then `OUTPUT/.attar/store`";
+        if store.starts_with(&output) && store != output.join(STATE).join(STORE) {
+            return refused("the store is in the output folder of this recipe".into(), hint, "store");
+        }
+        if output.starts_with(&store) {
+            return refused("the output folder is in the store".into(), hint, "store");
+        }
+        Ok(())
     }
 
     fn check_folders(&self) -> Result<()> {
@@ -397,7 +565,7 @@ impl Recipe {
         if let Err(e) = gate.check(&evals) {
             let hint = e.hint();
             let error = Error::recipe(format!("gate {}: {e}", index + 1)).hint(hint);
-            return Err(self.document.place(error, &key("metric")));
+            return Err(self.document.place(error, &key(e.key().unwrap_or("metric"))));
         }
         if let Some(variant) = &gate.variant
             && !self.variants.iter().any(|v| v.name == *variant)
@@ -407,21 +575,95 @@ impl Recipe {
             let error = Error::recipe(format!("gate {}: no variant is named `{variant}`", index + 1)).hint(hint);
             return Err(self.document.place(error, &key("variant")));
         }
-        let Some(eval) = self.evals.iter().find(|e| e.name == gate.eval) else {
-            // Predictions for a device have no runner.
-            return Ok(());
-        };
-        let runs = eval.runners.iter().any(|(runner, mode)| {
-            runner.name() == gate.runner && (*runner == RunnerKind::Reference || gate.mode.is_none_or(|m| m == *mode))
-        });
-        if !runs {
-            let hint = format!("add it to `runners` or `modes` of the eval `{}`", eval.name);
-            let error =
-                Error::recipe(format!("gate {}: eval `{}` is not run by `{}`", index + 1, eval.name, gate.runner)).hint(hint);
-            return Err(self.document.place(error, &key("runner")));
+        match self.evals.iter().find(|e| e.name == gate.eval) {
+            Some(eval) => self.check_measured(index, gate, eval),
+            None => self.check_predicted(index, gate),
         }
-        Ok(())
     }
+
+    /// Some runner of the eval measures what the gate is about.
+    fn check_measured(&self, index: usize, gate: &Gate, eval: &Eval) -> Result<()> {
+        let refused = |message: String, hint: String, name: &str| {
+            let error = Error::recipe(format!("gate {}: {message}", index + 1)).hint(hint);
+            Err(self.document.place(error, &format!("gate[{index}].{name}")))
+        };
+        let Some((runner, _)) = eval.runners.iter().find(|(runner, _)| runner.name() == gate.runner) else {
+            let message = format!("eval `{}` is not run by `{}`", eval.name, gate.runner);
+            return refused(message, format!("add it to `runners` of the eval `{}`", eval.name), "runner");
+        };
+        let in_mode = |mode: Mode| eval.runners.iter().any(|(other, measured)| other == runner && *measured == mode);
+        match gate.mode {
+            Some(_) if runner.engine().is_none() => {
+                return refused("the reference has no modes".into(), "leave `mode` out".into(), "mode");
+            }
+            Some(mode) if !in_mode(mode) => {
+                let message = format!("eval `{}` is not run by `{}` in mode `{mode}`", eval.name, gate.runner);
+                return refused(message, format!("add it to `modes` of the eval `{}`", eval.name), "mode");
+            }
+            _ => {}
+        }
+        let metric = eval.task.task().metric(&gate.metric)?;
+        let (against, key) = match gate.bound {
+            Bound::DropAtMost(_) => (Against::Base, "drop_at_most"),
+            Bound::AtMost(_) | Bound::AtLeast(_) => (metric.against, "metric"),
+        };
+        match against {
+            _ if self.compares(against, *runner) => Ok(()),
+            Against::Sibling if runner.engine().is_none() => {
+                let message =
+                    format!("`{}` compares an engine with the reference, and this gate judges the reference", metric.name);
+                refused(message, "name the engine as `runner`".into(), key)
+            }
+            Against::Sibling => {
+                let message = format!("`{}` compares with the reference, which cannot open an artifact", metric.name);
+                refused(message, "measure it in a recipe that makes the artifact".into(), key)
+            }
+            Against::Base | Against::Nothing => {
+                let message = format!("`{}` compares with a baseline, and there is none", gate.metric);
+                refused(message, NO_BASELINE.into(), key)
+            }
+        }
+    }
+
+    /// Some step of the variants predicts what the gate is about.
+    fn check_predicted(&self, index: usize, gate: &Gate) -> Result<()> {
+        let refused = |message: String, name: &str, hint: &str| {
+            let error = Error::recipe(format!("gate {}: {message}", index + 1)).hint(hint.to_owned());
+            Err(self.document.place(error, &format!("gate[{index}].{name}")))
+        };
+        if gate.runner != PREDICTED {
+            return refused("no runner measures a prediction for a device".into(), "runner", "leave `runner` out");
+        }
+        if gate.mode.is_some() {
+            return refused("a prediction for a device has no modes".into(), "mode", "leave `mode` out");
+        }
+        let predicts = |variant: &Variant| variant.steps.iter().any(|(_, step)| step.kind().predicts);
+        match &gate.variant {
+            Some(name) if !self.variants.iter().any(|variant| variant.name == *name && predicts(variant)) => {
+                refused(format!("no step of the variant `{name}` predicts for a device"), "variant", "add a step `compile` to it")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What to do where something is to be compared.
+const NO_BASELINE: &str = "name the checkpoint to compare with as `baseline`";
+
+/// The path from the root of the file system: links are followed as far as it exists, and nothing of it is `..`.
+fn whole(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let mut whole = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            Component::ParentDir => drop(whole.pop()),
+            part => {
+                whole.push(part);
+                whole = whole.canonicalize().unwrap_or(whole);
+            }
+        }
+    }
+    whole
 }
 
 /// Names of folders, too; not those of the files that a run writes next to them.
@@ -441,6 +683,7 @@ fn steps(sections: Vec<Section<'_, '_>>) -> Result<Vec<(String, std::sync::Arc<d
         .into_iter()
         .map(|mut section| {
             let kind = section.take_word("kind", None, &known)?;
+            section.check_known(&[&(kind.schema)()], &["kind".into()])?;
             let key = section.key.clone();
             Ok((key, std::sync::Arc::from((kind.build)(section)?)))
         })
@@ -448,6 +691,7 @@ fn steps(sections: Vec<Section<'_, '_>>) -> Result<Vec<(String, std::sync::Arc<d
 }
 
 fn variant(mut section: Section<'_, '_>, shared: &[(String, std::sync::Arc<dyn Step>)]) -> Result<Variant> {
+    section.check_known(&[&of::<VariantHead>()], &["step".into()])?;
     let own = steps(section.take_tables("step")?)?;
     let head: VariantHead = section.finish(&["step".into()])?;
     Ok(Variant { name: head.name, steps: shared.iter().cloned().chain(own).collect() })
@@ -465,8 +709,12 @@ fn export(mut section: Section<'_, '_>) -> Result<Export> {
 fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
     let known: Vec<_> = TASKS.iter().map(|task| (task.name, *task)).collect();
     let kind = section.take_word("task", Some(DEFAULT_TASK), &known)?;
+    section.check_known(&[&of::<EvalHead>(), &(kind.schema)()], &["task".into()])?;
     let key = section.key.clone();
     let head: EvalHead = section.take_part()?;
+    check_list(&section, "runners", head.runners.iter().map(|runner| runner.name()))?;
+    let modes: Vec<String> = head.modes.iter().map(ToString::to_string).collect();
+    check_list(&section, "modes", modes.iter().map(String::as_str))?;
     let mut also = fields::<EvalHead>();
     also.push("task".into());
     let task = section.finish_as(&(kind.schema)(), &also, kind.parse)?;
@@ -479,4 +727,32 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
         })
         .collect();
     Ok(Eval { name: head.name, runners, required: head.required, task, key })
+}
+
+/// A list with something in it, and nothing twice.
+fn check_list<'a>(section: &Section<'_, '_>, name: &str, words: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for (at, word) in words.enumerate() {
+        if !seen.insert(word) {
+            let error = Error::recipe(format!("{}, `{name}`: `{word}` is there twice", section.title));
+            return Err(section.place(error, &format!("{name}[{at}]")));
+        }
+    }
+    if seen.is_empty() {
+        let error = Error::recipe(format!("{}, `{name}`: the list is empty", section.title))
+            .hint(format!("leave `{name}` out for its default"));
+        return Err(section.place(error, name));
+    }
+    Ok(())
+}
+
+fn gate(section: Section<'_, '_>) -> Result<Gate> {
+    let (document, title, at, header) = (section.document, section.title.clone(), section.key.clone(), section.header());
+    Gate::try_from(section.finish::<WrittenGate>(&[])?).map_err(|e| {
+        let error = Error::recipe(format!("{title}: {e}")).hint(e.hint());
+        match e.key() {
+            Some(key) => document.place(error, &format!("{at}.{key}")),
+            None => document.at(error, header),
+        }
+    })
 }

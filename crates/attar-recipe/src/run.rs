@@ -6,7 +6,6 @@ use std::{
 };
 
 use attar_eval::{Evaluation, Status, Verdict};
-use attar_model::Model;
 use attar_tensor::{Digest, Keep};
 
 use crate::{
@@ -16,11 +15,12 @@ use crate::{
     lock::{self, Lock, LockMode},
     made::Made,
     manifest::Manifest,
-    measure::measure,
+    measure::{Measuring, Subject},
     model::Working,
     needs::check_needs,
+    opened::Opened,
     output::Output,
-    plan::plan,
+    plan::{plan, plan_work},
     publish,
     report::{self, ModelReport},
     session::{Session, Workspace},
@@ -41,14 +41,16 @@ pub struct Request<'a> {
 /// Runs a recipe to its report. A failed gate is no error: [`Report::passed`] tells.
 pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let planned = plan_within(recipe, request)?;
-    let base = recipe.open_model()?;
-    let lock = lock_inputs(recipe, &base, request)?;
+    let opened = Opened::of(recipe)?;
+    let lock = lock_inputs(recipe, &opened, request)?;
     let output = claim_output(recipe)?;
-    let workspace = Workspace::open(recipe.store(&output), recipe.windows(&base)?)?;
-    let session = workspace.session(&base, request.observer);
+    let workspace = Workspace::open(recipe.store(&output), recipe.windows(&opened)?)?;
+    let session = workspace.session(opened.model(), request.observer);
     let mut used = BTreeSet::new();
     let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
-    let evals = measure_variants(recipe, request, &made, &output, &session, &mut used)?;
+    let measuring =
+        Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: Some(&session) };
+    let evals = measure_variants(&measuring, &made, &output, &mut used)?;
     let gates = judge(recipe, &evals);
     let report = Report {
         report: report::FORMAT,
@@ -66,6 +68,19 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     Ok(report)
 }
 
+/// Measures what the evals of a recipe without steps, exports and gates ask for. Nothing is written and nothing kept.
+pub fn evaluate(recipe: &Recipe, request: &Request<'_>) -> Result<Vec<Evaluation>> {
+    let steps = recipe.variants.iter().any(|variant| !variant.steps.is_empty() || !variant.name.is_empty());
+    if steps || !recipe.exports.is_empty() || !recipe.gates.is_empty() {
+        return Err(Error::recipe("only a recipe of evals is measured without an output folder"));
+    }
+    plan_work(recipe, request.engines)?.check_memory(request.max_memory)?;
+    check_needs(recipe, request.engines)?;
+    let opened = Opened::of(recipe)?;
+    let measuring = Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: None };
+    measuring.measure(&[Subject::opened(&opened)], &mut BTreeSet::new())
+}
+
 /// What cannot end well is known before hours of work, not after.
 fn plan_within(recipe: &Recipe, request: &Request<'_>) -> Result<Plan> {
     let planned = plan(recipe, request.engines)?;
@@ -75,8 +90,8 @@ fn plan_within(recipe: &Recipe, request: &Request<'_>) -> Result<Plan> {
 }
 
 /// Digests every file that the run reads, and does with the lock file what is asked for.
-fn lock_inputs(recipe: &Recipe, base: &Model, request: &Request<'_>) -> Result<Lock> {
-    let files = input_files(recipe, base);
+fn lock_inputs(recipe: &Recipe, opened: &Opened, request: &Request<'_>) -> Result<Lock> {
+    let files = input_files(recipe, opened)?;
     let length = |file: &Path| std::fs::metadata(file).map_or(0, |m| m.len());
     request.observer.stage("digest inputs", files.iter().map(|f| length(f)).sum());
     let (mut inputs, mut done) = (Vec::new(), 0);
@@ -94,12 +109,12 @@ fn lock_inputs(recipe: &Recipe, base: &Model, request: &Request<'_>) -> Result<L
     Ok(lock)
 }
 
-fn input_files(recipe: &Recipe, base: &Model) -> BTreeSet<PathBuf> {
-    let mut files: BTreeSet<PathBuf> = base.files.iter().cloned().collect();
+fn input_files(recipe: &Recipe, opened: &Opened) -> Result<BTreeSet<PathBuf>> {
+    let mut files: BTreeSet<PathBuf> = opened.files()?.into_iter().collect();
     files.extend(recipe.calibration().map(|c| c.path.clone()));
     files.extend(recipe.step_files().map(|(_, file)| file));
     files.extend(recipe.evals.iter().flat_map(|e| e.task.files()).filter(|f| f.exists()));
-    files
+    Ok(files)
 }
 
 fn claim_output(recipe: &Recipe) -> Result<Output> {
@@ -121,7 +136,7 @@ fn make_variants(
         let working = run_steps(recipe, variant, planned, session, used)?;
         folders.extend(publish::extras(recipe, variant, &working, output)?);
         let artifacts = publish::artifacts(recipe, variant, &working, output, session)?;
-        let model = session.base.with(working.graph.clone(), working.source.clone());
+        let model = session.base().with(working.graph.clone(), working.source.clone());
         made.push(Made { name: variant.name.clone(), model, working, artifacts });
     }
     Ok((made, folders))
@@ -135,7 +150,7 @@ fn run_steps(
     session: &Session<'_>,
     used: &mut BTreeSet<Digest>,
 ) -> Result<Working> {
-    let mut working = Working::new(variant.title(), session.base, recipe.calibration());
+    let mut working = Working::new(variant.title(), session.base(), recipe.calibration());
     working.kept = planned.kept.clone();
     for (at, (key, step)) in variant.steps.iter().enumerate() {
         working.kept.at(at);
@@ -146,14 +161,16 @@ fn run_steps(
 
 /// What runners measure, then what compilers predict.
 fn measure_variants(
-    recipe: &Recipe,
-    request: &Request<'_>,
+    measuring: &Measuring<'_>,
     made: &[Made],
     output: &Output,
-    session: &Session<'_>,
     used: &mut BTreeSet<Digest>,
 ) -> Result<Vec<Evaluation>> {
-    let mut evals = measure(recipe, request.engines, session.base, made, output, session, used)?;
+    let subjects: Vec<Subject<'_>> = match measuring.recipe.variants.is_empty() {
+        true => vec![Subject::opened(measuring.opened)],
+        false => made.iter().map(|made| Subject::made(made, output)).collect(),
+    };
+    let mut evals = measuring.measure(&subjects, used)?;
     evals.extend(made.iter().filter_map(Made::prediction));
     Ok(evals)
 }
@@ -164,8 +181,9 @@ fn judge(recipe: &Recipe, evals: &[Evaluation]) -> Vec<Verdict> {
 
 fn describe_model(planned: Plan) -> ModelReport {
     let (path, architecture, parameters) = (planned.model, planned.architecture, planned.parameters);
-    let tensors = planned.read.ignored.iter().map(|tensor| format!("`{tensor}`, by `ignore`"));
-    let tokenizer = planned.read.no_tokenizer.map(|reason| format!("a tokenizer: {reason}"));
+    let (ignored, no_tokenizer) = planned.read.map_or_else(Default::default, |read| (read.ignored, read.no_tokenizer));
+    let tensors = ignored.iter().map(|tensor| format!("`{tensor}`, by `ignore`"));
+    let tokenizer = no_tokenizer.map(|reason| format!("a tokenizer: {reason}"));
     let left_out = tensors.chain(tokenizer.filter(|_| Path::new(&path).is_file())).collect();
     ModelReport { path, architecture, parameters, left_out }
 }
@@ -189,4 +207,75 @@ fn clean_up(recipe: &Recipe, workspace: Workspace, used: &BTreeSet<Digest>, outp
     }
     drop(workspace);
     output.forget_state()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::{extras::Content, kept::Kept};
+
+    /// Notes what is searched for schedules.
+    #[derive(Default)]
+    struct Searches {
+        chunks: Mutex<bool>,
+        found: Mutex<Vec<String>>,
+    }
+
+    impl Observer for Searches {
+        fn stage(&self, name: &str, _: u64) {
+            *self.chunks.lock().unwrap() = name.ends_with("trying chunk sizes");
+        }
+
+        fn advance(&self, _: u64, what: &str) {
+            if *self.chunks.lock().unwrap() || what.starts_with("schedule of ") {
+                self.found.lock().unwrap().push(what.into());
+            }
+        }
+
+        fn note(&self, _: &str) {}
+    }
+
+    fn compiling() -> Recipe {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata");
+        let text = format!(
+            "recipe = 1\nmodel = {:?}\noutput = \"/nonexistent/out\"\n\
+             [data.calibration]\npath = {:?}\nsamples = 2\nlength = 64\n\
+             [[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 32\nscale_dtype = \"int6\"\n\
+             [[step]]\nkind = \"activations\"\nmode = \"static\"\n\
+             [[step]]\nkind = \"compile\"\nset = [\"sram=48KiB\"]\nseq = 24\nchunk = 16\n",
+            data.join("models/shakespeare-1m"),
+            data.join("evals/shakespeare-train.txt"),
+        );
+        Recipe::parse(Path::new("r.toml"), &text).unwrap()
+    }
+
+    /// The files of the steps of the only variant, by their digests, and the searches for schedules.
+    fn made(recipe: &Recipe, planned: &PlannedVariant) -> (Vec<(String, Digest)>, Vec<String>) {
+        let (opened, folder, observer) = (Opened::of(recipe).unwrap(), tempfile::tempdir().unwrap(), Searches::default());
+        let workspace = Workspace::open(folder.path().into(), recipe.windows(&opened).unwrap()).unwrap();
+        let session = workspace.session(opened.model(), &observer);
+        let made = run_steps(recipe, &recipe.variants[0], planned, &session, &mut BTreeSet::new()).unwrap();
+        let files = made.folders.iter().flat_map(|folder| &folder.files).map(|(name, content)| match content {
+            Content::Bytes(bytes) => (name.clone(), Digest::of(bytes)),
+            Content::Blob { digest, .. } => (name.clone(), *digest),
+        });
+        (files.collect(), observer.found.into_inner().unwrap())
+    }
+
+    #[test]
+    fn a_run_searches_no_schedule_that_its_plan_found() {
+        let recipe = compiling();
+        let mut planned = plan(&recipe, &Engines::default()).unwrap();
+        let (files, searched) = made(&recipe, &planned.variants[0]);
+        assert_eq!(searched, Vec::<String>::new());
+        planned.variants[0].kept = Kept::default();
+        let (unplanned, searched) = made(&recipe, &planned.variants[0]);
+        let schedules = ["schedule of prefill-1", "schedule of prefill-2", "schedule of decode"];
+        assert!(schedules.iter().all(|what| searched.iter().any(|searched| searched == what)), "{searched:?}");
+        assert!(searched.len() > schedules.len(), "chunk sizes are tried, too: {searched:?}");
+        assert_eq!(files, unplanned, "the same plans, proofs and reports to the byte");
+        assert!(files.iter().any(|(name, _)| name == "prefill-2.plan") && files.iter().any(|(name, _)| name == "dram.bin"));
+    }
 }

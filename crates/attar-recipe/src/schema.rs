@@ -1,6 +1,6 @@
 //! JSON Schema of recipes, put together from the registries.
 
-use attar_eval::{DEFAULT_TASK, Gate, TASKS, Task};
+use attar_eval::{DEFAULT_TASK, TASKS, Task, WrittenGate};
 use attar_export::TARGETS;
 use serde_json::{Value, json};
 
@@ -24,14 +24,14 @@ pub fn schema() -> Value {
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["title"] = json!("attar recipe");
     root["properties"]["recipe"]["const"] = json!(1);
+    root["oneOf"] = json!([{ "required": ["model"] }, { "required": ["artifact"] }]);
     root["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     root["properties"]["variant"] = json!({ "type": "array", "items": variant, "description": "Variants of the model: each runs the recipe's steps, then its own." });
     root["properties"]["export"] =
         json!({ "type": "array", "items": { "oneOf": exports }, "description": "What is written of each variant." });
     root["properties"]["eval"] =
         json!({ "type": "array", "items": { "oneOf": evals }, "description": "What is measured of each variant." });
-    root["properties"]["gate"] =
-        json!({ "type": "array", "items": of::<Gate>(), "description": "Conditions that must hold for the run to succeed." });
+    root["properties"]["gate"] = json!({ "type": "array", "items": of::<WrittenGate>(), "description": "Conditions that must hold for the run to succeed." });
     root["additionalProperties"] = json!(false);
     root["$defs"] = json!({ "steps": step_list });
     root

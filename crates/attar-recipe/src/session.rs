@@ -11,8 +11,8 @@ use crate::{Error, Observer, Result};
 pub struct Session<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) observer: &'a dyn Observer,
-    /// The model as it was opened.
-    pub(crate) base: &'a Model,
+    /// The model as it was opened, if the run is about one.
+    model: Option<&'a Model>,
     /// The windows that activations are seen on, if the recipe has such.
     pub(crate) calibration: Option<&'a [Vec<u32>]>,
 }
@@ -29,13 +29,18 @@ impl Workspace {
         Ok(Workspace { store: Box::new(FolderStore::open(&root)?), calibration })
     }
 
-    /// Work on `base`, of which `observer` hears.
-    pub(crate) fn session<'a>(&'a self, base: &'a Model, observer: &'a dyn Observer) -> Session<'a> {
-        Session { store: &*self.store, observer, base, calibration: self.calibration.as_deref() }
+    /// Work on `model`, of which `observer` hears.
+    pub(crate) fn session<'a>(&'a self, model: impl Into<Option<&'a Model>>, observer: &'a dyn Observer) -> Session<'a> {
+        Session { store: &*self.store, observer, model: model.into(), calibration: self.calibration.as_deref() }
     }
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    /// The model as it was opened.
+    pub(crate) fn base(&self) -> &'a Model {
+        self.model.expect("steps and exports have a model: checked when parsed")
+    }
+
     /// The blob of a unit that is done, if it is there and whole.
     pub(crate) fn done(&self, key: &Digest) -> Result<Option<Digest>> {
         Ok(self.store.done(key)?)

@@ -33,9 +33,6 @@ struct Table {
 }
 
 impl ModelSetting {
-    /// The keys of the table.
-    pub(crate) const KEYS: [&str; 2] = ["path", "ignore"];
-
     /// How the checkpoint is opened.
     pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions { ignore: self.ignore.iter().map(Pattern::new).collect() }

@@ -13,9 +13,10 @@ use crate::{
     AllocationReport, Error, Recipe, Request, Result, RunnerKind, Table, Variant,
     json::{TOOL, json},
     made::Made,
-    measure::measure,
+    measure::{Measuring, Subject},
     model::Working,
     needs::check_needs,
+    opened::Opened,
     output::Output,
     plot::{Line, Mark, Plot},
     session::{Session, Workspace},
@@ -74,16 +75,24 @@ pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sw
     check(&recipe, points)?;
     crate::plan(&recipe, request.engines)?;
     check_needs(&recipe, request.engines)?;
-    let base = recipe.open_model()?;
+    let opened = Opened::of(&recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
-    let workspace = Workspace::open(recipe.store(&output), recipe.windows(&base)?)?;
-    let session = workspace.session(&base, request.observer);
+    let workspace = Workspace::open(recipe.store(&output), recipe.windows(&opened)?)?;
+    let session = workspace.session(opened.model(), request.observer);
+    let measuring = Measuring {
+        recipe: &recipe,
+        engines: request.engines,
+        opened: &opened,
+        observer: request.observer,
+        session: Some(&session),
+    };
     let mut fronts = Vec::new();
     for variant in &recipe.variants {
         let Some(at) = budgeted(variant) else { continue };
         let swept = Swept { recipe: &recipe, variant, at, session: &session };
         let (mut front, made) = swept.front(points)?;
-        let evals = measure(&recipe, request.engines, &base, &made, &output, &session, &mut BTreeSet::new())?;
+        let subjects: Vec<Subject<'_>> = made.iter().map(|made| Subject::made(made, &output)).collect();
+        let evals = measuring.measure(&subjects, &mut BTreeSet::new())?;
         for (point, made) in front.points.iter_mut().zip(&made) {
             point.evals = evals.iter().filter(|eval| eval.variant.as_ref() == Some(&made.name)).cloned().collect();
         }
@@ -142,7 +151,7 @@ struct Swept<'a> {
 impl Swept<'_> {
     fn front(&self, points: Points) -> Result<(Front, Vec<Made>)> {
         let recipe = self.recipe;
-        let mut before = Working::new(self.variant.title(), self.session.base, recipe.calibration());
+        let mut before = Working::new(self.variant.title(), self.session.base(), recipe.calibration());
         self.run(&mut before, 0..self.at)?;
         let (mut found, mut made) = (Vec::new(), Vec::new());
         for bits in self.budgets(&before, points)? {
@@ -153,7 +162,7 @@ impl Swept<'_> {
                 let mut working = Working { title: format!("{} at {bits:.3} bits", self.variant.title()), ..before.clone() };
                 step.run(&mut working, self.session).map_err(|e| self.placed(self.at, e))?;
                 self.run(&mut working, self.at + 1..self.variant.steps.len())?;
-                let model = self.session.base.with(working.graph.clone(), working.source.clone());
+                let model = self.session.base().with(working.graph.clone(), working.source.clone());
                 made.push(Made { name: format!("{} {bits}", self.variant.name), model, working, artifacts: Vec::new() });
             }
             found.push(Point { allocation, evals: Vec::new() });

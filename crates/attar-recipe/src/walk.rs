@@ -1,16 +1,18 @@
-//! Calibration windows on their way through the blocks of a model: the one resumable walk of all steps that look at activations.
+//! Windows of text on their way through the blocks of a model: the one resumable walk of all steps that look at activations.
 //!
 //! A walk visits block after block. Of every block it knows the digest of all that decides what is found there, so that a
 //! finished block is taken from the store, and what leaves the block is a blob of the store, too: a killed run takes up at the
-//! block it was in, with the very numbers that it had. Only the latest of these blobs is kept.
+//! block it was in, with the very numbers that it had. Only the latest of these blobs is kept, and none when the walk is over.
 //!
 //! What is found in a block, and what decides it, is the [`Visitor`]'s business. A walk may have several *sides*: the same
-//! windows through the quantized and the float model, block by block together.
+//! windows through the quantized and the float model, block by block together. Who walks is a [`Walker`] of
+//! [`WALKERS`]: the tests of resuming run over all of them.
 //!
 //! ```text
-//! block 0: units done, what leaves it stored     take the units
-//! block 1: units done, what leaves it stored     take the units; the windows enter block 2 from the store
-//! block 2: a unit is missing                     restore the windows, visit, store what leaves the block, drop the blob before
+//! block 0: units done                            take the units
+//! block 1: units done, what leaves it stored     take the units
+//! block 2: a unit is missing                     restore the windows, visit
+//! block 3: a unit is missing                     go on, store what enters, drop the blob before, visit
 //! ```
 
 use std::collections::BTreeMap;
@@ -22,10 +24,21 @@ use attar_tensor::{
 };
 use candle_core::{Device, Tensor};
 
-use crate::{Result, session::Session};
+use crate::{Observer, Result, model::Working, session::Session, shape, step::WALKERS};
 
 /// Tokens that go through a block together.
 const LANE: usize = 2048;
+
+/// Who walks.
+#[derive(Debug)]
+pub struct Walker {
+    /// Its name: letters and hyphens.
+    pub name: &'static str,
+    /// What it does on the way, for progress.
+    pub doing: &'static str,
+    /// Steps of a variant that walk so, as TOML. The tests of resuming run them.
+    pub example: &'static str,
+}
 
 /// What is done at every block of a walk.
 pub(crate) trait Visitor {
@@ -49,26 +62,46 @@ pub(crate) struct Side<'a> {
     pub(crate) weights: &'a dyn Weights,
 }
 
-/// A walk that stands in front of some block.
+/// A walk that has not begun.
 pub(crate) struct Walk<'a> {
     session: &'a Session<'a>,
+    /// For progress.
+    title: String,
+    /// Of all that decides what the windows are and what is looked for.
+    key: Digest,
     sides: Vec<Side<'a>>,
+    windows: &'a [Vec<u32>],
     /// Windows that go through a block together.
     together: usize,
-    /// Of all that was decided in the blocks before.
-    key: Digest,
-    /// Made when a block must be visited.
-    windows: Option<Windows<'a>>,
-    /// The blob of what enters the block.
-    entering: Latest,
+    /// How many parts of a block progress counts.
+    parts: u64,
 }
 
 impl<'a> Walk<'a> {
-    /// The calibration windows in front of the first block; `key` is the digest of all that decides what they are and what is
-    /// looked for. The first side is the model whose blocks are counted.
-    pub(crate) fn new(key: Digest, sides: Vec<Side<'a>>, session: &'a Session<'a>) -> Walk<'a> {
-        let together = windows_together(session.calibration.unwrap_or_default());
-        Walk { session, sides, together, key, windows: None, entering: Latest::default() }
+    /// The calibration windows in front of the first block of the model `title`; `key` is the digest of all that decides what
+    /// they are and what is looked for. The first side is the model whose blocks are counted.
+    ///
+    /// # Panics
+    /// If `walker` is not registered, or the sides differ in their blocks.
+    pub(crate) fn new(
+        walker: &'static Walker,
+        title: &str,
+        key: Digest,
+        sides: Vec<Side<'a>>,
+        session: &'a Session<'a>,
+    ) -> Walk<'a> {
+        let registered = WALKERS.iter().any(|known| std::ptr::eq(*known, walker));
+        assert!(registered, "`{}` is a line in WALKERS: the tests of resuming run over all walkers", walker.name);
+        let blocks = |side: &Side<'_>| side.graph.block_count();
+        assert!(sides.iter().all(|side| blocks(side) == blocks(&sides[0])), "no step moves work to another block");
+        let title = format!("{title}: {}", walker.doing);
+        let walk = Walk { session, title, key, sides, windows: &[], together: 1, parts: 1 };
+        walk.over(session.calibration.unwrap_or_default())
+    }
+
+    /// With other windows.
+    pub(crate) fn over(self, windows: &'a [Vec<u32>]) -> Walk<'a> {
+        Walk { windows, together: windows_together(windows), ..self }
     }
 
     /// With so many windows going through a block together.
@@ -76,74 +109,122 @@ impl<'a> Walk<'a> {
         Walk { together: together.max(1), ..self }
     }
 
-    /// Visits the first `count` blocks. After each, `done` is called.
-    pub(crate) fn visit(&mut self, count: usize, visitor: &mut dyn Visitor, done: &dyn Fn(BlockId)) -> Result<()> {
-        let graph = self.sides[0].graph;
-        for block in graph.blocks().take(count) {
-            self.session.check_interrupt()?;
-            self.block(block, block.index() + 1 < count, visitor)?;
-            done(block);
-        }
-        Ok(())
+    /// With progress that counts so many parts of a block.
+    pub(crate) fn in_parts(self, parts: usize) -> Walk<'a> {
+        Walk { parts: parts.max(1) as u64, ..self }
     }
 
-    /// `more` blocks want what leaves this one.
-    fn block(&mut self, block: BlockId, more: bool, visitor: &mut dyn Visitor) -> Result<()> {
-        let key = visitor.key(&self.key, block)?;
-        let units = visitor.units(block, &key).iter().map(|unit| self.session.done(unit)).collect::<Result<Option<Vec<_>>>>()?;
-        if let Some(blobs) = &units {
-            visitor.take(block, &key, blobs)?;
-        }
-        let stored = if more && units.is_some() { self.session.done(&leaving(&key))? } else { None };
-        match (units, stored) {
-            (Some(_), _) if !more => {}
-            (Some(_), Some(blob)) => (self.windows, self.entering) = (None, Latest(Some(blob))),
-            // Should a later block be visited, the windows come here from the first block.
-            (Some(_), None) if self.windows.is_none() && self.entering.is_none() => {}
-            (units, _) => {
-                let mut windows = self.start(block)?;
-                if units.is_none() {
-                    visitor.visit(block, &key, &mut windows)?;
+    /// Visits the first `count` blocks, those that are done by taking what was found.
+    pub(crate) fn visit(self, count: usize, visitor: &mut dyn Visitor) -> Result<()> {
+        let (session, parts) = (self.session, self.parts);
+        let mut passage = self.passage(count, &|before, block| visitor.key(before, block))?;
+        for (block, key) in passage.blocks.clone() {
+            session.check_interrupt()?;
+            let units = visitor.units(block, &key).iter().map(|unit| session.done(unit)).collect::<Result<Option<Vec<_>>>>()?;
+            match units {
+                Some(blobs) => visitor.take(block, &key, &blobs)?,
+                None => {
+                    let windows = passage.go_to(block.index())?;
+                    visitor.visit(block, &key, windows)?;
+                    windows.tell(parts, "");
                 }
-                if more {
-                    self.leave(&key, &mut windows)?;
-                }
-                self.windows = Some(windows);
             }
         }
-        self.key = key;
-        Ok(())
+        passage.entering.discard(session)
     }
 
-    /// The windows in front of `block`: at hand, from the store, or else through all blocks before.
-    fn start(&mut self, block: BlockId) -> Result<Windows<'a>> {
-        if let Some(windows) = self.windows.take() {
-            return Ok(windows);
+    /// Takes the windows through the first `count` blocks. What enters the block after them stays in the store until the
+    /// caller discards it.
+    pub(crate) fn arrive(self, count: usize, key: &dyn Fn(&Digest, BlockId) -> Result<Digest>) -> Result<(Windows<'a>, Latest)> {
+        let mut passage = self.passage(count, key)?;
+        passage.go_to(count)?;
+        Ok((passage.windows.expect("just there"), passage.entering))
+    }
+
+    fn passage(self, count: usize, key: &dyn Fn(&Digest, BlockId) -> Result<Digest>) -> Result<Passage<'a>> {
+        let mut before = self.key;
+        let mut blocks = Vec::new();
+        for block in self.sides[0].graph.blocks().take(count) {
+            before = key(&before, block)?;
+            blocks.push((block, before));
         }
-        let lanes = || lanes(self.session.calibration.unwrap_or_default(), self.together);
-        let streams = self.sides.iter().map(|side| Ok(Stream::new(side.graph, lanes()?))).collect::<Result<Vec<_>>>()?;
-        let mut windows = Windows { sides: self.sides.clone(), streams, lanes: lanes()?.len(), at: block };
-        if let Some(blob) = self.entering.blob() {
-            windows.restore(block, read_lanes(&self.session.store.open(blob)?, windows.lanes * self.sides.len())?);
+        self.session.observer.stage(&self.title, count as u64 * self.parts);
+        Ok(Passage { walk: self, blocks, windows: None, entering: Latest::default() })
+    }
+}
+
+/// A walk on its way.
+struct Passage<'a> {
+    walk: Walk<'a>,
+    /// With the digest of all that is decided up to the end of each.
+    blocks: Vec<(BlockId, Digest)>,
+    /// Made when a block must be visited.
+    windows: Option<Windows<'a>>,
+    /// The blob of what enters the block where the windows are.
+    entering: Latest,
+}
+
+impl<'a> Passage<'a> {
+    fn name(&self, block: BlockId) -> &'a str {
+        self.walk.sides[0].graph.block_name(block)
+    }
+
+    /// The windows in front of block `at`: at hand, or from the store, or through the blocks between.
+    fn go_to(&mut self, at: usize) -> Result<&mut Windows<'a>> {
+        let here = self.windows.as_ref().map_or(0, |windows| windows.at.index());
+        if let Some((there, blob)) = self.nearest(here, at)? {
+            let mut windows = self.walk.start()?;
+            windows.restore(there, read_lanes(&self.walk.session.store.open(&blob)?, windows.lanes * windows.sides.len())?);
+            self.entering.replace(blob, self.walk.session)?;
+            self.windows = Some(windows);
+        } else if self.windows.is_none() {
+            self.windows = Some(self.walk.start()?);
         }
-        while windows.streams.iter().any(|stream| stream.block() != block) {
-            self.session.check_interrupt()?;
-            (0..self.sides.len()).try_for_each(|side| windows.leave(side))?;
+        for (block, key) in self.blocks[..at].to_vec() {
+            if self.windows.as_ref().is_some_and(|windows| windows.at == block) {
+                self.leave(block, &key)?;
+            }
         }
+        let windows = self.windows.as_mut().expect("made above");
+        windows.tell(0, "");
         Ok(windows)
     }
 
+    /// The last block after `here` and up to `at` of which the store has what enters it.
+    fn nearest(&self, here: usize, at: usize) -> Result<Option<(BlockId, Digest)>> {
+        for (block, key) in self.blocks[here..at].iter().rev() {
+            if let Some(blob) = self.walk.session.done(&leaving(key))? {
+                return Ok(Some((BlockId::after(*block), blob)));
+            }
+        }
+        Ok(None)
+    }
+
     /// Goes on to the next block, and stores what enters it.
-    fn leave(&mut self, key: &Digest, windows: &mut Windows<'a>) -> Result<()> {
+    fn leave(&mut self, block: BlockId, key: &Digest) -> Result<()> {
+        self.walk.session.check_interrupt()?;
+        let name = self.name(block);
+        let windows = self.windows.as_mut().expect("somebody leaves");
+        windows.tell(0, name);
         for side in 0..windows.sides.len() {
-            if windows.streams[side].block() == windows.at {
+            if windows.streams[side].block() == block {
                 windows.leave(side)?;
             }
         }
-        windows.at = BlockId::after(windows.at);
+        windows.at = BlockId::after(block);
         let entering: Vec<_> = windows.streams.iter().flat_map(Stream::entering).collect();
-        let blob = self.session.unit(leaving(key), |to| write_lanes(&entering, to))?;
-        self.entering.replace(blob, self.session)
+        let blob = self.walk.session.unit(leaving(key), |to| write_lanes(&entering, to))?;
+        self.entering.replace(blob, self.walk.session)
+    }
+}
+
+impl<'a> Walk<'a> {
+    /// The windows in front of the first block.
+    fn start(&self) -> Result<Windows<'a>> {
+        let lanes = || lanes(self.windows, self.together);
+        let streams = self.sides.iter().map(|side| Ok(Stream::new(side.graph, lanes()?))).collect::<Result<Vec<_>>>()?;
+        let (sides, lanes) = (self.sides.clone(), lanes()?.len());
+        Ok(Windows { sides, streams, lanes, at: BlockId::FIRST, parts: self.parts, observer: self.session.observer })
     }
 }
 
@@ -155,9 +236,16 @@ pub(crate) struct Windows<'a> {
     lanes: usize,
     /// The block that is visited.
     at: BlockId,
+    parts: u64,
+    observer: &'a dyn Observer,
 }
 
 impl Windows<'_> {
+    /// Says how many parts of the block are done, and what is being worked on.
+    pub(crate) fn tell(&self, done: u64, what: &str) {
+        self.observer.advance(self.at.index() as u64 * self.parts + done, what);
+    }
+
     /// Computes a value of the block on one side, and shows it lane by lane.
     pub(crate) fn reach(
         &mut self,
@@ -182,6 +270,7 @@ impl Windows<'_> {
     }
 
     fn restore(&mut self, block: BlockId, mut stored: Vec<BTreeMap<String, Tensor>>) {
+        self.at = block;
         for stream in &mut self.streams {
             let later = stored.split_off(self.lanes.min(stored.len()));
             stream.restore(block, std::mem::replace(&mut stored, later));
@@ -192,6 +281,16 @@ impl Windows<'_> {
 /// The unit that stores what leaves a block.
 fn leaving(block: &Digest) -> Digest {
     Digest::of_parts([block.as_bytes().as_slice(), b"leaving"])
+}
+
+/// While planning: the step walks the calibration windows through `sides` models.
+pub(crate) fn plan(model: &mut Working, sides: u64) {
+    model.walking = model.walking.max(memory(&model.graph, model.tokens, sides));
+}
+
+/// Bytes that windows take on their way: on every side at most four values as wide as the residual stream for every token.
+pub(crate) fn memory(graph: &Graph, tokens: u64, sides: u64) -> u64 {
+    tokens.saturating_mul(4 * 4 * sides * shape::residual_width(graph))
 }
 
 /// The latest of blobs of which each makes the one before it worthless.
@@ -205,10 +304,6 @@ impl Latest {
 
     pub(crate) fn blob(&self) -> Option<&Digest> {
         self.0.as_ref()
-    }
-
-    fn is_none(&self) -> bool {
-        self.0.is_none()
     }
 
     /// Keeps `blob`, and lets go of the one before.
@@ -312,7 +407,7 @@ pub(crate) fn read_lanes(path: &std::path::Path, lanes: usize) -> Result<Vec<BTr
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{path::Path, sync::Mutex};
 
     use attar_graph::SourceWeights;
     use attar_model::Model;
@@ -350,8 +445,9 @@ mod tests {
             let graph = &self.model.graph;
             let weights = SourceWeights(self.model.source.clone());
             let first = first_key(graph, self.session.calibration.unwrap());
-            let mut walk = Walk::new(first, vec![Side { graph, weights: &weights }], self.session).by(4);
-            let done = walk.visit(graph.block_count() - 1, &mut self, &|_| {});
+            let sides = vec![Side { graph, weights: &weights }];
+            let walk = Walk::new(WALKERS[0], "model", first, sides, self.session).by(4);
+            let done = walk.visit(graph.block_count() - 1, &mut self);
             (done, self)
         }
     }
@@ -409,18 +505,80 @@ mod tests {
         assert_eq!(resumed.sums, wanted.sums);
     }
 
+    /// Which of the blocks of a walk the store has the leaving activations of.
+    fn stored(session: &Session<'_>, keys: &[Digest]) -> Vec<bool> {
+        keys.iter().map(|key| session.done(&leaving(key)).unwrap().is_some()).collect()
+    }
+
     #[test]
-    fn only_the_latest_activations_are_kept() {
+    fn only_the_latest_activations_are_kept_and_none_after_the_walk() {
         let (model, folder) = (model(), tempfile::tempdir().unwrap());
         let workspace = Workspace::open(folder.path().into(), Some(windows())).unwrap();
         let session = workspace.session(&model, &Silent);
+        let last = model.graph.block_count() - 2;
+        let (killed, _) = Summing { killed_in: Some(last), ..Summing::new(&model, &session) }.walk();
+        assert!(killed.is_err());
         let (done, walked) = Summing::new(&model, &session).walk();
+        assert_eq!(walked.visited, [last], "the blob that enters the last block was there");
         done.unwrap();
-        let (last, before) = walked.keys.split_last().unwrap();
-        let kept: Vec<bool> = before.iter().map(|key| session.done(&leaving(key)).unwrap().is_some()).collect();
-        assert_eq!(kept.iter().filter(|kept| **kept).count(), 1);
-        assert_eq!(kept.last(), Some(&true), "the blob that enters the last block is the latest");
-        assert!(session.done(&leaving(last)).unwrap().is_none(), "nobody wants what leaves the last block");
+        assert_eq!(stored(&session, &walked.keys), vec![false; last + 1]);
+
+        let (killed, _) = Summing { killed_in: Some(last), changed: Some(last), ..Summing::new(&model, &session) }.walk();
+        assert!(killed.is_err());
+        let kept: Vec<bool> = (0..=last).map(|block| block + 1 == last).collect();
+        assert_eq!(stored(&session, &walked.keys), kept, "what enters the block of the kill, and nothing else");
+    }
+
+    #[test]
+    fn windows_that_arrive_pass_no_block_twice() {
+        let (model, folder) = (model(), tempfile::tempdir().unwrap());
+        let workspace = Workspace::open(folder.path().into(), Some(windows())).unwrap();
+        let (graph, weights) = (&model.graph, SourceWeights(model.source.clone()));
+        let arrive = |observer: &dyn Observer| {
+            let session = workspace.session(&model, observer);
+            let key = |before: &Digest, block| block_key(before, graph, block, &*model.source, []);
+            let sides = vec![Side { graph, weights: &weights }];
+            let walk = Walk::new(WALKERS[0], "model", first_key(graph, &windows()), sides, &session).by(4);
+            let (windows, entering) = walk.arrive(3, &key)?;
+            Ok((format!("{:?}", windows.values(0, &[Values::new(), Values::new()])), *entering.blob().unwrap()))
+        };
+        let at = |block| Stopping { at: block, passed: Mutex::default() };
+        let stopped = at(1);
+        let interrupted: Result<_> = arrive(&stopped);
+        assert!(interrupted.is_err());
+        assert_eq!(*stopped.passed.lock().unwrap(), [0, 1]);
+        let resumed = at(u64::MAX);
+        let found = arrive(&resumed).unwrap();
+        assert_eq!(*resumed.passed.lock().unwrap(), [2, 3], "blocks 0 and 1 are in the store");
+
+        let other = tempfile::tempdir().unwrap();
+        let whole = Workspace::open(other.path().into(), Some(windows())).unwrap();
+        let session = whole.session(&model, &Silent);
+        let sides = vec![Side { graph, weights: &weights }];
+        let walk = Walk::new(WALKERS[0], "model", first_key(graph, &windows()), sides, &session).by(4);
+        let key = |before: &Digest, block| block_key(before, graph, block, &*model.source, []);
+        let (_, entering) = walk.arrive(3, &key).unwrap();
+        assert_eq!(*entering.blob().unwrap(), found.1, "the same numbers");
+    }
+
+    /// Interrupts at a block, and notes which blocks it hears of.
+    struct Stopping {
+        at: u64,
+        passed: Mutex<Vec<u64>>,
+    }
+
+    impl Observer for Stopping {
+        fn stage(&self, _: &str, _: u64) {}
+        fn advance(&self, done: u64, _: &str) {
+            let mut passed = self.passed.lock().unwrap();
+            if passed.last() != Some(&done) {
+                passed.push(done);
+            }
+        }
+        fn note(&self, _: &str) {}
+        fn interrupted(&self) -> bool {
+            self.passed.lock().unwrap().last().is_some_and(|done| *done >= self.at)
+        }
     }
 
     #[test]

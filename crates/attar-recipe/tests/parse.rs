@@ -27,9 +27,9 @@ fn failure(text: &str) -> (String, usize, usize) {
 fn a_mistake_in_the_second_step_is_found_there() {
     for (line, column, words) in [
         ("gruop = 64", 1, "did you mean `group`?"),
-        ("group = true", 9, "invalid type"),
+        ("group = true", 9, "found `true`, expected a whole number"),
         ("group = 0", 9, "at least 1"),
-        ("asymmetric = \"yes\"", 14, "boolean"),
+        ("asymmetric = \"yes\"", 14, "expected `true` or `false`"),
         ("algorithm = \"rtm\"", 13, "did you mean `rtn`?"),
         ("keep = [\"a{\"]", 8, "not a pattern"),
     ] {

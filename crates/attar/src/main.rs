@@ -51,6 +51,7 @@ fn main() -> ExitCode {
     match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer).and_then(|code| printer.done(code)))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
+            let error = verbs::said_by(verb, arguments, error);
             printer.error(&error);
             ExitCode::from(if error.kind == ErrorKind::Interrupted { interrupt::exit_code() } else { error.exit_code() })
         }

@@ -116,6 +116,24 @@ pub struct Phase {
     pub proof: Option<Proven>,
 }
 
+/// What shapes alone decide: how the runs of a model are scheduled, whatever its numbers are.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The chunk sizes that were tried.
+    pub chunks: Chunked,
+    target: Target,
+    /// The runs of the best size, in order: tokens and tokens before them, schedule and predicted times.
+    runs: Vec<([u64; 2], Schedule, Simulation)>,
+}
+
+impl Planned {
+    /// The schedule of a run with its predicted times, for a program with numbers.
+    fn schedule(&self, run: [u64; 2], program: &Program) -> Option<(Schedule, Simulation)> {
+        let (_, schedule, simulation) = self.runs.iter().find(|(planned, ..)| *planned == run)?;
+        Some((schedule.rebind(program)?, simulation.clone()))
+    }
+}
+
 /// A compiled model.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -148,6 +166,9 @@ pub struct Progress<'a> {
 
 /// Called when an item begins; returns whether to go on.
 pub type Watch<'a> = &'a dyn Fn(Progress<'_>) -> bool;
+
+/// The schedule of a run of that name, tokens and program, if it is known.
+type Known<'a> = &'a dyn Fn(&str, [u64; 2], &Program) -> Result<Option<(Schedule, Simulation)>>;
 
 impl Progress<'_> {
     fn tell(self, watch: Watch<'_>) -> Result<()> {
@@ -196,15 +217,19 @@ impl Compile {
         Ok(Subject { target: target(&device, &program)?, device, fused, source })
     }
 
-    /// Checks whether a model can be compiled, without reading numbers. Returns the chunk sizes in which the prompt could run.
-    pub fn check(&self, graph: &Graph, source: &dyn Source) -> Result<Chunked> {
+    /// Schedules a model, without reading numbers.
+    ///
+    /// # Errors
+    /// What the device cannot run or hold.
+    pub fn plan(&self, graph: &Graph, source: &dyn Source) -> Result<Planned> {
         let subject = self.subject(graph, source)?;
         let chunks = self.chunks(&subject, self.goal, &|_| true)?;
-        let mut image = Image::default();
+        let (mut image, mut runs) = (Image::default(), Vec::new());
         for (name, rows, past) in self.runs(chunks.best().chunk) {
-            self.phase(&subject, name, [rows, past], &Ranges::default(), &mut image)?;
+            let phase = self.phase(&subject, name, [rows, past], &Ranges::default(), &mut image, &|_, _, _| Ok(None))?;
+            runs.push(([rows, past], phase.schedule, phase.simulation));
         }
-        Ok(chunks)
+        Ok(Planned { chunks, target: subject.target, runs })
     }
 
     /// The chunk sizes in which the prompt could run, with the best.
@@ -244,7 +269,7 @@ impl Compile {
         prefill.chain(decode).collect()
     }
 
-    /// Plans a run. The first one decides the image that the others use.
+    /// Plans a run. The first one decides the image that the others use. `known` may know its schedule.
     fn phase(
         &self,
         subject: &Subject<'_>,
@@ -252,10 +277,14 @@ impl Compile {
         [rows, past]: [u64; 2],
         ranges: &Ranges,
         image: &mut Image,
+        known: Known<'_>,
     ) -> Result<Phase> {
         let converted = subject.convert(ranges, self.bind([rows, past], ALL_BLOCKS, false))?;
         let title = format!("{name}: {}", tokens_text(rows, past));
-        let (schedule, simulation) = choose(&converted.program, &subject.target, self.goal, self.freedom(), &title, image)?;
+        let (schedule, simulation) = match known(&name, [rows, past], &converted.program)? {
+            Some(known) => known,
+            None => choose(&converted.program, &subject.target, self.goal, self.freedom(), &title, image)?,
+        };
         image.add(&schedule.plan);
         let Converted { program, host, logits, .. } = converted;
         Ok(Phase { name, rows, past, program, host, head: logits.is_some(), schedule, simulation, report: None, proof: None })
@@ -270,8 +299,8 @@ impl Compile {
         Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, target, options).against(&other))
     }
 
-    /// Compiles a model, and proves its first blocks and its head on `windows` of text. `chunks` is the result of
-    /// [`Compile::check`] for a model of the same shapes, if it is known.
+    /// Compiles a model, and proves its first blocks and its head on `windows` of text. `planned` is the result of
+    /// [`Compile::plan`] for a model of the same shapes, if it is known; then nothing that it has is computed again.
     ///
     /// # Errors
     /// What the device cannot run or hold; text on which values are not finite; a stop requested by `watch`; a plan whose result
@@ -281,19 +310,27 @@ impl Compile {
         graph: &Graph,
         source: &Arc<dyn Source>,
         windows: &[Vec<u32>],
-        chunks: Option<Chunked>,
+        planned: Option<&Planned>,
         watch: Watch<'_>,
     ) -> Result<Compiled> {
         let subject = self.subject(graph, &**source)?;
+        // A device file may have changed since.
+        let planned = planned.filter(|planned| planned.target == subject.target);
         let seen = Seen::new(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
         let (mut phases, mut image) = (Vec::new(), Image::default());
         let mut prover = Prover::new(self, &subject.target, &seen, &windows[0]);
-        let chunks = chunks.map_or_else(|| self.chunks(&subject, self.goal, watch), Ok)?;
+        let chunks = planned.map_or_else(|| self.chunks(&subject, self.goal, watch), |planned| Ok(planned.chunks.clone()))?;
         let front = self.front(&subject, &chunks, watch)?;
         let runs = self.runs(chunks.best().chunk);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "planning and proving", what: &name, done, total: runs.len() }.tell(watch)?;
-            let mut phase = self.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image)?;
+            let known = |name: &str, run: [u64; 2], program: &Program| {
+                let known = planned.and_then(|planned| planned.schedule(run, program));
+                let what = format!("schedule of {name}");
+                let progress = Progress { stage: "planning and proving", what: &what, done, total: runs.len() };
+                known.map_or_else(|| progress.tell(watch).map(|()| None), |known| Ok(Some(known)))
+            };
+            let mut phase = self.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image, &known)?;
             phase.report = Some(self.report(&subject.target, &phase)?);
             if self.prove > 0 {
                 let blocks = subject.convert(&seen.ranges, self.bind([rows, past], [0, self.prove], true))?;

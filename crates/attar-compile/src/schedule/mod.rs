@@ -13,6 +13,7 @@ mod image;
 mod order;
 mod path;
 mod place;
+mod rebind;
 
 pub use choose::choose;
 pub use image::Image;

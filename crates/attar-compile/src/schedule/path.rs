@@ -309,16 +309,11 @@ impl<'a> Search<'a> {
 
     /// The plan of these segments, or the calls whose buffers cannot be placed together.
     pub(super) fn plan(&self, steps: &[Segment], title: &str) -> Result<Result<Schedule, Crowded>> {
-        let (mut bodies, mut index): (Vec<Body>, HashMap<Vec<u8>, u32>) = Default::default();
+        let mut bodies = Bodies::default();
         let (mut calls, mut lowered_all, mut choices) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
-            let (name, lowered) = (self.name(step), self.lower(step));
-            let bytes = postcard::to_allocvec(&lowered.body).expect("a body has no value that postcard lacks");
-            let body = *index.entry(bytes).or_insert_with(|| {
-                bodies.push(lowered.body.clone());
-                bodies.len() as u32 - 1
-            });
-            calls.push(call(name.clone(), body, &lowered));
+            let (name, lowered) = (self.name(step), lower(self.program, &step.kernel, &step.tiles));
+            calls.push(call(name.clone(), bodies.index(&lowered.body), &lowered));
             choices.push(self.choice(name, step));
             lowered_all.push(lowered);
         }
@@ -330,7 +325,7 @@ impl<'a> Search<'a> {
             align: self.target.align,
             rates: self.target.rates.clone(),
             tensors: self.layouts(steps),
-            bodies,
+            bodies: bodies.all,
             calls,
         };
         Ok(match place::on_chip(plan, &lowered_all, &kept)? {
@@ -349,20 +344,6 @@ impl<'a> Search<'a> {
         let kept = step.kept.iter().map(|id| self.program.get(*id).name.clone()).collect();
         let (tiles, norms) = (step.tiles.clone(), step.tiles.norms());
         Choice { name, kernel: step.kernel.clone(), tiles, kept, dram: step.dram, norms }
-    }
-
-    fn lower(&self, step: &Segment) -> Lowered {
-        let norm = step.kernel.entry();
-        let name = |name: &'static str, normed: &'static str| if norm.is_some() { normed } else { name };
-        match (&step.tiles, step.kernel.core()) {
-            (Tiles::Norm(tiles), Kernel::Norm(norm)) => tiles.lower(self.program, norm, "norm"),
-            (Tiles::Linear(tiles), Kernel::Linear(linear)) => {
-                tiles.lower(self.program, linear, norm, name("linear", "normed linear"))
-            }
-            (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(self.program, attention, "attention"),
-            (Tiles::GatedMlp(tiles), Kernel::GatedMlp(mlp)) => tiles.lower(self.program, mlp, norm, name("mlp", "normed mlp")),
-            _ => unreachable!("tiles are searched for the kernel they go with"),
-        }
     }
 
     /// The program's tensors, weights in the tiles of the kernel that reads them.
@@ -395,8 +376,40 @@ impl<'a> Search<'a> {
     }
 }
 
+/// The code of a kernel with its tiles.
+pub(super) fn lower(program: &Program, kernel: &Kernel, tiles: &Tiles) -> Lowered {
+    let norm = kernel.entry();
+    let name = |name: &'static str, normed: &'static str| if norm.is_some() { normed } else { name };
+    match (tiles, kernel.core()) {
+        (Tiles::Norm(tiles), Kernel::Norm(norm)) => tiles.lower(program, norm, "norm"),
+        (Tiles::Linear(tiles), Kernel::Linear(linear)) => tiles.lower(program, linear, norm, name("linear", "normed linear")),
+        (Tiles::Attention(tiles), Kernel::Attention(attention)) => tiles.lower(program, attention, "attention"),
+        (Tiles::GatedMlp(tiles), Kernel::GatedMlp(mlp)) => tiles.lower(program, mlp, norm, name("mlp", "normed mlp")),
+        _ => unreachable!("tiles are searched for the kernel they go with"),
+    }
+}
+
+/// Bodies, equal ones once.
+#[derive(Default)]
+pub(super) struct Bodies {
+    pub(super) all: Vec<Body>,
+    index: HashMap<Vec<u8>, u32>,
+}
+
+impl Bodies {
+    /// The number of a body.
+    pub(super) fn index(&mut self, body: &Body) -> u32 {
+        let bytes = postcard::to_allocvec(body).expect("a body has no value that postcard lacks");
+        let all = &mut self.all;
+        *self.index.entry(bytes).or_insert_with(|| {
+            all.push(body.clone());
+            all.len() as u32 - 1
+        })
+    }
+}
+
 /// A call that is not placed yet.
-fn call(name: String, body: u32, lowered: &Lowered) -> Call {
+pub(super) fn call(name: String, body: u32, lowered: &Lowered) -> Call {
     let operands = lowered.operands.iter().map(|(id, row)| Operand { tensor: id.0, row: *row }).collect();
     Call { name, body, operands, offsets: Vec::new(), constants: lowered.constants.clone(), fence_weights: true }
 }

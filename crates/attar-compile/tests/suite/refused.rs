@@ -37,7 +37,7 @@ fn graph(model: &str) -> Graph {
 /// What `compile` and `tile` say of a model.
 fn refusal(model: &str) -> String {
     let (graph, source) = (graph(model), Empty(BTreeMap::new()));
-    let compiled = Compile::default().check(&graph, &source).unwrap_err().to_string();
+    let compiled = Compile::default().plan(&graph, &source).unwrap_err().to_string();
     let tiled = Tile::default().run(&graph, &source).unwrap_err().to_string();
     assert_eq!(compiled, tiled, "{model}");
     compiled
@@ -58,7 +58,7 @@ fn ops_without_a_kernel_are_refused_by_name() {
 /// Its ops have kernels; what is missing are integers, and the hint says how to get them.
 #[test]
 fn a_float_decoder_is_told_to_quantize_first() {
-    let error = Compile::default().check(&graph("tiny-phi3"), &Empty(BTreeMap::new())).unwrap_err();
+    let error = Compile::default().plan(&graph("tiny-phi3"), &Empty(BTreeMap::new())).unwrap_err();
     assert_eq!(error.to_string(), "`b0.attention_in` is a `rms_norm` on its own, which no kernel computes");
     assert!(error.hint().unwrap().contains("quantize the weights"), "{error:?}");
 }

@@ -20,7 +20,7 @@ pub use autoround::{AutoRound, Progress, Task, stride, tensors};
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use plain::{Pace, Plain};
 pub use quantized::Learned;
-pub use recover::{Adapters, Method, ROWS, Rates, Recover, Student, Teacher};
+pub use recover::{Adapters, Method, ROWS, Rates, Recover, Student};
 
 use crate::{Error, Result};
 

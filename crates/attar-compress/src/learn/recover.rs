@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use attar_graph::{BlockId, Cached, Graph, Mode, TensorWeights, Values, Weights, gradient::kl_divergence};
+use attar_graph::{BlockId, Graph, Mode, TensorWeights, Values, Weights, gradient::kl_divergence};
 use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -181,28 +181,9 @@ pub struct Student<'a> {
     pub plain: BTreeMap<BlockId, BTreeMap<String, Plain>>,
 }
 
-/// The float model.
-pub struct Teacher<'a> {
-    /// Its graph.
-    pub graph: &'a Graph,
-    /// Its weights.
-    pub weights: &'a dyn Weights,
-}
-
 /// The block that makes a graph's only output, and that output.
 fn last_block(graph: &Graph) -> BlockId {
     graph.blocks().last().expect("a model has blocks")
-}
-
-impl Teacher<'_> {
-    /// The inputs of the last block, given the inputs of the first.
-    pub fn hidden(&self, inputs: &Values) -> Result<Values> {
-        let mut values = inputs.clone();
-        for block in self.graph.blocks().take_while(|block| *block != last_block(self.graph)) {
-            values = advance(self.graph, block, &Cached::new(self.weights), &values)?;
-        }
-        Ok(entering(self.graph, last_block(self.graph), &values))
-    }
 }
 
 impl Student<'_> {

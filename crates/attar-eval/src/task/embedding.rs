@@ -3,8 +3,12 @@
 use attar_model::{Config, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::kind::{Better, Column, Digits, Metric};
-use crate::{Error, Result, Window, runner::Rows, statistics::number};
+use super::kind::{Against, Better, Column, Digits, Metric, Sides};
+use crate::{
+    Error, Result, Window,
+    runner::{Progress, Rows},
+    statistics::number,
+};
 
 /// Two runs of the same artifact, on the same texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +27,7 @@ pub(super) const AGREEMENT: Metric = Metric {
     about: "largest difference between a value of the engine's and the reference's embedding, relative to the largest value",
     unit: "",
     better: Better::Lower,
+    against: Against::Sibling,
     at: "/agreement/relative",
     base: None,
     loss: None,
@@ -63,8 +68,27 @@ pub(super) fn check(longest: Option<usize>, config: &Config) -> Result<()> {
     }
 }
 
+/// The embeddings of all sides.
+pub(super) struct Embedded {
+    pub(super) model: Vec<Vec<f32>>,
+    pub(super) base: Option<Vec<Vec<f32>>>,
+    /// With the sibling.
+    pub(super) agreement: Option<Agreement>,
+}
+
+impl Embedded {
+    pub(super) fn of(sides: &mut Sides<'_>, windows: usize, progress: Progress<'_>) -> Result<Embedded> {
+        let model = embed(sides.model, windows, |done| progress(done, windows as u64))?;
+        let base = sides.base.as_mut().map(|base| embed(*base, windows, |_| {})).transpose()?;
+        let sibling = sides.sibling.as_mut().map(|sibling| embed(*sibling, windows, |_| {})).transpose()?;
+        sibling.iter().try_for_each(|sibling| same_width(&model, sibling))?;
+        let agreement = sibling.map(|sibling| agreement(&model, &sibling));
+        Ok(Embedded { model, base, agreement })
+    }
+}
+
 /// The embeddings of all windows.
-pub(super) fn embed(side: &mut dyn Rows, windows: usize, mut progress: impl FnMut(u64)) -> Result<Vec<Vec<f32>>> {
+fn embed(side: &mut dyn Rows, windows: usize, mut progress: impl FnMut(u64)) -> Result<Vec<Vec<f32>>> {
     let one = |window| {
         let mut row = Vec::new();
         side.rows(window, 0..1, &mut row)?;
@@ -81,7 +105,7 @@ pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     if norms == 0.0 { 0.0 } else { dot(a, b) / norms }
 }
 
-pub(super) fn agreement(model: &[Vec<f32>], sibling: &[Vec<f32>]) -> Agreement {
+fn agreement(model: &[Vec<f32>], sibling: &[Vec<f32>]) -> Agreement {
     let most = |values: &mut dyn Iterator<Item = f32>| {
         f64::from(values.fold(0.0f32, |most, x| if x.abs() > most || x.is_nan() { x.abs() } else { most }))
     };

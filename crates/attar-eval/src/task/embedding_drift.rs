@@ -1,15 +1,14 @@
 //! How far the embeddings of a model are from those of its base: one minus their cosine, over the lines of a text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use attar_model::{Config, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::{
-    embedding::{self, AGREEMENT, Agreement},
-    kind::{Better, Column, Digits, Measurements, Metric, Prepared, Settings, Sides, Task, parse, schema},
+    embedding::{self, AGREEMENT, Agreement, Embedded},
+    kind::{Against, Better, Column, Digits, Measurements, Metric, Prepared, ReadsFile, Sides, Task, parse, read, schema},
 };
 use crate::{
     Error, Estimate, Result, Window,
@@ -33,6 +32,7 @@ static METRICS: &[Metric] = &[
         about: "mean cosine distance between an embedding and the baseline's",
         unit: "",
         better: Better::Lower,
+        against: Against::Base,
         at: "/against_base/drift_mean",
         base: None,
         loss: None,
@@ -45,6 +45,7 @@ static METRICS: &[Metric] = &[
         about: "99th percentile over lines of the cosine distance between an embedding and the baseline's",
         unit: "",
         better: Better::Lower,
+        against: Against::Base,
         at: "/against_base/drift_p99",
         base: None,
         loss: None,
@@ -86,17 +87,11 @@ struct AgainstBase {
     drift_p99: Estimate,
 }
 
-impl Settings for EmbeddingDrift {
-    fn task(&self) -> &'static Task {
-        &TASK
-    }
+impl ReadsFile for EmbeddingDrift {
+    const TASK: &'static Task = &TASK;
 
-    fn settings(&self) -> Value {
-        serde_json::to_value(self).expect("settings are JSON")
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        vec![self.data.clone()]
+    fn data(&self) -> &Path {
+        &self.data
     }
 
     fn check(&self, config: &Config) -> Result<()> {
@@ -112,7 +107,7 @@ impl Settings for EmbeddingDrift {
 
     fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
         self.check(config)?;
-        let text = std::fs::read_to_string(&self.data).map_err(|source| Error::Read { path: self.data.clone(), source })?;
+        let text = read(&self.data)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(self.lines.unwrap_or(usize::MAX));
         let lines: Vec<&str> = lines.collect();
         if lines.is_empty() {
@@ -132,15 +127,12 @@ impl Prepared for Lines {
     }
 
     fn score(&self, sides: &mut Sides<'_>, progress: Progress<'_>) -> Result<Measurements> {
-        let windows = self.0.len();
-        let model = embedding::embed(sides.model, windows, |done| progress(done, windows as u64))?;
-        let base = sides.base.as_mut().map(|base| embedding::embed(*base, windows, |_| {})).transpose()?;
-        let sibling = sides.sibling.as_mut().map(|sibling| embedding::embed(*sibling, windows, |_| {})).transpose()?;
-        [&base, &sibling].into_iter().flatten().try_for_each(|other| embedding::same_width(&model, other))?;
+        let Embedded { model, base, agreement } = Embedded::of(sides, self.0.len(), progress)?;
+        base.iter().try_for_each(|base| embedding::same_width(&model, base))?;
         Ok(Measurements::of(&Scores {
-            lines: windows as u64,
+            lines: self.0.len() as u64,
             against_base: base.map(|base| against(&model, &base)),
-            agreement: sibling.map(|sibling| embedding::agreement(&model, &sibling)),
+            agreement,
         }))
     }
 

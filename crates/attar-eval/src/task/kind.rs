@@ -4,16 +4,20 @@
 //! [`Measurements`] of it, in a shape of its own. Its [`Metric`]s say where in that shape the numbers are, so that gates,
 //! reports and caches need to know no task.
 
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use attar_model::{Config, Tokenizer};
 pub use attar_settings::Invalid;
 pub(super) use attar_settings::schema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    Estimate, Result,
+    Error, Estimate, Result,
     runner::{Output, Progress, Rows, Window},
 };
 
@@ -47,6 +51,8 @@ pub struct Metric {
     pub unit: &'static str,
     /// Which way is good.
     pub better: Better,
+    /// What it is held against, without which it is not measured.
+    pub against: Against,
     /// Where in the measurements it is, as a JSON pointer to a number or to an [`Estimate`].
     pub at: &'static str,
     /// Where the same number of the base is, if it is measured.
@@ -78,6 +84,17 @@ pub enum Digits {
     Exponent,
 }
 
+/// What a number is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Against {
+    /// Nothing: it says something of the model alone.
+    Nothing,
+    /// [`Sides::base`].
+    Base,
+    /// [`Sides::sibling`].
+    Sibling,
+}
+
 /// Which of two values is the better one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
@@ -90,7 +107,7 @@ pub enum Better {
 impl Task {
     /// The metric of that name.
     pub fn metric(&self, name: &str) -> Result<&'static Metric> {
-        self.metrics.iter().find(|metric| metric.name == name).ok_or_else(|| crate::Error::UnknownMetric {
+        self.metrics.iter().find(|metric| metric.name == name).ok_or_else(|| Error::UnknownMetric {
             found: name.into(),
             nearest: attar_tensor::nearest(name, self.metrics.iter().map(|metric| metric.name)).map(Into::into),
             known: self.metrics.iter().map(|metric| metric.name).collect(),
@@ -189,7 +206,52 @@ impl Metric {
     }
 }
 
+/// Settings of a task that reads one file: what differs between tasks. The rest of [`Settings`] is the same for all.
+pub(super) trait ReadsFile: fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
+    /// See [`Settings::task`].
+    const TASK: &'static Task;
+    /// The file.
+    fn data(&self) -> &Path;
+    /// See [`Settings::check`].
+    fn check(&self, config: &Config) -> Result<()>;
+    /// See [`Settings::longest`].
+    fn longest(&self) -> Option<usize>;
+    /// See [`Settings::prepare`].
+    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>>;
+}
+
+impl<T: ReadsFile> Settings for T {
+    fn task(&self) -> &'static Task {
+        T::TASK
+    }
+
+    fn settings(&self) -> Value {
+        serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.data().into()]
+    }
+
+    fn check(&self, config: &Config) -> Result<()> {
+        ReadsFile::check(self, config)
+    }
+
+    fn longest(&self) -> Option<usize> {
+        ReadsFile::longest(self)
+    }
+
+    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
+        ReadsFile::prepare(self, tokenizer, config)
+    }
+}
+
+/// The text of a file.
+pub(super) fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })
+}
+
 /// [`Task::parse`] for settings of type `T`.
-pub(super) fn parse<T: DeserializeOwned + Settings + 'static>(table: Value) -> std::result::Result<Box<dyn Settings>, Invalid> {
+pub(super) fn parse<T: ReadsFile>(table: Value) -> std::result::Result<Box<dyn Settings>, Invalid> {
     attar_settings::parse::<T>(table).map(|settings| Box::new(settings) as Box<dyn Settings>)
 }

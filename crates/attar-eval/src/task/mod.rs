@@ -11,7 +11,7 @@ mod sts;
 
 use attar_tensor::nearest;
 
-pub use kind::{Better, Column, Digits, Invalid, Measurements, Metric, Prepared, Settings, Sides, Task};
+pub use kind::{Against, Better, Column, Digits, Invalid, Measurements, Metric, Prepared, Settings, Sides, Task};
 
 use crate::{Error, Result};
 

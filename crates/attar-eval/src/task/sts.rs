@@ -3,16 +3,15 @@
 //!
 //! Ranks hardly move when weights are rounded: to see what quantization does, measure `embedding-drift` as well.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use attar_model::{Config, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::{
-    embedding::{self, AGREEMENT, Agreement},
-    kind::{Better, Column, Digits, Measurements, Metric, Prepared, Settings, Sides, Task, parse, schema},
+    embedding::{self, AGREEMENT, Agreement, Embedded},
+    kind::{Against, Better, Column, Digits, Measurements, Metric, Prepared, ReadsFile, Sides, Task, parse, read, schema},
 };
 use crate::{
     Error, Estimate, Result, Window,
@@ -37,6 +36,7 @@ static METRICS: &[Metric] = &[
         about: "Spearman rank correlation between cosine similarities and human scores",
         unit: "",
         better: Better::Higher,
+        against: Against::Nothing,
         at: "/spearman",
         base: Some("/against_base/spearman"),
         loss: Some(|m| Some(1.0 - m.number("/spearman")? / m.number("/against_base/spearman")?)),
@@ -79,17 +79,11 @@ struct AgainstBase {
     spearman: Estimate,
 }
 
-impl Settings for Sts {
-    fn task(&self) -> &'static Task {
-        &TASK
-    }
+impl ReadsFile for Sts {
+    const TASK: &'static Task = &TASK;
 
-    fn settings(&self) -> Value {
-        serde_json::to_value(self).expect("settings are JSON")
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        vec![self.data.clone()]
+    fn data(&self) -> &Path {
+        &self.data
     }
 
     fn check(&self, config: &Config) -> Result<()> {
@@ -105,7 +99,7 @@ impl Settings for Sts {
 
     fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
         self.check(config)?;
-        let text = std::fs::read_to_string(&self.data).map_err(|source| Error::Read { path: self.data.clone(), source })?;
+        let text = read(&self.data)?;
         let lines: Vec<Vec<String>> = match self.data.extension().is_some_and(|extension| extension == "csv") {
             true => comma_separated(&text),
             false => text.lines().map(|line| line.split('\t').map(Into::into).collect()).collect(),
@@ -176,16 +170,12 @@ impl Prepared for Pairs {
     }
 
     fn score(&self, sides: &mut Sides<'_>, progress: Progress<'_>) -> Result<Measurements> {
-        let windows = self.windows.len();
-        let model = embedding::embed(sides.model, windows, |done| progress(done, windows as u64))?;
-        let base = sides.base.as_mut().map(|base| embedding::embed(*base, windows, |_| {})).transpose()?;
-        let sibling = sides.sibling.as_mut().map(|sibling| embedding::embed(*sibling, windows, |_| {})).transpose()?;
-        sibling.iter().try_for_each(|sibling| embedding::same_width(&model, sibling))?;
+        let Embedded { model, base, agreement } = Embedded::of(sides, self.windows.len(), progress)?;
         Ok(Measurements::of(&Scores {
             pairs: self.judged.len() as u64,
             spearman: self.spearman(&model),
             against_base: base.map(|base| AgainstBase { spearman: self.spearman(&base) }),
-            agreement: sibling.map(|sibling| embedding::agreement(&model, &sibling)),
+            agreement,
         }))
     }
 

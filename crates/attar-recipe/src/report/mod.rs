@@ -57,15 +57,16 @@ pub struct Report {
     pub passed: bool,
 }
 
-/// The checkpoint.
+/// The checkpoint, or the artifact that was there before.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ModelReport {
     /// As the recipe reaches it.
     pub path: String,
     /// What it is.
     pub architecture: String,
-    /// Numbers in its weights; tied ones count once.
-    pub parameters: u64,
+    /// Numbers in its weights; tied ones count once. Absent for an artifact that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<u64>,
     /// What of it the artifacts lack: stored tensors that the recipe's `ignore` left out, a tokenizer that cannot be used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
@@ -125,10 +126,8 @@ impl Report {
     /// For CI pages.
     pub fn markdown(&self) -> String {
         let mut text = format!("# {}: {}\n\n", self.recipe, if self.passed { "passed" } else { "FAILED" });
-        text += &format!(
-            "{} ({}), {} parameters. {}.\n\n",
-            self.model.path, self.model.architecture, self.model.parameters, self.tool
-        );
+        let parameters = self.model.parameters.map(|count| format!(", {count} parameters")).unwrap_or_default();
+        text += &format!("{} ({}){parameters}. {}.\n\n", self.model.path, self.model.architecture, self.tool);
         if !self.model.left_out.is_empty() {
             text += &format!("Left out: {}.\n\n", self.model.left_out.join("; "));
         }

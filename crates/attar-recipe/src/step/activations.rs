@@ -28,7 +28,7 @@ use crate::{
     model::Working,
     session::Session,
     settings::of,
-    walk::{Side, Visitor, Walk, Windows, block_key, token_bytes},
+    walk::{self, Side, Visitor, Walk, Walker, Windows, block_key, token_bytes},
 };
 
 /// Moves whenever the same activations give other scales.
@@ -53,6 +53,12 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     predicts: false,
 };
 
+pub(super) static WALKER: Walker = Walker {
+    name: "activations",
+    doing: "activations",
+    example: "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\n[[step]]\nkind = \"activations\"\nmode = \"static\"\nobserver = \"mse\"\nasymmetric = true\nkv = \"int4\"\n",
+};
+
 impl Step for Activations {
     fn kind(&self) -> &'static StepKind {
         &ACTIVATIONS
@@ -69,6 +75,7 @@ impl Step for Activations {
             let error = Error::recipe("static scales come from activations, and the recipe has no text for that").hint(hint);
             return Err(StepError { key: Some("mode".into()), error });
         }
+        walk::plan(model, u64::from(model.calibrated));
         model.graph = insert(&model.graph, &sites)?;
         model.findings.extend(sites.iter().map(|site| report(site, None)));
         Ok(Vec::new())
@@ -223,12 +230,11 @@ impl Visitor for Looking<'_> {
 impl<'a> Looking<'a> {
     /// Every block up to the last that has a site.
     fn all(mut self, windows: &[Vec<u32>], title: &str) -> crate::Result<Looking<'a>> {
-        let (graph, constants, observer) = (self.graph, self.constants, self.session.observer);
+        let (graph, constants) = (self.graph, self.constants);
         let count = self.sites.iter().rposition(|sites| !sites.is_empty()).map_or(0, |at| at + 1);
         let first = first_key(self.settings, graph, windows);
-        observer.stage(&format!("{title}: activations"), count as u64);
-        let mut walk = Walk::new(first, vec![Side { graph, weights: constants }], self.session);
-        walk.visit(count, &mut self, &|block| observer.advance(block.index() as u64 + 1, graph.block_name(block)))?;
+        let sides = vec![Side { graph, weights: constants }];
+        Walk::new(&WALKER, title, first, sides, self.session).visit(count, &mut self)?;
         Ok(self)
     }
 
@@ -241,7 +247,7 @@ impl<'a> Looking<'a> {
     /// Runs the windows to a value, finds its scale and measures what rounding does to it.
     fn see(&self, block: BlockId, value: ValueId, site: &Site, windows: &mut Windows<'_>) -> crate::Result<Seen> {
         self.session.check_interrupt()?;
-        self.session.observer.advance(block.index() as u64, &site.value);
+        windows.tell(0, &site.value);
         let mut lanes = Vec::new();
         windows.reach(0, value, &mut |_, x| {
             lanes.push(x.contiguous()?);

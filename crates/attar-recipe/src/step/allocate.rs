@@ -329,7 +329,7 @@ impl<'a> Judge<'a> {
         let back = Backward { graph, weights: &below, wanted: &wanted, seed: SEED };
         let lanes = |windows| lane_values(graph, windows, windows_together(windows));
         let mut back = back.start(lanes(gradient_windows)?, lanes(seen)?)?;
-        let base = self.session.base.with(graph.clone(), self.source.clone());
+        let base = self.session.base().with(graph.clone(), self.source.clone());
         let text: Vec<Window> = gradient_windows.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
         let runner = Reference::new(&base);
         let mut exact = Exact { base: &base, windows: &text, logits: runner.start(Output::Logits, &text, &|_, _| {})? };

@@ -18,7 +18,7 @@ use crate::{
     model::{Float, Working},
     session::Session,
     settings::of,
-    walk::{Side, Visitor, Walk, Windows, first_key, lane_values},
+    walk::{self, Side, Visitor, Walk, Walker, Windows, first_key, lane_values},
 };
 
 pub(super) static AUTOROUND: StepKind = StepKind {
@@ -34,6 +34,12 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     predicts: false,
 };
 
+pub(super) static WALKER: Walker = Walker {
+    name: "autoround",
+    doing: "autoround",
+    example: "[[step]]\nkind = \"quantize\"\ngrid = \"int3\"\n[[step]]\nkind = \"autoround\"\niterations = 1\n",
+};
+
 impl Step for AutoRound {
     fn kind(&self) -> &'static StepKind {
         &AUTOROUND
@@ -47,9 +53,9 @@ impl Step for AutoRound {
         self.check().map_err(refused)?;
         let trainable = trainable(&self.select, model)?;
         check_text("autoround", model)?;
-        // Two streams, before and after the block.
-        let streams = 4 * model.tokens * model.token_bytes()[1] + gradient_memory(model, self.batch);
-        Ok(trainable.iter().map(|trained| trained.planned(streams + memory(&trainable, trained))).collect())
+        walk::plan(model, 2);
+        let gradients = gradient_memory(model, self.batch);
+        Ok(trainable.iter().map(|trained| trained.planned(gradients + memory(&trainable, trained))).collect())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> std::result::Result<Vec<Digest>, StepError> {
@@ -72,10 +78,8 @@ impl Step for AutoRound {
         let settings = serde_json::to_vec(self).expect("settings are JSON");
         let key = Digest::of_parts([b"autoround 1".as_slice(), first_key(&graph, windows).as_bytes(), &settings]);
         let count = trainable.iter().map(|trained| trained.block).max().map_or(0, |block| block.index() + 1);
-        session.observer.stage(&format!("{}: autoround", model.title), (count * self.iterations) as u64);
-        Walk::new(key, sides, session).by(self.batch).visit(count, &mut learning, &|block| {
-            session.observer.advance(((block.index() + 1) * self.iterations) as u64, graph.block_name(block));
-        })?;
+        let walk = Walk::new(&WALKER, &model.title, key, sides, session).by(self.batch).in_parts(self.iterations);
+        walk.visit(count, &mut learning)?;
         let used = learning.used;
         install(model, &trainable, live.into_blobs())?;
         Ok(used)
@@ -128,7 +132,7 @@ impl Visitor for Learning<'_> {
         let made = self.graph.leaving(block);
         let mut wanted = windows.values(FLOAT, &self.inputs);
         wanted.iter_mut().for_each(|lane| lane.retain(|id, _| made.contains(id)));
-        self.learn(block, key, &entering, &wanted)
+        self.learn(block, key, windows, [&entering, &wanted])
     }
 }
 
@@ -148,7 +152,7 @@ impl<'a> Learning<'a> {
         Ok(())
     }
 
-    fn learn(&mut self, block: BlockId, key: &Digest, entering: &[Values], wanted: &[Values]) -> Result<()> {
+    fn learn(&mut self, block: BlockId, key: &Digest, windows: &Windows<'_>, [entering, wanted]: [&[Values]; 2]) -> Result<()> {
         let (mut originals, mut learned) = (BTreeMap::new(), BTreeMap::new());
         for trained in self.trainable_in(block) {
             let (one, original) = trained.learned(&*self.source, self.float)?;
@@ -156,14 +160,13 @@ impl<'a> Learning<'a> {
             originals.insert(trained.name.clone(), original);
         }
         let task = Task { graph: self.graph, block, below: self.live, entering, wanted };
-        let (observer, iterations) = (self.session.observer, self.settings.iterations);
         let name = self.graph.block_name(block);
         let progress = self.settings.optimize(&task, &mut learned, &mut |iteration| {
-            observer.advance((block.index() * iterations + iteration) as u64, name);
+            windows.tell(iteration as u64, name);
             Ok(())
         })?;
         let said = format!("{name}: error {:.4}, before {:.4}", progress.after, progress.before);
-        observer.advance(((block.index() + 1) * iterations) as u64, &said);
+        windows.tell(self.settings.iterations as u64, &said);
         for trained in self.trainable_in(block) {
             let blob = trained.keep(&learned[&trained.name], &originals[&trained.name], unit(key, trained), self.session)?;
             self.place(trained, blob)?;

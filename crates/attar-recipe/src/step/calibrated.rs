@@ -17,7 +17,13 @@ use crate::{
     Error,
     model::Working,
     session::Session,
-    walk::{Side, Visitor, Walk, Windows, block_key, first_key},
+    walk::{Side, Visitor, Walk, Walker, Windows, block_key, first_key},
+};
+
+pub(super) static WALKER: Walker = Walker {
+    name: "calibrated",
+    doing: "quantize, calibrated",
+    example: "[[step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptaq\"\n",
 };
 
 /// The sides of the walk: the model as far as it is quantized, and the float model if an algorithm wants to see how far the
@@ -58,10 +64,7 @@ pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Ses
     let first = first_key(&graph, session.calibration.unwrap_or_default());
     let mut quantizing =
         Quantizing { graph: &graph, source: model.source.clone(), session, live: &live, stages, used: Vec::new() };
-    session.observer.stage(&format!("{}: quantize, calibrated", model.title), count as u64);
-    Walk::new(first, sides, session).visit(count, &mut quantizing, &|block| {
-        session.observer.advance(block.index() as u64 + 1, graph.block_name(block));
-    })?;
+    Walk::new(&WALKER, &model.title, first, sides, session).visit(count, &mut quantizing)?;
     let used = quantizing.used;
     codes::install(model, assignments, live.into_blobs())?;
     Ok(used)
@@ -86,10 +89,18 @@ pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: boo
     graph.blocks().try_for_each(|block| stages(graph, block, assignments).map(drop))
 }
 
-/// Bytes of the float stream, on top of the quantized one: as much between two blocks, and what the layers read, `inputs` wide.
-pub(super) fn float_stream_memory(model: &Working, inputs: usize) -> u64 {
-    let [_, between] = model.token_bytes();
-    model.tokens * (4 * between + 4 * inputs as u64)
+/// Bytes of what the layers of the float model read, `inputs` wide: it waits for that of the quantized one.
+pub(super) fn drift_memory(model: &Working, inputs: usize) -> u64 {
+    4 * model.tokens * inputs as u64
+}
+
+/// How many models the windows of `assignments` go through.
+pub(super) fn sides(assignments: &[Assignment]) -> u64 {
+    let needs = |needs: Needs| assignments.iter().any(|assignment| assignment.algorithm.needs() == needs);
+    match (needs(Needs::Drift), assignments.iter().all(|assignment| assignment.algorithm.needs() == Needs::Nothing)) {
+        (true, _) => 2,
+        (false, nothing) => u64::from(!nothing),
+    }
 }
 
 /// The weights of a block that are to be quantized, by what they read.
@@ -174,7 +185,7 @@ impl<'a> Quantizing<'a> {
         let (hessian, drift) = if stage.sees() { self.statistics(block, stage, windows)? } else { (None, None) };
         let (input, assignments) = (stage.input, stage.assignments.clone());
         for assignment in assignments {
-            self.session.observer.advance(block.index() as u64, &assignment.name);
+            windows.tell(0, &assignment.name);
             let seen = Seen { hessian: hessian.as_ref(), drift: drift.as_ref() };
             let make = |to: &mut dyn std::io::Write| codes::quantize(assignment, &*self.source, seen, to, &|_| {});
             let blob = self.session.unit(unit(key, assignment), make)?;

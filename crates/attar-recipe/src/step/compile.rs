@@ -3,10 +3,10 @@
 use std::{cell::Cell, sync::Arc};
 
 use attar_compile::{
-    Compile, Compiled, Phase, Plan, Progress, Proven,
+    Compile, Compiled, Phase, Plan, Planned, Progress, Proven,
     plan::Space,
     report::to_html,
-    schedule::chunk::{Candidate, Chunked, Point},
+    schedule::chunk::{Candidate, Point},
 };
 use attar_tensor::{Digest, Source};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, extras::Content, json::json, model::Working,
-    session::Session, settings::of, shape::facts,
+    session::Session, settings::of, shape::facts, walk,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -37,10 +37,10 @@ pub(super) const PROOF_PLAN: &str = ".proof.plan";
 /// See [`PROOF_PLAN`].
 pub(super) const PROOF_DATA: &str = ".proof.data";
 
-/// The sizes of chunks that a graph of these facts could run in.
+/// The schedules of a graph of these facts.
 struct Kept {
     facts: String,
-    chunks: Chunked,
+    planned: Planned,
 }
 
 impl Step for Compile {
@@ -60,8 +60,9 @@ impl Step for Compile {
             return Err(StepError { key: Some("kind".into()), error });
         }
         check_prompt(self.seq, model)?;
-        let chunks = self.check(&model.graph, &*model.source).map_err(refused)?;
-        model.kept.keep(Kept { facts: facts(&model.graph), chunks });
+        let planned = Compile::plan(self, &model.graph, &*model.source).map_err(refused)?;
+        model.kept.keep(Kept { facts: facts(&model.graph), planned });
+        walk::plan(model, 1);
         model.proves |= self.prove > 0;
         Ok(Vec::new())
     }
@@ -78,8 +79,8 @@ impl Step for Compile {
             !session.observer.interrupted()
         };
         let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
-        let chunks = kept.map(|kept| kept.chunks.clone());
-        let compiled = self.run(&model.graph, &Arc::clone(&model.source), windows, chunks, &watch).map_err(refused)?;
+        let planned = kept.as_ref().map(|kept| &kept.planned);
+        let compiled = Compile::run(self, &model.graph, &Arc::clone(&model.source), windows, planned, &watch).map_err(refused)?;
         let memories = memories(&compiled, &*model.source, session)?;
         let blobs = memories.iter().map(|(_, digest)| *digest).collect();
         let stored = memories.into_iter().map(|(name, digest)| {

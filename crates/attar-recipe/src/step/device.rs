@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 
 use super::kind::StepError;
-use crate::{Error, ErrorKind, model::Working};
+use crate::{Error, ErrorKind, error::device_key, model::Working};
 
 /// Tokens of a prompt that are planned in seconds; no model of today takes more.
 const LONGEST: usize = 1 << 20;
@@ -18,16 +18,16 @@ pub(super) fn check_prompt(seq: NonZeroU64, model: &Working) -> Result<(), StepE
     Err(StepError { key: Some("seq".into()), error })
 }
 
+/// What a device cannot run is a mistake of whoever chose the device, also where there is no step.
+pub fn refused_by_device(error: attar_compile::Error) -> Error {
+    refused(error).error
+}
+
 /// What a device cannot run is the recipe's fault, not the data's.
 pub(super) fn refused(error: attar_compile::Error) -> StepError {
-    use attar_compile::Error::{DeviceKey, DeviceRead, DeviceSyntax, DeviceUnknown, DeviceValue, MemoryTooSmall};
     if matches!(error, attar_compile::Error::Interrupted) {
         return Error::interrupted().into();
     }
-    let key = match error {
-        DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } => "device",
-        DeviceKey { .. } | DeviceValue { .. } | MemoryTooSmall { .. } => "set",
-        _ => "kind",
-    };
+    let key = device_key(&error).unwrap_or("kind");
     StepError { key: Some(key.into()), error: Error { kind: ErrorKind::Recipe, ..error.into() } }
 }

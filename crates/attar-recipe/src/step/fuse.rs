@@ -96,12 +96,11 @@ impl Step for Fuse {
 
     /// Logits are compared to the bit, unless a pass rounds.
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        session.observer.stage(&format!("{}: {}", model.title, FUSE.name), 0);
         let fused = fused(self, &model.graph)?;
         let source = Arc::clone(&model.source);
         let logits_off_at_most = if fused.changed.is_empty() { 0.0 } else { preserved::at_most(std::iter::empty()) };
         let (before, after) = ((&model.graph, &source), (&fused.graph, &source));
-        let (logits_off, measured) = preserved::check(FUSE.name, before, after, logits_off_at_most, session)?;
+        let (logits_off, measured) = preserved::check(FUSE.name, &model.title, before, after, logits_off_at_most, session)?;
         let (step, weights) = (FUSE.name.into(), fused.changed.len());
         model.findings.push(TransformReport { step, weights, logits_off, logits_off_at_most, sites: Vec::new() });
         fused.install(model);

@@ -21,6 +21,9 @@ mod tile;
 mod trainable;
 mod transformed;
 
+use crate::walk::Walker;
+
+pub use device::refused_by_device;
 pub use kind::{PlannedTensor, Step, StepError, StepKind};
 pub use tile::cut_products;
 
@@ -38,3 +41,7 @@ pub static STEPS: &[&StepKind] = &[
     &simulate::SIMULATE,
     &memory_plan::MEMORY_PLAN,
 ];
+
+/// Everything that walks through the blocks of a model.
+pub static WALKERS: &[&Walker] =
+    &[&preserved::WALKER, &smooth::WALKER, &calibrated::WALKER, &autoround::WALKER, &recover::WALKER, &activations::WALKER];

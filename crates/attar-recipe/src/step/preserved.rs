@@ -2,10 +2,22 @@
 
 use std::sync::Arc;
 
-use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, kernel::instruction_set};
+use attar_graph::{BlockId, Graph, SourceWeights, kernel::instruction_set};
 use attar_tensor::{Digest, Dtype, Source};
 
-use crate::{Error, Result, session::Session, shape};
+use crate::{
+    Error, Result,
+    session::Session,
+    shape,
+    walk::{self, Side, Walk, Walker, Windows},
+};
+
+pub(super) static WALKER: Walker =
+    Walker { name: "preserved", doing: "compare logits", example: "[[step]]\nkind = \"rotate\"\nmlp = true\n" };
+
+/// The sides of the walk.
+const BEFORE: usize = 0;
+const AFTER: usize = 1;
 
 /// Largest difference of a logit over the largest logit that rounding to f32 explains. Real transformations stay well
 /// below; one wrong sign anywhere is far above.
@@ -32,23 +44,26 @@ const TOKENS: usize = 64;
 /// A graph and its weights.
 pub(super) type Model<'a> = (&'a Graph, &'a Arc<dyn Source>);
 
-/// Bytes that the comparison takes: the outputs of both, and a head.
+/// Bytes that the comparison takes: the windows on their way, the outputs of both, and a head.
 pub(super) fn memory(graph: &Graph) -> u64 {
-    4 * (3 * (WINDOWS * TOKENS) as u64 * shape::output_width(graph) + 2 * shape::head_numbers(graph))
+    let tokens = (WINDOWS * TOKENS) as u64;
+    walk::memory(graph, tokens, 2) + 4 * (3 * tokens * shape::output_width(graph) + 2 * shape::head_numbers(graph))
 }
 
 /// How far the logits of `after` are off those of `before`, relative to the largest; an error if rounding does not
 /// explain it. The windows are the calibration's first, or tokens without sense if there is none.
 pub(super) fn check(
     step: &str,
+    title: &str,
     before: Model<'_>,
     after: Model<'_>,
     at_most: f64,
     session: &Session<'_>,
 ) -> Result<(f64, Digest)> {
     let windows = windows(before.0, session.calibration);
-    let blob = session.unit(key(before, after, &windows)?, |to| {
-        let off = difference(before, after, &windows)?;
+    let key = key(before, after, &windows)?;
+    let blob = session.unit(key, |to| {
+        let off = difference(title, key, before, after, &windows, session)?;
         to.write_all(&off.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
     })?;
     let path = session.store.open(&blob)?;
@@ -86,22 +101,45 @@ fn windows(graph: &Graph, calibration: Option<&[Vec<u32>]>) -> Vec<Vec<u32>> {
     vec![(0..TOKENS / 2).map(|_| token()).collect()]
 }
 
-fn difference(before: Model<'_>, after: Model<'_>, windows: &[Vec<u32>]) -> Result<f64> {
-    let (before, after) = (logits(before, windows)?, logits(after, windows)?);
+/// Takes the windows through both models, block by block, up to their outputs.
+fn difference(
+    title: &str,
+    key: Digest,
+    before: Model<'_>,
+    after: Model<'_>,
+    windows: &[Vec<u32>],
+    session: &Session<'_>,
+) -> Result<f64> {
+    let weights = [before, after].map(|(_, source)| SourceWeights(source.clone()));
+    let sides = [before, after].into_iter().zip(&weights).map(|((graph, _), weights)| Side { graph, weights }).collect();
+    // The key of the comparison has all weights of both models.
+    let walk = Walk::new(&WALKER, title, key, sides, session).over(windows).by(windows.len());
+    let block = |before: &Digest, block: BlockId| {
+        Ok(Digest::of_parts([before.as_bytes().as_slice(), &(block.index() as u64).to_le_bytes()]))
+    };
+    let head = before.0.maker(before.0.outputs()[0]).map_or(0, |node| node.block.index());
+    let (mut at_head, entering) = walk.arrive(head, &block)?;
+    let logits = [(BEFORE, before.0), (AFTER, after.0)].map(|(side, graph)| logits(side, graph, &mut at_head));
+    entering.discard(session)?;
+    let [before, after] = logits;
+    largest_difference(&before?, &after?)
+}
+
+/// Of the logits `after` from those `before`, relative to the largest.
+fn largest_difference(before: &[f32], after: &[f32]) -> Result<f64> {
     if !before.iter().all(|x| x.is_finite()) {
         let message = "the model's logits are not finite on the windows that a transformation is checked on";
         return Err(Error::input(message).hint("check the checkpoint, or calibrate on other text".to_owned()));
     }
     let largest = before.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     // Not a maximum: that would pass over NaN.
-    let off = before.iter().zip(&after).map(|(a, b)| (a - b).abs()).fold(0.0f32, |most, x| if x <= most { most } else { x });
+    let off = before.iter().zip(after).map(|(a, b)| (a - b).abs()).fold(0.0f32, |most, x| if x <= most { most } else { x });
     Ok(f64::from(off) / f64::from(largest))
 }
 
-fn logits((graph, source): Model<'_>, windows: &[Vec<u32>]) -> Result<Vec<f32>> {
-    let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-    let weights = SourceWeights(source.clone());
-    let run = Run::new(graph, &weights, Mode::Inference, vec![Inputs::tokens(&windows, 0)?]);
-    let (outputs, _) = run.finish(0)?;
-    Ok(outputs[0].flatten_all().and_then(|all| all.to_vec1()).map_err(attar_graph::Error::from)?)
+/// What the last block makes.
+fn logits(side: usize, graph: &Graph, windows: &mut Windows<'_>) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    windows.reach(side, graph.outputs()[0], &mut |_, logits| Ok(all.extend(logits.flatten_all()?.to_vec1::<f32>()?)))?;
+    Ok(all)
 }

@@ -10,7 +10,7 @@ use super::{
     codes::{install, key, place, quantize, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
-use crate::{AllocationReport, document::Section, model::Working, session::Session, settings::of};
+use crate::{AllocationReport, document::Section, model::Working, session::Session, settings::of, walk};
 
 pub(super) static QUANTIZE: StepKind = StepKind {
     name: "quantize",
@@ -49,7 +49,7 @@ fn check_format(section: &Section<'_, '_>) -> Result<(), crate::Error> {
             ),
             None => Ok(()),
         },
-        (None, _) => wrong("", "missing field `grid`".into(), "`grid` gives all weights one format, `bits` or `bytes` a budget"),
+        (None, _) => wrong("", "`grid` is missing".into(), "`grid` gives all weights one format, `bits` or `bytes` a budget"),
         (Some("bits"), _) if section.has("bytes") => {
             wrong("bytes", "`bits` and `bytes` are two budgets".into(), "leave one of them out")
         }
@@ -77,6 +77,8 @@ impl Step for Quantize {
             None => options.into_iter().flatten().collect(),
             Some(budget) => allocate::plan(self, budget, options, model)?,
         };
+        let judged = self.budget().is_some() && model.calibrated;
+        walk::plan(model, calibrated::sides(&assignments).max(u64::from(judged)));
         let to = |a: &Assignment| if self.grid.is_some() { a.scheme.to_string() } else { allocate::describe(self, a) };
         let planned = assignments.iter().map(|a| PlannedTensor {
             name: a.name.clone(),
@@ -87,7 +89,7 @@ impl Step for Quantize {
             bytes: a.scheme.true_bits(a.dims).div_ceil(8),
             memory: a.algorithm.memory(a.dims)
                 + if self.budget().is_some() { allocate::memory(a.dims) } else { 0 }
-                + if a.algorithm.needs() == Needs::Drift { calibrated::float_stream_memory(model, a.dims[1]) } else { 0 },
+                + if a.algorithm.needs() == Needs::Drift { calibrated::drift_memory(model, a.dims[1]) } else { 0 },
         });
         let planned = planned.collect();
         assignments.iter().for_each(|a| place(&mut model.graph, a));

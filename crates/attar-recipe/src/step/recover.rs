@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use attar_compress::learn::{Learned, Method, Plain, ROWS, Recover, Student, Teacher, with_adapters};
+use attar_compress::learn::{Learned, Method, Plain, ROWS, Recover, Student, with_adapters};
 use attar_graph::{BlockId, Cached, Graph, SourceWeights, Values};
 use attar_tensor::{Blobs, Digest};
 use candle_core::Tensor;
@@ -22,7 +22,7 @@ use crate::{
     session::Session,
     settings::of,
     shape,
-    walk::{Latest, first_key, lane_values, read_lanes, write_lanes},
+    walk::{self, Latest, Side, Walk, Walker, block_key, first_key, lane_values, read_lanes, write_lanes},
 };
 
 pub(super) static RECOVER: StepKind = StepKind {
@@ -36,6 +36,12 @@ pub(super) static RECOVER: StepKind = StepKind {
     looks_inside: true,
     needs_tokens: true,
     predicts: false,
+};
+
+pub(super) static WALKER: Walker = Walker {
+    name: "recover",
+    doing: "run the float model",
+    example: "[[step]]\nkind = \"quantize\"\ngrid = \"int3\"\n[[step]]\nkind = \"recover\"\nepochs = 2\nnorms = true\n",
 };
 
 /// Training steps between two blobs.
@@ -54,6 +60,7 @@ impl Step for Recover {
         self.check().map_err(refused)?;
         let learners = Learners::of(self, model)?;
         check_text("recover", model)?;
+        walk::plan(model, 1);
         // All that learns with two moments, and again while it is stored; what enters every block; both heads; logits.
         let [_, between] = model.token_bytes();
         let entered = (self.batch * model.window * model.graph.block_count()) as u64 * between;
@@ -177,7 +184,7 @@ impl Training<'_> {
         let inputs = batches(graph)?;
         let steps = self.settings.epochs * inputs.len();
         let (float, live) = (SourceWeights(self.float.source.clone()), self.live());
-        let wanted = self.wanted(&batches(&self.float.graph)?, &float, part("teacher"))?;
+        let (wanted, teacher) = self.wanted(&batches(&self.float.graph)?, &float)?;
         session.observer.stage(&format!("{}: recover", self.model.title), steps as u64);
         let (mut first, mut kept) = (0, Latest::default());
         for step in (1..=steps).rev().filter(|step| step.is_multiple_of(STEPS_KEPT)) {
@@ -212,6 +219,7 @@ impl Training<'_> {
             blobs.push(plain::keep(learned.collect(), part(plain::UNIT), session)?);
         }
         kept.discard(session)?;
+        teacher.discard(session)?;
         Ok(blobs)
     }
 
@@ -233,28 +241,21 @@ impl Training<'_> {
         Live::over(&self.model.source)
     }
 
-    /// What enters the float model's last block.
-    fn wanted(&self, inputs: &[Values], float: &SourceWeights, key: Digest) -> Result<Vec<Values>, StepError> {
-        let graph = &self.float.graph;
-        let named = |values: &Values| values.iter().map(|(id, t)| (graph.get(*id).name.clone(), t.clone())).collect();
-        self.session.observer.stage(&format!("{}: run the float model", self.model.title), inputs.len() as u64);
-        let blob = match self.session.done(&key)? {
-            Some(blob) => blob,
-            None => {
-                let teacher = Teacher { graph, weights: float };
-                let mut hidden = Vec::new();
-                for (at, batch) in inputs.iter().enumerate() {
-                    self.session.check_interrupt()?;
-                    hidden.push(named(&teacher.hidden(batch)?));
-                    self.session.observer.advance(at as u64 + 1, "");
-                }
-                self.session.unit(key, |to| write_lanes(&hidden, to))?
-            }
-        };
-        let found = read_lanes(&self.session.store.open(&blob)?, inputs.len())?;
-        let by_id =
-            |values: BTreeMap<String, _>| values.into_iter().filter_map(|(name, t)| Some((graph.find(&name)?, t))).collect();
-        Ok(found.into_iter().map(by_id).collect())
+    /// What enters the float model's last block, and the blob that holds it while the student learns.
+    fn wanted(&self, inputs: &[Values], float: &SourceWeights) -> Result<(Vec<Values>, Latest), StepError> {
+        let (graph, session) = (&self.float.graph, self.session);
+        let batch = (self.settings.batch as u64).to_le_bytes();
+        let first = first_key(graph, session.calibration.unwrap_or_default());
+        let key = Digest::of_parts([b"teacher 1".as_slice(), first.as_bytes(), &batch]);
+        let block = |before: &Digest, block| block_key(before, graph, block, &*self.float.source, []);
+        let sides = vec![Side { graph, weights: float }];
+        let walk = Walk::new(&WALKER, &self.model.title, key, sides, session).by(self.settings.batch);
+        let last = graph.blocks().last().unwrap_or(BlockId::FIRST);
+        let (windows, entering) = walk.arrive(last.index(), &block)?;
+        let read = graph.live_into(last);
+        let mut wanted = windows.values(0, inputs);
+        wanted.iter_mut().for_each(|lane| lane.retain(|id, _| read.contains(id)));
+        Ok((wanted, entering))
     }
 
     /// The weights that learn, as they stood in `states` or else as they were quantized.

@@ -20,7 +20,7 @@ use crate::{
     report::SiteReport,
     session::Session,
     settings::of,
-    walk::{Side, Visitor, Walk, Windows, block_key, first_key},
+    walk::{self, Side, Visitor, Walk, Walker, Windows, block_key, first_key},
 };
 
 pub(super) static SMOOTH: StepKind = StepKind {
@@ -39,6 +39,9 @@ pub(super) static SMOOTH: StepKind = StepKind {
     predicts: false,
 };
 
+pub(super) static WALKER: Walker =
+    Walker { name: "smooth", doing: "smooth", example: "[[step]]\nkind = \"smooth\"\nmethod = \"awq\"\ngrid = \"int3\"\n" };
+
 impl Step for Smooth {
     fn kind(&self) -> &'static StepKind {
         &SMOOTH
@@ -51,6 +54,7 @@ impl Step for Smooth {
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         let sites = self.sites(&model.graph).map_err(refused)?;
         check_calibrated(model.calibrated)?;
+        walk::plan(model, 1);
         let memory = sites.iter().map(|site| memory(self, site, &model.graph)).max().unwrap_or(0);
         // Any vector will do: only shapes are planned.
         let ones = |site: Site| {
@@ -120,9 +124,9 @@ fn seen(smooth: &Smooth, model: &Working, sites: &[Site], session: &Session<'_>)
     let key = Digest::of_parts([b"passage 1".as_slice(), first.as_bytes()]);
     let weights = SourceWeights(model.source.clone());
     let mut looking = Looking { smooth, model, sites, session, found: Vec::new() };
-    session.observer.stage(&format!("{}: smooth", model.title), sites.len() as u64);
     let count = sites.last().map_or(0, |site| site.block.index() + 1);
-    Walk::new(key, vec![Side { graph: &model.graph, weights: &weights }], session).visit(count, &mut looking, &|_| {})?;
+    let sides = vec![Side { graph: &model.graph, weights: &weights }];
+    Walk::new(&WALKER, &model.title, key, sides, session).visit(count, &mut looking)?;
     Ok(looking.found)
 }
 
@@ -156,7 +160,7 @@ impl Visitor for Looking<'_> {
     fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> crate::Result<()> {
         for site in self.sites_of(block) {
             self.session.check_interrupt()?;
-            self.session.observer.advance(self.found.len() as u64, &site.name);
+            windows.tell(0, &site.name);
             let key = site_key(self.smooth, site, key);
             let name = name(site, &key);
             let blob = match self.session.done(&key)? {

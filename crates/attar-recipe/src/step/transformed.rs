@@ -95,7 +95,7 @@ pub(super) fn apply(
     session.check_interrupt()?;
     let logits_off_at_most = preserved::at_most(changes.iter().filter_map(|change| plain(graph.fact(change.id).encoding)));
     let (before, after) = ((&model.graph, &model.source), (&graph, &source));
-    let (logits_off, measured) = preserved::check(step, before, after, logits_off_at_most, session)?;
+    let (logits_off, measured) = preserved::check(step, &model.title, before, after, logits_off_at_most, session)?;
     used.push(measured);
     let report = TransformReport { step: step.into(), weights: changes.len(), logits_off, logits_off_at_most, sites };
     model.findings.push(report);

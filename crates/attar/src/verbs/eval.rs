@@ -5,17 +5,13 @@ use std::{
     process::ExitCode,
 };
 
-use attar_eval::{
-    DEFAULT_TASK, Evaluation, Measurements, Mode, Outcome, Prepared, REFERENCE, Reference, Runner, Settings, Sides, TASKS, Task,
-    task,
-};
-use attar_model::Model;
-use attar_recipe::{Error, ErrorKind, Observer, Report};
+use attar_eval::{DEFAULT_TASK, Evaluation, Outcome, TASKS, Task, task};
+use attar_recipe::{Error, LockMode, Recipe, Report, Request};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{
-    Verb, draw, ignore_argument, ignored, open, path, path_argument, print_recipe_argument,
-    written::{Written, chosen, runner_flags},
+    Verb, draw, ignore_argument, ignored, model_value, path, path_argument, print_recipe_argument,
+    written::{chosen, mode, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer, progress::Bars, settings};
 
@@ -58,31 +54,19 @@ impl Verb for Eval {
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "model_or_artifact");
         let task = task(arguments.get_one::<String>("task").expect("it has a default"))?;
-        let table = settings::table(&schema(), arguments);
+        let settings = settings::table(&schema(), arguments);
+        check_foreign(task, &settings)?;
+        let text = recipe(task, arguments, subject, &settings)?;
         if arguments.get_flag("print-recipe") {
-            printer.data(&recipe(arguments, subject, &table)?);
+            printer.data(&text);
             return Ok(ExitCode::SUCCESS);
         }
-        let settings = given(task, &table)?;
-        let baseline = arguments.get_one::<PathBuf>("baseline").map(|path| Model::open(path)).transpose()?;
-        let bars = Bars::new(printer);
-        let (runner, mode, measured) = match chosen(subject, arguments)? {
-            Some(engine) => {
-                let written = Written::open(subject)?;
-                let artifact = written.run_by(engine, arguments, environment)?;
-                settings.check(&written.config)?;
-                let prepared = settings.prepare(&written.tokenizer, &written.config)?;
-                (engine.name, Some(artifact.mode), measure(&artifact, task, &*prepared, baseline.as_ref(), &bars)?)
-            }
-            None => {
-                let model = open(subject, arguments)?;
-                settings.check(&model.config)?;
-                let prepared = settings.prepare(&model.tokenizer()?, &model.config)?;
-                (REFERENCE, None, measure(&Reference::new(&model), task, &*prepared, baseline.as_ref(), &bars)?)
-            }
-        };
+        let recipe = Recipe::parse(Path::new(&format!("attar eval {}", subject.display())), &text)?;
+        let (bars, engines) = (Bars::new(printer), environment.engines());
+        let request = Request { lock: LockMode::None, engines: &engines, observer: &bars, max_memory: environment.max_memory };
+        let measured = attar_recipe::evaluate(&recipe, &request)?;
         drop(bars);
-        show(task, runner, mode, measured, printer);
+        measured.into_iter().for_each(|evaluation| show(task, evaluation, printer));
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -101,66 +85,43 @@ fn schema() -> serde_json::Value {
     all
 }
 
-/// The task's settings from the command line, where only flags that were given are in `table`.
-fn given(task: &Task, table: &toml::Table) -> Result<Box<dyn Settings>, Error> {
+/// The flags are those of all tasks together; one of another task has no meaning.
+fn check_foreign(task: &Task, settings: &toml::Table) -> Result<(), Error> {
     let known = (task.schema)();
-    if let Some(foreign) = table.keys().find(|key| known["properties"].get(key.as_str()).is_none()) {
-        return Err(Error::recipe(format!("the task `{}` has no setting `--{}`", task.name, foreign.replace('_', "-"))));
+    match settings.keys().find(|key| known["properties"].get(key.as_str()).is_none()) {
+        None => Ok(()),
+        Some(foreign) => Err(Error::recipe(format!("the task `{}` has no setting `--{}`", task.name, foreign.replace('_', "-")))),
     }
-    let table = serde_json::to_value(table).expect("settings are JSON");
-    (task.parse)(table).map_err(|invalid| Error::recipe(invalid.to_string()))
 }
 
-fn measure(
-    runner: &dyn Runner,
-    task: &Task,
-    prepared: &dyn Prepared,
-    baseline: Option<&Model>,
-    bars: &Bars<'_>,
-) -> Result<Measurements, Error> {
-    let windows = prepared.windows();
-    bars.stage("eval", windows.len() as u64);
-    let scored = |done: u64, _: u64| bars.advance(done, "");
-    let mut rows = runner.start(task.output, windows, &|_, _| {})?;
-    let base = baseline.map(Reference::new);
-    let mut base = base.as_ref().map(|base| base.start(task.output, windows, &|_, _| {})).transpose()?;
-    // Spelled out: a mapped option would not shorten the lifetime behind the trait object.
-    let base: Option<&mut dyn attar_eval::Rows> = match &mut base {
-        Some(base) => Some(&mut **base),
-        None => None,
-    };
-    Ok(prepared.score(&mut Sides { model: &mut *rows, base, sibling: None }, &scored)?)
-}
-
-fn show(task: &Task, runner: &str, mode: Option<Mode>, measured: Measurements, printer: &Printer) {
+/// Called by its task: it has no other name.
+fn show(task: &Task, evaluation: Evaluation, printer: &Printer) {
+    let Outcome::Measured(measured) = &evaluation.outcome else { return };
     if printer.json {
-        return printer.value(&measured);
+        return printer.value(measured);
     }
     let count = measured.number(task.count).unwrap_or(0.0);
-    let outcome = Outcome::Measured(measured);
-    let evaluation =
-        Evaluation { eval: task.name.into(), task: task.name.into(), variant: None, runner: runner.into(), mode, outcome };
-    for (_, table) in Report::evals(&[evaluation]) {
+    for (_, table) in Report::evals(&[Evaluation { eval: task.name.into(), ..evaluation }]) {
         printer.data(&draw(table.head, &table.rows));
     }
     printer.data(&format!("{count} {}", task.counted));
 }
 
-/// The recipe that measures the same; an artifact is measured by the recipe that makes it.
-fn recipe(arguments: &ArgMatches, subject: &Path, task: &toml::Table) -> Result<String, Error> {
-    if let Some(engine) = chosen(subject, arguments)? {
-        let error = Error {
-            kind: ErrorKind::Recipe,
-            ..Error::input("recipes measure the artifacts that they make, and this one is made already")
-        };
-        return Err(error.hint(format!(
-            "add `runners = [\"{REFERENCE}\", \"{}\"]` to the `[[eval]]` of the recipe that made it",
-            engine.name
-        )));
-    }
-    let mut eval = toml::Table::from_iter([("name".to_owned(), toml::Value::from("eval"))]);
-    let name = arguments.get_one::<String>("task").expect("it has a default");
-    eval.insert("task".into(), name.as_str().into());
-    eval.extend(task.clone());
-    Ok(super::one_shot(subject, &ignored(arguments), Path::new("attar-eval"), &[("eval", eval)]))
+/// The recipe that measures the same.
+fn recipe(task: &Task, arguments: &ArgMatches, subject: &Path, settings: &toml::Table) -> Result<String, Error> {
+    let engine = chosen(subject, arguments)?;
+    let baseline = arguments.get_one::<PathBuf>("baseline").map(|path| toml::Value::from(path.display().to_string()));
+    let mut eval = toml::Table::from_iter([("name".to_owned(), "eval".into()), ("task".to_owned(), task.name.into())]);
+    let head = match engine {
+        None => vec![("model", model_value(subject, &ignored(arguments))), ("baseline", baseline.unwrap_or(false.into()))],
+        Some(engine) => {
+            eval.insert("runners".into(), vec![engine.name].into());
+            eval.insert("modes".into(), vec![mode(arguments).to_string()].into());
+            std::iter::once(("artifact", subject.display().to_string().into()))
+                .chain(baseline.map(|path| ("baseline", path)))
+                .collect()
+        }
+    };
+    eval.extend(settings.clone());
+    Ok(super::recipe_text(&head, Path::new("attar-eval"), &[("eval", eval)]))
 }

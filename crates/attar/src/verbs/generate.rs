@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use attar_eval::{Reference, Runner};
 use attar_model::Tokenizer;
-use attar_recipe::Error;
+use attar_recipe::{Error, Existing};
 use clap::{Arg, ArgMatches, Command};
 
 use super::{
     Verb, ignore_argument, open, path, path_argument,
-    written::{Written, chosen, runner_flags},
+    written::{chosen, mode, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer};
 
@@ -41,9 +41,10 @@ impl Verb for Generate {
         let limit = *arguments.get_one::<usize>("tokens").expect("it has a default");
         match chosen(subject, arguments)? {
             Some(engine) => {
-                let written = Written::open(subject)?;
-                let artifact = written.run_by(engine, arguments, environment)?;
-                generate(&artifact, &written.tokenizer, &written.config.eos, &prompt, limit, printer)
+                let existing = Existing::open(subject)?;
+                let tokenizer = existing.tokenizer()?;
+                let artifact = existing.run_by(engine, mode(arguments), &environment.engines())?;
+                generate(&artifact, &tokenizer, &existing.config.eos, &prompt, limit, printer)
             }
             None => {
                 let model = open(subject, arguments)?;

@@ -5,6 +5,7 @@ mod completions;
 mod engine;
 mod eval;
 mod export;
+mod flags;
 mod fuse;
 mod generate;
 mod inspect;
@@ -76,6 +77,14 @@ const MODEL: &str = "A Hugging Face folder, a GGUF file, or a checkpoint folder 
 /// The exit code of a failed gate.
 const GATE_FAILED: u8 = 1;
 
+/// What a verb says of an error: one that was given no recipe speaks of its flags.
+pub(crate) fn said_by(verb: &'static dyn Verb, arguments: &ArgMatches, error: Error) -> Error {
+    match OF_RECIPES.iter().any(|other| other.name() == verb.name()) {
+        true => error,
+        false => flags::in_flags(error, &verb.command(), arguments),
+    }
+}
+
 /// A verb as clap knows it: its own command, with its examples.
 pub(crate) fn command(verb: &'static dyn Verb) -> Command {
     match verb.examples() {
@@ -129,14 +138,23 @@ fn print_recipe_argument() -> Arg {
 
 /// A recipe of one step or export, as text.
 fn one_shot(model: &Path, ignored: &[String], out: &Path, sections: &[(&str, Settings)]) -> String {
-    let mut root = Settings::new();
-    root.insert("recipe".into(), 1.into());
+    recipe_text(&[("model", model_value(model, ignored))], out, sections)
+}
+
+/// A checkpoint, and what of it is left out, as recipes write it.
+fn model_value(model: &Path, ignored: &[String]) -> toml::Value {
     let path = toml::Value::from(model.display().to_string());
-    let model = match ignored {
+    match ignored {
         [] => path,
         some => Settings::from_iter([("path".to_owned(), path), ("ignore".to_owned(), some.to_vec().into())]).into(),
-    };
-    root.insert("model".into(), model);
+    }
+}
+
+/// A recipe of these keys and sections, as text.
+fn recipe_text(head: &[(&str, toml::Value)], out: &Path, sections: &[(&str, Settings)]) -> String {
+    let mut root = Settings::new();
+    root.insert("recipe".into(), 1.into());
+    root.extend(head.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     root.insert("output".into(), out.display().to_string().into());
     root.insert("keep_store".into(), false.into());
     for (name, settings) in sections {
@@ -157,9 +175,7 @@ fn run_text(
         printer.data(text);
         return Ok(ExitCode::SUCCESS);
     }
-    let run = || run_recipe(&Recipe::parse(Path::new(title), text)?, LockMode::None, environment, printer);
-    // The user has not seen this recipe, so a position in it would be of no use.
-    run().map_err(|error| Error { place: None, ..error })
+    run_recipe(&Recipe::parse(Path::new(title), text)?, LockMode::None, environment, printer)
 }
 
 fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, process::ExitCode};
 
 use attar_compress::kind;
+use attar_model::Summary;
 use attar_recipe::{ActivationReport, Error, PlannedVariant, Recipe, fusion_table, what_was_read};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -41,13 +42,16 @@ impl Verb for Plan {
         let recipe = Recipe::read(path(arguments, "recipe"))?;
         let mut plan = attar_recipe::plan(&recipe, &environment.engines())?;
         plan.check_memory(environment.max_memory)?;
-        plan.read = plan.read.with_digests()?;
+        plan.read = plan.read.map(Summary::with_digests).transpose()?;
         if printer.json {
             printer.value(&plan);
             return Ok(ExitCode::SUCCESS);
         }
-        printer.data(&format!("{} ({}), {} parameters", plan.model, plan.architecture, plan.parameters));
-        printer.data(what_was_read(&plan.read).trim_end());
+        let parameters = plan.parameters.map(|count| format!(", {count} parameters")).unwrap_or_default();
+        printer.data(&format!("{} ({}){parameters}", plan.model, plan.architecture));
+        if let Some(read) = &plan.read {
+            printer.data(what_was_read(read).trim_end());
+        }
         for variant in &plan.variants {
             printer.data(&describe(variant, arguments.get_flag("tensors")));
         }

@@ -9,7 +9,11 @@ use attar_compile::{
     tile::{Product, Tiling, pareto, search},
 };
 use attar_model::Model;
-use attar_recipe::{Error, step::cut_products, verb_schema};
+use attar_recipe::{
+    Error,
+    step::{cut_products, refused_by_device},
+    verb_schema,
+};
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -126,16 +130,18 @@ fn refuse(arguments: &ArgMatches, flags: &[&str], of: &str) -> Result<(), Error>
 
 /// Tiles one product.
 fn one([m, k, n]: [u64; 3], bits: u32, settings: &Settings, printer: &Printer) -> Result<(), Error> {
-    let device = Compile { device: settings.device.clone(), set: settings.set.clone(), ..Compile::default() }.device()?;
+    let device = Compile { device: settings.device.clone(), set: settings.set.clone(), ..Compile::default() };
+    let device = device.device().map_err(refused_by_device)?;
     let width = device.numerics.weights.iter().copied().filter(|width| *width >= bits).min().unwrap_or(8);
-    let rates = device.rates(width, 8)?;
+    let rates = device.rates(width, 8).map_err(refused_by_device)?;
     let weights = Element { bits: width, per: 1 };
     let product = Product::new(m, k, n, Element::INT8, weights).aligned([1, rates.array[1], rates.array[2]]);
     let limits = device.limits();
     let found: Vec<Tiling> = match settings.pareto {
-        true => pareto(&product, &limits, &rates)?.into_iter().map(|(tiling, _)| tiling).collect(),
-        false => vec![search(&product, &limits, &settings.goal.objective(rates))?],
-    };
+        true => pareto(&product, &limits, &rates).map(|front| front.into_iter().map(|(tiling, _)| tiling).collect()),
+        false => search(&product, &limits, &settings.goal.objective(rates)).map(|best| vec![best]),
+    }
+    .map_err(refused_by_device)?;
     let bound = lower_bound(&product, limits.sram);
     let tilings: Vec<TilingReport> =
         found.iter().map(|tiling| TilingReport::new(tiling, &product, &limits, &rates, bound)).collect();

@@ -211,7 +211,7 @@ fn gates_on_what_is_not_measured() {
     };
     gate("an unknown metric", "metric = \"text/preplexity\"\nat_most = 100", "\"text/preplexity\"");
     gate("an unknown eval", "metric = \"txt/perplexity\"\nat_most = 100", "\"txt/perplexity\"");
-    gate("no eval", "metric = \"perplexity\"\nat_most = 100", "[[gate]]");
+    gate("no eval", "metric = \"perplexity\"\nat_most = 100", "\"perplexity\"");
     gate("an unknown variant", "metric = \"text/perplexity\"\nvariant = \"smal\"\nat_most = 100", "\"smal\"");
     gate(
         "a runner that does not run",
@@ -219,9 +219,9 @@ fn gates_on_what_is_not_measured() {
         "\"onnxruntime\"",
     );
     gate("no bound", "metric = \"text/perplexity\"", "[[gate]]");
-    gate("two bounds", "metric = \"text/perplexity\"\nat_most = 100\nat_least = 1", "[[gate]]");
+    gate("two bounds", "metric = \"text/perplexity\"\nat_most = 100\nat_least = 1", "1");
     gate("a bound that is text", "metric = \"text/perplexity\"\nat_most = \"much\"", "\"much\"");
-    gate("a share that is none", "metric = \"text/perplexity\"\ndrop_at_most = \"3 percent\"", "[[gate]]");
+    gate("a share that is none", "metric = \"text/perplexity\"\ndrop_at_most = \"3 percent\"", "\"3 percent\"");
     session.check();
 }
 

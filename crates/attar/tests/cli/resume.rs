@@ -9,12 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use attar_recipe::step::WALKERS;
+
 use crate::{
     checkpoint::Random,
     room::{ATTAR, Room, assert_same_files},
 };
 
-/// Several variants, both exports, an eval: every kind of work there is, and every step that walks through the blocks.
+/// Several variants, two exports, an eval: every kind of work there is, and everything that walks through the blocks.
 fn recipe() -> String {
     let mut text = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n".to_owned();
     for (grid, group, scales) in
@@ -25,18 +27,18 @@ fn recipe() -> String {
         text += &format!("\n[[variant]]\nname = \"{name}\"\n[[variant.step]]\n{step}");
     }
     text += "\n[data.calibration]\npath = \"testdata/evals/shakespeare-valid.txt\"\nsamples = 6\nlength = 128\n";
-    text += "\n[[variant]]\nname = \"gptq\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
-    text += "\n[[variant]]\nname = \"learned\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptq\"\n";
-    text += "[[variant.step]]\nkind = \"autoround\"\niterations = 4\n[[variant.step]]\nkind = \"recover\"\nepochs = 3\nnorms = true\n";
+    for walker in WALKERS {
+        let steps = walker.example.replace("[[step]]", "[[variant.step]]");
+        text += &format!("\n[[variant]]\nname = \"{}\"\n{steps}", walker.name);
+    }
     text += "\n[[variant]]\nname = \"adapted\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\n";
     text += "[[variant.step]]\nkind = \"recover\"\nmethod = \"lora\"\nadapters = \"export\"\nepochs = 2\n";
-    text += "\n[[variant]]\nname = \"integers\"\n[[variant.step]]\nkind = \"quantize\"\ngrid = \"int8\"\n";
-    text += "[[variant.step]]\nkind = \"activations\"\nmode = \"static\"\nobserver = \"mse\"\nasymmetric = true\nkv = \"int4\"\n";
-    text += "\n[[variant]]\nname = \"smoothed\"\n[[variant.step]]\nkind = \"smooth\"\nmethod = \"awq\"\ngrid = \"int3\"\n";
-    text += "[[variant.step]]\nkind = \"quantize\"\ngrid = \"int3\"\nalgorithm = \"gptaq\"\n";
     text += "\n[[export]]\ntarget = \"checkpoint\"\n\n[[export]]\ntarget = \"onnx\"\n";
     text + "\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 128\ntokens = 512\n"
 }
+
+/// Variants of [`recipe`] apart from those of walkers.
+const VARIANTS: usize = 5;
 
 const RUN: [&str; 3] = ["run", "recipe.toml", "--quiet"];
 
@@ -55,7 +57,7 @@ fn whole() -> &'static (BTreeMap<String, Vec<u8>>, Duration) {
         room.attar(&RUN).exits(0);
         let took = start.elapsed();
         let files = room.files("out");
-        assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), 9);
+        assert_eq!(files.keys().filter(|name| name.ends_with("model.onnx")).count(), VARIANTS + WALKERS.len());
         (files, took)
     })
 }

@@ -203,6 +203,25 @@ fn a_printed_recipe_does_the_same_as_its_verb() {
 }
 
 #[test]
+fn an_eval_is_a_recipe_of_a_model_or_of_an_artifact() {
+    let mut session = Session::new("eval-recipe");
+    let room = Room::new();
+    room.attar(&["export", MODEL, "--target", "onnx", "--out", "onnx", "--quiet"]).exits(0);
+    let artifact = ["eval", "onnx", "--baseline", MODEL, "--mode", "default", "--print-recipe"];
+    let printed = room.attar(&[&artifact, &EVAL[..]].concat()).exits(0);
+    session.note("an artifact", &printed);
+    room.write("printed.toml", &printed.stdout);
+    session.note("its plan", &room.attar(&["plan", "printed.toml"]).exits(0));
+    session.note("a model", &room.attar(&[&["eval", MODEL, "--baseline", MODEL, "--print-recipe"], &EVAL[..]].concat()).exits(0));
+    let drift = ["eval", "testdata/models/tiny-bert", "--task", "embedding-drift", "--data", TEXT];
+    session.note("nothing to drift from", &room.attar(&drift).exits(2));
+    session.note("no window", &room.attar(&["eval", MODEL, "--data", TEXT, "--window", "0"]).exits(2));
+    session.note("a word for a number", &room.attar(&["eval", MODEL, "--data", TEXT, "--window", "many"]).exits(2));
+    assert!(!room.path("attar-eval").exists(), "an eval writes nothing");
+    session.check();
+}
+
+#[test]
 fn generate_is_greedy() {
     let room = Room::new();
     let said = room.attar(&["generate", MODEL, "--prompt", "KING HENRY:\\n", "--tokens", "48"]).exits(0);

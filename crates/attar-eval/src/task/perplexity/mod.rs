@@ -3,12 +3,11 @@
 mod score;
 mod windows;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use attar_model::{Config, Tokenizer};
-use serde_json::Value;
 
-use super::kind::{Better, Column, Digits, Measurements, Metric, Prepared, Settings, Sides, Task, parse, schema};
+use super::kind::{Against, Better, Column, Digits, Measurements, Metric, Prepared, ReadsFile, Sides, Task, parse, schema};
 use crate::{
     Result, Window,
     runner::{Output, Progress},
@@ -37,6 +36,7 @@ static METRICS: &[Metric] = &[
         about: "exponential of the mean negative log-likelihood per token",
         unit: "",
         better: Better::Lower,
+        against: Against::Nothing,
         at: "/perplexity",
         base: Some("/against_base/perplexity"),
         loss: Some(lost),
@@ -49,6 +49,7 @@ static METRICS: &[Metric] = &[
         about: "perplexity divided by the baseline's",
         unit: "",
         better: Better::Lower,
+        against: Against::Base,
         at: "/against_base/perplexity_ratio",
         base: None,
         loss: Some(lost),
@@ -61,6 +62,7 @@ static METRICS: &[Metric] = &[
         about: "mean KL divergence from the baseline per token, over the whole vocabulary",
         unit: "nats",
         better: Better::Lower,
+        against: Against::Base,
         at: DIVERGENCE,
         base: None,
         loss: None,
@@ -73,6 +75,7 @@ static METRICS: &[Metric] = &[
         about: "99th percentile of the KL divergence over tokens",
         unit: "nats",
         better: Better::Lower,
+        against: Against::Base,
         at: "/against_base/kl_p99",
         base: None,
         loss: None,
@@ -85,6 +88,7 @@ static METRICS: &[Metric] = &[
         about: "share of positions at which the most likely next token is the baseline's",
         unit: "",
         better: Better::Higher,
+        against: Against::Base,
         at: "/against_base/top1_agreement",
         base: None,
         loss: Some(|m| m.number("/against_base/top1_agreement").map(|top1| 1.0 - top1)),
@@ -97,6 +101,7 @@ static METRICS: &[Metric] = &[
         about: "relative difference between the engine's perplexity and the reference's on the same artifact",
         unit: "",
         better: Better::Lower,
+        against: Against::Sibling,
         at: "/agreement/perplexity_gap",
         base: None,
         loss: None,
@@ -109,6 +114,7 @@ static METRICS: &[Metric] = &[
         about: "largest difference between a logit of the engine and of the reference, relative to the largest logit",
         unit: "",
         better: Better::Lower,
+        against: Against::Sibling,
         at: "/agreement/relative",
         base: None,
         loss: None,
@@ -122,17 +128,11 @@ fn lost(measurements: &Measurements) -> Option<f64> {
     measurements.number("/against_base/perplexity_ratio").map(|ratio| ratio - 1.0)
 }
 
-impl Settings for Perplexity {
-    fn task(&self) -> &'static Task {
-        &TASK
-    }
+impl ReadsFile for Perplexity {
+    const TASK: &'static Task = &TASK;
 
-    fn settings(&self) -> Value {
-        serde_json::to_value(self).expect("settings are JSON")
-    }
-
-    fn files(&self) -> Vec<PathBuf> {
-        vec![self.data.clone()]
+    fn data(&self) -> &Path {
+        &self.data
     }
 
     fn check(&self, config: &Config) -> Result<()> {

@@ -8,7 +8,7 @@ use attar_model::{Config, Model, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Window};
+use crate::{Error, Result, Window, task::kind::read};
 
 /// How a text is cut into windows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -57,7 +57,7 @@ impl Perplexity {
     /// The same, without the model itself.
     pub fn windows_of(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Window>> {
         let cut = self.cut(config)?;
-        let text = std::fs::read_to_string(&self.data).map_err(|source| Error::Read { path: self.data.clone(), source })?;
+        let text = read(&self.data)?;
         let documents = self.documents(&text).into_iter().map(|document| tokenizer.encode(document));
         let mut documents = documents.collect::<attar_model::Result<Vec<_>>>()?;
         documents.retain(|tokens| !tokens.is_empty());

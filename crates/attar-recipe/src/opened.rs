@@ -1,0 +1,87 @@
+//! What a run reads models from: the checkpoint or artifact that it is about, and the checkpoint that it compares with.
+
+use std::path::PathBuf;
+
+use attar_model::{Config, Model, Tokenizer};
+
+use crate::{
+    Existing, Recipe, Result,
+    recipe::{Compared, Subject},
+};
+
+/// What a recipe is about, opened.
+pub(crate) enum Measured {
+    Model(Model),
+    Artifact(Existing),
+}
+
+/// The models of a recipe, opened: headers are read, weights are not.
+pub(crate) struct Opened {
+    pub(crate) subject: Measured,
+    /// `baseline`, if it is a checkpoint of its own.
+    baseline: Option<Model>,
+    compares: bool,
+}
+
+impl Opened {
+    pub(crate) fn of(recipe: &Recipe) -> Result<Opened> {
+        let subject = match recipe.subject() {
+            Subject::Model(model) => Measured::Model(recipe.open_checkpoint(model, "model")?),
+            Subject::Artifact(path) => {
+                let existing = Existing::open(path).map_err(|e| recipe.document.place(e, "artifact"))?;
+                Measured::Artifact(existing)
+            }
+        };
+        let compared = recipe.compared();
+        let baseline = match compared {
+            Compared::With(checkpoint) => Some(recipe.open_checkpoint(checkpoint, "baseline")?),
+            Compared::WithItself | Compared::WithNothing => None,
+        };
+        Ok(Opened { subject, baseline, compares: !matches!(compared, Compared::WithNothing) })
+    }
+
+    /// The checkpoint that steps start from.
+    pub(crate) fn model(&self) -> Option<&Model> {
+        match &self.subject {
+            Measured::Model(model) => Some(model),
+            Measured::Artifact(_) => None,
+        }
+    }
+
+    /// What evals compare with.
+    pub(crate) fn base(&self) -> Option<&Model> {
+        self.baseline.as_ref().or_else(|| self.model().filter(|_| self.compares))
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        match &self.subject {
+            Measured::Model(model) => &model.config,
+            Measured::Artifact(existing) => &existing.config,
+        }
+    }
+
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        match &self.subject {
+            Measured::Model(model) => Ok(model.tokenizer()?),
+            Measured::Artifact(existing) => existing.tokenizer(),
+        }
+    }
+
+    /// Numbers in the weights of what the recipe is about, if it says so.
+    pub(crate) fn parameters(&self) -> Option<u64> {
+        match &self.subject {
+            Measured::Model(model) => Some(model.parameters()),
+            Measured::Artifact(existing) => existing.parameters(),
+        }
+    }
+
+    /// Every file that they are read from.
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = match &self.subject {
+            Measured::Model(model) => model.files.clone(),
+            Measured::Artifact(existing) => existing.files()?,
+        };
+        files.extend(self.baseline.iter().flat_map(|model| model.files.iter().cloned()));
+        Ok(files)
+    }
+}
