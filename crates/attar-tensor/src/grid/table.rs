@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Fit, Grid, Levels, Requires, Scales};
+use super::{Fit, Grid, Inverse, Levels, Requires, Scales};
 use crate::{Minifloat, ScaleFormat};
 
 /// Partial sums: as many as the widest vector has lanes, so that every machine adds in the same order.
@@ -68,10 +68,10 @@ impl Table {
     }
 
     fn float_error(&self, float: Minifloat, values: &[f32], scale: f32) -> f32 {
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let inverse = Inverse::of(scale);
         let mut sums = [0.0f32; LANES];
         for (at, value) in values.iter().enumerate() {
-            let difference = value - self.values[usize::from(float_code(float, value * inverse))] * scale;
+            let difference = value - self.values[usize::from(float_code(float, inverse.times(*value)))] * scale;
             sums[at % LANES] += difference * difference;
         }
         sums.iter().sum()
@@ -118,10 +118,10 @@ impl Sorted {
 
     #[inline(always)]
     fn encode_all(&self, values: &[f32], scale: f32, codes: &mut [u8]) {
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let inverse = Inverse::of(scale);
         for (codes, values) in codes.chunks_mut(LANES).zip(values.chunks(LANES)) {
             let (mut scaled, mut ranks) = ([0.0f32; LANES], [0u32; LANES]);
-            scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = value * inverse);
+            scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = inverse.times(*value));
             for threshold in &self.thresholds {
                 for (rank, value) in ranks.iter_mut().zip(&scaled) {
                     *rank += u32::from(value > threshold);
@@ -211,8 +211,8 @@ impl Grid for Table {
             return;
         }
         if let Some((float, _)) = self.float {
-            let inverse = if fit.scale == 0.0 { 0.0 } else { 1.0 / fit.scale };
-            codes.iter_mut().zip(values).for_each(|(code, value)| *code = float_code(float, value * inverse));
+            let inverse = Inverse::of(fit.scale);
+            codes.iter_mut().zip(values).for_each(|(code, value)| *code = float_code(float, inverse.times(*value)));
             return;
         }
         self.look(fit, |sorted| {
