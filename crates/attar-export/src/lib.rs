@@ -33,7 +33,7 @@ use attar_tensor::{Source, nearest};
 pub use artifact::{Artifact, FileEntry, PlainEntry, Plan, Port, TensorEntry, Totals, Verification, VerifiedTensor};
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
-pub use onnx::Onnx;
+pub use onnx::{Onnx, verify::check as check_onnx};
 pub use options::{Layout, Options};
 
 /// A model to export.

@@ -18,7 +18,7 @@ mod form;
 mod integer;
 mod proto;
 mod storage;
-mod verify;
+pub(crate) mod verify;
 
 use std::{fs, path::Path};
 

@@ -1,5 +1,6 @@
 //! One binary, so that all of it links once.
 
+mod fuzz;
 mod golden;
 mod graphs;
 mod tokenizers;

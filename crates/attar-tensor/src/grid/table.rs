@@ -100,7 +100,8 @@ struct Sorted {
 
 impl Sorted {
     fn of(table: &[f32]) -> Sorted {
-        let mut all: Vec<(f32, u8)> = table.iter().zip(0u8..).map(|(v, c)| (*v, c)).filter(|(v, _)| v.is_finite()).collect();
+        let mut all: Vec<(f32, u8)> =
+            table.iter().zip(0..=u8::MAX).map(|(v, c)| (*v, c)).filter(|(v, _)| v.is_finite()).collect();
         all.sort_by(|a, b| a.0.partial_cmp(&b.0).expect("no NaN is left").then(a.1.cmp(&b.1)));
         all.dedup_by(|later, first| later.0 == first.0);
         let threshold = |pair: &[(f32, u8)]| {
