@@ -32,7 +32,7 @@ mod scheme;
 mod source;
 mod store;
 
-pub use atomic::{PARTIAL, write_atomically};
+pub use atomic::{PARTIAL, sweep_partial, sync_folder, sync_tree, write_atomically};
 pub use blobs::{BlobWriter, Blobs};
 pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry};
 pub use damage::Damage;
