@@ -13,6 +13,7 @@ mod checkout;
 mod child;
 mod ci;
 mod engines;
+mod fuzz;
 mod processor;
 mod smollm2;
 mod tally;
@@ -65,6 +66,12 @@ static VERBS: &[Verb] = &[
         arguments: "",
         about: "make a real 135M checkpoint and its GGUF in target/models, for the larger recipes",
         run: smollm2::run,
+    },
+    Verb {
+        name: "fuzz",
+        arguments: "[TARGET] [SECONDS]",
+        about: "fuzz all readers of foreign bytes, or that of one target, for so many seconds each (60)",
+        run: fuzz::run,
     },
     Verb { name: "ci", arguments: "", about: "everything that must hold before a merge, in order", run: ci::run },
 ];

@@ -205,6 +205,7 @@ fn product([left, right]: [&[f32]; 2], inputs: usize, row: usize, column: usize)
         return tile;
     }
     let stride = inputs as isize;
+    debug_assert!((tokens - 1) * inputs + row + rows <= left.len() && (tokens - 1) * inputs + column + columns <= right.len());
     // SAFETY: `tile` is `[rows, columns]`, and both operands hold `tokens` rows of `inputs`, of which they read `rows` and
     // `columns` that lie within a row.
     unsafe {

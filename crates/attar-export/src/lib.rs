@@ -32,7 +32,7 @@ use attar_tensor::nearest;
 pub use artifact::{Artifact, FileEntry, PlainEntry, Plan, Port, TensorEntry, Totals, Verification, VerifiedTensor};
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
-pub use onnx::{Layout, Onnx};
+pub use onnx::{Layout, Onnx, verify::check as check_onnx};
 pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
 
 /// Every target, in the order of the documentation.

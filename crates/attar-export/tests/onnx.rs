@@ -631,3 +631,12 @@ fn an_unknown_target_offers_the_nearest() {
     let error = target("onnxx").err().unwrap();
     assert_eq!(error.to_string(), "no target is named `onnxx`; did you mean `onnx`?");
 }
+
+/// The seeds of the fuzz target `onnx`, and what it found once.
+#[test]
+fn seeds_of_the_fuzzer_parse_or_are_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/fuzz/onnx");
+    let seeds = std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+    let parsed = seeds.filter(|bytes| attar_export::check_onnx(Path::new("model.onnx"), bytes).is_ok());
+    assert!(parsed.count() > 0);
+}

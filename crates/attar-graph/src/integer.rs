@@ -279,11 +279,16 @@ impl IntegerMatrix {
         let stride = self.columns as isize;
         let (tokens, length) = (plane.codes.len() / self.columns, inputs.len());
         assert!(out.len() == tokens * count && inputs.end <= self.columns && start + count <= self.rows);
+        if out.is_empty() {
+            return;
+        }
+        let sizes = [[tokens, length], [count, length]];
+        let operands = [&plane.codes[inputs.start..], &self.codes[start * self.columns + inputs.start..]];
+        debug_assert!(operands.iter().zip(sizes).all(|(operand, size)| crate::kernel::holds(operand, size, [stride, 1])));
         // SAFETY: `out` is `[tokens, count]`; both operands have rows of `columns` numbers, `inputs` within them;
         // the right one reads rows `start` to `start + count` of `rows`: asserted above.
         unsafe {
-            let (left, right) =
-                (plane.codes.as_ptr().add(inputs.start), self.codes.as_ptr().add(start * self.columns + inputs.start));
+            let (left, right) = (operands[0].as_ptr(), operands[1].as_ptr());
             let none = gemm::Parallelism::None;
             let out = out.as_mut_ptr();
             gemm::gemm(

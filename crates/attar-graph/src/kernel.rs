@@ -262,12 +262,22 @@ unsafe fn multiply(
     (b, b_column, b_row): (&[f32], isize, isize),
     on_top: bool,
 ) {
+    debug_assert!(
+        holds(out, [m, n], [n as isize, 1]) && holds(a, [m, k], [a_row, a_column]) && holds(b, [k, n], [b_row, b_column])
+    );
     let (to, n_row) = (out.as_mut_ptr(), n as isize);
     let (a, b, none) = (a.as_ptr(), b.as_ptr(), gemm::Parallelism::None);
     // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(m, n, k, to, 1, n_row, on_top, a, a_column, a_row, b, b_column, b_row, 1.0, 1.0, false, false, false, none);
     }
+}
+
+/// Whether every element of a matrix of such size and strides lies in the slice.
+pub(crate) fn holds(slice: &[f32], size: [usize; 2], strides: [isize; 2]) -> bool {
+    let last = |(size, stride): (usize, isize)| usize::try_from(stride).ok()?.checked_mul(size - 1);
+    let far = || last((size[0], strides[0]))?.checked_add(last((size[1], strides[1]))?);
+    size.contains(&0) || far().is_some_and(|far| far < slice.len())
 }
 
 /// The gradients of [`attention`] with respect to queries, keys and values, given that of its result. Scores are

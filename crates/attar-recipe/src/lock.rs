@@ -70,6 +70,7 @@ impl Lock {
     fn write(&self, path: &Path) -> Result<()> {
         let body = toml::to_string(self).expect("a lock is TOML");
         let text = format!("# Written by attar. Commit it: `attar run --locked` refuses to run on anything else.\n{body}");
+        attar_tensor::sweep_partial(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
         if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_tensor::PARTIAL;
+use attar_tensor::{PARTIAL, sync_folder, sync_tree};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -53,6 +53,8 @@ impl Output {
         let text = serde_json::to_string(&Owner { attar: 1, made_by: owner.into() }).expect("an owner is JSON");
         let output = Output { root: root.into(), _lock: lock };
         output.write(&format!("{STATE}/owner.json"), text.as_bytes())?;
+        sync_folder(root)?;
+        sync_folder(root.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
         Ok(output)
     }
 
@@ -66,7 +68,8 @@ impl Output {
         for entry in entries.flatten().filter(partial) {
             remove(&entry.path())?;
         }
-        remove(&self.partial())
+        remove(&self.partial())?;
+        Ok(sync_folder(&self.root)?)
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -89,20 +92,25 @@ impl Output {
         Ok(partial)
     }
 
-    /// Moves the unfinished folder to `folder`, in place of what is there.
+    /// Moves the unfinished folder to `folder`, in place of what is there. Its files are on the disk before it is, and it is
+    /// before a manifest promises it.
     pub(crate) fn publish(&self, folder: &str) -> Result<()> {
         let (partial, to) = (self.partial(), self.root.join(folder));
+        sync_tree(&partial)?;
         if folder == "." {
             for entry in fs::read_dir(&partial).map_err(|e| refused("read", &partial, &e))?.flatten() {
                 rename(&entry.path(), &self.root.join(entry.file_name()))?;
             }
-            return remove(&partial);
+            remove(&partial)?;
+            return Ok(sync_folder(&self.root)?);
         }
         remove(&to)?;
         if let Some(parent) = to.parent() {
             fs::create_dir_all(parent).map_err(|e| refused("create", parent, &e))?;
         }
-        rename(&partial, &to)
+        rename(&partial, &to)?;
+        let above = to.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root));
+        Ok(above.map(sync_folder).collect::<attar_tensor::Result<()>>()?)
     }
 
     /// Writes a file whole or not at all.

@@ -59,3 +59,19 @@ proptest! {
         }
     }
 }
+
+/// The seeds of the fuzz target `recipe`, and what it found once.
+#[test]
+fn seeds_of_the_fuzzer_parse_or_are_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/fuzz/recipe");
+    let mut parsed = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        let Ok(text) = std::str::from_utf8(&bytes) else { continue };
+        match Recipe::parse(Path::new("r.toml"), text) {
+            Ok(recipe) => parsed += usize::from(recipe.settings().is_object()),
+            Err(error) => assert!(!error.render(false).is_empty()),
+        }
+    }
+    assert!(parsed > 0);
+}

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    Digest, Dtype, Encoding, Error, QuantizedTensor, Result, Scheme, SharedParts, Source, Store, TensorInfo,
+    Damage, Digest, Dtype, Encoding, Error, QuantizedTensor, Result, Scheme, SharedParts, Source, Store, TensorInfo,
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
 
@@ -17,22 +17,6 @@ const NAME: &str = "w";
 
 /// The measured damage: squared error and squared norm.
 const DAMAGE: &str = "damage";
-
-/// The error of a quantized tensor.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Damage {
-    /// Sum of squared differences between weights and decoded codes.
-    pub squared_error: f64,
-    /// Sum of the squared weights.
-    pub energy: f64,
-}
-
-impl Damage {
-    /// Signal-to-noise ratio in decibels; infinite if the error is zero.
-    pub fn snr_db(&self) -> f64 {
-        if self.squared_error == 0.0 { f64::INFINITY } else { 10.0 * (self.energy / self.squared_error).log10() }
-    }
-}
 
 /// Writes a blob sequentially, as rows become available.
 pub struct BlobWriter<'w> {
@@ -90,9 +74,8 @@ impl Blobs {
 
     /// The error of a quantized tensor.
     pub fn damage(&self, name: &str) -> Result<Damage> {
-        let mut both = [0.0f32; 2];
-        self.open(name)?.read(DAMAGE, 0..1, &mut both)?;
-        Ok(Damage { squared_error: both[0].into(), energy: both[1].into() })
+        let [squared_error, energy] = self.open(name)?.read_f64(DAMAGE)?;
+        Ok(Damage { squared_error, energy })
     }
 
     fn open(&self, name: &str) -> Result<Shards> {

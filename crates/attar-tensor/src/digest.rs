@@ -28,6 +28,10 @@ impl Digest {
 
     /// Of a file, read in pieces.
     pub fn of_file(path: &Path) -> Result<Digest> {
+        // A pipe would make us wait for a writer.
+        if !std::fs::metadata(path).map_err(Error::io("read", path))?.is_file() {
+            return Err(Error::io("read", path)(std::io::Error::other("it is not a file")));
+        }
         let mut file = File::open(path).map_err(Error::io("read", path))?;
         let (mut hasher, mut piece) = (blake3::Hasher::new(), vec![0; 1 << 18]);
         loop {

@@ -17,6 +17,7 @@
 mod atomic;
 mod blobs;
 mod checkpoint;
+mod damage;
 mod digest;
 mod dtype;
 mod error;
@@ -32,9 +33,10 @@ mod scheme;
 mod source;
 mod store;
 
-pub use atomic::{PARTIAL, write_atomically};
-pub use blobs::{BlobWriter, Blobs, Damage};
+pub use atomic::{PARTIAL, sweep_partial, sync_folder, sync_tree, write_atomically};
+pub use blobs::{BlobWriter, Blobs};
 pub use checkpoint::{Checkpoint, Format, MANIFEST, Manifest, QuantizedEntry, inside};
+pub use damage::Damage;
 pub use digest::Digest;
 pub use dtype::{BlockFormat, Dtype};
 pub use error::{Defect, Error, Result, nearest};

@@ -280,6 +280,19 @@ impl Shards {
         Ok(supers)
     }
 
+    /// A vector of `N` numbers in f64, exactly.
+    pub(crate) fn read_f64<const N: usize>(&self, name: &str) -> Result<[f64; N]> {
+        let (place, [_, columns]) = self.place(name, &(0..1))?;
+        let Place::Plain(part) = place else { return Err(self.unknown(name)) };
+        if (part.stored.dtype, columns) != (StoredDtype::F64, N) {
+            let encoding = format!("{:?} {columns}", part.stored.dtype);
+            return Err(Error::WrongEncoding { name: name.into(), encoding, wanted: "numbers in f64" });
+        }
+        let bytes = self.bytes(part, &(0..1), 8 * N)?;
+        let mut numbers = bytes.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().expect("chunks of 8")));
+        Ok(std::array::from_fn(|_| numbers.next().expect("as many as were asked for")))
+    }
+
     fn place(&self, name: &str, rows: &Range<usize>) -> Result<(&Place, [usize; 2])> {
         let dims = self.check(name, rows)?.matrix();
         Ok((&self.places[name], dims))

@@ -5,6 +5,7 @@ mod cases;
 mod chunk;
 mod devices;
 mod freedom;
+mod fuzz;
 mod minimalloc;
 mod models;
 mod mutate;

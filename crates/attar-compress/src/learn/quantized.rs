@@ -248,11 +248,7 @@ impl Learned {
         let shared = self.scales.len().div_ceil(rows.max(1)).max(1);
         let rounded = self.scales.iter().enumerate().map(|(at, scale)| self.stored(at / shared, *scale));
         all.scales = rounded.collect::<Result<_>>()?;
-        let mut damage = Damage::default();
-        for (w, q) in original.iter().zip(self.values()?) {
-            damage.squared_error += f64::from(w - q).powi(2);
-            damage.energy += f64::from(*w).powi(2);
-        }
+        let damage = Damage::between(original, &self.values()?);
         to.append(&all)?;
         to.finish(damage)?;
         Ok(damage)

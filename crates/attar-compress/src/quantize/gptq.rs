@@ -82,8 +82,7 @@ pub(super) fn round_towards(
         parts.map(|(at, (rows, original))| task.rows(at * ROWS, rows, original)).collect::<Result<_>>()?;
     let mut damage = Damage::default();
     for (part, lost) in &parts {
-        damage.squared_error += lost.squared_error;
-        damage.energy += lost.energy;
+        damage += *lost;
         to.append(part)?;
     }
     Ok(damage)
@@ -111,12 +110,7 @@ impl Task<'_> {
         codes.chunks(columns).zip(&fits).for_each(|(codes, fits)| fits.push_row(codes, &mut all));
         let mut decoded = vec![0.0; target.len()];
         all.decode(&mut decoded);
-        let mut damage = Damage::default();
-        for (w, q) in original.iter().zip(&decoded) {
-            damage.squared_error += f64::from(w - q).powi(2);
-            damage.energy += f64::from(*w).powi(2);
-        }
-        Ok((all, damage))
+        Ok((all, Damage::between(original, &decoded)))
     }
 
     /// The scale and zero of every group of a row.

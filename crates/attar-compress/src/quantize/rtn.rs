@@ -73,8 +73,7 @@ pub(super) fn by_rows(
             })
             .collect::<Result<_>>()?;
         for part in parts {
-            damage.squared_error += part.damage.squared_error;
-            damage.energy += part.damage.energy;
+            damage += part.damage;
             to.append(&part.rows).map_err(attar_tensor::Error::from)?;
         }
         rows_done(first + values.len() / columns.max(1));
@@ -103,16 +102,14 @@ fn rows(values: &[f32], columns: usize, scheme: &Scheme, fits: &FitsOfRow<'_>) -
     let mut damage = Damage::default();
     let mut codes = vec![0; columns];
     for (at, row) in values.chunks(columns.max(1)).enumerate() {
-        let (mut error, mut energy) = (0.0f64, 0.0f64);
+        let mut of_row = Damage::default();
         let fits = fits(row).map_err(|(columns, source)| (at, columns, source))?;
         for (number, (group, codes)) in row.chunks(size).zip(codes.chunks_mut(size)).enumerate() {
             let fit = fits.fit(number);
             scheme.grid.encode(group, fit, codes);
-            error += f64::from(scheme.grid.error(group, fit));
-            energy += f64::from(squares(group));
+            of_row += Damage::of_nearest(scheme.grid, group, fit);
         }
-        damage.squared_error += error;
-        damage.energy += energy;
+        damage += of_row;
         fits.push_row(&codes, &mut all);
     }
     Ok(Part { rows: all, damage })
@@ -199,18 +196,6 @@ fn in_pieces(weights: &dyn WeightRows, mut each: impl FnMut(usize, &[f32]) -> Re
         each(first, values)?;
     }
     Ok(())
-}
-
-fn squares(values: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0f32; LANES];
-    let mut chunks = values.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x * x;
-        }
-    }
-    sums.iter().sum::<f32>() + chunks.remainder().iter().map(|x| x * x).sum::<f32>()
 }
 
 impl From<std::io::Error> for Error {

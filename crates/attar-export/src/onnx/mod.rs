@@ -19,7 +19,7 @@ mod integer;
 mod layout;
 mod proto;
 mod storage;
-mod verify;
+pub(crate) mod verify;
 
 use std::{fs, path::Path};
 

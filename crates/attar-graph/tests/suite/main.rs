@@ -6,6 +6,7 @@ mod attention;
 mod dims;
 mod exprs;
 mod filetests;
+mod fuzz;
 mod inputs;
 mod integers;
 mod norms;

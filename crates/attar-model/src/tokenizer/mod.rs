@@ -20,6 +20,33 @@ pub struct Tokenizer {
     limit: Option<usize>,
 }
 
+/// Levels of nesting that a `tokenizer.json` may have. The library recurses through them without a limit of its own; a real one
+/// has ten.
+const DEEPEST: usize = 64;
+
+/// How deep lists and objects are nested in a JSON text, whether it is valid or not.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut quoted, mut escaped) = (0usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => depth += 1,
+            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+/// Calls the library, whose panics on hostile files become errors.
+fn foreign<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    let panicked = |_| Err("the library `tokenizers` panicked on it".into());
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_or_else(panicked)
+}
+
 /// Where a tokenizer comes from.
 #[derive(Clone)]
 pub(crate) enum Origin {
@@ -46,12 +73,18 @@ impl Tokenizer {
         }
         let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
         // A byte-order mark, as some editors write it.
-        Tokenizer::new(path, tokenizers::Tokenizer::from_bytes(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes)))
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let depth = depth(bytes);
+        if depth > DEEPEST {
+            let reason = format!("its JSON is nested {depth} deep; at most {DEEPEST} levels are read");
+            return Err(Error::Tokenizer { path: path.into(), reason });
+        }
+        Tokenizer::new(path, foreign(|| tokenizers::Tokenizer::from_bytes(bytes)))
     }
 
     /// Builds a tokenizer from the metadata of the GGUF file at `path`.
     pub fn from_gguf(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
-        Tokenizer::new(path, gguf::build(metadata))
+        Tokenizer::new(path, foreign(|| gguf::build(metadata)))
     }
 
     fn new(path: &Path, built: tokenizers::Result<tokenizers::Tokenizer>) -> Result<Tokenizer> {
@@ -78,7 +111,7 @@ impl Tokenizer {
     }
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, special).map_err(|e| self.error(e))?;
+        let encoding = foreign(|| self.inner.encode_fast(text, special)).map_err(|e| self.error(e))?;
         let tokens = encoding.get_ids().to_vec();
         match tokens.iter().find(|token| self.limit.is_some_and(|limit| **token as usize >= limit)) {
             Some(&token) => Err(Error::TokenBeyond {
@@ -97,7 +130,7 @@ impl Tokenizer {
 
     /// The text of `tokens`, special ones included.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner.decode(tokens, false).map_err(|e| self.error(e))
+        foreign(|| self.inner.decode(tokens, false)).map_err(|e| self.error(e))
     }
 
     /// The size of the vocabulary, added tokens included.
@@ -119,5 +152,35 @@ impl Tokenizer {
 
     fn error(&self, error: tokenizers::Error) -> Error {
         Error::Tokenizer { path: self.path.clone(), reason: error.to_string() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_in_strings_do_not_nest() {
+        assert_eq!(depth(br#"{"a": [1, {"[[[\"[[": "}"}], "b": 1}"#), 3);
+        assert_eq!(depth(b"]]]["), 1);
+    }
+
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let error = foreign(|| -> tokenizers::Result<()> { panic!("as on a hostile file") }).unwrap_err();
+        assert_eq!(error.to_string(), "the library `tokenizers` panicked on it");
+    }
+
+    #[test]
+    fn a_deeply_nested_tokenizer_is_an_error_that_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        for depth in [65, 130, 100_000] {
+            let open = r#"{"type":"Sequence","normalizers":["#;
+            let text = format!(r#"{{"version":"1.0","normalizer":{}{}}}"#, open.repeat(depth), "]}".repeat(depth));
+            std::fs::write(&path, text).unwrap();
+            let error = Tokenizer::open(&path).err().expect("it is refused").to_string();
+            assert!(error.contains("tokenizer.json") && error.contains("at most 64 levels"), "{error}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! One binary, so that all of it links once.
 
 mod files;
+mod fuzz;
 mod gguf;
 mod golden;
 mod graphs;

@@ -4,7 +4,7 @@
 //! sign, and the scale takes the sign that makes it so. Against the narrow range `±(2^(bits - 1) - 1)` this is worth
 //! half a bit of range at 3 bits.
 
-use super::{Fit, Grid};
+use super::{Fit, Grid, Inverse};
 
 /// Integers of `BITS` bits under a name.
 pub(crate) struct Int<const BITS: u32>(pub(crate) &'static str);
@@ -18,18 +18,22 @@ const LANES: usize = 16;
 impl<const BITS: u32> Int<BITS> {
     const TOP: f32 = ((1u32 << BITS) - 1) as f32;
 
+    /// The code of a value that is already divided by the scale: an integer in `0..=TOP`, whatever the value. NaN becomes 0,
+    /// because comparisons with it are false.
     #[inline(always)]
-    fn code(value: f32, inverse: f32, zero: f32) -> f32 {
+    fn code(scaled: f32, zero: f32) -> f32 {
         // Clamped before rounding: the magic number is exact only for small magnitudes.
-        ((value * inverse).clamp(-512.0, 512.0) + ROUND - ROUND + zero).clamp(0.0, Self::TOP)
+        let code = scaled.clamp(-512.0, 512.0) + ROUND - ROUND + zero;
+        let code = if code > 0.0 { code } else { 0.0 };
+        if code < Self::TOP { code } else { Self::TOP }
     }
 
     #[inline(always)]
     fn encode_all(values: &[f32], fit: Fit<'_>, codes: &mut [u8]) {
-        let (inverse, zero) = (inverse(fit.scale), f32::from(fit.zero));
+        let (inverse, zero) = (Inverse::of(fit.scale), f32::from(fit.zero));
         for (code, value) in codes.iter_mut().zip(values) {
-            // SAFETY: `code` is an integer in 0..=TOP, and TOP fits in 8 bits.
-            *code = unsafe { Self::code(*value, inverse, zero).to_int_unchecked::<i32>() } as u8;
+            // The low byte of `ROUND + n` is the integer `n`, for every `n` below 256.
+            *code = (Self::code(inverse.times(*value), zero) + ROUND).to_bits() as u8;
         }
     }
 
@@ -43,9 +47,9 @@ impl<const BITS: u32> Int<BITS> {
 
     #[inline(always)]
     fn error_all(values: &[f32], fit: Fit<'_>) -> f32 {
-        let (inverse, zero) = (inverse(fit.scale), f32::from(fit.zero));
+        let (inverse, zero) = (Inverse::of(fit.scale), f32::from(fit.zero));
         let square = |value: f32| {
-            let difference = value - (Self::code(value, inverse, zero) - zero) * fit.scale;
+            let difference = value - (Self::code(inverse.times(value), zero) - zero) * fit.scale;
             difference * difference
         };
         let mut sums = [0.0f32; LANES];
@@ -74,11 +78,6 @@ impl<const BITS: u32> Int<BITS> {
     }
 }
 
-#[inline(always)]
-fn inverse(scale: f32) -> f32 {
-    if scale == 0.0 { 0.0 } else { 1.0 / scale }
-}
-
 impl<const BITS: u32> Grid for Int<BITS> {
     fn name(&self) -> &'static str {
         self.0
@@ -99,7 +98,7 @@ impl<const BITS: u32> Grid for Int<BITS> {
         }
         let (low, high) = (low.min(0.0), high.max(0.0));
         let scale = high / Self::TOP - low / Self::TOP;
-        Fit { scale, zero: (-low * inverse(scale)).round_ties_even().clamp(0.0, Self::TOP) as u8, table: &[] }
+        Fit { scale, zero: Inverse::of(scale).times(-low).round_ties_even().clamp(0.0, Self::TOP) as u8, table: &[] }
     }
 
     fn encode(&self, values: &[f32], fit: Fit<'_>, codes: &mut [u8]) {
@@ -141,6 +140,26 @@ mod tests {
             grid.decode(&code, fit, &mut value);
             assert_eq!((code[0], value[0]), (0, extreme));
         }
+    }
+
+    /// All signs, exponents and leading bits of an f32, NaN and infinities among them.
+    #[test]
+    fn every_value_has_a_code_of_the_grid() {
+        fn check<const BITS: u32>() {
+            for bits in 0..=u32::from(u16::MAX) {
+                let value = f32::from_bits(bits << 16 | bits & 1);
+                for zero in [0u8, 1, 1 << (BITS - 1), u8::MAX] {
+                    let code = Int::<BITS>::code(value, f32::from(zero));
+                    assert!(code.fract() == 0.0 && (0.0..=Int::<BITS>::TOP).contains(&code), "{value} {zero}: {code}");
+                    let mut stored = [0];
+                    Int::<BITS>("").encode(&[value], Fit { scale: 1.0, zero, table: &[] }, &mut stored);
+                    assert_eq!(f32::from(stored[0]), code, "{value} {zero}");
+                }
+            }
+        }
+        check::<2>();
+        check::<4>();
+        check::<8>();
     }
 
     #[test]

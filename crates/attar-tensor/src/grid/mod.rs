@@ -106,6 +106,32 @@ pub trait Grid: Sync {
     fn error(&self, values: &[f32], fit: Fit<'_>) -> f32;
 }
 
+/// What takes the place of a division by a scale: a product with finite factors, so that zero stays zero and no number becomes
+/// NaN. A product with zero scales everything to zero.
+#[derive(Clone, Copy)]
+struct Inverse {
+    /// 1, or a power of two where the inverse of the scale itself is too large for an f32.
+    lift: f32,
+    inverse: f32,
+}
+
+impl Inverse {
+    fn of(scale: f32) -> Inverse {
+        /// Below 2^-128 a scale has no finite inverse; 2^64 times the smallest f32, 2^-149, has.
+        const LIFT: f32 = (1u128 << 64) as f32;
+        match 1.0 / scale {
+            _ if scale == 0.0 => Inverse { lift: 1.0, inverse: 0.0 },
+            inverse if inverse.is_finite() => Inverse { lift: 1.0, inverse },
+            _ => Inverse { lift: LIFT, inverse: 1.0 / (scale * LIFT) },
+        }
+    }
+
+    #[inline(always)]
+    fn times(self, value: f32) -> f32 {
+        value * self.lift * self.inverse
+    }
+}
+
 /// Every grid, in the order of the documentation.
 pub static GRIDS: &[&dyn Grid] = &[
     &Int::<8>("int8"),
@@ -174,6 +200,26 @@ mod suite {
             Levels::Even | Levels::Learned => true,
         };
         (0..1u32 << grid.bits()).map(|c| c as u8).filter(known).collect()
+    }
+
+    /// Down to the smallest f32: where a scale has no finite inverse, its codes are those of a larger one.
+    #[test]
+    fn codes_do_not_depend_on_the_magnitude_of_values_and_scale() {
+        for grid in GRIDS {
+            let (mut large, mut small) = (vec![0u8; 9], vec![0u8; 9]);
+            let values: Vec<f32> = (-4..=4).map(|n| n as f32).collect();
+            let table: Vec<f32> = (0..1 << grid.bits()).map(|n| n as f32 - 1.0).collect();
+            let table = if grid.levels() == Levels::Learned { &table[..] } else { &[] };
+            grid.encode(&values, Fit { scale: 1.0, zero: grid.middle(), table }, &mut large);
+            for exponent in [-149, -140, -128, -127, -126, 100] {
+                let factor = 2f64.powi(exponent) as f32;
+                let scaled: Vec<f32> = values.iter().map(|value| value * factor).collect();
+                let fit = Fit { scale: factor, zero: grid.middle(), table };
+                grid.encode(&scaled, fit, &mut small);
+                assert_eq!(large, small, "{} 2^{exponent}", grid.name());
+                assert!(!grid.error(&scaled, fit).is_nan());
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use super::{Fit, Grid, Levels, Requires, Scales};
+use super::{Fit, Grid, Inverse, Levels, Requires, Scales};
 use crate::{Minifloat, ScaleFormat};
 
 /// Partial sums: as many as the widest vector has lanes, so that every machine adds in the same order.
@@ -68,10 +68,10 @@ impl Table {
     }
 
     fn float_error(&self, float: Minifloat, values: &[f32], scale: f32) -> f32 {
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let inverse = Inverse::of(scale);
         let mut sums = [0.0f32; LANES];
         for (at, value) in values.iter().enumerate() {
-            let difference = value - self.values[usize::from(float_code(float, value * inverse))] * scale;
+            let difference = value - self.values[usize::from(float_code(float, inverse.times(*value)))] * scale;
             sums[at % LANES] += difference * difference;
         }
         sums.iter().sum()
@@ -100,7 +100,8 @@ struct Sorted {
 
 impl Sorted {
     fn of(table: &[f32]) -> Sorted {
-        let mut all: Vec<(f32, u8)> = table.iter().zip(0u8..).map(|(v, c)| (*v, c)).filter(|(v, _)| v.is_finite()).collect();
+        let mut all: Vec<(f32, u8)> =
+            table.iter().zip(0..=u8::MAX).map(|(v, c)| (*v, c)).filter(|(v, _)| v.is_finite()).collect();
         all.sort_by(|a, b| a.0.partial_cmp(&b.0).expect("no NaN is left").then(a.1.cmp(&b.1)));
         all.dedup_by(|later, first| later.0 == first.0);
         let threshold = |pair: &[(f32, u8)]| {
@@ -118,10 +119,10 @@ impl Sorted {
 
     #[inline(always)]
     fn encode_all(&self, values: &[f32], scale: f32, codes: &mut [u8]) {
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let inverse = Inverse::of(scale);
         for (codes, values) in codes.chunks_mut(LANES).zip(values.chunks(LANES)) {
             let (mut scaled, mut ranks) = ([0.0f32; LANES], [0u32; LANES]);
-            scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = value * inverse);
+            scaled.iter_mut().zip(values).for_each(|(scaled, value)| *scaled = inverse.times(*value));
             for threshold in &self.thresholds {
                 for (rank, value) in ranks.iter_mut().zip(&scaled) {
                     *rank += u32::from(value > threshold);
@@ -211,8 +212,8 @@ impl Grid for Table {
             return;
         }
         if let Some((float, _)) = self.float {
-            let inverse = if fit.scale == 0.0 { 0.0 } else { 1.0 / fit.scale };
-            codes.iter_mut().zip(values).for_each(|(code, value)| *code = float_code(float, value * inverse));
+            let inverse = Inverse::of(fit.scale);
+            codes.iter_mut().zip(values).for_each(|(code, value)| *code = float_code(float, inverse.times(*value)));
             return;
         }
         self.look(fit, |sorted| {

@@ -52,7 +52,15 @@ impl FolderStore {
             let path = root.join(folder);
             fs::create_dir_all(&path).map_err(Error::io("create", path))?;
         }
-        Ok(FolderStore::at(root))
+        let store = FolderStore::at(root);
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// Deletes what killed processes were writing.
+    fn sweep(&self) -> Result<()> {
+        let _lock = self.exclusive()?;
+        self.sweep_partial(&self.alive(true)?, false, &mut Collected::default())
     }
 
     /// The store in `root`, which must be there. Writes nothing.
@@ -158,7 +166,12 @@ impl Store for FolderStore {
 
     fn has(&self, blob: &Digest) -> Result<bool> {
         let path = self.path(blob);
-        path.try_exists().map_err(Error::io("read", path))
+        match fs::metadata(&path) {
+            // A pipe or a folder is no blob, whatever its name.
+            Ok(found) => Ok(found.is_file()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::io("read", path)(e)),
+        }
     }
 
     fn lease(&self, blob: &Digest) -> Result<bool> {
@@ -289,6 +302,8 @@ impl NewBlob for NewFile<'_> {
         temporary.as_file().sync_data().map_err(Error::io("write", &path))?;
         let _lock = store.shared()?;
         store.with_lease(|lease| lease.add(digest))?;
+        // An empty folder in its place was nobody's; one that holds something is an error.
+        let _ = fs::remove_dir(&path);
         persist(temporary, &path)?;
         Ok(digest)
     }
@@ -361,6 +376,38 @@ mod tests {
 
     fn names(folder: PathBuf) -> usize {
         entries(&folder).unwrap().len()
+    }
+
+    #[test]
+    fn a_pipe_or_a_folder_in_place_of_a_blob_is_no_blob() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = FolderStore::open(folder.path()).unwrap();
+        let text = b"codes";
+        let digest = Digest::of(text);
+        let path = store.path(&digest);
+        let pipe = || assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for make in [&pipe as &dyn Fn(), &|| fs::create_dir(&path).unwrap()] {
+            make();
+            assert!(!store.has(&digest).unwrap() && !store.verify(&digest).unwrap());
+            assert!(Digest::of_file(&path).is_err());
+            let store: &dyn Store = &store;
+            assert_eq!(store.put(|to| Ok::<(), Error>(to.write_all(text)?)).unwrap(), digest);
+            assert!(store.verify(&digest).unwrap());
+            store.release(&digest).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_killed_processes_were_writing_goes_when_a_store_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let living = FolderStore::open(folder.path()).unwrap();
+        let scratch = living.scratch().unwrap();
+        let dead = folder.path().join(PARTIAL).join("4711-dead");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join(".partial-x"), "abc").unwrap();
+        fs::write(folder.path().join(LEASES).join("4711-dead"), "{\"pid\":4711,\"host\":\"h\",\"since\":0}\n").unwrap();
+        FolderStore::open(folder.path()).unwrap();
+        assert!(!dead.exists() && !folder.path().join(LEASES).join("4711-dead").exists() && scratch.path().exists());
     }
 
     #[test]
@@ -491,13 +538,14 @@ mod tests {
         let mut writing = one.create().unwrap();
         writing.write_all(b"half").unwrap();
         writing.flush().unwrap();
+        let other = store(root);
         // As after a kill: nobody holds the lock.
         fs::create_dir(root.join(PARTIAL).join("4711-dead")).unwrap();
         fs::write(root.join(PARTIAL).join("4711-dead/.partial-x"), "abc").unwrap();
         let blob = Digest::of(b"x");
         fs::write(root.join(LEASES).join("4711-dead"), format!("{{\"pid\":4711,\"host\":\"h\",\"since\":0}}\n+{blob}\n"))
             .unwrap();
-        let collected = store(root).collect_garbage(Keep::Used(DAY), false).unwrap();
+        let collected = other.collect_garbage(Keep::Used(DAY), false).unwrap();
         assert_eq!(collected.incomplete, super::super::Total { count: 1, bytes: 3 });
         assert_eq!((names(root.join(PARTIAL)), names(root.join(LEASES))), (1, 1));
         let digest = writing.commit().unwrap();

@@ -13,7 +13,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Error, Result, write_atomically};
+use crate::{Digest, Error, Result, sync_folder, write_atomically};
 
 /// What was read of a journal, and how far.
 pub(super) struct Journal {
@@ -101,13 +101,18 @@ pub(super) fn holds_units(path: &Path) -> bool {
 /// Appends a line and flushes it to the disk. The caller has the store's lock for itself.
 pub(super) fn append(path: &Path, unit: Digest, blob: Digest) -> Result<()> {
     let write = || {
+        let new = !path.exists();
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
         let mut text = if ends_in_a_line(&mut file)? { Vec::new() } else { vec![b'\n'] };
         text.extend(line(unit, blob));
         file.write_all(&text)?;
-        file.sync_data()
+        file.sync_data()?;
+        Ok(new)
     };
-    write().map_err(Error::io("write", path))
+    match write().map_err(Error::io("write", path))? {
+        true => sync_folder(path.parent().expect("a journal lies in its store")),
+        false => Ok(()),
+    }
 }
 
 fn ends_in_a_line(file: &mut File) -> io::Result<bool> {

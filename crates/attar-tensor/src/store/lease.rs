@@ -149,6 +149,10 @@ pub(super) struct Alive {
 
 /// The lease in a file, if its process is alive.
 fn read(path: &Path, clean: bool) -> Result<Option<Lease>> {
+    // A pipe would make us wait for a writer.
+    if !fs::metadata(path).is_ok_and(|found| found.is_file()) {
+        return Ok(None);
+    }
     let mut file = match File::open(path) {
         // Its process has just ended.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use onnx_protobuf::{Message, ModelProto, NodeProto, TensorProto, tensor_proto::DataLocation};
+use onnx_protobuf::{GraphProto, Message, ModelProto, NodeProto, TensorProto, tensor_proto::DataLocation};
 use protobuf::Enum;
 
 use super::{guard, unexpected};
@@ -42,13 +42,7 @@ pub(super) struct Place {
 impl Opened {
     pub(super) fn open(folder: &Path) -> Result<Opened> {
         let (path, data_path) = (folder.join(onnx::MODEL), folder.join(onnx::DATA));
-        let bytes = read_bounded(&path)?;
-        let malformed = |defect| Error::Malformed { path: path.clone(), defect };
-        if let Some(reason) = guard::defect(&bytes) {
-            return Err(malformed(Defect::Parse(reason)));
-        }
-        let model = ModelProto::parse_from_bytes(&bytes).map_err(|e| malformed(Defect::Parse(e.to_string())))?;
-        let graph = model.graph.into_option().ok_or_else(|| malformed(Defect::Parse("it has no graph".into())))?;
+        let graph = parse(&path, &read_bounded(&path)?)?;
         let data = fs::File::open(&data_path).map_err(Error::io("read", &data_path))?;
         let (mut makers, mut readers) = (HashMap::new(), HashMap::<String, Vec<usize>>::new());
         for (at, node) in graph.node.iter().enumerate() {
@@ -124,6 +118,16 @@ impl Opened {
         out.resize((range.end - range.start) as usize, 0);
         self.data.read_exact_at(out, place.offset + range.start).map_err(Error::io("read", &self.data_path))
     }
+}
+
+/// The graph in the bytes of a model.
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<GraphProto> {
+    let malformed = |reason| Error::Malformed { path: path.into(), defect: Defect::Parse(reason) };
+    if let Some(reason) = guard::defect(bytes) {
+        return Err(malformed(reason));
+    }
+    let model = ModelProto::parse_from_bytes(bytes).map_err(|e| malformed(e.to_string()))?;
+    model.graph.into_option().ok_or_else(|| malformed("it has no graph".into()))
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>> {

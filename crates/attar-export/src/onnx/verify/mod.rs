@@ -30,6 +30,11 @@ fn unexpected(path: &Path, what: String, found: impl Display, wanted: impl Displ
     Error::Malformed { path: path.into(), defect: Defect::Unexpected { what, found, wanted } }
 }
 
+/// Whether `bytes` are a model that [`Format::verify`](crate::Format::verify) could read. `path` is for the message.
+pub fn check(path: &Path, bytes: &[u8]) -> Result<()> {
+    file::parse(path, bytes).map(drop)
+}
+
 /// Compares all weights that a node of the graph reads, tied ones once.
 pub(super) fn verify(
     model: &Input<'_>,
