@@ -52,14 +52,9 @@ fn a_recipe_says_what_is_ignored() {
     room.attar(&["plan", "r.toml"]).exits(3).says(BIAS);
     room.write("r.toml", &recipe(&format!("[model]\npath = \"model\"\nignore = [\"{BIAS}\"]")));
     let plan = room.attar(&["plan", "r.toml"]).exits(0).stdout;
-    for fact in [
-        "what was read:",
-        "head: the embedding (tied)",
-        "yarn, factor 4",
-        "biases of: none",
-        "end of text: 2",
-        "config.json: ",
-    ] {
+    for fact in
+        ["what was read:", "head: the embedding (tied)", "yarn, factor 4", "biases of: none", "end of text: 2", "config.json: "]
+    {
         assert!(plan.contains(fact), "`{fact}` is not in {plan}");
     }
     assert!(plan.contains(&format!("ignored: {BIAS}")) && plan.contains("model.safetensors: "), "{plan}");
