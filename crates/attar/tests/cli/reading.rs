@@ -1,7 +1,5 @@
 //! What is left out of a model is left out on purpose: by a recipe's `[model]` or by `--ignore`, and the report says so.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::os::unix::fs::symlink;
 
 use serde_json::json;
