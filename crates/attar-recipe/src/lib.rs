@@ -47,8 +47,8 @@ pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
-    FrontReport, FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport,
-    TensorReport, TransformReport, VariantReport, fusion_table,
+    FrontReport, FusionReport, LossReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport,
+    SiteReport, TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, run};
 pub use runner::RunnerKind;

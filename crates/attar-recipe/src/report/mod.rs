@@ -9,6 +9,7 @@ mod evals;
 mod finding;
 mod findings;
 mod fused;
+mod lost;
 mod placed;
 mod simulated;
 mod tiled;
@@ -25,6 +26,7 @@ pub use self::{
     evals::EvalReport,
     findings::Findings,
     fused::{FusionReport, fusion_table},
+    lost::LossReport,
     placed::PlacementReport,
     simulated::SimulationReport,
     transformed::{SiteReport, TransformReport},

@@ -76,8 +76,8 @@ impl Step for AutoRound {
         Walk::new(key, sides, session).by(self.batch).visit(count, &mut learning, &|block| {
             session.observer.advance(((block.index() + 1) * self.iterations) as u64, graph.block_name(block));
         })?;
-        let used = learning.used;
-        install(model, &trainable, live.into_blobs())?;
+        let mut used = learning.used;
+        used.extend(install(model, &trainable, &used, live.into_blobs(), session)?);
         Ok(used)
     }
 }

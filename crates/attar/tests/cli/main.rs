@@ -17,6 +17,7 @@ mod fuse;
 mod gates;
 mod inputs;
 mod learned;
+mod lost;
 mod machine;
 mod memory_plan;
 mod output;
