@@ -32,6 +32,7 @@ mod schema;
 mod session;
 mod settings;
 mod shape;
+mod shown;
 pub mod step;
 mod sweep;
 mod table;
@@ -53,6 +54,7 @@ pub use report::{
 pub use run::{Request, run};
 pub use runner::RunnerKind;
 pub use schema::{schema, verb_schema};
+pub use shown::{shown, shown_json, shown_on_a_line};
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};

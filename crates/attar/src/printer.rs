@@ -4,7 +4,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use attar_recipe::Error;
+use attar_recipe::{Error, shown, shown_json};
 use clap::ArgMatches;
 
 /// Prints in the format that the user asked for.
@@ -20,8 +20,12 @@ impl Printer {
         Printer { json: matches.get_flag("json"), quiet: matches.get_flag("quiet"), color }
     }
 
-    /// Prints a result.
+    /// Prints a result. Names in it may be from files.
     pub(crate) fn data(&self, text: &str) {
+        self.raw(&shown(text));
+    }
+
+    fn raw(&self, text: &str) {
         // A closed pipe is not an error.
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(text.as_bytes());
@@ -33,19 +37,19 @@ impl Printer {
     /// Prints a piece of a result at once, without a line break.
     pub(crate) fn piece(&self, text: &str) {
         let mut out = std::io::stdout().lock();
-        let _ = out.write_all(text.as_bytes());
+        let _ = out.write_all(shown(text).as_bytes());
         let _ = out.flush();
     }
 
     /// Prints a result as JSON.
     pub(crate) fn value(&self, value: &impl serde::Serialize) {
-        self.data(&serde_json::to_string_pretty(value).expect("results are JSON"));
+        self.raw(&shown_json(&serde_json::to_string_pretty(value).expect("results are JSON")));
     }
 
     /// Prints a note to stderr, unless `--quiet`.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            eprintln!("{}", shown(text));
         }
     }
 

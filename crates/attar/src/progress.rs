@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use attar_recipe::Observer;
+use attar_recipe::{Observer, shown_on_a_line};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::printer::Printer;
@@ -64,7 +64,7 @@ impl Observer for Bars<'_> {
         let style = ProgressStyle::with_template(template).expect("a constant").progress_chars("=> ");
         let bar = if total == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(total) };
         bar.set_style(style);
-        bar.set_prefix(name.to_owned());
+        bar.set_prefix(shown_on_a_line(name));
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         *self.current.lock().expect("no panic holds this lock") = bar;
     }
@@ -72,7 +72,7 @@ impl Observer for Bars<'_> {
     fn advance(&self, done: u64, what: &str) {
         let bar = self.bar();
         bar.set_position(done);
-        bar.set_message(what.to_owned());
+        bar.set_message(shown_on_a_line(what));
     }
 
     fn note(&self, text: &str) {

@@ -31,7 +31,10 @@ pub use self::{
     simulated::SimulationReport,
     transformed::{SiteReport, TransformReport},
 };
-use crate::table::{Table, bytes, or_dash};
+use crate::{
+    shown::in_markdown,
+    table::{Table, bytes, or_dash},
+};
 
 /// Version of the report's JSON.
 pub(crate) const FORMAT: u32 = 1;
@@ -123,10 +126,13 @@ pub struct ArtifactReport {
 impl Report {
     /// For CI pages.
     pub fn markdown(&self) -> String {
-        let mut text = format!("# {}: {}\n\n", self.recipe, if self.passed { "passed" } else { "FAILED" });
+        let mut text = format!("# {}: {}\n\n", in_markdown(&self.recipe), if self.passed { "passed" } else { "FAILED" });
         text += &format!(
             "{} ({}), {} parameters. {}.\n\n",
-            self.model.path, self.model.architecture, self.model.parameters, self.tool
+            in_markdown(&self.model.path),
+            in_markdown(&self.model.architecture),
+            self.model.parameters,
+            self.tool
         );
         for (title, table) in self.tables() {
             text += &format!("## {title}\n\n{}\n", table.markdown());
