@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use attar_tensor::Scheme;
+use attar_tensor::{Dtype, Granularity, Scheme};
+
+use crate::Lost;
 
 /// The result of choosing or quantizing weights.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -54,6 +56,18 @@ pub enum Error {
         columns: Range<usize>,
         /// Why not.
         source: attar_tensor::Error,
+    },
+    /// Rows or groups of weights of which nothing is left.
+    #[error("{lost} of `{weight}`: the weights {became} as {scheme}{}", and_more(*others), lost = first, became = first.became)]
+    Lost {
+        /// Canonical name.
+        weight: String,
+        /// How it is stored.
+        scheme: Scheme,
+        /// The first lost row or group.
+        first: Lost,
+        /// How many more there are.
+        others: usize,
     },
     /// Codes are decided once.
     #[error("`{weight}` is already quantized to {scheme}")]
@@ -227,6 +241,24 @@ fn and_others(others: usize) -> String {
     }
 }
 
+fn and_more(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        1 => ", and so did another row or group".into(),
+        n => format!(", and so did {n} more rows or groups"),
+    }
+}
+
+/// What can be done about lost weights: scales of a larger range, or of fewer weights, or nothing.
+fn keep_lost(scheme: &Scheme) -> String {
+    let scales = match (scheme.granularity, scheme.scale.plain()) {
+        (Granularity::Tensor, _) => "`group = \"row\"` gives each row a scale of its own",
+        (_, Some(Dtype::F32)) => "a smaller `group` shares a scale among fewer weights",
+        _ => "`scale_dtype = \"f32\"` holds small scales",
+    };
+    format!("{scales}; `lost = \"report\"` goes on and lists them in the report")
+}
+
 /// The problem of [`Error::Method`] with a setting that is not there.
 pub(crate) const NEEDS: &str = "needs";
 
@@ -264,6 +296,7 @@ impl Error {
             | Error::Graph(attar_graph::Error::Tensor(error))
             | Error::DoesNotFit { source: error, .. }
             | Error::Scale { source: error, .. } => error.hint(),
+            Error::Lost { scheme, .. } => Some(keep_lost(scheme)),
             Error::NoMatch { nearest, .. } if !nearest.is_empty() => {
                 Some(format!("weights here are called {}", nearest.join(", ")))
             }

@@ -12,6 +12,7 @@ mod distribution;
 mod error;
 mod hessian;
 pub mod learn;
+mod losses;
 mod pattern;
 mod quantize;
 mod scale;
@@ -25,10 +26,11 @@ pub use calibrate::Calibration;
 pub use error::{Error, Result};
 pub(crate) use hessian::Factor;
 pub use hessian::{Drift, Hessian};
+pub use losses::{Became, Losses, Lost, RowLoss};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{
-    Algorithm, Assignment, GridName, Grouping, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen, TailRule,
-    WeightRows, kind, scheme,
+    Algorithm, Assignment, GridName, Grouping, LostRule, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen,
+    TailRule, WeightRows, kind, scheme,
 };
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};
 pub use transform::{

@@ -1,6 +1,6 @@
 //! What every target checks of the weights it has read back.
 
-use attar_tensor::{Encoding, Granularity, Levels, Scheme};
+use attar_tensor::{Damage, Encoding, Granularity, Levels, Scheme};
 
 use crate::{Error, Result};
 
@@ -54,11 +54,20 @@ impl Noise {
     pub(crate) fn add(&mut self, found: &[f32], original: &[f32]) {
         for (found, original) in found.chunks(LANES * 64).zip(original.chunks(LANES * 64)) {
             let [signal, noise] = squares(found, original);
-            self.signal += f64::from(signal);
-            self.noise += f64::from(noise);
+            // Squares that are no normal numbers in f32 are summed in f64.
+            let exact = EXACT.contains(&signal) && noise < EXACT.end;
+            self.damage(match exact {
+                true => Damage { squared_error: noise.into(), energy: signal.into() },
+                false => Damage::between(original, found),
+            });
         }
         self.found.add(found);
         self.original.add(original);
+    }
+
+    fn damage(&mut self, damage: Damage) {
+        self.signal += damage.energy;
+        self.noise += damage.squared_error;
     }
 
     /// The signal-to-noise ratio in decibels, `None` if nothing was lost; an error where rounding does not explain it.
@@ -80,6 +89,9 @@ impl Noise {
         (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10())
     }
 }
+
+/// Sums of squares in f32 that neither lost anything below its normal numbers nor overflowed.
+const EXACT: std::ops::Range<f32> = 1e-24..1e30;
 
 /// Partial sums, so that a wide unit can add them.
 const LANES: usize = 16;
@@ -112,5 +124,18 @@ impl Bounds {
     /// The value, if all are the same.
     fn only(&self) -> Option<f32> {
         self.0.filter(|[low, high]| low == high).map(|[low, _]| low)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_whose_squares_underflow_have_a_signal() {
+        let mut noise = Noise::default();
+        noise.add(&[0.0; 4], &[1e-30, -2e-30, 1e-30, 3e-30]);
+        let int4 = Encoding::Quantized("int4/row".parse().expect("a scheme"));
+        assert!(matches!(noise.judge("w", int4), Err(Error::Constant { .. })));
     }
 }

@@ -4,6 +4,8 @@ use std::{ops::Range, path::PathBuf};
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
+use crate::{shown, shown_on_a_line};
+
 /// The result of anything here.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -101,12 +103,11 @@ impl Error {
     /// For people.
     pub fn render(&self, color: bool) -> String {
         let renderer = if color { Renderer::styled() } else { Renderer::plain() };
-        let mut title = Level::ERROR.primary_title(self.message.as_str()).elements(
-            self.causes
-                .iter()
-                .map(|cause| annotate_snippets::Element::from(Level::NOTE.with_name("caused by").message(cause.as_str()))),
-        );
-        let path = self.place.as_ref().map(|place| place.path.display().to_string());
+        let (message, causes) = (shown(&self.message), self.causes.iter().map(|cause| shown(cause)));
+        let mut title = Level::ERROR
+            .primary_title(message)
+            .elements(causes.map(|cause| annotate_snippets::Element::from(Level::NOTE.with_name("caused by").message(cause))));
+        let path = self.place.as_ref().map(|place| shown_on_a_line(&place.path.display().to_string()));
         if let (Some(place), Some(path)) = (&self.place, &path) {
             let span = place.span.start.min(place.text.len())..place.span.end.min(place.text.len());
             title = title.element(
@@ -118,7 +119,7 @@ impl Error {
         }
         let mut text = renderer.render(&[title]).to_string();
         if let Some(hint) = &self.hint {
-            text.push_str(&format!("\nhint: {hint}"));
+            text.push_str(&format!("\nhint: {}", shown(hint)));
         }
         text
     }

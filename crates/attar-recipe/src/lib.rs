@@ -35,6 +35,7 @@ mod schema;
 mod session;
 mod settings;
 mod shape;
+mod shown;
 mod source;
 pub mod step;
 mod sweep;
@@ -53,12 +54,13 @@ pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
-    FrontReport, FusionReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport, SiteReport,
-    TensorReport, TransformReport, VariantReport, fusion_table,
+    FrontReport, FusionReport, LossReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport,
+    SiteReport, TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;
 pub use schema::{schema, verb_schema};
+pub use shown::{shown, shown_json, shown_on_a_line};
 pub use source::what_was_read;
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};

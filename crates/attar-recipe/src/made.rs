@@ -8,7 +8,7 @@ use attar_tensor::Digest;
 use crate::{
     json::json,
     model::Working,
-    report::{ArtifactReport, TensorReport, VariantReport},
+    report::{ArtifactReport, Findings, LossReport, TensorReport, VariantReport},
 };
 
 /// A variant whose steps are done and whose artifacts are written.
@@ -51,9 +51,16 @@ impl Made {
             bits_per_weight,
             quantized_bits_per_weight,
             tensors: self.tensors(),
-            findings: working.findings.clone().arranged(),
+            findings: self.findings().arranged(),
             artifacts: self.artifacts.iter().map(Written::report).collect(),
         }
+    }
+
+    /// What the steps found, and how weights are kept after all of them.
+    fn findings(&self) -> Findings {
+        let mut findings = self.working.findings.clone();
+        findings.extend(LossReport::of(&self.working.losses));
+        findings
     }
 
     /// Every weight that a step changed, in the graph's order.

@@ -1,8 +1,12 @@
 //! The model between two steps of a variant.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+};
 
-use attar_compress::Calibration;
+use attar_compress::{Calibration, Losses};
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
@@ -20,6 +24,10 @@ pub struct Working {
     pub(crate) source: Arc<dyn Source>,
     /// What quantization did, by canonical name.
     pub(crate) damage: BTreeMap<String, Damage>,
+    /// Of which rows, by canonical name.
+    pub(crate) losses: BTreeMap<String, Losses>,
+    /// Weights that may lose rows and groups, by canonical name.
+    pub(crate) may_lose: BTreeSet<String>,
     /// The same without quantization: what the quantized one is held against.
     pub(crate) float: Float,
     /// The most tokens it was made for, where the checkpoint says so.
@@ -82,6 +90,8 @@ impl Working {
             graph: model.graph.clone(),
             source: model.source.clone(),
             damage: BTreeMap::new(),
+            losses: BTreeMap::new(),
+            may_lose: BTreeSet::new(),
             float: Float { graph: model.graph.clone(), source: model.source.clone() },
             context: model.config.context,
             calibrated: calibration.is_some(),

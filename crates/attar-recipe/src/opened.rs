@@ -10,6 +10,7 @@ use crate::{
 };
 
 /// What a recipe is about, opened.
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 pub(crate) enum Measured {
     Model(Model),
     Artifact(Existing),

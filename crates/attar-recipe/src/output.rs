@@ -109,8 +109,8 @@ impl Output {
             fs::create_dir_all(parent).map_err(|e| refused("create", parent, &e))?;
         }
         rename(&partial, &to)?;
-        let above = to.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root));
-        Ok(above.map(sync_folder).collect::<attar_tensor::Result<()>>()?)
+        let mut above = to.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root));
+        Ok(above.try_for_each(sync_folder)?)
     }
 
     /// Writes a file whole or not at all.

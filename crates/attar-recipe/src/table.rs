@@ -1,5 +1,7 @@
 //! Rows of text under a head, and the words in them.
 
+use crate::shown::in_markdown;
+
 /// Rows of text under a head.
 pub struct Table {
     /// Names of the columns.
@@ -14,7 +16,7 @@ impl Table {
         let mut text = line(&mut self.head.iter().map(|h| h.to_string()));
         text += &line(&mut self.head.iter().map(|_| "---".to_string()));
         for row in &self.rows {
-            text += &line(&mut row.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")));
+            text += &line(&mut row.iter().map(|cell| in_markdown(cell)));
         }
         text
     }

@@ -180,7 +180,8 @@ impl<'a> Passage<'a> {
         } else if self.windows.is_none() {
             self.windows = Some(self.walk.start()?);
         }
-        for (block, key) in self.blocks[..at].to_vec() {
+        for before in 0..at {
+            let (block, key) = self.blocks[before];
             if self.windows.as_ref().is_some_and(|windows| windows.at == block) {
                 self.leave(block, &key)?;
             }

@@ -80,8 +80,12 @@ fn a_recipe_is_about_a_model_or_an_artifact() {
     refused(&recipe(artifact, &[ONNX]), "[[export]]", "measured as it is", "as `model`");
     refused(&recipe(artifact, &["[[step]]\nkind = \"fuse\"\n"]), "[[step]]", "measured as it is", "as `model`");
     refused(&recipe(artifact, &[EVAL]), "[[eval]]", "the reference cannot open an artifact", "runners");
-    refused(&recipe(&format!("{MODEL}\nbaseline = true"), &[]), "true", "expected the path of a checkpoint, or `false`", "");
+    refused(&recipe(&format!("{MODEL}\nbaseline = true"), &[]), "true", "expected the path of a checkpoint", "");
     refused(&recipe(&format!("{MODEL}\nbaseline = 4"), &[]), "4", "found `4`, expected the path", "");
+    let table = "output = \"/nonexistent/out\"\n[model]\npth = \"m\"";
+    refused(&recipe(table, &[]), "pth", "`model` has no key `pth`", "did you mean `path`?");
+    let table = format!("{MODEL}\n[baseline]\npath = \"m\"\nignored = []");
+    refused(&recipe(&table, &[]), "ignored", "`baseline` has no key `ignored`", "did you mean `ignore`?");
 }
 
 #[test]

@@ -107,6 +107,18 @@ impl ScaleFormat {
         self.finite(scale, self.plain().map_or(scale, |dtype| dtype.round(scale)))
     }
 
+    /// Whether a scale that is stored on its own, or a super scale, has fewer than three significant bits: it is that close
+    /// to the smallest number of its format. Not zero.
+    pub fn is_coarse(self, stored: f32) -> bool {
+        let steps = |dtype: Dtype| match dtype {
+            Dtype::F16 => 2f64.powi(-24),
+            Dtype::BF16 => 2f64.powi(-133),
+            _ => 2f64.powi(-149),
+        };
+        let dtype = self.plain().or(self.supers().map(|(dtype, _)| dtype));
+        stored != 0.0 && dtype.is_some_and(|dtype| f64::from(stored.abs()) < 4.0 * steps(dtype))
+    }
+
     fn finite(self, scale: f32, rounded: f32) -> Result<f32> {
         if rounded.is_finite() { Ok(rounded) } else { Err(Error::ScaleOutOfRange { scale, format: self }) }
     }
@@ -262,6 +274,13 @@ mod tests {
     #[test]
     fn a_scale_or_super_scale_that_does_not_fit_is_an_error() {
         assert!(F16.round(1e6).is_err() && Bf16.round(1e6).is_ok() && Int4.super_scale(1e6).is_err());
+    }
+
+    #[test]
+    fn scales_of_one_or_two_bits_are_coarse() {
+        assert!(F16.is_coarse(6e-8) && F16.is_coarse(-1.8e-7) && !F16.is_coarse(2.4e-7) && !F16.is_coarse(0.0));
+        assert!(Int6.is_coarse(6e-8) && !Bf16.is_coarse(6e-8) && !F32.is_coarse(1e-40) && F32.is_coarse(1e-45));
+        assert!(!E8m0.is_coarse(1e-45), "a power of two has no other precision");
     }
 
     #[test]

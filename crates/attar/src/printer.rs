@@ -6,7 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use attar_recipe::Error;
+use attar_recipe::{Error, shown, shown_json};
 use clap::ArgMatches;
 
 /// Prints in the format that the user asked for.
@@ -24,15 +24,19 @@ impl Printer {
         Printer { json: matches.get_flag("json"), quiet: matches.get_flag("quiet"), color, failure: Mutex::default() }
     }
 
-    /// Prints a result.
+    /// Prints a result. Names in it may be from files.
     pub(crate) fn data(&self, text: &str) {
+        self.raw(&shown(text));
+    }
+
+    fn raw(&self, text: &str) {
         let end = if text.ends_with('\n') { "" } else { "\n" };
         self.write(|out| write!(out, "{text}{end}"));
     }
 
     /// Prints a piece of a result at once, without a line break.
     pub(crate) fn piece(&self, text: &str) {
-        self.write(|out| out.write_all(text.as_bytes()));
+        self.write(|out| out.write_all(shown(text).as_bytes()));
     }
 
     fn write(&self, write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) {
@@ -54,13 +58,13 @@ impl Printer {
 
     /// Prints a result as JSON.
     pub(crate) fn value(&self, value: &impl serde::Serialize) {
-        self.data(&serde_json::to_string_pretty(value).expect("results are JSON"));
+        self.raw(&shown_json(&serde_json::to_string_pretty(value).expect("results are JSON")));
     }
 
     /// Prints a note to stderr, unless `--quiet`.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {
-            tell(text);
+            tell(&shown(text));
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attar_recipe::Observer;
+use attar_recipe::{Observer, shown_on_a_line};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::{interrupt, printer::Printer};
@@ -90,7 +90,7 @@ fn bar(name: &str, total: u64) -> ProgressBar {
         _ => (ProgressBar::new(total), format!("{{prefix}} [{{bar:{BAR}}}] {{percent:>3}}% {{msg}}")),
     };
     bar.set_style(ProgressStyle::with_template(&template).expect("a constant").progress_chars("=> "));
-    bar.set_prefix(name.to_owned());
+    bar.set_prefix(shown_on_a_line(name));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
@@ -107,7 +107,7 @@ impl Stage {
         let columns = terminal_size::terminal_size().map_or(80, |(width, _)| usize::from(width.0));
         let taken = self.name.chars().count() + BAR + " [] 100% ".len() + eta.chars().count() + 1;
         self.bar.set_position(done);
-        self.bar.set_message(format!("{eta}{}", shortened(what, columns.saturating_sub(taken))));
+        self.bar.set_message(format!("{eta}{}", shortened(&shown_on_a_line(what), columns.saturating_sub(taken))));
     }
 
     /// Without a terminal.

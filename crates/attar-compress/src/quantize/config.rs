@@ -63,6 +63,10 @@ pub struct Quantize {
     /// Rounding algorithm.
     #[serde(default)]
     pub algorithm: Algorithm,
+    /// What to do where all weights of a row or group, not all zero, came out as zeros or as a single value, or where
+    /// their scale has no precision left: fail (`error`) or list it in the report (`report`).
+    #[serde(default, skip_serializing_if = "LostRule::is_error")]
+    pub lost: LostRule,
     /// Other settings for some of the selected weights. The last override that matches applies.
     #[serde(default, rename = "override", skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
@@ -235,6 +239,24 @@ pub enum TailRule {
     Short,
 }
 
+/// What to do where rows or groups of weights are lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum LostRule {
+    /// Fail.
+    #[default]
+    Error,
+    /// List them in the report.
+    Report,
+}
+
+impl LostRule {
+    fn is_error(&self) -> bool {
+        *self == LostRule::Error
+    }
+}
+
 /// Number format of scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -292,6 +314,8 @@ pub struct Assignment {
     pub search: ScaleSearch,
     /// Its rounding algorithm.
     pub algorithm: &'static dyn Quantizer,
+    /// What to do where rows or groups of it are lost.
+    pub lost: LostRule,
 }
 
 impl Assignment {
@@ -412,6 +436,7 @@ impl Quantize {
             scheme,
             search: settings.scales,
             algorithm: settings.algorithm.0,
+            lost: settings.lost,
         };
         Ok(fitting.into_iter().map(assignment).collect())
     }

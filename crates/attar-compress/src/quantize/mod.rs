@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
-pub use config::{Algorithm, Assignment, GridName, Grouping, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
+pub use config::{Algorithm, Assignment, GridName, Grouping, LostRule, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
 pub(crate) use config::{block_matrices, registered};
 
 use crate::{Drift, Hessian, Result, ScaleSearch};

@@ -7,7 +7,10 @@ use super::{
     evals::{EvalReport, estimate},
     finding::{Finding, Found},
 };
-use crate::table::{Table, bytes};
+use crate::{
+    shown::in_markdown,
+    table::{Table, bytes},
+};
 
 /// How a budget was spent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +60,7 @@ impl Finding for AllocationReport {
 fn sections(variants: &Found<'_, AllocationReport>, evals: &[EvalReport]) -> String {
     let mut text = String::new();
     for (variant, allocation) in variants.iter().flat_map(|(name, found)| found.iter().map(move |a| (*name, a))) {
-        let of = if variant.is_empty() { String::new() } else { format!(" of {variant}") };
+        let of = if variant.is_empty() { String::new() } else { format!(" of {}", in_markdown(variant)) };
         let unit = if allocation.divergence { " nats of KL divergence per token" } else { "" };
         text += &format!(
             "## Budget{of}: `{}`\n\n{:.4} true bits per selected weight of {:.4} allowed; {} in all. Predicted loss (`{}`): {:.5}{unit}{}.\n\n{}\n",
@@ -80,7 +83,7 @@ fn measured_divergences(variant: &str, evals: &[EvalReport]) -> String {
     for eval in evals.iter().filter(|e| e.runner == REFERENCE && e.variant.as_deref().unwrap_or_default() == variant) {
         let Outcome::Measured(measured) = &eval.outcome else { continue };
         if let Some(kl) = measured.estimate(DIVERGENCE) {
-            text += &format!("; measured on `{}`: {}", eval.eval, estimate(&kl, 5));
+            text += &format!("; measured on `{}`: {}", in_markdown(&eval.eval), estimate(&kl, 5));
         }
     }
     text

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     activations::ActivationReport, budget::AllocationReport, compiled::CompilationReport, evals::EvalReport, finding::Finding,
-    fused::FusionReport, placed::PlacementReport, simulated::SimulationReport, transformed::TransformReport,
+    fused::FusionReport, lost::LossReport, placed::PlacementReport, simulated::SimulationReport, transformed::TransformReport,
 };
 use crate::table::Table;
 
@@ -60,6 +60,8 @@ findings! {
     transforms: TransformReport,
     /// How budgets were spent, in the order of the steps.
     allocations: AllocationReport,
+    /// How the rows of quantized weights are kept, the weights with the worst rows first.
+    losses: LossReport,
     /// Every activation in integers, the lowest signal-to-noise ratio first.
     activations: ActivationReport,
     /// What passes did to the graph, in the order of the passes.

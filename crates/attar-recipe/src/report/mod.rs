@@ -9,6 +9,7 @@ mod evals;
 mod finding;
 mod findings;
 mod fused;
+mod lost;
 mod placed;
 mod simulated;
 mod tiled;
@@ -25,11 +26,15 @@ pub use self::{
     evals::EvalReport,
     findings::Findings,
     fused::{FusionReport, fusion_table},
+    lost::LossReport,
     placed::PlacementReport,
     simulated::SimulationReport,
     transformed::{SiteReport, TransformReport},
 };
-use crate::table::{Table, bytes, or_dash};
+use crate::{
+    shown::in_markdown,
+    table::{Table, bytes, or_dash},
+};
 
 /// Version of the report's JSON.
 pub(crate) const FORMAT: u32 = 1;
@@ -125,11 +130,16 @@ pub struct ArtifactReport {
 impl Report {
     /// For CI pages.
     pub fn markdown(&self) -> String {
-        let mut text = format!("# {}: {}\n\n", self.recipe, if self.passed { "passed" } else { "FAILED" });
+        let mut text = format!("# {}: {}\n\n", in_markdown(&self.recipe), if self.passed { "passed" } else { "FAILED" });
         let parameters = self.model.parameters.map(|count| format!(", {count} parameters")).unwrap_or_default();
-        text += &format!("{} ({}){parameters}. {}.\n\n", self.model.path, self.model.architecture, self.tool);
+        text += &format!(
+            "{} ({}){parameters}. {}.\n\n",
+            in_markdown(&self.model.path),
+            in_markdown(&self.model.architecture),
+            self.tool
+        );
         if !self.model.left_out.is_empty() {
-            text += &format!("Left out: {}.\n\n", self.model.left_out.join("; "));
+            text += &format!("Left out: {}.\n\n", in_markdown(&self.model.left_out.join("; ")));
         }
         for (title, table) in self.tables() {
             text += &format!("## {title}\n\n{}\n", table.markdown());

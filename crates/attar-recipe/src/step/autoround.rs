@@ -80,8 +80,8 @@ impl Step for AutoRound {
         let count = trainable.iter().map(|trained| trained.block).max().map_or(0, |block| block.index() + 1);
         let walk = Walk::new(&WALKER, &model.title, key, sides, session).by(self.batch).in_parts(self.iterations);
         walk.visit(count, &mut learning)?;
-        let used = learning.used;
-        install(model, &trainable, live.into_blobs())?;
+        let mut used = learning.used;
+        used.extend(install(model, &trainable, &used, live.into_blobs(), session)?);
         Ok(used)
     }
 }

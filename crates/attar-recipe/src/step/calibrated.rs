@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use attar_compress::{Assignment, Drift, Hessian, Needs, Seen};
+use attar_compress::{Assignment, Drift, Hessian, Losses, Needs, Seen};
 use attar_graph::{BlockId, Graph, Node, Op, SourceWeights, ValueId};
 use attar_tensor::{Digest, Source};
 
 use super::{
-    codes::{self, Live},
+    codes::{self, Live, Lossy},
     kind::StepError,
 };
 use crate::{
@@ -62,11 +62,18 @@ pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Ses
         sides.push(Side { graph: &float.0, weights: &float.1 });
     }
     let first = first_key(&graph, session.calibration.unwrap_or_default());
-    let mut quantizing =
-        Quantizing { graph: &graph, source: model.source.clone(), session, live: &live, stages, used: Vec::new() };
+    let mut quantizing = Quantizing {
+        graph: &graph,
+        source: model.source.clone(),
+        session,
+        live: &live,
+        stages,
+        used: Vec::new(),
+        losses: Vec::new(),
+    };
     Walk::new(&WALKER, &model.title, first, sides, session).visit(count, &mut quantizing)?;
-    let used = quantizing.used;
-    codes::install(model, assignments, live.into_blobs())?;
+    let (used, losses) = (quantizing.used, quantizing.losses);
+    codes::install(model, assignments, live.into_blobs(), losses)?;
     Ok(used)
 }
 
@@ -139,6 +146,7 @@ struct Quantizing<'a> {
     /// By block.
     stages: Vec<Vec<Stage<'a>>>,
     used: Vec<Digest>,
+    losses: Vec<(String, Losses)>,
 }
 
 impl Visitor for Quantizing<'_> {
@@ -175,7 +183,9 @@ impl<'a> Quantizing<'a> {
         for name in assignment.names() {
             self.live.take(name, &blob, assignment.scheme, assignment.dims, self.session)?;
         }
-        self.used.push(blob);
+        let (found, kept) = codes::losses(&Lossy::of(assignment, &*self.source, &blob), assignment.lost, self.session)?;
+        self.losses.push((assignment.name.clone(), found));
+        self.used.extend([blob, kept]);
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use attar_compress::{Assignment, Seen, WeightRows};
+use attar_compress::{Assignment, Losses, LostRule, Seen, WeightRows};
 use attar_graph::{Expr, Graph, SourceWeights, Weights};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Scheme, Source};
 use candle_core::{Device, Tensor};
@@ -57,12 +57,21 @@ impl Weights for Live {
     }
 }
 
-/// The model's selected weights are now those of the blobs.
-pub(super) fn install(model: &mut Working, assignments: &[Assignment], blobs: Blobs) -> Result<()> {
+/// The model's selected weights are now those of the blobs, and lost these rows and groups.
+pub(super) fn install(
+    model: &mut Working,
+    assignments: &[Assignment],
+    blobs: Blobs,
+    losses: Vec<(String, Losses)>,
+) -> Result<()> {
     for assignment in assignments {
         model.damage.insert(assignment.name.clone(), blobs.damage(&assignment.name)?);
+        if assignment.lost == LostRule::Report {
+            model.may_lose.insert(assignment.name.clone());
+        }
         place(&mut model.graph, assignment);
     }
+    model.losses.extend(losses);
     model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
     Ok(())
 }
@@ -97,6 +106,64 @@ pub(super) fn quantize(
     let writer = BlobWriter::new(to, assignment.scheme, assignment.dims).map_err(attar_tensor::Error::from)?;
     assignment.algorithm.quantize(&weights, seen, assignment.scheme, assignment.search, writer, progress)?;
     Ok(())
+}
+
+/// What a weight lost, and the blob that says so. Lost rows and groups are an error unless `rule` allows them. Measuring is a
+/// unit: it reads all weights and all codes.
+pub(super) fn losses(lossy: &Lossy<'_>, rule: LostRule, session: &Session<'_>) -> Result<(Losses, Digest)> {
+    let weights = lossy.expr.digest(lossy.source)?;
+    let key = [b"losses 1".as_slice(), lossy.blob.as_bytes(), weights.as_bytes()];
+    let kept = session.unit(Digest::of_parts(key), |to| {
+        let mut codes = Blobs::default();
+        codes.insert(lossy.name, session.store, lossy.blob, lossy.scheme, lossy.dims)?;
+        let found = Losses::measure(lossy, &codes, lossy.name)?;
+        Ok(to.write_all(&serde_json::to_vec(&found).expect("losses are JSON")).map_err(attar_tensor::Error::from)?)
+    })?;
+    let bytes = std::fs::read(session.store.open(&kept)?).map_err(attar_tensor::Error::from)?;
+    let found: Losses = serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(attar_tensor::Error::from)?;
+    match found.first.first() {
+        Some(first) if rule == LostRule::Error => {
+            let (weight, others) = (lossy.name.to_owned(), found.lost - 1);
+            Err(attar_compress::Error::Lost { weight, scheme: lossy.scheme, first: first.clone(), others }.into())
+        }
+        _ => Ok((found, kept)),
+    }
+}
+
+/// A weight with its codes.
+pub(super) struct Lossy<'a> {
+    /// Its canonical name.
+    pub(super) name: &'a str,
+    /// Where its float weights are.
+    pub(super) expr: &'a Expr,
+    /// What they are read from.
+    pub(super) source: &'a dyn Source,
+    /// Its codes.
+    pub(super) blob: &'a Digest,
+    pub(super) scheme: Scheme,
+    pub(super) dims: [usize; 2],
+}
+
+impl<'a> Lossy<'a> {
+    /// An assigned weight of `source` that became `blob`.
+    pub(super) fn of(assignment: &'a Assignment, source: &'a dyn Source, blob: &'a Digest) -> Lossy<'a> {
+        let Assignment { name, expr, scheme, dims, .. } = assignment;
+        Lossy { name, expr, source, blob, scheme: *scheme, dims: *dims }
+    }
+}
+
+impl WeightRows for Lossy<'_> {
+    fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> attar_compress::Result<()> {
+        Ok(self.expr.read(self.source, rows, out)?)
+    }
+
+    fn name(&self) -> &str {
+        self.name
+    }
 }
 
 struct Rows<'a> {

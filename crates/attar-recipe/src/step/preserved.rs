@@ -140,6 +140,9 @@ fn largest_difference(before: &[f32], after: &[f32]) -> Result<f64> {
 /// What the last block makes.
 fn logits(side: usize, graph: &Graph, windows: &mut Windows<'_>) -> Result<Vec<f32>> {
     let mut all = Vec::new();
-    windows.reach(side, graph.outputs()[0], &mut |_, logits| Ok(all.extend(logits.flatten_all()?.to_vec1::<f32>()?)))?;
+    windows.reach(side, graph.outputs()[0], &mut |_, logits| {
+        all.extend(logits.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    })?;
     Ok(all)
 }

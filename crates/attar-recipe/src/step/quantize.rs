@@ -7,7 +7,7 @@ use attar_tensor::{Blobs, Digest};
 
 use super::{
     allocate, calibrated,
-    codes::{install, key, place, quantize, refused},
+    codes::{Lossy, install, key, losses, place, quantize, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{AllocationReport, document::Section, model::Working, session::Session, settings::of, walk};
@@ -122,7 +122,7 @@ impl Step for Quantize {
         }
         let total: usize = assignments.iter().map(|a| a.dims[0] * a.dims[1]).sum();
         session.observer.stage(&format!("{}: quantize", model.title), total as u64);
-        let mut blobs = Blobs::default();
+        let (mut blobs, mut lost) = (Blobs::default(), Vec::new());
         let mut done = 0;
         for assignment in &assignments {
             session.check_interrupt()?;
@@ -135,11 +135,13 @@ impl Step for Quantize {
             for name in assignment.names() {
                 blobs.insert(name, session.store, &blob, assignment.scheme, assignment.dims)?;
             }
-            used.push(blob);
+            let (found, kept) = losses(&Lossy::of(assignment, &*model.source, &blob), assignment.lost, session)?;
+            lost.push((assignment.name.clone(), found));
+            used.extend([blob, kept]);
             done += assignment.dims[0] * columns;
             progress(assignment.dims[0]);
         }
-        install(model, &assignments, blobs)?;
+        install(model, &assignments, blobs, lost)?;
         Ok(used)
     }
 }

@@ -91,7 +91,7 @@ impl Step for Recover {
         if !learners.plain.is_empty() {
             done.push(session.done(&part(plain::UNIT))?);
         }
-        let blobs: Vec<Digest> = match done.into_iter().collect() {
+        let mut blobs: Vec<Digest> = match done.into_iter().collect() {
             Some(done) => done,
             None => training.train(&part)?,
         };
@@ -101,10 +101,11 @@ impl Step for Recover {
             quantized.insert(&trained.name, session.store, blob, trained.scheme, trained.dims)?;
         }
         (model.graph, model.adapters) = (graph, adapters);
-        install(model, &trainable, quantized)?;
+        let kept = install(model, &trainable, &blobs, quantized, session)?;
         if let Some(blob) = blobs.get(trainable.len()) {
             plain::install(model, &plain, &part(plain::UNIT), session.store.open(blob)?)?;
         }
+        blobs.extend(kept);
         Ok(blobs)
     }
 }

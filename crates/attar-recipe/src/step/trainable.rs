@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use attar_compress::{Pattern, learn::Learned};
+use attar_compress::{LostRule, Pattern, learn::Learned};
 use attar_graph::{BlockId, Expr, Graph, ValueId};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Levels, Overlay, Scheme, Source};
 
-use super::kind::{PlannedTensor, StepError};
+use super::{
+    codes::{Lossy, losses},
+    kind::{PlannedTensor, StepError},
+};
 use crate::{
     Error,
     model::{Float, Working},
@@ -117,6 +120,11 @@ impl Trainable {
         })
     }
 
+    /// Its float weights next to the codes in `blob`.
+    fn lossy<'a>(&'a self, float: &'a dyn Source, blob: &'a Digest) -> Lossy<'a> {
+        Lossy { name: &self.name, expr: &self.exprs[1], source: float, blob, scheme: self.scheme, dims: self.dims }
+    }
+
     pub(super) fn planned(&self, memory: u64) -> PlannedTensor {
         PlannedTensor {
             name: self.name.clone(),
@@ -153,14 +161,27 @@ pub(super) fn check_text(what: &str, model: &Working) -> Result<(), StepError> {
     Err(Error::recipe(format!("`{what}` trains on text, and the recipe has none")).hint(hint).into())
 }
 
-/// The model's weights are now what they learned to be.
-pub(super) fn install(model: &mut Working, trainable: &[Trainable], blobs: Blobs) -> Result<(), StepError> {
-    for trained in trainable {
+/// The model's weights are now what they learned to be: the blobs `made`, in the order of `trainable`. Returns the blobs that
+/// say which rows they lost.
+pub(super) fn install(
+    model: &mut Working,
+    trainable: &[Trainable],
+    made: &[Digest],
+    blobs: Blobs,
+    session: &Session<'_>,
+) -> Result<Vec<Digest>, StepError> {
+    let mut used = Vec::new();
+    for (trained, blob) in trainable.iter().zip(made) {
+        let rule = if model.may_lose.contains(&trained.name) { LostRule::Report } else { LostRule::Error };
+        let float = model.float.source.clone();
+        let (found, kept) = losses(&trained.lossy(&*float, blob), rule, session)?;
+        model.losses.insert(trained.name.clone(), found);
         model.damage.insert(trained.name.clone(), blobs.damage(&trained.name)?);
+        used.push(kept);
         model.graph.replace_weight(trained.id, Encoding::Quantized(trained.scheme), Expr::tensor(trained.name.clone()));
     }
     model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
-    Ok(())
+    Ok(used)
 }
 
 /// The digests of all weights that the blocks of a graph read.

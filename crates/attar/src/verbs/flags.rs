@@ -17,6 +17,8 @@ const PHRASES: &[(&str, &str)] = &[
     ("`output`", "`--out`"),
     ("the output folder of this recipe", "the output folder"),
     ("give the recipe another", "give another"),
+    ("eval `eval` cannot", "cannot"),
+    ("eval `eval`: ", ""),
 ];
 
 /// `error` without its place in the recipe, with flags where that says keys.

@@ -26,7 +26,7 @@ use std::{path::Path, process::ExitCode};
 
 use attar_eval::Status;
 use attar_model::{Model, OpenOptions, Pattern};
-use attar_recipe::{Error, LockMode, Recipe, Report, Request, step::STEPS};
+use attar_recipe::{Error, LockMode, Recipe, Report, Request, shown, step::STEPS};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use comfy_table::{ContentArrangement, Table, presets};
 use toml::Table as Settings;
@@ -226,6 +226,6 @@ fn draw<H: AsRef<str>>(head: &[H], rows: &[Vec<String>]) -> String {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.0);
     }
     table.set_header(head.iter().map(AsRef::as_ref));
-    table.add_rows(rows);
+    table.add_rows(rows.iter().map(|row| row.iter().map(|cell| shown(cell))));
     format!("{table}\n")
 }

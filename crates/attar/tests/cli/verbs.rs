@@ -86,7 +86,10 @@ fn a_recipe_gives_what_it_promises() {
     }
     assert_eq!(room.attar(&["inspect", "out", "--json"]).exits(0).json(), manifest);
     let store = room.attar(&["inspect", "out/.attar/store"]).exits(0).stdout;
-    assert!(store.contains("out/.attar/store: 58 blobs, "), "28 units and an eval for each of 2 variants\n{store}");
+    assert!(
+        store.contains("out/.attar/store: 114 blobs, "),
+        "28 units, what each lost, and an eval for each of 2 variants\n{store}"
+    );
     session.check();
 }
 
