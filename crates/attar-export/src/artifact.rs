@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use attar_tensor::Digest;
 use serde::{Deserialize, Serialize};
 
-/// What [`crate::Target::check`] promises.
+/// What [`crate::Format::check`] promises.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// The weights, in the order in which they are written.
@@ -110,7 +110,7 @@ pub struct PlainEntry {
     pub share: f64,
 }
 
-/// What [`crate::Target::verify`] measured. It is returned only if every weight is the model's.
+/// What [`crate::Format::verify`] measured. It is returned only if every weight is the model's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verification {
     /// Every weight.

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_line_says_how_far_and_how_long() {
         let stage = Stage::new("quantize", 200, ProgressBar::hidden());
-        assert_eq!(stage.line(50, Some(Duration::from_secs(90)), "w"), "quantize: 25%, 90 seconds left (w)");
+        assert_eq!(stage.line(50, Some(Duration::from_secs(30)), "w"), "quantize: 25%, 30 seconds left (w)");
         let stage = Stage::new("write onnx", 0, ProgressBar::hidden());
         assert_eq!(stage.line(3, None, ""), "write onnx");
     }

@@ -32,8 +32,8 @@ impl fmt::Display for Plan {
                 .operands
                 .iter()
                 .map(|o| match o.row {
-                    0 => format!("{:?}", self.tensors[o.tensor as usize].name),
-                    row => format!("{:?} from row {row}", self.tensors[o.tensor as usize].name),
+                    0 => named(&self.tensors, o.tensor, |tensor| &tensor.name),
+                    row => format!("{} from row {row}", named(&self.tensors, o.tensor, |tensor| &tensor.name)),
                 })
                 .collect();
             writeln!(f, "barrier{}", if call.fence_weights { "" } else { " except weight loads" })?;
@@ -43,8 +43,13 @@ impl fmt::Display for Plan {
     }
 }
 
+/// The name of an entry, in quotes. A plan is printed before it is proven: it may name what is not there.
+fn named<T>(all: &[T], index: u32, name: impl Fn(&T) -> &String) -> String {
+    all.get(index as usize).map_or_else(|| format!("#{index}, which is missing"), |entry| format!("{:?}", name(entry)))
+}
+
 fn statements(f: &mut fmt::Formatter<'_>, body: &Body, code: &[Statement], depth: usize) -> fmt::Result {
-    let name = |buffer: &u32| body.buffers[*buffer as usize].name.as_str();
+    let name = |buffer: &u32| body.buffers.get(*buffer as usize).map_or("missing-buffer", |buffer| buffer.name.as_str());
     for statement in code {
         write!(f, "{:indent$}", "", indent = 2 * depth)?;
         match statement {
