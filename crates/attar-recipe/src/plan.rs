@@ -72,7 +72,7 @@ pub struct PlannedExport {
     pub target: String,
     /// Where.
     pub folder: String,
-    /// How much.
+    /// Bytes of its weights.
     pub bytes: u64,
 }
 
