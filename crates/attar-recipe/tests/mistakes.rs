@@ -85,7 +85,7 @@ fn a_recipe_is_about_a_model_or_an_artifact() {
     let table = "output = \"/nonexistent/out\"\n[model]\npth = \"m\"";
     refused(&recipe(table, &[]), "pth", "`model` has no key `pth`", "did you mean `path`?");
     let table = format!("{MODEL}\n[baseline]\npath = \"m\"\nignored = []");
-    refused(&recipe(&table, &[]), "ignored", "`baseline` has no key `ignored`", "did you mean `ignore`?");
+    refused(&recipe(&table, &[]), "ignored", "`ignored` is not known", "did you mean `ignore`?");
 }
 
 #[test]
