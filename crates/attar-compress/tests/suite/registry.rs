@@ -314,7 +314,8 @@ fn bytes_move_only_with_the_version() {
     let mut golden = fs::read_to_string(&path).unwrap_or_default();
     let families: BTreeSet<String> = schemes(SMALL).iter().map(family).collect();
     for (quantizer, family) in QUANTIZERS.iter().flat_map(|q| families.iter().map(move |family| (*q, family))) {
-        // Matrix products differ in their last bits by instruction set, and what is calibrated hangs on them.
+        // Matrix products differ in their last bits by instruction set, and what is calibrated hangs on them. For those of
+        // x86-64 a digest must be there: `cargo xtask as haswell -p attar-compress` shows a machine with AVX-512 the other.
         let machine = if quantizer.needs() == Needs::Nothing { "any" } else { attar_graph::kernel::instruction_set() };
         let version = format!("{} {} {family}", quantizer.name(), quantizer.version());
         let name = format!("{version}{machine} ");
@@ -322,7 +323,7 @@ fn bytes_move_only_with_the_version() {
         match golden.lines().find_map(|line| line.strip_prefix(&name)) {
             Some(known) => assert_eq!(digest, known, "`{version}` writes other bytes: raise its version(), then `BLESS=1`"),
             None if std::env::var_os("BLESS").is_some() => golden += &format!("{name}{digest}\n"),
-            None if machine != "any" && !golden.contains(&format!("{machine} ")) => {
+            None if machine != "any" && !machine.starts_with("x86-64-avx") => {
                 skip(&format!("no digest of `{version}` is known for {machine}"));
             }
             None => panic!("no digest of `{version}` is known for {machine}; `BLESS=1` adds it"),
