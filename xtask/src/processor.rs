@@ -37,8 +37,10 @@ pub(crate) struct Processor {
 }
 
 /// AVX2 without VNNI and AVX-512. The features that are switched off are those that the emulator lacks and would warn about.
-pub(crate) static HASWELL: Processor =
-    Processor { name: "haswell", emulator: &["qemu-x86_64", "-cpu", "Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl"] };
+pub(crate) static HASWELL: Processor = Processor {
+    name: "haswell",
+    emulator: &["qemu-x86_64", "-cpu", "Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl"],
+};
 
 static PROCESSORS: &[&Processor] = &[&HASWELL];
 
@@ -80,7 +82,11 @@ fn mask(checkout: &Checkout) -> Result<Option<String>, Failure> {
     let words = format!("env LD_PRELOAD={}", library.display());
     // Both variables are split at spaces.
     let works = !library.display().to_string().contains(' ')
-        && Command::new("env").arg(format!("LD_PRELOAD={}", library.display())).arg("true").status().is_ok_and(|done| done.success());
+        && Command::new("env")
+            .arg(format!("LD_PRELOAD={}", library.display()))
+            .arg("true")
+            .status()
+            .is_ok_and(|done| done.success());
     Ok(works.then_some(words))
 }
 

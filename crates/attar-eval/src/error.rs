@@ -195,6 +195,16 @@ pub enum Error {
         /// All there are.
         known: Vec<&'static str>,
     },
+    /// A device that an engine does not have.
+    #[error("{engine} has no device `{found}`")]
+    UnknownDevice {
+        /// As written.
+        found: String,
+        /// The engine's name.
+        engine: &'static str,
+        /// All that it has.
+        known: Vec<&'static str>,
+    },
     /// A name that no task has.
     #[error("no task is named `{found}`")]
     UnknownTask {
@@ -341,6 +351,7 @@ impl Error {
             Error::UnknownEngine { nearest, known, .. } | Error::UnknownTask { nearest, known, .. } => {
                 Some(format!("{}known: {}", did_you_mean(nearest), known.join(", ")))
             }
+            Error::UnknownDevice { known, .. } => Some(format!("known: {}", known.join(", "))),
             Error::UnknownEval { nearest, known, .. } => Some(format!("{}known: {}", did_you_mean(nearest), known.join(", "))),
             _ => None,
         }

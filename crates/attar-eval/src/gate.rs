@@ -54,6 +54,9 @@ pub struct Evaluation {
     /// The engine's mode; the reference has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// The engine's device, where the eval names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The numbers, or why there are none.
     pub outcome: Outcome,
 }
@@ -424,6 +427,7 @@ mod tests {
             variant: None,
             runner: "reference".into(),
             mode: None,
+            device: None,
             outcome,
         }
     }

@@ -39,6 +39,7 @@ impl Made {
             variant: (!self.name.is_empty()).then(|| self.name.clone()),
             runner: PREDICTED.into(),
             mode: None,
+            device: None,
             outcome: Outcome::Predicted(prediction),
         })
     }

@@ -59,15 +59,22 @@ impl<'a> Subject<'a> {
     }
 
     /// Its artifact in an engine.
-    fn run_by(&self, engine: &'static Engine, mode: Mode, engines: &Engines) -> attar_eval::Result<Artifact> {
-        match self.artifact {
+    fn run_by(
+        &self,
+        engine: &'static Engine,
+        mode: Mode,
+        device: Option<&str>,
+        engines: &Engines,
+    ) -> attar_eval::Result<Artifact> {
+        let artifact = match self.artifact {
             Folders::Written(root, written) => {
                 let folder = root.join(&opened_by(written, engine).folder);
-                Ok(Artifact::new(engines.find(engine)?, folder, mode, &engines.host))
+                Artifact::new(engines.find(engine)?, folder, mode, &engines.host)
             }
-            Folders::Existing(existing) => existing.run_by(engine, mode, engines),
+            Folders::Existing(existing) => existing.run_by(engine, mode, engines)?,
             Folders::Nowhere => unreachable!("a recipe that runs an engine has an artifact for it: checked when parsed"),
-        }
+        };
+        artifact.on(device)
     }
 
     /// The files that an engine opens, with their digests.
@@ -133,7 +140,8 @@ impl Measuring<'_> {
                 if self.observer.interrupted() {
                     return Err(Error::interrupted());
                 }
-                let engine = runner.engine().map(|engine| subject.run_by(engine, *mode, self.engines)).transpose();
+                let engine =
+                    runner.engine().map(|engine| subject.run_by(engine, *mode, eval.device.as_deref(), self.engines)).transpose();
                 let outcome = match engine {
                     Err(missing) => Outcome::Skipped { reason: missing.to_string() },
                     Ok(engine) => {
@@ -251,6 +259,7 @@ impl Question<'_> {
             variant: subject.variant.map(Into::into),
             runner: runner.to_string(),
             mode: runner.engine().map(|_| mode),
+            device: runner.engine().and(self.eval.device.clone()),
             outcome,
         }
     }

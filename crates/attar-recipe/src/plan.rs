@@ -214,7 +214,8 @@ fn plan_adapters(recipe: &Recipe, variant: &Variant, working: &Working) -> Resul
 
 fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> String {
     let mode = runner.engine().map(|_| format!(", {mode} mode")).unwrap_or_default();
-    format!("{}: {} with {runner}{mode}", eval.name, eval.task.task().name)
+    let device = runner.engine().and(eval.device.as_ref()).map(|device| format!(", on {device}")).unwrap_or_default();
+    format!("{}: {} with {runner}{mode}{device}", eval.name, eval.task.task().name)
 }
 
 /// What cannot be measured so is known before hours of work, not after: a setting that this model cannot have, an output that

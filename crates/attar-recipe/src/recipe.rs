@@ -171,6 +171,8 @@ pub struct Eval {
     pub name: String,
     /// Who runs the model.
     pub runners: Vec<(RunnerKind, Mode)>,
+    /// The device of its engines; each engine's default if not given.
+    pub device: Option<String>,
     /// Whether a runner that is not there is a failure.
     pub required: bool,
     /// What is measured, and on what.
@@ -199,6 +201,9 @@ pub(crate) struct EvalHead {
     /// For real engines: `exact` keeps activations in f32, `default` uses the engine's default settings.
     #[serde(default = "exact_only")]
     pub(crate) modes: Vec<Mode>,
+    /// For real engines: the device to run on, by the engine's own name for it, such as `GPU`. Defaults to the CPU.
+    #[serde(default)]
+    pub(crate) device: Option<String>,
     /// Whether the run fails if a runner is not installed. A gate on an eval that did not run fails in either case.
     #[serde(default = "yes")]
     pub(crate) required: bool,
@@ -431,8 +436,13 @@ impl Recipe {
         Err(self.document.place(error, &key))
     }
 
-    /// An engine opens what is exported to one of its targets, and computes in the modes that it has.
+    /// An engine opens what is exported to one of its targets, and computes in the modes and on the devices that it has.
     fn check_runners(&self, eval: &Eval) -> Result<()> {
+        if eval.device.is_some() && eval.engines().next().is_none() {
+            let error = Error::recipe(format!("eval `{}`: `device` is for engines, and only the reference runs", eval.name))
+                .hint("leave `device` out, or name an engine in `runners`".to_owned());
+            return Err(self.document.place(error, &format!("{}.device", eval.key)));
+        }
         for (runner, mode) in &eval.runners {
             match (runner.engine(), self.subject()) {
                 (Some(engine), subject) => self.check_engine(eval, engine, *mode, subject)?,
@@ -466,7 +476,8 @@ impl Recipe {
             let error = Error::recipe(format!("eval `{}`: {} has no mode `{mode}`", eval.name, engine.name));
             return Err(self.document.place(error, &format!("{}.modes", eval.key)));
         }
-        Ok(())
+        let device = eval.device.as_deref().map(|device| engine.device(device));
+        device.transpose().map(|_| ()).map_err(|e| self.document.place(e.into(), &format!("{}.device", eval.key)))
     }
 
     /// Whether what a number is held against is there when `runner` measures it.
@@ -726,7 +737,7 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
             RunnerKind::Engine(_) => head.modes.iter().map(|mode| (*runner, *mode)).collect(),
         })
         .collect();
-    Ok(Eval { name: head.name, runners, required: head.required, task, key })
+    Ok(Eval { name: head.name, runners, device: head.device, required: head.required, task, key })
 }
 
 /// A list with something in it, and nothing twice.

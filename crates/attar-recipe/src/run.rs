@@ -6,6 +6,7 @@ use std::{
 };
 
 use attar_eval::{Evaluation, Status, Verdict};
+use attar_graph::kernel::instruction_set;
 use attar_tensor::{Digest, Keep};
 
 use crate::{
@@ -60,6 +61,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
         passed: gates.iter().all(|verdict| verdict.status == Status::Passed),
         variants: made.iter().map(Made::report).collect(),
         model: describe_model(planned),
+        instruction_set: (recipe.calibration().is_some() || !evals.is_empty()).then(|| instruction_set().to_owned()),
         evals,
         gates,
     };

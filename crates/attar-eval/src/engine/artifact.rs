@@ -40,6 +40,16 @@ impl Artifact {
         Artifact { installation, folder: folder.into(), mode, device, host: host.into(), threads: None, timeout }
     }
 
+    /// The same on another of the engine's devices, if one is given.
+    ///
+    /// # Errors
+    ///
+    /// When the engine has no device of that name.
+    pub fn on(self, device: Option<&str>) -> Result<Artifact> {
+        let Some(device) = device else { return Ok(self) };
+        Ok(Artifact { device: self.installation.engine.device(device)?.to_owned(), ..self })
+    }
+
     fn open(&self) -> Result<Open> {
         let engine = self.installation.engine;
         let files = engine.opens.iter().map(|Opens { file, .. }| self.folder.join(file));

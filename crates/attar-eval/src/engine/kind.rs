@@ -9,6 +9,8 @@ use std::{fmt, ops::Range, path::PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+
 /// A runtime that opens what an export target writes.
 pub struct Engine {
     /// The name in recipes, gates and flags, in lowercase.
@@ -25,6 +27,21 @@ pub struct Engine {
     pub devices: &'static [&'static str],
     /// The process that runs it.
     pub worker: Worker,
+}
+
+impl Engine {
+    /// Its device of that name, whatever the case of its letters.
+    ///
+    /// # Errors
+    ///
+    /// When it has none.
+    pub fn device(&self, name: &str) -> crate::Result<&'static str> {
+        self.devices.iter().copied().find(|device| device.eq_ignore_ascii_case(name)).ok_or_else(|| Error::UnknownDevice {
+            found: name.into(),
+            engine: self.name,
+            known: self.devices.to_vec(),
+        })
+    }
 }
 
 /// A Python package with a shared library in it.

@@ -57,10 +57,8 @@ fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
                 columns(task).map(|(metric, _, digits)| cell(measured.estimate(metric.at), digits)).collect()
             }
         };
-        let who = match eval.mode {
-            Some(mode) => format!("{} ({mode})", eval.runner),
-            None => eval.runner.clone(),
-        };
+        let how: Vec<String> = eval.mode.iter().map(ToString::to_string).chain(eval.device.clone()).collect();
+        let who = if how.is_empty() { eval.runner.clone() } else { format!("{} ({})", eval.runner, how.join(", ")) };
         rows.push(row(task, eval, eval.variant.as_deref().unwrap_or_default(), who, cells));
     }
     rows

@@ -52,6 +52,10 @@ pub struct Report {
     pub recipe_digest: attar_tensor::Digest,
     /// The checkpoint.
     pub model: ModelReport,
+    /// The vector instructions of the processor, if the numbers depend on them: those of measurements and of calibrated
+    /// weights do, in their last bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction_set: Option<String>,
     /// Each way through the steps.
     pub variants: Vec<VariantReport>,
     /// What was measured.
@@ -138,6 +142,12 @@ impl Report {
             in_markdown(&self.model.architecture),
             self.tool
         );
+        if let Some(set) = &self.instruction_set {
+            text += &format!(
+                "Computed with {set}. On other processors, measurements, and weights that were calibrated, differ in the last bits \
+                 of f32 sums.\n\n"
+            );
+        }
         if !self.model.left_out.is_empty() {
             text += &format!("Left out: {}.\n\n", in_markdown(&self.model.left_out.join("; ")));
         }

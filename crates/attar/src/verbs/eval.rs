@@ -11,7 +11,7 @@ use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{
     Verb, draw, ignore_argument, ignored, model_value, path, path_argument, print_recipe_argument,
-    written::{chosen, mode, runner_flags},
+    written::{chosen, device, mode, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer, progress::Bars, settings};
 
@@ -117,6 +117,7 @@ fn recipe(task: &Task, arguments: &ArgMatches, subject: &Path, settings: &toml::
         Some(engine) => {
             eval.insert("runners".into(), vec![engine.name].into());
             eval.insert("modes".into(), vec![mode(arguments).to_string()].into());
+            eval.extend(device(arguments).map(|device| ("device".to_owned(), device.into())));
             std::iter::once(("artifact", subject.display().to_string().into()))
                 .chain(baseline.map(|path| ("baseline", path)))
                 .collect()

@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 
 use super::{
     Verb, ignore_argument, open, path, path_argument,
-    written::{chosen, mode, runner_flags},
+    written::{chosen, device, mode, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer};
 
@@ -43,7 +43,7 @@ impl Verb for Generate {
             Some(engine) => {
                 let existing = Existing::open(subject)?;
                 let tokenizer = existing.tokenizer()?;
-                let artifact = existing.run_by(engine, mode(arguments), &environment.engines())?;
+                let artifact = existing.run_by(engine, mode(arguments), &environment.engines())?.on(device(arguments))?;
                 generate(&artifact, &tokenizer, &existing.config.eos, &prompt, limit, printer)
             }
             None => {

@@ -8,20 +8,29 @@ use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use crate::environment::engine_flags;
 
-/// Adds `--runner`, `--mode` and the engines' own flags.
+/// Adds `--runner`, `--mode`, `--device` and the engines' own flags.
 pub(super) fn runner_flags(command: Command) -> Command {
     let names = [REFERENCE].into_iter().chain(ENGINES.iter().map(|engine| engine.name));
     let runner = Arg::new("runner")
         .long("runner")
         .value_name("NAME")
-        .help("What runs it [default: the reference for a checkpoint, the first engine that opens it for an artifact]")
+        .help("Runner [default: the reference for a checkpoint, the first engine that opens it for an artifact]")
         .value_parser(PossibleValuesParser::new(names));
     let mode = Arg::new("mode")
         .long("mode")
         .help("For artifacts: keep activations exact, or let the engine do as it does by default")
         .default_value("exact")
         .value_parser(["exact", "default"]);
-    engine_flags(command.arg(runner).arg(mode))
+    let device = Arg::new("device")
+        .long("device")
+        .value_name("NAME")
+        .help("For artifacts: the engine's device, such as GPU; `attar engines` lists them [default: CPU]");
+    engine_flags(command.arg(runner).arg(mode).arg(device))
+}
+
+/// The device that was asked for.
+pub(super) fn device(arguments: &ArgMatches) -> Option<&str> {
+    arguments.get_one::<String>("device").map(String::as_str)
 }
 
 /// The mode that was asked for.
@@ -35,13 +44,18 @@ pub(super) fn mode(arguments: &ArgMatches) -> Mode {
 /// The engine that is to run what is at `path`; none if the reference is.
 pub(super) fn chosen(path: &Path, arguments: &ArgMatches) -> Result<Option<&'static Engine>, Error> {
     let fitting = || Existing::engines(path).next();
-    let Some(name) = arguments.get_one::<String>("runner") else { return Ok(fitting()) };
-    let engine = RunnerKind::named(name)?.engine();
+    let engine = match arguments.get_one::<String>("runner") {
+        None => fitting(),
+        Some(name) => RunnerKind::named(name)?.engine(),
+    };
     match engine {
         Some(engine) => Existing::check(path, engine)?,
         None if fitting().is_some() => {
             let message = format!("the reference cannot open `{}`, which is an artifact", path.display());
             return Err(Error::recipe(message).hint("run the reference on the model that it was made from".to_owned()));
+        }
+        None if device(arguments).is_some() => {
+            return Err(Error::recipe("the reference has no devices".to_owned()).hint("leave `--device` out".to_owned()));
         }
         None => {}
     }
