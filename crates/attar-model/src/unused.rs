@@ -46,6 +46,10 @@ impl Source for Reads {
         self.source.read(name, rows, out)
     }
 
+    fn stored(&self, name: &str) -> Option<attar_tensor::StoredTensor> {
+        self.source.stored(name)
+    }
+
     fn read_quantized(&self, name: &str, rows: Range<usize>) -> attar_tensor::Result<QuantizedTensor> {
         self.source.read_quantized(name, rows)
     }

@@ -4,6 +4,7 @@ mod files;
 mod gguf;
 mod golden;
 mod graphs;
+mod quantized;
 mod reading;
 mod refusing;
 mod room;
