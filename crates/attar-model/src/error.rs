@@ -85,6 +85,16 @@ pub enum Error {
         /// A name that is most like it.
         nearest: Option<String>,
     },
+    /// Another tool quantized it, in a way that is not read.
+    #[error("`{}`: the weights are already quantized with {method}, which attar does not {}", path.display(), if *known { "read" } else { "know" })]
+    AlreadyQuantized {
+        /// The file that says so.
+        path: PathBuf,
+        /// The method.
+        method: String,
+        /// Whether it is one that we know by name.
+        known: bool,
+    },
     /// The architecture is not in [`crate::ARCHITECTURES`].
     #[error("the architecture `{found}` is not known")]
     UnknownArchitecture {
@@ -187,6 +197,10 @@ impl Error {
                 let name = if gguf { keys[0].0.clone() } else { format!("config.{}", keys[0].0) };
                 Some(format!("{nearest}{}", ignoring(&name)))
             }
+            Error::AlreadyQuantized { .. } => Some(
+                "take the checkpoint that it was made from, or dequantize it once with its own library and `save_pretrained(FOLDER)`; read are GPTQ, AWQ, FP8 and compressed-tensors"
+                    .into(),
+            ),
             Error::NoHead { .. } => Some(
                 "if the head is the embedding, config.json says `\"tie_word_embeddings\": true`; else a file is missing".into(),
             ),

@@ -27,6 +27,7 @@ mod gguf;
 mod keys;
 mod names;
 mod pattern;
+mod quantized;
 mod sentence;
 mod settings;
 mod summary;
@@ -48,6 +49,7 @@ pub use gguf::HARMLESS_GGUF;
 pub use keys::HARMLESS_KEYS;
 pub use names::{Names, Naming, Row, Stored};
 pub use pattern::Pattern;
+pub use quantized::Already;
 pub use summary::{ReadFile, Summary};
 pub use tokenizer::Tokenizer;
 pub use unused::Kind;
@@ -67,6 +69,8 @@ pub struct Model {
     pub path: PathBuf,
     /// Every file that its meaning depends on, sorted.
     pub files: Vec<PathBuf>,
+    /// How another tool quantized the weights, which are then decoded.
+    pub quantized: Option<Already>,
     tokenizer: tokenizer::Origin,
     unused: unused::Unused,
     left_out: Vec<String>,
@@ -89,7 +93,8 @@ impl Model {
 
     /// The same with `options`.
     pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Model> {
-        let checkpoint = Checkpoint::open(path)?;
+        let mut checkpoint = Checkpoint::open(path)?;
+        let quantized = quantized::open(&mut checkpoint)?;
         let tokenizer = match &checkpoint.format {
             Format::Gguf(metadata) => tokenizer::Origin::Gguf(path.into(), metadata.clone()),
             _ => {
@@ -110,7 +115,7 @@ impl Model {
         files.extend(checkpoint.files);
         files.sort();
         let (source, left_out) = (checkpoint.source, checkpoint.left_out);
-        Ok(Model { graph, source, config, path: checkpoint.path, files, tokenizer, unused, left_out })
+        Ok(Model { graph, source, config, path: checkpoint.path, files, quantized, tokenizer, unused, left_out })
     }
 
     /// Reads or builds the tokenizer.
@@ -147,6 +152,7 @@ impl Model {
             config: self.config.clone(),
             path: self.path.clone(),
             files: self.files.clone(),
+            quantized: self.quantized.clone(),
             tokenizer: self.tokenizer.clone(),
             unused: self.unused.clone(),
             left_out: self.left_out.clone(),

@@ -51,6 +51,11 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
     /// The key with those of the objects around it.
     pub(crate) fn full(&self, key: &str) -> String {
         format!("{}{key}", self.at)

@@ -18,6 +18,9 @@ pub struct Summary {
     pub architecture: String,
     /// Numbers in its weights; tied ones count once.
     pub parameters: u64,
+    /// How another tool quantized the weights, which are then decoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<String>,
     /// Blocks.
     pub blocks: usize,
     /// Whether the head is the embedding; absent without a head.
@@ -80,6 +83,7 @@ impl Model {
         Ok(Summary {
             architecture: self.config.architecture.clone(),
             parameters: self.parameters(),
+            quantized: self.quantized.as_ref().map(ToString::to_string),
             blocks: graph.blocks().filter(|block| graph.block_name(*block).starts_with("blocks.")).count(),
             tied: tied(graph),
             rope: kinds(graph, |op| if let Op::Rope(rope) = op { Some(rope_text(rope)) } else { None }, true),

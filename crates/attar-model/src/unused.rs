@@ -8,7 +8,7 @@ use std::{
 };
 
 use attar_graph::Graph;
-use attar_tensor::{Digest, QuantizedTensor, Source, TensorInfo};
+use attar_tensor::{Digest, Encoding, QuantizedTensor, Source, TensorInfo};
 
 use crate::{Error, Names, Naming, Pattern, Result};
 
@@ -46,6 +46,10 @@ impl Source for Reads {
         self.source.read(name, rows, out)
     }
 
+    fn stored(&self, name: &str) -> Option<attar_tensor::StoredTensor> {
+        self.source.stored(name)
+    }
+
     fn read_quantized(&self, name: &str, rows: Range<usize>) -> attar_tensor::Result<QuantizedTensor> {
         self.source.read_quantized(name, rows)
     }
@@ -74,6 +78,7 @@ pub(crate) fn check(graph: &Graph, reads: &Reads, names: Option<(&'static Names,
         let harmless = names.and_then(|(names, _)| names.reason(&tensor));
         match harmless {
             Some(reason) => unused.harmless.push((tensor, reason)),
+            None if adds_nothing(reads, &tensor)? => unused.harmless.push((tensor, "a bias of zeros adds nothing")),
             None if ignore.iter().any(|pattern| pattern.matches(&tensor)) => unused.ignored.push(tensor),
             None => lost.push(tensor),
         }
@@ -88,6 +93,17 @@ pub(crate) fn check(graph: &Graph, reads: &Reads, names: Option<(&'static Names,
     let kind = Kind::of(&lost).unwrap_or_else(|| Kind::of_one(first));
     lost.sort();
     Err(Error::Unused { tensors: lost, kind })
+}
+
+/// Whether it is a bias of zeros, as AutoGPTQ stores one for every layer.
+fn adds_nothing(reads: &Reads, tensor: &str) -> Result<bool> {
+    let Some(info) = reads.tensors().get(tensor) else { return Ok(false) };
+    if !tensor.ends_with(".bias") || info.dims.len() != 1 || !matches!(info.encoding, Encoding::Plain(_)) {
+        return Ok(false);
+    }
+    let mut values = vec![0.0; info.elements()];
+    reads.source.read(tensor, 0..info.matrix()[0], &mut values)?;
+    Ok(values.iter().all(|value| *value == 0.0))
 }
 
 /// What tensors that are left over look like.

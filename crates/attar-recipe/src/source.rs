@@ -107,6 +107,7 @@ pub fn what_was_read(read: &Summary) -> String {
     let none = |list: &[String]| if list.is_empty() { "none".into() } else { list.join("; ") };
     let end: Vec<String> = read.end.iter().map(u32::to_string).collect();
     let mut facts = vec![("parameters", format!("{} in {} blocks", read.parameters, read.blocks))];
+    facts.extend(read.quantized.iter().map(|how| ("weights", format!("{how}; to quantize them again loses more"))));
     facts.extend(tied.map(|tied| ("head", tied)));
     facts.extend([("rotary positions", none(&read.rope)), ("attention to", none(&read.window)), ("norms", none(&read.norms))]);
     facts.extend([("biases of", none(&read.biases)), ("end of text", none(&end))]);

@@ -98,6 +98,15 @@ fn runners_and_modes_are_lists_of_different_names() {
 }
 
 #[test]
+fn a_device_is_one_of_the_engines() {
+    let eval = |line: &str| recipe(MODEL, &[ONNX, EVAL, line, "\n"]);
+    refused(&eval("device = \"CPU\""), "\"CPU\"", "`device` is for engines, and only the reference runs", "leave `device` out");
+    let engine = "runners = [\"reference\", \"openvino\"]\ndevice =";
+    refused(&eval(&format!("{engine} \"TPU\"")), "\"TPU\"", "openvino has no device `TPU`", "CPU, GPU, NPU");
+    Recipe::parse(Path::new("r.toml"), &eval(&format!("{engine} \"gpu\""))).expect("the case of letters does not matter");
+}
+
+#[test]
 fn unknown_keys_are_named_before_missing_ones_at_every_depth() {
     let step = "[[step]]\nkind = \"quantize\"\ngird = \"int4\"\n";
     refused(&recipe(MODEL, &[step]), "gird", "has no key `gird`", "did you mean `grid`?");

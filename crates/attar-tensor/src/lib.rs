@@ -45,5 +45,5 @@ pub use minifloat::Minifloat;
 pub use quantized::{QuantizedTensor, SharedParts};
 pub use scale::ScaleFormat;
 pub use scheme::{Encoding, Granularity, Scheme, Tail, ZeroPoint};
-pub use source::{Overlay, Source, TensorInfo};
+pub use source::{Overlay, Source, StoredTensor, TensorInfo};
 pub use store::{Collected, FolderStore, Keep, Lease, NewBlob, Scratch, Store, Total};

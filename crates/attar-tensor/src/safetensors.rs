@@ -19,7 +19,9 @@ use std::{
 
 use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo as StoredInfo};
 
-use crate::{Defect, Digest, Dtype, Encoding, Error, Granularity, QuantizedTensor, Result, Scheme, Source, TensorInfo, pack};
+use crate::{
+    Defect, Digest, Dtype, Encoding, Error, Granularity, QuantizedTensor, Result, Scheme, Source, StoredTensor, TensorInfo, pack,
+};
 
 /// Longest header we read. The format's own library has the same limit.
 const HEADER_LIMIT: u64 = 100_000_000;
@@ -154,7 +156,7 @@ fn stored(dtype: Dtype) -> StoredDtype {
 enum Place {
     Plain(Part),
     Quantized(Box<Quantized>),
-    Unreadable(StoredDtype),
+    Unreadable { dtype: StoredDtype, file: usize },
 }
 
 /// The parts of a quantized tensor, as in [`PartLayout`].
@@ -237,7 +239,7 @@ impl Shards {
                 self.tensors.insert(name.clone(), info);
                 Place::Plain(part)
             }
-            None => Place::Unreadable(part.stored.dtype),
+            None => Place::Unreadable { dtype: part.stored.dtype, file: part.file },
         };
         self.places.insert(name, place);
     }
@@ -305,15 +307,37 @@ impl Source for Shards {
     }
 
     fn unreadable(&self) -> Vec<String> {
-        let unreadable = self.places.iter().filter(|(_, place)| matches!(place, Place::Unreadable(_)));
+        let unreadable = self.places.iter().filter(|(_, place)| matches!(place, Place::Unreadable { .. }));
         unreadable.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn stored(&self, name: &str) -> Option<StoredTensor> {
+        let (Place::Plain(Part { file, .. }) | Place::Unreadable { file, .. }) = self.places.get(name)? else { return None };
+        let stored = self.files[*file].tensors.get(name)?;
+        let bytes = stored.bytes.end - stored.bytes.start;
+        Some(StoredTensor { dtype: format!("{:?}", stored.dtype), dims: stored.dims.clone(), bytes })
+    }
+
+    fn read_stored(&self, name: &str, start: u64, out: &mut [u8]) -> Result<()> {
+        let (Place::Plain(Part { file, .. }) | Place::Unreadable { file, .. }) =
+            self.places.get(name).ok_or_else(|| self.unknown(name))?
+        else {
+            return Err(self.unknown(name));
+        };
+        let stored = &self.files[*file].tensors[name];
+        let (end, length) = (start.saturating_add(out.len() as u64), stored.bytes.end - stored.bytes.start);
+        if end > length {
+            let defect = Defect::Extent { tensor: name.into(), start, end, length, alignment: 1 };
+            return Err(Error::Malformed { path: self.files[*file].path.clone(), format: FORMAT, defect });
+        }
+        self.files[*file].read_at(stored, start, out)
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         if let Some(info) = self.tensors.get(name) {
             return Ok(info);
         }
-        if let Some(Place::Unreadable(dtype)) = self.places.get(name) {
+        if let Some(Place::Unreadable { dtype, .. }) = self.places.get(name) {
             return Err(Error::Malformed {
                 path: self.files.first().map(|f| f.path.clone()).unwrap_or_default(),
                 format: FORMAT,
@@ -389,7 +413,7 @@ impl Source for Shards {
                     self.files[part.file].hash(&part.stored, &mut hasher)?;
                 }
             }
-            Place::Unreadable(_) => unreachable!("`info` refuses it"),
+            Place::Unreadable { .. } => unreachable!("`info` refuses it"),
         }
         Ok(hasher.into())
     }

@@ -34,6 +34,17 @@ impl TensorInfo {
     }
 }
 
+/// A tensor as its file stores it, also where its format is none of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// The format's own name: `I32`, `F8_E4M3`, …
+    pub dtype: String,
+    /// Outermost first.
+    pub dims: Vec<usize>,
+    /// Bytes of all elements.
+    pub bytes: u64,
+}
+
 /// A set of named tensors that are read by rows.
 ///
 /// Implementations keep only headers in memory: a read allocates no more than it returns.
@@ -54,6 +65,16 @@ pub trait Source: Send + Sync {
 
     /// The digest of the tensor's shape, encoding and stored bytes. Names and files do not matter: tied weights agree.
     fn digest(&self, name: &str) -> Result<Digest>;
+
+    /// The tensor of that name as its file stores it. Only safetensors tell.
+    fn stored(&self, _name: &str) -> Option<StoredTensor> {
+        None
+    }
+
+    /// Stored bytes from `start`, which lie in the tensor that [`Source::stored`] describes.
+    fn read_stored(&self, name: &str, _start: u64, _out: &mut [u8]) -> Result<()> {
+        Err(self.unknown(name))
+    }
 
     /// The tensor of that name.
     fn info(&self, name: &str) -> Result<&TensorInfo> {

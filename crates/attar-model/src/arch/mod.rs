@@ -15,7 +15,7 @@ use attar_tensor::{
     gguf::{Metadata, Value},
 };
 
-use crate::{Config, Error, Names, Naming, Pattern, Result, builder::Builder, config::check, gguf, keys, sentence};
+use crate::{Config, Error, Names, Naming, Pattern, Result, builder::Builder, config::check, gguf, keys, quantized, sentence};
 
 /// A family of models that one function builds.
 pub struct Architecture {
@@ -110,7 +110,8 @@ pub(crate) fn from_folder(checkpoint: &Checkpoint, source: &dyn Source, ignore: 
 
 /// `config.json`, and what `generation_config.json` says of the end of a text.
 pub(crate) fn config_of(checkpoint: &Checkpoint) -> Result<Config> {
-    let json = checkpoint.json("config.json")?.ok_or_else(|| Error::NoConfig { path: checkpoint.path.clone() })?;
+    let mut json = checkpoint.json("config.json")?.ok_or_else(|| Error::NoConfig { path: checkpoint.path.clone() })?;
+    quantized::without(&mut json);
     let mut config = Config::from_json(&checkpoint.path.join("config.json"), json)?;
     if let Some(json) = checkpoint.json(GENERATION)? {
         config.generate_by(&checkpoint.path.join(GENERATION), &json)?;

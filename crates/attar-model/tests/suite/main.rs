@@ -5,6 +5,7 @@ mod fuzz;
 mod gguf;
 mod golden;
 mod graphs;
+mod quantized;
 mod reading;
 mod refusing;
 mod room;

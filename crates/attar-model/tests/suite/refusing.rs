@@ -66,6 +66,14 @@ fn vector(n: usize) -> (Vec<usize>, Vec<f32>) {
 }
 
 #[test]
+fn a_bias_of_zeros_that_the_configuration_does_not_have_is_read_as_none() {
+    let room = llama("zero-bias", &json!({}), |tensors| {
+        tensors.insert("model.layers.1.self_attn.q_proj.bias".into(), (vec![32], vec![0.0; 32]));
+    });
+    assert_reads(&Model::open(room.path()).unwrap(), "llama", "plain");
+}
+
+#[test]
 fn a_tensor_that_would_be_left_out_is_an_error_that_names_it() {
     for (tensor, words) in [
         ("model.layers.1.self_attn.q_proj.bias", "attention_bias"),

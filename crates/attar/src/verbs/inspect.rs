@@ -69,7 +69,7 @@ fn checkpoint(path: &Path, arguments: &ArgMatches, printer: &Printer) -> Result<
             .collect();
         printer.value(&json!({
             "path": path, "architecture": model.config.architecture, "parameters": model.parameters(),
-            "bits_per_weight": per_weight, "tensors": tensors,
+            "bits_per_weight": per_weight, "tensors": tensors, "quantized": model.quantized.as_ref().map(ToString::to_string),
         }));
         return Ok(());
     }
@@ -94,6 +94,7 @@ fn checkpoint(path: &Path, arguments: &ArgMatches, printer: &Printer) -> Result<
         model.parameters(),
         model.graph.block_count().saturating_sub(2),
     ));
+    model.quantized.iter().for_each(|how| printer.data(&how.to_string()));
     Ok(())
 }
 
