@@ -41,6 +41,7 @@ pub mod step;
 mod sweep;
 mod table;
 mod walk;
+mod walker;
 mod words;
 
 pub use attar_compress::allocate::Size;
@@ -65,4 +66,4 @@ pub use source::what_was_read;
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};
-pub use walk::Walker;
+pub use walker::Walker;

@@ -68,6 +68,13 @@ impl Opened {
         }
     }
 
+    /// The windows of the recipe's calibration text, if there is such.
+    pub(crate) fn windows(&self, recipe: &Recipe) -> Result<Option<Vec<Vec<u32>>>> {
+        let Some(calibration) = recipe.calibration() else { return Ok(None) };
+        let windows = calibration.windows(&self.tokenizer()?, self.config());
+        windows.map(Some).map_err(|e| recipe.document.place(e.into(), "data.calibration"))
+    }
+
     /// Numbers in the weights of what the recipe is about, if it says so.
     pub(crate) fn parameters(&self) -> Option<u64> {
         match &self.subject {

@@ -16,7 +16,6 @@ use crate::{
     baseline::Baseline,
     document::{self, Document, Section, fields},
     extras::numbered,
-    opened::Opened,
     output::{Output, PROMISED, STATE, STORE},
     runner::RunnerKind,
     settings::of,
@@ -300,13 +299,6 @@ impl Recipe {
             let key = format!("data.calibration.{}", e.key().unwrap_or_default());
             self.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &key)
         })
-    }
-
-    /// The windows of the calibration text, if there is such.
-    pub(crate) fn windows(&self, opened: &Opened) -> Result<Option<Vec<Vec<u32>>>> {
-        let Some(calibration) = self.calibration() else { return Ok(None) };
-        let windows = calibration.windows(&opened.tokenizer()?, opened.config());
-        windows.map(Some).map_err(|e| self.document.place(e.into(), "data.calibration"))
     }
 
     /// Where finished units of work are kept.

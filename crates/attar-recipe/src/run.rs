@@ -25,6 +25,7 @@ use crate::{
     publish,
     report::{self, ModelReport},
     session::{Session, Workspace},
+    step::WALKERS,
 };
 
 /// How to run.
@@ -45,7 +46,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let opened = Opened::of(recipe)?;
     let lock = lock_inputs(recipe, &opened, request)?;
     let output = claim_output(recipe)?;
-    let workspace = Workspace::open(recipe.store(&output), recipe.windows(&opened)?)?;
+    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS)?;
     let session = workspace.session(opened.model(), request.observer);
     let mut used = BTreeSet::new();
     let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
@@ -256,7 +257,7 @@ mod tests {
     /// The files of the steps of the only variant, by their digests, and the searches for schedules.
     fn made(recipe: &Recipe, planned: &PlannedVariant) -> (Vec<(String, Digest)>, Vec<String>) {
         let (opened, folder, observer) = (Opened::of(recipe).unwrap(), tempfile::tempdir().unwrap(), Searches::default());
-        let workspace = Workspace::open(folder.path().into(), recipe.windows(&opened).unwrap()).unwrap();
+        let workspace = Workspace::open(folder.path().into(), opened.windows(recipe).unwrap(), WALKERS).unwrap();
         let session = workspace.session(opened.model(), &observer);
         let made = run_steps(recipe, &recipe.variants[0], planned, &session, &mut BTreeSet::new()).unwrap();
         let files = made.folders.iter().flat_map(|folder| &folder.files).map(|(name, content)| match content {

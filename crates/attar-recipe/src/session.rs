@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use attar_model::Model;
 use attar_tensor::{Digest, FolderStore, Store};
 
-use crate::{Error, Observer, Result};
+use crate::{Error, Observer, Result, walker::Walker};
 
 /// What units of work need while they run.
 pub struct Session<'a> {
@@ -15,23 +15,36 @@ pub struct Session<'a> {
     model: Option<&'a Model>,
     /// The windows that activations are seen on, if the recipe has such.
     pub(crate) calibration: Option<&'a [Vec<u32>]>,
+    /// Who may walk.
+    pub(crate) walkers: &'static [&'static Walker],
 }
 
 /// What sessions work with: finished units, and the text that steps look at.
 pub(crate) struct Workspace {
     pub(crate) store: Box<dyn Store>,
     calibration: Option<Vec<Vec<u32>>>,
+    walkers: &'static [&'static Walker],
 }
 
 impl Workspace {
     /// Opens the store at `root`.
-    pub(crate) fn open(root: PathBuf, calibration: Option<Vec<Vec<u32>>>) -> Result<Workspace> {
-        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), calibration })
+    pub(crate) fn open(
+        root: PathBuf,
+        calibration: Option<Vec<Vec<u32>>>,
+        walkers: &'static [&'static Walker],
+    ) -> Result<Workspace> {
+        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), calibration, walkers })
     }
 
     /// Work on `model`, of which `observer` hears.
     pub(crate) fn session<'a>(&'a self, model: impl Into<Option<&'a Model>>, observer: &'a dyn Observer) -> Session<'a> {
-        Session { store: &*self.store, observer, model: model.into(), calibration: self.calibration.as_deref() }
+        Session {
+            store: &*self.store,
+            observer,
+            model: model.into(),
+            calibration: self.calibration.as_deref(),
+            walkers: self.walkers,
+        }
     }
 }
 

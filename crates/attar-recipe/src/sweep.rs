@@ -20,7 +20,7 @@ use crate::{
     output::Output,
     plot::{Line, Mark, Plot},
     session::{Session, Workspace},
-    step::{Step, StepError},
+    step::{Step, StepError, WALKERS},
     table::bytes,
 };
 
@@ -77,7 +77,7 @@ pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sw
     check_needs(&recipe, request.engines)?;
     let opened = Opened::of(&recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
-    let workspace = Workspace::open(recipe.store(&output), recipe.windows(&opened)?)?;
+    let workspace = Workspace::open(recipe.store(&output), opened.windows(&recipe)?, WALKERS)?;
     let session = workspace.session(opened.model(), request.observer);
     let measuring = Measuring {
         recipe: &recipe,

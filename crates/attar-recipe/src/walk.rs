@@ -5,8 +5,8 @@
 //! block it was in, with the very numbers that it had. Only the latest of these blobs is kept, and none when the walk is over.
 //!
 //! What is found in a block, and what decides it, is the [`Visitor`]'s business. A walk may have several *sides*: the same
-//! windows through the quantized and the float model, block by block together. Who walks is a [`Walker`] of
-//! [`WALKERS`]: the tests of resuming run over all of them.
+//! windows through the quantized and the float model, block by block together. Who walks is a [`Walker`]
+//! that the session knows: one of [`crate::step::WALKERS`], and the tests of resuming run over all of them.
 //!
 //! ```text
 //! block 0: units done                            take the units
@@ -24,21 +24,10 @@ use attar_tensor::{
 };
 use candle_core::{Device, Tensor};
 
-use crate::{Observer, Result, model::Working, session::Session, shape, step::WALKERS};
+use crate::{Observer, Result, model::Working, session::Session, shape, walker::Walker};
 
 /// Tokens that go through a block together.
 const LANE: usize = 2048;
-
-/// Who walks.
-#[derive(Debug)]
-pub struct Walker {
-    /// Its name: letters and hyphens.
-    pub name: &'static str,
-    /// What it does on the way, for progress.
-    pub doing: &'static str,
-    /// Steps of a variant that walk so, as TOML. The tests of resuming run them.
-    pub example: &'static str,
-}
 
 /// What is done at every block of a walk.
 pub(crate) trait Visitor {
@@ -90,7 +79,7 @@ impl<'a> Walk<'a> {
         sides: Vec<Side<'a>>,
         session: &'a Session<'a>,
     ) -> Walk<'a> {
-        let registered = WALKERS.iter().any(|known| std::ptr::eq(*known, walker));
+        let registered = session.walkers.iter().any(|known| std::ptr::eq(*known, walker));
         assert!(registered, "`{}` is a line in WALKERS: the tests of resuming run over all walkers", walker.name);
         let blocks = |side: &Side<'_>| side.graph.block_count();
         assert!(sides.iter().all(|side| blocks(side) == blocks(&sides[0])), "no step moves work to another block");
@@ -416,6 +405,13 @@ mod tests {
     use super::*;
     use crate::{Error, Silent, session::Workspace};
 
+    static WALKER: Walker = Walker { name: "test", doing: "summing", example: "" };
+    static WALKERS: &[&Walker] = &[&WALKER];
+
+    fn open(folder: &Path) -> Workspace {
+        Workspace::open(folder.into(), Some(windows()), WALKERS).unwrap()
+    }
+
     fn model() -> Model {
         Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/shakespeare-1m")).unwrap()
     }
@@ -447,7 +443,7 @@ mod tests {
             let weights = SourceWeights(self.model.source.clone());
             let first = first_key(graph, self.session.calibration.unwrap());
             let sides = vec![Side { graph, weights: &weights }];
-            let walk = Walk::new(WALKERS[0], "model", first, sides, self.session).by(4);
+            let walk = Walk::new(&WALKER, "model", first, sides, self.session).by(4);
             let done = walk.visit(graph.block_count() - 1, &mut self);
             (done, self)
         }
@@ -491,7 +487,7 @@ mod tests {
     #[test]
     fn a_walk_that_was_killed_takes_up_at_its_block_with_the_same_numbers() {
         let (model, folders) = (model(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
-        let [whole, killed] = folders.each_ref().map(|folder| Workspace::open(folder.path().into(), Some(windows())).unwrap());
+        let [whole, killed] = folders.each_ref().map(|folder| open(folder.path()));
         let session = whole.session(&model, &Silent);
         let (done, wanted) = Summing::new(&model, &session).walk();
         done.unwrap();
@@ -514,7 +510,7 @@ mod tests {
     #[test]
     fn only_the_latest_activations_are_kept_and_none_after_the_walk() {
         let (model, folder) = (model(), tempfile::tempdir().unwrap());
-        let workspace = Workspace::open(folder.path().into(), Some(windows())).unwrap();
+        let workspace = open(folder.path());
         let session = workspace.session(&model, &Silent);
         let last = model.graph.block_count() - 2;
         let (killed, _) = Summing { killed_in: Some(last), ..Summing::new(&model, &session) }.walk();
@@ -533,13 +529,13 @@ mod tests {
     #[test]
     fn windows_that_arrive_pass_no_block_twice() {
         let (model, folder) = (model(), tempfile::tempdir().unwrap());
-        let workspace = Workspace::open(folder.path().into(), Some(windows())).unwrap();
+        let workspace = open(folder.path());
         let (graph, weights) = (&model.graph, SourceWeights(model.source.clone()));
         let arrive = |observer: &dyn Observer| {
             let session = workspace.session(&model, observer);
             let key = |before: &Digest, block| block_key(before, graph, block, &*model.source, []);
             let sides = vec![Side { graph, weights: &weights }];
-            let walk = Walk::new(WALKERS[0], "model", first_key(graph, &windows()), sides, &session).by(4);
+            let walk = Walk::new(&WALKER, "model", first_key(graph, &windows()), sides, &session).by(4);
             let (windows, entering) = walk.arrive(3, &key)?;
             Ok((format!("{:?}", windows.values(0, &[Values::new(), Values::new()])), *entering.blob().unwrap()))
         };
@@ -553,10 +549,10 @@ mod tests {
         assert_eq!(*resumed.passed.lock().unwrap(), [2, 3], "blocks 0 and 1 are in the store");
 
         let other = tempfile::tempdir().unwrap();
-        let whole = Workspace::open(other.path().into(), Some(windows())).unwrap();
+        let whole = open(other.path());
         let session = whole.session(&model, &Silent);
         let sides = vec![Side { graph, weights: &weights }];
-        let walk = Walk::new(WALKERS[0], "model", first_key(graph, &windows()), sides, &session).by(4);
+        let walk = Walk::new(&WALKER, "model", first_key(graph, &windows()), sides, &session).by(4);
         let key = |before: &Digest, block| block_key(before, graph, block, &*model.source, []);
         let (_, entering) = walk.arrive(3, &key).unwrap();
         assert_eq!(*entering.blob().unwrap(), found.1, "the same numbers");
@@ -585,7 +581,7 @@ mod tests {
     #[test]
     fn a_block_whose_activations_are_gone_is_reached_from_the_first() {
         let (model, folder) = (model(), tempfile::tempdir().unwrap());
-        let workspace = Workspace::open(folder.path().into(), Some(windows())).unwrap();
+        let workspace = open(folder.path());
         let session = workspace.session(&model, &Silent);
         let (_, wanted) = Summing::new(&model, &session).walk();
         let (done, again) = Summing { changed: Some(1), ..Summing::new(&model, &session) }.walk();

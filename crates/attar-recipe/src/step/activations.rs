@@ -28,7 +28,8 @@ use crate::{
     model::Working,
     session::Session,
     settings::of,
-    walk::{self, Side, Visitor, Walk, Walker, Windows, block_key, token_bytes},
+    walk::{self, Side, Visitor, Walk, Windows, block_key, token_bytes},
+    walker::Walker,
 };
 
 /// Moves whenever the same activations give other scales.

@@ -18,7 +18,8 @@ use crate::{
     model::{Float, Working},
     session::Session,
     settings::of,
-    walk::{self, Side, Visitor, Walk, Walker, Windows, first_key, lane_values},
+    walk::{self, Side, Visitor, Walk, Windows, first_key, lane_values},
+    walker::Walker,
 };
 
 pub(super) static AUTOROUND: StepKind = StepKind {

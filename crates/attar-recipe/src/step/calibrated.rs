@@ -17,7 +17,8 @@ use crate::{
     Error,
     model::Working,
     session::Session,
-    walk::{Side, Visitor, Walk, Walker, Windows, block_key, first_key},
+    walk::{Side, Visitor, Walk, Windows, block_key, first_key},
+    walker::Walker,
 };
 
 pub(super) static WALKER: Walker = Walker {

@@ -21,7 +21,7 @@ mod tile;
 mod trainable;
 mod transformed;
 
-use crate::walk::Walker;
+use crate::walker::Walker;
 
 pub use device::refused_by_device;
 pub use kind::{PlannedTensor, Step, StepError, StepKind};

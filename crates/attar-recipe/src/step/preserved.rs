@@ -9,7 +9,8 @@ use crate::{
     Error, Result,
     session::Session,
     shape,
-    walk::{self, Side, Walk, Walker, Windows},
+    walk::{self, Side, Walk, Windows},
+    walker::Walker,
 };
 
 pub(super) static WALKER: Walker =

@@ -22,7 +22,8 @@ use crate::{
     session::Session,
     settings::of,
     shape,
-    walk::{self, Latest, Side, Walk, Walker, block_key, first_key, lane_values, read_lanes, write_lanes},
+    walk::{self, Latest, Side, Walk, block_key, first_key, lane_values, read_lanes, write_lanes},
+    walker::Walker,
 };
 
 pub(super) static RECOVER: StepKind = StepKind {

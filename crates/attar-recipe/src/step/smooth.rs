@@ -20,7 +20,8 @@ use crate::{
     report::SiteReport,
     session::Session,
     settings::of,
-    walk::{self, Side, Visitor, Walk, Walker, Windows, block_key, first_key},
+    walk::{self, Side, Visitor, Walk, Windows, block_key, first_key},
+    walker::Walker,
 };
 
 pub(super) static SMOOTH: StepKind = StepKind {
