@@ -469,7 +469,11 @@ impl Recipe {
             return Err(self.document.place(error, &format!("{}.modes", eval.key)));
         }
         let device = eval.device.as_deref().map(|device| engine.device(device));
-        device.transpose().map(|_| ()).map_err(|e| self.document.place(e.into(), &format!("{}.device", eval.key)))
+        let found = device.transpose().map(|_| ());
+        found.map_err(|e| {
+            let error = Error { kind: ErrorKind::Recipe, ..e.into() };
+            self.document.place(error, &format!("{}.device", eval.key))
+        })
     }
 
     /// Whether what a number is held against is there when `runner` measures it.

@@ -98,6 +98,17 @@ fn runners_and_modes_are_lists_of_different_names() {
 }
 
 #[test]
+fn options_belong_to_their_target() {
+    let export = |lines: &str| recipe(MODEL, &["[[export]]\n", lines, "\n"]);
+    let other = "target = \"checkpoint\"\nlayout = \"dequantize-linear\"";
+    refused(&export(other), "layout", "(`checkpoint`) has no key `layout`", "known: target, folder");
+    refused(&export("target = \"onnx\"\nlayuot = \"x\""), "layuot", "has no key `layuot`", "did you mean `layout`?");
+    refused(&export("target = \"onnx\"\nlayout = \"x\""), "\"x\"", "known: `dequantize-linear`, `matmul-nbits`", "");
+    refused(&export("target = \"onx\""), "\"onx\"", "`onx`", "did you mean `onnx`?");
+    refused(&export("layout = \"dequantize-linear\""), "[[export]]", "target", "");
+}
+
+#[test]
 fn a_device_is_one_of_the_engines() {
     let eval = |line: &str| recipe(MODEL, &[ONNX, EVAL, line, "\n"]);
     refused(&eval("device = \"CPU\""), "\"CPU\"", "`device` is for engines, and only the reference runs", "leave `device` out");

@@ -18,7 +18,7 @@ fn biased() -> Room {
     copy(&room, "tiny-llama-yarn");
     edit(&room, |raw| {
         let start = raw.data.len();
-        raw.data.extend_from_slice(&[0; 128]);
+        raw.data.extend_from_slice(&1f32.to_le_bytes().repeat(32));
         raw.header[BIAS] = json!({ "dtype": "F32", "shape": [32], "data_offsets": [start, start + 128] });
     });
     room

@@ -124,8 +124,9 @@ fn a_run_that_is_killed_again_and_again_gets_through() {
 fn an_interrupted_run_says_so_and_goes_on_later() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let room = ready();
-        let mut command = room.command(&RUN);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("attar starts");
+        // The tests may run where signals are ignored, under `nohup` for one.
+        let mut command = room.other_command("env", &[&["--default-signal", ATTAR], &RUN[..]].concat());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("coreutils are there");
         while journal_lines(&room) < 3 {
             sleep(Duration::from_millis(2));
         }
