@@ -8,7 +8,7 @@ use crate::{
     Engines, Error, ErrorKind, Existing, Recipe, Result, RunnerKind, Variant, adapters,
     kept::Kept,
     model::Working,
-    needs::missing,
+    needs::{check_needs, missing},
     opened::Opened,
     output,
     recipe::Subject,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What a run would do.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Plan {
     /// The checkpoint, or the artifact that exists.
     pub model: String,
@@ -42,6 +42,9 @@ pub struct Plan {
     pub peak: String,
     /// What a run needs and this machine does not have.
     pub missing: Vec<String>,
+    /// Why a run would not start here, if something is missing that it cannot do without.
+    #[serde(skip)]
+    pub blocked: Option<Error>,
 }
 
 /// What would become of one variant.
@@ -130,6 +133,7 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         peak_memory: BASE_MEMORY + peak.bytes,
         peak: peak.what,
         missing: missing(recipe, engines),
+        blocked: check_needs(recipe, engines).err(),
     })
 }
 

@@ -8,6 +8,7 @@ mod export;
 mod flags;
 mod fuse;
 mod generate;
+mod given;
 mod inspect;
 mod list;
 mod man;

@@ -4,10 +4,13 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use attar_compress::kind;
 use attar_model::Summary;
-use attar_recipe::{ActivationReport, Error, PlannedVariant, Recipe, fusion_table, what_was_read};
+use attar_recipe::{ActivationReport, Error, PlannedVariant, fusion_table, what_was_read};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Verb, draw, path, path_argument};
+use super::{
+    Verb, draw,
+    given::{recipe, recipe_arguments},
+};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Plan;
@@ -18,14 +21,13 @@ impl Verb for Plan {
     }
 
     fn command(&self) -> Command {
-        Command::new("plan")
+        recipe_arguments(Command::new("plan"))
             .about("Check a recipe and show what it would do, without doing it")
             .long_about(
                 "Check a recipe and show what it would do, without doing it.\n\n\
                  Lists the tensors that each step changes, bits per weight, bytes to be written, evals, gates, and an upper \
                  estimate of memory. Reports every mistake that `attar run` would report before starting.",
             )
-            .arg(path_argument("RECIPE", "The recipe, a TOML file"))
             .arg(
                 Arg::new("tensors")
                     .long("tensors")
@@ -35,17 +37,17 @@ impl Verb for Plan {
     }
 
     fn examples(&self) -> &'static [&'static str] {
-        &["attar plan recipe.toml", "attar plan recipe.toml --tensors"]
+        &["attar plan recipe.toml", "attar plan recipe.toml --set step.1.grid=int8", "attar plan recipe.toml --tensors"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let recipe = Recipe::read(path(arguments, "recipe"))?;
+        let (recipe, _) = recipe(arguments)?;
         let mut plan = attar_recipe::plan(&recipe, &environment.engines())?;
         plan.check_memory(environment.max_memory)?;
         plan.read = plan.read.map(Summary::with_digests).transpose()?;
         if printer.json {
             printer.value(&plan);
-            return Ok(ExitCode::SUCCESS);
+            return plan.blocked.map_or(Ok(ExitCode::SUCCESS), Err);
         }
         let parameters = plan.parameters.map(|count| format!(", {count} parameters")).unwrap_or_default();
         printer.data(&format!("{} ({}){parameters}", plan.model, plan.architecture));
@@ -62,7 +64,7 @@ impl Verb for Plan {
         for missing in &plan.missing {
             printer.data(&format!("missing: {missing}"));
         }
-        Ok(ExitCode::SUCCESS)
+        plan.blocked.map_or(Ok(ExitCode::SUCCESS), Err)
     }
 }
 

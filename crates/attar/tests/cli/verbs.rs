@@ -106,6 +106,25 @@ fn check_artifact(artifact: &Value, files: &BTreeMap<String, Vec<u8>>) {
 }
 
 #[test]
+fn settings_of_the_command_line_replace_those_of_the_recipe() {
+    let room = Room::new();
+    let recipe = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 64\n";
+    room.write("r.toml", recipe);
+    let run = ["run", "r.toml", "--set", "step.1.grid=int8", "--set", "step.1.group = 32", "--output", "there"];
+    room.attar(&run).exits(0);
+    let report = room.json("there/report.json");
+    assert_eq!(report["variants"][0]["tensors"][0]["encoding"], "int8/g32");
+    assert!(!room.path("out").exists() && !room.path("r.lock").exists());
+    room.attar(&["plan", "r.toml", "--set", "step.1.gird=int8"]).exits(2).says("`gird`");
+    room.attar(&["plan", "r.toml", "--set", "step.2.grid=int8"]).exits(2).says("`step` has 1");
+    room.attar(&["run", "r.toml", "--locked", "--output", "x"]).exits(2).says("cannot be used with");
+    room.attar(&["run", "-", "--locked"]).exits(2).says("standard input");
+    // A pipe.
+    room.finish(room.other_command("sh", &["-c", "exec \"$0\" run - --output piped < r.toml", ATTAR])).exits(0);
+    assert!(room.path("piped/manifest.json").exists() && !room.path("standard input.lock").exists());
+}
+
+#[test]
 fn a_plan_does_nothing() {
     let mut session = Session::new("plan");
     let room = Room::new();
@@ -116,7 +135,7 @@ fn a_plan_does_nothing() {
     let plan = room.attar(&["plan", "recipe.toml", "--json"]).exits(0).json();
     assert_eq!(plan["variants"].as_array().unwrap().len(), 2);
     room.write("missing.toml", &RECIPE.replace(TEXT, "nowhere.txt"));
-    session.note("data that is missing", &room.attar(&["plan", "missing.toml"]).exits(0));
+    session.note("data that is missing", &room.attar(&["plan", "missing.toml"]).exits(3));
     room.write("groups.toml", &RECIPE.replace("group = 64", "group = 96"));
     session.note("groups that do not divide", &room.attar(&["plan", "groups.toml"]).exits(2));
     assert!(!room.path("out").exists());
@@ -220,7 +239,7 @@ fn an_eval_is_a_recipe_of_a_model_or_of_an_artifact() {
     let printed = room.attar(&[&artifact, &EVAL[..]].concat()).exits(0);
     session.note("an artifact", &printed);
     room.write("printed.toml", &printed.stdout);
-    session.note("its plan", &room.attar(&["plan", "printed.toml"]).exits(0));
+    session.note("its plan", &room.attar(&["plan", "printed.toml"]).exits(3));
     session.note("a model", &room.attar(&[&["eval", MODEL, "--baseline", MODEL, "--print-recipe"], &EVAL[..]].concat()).exits(0));
     let drift = ["eval", "testdata/models/tiny-bert", "--task", "embedding-drift", "--data", TEXT];
     session.note("nothing to drift from", &room.attar(&drift).exits(2));
