@@ -54,7 +54,7 @@ impl Calibration {
     /// Reads and tokenizes the text, cuts it into windows and takes as many as asked for, in the order of the text.
     pub fn windows(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Vec<u32>>> {
         self.check(config)?;
-        let text = std::fs::read_to_string(&self.path).map_err(|source| attar_tensor::Error::Io {
+        let text = attar_tensor::read_text(&self.path).map_err(|source| attar_tensor::Error::Io {
             action: "read",
             path: self.path.clone(),
             source,

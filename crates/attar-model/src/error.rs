@@ -95,6 +95,15 @@ pub enum Error {
         /// Whether it is one that we know by name.
         known: bool,
     },
+    /// Another tool quantized it, in a way that is read, and something is wrong with what it left.
+    #[error("the weights are already quantized with {method}, and cannot be decoded")]
+    Undecodable {
+        /// The method.
+        method: &'static str,
+        /// What is wrong.
+        #[source]
+        source: Box<Error>,
+    },
     /// The architecture is not in [`crate::ARCHITECTURES`].
     #[error("the architecture `{found}` is not known")]
     UnknownArchitecture {
@@ -197,7 +206,7 @@ impl Error {
                 let name = if gguf { keys[0].0.clone() } else { format!("config.{}", keys[0].0) };
                 Some(format!("{nearest}{}", ignoring(&name)))
             }
-            Error::AlreadyQuantized { .. } => Some(
+            Error::AlreadyQuantized { .. } | Error::Undecodable { .. } => Some(
                 "take the checkpoint that it was made from, or dequantize it once with its own library and `save_pretrained(FOLDER)`; read are GPTQ, AWQ, FP8 and compressed-tensors"
                     .into(),
             ),

@@ -32,6 +32,7 @@ mod scale;
 mod scheme;
 mod source;
 mod store;
+mod text;
 
 pub use atomic::{PARTIAL, sweep_partial, sync_folder, sync_tree, write_atomically};
 pub use blobs::{BlobWriter, Blobs};
@@ -47,3 +48,4 @@ pub use scale::ScaleFormat;
 pub use scheme::{Encoding, Granularity, Scheme, Tail, ZeroPoint};
 pub use source::{Overlay, Source, StoredTensor, TensorInfo};
 pub use store::{Collected, FolderStore, Keep, Lease, NewBlob, Scratch, Store, Total};
+pub use text::read_text;

@@ -248,7 +248,7 @@ impl<T: ReadsFile> Settings for T {
 
 /// The text of a file.
 pub(super) fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })
+    attar_tensor::read_text(path).map_err(|source| Error::Read { path: path.into(), source })
 }
 
 /// [`Task::parse`] for settings of type `T`.

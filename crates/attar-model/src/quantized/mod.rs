@@ -23,7 +23,7 @@ use attar_tensor::{Checkpoint, Digest, Dtype, Encoding, Format, QuantizedTensor,
 use serde_json::Value;
 
 use crate::{
-    Result,
+    Error, Result,
     settings::{Asked, Settings, short},
 };
 use parts::Part;
@@ -111,10 +111,11 @@ pub(crate) fn open(checkpoint: &mut Checkpoint) -> Result<Option<Already>> {
         None => whole,
     };
     let method = method(&settings, file, key)?;
-    check_keys(&settings, method)?;
     let source = checkpoint.source.clone();
     let files = Files { source: &*source, path: &checkpoint.path, title: method.title };
-    let Found { format, activations, layers } = (method.find)(&files, &settings)?;
+    let found = check_keys(&settings, method).and_then(|()| (method.find)(&files, &settings));
+    let Found { format, activations, layers } =
+        found.map_err(|source| Error::Undecodable { method: method.title, source: Box::new(source) })?;
     if layers.is_empty() {
         return Err(settings.wrong("quant_method", method.title, "no such setting: no stored tensor is quantized"));
     }

@@ -97,6 +97,7 @@ fn settings_that_do_not_fit_are_refused_by_key() {
         });
         let said = refused(room.path());
         assert!(said.contains(key) || said.contains("qzeros"), "{key} = {value}: {said}");
+        assert!(said.starts_with("the weights are already quantized with GPTQ"), "{said}");
     }
 }
 
@@ -119,7 +120,7 @@ fn companions_that_are_missing_are_named() {
         ("ct-pack-int4-asym-act", "mlp.down_proj.weight_zero_point", "mlp.down_proj.weight_zero_poinx"),
     ] {
         let said = refused(damaged(case, from, to).path());
-        assert!(said.contains(from) && said.contains("missing"), "{said}");
+        assert!(said.contains(from) && said.contains("missing") && said.contains("already quantized"), "{said}");
     }
 }
 

@@ -14,6 +14,8 @@ const PHRASES: &[(&str, &str)] = &[
     ("`[data.calibration]`", "`--calibration`"),
     ("the recipe has no text for that", "there is no text for that"),
     ("and the recipe has none", "and there is none"),
+    ("name it in the recipe: `[model]` with ", "add "),
+    (" (on the command line `--ignore`)", ""),
     ("`output`", "`--out`"),
     ("the output folder of this recipe", "the output folder"),
     ("give the recipe another", "give another"),
@@ -72,7 +74,7 @@ impl Flags<'_> {
         let long = arguments().find(|argument| argument.get_id() == key).and_then(|argument| argument.get_long())?;
         Some(match value {
             None => format!("--{long}"),
-            Some(value) => format!("--{long} {}", value.trim_matches('"')),
+            Some(value) => format!("--{long} {}", value.trim_matches(['[', '"', ']'])),
         })
     }
 }
@@ -88,7 +90,8 @@ mod tests {
             .arg(Arg::new("model"))
             .arg(Arg::new("group").long("group"))
             .arg(Arg::new("scale_dtype").long("scale-dtype"))
-            .arg(Arg::new("data").long("data"));
+            .arg(Arg::new("data").long("data"))
+            .arg(Arg::new("ignore").long("ignore"));
         let arguments = command.clone().get_matches_from(["quantize", "data", "--group", "0"]);
         in_flags(Error::recipe(message), &command, &arguments).message
     }
@@ -97,6 +100,8 @@ mod tests {
     fn keys_become_flags() {
         assert_eq!(said("step 1 (`quantize`), `group`: found `0`"), "`--group`: found `0`");
         assert_eq!(said("leave out `scale_dtype = \"int6\"`"), "leave out `--scale-dtype int6`");
+        let list = "leave it out: name it in the recipe: `[model]` with `ignore = [\"a\"]` (on the command line `--ignore`)";
+        assert_eq!(said(list), "leave it out: add `--ignore a`");
         assert_eq!(said("add `[data.calibration]` with the `path` of a text"), "add `--calibration FILE`");
     }
 
