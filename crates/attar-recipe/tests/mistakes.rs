@@ -104,7 +104,7 @@ fn options_belong_to_their_target() {
     refused(&export(other), "layout", "(`checkpoint`) has no key `layout`", "known: target, folder");
     refused(&export("target = \"onnx\"\nlayuot = \"x\""), "layuot", "has no key `layuot`", "did you mean `layout`?");
     refused(&export("target = \"onnx\"\nlayout = \"x\""), "\"x\"", "known: `dequantize-linear`, `matmul-nbits`", "");
-    refused(&export("target = \"onx\""), "\"onx\"", "`onx`", "did you mean `onnx`?");
+    refused(&export("target = \"onx\""), "\"onx\"", "unknown target \"onx\"", "did you mean `onnx`?");
     refused(&export("layout = \"dequantize-linear\""), "[[export]]", "target", "");
 }
 

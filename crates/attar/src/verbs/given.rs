@@ -4,7 +4,7 @@ use std::path::Path;
 
 use attar_recipe::{Error, LockMode, Recipe};
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::ValueParser};
-use toml_edit::{DocumentMut, Item, Key, TableLike, Value};
+use toml_edit::{DocumentMut, Item, Key, Table, TableLike, Value};
 
 use super::{path, path_argument};
 
@@ -81,7 +81,7 @@ fn set(table: &mut dyn TableLike, keys: &[Key], value: &Value) -> Result<(), Str
             }
         };
     }
-    match table.entry(first.get()).or_insert_with(toml_edit::table) {
+    match table.entry(first.get()).or_insert_with(implicit) {
         Item::ArrayOfTables(tables) => {
             let count = tables.len();
             let number = rest[0].get().parse::<usize>().ok().filter(|number| (1..=count).contains(number));
@@ -95,6 +95,13 @@ fn set(table: &mut dyn TableLike, keys: &[Key], value: &Value) -> Result<(), Str
             None => Err(format!("`{}` is a value, not a table", first.get())),
         },
     }
+}
+
+/// A table without a header, unless settings of its own need one.
+fn implicit() -> Item {
+    let mut table = Table::new();
+    table.set_implicit(true);
+    Item::Table(table)
 }
 
 #[cfg(test)]
