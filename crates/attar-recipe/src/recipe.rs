@@ -248,13 +248,6 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Reads and parses a file.
-    pub fn read(path: &Path) -> Result<Recipe> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| Error::recipe(format!("cannot read the recipe `{}`", path.display())).because(&e))?;
-        Recipe::parse(path, &text)
-    }
-
     /// Output folder: artifacts, reports, and the store unless `store` is set.
     pub fn output(&self) -> &Path {
         &self.head.output

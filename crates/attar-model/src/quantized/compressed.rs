@@ -162,7 +162,13 @@ fn layer(files: &Files<'_>, module: &str, weights: &Weights, dims: [usize; 2], c
     if zeros.is_none() && !weights.symmetric {
         return Err(files.part(&format!("{module}.weight_zero_point"), "missing", "zeros: `symmetric` is false"));
     }
-    // Zeros of a symmetric layer are all 0, and in the type of its codes.
+    // A symmetric layer may store zeros, each 0; another number would be a weight that is read as another.
+    if let Some(zeros) = zeros.as_ref().filter(|_| weights.symmetric) {
+        let all = zeros.numbers(files.source, 0..zeros.dims.iter().product())?;
+        if all.iter().any(|zero| *zero != 0.0) {
+            return Err(files.part(&zeros.name, "a number other than 0", "zeros only: `symmetric` is true"));
+        }
+    }
     let (zeros, idle) = if weights.symmetric { (None, zeros) } else { (zeros, None) };
     let mut layer = Scaled::new(files, dims, weights.tile, codes, scales, zeros)?;
     layer.index = index.map(|part| files.group_index(&part, dims[1], layer.across()).map(|index| (part, index))).transpose()?;

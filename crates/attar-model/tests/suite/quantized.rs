@@ -101,6 +101,15 @@ fn settings_that_do_not_fit_are_refused_by_key() {
     }
 }
 
+#[test]
+fn zeros_that_a_symmetric_layer_cannot_have_are_refused() {
+    let room = changed("ct-pack-int4-asym-act", "symmetric", |config| {
+        config["quantization_config"]["config_groups"]["group_0"]["weights"]["symmetric"] = json!(true);
+    });
+    let said = refused(room.path());
+    assert!(said.contains("weight_zero_point") && said.contains("`symmetric` is true"), "{said}");
+}
+
 /// The tensors of a case with the header changed: names and types keep their lengths.
 fn damaged(case: &str, from: &str, to: &str) -> Room {
     let room = changed(case, &format!("{case}-{from}"), |_| ());

@@ -35,7 +35,7 @@ impl Verb for Run {
     fn examples(&self) -> &'static [&'static str] {
         &[
             "attar run recipe.toml",
-            "attar run recipe.toml --set step.1.kind=quantize --output out-again",
+            "attar run recipe.toml --set step.1.grid=int8 --output out-int8",
             "attar run recipe.toml --locked --json > report.json",
         ]
     }

@@ -2,10 +2,13 @@
 
 use std::process::ExitCode;
 
-use attar_recipe::{Error, LockMode, Points, Recipe, Request};
+use attar_recipe::{Error, LockMode, Points, Request};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::{Verb, draw, path, path_argument};
+use super::{
+    Verb, draw,
+    given::{recipe, recipe_arguments},
+};
 use crate::{environment::Environment, interrupt, printer::Printer, progress::Bars};
 
 pub(super) struct Sweep;
@@ -19,10 +22,9 @@ impl Verb for Sweep {
         let bits = |name: &'static str, help: &'static str| {
             Arg::new(name).long(name).value_name("BITS").help(help).value_parser(clap::value_parser!(f64))
         };
-        Command::new("sweep")
+        recipe_arguments(Command::new("sweep"))
             .about("Predict quality against size over a range of budgets")
             .long_about("Predict quality against size over a range of budgets.\n\nThe recipe must have a `quantize` step with `bits` or `bytes`. The loss of each choice is predicted once and kept in the recipe's store. Writes `sweep.json` and `sweep.svg` to the recipe's output folder.")
-            .arg(path_argument("RECIPE", "The recipe, a TOML file"))
             .arg(
                 Arg::new("points")
                     .long("points")
@@ -46,7 +48,7 @@ impl Verb for Sweep {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let recipe = Recipe::read(path(arguments, "recipe"))?;
+        let (recipe, _) = recipe(arguments)?;
         let points = Points {
             count: usize::from(*arguments.get_one::<u16>("points").expect("it has a default")),
             from: arguments.get_one("from").copied(),
