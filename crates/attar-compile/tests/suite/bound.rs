@@ -112,7 +112,7 @@ fn no_schedule_of_a_tiny_product_is_below_the_bound() {
     for (m, k, n) in [(1, 1, 1), (2, 1, 2), (3, 1, 3), (2, 2, 2), (1, 3, 2), (3, 2, 1), (2, 3, 1), (2, 1, 4), (2, 2, 1)] {
         for (a, w, c, partial) in [(1, 1, 1, 1), (2, 1, 1, 4), (4, 4, 0, 1)] {
             for spare in [0, 1, 2, 4] {
-                if m * k * n > 8 && spare > 2 {
+                if m * k * n >= 8 && spare > 1 {
                     continue;
                 }
                 let sram = a + w + partial + spare;
