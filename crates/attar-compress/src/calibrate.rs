@@ -54,12 +54,12 @@ impl Calibration {
     /// Reads and tokenizes the text, cuts it into windows and takes as many as asked for, in the order of the text.
     pub fn windows(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Vec<u32>>> {
         self.check(config)?;
-        let text = attar_tensor::read_text(&self.path).map_err(|source| attar_tensor::Error::Io {
-            action: "read",
-            path: self.path.clone(),
-            source,
-        })?;
-        let tokens = tokenizer.encode(&text)?;
+        let unread = |source| attar_tensor::Error::Io { action: "read", path: self.path.clone(), source };
+        let mut encoder = tokenizer.encoder();
+        for piece in attar_tensor::text_pieces(&self.path).map_err(unread)? {
+            encoder.push(&piece.map_err(unread)?)?;
+        }
+        let tokens = encoder.finish()?;
         let windows: Vec<&[u32]> = tokens.chunks_exact(self.length).collect();
         if windows.len() < self.samples {
             return Err(Error::TextTooShort {

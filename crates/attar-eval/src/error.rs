@@ -102,6 +102,24 @@ pub enum Error {
         /// The outputs that there are.
         found: Vec<String>,
     },
+    /// An output of a model that is no number: nothing can be said of it, and nothing compared with it.
+    #[error("the output of {whose} is {value} at token {position} of text window {window}")]
+    NotFinite {
+        /// Which of the models.
+        whose: &'static str,
+        /// The first such value.
+        value: f32,
+        /// Of the windows that were asked for, from 0.
+        window: usize,
+        /// Within the window, from 0.
+        position: usize,
+    },
+    /// A likeliest token that there is not.
+    #[error("the logits after {tokens} tokens are not finite: no token is the likeliest")]
+    NoChoice {
+        /// That were run.
+        tokens: usize,
+    },
     /// A token that logits do not have.
     #[error("token {token} of the text is outside the model's vocabulary of {vocabulary}")]
     Token {
@@ -333,6 +351,9 @@ impl Error {
             Error::NoBos => Some("leave `bos` out, or name the token as `bos_token_id` in config.json".into()),
             Error::TooShort { .. } => Some("give more text, or put BOS in front of each document with `bos = true`".into()),
             Error::Vocabularies { .. } => Some("compare models of one tokenizer".into()),
+            Error::NotFinite { .. } | Error::NoChoice { .. } => {
+                Some("weights, scales or settings make numbers overflow; measure the checkpoint itself to see whether it does".into())
+            }
             Error::Token { .. } => Some("the tokenizer and the weights come from different models".into()),
             Error::NoOutput { found, .. } => Some(match found.iter().any(|output| output == "logits") {
                 true => "a decoder is measured by tasks on logits, such as `perplexity`".into(),

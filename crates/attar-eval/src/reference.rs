@@ -12,7 +12,7 @@ use candle_core::Tensor;
 
 use crate::{
     Error, Result,
-    runner::{Output, Progress, Rows, Runner, Window, likeliest},
+    runner::{Output, Progress, Rows, Runner, Window, chosen},
 };
 
 /// The name of the runner that evaluates the graph.
@@ -123,7 +123,7 @@ impl<'a> Decoder<'a> {
         let (outputs, state) = Run::new(self.graph, self.weights, Mode::Inference, vec![inputs]).finish(0)?;
         self.state = state.expect("a lane that was given a state returns it");
         let last = outputs[0].narrow(1, self.tokens.len() - past - 1, 1)?;
-        Ok(kernel::with_f32(&last, likeliest)?)
+        kernel::with_f32(&last, |row| chosen(row, self.tokens.len()))?
     }
 }
 
@@ -356,7 +356,7 @@ mod tests {
             let inputs = Inputs::tokens(&[&text], 0).expect("one window");
             let run = Run::new(&model.graph, &weights, Mode::Inference, vec![inputs]);
             let logits = run.finish(0).expect("it runs").0.remove(0).narrow(1, text.len() - 1, 1).expect("the last row");
-            assert_eq!(kernel::with_f32(&logits, likeliest).expect("numbers"), token, "after {} tokens", text.len());
+            assert_eq!(kernel::with_f32(&logits, crate::runner::likeliest).expect("numbers"), token, "after {} tokens", text.len());
             text.push(token);
         }
         assert!(text.len() > 16, "the text has grown beyond the short ones");

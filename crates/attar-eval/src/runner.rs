@@ -74,6 +74,33 @@ pub trait Rows {
     fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize>;
 }
 
+/// Whether every value is a number.
+fn all_finite(row: &[f32]) -> bool {
+    row.chunks(1024).all(|chunk| chunk.iter().fold(true, |all, x| all & x.is_finite()))
+}
+
+/// Rows of a side that a task compares, and their width. What is no number is an error, which names the side: a comparison
+/// with it would say nothing, and two of them are not the same.
+pub(crate) fn numbers(
+    side: &mut dyn Rows,
+    whose: &'static str,
+    window: usize,
+    positions: Range<usize>,
+    out: &mut Vec<f32>,
+) -> Result<usize> {
+    let width = side.rows(window, positions.clone(), out)?;
+    if all_finite(out) {
+        return Ok(width);
+    }
+    let at = out.iter().position(|x| !x.is_finite()).expect("one is not finite");
+    Err(Error::NotFinite { whose, value: out[at], window, position: positions.start + at / width })
+}
+
+/// The likeliest token after `tokens` others.
+pub(crate) fn chosen(row: &[f32], tokens: usize) -> Result<u32> {
+    if all_finite(row) { Ok(likeliest(row)) } else { Err(Error::NoChoice { tokens }) }
+}
+
 /// The index of the largest logit, the first of equals.
 pub(crate) fn likeliest(row: &[f32]) -> u32 {
     let mut best = 0;

@@ -51,7 +51,7 @@ pub use names::{Names, Naming, Row, Stored};
 pub use pattern::Pattern;
 pub use quantized::Already;
 pub use summary::{ReadFile, Summary};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encoder, Tokenizer};
 pub use unused::Kind;
 
 /// The text form of a graph in a folder that attar wrote.

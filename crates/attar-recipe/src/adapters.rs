@@ -26,6 +26,7 @@ use crate::{
     json::json as pretty,
     model::{Adapters, Working},
     output::Output,
+    session::Session,
 };
 
 /// The folder's name.
@@ -100,6 +101,7 @@ pub(crate) fn write(
     base: &Model,
     working: &Working,
     output: &Output,
+    session: &Session<'_>,
 ) -> Result<(Artifact, u64)> {
     let factors = factors(adapters, &working.graph);
     let partial = output.unfinished()?;
@@ -111,6 +113,7 @@ pub(crate) fn write(
     })?;
     let verified = verify(&factors, &*working.source, &weights)?;
     let artifact = describe(&factors, &partial)?;
+    session.check_inputs()?;
     output.publish(folder)?;
     Ok((artifact, verified))
 }

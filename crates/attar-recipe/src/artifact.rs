@@ -5,16 +5,18 @@ use std::{
     path::Path,
 };
 
-use attar_export::{Artifact, Content, Input, Side};
+use attar_export::{Artifact, Input, Side};
 use attar_model::Model;
 use attar_tensor::Digest;
 use serde::Serialize;
 
 use crate::{
-    Error, Export, Observer, Recipe, Result,
+    Error, Export, Recipe, Result,
     json::{TOOL, json},
     model::Working,
     output::Output,
+    session::Session,
+    side::side,
 };
 
 /// The file in which an artifact describes itself.
@@ -37,8 +39,9 @@ pub(crate) fn write_artifact(
     base: &Model,
     working: &Working,
     output: &Output,
-    observer: &dyn Observer,
+    session: &Session<'_>,
 ) -> Result<(Artifact, u64)> {
+    let observer = session.observer;
     let side = side(base)?;
     let key = artifact_key(export, &side, working)?;
     if let Some(there) = read_artifact(&output.root().join(folder), &key) {
@@ -63,6 +66,7 @@ pub(crate) fn write_artifact(
     let described = Described { key, verified_weights: verification.weights, artifact };
     let path = partial.join(ARTIFACT);
     std::fs::write(&path, json(&described)).map_err(|source| attar_tensor::Error::Io { action: "write", path, source })?;
+    session.check_inputs()?;
     output.publish(folder)?;
     Ok((described.artifact, described.verified_weights))
 }
@@ -101,30 +105,4 @@ fn read_artifact(folder: &Path, key: &Digest) -> Option<Described> {
 pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
     let described: Described = serde_json::from_slice(&std::fs::read(folder.join(ARTIFACT)).ok()?).ok()?;
     Some(described.artifact.totals.weights)
-}
-
-/// The files of a checkpoint's folder that a runtime may want, apart from the weights and the configuration.
-const SIDE_FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-];
-
-/// What belongs to the model apart from graph and weights. A GGUF file holds its tokenizer, which becomes a file.
-fn side(base: &Model) -> Result<Side> {
-    let mut files = BTreeMap::new();
-    for name in SIDE_FILES {
-        if let Some(from) = base.side_file(name)?.filter(|from| from.is_file()) {
-            files.insert(name, Content::File(from));
-        } else if name == "tokenizer.json" && base.path.is_file() && base.no_tokenizer().is_none() {
-            files.insert(name, Content::Text(base.tokenizer()?.to_json()?));
-        }
-    }
-    Ok(Side { config: base.config.json.clone(), files })
 }

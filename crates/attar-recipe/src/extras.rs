@@ -7,7 +7,7 @@ use attar_export::FileEntry;
 use attar_tensor::Digest;
 use serde::Serialize;
 
-use crate::{Error, Result, output::Output};
+use crate::{Error, Result, output::Output, session::Session};
 
 /// What a file holds.
 #[derive(Clone, Debug)]
@@ -56,8 +56,15 @@ impl Folder {
     }
 
     /// Writes the folder as `folder` of the output.
-    pub(crate) fn publish(&self, variant: &str, folder: String, output: &Output) -> Result<WrittenFolder> {
+    pub(crate) fn publish(
+        &self,
+        variant: &str,
+        folder: String,
+        output: &Output,
+        session: &Session<'_>,
+    ) -> Result<WrittenFolder> {
         let files = write_files(self, output)?;
+        session.check_inputs()?;
         output.publish(&folder)?;
         Ok(WrittenFolder { variant: variant.into(), step: self.kind, folder, files })
     }

@@ -43,16 +43,6 @@ pub enum LockMode {
     None,
 }
 
-impl Input {
-    /// Reads a file to its end.
-    pub(crate) fn of(path: &Path) -> Result<Input> {
-        let bytes = std::fs::metadata(path)
-            .map_err(|source| attar_tensor::Error::Io { action: "read", path: path.into(), source })?
-            .len();
-        Ok(Input { path: path.display().to_string(), bytes, digest: Digest::of_file(path)? })
-    }
-}
-
 impl Lock {
     /// Where the lock of a recipe is.
     pub fn path(recipe: &Path) -> PathBuf {

@@ -7,6 +7,7 @@ use attar_model::{Config, Model, Tokenizer};
 use crate::{
     Existing, Recipe, Result,
     recipe::{Compared, Subject},
+    side,
 };
 
 /// What a recipe is about, opened.
@@ -86,7 +87,7 @@ impl Opened {
     /// Every file that they are read from.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = match &self.subject {
-            Measured::Model(model) => model.files.clone(),
+            Measured::Model(model) => model.files.iter().cloned().chain(side::paths(model)?).collect(),
             Measured::Artifact(existing) => existing.files()?,
         };
         files.extend(self.baseline.iter().flat_map(|model| model.files.iter().cloned()));

@@ -102,6 +102,7 @@ const EXPORT_MEMORY: u64 = 24 << 20;
 
 /// Plans a run of `recipe`.
 pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
+    recipe.check_places()?;
     output::check(recipe.output(), &recipe.owner())?;
     plan_work(recipe, engines)
 }

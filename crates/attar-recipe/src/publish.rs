@@ -20,19 +20,25 @@ pub(crate) fn artifacts(
     for export in &recipe.exports {
         session.check_interrupt()?;
         let folder = recipe.folder(&variant.name, &export.folder);
-        let (artifact, verified) = write_artifact(recipe, export, &folder, base, working, output, session.observer)?;
+        let (artifact, verified) = write_artifact(recipe, export, &folder, base, working, output, session)?;
         written.push(Written { folder, artifact, verified });
     }
     if let Some(added) = &working.adapters {
         let folder = recipe.folder(&variant.name, adapters::FOLDER);
-        let (artifact, verified) = adapters::write(added, &folder, base, working, output)?;
+        let (artifact, verified) = adapters::write(added, &folder, base, working, output, session)?;
         written.push(Written { folder, artifact, verified });
     }
     Ok(written)
 }
 
 /// Writes the folders that the steps of a variant left.
-pub(crate) fn extras(recipe: &Recipe, variant: &Variant, working: &Working, output: &Output) -> Result<Vec<WrittenFolder>> {
-    let publish = |extra: &crate::extras::Folder| extra.publish(&variant.name, recipe.folder(&variant.name, &extra.name), output);
+pub(crate) fn extras(
+    recipe: &Recipe,
+    variant: &Variant,
+    working: &Working,
+    output: &Output,
+    session: &Session<'_>,
+) -> Result<Vec<WrittenFolder>> {
+    let publish = |extra: &crate::extras::Folder| extra.publish(&variant.name, recipe.folder(&variant.name, &extra.name), output, session);
     working.folders.iter().map(publish).collect()
 }

@@ -16,6 +16,7 @@ use crate::{
     baseline::Baseline,
     document::{self, Document, Section, fields},
     extras::numbered,
+    lock::Lock,
     output::{Output, PROMISED, STATE, STORE},
     runner::RunnerKind,
     settings::of,
@@ -360,7 +361,6 @@ impl Recipe {
         self.check_names("variant", self.variants.iter().map(|v| v.name.as_str()))?;
         self.check_names("eval", self.evals.iter().map(|e| e.name.as_str()))?;
         self.check_folders()?;
-        self.check_places()?;
         for (i, gate) in self.gates.iter().enumerate() {
             self.check_gate(i, gate)?;
         }
@@ -394,6 +394,13 @@ impl Recipe {
 
     /// Every path that the recipe names, with its place.
     fn paths(&self) -> Vec<(String, PathBuf)> {
+        let written = [("output", Some(&self.head.output)), ("store", self.head.store.as_ref())];
+        let written = written.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?.clone())));
+        written.chain(self.inputs()).collect()
+    }
+
+    /// Every path that the recipe reads, with its place.
+    fn inputs(&self) -> Vec<(String, PathBuf)> {
         let head = &self.head;
         let baseline = match &head.baseline {
             Some(Baseline::Checkpoint(checkpoint)) => Some(&checkpoint.path),
@@ -404,10 +411,9 @@ impl Recipe {
             ("artifact", head.artifact.as_ref()),
             ("baseline", baseline),
         ];
-        let more = [("output", Some(&head.output)), ("store", head.store.as_ref())];
         let text = [("data.calibration.path", head.data.calibration.as_ref().map(|text| &text.path))];
         let mut paths: Vec<(String, PathBuf)> =
-            named.into_iter().chain(more).chain(text).filter_map(|(key, path)| Some((key.to_owned(), path?.clone()))).collect();
+            named.into_iter().chain(text).filter_map(|(key, path)| Some((key.to_owned(), path?.clone()))).collect();
         paths.extend(self.step_files());
         let of_eval = |eval: &Eval| eval.task.files().into_iter().map(|file| (format!("{}.data", eval.key), file)).collect();
         paths.extend(self.evals.iter().flat_map(|eval| -> Vec<_> { of_eval(eval) }));
@@ -503,21 +509,28 @@ impl Recipe {
         steps.flat_map(|(key, step)| step.files().into_iter().map(move |(setting, file)| (format!("{key}.{setting}"), file)))
     }
 
-    /// A run reads nothing that it is about to write, and the store is nowhere that is written or measured.
-    fn check_places(&self) -> Result<()> {
+    /// A run writes nothing where it reads, neither folder nor lock file, and the store is nowhere that is written. Links and
+    /// `..` are followed.
+    pub(crate) fn check_places(&self) -> Result<()> {
         let refused =
             |message: String, hint: &str, key: &str| Err(self.document.place(Error::recipe(message).hint(hint.to_owned()), key));
-        let output = whole(&self.head.output);
-        if let Some((key, file)) = self.step_files().find(|(_, file)| whole(file).starts_with(&output)) {
-            let message = format!("`{}` is in the output folder of this recipe", file.display());
-            return refused(message, "copy it elsewhere, or give the recipe another `output`", &key);
-        }
-        if let Subject::Artifact(artifact) = self.subject() {
-            let inside = [("output", Some(&self.head.output)), ("store", self.head.store.as_ref())];
-            let inside = inside.into_iter().find(|(_, path)| path.is_some_and(|path| whole(path).starts_with(whole(artifact))));
-            if let Some((key, _)) = inside {
-                let message = format!("`{key}` is in the folder of the artifact that is measured");
-                return refused(message, "name a folder of its own", key);
+        let (output, lock) = (whole(&self.head.output), whole(&Lock::path(&self.document.path)));
+        let written = [("output", Some(&self.head.output)), ("store", self.head.store.as_ref())];
+        for (key, input) in self.inputs() {
+            let shown = input.display();
+            let (named, behind) = (in_place(&input), whole(&input));
+            if named.starts_with(&output) || behind.starts_with(&output) {
+                let message = format!("`{shown}` is in the output folder of this recipe");
+                return refused(message, "copy it elsewhere, or give the recipe another `output`", &key);
+            }
+            if behind == lock {
+                let message = format!("`{shown}` is the lock file of this recipe, which a run writes");
+                return refused(message, "give one of them another name", &key);
+            }
+            let within = |path: &&PathBuf| whole(path).starts_with(&behind);
+            if let Some((place, _)) = written.iter().find(|(_, path)| path.as_ref().is_some_and(within)) {
+                let message = format!("`{place}` is in `{shown}`, which this recipe reads");
+                return refused(message, "name a folder of its own", place);
             }
         }
         let Some(store) = self.head.store.as_deref().map(whole) else { return Ok(()) };
@@ -664,6 +677,14 @@ fn whole(path: &Path) -> PathBuf {
         }
     }
     whole
+}
+
+/// The same of a name itself: where it stands, not what a link leads to.
+fn in_place(path: &Path) -> PathBuf {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => whole(&Path::new(".").join(parent)).join(name),
+        _ => whole(path),
+    }
 }
 
 /// Names of folders, too; not those of the files that a run writes next to them.

@@ -1,9 +1,6 @@
 //! A recipe, done: claim the output, lock the inputs, run the steps, write and verify, measure, judge, report.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::Path};
 
 use attar_eval::{Evaluation, Status, Verdict};
 use attar_graph::kernel::instruction_set;
@@ -12,6 +9,7 @@ use attar_tensor::{Digest, Keep};
 use crate::{
     Engines, Error, Observer, Plan, PlannedVariant, Recipe, Report, Result, Variant,
     extras::WrittenFolder,
+    inputs::Inputs,
     json::{TOOL, json},
     lock::{self, Lock, LockMode},
     made::Made,
@@ -42,11 +40,12 @@ pub struct Request<'a> {
 
 /// Runs a recipe to its report. A failed gate is no error: [`Report::passed`] tells.
 pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
+    let inputs = Inputs::of(recipe)?;
     let planned = plan_within(recipe, request)?;
     let opened = Opened::of(recipe)?;
-    let lock = lock_inputs(recipe, &opened, request)?;
+    let lock = lock_inputs(recipe, &inputs, request)?;
     let output = claim_output(recipe)?;
-    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS)?;
+    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS, inputs)?;
     let session = workspace.session(opened.model(), request.observer);
     let mut used = BTreeSet::new();
     let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
@@ -66,6 +65,7 @@ pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
         evals,
         gates,
     };
+    session.check_inputs()?;
     keep_promises(&report, &Manifest::of(recipe.owner(), &lock, &report.model, &made, &folders), &output)?;
     clean_up(recipe, workspace, &used, &output)?;
     Ok(report)
@@ -77,11 +77,13 @@ pub fn evaluate(recipe: &Recipe, request: &Request<'_>) -> Result<Vec<Evaluation
     if steps || !recipe.exports.is_empty() || !recipe.gates.is_empty() {
         return Err(Error::recipe("only a recipe of evals is measured without an output folder"));
     }
+    let inputs = Inputs::of(recipe)?;
     plan_work(recipe, request.engines)?.check_memory(request.max_memory)?;
     check_needs(recipe, request.engines)?;
     let opened = Opened::of(recipe)?;
     let measuring = Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: None };
-    measuring.measure(&[Subject::opened(&opened)], &mut BTreeSet::new())
+    let evals = measuring.measure(&[Subject::opened(&opened)], &mut BTreeSet::new())?;
+    inputs.check().map(|()| evals)
 }
 
 /// What cannot end well is known before hours of work, not after.
@@ -93,31 +95,22 @@ fn plan_within(recipe: &Recipe, request: &Request<'_>) -> Result<Plan> {
 }
 
 /// Digests every file that the run reads, and does with the lock file what is asked for.
-fn lock_inputs(recipe: &Recipe, opened: &Opened, request: &Request<'_>) -> Result<Lock> {
-    let files = input_files(recipe, opened)?;
-    let length = |file: &Path| std::fs::metadata(file).map_or(0, |m| m.len());
-    request.observer.stage("digest inputs", files.iter().map(|f| length(f)).sum());
+fn lock_inputs(recipe: &Recipe, found: &Inputs, request: &Request<'_>) -> Result<Lock> {
+    request.observer.stage("digest inputs", found.files().map(|(_, bytes)| bytes).sum());
     let (mut inputs, mut done) = (Vec::new(), 0);
-    for file in &files {
-        inputs.push(lock::Input::of(file)?);
-        done += length(file);
+    for (file, bytes) in found.files() {
+        inputs.push(lock::Input { path: file.display().to_string(), bytes, digest: Digest::of_file(file)? });
+        done += bytes;
         request.observer.advance(done, &file.display().to_string());
         if request.observer.interrupted() {
             return Err(Error::interrupted());
         }
     }
+    found.check()?;
     let settings = recipe.settings().to_string();
     let lock = Lock { lock: 1, tool: TOOL.into(), recipe: Digest::of(settings.as_bytes()), inputs };
     lock.apply(request.lock, &Lock::path(&recipe.document.path))?;
     Ok(lock)
-}
-
-fn input_files(recipe: &Recipe, opened: &Opened) -> Result<BTreeSet<PathBuf>> {
-    let mut files: BTreeSet<PathBuf> = opened.files()?.into_iter().collect();
-    files.extend(recipe.calibration().map(|c| c.path.clone()));
-    files.extend(recipe.step_files().map(|(_, file)| file));
-    files.extend(recipe.evals.iter().flat_map(|e| e.task.files()).filter(|f| f.exists()));
-    Ok(files)
 }
 
 fn claim_output(recipe: &Recipe) -> Result<Output> {
@@ -137,7 +130,7 @@ fn make_variants(
     let (mut made, mut folders) = (Vec::new(), Vec::new());
     for (variant, planned) in recipe.variants.iter().zip(&planned.variants) {
         let working = run_steps(recipe, variant, planned, session, used)?;
-        folders.extend(publish::extras(recipe, variant, &working, output)?);
+        folders.extend(publish::extras(recipe, variant, &working, output, session)?);
         let artifacts = publish::artifacts(recipe, variant, &working, output, session)?;
         let model = session.base().with(working.graph.clone(), working.source.clone());
         made.push(Made { name: variant.name.clone(), model, working, artifacts });
@@ -257,7 +250,7 @@ mod tests {
     /// The files of the steps of the only variant, by their digests, and the searches for schedules.
     fn made(recipe: &Recipe, planned: &PlannedVariant) -> (Vec<(String, Digest)>, Vec<String>) {
         let (opened, folder, observer) = (Opened::of(recipe).unwrap(), tempfile::tempdir().unwrap(), Searches::default());
-        let workspace = Workspace::open(folder.path().into(), opened.windows(recipe).unwrap(), WALKERS).unwrap();
+        let workspace = Workspace::open(folder.path().into(), opened.windows(recipe).unwrap(), WALKERS, Inputs::default()).unwrap();
         let session = workspace.session(opened.model(), &observer);
         let made = run_steps(recipe, &recipe.variants[0], planned, &session, &mut BTreeSet::new()).unwrap();
         let files = made.folders.iter().flat_map(|folder| &folder.files).map(|(name, content)| match content {

@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use attar_model::Model;
 use attar_tensor::{Digest, FolderStore, Store};
 
-use crate::{Error, Observer, Result, walker::Walker};
+use crate::{Error, Observer, Result, inputs::Inputs, walker::Walker};
 
 /// What units of work need while they run.
 pub struct Session<'a> {
@@ -17,6 +17,7 @@ pub struct Session<'a> {
     pub(crate) calibration: Option<&'a [Vec<u32>]>,
     /// Who may walk.
     pub(crate) walkers: &'static [&'static Walker],
+    inputs: &'a Inputs,
 }
 
 /// What sessions work with: finished units, and the text that steps look at.
@@ -24,16 +25,18 @@ pub(crate) struct Workspace {
     pub(crate) store: Box<dyn Store>,
     calibration: Option<Vec<Vec<u32>>>,
     walkers: &'static [&'static Walker],
+    inputs: Inputs,
 }
 
 impl Workspace {
-    /// Opens the store at `root`.
+    /// Opens the store at `root`, for work on `inputs`.
     pub(crate) fn open(
         root: PathBuf,
         calibration: Option<Vec<Vec<u32>>>,
         walkers: &'static [&'static Walker],
+        inputs: Inputs,
     ) -> Result<Workspace> {
-        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), calibration, walkers })
+        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), calibration, walkers, inputs })
     }
 
     /// Work on `model`, of which `observer` hears.
@@ -44,6 +47,7 @@ impl Workspace {
             model: model.into(),
             calibration: self.calibration.as_deref(),
             walkers: self.walkers,
+            inputs: &self.inputs,
         }
     }
 }
@@ -65,6 +69,7 @@ impl<'a> Session<'a> {
             return Ok(blob);
         }
         let blob = self.store.put(make)?;
+        self.check_inputs()?;
         self.store.record(key, blob)?;
         Ok(blob)
     }
@@ -72,6 +77,11 @@ impl<'a> Session<'a> {
     /// Releases a blob that this run made and no longer needs: it is deleted unless another run uses it.
     pub(crate) fn discard(&self, blob: &Digest) -> Result<()> {
         Ok(self.store.release(blob)?)
+    }
+
+    /// Fails if what the run reads is no longer what it was: nothing made from it may be kept.
+    pub(crate) fn check_inputs(&self) -> Result<()> {
+        self.inputs.check()
     }
 
     pub(crate) fn check_interrupt(&self) -> Result<()> {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::{
     AllocationReport, Error, Recipe, Request, Result, RunnerKind, Table, Variant,
     json::{TOOL, json},
+    inputs::Inputs,
     made::Made,
     measure::{Measuring, Subject},
     model::Working,
@@ -73,11 +74,12 @@ pub struct Point {
 pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sweep> {
     let recipe = Recipe { evals: measurable(recipe.evals), ..recipe };
     check(&recipe, points)?;
+    let inputs = Inputs::of(&recipe)?;
     crate::plan(&recipe, request.engines)?;
     check_needs(&recipe, request.engines)?;
     let opened = Opened::of(&recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
-    let workspace = Workspace::open(recipe.store(&output), opened.windows(&recipe)?, WALKERS)?;
+    let workspace = Workspace::open(recipe.store(&output), opened.windows(&recipe)?, WALKERS, inputs)?;
     let session = workspace.session(opened.model(), request.observer);
     let measuring = Measuring {
         recipe: &recipe,
@@ -99,6 +101,7 @@ pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sw
         fronts.push(front);
     }
     let sweep = Sweep { sweep: 1, tool: TOOL, recipe: recipe.owner(), fronts };
+    session.check_inputs()?;
     output.write("sweep.json", &json(&sweep))?;
     output.write("sweep.svg", sweep.plot().svg().as_bytes())?;
     Ok(sweep)

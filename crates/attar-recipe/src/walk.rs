@@ -403,13 +403,13 @@ mod tests {
     use attar_model::Model;
 
     use super::*;
-    use crate::{Error, Silent, session::Workspace};
+    use crate::{Error, Silent, inputs::Inputs, session::Workspace};
 
     static WALKER: Walker = Walker { name: "test", doing: "summing", example: "" };
     static WALKERS: &[&Walker] = &[&WALKER];
 
     fn open(folder: &Path) -> Workspace {
-        Workspace::open(folder.into(), Some(windows()), WALKERS).unwrap()
+        Workspace::open(folder.into(), Some(windows()), WALKERS, Inputs::default()).unwrap()
     }
 
     fn model() -> Model {

@@ -48,4 +48,4 @@ pub use scale::ScaleFormat;
 pub use scheme::{Encoding, Granularity, Scheme, Tail, ZeroPoint};
 pub use source::{Overlay, Source, StoredTensor, TensorInfo};
 pub use store::{Collected, FolderStore, Keep, Lease, NewBlob, Scratch, Store, Total};
-pub use text::read_text;
+pub use text::{TextPieces, read_text, text_pieces};

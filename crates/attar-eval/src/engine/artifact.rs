@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Error, Result, Window,
-    runner::{Output, Progress, Rows, Runner, likeliest},
+    runner::{Output, Progress, Rows, Runner, chosen},
 };
 
 /// A written artifact in an engine.
@@ -99,7 +99,7 @@ impl Runner for Artifact {
         while generated.len() < limit {
             open.feed(&feed, generated.is_empty())?;
             let (logits, _) = open.rows(&output, feed.len() - 1..feed.len())?;
-            let next = likeliest(&logits);
+            let next = chosen(&logits, prompt.len() + generated.len())?;
             generated.push(next);
             each(next);
             if stop.contains(&next) {

@@ -3,10 +3,10 @@
 use attar_model::{Config, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use super::kind::{Against, Better, Column, Digits, Metric, Sides};
+use super::kind::{Against, Better, Column, Digits, Metric, SIDES, Sides};
 use crate::{
     Error, Result, Window,
-    runner::{Progress, Rows},
+    runner::{Progress, Rows, numbers},
     statistics::number,
 };
 
@@ -78,9 +78,10 @@ pub(super) struct Embedded {
 
 impl Embedded {
     pub(super) fn of(sides: &mut Sides<'_>, windows: usize, progress: Progress<'_>) -> Result<Embedded> {
-        let model = embed(sides.model, windows, |done| progress(done, windows as u64))?;
-        let base = sides.base.as_mut().map(|base| embed(*base, windows, |_| {})).transpose()?;
-        let sibling = sides.sibling.as_mut().map(|sibling| embed(*sibling, windows, |_| {})).transpose()?;
+        let [own, bases, siblings] = SIDES;
+        let model = embed(sides.model, own, windows, |done| progress(done, windows as u64))?;
+        let base = sides.base.as_mut().map(|base| embed(*base, bases, windows, |_| {})).transpose()?;
+        let sibling = sides.sibling.as_mut().map(|sibling| embed(*sibling, siblings, windows, |_| {})).transpose()?;
         sibling.iter().try_for_each(|sibling| same_width(&model, sibling))?;
         let agreement = sibling.map(|sibling| agreement(&model, &sibling));
         Ok(Embedded { model, base, agreement })
@@ -88,10 +89,15 @@ impl Embedded {
 }
 
 /// The embeddings of all windows.
-fn embed(side: &mut dyn Rows, windows: usize, mut progress: impl FnMut(u64)) -> Result<Vec<Vec<f32>>> {
+fn embed(
+    side: &mut dyn Rows,
+    whose: &'static str,
+    windows: usize,
+    mut progress: impl FnMut(u64),
+) -> Result<Vec<Vec<f32>>> {
     let one = |window| {
         let mut row = Vec::new();
-        side.rows(window, 0..1, &mut row)?;
+        numbers(side, whose, window, 0..1, &mut row)?;
         progress(window as u64 + 1);
         Ok(row)
     };
@@ -106,9 +112,7 @@ pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 fn agreement(model: &[Vec<f32>], sibling: &[Vec<f32>]) -> Agreement {
-    let most = |values: &mut dyn Iterator<Item = f32>| {
-        f64::from(values.fold(0.0f32, |most, x| if x.abs() > most || x.is_nan() { x.abs() } else { most }))
-    };
+    let most = |values: &mut dyn Iterator<Item = f32>| f64::from(values.fold(0.0f32, |most, x| most.max(x.abs())));
     let differences = &mut model.iter().flatten().zip(sibling.iter().flatten()).map(|(a, b)| a - b);
     let max_difference = most(differences);
     Agreement { max_difference, relative: max_difference / most(&mut sibling.iter().flatten().copied()) }
@@ -136,6 +140,5 @@ mod tests {
     fn cosines_are_those_of_angles() {
         assert!((cosine(&[1.0, 0.0], &[2.0, 2.0]) - 0.5f64.sqrt()).abs() < 1e-12);
         assert_eq!(cosine(&[1.0, 0.0], &[0.0, 0.0]), 0.0);
-        assert!(cosine(&[f32::NAN, 0.0], &[1.0, 0.0]).is_nan());
     }
 }

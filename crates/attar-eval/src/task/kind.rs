@@ -164,6 +164,9 @@ pub struct Sides<'a> {
     pub sibling: Option<&'a mut dyn Rows>,
 }
 
+/// What messages call [`Sides::model`], [`Sides::base`] and [`Sides::sibling`].
+pub(super) const SIDES: [&str; 3] = ["the measured model", "the baseline", "the reference's run"];
+
 /// What a task measured, in the task's own shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]

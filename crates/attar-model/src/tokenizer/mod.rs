@@ -1,6 +1,7 @@
 //! Text to tokens and back, through the `tokenizers` crate.
 
 mod gguf;
+mod stream;
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,9 @@ use attar_tensor::gguf::Metadata;
 use tokenizers::{PaddingParams, TruncationParams};
 
 use crate::{Error, Result};
+
+pub use stream::Encoder;
+use stream::Placed;
 
 /// A tokenizer. It neither pads nor truncates, whatever its file says.
 pub struct Tokenizer {
@@ -105,6 +109,11 @@ impl Tokenizer {
         self.tokens(text, false)
     }
 
+    /// The tokens of a text that comes in pieces.
+    pub fn encoder(&self) -> Encoder<'_> {
+        Encoder::new(self)
+    }
+
     /// The tokens of each text with the special tokens that a whole input is framed by, such as `[CLS] … [SEP]`.
     pub fn encode_framed(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         texts.iter().map(|text| self.tokens(text, true)).collect()
@@ -112,7 +121,17 @@ impl Tokenizer {
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = foreign(|| self.inner.encode_fast(text, special)).map_err(|e| self.error(e))?;
-        let tokens = encoding.get_ids().to_vec();
+        self.check(encoding.get_ids()).map(<[u32]>::to_vec)
+    }
+
+    /// [`Tokenizer::encode`], with the place of each token in the text.
+    fn placed(&self, text: &str) -> Result<Vec<Placed>> {
+        let encoding = foreign(|| self.inner.encode(text, false)).map_err(|e| self.error(e))?;
+        let tokens = self.check(encoding.get_ids())?;
+        Ok(tokens.iter().zip(encoding.get_offsets()).map(|(&token, &(start, end))| Placed { token, start, end }).collect())
+    }
+
+    fn check<'t>(&self, tokens: &'t [u32]) -> Result<&'t [u32]> {
         match tokens.iter().find(|token| self.limit.is_some_and(|limit| **token as usize >= limit)) {
             Some(&token) => Err(Error::TokenBeyond {
                 text: self.inner.id_to_token(token).unwrap_or_default(),

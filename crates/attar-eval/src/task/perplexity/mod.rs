@@ -1,5 +1,6 @@
 //! How well a model predicts a text (Jelinek et al. 1977), and how far its predictions are from those of its base.
 
+mod documents;
 mod score;
 mod windows;
 

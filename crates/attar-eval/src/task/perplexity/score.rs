@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Estimate, Result, Window,
-    runner::{Progress, Rows, likeliest},
+    runner::{Progress, Rows, likeliest, numbers},
     statistics::number,
-    task::kind::Sides,
+    task::kind::{SIDES, Sides},
 };
 
 /// What was measured on one text.
@@ -134,10 +134,12 @@ struct Buffers {
 
 impl Buffers {
     fn fill(&mut self, sides: &mut Sides<'_>, window: usize, part: Range<usize>) -> Result<usize> {
-        let vocabulary = sides.model.rows(window, part.clone(), &mut self.model)?;
-        for (side, buffer) in [(&mut sides.base, &mut self.base), (&mut sides.sibling, &mut self.sibling)] {
+        let [own, base, sibling] = SIDES;
+        let vocabulary = numbers(sides.model, own, window, part.clone(), &mut self.model)?;
+        let others = [(&mut sides.base, base, &mut self.base), (&mut sides.sibling, sibling, &mut self.sibling)];
+        for (side, whose, buffer) in others {
             let Some(side) = side else { continue };
-            let other = side.rows(window, part.clone(), buffer)?;
+            let other = numbers(*side, whose, window, part.clone(), buffer)?;
             if other != vocabulary {
                 return Err(Error::Vocabularies { first: vocabulary, second: other });
             }
@@ -170,13 +172,10 @@ struct Normalizer {
 }
 
 impl Normalizer {
-    /// Leaves `e^(logit - max)` in `scratch`. Logits that are not finite have no probabilities.
+    /// Leaves `e^(logit - max)` in `scratch`.
     fn of(logits: &[f32], scratch: &mut Vec<f32>) -> Normalizer {
         scratch.clear();
         scratch.extend_from_slice(logits);
-        if !all_finite(logits) {
-            return Normalizer { log_sum: f64::NAN, sum: f64::NAN };
-        }
         let max = kernel::max(logits);
         kernel::exp_sum(scratch, max);
         let sum = sum(scratch, |i| f64::from(scratch[i]));
@@ -209,15 +208,8 @@ fn sum(row: &[f32], f: impl Fn(usize) -> f64) -> f64 {
     lanes.into_iter().chain((whole..row.len()).map(f)).sum()
 }
 
-fn all_finite(row: &[f32]) -> bool {
-    row.chunks(1024).all(|chunk| chunk.iter().fold(true, |all, x| all & x.is_finite()))
-}
-
-/// The largest difference and the largest value; not a number if any is not.
+/// The largest difference and the largest value.
 fn differences(a: &[f32], b: &[f32]) -> (f64, f64) {
-    if !all_finite(a) || !all_finite(b) {
-        return (f64::NAN, f64::NAN);
-    }
     let difference = a.iter().zip(b).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
     let largest = b.iter().fold(0.0f32, |most, b| most.max(b.abs()));
     (f64::from(difference), f64::from(largest))
@@ -246,9 +238,8 @@ fn summary(windows: &[Vec<Position>], with_base: bool, with_sibling: bool) -> Sc
     Scores { tokens, windows: windows.len() as u64, perplexity, against_base, agreement }
 }
 
-/// Not a number if any is not.
 fn largest(windows: &[Vec<Position>], of: fn(&Position) -> f64) -> f64 {
-    windows.iter().flatten().map(of).fold(0.0, |most: f64, x| if x > most || x.is_nan() { x } else { most })
+    windows.iter().flatten().map(of).fold(0.0, f64::max)
 }
 
 #[cfg(test)]
@@ -342,15 +333,15 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_are_not_numbers_show() {
-        for bad in [f32::NAN, f32::INFINITY] {
-            let mut model = given(1.0);
-            model.logits[1][3 * VOCABULARY + 5] = bad;
-            let measured = compare(&windows(), &mut given(1.0), &mut model, Some(&mut given(1.0)), &|_, _| {}).unwrap();
-            assert!(measured.perplexity.value.is_nan());
-            let against = measured.against_base.unwrap();
-            assert!(against.kl_mean.value.is_nan() && against.kl_p99.value.is_nan());
-            assert!(measured.agreement.unwrap().max_logit_difference.is_nan());
+    fn logits_that_are_not_numbers_are_an_error_on_every_side() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for (side, whose) in SIDES.into_iter().enumerate() {
+                let mut sides = [given(1.0), given(1.0), given(1.0)];
+                sides[side].logits[1][3 * VOCABULARY + 5] = bad;
+                let [model, base, sibling] = &mut sides;
+                let error = compare(&windows(), base, model, Some(sibling), &|_, _| {}).unwrap_err();
+                assert_eq!(error.to_string(), format!("the output of {whose} is {bad} at token 3 of text window 1"));
+            }
         }
     }
 

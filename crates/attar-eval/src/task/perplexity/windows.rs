@@ -8,7 +8,8 @@ use attar_model::{Config, Model, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Window, task::kind::read};
+use super::documents::Documents;
+use crate::{Error, Result, Window};
 
 /// How a text is cut into windows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -57,10 +58,14 @@ impl Perplexity {
     /// The same, without the model itself.
     pub fn windows_of(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Window>> {
         let cut = self.cut(config)?;
-        let text = read(&self.data)?;
-        let documents = self.documents(&text).into_iter().map(|document| tokenizer.encode(document));
-        let mut documents = documents.collect::<attar_model::Result<Vec<_>>>()?;
-        documents.retain(|tokens| !tokens.is_empty());
+        let mut documents = Documents::new(tokenizer, self.split.as_deref(), self.tokens.unwrap_or(usize::MAX));
+        let unread = |source| Error::Read { path: self.data.clone(), source };
+        for piece in attar_tensor::text_pieces(&self.data).map_err(unread)? {
+            if documents.push(&piece.map_err(unread)?)? {
+                break;
+            }
+        }
+        let mut documents = documents.finish()?;
         if documents.is_empty() {
             return Err(Error::NoText { path: self.data.clone() });
         }
@@ -71,13 +76,6 @@ impl Perplexity {
             return Err(Error::TooShort { path: self.data.clone(), tokens, documents: documents.len() });
         }
         Ok(windows)
-    }
-
-    fn documents<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        match self.split.as_deref() {
-            None | Some("") => vec![text],
-            Some(between) => text.split(between).map(str::trim).filter(|document| !document.is_empty()).collect(),
-        }
     }
 
     fn cut(&self, config: &Config) -> Result<Cut> {
@@ -189,12 +187,6 @@ mod tests {
         let mut documents = vec![vec![1, 2, 3], vec![4, 5], vec![6]];
         limit(&mut documents, 4);
         assert_eq!(documents, [vec![1, 2, 3], vec![4]]);
-    }
-
-    #[test]
-    fn documents_are_trimmed_and_empty_ones_dropped() {
-        let settings = Perplexity { split: Some("<|end|>".into()), ..Perplexity::of("t") };
-        assert_eq!(settings.documents(" a b\n<|end|> \n<|end|>c"), ["a b", "c"]);
     }
 
     #[test]

@@ -1,0 +1,52 @@
+//! What travels with a model apart from graph and weights: its configuration and the files beside the checkpoint.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use attar_export::{Content, Side};
+use attar_model::Model;
+
+use crate::Result;
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// The files of a checkpoint's folder that a runtime or a reader may want, apart from the weights and the configuration.
+const SIDE_FILES: [&str; 16] = [
+    TOKENIZER,
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "README.md",
+];
+
+/// What belongs to the model. A GGUF file holds its tokenizer, which becomes a file.
+pub(crate) fn side(base: &Model) -> Result<Side> {
+    let mut files: BTreeMap<_, _> = found(base)?.into_iter().map(|(name, path)| (name, Content::File(path))).collect();
+    if !files.contains_key(TOKENIZER) && base.path.is_file() && base.no_tokenizer().is_none() {
+        files.insert(TOKENIZER, Content::Text(base.tokenizer()?.to_json()?));
+    }
+    Ok(Side { config: base.config.json.clone(), files })
+}
+
+/// The files beside the checkpoint that travel with it.
+pub(crate) fn paths(base: &Model) -> Result<Vec<PathBuf>> {
+    Ok(found(base)?.into_iter().map(|(_, path)| path).collect())
+}
+
+fn found(base: &Model) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut found = Vec::new();
+    for name in SIDE_FILES {
+        found.extend(base.side_file(name)?.filter(|path| path.is_file()).map(|path| (name, path)));
+    }
+    Ok(found)
+}
