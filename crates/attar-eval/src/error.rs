@@ -240,7 +240,7 @@ pub enum Error {
         found: String,
     },
     /// No bound, or several.
-    #[error("a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has {}", given(found))]
+    #[error("a gate has exactly one of `at_most`, `at_least`, `worse_at_most` and `drop_at_most`; this one has {}", given(found))]
     GateBound {
         /// Those that are given.
         found: Vec<&'static str>,
@@ -274,8 +274,10 @@ pub enum Error {
         known: Vec<String>,
     },
     /// A metric that has no relative loss.
-    #[error("`drop_at_most` has no meaning for `{metric}`")]
-    NoDrop {
+    #[error("`{key}` has no meaning for `{metric}`")]
+    NoLoss {
+        /// The key in the recipe.
+        key: &'static str,
         /// The metric.
         metric: &'static str,
     },
@@ -334,11 +336,10 @@ impl Error {
     /// The setting of the task, or of the gate, that is wrong, if one is.
     pub fn key(&self) -> Option<&'static str> {
         match self {
-            Error::Setting { key, .. } | Error::GateLimit { key, .. } => Some(key),
+            Error::Setting { key, .. } | Error::GateLimit { key, .. } | Error::NoLoss { key, .. } => Some(key),
             Error::NoBos => Some("bos"),
             Error::GateMetric { .. } | Error::UnknownMetric { .. } | Error::UnknownEval { .. } => Some("metric"),
             Error::GateBound { found } => found.last().copied(),
-            Error::NoDrop { .. } => Some("drop_at_most"),
             _ => None,
         }
     }
@@ -351,9 +352,9 @@ impl Error {
             Error::NoBos => Some("leave `bos` out, or name the token as `bos_token_id` in config.json".into()),
             Error::TooShort { .. } => Some("give more text, or put BOS in front of each document with `bos = true`".into()),
             Error::Vocabularies { .. } => Some("compare models of one tokenizer".into()),
-            Error::NotFinite { .. } | Error::NoChoice { .. } => {
-                Some("weights, scales or settings make numbers overflow; measure the checkpoint itself to see whether it does".into())
-            }
+            Error::NotFinite { .. } | Error::NoChoice { .. } => Some(
+                "weights, scales or settings make numbers overflow; measure the checkpoint itself to see whether it does".into(),
+            ),
             Error::Token { .. } => Some("the tokenizer and the weights come from different models".into()),
             Error::NoOutput { found, .. } => Some(match found.iter().any(|output| output == "logits") {
                 true => "a decoder is measured by tasks on logits, such as `perplexity`".into(),
@@ -365,7 +366,7 @@ impl Error {
                 searched(looked),
             )),
             Error::EngineTimeout { .. } => Some("allow more time, or measure fewer tokens".into()),
-            Error::NoDrop { .. } => Some("bound it with `at_most` or `at_least`".into()),
+            Error::NoLoss { .. } => Some("bound it with `at_most` or `at_least`".into()),
             Error::GateBound { found } if found.len() > 1 => Some("write a gate for each bound".into()),
             Error::GateMetric { .. } => Some("for example `metric = \"shakespeare/perplexity\"`".into()),
             Error::UnknownMetric { nearest, known, .. } => Some(format!("{}known: {}", did_you_mean(nearest), known.join(", "))),

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use attar_tensor::nearest;
 
 use crate::{
-    DEFAULT_TASK, DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, REFERENCE, Result, Task, device_metric, task,
+    Better, DEFAULT_TASK, DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, REFERENCE, Result, Task,
+    device_metric, task,
 };
 
 /// A bound on a metric.
@@ -34,7 +35,9 @@ pub enum Bound {
     AtMost(f64),
     /// At least this.
     AtLeast(f64),
-    /// At most this share of the base's value is lost; the base is measured in the same run.
+    /// At most this much worse than the base, as a share of its value; the base is measured in the same run.
+    WorseAtMost(f64),
+    /// The same, as it is called where more is better.
     DropAtMost(f64),
 }
 
@@ -101,7 +104,7 @@ pub struct Verdict {
     pub mode: Option<Mode>,
     /// The answer.
     pub status: Status,
-    /// What the bound was held against: the metric, or for [`Bound::DropAtMost`] the share that was lost.
+    /// What the bound was held against: the metric, or for [`Bound::WorseAtMost`] the share that was lost.
     pub measured: Option<f64>,
     /// The bound's number.
     pub limit: f64,
@@ -130,7 +133,10 @@ pub struct WrittenGate {
     /// The metric is at least this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at_least: Option<f64>,
-    /// Largest relative loss against the untouched model, measured in the same run: `"3%"` or `0.03`.
+    /// At most this much worse than the baseline, measured in the same run: `"3%"` or `0.03`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    worse_at_most: Option<Share>,
+    /// The same as `worse_at_most`, for a metric where more is better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     drop_at_most: Option<Share>,
 }
@@ -226,11 +232,13 @@ impl From<Gate> for WrittenGate {
             mode: gate.mode,
             at_most: None,
             at_least: None,
+            worse_at_most: None,
             drop_at_most: None,
         };
         match gate.bound {
             Bound::AtMost(limit) => written.at_most = Some(limit),
             Bound::AtLeast(limit) => written.at_least = Some(limit),
+            Bound::WorseAtMost(limit) => written.worse_at_most = Some(Share::Number(limit)),
             Bound::DropAtMost(limit) => written.drop_at_most = Some(Share::Number(limit)),
         }
         written
@@ -243,10 +251,12 @@ impl WrittenGate {
             Some(number) if number.is_finite() && number >= lowest => Ok(number),
             _ => Err(Error::GateLimit { key, found }),
         };
-        match (self.at_most, self.at_least, &self.drop_at_most) {
-            (Some(n), None, None) => Ok(Bound::AtMost(limit("at_most", Some(n), n.to_string(), f64::MIN)?)),
-            (None, Some(n), None) => Ok(Bound::AtLeast(limit("at_least", Some(n), n.to_string(), f64::MIN)?)),
-            (None, None, Some(share)) => Ok(Bound::DropAtMost(limit("drop_at_most", share.number(), share.to_string(), 0.0)?)),
+        let share = |key, share: &Share| limit(key, share.number(), share.to_string(), 0.0);
+        match (self.at_most, self.at_least, &self.worse_at_most, &self.drop_at_most) {
+            (Some(n), None, None, None) => Ok(Bound::AtMost(limit("at_most", Some(n), n.to_string(), f64::MIN)?)),
+            (None, Some(n), None, None) => Ok(Bound::AtLeast(limit("at_least", Some(n), n.to_string(), f64::MIN)?)),
+            (None, None, Some(worse), None) => Ok(Bound::WorseAtMost(share("worse_at_most", worse)?)),
+            (None, None, None, Some(drop)) => Ok(Bound::DropAtMost(share("drop_at_most", drop)?)),
             _ => Err(Error::GateBound { found: self.bounds_given() }),
         }
     }
@@ -255,6 +265,7 @@ impl WrittenGate {
         let given = [
             ("at_most", self.at_most.is_some()),
             ("at_least", self.at_least.is_some()),
+            ("worse_at_most", self.worse_at_most.is_some()),
             ("drop_at_most", self.drop_at_most.is_some()),
         ];
         given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
@@ -274,16 +285,31 @@ impl Bound {
     /// The bound's number.
     pub fn limit(&self) -> f64 {
         match self {
-            Bound::AtMost(limit) | Bound::AtLeast(limit) | Bound::DropAtMost(limit) => *limit,
+            Bound::AtMost(limit) | Bound::AtLeast(limit) | Bound::WorseAtMost(limit) | Bound::DropAtMost(limit) => *limit,
         }
     }
 
     /// Whether a number is within the bound. NaN is not.
     pub fn holds(&self, measured: f64) -> bool {
         match self {
-            Bound::AtMost(limit) | Bound::DropAtMost(limit) => measured <= *limit,
+            Bound::AtMost(limit) | Bound::WorseAtMost(limit) | Bound::DropAtMost(limit) => measured <= *limit,
             Bound::AtLeast(limit) => measured >= *limit,
         }
+    }
+
+    /// The key in a recipe.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Bound::AtMost(_) => "at_most",
+            Bound::AtLeast(_) => "at_least",
+            Bound::WorseAtMost(_) => "worse_at_most",
+            Bound::DropAtMost(_) => "drop_at_most",
+        }
+    }
+
+    /// Whether it is on the share that was lost against the base, not on the metric.
+    pub fn is_relative(&self) -> bool {
+        matches!(self, Bound::WorseAtMost(_) | Bound::DropAtMost(_))
     }
 }
 
@@ -300,14 +326,23 @@ impl Gate {
         };
         let Some(task) = task else {
             let metric = device_metric(&self.metric)?;
-            let drops = matches!(self.bound, Bound::DropAtMost(_));
-            return if drops { Err(Error::NoDrop { metric: metric.name }) } else { Ok(()) };
+            return if self.bound.is_relative() { Err(self.meaningless(metric.name)) } else { Ok(()) };
         };
         let metric = task.metric(&self.metric)?;
-        match self.bound {
-            Bound::DropAtMost(_) if metric.loss.is_none() => Err(Error::NoDrop { metric: metric.name }),
-            _ => Ok(()),
-        }
+        if self.bound.is_relative() && metric.loss.is_none() { Err(self.meaningless(metric.name)) } else { Ok(()) }
+    }
+
+    fn meaningless(&self, metric: &'static str) -> Error {
+        Error::NoLoss { key: self.bound.key(), metric }
+    }
+
+    /// What could be written more clearly, if `task` is the one of its eval: less of a metric that is better so is no drop.
+    pub fn note(&self, task: &Task) -> Option<String> {
+        let metric = task.metric(&self.metric).ok()?;
+        let misnamed = matches!(self.bound, Bound::DropAtMost(_)) && metric.better == Better::Lower;
+        misnamed.then(|| {
+            format!("`drop_at_most` of `{}/{}` is now called `worse_at_most`: less is better there", self.eval, self.metric)
+        })
     }
 
     /// An answer for every evaluation that the gate is about; one answer, [`Status::NotRun`], if it is about none.
@@ -359,7 +394,7 @@ impl Gate {
 
     fn number(&self, metric: &Metric, measurements: &Measurements) -> Option<f64> {
         match self.bound {
-            Bound::DropAtMost(_) => metric.loss.and_then(|loss| loss(measurements)),
+            Bound::WorseAtMost(_) | Bound::DropAtMost(_) => metric.loss.and_then(|loss| loss(measurements)),
             Bound::AtMost(_) | Bound::AtLeast(_) => metric.value(measurements),
         }
     }
@@ -371,7 +406,7 @@ impl Gate {
             Bound::AtMost(limit) => format!("{measured:.4} is not at most {limit}"),
             Bound::AtLeast(limit) if kept => format!("{measured:.4} is at least {limit}"),
             Bound::AtLeast(limit) => format!("{measured:.4} is not at least {limit}"),
-            Bound::DropAtMost(limit) => {
+            Bound::WorseAtMost(limit) | Bound::DropAtMost(limit) => {
                 format!("{:.2}% worse than the baseline; at most {}% allowed", 100.0 * measured, 100.0 * limit)
             }
         }
@@ -450,7 +485,9 @@ mod tests {
             ("perplexity at_least = 24", 23.9, Failed),
             ("perplexity drop_at_most = \"3%\"", 20.5, Passed),
             ("perplexity drop_at_most = \"3%\"", 20.7, Failed),
-            ("perplexity drop_at_most = 0.03", 19.0, Passed),
+            ("perplexity worse_at_most = \"3%\"", 20.5, Passed),
+            ("perplexity worse_at_most = \"3%\"", 20.7, Failed),
+            ("perplexity worse_at_most = 0.03", 19.0, Passed),
             ("perplexity-ratio drop_at_most = \"3 %\"", 20.7, Failed),
             ("perplexity-ratio at_most = 1.03", 20.5, Passed),
             ("top1 drop_at_most = \"11%\"", 20.0, Passed),
@@ -552,7 +589,7 @@ mod tests {
             Err(Error::UnknownEval { nearest: Some(_), .. })
         ));
         assert!(matches!(gate("perplexty at_most = 1").check(&evals), Err(Error::UnknownMetric { nearest: Some(_), .. })));
-        assert!(matches!(gate("kl drop_at_most = 1").check(&evals), Err(Error::NoDrop { metric: "kl" })));
+        assert!(matches!(gate("kl drop_at_most = 1").check(&evals), Err(Error::NoLoss { key: "drop_at_most", metric: "kl" })));
     }
 
     #[test]

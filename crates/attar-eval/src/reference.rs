@@ -356,7 +356,12 @@ mod tests {
             let inputs = Inputs::tokens(&[&text], 0).expect("one window");
             let run = Run::new(&model.graph, &weights, Mode::Inference, vec![inputs]);
             let logits = run.finish(0).expect("it runs").0.remove(0).narrow(1, text.len() - 1, 1).expect("the last row");
-            assert_eq!(kernel::with_f32(&logits, crate::runner::likeliest).expect("numbers"), token, "after {} tokens", text.len());
+            assert_eq!(
+                kernel::with_f32(&logits, crate::runner::likeliest).expect("numbers"),
+                token,
+                "after {} tokens",
+                text.len()
+            );
             text.push(token);
         }
         assert!(text.len() > 16, "the text has grown beyond the short ones");

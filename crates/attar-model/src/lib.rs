@@ -98,8 +98,11 @@ impl Model {
         let tokenizer = match &checkpoint.format {
             Format::Gguf(metadata) => tokenizer::Origin::Gguf(path.into(), metadata.clone()),
             _ => {
-                let there = checkpoint.side_file(TOKENIZER)?;
-                tokenizer::Origin::File(there.unwrap_or_else(|| checkpoint.path.join(TOKENIZER)))
+                let (there, pieces) = (checkpoint.side_file(TOKENIZER)?, checkpoint.side_file(PIECES)?);
+                match (there, pieces) {
+                    (None, Some(pieces)) => tokenizer::Origin::Pieces(pieces, checkpoint.side_file(ADDED)?),
+                    (there, _) => tokenizer::Origin::File(there.unwrap_or_else(|| checkpoint.path.join(TOKENIZER))),
+                }
             }
         };
         let reads = Reads::of(checkpoint.source.clone());
@@ -135,7 +138,18 @@ impl Model {
         match &self.tokenizer {
             tokenizer::Origin::File(path) if path.exists() => None,
             tokenizer::Origin::File(_) => Some(format!("there is no `{TOKENIZER}`")),
-            tokenizer::Origin::Gguf(..) => self.tokenizer().err().map(|error| error.to_string()),
+            tokenizer::Origin::Pieces(..) | tokenizer::Origin::Gguf(..) => self.tokenizer().err().map(|error| error.to_string()),
+        }
+    }
+
+    /// The chat template in a GGUF file's metadata.
+    pub fn chat_template(&self) -> Option<&str> {
+        match &self.tokenizer {
+            tokenizer::Origin::Gguf(_, metadata) => match metadata.get("tokenizer.chat_template") {
+                Some(attar_tensor::gguf::Value::Text(template)) => Some(template),
+                _ => None,
+            },
+            tokenizer::Origin::File(_) | tokenizer::Origin::Pieces(..) => None,
         }
     }
 
@@ -168,6 +182,8 @@ impl Model {
 }
 
 const TOKENIZER: &str = "tokenizer.json";
+const PIECES: &str = "tokenizer.model";
+const ADDED: &str = "added_tokens.json";
 
 fn written_graph(checkpoint: &Checkpoint) -> Result<Built> {
     let file = checkpoint.side_file(GRAPH)?.unwrap_or_else(|| checkpoint.path.join(GRAPH));

@@ -56,13 +56,7 @@ impl Folder {
     }
 
     /// Writes the folder as `folder` of the output.
-    pub(crate) fn publish(
-        &self,
-        variant: &str,
-        folder: String,
-        output: &Output,
-        session: &Session<'_>,
-    ) -> Result<WrittenFolder> {
+    pub(crate) fn publish(&self, variant: &str, folder: String, output: &Output, session: &Session<'_>) -> Result<WrittenFolder> {
         let files = write_files(self, output)?;
         session.check_inputs()?;
         output.publish(&folder)?;

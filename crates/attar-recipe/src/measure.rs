@@ -130,7 +130,7 @@ impl Measuring<'_> {
     ) -> Result<()> {
         let eval = asked.eval;
         let base = asked.base.map(Reference::new);
-        let title = format!("{}: {}", self.recipe.base_title(), eval.name);
+        let title = format!("baseline: {}", eval.name);
         let mut base = base.as_ref().map(|base| Started::new(base, asked, title, self.observer));
         for subject in subjects {
             let reference = subject.model.map(Reference::new);

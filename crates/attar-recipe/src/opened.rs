@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use attar_model::{Config, Model, Tokenizer};
 
 use crate::{
-    Existing, Recipe, Result,
+    Error, Existing, Recipe, Result,
     recipe::{Compared, Subject},
     side,
 };
@@ -16,6 +16,14 @@ pub(crate) enum Measured {
     Model(Model),
     Artifact(Existing),
 }
+
+/// Texts that tell tokenizers apart: words, numbers, code, white space, other scripts.
+const PROBES: [&str; 4] = [
+    "The tokenizer's words, again.",
+    "In 1984 they'd paid $12,345.67",
+    "for (int i = 0; i < n; i++) {\n\t\tx[i] *= 2;\n}\n",
+    "naïve café, 東京と日本語, привет мир",
+];
 
 /// The models of a recipe, opened: headers are read, weights are not.
 pub(crate) struct Opened {
@@ -67,6 +75,24 @@ impl Opened {
             Measured::Model(model) => Ok(model.tokenizer()?),
             Measured::Artifact(existing) => existing.tokenizer(),
         }
+    }
+
+    /// Fails if the baseline has a tokenizer that makes other tokens: their logits could not be compared.
+    pub(crate) fn check_tokenizers(&self) -> Result<()> {
+        let Some(baseline) = self.baseline.as_ref().filter(|baseline| baseline.no_tokenizer().is_none()) else { return Ok(()) };
+        let Ok(own) = self.tokenizer() else { return Ok(()) };
+        let theirs = baseline.tokenizer()?;
+        for text in PROBES {
+            let [own, theirs] = [own.encode(text), theirs.encode(text)];
+            if let (Ok(own), Ok(theirs)) = (own, theirs)
+                && own != theirs
+            {
+                let first = text.lines().next().unwrap_or_default();
+                let message = format!("the baseline has another tokenizer: the text `{first}` becomes {theirs:?}, not {own:?}");
+                return Err(Error::input(message).hint("compare models of one tokenizer".to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// The windows of the recipe's calibration text, if there is such.

@@ -40,6 +40,8 @@ pub struct Plan {
     pub peak_memory: u64,
     /// What takes most of it.
     pub peak: String,
+    /// What is no mistake, and may not be meant.
+    pub notes: Vec<String>,
     /// What a run needs and this machine does not have.
     pub missing: Vec<String>,
     /// Why a run would not start here, if something is missing that it cannot do without.
@@ -100,6 +102,17 @@ const BASE_MEMORY: u64 = 40 << 20;
 /// Bytes that an export takes on top of its largest tensor's codes.
 const EXPORT_MEMORY: u64 = 24 << 20;
 
+/// Bytes of a tokenizer for each of its tokens, and of a piece of text while it is encoded; measured.
+const TOKEN_MEMORY: u64 = 1400;
+const PIECE_MEMORY: u64 = 24 << 20;
+
+/// Bytes that it takes to read texts, if the recipe reads some.
+fn text_memory(recipe: &Recipe, opened: &Opened) -> u64 {
+    let texts = recipe.calibration().is_some() || !recipe.evals.is_empty();
+    let tokens = opened.model().or(opened.base()).map_or(0, |model| shape::vocabulary(&model.graph));
+    u64::from(texts) * (PIECE_MEMORY + TOKEN_MEMORY * tokens)
+}
+
 /// Plans a run of `recipe`.
 pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     recipe.check_places()?;
@@ -112,6 +125,9 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     let opened = Opened::of(recipe)?;
     recipe.check_calibration(opened.config())?;
     check_evals(recipe, &opened)?;
+    if !recipe.evals.is_empty() {
+        opened.check_tokenizers().map_err(|e| recipe.document.place(e, "baseline"))?;
+    }
     let mut peak = Peak::default();
     let mut variants = Vec::new();
     for (variant, model) in recipe.variants.iter().filter_map(|variant| Some((variant, opened.model()?))) {
@@ -131,8 +147,9 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         variants,
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         gates: recipe.gates.len(),
-        peak_memory: BASE_MEMORY + peak.bytes,
+        peak_memory: BASE_MEMORY + text_memory(recipe, &opened) + peak.bytes,
         peak: peak.what,
+        notes: recipe.notes(),
         missing: missing(recipe, engines),
         blocked: check_needs(recipe, engines).err(),
     })

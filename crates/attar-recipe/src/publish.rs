@@ -39,6 +39,7 @@ pub(crate) fn extras(
     output: &Output,
     session: &Session<'_>,
 ) -> Result<Vec<WrittenFolder>> {
-    let publish = |extra: &crate::extras::Folder| extra.publish(&variant.name, recipe.folder(&variant.name, &extra.name), output, session);
+    let publish =
+        |extra: &crate::extras::Folder| extra.publish(&variant.name, recipe.folder(&variant.name, &extra.name), output, session);
     working.folders.iter().map(publish).collect()
 }

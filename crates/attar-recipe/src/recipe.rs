@@ -281,11 +281,6 @@ impl Recipe {
         Model::open_with(&checkpoint.path, &checkpoint.options()).map_err(|e| self.document.place(e.into(), key))
     }
 
-    /// For progress: what is compared with.
-    pub(crate) fn base_title(&self) -> &'static str {
-        if self.head.baseline.is_some() { "baseline" } else { "untouched" }
-    }
-
     /// Whether a model of that configuration can see the calibration text so. The text is not read.
     pub(crate) fn check_calibration(&self, config: &attar_model::Config) -> Result<()> {
         let Some(calibration) = self.calibration() else { return Ok(()) };
@@ -498,6 +493,17 @@ impl Recipe {
         Ok(())
     }
 
+    /// What is no mistake, and may not be meant.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let eval = |gate: &Gate| self.evals.iter().find(|eval| eval.name == gate.eval);
+        let mut notes: Vec<String> = self.gates.iter().filter_map(|gate| gate.note(eval(gate)?.task.task())).collect();
+        let leaves = |variant: &Variant| !variant.folders().is_empty();
+        if self.exports.is_empty() && self.evals.is_empty() && !self.variants.iter().any(leaves) {
+            notes.push("a run leaves nothing but its report: the recipe has no `[[export]]` and no `[[eval]]`".into());
+        }
+        notes
+    }
+
     /// Whether a step of it predicts the metrics of a device.
     fn predicts(&self) -> bool {
         self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| step.kind().predicts)
@@ -617,7 +623,7 @@ impl Recipe {
         }
         let metric = eval.task.task().metric(&gate.metric)?;
         let (against, key) = match gate.bound {
-            Bound::DropAtMost(_) => (Against::Base, "drop_at_most"),
+            Bound::WorseAtMost(_) | Bound::DropAtMost(_) => (Against::Base, gate.bound.key()),
             Bound::AtMost(_) | Bound::AtLeast(_) => (metric.against, "metric"),
         };
         match against {

@@ -91,6 +91,7 @@ fn plan_within(recipe: &Recipe, request: &Request<'_>) -> Result<Plan> {
     let planned = plan(recipe, request.engines)?;
     planned.check_memory(request.max_memory)?;
     check_needs(recipe, request.engines)?;
+    planned.notes.iter().for_each(|note| request.observer.note(&format!("note: {note}")));
     Ok(planned)
 }
 
@@ -250,7 +251,8 @@ mod tests {
     /// The files of the steps of the only variant, by their digests, and the searches for schedules.
     fn made(recipe: &Recipe, planned: &PlannedVariant) -> (Vec<(String, Digest)>, Vec<String>) {
         let (opened, folder, observer) = (Opened::of(recipe).unwrap(), tempfile::tempdir().unwrap(), Searches::default());
-        let workspace = Workspace::open(folder.path().into(), opened.windows(recipe).unwrap(), WALKERS, Inputs::default()).unwrap();
+        let workspace =
+            Workspace::open(folder.path().into(), opened.windows(recipe).unwrap(), WALKERS, Inputs::default()).unwrap();
         let session = workspace.session(opened.model(), &observer);
         let made = run_steps(recipe, &recipe.variants[0], planned, &session, &mut BTreeSet::new()).unwrap();
         let files = made.folders.iter().flat_map(|folder| &folder.files).map(|(name, content)| match content {

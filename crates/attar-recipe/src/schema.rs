@@ -1,4 +1,7 @@
-//! JSON Schema of recipes, put together from the registries.
+//! JSON Schema of recipes, put together from the registries, in a form that editors follow.
+//!
+//! Where a word says what a table is, such as `kind`, the schema says `if` that word `then` these keys: an editor marks a wrong
+//! value at the value. With a choice of all tables it could only say that none fits.
 
 use attar_eval::{DEFAULT_TASK, TASKS, Task, WrittenGate};
 use attar_export::TARGETS;
@@ -12,29 +15,76 @@ use crate::{
 
 /// The schema of a whole recipe.
 pub fn schema() -> Value {
-    let steps: Vec<Value> = STEPS.iter().map(|kind| tagged("kind", kind.name, &[(kind.schema)()])).collect();
-    let step_list = json!({ "type": "array", "items": { "oneOf": steps }, "description": "Steps to run, in order." });
+    let steps = STEPS.iter().map(|kind| (kind.name, tagged("kind", kind.name, &[(kind.schema)()]))).collect();
+    let step_list = json!({ "type": "array", "items": either("kind", None, steps), "description": "Steps to run, in order." });
     let mut variant = of::<VariantHead>();
     variant["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     variant["additionalProperties"] = json!(false);
-    let exports: Vec<Value> =
-        TARGETS.iter().map(|target| tagged("target", target.name, &[of::<ExportHead>(), (target.schema)()])).collect();
-    let evals: Vec<Value> = TASKS.iter().map(|task| eval(task)).collect();
+    let export = |name, schema: fn() -> Value| tagged("target", name, &[of::<ExportHead>(), schema()]);
+    let exports = TARGETS.iter().map(|target| (target.name, export(target.name, target.schema))).collect();
+    let evals = TASKS.iter().map(|task| (task.name, eval(task))).collect();
     let mut root = of::<Head>();
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["$id"] = json!(ID);
     root["title"] = json!("attar recipe");
     root["properties"]["recipe"]["const"] = json!(1);
     root["oneOf"] = json!([{ "required": ["model"] }, { "required": ["artifact"] }]);
     root["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     root["properties"]["variant"] = json!({ "type": "array", "items": variant, "description": "Variants of the model: each runs the recipe's steps, then its own." });
     root["properties"]["export"] =
-        json!({ "type": "array", "items": { "oneOf": exports }, "description": "What is written of each variant." });
-    root["properties"]["eval"] =
-        json!({ "type": "array", "items": { "oneOf": evals }, "description": "What is measured of each variant." });
+        json!({ "type": "array", "items": either("target", None, exports), "description": "What is written of each variant." });
+    root["properties"]["eval"] = json!({ "type": "array", "items": either("task", Some(DEFAULT_TASK), evals), "description": "What is measured of each variant." });
     root["properties"]["gate"] = json!({ "type": "array", "items": of::<WrittenGate>(), "description": "Conditions that must hold for the run to succeed." });
     root["additionalProperties"] = json!(false);
     root["$defs"] = json!({ "steps": step_list });
+    forget_null(&mut root);
     root
+}
+
+/// The schema's own name. It is found in `recipes/recipe.schema.json`, or printed by `attar schema`.
+const ID: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/raw/main/recipes/recipe.schema.json");
+
+/// A table that is one of several, as the word in `tag` says; `default` is that of a table without one.
+fn either(tag: &str, default: Option<&str>, tables: Vec<(&str, Value)>) -> Value {
+    let words: Vec<&str> = tables.iter().map(|(word, _)| *word).collect();
+    let branch = |(word, table): (&str, Value)| {
+        let required = if default == Some(word) { json!([]) } else { json!([tag]) };
+        json!({ "if": { "properties": { tag: { "const": word } }, "required": required }, "then": table })
+    };
+    let required = if default.is_some() { json!([]) } else { json!([tag]) };
+    let branches: Vec<Value> = tables.into_iter().map(branch).collect();
+    json!({ "type": "object", "properties": { tag: { "enum": words } }, "required": required, "allOf": branches })
+}
+
+/// TOML has no null: what may be left out is not required, and null is no value of it.
+fn forget_null(schema: &mut Value) {
+    let null = json!({ "type": "null" });
+    if let Value::Object(map) = schema {
+        if map.get("default").is_some_and(Value::is_null) {
+            map.remove("default");
+        }
+        if let Some(Value::Array(types)) = map.get_mut("type") {
+            types.retain(|kind| kind != "null");
+            if let [one] = &types[..] {
+                map["type"] = one.clone();
+            }
+        }
+        if let Some(Value::Array(choices)) = map.get_mut("anyOf")
+            && choices.contains(&null)
+        {
+            choices.retain(|choice| *choice != null);
+            if let [Value::Object(only)] = &choices[..] {
+                let only = only.clone();
+                map.remove("anyOf");
+                for (key, value) in only {
+                    map.entry(key).or_insert(value);
+                }
+            }
+        }
+        map.values_mut().for_each(forget_null);
+    } else if let Value::Array(items) = schema {
+        items.iter_mut().for_each(forget_null);
+    }
 }
 
 fn eval(task: &Task) -> Value {

@@ -8,6 +8,7 @@ use attar_model::Model;
 use crate::Result;
 
 const TOKENIZER: &str = "tokenizer.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// The files of a checkpoint's folder that a runtime or a reader may want, apart from the weights and the configuration.
 const SIDE_FILES: [&str; 16] = [
@@ -20,7 +21,7 @@ const SIDE_FILES: [&str; 16] = [
     "generation_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "chat_template.json",
     "LICENSE",
     "LICENSE.md",
@@ -29,11 +30,15 @@ const SIDE_FILES: [&str; 16] = [
     "README.md",
 ];
 
-/// What belongs to the model. A GGUF file holds its tokenizer, which becomes a file.
+/// What belongs to the model. A tokenizer in a GGUF file or in a `tokenizer.model` becomes a
+/// `tokenizer.json`, and the chat template of a GGUF file a file, too.
 pub(crate) fn side(base: &Model) -> Result<Side> {
     let mut files: BTreeMap<_, _> = found(base)?.into_iter().map(|(name, path)| (name, Content::File(path))).collect();
-    if !files.contains_key(TOKENIZER) && base.path.is_file() && base.no_tokenizer().is_none() {
+    if !files.contains_key(TOKENIZER) && base.no_tokenizer().is_none() {
         files.insert(TOKENIZER, Content::Text(base.tokenizer()?.to_json()?));
+    }
+    if let Some(template) = base.chat_template() {
+        files.insert(CHAT_TEMPLATE, Content::Text(template.to_owned()));
     }
     Ok(Side { config: base.config.json.clone(), files })
 }

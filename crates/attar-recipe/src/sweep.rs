@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use crate::{
     AllocationReport, Error, Recipe, Request, Result, RunnerKind, Table, Variant,
-    json::{TOOL, json},
     inputs::Inputs,
+    json::{TOOL, json},
     made::Made,
     measure::{Measuring, Subject},
     model::Working,

@@ -5,6 +5,7 @@
 
 mod environment;
 mod interrupt;
+mod limit;
 mod printer;
 mod progress;
 mod settings;
@@ -15,13 +16,13 @@ use std::{
     process::ExitCode,
 };
 
-use attar_recipe::ErrorKind;
+use attar_recipe::{Error, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
 use crate::{environment::Environment, printer::Printer, verbs::verbs};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: limit::Counting = limit::Counting;
 
 /// The exit code of a bug in attar: `EX_SOFTWARE` of sysexits.h.
 const BUG: u8 = 70;
@@ -45,9 +46,14 @@ fn main() -> ExitCode {
         // Fails only if the pool exists already; nothing has started it yet.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(*threads).build_global();
     }
+    let max_memory = matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0);
+    if let Some(bytes) = max_memory {
+        let [stdout, stderr] = printer.last_words(&out_of_memory(bytes));
+        limit::set(bytes, stdout, stderr);
+    }
     let (name, arguments) = matches.subcommand().expect("clap demands one");
     let verb = verbs().find(|verb| verb.name() == name).expect("clap knows only these");
-    let environment = Environment::read(arguments, matches.get_one::<attar_recipe::Size>("max-memory").map(|size| size.0));
+    let environment = Environment::read(arguments, max_memory);
     match catch_unwind(AssertUnwindSafe(|| verb.run(arguments, &environment, &printer).and_then(|code| printer.done(code)))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
@@ -76,14 +82,16 @@ fn command() -> Command {
         .arg(global("quiet", "Print only errors").short('q').action(ArgAction::SetTrue))
         .arg(global("threads", "Threads to use [default: all cores]").value_name("N").value_parser(parse_threads))
         .arg(
-            global(
-                "max-memory",
-                "Fail before starting if a run would need more memory than this, such as `2 GB` [default: no limit]",
-            )
-            .value_name("SIZE")
-            .value_parser(|text: &str| text.parse::<attar_recipe::Size>()),
+            global("max-memory", "Take no more memory than this, such as `2 GB` [default: no limit]")
+                .value_name("SIZE")
+                .value_parser(|text: &str| text.parse::<attar_recipe::Size>()),
         )
         .subcommands(verbs().map(verbs::command))
+}
+
+fn out_of_memory(allowed: u64) -> Error {
+    let message = format!("more memory is needed than the {} that `--max-memory` allows", attar_recipe::bytes(allowed));
+    Error::input(message).hint("raise it, or lower `--threads`; finished work is kept".to_owned())
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {

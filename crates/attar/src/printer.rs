@@ -80,6 +80,12 @@ impl Printer {
         tell(&error.render(self.color));
     }
 
+    /// What [`Printer::error`] would print, to stdout and to stderr.
+    pub(crate) fn last_words(&self, error: &Error) -> [String; 2] {
+        let json = if self.json { format!("{:#}\n", error.to_json()) } else { String::new() };
+        [json, format!("{}\n", error.render(self.color))]
+    }
+
     pub(crate) fn bug(&self) {
         tell(
             "error: this is a bug in attar, not a mistake in what you asked for\nhint: please report it with the lines above; finished work is kept",

@@ -38,6 +38,8 @@ pub(super) struct File {
     pub(super) summary: String,
     pub(super) strategies: Vec<Strategy>,
     pub(super) entries: BTreeMap<String, Setting>,
+    /// The files that were read, of those that are not shipped.
+    pub(super) paths: Vec<PathBuf>,
 }
 
 /// Where a file's text stands.
@@ -92,10 +94,13 @@ pub(super) fn read(location: &Location, mut chain: Vec<String>) -> Result<File> 
         message: error.message().replace('\n', "; "),
     })?;
     let root = root.into_inner();
-    let base = match root.get("inherit") {
+    let mut base = match root.get("inherit") {
         Some(value) => read(&location.parent(&reader.string(value, "inherit")?)?, chain)?,
         None => File::default(),
     };
+    if let Location::Path(path) = location {
+        base.paths.push(path.clone());
+    }
     reader.apply(&root, base)
 }
 

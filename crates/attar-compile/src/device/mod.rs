@@ -18,7 +18,7 @@ use crate::tile::{Buffering, Limits, Product, Rates, Tiling};
 use crate::{Element, Error, Result};
 use file::{File, Location, Setting};
 use keys::{KEYS, Key, Need};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The shipped devices and their files.
 static DEVICES: &[(&str, &str)] = &[
@@ -221,6 +221,11 @@ impl Device {
     /// If the file cannot be read, inherits from itself, has an unknown key, lacks a number, or has an invalid one.
     pub fn load(path: &Path) -> Result<Device> {
         Device::build(file::read(&Location::Path(path.into()), Vec::new())?)
+    }
+
+    /// The files that it was read from: its own and those that this one inherits, as far as they are not shipped.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.file.paths
     }
 
     /// Overrides one number, as `--set key=value` does: a key of the files, or one of the short forms `sram`, `dram` and `flash`

@@ -89,12 +89,7 @@ impl Embedded {
 }
 
 /// The embeddings of all windows.
-fn embed(
-    side: &mut dyn Rows,
-    whose: &'static str,
-    windows: usize,
-    mut progress: impl FnMut(u64),
-) -> Result<Vec<Vec<f32>>> {
+fn embed(side: &mut dyn Rows, whose: &'static str, windows: usize, mut progress: impl FnMut(u64)) -> Result<Vec<Vec<f32>>> {
     let one = |window| {
         let mut row = Vec::new();
         numbers(side, whose, window, 0..1, &mut row)?;

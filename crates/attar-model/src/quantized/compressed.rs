@@ -62,7 +62,7 @@ fn find(files: &Files<'_>, settings: &Settings<'_>) -> Result<Found> {
         }
     }
     check_status(settings)?;
-    let groups = settings.need("config_groups", settings.inner("config_groups")?, "an object")?;
+    let Some(groups) = settings.inner("config_groups")? else { return find_by_shapes(files, settings) };
     let names: Vec<&String> = groups.entries().map(|(name, _)| name).collect();
     let [name] = names[..] else {
         return Err(settings.wrong("config_groups", format!("{} groups", names.len()), "one group for all quantized layers"));
@@ -82,6 +82,46 @@ fn find(files: &Files<'_>, settings: &Settings<'_>) -> Result<Found> {
         )),
     }?;
     Ok(Found { format: weights.named, activations, layers })
+}
+
+/// Where the configuration has no groups: what the stored shapes say of the first layer holds for all, or does not fit them.
+fn find_by_shapes(files: &Files<'_>, settings: &Settings<'_>) -> Result<Found> {
+    let format = settings.need("format", settings.text("format")?, "the name of a format")?;
+    let (codes, kind) = match format {
+        "pack-quantized" => (".weight_packed", Kind::Plain(Dtype::I32)),
+        "int-quantized" => (".weight", Kind::Plain(Dtype::I8)),
+        "float-quantized" => (".weight", Kind::F8),
+        other => {
+            let wanted = "`config_groups`, without which `pack-quantized`, `int-quantized` and `float-quantized` are read";
+            return Err(settings.wrong("format", format!("`{other}`"), wanted));
+        }
+    };
+    let module = files.modules(".weight_scale").into_iter().next();
+    let module = module.ok_or_else(|| settings.wrong("format", format!("`{format}`"), "a tensor `…weight_scale`"))?;
+    let part = files.need(&format!("{module}{codes}"))?;
+    files.check_kind(&part, kind)?;
+    let [rows, stored] = files.matrix(&part)?;
+    let columns = match codes {
+        ".weight_packed" => shape_of(files, &files.need(&format!("{module}.weight_shape"))?)?[1],
+        _ => stored,
+    };
+    let bits = [8, 4].into_iter().find(|bits| kind.bytes() == 1 || columns.div_ceil(32 / bits) == stored);
+    let bits = bits.ok_or_else(|| files.part(&part.name, format!("{:?}", part.dims), "columns of 4 or 8 bits"))?;
+    let scales = files.need(&format!("{module}.weight_scale"))?;
+    let (tile, shared) = match scales.dims[..] {
+        [] | [1] => (Tile::Tensor, "per tensor".to_owned()),
+        [n, 1] if n == rows => (Tile::Row, "per row".into()),
+        [n, groups] if n == rows && columns.is_multiple_of(groups) => {
+            (Tile::Group(columns / groups), format!("g{}", columns / groups))
+        }
+        _ => return Err(files.part(&scales.name, format!("{:?}", scales.dims), "a scale for all, a row or a group of a row")),
+    };
+    let float = kind == Kind::F8;
+    let symmetric = files.maybe(&format!("{module}.weight_zero_point"))?.is_none();
+    let named = format!("{}{bits} {shared}", if float { "fp" } else { "int" });
+    let weights = Weights { bits, float, symmetric, tile, named };
+    let layers = if codes == ".weight" { plain(files, &weights, kind) } else { packed(files, &weights) }?;
+    Ok(Found { format: weights.named, activations: false, layers })
 }
 
 /// Weights that are not compressed yet are stored as float, whatever the configuration says.

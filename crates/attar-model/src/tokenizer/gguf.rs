@@ -96,14 +96,14 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
 }
 
 /// A token; its place in the list is its id.
-struct Token {
-    text: String,
-    kind: Kind,
+pub(super) struct Token {
+    pub(super) text: String,
+    pub(super) kind: Kind,
 }
 
-/// `llama_token_type`, from 1.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
+/// `llama_token_type`, from 1, which is the type of a piece in SentencePiece.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Kind {
     Normal,
     Unknown,
     Control,
@@ -112,9 +112,23 @@ enum Kind {
     Byte,
 }
 
+impl Kind {
+    pub(super) fn numbered(number: u64) -> Option<Kind> {
+        Some(match number {
+            1 => Kind::Normal,
+            2 => Kind::Unknown,
+            3 => Kind::Control,
+            4 => Kind::UserDefined,
+            5 => Kind::Unused,
+            6 => Kind::Byte,
+            _ => return None,
+        })
+    }
+}
+
 impl Token {
     /// The token as one that is matched in the text before it is split.
-    fn added(&self) -> Option<AddedToken> {
+    pub(super) fn added(&self) -> Option<AddedToken> {
         match self.kind {
             Kind::Control | Kind::Unknown => Some(AddedToken::from(&*self.text, true)),
             Kind::UserDefined => Some(AddedToken::from(&*self.text, false).normalized(false)),
@@ -137,7 +151,7 @@ fn tokens(metadata: &Metadata) -> Result<Vec<Token>> {
     Ok(tokens.collect())
 }
 
-fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
+pub(super) fn vocabulary(tokens: &[Token]) -> Result<Vocab> {
     let mut vocabulary = Vocab::with_capacity(tokens.len());
     for (id, token) in (0..).zip(tokens) {
         if let Some(first) = vocabulary.insert(token.text.clone(), id) {
@@ -195,20 +209,27 @@ fn listed_merges(metadata: &Metadata, vocabulary: &Vocab) -> Result<Merges> {
 }
 
 fn sentence_piece(metadata: &Metadata, tokens: &[Token]) -> Result<Tokenizer> {
+    let scores = array(metadata, SCORES, as_score)?;
+    check_lengths(SCORES, scores.len(), tokens.len())?;
+    let space_prefix = truth(metadata, SPACE_PREFIX)?.unwrap_or(true);
+    let mut tokenizer = Tokenizer::new(scored_bpe(tokens, &scores)?);
+    tokenizer.with_normalizer(Some(spaces_to_pieces(space_prefix)?))?.with_decoder(Some(pieces_to_spaces(space_prefix)?));
+    Ok(tokenizer)
+}
+
+/// SentencePiece's BPE: pieces merge by the scores of what they become.
+pub(super) fn scored_bpe(tokens: &[Token], scores: &[f64]) -> Result<BPE> {
     let (vocabulary, unknown) = (vocabulary(tokens)?, tokens.iter().find(|token| token.kind == Kind::Unknown));
     let has_bytes = (0..=u8::MAX).all(|byte| vocabulary.contains_key(&format!("<0x{byte:02X}>")));
     if !has_bytes && unknown.is_none() {
         return Err("there is neither a token for every byte nor one for unknown characters".into());
     }
-    let merges = scored_merges(tokens, &array(metadata, SCORES, as_score)?, &vocabulary)?;
+    let merges = scored_merges(tokens, scores, &vocabulary);
     let mut model = BPE::builder().vocab_and_merges(vocabulary, merges).byte_fallback(true).fuse_unk(true);
     if let Some(unknown) = unknown {
         model = model.unk_token(unknown.text.clone());
     }
-    let space_prefix = truth(metadata, SPACE_PREFIX)?.unwrap_or(true);
-    let mut tokenizer = Tokenizer::new(model.build()?);
-    tokenizer.with_normalizer(Some(spaces_to_pieces(space_prefix)?))?.with_decoder(Some(pieces_to_spaces(space_prefix)?));
-    Ok(tokenizer)
+    model.build()
 }
 
 /// Every way to join two tokens to a third, the best scored result first.
@@ -216,8 +237,7 @@ fn sentence_piece(metadata: &Metadata, tokens: &[Token]) -> Result<Tokenizer> {
 /// SentencePiece merges, of all neighbours that join to a token, those with the best score, and of equal scores the
 /// leftmost. A list of pairs cannot say leftmost. With the longest left part first it comes to the same for runs of one
 /// character, such as the spaces of Llama 2, which all have one score.
-fn scored_merges(tokens: &[Token], scores: &[f64], vocabulary: &Vocab) -> Result<Merges> {
-    check_lengths(SCORES, scores.len(), tokens.len())?;
+fn scored_merges(tokens: &[Token], scores: &[f64], vocabulary: &Vocab) -> Merges {
     let merges = |text: &str| vocabulary.get(text).is_some_and(|id| tokens[*id as usize].merges());
     let mut ranked = Vec::new();
     for (token, score) in tokens.iter().zip(scores).filter(|(token, _)| token.merges()) {
@@ -229,19 +249,23 @@ fn scored_merges(tokens: &[Token], scores: &[f64], vocabulary: &Vocab) -> Result
         }
     }
     ranked.sort_by(|a, b| b.0.total_cmp(a.0).then((Reverse(a.1), Reverse(a.2)).cmp(&(Reverse(b.1), Reverse(b.2)))));
-    Ok(ranked.into_iter().map(|(.., (left, right))| (left.into(), right.into())).collect())
+    ranked.into_iter().map(|(.., (left, right))| (left.into(), right.into())).collect()
 }
 
 fn spaces_to_pieces(space_prefix: bool) -> Result<normalizers::Sequence> {
+    Ok(normalizers::Sequence::new(space_steps(space_prefix)?))
+}
+
+pub(super) fn space_steps(space_prefix: bool) -> Result<Vec<NormalizerWrapper>> {
     let mut steps: Vec<NormalizerWrapper> = Vec::new();
     if space_prefix {
         steps.push(Prepend::new(SPACE.into()).into());
     }
     steps.push(Replace::new(" ", SPACE)?.into());
-    Ok(normalizers::Sequence::new(steps))
+    Ok(steps)
 }
 
-fn pieces_to_spaces(space_prefix: bool) -> Result<decoders::sequence::Sequence> {
+pub(super) fn pieces_to_spaces(space_prefix: bool) -> Result<decoders::sequence::Sequence> {
     let mut steps: Vec<DecoderWrapper> = vec![Replace::new(SPACE, " ")?.into(), ByteFallback::new().into(), Fuse::new().into()];
     if space_prefix {
         steps.push(decoders::strip::Strip::new(' ', 1, 0).into());
@@ -293,13 +317,5 @@ fn as_kind(value: &Value) -> Option<Kind> {
         Value::Unsigned(number) => *number,
         _ => return None,
     };
-    Some(match number {
-        1 => Kind::Normal,
-        2 => Kind::Unknown,
-        3 => Kind::Control,
-        4 => Kind::UserDefined,
-        5 => Kind::Unused,
-        6 => Kind::Byte,
-        _ => return None,
-    })
+    Kind::numbered(number)
 }

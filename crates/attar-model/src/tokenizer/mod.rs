@@ -1,9 +1,13 @@
 //! Text to tokens and back, through the `tokenizers` crate.
 
 mod gguf;
+mod pieces;
 mod stream;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use attar_tensor::gguf::Metadata;
 use tokenizers::{PaddingParams, TruncationParams};
@@ -56,6 +60,8 @@ fn foreign<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Resul
 pub(crate) enum Origin {
     /// `tokenizer.json`.
     File(PathBuf),
+    /// `tokenizer.model`, and the `added_tokens.json` beside it.
+    Pieces(PathBuf, Option<PathBuf>),
     /// The vocabulary in a GGUF file.
     Gguf(PathBuf, Metadata),
 }
@@ -64,6 +70,7 @@ impl Origin {
     pub(crate) fn open(&self) -> Result<Tokenizer> {
         match self {
             Origin::File(path) => Tokenizer::open(path),
+            Origin::Pieces(path, added) => Tokenizer::from_pieces(path, added.as_deref()),
             Origin::Gguf(path, metadata) => Tokenizer::from_gguf(path, metadata),
         }
     }
@@ -89,6 +96,18 @@ impl Tokenizer {
     /// Builds a tokenizer from the metadata of the GGUF file at `path`.
     pub fn from_gguf(path: &Path, metadata: &Metadata) -> Result<Tokenizer> {
         Tokenizer::new(path, foreign(|| gguf::build(metadata)))
+    }
+
+    /// Reads a SentencePiece model, and an `added_tokens.json` beside it.
+    pub fn from_pieces(path: &Path, added: Option<&Path>) -> Result<Tokenizer> {
+        let added = match added {
+            None => BTreeMap::new(),
+            Some(file) => serde_json::from_value(attar_tensor::json::read(file)?).map_err(|error| Error::Tokenizer {
+                path: file.into(),
+                reason: format!("expected texts of tokens with their numbers: {error}"),
+            })?,
+        };
+        Tokenizer::new(path, foreign(|| pieces::build(path, &added)))
     }
 
     fn new(path: &Path, built: tokenizers::Result<tokenizers::Tokenizer>) -> Result<Tokenizer> {

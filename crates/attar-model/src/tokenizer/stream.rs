@@ -9,10 +9,10 @@ use super::Tokenizer;
 use crate::Result;
 
 /// Bytes of text that are encoded at a time. An encoding takes some 300 bytes of memory per token.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 64 << 10;
 
 /// Bytes on both sides of a cut, of which the inner half must have the same tokens.
-const MARGIN: usize = 8 << 10;
+const MARGIN: usize = 4 << 10;
 
 /// A token with the bytes of the text that it stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -100,6 +100,77 @@ fn smollm2_gives_the_tokens_of_its_tokenizer_json() {
     assert_eq!(gguf.vocabulary(), json.vocabulary());
 }
 
+/// A megabyte a piece at a time: no token differs from those of the whole.
+#[test]
+fn a_text_in_pieces_has_the_tokens_of_the_whole() {
+    let (Some(text), Some(json)) = (articles(), shared("models/smollm2-135m/tokenizer.json")) else { return };
+    let vocabularies = ["tokenizers/ggml-vocab-gpt-2.gguf", "tokenizers/ggml-vocab-llama-spm.gguf"].map(shared);
+    let tokenizers = vocabularies.into_iter().flatten().map(|path| from_gguf(&path));
+    let bert = shared("models/minilm-l6-v2-f16/tokenizer.json").map(|path| Tokenizer::open(&path).unwrap());
+    for tokenizer in tokenizers.chain([Tokenizer::open(&json).unwrap()]).chain(bert) {
+        let mut encoder = tokenizer.encoder();
+        for line in text.split_inclusive('\n') {
+            encoder.push(line).unwrap();
+        }
+        assert!(encoder.known() > 0, "nothing was cut");
+        let (found, wanted) = (encoder.finish().unwrap(), tokenizer.encode(&text).unwrap());
+        let differs = found.iter().zip(&wanted).position(|(found, wanted)| found != wanted);
+        assert_eq!((found.len(), differs), (wanted.len(), None));
+    }
+}
+
+/// Models of `testdata/oracle/pieces.py`, with the tokens that SentencePiece makes.
+#[test]
+fn a_tokenizer_model_gives_the_tokens_of_sentence_piece() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/pieces");
+    let answers: HashMap<String, HashMap<String, Vec<u32>>> =
+        serde_json::from_str(&fs::read_to_string(folder.join("tokens.json")).unwrap()).unwrap();
+    assert_eq!(answers.len(), 4);
+    for (name, texts) in answers {
+        let built = Tokenizer::from_pieces(&folder.join(format!("{name}.model")), None).unwrap();
+        for tokenizer in [reloaded(&built), built] {
+            for (text, answer) in &texts {
+                assert_eq!(tokenizer.encode(text).unwrap(), *answer, "{name}: {text:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn added_tokens_follow_the_pieces() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/pieces");
+    let (room, model) = (tempfile::tempdir().unwrap(), folder.join("bpe-llama.model"));
+    let added = room.path().join("added_tokens.json");
+    fs::write(&added, r#"{"<|b|>": 601, "<|a|>": 600}"#).unwrap();
+    let tokenizer = Tokenizer::from_pieces(&model, Some(&added)).unwrap();
+    assert_eq!(tokenizer.encode("<|a|><|b|>").unwrap(), [600, 601]);
+    for (text, words) in [(r#"{"<|a|>": 700}"#, "`<|a|>` has number 700"), ("[1]", "expected texts of tokens")] {
+        fs::write(&added, text).unwrap();
+        let error = Tokenizer::from_pieces(&model, Some(&added)).err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_damaged_tokenizer_model_is_an_error() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/pieces");
+    let (room, whole) = (tempfile::tempdir().unwrap(), fs::read(folder.join("unigram.model")).unwrap());
+    let path = room.path().join("tokenizer.model");
+    let open = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        Tokenizer::from_pieces(&path, None)
+    };
+    assert!(open(b"").is_err() && open(b"{}").is_err() && open(&[0xff; 100]).is_err());
+    for cut in (1..whole.len()).step_by(whole.len() / 60) {
+        let _ = open(&whole[..cut]);
+        let mut flipped = whole.clone();
+        flipped[cut] ^= 1 << (cut % 8);
+        if let Ok(tokenizer) = open(&flipped) {
+            let _ = tokenizer.encode("To be, or not to be ☃");
+        }
+    }
+}
+
 /// SentencePiece's algorithm, written out: of all neighbours that merge to a token, merge those with the best score, the
 /// leftmost of equals, until none are left.
 struct Scored {

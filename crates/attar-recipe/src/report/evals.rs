@@ -39,7 +39,7 @@ pub(crate) fn tables(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
     tables.collect()
 }
 
-/// Measurements of one task: one row per eval, variant, runner and mode; the untouched model first.
+/// Measurements of one task: one row per eval, variant, runner and mode; the baseline first.
 fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut seen = Vec::new();
@@ -49,10 +49,10 @@ fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
             Outcome::Predicted(_) => continue,
             Outcome::Skipped { reason } => vec!["not run".into(), reason.clone()],
             Outcome::Measured(measured) => {
-                let untouched: Vec<String> = columns(task).map(|(metric, _, digits)| base(metric, measured, digits)).collect();
-                if untouched.iter().any(|cell| cell != "-") && !seen.contains(&&eval.eval) {
+                let baseline: Vec<String> = columns(task).map(|(metric, _, digits)| base(metric, measured, digits)).collect();
+                if baseline.iter().any(|cell| cell != "-") && !seen.contains(&&eval.eval) {
                     seen.push(&eval.eval);
-                    rows.push(row(task, eval, "(untouched)", REFERENCE.into(), untouched));
+                    rows.push(row(task, eval, "(baseline)", REFERENCE.into(), baseline));
                 }
                 columns(task).map(|(metric, _, digits)| cell(measured.estimate(metric.at), digits)).collect()
             }

@@ -192,7 +192,7 @@ impl Report {
         Table { head: &["variant", "bits/quantized weight", "bits/weight", "worst SNR dB", "artifact", "size", "verified"], rows }
     }
 
-    /// Measurements, a table per task with its title: one row per eval, variant, runner and mode; the untouched model
+    /// Measurements, a table per task with its title: one row per eval, variant, runner and mode; the baseline
     /// first.
     pub fn evals(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
         evals::tables(evals).into_iter().filter(|(_, table)| !table.rows.is_empty()).collect()

@@ -1,6 +1,6 @@
 //! The step `compile`: plans of the model for a device, proven on numbers. The model itself stays as it is.
 
-use std::{cell::Cell, sync::Arc};
+use std::{cell::Cell, path::PathBuf, sync::Arc};
 
 use attar_compile::{
     Compile, Compiled, Phase, Plan, Planned, Progress, Proven,
@@ -11,7 +11,7 @@ use attar_compile::{
 use attar_tensor::{Digest, Source};
 
 use super::{
-    device::{check_prompt, refused},
+    device::{self, check_prompt, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{
@@ -50,6 +50,10 @@ impl Step for Compile {
 
     fn settings(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        device::files(&self.device)
     }
 
     /// Everything but numbers is tried now: what does not fit is known before hours of work.

@@ -1,6 +1,8 @@
 //! What steps for a device share: what they refuse, and whose fault it is.
 
-use std::num::NonZeroU64;
+use std::{num::NonZeroU64, path::PathBuf};
+
+use attar_compile::Compile;
 
 use super::kind::StepError;
 use crate::{Error, ErrorKind, error::device_key, model::Working};
@@ -16,6 +18,13 @@ pub(super) fn check_prompt(seq: NonZeroU64, model: &Working) -> Result<(), StepE
     }
     let error = Error::recipe(format!("`seq` is {seq}: the model's context is {longest} tokens"));
     Err(StepError { key: Some("seq".into()), error })
+}
+
+/// The files of the device that a step names; none if it cannot be read, which the plan says.
+pub(super) fn files(device: &str) -> Vec<(String, PathBuf)> {
+    let named = Compile { device: device.into(), ..Compile::default() };
+    let files = named.device().map(|device| device.files().to_vec()).unwrap_or_default();
+    files.into_iter().map(|file| ("device".to_owned(), file)).collect()
 }
 
 /// What a device cannot run is a mistake of whoever chose the device, also where there is no step.

@@ -1,11 +1,13 @@
 //! The step `tile`: how every distinct matrix product of the model is tiled for a device. Facts are enough; the model stays as it is.
 
+use std::path::PathBuf;
+
 use attar_compile::{Tile, Tiled, report::ProductReport};
 use attar_model::Model;
 use attar_tensor::Digest;
 
 use super::{
-    device::{check_prompt, refused},
+    device::{self, check_prompt, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{Error, json::json, model::Working, session::Session, settings::of, shape::facts};
@@ -47,6 +49,10 @@ impl Step for Tile {
 
     fn settings(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        device::files(&self.device)
     }
 
     /// Whether everything can be cut; what is best in other ways can wait.

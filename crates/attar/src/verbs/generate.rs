@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use attar_eval::{Reference, Runner};
-use attar_model::Tokenizer;
+use attar_model::{Config, Tokenizer};
 use attar_recipe::{Error, Existing};
 use clap::{Arg, ArgMatches, Command};
 
@@ -44,11 +44,11 @@ impl Verb for Generate {
                 let existing = Existing::open(subject)?;
                 let tokenizer = existing.tokenizer()?;
                 let artifact = existing.run_by(engine, mode(arguments), &environment.engines())?.on(device(arguments))?;
-                generate(&artifact, &tokenizer, &existing.config.eos, &prompt, limit, printer)
+                generate(&artifact, &tokenizer, &existing.config, &prompt, limit, printer)
             }
             None => {
                 let model = open(subject, arguments)?;
-                generate(&Reference::new(&model), &model.tokenizer()?, &model.config.eos, &prompt, limit, printer)
+                generate(&Reference::new(&model), &model.tokenizer()?, &model.config, &prompt, limit, printer)
             }
         }
     }
@@ -57,7 +57,7 @@ impl Verb for Generate {
 fn generate(
     runner: &dyn Runner,
     tokenizer: &Tokenizer,
-    stop: &[u32],
+    config: &Config,
     prompt: &str,
     limit: usize,
     printer: &Printer,
@@ -65,6 +65,12 @@ fn generate(
     let tokens = tokenizer.encode(prompt)?;
     if tokens.is_empty() {
         return Err(Error::recipe("the prompt has no tokens").hint("give some text with `--prompt`".to_owned()));
+    }
+    let room = config.context.unwrap_or(usize::MAX).saturating_sub(tokens.len());
+    if room == 0 {
+        let context = config.context.unwrap_or_default();
+        let message = format!("the prompt has {} tokens, and the model's context is {context}", tokens.len());
+        return Err(Error::recipe(message).hint("shorten it: the next token needs room, too".to_owned()));
     }
     let mut known: Vec<u32> = Vec::new();
     let mut shown = 0;
@@ -77,11 +83,14 @@ fn generate(
             shown = text.len();
         }
     };
-    let generated = runner.generate(&tokens, limit, stop, &mut each)?;
+    let generated = runner.generate(&tokens, limit.min(room), &config.eos, &mut each)?;
     if printer.json {
         printer.value(&serde_json::json!({ "prompt": tokens, "tokens": generated, "text": tokenizer.decode(&generated)? }));
     } else {
         printer.piece("\n");
+    }
+    if generated.len() == room && room < limit {
+        printer.note(&format!("stopped after {room} tokens, at the end of the model's context"));
     }
     Ok(ExitCode::SUCCESS)
 }

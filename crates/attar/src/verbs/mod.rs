@@ -2,6 +2,7 @@
 
 mod compile;
 mod completions;
+mod draw;
 mod engine;
 mod eval;
 mod export;
@@ -27,10 +28,11 @@ use std::{path::Path, process::ExitCode};
 
 use attar_eval::Status;
 use attar_model::{Model, OpenOptions, Pattern};
-use attar_recipe::{Error, LockMode, Recipe, Report, Request, shown, step::STEPS};
+use attar_recipe::{Error, LockMode, Recipe, Report, Request, step::STEPS};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use comfy_table::{ContentArrangement, Table, presets};
 use toml::Table as Settings;
+
+use draw::draw;
 
 use crate::{environment::Environment, interrupt, printer::Printer, progress::Bars};
 
@@ -217,16 +219,4 @@ fn failed_gates(report: &Report) -> impl Iterator<Item = String> + '_ {
             format!("{status}: {metric}{variant} by {runner}: {details}")
         },
     )
-}
-
-/// A table for a terminal, no wider than it.
-fn draw<H: AsRef<str>>(head: &[H], rows: &[Vec<String>]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED);
-    if let Some((width, _)) = terminal_size::terminal_size() {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.0);
-    }
-    table.set_header(head.iter().map(AsRef::as_ref));
-    table.add_rows(rows.iter().map(|row| row.iter().map(|cell| shown(cell))));
-    format!("{table}\n")
 }

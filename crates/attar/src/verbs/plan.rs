@@ -61,6 +61,9 @@ impl Verb for Plan {
             printer.data(&format!("measure {eval}"));
         }
         printer.data(&format!("gates: {}; peak memory: about {} at most", plan.gates, attar_recipe::bytes(plan.peak_memory)));
+        for note in &plan.notes {
+            printer.data(&format!("note: {note}"));
+        }
         for missing in &plan.missing {
             printer.data(&format!("missing: {missing}"));
         }

@@ -115,7 +115,7 @@ fn a_recipe_measures_and_judges_what_the_real_engine_says() {
     recipe["eval"].as_array_mut().unwrap().remove(0);
     recipe["eval"][0].as_table_mut().unwrap().insert("tokens".into(), 512.into());
     recipe["gate"] =
-        toml::Value::Array(vec![gate("engine/perplexity", "drop_at_most", 0.2), gate("engine/top1", "at_least", 0.5)]);
+        toml::Value::Array(vec![gate("engine/perplexity", "worse_at_most", 0.2), gate("engine/top1", "at_least", 0.5)]);
     room.write("recipe.toml", &toml::to_string(&recipe).unwrap());
     let report = attar(&room, &engines, &["run", "recipe.toml", "--json"]).json();
     assert_eq!((&report["passed"], report["gates"].as_array().unwrap().len()), (&true.into(), 4));

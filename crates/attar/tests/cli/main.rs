@@ -17,6 +17,7 @@ mod durable;
 mod engine;
 mod fuse;
 mod gates;
+mod ground;
 mod hostile;
 mod inputs;
 mod learned;

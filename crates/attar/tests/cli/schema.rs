@@ -37,9 +37,11 @@ fn what_a_run_refuses_does_not_fit_the_schema() {
     change("/variant/0/step/0", json!({ "kind": "quantize", "grid": "int4", "gruop": 32 }));
     change("/export/0/target", json!("onxn"));
     change("/eval/0", json!({ "name": "text", "task": "perplexity" }));
-    change("/gate/0/drop_at_most", json!([]));
+    change("/gate/0/worse_at_most", json!([]));
     for (pointer, recipe) in bad {
-        assert!(mistake(&schema, &schema, &recipe, "").is_some(), "{pointer}");
+        // Where an editor would mark it: at the value, or at the table that lacks a key or has one too many.
+        let found = mistake(&schema, &schema, &recipe, "").unwrap_or_default();
+        assert!(found.starts_with(&format!("{pointer}:")), "{pointer}; {found}");
     }
 }
 
@@ -67,6 +69,9 @@ fn keyword_mistake(root: &Value, schema: &Value, keyword: &str, wanted: &Value, 
         "minimum" => no(value.as_f64().is_none_or(|n| n >= wanted.as_f64().expect("a number"))),
         "oneOf" => no(fitting() == 1),
         "anyOf" => no(fitting() > 0),
+        "allOf" => wanted.as_array().into_iter().flatten().find_map(|part| mistake(root, part, value, at)),
+        "if" if mistake(root, wanted, value, at).is_none() => mistake(root, &schema["then"], value, at),
+        "if" | "then" => None,
         "required" => no(!value.is_object()
             || wanted.as_array().is_some_and(|keys| keys.iter().all(|k| value.get(k.as_str().expect("a key")).is_some()))),
         "items" => {
@@ -81,7 +86,7 @@ fn keyword_mistake(root: &Value, schema: &Value, keyword: &str, wanted: &Value, 
             let mut unknown = value.as_object().into_iter().flatten().filter(|(key, _)| schema["properties"].get(key).is_none());
             no(wanted != &json!(false) || unknown.next().is_none())
         }
-        "$schema" | "$defs" | "title" | "description" | "default" | "format" => None,
+        "$schema" | "$id" | "$defs" | "title" | "description" | "default" | "format" => None,
         _ => panic!("the validator of this test does not know `{keyword}`"),
     }
 }

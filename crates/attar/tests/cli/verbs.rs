@@ -47,7 +47,7 @@ window = 256
 [[gate]]
 metric = "shakespeare/perplexity"
 variant = "int8"
-drop_at_most = "0.5%"
+worse_at_most = "0.5%"
 "#;
 
 #[test]
