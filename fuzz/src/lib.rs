@@ -167,6 +167,30 @@ pub fn kernels(bytes: &[u8]) {
     let _ = attention(&q, &k, &v, &scores);
 }
 
+/// A checkpoint that another tool quantized: two bytes with the length of `config.json`, that file, then the weights. Every
+/// weight is decoded.
+pub fn quantized(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
+    let length = usize::from(u16::from_le_bytes(*length));
+    let Some((config, weights)) = rest.split_at_checked(length) else { return };
+    in_file("config.json", config, |_| {});
+    in_file("model.safetensors", weights, |path| {
+        if let Ok(model) = Model::open(path.parent().expect("it is in a folder")) {
+            read_all(&*model.source);
+        }
+    });
+}
+
+/// A `tokenizer.model`, and what it makes of a text.
+pub fn pieces(bytes: &[u8]) {
+    let_panics_be_caught();
+    in_file("tokenizer.model", bytes, |path| {
+        if let Ok(tokenizer) = Tokenizer::from_pieces(path, None) {
+            let _ = tokenizer.encode("To be,  or not to be: 123 naïve ☃");
+        }
+    });
+}
+
 /// A `config.json` beside the weights of a small model.
 pub fn config(bytes: &[u8]) {
     const WEIGHTS: &[u8] = include_bytes!("../../testdata/models/tiny-llama-yarn/model.safetensors");

@@ -115,7 +115,7 @@ pub enum Error {
         position: usize,
     },
     /// A likeliest token that there is not.
-    #[error("the logits after {tokens} tokens are not finite: no token is the likeliest")]
+    #[error("the logits after {tokens} token(s) are not finite: no token is the likeliest")]
     NoChoice {
         /// That were run.
         tokens: usize,

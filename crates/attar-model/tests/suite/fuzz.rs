@@ -1,4 +1,4 @@
-//! The seeds of the fuzz targets `config` and `tokenizer`, once each: every file is read or refused.
+//! The seeds of the fuzz targets `config`, `quantized`, `tokenizer` and `pieces`, once each: every file is read or refused.
 
 use std::{
     fs,
@@ -27,6 +27,27 @@ fn config() {
         models += usize::from(Model::open(folder.path()).is_ok());
     }
     assert!(models > 0);
+}
+
+#[test]
+fn quantized() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut weights = 0;
+    for (path, bytes) in seeds("quantized") {
+        let end = 2 + usize::from(u16::from_le_bytes([bytes[0], bytes[1]]));
+        fs::write(folder.path().join("config.json"), &bytes[2..end]).unwrap();
+        fs::write(folder.path().join("model.safetensors"), &bytes[end..]).unwrap();
+        let model = Model::open(folder.path()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        weights += model.quantized.expect("it is").weights;
+    }
+    assert!(weights > 0);
+}
+
+#[test]
+fn pieces() {
+    for (path, _) in seeds("pieces") {
+        assert!(!Tokenizer::from_pieces(&path, None).unwrap().encode("to be").unwrap().is_empty(), "{}", path.display());
+    }
 }
 
 #[test]

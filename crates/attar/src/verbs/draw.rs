@@ -4,14 +4,16 @@
 //! enough long names are shortened in the middle. JSON and `report.md` have everything.
 
 use attar_recipe::shown;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 
 /// Columns of text where no terminal says how many there are.
 const WIDTH: u16 = 80;
 
-/// Characters that a name keeps, and that a line of wrapped text has.
-const SHORTEST: usize = 20;
-const NARROWEST: usize = 10;
+/// Characters that a name keeps.
+const SHORTEST: usize = 12;
+
+/// Characters of a line of wrapped text at least. Shorter text, such as `[1024, 128]` and `262.1 kB`, is not wrapped.
+const NARROWEST: usize = 14;
 
 /// A table under a head.
 pub(super) fn draw<H: AsRef<str>>(head: &[H], rows: &[Vec<String>]) -> String {
@@ -37,6 +39,12 @@ fn within<H: AsRef<str>>(width: u16, head: &[H], rows: &[Vec<String>]) -> String
     let row = |at: usize| columns.iter().map(move |column| column[at].clone());
     table.set_header(row(0));
     table.add_rows((1..=rows.len()).map(row));
+    let fits = needed_wrapped(&columns) <= width.into();
+    for (at, column) in columns.iter().enumerate().filter(|(_, column)| fits && narrowest(column).is_none()) {
+        // With a space on both sides.
+        let whole = ColumnConstraint::Absolute(Width::Fixed(u16::try_from(longest(column) + 2).unwrap_or(u16::MAX)));
+        table.column_mut(at).map(|column| column.set_constraint(whole));
+    }
     format!("{table}\n")
 }
 
@@ -53,10 +61,14 @@ fn needed(columns: &[Vec<String>]) -> usize {
 
 /// The same, with everything wrapped that can be.
 fn needed_wrapped(columns: &[Vec<String>]) -> usize {
-    let words =
-        |column: &Vec<String>| column.iter().flat_map(|cell| cell.split_whitespace()).map(|word| word.chars().count()).max();
-    let narrow = |column: &Vec<String>| longest(column).min(words(column).unwrap_or(0).max(NARROWEST));
-    columns.iter().map(|column| narrow(column) + 3).sum::<usize>() + 1
+    columns.iter().map(|column| narrowest(column).unwrap_or_else(|| longest(column)) + 3).sum::<usize>() + 1
+}
+
+/// Characters that a column takes when it is wrapped between words, if it is worth it.
+fn narrowest(column: &[String]) -> Option<usize> {
+    let words = column.iter().flat_map(|cell| cell.split_whitespace()).map(|word| word.chars().count());
+    let narrow = words.max().unwrap_or(0).max(NARROWEST);
+    (narrow < longest(column)).then_some(narrow)
 }
 
 fn longest(column: &[String]) -> usize {

@@ -99,7 +99,7 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
         variant.quantized_bits_per_weight, variant.bits_per_weight
     );
     if !rows.is_empty() {
-        text += &draw(&["weight", "count", "shape", "from", "to", "bits/weight", "bytes"], &rows);
+        text += &draw(&["weight", "count", "shape", "from", "to", "bits", "bytes"], &rows);
     }
     if !variant.findings.activations.is_empty() {
         text += &draw(

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::room::{Room, Said, assert_same_files, repository};
+use crate::{
+    checkpoint,
+    room::{Room, Said, assert_same_files, repository},
+};
 
 const RUN: [&str; 3] = ["run", "recipe.toml", "--quiet"];
 
@@ -148,4 +151,68 @@ fn no_verb_takes_more_memory_than_it_may() {
         said.says("`--max-memory`");
         assert_eq!(said.json()["exit_code"], 3, "{verb:?}");
     }
+}
+
+/// Weights that are numbers and make products that are none: scores overflow, and attention is NaN.
+fn overflowing() -> Room {
+    let room = ready();
+    checkpoint::edit(&room, |raw| {
+        for block in 0..4 {
+            for weight in ["q_proj", "k_proj"] {
+                let range = raw.range(&format!("model.layers.{block}.self_attn.{weight}.weight"));
+                // bf16 with an exponent of 2^95.
+                raw.data[range].chunks_exact_mut(2).for_each(|number| number[1] = number[1] & 0x80 | 0x6f);
+            }
+        }
+    });
+    room
+}
+
+#[test]
+fn what_is_no_number_is_an_error_in_every_verb() {
+    let room = overflowing();
+    let text = ["--data", "text.txt", "--tokens", "128"];
+    room.attar(&[&["eval", "model"][..], &text].concat()).exits(3).says("the output of the measured model is NaN at token 0");
+    let beside = ["eval", "testdata/models/shakespeare-1m", "--baseline", "model"];
+    room.attar(&[&beside[..], &text].concat()).exits(3).says("the output of the baseline is NaN at token 0");
+    room.attar(&["generate", "model", "--prompt", "To be"]).exits(3).says("no token is the likeliest");
+    let calibration =
+        "recipe = 1\nmodel = \"model\"\noutput = \"out\"\n[data.calibration]\npath = \"text.txt\"\nsamples = 2\nlength = 64\n";
+    let codes = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\nscale_dtype = \"f32\"\n";
+    for steps in [
+        format!("{codes}algorithm = \"gptq\"\n"),
+        format!("{codes}[[step]]\nkind = \"autoround\"\n"),
+        format!("{codes}[[step]]\nkind = \"recover\"\n"),
+        "[[step]]\nkind = \"rotate\"\n".into(),
+        "[[step]]\nkind = \"smooth\"\nmethod = \"awq\"\n".into(),
+        "[[step]]\nkind = \"quantize\"\nbits = 4.5\nsensitivity = \"kl\"\n".into(),
+        format!("{codes}[[step]]\nkind = \"activations\"\nmode = \"static\"\n"),
+    ] {
+        room.write("recipe.toml", &format!("{calibration}{steps}"));
+        room.attar(&RUN).exits(3).says("not finite");
+        assert!(!room.path("out/manifest.json").exists(), "{steps}");
+    }
+}
+
+#[test]
+fn a_prompt_fills_the_context_at_most() {
+    let room = ready();
+    let long = "To be or not to be. ".repeat(200);
+    room.attar(&["generate", "model", "--prompt", &long]).exits(2).says("the model's context is");
+    let nearly = "To be or not to be. ".repeat(60);
+    let said = room.attar(&["generate", "model", "--prompt", &nearly, "--tokens", "1000", "--json"]).exits(0).json();
+    let tokens = |key: &str| said[key].as_array().expect("a list").len();
+    assert!(tokens("prompt") + tokens("tokens") <= 512, "{} and {}", tokens("prompt"), tokens("tokens"));
+}
+
+#[test]
+fn a_baseline_with_another_tokenizer_is_refused() {
+    let room = ready();
+    let text = room.read("model/tokenizer.json");
+    let other = text.replacen("\"add_prefix_space\": false", "\"add_prefix_space\": true", 1);
+    assert_ne!(text, other);
+    room.write("model/tokenizer.json", &other);
+    let said =
+        room.attar(&["eval", "testdata/models/shakespeare-1m", "--data", "text.txt", "--tokens", "64", "--baseline", "model"]);
+    said.exits(3).says("the baseline has another tokenizer");
 }
