@@ -489,6 +489,9 @@ impl Error {
             Error::MemoryTooSmall { .. } => {
                 Some("quantize to fewer bits, compile fewer tokens at once, or choose a device with more DRAM or flash".into())
             }
+            Error::DeviceUnknown { .. } => {
+                Some("`attar devices` lists them; the path of a TOML file names a device of your own".into())
+            }
             Error::NotFinite { .. } => Some("the checkpoint overflows on this text: check it, or calibrate on other text".into()),
             Error::NoRange { .. } => Some("compile the model that the calibration text was seen on".into()),
             Error::PlanVersion { .. } => Some("compile the model again with this attar".into()),

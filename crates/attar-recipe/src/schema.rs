@@ -69,6 +69,9 @@ fn forget_null(schema: &mut Value) {
                 map["type"] = one.clone();
             }
         }
+        if let Some(Value::Array(words)) = map.get_mut("enum") {
+            words.retain(|word| !word.is_null());
+        }
         if let Some(Value::Array(choices)) = map.get_mut("anyOf")
             && choices.contains(&null)
         {

@@ -22,6 +22,10 @@ pub fn read_text(path: &Path) -> io::Result<String> {
 /// # Errors
 /// If the file cannot be opened. Its pieces are errors as those of [`read_text`].
 pub fn text_pieces(path: &Path) -> io::Result<TextPieces> {
+    // A pipe would make us wait for a writer, and its text is gone after the first reading.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
     Ok(TextPieces { file: File::open(path)?, left: Vec::new(), read: 0 })
 }
 
