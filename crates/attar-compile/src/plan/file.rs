@@ -33,7 +33,11 @@ impl Plan {
 
     /// Reads the bytes of a file. The content is not trusted: [`crate::simulate`] checks every access.
     pub fn from_bytes(bytes: &[u8]) -> Result<Plan> {
-        from_bytes(MAGIC, bytes)
+        let plan: Plan = from_bytes(MAGIC, bytes)?;
+        match plan.tensors.iter().find(|tensor| !tensor.is_possible()) {
+            Some(tensor) => Err(Error::PlanMalformed { why: format!("the tensor `{}` has an impossible size", tensor.name) }),
+            None => Ok(plan),
+        }
     }
 }
 

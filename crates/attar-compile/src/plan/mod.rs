@@ -440,7 +440,19 @@ impl Finish {
     }
 }
 
+/// Rows, columns and bits of a row that a tensor of a file may have: products of them do not overflow.
+const LARGEST: u64 = 1 << 28;
+
 impl Placed {
+    /// Whether its bytes can be counted: no tile is empty, and no size is beyond any model's.
+    pub(super) fn is_possible(&self) -> bool {
+        let bits = u64::from(self.element.bits);
+        let sizes = [self.rows, self.columns].into_iter().chain(self.tile.into_iter().flatten());
+        let small = sizes.chain([bits]).all(|size| size <= LARGEST);
+        let tiles = self.tile.into_iter().flatten().all(|size| size > 0);
+        small && tiles && self.rows.checked_mul(self.columns).and_then(|n| n.checked_mul(bits)).is_some()
+    }
+
     /// Bytes that it takes in memory.
     pub fn bytes(&self) -> u64 {
         match self.tile {

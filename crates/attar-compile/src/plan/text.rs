@@ -111,7 +111,7 @@ impl fmt::Display for Region {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Span::Fixed { start, length } => write!(f, "{start}..{}", start + length),
+            Span::Fixed { start, length } => write!(f, "{start}..{}", start.saturating_add(*length)),
             Span::Tile { variable, base: 0, unit: 1 } => write!(f, "v{variable}"),
             Span::Tile { variable, base: 0, unit } => write!(f, "v{variable}*{unit}"),
             Span::Tile { variable, base, unit } => write!(f, "{base} + v{variable}*{unit}"),
