@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use attar_model::{Config, Tokenizer};
+use attar_model::{Config, Encoder, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +55,7 @@ impl Calibration {
     pub fn windows(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Vec<u32>>> {
         self.check(config)?;
         let unread = |source| attar_tensor::Error::Io { action: "read", path: self.path.clone(), source };
-        let mut encoder = tokenizer.encoder();
+        let mut encoder = Encoder::of(tokenizer);
         for piece in attar_tensor::text_pieces(&self.path).map_err(unread)? {
             encoder.push(&piece.map_err(unread)?)?;
         }

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Recipe, Result, opened::Opened};
+use crate::{Error, Result};
 
 /// What tells one state of a file from another without reading it. The time of the last change of the inode cannot be set
 /// back, as that of the content can.
@@ -44,12 +44,8 @@ impl Identity {
 pub(crate) struct Inputs(BTreeMap<PathBuf, Option<Identity>>);
 
 impl Inputs {
-    /// Of a recipe. What is opened after this is what was identified, or [`Inputs::check`] fails.
-    pub(crate) fn of(recipe: &Recipe) -> Result<Inputs> {
-        let mut files = Opened::of(recipe)?.files()?;
-        files.extend(recipe.calibration().map(|calibration| calibration.path.clone()));
-        files.extend(recipe.step_files().map(|(_, file)| file));
-        files.extend(recipe.evals.iter().flat_map(|eval| eval.task.files()));
+    /// What is opened after this is what was identified, or [`Inputs::check`] fails.
+    pub(crate) fn identify(files: impl IntoIterator<Item = PathBuf>) -> Result<Inputs> {
         let identified = |path: PathBuf| Identity::of(&path).map(|identity| (path, identity));
         files.into_iter().map(identified).collect::<Result<_>>().map(Inputs)
     }

@@ -6,6 +6,7 @@ use attar_model::{Config, Model, Tokenizer};
 
 use crate::{
     Error, Existing, Recipe, Result,
+    inputs::Inputs,
     recipe::{Compared, Subject},
     side,
 };
@@ -110,8 +111,17 @@ impl Opened {
         }
     }
 
+    /// Every file that a run of the recipe reads, identified before it is opened for the run.
+    pub(crate) fn inputs(recipe: &Recipe) -> Result<Inputs> {
+        let mut files = Opened::of(recipe)?.files()?;
+        files.extend(recipe.calibration().map(|calibration| calibration.path.clone()));
+        files.extend(recipe.step_files().map(|(_, file)| file));
+        files.extend(recipe.evals.iter().flat_map(|eval| eval.task.files()));
+        Inputs::identify(files)
+    }
+
     /// Every file that they are read from.
-    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
+    fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = match &self.subject {
             Measured::Model(model) => model.files.iter().cloned().chain(side::paths(model)?).collect(),
             Measured::Artifact(existing) => existing.files()?,

@@ -40,7 +40,7 @@ pub struct Request<'a> {
 
 /// Runs a recipe to its report. A failed gate is no error: [`Report::passed`] tells.
 pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
-    let inputs = Inputs::of(recipe)?;
+    let inputs = Opened::inputs(recipe)?;
     let planned = plan_within(recipe, request)?;
     let opened = Opened::of(recipe)?;
     let lock = lock_inputs(recipe, &inputs, request)?;
@@ -77,7 +77,7 @@ pub fn evaluate(recipe: &Recipe, request: &Request<'_>) -> Result<Vec<Evaluation
     if steps || !recipe.exports.is_empty() || !recipe.gates.is_empty() {
         return Err(Error::recipe("only a recipe of evals is measured without an output folder"));
     }
-    let inputs = Inputs::of(recipe)?;
+    let inputs = Opened::inputs(recipe)?;
     plan_work(recipe, request.engines)?.check_memory(request.max_memory)?;
     check_needs(recipe, request.engines)?;
     let opened = Opened::of(recipe)?;

@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use crate::{
     AllocationReport, Error, Recipe, Request, Result, RunnerKind, Table, Variant,
-    inputs::Inputs,
     json::{TOOL, json},
     made::Made,
     measure::{Measuring, Subject},
@@ -74,7 +73,7 @@ pub struct Point {
 pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sweep> {
     let recipe = Recipe { evals: measurable(recipe.evals), ..recipe };
     check(&recipe, points)?;
-    let inputs = Inputs::of(&recipe)?;
+    let inputs = Opened::inputs(&recipe)?;
     crate::plan(&recipe, request.engines)?;
     check_needs(&recipe, request.engines)?;
     let opened = Opened::of(&recipe)?;

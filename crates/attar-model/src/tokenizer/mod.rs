@@ -15,7 +15,6 @@ use tokenizers::{PaddingParams, TruncationParams};
 use crate::{Error, Result};
 
 pub use stream::Encoder;
-use stream::Placed;
 
 /// A tokenizer. It neither pads nor truncates, whatever its file says.
 pub struct Tokenizer {
@@ -26,6 +25,14 @@ pub struct Tokenizer {
     path: PathBuf,
     /// Rows of the embedding.
     limit: Option<usize>,
+}
+
+/// A token with the bytes of the text that it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Placed {
+    token: u32,
+    start: usize,
+    end: usize,
 }
 
 /// Levels of nesting that a `tokenizer.json` may have. The library recurses through them without a limit of its own; a real one
@@ -126,11 +133,6 @@ impl Tokenizer {
     /// The tokens of `text`, with none added before or after. Special ones are found in it by their text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.tokens(text, false)
-    }
-
-    /// The tokens of a text that comes in pieces.
-    pub fn encoder(&self) -> Encoder<'_> {
-        Encoder::new(self)
     }
 
     /// The tokens of each text with the special tokens that a whole input is framed by, such as `[CLS] … [SEP]`.

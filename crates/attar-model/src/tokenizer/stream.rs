@@ -5,7 +5,7 @@
 //! have the same tokens on both sides of the cut. Where they do not, the next piece is added and another cut is tried: a text
 //! that cannot be cut is encoded as a whole.
 
-use super::Tokenizer;
+use super::{Placed, Tokenizer};
 use crate::Result;
 
 /// Bytes of text that are encoded at a time. An encoding takes some 300 bytes of memory per token.
@@ -13,14 +13,6 @@ const PIECE: usize = 64 << 10;
 
 /// Bytes on both sides of a cut, of which the inner half must have the same tokens.
 const MARGIN: usize = 4 << 10;
-
-/// A token with the bytes of the text that it stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Placed {
-    pub(super) token: u32,
-    pub(super) start: usize,
-    pub(super) end: usize,
-}
 
 /// A text in pieces.
 pub struct Encoder<'t> {
@@ -37,7 +29,8 @@ pub struct Encoder<'t> {
 }
 
 impl<'t> Encoder<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer) -> Encoder<'t> {
+    /// An empty text so far.
+    pub fn of(tokenizer: &'t Tokenizer) -> Encoder<'t> {
         Encoder::with(tokenizer, PIECE, MARGIN)
     }
 

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attar_model::Tokenizer;
+use attar_model::{Encoder, Tokenizer};
 use attar_tensor::gguf::{File, Metadata, Value};
 
 /// For a megabyte of text, many times what it takes on a busy machine; merging in quadratic time would take hours.
@@ -108,7 +108,7 @@ fn a_text_in_pieces_has_the_tokens_of_the_whole() {
     let tokenizers = vocabularies.into_iter().flatten().map(|path| from_gguf(&path));
     let bert = shared("models/minilm-l6-v2-f16/tokenizer.json").map(|path| Tokenizer::open(&path).unwrap());
     for tokenizer in tokenizers.chain([Tokenizer::open(&json).unwrap()]).chain(bert) {
-        let mut encoder = tokenizer.encoder();
+        let mut encoder = Encoder::of(&tokenizer);
         for line in text.split_inclusive('\n') {
             encoder.push(line).unwrap();
         }

@@ -23,7 +23,7 @@ pub(super) struct Documents<'s> {
 
 impl<'s> Documents<'s> {
     pub(super) fn new(tokenizer: &'s Tokenizer, between: Option<&'s str>, enough: usize) -> Documents<'s> {
-        let (open, between) = (tokenizer.encoder(), between.filter(|between| !between.is_empty()));
+        let (open, between) = (Encoder::of(tokenizer), between.filter(|between| !between.is_empty()));
         let (held, white) = (String::new(), String::new());
         Documents { tokenizer, between, enough, tokens: 0, documents: Vec::new(), open, held, white }
     }
@@ -79,7 +79,7 @@ impl<'s> Documents<'s> {
     }
 
     fn end(&mut self) -> Result<()> {
-        let ended = std::mem::replace(&mut self.open, self.tokenizer.encoder()).finish()?;
+        let ended = std::mem::replace(&mut self.open, Encoder::of(self.tokenizer)).finish()?;
         self.tokens += ended.len();
         self.documents.push(ended);
         self.white.clear();
