@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use attar_tensor::Dtype;
+use regex::Regex;
 
 use super::{
     Files, Found, Layer, Method,
@@ -64,24 +65,75 @@ fn find(files: &Files<'_>, settings: &Settings<'_>) -> Result<Found> {
     check_status(settings)?;
     let Some(groups) = settings.inner("config_groups")? else { return find_by_shapes(files, settings) };
     let names: Vec<&String> = groups.entries().map(|(name, _)| name).collect();
-    let [name] = names[..] else {
-        return Err(settings.wrong("config_groups", format!("{} groups", names.len()), "one group for all quantized layers"));
-    };
-    let group = groups.need(name, groups.inner(name)?, "an object")?;
-    let weights = weights(&group)?;
-    let format = group.text("format")?.or(settings.text("format")?);
-    let activations = group.get("input_activations").is_some();
-    let layers = match (settings.need("format", format, "the name of a format")?, weights.float, weights.bits) {
-        ("pack-quantized", false, 4 | 8) => packed(files, &weights),
-        ("int-quantized" | "naive-quantized", false, 8) => plain(files, &weights, Kind::Plain(Dtype::I8)),
-        ("float-quantized" | "naive-quantized", true, 8) => plain(files, &weights, Kind::F8),
-        (other, ..) => Err(settings.wrong(
-            "format",
-            format!("`{other}` of {}", weights.named),
-            "`pack-quantized` of int4 or int8, `int-quantized` of int8 or `float-quantized` of fp8",
-        )),
-    }?;
-    Ok(Found { format: weights.named, activations, layers })
+    let (mut layers, mut formats, mut activations) = (Layers::new(), Vec::new(), false);
+    for (name, modules) in names.iter().zip(assigned(files, &groups, &names)?) {
+        let group = groups.need(name, groups.inner(name)?, "an object")?;
+        let weights = weights(&group)?;
+        activations |= group.get("input_activations").is_some();
+        let format = settings.need("format", group.text("format")?.or(settings.text("format")?), "the name of a format")?;
+        layers.extend(match (format, weights.float, weights.bits) {
+            ("pack-quantized", false, 4 | 8) => packed(files, &modules, &weights),
+            ("int-quantized" | "naive-quantized", false, 8) => plain(files, &modules, &weights, Kind::Plain(Dtype::I8)),
+            ("float-quantized" | "naive-quantized", true, 8) => plain(files, &modules, &weights, Kind::F8),
+            (other, ..) => Err(settings.wrong(
+                "format",
+                format!("`{other}` of {}", weights.named),
+                "`pack-quantized` of int4 or int8, `int-quantized` of int8 or `float-quantized` of fp8",
+            )),
+        }?);
+        formats.push(weights.named);
+    }
+    formats.dedup();
+    Ok(Found { format: formats.join(" and "), activations, layers })
+}
+
+/// The modules of each group. A group's `targets` are names of modules, patterns (`re:…`, from the start of the name), or the class
+/// `Linear`, which is every module that no name or pattern of a group fits.
+fn assigned(files: &Files<'_>, groups: &Settings<'_>, names: &[&String]) -> Result<Vec<Vec<String>>> {
+    let all = files.modules(".weight_scale");
+    if let [_] = names {
+        return Ok(vec![all]);
+    }
+    let targets: Vec<Targets> =
+        names.iter().map(|name| Targets::of(&groups.need(name, groups.inner(name)?, "an object")?)).collect::<Result<_>>()?;
+    let mut assigned = vec![Vec::new(); names.len()];
+    for module in all {
+        let by_name = targets.iter().position(|targets| targets.name(&module));
+        let group = by_name.or_else(|| targets.iter().position(|targets| targets.linear)).ok_or_else(|| {
+            files.part(&format!("{module}.weight_scale"), "of no group", "a group of `config_groups` whose `targets` fit")
+        })?;
+        assigned[group].push(module);
+    }
+    Ok(assigned)
+}
+
+/// What the `targets` of a group fit.
+struct Targets {
+    names: Vec<String>,
+    patterns: Vec<Regex>,
+    linear: bool,
+}
+
+impl Targets {
+    fn of(group: &Settings<'_>) -> Result<Targets> {
+        const WANTED: &str = "a list of module names, patterns `re:…` and `Linear`";
+        let mut targets = Targets { names: Vec::new(), patterns: Vec::new(), linear: false };
+        let list = group.get("targets").and_then(serde_json::Value::as_array);
+        for target in group.need("targets", list, WANTED)? {
+            let wrong = || group.wrong("targets", short(target), WANTED);
+            let text = target.as_str().ok_or_else(wrong)?;
+            match text.strip_prefix("re:") {
+                Some(pattern) => targets.patterns.push(Regex::new(&format!("^(?:{pattern})")).map_err(|_| wrong())?),
+                None if text == "Linear" => targets.linear = true,
+                None => targets.names.push(text.to_owned()),
+            }
+        }
+        Ok(targets)
+    }
+
+    fn name(&self, module: &str) -> bool {
+        self.names.iter().any(|name| name == module) || self.patterns.iter().any(|pattern| pattern.is_match(module))
+    }
 }
 
 /// Where the configuration has no groups: what the stored shapes say of the first layer holds for all, or does not fit them.
@@ -96,8 +148,8 @@ fn find_by_shapes(files: &Files<'_>, settings: &Settings<'_>) -> Result<Found> {
             return Err(settings.wrong("format", format!("`{other}`"), wanted));
         }
     };
-    let module = files.modules(".weight_scale").into_iter().next();
-    let module = module.ok_or_else(|| settings.wrong("format", format!("`{format}`"), "a tensor `…weight_scale`"))?;
+    let modules = files.modules(".weight_scale");
+    let module = modules.first().ok_or_else(|| settings.wrong("format", format!("`{format}`"), "a tensor `…weight_scale`"))?;
     let part = files.need(&format!("{module}{codes}"))?;
     files.check_kind(&part, kind)?;
     let [rows, stored] = files.matrix(&part)?;
@@ -120,7 +172,7 @@ fn find_by_shapes(files: &Files<'_>, settings: &Settings<'_>) -> Result<Found> {
     let symmetric = files.maybe(&format!("{module}.weight_zero_point"))?.is_none();
     let named = format!("{}{bits} {shared}", if float { "fp" } else { "int" });
     let weights = Weights { bits, float, symmetric, tile, named };
-    let layers = if codes == ".weight" { plain(files, &weights, kind) } else { packed(files, &weights) }?;
+    let layers = if codes == ".weight" { plain(files, &modules, &weights, kind) } else { packed(files, &modules, &weights) }?;
     Ok(Found { format: weights.named, activations: false, layers })
 }
 
@@ -161,14 +213,14 @@ fn weights(group: &Settings<'_>) -> Result<Weights> {
 
 type Layers = BTreeMap<String, Box<dyn Layer>>;
 
-fn packed(files: &Files<'_>, weights: &Weights) -> Result<Layers> {
-    let each = files.modules(".weight_packed").into_iter().map(|module| {
+fn packed(files: &Files<'_>, modules: &[String], weights: &Weights) -> Result<Layers> {
+    let each = modules.iter().map(|module| {
         let part = |name: &str| files.need(&format!("{module}.{name}"));
         let (codes, shape) = (part("weight_packed")?, part("weight_shape")?);
         let dims = shape_of(files, &shape)?;
         files.words(&codes)?;
         files.check_dims(&codes, &[dims[0], dims[1].div_ceil(32 / weights.bits)])?;
-        let mut layer = layer(files, &module, weights, dims, (Codes::Packed(weights.bits), codes))?;
+        let mut layer = layer(files, module, weights, dims, (Codes::Packed(weights.bits), codes))?;
         layer.unused.push(shape);
         Ok((format!("{module}.weight"), Box::new(layer) as Box<dyn Layer>))
     });
@@ -185,11 +237,11 @@ fn shape_of(files: &Files<'_>, shape: &Part) -> Result<[usize; 2]> {
     }
 }
 
-fn plain(files: &Files<'_>, weights: &Weights, kind: Kind) -> Result<Layers> {
-    let each = files.modules(".weight_scale").into_iter().map(|module| {
+fn plain(files: &Files<'_>, modules: &[String], weights: &Weights, kind: Kind) -> Result<Layers> {
+    let each = modules.iter().map(|module| {
         let codes = files.need(&format!("{module}.weight"))?;
         let dims = plain_codes(files, &codes, kind)?;
-        let layer = layer(files, &module, weights, dims, (Codes::Plain, codes))?;
+        let layer = layer(files, module, weights, dims, (Codes::Plain, codes))?;
         Ok((format!("{module}.weight"), Box::new(layer) as Box<dyn Layer>))
     });
     each.collect()

@@ -23,8 +23,8 @@ pub struct Encoder<'t> {
     text: String,
     /// Where the first such token starts.
     start: usize,
-    /// Bytes of text that were there when a cut was tried last.
-    tried: usize,
+    /// Bytes of text with which a cut is tried next.
+    enough: usize,
     tokens: Vec<u32>,
 }
 
@@ -35,7 +35,7 @@ impl<'t> Encoder<'t> {
     }
 
     fn with(tokenizer: &'t Tokenizer, piece: usize, margin: usize) -> Encoder<'t> {
-        Encoder { tokenizer, piece, margin, text: String::new(), start: 0, tried: 0, tokens: Vec::new() }
+        Encoder { tokenizer, piece, margin, text: String::new(), start: 0, enough: piece + margin, tokens: Vec::new() }
     }
 
     /// Adds text at the end.
@@ -45,7 +45,7 @@ impl<'t> Encoder<'t> {
             let (now, later) = text.split_at(text.floor_char_boundary(self.piece).max(first(text)));
             self.text += now;
             text = later;
-            if self.text.len() - self.tried >= self.piece + self.margin {
+            if self.text.len() >= self.enough {
                 self.cut()?;
             }
         }
@@ -79,7 +79,8 @@ impl<'t> Encoder<'t> {
 
     /// Cuts off the text whose tokens are certain, if a cut can be found.
     fn cut(&mut self) -> Result<()> {
-        self.tried = self.text.len();
+        // Twice the text if this fails: a text that cannot be cut is not encoded again for each of its pieces.
+        self.enough = 2 * self.text.len();
         let placed = self.tokenizer.placed(&self.text)?;
         let Some(at) = self.place_to_cut(&placed) else { return Ok(()) };
         let from = self.text.floor_char_boundary(at.saturating_sub(self.margin));
@@ -91,7 +92,7 @@ impl<'t> Encoder<'t> {
         if near(&placed, 0) == near(&tail, from) {
             self.keep(&placed, at);
             self.text.drain(..from);
-            (self.start, self.tried) = (at - from, self.text.len());
+            (self.start, self.enough) = (at - from, self.text.len() + self.piece + self.margin);
         }
         Ok(())
     }

@@ -110,6 +110,66 @@ fn zeros_that_a_symmetric_layer_cannot_have_are_refused() {
     assert!(said.contains("weight_zero_point") && said.contains("`symmetric` is true"), "{said}");
 }
 
+/// Every decoded weight is what the library decoded.
+fn decodes_as(case: &str, room: &Room) -> String {
+    let model = Model::open(room.path()).unwrap_or_else(|error| panic!("{case}: {error}"));
+    for (name, (dims, wanted)) in load(&folder(case).join("dense.safetensors")) {
+        let mut whole = vec![0.0; wanted.len()];
+        model.source.read(&name, 0..dims[0], &mut whole).unwrap();
+        assert_eq!(whole, wanted, "{case} {name}");
+    }
+    model.quantized.unwrap().to_string()
+}
+
+#[test]
+fn shapes_say_what_a_configuration_without_groups_does_not() {
+    for (case, format) in [
+        ("ct-pack-int4-g16", "int4 g16"),
+        ("ct-pack-int8-channel", "int8 per row"),
+        ("ct-int8-channel", "int8 per row"),
+        ("ct-fp8-channel", "fp8 per row"),
+        ("ct-fp8-tensor", "fp8 per tensor"),
+    ] {
+        let room = changed(case, &format!("bare-{case}"), |config| {
+            let settings = config["quantization_config"].as_object_mut().unwrap();
+            let inner = settings.remove("config_groups").unwrap();
+            // Its kind may be said only there.
+            settings.entry("format").or_insert_with(|| inner["group_0"]["format"].clone());
+        });
+        assert!(decodes_as(case, &room).contains(format), "{case}");
+    }
+    let room = changed("ct-pack-int4-g16", "bare-naive", |config| {
+        config["quantization_config"].as_object_mut().unwrap().remove("config_groups");
+        config["quantization_config"]["format"] = json!("naive-quantized");
+    });
+    assert!(refused(room.path()).contains("config_groups"));
+}
+
+#[test]
+fn each_module_is_of_the_group_that_its_name_fits() {
+    let case = "ct-pack-int4-g16";
+    let grouped = |name: &str, targets: &[&[&str]], group_size: u64| {
+        changed(case, name, |config| {
+            let groups = &mut config["quantization_config"]["config_groups"];
+            let first = groups["group_0"].clone();
+            for (at, targets) in targets.iter().enumerate() {
+                groups[format!("group_{at}")] = first.clone();
+                groups[format!("group_{at}")]["targets"] = json!(targets);
+            }
+            groups["group_0"]["weights"]["group_size"] = json!(group_size);
+        })
+    };
+    let named: &[&[&str]] = &[&["re:.*down_proj", "model.layers.0.self_attn.q_proj"], &["Linear"]];
+    assert!(decodes_as(case, &grouped("two-groups", named, 16)).contains("int4 g16"));
+    // The first group is that of the two modules, whose scales then do not fit.
+    let said = refused(grouped("two-groups-other", named, 8).path());
+    assert!(said.contains("down_proj.weight_scale") || said.contains("q_proj.weight_scale"), "{said}");
+    let said = refused(grouped("two-groups-none", &[&["re:.*down_proj"], &["re:.*up_proj"]], 16).path());
+    assert!(said.contains("of no group"), "{said}");
+    let said = refused(grouped("two-groups-broken", &[&["re:("], &["Linear"]], 16).path());
+    assert!(said.contains("targets"), "{said}");
+}
+
 /// The tensors of a case with the header changed: names and types keep their lengths.
 fn damaged(case: &str, from: &str, to: &str) -> Room {
     let room = changed(case, &format!("{case}-{from}"), |_| ());
