@@ -1,6 +1,6 @@
 //! A recipe, done: claim the output, lock the inputs, run the steps, write and verify, measure, judge, report.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use attar_eval::{Evaluation, Status, Verdict};
 use attar_graph::kernel::instruction_set;
@@ -181,7 +181,7 @@ fn describe_model(planned: Plan) -> ModelReport {
     let (ignored, no_tokenizer) = planned.read.map_or_else(Default::default, |read| (read.ignored, read.no_tokenizer));
     let tensors = ignored.iter().map(|tensor| format!("`{tensor}`, by `ignore`"));
     let tokenizer = no_tokenizer.map(|reason| format!("a tokenizer: {reason}"));
-    let left_out = tensors.chain(tokenizer.filter(|_| Path::new(&path).is_file())).collect();
+    let left_out = tensors.chain(tokenizer).collect();
     ModelReport { path, architecture, parameters, left_out }
 }
 
@@ -208,7 +208,7 @@ fn clean_up(recipe: &Recipe, workspace: Workspace, used: &BTreeSet<Digest>, outp
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::{path::Path, sync::Mutex};
 
     use super::*;
     use crate::{extras::Content, kept::Kept};

@@ -64,6 +64,8 @@ impl Pieces {
             escapes_spaces: true,
         };
         let mut input = CodedInputStream::from_bytes(bytes);
+        // A message within that ends behind the file is an error then.
+        input.push_limit(bytes.len() as u64)?;
         each(&mut input, |field, input| match field {
             (1, MESSAGE) => within(input, |input| pieces.read_piece(input)),
             (2, MESSAGE) => within(input, |input| pieces.read_training(input)),
@@ -139,6 +141,9 @@ impl Pieces {
     fn unigram(&self) -> Result<Unigram> {
         vocabulary(&self.tokens)?;
         let unknown = self.tokens.iter().position(|token| token.kind == Kind::Unknown);
+        if unknown.is_none() {
+            return Err("it has no piece for unknown characters".into());
+        }
         let pieces = self.tokens.iter().zip(&self.scores).map(|(token, score)| (token.text.clone(), *score));
         Unigram::from(pieces.collect(), unknown, self.byte_fallback)
     }

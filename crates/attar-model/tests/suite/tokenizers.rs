@@ -161,6 +161,8 @@ fn a_damaged_tokenizer_model_is_an_error() {
         Tokenizer::from_pieces(&path, None)
     };
     assert!(open(b"").is_err() && open(b"{}").is_err() && open(&[0xff; 100]).is_err());
+    // A piece that ends behind the file, and a model of one that is no unknown.
+    assert!(open(b"\n\x0e\n\x05<unk>").is_err() && open(b"\n\x07\n\x05<unk>").is_err());
     for cut in (1..whole.len()).step_by(whole.len() / 60) {
         let _ = open(&whole[..cut]);
         let mut flipped = whole.clone();

@@ -184,7 +184,7 @@ fn what_is_no_number_is_an_error_in_every_verb() {
         format!("{codes}[[step]]\nkind = \"autoround\"\n"),
         format!("{codes}[[step]]\nkind = \"recover\"\n"),
         "[[step]]\nkind = \"rotate\"\n".into(),
-        "[[step]]\nkind = \"smooth\"\nmethod = \"awq\"\n".into(),
+        "[[step]]\nkind = \"smooth\"\nmethod = \"awq\"\ngrid = \"int4\"\n".into(),
         "[[step]]\nkind = \"quantize\"\nbits = 4.5\nsensitivity = \"kl\"\n".into(),
         format!("{codes}[[step]]\nkind = \"activations\"\nmode = \"static\"\n"),
     ] {
