@@ -561,12 +561,12 @@ mod tests {
     fn one_bound_is_one_bound() {
         assert_eq!(
             refusal("metric = \"a/kl\""),
-            "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has none"
+            "a gate has exactly one of `at_most`, `at_least`, `worse_at_most` and `drop_at_most`; this one has none"
         );
         let two = refusal("metric = \"a/kl\"\nat_most = 1\ndrop_at_most = \"1%\"");
         assert_eq!(
             two,
-            "a gate has exactly one of `at_most`, `at_least` and `drop_at_most`; this one has `at_most` and `drop_at_most`"
+            "a gate has exactly one of `at_most`, `at_least`, `worse_at_most` and `drop_at_most`; this one has `at_most` and `drop_at_most`"
         );
     }
 

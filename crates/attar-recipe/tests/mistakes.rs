@@ -68,7 +68,7 @@ fn nothing_that_is_kept_or_measured_lies_where_a_run_writes() {
     refused(&store("/nonexistent"), "\"/nonexistent\"", "the output folder is in the store", "a folder of its own");
     let head = "artifact = \"/nonexistent/onnx\"\noutput = \"/nonexistent/onnx/out\"";
     let eval = format!("{EVAL}runners = [\"onnxruntime\"]\n");
-    refused(&recipe(head, &[&eval]), "\"/nonexistent/onnx/out\"", "`output` is in the folder of the artifact", "of its own");
+    refused(&recipe(head, &[&eval]), "\"/nonexistent/onnx/out\"", "`output` is in `/nonexistent/onnx`", "of its own");
 }
 
 #[test]
