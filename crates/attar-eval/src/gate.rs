@@ -336,13 +336,15 @@ impl Gate {
         Error::NoLoss { key: self.bound.key(), metric }
     }
 
-    /// What could be written more clearly, if `task` is the one of its eval: less of a metric that is better so is no drop.
+    /// What may not be meant, if `task` is the one of its eval.
     pub fn note(&self, task: &Task) -> Option<String> {
         let metric = task.metric(&self.metric).ok()?;
+        let (name, key, limit) = (format!("{}/{}", self.eval, self.metric), self.bound.key(), self.bound.limit());
+        if self.bound.is_relative() && limit > 1.0 {
+            return Some(format!("`{key} = {limit}` of `{name}` allows {}%; shares are written `\"{limit}%\"`", 100.0 * limit));
+        }
         let misnamed = matches!(self.bound, Bound::DropAtMost(_)) && metric.better == Better::Lower;
-        misnamed.then(|| {
-            format!("`drop_at_most` of `{}/{}` is now called `worse_at_most`: less is better there", self.eval, self.metric)
-        })
+        misnamed.then(|| format!("less is better in `{name}`: write `worse_at_most` in place of `drop_at_most`"))
     }
 
     /// An answer for every evaluation that the gate is about; one answer, [`Status::NotRun`], if it is about none.

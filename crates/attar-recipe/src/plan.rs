@@ -91,7 +91,7 @@ impl Plan {
             crate::bytes(self.peak_memory),
             crate::bytes(limit)
         );
-        let hint = "raise `--max-memory`, or take fewer or shorter calibration windows".to_owned();
+        let hint = "raise `--max-memory`, or take fewer or shorter windows of text".to_owned();
         Err(Error::input(message).hint(hint))
     }
 }

@@ -529,6 +529,10 @@ impl Recipe {
                 let message = format!("`{shown}` is in the output folder of this recipe");
                 return refused(message, "copy it elsewhere, or give the recipe another `output`", &key);
             }
+            let store = self.head.store.as_deref().map(whole);
+            if store.is_some_and(|store| named.starts_with(&store) || behind.starts_with(&store)) {
+                return refused(format!("`{shown}` is in the store of this recipe"), "name a folder of its own", "store");
+            }
             if behind == lock {
                 let message = format!("`{shown}` is the lock file of this recipe, which a run writes");
                 return refused(message, "give one of them another name", &key);

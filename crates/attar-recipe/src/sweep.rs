@@ -74,7 +74,7 @@ pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sw
     let recipe = Recipe { evals: measurable(recipe.evals), ..recipe };
     check(&recipe, points)?;
     let inputs = Opened::inputs(&recipe)?;
-    crate::plan(&recipe, request.engines)?;
+    crate::plan(&recipe, request.engines)?.check_memory(request.max_memory)?;
     check_needs(&recipe, request.engines)?;
     let opened = Opened::of(&recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;

@@ -1,80 +1,133 @@
-//! `--max-memory`, held in every verb: the heap counts what is in use and ends the process before it takes more.
+//! `--max-memory`, held in every verb: the allocator looks at what the process has, and ends it before it takes more.
 //!
 //! A plan refuses what it knows to need more before any work. This is for what no plan foresees: the tokenizer of a strange
-//! file, a report of ten thousand tensors. Finished work is on the disk by then, so ending is no worse than a kill.
+//! file, a report of ten thousand tensors. Finished work is on the disk by then, so ending is no worse than a kill. What counts
+//! is resident memory as the kernel sees it, program and all; Linux tells, elsewhere only plans refuse.
 
 use std::{
     alloc::{GlobalAlloc, Layout},
     sync::{
         OnceLock,
-        atomic::{AtomicIsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
 };
 
 use mimalloc::MiMalloc;
 
-/// mimalloc, which counts where there is a limit.
-pub(crate) struct Counting;
+/// mimalloc, with a limit if one is set.
+pub(crate) struct Limited;
 
-/// Bytes that may be in use; `isize::MAX` without a limit, and then nothing is counted.
-static LIMIT: AtomicIsize = AtomicIsize::new(isize::MAX);
-/// Bytes in use since there is a limit, less those that were in use before and were freed.
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-/// What the process says at its end, on stdout and on stderr: made while there is memory.
-static LAST_WORDS: OnceLock<[String; 2]> = OnceLock::new();
+struct Limit {
+    bytes: usize,
+    /// `/proc/self/statm`, open.
+    statm: i32,
+    page: usize,
+    /// What the process says at its end, on stdout and on stderr: made while there is memory.
+    last_words: [String; 2],
+}
 
-/// Bytes of a process that are not on its heap: the program, its stacks, what mimalloc keeps.
-const PROGRAM: u64 = 24 << 20;
+static LIMIT: OnceLock<Limit> = OnceLock::new();
+/// Bytes that were asked for since the last look.
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Bytes between two looks.
+const STEP: usize = 256 << 10;
+
+/// A piece of memory from 1 MiB counts before it is given. A larger one than the other may be a reserve that is hardly touched, as
+/// the kernels of matrix products have for the largest cache: it counts as far as it is used.
+const LARGE: std::ops::RangeInclusive<usize> = 1 << 20..=128 << 20;
 
 /// That of every [`attar_recipe::ErrorKind::Input`].
 const EXIT_CODE: i32 = 3;
 
+unsafe extern "C" {
+    /// mimalloc's: gives what is free back to the system.
+    fn mi_collect(force: bool);
+}
+
 /// Ends the process, with `stdout` and `stderr` as its last words, when it would take more than `bytes` in all.
 pub(crate) fn set(bytes: u64, stdout: String, stderr: String) {
-    LAST_WORDS.get_or_init(|| [stdout, stderr]);
-    LIMIT.store(isize::try_from(bytes.saturating_sub(PROGRAM)).unwrap_or(isize::MAX), Relaxed);
-}
-
-fn grow(by: isize) {
-    let limit = LIMIT.load(Relaxed);
-    if limit != isize::MAX && LIVE.fetch_add(by, Relaxed).saturating_add(by) > limit && by > 0 {
-        end();
+    // SAFETY: the path ends in a zero.
+    let statm = unsafe { libc::open(c"/proc/self/statm".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    // SAFETY: it has no preconditions.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) });
+    if let (0.., Ok(page)) = (statm, page) {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        LIMIT.get_or_init(|| Limit { bytes, statm, page, last_words: [stdout, stderr] });
     }
 }
 
-#[cold]
-fn end() -> ! {
-    let words = LAST_WORDS.get().map(|words| [&*words[0], &*words[1]]).unwrap_or_default();
-    for (stream, text) in [libc::STDOUT_FILENO, libc::STDERR_FILENO].into_iter().zip(words) {
-        // SAFETY: the bytes are valid for the call. Rust's own streams could wait for a lock, or allocate.
-        unsafe { libc::write(stream, text.as_ptr().cast(), text.len()) };
+impl Limit {
+    /// Bytes in memory.
+    fn resident(&self) -> usize {
+        let mut text = [0u8; 128];
+        // SAFETY: the buffer is valid for its length.
+        let read = unsafe { libc::pread(self.statm, text.as_mut_ptr().cast(), text.len(), 0) };
+        let text = text.get(..usize::try_from(read).unwrap_or(0)).unwrap_or_default();
+        let pages = text.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+        pages.iter().fold(0, |pages: usize, digit| pages.saturating_mul(10) + usize::from(digit.wrapping_sub(b'0') % 10))
+            * self.page
     }
-    // SAFETY: it has no preconditions; nothing runs after it, destructors included.
-    unsafe { libc::_exit(EXIT_CODE) }
+
+    fn look(&self, more: usize) {
+        let beyond = || self.resident().saturating_add(more) > self.bytes;
+        if beyond() {
+            // SAFETY: no lock of mimalloc is held: it was not called yet.
+            unsafe { mi_collect(true) };
+            if beyond() {
+                self.end();
+            }
+        }
+    }
+
+    #[cold]
+    fn end(&self) -> ! {
+        while ENDING.swap(true, Relaxed) {
+            // SAFETY: it has no preconditions. Another thread is at the end.
+            unsafe { libc::pause() };
+        }
+        for (stream, text) in [libc::STDOUT_FILENO, libc::STDERR_FILENO].into_iter().zip(&self.last_words) {
+            // SAFETY: the bytes are valid for the call. Rust's own streams could wait for a lock, or allocate.
+            unsafe { libc::write(stream, text.as_ptr().cast(), text.len()) };
+        }
+        // SAFETY: it has no preconditions; nothing runs after it, destructors included.
+        unsafe { libc::_exit(EXIT_CODE) }
+    }
 }
 
-// SAFETY: every call is passed on to mimalloc as it came; counting touches no memory but two integers.
-unsafe impl GlobalAlloc for Counting {
+/// Called before memory is given.
+fn ask(bytes: usize) {
+    let Some(limit) = LIMIT.get() else { return };
+    if LARGE.contains(&bytes) {
+        limit.look(bytes);
+    } else if ASKED.fetch_add(bytes, Relaxed) + bytes >= STEP {
+        ASKED.store(0, Relaxed);
+        limit.look(0);
+    }
+}
+
+// SAFETY: every call is passed on to mimalloc as it came; looking at the limit touches none of its memory.
+unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size() as isize);
+        ask(layout.size());
         // SAFETY: the caller keeps the contract, which is the same.
         unsafe { MiMalloc.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size() as isize);
+        ask(layout.size());
         // SAFETY: as above.
         unsafe { MiMalloc.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grow(size as isize - layout.size() as isize);
+        ask(size.saturating_sub(layout.size()));
         // SAFETY: as above.
         unsafe { MiMalloc.realloc(at, layout, size) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        grow(-(layout.size() as isize));
         // SAFETY: as above.
         unsafe { MiMalloc.dealloc(at, layout) }
     }

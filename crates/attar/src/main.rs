@@ -22,7 +22,7 @@ use clap::{Arg, ArgAction, Command};
 use crate::{environment::Environment, printer::Printer, verbs::verbs};
 
 #[global_allocator]
-static ALLOCATOR: limit::Counting = limit::Counting;
+static ALLOCATOR: limit::Limited = limit::Limited;
 
 /// The exit code of a bug in attar: `EX_SOFTWARE` of sysexits.h.
 const BUG: u8 = 70;

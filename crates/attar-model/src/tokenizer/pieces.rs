@@ -8,7 +8,7 @@ use protobuf::CodedInputStream;
 use tokenizers::{
     AddedToken, Result, Tokenizer,
     models::unigram::Unigram,
-    normalizers::{self, NormalizerWrapper, Precompiled, Replace, Strip, replace::ReplacePattern},
+    normalizers::{self, NormalizerWrapper, Precompiled, Replace, replace::ReplacePattern},
 };
 
 use super::gguf::{Kind, Token, pieces_to_spaces, scored_bpe, space_steps, vocabulary};
@@ -37,7 +37,7 @@ pub(super) fn build(path: &Path, added: &BTreeMap<String, u32>) -> Result<Tokeni
     if bytes.len() as u64 > LIMIT {
         return Err(format!("it has more than {LIMIT} bytes").into());
     }
-    let pieces = Pieces::read(&bytes)?;
+    let pieces = Pieces::read(&bytes).map_err(|error| format!("no SentencePiece model, or a damaged one: {error}"))?;
     let mut tokenizer = pieces.tokenizer()?;
     tokenizer.add_tokens(pieces.tokens.iter().filter_map(Token::added))?;
     let mut added: Vec<(&String, &u32)> = added.iter().collect();
@@ -45,7 +45,8 @@ pub(super) fn build(path: &Path, added: &BTreeMap<String, u32>) -> Result<Tokeni
     for (text, id) in added {
         tokenizer.add_tokens([AddedToken::from(&**text, true).normalized(false)])?;
         if tokenizer.token_to_id(text) != Some(*id) {
-            return Err(format!("the added token `{text}` has number {id}, which does not follow those before it").into());
+            let why = "is empty, is there already, or does not follow those before it";
+            return Err(format!("in `added_tokens.json`, the token `{text}` with number {id} {why}").into());
         }
     }
     Ok(tokenizer)
@@ -73,7 +74,7 @@ impl Pieces {
             other => skip(other, input),
         })?;
         if pieces.tokens.is_empty() {
-            return Err("it has no pieces: it is no SentencePiece model".into());
+            return Err("it has no pieces".into());
         }
         Ok(pieces)
     }
@@ -154,7 +155,8 @@ impl Pieces {
             steps.push(Precompiled::from(&self.replacements).map_err(|error| error.to_string())?.into());
         }
         if self.single_spaces {
-            steps.push(Strip::new(true, true).into());
+            // Spaces only: other white space is text.
+            steps.push(Replace::new(ReplacePattern::Regex(r"\A +| +\z".into()), "")?.into());
             steps.push(Replace::new(ReplacePattern::Regex(" {2,}".into()), " ")?.into());
         }
         steps.extend(space_steps(self.space_prefix)?);

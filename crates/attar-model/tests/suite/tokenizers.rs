@@ -144,7 +144,7 @@ fn added_tokens_follow_the_pieces() {
     fs::write(&added, r#"{"<|b|>": 601, "<|a|>": 600}"#).unwrap();
     let tokenizer = Tokenizer::from_pieces(&model, Some(&added)).unwrap();
     assert_eq!(tokenizer.encode("<|a|><|b|>").unwrap(), [600, 601]);
-    for (text, words) in [(r#"{"<|a|>": 700}"#, "`<|a|>` has number 700"), ("[1]", "expected texts of tokens")] {
+    for (text, words) in [(r#"{"<|a|>": 700}"#, "the token `<|a|>` with number 700"), ("[1]", "expected texts of tokens")] {
         fs::write(&added, text).unwrap();
         let error = Tokenizer::from_pieces(&model, Some(&added)).err().unwrap().to_string();
         assert!(error.contains(words), "{error}");
