@@ -202,10 +202,17 @@ fn quantized_form(graph: &Graph, layout: Layout, readers: &Readers<'_>, scheme: 
     let [rows, columns] = dims[..] else { unreachable!("linear layers and embeddings take matrices: checked by the graph") };
     scheme.fit(columns)?;
     let node = readers.matrices.first().copied().or(readers.table).expect("a weight has a reader");
+    // What each layout lacks, so that no hint names a layout that would refuse, too.
+    let blobs = matches!(scheme.granularity, Granularity::Group(16 | 32 | 64 | 128 | 256)) && is_even(&scheme);
+    let shared = readers.table.is_some() && !readers.matrices.is_empty();
+    let odd = shared && is_even(&scheme) && stored_bits(&scheme) == 4 && rows % 2 == 1;
     match (layout, scheme.granularity) {
-        (Layout::MatMulNBits, Granularity::Group(16 | 32 | 64 | 128 | 256)) if is_even(&scheme) => Ok(Form::Blobs(scheme)),
+        (Layout::MatMulNBits, _) if blobs => Ok(Form::Blobs(scheme)),
         (Layout::MatMulNBits, _) => {
-            let hint = "use `layout = \"dequantize-linear\"`, or quantize to integers with `group = 32`, 64 or 128";
+            let hint = match odd {
+                true => "quantize to integers with `group = 32`, 64 or 128",
+                false => "use `layout = \"dequantize-linear\"`, or quantize to integers with `group = 32`, 64 or 128",
+            };
             Err(refuse(node, scheme.to_string(), "integers in groups of 16, 32, 64, 128 or 256", hint))
         }
         (Layout::DequantizeLinear, _) if float(&scheme).is_some() && readers.table.is_none() => {
@@ -213,8 +220,13 @@ fn quantized_form(graph: &Graph, layout: Layout, readers: &Readers<'_>, scheme: 
         }
         (Layout::DequantizeLinear, _) if !is_even(&scheme) => Ok(Form::Table(scheme)),
         (Layout::DequantizeLinear, _) if readers.matrices.is_empty() => Ok(Form::Rows(scheme)),
-        (Layout::DequantizeLinear, _) if readers.table.is_some() && stored_bits(&scheme) == 4 && rows % 2 == 1 => {
-            let hint = "quantize the shared table to 8 bits, or use `layout = \"matmul-nbits\"`";
+        (Layout::DequantizeLinear, _) if odd => {
+            let hint = match blobs {
+                true => "quantize the shared table to 8 bits, or use `layout = \"matmul-nbits\"`",
+                false => {
+                    "quantize the shared table to 8 bits; in groups of 32, 64 or 128, `layout = \"matmul-nbits\"` holds it, too"
+                }
+            };
             let found = format!("{scheme} with {rows} rows, shared by an embedding and a linear layer");
             Err(refuse(node, found, "4-bit codes of shared tables with an even number of rows", hint))
         }

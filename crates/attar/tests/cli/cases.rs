@@ -118,3 +118,54 @@ fn json_is_read_as_editors_write_it() {
         assert!(out.contains(&format!("{read} (LlamaForCausalLM): 918656 parameters")), "{read}: {out}");
     }
 }
+
+#[test]
+fn a_token_beyond_the_vocabulary_is_named() {
+    let Some(out) = case("14") else { return };
+    assert!(out.matches("the token `<|pad|>`, number 1024, is beyond the 1024 rows of the embedding").count() >= 4, "{out}");
+}
+
+#[test]
+fn what_is_quantized_already_is_read_or_refused_by_name() {
+    let Some(out) = case("15") else { return };
+    for read in ["fp8 per row, 28 weights", "int8 per row, 28 weights", "int4 per row, 28 weights"] {
+        assert!(out.contains(&format!("already quantized: compressed-tensors {read}")), "{read}: {out}");
+    }
+    for refused in ["quantized with GPTQ, and cannot", "quantized with bitsandbytes, which", "quantized with MLX, which"] {
+        assert!(out.contains(refused), "{refused}: {out}");
+    }
+    assert!(!out.contains("did you mean `") && !out.contains("scaled-bf16 (LlamaForCausalLM)"), "{out}");
+}
+
+#[test]
+fn odd_texts_are_text_or_named() {
+    let Some(out) = case("19") else { return };
+    let (plain, marked) = (number(&out, "plain.txt (0", "\"value\": "), number(&out, "bom.txt (0", "\"value\": "));
+    assert_eq!(plain.to_bits(), marked.to_bits(), "a byte-order mark is no text");
+    for words in ["byte 3 is no UTF-8", "the text is UTF-16", "the model's context is 512 tokens"] {
+        assert!(out.contains(words), "{words}: {out}");
+    }
+}
+
+#[test]
+fn side_files_travel_with_the_artifact() {
+    let Some(out) = case("20") else { return };
+    assert!(out.contains("`m/tokenizer.model` has no usable tokenizer: no SentencePiece model, or a damaged one"), "{out}");
+    let travelled = ["LICENSE", "added_tokens.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"];
+    for name in travelled.iter().chain(&["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]) {
+        assert!(out.matches(&format!("'{name}'")).count() >= 3, "{name}: {out}");
+    }
+}
+
+#[test]
+fn odd_sizes_have_hints_that_lead_somewhere() {
+    let Some(out) = case("22") else { return };
+    assert!(out.contains("group 64 does not divide 172 columns") && out.contains("`--tail short`"), "{out}");
+    let Some(out) = case("24") else { return };
+    // Rows of 4 bits in an odd, shared vocabulary: neither layout holds them, and neither hint names the other.
+    let (first, second) = (out.split("xvrowdequantize-linear").nth(1), out.split("xvrowmatmul-nbits").nth(1));
+    let hint = |part: Option<&str>| part.and_then(|part| Some(part.lines().find(|line| line.starts_with("hint: "))?.to_owned()));
+    let (first, second) = (hint(first).unwrap_or_default(), hint(second).unwrap_or_default());
+    assert!(first.contains("in groups of 32, 64 or 128") && !second.contains("dequantize-linear"), "{first}\n{second}");
+    assert!(out.contains("or use `--layout matmul-nbits`"), "where that layout holds it: {out}");
+}
