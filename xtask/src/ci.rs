@@ -11,6 +11,7 @@ use crate::processor;
 use crate::smollm2;
 use crate::tally::Tally;
 use crate::test;
+use crate::venv;
 
 struct Stage {
     name: &'static str,
@@ -22,7 +23,7 @@ static STAGES: &[Stage] = &[
     Stage { name: "clippy", run: |checkout, _| child::run(child::cargo(checkout).args(CLIPPY)) },
     Stage { name: "engines", run: |checkout, _| engines::run(checkout, &[]) },
     Stage { name: "smollm2", run: |checkout, _| checkpoint(checkout) },
-    Stage { name: "test", run: |checkout, tally| test::count(checkout, &[], &[], tally) },
+    Stage { name: "test", run: tests },
     Stage { name: "haswell", run: |checkout, tally| processor::count(checkout, &processor::HASWELL, &[], tally) },
     Stage { name: "docs", run: |checkout, _| child::run(child::cargo(checkout).args(DOC).env("RUSTDOCFLAGS", "-Dwarnings")) },
     Stage { name: "quickstart", run: |checkout, _| child::run(child::cargo(checkout).args(QUICKSTART)) },
@@ -57,6 +58,17 @@ fn checkpoint(checkout: &Checkout) -> Result<(), Failure> {
     eprintln!("left out: there is no `../shared`");
     Ok(())
 }
+
+/// All tests. Those of `../shared/cases` run its scripts, which need packages of their own.
+fn tests(checkout: &Checkout, tally: &mut Tally) -> Result<(), Failure> {
+    if checkout.shared.is_none() {
+        return test::count(checkout, &[], &[], tally);
+    }
+    let python = venv::ensure(&checkout.target.join("cases-venv"), CASES)?;
+    test::count(checkout, &[], &[("ATTAR_CASES_PYTHON", &python.to_string_lossy())], tally)
+}
+
+const CASES: &[&str] = &["numpy==2.4.6", "ml_dtypes==0.6.0", "tokenizers==0.23.3", "gguf==0.19.0"];
 
 fn timing(name: &str, time: Duration, succeeded: bool) -> String {
     format!("{name:12} {:7.1} s{}", time.as_secs_f64(), if succeeded { "" } else { "  failed" })

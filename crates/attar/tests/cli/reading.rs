@@ -33,7 +33,9 @@ fn a_dropped_tensor_is_an_error_with_a_way_out() {
     said.says(&format!("add `--ignore {BIAS}`"));
     assert!(!room.path("out").exists());
     room.attar(&[&quantize[..], &["--ignore", "model.layers.*.self_attn.*.bias"]].concat()).exits(0);
-    assert_eq!(room.json("out/report.json")["model"]["left_out"], json!([format!("`{BIAS}`, by `ignore`")]));
+    let without_tokenizer = "a tokenizer: there is no `tokenizer.json`";
+    let left_out = json!([format!("`{BIAS}`, by `ignore`"), without_tokenizer]);
+    assert_eq!(room.json("out/report.json")["model"]["left_out"], left_out);
     assert!(room.read("out/report.md").contains(&format!("Left out: `{BIAS}`")));
     for verb in [&["inspect", "model"][..], &["inspect", "model", "--graph"]] {
         room.attar(verb).exits(3).says(BIAS);
