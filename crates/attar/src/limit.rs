@@ -1,4 +1,4 @@
-//! `--max-memory`, held in every verb: the allocator looks at what the process has, and ends it before it takes more.
+//! `--max-memory`, held in every verb: the allocator looks at what the process has, and ends it when it would take more.
 //!
 //! A plan refuses what it knows to need more before any work. This is for what no plan foresees: the tokenizer of a strange
 //! file, a report of ten thousand tensors. Finished work is on the disk by then, so ending is no worse than a kill. What counts
@@ -34,8 +34,8 @@ static ENDING: AtomicBool = AtomicBool::new(false);
 /// Bytes between two looks.
 const STEP: usize = 256 << 10;
 
-/// A piece of memory from 1 MiB counts before it is given. A larger one than the other may be a reserve that is hardly touched, as
-/// the kernels of matrix products have for the largest cache: it counts as far as it is used.
+/// An allocation of these sizes counts in full before it is made. A larger one may be a reserve that is hardly touched, such as
+/// gemm's, which is as large as the last-level cache: it counts once it is resident.
 const LARGE: std::ops::RangeInclusive<usize> = 1 << 20..=128 << 20;
 
 /// That of every [`attar_recipe::ErrorKind::Input`].
