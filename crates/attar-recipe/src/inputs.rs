@@ -40,7 +40,7 @@ impl Identity {
 }
 
 /// Every file that a run reads, as it was when the run began.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Inputs(BTreeMap<PathBuf, Option<Identity>>);
 
 impl Inputs {
@@ -66,11 +66,34 @@ impl Inputs {
         }
         Ok(())
     }
+
+    /// Does `work` on the inputs. Work that fails while one of them changes fails because it changed, whatever it says: half a file reads
+    /// as a broken one.
+    pub(crate) fn during<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        work().map_err(|error| match (error.kind, self.check()) {
+            (crate::ErrorKind::Interrupted, _) | (_, Ok(())) => error,
+            (_, Err(changed)) => Error { causes: [vec![error.message], error.causes].concat(), ..changed },
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_while_a_file_changes_is_that_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "before").unwrap();
+        let inputs = Inputs::identify([path.clone()]).unwrap();
+        let failed = || inputs.during::<()>(|| Err(Error::input("half a file"))).unwrap_err();
+        assert_eq!(failed().message, "half a file");
+        fs::write(&path, "more than before").unwrap();
+        let changed = failed();
+        assert!(changed.message.contains("changed while") && changed.causes == ["half a file"], "{changed:?}");
+        assert_eq!(inputs.during::<()>(|| Err(Error::interrupted())).unwrap_err().kind, crate::ErrorKind::Interrupted);
+    }
 
     #[test]
     fn every_way_to_change_a_file_is_seen() {

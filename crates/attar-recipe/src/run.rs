@@ -41,11 +41,15 @@ pub struct Request<'a> {
 /// Runs a recipe to its report. A failed gate is no error: [`Report::passed`] tells.
 pub fn run(recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let inputs = Opened::inputs(recipe)?;
+    inputs.during(|| run_on(&inputs, recipe, request))
+}
+
+fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Report> {
     let planned = plan_within(recipe, request)?;
     let opened = Opened::of(recipe)?;
-    let lock = lock_inputs(recipe, &inputs, request)?;
+    let lock = lock_inputs(recipe, inputs, request)?;
     let output = claim_output(recipe)?;
-    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS, inputs)?;
+    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS, inputs.clone())?;
     let session = workspace.session(opened.model(), request.observer);
     let mut used = BTreeSet::new();
     let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
@@ -78,12 +82,15 @@ pub fn evaluate(recipe: &Recipe, request: &Request<'_>) -> Result<Vec<Evaluation
         return Err(Error::recipe("only a recipe of evals is measured without an output folder"));
     }
     let inputs = Opened::inputs(recipe)?;
-    plan_work(recipe, request.engines)?.check_memory(request.max_memory)?;
-    check_needs(recipe, request.engines)?;
-    let opened = Opened::of(recipe)?;
-    let measuring = Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: None };
-    let evals = measuring.measure(&[Subject::opened(&opened)], &mut BTreeSet::new())?;
-    inputs.check().map(|()| evals)
+    inputs.during(|| {
+        plan_work(recipe, request.engines)?.check_memory(request.max_memory)?;
+        check_needs(recipe, request.engines)?;
+        let opened = Opened::of(recipe)?;
+        let measuring =
+            Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: None };
+        let evals = measuring.measure(&[Subject::opened(&opened)], &mut BTreeSet::new())?;
+        inputs.check().map(|()| evals)
+    })
 }
 
 /// What cannot end well is known before hours of work, not after.

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::{
     AllocationReport, Error, Recipe, Request, Result, RunnerKind, Table, Variant,
+    inputs::Inputs,
     json::{TOOL, json},
     made::Made,
     measure::{Measuring, Subject},
@@ -74,23 +75,22 @@ pub fn sweep(recipe: Recipe, points: Points, request: &Request<'_>) -> Result<Sw
     let recipe = Recipe { evals: measurable(recipe.evals), ..recipe };
     check(&recipe, points)?;
     let inputs = Opened::inputs(&recipe)?;
-    crate::plan(&recipe, request.engines)?.check_memory(request.max_memory)?;
-    check_needs(&recipe, request.engines)?;
-    let opened = Opened::of(&recipe)?;
+    inputs.during(|| sweep_on(&inputs, &recipe, points, request))
+}
+
+fn sweep_on(inputs: &Inputs, recipe: &Recipe, points: Points, request: &Request<'_>) -> Result<Sweep> {
+    crate::plan(recipe, request.engines)?.check_memory(request.max_memory)?;
+    check_needs(recipe, request.engines)?;
+    let opened = Opened::of(recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
-    let workspace = Workspace::open(recipe.store(&output), opened.windows(&recipe)?, WALKERS, inputs)?;
+    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS, inputs.clone())?;
     let session = workspace.session(opened.model(), request.observer);
-    let measuring = Measuring {
-        recipe: &recipe,
-        engines: request.engines,
-        opened: &opened,
-        observer: request.observer,
-        session: Some(&session),
-    };
+    let measuring =
+        Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: Some(&session) };
     let mut fronts = Vec::new();
     for variant in &recipe.variants {
         let Some(at) = budgeted(variant) else { continue };
-        let swept = Swept { recipe: &recipe, variant, at, session: &session };
+        let swept = Swept { recipe, variant, at, session: &session };
         let (mut front, made) = swept.front(points)?;
         let subjects: Vec<Subject<'_>> = made.iter().map(|made| Subject::made(made, &output)).collect();
         let evals = measuring.measure(&subjects, &mut BTreeSet::new())?;
