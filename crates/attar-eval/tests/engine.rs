@@ -154,7 +154,9 @@ fn a_broken_model_is_the_engines_error() {
     let Some(toy) = toy() else { return };
     for installation in installed() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(toy.folder.path().join("model.onnx"), folder.path().join("model.onnx")).unwrap();
+        for name in ["model.onnx", "genai_config.json"] {
+            std::fs::copy(toy.folder.path().join(name), folder.path().join(name)).unwrap();
+        }
         let title = installation.engine.title;
         let said = |error: Error| match error {
             Error::Engine { title: by, doing: "loading the model", message } if by == title => message,
@@ -268,7 +270,7 @@ fn a_worker_that_says_something_else_is_quoted() {
 fn names_are_usable_and_requirements_belong_to_engines() {
     for engine in ENGINES {
         assert!(
-            engine.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()),
+            engine.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
             "{} is a flag and a variable",
             engine.name
         );

@@ -83,7 +83,11 @@ fn every_model_of_every_target_opens_and_agrees() {
                 continue;
             }
             let folder = tempfile::tempdir().unwrap();
-            let input = Input { graph: &model.graph, source: &*model.source, side: &Side::default() };
+            let input = Input {
+                graph: &model.graph,
+                source: &*model.source,
+                side: &Side { context: model.config.context, ..Side::default() },
+            };
             format.write(&input, folder.path(), &mut |_, _| {}).unwrap();
             for engine in engines {
                 let off = agrees(&model, folder.path(), engine);

@@ -2,10 +2,11 @@
 
     python toy_decoder.py FOLDER
 
-FOLDER gets `model.onnx`, `model.onnx.data`, `tokens.u32` and `logits.f32` ([tokens, vocabulary]).
+FOLDER gets `model.onnx`, `model.onnx.data`, `genai_config.json`, `tokens.u32` and `logits.f32` ([tokens, vocabulary]).
 Arrays: ids, positions, mask: [batch, seq]; keys and values: [batch, heads, past + seq, head].
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -111,3 +112,19 @@ logits = session.run(
 )[0]
 tokens.astype(np.uint32).tofile(folder / "tokens.u32")
 logits.astype(np.float32).tofile(folder / "logits.f32")
+
+names = {name: name for name in ("input_ids", "attention_mask", "position_ids")}
+decoder = {
+    "session_options": {"log_id": "toy", "provider_options": []},
+    "filename": "model.onnx",
+    "head_size": HEAD,
+    "hidden_size": WIDTH,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "num_hidden_layers": 1,
+    "inputs": {**names, "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"},
+    "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+}
+model = {"type": "decoder", "context_length": 64, "vocab_size": VOCABULARY, "decoder": decoder}
+search = {"max_length": 64, "past_present_share_buffer": False}
+(folder / "genai_config.json").write_text(json.dumps({"model": model, "search": search}))

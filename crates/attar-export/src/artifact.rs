@@ -12,6 +12,9 @@ pub struct Plan {
     pub tensors: Vec<TensorEntry>,
     /// Bytes of all weights, padding included; the graph itself comes on top.
     pub bytes: u64,
+    /// What a user should know before anything is written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A finished artifact.
@@ -71,6 +74,9 @@ pub struct TensorEntry {
     pub encoding: String,
     /// How it is stored in the file, in words.
     pub storage: String,
+    /// Where it is, if the file has several weights in one tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packed: Option<Packed>,
     /// Bits that its encoding needs, scales and zeros included.
     pub true_bits: u64,
     /// Bytes that it takes in the file, alignment not counted.
@@ -78,6 +84,15 @@ pub struct TensorEntry {
     /// Signal to quantization noise, in decibels, once verified against the weight before quantization.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snr_db: Option<f64>,
+}
+
+/// A weight's place in a tensor that holds several, one below the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packed {
+    /// The tensor of the file.
+    pub tensor: String,
+    /// The first of its rows that is the weight's.
+    pub row: usize,
 }
 
 /// Sums over the weights of an artifact.

@@ -68,6 +68,7 @@ impl Item {
     fn entry(&self) -> TensorEntry {
         let stored_bytes = self.entries().iter().map(|e| (e.dims.iter().product::<usize>() * e.dtype.bytes()) as u64).sum();
         TensorEntry {
+            packed: None,
             name: self.name.clone(),
             also: self.also.clone(),
             dims: self.dims.clone(),
@@ -117,7 +118,7 @@ impl Format for CheckpointFolder {
     fn check(&self, graph: &Graph) -> Result<Plan> {
         let tensors: Vec<TensorEntry> = items(graph).iter().map(Item::entry).collect();
         let bytes = tensors.iter().map(|t| t.stored_bytes).sum();
-        Ok(Plan { tensors, bytes })
+        Ok(Plan { tensors, bytes, notes: Vec::new() })
     }
 
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {

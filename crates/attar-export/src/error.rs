@@ -75,6 +75,18 @@ pub enum Error {
         /// What can be given and returned.
         wanted: &'static str,
     },
+    /// A model of another kind than the target is for.
+    #[error("{target} takes {wanted}; this model {found}")]
+    Kind {
+        /// The target.
+        target: &'static str,
+        /// What it takes.
+        wanted: &'static str,
+        /// What the model lacks.
+        found: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
     /// A description of the model that its format cannot hold.
     #[error("the model cannot be described: {reason}")]
     Serialize {
@@ -187,7 +199,7 @@ impl Error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("check the permissions of the file and of the folder it is in".into())
             }
-            Error::Weight { hint, .. } => Some((*hint).into()),
+            Error::Weight { hint, .. } | Error::Kind { hint, .. } => Some((*hint).into()),
             Error::Node { op: "quantize", .. } => Some("use 8 or 16 bits, or a dynamic scale".into()),
             Error::Malformed { .. } | Error::Differs { .. } => {
                 Some("the files were damaged or changed after they were written: export again".into())

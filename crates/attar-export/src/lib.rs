@@ -21,6 +21,7 @@
 mod artifact;
 mod checkpoint;
 mod error;
+mod genai;
 mod kit;
 mod layout;
 mod noise;
@@ -29,14 +30,15 @@ mod target;
 
 use attar_tensor::nearest;
 
-pub use artifact::{Artifact, FileEntry, PlainEntry, Plan, Port, TensorEntry, Totals, Verification, VerifiedTensor};
+pub use artifact::{Artifact, FileEntry, Packed, PlainEntry, Plan, Port, TensorEntry, Totals, Verification, VerifiedTensor};
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
-pub use onnx::{Layout, Onnx, verify::check as check_onnx};
+pub use genai::OnnxGenai;
+pub use onnx::{AccuracyLevel, Layout, Onnx, Style, verify::check as check_onnx};
 pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
 
 /// Every target, in the order of the documentation.
-pub static TARGETS: &[&Target] = &[&onnx::TARGET, &checkpoint::TARGET];
+pub static TARGETS: &[&Target] = &[&onnx::TARGET, &genai::TARGET, &checkpoint::TARGET];
 
 /// The target of that name.
 pub fn target(name: &str) -> Result<&'static Target> {

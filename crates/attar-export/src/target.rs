@@ -84,6 +84,8 @@ pub struct Input<'a> {
 pub struct Side {
     /// Its configuration in the form of Hugging Face's `config.json`; `null` if there is none.
     pub config: Value,
+    /// Tokens that a text may have, if the model says so.
+    pub context: Option<usize>,
     /// Other files by their names in a Hugging Face folder: `tokenizer.json`, `generation_config.json`, …
     pub files: BTreeMap<&'static str, Content>,
 }

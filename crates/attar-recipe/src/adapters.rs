@@ -82,6 +82,7 @@ impl Factor<'_> {
 
     fn entry(&self) -> TensorEntry {
         TensorEntry {
+            packed: None,
             name: self.canonical.clone(),
             also: Vec::new(),
             dims: self.dims.to_vec(),

@@ -1,5 +1,7 @@
 //! What a run would do, before any work: headers are read, weights are not.
 
+use std::collections::BTreeSet;
+
 use attar_graph::Graph;
 use attar_model::{Model, Summary};
 use serde::Serialize;
@@ -79,6 +81,9 @@ pub struct PlannedExport {
     pub folder: String,
     /// Bytes of its weights.
     pub bytes: u64,
+    /// What a user should know before it is written.
+    #[serde(skip)]
+    pub(crate) notes: Vec<String>,
 }
 
 impl Plan {
@@ -144,15 +149,20 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         architecture: opened.config().architecture.clone(),
         parameters: opened.parameters(),
         read: opened.model().map(Model::summary).transpose()?,
+        notes: recipe.notes().into_iter().chain(notes_of_exports(&variants)).collect(),
         variants,
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         gates: recipe.gates.len(),
         peak_memory: BASE_MEMORY + text_memory(recipe, &opened) + peak.bytes,
         peak: peak.what,
-        notes: recipe.notes(),
         missing: missing(recipe, engines),
         blocked: check_needs(recipe, engines).err(),
     })
+}
+
+/// What exports say of themselves, each once.
+fn notes_of_exports(variants: &[PlannedVariant]) -> BTreeSet<String> {
+    variants.iter().flat_map(|variant| &variant.exports).flat_map(|export| export.notes.iter().cloned()).collect()
 }
 
 /// The most memory that any part of a run takes, and which part.
@@ -217,7 +227,8 @@ fn plan_exports(recipe: &Recipe, variant: &Variant, working: &Working, peak: &mu
         let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
         peak.raise(EXPORT_MEMORY + largest, || format!("the export `{}`", export.target.name));
         let folder = recipe.folder(&variant.name, &export.folder);
-        exports.push(PlannedExport { target: export.target.name.into(), folder, bytes: written.bytes });
+        let (target, bytes, notes) = (export.target.name.into(), written.bytes, written.notes);
+        exports.push(PlannedExport { target, folder, bytes, notes });
     }
     Ok(exports)
 }
@@ -231,7 +242,7 @@ fn plan_adapters(recipe: &Recipe, variant: &Variant, working: &Working) -> Resul
         return Err(recipe.document.place(error, &format!("{}.folder", export.key)));
     }
     let (bytes, folder) = (adapters::bytes(adapted, &working.graph), recipe.folder(&variant.name, adapters::FOLDER));
-    Ok(Some(PlannedExport { target: adapters::TARGET.into(), folder, bytes }))
+    Ok(Some(PlannedExport { target: adapters::TARGET.into(), folder, bytes, notes: Vec::new() }))
 }
 
 fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> String {

@@ -40,7 +40,7 @@ pub(crate) fn side(base: &Model) -> Result<Side> {
     if let Some(template) = base.chat_template() {
         files.insert(CHAT_TEMPLATE, Content::Text(template.to_owned()));
     }
-    Ok(Side { config: base.config.json.clone(), files })
+    Ok(Side { config: base.config.json.clone(), context: base.config.context, files })
 }
 
 /// The files beside the checkpoint that travel with it.

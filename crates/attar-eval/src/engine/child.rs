@@ -20,6 +20,9 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// What all workers in Python do; the engine's session follows.
+const PROTOCOL: &str = include_str!("worker.py");
+
 /// The first argument of a host that is to serve an engine; the second is the engine's name.
 pub const VERB: &str = "engine";
 
@@ -132,10 +135,10 @@ impl Child {
 
 fn command(installation: &Installation, host: &Path) -> Command {
     match (&installation.engine.worker, &installation.interpreter) {
-        (Worker::Python(script), Some(interpreter)) => {
+        (Worker::Python(session), Some(interpreter)) => {
             let mut command = on_processor(&installation.runner, interpreter);
             // Isolated: the user's own Python settings are not the environment's.
-            command.args(["-I", "-c", script]);
+            command.args(["-I", "-c", &[PROTOCOL, session, "\n\nmain()\n"].concat()]);
             command
         }
         _ => {

@@ -85,7 +85,7 @@ impl Places {
 impl Engine {
     /// The environment variable that says where this engine is.
     pub fn variable(&self) -> String {
-        format!("ATTAR_{}", self.name.to_uppercase())
+        format!("ATTAR_{}", self.name.to_uppercase().replace('-', "_"))
     }
 
     /// The environment variables that are read to find engines.
@@ -150,7 +150,7 @@ fn library(package: &Package, root: &Path) -> Option<PathBuf> {
 }
 
 fn folders(package: &Package, root: &Path) -> Vec<PathBuf> {
-    let inside = Path::new(package.name).join(package.folder);
+    let inside = Path::new(package.module).join(package.folder);
     let pythons = sorted(&root.join("lib")).into_iter().filter(|path| name(path).starts_with("python"));
     let mut folders: Vec<PathBuf> =
         pythons.flat_map(|python| ["site-packages", "dist-packages"].map(|folder| python.join(folder).join(&inside))).collect();
@@ -179,9 +179,14 @@ fn numbers(path: &Path) -> String {
 
 /// The `*.dist-info` folder of the wheel that a library came with, and the wheel's version.
 fn wheel(package: &Package, library: &Path) -> Option<(PathBuf, String)> {
-    let site = library.parent()?.parent()?.parent()?;
+    let site = library.ancestors().nth(2 + Path::new(package.folder).components().count())?;
+    distribution(site, package.module)
+}
+
+/// The `*.dist-info` folder of a module, and its version.
+fn distribution(site: &Path, module: &str) -> Option<(PathBuf, String)> {
     sorted(site).into_iter().find_map(|path| {
-        let version = name(&path).strip_suffix(".dist-info")?.strip_prefix(package.name)?.strip_prefix('-')?.to_owned();
+        let version = name(&path).strip_suffix(".dist-info")?.strip_prefix(module)?.strip_prefix('-')?.to_owned();
         Some((path, version))
     })
 }
@@ -189,9 +194,13 @@ fn wheel(package: &Package, library: &Path) -> Option<(PathBuf, String)> {
 /// The lines of a wheel's `RECORD` that give digests of the package's own files. Scripts that the installer wrote name
 /// the environment, and compiled Python files the moment of their making.
 fn recorded(package: &Package, wheel: &Path) -> String {
-    let text = std::fs::read_to_string(wheel.join("RECORD")).unwrap_or_default();
-    let mut lines: Vec<&str> =
-        text.lines().filter(|line| line.starts_with(&format!("{}/", package.name)) && line.contains("sha256=")).collect();
+    let others = package.needs.iter().filter_map(|module| Some((*module, distribution(wheel.parent()?, module)?.0)));
+    let mut lines = Vec::new();
+    for (module, folder) in std::iter::once((package.module, wheel.to_path_buf())).chain(others) {
+        let text = std::fs::read_to_string(folder.join("RECORD")).unwrap_or_default();
+        let own = text.lines().filter(|line| line.starts_with(&format!("{module}/")) && line.contains("sha256="));
+        lines.extend(own.map(str::to_owned));
+    }
     lines.sort_unstable();
     lines.join("\n")
 }
@@ -221,8 +230,8 @@ mod tests {
     /// An environment with a wheel of `engine`, under `root`, and the library that counts.
     fn environment(engine: &Engine, root: &Path) -> PathBuf {
         let site = root.join("lib/python3.11/site-packages");
-        let folder = site.join(engine.package.name).join(engine.package.folder);
-        let wheel = site.join(format!("{}-7.8.9.dist-info", engine.package.name));
+        let folder = site.join(engine.package.module).join(engine.package.folder);
+        let wheel = site.join(format!("{}-7.8.9.dist-info", engine.package.module));
         let bin = root.join("bin");
         [&folder, &wheel, &bin].into_iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
         let library = format!("lib{}.so", engine.package.library);
@@ -235,7 +244,7 @@ mod tests {
             std::fs::write(folder.join(file), "code").unwrap();
         }
         std::fs::write(bin.join("python"), "").unwrap();
-        let record = format!("../../../bin/x,sha256={},1\n{}/a.so,sha256=abc,1\n", root.display(), engine.package.name);
+        let record = format!("../../../bin/x,sha256={},1\n{}/a.so,sha256=abc,1\n", root.display(), engine.package.module);
         std::fs::write(wheel.join("RECORD"), record).unwrap();
         folder.join(format!("{library}.1.32.0"))
     }
@@ -247,7 +256,7 @@ mod tests {
             let root = folder.path();
             let library = environment(engine, root);
             let site = root.join("lib/python3.11/site-packages");
-            let package = site.join(engine.package.name);
+            let package = site.join(engine.package.module);
             for path in [root, &root.join("bin/python"), &site, &package, library.parent().unwrap(), &library] {
                 let found = Installation::at(engine, path).unwrap_or_else(|| panic!("{}", path.display()));
                 assert_eq!((&found.library, found.version.as_str()), (&library, "7.8.9"), "{}", path.display());

@@ -46,12 +46,16 @@ impl Engine {
 
 /// A Python package with a shared library in it.
 pub struct Package {
-    /// The name on PyPI, which is also that of its folder in `site-packages`.
+    /// The name on PyPI.
     pub name: &'static str,
+    /// The name of its folder in `site-packages`.
+    pub module: &'static str,
     /// The folder of its libraries, inside the package's folder.
     pub folder: &'static str,
     /// The library's file name up to the extension and without `lib`.
     pub library: &'static str,
+    /// Folders in `site-packages` of other packages that decide its results.
+    pub needs: &'static [&'static str],
 }
 
 /// An export target that an engine opens.
@@ -66,7 +70,7 @@ pub struct Opens {
 pub enum Worker {
     /// This executable, which loads the engine's library at run time.
     Library(fn(&Load) -> Result<Box<dyn Session>, Failure>),
-    /// A script for the Python interpreter of the environment that holds the package.
+    /// For the Python interpreter of the environment that holds the package: the class `Session` that `worker.py` describes.
     Python(&'static str),
 }
 

@@ -14,6 +14,7 @@ mod child;
 mod find;
 mod kind;
 mod onnxruntime;
+mod onnxruntime_genai;
 mod openvino;
 pub mod protocol;
 mod serve;
@@ -29,7 +30,7 @@ pub use kind::{Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
 pub use serve::serve;
 
 /// Every engine, in the order of the documentation. The first that opens a target is the default for it.
-pub static ENGINES: &[&Engine] = &[&onnxruntime::ENGINE, &openvino::ENGINE];
+pub static ENGINES: &[&Engine] = &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE];
 
 /// The engine of that name.
 pub fn engine(name: &str) -> Result<&'static Engine> {

@@ -12,8 +12,8 @@ use super::kind::{Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
 pub(super) static ENGINE: Engine = Engine {
     name: "onnxruntime",
     title: "ONNX Runtime",
-    package: Package { name: "onnxruntime", folder: "capi", library: "onnxruntime" },
-    opens: &[Opens { target: "onnx", file: "model.onnx" }],
+    package: Package { name: "onnxruntime", module: "onnxruntime", folder: "capi", library: "onnxruntime", needs: &[] },
+    opens: &[Opens { target: "onnx", file: "model.onnx" }, Opens { target: "onnx-genai", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],
     devices: &["CPU"],
     worker: Worker::Library(|load| Ok(Box::new(Model::open(load)?))),

@@ -1,15 +1,4 @@
-"""The worker of OpenVINO: answers requests of attar's engine protocol (see protocol.rs) on its standard streams."""
-
-import json
-import os
-import struct
-import sys
-
-# Whatever the engine prints must not end up among the answers.
-answers = os.fdopen(os.dup(1), "wb")
-os.dup2(2, 1)
-
-import numpy as np  # noqa: E402
+# The session of OpenVINO. It follows worker.py, which asks for it.
 import openvino  # noqa: E402
 
 PAST, PRESENT = "past_key_values.", "present."
@@ -35,7 +24,8 @@ class Session:
         compiled = core.compile_model(core.read_model(model), device, settings)
         self.request = compiled.create_infer_request()
         self.inputs = {port.get_any_name(): port for port in compiled.inputs}
-        self.outputs = [port.get_any_name() for port in compiled.outputs]
+        outputs = [port.get_any_name() for port in compiled.outputs]
+        self.outputs = [name for name in outputs if not name.startswith(PRESENT)]
         self.heads = {name: self.nothing(name) for name in self.inputs if name.startswith(PAST)}
         self.forget()
 
@@ -70,49 +60,4 @@ class Session:
     def rows(self, output, start, end):
         if not self.fed:
             raise ValueError("no tokens have run")
-        values = self.output(output)
-        values = values.reshape(-1, values.shape[-1])
-        if not 0 <= start <= end <= len(values):
-            raise ValueError(f"rows {start} to {end} were asked for, the output has {len(values)}")
-        return values[start:end].astype(np.float32), values.shape[-1]
-
-
-def receive():
-    lengths = sys.stdin.buffer.read(12)
-    if len(lengths) < 12:
-        return None, None
-    header, payload = struct.unpack("=IQ", lengths)
-    request = json.loads(sys.stdin.buffer.read(header))
-    return request, np.frombuffer(sys.stdin.buffer.read(4 * payload), np.uint32)
-
-
-def send(reply, payload=None):
-    header = json.dumps(reply).encode()
-    numbers = b"" if payload is None else payload.tobytes()
-    answers.write(struct.pack("=IQ", len(header), len(numbers) // 4) + header + numbers)
-    answers.flush()
-
-
-def main():
-    session = None
-    while True:
-        request, tokens = receive()
-        if request is None:
-            return
-        (verb, values), = request.items()
-        try:
-            if verb == "open":
-                session = Session(**values)
-                outputs = [name for name in session.outputs if not name.startswith(PRESENT)]
-                send({"opened": {"outputs": outputs}})
-            elif verb == "feed":
-                session.feed(tokens, **values)
-                send("fed")
-            else:
-                rows, width = session.rows(**values)
-                send({"rows": {"width": width}}, rows)
-        except Exception as error:
-            send({"failed": {"message": str(error).strip()}})
-
-
-main()
+        return chosen(self.output(output), start, end)

@@ -8,7 +8,7 @@ use super::kind::{Engine, Mode, Opens, Package, Worker};
 pub(super) static ENGINE: Engine = Engine {
     name: "openvino",
     title: "OpenVINO",
-    package: Package { name: "openvino", folder: "libs", library: "openvino" },
+    package: Package { name: "openvino", module: "openvino", folder: "libs", library: "openvino", needs: &[] },
     opens: &[Opens { target: "onnx", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],
     devices: &["CPU", "GPU", "NPU"],

@@ -2,12 +2,12 @@
 
 use attar_tensor::{Dtype, QuantizedTensor, ScaleFormat, pack};
 
-/// Scales, and zeros if there are any, by rows. The zeros of a row are packed in `zero_bits` each; 8 is a byte.
-pub(crate) fn shared_by_rows(tensor: &QuantizedTensor, zero_bits: u32) -> [Vec<u8>; 2] {
+/// Scales in `format`, and zeros if there are any, by rows. The zeros of a row are packed in `zero_bits` each; 8 is a byte.
+pub(crate) fn shared_by_rows(tensor: &QuantizedTensor, format: ScaleFormat, zero_bits: u32) -> [Vec<u8>; 2] {
     let (mut scales, mut zeros) = (Vec::new(), Vec::new());
     let width = tensor.scheme.scale_dims([1, tensor.dims[1]])[1].max(1);
     for (row, of_row) in tensor.scales.chunks(width).enumerate() {
-        encode(tensor.scheme.scale, of_row, tensor.super_of(row), &mut scales);
+        encode(format, of_row, tensor.super_of(row), &mut scales);
     }
     for row in tensor.zeros.chunks(tensor.scheme.groups(tensor.dims[1])) {
         pack::pack_row(row, zero_bits, &mut zeros);
@@ -47,8 +47,8 @@ mod tests {
         let scheme: attar_tensor::Scheme = "int4/g16/asymmetric/f32".parse().unwrap();
         let mut tensor = QuantizedTensor { dims: [2, 48], ..QuantizedTensor::empty(scheme, 48) };
         (tensor.scales, tensor.zeros) = (vec![1.0; 6], vec![1, 2, 3, 4, 5, 6]);
-        assert_eq!(shared_by_rows(&tensor, 4)[1], [0x21, 0x03, 0x54, 0x06]);
-        assert_eq!(shared_by_rows(&tensor, 8)[1], [1, 2, 3, 4, 5, 6]);
-        assert_eq!(shared_by_rows(&tensor, 8)[0].len(), 24);
+        assert_eq!(shared_by_rows(&tensor, ScaleFormat::F32, 4)[1], [0x21, 0x03, 0x54, 0x06]);
+        assert_eq!(shared_by_rows(&tensor, ScaleFormat::F32, 8)[1], [1, 2, 3, 4, 5, 6]);
+        assert_eq!(shared_by_rows(&tensor, ScaleFormat::F32, 8)[0].len(), 24);
     }
 }

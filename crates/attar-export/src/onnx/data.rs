@@ -77,7 +77,7 @@ impl<'a> DataFile<'a> {
             Form::Plain(_) => self.plain(stored),
             Form::Columns(scheme, _) => self.columns(stored, scheme),
             Form::Rows(scheme) => self.by_rows(stored, scheme, stored_bits(&scheme), 0),
-            Form::Blobs(scheme) => self.by_rows(stored, scheme, stored_bits(&scheme), blob_group(&scheme)),
+            Form::Blobs(scheme, _) => self.by_rows(stored, scheme, stored_bits(&scheme), blob_group(&scheme)),
             Form::Table(scheme) => {
                 let columns = stored.matrix()[1];
                 self.by_rows(stored, scheme, table_bits(&scheme, columns), scheme.group(columns))
@@ -123,7 +123,7 @@ impl<'a> DataFile<'a> {
             }
             let first_of_one = at[0] == 0 || scheme.granularity != Granularity::Tensor;
             let shared = if first_of_one {
-                shared_by_rows(&tensor, if group > 0 { stored_bits(&scheme) } else { 8 })
+                shared_by_rows(&tensor, stored.form.scale_format(&scheme), if group > 0 { stored_bits(&scheme) } else { 8 })
             } else {
                 [Vec::new(), Vec::new()]
             };
@@ -242,7 +242,7 @@ impl<'a> DataFile<'a> {
 
 fn shift(codes: &mut [u8], form: Form) {
     let (by, mask) = match form {
-        Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s) | Form::Table(s) if stored_bits(&s) == 4 => (form.shift(), 15),
+        Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s, _) | Form::Table(s) if stored_bits(&s) == 4 => (form.shift(), 15),
         _ => (form.shift(), 255),
     };
     for code in codes {
@@ -257,7 +257,7 @@ mod tests {
     use attar_graph::Graph;
     use attar_tensor::{Digest, Encoding, TensorInfo};
 
-    use super::super::Layout;
+    use super::super::Onnx;
     use super::*;
 
     /// One weight, `w`.
@@ -310,7 +310,7 @@ mod tests {
             for rows in [64, 130, 193] {
                 let text =
                     format!("graph g(x: [seq, 48] f32) {{ y = linear x, weight(\"w\": [{rows}, 48] {scheme})\n return y }}");
-                let weights = Weights::new(&Graph::parse(&text).unwrap(), Layout::DequantizeLinear).unwrap();
+                let weights = Weights::new(&Graph::parse(&text).unwrap(), &Onnx::default()).unwrap();
                 let source = one(scheme, [rows, 48]);
                 let folder = tempfile::tempdir().unwrap();
                 let [whole, tiled] = [TILE, 1].map(|tile| {

@@ -14,7 +14,7 @@ pub(super) enum Form {
     /// Codes, scales and zeros by rows, codes of less than 8 bits two per byte: what a `Gather` reads.
     Rows(Scheme),
     /// Codes by rows, every group whole, zeros packed by rows: what `MatMulNBits` and `GatherBlockQuantized` want.
-    Blobs(Scheme),
+    Blobs(Scheme, Scales),
     /// Codes by rows, every group whole, that say where in a table a value is.
     Table(Scheme),
 }
@@ -26,6 +26,15 @@ pub(super) enum Sign {
     Signed,
     /// With a stored zero point, for products in integers: see [`super::integer`].
     Unsigned,
+}
+
+/// How scales of [`Form::Blobs`] are stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Scales {
+    /// As the scheme has them, perhaps as codes.
+    Own,
+    /// As f32: OpenVINO's `GatherBlockQuantized` takes constants only, and no `Cast` of one.
+    F32,
 }
 
 /// Width of the integers that hold codes of `scheme`.
@@ -76,7 +85,7 @@ impl Form {
         match self {
             Form::Plain(_) => false,
             Form::Columns(_, sign) => sign == Sign::Unsigned,
-            Form::Rows(s) | Form::Blobs(s) | Form::Table(s) => !s.is_symmetric(),
+            Form::Rows(s) | Form::Blobs(s, _) | Form::Table(s) => !s.is_symmetric(),
         }
     }
 
@@ -85,14 +94,14 @@ impl Form {
         match self {
             Form::Columns(s, sign) => sign == Sign::Signed && is_even(&s),
             Form::Rows(s) => s.is_symmetric() && stored_bits(&s) == 8,
-            Form::Blobs(_) | Form::Table(_) | Form::Plain(_) => false,
+            Form::Blobs(..) | Form::Table(_) | Form::Plain(_) => false,
         }
     }
 
     /// What is added to a code, modulo the stored width, so that the code that means zero is where the form has it.
     pub(super) fn shift(self) -> u8 {
         match self {
-            Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s) if s.is_symmetric() && is_even(&s) => {
+            Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s, _) if s.is_symmetric() && is_even(&s) => {
                 let zero = if self.is_signed() { 0 } else { 1 << (stored_bits(&s) - 1) };
                 u8::wrapping_sub(zero, s.grid.middle())
             }
@@ -105,7 +114,7 @@ impl Form {
             Form::Plain(dtype) => return dtype.to_string(),
             Form::Columns(s, _) => (s, "transposed"),
             Form::Rows(s) => (s, "by rows"),
-            Form::Blobs(s) => (s, "in blobs"),
+            Form::Blobs(s, _) => (s, "in blobs"),
             Form::Table(s) => (s, "by rows, looked up"),
         };
         let unit = if scheme.entries() == 1 { "scale" } else { "table" };
@@ -121,7 +130,19 @@ impl Form {
             _ => format!("{sign}{stored}"),
         };
         let room = if bits == stored { String::new() } else { format!("; {bits}-bit levels in {stored}-bit storage") };
-        format!("{element} {what}, {shared}, {}{room}", scales_in_words(&scheme))
+        let scales = match self {
+            Form::Blobs(_, Scales::F32) => "f32 scales".into(),
+            _ => scales_in_words(&scheme),
+        };
+        format!("{element} {what}, {shared}, {scales}{room}")
+    }
+
+    /// The number format of its scales in the file, if it has codes of this scheme.
+    pub(super) fn scale_format(self, scheme: &Scheme) -> ScaleFormat {
+        match self {
+            Form::Blobs(_, Scales::F32) => ScaleFormat::F32,
+            _ => scheme.scale,
+        }
     }
 }
 

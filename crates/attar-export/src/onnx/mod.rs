@@ -9,6 +9,9 @@
 //! is all there is, by plain operators if tokens or channels have their own, to the same codes as in the reference run. Products are then those of
 //! f32, unless the runtime fuses the rounding into them; what a cache holds is f32 that was rounded.
 //!
+//! A file of [`Style::Fused`] has no `position_ids` where the rotary embedding is inside `GroupQueryAttention`: tokens are counted in the cache. It
+//! takes several tokens behind a cache in batches of one only, which is ONNX Runtime's limit (1.32).
+//!
 //! ONNX Runtime multiplies quantized weights by activations that it rounds to 8 bits unless the session is made with
 //! `session.qdq_matmulnbits_accuracy_level` = `1`; the layout `matmul-nbits` needs no such setting.
 
@@ -17,8 +20,10 @@ mod emit;
 mod form;
 mod integer;
 mod layout;
+mod pack;
 mod proto;
 mod storage;
+mod style;
 pub(crate) mod verify;
 
 use std::{fs, path::Path};
@@ -35,41 +40,71 @@ use crate::{
     target,
 };
 use data::DataFile;
-use storage::Stored;
+use form::{Form, stored_bits};
+use storage::{Stored, Weights};
 
 pub use layout::Layout;
+pub use style::{AccuracyLevel, Style};
 
-const MODEL: &str = "model.onnx";
-const DATA: &str = "model.onnx.data";
+pub(crate) const MODEL: &str = "model.onnx";
+pub(crate) const DATA: &str = "model.onnx.data";
 
 pub(super) static TARGET: Target = Target {
     name: "onnx",
     about: "ONNX with weights in a file of their own, for ONNX Runtime and other readers of opset 21",
-    version: 2,
+    version: 3,
     schema: attar_settings::schema::<Onnx>,
     parse: target::parse::<Onnx>,
 };
 
 /// `model.onnx` and `model.onnx.data`, for ONNX Runtime and other readers of opset 21.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Onnx {
     /// How quantized weights are represented.
     pub layout: Layout,
+    /// Which operators the graph is made of.
+    pub style: Style,
+    /// What `matmul-nbits` may round activations to: 0 leaves them, 4 makes them int8, which is several times faster on
+    /// processors, and not exact.
+    pub accuracy_level: AccuracyLevel,
 }
 
-impl Format for Onnx {
-    fn options(&self) -> Value {
-        json!(self)
+/// What a graph is written for, apart from the options.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Purpose {
+    /// Tokens that a text may have, if that is known.
+    pub(crate) context: Option<usize>,
+    /// Where short texts of a batch are padded.
+    pub(crate) padding: Padding,
+}
+
+/// Where short texts of a batch are padded, as `GroupQueryAttention` sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Padding {
+    /// In front: `attention_mask` is 0 for what no token sees.
+    Left,
+    /// Behind the prompt: the sum of a row of `attention_mask` is its length, and its next token takes the place of the padding.
+    Right,
+}
+
+impl Onnx {
+    /// See [`Format::check`].
+    pub(crate) fn check_for(&self, graph: &Graph, padding: Padding) -> Result<Plan> {
+        let emitted = emit::emit(graph, self, Purpose { context: None, padding }, DATA)?;
+        let tensors = emitted.weights.stored.iter().map(Stored::entry).collect();
+        Ok(Plan { tensors, bytes: emitted.weights.bytes, notes: slow_products(self, &emitted.weights) })
     }
 
-    fn check(&self, graph: &Graph) -> Result<Plan> {
-        let emitted = emit::emit(graph, self.layout, DATA)?;
-        Ok(Plan { tensors: emitted.weights.stored.iter().map(Stored::entry).collect(), bytes: emitted.weights.bytes })
-    }
-
-    fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
-        let emitted = emit::emit(model.graph, self.layout, DATA)?;
+    /// Writes graph and weights. The artifact has no files yet: they are `model.onnx` and `model.onnx.data`.
+    pub(crate) fn write_for(
+        &self,
+        model: &Input<'_>,
+        padding: Padding,
+        folder: &Path,
+        progress: Progress<'_>,
+    ) -> Result<Artifact> {
+        let emitted = emit::emit(model.graph, self, Purpose { context: model.side.context, padding }, DATA)?;
         model.graph.verify_weights(model.source)?;
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         remove_old(&folder.join(MODEL))?;
@@ -80,14 +115,29 @@ impl Format for Onnx {
         let written: Vec<Written> = emitted.weights.stored.iter().map(written).collect();
         Ok(Artifact {
             target: TARGET.name.into(),
-            options: self.options(),
-            files: kit::files(folder, &[MODEL, DATA], model.side)?,
+            options: json!(self),
+            files: Vec::new(),
             inputs: emitted.inputs,
             outputs: emitted.outputs,
             tensors: emitted.weights.stored.iter().map(Stored::entry).collect(),
             totals: kit::totals(&written),
             not_quantized: kit::not_quantized(&written),
         })
+    }
+}
+
+impl Format for Onnx {
+    fn options(&self) -> Value {
+        json!(self)
+    }
+
+    fn check(&self, graph: &Graph) -> Result<Plan> {
+        self.check_for(graph, Padding::Left)
+    }
+
+    fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
+        let artifact = self.write_for(model, Padding::Left, folder, progress)?;
+        Ok(Artifact { files: kit::files(folder, &[MODEL, DATA], model.side)?, ..artifact })
     }
 
     fn verify(
@@ -101,6 +151,21 @@ impl Format for Onnx {
         kit::same_files(artifact, folder)?;
         Ok(verification)
     }
+}
+
+/// Says so where ONNX Runtime has no fast kernel: 8-bit codes with f32 activations took 73 ms for one row and 576 x 1536
+/// weights on AVX2, and 86 us with int8 activations (1.32).
+fn slow_products(options: &Onnx, weights: &Weights) -> Vec<String> {
+    let slow =
+        |stored: &&Stored| matches!(stored.form, Form::Blobs(scheme, _) if stored_bits(&scheme) == 8) && stored.dims.len() == 2;
+    let Some(first) = weights.stored.iter().find(slow).filter(|_| options.accuracy_level.is_exact()) else { return Vec::new() };
+    let count = weights.stored.iter().filter(slow).count();
+    vec![format!(
+        "ONNX Runtime multiplies {count} weights of 8 bits very slowly at `accuracy_level = {}` (`{}` first): \
+         set `accuracy_level = 4`, which rounds activations to int8, or `layout = \"dequantize-linear\"`",
+        u8::from(options.accuracy_level),
+        first.name,
+    )]
 }
 
 /// A model without its data must not be mistaken for a whole artifact.

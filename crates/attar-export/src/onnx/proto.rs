@@ -71,8 +71,6 @@ pub(super) enum Value {
     Ints(Vec<i64>),
     Float(f32),
     Text(&'static str),
-    /// A tensor of one byte.
-    Byte(u8),
 }
 
 /// Attributes of a node, in the order in which they are written.
@@ -108,10 +106,6 @@ fn attribute(name: &str, value: Value) -> AttributeProto {
         Value::Text(text) => {
             proto.s = text.into();
             AttributeType::STRING
-        }
-        Value::Byte(byte) => {
-            proto.t = Some(inline("", Element::U8, &[1], vec![byte])).into();
-            AttributeType::TENSOR
         }
     };
     proto.type_ = kind.into();
@@ -165,15 +159,12 @@ pub(super) fn model(graph: GraphProto) -> protobuf::Result<Vec<u8>> {
         ir_version: IR_VERSION,
         producer_name: "attar".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
-        opset_import: vec![import("", OPSET)],
         graph: Some(graph).into(),
         ..Default::default()
     };
-    let mut bytes = model.write_to_bytes()?;
-    if contributed {
-        // Messages that follow each other are one. OpenVINO takes a second import for another format unless it comes
-        // after the graph.
-        bytes.extend(ModelProto { opset_import: vec![import(MICROSOFT, 1)], ..Default::default() }.write_to_bytes()?);
-    }
-    Ok(bytes)
+    let imports = std::iter::once(import("", OPSET)).chain(contributed.then(|| import(MICROSOFT, 1)));
+    let imports = ModelProto { opset_import: imports.collect(), ..Default::default() };
+    // Messages that follow each other are one. The imports have the highest number of all fields and so come last: OpenVINO takes a
+    // file whose fields are in another order for another format.
+    Ok([model.write_to_bytes()?, imports.write_to_bytes()?].concat())
 }

@@ -12,12 +12,13 @@ use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 use attar_tensor::{Dtype, Encoding, Granularity, ScaleFormat, Scheme};
 
 use super::{
-    Layout,
-    form::{Form, Sign, float, is_even, stored_bits, table_bits},
+    Layout, Onnx, Style,
+    form::{Form, Scales, Sign, float, is_even, stored_bits, table_bits},
     integer,
+    pack::{self, Pack},
     proto::Element,
 };
-use crate::{Error, Result, TensorEntry};
+use crate::{Error, Packed, Result, TensorEntry};
 
 /// Offsets of tensors of a page or more, and of smaller ones.
 const ALIGNMENT: [u64; 2] = [4096, 64];
@@ -36,6 +37,8 @@ pub(super) struct Stored {
     pub(super) parts: Vec<Part>,
     /// Other tensors over the bytes of a part, by its index.
     pub(super) views: Vec<(usize, Part)>,
+    /// The tensor of several weights that it lies in, and its first row there. The file then has that tensor and not its parts.
+    pub(super) packed: Option<Packed>,
 }
 
 /// What a tensor of the file is to its weight.
@@ -62,11 +65,11 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn new(name: String, element: Element, dims: &[usize]) -> Part {
+    pub(super) fn new(name: String, element: Element, dims: &[usize]) -> Part {
         Part { name, role: Role::Codes, element, dims: dims.to_vec(), offset: 0 }
     }
 
-    fn of(self, role: Role) -> Part {
+    pub(super) fn of(self, role: Role) -> Part {
         Part { role, ..self }
     }
 
@@ -90,6 +93,8 @@ fn scale_element(format: ScaleFormat) -> Element {
 pub(super) struct Weights {
     pub(super) stored: Vec<Stored>,
     pub(super) of: HashMap<ValueId, usize>,
+    /// Weights of several products that are one.
+    pub(super) packs: Vec<Pack>,
     /// Roundings of activations that are a `QuantizeLinear` and a `DequantizeLinear`.
     pub(super) pairs: HashSet<ValueId>,
     /// Length of the data file.
@@ -105,33 +110,56 @@ struct Readers<'g> {
     other: Option<&'g Node>,
 }
 
+impl Readers<'_> {
+    /// Whether one linear layer reads it and nothing else.
+    fn is_one_matrix(&self) -> bool {
+        self.table.is_none() && self.other.is_none() && self.matrices.len() == 1
+    }
+}
+
 impl Weights {
     /// Chooses a form for every weight, and its place.
-    pub(super) fn new(graph: &Graph, layout: Layout) -> Result<Weights> {
+    pub(super) fn new(graph: &Graph, options: &Onnx) -> Result<Weights> {
         let readers = readers(graph);
-        let forms = readers.iter().map(|readers| form(graph, layout, readers)).collect::<Result<Vec<Form>>>()?;
+        let forms = readers.iter().map(|readers| form(graph, options.layout, readers)).collect::<Result<Vec<Form>>>()?;
         let of = readers.iter().enumerate().flat_map(|(at, readers)| readers.values.iter().map(move |id| (*id, at))).collect();
-        let mut weights = Weights { stored: Vec::new(), of, pairs: HashSet::new(), bytes: 0 };
+        let mut weights = Weights { stored: Vec::new(), of, packs: Vec::new(), pairs: HashSet::new(), bytes: 0 };
         weights.pairs = integer::pairs(graph, &|id| weights.of.get(&id).map(|at| forms[*at]));
         for (readers, form) in readers.iter().zip(forms) {
             let unsigned = integer::needs_unsigned(graph, form, &readers.matrices, &weights.pairs);
             let form = if unsigned { form.unsigned() } else { form };
-            weights.place(stored(graph, readers, form));
+            weights.stored.push(stored(graph, readers, form));
         }
+        if options.style == Style::Fused {
+            weights.packs = pack::packs(graph, &|id| {
+                let at = *weights.of.get(&id)?;
+                readers[at].is_one_matrix().then(|| (at, &weights.stored[at]))
+            });
+        }
+        weights.place();
         Ok(weights)
     }
 
-    fn place(&mut self, mut stored: Stored) {
-        for part in &mut stored.parts {
-            let alignment = if part.bytes() < ALIGNMENT[0] { ALIGNMENT[1] } else { ALIGNMENT[0] };
-            part.offset = self.bytes.next_multiple_of(alignment);
-            self.bytes = part.offset + part.bytes();
+    /// Gives every part its place, in the order of the weights; the parts of a pack lie one behind the other.
+    fn place(&mut self) {
+        let mut pack_of: HashMap<usize, usize> = HashMap::new();
+        for (i, pack) in self.packs.iter().enumerate() {
+            pack_of.extend(pack.members.iter().map(|at| (*at, i)));
         }
-        for (part, view) in &mut stored.views {
-            view.offset = stored.parts[*part].offset;
+        for at in 0..self.stored.len() {
+            match pack_of.get(&at).map(|i| &mut self.packs[*i]) {
+                None => self.stored[at].place(&mut self.bytes),
+                Some(pack) if pack.members[0] == at => pack.place(&mut self.stored, &mut self.bytes),
+                Some(_) => (),
+            }
         }
-        self.stored.push(stored);
     }
+}
+
+/// The next place for a part of `bytes` behind what takes `end`.
+pub(super) fn aligned(end: u64, bytes: u64) -> u64 {
+    let alignment = if bytes < ALIGNMENT[0] { ALIGNMENT[1] } else { ALIGNMENT[0] };
+    end.next_multiple_of(alignment)
 }
 
 /// Readers of each distinct weight, in order of first use.
@@ -178,7 +206,7 @@ fn stored(graph: &Graph, readers: &Readers<'_>, form: Form) -> Stored {
     let parts = parts(form, &name, &dims, !readers.matrices.is_empty());
     let both = readers.table.is_some() && !readers.matrices.is_empty();
     let views = if both { views(form, &parts) } else { Vec::new() };
-    Stored { name, also, dims, encoding: value.fact.encoding, expr: expr.clone(), form, parts, views }
+    Stored { name, also, dims, encoding: value.fact.encoding, expr: expr.clone(), form, parts, views, packed: None }
 }
 
 fn constant_dims(graph: &Graph, readers: &Readers<'_>) -> Vec<usize> {
@@ -207,7 +235,10 @@ fn quantized_form(graph: &Graph, layout: Layout, readers: &Readers<'_>, scheme: 
     let shared = readers.table.is_some() && !readers.matrices.is_empty();
     let odd = shared && is_even(&scheme) && stored_bits(&scheme) == 4 && rows % 2 == 1;
     match (layout, scheme.granularity) {
-        (Layout::MatMulNBits, _) if blobs => Ok(Form::Blobs(scheme)),
+        (Layout::MatMulNBits, _) if blobs => {
+            let scales = if readers.table.is_some() { Scales::F32 } else { Scales::Own };
+            Ok(Form::Blobs(scheme, scales))
+        }
         (Layout::MatMulNBits, _) => {
             let hint = match odd {
                 true => "quantize to integers with `group = 32`, 64 or 128",
@@ -266,7 +297,7 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
             };
             (s, Part::new(name.into(), element, &[rows, packed]), shared.clone(), Part::new(zero_name, Element::U8, &shared))
         }
-        Form::Blobs(s) => {
+        Form::Blobs(s, _) => {
             let (groups, bits) = (s.groups(columns), stored_bits(&s) as usize);
             let blob = blob_group(&s) * bits / 8;
             let dims = if for_matmul { vec![rows, groups, blob] } else { vec![rows, groups * blob] };
@@ -285,10 +316,11 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
             (s, Part::new(name.into(), element, &codes), shared, Part::new(zero_name, element, &[]))
         }
     };
-    let super_dims = if scheme.scale.super_count(2) == 2 { vec![rows] } else { vec![] };
-    let mut all = vec![codes, Part::new(scale_name, scale_element(scheme.scale), &shared_dims).of(Role::Scales)];
+    let scale = form.scale_format(&scheme);
+    let super_dims = if scale.super_count(2) == 2 { vec![rows] } else { vec![] };
+    let mut all = vec![codes, Part::new(scale_name, scale_element(scale), &shared_dims).of(Role::Scales)];
     all.extend(form.has_zeros().then_some(zeros.of(Role::Zeros)));
-    all.extend(scheme.scale.supers().map(|(dtype, _)| {
+    all.extend(scale.supers().map(|(dtype, _)| {
         let element = Element::of(dtype).expect("super scales are f16 or f32");
         Part::new(format!("{name}/super"), element, &super_dims).of(Role::Supers)
     }));
@@ -314,7 +346,7 @@ fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
         Part::new(format!("{}/bytes", part.name), Element::U8, &dims)
     };
     match form {
-        Form::Blobs(_) => {
+        Form::Blobs(..) => {
             let dims = &parts[0].dims;
             vec![(0, Part::new(format!("{}/rows", parts[0].name), Element::U8, &[dims[0], dims[1] * dims[2]]))]
         }
@@ -326,6 +358,16 @@ fn views(form: Form, parts: &[Part]) -> Vec<(usize, Part)> {
 }
 
 impl Stored {
+    fn place(&mut self, end: &mut u64) {
+        for part in &mut self.parts {
+            part.offset = aligned(*end, part.bytes());
+            *end = part.offset + part.bytes();
+        }
+        for (part, view) in &mut self.views {
+            view.offset = self.parts[*part].offset;
+        }
+    }
+
     /// Rows and columns; a vector is one row, as in [`attar_tensor::TensorInfo::matrix`].
     pub(super) fn matrix(&self) -> [usize; 2] {
         attar_tensor::TensorInfo { dims: self.dims.clone(), encoding: self.encoding }.matrix()
@@ -348,6 +390,7 @@ impl Stored {
             dims: self.dims.clone(),
             encoding: self.encoding.to_string(),
             storage: self.form.in_words(),
+            packed: self.packed.clone(),
             true_bits: self.encoding.true_bits(self.matrix()),
             stored_bytes: self.bytes(),
             snr_db: None,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs::File, ops::Range, path::Path, sync::Arc};
 
+use attar_export::Side;
 use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State};
 use attar_tensor::{
     Encoding, Granularity, QuantizedTensor, Scheme, SharedParts, Source,
@@ -10,6 +11,7 @@ use attar_tensor::{
 
 pub(crate) const VOCABULARY: usize = 50;
 pub(crate) const LAYERS: usize = 2;
+const CONTEXT: usize = 40;
 
 /// What varies between models.
 #[derive(Clone)]
@@ -174,22 +176,19 @@ impl Tiny {
     pub(crate) fn build(&self, folder: &Path) -> Model {
         let graph = self.graph();
         let source = source(&graph, &folder.join("weights.safetensors"));
-        Model { graph, source }
+        Model { graph, source, side: Side { context: Some(CONTEXT), ..Side::default() } }
     }
 }
 
 pub(crate) struct Model {
     pub(crate) graph: Graph,
     pub(crate) source: Arc<dyn Source>,
+    pub(crate) side: Side,
 }
-
-/// A model without a configuration and a tokenizer.
-static NOTHING: attar_export::Side =
-    attar_export::Side { config: serde_json::Value::Null, files: std::collections::BTreeMap::new() };
 
 impl Model {
     pub(crate) fn input(&self) -> attar_export::Input<'_> {
-        attar_export::Input { graph: &self.graph, source: &*self.source, side: &NOTHING }
+        attar_export::Input { graph: &self.graph, source: &*self.source, side: &self.side }
     }
 
     /// Logits of the reference run, `[seq][vocabulary]`, and the state it leaves.

@@ -5,6 +5,7 @@
 
 mod attention;
 mod elementwise;
+mod fused;
 mod norm;
 mod pool;
 mod port;
@@ -20,12 +21,13 @@ use std::collections::{HashMap, HashSet};
 use attar_graph::{Dim, Graph, Node, Op, ValueId, op::Rope};
 use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
 
-use super::Layout;
 use super::{
+    Onnx, Purpose, Style,
     proto::{self, Attributes, Element, Value},
     storage::Weights,
 };
 use crate::{Error, Port, Result};
+use fused::Fusions;
 
 /// The input that tells padding, which no graph has.
 const MASK: &str = "attention_mask";
@@ -75,11 +77,14 @@ pub(super) struct Emitted {
 }
 
 /// The whole of `graph`; weights are named and placed, and not read.
-pub(super) fn emit(graph: &Graph, layout: Layout, data_file: &str) -> Result<Emitted> {
+pub(super) fn emit(graph: &Graph, options: &Onnx, purpose: Purpose, data_file: &str) -> Result<Emitted> {
     let graph = graph.legalize(&|op| emitter(op).is_some())?;
-    let mut emission = Emission::new(&graph, layout)?;
+    let mut emission = Emission::new(&graph, options, purpose)?;
     emission.declare_inputs()?;
     for node in graph.nodes() {
+        if emission.fused(node)? {
+            continue;
+        }
         let value = graph.get(node.outputs[0]);
         let emit = emitter(&node.op).ok_or_else(|| emission.refuse(node, "an op without a decomposition", "the ops it knows"))?;
         let name = emit(&mut emission, node, &value.name)?;
@@ -94,7 +99,10 @@ type CachePlaces = HashMap<ValueId, (usize, &'static str)>;
 
 struct Emission<'g> {
     graph: &'g Graph,
+    options: &'g Onnx,
+    purpose: Purpose,
     weights: Weights,
+    fusions: Fusions,
     caches: CachePlaces,
     /// What each value is called here.
     names: HashMap<ValueId, String>,
@@ -110,11 +118,16 @@ struct Emission<'g> {
 }
 
 impl<'g> Emission<'g> {
-    fn new(graph: &'g Graph, layout: Layout) -> Result<Emission<'g>> {
+    fn new(graph: &'g Graph, options: &'g Onnx, purpose: Purpose) -> Result<Emission<'g>> {
+        let caches = port::cache_places(graph);
+        let fusions = if options.style == Style::Fused { Fusions::find(graph, &caches) } else { Fusions::default() };
         Ok(Emission {
             graph,
-            weights: Weights::new(graph, layout)?,
-            caches: port::cache_places(graph),
+            options,
+            purpose,
+            weights: Weights::new(graph, options)?,
+            fusions,
+            caches,
             names: HashMap::new(),
             made: HashSet::new(),
             ropes: Vec::new(),
@@ -139,6 +152,13 @@ impl<'g> Emission<'g> {
         let name = name.into();
         self.nodes.push(proto::node(domain, op, &name, inputs, attributes));
         name
+    }
+
+    /// Adds a node with several outputs, of which the first has its name; `""` is none.
+    fn node_with(&mut self, domain: &str, op: &str, outputs: &[&str], inputs: &[&str], attributes: Attributes) {
+        let mut node = proto::node(domain, op, outputs[0], inputs, attributes);
+        node.output.extend(outputs[1..].iter().map(|name| (*name).to_owned()));
+        self.nodes.push(node);
     }
 
     /// Adds a node, unless one of that name is there.
@@ -172,9 +192,9 @@ impl<'g> Emission<'g> {
         self.constant(format!("float:{value:e}"), Element::F32, &[], value.to_le_bytes().to_vec())
     }
 
-    /// One byte, without dimensions.
-    fn byte(&mut self, value: u8) -> String {
-        self.constant(format!("byte:{value}"), Element::U8, &[], vec![value])
+    /// One 32-bit integer, without dimensions.
+    fn int32(&mut self, value: i32) -> String {
+        self.constant(format!("int32:{value}"), Element::I32, &[], value.to_le_bytes().to_vec())
     }
 
     fn cast(&mut self, name: impl Into<String>, of: &str, to: Element) -> String {

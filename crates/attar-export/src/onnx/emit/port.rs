@@ -14,6 +14,9 @@ impl Emission<'_> {
         let graph = self.graph;
         for id in graph.inputs() {
             let value = graph.get(*id);
+            if value.name == "positions" && self.counts_positions(*id) {
+                continue;
+            }
             let name = input_name(&value.name).to_owned();
             self.inputs.push(self.port(*id, &name)?);
             self.names.insert(*id, name);
@@ -72,7 +75,9 @@ impl Emission<'_> {
     }
 
     pub(super) fn finish(mut self, data_file: &str) -> Emitted {
-        let parts = self.weights.stored.iter().flat_map(|s| s.parts.iter().chain(s.views.iter().map(|(_, view)| view)));
+        let apart = self.weights.stored.iter().filter(|stored| stored.packed.is_none());
+        let apart = apart.flat_map(|s| s.parts.iter().chain(s.views.iter().map(|(_, view)| view)));
+        let parts = apart.chain(self.weights.packs.iter().flat_map(|pack| &pack.parts));
         let external = parts.map(|p| proto::external(&p.name, p.element, &p.dims, data_file, p.offset, p.bytes()));
         let initializers = external.chain(std::mem::take(&mut self.constants)).collect();
         let ports = |all: &[(Port, Element)]| -> Vec<ValueInfoProto> {

@@ -9,7 +9,7 @@ use crate::{
     onnx::{
         form::{Form, stored_bits},
         proto::MICROSOFT,
-        storage::{Stored, blob_group},
+        storage::{Part, Role, blob_group},
     },
 };
 
@@ -25,7 +25,10 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
     let id = node.inputs[1];
     let form = e.weight(id).map(|at| (at, e.weights.stored[at].form));
     let weight = match form {
-        Some((at, Form::Blobs(scheme))) => return e.multiply_blobs(name, x, at, scheme),
+        Some((at, Form::Blobs(scheme, _))) => {
+            let parts = e.weights.stored[at].parts.clone();
+            return e.multiply_blobs(name, x, &parts, e.weights.stored[at].dims[1], scheme);
+        }
         Some((at, Form::Columns(scheme, _))) => {
             let attributes = match scheme.granularity {
                 Granularity::Tensor => vec![],
@@ -48,16 +51,16 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
 }
 
 impl Emission<'_> {
-    fn multiply_blobs(&mut self, name: &str, x: &str, at: usize, scheme: Scheme) -> String {
-        let Stored { name: codes, dims, .. } = &self.weights.stored[at];
-        let (codes, rows, columns) = (codes.clone(), dims[0], dims[1]);
-        let (scale, zero) = (self.scale(at), self.zero(at));
-        let mut inputs = vec![x, codes.as_str(), &scale];
-        inputs.extend(zero.as_deref());
+    /// The product with the weight `[out, columns]` that `parts` hold as blobs.
+    pub(super) fn multiply_blobs(&mut self, name: &str, x: &str, parts: &[Part], columns: usize, scheme: Scheme) -> String {
+        let rows = parts[0].dims[0];
+        let scale = self.scale_of(parts, 0);
+        let mut inputs = vec![x, parts[0].name.as_str(), &scale];
+        inputs.extend(parts.iter().find(|part| part.role == Role::Zeros).map(|part| part.name.as_str()));
         let attributes = vec![
             ("K", Value::Int(columns as i64)),
             ("N", Value::Int(rows as i64)),
-            ("accuracy_level", Value::Int(0)),
+            ("accuracy_level", Value::Int(u8::from(self.options.accuracy_level).into())),
             ("bits", Value::Int(stored_bits(&scheme).into())),
             ("block_size", Value::Int(blob_group(&scheme) as i64)),
         ];

@@ -50,7 +50,7 @@ impl Emission<'_> {
     }
 
     /// Radians per position, `[1, 1, 1, pairs]`, in a text of `length` tokens.
-    fn frequencies(&mut self, rope: &Rope, head: usize, name: String, length: usize) -> String {
+    pub(super) fn frequencies(&mut self, rope: &Rope, head: usize, name: String, length: usize) -> String {
         let bytes = rope.frequencies_of(head, length).iter().flat_map(|f| f.to_le_bytes()).collect();
         self.constant(name, Element::F32, &[1, 1, 1, head / 2], bytes)
     }

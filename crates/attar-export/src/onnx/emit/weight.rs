@@ -4,7 +4,10 @@ use attar_graph::ValueId;
 use attar_tensor::{Granularity, Levels, Scheme};
 
 use super::{Attributes, Element, Emission, Value};
-use crate::onnx::{form::Form, storage::Role};
+use crate::onnx::{
+    form::Form,
+    storage::{Part, Role},
+};
 
 impl Emission<'_> {
     pub(super) fn weight(&self, id: ValueId) -> Option<usize> {
@@ -25,17 +28,22 @@ impl Emission<'_> {
         self.shared("Cast", &format!("{name}/f32"), &[&name], vec![("to", Value::Int(Element::F32.0.into()))])
     }
 
-    /// The scales of a quantized weight as f32. Those that are codes are multiplied by their super scales.
+    /// The scales of a quantized weight as f32.
     pub(super) fn scale(&mut self, at: usize) -> String {
         let stored = &self.weights.stored[at];
-        let (part, form) = (stored.parts[1].clone(), stored.form);
-        let Some(over) = stored.part(Role::Supers).cloned() else { return self.as_f32(part.name, part.element) };
-        let attributes = match (over.dims.as_slice(), form) {
-            ([], _) => vec![],
-            (_, Form::Columns(..)) => vec![("axis", Value::Int(1))],
-            _ => vec![("axis", Value::Int(0))],
+        let (parts, axis) = (stored.parts.clone(), i64::from(matches!(stored.form, Form::Columns(..))));
+        self.scale_of(&parts, axis)
+    }
+
+    /// The scales among `parts` as f32. Those that are codes are multiplied by their super scales, one for all or one for each place
+    /// along `axis`.
+    pub(super) fn scale_of(&mut self, parts: &[Part], axis: i64) -> String {
+        let part = &parts[1];
+        let Some(over) = parts.iter().find(|part| part.role == Role::Supers) else {
+            return self.as_f32(part.name.clone(), part.element);
         };
-        let over = self.as_f32(over.name, over.element);
+        let attributes = if over.dims.is_empty() { vec![] } else { vec![("axis", Value::Int(axis))] };
+        let over = self.as_f32(over.name.clone(), over.element);
         self.shared("DequantizeLinear", &format!("{}/f32", part.name), &[&part.name, &over], attributes)
     }
 

@@ -8,9 +8,8 @@ use crate::Result;
 /// Bytes of codes, one each, that are in memory at a time.
 const TILE: usize = 16 << 20;
 
-/// A weight `[rows, columns]` in codes.
+/// A weight `[_, columns]` in codes.
 pub(super) struct Codes<'f> {
-    pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) codes: Grid<'f>,
     pub(super) scale: Scale<'f>,

@@ -28,10 +28,9 @@ pub(super) fn meaning<'f>(opened: &'f Opened, name: &str, [rows, columns]: [usiz
             "MatMulNBits" if reads_as(1) => block_codes(opened, node, place, [2, 3], [rows, columns])?,
             "GatherBlockQuantized" if reads_as(0) => block_codes(opened, node, place, [2, 3], [rows, columns])?,
             "Cast" if reads_as(0) && int(node, "to") == Some(6) => looked_up(opened, node, place, [rows, columns])?,
-            "Gather" if reads_as(0) && int(node, "axis").is_none() => match dequantizer(opened, node) {
-                Some(dequantize) => gathered_codes(opened, dequantize, place, [rows, columns])?,
-                None => continue,
-            },
+            "Gather" if reads_as(0) && int(node, "axis").is_none() && matches!(place.code, 2 | 3) => {
+                gathered_codes(opened, node, place, [rows, columns])?
+            }
             _ => continue,
         };
         return Ok(Meaning::Codes(codes));
@@ -68,7 +67,7 @@ fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [row
         _ => Values::Even(zero),
     };
     let scale = Scale { grid: Some(Grid::new(scale, shared)), over };
-    Ok(Codes { rows, columns, codes, scale, values, group }.normal())
+    Ok(Codes { columns, codes, scale, values, group }.normal())
 }
 
 /// Codes `[rows, groups, group]` or `[rows * groups, group]` that say where in a table a value is: Gather and
@@ -91,7 +90,7 @@ fn looked_up<'f>(opened: &'f Opened, cast: &NodeProto, place: &'f Place, [rows, 
         let wanted: &[usize] = if scale.dims.is_empty() { &[] } else { &[rows, groups, 1] };
         expect(opened, &product.name, &scale.dims, wanted)?;
         let scale = Scale { grid: Some(Grid::new(scale, shared)), over };
-        return Ok(Codes { rows, columns, codes, scale, values: Values::Table(table), group });
+        return Ok(Codes { columns, codes, scale, values: Values::Table(table), group });
     }
     let tables = opened.place(origin(opened, &gather.input[0]))?;
     let (stride, entries) = match (tables.dims.as_slice(), gather.op_type.as_str()) {
@@ -104,7 +103,7 @@ fn looked_up<'f>(opened: &'f Opened, cast: &NodeProto, place: &'f Place, [rows, 
         }
     };
     let values = Values::Tables(Grid::new(tables, [stride, 1]), entries);
-    Ok(Codes { rows, columns, codes, scale: Scale { grid: None, over: None }, values, group })
+    Ok(Codes { columns, codes, scale: Scale { grid: None, over: None }, values, group })
 }
 
 /// Scales, and their super scales if a DequantizeLinear of their own multiplies them.
@@ -158,47 +157,99 @@ fn block_codes<'f>(
     };
     let codes = packed(place, groups * group);
     let scale = Scale { grid: Some(Grid::new(scale, [groups, 1])), over };
-    Ok(Codes { rows, columns, codes, scale, values: Values::Even(zero), group })
+    Ok(Codes { columns, codes, scale, values: Values::Even(zero), group })
 }
 
-/// DequantizeLinear of gathered rows of `[rows, columns]`, one or two codes per byte.
-fn gathered_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [rows, columns]: [usize; 2]) -> Result<Codes<'f>> {
+/// Gathered rows of `[rows, columns]`, one or two codes per byte: cast to f32, perhaps less a zero, times a scale.
+fn gathered_codes<'f>(
+    opened: &'f Opened,
+    gather: &'f NodeProto,
+    place: &'f Place,
+    [rows, columns]: [usize; 2],
+) -> Result<Codes<'f>> {
+    let missing = |what: &str| unexpected(&opened.path, format!("the {what} of `{}`", gather.name), "missing", "one");
     let bits: usize = if place.dims == [rows, columns] { 8 } else { 4 };
     let row_bytes = (columns * bits).div_ceil(8);
-    expect(opened, &node.name, &place.dims, &[rows, row_bytes])?;
-    let (scale, over) = scales(opened, &node.input[1], rows)?;
-    let (group, shared) = match (scale.dims.as_slice(), int(node, "axis"), int(node, "block_size")) {
-        ([], _, None) => (columns, [0, 0]),
-        ([n, groups], Some(2), Some(size)) if *n == rows && size > 0 && columns.div_ceil(size as usize) == *groups => {
-            (size as usize, [*groups, 1])
-        }
-        other => {
-            return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form"));
+    expect(opened, &gather.name, &place.dims, &[rows, row_bytes])?;
+    let numbers = numbers(opened, gather).ok_or_else(|| missing("cast to f32"))?;
+    let reader = |of: &str, op: &str| opened.readers(of).find(|node| node.op_type == op && node.input[0] == of);
+    let distances = reader(&numbers.output[0], "Sub");
+    let product = reader(&distances.unwrap_or(numbers).output[0], "Mul").ok_or_else(|| missing("scale"))?;
+    let (name, group) = shared(opened, &product.input[1], columns)?;
+    let (scale, over) = gathered_scales(opened, name, rows)?;
+    let groups = columns.div_ceil(group);
+    let strides = match scale.dims.as_slice() {
+        [] => [0, 0],
+        dims => {
+            expect(opened, name, dims, &[rows, groups])?;
+            [groups, 1]
         }
     };
-    let zero = match node.input.get(2) {
+    let zero = match distances {
         None => Zero::Code(0),
-        Some(name) => gathered_zero(opened, name, scale, shared)?,
+        Some(node) => gathered_zero(opened, &node.input[1], [group, columns], &scale.dims, strides)?,
     };
     let codes = Grid { bits: bits as u64, stride: [row_bytes * 8 / bits, 1], ..Grid::new(place, [0, 0]) };
-    let scale = Scale { grid: Some(Grid::new(scale, shared)), over };
-    Ok(Codes { rows, columns, codes, scale, values: Values::Even(zero), group }.normal())
+    let scale = Scale { grid: Some(Grid::new(scale, strides)), over };
+    Ok(Codes { columns, codes, scale, values: Values::Even(zero), group }.normal())
 }
 
-fn gathered_zero<'f>(opened: &'f Opened, name: &str, scale: &Place, shared: [usize; 2]) -> Result<Zero<'f>> {
-    let name = origin(opened, name);
-    let constant = match opened.maker(name) {
-        Some(maker) => maker.attribute.first().and_then(|a| a.t.as_ref()),
-        None => opened.tensor(name).filter(|tensor| !tensor.raw_data.is_empty()),
-    };
-    match constant.map(|tensor| tensor.raw_data.as_slice()) {
-        Some([code]) => Ok(Zero::Code(*code)),
-        _ => {
-            let place = opened.place(name)?;
-            expect(opened, name, &place.dims, &scale.dims)?;
-            Ok(Zero::Codes(Grid::new(place, shared)))
-        }
+/// Scales, perhaps multiplied by super scales.
+fn gathered_scales<'f>(opened: &'f Opened, name: &str, rows: usize) -> Result<(&'f Place, Option<Grid<'f>>)> {
+    let Some(product) = opened.maker(name).filter(|maker| maker.op_type == "Mul") else { return scales(opened, name, rows) };
+    let over = opened.maker(&product.input[1]).filter(|maker| maker.op_type == "Unsqueeze");
+    let over = opened.place(origin(opened, over.map_or(product.input[1].as_str(), |maker| &maker.input[0])))?;
+    Ok((opened.place(origin(opened, &product.input[0]))?, Some(supers(opened, over, rows)?)))
+}
+
+/// One super scale, or one a row.
+fn supers<'f>(opened: &Opened, over: &'f Place, rows: usize) -> Result<Grid<'f>> {
+    match over.dims.as_slice() {
+        [] => Ok(Grid::new(over, [0, 0])),
+        dims => expect(opened, "super scales", dims, &[rows]).map(|()| Grid::new(over, [1, 0])),
     }
+}
+
+/// A number, or one for each of the groups that the scales have.
+fn gathered_zero<'f>(
+    opened: &'f Opened,
+    name: &'f str,
+    [group, columns]: [usize; 2],
+    dims: &[usize],
+    strides: [usize; 2],
+) -> Result<Zero<'f>> {
+    if let Some(tensor) = opened.tensor(name).filter(|tensor| tensor.data_type == 1) {
+        let number = tensor.raw_data.as_slice().try_into().map(f32::from_le_bytes).ok();
+        let code = (0..=u8::MAX).find(|code| Some(f32::from(*code)) == number);
+        return code
+            .map(Zero::Code)
+            .ok_or_else(|| unexpected(&opened.path, format!("`{name}`"), format!("{number:?}"), "a code"));
+    }
+    let (name, of_zeros) = shared(opened, name, columns)?;
+    let place = opened.place(origin(opened, name))?;
+    expect(opened, name, &[of_zeros], &[group])?;
+    expect(opened, name, &place.dims, dims)?;
+    Ok(Zero::Codes(Grid::new(place, strides)))
+}
+
+/// What a number for each column was made of, and how many columns share one.
+fn shared<'n>(opened: &'n Opened, mut name: &'n str, columns: usize) -> Result<(&'n str, usize)> {
+    let mut group = columns;
+    while let Some(maker) = opened.maker(name) {
+        match maker.op_type.as_str() {
+            "Expand" => {
+                let sizes = opened.tensor(&maker.input[1]).map(|tensor| tensor.raw_data.as_slice()).unwrap_or_default();
+                let size = sizes.last_chunk::<8>().map_or(0, |bytes| i64::from_le_bytes(*bytes));
+                group = usize::try_from(size).ok().filter(|size| (1..=columns).contains(size)).ok_or_else(|| {
+                    unexpected(&opened.path, format!("the groups of `{}`", maker.name), size, format!("1 to {columns}"))
+                })?;
+            }
+            "Slice" | "Reshape" | "Unsqueeze" => (),
+            _ => break,
+        }
+        name = &maker.input[0];
+    }
+    Ok((name, group))
 }
 
 /// The tensor that a value is made of by casts and gathers alone.
@@ -209,14 +260,14 @@ fn origin<'n>(opened: &'n Opened, mut name: &'n str) -> &'n str {
     name
 }
 
-/// The DequantizeLinear that takes what `gather` gives, directly or after bytes are taken apart.
-fn dequantizer<'f>(opened: &'f Opened, gather: &'f NodeProto) -> Option<&'f NodeProto> {
+/// The cast to f32 of what `gather` gives, directly or after bytes are taken apart.
+fn numbers<'f>(opened: &'f Opened, gather: &'f NodeProto) -> Option<&'f NodeProto> {
     let mut open: Vec<&NodeProto> = vec![gather];
     while let Some(node) = open.pop() {
         for reader in opened.readers(&node.output[0]) {
             match reader.op_type.as_str() {
-                "DequantizeLinear" if reader.input[0] == node.output[0] => return Some(reader),
-                "BitwiseAnd" | "BitShift" | "Unsqueeze" | "Concat" | "Reshape" | "Slice" => open.push(reader),
+                "Cast" if int(reader, "to") == Some(1) => return Some(reader),
+                "Cast" | "Mod" | "Div" | "Unsqueeze" | "Concat" | "Reshape" | "Slice" => open.push(reader),
                 _ => (),
             }
         }

@@ -15,7 +15,7 @@ use attar_graph::{Expr, ValueId};
 use attar_tensor::{Dtype, Encoding, Source};
 
 use crate::{
-    Artifact, Defect, Error, Input, Original, Result, Verification, VerifiedTensor,
+    Artifact, Defect, Error, Input, Original, Packed, Result, Verification, VerifiedTensor,
     noise::{Noise, same},
 };
 use codes::Codes;
@@ -36,7 +36,7 @@ pub fn check(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Compares all weights that a node of the graph reads, tied ones once.
-pub(super) fn verify(
+pub(crate) fn verify(
     model: &Input<'_>,
     artifact: &Artifact,
     folder: &Path,
@@ -54,7 +54,8 @@ pub(super) fn verify(
             continue;
         }
         let encoding = model.graph.fact(id).encoding;
-        let weight = Weight { opened: &opened, source: model.source, name: &entry.name, expr, encoding };
+        let weight =
+            Weight { opened: &opened, source: model.source, name: &entry.name, packed: entry.packed.as_ref(), expr, encoding };
         let (tensor, count) = weight.compare(original)?;
         verification.tensors.push(tensor);
         verification.weights += count as u64;
@@ -66,6 +67,7 @@ struct Weight<'a> {
     opened: &'a Opened,
     source: &'a dyn Source,
     name: &'a str,
+    packed: Option<&'a Packed>,
     expr: &'a Expr,
     encoding: Encoding,
 }
@@ -87,12 +89,27 @@ impl Weight<'_> {
             }
             Ok(())
         };
-        match meaning(self.opened, self.name, [rows, columns])? {
+        let (tensor, first, all) = self.place(rows)?;
+        match meaning(self.opened, tensor, [all, columns])? {
             Meaning::Values(place) => self.read_plain(place, [rows, columns], &mut compare)?,
-            Meaning::Codes(codes) => self.read_codes(&codes, &mut compare)?,
+            Meaning::Codes(codes) => self.read_codes(&codes, first..first + rows, &mut compare)?,
         }
         let snr_db = noise.judge(self.name, self.encoding)?;
         Ok((VerifiedTensor { name: self.name.into(), snr_db }, rows * columns))
+    }
+
+    /// The tensor of the file that it is in, its first row there, and how many rows that tensor has.
+    fn place(&self, rows: usize) -> Result<(&str, usize, usize)> {
+        let Some(packed) = self.packed else { return Ok((self.name, 0, rows)) };
+        let all = self.opened.place(&packed.tensor)?.dims.first().copied().unwrap_or(0);
+        match packed.row.checked_add(rows) {
+            Some(end) if end <= all => Ok((&packed.tensor, packed.row, all)),
+            _ => {
+                let (what, found) =
+                    (format!("the place of `{}` in `{}`", self.name, packed.tensor), format!("row {}", packed.row));
+                Err(unexpected(&self.opened.path, what, found, format!("one of {all} with {rows} behind it")))
+            }
+        }
     }
 
     fn read_plain(&self, place: &Place, [rows, columns]: [usize; 2], compare: Compare<'_>) -> Result<()> {
@@ -127,15 +144,17 @@ impl Weight<'_> {
         Ok(())
     }
 
-    fn read_codes(&self, codes: &Codes<'_>, compare: Compare<'_>) -> Result<()> {
+    /// Rows `of` the tensor; `compare` counts them from 0.
+    fn read_codes(&self, codes: &Codes<'_>, of: Range<usize>, compare: Compare<'_>) -> Result<()> {
         let columns = codes.columns;
         let mut values = Vec::new();
-        for tile in chunks(codes.rows, codes.tile_rows()) {
-            let tile = codes.load(self.opened, tile)?;
+        for tile in chunks(of.len(), codes.tile_rows()) {
+            let tile = codes.load(self.opened, of.start + tile.start..of.start + tile.end)?;
             for chunk in chunks(tile.rows.len(), (CHUNK / (4 * columns)).clamp(1, 64)) {
                 values.resize(chunk.len() * columns, 0.0);
                 tile.decode(chunk.clone(), &mut values);
-                compare(tile.rows.start + chunk.start..tile.rows.start + chunk.end, &values)?;
+                let first = tile.rows.start - of.start;
+                compare(first + chunk.start..first + chunk.end, &values)?;
             }
         }
         Ok(())

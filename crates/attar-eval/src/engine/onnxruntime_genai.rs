@@ -1,0 +1,19 @@
+//! ONNX Runtime GenAI, through its Python package: it generates from the folders of target `onnx-genai`.
+
+use super::kind::{Engine, Mode, Opens, Package, Worker};
+
+pub(super) static ENGINE: Engine = Engine {
+    name: "onnxruntime-genai",
+    title: "ONNX Runtime GenAI",
+    package: Package {
+        name: "onnxruntime-genai",
+        module: "onnxruntime_genai",
+        folder: "",
+        library: "onnxruntime-genai",
+        needs: &["onnxruntime"],
+    },
+    opens: &[Opens { target: "onnx-genai", file: "genai_config.json" }],
+    modes: &[Mode::Exact, Mode::Default],
+    devices: &["CPU"],
+    worker: Worker::Python(include_str!("onnxruntime_genai.py")),
+};

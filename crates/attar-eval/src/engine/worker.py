@@ -1,0 +1,58 @@
+"""A worker of attar's engine protocol (see protocol.rs) on the standard streams. The engine's own file follows, with a `Session`:
+`Session(library, model, mode, device, threads)`, its `outputs`, `feed(tokens, afresh)` and `rows(output, start, end)`."""
+
+import json
+import os
+import struct
+import sys
+
+# Whatever the engine prints must not end up among the answers.
+answers = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+
+import numpy as np  # noqa: E402
+
+
+def chosen(values, start, end):
+    """Rows of an output `[.., width]` as f32, and the width."""
+    values = values.reshape(-1, values.shape[-1])
+    if not 0 <= start <= end <= len(values):
+        raise ValueError(f"rows {start} to {end} were asked for, the output has {len(values)}")
+    return values[start:end].astype(np.float32), values.shape[-1]
+
+
+def receive():
+    lengths = sys.stdin.buffer.read(12)
+    if len(lengths) < 12:
+        return None, None
+    header, payload = struct.unpack("=IQ", lengths)
+    request = json.loads(sys.stdin.buffer.read(header))
+    return request, np.frombuffer(sys.stdin.buffer.read(4 * payload), np.uint32)
+
+
+def send(reply, payload=None):
+    header = json.dumps(reply).encode()
+    numbers = b"" if payload is None else payload.tobytes()
+    answers.write(struct.pack("=IQ", len(header), len(numbers) // 4) + header + numbers)
+    answers.flush()
+
+
+def main():
+    session = None
+    while True:
+        request, tokens = receive()
+        if request is None:
+            return
+        (verb, values), = request.items()
+        try:
+            if verb == "open":
+                session = Session(**values)
+                send({"opened": {"outputs": session.outputs}})
+            elif verb == "feed":
+                session.feed(tokens, **values)
+                send("fed")
+            else:
+                rows, width = session.rows(**values)
+                send({"rows": {"width": width}}, rows)
+        except Exception as error:
+            send({"failed": {"message": str(error).strip()}})

@@ -1,0 +1,223 @@
+//! ONNX Runtime GenAI: the graph of target `onnx`, `genai_config.json`, and the tokenizer's files.
+//!
+//! Follows the configuration that onnxruntime-genai 0.18 reads. The cache is shared between past and present where every attention is a
+//! `GroupQueryAttention`; a batch is padded behind its prompts.
+
+use std::path::Path;
+
+use attar_graph::{Graph, Op, Origin};
+use attar_tensor::write_atomically;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    AccuracyLevel, Artifact, Content, Error, Format, Input, Layout, Onnx, Original, Plan, Progress, Result, Side, Style, Target,
+    Verification, kit,
+    onnx::{self, Padding},
+    target,
+};
+
+const CONFIG: &str = "genai_config.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// The `model_type`s of Hugging Face configurations that are types of onnxruntime-genai, too, with the inputs and outputs that we write. What
+/// it does for all others it does for `decoder`.
+const TYPES: [&str; 6] = ["gemma3_text", "llama", "mistral", "phi3", "qwen2", "qwen3"];
+const ANY_TYPE: &str = "decoder";
+
+pub(super) static TARGET: Target = Target {
+    name: "onnx-genai",
+    about: "a folder that ONNX Runtime GenAI generates from: ONNX, its configuration, tokenizer and chat template",
+    version: 1,
+    schema: attar_settings::schema::<OnnxGenai>,
+    parse: target::parse::<OnnxGenai>,
+};
+
+/// A folder for ONNX Runtime GenAI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OnnxGenai {
+    /// How quantized weights are represented.
+    pub layout: Layout,
+    /// What `matmul-nbits` may round activations to: 0 leaves them, 4 makes them int8, which is several times faster on
+    /// processors, and not exact.
+    pub accuracy_level: AccuracyLevel,
+}
+
+impl Default for OnnxGenai {
+    fn default() -> OnnxGenai {
+        OnnxGenai { layout: Layout::MatMulNBits, accuracy_level: AccuracyLevel::default() }
+    }
+}
+
+impl OnnxGenai {
+    fn onnx(&self) -> Onnx {
+        Onnx { layout: self.layout, style: Style::Fused, accuracy_level: self.accuracy_level }
+    }
+}
+
+impl Format for OnnxGenai {
+    fn options(&self) -> Value {
+        json!(self)
+    }
+
+    fn check(&self, graph: &Graph) -> Result<Plan> {
+        Shape::of(graph)?;
+        self.onnx().check_for(graph, Padding::Right)
+    }
+
+    fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
+        let shape = Shape::of(model.graph)?;
+        let artifact = self.onnx().write_for(model, Padding::Right, folder, progress)?;
+        let text = serde_json::to_string_pretty(&config(model.side, &shape, &artifact)?).expect("a configuration is JSON") + "\n";
+        let path = folder.join(CONFIG);
+        write_atomically(&path, |file| file.write_all(text.as_bytes()).map_err(Error::io("write", &path)))?;
+        let side = with_tokenizer_class(model.side)?;
+        let files = kit::files(folder, &[onnx::MODEL, onnx::DATA, CONFIG], &side)?;
+        Ok(Artifact { target: TARGET.name.into(), options: self.options(), files, ..artifact })
+    }
+
+    fn verify(
+        &self,
+        model: &Input<'_>,
+        artifact: &Artifact,
+        folder: &Path,
+        original: Option<Original<'_>>,
+    ) -> Result<Verification> {
+        let verification = onnx::verify::verify(model, artifact, folder, original)?;
+        kit::same_files(artifact, folder)?;
+        Ok(verification)
+    }
+}
+
+/// The sizes of a decoder that its runtime asks for.
+struct Shape {
+    vocabulary: usize,
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    key_heads: usize,
+    head: usize,
+}
+
+impl Shape {
+    fn of(graph: &Graph) -> Result<Shape> {
+        let refuse = |found| Error::Kind {
+            target: TARGET.name,
+            wanted: "decoders with caches that return logits",
+            found,
+            hint: "use `target = \"onnx\"`",
+        };
+        let logits = graph.outputs().iter().find(|id| graph.get(**id).name == "logits");
+        let logits = logits.ok_or_else(|| refuse("returns no logits"))?;
+        let attentions: Vec<_> = graph.nodes().iter().filter(|node| matches!(node.op, Op::Attention(_))).collect();
+        let cached = attentions.iter().all(|node| {
+            node.inputs[1..].iter().all(|id| graph.maker(*id).is_some_and(|maker| matches!(maker.op, Op::Cache { .. })))
+        });
+        let [first, ..] = attentions[..] else { return Err(refuse("has no attention")) };
+        let dims = |id| graph.fact(id).dims.iter().map(|dim| dim.constant().unwrap_or(0)).collect::<Vec<usize>>();
+        let (query, key) = (dims(first.inputs[0]), dims(first.inputs[1]));
+        let alike = attentions.iter().all(|node| (dims(node.inputs[0]), dims(node.inputs[1])) == (query.clone(), key.clone()));
+        if !cached {
+            return Err(refuse("has attention without a cache"));
+        }
+        if !alike {
+            return Err(refuse("has layers with different heads"));
+        }
+        let table = graph.nodes().iter().find(|node| node.op == Op::Embedding).map(|node| node.inputs[1]);
+        let table = table.filter(|id| matches!(graph.get(*id).origin, Origin::Weight(_)));
+        let hidden = dims(table.ok_or_else(|| refuse("has no embedding"))?)[1];
+        let vocabulary = dims(*logits).last().copied().unwrap_or(0);
+        Ok(Shape { vocabulary, hidden, layers: attentions.len(), heads: query[1], key_heads: key[1], head: query[3] })
+    }
+}
+
+/// What `genai_config.json` says.
+fn config(side: &Side, shape: &Shape, artifact: &Artifact) -> Result<Value> {
+    let has = |name: &str| artifact.inputs.iter().any(|port| port.name == name);
+    let mut inputs = Map::new();
+    for name in ["input_ids", "attention_mask", "position_ids"].into_iter().filter(|name| has(name)) {
+        inputs.insert(name.into(), name.into());
+    }
+    inputs.insert("past_key_names".into(), "past_key_values.%d.key".into());
+    inputs.insert("past_value_names".into(), "past_key_values.%d.value".into());
+    let decoder = json!({
+        "session_options": { "log_id": "onnxruntime-genai", "provider_options": [] },
+        "filename": onnx::MODEL,
+        "head_size": shape.head,
+        "hidden_size": shape.hidden,
+        "inputs": inputs,
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.key_heads,
+    });
+    let context = side.context.unwrap_or(2048);
+    let kind = side.config["model_type"].as_str().filter(|kind| TYPES.contains(kind)).unwrap_or(ANY_TYPE);
+    let mut model = json!({
+        "type": kind,
+        "context_length": context,
+        "vocab_size": shape.vocabulary,
+        "decoder": decoder,
+    });
+    for (name, value) in special_tokens(side)? {
+        model[name] = value;
+    }
+    let search = json!({
+        "diversity_penalty": 0.0,
+        "do_sample": false,
+        "early_stopping": true,
+        "length_penalty": 1.0,
+        "max_length": context,
+        "min_length": 0,
+        "no_repeat_ngram_size": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        // Without positions, all attentions count in their caches: they are `GroupQueryAttention`.
+        "past_present_share_buffer": !has("position_ids"),
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 1,
+        "top_p": 1.0,
+    });
+    Ok(json!({ "model": model, "search": search }))
+}
+
+/// The runtime finds no chat template where the tokenizer's configuration names no class.
+fn with_tokenizer_class(side: &Side) -> Result<Side> {
+    let mut side = side.clone();
+    if !side.files.contains_key("tokenizer.json") {
+        return Ok(side);
+    }
+    let found = side.files.get(TOKENIZER_CONFIG).map(Content::bytes).transpose()?;
+    let mut config = found.map_or(Ok(json!({})), |bytes| serde_json::from_slice::<Value>(&bytes)).unwrap_or_default();
+    let Some(entries) = config.as_object_mut().filter(|entries| !entries.contains_key("tokenizer_class")) else {
+        return Ok(side);
+    };
+    entries.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+    side.files.insert(TOKENIZER_CONFIG, Content::Text(config.to_string() + "\n"));
+    Ok(side)
+}
+
+/// The tokens that begin, end and fill up texts: what the generation configuration says comes before what the model's says. A model without one
+/// to fill up takes one that ends.
+fn special_tokens(side: &Side) -> Result<Vec<(&'static str, Value)>> {
+    let generation = match side.files.get("generation_config.json").map(Content::bytes).transpose()? {
+        Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+        None => Value::Null,
+    };
+    let token = |name: &str| {
+        let found = [&generation[name], &side.config[name]].into_iter().find(|value| !value.is_null());
+        found.filter(|value| value.is_u64() || value.is_array()).cloned()
+    };
+    let (begin, end) = (token("bos_token_id"), token("eos_token_id"));
+    let first = end.as_ref().map(|end| end.get(0).unwrap_or(end).clone());
+    let pad = token("pad_token_id").filter(Value::is_u64).or(first);
+    let all = [("bos_token_id", begin), ("eos_token_id", end), ("pad_token_id", pad)];
+    Ok(all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+}

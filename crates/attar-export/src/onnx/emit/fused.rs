@@ -1,0 +1,384 @@
+//! Operators of ONNX Runtime that do the work of several nodes: [`Fusions`] finds where they fit, [`Emission::fused`] writes them.
+//!
+//! `GroupQueryAttention` counts tokens in the cache, which rotary embeddings allow: they see differences of positions only. Padding on the left is
+//! hidden by its `attention_bias`.
+
+use std::collections::{HashMap, HashSet};
+
+use attar_graph::{
+    Graph, Node, Op, Origin, ValueId,
+    op::{Attention, Rope},
+};
+
+use super::{CachePlaces, Element, Emission, MASK, Value, constant, emitter};
+use crate::{
+    Result,
+    onnx::{Padding, form::Form, proto::MICROSOFT},
+};
+
+/// What `GroupQueryAttention` asks of the width of a head, and what its rotary embedding asks.
+const HEAD_MULTIPLE: [i64; 2] = [8, 16];
+
+/// Added to a score that padding must not have.
+const HIDDEN: f32 = -1e30;
+
+/// Where fused operators stand for nodes of a graph.
+#[derive(Default)]
+pub(super) struct Fusions {
+    /// By the result of an addition: the norm that reads it.
+    norms: HashMap<ValueId, ValueId>,
+    /// By the result of a `merge_heads`.
+    attentions: HashMap<ValueId, GroupQuery>,
+    /// Results of nodes that are not written.
+    absorbed: HashSet<ValueId>,
+}
+
+/// An attention with all that is around it.
+#[derive(Clone)]
+struct GroupQuery {
+    attention: Attention,
+    layer: usize,
+    heads: [i64; 2],
+    head: i64,
+    query: Side,
+    key: Side,
+    value: ValueId,
+}
+
+/// How query or key come from a product.
+#[derive(Clone)]
+struct Side {
+    /// The product, `[batch, seq, heads * head]`.
+    product: ValueId,
+    /// A norm of each head: its gain and its epsilon.
+    norm: Option<(ValueId, f64)>,
+    rope: Option<(Rope, ValueId)>,
+    /// The last value, `[batch, heads, seq, head]`.
+    last: ValueId,
+    /// All values between the product and the attention.
+    values: Vec<ValueId>,
+}
+
+impl Fusions {
+    pub(super) fn find(graph: &Graph, caches: &CachePlaces) -> Fusions {
+        let mut fusions = Fusions::default();
+        let readers = Readers::of(graph);
+        for node in graph.nodes() {
+            match &node.op {
+                Op::RmsNorm { .. } => fusions.add_norm(graph, node),
+                Op::MergeHeads => fusions.add_attention(graph, caches, &readers, node),
+                _ => (),
+            }
+        }
+        fusions
+    }
+
+    fn add_norm(&mut self, graph: &Graph, norm: &Node) {
+        let Some(add) = graph.maker(norm.inputs[0]).filter(|node| node.op == Op::Add) else { return };
+        let [a, b] = [0, 1].map(|i| graph.get(add.inputs[i]));
+        let computed = [a, b].iter().all(|value| !matches!(value.origin, Origin::Weight(_)));
+        if computed && a.fact.dims == b.fact.dims && a.fact.dims.len() == 3 && !self.norms.contains_key(&add.output()) {
+            self.norms.insert(add.output(), norm.output());
+            self.absorbed.insert(norm.output());
+        }
+    }
+
+    fn add_attention(&mut self, graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &Node) {
+        if let Some((group, values)) = group_query(graph, caches, readers, merge) {
+            self.absorbed.extend(values);
+            self.attentions.insert(merge.output(), group);
+        }
+    }
+}
+
+/// How often each value is read.
+struct Readers(HashMap<ValueId, usize>);
+
+impl Readers {
+    fn of(graph: &Graph) -> Readers {
+        let mut counts = HashMap::new();
+        let read = graph.nodes().iter().flat_map(|node| &node.inputs).chain(graph.outputs());
+        read.for_each(|id| *counts.entry(*id).or_insert(0) += 1);
+        Readers(counts)
+    }
+
+    fn is_one(&self, id: ValueId) -> bool {
+        self.0.get(&id) == Some(&1)
+    }
+}
+
+/// The attention before `merge`, if all between it and the products is read by nothing else, and the values between.
+fn group_query(graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &Node) -> Option<(GroupQuery, Vec<ValueId>)> {
+    let node = made_once(graph, readers, merge.inputs[0])?;
+    let Op::Attention(attention) = &node.op else { return None };
+    let [key, value] = [1, 2].map(|i| cached(graph, readers, node.inputs[i]));
+    let (layer, _) = *caches.get(&node.inputs[1])?;
+    let (query, key, value) = (side(graph, readers, node.inputs[0])?, side(graph, readers, key?)?, side(graph, readers, value?)?);
+    let dims = [query.last, key.last].map(|id| &graph.fact(id).dims);
+    let (heads, head) = (dims.map(|dims| constant(&dims[1])), constant(&dims[0][3]));
+    let alike = query.rope.as_ref().map(|(rope, _)| rope) == key.rope.as_ref().map(|(rope, _)| rope);
+    let fits = attention.causal && alike && value.rope.is_none() && value.norm.is_none() && head % HEAD_MULTIPLE[0] == 0;
+    if !fits {
+        return None;
+    }
+    let mut values = vec![merge.inputs[0], node.inputs[1], node.inputs[2]];
+    [&query, &key, &value].iter().for_each(|side| values.extend(&side.values));
+    let value = value.product;
+    Some((GroupQuery { attention: attention.clone(), layer, heads, head, query, key, value }, values))
+}
+
+fn made_once<'g>(graph: &'g Graph, readers: &Readers, id: ValueId) -> Option<&'g Node> {
+    graph.maker(id).filter(|_| readers.is_one(id))
+}
+
+/// What a cache keeps.
+fn cached(graph: &Graph, readers: &Readers, id: ValueId) -> Option<ValueId> {
+    made_once(graph, readers, id).filter(|node| matches!(node.op, Op::Cache { .. })).map(|node| node.inputs[0])
+}
+
+/// Split, perhaps normalized, perhaps rotated.
+fn side(graph: &Graph, readers: &Readers, last: ValueId) -> Option<Side> {
+    let mut side = Side { product: last, norm: None, rope: None, last, values: Vec::new() };
+    loop {
+        let node = made_once(graph, readers, side.product)?;
+        side.values.push(side.product);
+        side.product = node.inputs[0];
+        match &node.op {
+            Op::Rope(rope) if side.rope.is_none() && side.norm.is_none() => side.rope = Some((rope.clone(), node.inputs[1])),
+            Op::RmsNorm { epsilon } if side.norm.is_none() => side.norm = Some((node.inputs[1], *epsilon)),
+            Op::SplitHeads { .. } => return Some(side),
+            _ => return None,
+        }
+    }
+}
+
+impl Emission<'_> {
+    /// Whether nothing reads these positions: all attentions count in their caches.
+    pub(super) fn counts_positions(&self, positions: ValueId) -> bool {
+        let rotated = |group: &GroupQuery| self.rotates(group).then_some([group.query.last, group.key.last]);
+        let inside: HashSet<ValueId> = self.fusions.attentions.values().filter_map(rotated).flatten().collect();
+        let mut readers = self.graph.nodes().iter().filter(|node| node.inputs.contains(&positions));
+        readers.all(|node| inside.contains(&node.output()))
+    }
+
+    /// Writes the fused operator that `node` is the place of, or nothing where another one does its work. `false`: the node is written by
+    /// itself.
+    pub(super) fn fused(&mut self, node: &Node) -> Result<bool> {
+        let id = node.outputs[0];
+        if self.fusions.absorbed.contains(&id) {
+            return Ok(true);
+        }
+        if let Some(group) = self.fusions.attentions.get(&id).cloned() {
+            self.group_query(node, &group)?;
+        } else if let Some(norm) = self.fusions.norms.get(&id).copied() {
+            self.add_and_normalize(node, norm);
+        } else if !self.multiply_pack(node) {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn named(&mut self, id: ValueId) -> String {
+        let name = self.graph.get(id).name.clone();
+        self.names.insert(id, name.clone());
+        name
+    }
+
+    fn add_and_normalize(&mut self, add: &Node, norm: ValueId) {
+        let Some(Op::RmsNorm { epsilon }) = self.graph.maker(norm).map(|node| &node.op) else { unreachable!("found as one") };
+        let epsilon = *epsilon as f32;
+        let gain = self.graph.maker(norm).map(|node| node.inputs[1]).expect("found above");
+        let [a, b, gain] = [add.inputs[0], add.inputs[1], gain].map(|id| self.value(id));
+        let (sum, norm) = (self.named(add.output()), self.named(norm));
+        let attributes = vec![("epsilon", Value::Float(epsilon))];
+        self.node_with(MICROSOFT, "SkipSimplifiedLayerNormalization", &[&norm, "", "", &sum], &[&a, &b, &gain], attributes);
+    }
+
+    /// The products of a pack at the place of the first.
+    fn multiply_pack(&mut self, node: &Node) -> bool {
+        let packs = &self.weights.packs;
+        let Some(pack) = packs.iter().position(|pack| pack.products.contains(&node.output())) else { return false };
+        let (products, members) = (packs[pack].products.clone(), packs[pack].members.clone());
+        if products[0] != node.output() {
+            return true;
+        }
+        let names: Vec<String> = products.iter().map(|id| self.named(*id)).collect();
+        let together = names.join("+");
+        let first = &self.weights.stored[members[0]];
+        let (Form::Blobs(scheme, _), columns) = (first.form, first.dims[1]) else { unreachable!("packs are of blobs") };
+        let (x, parts) = (self.value(node.inputs[0]), self.weights.packs[pack].parts.clone());
+        match self.biases(&products, &together) {
+            None => drop(self.multiply_blobs(&together, &x, &parts, columns, scheme)),
+            Some(bias) => {
+                let product = self.multiply_blobs(&format!("{together}/product"), &x, &parts, columns, scheme);
+                self.node("Add", &together, &[&product, &bias], vec![]);
+            }
+        }
+        if !self.is_read_whole(&products) {
+            let widths: Vec<i64> = members.iter().map(|at| self.weights.stored[*at].dims[0] as i64).collect();
+            let widths = self.ints(&widths);
+            let outputs: Vec<&str> = names.iter().map(String::as_str).collect();
+            self.node_with("", "Split", &outputs, &[&together, &widths], vec![("axis", Value::Int(-1))]);
+        }
+        true
+    }
+
+    /// The biases of linear layers, one behind the other.
+    fn biases(&mut self, products: &[ValueId], together: &str) -> Option<String> {
+        let biases = products.iter().map(|id| self.graph.maker(*id)?.inputs.get(2).copied()).collect::<Option<Vec<ValueId>>>()?;
+        let biases: Vec<String> = biases.into_iter().map(|id| self.value(id)).collect();
+        let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
+        Some(self.node("Concat", format!("{together}/bias"), &biases, vec![("axis", Value::Int(0))]))
+    }
+
+    /// Whether one attention takes these products as they lie: query, key and value behind each other.
+    fn is_read_whole(&self, products: &[ValueId]) -> bool {
+        self.fusions.attentions.values().any(|group| {
+            let plain = |side: &Side| side.norm.is_none() && (side.rope.is_none() || self.rotates(group));
+            products == [group.query.product, group.key.product, group.value] && plain(&group.query) && plain(&group.key)
+        })
+    }
+
+    /// Whether the rotary embedding of an attention is done inside of it: by a table of all positions that the model knows.
+    fn rotates(&self, group: &GroupQuery) -> bool {
+        let Some((rope, _)) = &group.query.rope else { return false };
+        rope.longest_short().is_none() && self.purpose.context.is_some() && group.head % HEAD_MULTIPLE[1] == 0
+    }
+
+    fn group_query(&mut self, merge: &Node, group: &GroupQuery) -> Result<()> {
+        let products = [group.query.product, group.key.product, group.value];
+        let tensors = match self.is_read_whole(&products) && self.weights.packs.iter().any(|pack| pack.products == products) {
+            true => [products.map(|id| self.names[&id].clone()).join("+"), String::new(), String::new()],
+            false => [self.heads(&group.query, group)?, self.heads(&group.key, group)?, self.value(group.value)],
+        };
+        let tables = match (&group.query.rope, self.rotates(group)) {
+            (Some((rope, _)), true) => self.rotary_tables(rope, group.head as usize),
+            _ => [String::new(), String::new()],
+        };
+        let lengths = self.lengths();
+        let bias = match self.purpose.padding {
+            Padding::Left => self.padding(&tensors[0]),
+            Padding::Right => String::new(),
+        };
+        let [past_key, past_value] = ["key", "value"].map(|role| format!("past_key_values.{}.{role}", group.layer));
+        let [present_key, present_value] = ["key", "value"].map(|role| format!("present.{}.{role}", group.layer));
+        let attention = &group.attention;
+        let mut attributes = vec![
+            ("do_rotary", Value::Int(self.rotates(group).into())),
+            ("kv_num_heads", Value::Int(group.heads[1])),
+            ("num_heads", Value::Int(group.heads[0])),
+            ("scale", Value::Float(attention.scale as f32)),
+        ];
+        attributes.extend(attention.window.map(|window| ("local_window_size", Value::Int(window as i64))));
+        attributes.extend(attention.softcap.map(|cap| ("softcap", Value::Float(cap as f32))));
+        let [query, key, value] = &tensors;
+        let ([cos, sin], [last, total]) = (&tables, &lengths);
+        let inputs = [query, key, value, &past_key, &past_value, last, total, cos, sin, "", &bias];
+        let given = inputs.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
+        let name = self.named(merge.output());
+        self.node_with(MICROSOFT, "GroupQueryAttention", &[&name, &present_key, &present_value], &inputs[..given], attributes);
+        for (id, place) in self.caches.clone() {
+            if place.0 == group.layer {
+                self.names.insert(id, format!("present.{}.{}", place.0, place.1));
+            }
+        }
+        Ok(())
+    }
+
+    /// Query or key as `GroupQueryAttention` takes it, `[batch, seq, heads * head]`: normalized, and rotated where the operator does not.
+    fn heads(&mut self, side: &Side, group: &GroupQuery) -> Result<String> {
+        if side.rope.is_some() && !self.rotates(group) {
+            return self.rotated_heads(side);
+        }
+        let product = self.value(side.product);
+        let Some((gain, epsilon)) = side.norm else { return Ok(product) };
+        let name = self.graph.get(side.last).name.clone();
+        let (gain, apart, whole) = (self.value(gain), self.ints(&[0, 0, -1, group.head]), self.ints(&[0, 0, -1]));
+        let apart = self.node("Reshape", format!("{name}/heads"), &[&product, &apart], vec![]);
+        let norm = self.simplified_norm(format!("{name}/norm"), &apart, &gain, epsilon);
+        Ok(self.node("Reshape", format!("{name}/whole"), &[&norm, &whole], vec![]))
+    }
+
+    /// Each node of a side by itself, and the heads behind each other again.
+    fn rotated_heads(&mut self, side: &Side) -> Result<String> {
+        for id in side.values.iter().rev() {
+            let node = self.graph.maker(*id).expect("a side is made of nodes");
+            let emit = emitter(&node.op).ok_or_else(|| self.refuse(node, "an op without a decomposition", "the ops it knows"))?;
+            let name = emit(self, node, &self.graph.get(*id).name.clone())?;
+            self.names.insert(*id, name);
+        }
+        let (last, whole) = (self.names[&side.last].clone(), self.ints(&[0, 0, -1]));
+        let turned = self.node("Transpose", format!("{last}/turned"), &[&last], vec![("perm", Value::Ints(vec![0, 2, 1, 3]))]);
+        Ok(self.node("Reshape", format!("{last}/whole"), &[&turned, &whole], vec![]))
+    }
+
+    /// Cosines and sines `[context, head / 2]`, which runtimes compute once, when they load the file.
+    fn rotary_tables(&mut self, rope: &Rope, head: usize) -> [String; 2] {
+        let context = self.purpose.context.expect("asked for where it is known");
+        let at = self.ropes.iter().position(|(r, h, p, _)| r == rope && *h == head && p.is_empty());
+        let name = match at {
+            Some(at) => self.ropes[at].3.clone(),
+            None => {
+                let name = format!("/rope.{}", self.ropes.len());
+                self.ropes.push((rope.clone(), head, String::new(), name.clone()));
+                name
+            }
+        };
+        if at.is_none() {
+            let frequencies = self.frequencies(rope, head, format!("{name}/frequencies"), 0);
+            let (zero, one, end, column) = (self.float(0.0), self.float(1.0), self.float(context as f32), self.ints(&[-1, 1]));
+            let flat = self.ints(&[-1, head as i64 / 2]);
+            let positions = self.shared("Range", &format!("/positions.{context}"), &[&zero, &end, &one], vec![]);
+            let positions = self.shared("Reshape", &format!("{positions}/column"), &[&positions, &column], vec![]);
+            let angles = self.node("Mul", format!("{name}/products"), &[&positions, &frequencies], vec![]);
+            let angles = self.node("Reshape", format!("{name}/angles"), &[&angles, &flat], vec![]);
+            let magnitude = rope.magnitude();
+            for (op, table) in [("Cos", "cos"), ("Sin", "sin")] {
+                let unit = if magnitude == 1.0 { format!("{name}/{table}") } else { format!("{name}/{table}/unit") };
+                let unit = self.node(op, unit, &[&angles], vec![]);
+                if magnitude != 1.0 {
+                    let magnitude = self.float(magnitude);
+                    self.node("Mul", format!("{name}/{table}"), &[&unit, &magnitude], vec![]);
+                }
+            }
+        }
+        ["cos", "sin"].map(|table| format!("{name}/{table}"))
+    }
+
+    /// The place of the last token of each row in the cache `[batch]`, and the length of all `[1]`.
+    fn lengths(&mut self) -> [String; 2] {
+        let dimension = |e: &mut Self, name: &str, axis: i64| {
+            e.shared("Shape", name, &[MASK], vec![("start", Value::Int(axis)), ("end", Value::Int(axis + 1))])
+        };
+        let to = || vec![("to", Value::Int(Element::I32.0.into()))];
+        let length = dimension(self, "/mask/length", 1);
+        let (total, one) = (self.shared("Cast", "/mask/total_length", &[&length], to()), self.int32(1));
+        let last = match self.purpose.padding {
+            Padding::Left => {
+                let batch = dimension(self, "/mask/batch", 0);
+                let last = self.shared("Sub", "/mask/last", &[&total, &one], vec![]);
+                self.shared("Expand", "/mask/last_of_each", &[&last, &batch], vec![])
+            }
+            Padding::Right => {
+                let tokens = self.ints(&[1]);
+                let mask = self.shared("Cast", "/mask/counted", &[MASK], to());
+                let count = vec![("keepdims", Value::Int(0))];
+                let count = self.shared("ReduceSum", "/mask/count", &[&mask, &tokens], count);
+                self.shared("Sub", "/mask/last_of_each", &[&count, &one], vec![])
+            }
+        };
+        [last, total]
+    }
+
+    /// What is added to scores so that padding is not seen: `[batch, 1, seq, past + seq]`. `queries` is `[batch, seq, _]`.
+    fn padding(&mut self, queries: &str) -> String {
+        let (zero, hidden, axes, one) = (self.float(0.0), self.float(HIDDEN), self.ints(&[1, 2]), self.ints(&[1]));
+        let real = self.shared("Cast", "/mask/real", &[MASK], vec![("to", Value::Int(Element::BOOL.0.into()))]);
+        let keys = self.shared("Where", "/mask/padding_of_keys", &[&real, &zero, &hidden], vec![]);
+        let keys = self.shared("Unsqueeze", "/mask/padding_of_all", &[&keys, &axes], vec![]);
+        let seq = vec![("start", Value::Int(1)), ("end", Value::Int(2))];
+        let queries = self.shared("Shape", "/mask/queries_of_call", &[queries], seq);
+        let shape = self.shared("Concat", "/mask/padding_shape", &[&one, &one, &queries, &one], vec![("axis", Value::Int(0))]);
+        self.shared("Expand", "/mask/padding", &[&keys, &shape], vec![])
+    }
+}

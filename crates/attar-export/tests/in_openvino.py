@@ -1,0 +1,43 @@
+"""Runs exported models in OpenVINO. stdin: a list of cases as for in_onnxruntime.py; stdout: what each gave, as JSON."""
+
+import json
+import sys
+
+import numpy as np
+import openvino
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
+
+
+def run(core, case):
+    model = core.compile_model(core.read_model(case["model"]), "CPU", {**EXACT, "INFERENCE_NUM_THREADS": "1"})
+    request = model.create_infer_request()
+    past = {}
+    for port in model.inputs:
+        name = port.get_any_name()
+        if name.startswith("past_key_values."):
+            heads, head = (port.partial_shape[axis].get_length() for axis in (1, 3))
+            past[name] = np.zeros([len(case["calls"][0]["input_ids"]), heads, 0, head], np.float32)
+    names = [port.get_any_name() for port in model.inputs]
+    outputs = [port.get_any_name() for port in model.outputs]
+    logits = []
+    for call in case["calls"]:
+        feed = {name: np.array(value, np.int64) for name, value in call.items() if name in names}
+        request.infer({**feed, **past})
+        past = {name: request.get_tensor(name.replace("past_key_values", "present")).data.copy() for name in past}
+        logits.append(request.get_tensor("logits" if "logits" in outputs else outputs[0]).data.tolist())
+    return {"logits": logits, "overflowing": [], "inputs": names, "outputs": outputs}
+
+
+def main():
+    core = openvino.Core()
+    results = []
+    for case in json.load(sys.stdin):
+        try:
+            results.append(run(core, case))
+        except Exception as error:  # the test says which case it was
+            results.append({"error": str(error)})
+    json.dump(results, sys.stdout)
+
+
+main()
