@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use attar_graph::{Graph, Op, Origin};
+use attar_graph::Graph;
 use attar_tensor::write_atomically;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     AccuracyLevel, Artifact, Content, Error, Format, Input, Layout, Onnx, Original, Plan, Progress, Result, Side, Style, Target,
-    Verification, kit,
+    Verification,
+    decoder::Decoder,
+    kit,
     onnx::{self, Padding},
     target,
 };
@@ -63,12 +65,12 @@ impl Format for OnnxGenai {
     }
 
     fn check(&self, graph: &Graph) -> Result<Plan> {
-        Shape::of(graph)?;
+        Decoder::of(graph, TARGET.name)?;
         self.onnx().check_for(graph, Padding::Right)
     }
 
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
-        let shape = Shape::of(model.graph)?;
+        let shape = Decoder::of(model.graph, TARGET.name)?;
         let artifact = self.onnx().write_for(model, Padding::Right, folder, progress)?;
         let text = serde_json::to_string_pretty(&config(model.side, &shape, &artifact)?).expect("a configuration is JSON") + "\n";
         let path = folder.join(CONFIG);
@@ -91,50 +93,8 @@ impl Format for OnnxGenai {
     }
 }
 
-/// The sizes of a decoder that its runtime asks for.
-struct Shape {
-    vocabulary: usize,
-    hidden: usize,
-    layers: usize,
-    heads: usize,
-    key_heads: usize,
-    head: usize,
-}
-
-impl Shape {
-    fn of(graph: &Graph) -> Result<Shape> {
-        let refuse = |found| Error::Kind {
-            target: TARGET.name,
-            wanted: "decoders with caches that return logits",
-            found,
-            hint: "use `target = \"onnx\"`",
-        };
-        let logits = graph.outputs().iter().find(|id| graph.get(**id).name == "logits");
-        let logits = logits.ok_or_else(|| refuse("returns no logits"))?;
-        let attentions: Vec<_> = graph.nodes().iter().filter(|node| matches!(node.op, Op::Attention(_))).collect();
-        let cached = attentions.iter().all(|node| {
-            node.inputs[1..].iter().all(|id| graph.maker(*id).is_some_and(|maker| matches!(maker.op, Op::Cache { .. })))
-        });
-        let [first, ..] = attentions[..] else { return Err(refuse("has no attention")) };
-        let dims = |id| graph.fact(id).dims.iter().map(|dim| dim.constant().unwrap_or(0)).collect::<Vec<usize>>();
-        let (query, key) = (dims(first.inputs[0]), dims(first.inputs[1]));
-        let alike = attentions.iter().all(|node| (dims(node.inputs[0]), dims(node.inputs[1])) == (query.clone(), key.clone()));
-        if !cached {
-            return Err(refuse("has attention without a cache"));
-        }
-        if !alike {
-            return Err(refuse("has layers with different heads"));
-        }
-        let table = graph.nodes().iter().find(|node| node.op == Op::Embedding).map(|node| node.inputs[1]);
-        let table = table.filter(|id| matches!(graph.get(*id).origin, Origin::Weight(_)));
-        let hidden = dims(table.ok_or_else(|| refuse("has no embedding"))?)[1];
-        let vocabulary = dims(*logits).last().copied().unwrap_or(0);
-        Ok(Shape { vocabulary, hidden, layers: attentions.len(), heads: query[1], key_heads: key[1], head: query[3] })
-    }
-}
-
 /// What `genai_config.json` says.
-fn config(side: &Side, shape: &Shape, artifact: &Artifact) -> Result<Value> {
+fn config(side: &Side, shape: &Decoder, artifact: &Artifact) -> Result<Value> {
     let has = |name: &str| artifact.inputs.iter().any(|port| port.name == name);
     let mut inputs = Map::new();
     for name in ["input_ids", "attention_mask", "position_ids"].into_iter().filter(|name| has(name)) {

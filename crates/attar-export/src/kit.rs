@@ -92,6 +92,14 @@ pub(crate) fn same_files(artifact: &Artifact, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A model without its data must not be mistaken for a whole artifact.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("delete", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// `0..count` in runs of `size`, at least 1.
 pub(crate) fn chunks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
     let size = size.max(1);

@@ -20,12 +20,14 @@
 
 mod artifact;
 mod checkpoint;
+mod decoder;
 mod error;
 mod genai;
 mod kit;
 mod layout;
 mod noise;
 mod onnx;
+mod openvino;
 mod target;
 
 use attar_tensor::nearest;
@@ -35,10 +37,11 @@ pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
 pub use genai::OnnxGenai;
 pub use onnx::{AccuracyLevel, Layout, Onnx, Style, verify::check as check_onnx};
+pub use openvino::{OpenVino, verify::check as check_openvino};
 pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
 
 /// Every target, in the order of the documentation.
-pub static TARGETS: &[&Target] = &[&onnx::TARGET, &genai::TARGET, &checkpoint::TARGET];
+pub static TARGETS: &[&Target] = &[&onnx::TARGET, &genai::TARGET, &openvino::TARGET, &checkpoint::TARGET];
 
 /// The target of that name.
 pub fn target(name: &str) -> Result<&'static Target> {

@@ -26,6 +26,7 @@ class Session:
         self.inputs = {port.get_any_name(): port for port in compiled.inputs}
         outputs = [port.get_any_name() for port in compiled.outputs]
         self.outputs = [name for name in outputs if not name.startswith(PRESENT)]
+        self.states = bool(self.request.query_state())
         self.heads = {name: self.nothing(name) for name in self.inputs if name.startswith(PAST)}
         self.forget()
 
@@ -37,6 +38,8 @@ class Session:
 
     def forget(self):
         self.length, self.past, self.fed = 0, self.heads, False
+        if self.states:
+            self.request.reset_state()
 
     def feed(self, tokens, afresh):
         if afresh:
@@ -49,6 +52,8 @@ class Session:
             "token_type_ids": np.zeros(len(tokens)),
         }
         given = {name: values.astype(np.int64)[None] for name, values in numbers.items() if name in self.inputs}
+        if "beam_idx" in self.inputs:
+            given["beam_idx"] = np.zeros(1, np.int32)
         self.request.infer({**given, **self.past})
         self.length, self.fed = after, True
         # The engine overwrites its outputs in the next run.

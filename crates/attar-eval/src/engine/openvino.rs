@@ -9,7 +9,7 @@ pub(super) static ENGINE: Engine = Engine {
     name: "openvino",
     title: "OpenVINO",
     package: Package { name: "openvino", module: "openvino", folder: "libs", library: "openvino", needs: &[] },
-    opens: &[Opens { target: "onnx", file: "model.onnx" }],
+    opens: &[Opens { target: "openvino", file: "openvino_model.xml" }, Opens { target: "onnx", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],
     devices: &["CPU", "GPU", "NPU"],
     worker: Worker::Python(include_str!("openvino.py")),

@@ -10,7 +10,18 @@
 pub(crate) mod columns;
 pub(crate) mod scales;
 
+use attar_tensor::{Levels, Scheme};
+
 /// Two 4-bit codes in a byte: the first one in the low half, as ONNX and LiteRT define it.
 pub(crate) fn nibbles([low, high]: [u8; 2]) -> u8 {
     low | high << 4
+}
+
+/// Whether codes mean their distance from a zero.
+pub(crate) fn is_even(scheme: &Scheme) -> bool {
+    match scheme.grid.levels() {
+        Levels::Even => true,
+        Levels::Table(values) => values.iter().zip(0i16..).all(|(v, c)| *v == f32::from(c - i16::from(scheme.grid.middle()))),
+        Levels::Learned => false,
+    }
 }

@@ -3,6 +3,7 @@
 use attar_tensor::{Dtype, Granularity, Levels, Minifloat, ScaleFormat, Scheme};
 
 use super::proto::Element;
+pub(super) use crate::layout::is_even;
 
 /// How numbers are arranged.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,15 +46,6 @@ pub(super) fn stored_bits(scheme: &Scheme) -> u32 {
 /// Width of the integers that hold codes that are looked up: groups start on a byte.
 pub(super) fn table_bits(scheme: &Scheme, columns: usize) -> u32 {
     if scheme.group(columns).is_multiple_of(2) { stored_bits(scheme) } else { 8 }
-}
-
-/// Whether codes mean their distance from a zero.
-pub(super) fn is_even(scheme: &Scheme) -> bool {
-    match scheme.grid.levels() {
-        Levels::Even => true,
-        Levels::Table(values) => values.iter().zip(0i16..).all(|(v, c)| *v == f32::from(c - i16::from(scheme.grid.middle()))),
-        Levels::Learned => false,
-    }
 }
 
 /// The element type whose bits the codes are, if there is one.

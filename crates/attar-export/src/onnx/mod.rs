@@ -107,7 +107,7 @@ impl Onnx {
         let emitted = emit::emit(model.graph, self, Purpose { context: model.side.context, padding }, DATA)?;
         model.graph.verify_weights(model.source)?;
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        remove_old(&folder.join(MODEL))?;
+        kit::remove(&folder.join(MODEL))?;
         DataFile::write(&folder.join(DATA), &emitted.weights, model.source, progress)?;
         let bytes = proto::model(emitted.graph).map_err(|e| Error::Serialize { reason: e.to_string() })?;
         let path = folder.join(MODEL);
@@ -166,14 +166,6 @@ fn slow_products(options: &Onnx, weights: &Weights) -> Vec<String> {
         u8::from(options.accuracy_level),
         first.name,
     )]
-}
-
-/// A model without its data must not be mistaken for a whole artifact.
-fn remove_old(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("delete", path)(error)),
-        _ => Ok(()),
-    }
 }
 
 fn written(stored: &Stored) -> Written {

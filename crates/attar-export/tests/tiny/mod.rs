@@ -8,6 +8,7 @@ use attar_tensor::{
     Encoding, Granularity, QuantizedTensor, Scheme, SharedParts, Source,
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
+use serde_json::{Value, json};
 
 pub(crate) const VOCABULARY: usize = 50;
 pub(crate) const LAYERS: usize = 2;
@@ -316,4 +317,92 @@ pub(crate) fn rows_before(graph: &Graph, name: &str, rows: Range<usize>, out: &m
     let columns = dims[dims.len() - 1];
     out.copy_from_slice(&all[rows.start * columns..rows.end * columns]);
     true
+}
+
+/// Models that every layout can hold.
+pub(crate) fn everywhere() -> Vec<Tiny> {
+    let each = |linear, table, head| Tiny { linear, table, head, ..Tiny::default() };
+    vec![
+        each("f32", "f32", None),
+        each("bf16", "bf16", Some("f16")),
+        each("f64", "f64", None),
+        Tiny { interleaved: true, ..each("int4/g32", "f32", None) },
+        each("int4/g32", "bf16", None),
+        each("int4/g32", "int4/g32", None),
+        each("int4/g32/f32", "int4/g16", Some("int8/g32")),
+        each("int4/g32/asymmetric", "int4/g16/asymmetric", None),
+        each("int4/g64/asymmetric/short", "int8/g32", Some("int4/g32")),
+        each("int8/g32", "int8/g32", None),
+        each("int8/g16/asymmetric/bf16", "int8/g32/asymmetric", None),
+        each("int3/g32", "int3/g32", Some("int3/g16/asymmetric")),
+        each("int3/g32/asymmetric", "int3/g64/asymmetric", None),
+        each("int5/g32", "int6/g32", Some("int2/g16")),
+        each("int2/g16/asymmetric", "int5/g64/asymmetric", None),
+        Tiny { inner: 172, ..each("int4/g64/short", "int4/g64/short", None) },
+        Tiny { inner: 172, width: 48, ..each("int4/g64/asymmetric/short", "int4/g32/asymmetric/short", None) },
+        Tiny { inner: 172, width: 48, ..each("int8/g32/short", "int8/g32/short", None) },
+        Tiny { bias: true, ..each("int4/g32", "bf16", None) },
+        Tiny { window: Some(3), key_heads: 1, ..each("int8/g32", "f32", None) },
+        Tiny { key_heads: 4, ..each("int4/g16", "f32", None) },
+        Tiny { vocabulary: 51, ..each("int8/g32", "int8/g32", None) },
+        each("int4/g32/int6", "int4/g16/int4", Some("int8/g32/int8")),
+        each("int4/g16/asymmetric/int6", "int3/g32/int6", None),
+        each("int8/g32/e4m3", "int4/g32/e4m3", Some("int4/g16/asymmetric/e8m0")),
+        Tiny { inner: 172, interleaved: true, ..each("int4/g64/int6/short", "int4/g32/int6", None) },
+        each("ternary/g32", "ternary/g16", Some("ternary/g32/int6")),
+    ]
+}
+
+/// Models that only standard operators can hold.
+pub(crate) fn standard_only() -> Vec<Tiny> {
+    let each = |linear, table, head| Tiny { linear, table, head, ..Tiny::default() };
+    vec![
+        each("int8/row", "int8/row", None),
+        each("int8/row/asymmetric", "int8/row/asymmetric", None),
+        each("int4/row", "int4/row", None),
+        each("int4/row/asymmetric", "int4/row/asymmetric", Some("int4/row")),
+        each("int4/row/asymmetric", "int4/row/asymmetric", None),
+        each("int8/tensor", "int8/tensor", Some("int8/tensor/asymmetric")),
+        each("int4/tensor", "int4/tensor", None),
+        each("int4/tensor/asymmetric", "int4/tensor/asymmetric", None),
+        each("int3/tensor/asymmetric/f32", "int3/tensor", Some("f32")),
+        each("int8/tensor/asymmetric", "int8/tensor/asymmetric", None),
+        each("int4/g48/short", "int4/g24/asymmetric/short", Some("int4/g8")),
+        each("ternary/tensor", "ternary/row", None),
+        each("nf4/g32", "nf4/g16", Some("nf4/row")),
+        each("nf4/tensor", "nf4/g32", None),
+        each("gauss4/g32/int6", "gauss3/g16/int4", Some("gauss4/g64/short")),
+        each("mxfp4/g32", "mxfp4/g32", None),
+        each("nvfp4/g16", "nvfp4/g16", Some("mxfp4/g32")),
+        each("fp8_e4m3/g32", "fp8_e4m3/g32", Some("fp8_e4m3/row")),
+        each("fp8_e4m3/row", "fp8_e5m2/row", None),
+        each("fp8_e5m2/tensor", "fp8_e4m3/tensor", Some("fp8_e5m2/g16/int8")),
+        each("lut4/g32", "lut4/row", Some("lut4/tensor")),
+        each("lut3/row", "lut2/row", None),
+        each("lut2/tensor", "lut3/tensor", None),
+        each("lut1/g32", "lut1/g16", Some("lut3/g32/f32")),
+        Tiny { inner: 172, interleaved: true, ..each("nf4/g64/short", "nf4/g25/short", None) },
+        Tiny { inner: 97, ..each("lut3/row", "lut3/g21/short", None) },
+        Tiny { vocabulary: 51, inner: 97, ..each("int4/g32/short", "int4/g32", Some("int4/g32/asymmetric")) },
+    ]
+}
+
+/// The largest, as a share of the largest logit.
+pub(crate) fn difference(found: &[Vec<f32>], wanted: &[Vec<f32>], what: &str) -> f32 {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    let largest = wanted.iter().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
+    let error = found.iter().flatten().zip(wanted.iter().flatten()).fold(0.0f32, |m, (f, w)| m.max((f - w).abs()));
+    error / largest
+}
+
+pub(crate) fn call(tokens: &[Vec<u32>], padding: &[usize], past: usize) -> Value {
+    let all = past + tokens[0].len();
+    let mask: Vec<Vec<u32>> = padding.iter().map(|p| (0..all).map(|i| u32::from(i >= *p)).collect()).collect();
+    let positions: Vec<Vec<usize>> = padding.iter().map(|p| (past..all).map(|i| i.saturating_sub(*p)).collect()).collect();
+    let segments: Vec<Vec<u32>> = tokens.iter().map(|tokens| vec![0; tokens.len()]).collect();
+    json!({ "input_ids": tokens, "attention_mask": mask, "position_ids": positions, "token_type_ids": segments })
+}
+
+pub(crate) fn tokens(seed: u32, count: usize) -> Vec<u32> {
+    (0..count as u32).map(|i| (i * 17 + seed * 29 + i * i * 3) % VOCABULARY as u32).collect()
 }

@@ -10,9 +10,10 @@ use attar_graph::{
     op::{Attention, Rope},
 };
 
-use super::{CachePlaces, Element, Emission, MASK, Value, constant, emitter};
+use super::{Element, Emission, MASK, Value, constant, emitter};
 use crate::{
     Result,
+    decoder::CachePlaces,
     onnx::{Padding, form::Form, proto::MICROSOFT},
 };
 

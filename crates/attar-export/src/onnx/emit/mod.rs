@@ -26,7 +26,10 @@ use super::{
     proto::{self, Attributes, Element, Value},
     storage::Weights,
 };
-use crate::{Error, Port, Result};
+use crate::{
+    Error, Port, Result,
+    decoder::{CachePlaces, cache_places},
+};
 use fused::Fusions;
 
 /// The input that tells padding, which no graph has.
@@ -94,9 +97,6 @@ pub(super) fn emit(graph: &Graph, options: &Onnx, purpose: Purpose, data_file: &
     Ok(emission.finish(data_file))
 }
 
-/// The state of an attention layer that a cache holds.
-type CachePlaces = HashMap<ValueId, (usize, &'static str)>;
-
 struct Emission<'g> {
     graph: &'g Graph,
     options: &'g Onnx,
@@ -119,7 +119,7 @@ struct Emission<'g> {
 
 impl<'g> Emission<'g> {
     fn new(graph: &'g Graph, options: &'g Onnx, purpose: Purpose) -> Result<Emission<'g>> {
-        let caches = port::cache_places(graph);
+        let caches = cache_places(graph);
         let fusions = if options.style == Style::Fused { Fusions::find(graph, &caches) } else { Fusions::default() };
         Ok(Emission {
             graph,

@@ -1,12 +1,10 @@
 //! Inputs and outputs, under the names that runtimes know.
 
-use std::collections::HashMap;
-
 use attar_graph::{Dim, Graph, Node, Op, ValueId};
 use attar_tensor::{Dtype, Encoding};
 use onnx_protobuf::{GraphProto, ValueInfoProto};
 
-use super::{CachePlaces, Element, Emission, Emitted, MASK};
+use super::{Element, Emission, Emitted, MASK};
 use crate::{Error, Port, Result, onnx::proto};
 
 impl Emission<'_> {
@@ -94,21 +92,6 @@ impl Emission<'_> {
         let plain = |all: Vec<(Port, Element)>| all.into_iter().map(|(port, _)| port).collect();
         Emitted { graph, weights: self.weights, inputs: plain(self.inputs), outputs: plain(self.outputs) }
     }
-}
-
-/// Which state each cache that an attention reads is: layers are counted in running order.
-pub(super) fn cache_places(graph: &Graph) -> CachePlaces {
-    let mut places = HashMap::new();
-    let is_cache = |id: ValueId| graph.maker(id).is_some_and(|node| matches!(node.op, Op::Cache { .. }));
-    let mut layer = 0;
-    for node in graph.nodes().iter().filter(|n| matches!(n.op, Op::Attention(_))) {
-        let cached: Vec<_> = node.inputs[1..].iter().copied().zip(["key", "value"]).filter(|(id, _)| is_cache(*id)).collect();
-        for (id, role) in &cached {
-            places.entry(*id).or_insert((layer, *role));
-        }
-        layer += usize::from(!cached.is_empty());
-    }
-    places
 }
 
 /// The name that runtimes know an input of a graph by.

@@ -146,7 +146,7 @@ fn nibbles(bytes: &[u8], skip: usize, out: &mut [u8]) {
 
 /// A float with a sign and so many bits of exponent and fraction, by the text of the OCP 8-bit formats: the largest codes
 /// mean no number.
-pub(super) fn float(code: u8, exponent_bits: u32, fraction_bits: u32) -> f32 {
+pub(crate) fn float(code: u8, exponent_bits: u32, fraction_bits: u32) -> f32 {
     let (bias, steps) = ((1 << (exponent_bits - 1)) - 1, 2f64.powi(fraction_bits as i32));
     let (exponent, fraction) = (i32::from(code & 127) >> fraction_bits, f64::from(code & ((1 << fraction_bits) - 1)));
     let magnitude = match (exponent_bits, exponent) {

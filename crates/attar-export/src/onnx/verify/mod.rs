@@ -5,7 +5,7 @@
 
 mod codes;
 mod file;
-mod grid;
+pub(crate) mod grid;
 mod guard;
 mod meaning;
 

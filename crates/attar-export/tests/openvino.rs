@@ -1,0 +1,163 @@
+//! Folders of target `openvino`, read back and in the real engine.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod engines;
+#[expect(dead_code, reason = "shared with the suite of ONNX")]
+mod tiny;
+
+use std::{fs, path::Path, slice::from_ref};
+
+use attar_export::{Artifact, Defect, Error, Format, OpenVino, check_openvino};
+use serde_json::{Value, json};
+use tiny::{Model, Tiny, call, difference, tokens};
+
+/// Two layers of f32 products in another order; measured at 2e-6.
+const TOLERANCE: f32 = 1e-5;
+
+fn export(model: &Model, folder: &Path) -> Artifact {
+    let plan = OpenVino::default().check(&model.graph).unwrap();
+    let artifact = OpenVino::default().write(&model.input(), folder, &mut |_, _| ()).unwrap();
+    assert_eq!((plan.tensors, plan.bytes), (artifact.tensors.clone(), artifact.files[1].bytes), "the plan is what is written");
+    artifact
+}
+
+fn verify(model: &Model, artifact: &Artifact, folder: &Path) -> attar_export::Result<attar_export::Verification> {
+    let before = |name: &str, rows, out: &mut [f32]| Ok(tiny::rows_before(&model.graph, name, rows, out));
+    OpenVino::default().verify(&model.input(), artifact, folder, Some(&before))
+}
+
+fn case(folder: &Path, calls: &[Value]) -> Value {
+    json!({ "model": folder.join("openvino_model.xml"), "calls": calls })
+}
+
+fn run(cases: &[Value]) -> Option<Vec<Value>> {
+    engines::run("openvino", "tests/in_openvino.py", cases)
+}
+
+fn logits(result: &Value, call: usize, row: usize) -> Vec<Vec<f32>> {
+    assert!(result.get("error").is_none(), "{}", result["error"]);
+    serde_json::from_value(result["logits"][call][row].clone()).unwrap()
+}
+
+fn describe(tiny: &Tiny) -> String {
+    format!("linear {}, table {}, head {:?}, inner {}", tiny.linear, tiny.table, tiny.head, tiny.inner)
+}
+
+/// Every scheme is read back to the bit and computed as the reference does, a prompt and then token by token, or refused before any work.
+#[test]
+fn every_scheme_agrees_with_the_reference_run() {
+    let text = tokens(1, 9);
+    let (mut cases, mut kept, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+    for tiny in tiny::everywhere().into_iter().chain(tiny::standard_only()) {
+        if let Err(error) = OpenVino::default().check(&tiny.graph()) {
+            assert!(matches!(&error, Error::Weight { .. }) && error.hint().is_some(), "{}: {error}", describe(&tiny));
+            refused.push(describe(&tiny));
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let model = tiny.build(folder.path());
+        let artifact = export(&model, folder.path());
+        let verification = verify(&model, &artifact, folder.path()).unwrap_or_else(|e| panic!("{}: {e}", describe(&tiny)));
+        let all: usize = artifact.tensors.iter().map(|t| t.dims.iter().product::<usize>()).sum();
+        assert_eq!(verification.weights, all as u64);
+        let mut calls = vec![call(&[text[..6].to_vec()], &[0], 0)];
+        calls.extend((6..9).map(|i| call(&[text[i..=i].to_vec()], &[0], i)));
+        cases.push(case(folder.path(), &calls));
+        kept.push((folder, model.reference(&text, 0, None).0, describe(&tiny)));
+    }
+    assert!(
+        refused.len() < kept.len()
+            && refused
+                .iter()
+                .all(|what| ["short", "lut", "gauss", "mxfp4", "nvfp4", "g48", "97"].iter().any(|word| what.contains(word))),
+        "{refused:#?}"
+    );
+    let Some(results) = run(&cases) else { return };
+    let mut wrong = Vec::new();
+    for (result, (_, wanted, what)) in results.iter().zip(&kept) {
+        if let Some(error) = result.get("error") {
+            wrong.push(format!("{what}: {error}"));
+            continue;
+        }
+        let found: Vec<Vec<f32>> = (0..4).flat_map(|call| logits(result, call, 0)).collect();
+        let off = difference(&found, wanted, what);
+        wrong.extend((off > TOLERANCE).then(|| format!("{what}: off by {off}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn padding_on_the_left_changes_nothing_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { linear: "int4/g32", window: Some(5), ..Tiny::default() }.build(folder.path());
+    export(&model, folder.path());
+    let (long, short) = (tokens(3, 8), tokens(4, 5));
+    let padded: Vec<u32> = [0; 3].into_iter().chain(short[..3].iter().copied()).collect();
+    let calls = [call(&[long[..6].to_vec(), padded], &[0, 3], 0), call(&[long[6..].to_vec(), short[3..].to_vec()], &[0, 3], 6)];
+    let Some(results) = run(&[case(folder.path(), &calls)]) else { return };
+    let (long, short) = (model.reference(&long, 0, None).0, model.reference(&short, 0, None).0);
+    let close = |call, row, of: &[Vec<f32>], what: &str| {
+        let found = logits(&results[0], call, row);
+        let off = difference(&found[found.len() - of.len()..], of, what);
+        assert!(off <= TOLERANCE, "{what}: off by {off}");
+    };
+    close(0, 0, &long[..6], "whole row");
+    close(0, 1, &short[..3], "padded row");
+    close(1, 0, &long[6..], "whole row, later");
+    close(1, 1, &short[3..], "padded row, later");
+}
+
+#[test]
+fn the_same_model_gives_the_same_bytes() {
+    let files = [(); 2].map(|()| {
+        let folder = tempfile::tempdir().unwrap();
+        export(&Tiny { linear: "int4/g32/asymmetric", ..Tiny::default() }.build(folder.path()), folder.path()).files
+    });
+    assert_eq!(files[0], files[1]);
+}
+
+/// Each byte that holds a number is compared; the rest is found by the digest.
+#[test]
+fn a_changed_byte_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { linear: "int4/g32/asymmetric", table: "int8/g32", ..Tiny::default() }.build(folder.path());
+    let artifact = export(&model, folder.path());
+    let path = folder.path().join("openvino_model.bin");
+    let whole = fs::read(&path).unwrap();
+    for at in (0..whole.len()).step_by(whole.len() / 60) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&path, damaged).unwrap();
+        let error = verify(&model, &artifact, folder.path()).expect_err("damaged");
+        assert!(error.hint().is_some(), "byte {at}: {error}");
+    }
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let error = verify(&model, &artifact, folder.path()).expect_err("cut short");
+    assert!(matches!(error, Error::Malformed { defect: Defect::Extent { .. }, .. }), "{error}");
+}
+
+#[test]
+fn a_model_that_is_not_ours_is_refused() {
+    let path = Path::new("openvino_model.xml");
+    for text in ["", "no xml", "<net><layers><layer id=\"x\"/></layers></net>", "<!DOCTYPE n [<!ENTITY a \"b\">]><net/>"] {
+        let error = check_openvino(path, text).expect_err("not a model");
+        assert!(matches!(error, Error::Malformed { defect: Defect::Parse(_), .. }), "{error}");
+    }
+    let edge = "<net><edges><edge from-layer=\"0\" from-port=\"0\" to-layer=\"1\" to-port=\"0\"/></edges></net>";
+    assert!(check_openvino(path, edge).expect_err("no layers").to_string().contains("does not exist"));
+}
+
+/// What NPUs read: int4 codes in two's complement with f16 scales, and a table that the head shares is stored once.
+#[test]
+fn codes_are_of_openvinos_own_types() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { linear: "int4/g32", table: "int4/g32", ..Tiny::default() }.build(folder.path());
+    let artifact = export(&model, folder.path());
+    let storage = |name: &str| artifact.tensors.iter().find(|t| t.name == name).unwrap().storage.clone();
+    assert_eq!(storage("b0.q"), "i4, groups of 32, f16 scales");
+    assert_eq!(artifact.tensors.iter().filter(|t| t.also == ["tied"]).count(), 1);
+    let text = fs::read_to_string(folder.path().join("openvino_model.xml")).unwrap();
+    assert!(text.contains("variable_id=\"past_key_values.0.keypresent.0.key\"") && text.contains("names=\"logits\""));
+    assert_eq!(from_ref(&artifact.outputs[0].name), ["logits"]);
+}
