@@ -26,6 +26,7 @@ mod opened;
 mod output;
 mod plan;
 mod plot;
+mod profile;
 mod progress;
 mod publish;
 mod recipe;
@@ -53,6 +54,7 @@ pub use existing::Existing;
 pub use files::{data_beside, place_buffers, prove_plan, read_buffers, read_plan, read_proof, unusable};
 pub use lock::{Lock, LockMode};
 pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
+pub use profile::{PROFILES, Profile};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{

@@ -221,7 +221,10 @@ fn plan_steps(recipe: &Recipe, variant: &Variant, working: &mut Working, peak: &
 fn plan_exports(recipe: &Recipe, variant: &Variant, working: &Working, peak: &mut Peak) -> Result<Vec<PlannedExport>> {
     let mut exports = Vec::new();
     for export in &recipe.exports {
-        let check = |graph: &Graph| export.format.check(graph).map_err(|e| recipe.refused_export(export, e));
+        let check = |graph: &Graph| {
+            export.profile.map_or(Ok(()), |profile| profile.check(graph)).map_err(|e| recipe.at_export(export, e))?;
+            export.format.check(graph).map_err(|e| recipe.refused_export(export, e))
+        };
         let written = check(&working.graph)?;
         working.possible.iter().try_for_each(|graph| check(graph).map(drop))?;
         let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);

@@ -18,6 +18,7 @@ use crate::{
     extras::numbered,
     lock::Lock,
     output::{Output, PROMISED, STATE, STORE},
+    profile::{For, Profile},
     runner::RunnerKind,
     settings::of,
     source::ModelSetting,
@@ -137,6 +138,8 @@ pub struct Export {
     pub folder: String,
     /// In which form.
     pub format: std::sync::Arc<dyn Format>,
+    /// For which device, if it is for one.
+    pub profile: Option<&'static Profile>,
     pub(crate) key: String,
 }
 
@@ -159,9 +162,12 @@ impl std::fmt::Debug for Export {
 /// The part of `[[export]]` that every target has.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct ExportHead {
-    /// Folder below the output folder (and the variant's folder). Defaults to the target's name.
+    /// Folder below the output folder (and the variant's folder). Defaults to the name of the device, or of the target.
     #[serde(default)]
     folder: Option<String>,
+    /// The device that it is for: chooses target and options, and refuses weights that the device does not take.
+    #[serde(default, rename = "for")]
+    profile: Option<For>,
 }
 
 /// `[[eval]]`.
@@ -315,7 +321,12 @@ impl Recipe {
 
     /// What a target refuses is the recipe's fault.
     pub(crate) fn refused_export(&self, export: &Export, error: attar_export::Error) -> Error {
-        self.document.place(Error { kind: ErrorKind::Recipe, ..Error::from(error) }, &export.key)
+        self.at_export(export, Error { kind: ErrorKind::Recipe, ..Error::from(error) })
+    }
+
+    /// `error` at an export, if the recipe has it.
+    pub(crate) fn at_export(&self, export: &Export, error: Error) -> Error {
+        if export.key.is_empty() { error } else { self.document.place(error, &export.key) }
     }
 
     /// Everything that decides the result, with every default filled in.
@@ -730,11 +741,44 @@ fn variant(mut section: Section<'_, '_>, shared: &[(String, std::sync::Arc<dyn S
 
 fn export(mut section: Section<'_, '_>) -> Result<Export> {
     let known: Vec<_> = TARGETS.iter().map(|target| (target.name, *target)).collect();
-    let target = section.take_word("target", None, &known)?;
     let key = section.key.clone();
     let head: ExportHead = section.take_part()?;
-    let format = section.finish_as(&(target.schema)(), &["target".into(), "folder".into()], target.parse)?;
-    Ok(Export { target, folder: head.folder.unwrap_or_else(|| target.name.into()), format: format.into(), key })
+    let profile = head.profile.map(|For(profile)| profile);
+    let target = section.take_word("target", profile.map(Profile::target), &known)?;
+    if let Some(profile) = profile.filter(|profile| profile.target() != target.name) {
+        let error = Error::recipe(format!("`{}` takes target `{}`, not `{}`", profile.name, profile.target(), target.name));
+        return Err(section.place(error.hint("leave `target` out".to_owned()), "target"));
+    }
+    let also = ["target", "folder", "for"].map(String::from);
+    let complete = |given| match profile {
+        Some(profile) => profile.complete(given),
+        None => given,
+    };
+    let format = section.finish_as(&(target.schema)(), &also, |given| (target.parse)(complete(given)))?;
+    let folder = head.folder.unwrap_or_else(|| profile.map_or(target.name, |profile| profile.name).into());
+    Ok(Export { target, folder, format: format.into(), profile, key })
+}
+
+impl Export {
+    /// With a device's own target and options.
+    fn of(profile: &'static Profile) -> Result<Export> {
+        let target = attar_export::target(profile.target())?;
+        let format = (target.parse)(profile.complete(serde_json::json!({}))).map_err(|invalid| Error::recipe(invalid.message))?;
+        let (folder, key) = (profile.name.into(), String::new());
+        Ok(Export { target, folder, format: format.into(), profile: Some(profile), key })
+    }
+}
+
+impl Recipe {
+    /// The recipe with one more export, for a device.
+    ///
+    /// # Errors
+    /// If no device has that name.
+    pub fn with_export_for(mut self, device: &str) -> Result<Recipe> {
+        let profile = Profile::named(device).ok_or_else(|| Error::recipe(format!("no device is named `{device}`")))?;
+        self.exports.push(Export::of(profile)?);
+        Ok(self)
+    }
 }
 
 fn eval(mut section: Section<'_, '_>) -> Result<Eval> {

@@ -8,6 +8,7 @@ use attar_export::TARGETS;
 use serde_json::{Value, json};
 
 use crate::{
+    profile::PROFILES,
     recipe::{EvalHead, ExportHead, Head, VariantHead},
     settings::of,
     step::STEPS,
@@ -21,7 +22,8 @@ pub fn schema() -> Value {
     variant["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     variant["additionalProperties"] = json!(false);
     let export = |name, schema: fn() -> Value| tagged("target", name, &[of::<ExportHead>(), schema()]);
-    let exports = TARGETS.iter().map(|target| (target.name, export(target.name, target.schema))).collect();
+    let exports: Vec<(&str, Value)> = TARGETS.iter().map(|target| (target.name, export(target.name, target.schema))).collect();
+    let export_items = for_devices(either("target", None, exports.clone()), &exports);
     let evals = TASKS.iter().map(|task| (task.name, eval(task))).collect();
     let mut root = of::<Head>();
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
@@ -32,7 +34,7 @@ pub fn schema() -> Value {
     root["properties"]["step"] = json!({ "$ref": "#/$defs/steps" });
     root["properties"]["variant"] = json!({ "type": "array", "items": variant, "description": "Variants of the model: each runs the recipe's steps, then its own." });
     root["properties"]["export"] =
-        json!({ "type": "array", "items": either("target", None, exports), "description": "What is written of each variant." });
+        json!({ "type": "array", "items": export_items, "description": "What is written of each variant." });
     root["properties"]["eval"] = json!({ "type": "array", "items": either("task", Some(DEFAULT_TASK), evals), "description": "What is measured of each variant." });
     root["properties"]["gate"] = json!({ "type": "array", "items": of::<WrittenGate>(), "description": "Conditions that must hold for the run to succeed." });
     root["additionalProperties"] = json!(false);
@@ -54,6 +56,21 @@ fn either(tag: &str, default: Option<&str>, tables: Vec<(&str, Value)>) -> Value
     let required = if default.is_some() { json!([]) } else { json!([tag]) };
     let branches: Vec<Value> = tables.into_iter().map(branch).collect();
     json!({ "type": "object", "properties": { tag: { "enum": words } }, "required": required, "allOf": branches })
+}
+
+/// Exports where a device may say the target: then its keys are those of that target.
+fn for_devices(mut items: Value, exports: &[(&str, Value)]) -> Value {
+    items["required"] = json!([]);
+    items["anyOf"] = json!([{ "required": ["target"] }, { "required": ["for"] }]);
+    let branches = items["allOf"].as_array_mut().expect("made by `either`");
+    for profile in PROFILES.iter() {
+        let Some((_, table)) = exports.iter().find(|(target, _)| *target == profile.target()) else { continue };
+        let mut table = table.clone();
+        table["required"].as_array_mut().expect("made by `tagged`").retain(|key| key != "target");
+        let this = json!({ "properties": { "for": { "const": profile.name } }, "required": ["for"] });
+        branches.push(json!({ "if": this, "then": table }));
+    }
+    items
 }
 
 /// TOML has no null: what may be left out is not required, and null is no value of it.
@@ -112,7 +129,12 @@ fn merged(parts: &[Value]) -> Value {
     let mut all = json!({ "type": "object", "properties": {}, "required": [] });
     for part in parts {
         for (name, property) in part["properties"].as_object().into_iter().flatten() {
-            all["properties"][name] = property.clone();
+            let mut property = property.clone();
+            // Of keys that targets share, no default is that of all.
+            if all["properties"].get(name).is_some_and(|known| known.get("default") != property.get("default")) {
+                property.as_object_mut().map(|property| property.remove("default"));
+            }
+            all["properties"][name] = property;
         }
         let required = part["required"].as_array().cloned().unwrap_or_default();
         all["required"].as_array_mut().expect("made above").extend(required);

@@ -27,8 +27,8 @@ impl Verb for Export {
                 Arg::new("target")
                     .long("target")
                     .value_name("TARGET")
-                    .help("Format to write")
-                    .required(true)
+                    .help("Format to write; `--for` chooses one, too")
+                    .required_unless_present("for")
                     .value_parser(PossibleValuesParser::new(targets)),
             )
             .arg(out_argument())
@@ -37,17 +37,23 @@ impl Verb for Export {
     }
 
     fn examples(&self) -> &'static [&'static str] {
-        &["attar export int4 --target onnx --out onnx", "attar export int4 --target onnx --layout matmul-nbits --out onnx-nbits"]
+        &[
+            "attar export int4 --target onnx --out onnx",
+            "attar export int4 --for intel-npu --out npu",
+            "attar export int4 --target onnx --layout matmul-nbits --out onnx-nbits",
+        ]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let target = arguments.get_one::<String>("target").expect("clap demands it");
-        let mut export =
-            toml::Table::from_iter([("target".to_owned(), target.as_str().into()), ("folder".to_owned(), ".".into())]);
+        let target = arguments.get_one::<String>("target");
+        let target = target.map(|target| ("target".to_owned(), target.as_str().into()));
+        let mut export: toml::Table = target.into_iter().chain([("folder".to_owned(), ".".into())]).collect();
         export.extend(settings::table(&schema(), arguments));
         let model = path(arguments, "model");
         let text = one_shot(model, &ignored(arguments), path(arguments, "out"), &[("export", export)]);
-        run_text(&format!("attar export {} --target {target}", model.display()), &text, arguments, environment, printer)
+        let chosen = ["target", "for"].into_iter().filter_map(|flag| Some((flag, arguments.get_one::<String>(flag)?)));
+        let chosen: String = chosen.map(|(flag, word)| format!(" --{flag} {word}")).collect();
+        run_text(&format!("attar export {}{chosen}", model.display()), &text, arguments, environment, printer)
     }
 }
 

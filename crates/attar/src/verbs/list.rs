@@ -1,11 +1,11 @@
-//! `attar devices`, `attar engines`, `attar targets`, `attar grids`: what can be named in recipes and on the command line.
+//! `attar devices`, `attar engines`, `attar targets`, `attar profiles`, `attar grids`: what can be named in recipes and on the command line.
 
 use std::process::ExitCode;
 
 use attar_compile::device::Device;
 use attar_eval::{ENGINES as ALL_ENGINES, engine::Engine};
 use attar_export::TARGETS as ALL_TARGETS;
-use attar_recipe::Error;
+use attar_recipe::{Error, PROFILES as ALL_PROFILES, Profile};
 use attar_tensor::{GRIDS as ALL_GRIDS, Grid, Levels};
 use clap::{ArgMatches, Command};
 use serde_json::{Map, Value};
@@ -47,6 +47,14 @@ pub(super) static TARGETS: List = List {
     example: &["attar targets"],
     head: &["name", "what it writes", "opened by"],
     rows: |_| Ok(ALL_TARGETS.iter().map(|target| row_of_target(target.name, target.about)).collect()),
+};
+
+pub(super) static PROFILES: List = List {
+    name: "profiles",
+    about: "List the devices that `--for` takes, and what they take",
+    example: &["attar profiles"],
+    head: &["name", "device", "target", "quantized weights"],
+    rows: |_| Ok(ALL_PROFILES.iter().map(row_of_profile).collect()),
 };
 
 pub(super) static GRIDS: List = List {
@@ -104,6 +112,10 @@ fn row_of_target(name: &str, about: &str) -> Vec<String> {
     let opens = ALL_ENGINES.iter().filter(|engine| engine.opens.iter().any(|opens| opens.target == name));
     let engines: Vec<&str> = opens.map(|engine| engine.name).collect();
     vec![name.into(), about.into(), if engines.is_empty() { "attar".into() } else { engines.join(", ") }]
+}
+
+fn row_of_profile(profile: &Profile) -> Vec<String> {
+    vec![profile.name.into(), profile.summary().into(), profile.target().into(), profile.weights()]
 }
 
 /// The values that a weight can take, before its scale.

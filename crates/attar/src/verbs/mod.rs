@@ -65,6 +65,7 @@ static OTHERS: &[&dyn Verb] = &[
     &list::DEVICES,
     &list::ENGINES,
     &list::TARGETS,
+    &list::PROFILES,
     &list::GRIDS,
     &memory_plan::MemoryPlan,
     &store::Store,

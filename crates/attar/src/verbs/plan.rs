@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use attar_compress::kind;
 use attar_model::Summary;
-use attar_recipe::{ActivationReport, Error, PlannedVariant, fusion_table, what_was_read};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use attar_recipe::{ActivationReport, Error, PROFILES, PlannedVariant, fusion_table, what_was_read};
+use clap::{Arg, ArgAction, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{
     Verb, draw,
@@ -34,14 +34,29 @@ impl Verb for Plan {
                     .help("List every tensor instead of grouping those of all blocks")
                     .action(ArgAction::SetTrue),
             )
+            .arg(
+                Arg::new("for")
+                    .long("for")
+                    .value_name("DEVICE")
+                    .help("Check that this device would take what the recipe makes, as `for` in an export does")
+                    .value_parser(PossibleValuesParser::new(PROFILES.iter().map(|profile| profile.name))),
+            )
     }
 
     fn examples(&self) -> &'static [&'static str] {
-        &["attar plan recipe.toml", "attar plan recipe.toml --set step.1.grid=int8", "attar plan recipe.toml --tensors"]
+        &[
+            "attar plan recipe.toml",
+            "attar plan recipe.toml --set step.1.grid=int8",
+            "attar plan recipe.toml --tensors",
+            "attar plan recipe.toml --for intel-npu",
+        ]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let (recipe, _) = recipe(arguments)?;
+        let (mut recipe, _) = recipe(arguments)?;
+        if let Some(device) = arguments.get_one::<String>("for") {
+            recipe = recipe.with_export_for(device)?;
+        }
         let mut plan = attar_recipe::plan(&recipe, &environment.engines())?;
         plan.check_memory(environment.max_memory)?;
         plan.read = plan.read.map(Summary::with_digests).transpose()?;

@@ -239,7 +239,8 @@ fn generated_pages_are_current() {
 /// `docs/devices.md` has a table of every device of the program, and every file in `devices/` is one of them.
 #[test]
 fn the_page_of_devices_lists_every_device() {
-    let mut files: Vec<String> = fs::read_dir(repository().join("devices")).unwrap().map(|f| stem(&f.unwrap().path())).collect();
+    let files = fs::read_dir(repository().join("devices")).unwrap().map(|file| file.unwrap().path());
+    let mut files: Vec<String> = files.filter(|path| path.is_file()).map(|path| stem(&path)).collect();
     let mut names: Vec<String> = Device::names().map(str::to_owned).collect();
     files.sort();
     names.sort();

@@ -25,6 +25,7 @@ mod lost;
 mod machine;
 mod memory_plan;
 mod output;
+mod profiles;
 mod reading;
 mod recipes;
 mod resume;
