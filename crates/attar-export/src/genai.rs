@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    AccuracyLevel, Artifact, Content, Error, Format, Input, Layout, Onnx, Original, Plan, Progress, Result, Side, Style, Target,
-    Verification,
+    AccuracyLevel, Artifact, Content, Error, Format, Input, Layout, Logits, Onnx, Original, Plan, Progress, Result, Side, Style,
+    Target, Verification,
     decoder::Decoder,
     kit,
     onnx::{self, Padding},
@@ -55,7 +55,7 @@ impl Default for OnnxGenai {
 
 impl OnnxGenai {
     fn onnx(&self) -> Onnx {
-        Onnx { layout: self.layout, style: Style::Fused, accuracy_level: self.accuracy_level }
+        Onnx { layout: self.layout, style: Style::Fused, accuracy_level: self.accuracy_level, logits: Logits::All }
     }
 }
 
@@ -125,7 +125,7 @@ fn config(side: &Side, shape: &Decoder, artifact: &Artifact) -> Result<Value> {
         "vocab_size": shape.vocabulary,
         "decoder": decoder,
     });
-    for (name, value) in special_tokens(side)? {
+    for (name, value) in side.special_tokens()? {
         model[name] = value;
     }
     let search = json!({
@@ -162,22 +162,4 @@ fn with_tokenizer_class(side: &Side) -> Result<Side> {
     entries.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
     side.files.insert(TOKENIZER_CONFIG, Content::Text(config.to_string() + "\n"));
     Ok(side)
-}
-
-/// The tokens that begin, end and fill up texts: what the generation configuration says comes before what the model's says. A model without one
-/// to fill up takes one that ends.
-fn special_tokens(side: &Side) -> Result<Vec<(&'static str, Value)>> {
-    let generation = match side.files.get("generation_config.json").map(Content::bytes).transpose()? {
-        Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
-        None => Value::Null,
-    };
-    let token = |name: &str| {
-        let found = [&generation[name], &side.config[name]].into_iter().find(|value| !value.is_null());
-        found.filter(|value| value.is_u64() || value.is_array()).cloned()
-    };
-    let (begin, end) = (token("bos_token_id"), token("eos_token_id"));
-    let first = end.as_ref().map(|end| end.get(0).unwrap_or(end).clone());
-    let pad = token("pad_token_id").filter(Value::is_u64).or(first);
-    let all = [("bos_token_id", begin), ("eos_token_id", end), ("pad_token_id", pad)];
-    Ok(all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
 }

@@ -36,7 +36,7 @@ pub use artifact::{Artifact, FileEntry, Packed, PlainEntry, Plan, Port, TensorEn
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
 pub use genai::OnnxGenai;
-pub use onnx::{AccuracyLevel, Layout, Onnx, Style, verify::check as check_onnx};
+pub use onnx::{AccuracyLevel, Layout, Logits, Onnx, Style, verify::check as check_onnx};
 pub use openvino::{OpenVino, verify::check as check_openvino};
 pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
 

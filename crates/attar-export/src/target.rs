@@ -43,6 +43,11 @@ pub trait Format: Send + Sync {
     /// The options with every default filled in.
     fn options(&self) -> Value;
 
+    /// Whether outputs are those of all tokens of a call, as evals need them.
+    fn returns_all(&self) -> bool {
+        true
+    }
+
     /// What would be written, or why it cannot be. Reads no weight.
     fn check(&self, graph: &Graph) -> Result<Plan>;
 
@@ -113,6 +118,24 @@ impl Content {
 }
 
 impl Side {
+    /// The tokens that begin, end and fill up texts: what the generation configuration says comes before what the model's says. A model without one
+    /// to fill up takes one that ends.
+    pub(crate) fn special_tokens(&self) -> Result<Vec<(&'static str, Value)>> {
+        let generation = match self.files.get("generation_config.json").map(Content::bytes).transpose()? {
+            Some(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            None => Value::Null,
+        };
+        let token = |name: &str| {
+            let found = [&generation[name], &self.config[name]].into_iter().find(|value| !value.is_null());
+            found.filter(|value| value.is_u64() || value.is_array()).cloned()
+        };
+        let (begin, end) = (token("bos_token_id"), token("eos_token_id"));
+        let first = end.as_ref().map(|end| end.get(0).unwrap_or(end).clone());
+        let pad = token("pad_token_id").filter(Value::is_u64).or(first);
+        let all = [("bos_token_id", begin), ("eos_token_id", end), ("pad_token_id", pad)];
+        Ok(all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+    }
+
     /// The tokenizer in the format of the `tokenizers` library, if the model has one.
     ///
     /// # Errors

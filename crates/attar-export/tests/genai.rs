@@ -3,43 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod engines;
+mod real;
 #[expect(dead_code, reason = "shared with the suite of ONNX")]
 mod tiny;
 
-use std::{fs, path::Path};
+use std::fs;
 
-use attar_export::{Content, Error, Format, OnnxGenai, Side, target};
-use attar_graph::State;
+use attar_export::{Error, Format, OnnxGenai, target};
+use real::{encoded, greedy, shakespeare};
 use serde_json::{Value, json};
-use tiny::{Model, Tiny};
-
-const TEMPLATE: &str = "{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}\n{% endfor %}\
-    {% if add_generation_prompt %}KING:\n{% endif %}";
-
-/// The small real checkpoint, with a chat template.
-fn shakespeare() -> Model {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/shakespeare-1m");
-    let attar_model::Model { graph, source, config, .. } = attar_model::Model::open(&folder).unwrap();
-    let files = [
-        ("tokenizer.json", Content::File(folder.join("tokenizer.json"))),
-        ("chat_template.jinja", Content::Text(TEMPLATE.into())),
-        ("generation_config.json", Content::Text("{\"eos_token_id\": [1023, 1022]}".into())),
-    ];
-    Model { graph, source, side: Side { context: config.context, config: config.json, files: files.into() } }
-}
-
-/// The likeliest token, over and over.
-fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
-    let (mut said, mut feed, mut past, mut state) = (Vec::new(), prompt.to_vec(), 0, Some(State::default()));
-    while said.len() < count {
-        let (logits, after) = model.reference(&feed, past, state);
-        let last = logits.last().unwrap();
-        let next = (0..last.len()).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap() as u32;
-        said.push(next);
-        (past, state, feed) = (past + feed.len(), after, vec![next]);
-    }
-    said
-}
+use tiny::Tiny;
 
 #[test]
 fn a_folder_generates_what_the_reference_run_does_alone_and_in_a_padded_batch() {
@@ -59,9 +32,7 @@ fn a_folder_generates_what_the_reference_run_does_alone_and_in_a_padded_batch() 
         assert_eq!(together, wanted, "{prompt:?} in a batch of all");
     }
     assert_eq!(results[0]["chat"], "FOOL:\nNuncle\nKING:\n");
-    let tokenizer = attar_model::Model::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/shakespeare-1m"));
-    let ours = tokenizer.unwrap().tokenizer().unwrap().encode("FOOL:\nNuncle\nKING:\n").unwrap();
-    assert_eq!(results[0]["encoded"], json!(ours), "the tokenizer of the folder is the model's");
+    assert_eq!(results[0]["encoded"], json!(encoded("FOOL:\nNuncle\nKING:\n")), "the tokenizer of the folder is the model's");
 }
 
 #[test]

@@ -10,7 +10,7 @@ mod tiny;
 
 use std::{fs, path::Path, slice::from_ref};
 
-use attar_export::{AccuracyLevel, Artifact, Defect, Error, Format, Layout, Onnx, Side, Style, target};
+use attar_export::{AccuracyLevel, Artifact, Defect, Error, Format, Layout, Logits, Onnx, Side, Style, target};
 use attar_graph::Graph;
 use serde_json::{Value, json};
 use tiny::{Model, Rounded, Scales, Tiny, call, difference, tokens};
@@ -347,6 +347,27 @@ fn padding_on_the_left_changes_nothing_behind_it() {
         assert!(padded.iter().flatten().all(|v| v.is_finite()));
         assert_close(&padded[3..], &short[..3], &what("padded row"));
         assert_close(&logits(result, 1, 1), &short[3..], &what("padded row, decode"));
+    }
+}
+
+/// The last row of each call, and no other.
+#[test]
+fn logits_of_the_last_token_are_those_of_all_in_its_place() {
+    let text = tokens(4, 8);
+    let (mut cases, mut kept) = (Vec::new(), Vec::new());
+    for onnx in ways().into_iter().map(|onnx| Onnx { logits: Logits::Last, ..onnx }) {
+        let folder = tempfile::tempdir().unwrap();
+        let model = Tiny { linear: "int4/g32", table: "int4/g32", ..Tiny::default() }.build(folder.path());
+        let artifact = export(&model, onnx, folder.path());
+        assert_eq!(artifact.outputs[0].dims, ["batch_size", "1", "50"]);
+        cases.push(case(folder.path(), onnx, &[call(&[text[..6].to_vec()], &[0], 0), call(&[text[6..].to_vec()], &[0], 6)]));
+        kept.push((folder, model.reference(&text, 0, None).0));
+    }
+    for results in [run_engine(&cases), run_openvino(&cases)].into_iter().flatten() {
+        for (result, (_, wanted)) in results.iter().zip(&kept) {
+            assert_close(&logits(result, 0, 0), &wanted[5..6], "a prompt");
+            assert_close(&logits(result, 1, 0), &wanted[7..8], "what follows");
+        }
     }
 }
 

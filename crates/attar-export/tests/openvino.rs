@@ -3,12 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod engines;
+mod real;
 #[expect(dead_code, reason = "shared with the suite of ONNX")]
 mod tiny;
 
 use std::{fs, path::Path, slice::from_ref};
 
 use attar_export::{Artifact, Defect, Error, Format, OpenVino, check_openvino};
+use real::{encoded, greedy, shakespeare};
 use serde_json::{Value, json};
 use tiny::{Model, Tiny, call, difference, tokens};
 
@@ -160,4 +162,37 @@ fn codes_are_of_openvinos_own_types() {
     let text = fs::read_to_string(folder.path().join("openvino_model.xml")).unwrap();
     assert!(text.contains("variable_id=\"past_key_values.0.keypresent.0.key\"") && text.contains("names=\"logits\""));
     assert_eq!(from_ref(&artifact.outputs[0].name), ["logits"]);
+}
+
+/// Texts that tokenizers split in ways of their own.
+const TEXTS: [&str; 7] = [
+    "Hello world",
+    "a  5 and 12345",
+    "  leading   spaces\t\ttabs\n\n\nnew",
+    "Gr\u{f6}\u{df}e \u{6f22}\u{5b57} \u{e9}moji \u{1f600} \u{2082}\u{bd}",
+    "don't I'll we've",
+    " ",
+    "KING HENRY:\nThey are the city of my soul",
+];
+
+#[test]
+fn pipelines_generate_what_the_reference_run_does_and_take_text() {
+    let model = shakespeare();
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = export(&model, folder.path());
+    verify(&model, &artifact, folder.path()).unwrap();
+    let prompts: Vec<Vec<u32>> = (0..20).map(|i| (0..3 + i % 7).map(|j| 100 + (i * 131 + j * 37) % 800).collect()).collect();
+    let chat = json!([{ "role": "FOOL", "content": "Nuncle" }]);
+    let case = json!({ "model": folder.path(), "prompts": prompts, "tokens": 16, "chat": chat, "texts": TEXTS });
+    let Some(results) = engines::run("openvino", "tests/in_openvino_genai.py", &[case]) else { return };
+    assert!(results[0].get("error").is_none(), "{}", results[0]["error"]);
+    let said: Vec<Vec<u32>> = serde_json::from_value(results[0]["said"].clone()).unwrap();
+    for (prompt, said) in prompts.iter().zip(said) {
+        assert_eq!(said, greedy(&model, prompt, 16), "{prompt:?}");
+    }
+    for (i, text) in TEXTS.iter().enumerate() {
+        assert_eq!(results[0]["encoded"][i], json!(encoded(text)), "{text:?}");
+        assert_eq!(results[0]["decoded"][i], *text);
+    }
+    assert_eq!((&results[0]["chat"], &results[0]["end"]), (&json!("FOOL:\nNuncle\nKING:\n"), &json!(1023)));
 }

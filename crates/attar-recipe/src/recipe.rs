@@ -469,6 +469,13 @@ impl Recipe {
                 .hint(format!("add `[[export]]` with {}", targets.join(" or ")));
             return Err(self.document.place(error, &eval.key));
         }
+        let short = self.exports.iter().find(|export| opens(export.target.name) && !export.format.returns_all());
+        if let Some(export) = short {
+            let message =
+                format!("eval `{}` needs the logits of all tokens, and `{}` returns the last", eval.name, export.folder);
+            let error = Error::recipe(message).hint("set `logits = \"all\"`, or measure it in another recipe".to_owned());
+            return Err(self.document.place(error, &format!("{}.logits", export.key)));
+        }
         if !engine.modes.contains(&mode) {
             let error = Error::recipe(format!("eval `{}`: {} has no mode `{mode}`", eval.name, engine.name));
             return Err(self.document.place(error, &format!("{}.modes", eval.key)));

@@ -44,7 +44,7 @@ use form::{Form, stored_bits};
 use storage::{Stored, Weights};
 
 pub use layout::Layout;
-pub use style::{AccuracyLevel, Style};
+pub use style::{AccuracyLevel, Logits, Style};
 
 pub(crate) const MODEL: &str = "model.onnx";
 pub(crate) const DATA: &str = "model.onnx.data";
@@ -68,6 +68,8 @@ pub struct Onnx {
     /// What `matmul-nbits` may round activations to: 0 leaves them, 4 makes them int8, which is several times faster on
     /// processors, and not exact.
     pub accuracy_level: AccuracyLevel,
+    /// For which tokens of a call logits are returned.
+    pub logits: Logits,
 }
 
 /// What a graph is written for, apart from the options.
@@ -129,6 +131,10 @@ impl Onnx {
 impl Format for Onnx {
     fn options(&self) -> Value {
         json!(self)
+    }
+
+    fn returns_all(&self) -> bool {
+        self.logits == Logits::All
     }
 
     fn check(&self, graph: &Graph) -> Result<Plan> {

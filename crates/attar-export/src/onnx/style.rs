@@ -26,6 +26,17 @@ impl fmt::Display for Style {
     }
 }
 
+/// For which tokens a decoder returns logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Logits {
+    /// For all of a call: evals need them.
+    #[default]
+    All,
+    /// For the last of each row: what generating needs, without the memory of the others. Rows are padded in front.
+    Last,
+}
+
 /// The `accuracy_level` of `MatMulNBits`: the least precise type that it may round activations to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]

@@ -15,6 +15,7 @@ impl Element {
     pub(super) const I64: Element = Element("i64", "I64", 64);
     pub(super) const I32: Element = Element("i32", "I32", 32);
     pub(super) const BOOL: Element = Element("boolean", "BOOL", 8);
+    pub(super) const STRING: Element = Element("string", "STRING", 0);
     pub(super) const I8: Element = Element("i8", "I8", 8);
     pub(super) const U8: Element = Element("u8", "U8", 8);
     pub(super) const I4: Element = Element("i4", "I4", 4);
@@ -36,8 +37,11 @@ pub(super) struct Out {
     port: usize,
 }
 
-/// What a layer does: its type, and the operator set that defines it.
+/// What a layer does: its type, and the operator set that defines it; [`EXTENSION`] for those of OpenVINO Tokenizers.
 pub(super) type Kind = (&'static str, u8);
+
+/// The operators of OpenVINO Tokenizers.
+pub(super) const EXTENSION: u8 = 0;
 
 /// Attributes of a layer, in the order in which they are written.
 pub(super) type Data = Vec<(&'static str, String)>;
@@ -55,6 +59,8 @@ struct Layer {
 #[derive(Default)]
 pub(super) struct Ir {
     layers: Vec<Layer>,
+    /// What runtimes are told apart from the graph.
+    pub(super) info: Vec<(&'static str, String)>,
 }
 
 impl Ir {
@@ -99,7 +105,8 @@ impl Ir {
         writeln!(to, "<net name=\"{}\" version=\"11\">\n\t<layers>", escaped(name))?;
         for (id, layer) in self.layers.iter().enumerate() {
             let (kind, version) = layer.kind;
-            writeln!(to, "\t\t<layer id=\"{id}\" name=\"{}\" type=\"{kind}\" version=\"opset{version}\">", escaped(&layer.name))?;
+            let version = if version == EXTENSION { "extension".into() } else { format!("opset{version}") };
+            writeln!(to, "\t\t<layer id=\"{id}\" name=\"{}\" type=\"{kind}\" version=\"{version}\">", escaped(&layer.name))?;
             if !layer.data.is_empty() {
                 to.push_str("\t\t\t<data");
                 layer.data.iter().try_for_each(|(key, value)| write!(to, " {key}=\"{}\"", escaped(value)))?;
@@ -119,7 +126,13 @@ impl Ir {
                 )?;
             }
         }
-        to.push_str("\t</edges>\n</net>\n");
+        to.push_str("\t</edges>\n");
+        if !self.info.is_empty() {
+            to.push_str("\t<rt_info>\n");
+            self.info.iter().try_for_each(|(key, value)| writeln!(to, "\t\t<{key} value=\"{}\" />", escaped(value)))?;
+            to.push_str("\t</rt_info>\n");
+        }
+        to.push_str("</net>\n");
         Ok(())
     }
 
@@ -145,7 +158,8 @@ impl Ir {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    text.replace('\n', "&#10;").replace('\r', "&#13;").replace('\t', "&#9;")
 }
 
 #[cfg(test)]

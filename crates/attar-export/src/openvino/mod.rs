@@ -6,6 +6,7 @@
 
 mod emit;
 mod ir;
+mod tokenizer;
 pub(crate) mod verify;
 mod weight;
 
@@ -18,12 +19,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    Artifact, Error, Format, Input, Original, Plan, Progress, Result, Target, Verification, decoder::Decoder, kit, target,
+    Artifact, Content, Error, Format, Input, Original, Plan, Progress, Result, Side, Target, Verification, decoder::Decoder, kit,
+    target,
 };
 use weight::Stored;
 
 const MODEL: &str = "openvino_model.xml";
 const DATA: &str = "openvino_model.bin";
+
+/// The models of tokenizer and detokenizer.
+const TOKENIZER: [[&str; 2]; 2] =
+    [["openvino_tokenizer.xml", "openvino_tokenizer.bin"], ["openvino_detokenizer.xml", "openvino_detokenizer.bin"]];
 
 pub(super) static TARGET: Target = Target {
     name: "openvino",
@@ -59,11 +65,13 @@ impl Format for OpenVino {
         kit::remove(&path)?;
         weight::write(&folder.join(DATA), &emitted.stored, &emitted.constants, model.source, progress)?;
         write_atomically(&path, |file| file.write_all(emitted.xml.as_bytes()).map_err(Error::io("write", &path)))?;
+        let mut files = vec![MODEL, DATA];
+        files.extend(write_tokenizer(folder, model.side)?);
         let written: Vec<kit::Written> = emitted.stored.iter().map(Stored::written).collect();
         Ok(Artifact {
             target: TARGET.name.into(),
             options: self.options(),
-            files: kit::files(folder, &[MODEL, DATA], model.side)?,
+            files: kit::files(folder, &files, model.side)?,
             inputs: emitted.inputs,
             outputs: emitted.outputs,
             tensors: emitted.stored.iter().map(Stored::entry).collect(),
@@ -83,4 +91,33 @@ impl Format for OpenVino {
         kit::same_files(artifact, folder)?;
         Ok(verification)
     }
+}
+
+/// Writes tokenizer and detokenizer, if the model has a tokenizer that can be written; the names of the files.
+fn write_tokenizer(folder: &Path, side: &Side) -> Result<Vec<&'static str>> {
+    let Some(bytes) = side.tokenizer()? else { return Ok(Vec::new()) };
+    let json = serde_json::from_slice(&bytes).unwrap_or_default();
+    let Ok(made) = tokenizer::models(&json, told(side)?) else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for (made, [xml, data]) in made.iter().zip(TOKENIZER) {
+        for (name, bytes) in [(data, made.data.as_slice()), (xml, made.xml.as_bytes())] {
+            let path = folder.join(name);
+            write_atomically(&path, |file| file.write_all(bytes).map_err(Error::io("write", &path)))?;
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// What OpenVINO GenAI reads of a tokenizer apart from its graph.
+fn told(side: &Side) -> Result<Vec<(&'static str, String)>> {
+    let mut told = Vec::new();
+    if let Some(template) = side.files.get("chat_template.jinja").map(Content::bytes).transpose()? {
+        told.push(("chat_template", String::from_utf8_lossy(&template).into_owned()));
+    }
+    for (name, value) in side.special_tokens()? {
+        let first = value.get(0).unwrap_or(&value);
+        told.push((name, first.to_string()));
+    }
+    Ok(told)
 }

@@ -40,7 +40,10 @@ fn a_device_chooses_target_and_options() {
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
     assert!(room.path("out/intel-npu/openvino_model.xml").exists());
     let options = |folder: &str| room.json(&format!("out/{folder}/artifact.json"))["options"].clone();
-    assert_eq!(options("onnx-cpu"), serde_json::json!({ "layout": "matmul-nbits", "style": "fused", "accuracy_level": 4 }));
+    assert_eq!(
+        options("onnx-cpu"),
+        serde_json::json!({ "layout": "matmul-nbits", "style": "fused", "accuracy_level": 4, "logits": "all" })
+    );
     assert_eq!(options("exact")["accuracy_level"], 0);
     room.attar(&["export", MODEL, "--for", "intel-cpu", "--out", "cpu", "--quiet"]).exits(0);
     assert!(room.path("cpu/openvino_model.xml").exists());
@@ -56,6 +59,8 @@ fn devices_and_targets_that_do_not_fit_are_refused() {
     said("[[export]]\nfor = \"intel-npu\"\ntarget = \"onnx\"\n").says("takes target `openvino`, not `onnx`");
     said("[[export]]\nfor = \"intel-npu\"\nlayout = \"matmul-nbits\"\n").says("has no key `layout`");
     said("[[export]]\nfolder = \"x\"\n").says("has no `target`");
+    let last = "[[export]]\ntarget = \"onnx\"\nlogits = \"last\"\n[[eval]]\nname = \"e\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nrunners = [\"onnxruntime\"]\n";
+    said(last).says("needs the logits of all tokens");
     let room = Room::new();
     room.attar(&["export", MODEL, "--out", "out"]).exits(2).says("--target");
     room.attar(&["export", MODEL, "--for", "nothing", "--out", "out"]).exits(2).says("intel-npu");

@@ -43,8 +43,11 @@ impl Emission<'_> {
 
     pub(super) fn declare_outputs(&mut self) -> Result<()> {
         for id in self.graph.outputs() {
-            let port = self.port(*id, &self.names[id])?;
-            self.outputs.push(port);
+            let (mut port, element) = self.port(*id, &self.names[id])?;
+            if self.graph.maker(*id).is_some_and(|node| self.is_last_only(node)) {
+                port.dims[1] = "1".into();
+            }
+            self.outputs.push((port, element));
         }
         let mut caches: Vec<_> = self.caches.iter().map(|(id, place)| (*place, *id)).collect();
         caches.sort();

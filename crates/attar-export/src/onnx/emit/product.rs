@@ -1,20 +1,25 @@
 //! Linear layers: products with weights.
 
-use attar_graph::Node;
+use attar_graph::{Node, ValueId};
 use attar_tensor::{Granularity, Scheme};
 
 use super::{Emission, Value, weight::blocks};
 use crate::{
     Result,
     onnx::{
+        Logits,
         form::{Form, stored_bits},
         proto::MICROSOFT,
         storage::{Part, Role, blob_group},
     },
 };
 
+/// What decoders return.
+const LOGITS: &str = "logits";
+
 pub(super) fn linear(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let x = e.value(node.inputs[0]);
+    let x = if e.is_last_only(node) { e.last_token(&x, name) } else { x };
     let Some(bias) = node.inputs.get(2) else { return Ok(product(e, node, &x, name)) };
     let y = product(e, node, &x, &format!("{name}/product"));
     let bias = e.value(*bias);
@@ -51,6 +56,17 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
 }
 
 impl Emission<'_> {
+    /// Whether a layer computes logits of which only those of the last token are wanted.
+    pub(super) fn is_last_only(&self, node: &Node) -> bool {
+        let is_logits = |id: &ValueId| *id == node.outputs[0] && self.graph.get(*id).name == LOGITS;
+        self.options.logits == Logits::Last && self.graph.outputs().iter().any(is_logits)
+    }
+
+    fn last_token(&mut self, x: &str, name: &str) -> String {
+        let (start, end, axis) = (self.ints(&[-1]), self.ints(&[i64::MAX]), self.ints(&[1]));
+        self.node("Slice", format!("{name}/last"), &[x, &start, &end, &axis], vec![])
+    }
+
     /// The product with the weight `[out, columns]` that `parts` hold as blobs.
     pub(super) fn multiply_blobs(&mut self, name: &str, x: &str, parts: &[Part], columns: usize, scheme: Scheme) -> String {
         let rows = parts[0].dims[0];

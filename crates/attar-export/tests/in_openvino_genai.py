@@ -1,0 +1,42 @@
+"""Generates from exported folders in OpenVINO GenAI. stdin: a list of cases; stdout: what each gave, as JSON.
+
+A case is {"model", "prompts": lists of tokens, "tokens": how many to generate, "chat": messages, "texts"}. The answer has what each prompt goes on
+with, the text that the chat template makes, and the tokens of the texts and what they are decoded to.
+"""
+
+import json
+import sys
+
+import numpy as np
+import openvino
+import openvino_genai as genai
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+
+def run(case):
+    pipeline = genai.LLMPipeline(case["model"], "CPU", ATTENTION_BACKEND="SDPA", **EXACT)
+    config = genai.GenerationConfig(max_new_tokens=case["tokens"], ignore_eos=True, do_sample=False)
+    said = []
+    for prompt in case["prompts"]:
+        ids, mask = np.array([prompt], np.int64), np.ones((1, len(prompt)), np.int64)
+        said.append(pipeline.generate(genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(mask)), config).tokens[0])
+    tokenizer = pipeline.get_tokenizer()
+    encoded = [tokenizer.encode(text).input_ids.data[0].tolist() for text in case["texts"]]
+    decoded = [tokenizer.decode(ids) for ids in encoded]
+    chat = tokenizer.apply_chat_template(case["chat"], True)
+    ends = tokenizer.get_eos_token_id()
+    return {"said": said, "encoded": encoded, "decoded": decoded, "chat": chat, "end": ends}
+
+
+def main():
+    results = []
+    for case in json.load(sys.stdin):
+        try:
+            results.append(run(case))
+        except Exception as error:  # the test says which case it was
+            results.append({"error": str(error)})
+    json.dump(results, sys.stdout)
+
+
+main()
