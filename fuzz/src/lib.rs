@@ -265,3 +265,9 @@ pub fn memory(bytes: &[u8]) {
 pub fn onnx(bytes: &[u8]) {
     let _ = attar_export::check_onnx(Path::new("model.onnx"), bytes);
 }
+
+/// The `openvino_model.xml` of an artifact.
+pub fn openvino(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let _ = attar_export::check_openvino(Path::new("openvino_model.xml"), text);
+}

@@ -36,6 +36,9 @@ pub struct Artifact {
     pub totals: Totals,
     /// The weights that kept a plain number format.
     pub not_quantized: Vec<PlainEntry>,
+    /// What a user should know of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A file of an artifact.

@@ -144,6 +144,7 @@ impl Format for CheckpointFolder {
             outputs: ports(model.graph, model.graph.outputs()),
             totals: kit::totals(&written),
             not_quantized: kit::not_quantized(&written),
+            notes: Vec::new(),
             tensors: plan.tensors,
         })
     }

@@ -196,3 +196,28 @@ fn pipelines_generate_what_the_reference_run_does_and_take_text() {
     }
     assert_eq!((&results[0]["chat"], &results[0]["end"]), (&json!("FOOL:\nNuncle\nKING:\n"), &json!(1023)));
 }
+
+/// A model that cannot be taken as text says so.
+#[test]
+fn a_tokenizer_that_cannot_be_written_is_a_note() {
+    let mut model = shakespeare();
+    let json = "{\"model\": {\"type\": \"Unigram\"}}".to_owned();
+    model.side.files.insert("tokenizer.json", attar_export::Content::Text(json));
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = export(&model, folder.path());
+    assert!(
+        artifact.notes[0].contains("openvino_tokenizer.xml") && artifact.notes[0].contains("byte-level"),
+        "{:?}",
+        artifact.notes
+    );
+    assert!(!folder.path().join("openvino_tokenizer.xml").exists());
+}
+
+/// The seeds of the fuzz target `openvino`, and what it found once.
+#[test]
+fn seeds_of_the_fuzzer_parse_or_are_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/fuzz/openvino");
+    let seeds = fs::read_dir(folder).unwrap().map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap_or_default());
+    let parsed = seeds.filter(|text| check_openvino(Path::new("openvino_model.xml"), text).is_ok());
+    assert!(parsed.count() > 0);
+}

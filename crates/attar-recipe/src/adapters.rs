@@ -198,5 +198,6 @@ fn describe(factors: &[Factor<'_>], folder: &Path) -> Result<Artifact> {
         tensors: factors.iter().map(Factor::entry).collect(),
         totals,
         not_quantized: factors.iter().map(plain).collect(),
+        notes: Vec::new(),
     })
 }

@@ -63,6 +63,7 @@ pub(crate) fn write_artifact(
     let original = |name: &str, rows: std::ops::Range<usize>, out: &mut [f32]| working.float.read(name, rows, out);
     let verification = export.format.verify(&input, &artifact, &partial, Some(&original))?;
     artifact.record(&verification);
+    artifact.notes.iter().for_each(|note| observer.note(&format!("note: {note}")));
     let described = Described { key, verified_weights: verification.weights, artifact };
     let path = partial.join(ARTIFACT);
     std::fs::write(&path, json(&described)).map_err(|source| attar_tensor::Error::Io { action: "write", path, source })?;

@@ -124,6 +124,7 @@ impl Onnx {
             tensors: emitted.weights.stored.iter().map(Stored::entry).collect(),
             totals: kit::totals(&written),
             not_quantized: kit::not_quantized(&written),
+            notes: Vec::new(),
         })
     }
 }

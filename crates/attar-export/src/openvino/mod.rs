@@ -33,7 +33,7 @@ const TOKENIZER: [[&str; 2]; 2] =
 
 pub(super) static TARGET: Target = Target {
     name: "openvino",
-    about: "OpenVINO IR with a stateful cache, for OpenVINO and OpenVINO GenAI on CPUs, GPUs and Intel NPUs",
+    about: "OpenVINO IR with a stateful cache, tokenizer and chat template, for OpenVINO GenAI on CPUs and Intel NPUs",
     version: 1,
     schema: attar_settings::schema::<OpenVino>,
     parse: target::parse::<OpenVino>,
@@ -66,7 +66,8 @@ impl Format for OpenVino {
         weight::write(&folder.join(DATA), &emitted.stored, &emitted.constants, model.source, progress)?;
         write_atomically(&path, |file| file.write_all(emitted.xml.as_bytes()).map_err(Error::io("write", &path)))?;
         let mut files = vec![MODEL, DATA];
-        files.extend(write_tokenizer(folder, model.side)?);
+        let (tokenizer, notes) = write_tokenizer(folder, model.side)?;
+        files.extend(tokenizer);
         let written: Vec<kit::Written> = emitted.stored.iter().map(Stored::written).collect();
         Ok(Artifact {
             target: TARGET.name.into(),
@@ -77,6 +78,7 @@ impl Format for OpenVino {
             tensors: emitted.stored.iter().map(Stored::entry).collect(),
             totals: kit::totals(&written),
             not_quantized: kit::not_quantized(&written),
+            notes,
         })
     }
 
@@ -93,12 +95,22 @@ impl Format for OpenVino {
     }
 }
 
-/// Writes tokenizer and detokenizer, if the model has a tokenizer that can be written; the names of the files.
-fn write_tokenizer(folder: &Path, side: &Side) -> Result<Vec<&'static str>> {
-    let Some(bytes) = side.tokenizer()? else { return Ok(Vec::new()) };
-    let json = serde_json::from_slice(&bytes).unwrap_or_default();
-    let Ok(made) = tokenizer::models(&json, told(side)?) else { return Ok(Vec::new()) };
+/// Writes tokenizer and detokenizer, if the model has a tokenizer that can be written; the names of the files, and what to know.
+fn write_tokenizer(folder: &Path, side: &Side) -> Result<(Vec<&'static str>, Vec<String>)> {
     let mut names = Vec::new();
+    let Some(bytes) = side.tokenizer()? else { return Ok((names, Vec::new())) };
+    let json = serde_json::from_slice(&bytes).unwrap_or_default();
+    let made = match tokenizer::models(&json, told(side)?) {
+        Ok(made) => made,
+        Err(reason) => {
+            let note = format!(
+                "the artifact has no `{}`, since {reason} (of `tokenizer.json`): pipelines take tokens, and no text, until \
+                 `convert_tokenizer` of openvino_tokenizers has made it",
+                TOKENIZER[0][0]
+            );
+            return Ok((names, vec![note]));
+        }
+    };
     for (made, [xml, data]) in made.iter().zip(TOKENIZER) {
         for (name, bytes) in [(data, made.data.as_slice()), (xml, made.xml.as_bytes())] {
             let path = folder.join(name);
@@ -106,7 +118,7 @@ fn write_tokenizer(folder: &Path, side: &Side) -> Result<Vec<&'static str>> {
             names.push(name);
         }
     }
-    Ok(names)
+    Ok((names, Vec::new()))
 }
 
 /// What OpenVINO GenAI reads of a tokenizer apart from its graph.

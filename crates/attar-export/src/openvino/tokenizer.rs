@@ -42,22 +42,22 @@ impl Tokenizer {
     fn read(json: &Value) -> Result<Tokenizer, &'static str> {
         let model = &json["model"];
         if model["type"] != "BPE" || model["byte_fallback"] == true || model["ignore_merges"] == true {
-            return Err("it is no byte-level BPE that merges all words");
+            return Err("the model is no byte-level BPE that merges all words");
         }
         if !json["normalizer"].is_null() {
-            return Err("it has a normalizer");
+            return Err("the normalizer has no counterpart");
         }
         if !(json["post_processor"].is_null() || json["post_processor"]["type"] == "ByteLevel") {
-            return Err("it adds tokens to texts");
+            return Err("the post-processor adds tokens");
         }
         let mut patterns = Vec::new();
         let byte_level = pre_tokenizer(&json["pre_tokenizer"], &mut patterns)?;
         if !byte_level {
-            return Err("it does not work on bytes");
+            return Err("the pre-tokenizer does not work on bytes");
         }
         let bytes = bytes_of_characters();
         let spelled = |text: &str| text.chars().map(|c| bytes.get(&c).copied()).collect::<Option<Vec<u8>>>();
-        let vocabulary = model["vocab"].as_object().ok_or("it has no vocabulary")?;
+        let vocabulary = model["vocab"].as_object().ok_or("the vocabulary is missing")?;
         let number = |value: &Value| value.as_u64().and_then(|id| usize::try_from(id).ok()).filter(|id| *id < 1 << 24);
         let mut tokens: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
         for (text, id) in vocabulary {
@@ -80,7 +80,7 @@ impl Tokenizer {
             merges[0].push(spelled(left).ok_or("a merge is none of bytes")?);
             merges[1].push(spelled(right).ok_or("a merge is none of bytes")?);
         }
-        let last = tokens.keys().next_back().copied().ok_or("its vocabulary is empty")?;
+        let last = tokens.keys().next_back().copied().ok_or("the vocabulary is empty")?;
         let tokens = (0..=last).map(|id| tokens.remove(&id).unwrap_or_default()).collect();
         Ok(Tokenizer { tokens, merges, added, special, patterns })
     }
@@ -175,14 +175,14 @@ fn pre_tokenizer(json: &Value, patterns: &mut Vec<String>) -> Result<bool, &'sta
             Ok(false)
         }
         "Split" if json["behavior"] == "Isolated" && json["invert"] != true => {
-            patterns.push(json["pattern"]["Regex"].as_str().ok_or("it splits at a text")?.into());
+            patterns.push(json["pattern"]["Regex"].as_str().ok_or("the pre-tokenizer splits at a text")?.into());
             Ok(false)
         }
         "ByteLevel" if json["add_prefix_space"] != true => {
             patterns.extend((json["use_regex"] != false).then(|| BYTE_LEVEL.into()));
             Ok(true)
         }
-        _ => Err("its pre-tokenizer has no counterpart"),
+        _ => Err("the pre-tokenizer has no counterpart"),
     }
 }
 
@@ -323,8 +323,8 @@ mod tests {
         let tokenizer = |normalizer: Value, pre: &Value| json!({ "normalizer": normalizer, "pre_tokenizer": pre, "model": { "type": "BPE", "vocab": { "a": 0 }, "merges": [] } });
         assert!(models(&tokenizer(Value::Null, &byte_level), vec![]).is_ok());
         let why = |json: Value| models(&json, vec![]).err();
-        assert_eq!(why(tokenizer(json!({ "type": "NFC" }), &byte_level)), Some("it has a normalizer"));
-        assert_eq!(why(tokenizer(Value::Null, &json!({ "type": "Metaspace" }))), Some("its pre-tokenizer has no counterpart"));
-        assert_eq!(why(json!({ "model": { "type": "Unigram" } })), Some("it is no byte-level BPE that merges all words"));
+        assert_eq!(why(tokenizer(json!({ "type": "NFC" }), &byte_level)), Some("the normalizer has no counterpart"));
+        assert_eq!(why(tokenizer(Value::Null, &json!({ "type": "Metaspace" }))), Some("the pre-tokenizer has no counterpart"));
+        assert_eq!(why(json!({ "model": { "type": "Unigram" } })), Some("the model is no byte-level BPE that merges all words"));
     }
 }
