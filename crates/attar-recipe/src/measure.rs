@@ -90,9 +90,10 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// The artifact that an engine opens.
+/// The artifact that an engine opens: of its targets, the first that there is.
 fn opened_by<'m>(written: &'m [Written], engine: &Engine) -> &'m Written {
-    let written = written.iter().find(|written| engine.opens.iter().any(|opens| opens.target == written.artifact.target));
+    let of = |target: &str| written.iter().find(|written| written.artifact.target == target);
+    let written = engine.opens.iter().find_map(|opens| of(opens.target));
     written.expect("a recipe that runs an engine exports to it: checked when parsed")
 }
 

@@ -461,16 +461,15 @@ impl Recipe {
     }
 
     fn check_engine(&self, eval: &Eval, engine: &Engine, mode: Mode, subject: Subject<'_>) -> Result<()> {
-        let opens = |target: &str| engine.opens.iter().any(|opens| opens.target == target);
-        let exported = self.exports.iter().any(|export| opens(export.target.name));
-        if matches!(subject, Subject::Model(_)) && !exported {
+        let of = |target: &str| self.exports.iter().find(|export| export.target.name == target);
+        let measured = engine.opens.iter().find_map(|opens| of(opens.target));
+        if matches!(subject, Subject::Model(_)) && measured.is_none() {
             let targets: Vec<String> = engine.opens.iter().map(|opens| format!("`target = \"{}\"`", opens.target)).collect();
             let error = Error::recipe(format!("eval `{}` runs {}, and nothing is exported to it", eval.name, engine.name))
                 .hint(format!("add `[[export]]` with {}", targets.join(" or ")));
             return Err(self.document.place(error, &eval.key));
         }
-        let short = self.exports.iter().find(|export| opens(export.target.name) && !export.format.returns_all());
-        if let Some(export) = short {
+        if let Some(export) = measured.filter(|export| !export.format.returns_all()) {
             let message =
                 format!("eval `{}` needs the logits of all tokens, and `{}` returns the last", eval.name, export.folder);
             let error = Error::recipe(message).hint("set `logits = \"all\"`, or measure it in another recipe".to_owned());

@@ -27,6 +27,7 @@ pub(crate) struct Tiny {
     pub(crate) key_heads: usize,
     pub(crate) cache: bool,
     pub(crate) vocabulary: usize,
+    pub(crate) layers: usize,
     /// Whether the rows of queries are stored interleaved.
     pub(crate) interleaved: bool,
     /// What linear layers read is rounded to.
@@ -63,6 +64,7 @@ impl Default for Tiny {
             key_heads: 2,
             cache: true,
             vocabulary: VOCABULARY,
+            layers: LAYERS,
             interleaved: false,
             activations: None,
             kv: None,
@@ -81,7 +83,7 @@ impl Tiny {
         let mut text = String::from("graph tiny(tokens: [batch, seq] i64, positions: [batch, seq] i64) {\n  block input {\n");
         writeln!(text, "    x = embedding tokens, weight(\"embedding\": [{vocabulary}, {width}] {table})\n  }}").unwrap();
         let mut x = "x".to_string();
-        for layer in 0..LAYERS {
+        for layer in 0..self.layers {
             let n = format!("b{layer}.");
             let weight = |name: &str, out: usize, input: usize| {
                 let stored = match self.interleaved && name == "q" {
