@@ -69,8 +69,11 @@ fn run_engine(cases: &[Value]) -> Option<Vec<Value>> {
     engines::run("onnxruntime", "tests/in_onnxruntime.py", cases)
 }
 
-/// Runs cases in OpenVINO; `None` if it is not here.
+/// Runs cases in OpenVINO; `None` if it is not here, and on a processor that is emulated: what differs between processors is ONNX Runtime's.
 fn run_openvino(cases: &[Value]) -> Option<Vec<Value>> {
+    if std::env::var_os("ATTAR_ENGINE_RUNNER").is_some() {
+        return None;
+    }
     engines::run("openvino", "tests/in_openvino.py", cases)
 }
 
