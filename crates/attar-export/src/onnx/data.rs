@@ -12,7 +12,8 @@ use attar_tensor::{
 
 use super::{
     form::{Form, stored_bits, table_bits},
-    storage::{Part, Role, Stored, Weights, blob_group},
+    storage::{Weights, blob_group},
+    stored::{Part, Role, Stored},
 };
 use crate::{
     Error, Progress, Result,

@@ -23,6 +23,7 @@ mod layout;
 mod pack;
 mod proto;
 mod storage;
+mod stored;
 mod style;
 pub(crate) mod verify;
 
@@ -41,7 +42,8 @@ use crate::{
 };
 use data::DataFile;
 use form::{Form, stored_bits};
-use storage::{Stored, Weights};
+use storage::Weights;
+use stored::Stored;
 
 pub use layout::Layout;
 pub use style::{AccuracyLevel, Logits, Style};

@@ -9,7 +9,7 @@ use attar_tensor::Encoding;
 
 use super::{
     form::Form,
-    storage::{Part, Stored, aligned},
+    stored::{Part, Stored, aligned},
 };
 use crate::Packed;
 

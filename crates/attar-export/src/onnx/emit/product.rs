@@ -10,7 +10,8 @@ use crate::{
         Logits,
         form::{Form, stored_bits},
         proto::MICROSOFT,
-        storage::{Part, Role, blob_group},
+        storage::blob_group,
+        stored::{Part, Role},
     },
 };
 

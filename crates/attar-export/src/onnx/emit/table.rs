@@ -9,7 +9,8 @@ use crate::{
     onnx::{
         form::{Form, stored_bits},
         proto::MICROSOFT,
-        storage::{Role, blob_group},
+        storage::blob_group,
+        stored::Role,
     },
 };
 

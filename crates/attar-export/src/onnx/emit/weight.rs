@@ -6,7 +6,7 @@ use attar_tensor::{Granularity, Levels, Scheme};
 use super::{Attributes, Element, Emission, Value};
 use crate::onnx::{
     form::Form,
-    storage::{Part, Role},
+    stored::{Part, Role},
 };
 
 impl Emission<'_> {
