@@ -2,9 +2,34 @@
 
 use std::{fs, ops::Range, path::Path};
 
-use attar_tensor::{Digest, Encoding, write_atomically};
+use attar_tensor::{Digest, Dtype, Encoding, write_atomically};
 
 use crate::{Artifact, Defect, Error, FileEntry, PlainEntry, Result, Side, TensorEntry, Totals};
+
+/// The number format of a weight that is not quantized, where a target has that of its dtype. Blocks of a GGUF file are no form of any
+/// target: their values are rounded to f16, half the size of f32, and [`notes_of_blocks`] says so.
+pub(crate) fn plain_dtype(encoding: Encoding) -> Option<Dtype> {
+    match encoding {
+        Encoding::Quantized(_) => None,
+        Encoding::Plain(dtype) => Some(dtype),
+        Encoding::Blocks(_) => Some(Dtype::F16),
+    }
+}
+
+/// Rounds `values` of a weight as they are stored, if they are not stored as they are.
+pub(crate) fn as_stored(encoding: Encoding, values: &mut [f32]) {
+    if let Encoding::Blocks(_) = encoding {
+        values.iter_mut().for_each(|value| *value = Dtype::F16.round(*value));
+    }
+}
+
+/// What to know of weights in blocks of a GGUF file.
+pub(crate) fn notes_of_blocks<'e>(entries: impl Iterator<Item = (&'e str, Encoding)>) -> Vec<String> {
+    let blocks: Vec<(&str, Encoding)> = entries.filter(|(_, encoding)| matches!(encoding, Encoding::Blocks(_))).collect();
+    let Some((first, encoding)) = blocks.first() else { return Vec::new() };
+    let more = if blocks.len() > 1 { format!(" and {} more", blocks.len() - 1) } else { String::new() };
+    vec![format!("`{first}`{more} in {encoding} of a GGUF file would be stored as f16, rounded: quantize to choose another form")]
+}
 
 /// A written weight: its entry, and its encoding in the file.
 pub(crate) struct Written {

@@ -608,6 +608,24 @@ fn slow_products_are_told_before_any_work() {
     assert!(notes("int4/g32", Layout::MatMulNBits, 0).is_empty());
 }
 
+/// No target has the blocks of GGUF: they are f16, never f32, and the plan says so.
+#[test]
+fn blocks_of_a_gguf_are_rounded_to_f16_and_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Tiny { table: "f32", ..Tiny::default() }.build(folder.path()).in_blocks("embedding");
+    for target in ["onnx", "openvino"].map(|name| target(name).unwrap().default_format().unwrap()) {
+        let plan = target.check(&model.graph).unwrap();
+        assert!(plan.notes[0].contains("`embedding` in q8_0") && plan.notes[0].contains("f16"), "{:?}", plan.notes);
+        let out = tempfile::tempdir().unwrap();
+        let artifact = target.write(&model.input(), out.path(), &mut |_, _| ()).unwrap();
+        let entry = artifact.tensors.iter().find(|t| t.name == "embedding").unwrap();
+        assert_eq!((entry.storage.as_str(), entry.stored_bytes), ("f16", 2 * 50 * 64));
+        target.verify(&model.input(), &artifact, out.path(), None).unwrap();
+    }
+    let kept = onnx().check(&Tiny { table: "f32", ..Tiny::default() }.graph()).unwrap();
+    assert!(kept.notes.is_empty(), "{:?}", kept.notes);
+}
+
 #[test]
 fn three_bit_levels_say_that_they_ride_in_four() {
     let plan = onnx().check(&Tiny { linear: "int3/g32", ..Tiny::default() }.graph()).unwrap();

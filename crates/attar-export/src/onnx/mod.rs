@@ -97,7 +97,10 @@ impl Onnx {
     pub(crate) fn check_for(&self, graph: &Graph, padding: Padding) -> Result<Plan> {
         let emitted = emit::emit(graph, self, Purpose { context: None, padding }, DATA)?;
         let tensors = emitted.weights.stored.iter().map(Stored::entry).collect();
-        Ok(Plan { tensors, bytes: emitted.weights.bytes, notes: slow_products(self, &emitted.weights) })
+        let stored = &emitted.weights.stored;
+        let mut notes = slow_products(self, &emitted.weights);
+        notes.extend(kit::notes_of_blocks(stored.iter().map(|stored| (stored.name.as_str(), stored.encoding))));
+        Ok(Plan { tensors, bytes: emitted.weights.bytes, notes })
     }
 
     /// Writes graph and weights. The artifact has no files yet: they are `model.onnx` and `model.onnx.data`.

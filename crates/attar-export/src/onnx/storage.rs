@@ -19,7 +19,7 @@ use super::{
     proto::Element,
     stored::{Part, Role, Stored},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, kit};
 
 /// The element type of stored scales. A power of two is a bf16 without loss.
 fn scale_element(format: ScaleFormat) -> Element {
@@ -129,8 +129,10 @@ fn readers(graph: &Graph) -> Vec<Readers<'_>> {
 fn form(graph: &Graph, layout: Layout, readers: &Readers<'_>) -> Result<Form> {
     match graph.fact(readers.values[0]).encoding {
         Encoding::Quantized(scheme) => quantized_form(graph, layout, readers, scheme),
-        Encoding::Plain(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::I8)) => Ok(Form::Plain(dtype)),
-        Encoding::Plain(_) | Encoding::Blocks(_) => Ok(Form::Plain(Dtype::F32)),
+        other => match kit::plain_dtype(other) {
+            Some(dtype @ (Dtype::F16 | Dtype::BF16 | Dtype::I16 | Dtype::I8)) => Ok(Form::Plain(dtype)),
+            _ => Ok(Form::Plain(Dtype::F32)),
+        },
     }
 }
 

@@ -53,7 +53,8 @@ impl Format for OpenVino {
         Decoder::of(graph, TARGET.name)?;
         let emitted = emit::emit(graph)?;
         let tensors = emitted.stored.iter().map(Stored::entry).collect();
-        Ok(Plan { tensors, bytes: emitted.bytes, notes: Vec::new() })
+        let notes = kit::notes_of_blocks(emitted.stored.iter().map(|stored| (stored.name.as_str(), stored.encoding)));
+        Ok(Plan { tensors, bytes: emitted.bytes, notes })
     }
 
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {

@@ -103,6 +103,7 @@ impl Weight<'_> {
             [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
             self.opened.decode(&meaning, chunk.clone(), columns, &mut found)?;
             self.expr.read(self.source, chunk.clone(), &mut wanted)?;
+            kit::as_stored(self.encoding, &mut wanted);
             same(self.name, chunk.start, columns, &found, &wanted)?;
             if let Some(original) = original
                 && original(self.name, chunk, &mut before)?

@@ -11,7 +11,7 @@ use attar_tensor::{Dtype, Encoding, Granularity, QuantizedTensor, ScaleFormat, S
 use super::ir::Element;
 use crate::{
     Error, Progress, Result, TensorEntry,
-    kit::{Written, chunks},
+    kit::{self, Written, chunks},
     layout::{is_even, nibbles, scales::encode},
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Stored {
     pub(super) name: String,
     pub(super) also: Vec<String>,
     pub(super) dims: Vec<usize>,
-    encoding: Encoding,
+    pub(super) encoding: Encoding,
     expr: Expr,
     pub(super) form: Form,
     /// Codes or values, scales, zeros.
@@ -91,9 +91,11 @@ impl Stored {
         let dims = fact.constant_dims().expect("weights have constant dimensions: checked by the graph");
         let form = match fact.encoding {
             Encoding::Quantized(scheme) => Form::Codes(scheme, fits(graph, node, &name, &dims, scheme)?),
-            Encoding::Plain(dtype @ Dtype::F16) => Form::Plain(dtype, Element::F16),
-            Encoding::Plain(dtype @ Dtype::BF16) => Form::Plain(dtype, Element::BF16),
-            Encoding::Plain(_) | Encoding::Blocks(_) => Form::Plain(Dtype::F32, Element::F32),
+            other => match kit::plain_dtype(other) {
+                Some(dtype @ Dtype::F16) => Form::Plain(dtype, Element::F16),
+                Some(dtype @ Dtype::BF16) => Form::Plain(dtype, Element::BF16),
+                _ => Form::Plain(Dtype::F32, Element::F32),
+            },
         };
         let parts = parts(form, &name, &dims);
         Ok(Stored { also: names.collect(), name, dims, encoding: fact.encoding, expr: expr.clone(), form, parts })

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs::File, ops::Range, path::Pa
 use attar_export::Side;
 use attar_graph::{Expr, Graph, Inputs, Mode, Run, SourceWeights, State};
 use attar_tensor::{
-    Encoding, Granularity, QuantizedTensor, Scheme, SharedParts, Source,
+    Encoding, Granularity, QuantizedTensor, Scheme, SharedParts, Source, TensorInfo,
     safetensors::{Entry, PartLayout, Shards, Writer},
 };
 use serde_json::{Value, json};
@@ -407,4 +407,40 @@ pub(crate) fn call(tokens: &[Vec<u32>], padding: &[usize], past: usize) -> Value
 
 pub(crate) fn tokens(seed: u32, count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| (i * 17 + seed * 29 + i * i * 3) % VOCABULARY as u32).collect()
+}
+
+/// A source that has some tensors in blocks of a GGUF file.
+struct InBlocks(Arc<dyn Source>, BTreeMap<String, TensorInfo>);
+
+impl Source for InBlocks {
+    fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.1
+    }
+
+    fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> attar_tensor::Result<()> {
+        self.0.read(name, rows, out)
+    }
+
+    fn read_quantized(&self, name: &str, rows: Range<usize>) -> attar_tensor::Result<QuantizedTensor> {
+        self.0.read_quantized(name, rows)
+    }
+
+    fn digest(&self, name: &str) -> attar_tensor::Result<attar_tensor::Digest> {
+        self.0.digest(name)
+    }
+}
+
+impl Model {
+    /// The model with that tensor in Q8_0 blocks.
+    pub(crate) fn in_blocks(mut self, tensor: &str) -> Model {
+        let mut tensors = self.source.tensors().clone();
+        let encoding = Encoding::Blocks(attar_tensor::BlockFormat::Q8_0);
+        tensors.get_mut(tensor).unwrap().encoding = encoding;
+        let weights: Vec<_> = self.graph.weights().map(|(id, _, expr)| (id, expr.clone())).collect();
+        for (id, expr) in weights.into_iter().filter(|(_, expr)| expr.tensor_name() == tensor) {
+            self.graph.replace_weight(id, encoding, expr);
+        }
+        self.source = Arc::new(InBlocks(self.source, tensors));
+        self
+    }
 }

@@ -242,8 +242,9 @@ impl Emission<'_> {
 
     /// Whether the rotary embedding of an attention is done inside of it: by a table of all positions that the model knows.
     fn rotates(&self, group: &GroupQuery) -> bool {
-        let Some((rope, _)) = &group.query.rope else { return false };
-        rope.longest_short().is_none() && self.purpose.context.is_some() && group.head % HEAD_MULTIPLE[1] == 0
+        let (Some((rope, positions)), Some(_)) = (&group.query.rope, self.purpose.context) else { return false };
+        let counted = self.graph.get(*positions).name == "positions" && self.graph.inputs().contains(positions);
+        counted && rope.longest_short().is_none() && group.head % HEAD_MULTIPLE[1] == 0
     }
 
     fn group_query(&mut self, merge: &Node, group: &GroupQuery) -> Result<()> {

@@ -15,7 +15,7 @@ use attar_graph::{Expr, ValueId};
 use attar_tensor::{Dtype, Encoding, Source};
 
 use crate::{
-    Artifact, Defect, Error, Input, Original, Packed, Result, Verification, VerifiedTensor,
+    Artifact, Defect, Error, Input, Original, Packed, Result, Verification, VerifiedTensor, kit,
     noise::{Noise, same},
 };
 use codes::Codes;
@@ -81,6 +81,7 @@ impl Weight<'_> {
             let [wanted, before] = &mut buffers;
             wanted.resize(found.len(), 0.0);
             self.expr.read(self.source, rows.clone(), wanted)?;
+            kit::as_stored(self.encoding, wanted);
             same(self.name, rows.start, columns, found, wanted)?;
             let Some(original) = original else { return Ok(()) };
             before.resize(found.len(), 0.0);
