@@ -87,6 +87,14 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// A file beside the checkpoint that travels with it and is not what it should be.
+    #[error("`{name}` cannot be used: {reason}")]
+    Beside {
+        /// The file.
+        name: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
     /// A description of the model that its format cannot hold.
     #[error("the model cannot be described: {reason}")]
     Serialize {
@@ -200,7 +208,9 @@ impl Error {
                 Some("check the permissions of the file and of the folder it is in".into())
             }
             Error::Weight { hint, .. } | Error::Kind { hint, .. } => Some((*hint).into()),
+            Error::Node { target: "openvino", .. } => Some("use `target = \"onnx\"`".into()),
             Error::Node { op: "quantize", .. } => Some("use 8 or 16 bits, or a dynamic scale".into()),
+            Error::Beside { .. } => Some("mend the file, or remove it: it is not needed to write the model".into()),
             Error::Malformed { .. } | Error::Differs { .. } => {
                 Some("the files were damaged or changed after they were written: export again".into())
             }

@@ -71,13 +71,13 @@ impl Format for OnnxGenai {
 
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
         let shape = Decoder::of(model.graph, TARGET.name)?;
+        let (side, notes) = prepared(model.side)?;
         let artifact = self.onnx().write_for(model, Padding::Right, folder, progress)?;
         let text = serde_json::to_string_pretty(&config(model.side, &shape, &artifact)?).expect("a configuration is JSON") + "\n";
         let path = folder.join(CONFIG);
         write_atomically(&path, |file| file.write_all(text.as_bytes()).map_err(Error::io("write", &path)))?;
-        let side = with_tokenizer_class(model.side)?;
         let files = kit::files(folder, &[onnx::MODEL, onnx::DATA, CONFIG], &side)?;
-        Ok(Artifact { target: TARGET.name.into(), options: self.options(), files, ..artifact })
+        Ok(Artifact { target: TARGET.name.into(), options: self.options(), files, notes, ..artifact })
     }
 
     fn verify(
@@ -148,18 +148,24 @@ fn config(side: &Side, shape: &Decoder, artifact: &Artifact) -> Result<Value> {
     Ok(json!({ "model": model, "search": search }))
 }
 
-/// The runtime finds no chat template where the tokenizer's configuration names no class.
-fn with_tokenizer_class(side: &Side) -> Result<Side> {
-    let mut side = side.clone();
-    if !side.files.contains_key("tokenizer.json") {
-        return Ok(side);
+/// The side files as the runtime reads them: it finds no chat template where the tokenizer's configuration names no class, and reads one template
+/// only, of several the default one.
+fn prepared(side: &Side) -> Result<(Side, Vec<String>)> {
+    let mut prepared = side.clone();
+    if side.object("tokenizer.json")?.is_none() {
+        let note = "the model has no `tokenizer.json`: the artifact takes tokens, and no text".to_owned();
+        return Ok((prepared, vec![note]));
     }
-    let found = side.files.get(TOKENIZER_CONFIG).map(Content::bytes).transpose()?;
-    let mut config = found.map_or(Ok(json!({})), |bytes| serde_json::from_slice::<Value>(&bytes)).unwrap_or_default();
-    let Some(entries) = config.as_object_mut().filter(|entries| !entries.contains_key("tokenizer_class")) else {
-        return Ok(side);
-    };
-    entries.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
-    side.files.insert(TOKENIZER_CONFIG, Content::Text(config.to_string() + "\n"));
-    Ok(side)
+    let mut config = side.object(TOKENIZER_CONFIG)?.unwrap_or_default();
+    let before = config.clone();
+    config.entry("tokenizer_class").or_insert_with(|| "PreTrainedTokenizerFast".into());
+    if let Some(Value::Array(templates)) = config.get("chat_template") {
+        let default = templates.iter().find(|template| template["name"] == "default").or(templates.first());
+        let text = default.map(|template| template["template"].clone()).unwrap_or_default();
+        config.insert("chat_template".into(), text);
+    }
+    if config != before {
+        prepared.files.insert(TOKENIZER_CONFIG, Content::Text(Value::Object(config).to_string() + "\n"));
+    }
+    Ok((prepared, Vec::new()))
 }

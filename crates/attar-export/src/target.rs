@@ -118,6 +118,16 @@ impl Content {
 }
 
 impl Side {
+    /// The object in a JSON file, if there is one of that name.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or holds something else.
+    pub(crate) fn object(&self, name: &'static str) -> Result<Option<serde_json::Map<String, Value>>> {
+        let Some(content) = self.files.get(name) else { return Ok(None) };
+        let parsed = serde_json::from_slice(&content.bytes()?);
+        parsed.map(Some).map_err(|error| Error::Beside { name, reason: error.to_string() })
+    }
+
     /// The tokens that begin, end and fill up texts: what the generation configuration says comes before what the model's says. A model without one
     /// to fill up takes one that ends.
     pub(crate) fn special_tokens(&self) -> Result<Vec<(&'static str, Value)>> {

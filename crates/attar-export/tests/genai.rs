@@ -65,3 +65,22 @@ fn only_decoders_with_caches_are_taken() {
     let error = format.check(&Tiny { cache: false, ..Tiny::default() }.graph()).expect_err("refused");
     assert!(matches!(&error, Error::Kind { .. }) && error.hint().unwrap().contains("onnx"), "{error}");
 }
+
+/// The runtime reads one template, as text.
+#[test]
+fn of_several_chat_templates_the_default_one_is_written() {
+    let mut model = shakespeare();
+    let config =
+        r#"{"chat_template": [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}], "model_max_length": 7}"#;
+    model.side.files.insert("tokenizer_config.json", attar_export::Content::Text(config.into()));
+    let folder = tempfile::tempdir().unwrap();
+    OnnxGenai::default().write(&model.input(), folder.path(), &mut |_, _| ()).unwrap();
+    let written: Value = serde_json::from_slice(&fs::read(folder.path().join("tokenizer_config.json")).unwrap()).unwrap();
+    assert_eq!(written, json!({ "chat_template": "D", "model_max_length": 7, "tokenizer_class": "PreTrainedTokenizerFast" }));
+    model.side.files.insert("tokenizer_config.json", attar_export::Content::Text("[1, 2".into()));
+    let error = OnnxGenai::default().write(&model.input(), folder.path(), &mut |_, _| ()).expect_err("no JSON");
+    assert!(matches!(&error, Error::Beside { name: "tokenizer_config.json", .. }), "{error}");
+    model.side.files.remove("tokenizer.json");
+    let artifact = OnnxGenai::default().write(&model.input(), folder.path(), &mut |_, _| ()).unwrap();
+    assert!(artifact.notes[0].contains("no text"), "{:?}", artifact.notes);
+}

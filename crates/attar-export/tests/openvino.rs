@@ -236,8 +236,11 @@ fn the_npu_pipeline_generates_what_the_reference_run_does() {
 #[test]
 fn a_tokenizer_that_cannot_be_written_is_a_note() {
     let mut model = shakespeare();
-    let json = "{\"model\": {\"type\": \"Unigram\"}}".to_owned();
-    model.side.files.insert("tokenizer.json", attar_export::Content::Text(json));
+    let put = |model: &mut Model, json: &str| model.side.files.insert("tokenizer.json", attar_export::Content::Text(json.into()));
+    put(&mut model, "no json");
+    let error = OpenVino::default().write(&model.input(), Path::new("/nowhere"), &mut |_, _| ()).expect_err("no JSON");
+    assert!(matches!(&error, Error::Beside { name: "tokenizer.json", .. }) && error.hint().is_some(), "{error}");
+    put(&mut model, "{\"model\": {\"type\": \"Unigram\"}}");
     let folder = tempfile::tempdir().unwrap();
     let artifact = export(&model, folder.path());
     assert!(

@@ -44,7 +44,8 @@ impl Existing {
         if Existing::engines(path).any(|other| other.name == engine.name) {
             return Ok(());
         }
-        let files: Vec<String> = engine.opens.iter().map(|opens| format!("`{}`", opens.file)).collect();
+        let mut files: Vec<String> = engine.opens.iter().map(|opens| format!("`{}`", opens.file)).collect();
+        files.dedup();
         let targets: Vec<&str> = engine.opens.iter().map(|opens| opens.target).collect();
         let message = format!("{} cannot open `{}`: there is no {}", engine.title, path.display(), files.join(" or "));
         Err(Error::recipe(message).hint(format!("export it first: `attar export --target {}`", targets.join("|"))))

@@ -26,7 +26,8 @@ fn every_device_is_complete_and_every_number_has_a_source() {
 #[test]
 fn every_file_is_shipped() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../devices");
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
+    let files = std::fs::read_dir(folder).unwrap().map(|f| f.unwrap().path());
+    let mut files: Vec<_> = files.filter(|path| path.is_file()).collect();
     files.sort();
     let mut names: Vec<_> = Device::names().collect();
     names.sort();

@@ -65,6 +65,8 @@ struct Model {
     inner: ort::session::Session,
     past: Vec<Past>,
     length: usize,
+    /// Tokens of the last run.
+    fed: usize,
     /// Of the last run, without keys and values.
     outputs: Vec<(String, DynValue)>,
 }
@@ -97,7 +99,7 @@ impl Model {
         let inner = builder.commit_from_file(&load.model)?;
         let pasts = inner.inputs().iter().filter(|input| input.name().starts_with(PAST));
         let past = pasts.map(Past::of).collect::<Result<Vec<Past>, Error>>()?;
-        Ok(Model { inner, past, length: 0, outputs: Vec::new() })
+        Ok(Model { inner, past, length: 0, fed: 0, outputs: Vec::new() })
     }
 
     fn run(&mut self, tokens: &[u32]) -> Result<(), Error> {
@@ -116,7 +118,7 @@ impl Model {
         inputs.extend(self.past.iter().map(|past| (past.input.clone(), (&past.value).into())));
         let outputs = self.inner.run(inputs)?;
         let outputs: Vec<(String, DynValue)> = outputs.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        self.length = after;
+        (self.length, self.fed) = (after, tokens.len());
         self.keep(outputs);
         Ok(())
     }
@@ -147,6 +149,8 @@ impl Model {
                 });
             }
         };
+        // A model that returns the last token's row alone has it where the last token is.
+        let rows = if length == 1 && rows == (self.fed.saturating_sub(1)..self.fed) { 0..1 } else { rows };
         if rows.start > rows.end || rows.end > length {
             return Err(Error::Rows { rows, length });
         }

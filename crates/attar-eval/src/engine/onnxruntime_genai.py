@@ -44,4 +44,4 @@ class Session:
         if self.generator is None:
             raise ValueError("no tokens have run")
         logits = self.generator.get_output(output)
-        return chosen(logits[:, -self.fed :], start, end)
+        return chosen(logits[:, -self.fed :], start, end, self.fed)

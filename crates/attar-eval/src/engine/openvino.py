@@ -37,7 +37,7 @@ class Session:
         return np.zeros((1, dimension(port, 1), 0, dimension(port, 3)), np.float32)
 
     def forget(self):
-        self.length, self.past, self.fed = 0, self.heads, False
+        self.length, self.past, self.fed = 0, self.heads, 0
         if self.states:
             self.request.reset_state()
 
@@ -55,7 +55,7 @@ class Session:
         if "beam_idx" in self.inputs:
             given["beam_idx"] = np.zeros(1, np.int32)
         self.request.infer({**given, **self.past})
-        self.length, self.fed = after, True
+        self.length, self.fed = after, len(tokens)
         # The engine overwrites its outputs in the next run.
         self.past = {name: self.output(name.replace(PAST, PRESENT, 1)).copy() for name in self.past}
 
@@ -65,4 +65,4 @@ class Session:
     def rows(self, output, start, end):
         if not self.fed:
             raise ValueError("no tokens have run")
-        return chosen(self.output(output), start, end)
+        return chosen(self.output(output), start, end, self.fed)

@@ -30,7 +30,7 @@ pub(crate) mod verify;
 use std::{fs, path::Path};
 
 use attar_graph::Graph;
-use attar_tensor::write_atomically;
+use attar_tensor::{Encoding, write_atomically};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -99,6 +99,13 @@ impl Onnx {
         let tensors = emitted.weights.stored.iter().map(Stored::entry).collect();
         let stored = &emitted.weights.stored;
         let mut notes = slow_products(self, &emitted.weights);
+        let quantized = stored.iter().any(|stored| matches!(stored.encoding, Encoding::Quantized(_)));
+        if self.accuracy_level != AccuracyLevel::default() && self.layout != Layout::MatMulNBits && quantized {
+            notes.push(
+                "`accuracy_level` is of `layout = \"matmul-nbits\"` alone: ONNX Runtime rounds the others to int8 by default"
+                    .into(),
+            );
+        }
         notes.extend(kit::notes_of_blocks(stored.iter().map(|stored| (stored.name.as_str(), stored.encoding))));
         Ok(Plan { tensors, bytes: emitted.weights.bytes, notes })
     }

@@ -22,6 +22,7 @@ use crate::{
     Artifact, Content, Error, Format, Input, Original, Plan, Progress, Result, Side, Target, Verification, decoder::Decoder, kit,
     target,
 };
+use tokenizer::Made;
 use weight::Stored;
 
 const MODEL: &str = "openvino_model.xml";
@@ -59,6 +60,7 @@ impl Format for OpenVino {
 
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
         Decoder::of(model.graph, TARGET.name)?;
+        let tokenizer = tokenizer_of(model.side)?;
         let emitted = emit::emit(model.graph)?;
         model.graph.verify_weights(model.source)?;
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -67,8 +69,13 @@ impl Format for OpenVino {
         weight::write(&folder.join(DATA), &emitted.stored, &emitted.constants, model.source, progress)?;
         write_atomically(&path, |file| file.write_all(emitted.xml.as_bytes()).map_err(Error::io("write", &path)))?;
         let mut files = vec![MODEL, DATA];
-        let (tokenizer, notes) = write_tokenizer(folder, model.side)?;
-        files.extend(tokenizer);
+        let notes = match tokenizer {
+            Ok(made) => {
+                files.extend(write_tokenizer(folder, &made)?);
+                Vec::new()
+            }
+            Err(note) => vec![note],
+        };
         let written: Vec<kit::Written> = emitted.stored.iter().map(Stored::written).collect();
         Ok(Artifact {
             target: TARGET.name.into(),
@@ -96,22 +103,25 @@ impl Format for OpenVino {
     }
 }
 
-/// Writes tokenizer and detokenizer, if the model has a tokenizer that can be written; the names of the files, and what to know.
-fn write_tokenizer(folder: &Path, side: &Side) -> Result<(Vec<&'static str>, Vec<String>)> {
-    let mut names = Vec::new();
-    let Some(bytes) = side.tokenizer()? else { return Ok((names, Vec::new())) };
-    let json = serde_json::from_slice(&bytes).unwrap_or_default();
-    let made = match tokenizer::models(&json, told(side)?) {
-        Ok(made) => made,
-        Err(reason) => {
-            let note = format!(
-                "the artifact has no `{}`, since {reason} (of `tokenizer.json`): pipelines take tokens, and no text, until \
-                 `convert_tokenizer` of openvino_tokenizers has made it",
-                TOKENIZER[0][0]
-            );
-            return Ok((names, vec![note]));
-        }
+/// Tokenizer and detokenizer, or what to know where they cannot be written.
+fn tokenizer_of(side: &Side) -> Result<std::result::Result<[Made; 2], String>> {
+    let reason = match side.object("tokenizer.json")? {
+        None => "the model has no `tokenizer.json`",
+        Some(json) => match tokenizer::models(&Value::Object(json), told(side)?) {
+            Ok(made) => return Ok(Ok(made)),
+            Err(reason) => reason,
+        },
     };
+    Ok(Err(format!(
+        "the artifact has no `{}`, since {reason}: pipelines take tokens, and no text; `convert_tokenizer` of openvino_tokenizers makes it of \
+         the original",
+        TOKENIZER[0][0]
+    )))
+}
+
+/// The names of the files.
+fn write_tokenizer(folder: &Path, made: &[Made; 2]) -> Result<Vec<&'static str>> {
+    let mut names = Vec::new();
     for (made, [xml, data]) in made.iter().zip(TOKENIZER) {
         for (name, bytes) in [(data, made.data.as_slice()), (xml, made.xml.as_bytes())] {
             let path = folder.join(name);
@@ -119,11 +129,12 @@ fn write_tokenizer(folder: &Path, side: &Side) -> Result<(Vec<&'static str>, Vec
             names.push(name);
         }
     }
-    Ok((names, Vec::new()))
+    Ok(names)
 }
 
 /// What OpenVINO GenAI reads of a tokenizer apart from its graph.
 fn told(side: &Side) -> Result<Vec<(&'static str, String)>> {
+    side.object("tokenizer_config.json")?;
     let mut told = Vec::new();
     if let Some(template) = side.files.get("chat_template.jinja").map(Content::bytes).transpose()? {
         told.push(("chat_template", String::from_utf8_lossy(&template).into_owned()));

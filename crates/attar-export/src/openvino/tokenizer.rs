@@ -3,7 +3,7 @@
 //! Written here and not by OpenVINO's own converter: that needs Python with transformers, and joins pre-tokenizers into one pattern, which splits runs
 //! of spaces before digits in another way than the tokenizer does. Byte-level BPE without a normalizer is what can be written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
@@ -80,6 +80,15 @@ impl Tokenizer {
             merges[0].push(spelled(left).ok_or("a merge is none of bytes")?);
             merges[1].push(spelled(right).ok_or("a merge is none of bytes")?);
         }
+        // OpenVINO's operator looks whole words up first, and so would find what no merges make.
+        let made: HashSet<Vec<u8>> =
+            merges[0].iter().zip(&merges[1]).map(|(left, right)| [left.as_slice(), right].concat()).collect();
+        if tokens.iter().any(|(id, text)| text.len() > 1 && !added.contains_key(id) && !made.contains(text)) {
+            return Err("some tokens are made by no merge");
+        }
+        if added.is_empty() {
+            return Err("it has no added tokens");
+        }
         let last = tokens.keys().next_back().copied().ok_or("the vocabulary is empty")?;
         let tokens = (0..=last).map(|id| tokens.remove(&id).unwrap_or_default()).collect();
         Ok(Tokenizer { tokens, merges, added, special, patterns })
@@ -95,14 +104,9 @@ impl Tokenizer {
         let rows = w.rows(strings[0]);
         let ragged = [Element::I32, Element::I32, Element::I32, Element::I32, Element::U8, Element::BOOL];
         let mut words = rows.iter().chain(&strings).copied().collect::<Vec<Out>>();
-        if self.added.is_empty() {
-            let none = w.flags(strings[0]);
-            words.push(none);
-        } else {
-            let pattern = w.bytes("added/pattern", self.added_pattern().into_bytes());
-            words.push(pattern);
-            words = w.ir.layer("added", ("SpecialTokensSplit", EXTENSION), vec![], &words, &ragged);
-        }
+        let pattern = w.bytes("added/pattern", self.added_pattern().into_bytes());
+        words.push(pattern);
+        words = w.ir.layer("added", ("SpecialTokensSplit", EXTENSION), vec![], &words, &ragged);
         for (i, pattern) in self.patterns.iter().enumerate() {
             let pattern = w.bytes(&format!("split.{i}/pattern"), pattern.clone().into_bytes());
             words.push(pattern);
@@ -272,15 +276,6 @@ impl Writer {
         [begins, self.ir.layer("rows/ends", ("Range", 4), range(), &[one, after, one], &[Element::I32])[0]]
     }
 
-    /// For each string that it is no added token.
-    fn flags(&mut self, strings: Out) -> Out {
-        let data = vec![("destination_type", "boolean".to_owned())];
-        let zero = self.integers("nothing", &[1], &[0]);
-        let zeros = vec![("auto_broadcast", "numpy".to_owned())];
-        let zeros = self.ir.layer("text/zeros", ("Multiply", 1), zeros, &[strings, zero], &[Element::I32])[0];
-        self.ir.layer("text/flags", ("Convert", 1), data, &[zeros], &[Element::BOOL])[0]
-    }
-
     /// Rows of numbers, padded behind to one length, and the mask of them.
     fn dense(&mut self, ids: &[Out]) {
         let numpy = || vec![("auto_broadcast", "numpy".to_owned())];
@@ -320,11 +315,19 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_said() {
         let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false });
-        let tokenizer = |normalizer: Value, pre: &Value| json!({ "normalizer": normalizer, "pre_tokenizer": pre, "model": { "type": "BPE", "vocab": { "a": 0 }, "merges": [] } });
-        assert!(models(&tokenizer(Value::Null, &byte_level), vec![]).is_ok());
+        let model = json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "ab": 2 }, "merges": ["a b"] });
+        let added = json!([{ "id": 3, "content": "<s>", "special": true }]);
+        let tokenizer = |normalizer: Value, pre: &Value| json!({ "normalizer": normalizer, "pre_tokenizer": pre, "model": model, "added_tokens": added });
+        assert_eq!(models(&tokenizer(Value::Null, &byte_level), vec![]).err(), None);
         let why = |json: Value| models(&json, vec![]).err();
         assert_eq!(why(tokenizer(json!({ "type": "NFC" }), &byte_level)), Some("the normalizer has no counterpart"));
         assert_eq!(why(tokenizer(Value::Null, &json!({ "type": "Metaspace" }))), Some("the pre-tokenizer has no counterpart"));
+        let mut unmerged = tokenizer(Value::Null, &byte_level);
+        unmerged["model"]["merges"] = json!([]);
+        assert_eq!(why(unmerged), Some("some tokens are made by no merge"));
+        let mut bare = tokenizer(Value::Null, &byte_level);
+        bare["added_tokens"] = json!([]);
+        assert_eq!(why(bare), Some("it has no added tokens"));
         assert_eq!(why(json!({ "model": { "type": "Unigram" } })), Some("the model is no byte-level BPE that merges all words"));
     }
 }
