@@ -1,6 +1,9 @@
 //! Why an artifact cannot be written, or is not what it should be.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// The result of planning, writing or verifying an artifact.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -194,6 +197,12 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { action, path, source }
+    }
+
+    /// Something else in an artifact than what was written.
+    pub(crate) fn unexpected(path: &Path, what: String, found: impl ToString, wanted: impl ToString) -> Error {
+        let (found, wanted) = (found.to_string(), wanted.to_string());
+        Error::Malformed { path: path.into(), defect: Defect::Unexpected { what, found, wanted } }
     }
 
     /// What the user can do about it.

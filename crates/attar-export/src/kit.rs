@@ -1,10 +1,13 @@
 //! What every target needs: entries of files, sums over weights, runs of rows that fit in memory.
 
-use std::{fs, ops::Range, path::Path};
+use std::{collections::HashSet, fs, ops::Range, path::Path};
 
-use attar_tensor::{Digest, Dtype, Encoding, write_atomically};
+use attar_graph::{Expr, ValueId};
+use attar_tensor::{Digest, Dtype, Encoding, Source, write_atomically};
 
-use crate::{Artifact, Defect, Error, FileEntry, PlainEntry, Result, Side, TensorEntry, Totals};
+use crate::{
+    Artifact, Defect, Error, FileEntry, Input, PlainEntry, Result, Side, TensorEntry, Totals, Verification, VerifiedTensor,
+};
 
 /// The number format of a weight that is not quantized, where a target has that of its dtype. Blocks of a GGUF file are no form of any
 /// target: their values are rounded to f16, half the size of f32, and [`notes_of_blocks`] says so.
@@ -102,6 +105,39 @@ fn file_entry(folder: &Path, name: &str) -> Result<FileEntry> {
     let path = folder.join(name);
     let bytes = fs::metadata(&path).map_err(Error::io("read", &path))?.len();
     Ok(FileEntry { name: name.into(), bytes, digest: Digest::of_file(&path)? })
+}
+
+/// A weight to compare with what an artifact holds.
+pub(crate) struct Weight<'a> {
+    pub(crate) source: &'a dyn Source,
+    pub(crate) entry: &'a TensorEntry,
+    pub(crate) expr: &'a Expr,
+    pub(crate) encoding: Encoding,
+}
+
+/// Compares all weights that a node of the graph reads, tied ones once, each by `compare`: its noise, and how many numbers it has.
+pub(crate) fn compare_weights(
+    model: &Input<'_>,
+    artifact: &Artifact,
+    folder: &Path,
+    compare: &dyn Fn(&Weight<'_>) -> Result<(VerifiedTensor, usize)>,
+) -> Result<Verification> {
+    let mut verification = Verification { tensors: Vec::new(), weights: 0 };
+    let mut seen = HashSet::new();
+    let read: HashSet<ValueId> = model.graph.nodes().iter().flat_map(|node| node.inputs.iter().copied()).collect();
+    for (id, value, expr) in model.graph.weights().filter(|(id, ..)| read.contains(id)) {
+        let entry = artifact.tensors.iter().find(|t| t.name == value.name || t.also.contains(&value.name));
+        let missing = || Error::unexpected(folder, format!("`{}`", value.name), "missing", "a tensor of the manifest");
+        let entry = entry.ok_or_else(missing)?;
+        if !seen.insert((&entry.name, expr, value.fact.encoding.to_string())) {
+            continue;
+        }
+        let encoding = model.graph.fact(id).encoding;
+        let (tensor, count) = compare(&Weight { source: model.source, entry, expr, encoding })?;
+        verification.tensors.push(tensor);
+        verification.weights += count as u64;
+    }
+    Ok(verification)
 }
 
 /// Every file is what it was when the artifact was written.

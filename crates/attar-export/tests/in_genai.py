@@ -5,10 +5,10 @@ with, what all of them do as one batch that is padded behind, and the text that 
 """
 
 import json
-import sys
 
 import numpy as np
 import onnxruntime_genai as genai
+from cases import answer
 
 
 def generate(model, prompts, tokens, pad):
@@ -35,14 +35,4 @@ def run(case):
     return {"alone": alone, "together": together, "chat": chat, "encoded": tokenizer.encode(chat).tolist()}
 
 
-def main():
-    results = []
-    for case in json.load(sys.stdin):
-        try:
-            results.append(run(case))
-        except Exception as error:  # the test says which case it was
-            results.append({"error": str(error)})
-    json.dump(results, sys.stdout)
-
-
-main()
+answer(run)

@@ -1,10 +1,8 @@
 """Runs exported models in OpenVINO. stdin: a list of cases as for in_onnxruntime.py; stdout: what each gave, as JSON."""
 
-import json
-import sys
-
 import numpy as np
 import openvino
+from cases import answer
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
 
@@ -32,15 +30,5 @@ def run(core, case):
     return {"logits": logits, "overflowing": [], "inputs": names, "outputs": outputs}
 
 
-def main():
-    core = openvino.Core()
-    results = []
-    for case in json.load(sys.stdin):
-        try:
-            results.append(run(core, case))
-        except Exception as error:  # the test says which case it was
-            results.append({"error": str(error)})
-    json.dump(results, sys.stdout)
-
-
-main()
+core = openvino.Core()
+answer(lambda case: run(core, case))

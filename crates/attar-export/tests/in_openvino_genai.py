@@ -5,12 +5,10 @@ everywhere. The answer has what each prompt goes on with. With {"chat": messages
 the tokens of the texts and what they are decoded to.
 """
 
-import json
-import sys
-
 import numpy as np
 import openvino
 import openvino_genai as genai
+from cases import answer
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
@@ -33,14 +31,4 @@ def run(case):
     return {"said": said, "encoded": encoded, "decoded": decoded, "chat": chat, "end": ends}
 
 
-def main():
-    results = []
-    for case in json.load(sys.stdin):
-        try:
-            results.append(run(case))
-        except Exception as error:  # the test says which case it was
-            results.append({"error": str(error)})
-    json.dump(results, sys.stdout)
-
-
-main()
+answer(run)

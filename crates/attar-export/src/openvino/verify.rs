@@ -4,19 +4,19 @@
 //! shared with the writer.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fs,
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use attar_graph::{Expr, ValueId};
-use attar_tensor::{Dtype, Encoding, Source};
+use attar_tensor::Dtype;
 use roxmltree::{Document, ParsingOptions};
 
 use crate::{
-    Artifact, Defect, Error, Input, Original, Result, Verification, VerifiedTensor, kit,
+    Artifact, Defect, Error, Input, Original, Result, Verification, VerifiedTensor,
+    kit::{self, Weight},
     noise::{Noise, same},
     onnx::verify::grid::float,
 };
@@ -48,10 +48,6 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-fn unexpected(path: &Path, what: String, found: impl Into<String>, wanted: impl Into<String>) -> Error {
-    Error::Malformed { path: path.into(), defect: Defect::Unexpected { what, found: found.into(), wanted: wanted.into() } }
-}
-
 /// Whether `text` is a model that [`Format::verify`](crate::Format::verify) could read. `path` is for the message.
 pub fn check(path: &Path, text: &str) -> Result<()> {
     Network::parse(path, text).map(drop)
@@ -65,54 +61,29 @@ pub(super) fn verify(
     original: Option<Original<'_>>,
 ) -> Result<Verification> {
     let opened = Opened::open(folder)?;
-    let mut verification = Verification { tensors: Vec::new(), weights: 0 };
-    let mut seen = HashSet::new();
-    let read: HashSet<ValueId> = model.graph.nodes().iter().flat_map(|node| node.inputs.iter().copied()).collect();
-    for (id, value, expr) in model.graph.weights().filter(|(id, ..)| read.contains(id)) {
-        let entry = artifact.tensors.iter().find(|t| t.name == value.name || t.also.contains(&value.name));
-        let entry =
-            entry.ok_or_else(|| unexpected(folder, format!("`{}`", value.name), "missing", "a tensor of the manifest"))?;
-        if !seen.insert((&entry.name, expr, value.fact.encoding.to_string())) {
-            continue;
-        }
-        let weight =
-            Weight { opened: &opened, source: model.source, name: &entry.name, expr, encoding: model.graph.fact(id).encoding };
-        let (tensor, count) = weight.compare(original)?;
-        verification.tensors.push(tensor);
-        verification.weights += count as u64;
-    }
-    Ok(verification)
+    kit::compare_weights(model, artifact, folder, &|weight| compare(&opened, weight, original))
 }
 
-struct Weight<'a> {
-    opened: &'a Opened,
-    source: &'a dyn Source,
-    name: &'a str,
-    expr: &'a Expr,
-    encoding: Encoding,
-}
-
-impl Weight<'_> {
-    fn compare(&self, original: Option<Original<'_>>) -> Result<(VerifiedTensor, usize)> {
-        let [rows, columns] = self.expr.info(self.source)?.matrix();
-        let meaning = self.opened.meaning(self.name, [rows, columns])?;
-        let mut noise = Noise::default();
-        let [mut found, mut wanted, mut before] = [(); 3].map(|()| Vec::new());
-        for chunk in kit::chunks(rows, (CHUNK / (4 * columns).max(1)).clamp(1, 4096)) {
-            let count = chunk.len() * columns;
-            [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
-            self.opened.decode(&meaning, chunk.clone(), columns, &mut found)?;
-            self.expr.read(self.source, chunk.clone(), &mut wanted)?;
-            kit::as_stored(self.encoding, &mut wanted);
-            same(self.name, chunk.start, columns, &found, &wanted)?;
-            if let Some(original) = original
-                && original(self.name, chunk, &mut before)?
-            {
-                noise.add(&found, &before);
-            }
+fn compare(opened: &Opened, weight: &Weight<'_>, original: Option<Original<'_>>) -> Result<(VerifiedTensor, usize)> {
+    let name = weight.entry.name.as_str();
+    let [rows, columns] = weight.expr.info(weight.source)?.matrix();
+    let meaning = opened.meaning(name, [rows, columns])?;
+    let mut noise = Noise::default();
+    let [mut found, mut wanted, mut before] = [(); 3].map(|()| Vec::new());
+    for chunk in kit::chunks(rows, (CHUNK / (4 * columns).max(1)).clamp(1, 4096)) {
+        let count = chunk.len() * columns;
+        [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
+        opened.decode(&meaning, chunk.clone(), columns, &mut found)?;
+        weight.expr.read(weight.source, chunk.clone(), &mut wanted)?;
+        kit::as_stored(weight.encoding, &mut wanted);
+        same(name, chunk.start, columns, &found, &wanted)?;
+        if let Some(original) = original
+            && original(name, chunk, &mut before)?
+        {
+            noise.add(&found, &before);
         }
-        Ok((VerifiedTensor { name: self.name.into(), snr_db: noise.judge(self.name, self.encoding)? }, rows * columns))
     }
+    Ok((VerifiedTensor { name: name.into(), snr_db: noise.judge(name, weight.encoding)? }, rows * columns))
 }
 
 /// A constant of the file of numbers.
@@ -247,7 +218,7 @@ impl Opened {
             let wanted = elements.and_then(|count| Some(count.checked_mul(bits(&place.element)?)?.div_ceil(8)));
             if wanted != Some(place.bytes) {
                 let shape = format!("that of {:?} of type {}", place.dims, place.element);
-                return Err(unexpected(&self.path, format!("the size of `{name}`"), place.bytes.to_string(), shape));
+                return Err(Error::unexpected(&self.path, format!("the size of `{name}`"), place.bytes.to_string(), shape));
             }
             let end = place.offset.checked_add(place.bytes);
             if end.is_none_or(|end| end > length) {
@@ -261,12 +232,12 @@ impl Opened {
 
     /// What the layers that read the constant of that name make of it.
     fn meaning(&self, name: &str, [rows, columns]: [usize; 2]) -> Result<Meaning<'_>> {
-        let missing = |what: &str| unexpected(&self.path, format!("{what} of `{name}`"), "missing", "one");
+        let missing = |what: &str| Error::unexpected(&self.path, format!("{what} of `{name}`"), "missing", "one");
         let id = *self.network.names.get(name).ok_or_else(|| missing("the constant"))?;
         let codes = self.network.layers[&id].place.as_ref().ok_or_else(|| missing("the place"))?;
         if codes.dims.iter().product::<usize>() != rows * columns || (codes.dims.first() != Some(&rows) && rows > 1) {
             let (found, wanted) = (format!("{:?}", codes.dims), format!("{rows} x {columns}"));
-            return Err(unexpected(&self.path, format!("the shape of `{name}`"), found, wanted));
+            return Err(Error::unexpected(&self.path, format!("the shape of `{name}`"), found, wanted));
         }
         if matches!(codes.element.as_str(), "f32" | "f16" | "bf16") {
             return Ok(Meaning { codes, scale: None, zero: None });
@@ -288,7 +259,12 @@ impl Opened {
             };
             if shared.dims != each && shared.dims.iter().any(|dim| *dim != 1) {
                 let found = format!("{:?}", shared.dims);
-                return Err(unexpected(&self.path, format!("the shape of the {what} of `{name}`"), found, format!("{each:?}")));
+                return Err(Error::unexpected(
+                    &self.path,
+                    format!("the shape of the {what} of `{name}`"),
+                    found,
+                    format!("{each:?}"),
+                ));
             }
         }
         Ok(Meaning { codes, scale: Some(scale), zero })
@@ -339,7 +315,7 @@ impl Opened {
             "u8" => out.iter_mut().zip(&bytes).for_each(|(out, byte)| *out = f32::from(*byte)),
             "f8e4m3" => out.iter_mut().zip(&bytes).for_each(|(out, byte)| *out = float(*byte, 4, 3)),
             "f8e5m2" => out.iter_mut().zip(&bytes).for_each(|(out, byte)| *out = float(*byte, 5, 2)),
-            other => return Err(unexpected(&self.path, "the type of a weight".into(), other, "a type of weights")),
+            other => return Err(Error::unexpected(&self.path, "the type of a weight".into(), other, "a type of weights")),
         }
         Ok(())
     }

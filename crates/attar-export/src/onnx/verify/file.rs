@@ -10,7 +10,7 @@ use std::{
 use onnx_protobuf::{GraphProto, Message, ModelProto, NodeProto, TensorProto, tensor_proto::DataLocation};
 use protobuf::Enum;
 
-use super::{guard, unexpected};
+use super::guard;
 use crate::{Defect, Error, Result, onnx};
 
 /// Longest model we parse: weights are elsewhere, so an honest one is far below.
@@ -77,11 +77,13 @@ impl Opened {
     fn place_of(&self, name: &str, tensor: &TensorProto) -> Result<Place> {
         let text = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map_or("missing", |e| e.value.as_str());
         if text("location") != onnx::DATA {
-            return Err(unexpected(&self.path, format!("the location of `{name}`"), text("location"), onnx::DATA));
+            return Err(Error::unexpected(&self.path, format!("the location of `{name}`"), text("location"), onnx::DATA));
         }
         let number = |key: &str| {
             let wanted = "a whole number";
-            text(key).parse::<u64>().map_err(|_| unexpected(&self.path, format!("the {key} of `{name}`"), text(key), wanted))
+            text(key)
+                .parse::<u64>()
+                .map_err(|_| Error::unexpected(&self.path, format!("the {key} of `{name}`"), text(key), wanted))
         };
         let dims: Option<Vec<usize>> = tensor.dims.iter().map(|d| usize::try_from(*d).ok()).collect();
         let elements = dims.as_ref().and_then(|dims| dims.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64)));
@@ -91,13 +93,15 @@ impl Opened {
             (Some(dims), Some(wanted)) if wanted == bytes => Ok(Place { code: tensor.data_type, dims, offset, bytes }),
             _ => {
                 let shape = format!("that of {:?} of type {}", tensor.dims, tensor.data_type);
-                Err(unexpected(&self.path, format!("the length of `{name}`"), bytes, shape))
+                Err(Error::unexpected(&self.path, format!("the length of `{name}`"), bytes, shape))
             }
         }
     }
 
     pub(super) fn place(&self, name: &str) -> Result<&Place> {
-        self.places.get(name).ok_or_else(|| unexpected(&self.path, format!("`{name}`"), "missing", "a tensor of the data file"))
+        self.places
+            .get(name)
+            .ok_or_else(|| Error::unexpected(&self.path, format!("`{name}`"), "missing", "a tensor of the data file"))
     }
 
     pub(super) fn tensor(&self, name: &str) -> Option<&TensorProto> {

@@ -4,11 +4,8 @@ use std::ops::Range;
 
 use attar_tensor::Dtype;
 
-use super::{
-    file::{Opened, Place},
-    unexpected,
-};
-use crate::Result;
+use super::file::{Opened, Place};
+use crate::{Error, Result};
 
 /// A matrix in the data file: an entry for each row of the weight and each column or group.
 pub(super) struct Grid<'f> {
@@ -105,7 +102,9 @@ impl<'f> Grid<'f> {
             10 => Dtype::F16,
             16 => Dtype::BF16,
             17 => return Ok(bytes.iter().map(|code| float(*code, 4, 3)).collect()),
-            code => return Err(unexpected(&opened.path, "the type of scales".into(), code, "f32, f16, bf16, int8 or e4m3")),
+            code => {
+                return Err(Error::unexpected(&opened.path, "the type of scales".into(), code, "f32, f16, bf16, int8 or e4m3"));
+            }
         };
         let mut values = vec![0.0; bytes.len() / dtype.bytes()];
         dtype.decode(bytes, &mut values);

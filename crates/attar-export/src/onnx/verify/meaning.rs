@@ -6,9 +6,8 @@ use super::{
     codes::{Codes, Scale, Values, Zero},
     file::{Opened, Place, int},
     grid::{Grid, float},
-    unexpected,
 };
-use crate::Result;
+use crate::{Error, Result};
 
 /// What a tensor holds.
 pub(super) enum Meaning<'f> {
@@ -49,7 +48,12 @@ fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [row
             (size as usize, [1, rows])
         }
         other => {
-            return Err(unexpected(&opened.path, format!("the scale of `{}`", node.name), format!("{other:?}"), "a known form"));
+            return Err(Error::unexpected(
+                &opened.path,
+                format!("the scale of `{}`", node.name),
+                format!("{other:?}"),
+                "a known form",
+            ));
         }
     };
     let zero = match node.input.get(2) {
@@ -74,7 +78,7 @@ fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [row
 /// GatherElements of ONNX. One table is the same for all and has scales, or each group has its own and has none.
 fn looked_up<'f>(opened: &'f Opened, cast: &NodeProto, place: &'f Place, [rows, columns]: [usize; 2]) -> Result<Codes<'f>> {
     let index = &cast.output[0];
-    let missing = |what, wanted| unexpected(&opened.path, format!("the {what} of `{index}`"), "missing", wanted);
+    let missing = |what, wanted| Error::unexpected(&opened.path, format!("the {what} of `{index}`"), "missing", wanted);
     let gather = opened.readers(index).find(|n| n.op_type.starts_with("Gather") && n.input[1] == *index);
     let gather = gather.ok_or_else(|| missing("reader", "a Gather"))?;
     let group = place.dims.last().copied().unwrap_or(0).max(1);
@@ -99,7 +103,7 @@ fn looked_up<'f>(opened: &'f Opened, cast: &NodeProto, place: &'f Place, [rows, 
             (groups * entries, *entries)
         }
         (dims, _) => {
-            return Err(unexpected(&opened.path, format!("the tables of `{index}`"), format!("{dims:?}"), "one a group"));
+            return Err(Error::unexpected(&opened.path, format!("the tables of `{index}`"), format!("{dims:?}"), "one a group"));
         }
     };
     let values = Values::Tables(Grid::new(tables, [stride, 1]), entries);
@@ -117,7 +121,12 @@ fn scales<'f>(opened: &'f Opened, name: &str, rows: usize) -> Result<(&'f Place,
     match over.dims.as_slice() {
         [] => Ok((scale, Some(Grid::new(over, [0, 0])))),
         [n] if *n == rows && along_rows => Ok((scale, Some(Grid::new(over, [1, 0])))),
-        dims => Err(unexpected(&opened.path, format!("the super scales of `{name}`"), format!("{dims:?}"), "one, or one a row")),
+        dims => Err(Error::unexpected(
+            &opened.path,
+            format!("the super scales of `{name}`"),
+            format!("{dims:?}"),
+            "one, or one a row",
+        )),
     }
 }
 
@@ -133,7 +142,7 @@ fn block_codes<'f>(
     let (bits, group) = (attribute("bits"), attribute("block_size"));
     let groups = columns.div_ceil(group.max(1));
     if !matches!(bits, 4 | 8) || place.dims.iter().product::<usize>() != rows * groups * group * bits / 8 {
-        return Err(unexpected(
+        return Err(Error::unexpected(
             &opened.path,
             format!("the codes of `{}`", node.name),
             format!("{:?}", place.dims),
@@ -167,7 +176,7 @@ fn gathered_codes<'f>(
     place: &'f Place,
     [rows, columns]: [usize; 2],
 ) -> Result<Codes<'f>> {
-    let missing = |what: &str| unexpected(&opened.path, format!("the {what} of `{}`", gather.name), "missing", "one");
+    let missing = |what: &str| Error::unexpected(&opened.path, format!("the {what} of `{}`", gather.name), "missing", "one");
     let bits: usize = if place.dims == [rows, columns] { 8 } else { 4 };
     let row_bytes = (columns * bits).div_ceil(8);
     expect(opened, &gather.name, &place.dims, &[rows, row_bytes])?;
@@ -223,7 +232,7 @@ fn gathered_zero<'f>(
         let code = (0..=u8::MAX).find(|code| Some(f32::from(*code)) == number);
         return code
             .map(Zero::Code)
-            .ok_or_else(|| unexpected(&opened.path, format!("`{name}`"), format!("{number:?}"), "a code"));
+            .ok_or_else(|| Error::unexpected(&opened.path, format!("`{name}`"), format!("{number:?}"), "a code"));
     }
     let (name, of_zeros) = shared(opened, name, columns)?;
     let place = opened.place(origin(opened, name))?;
@@ -241,7 +250,7 @@ fn shared<'n>(opened: &'n Opened, mut name: &'n str, columns: usize) -> Result<(
                 let sizes = opened.tensor(&maker.input[1]).map(|tensor| tensor.raw_data.as_slice()).unwrap_or_default();
                 let size = sizes.last_chunk::<8>().map_or(0, |bytes| i64::from_le_bytes(*bytes));
                 group = usize::try_from(size).ok().filter(|size| (1..=columns).contains(size)).ok_or_else(|| {
-                    unexpected(&opened.path, format!("the groups of `{}`", maker.name), size, format!("1 to {columns}"))
+                    Error::unexpected(&opened.path, format!("the groups of `{}`", maker.name), size, format!("1 to {columns}"))
                 })?;
             }
             "Slice" | "Reshape" | "Unsqueeze" => (),
@@ -278,6 +287,8 @@ fn numbers<'f>(opened: &'f Opened, gather: &'f NodeProto) -> Option<&'f NodeProt
 fn expect(opened: &Opened, name: &str, found: &[usize], wanted: &[usize]) -> Result<()> {
     match found == wanted {
         true => Ok(()),
-        false => Err(unexpected(&opened.path, format!("the shape at `{name}`"), format!("{found:?}"), format!("{wanted:?}"))),
+        false => {
+            Err(Error::unexpected(&opened.path, format!("the shape at `{name}`"), format!("{found:?}"), format!("{wanted:?}")))
+        }
     }
 }
