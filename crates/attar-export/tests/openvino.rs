@@ -17,6 +17,9 @@ use tiny::{Model, Tiny, call, difference, tokens};
 /// Two layers of f32 products in another order; measured at 2e-6.
 const TOLERANCE: f32 = 1e-5;
 
+/// What 16 bits can change of the logits of six blocks of random weights.
+const LOW_PRECISION: f32 = 0.15;
+
 fn export(model: &Model, folder: &Path) -> Artifact {
     let plan = OpenVino::default().check(&model.graph).unwrap();
     let artifact = OpenVino::default().write(&model.input(), folder, &mut |_, _| ()).unwrap();
@@ -197,13 +200,18 @@ fn pipelines_generate_what_the_reference_run_does_and_take_text() {
     assert_eq!((&results[0]["chat"], &results[0]["end"]), (&json!("FOOL:\nNuncle\nKING:\n"), &json!(1023)));
 }
 
-/// How many tokens of `found` are those of `wanted`, from the first on.
-fn prefix(found: &[u32], wanted: &[u32]) -> usize {
-    found.iter().zip(wanted).take_while(|(found, wanted)| found == wanted).count()
+/// How much less likely than the reference's choice the first token is that is another, as a share of the largest logit; 0 where all are the same.
+fn first_mistake(model: &Model, prompt: &[u32], said: &[u32]) -> f32 {
+    let wanted = greedy(model, prompt, said.len());
+    let Some(at) = said.iter().zip(&wanted).position(|(said, wanted)| said != wanted) else { return 0.0 };
+    let logits = model.reference(&[prompt, &said[..at]].concat(), 0, None).0;
+    let last = logits.last().unwrap();
+    let largest = last.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
+    (last[wanted[at] as usize] - last[said[at] as usize]) / largest
 }
 
-/// Intel's NPU pipeline, run on a CPU. It computes in f16, and so may lose a token where two are about as likely; a mask that is wrong loses the
-/// first ones, a cache that is wrong the second ones.
+/// Intel's NPU pipeline, run on a CPU, for prompts of many lengths. It computes in 16 bits, and so may take another token where two are about as
+/// likely, and nowhere else: a wrong mask shows in the first token, a wrong cache in the second.
 #[test]
 fn the_npu_pipeline_generates_what_the_reference_run_does() {
     let (mut cases, mut kept) = (Vec::new(), Vec::new());
@@ -225,10 +233,10 @@ fn the_npu_pipeline_generates_what_the_reference_run_does() {
     for (result, (_, model, prompts, linear)) in results.iter().zip(kept) {
         assert!(result.get("error").is_none(), "{linear}: {}", result["error"]);
         let said: Vec<Vec<u32>> = serde_json::from_value(result["said"].clone()).unwrap();
-        let same: Vec<usize> =
-            prompts.iter().zip(&said).map(|(prompt, said)| prefix(said, &greedy(&model, prompt, 12))).collect();
-        assert!(same.iter().filter(|same| **same > 0).count() >= 7, "{linear}: {same:?}");
-        assert!(same.iter().filter(|same| **same > 1).count() >= 6, "{linear}: {same:?}");
+        for (prompt, said) in prompts.iter().zip(&said) {
+            let behind = first_mistake(&model, prompt, said);
+            assert!(behind <= LOW_PRECISION, "{linear}, prompt of {}: {said:?} is behind by {behind}", prompt.len());
+        }
     }
 }
 

@@ -112,12 +112,15 @@ fn every_architecture_agrees_with_its_reference_run_in_every_layout() {
         }
     }
     for results in [run_engine(&cases), run_openvino(&cases)].into_iter().flatten() {
-        for (result, (wanted, what)) in results.iter().zip(&wanted) {
+        let refused = |result: &Value| {
             let error = result.get("error").map(Value::to_string).unwrap_or_default();
-            if !REFUSED_BY_OPENVINO.iter().any(|refusal| error.contains(refusal)) {
-                assert_close(&returned(result, what), wanted, what);
-            }
+            REFUSED_BY_OPENVINO.iter().any(|refusal| error.contains(refusal))
+        };
+        for (result, (wanted, what)) in results.iter().zip(&wanted).filter(|(result, _)| !refused(result)) {
+            assert_close(&returned(result, what), wanted, what);
         }
+        let refused = results.iter().filter(|result| refused(result)).count();
+        assert!(refused * 5 < results.len(), "{refused} of {} refused", results.len());
     }
 }
 
