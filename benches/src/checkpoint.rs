@@ -12,6 +12,8 @@ use crate::Failure;
 
 /// What makes one Llama larger than another.
 pub(crate) struct Shape {
+    /// `llama`, or `qwen2`, whose queries, keys and values have biases.
+    pub(crate) kind: &'static str,
     pub(crate) hidden: usize,
     pub(crate) intermediate: usize,
     pub(crate) blocks: usize,
@@ -41,6 +43,11 @@ impl Shape {
             add("self_attn.k_proj", &[key, hidden]);
             add("self_attn.v_proj", &[key, hidden]);
             add("self_attn.o_proj", &[hidden, hidden]);
+            if self.kind == "qwen2" {
+                let bias = |projection: &str, width| (format!("model.layers.{block}.self_attn.{projection}.bias"), vec![width]);
+                all.extend([bias("q_proj", hidden), bias("k_proj", key), bias("v_proj", key)]);
+            }
+            let mut add = |name: &str, dims: &[usize]| all.push((format!("model.layers.{block}.{name}.weight"), dims.into()));
             add("post_attention_layernorm", &[hidden]);
             add("mlp.gate_proj", &[intermediate, hidden]);
             add("mlp.up_proj", &[intermediate, hidden]);
@@ -56,8 +63,8 @@ impl Shape {
     /// Writes `config.json`, the index and so many shards.
     pub(crate) fn write(&self, folder: &Path, shards: usize) -> Result<(), Failure> {
         let config = json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [if self.kind == "qwen2" { "Qwen2ForCausalLM" } else { "LlamaForCausalLM" }],
+            "model_type": self.kind,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.blocks,

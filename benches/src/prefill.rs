@@ -56,7 +56,16 @@ fn checkpoint() -> Result<PathBuf, Failure> {
         return Ok(real);
     }
     let folder = host::scratch("prefill")?;
-    let shape = Shape { hidden: 576, intermediate: 1536, blocks: 30, heads: 9, key_heads: 3, vocabulary: 49152, tied: true };
+    let shape = Shape {
+        kind: "llama",
+        hidden: 576,
+        intermediate: 1536,
+        blocks: 30,
+        heads: 9,
+        key_heads: 3,
+        vocabulary: 49152,
+        tied: true,
+    };
     shape.write(&folder, 1)?;
     println!("`{}` is absent (`cargo xtask smollm2` makes it): the weights are random.\n", real.display());
     Ok(folder)

@@ -161,7 +161,7 @@ pub enum Error {
     #[error("{title} failed at {doing}: {message}")]
     Engine {
         /// The engine.
-        title: &'static str,
+        title: String,
         /// What it was asked for.
         doing: &'static str,
         /// What it said.
@@ -171,7 +171,7 @@ pub enum Error {
     #[error("the process of {title} ended while {doing}: {status}{}", said(stderr))]
     EngineDied {
         /// The engine.
-        title: &'static str,
+        title: String,
         /// What it was asked for.
         doing: &'static str,
         /// How it ended.
@@ -183,7 +183,7 @@ pub enum Error {
     #[error("{title} gave no answer in {} s while {doing}{}", waited.as_secs_f64(), said(stderr))]
     EngineTimeout {
         /// The engine.
-        title: &'static str,
+        title: String,
         /// What it was asked for.
         doing: &'static str,
         /// The time limit.
@@ -195,7 +195,7 @@ pub enum Error {
     #[error("the process of {title} did not follow the protocol while {doing}: {found}{}", said(stderr))]
     Protocol {
         /// The engine.
-        title: &'static str,
+        title: String,
         /// What it was asked for.
         doing: &'static str,
         /// The answer.

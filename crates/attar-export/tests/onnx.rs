@@ -10,22 +10,13 @@ mod tiny;
 
 use std::{fs, path::Path, slice::from_ref};
 
-use attar_export::{AccuracyLevel, Artifact, Defect, Error, Format, Layout, Logits, Onnx, Side, Style, target};
+use attar_export::{AccuracyLevel, Artifact, Defect, Error, Format, Layout, Logits, Onnx, OpenVino, Side, Style, target};
 use attar_graph::Graph;
 use serde_json::{Value, json};
-use tiny::{Model, Rounded, Scales, Tiny, call, difference, tokens};
+use tiny::{Model, NARROW_TOLERANCE, ROUNDED_TOLERANCE, Rounded, Scales, Tiny, call, difference, tokens};
 
 /// Two layers of f32 products in another order; measured at 1e-6.
 const ENGINE_TOLERANCE: f32 = 1e-5;
-
-/// The same where activations are rounded: a value that lies between two codes to the last bits goes to either, and what
-/// follows sees a step of a code there. With 16 bits some values of every token do, with 8 bits few. Measured at 4e-4 for
-/// 16 bits before a cache of 8, at 2e-3 there with tables and weights under one scale, and below 1e-6 where no code is of 16
-/// bits.
-const ROUNDED_TOLERANCE: f32 = 5e-3;
-
-/// The same where no activation is rounded to 16 bits.
-const NARROW_TOLERANCE: f32 = 2e-3;
 
 const LAYOUTS: [Layout; 2] = [Layout::DequantizeLinear, Layout::MatMulNBits];
 
@@ -160,48 +151,12 @@ fn onnxruntime_agrees_with_the_reference_run() {
 /// zeros are one a row.
 const REFUSED_BY_OPENVINO: [&str; 2] = ["cannot be divided by block_size", "ConvertGatherToGatherCompressed"];
 
-/// Linear layers and tables, shared with the head, of codes under few scales: those that become products of integers.
-const WIDE: [(&str, &str); 4] = [
-    ("int8/tensor", "int8/row"),
-    ("int8/row/f32", "int8/tensor"),
-    ("int8/row/asymmetric", "int8/row/asymmetric"),
-    ("int6/row", "int5/tensor"),
-];
-
-/// Every form of activations in integers, with weights in integers and in floats, and caches of both widths.
-fn in_integers() -> Vec<Tiny> {
-    let activations = |bits, scales, zero| Some(Rounded { bits, scales, zero });
-    let forms = [
-        activations(8, None, false),
-        activations(16, None, false),
-        activations(8, Some(Scales::One), false),
-        activations(8, Some(Scales::One), true),
-        activations(16, Some(Scales::One), false),
-        activations(16, Some(Scales::One), true),
-        activations(8, Some(Scales::Channels), false),
-        activations(8, Some(Scales::Channels), true),
-        None,
-    ];
-    let mut all = Vec::new();
-    for activations in forms {
-        for (linear, kv) in [("int4/g32", None), ("int8/g32/asymmetric", Some(8)), ("f32", Some(4)), ("int8/row", None)] {
-            if activations.is_some() || kv.is_some() {
-                all.push(Tiny { linear, activations, kv, ..Tiny::default() });
-            }
-        }
-        if activations.is_some_and(|rounded| rounded.scales == Some(Scales::One)) {
-            all.extend(WIDE.map(|(linear, table)| Tiny { linear, table, activations, kv: Some(8), ..Tiny::default() }));
-        }
-    }
-    all
-}
-
 /// A prompt and then token by token, so that what the cache holds counts.
 #[test]
 fn onnxruntime_agrees_on_activations_in_integers() {
     let (mut cases, mut wanted, mut folders) = (Vec::new(), Vec::new(), Vec::new());
     let text = tokens(6, 9);
-    let all = in_integers().into_iter().flat_map(|tiny| ways().into_iter().map(move |onnx| (tiny.clone(), onnx)));
+    let all = tiny::in_integers().into_iter().flat_map(|tiny| ways().into_iter().map(move |onnx| (tiny.clone(), onnx)));
     let is_held =
         |tiny: &Tiny, onnx: Onnx| onnx.layout == Layout::DequantizeLinear || tiny.linear == "f32" || tiny.linear.contains("/g");
     for (tiny, onnx) in all.filter(|(tiny, onnx)| is_held(tiny, *onnx)) {

@@ -92,6 +92,38 @@ fn every_scheme_agrees_with_the_reference_run() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// A prompt and then token by token, so that what the cache holds counts.
+#[test]
+fn activations_in_integers_agree_with_the_reference_run() {
+    let (mut cases, mut kept) = (Vec::new(), Vec::new());
+    let text = tokens(6, 9);
+    for tiny in tiny::in_integers() {
+        let [folder, plain] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let model = tiny.build(folder.path());
+        let artifact = export(&model, folder.path());
+        let what = format!("{}, {:?}, kv {:?}", describe(&tiny), tiny.activations, tiny.kv);
+        verify(&model, &artifact, folder.path()).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let mut calls = vec![call(&[text[..6].to_vec()], &[0], 0)];
+        calls.extend((6..9).map(|i| call(&[text[i..=i].to_vec()], &[0], i)));
+        cases.push(case(folder.path(), &calls));
+        let floats = Tiny { activations: None, kv: None, ..tiny.clone() }.build(plain.path());
+        // 16 bits are worth too little to be seen in the logits.
+        let wide = tiny.activations.is_some_and(|rounded| rounded.bits == 16);
+        let seen = tiny.kv.is_some() || !wide;
+        kept.push((folder, model.reference(&text, 0, None).0, seen.then(|| floats.reference(&text, 0, None).0), wide, what));
+    }
+    let Some(results) = run(&cases) else { return };
+    for (result, (_, rounded, floats, wide, what)) in results.iter().zip(&kept) {
+        let found: Vec<Vec<f32>> = (0..4).flat_map(|call| logits(result, call, 0)).collect();
+        let off = difference(&found, rounded, what);
+        assert!(off <= if *wide { tiny::ROUNDED_TOLERANCE } else { tiny::NARROW_TOLERANCE }, "{what}: off by {off}");
+        if let Some(floats) = floats {
+            let cost = difference(floats, rounded, what);
+            assert!(off <= 0.1 * cost, "{what}: off by {off} where rounding is worth {cost}");
+        }
+    }
+}
+
 #[test]
 fn padding_on_the_left_changes_nothing_behind_it() {
     let folder = tempfile::tempdir().unwrap();

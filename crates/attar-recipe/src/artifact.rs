@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use attar_export::{Artifact, Input, Side};
+use attar_export::{Artifact, FileEntry, Input, Side};
 use attar_model::Model;
 use attar_tensor::Digest;
 use serde::Serialize;
@@ -97,13 +97,52 @@ fn artifact_key(export: &Export, side: &Side, working: &Working) -> Result<Diges
 
 /// The artifact in `folder`, if it is of that key and every byte is what it should be.
 fn read_artifact(folder: &Path, key: &Digest) -> Option<Described> {
-    let described: Described = serde_json::from_slice(&std::fs::read(folder.join(ARTIFACT)).ok()?).ok()?;
-    let whole = described.artifact.files.iter().all(|f| Digest::of_file(&folder.join(&f.name)).is_ok_and(|d| d == f.digest));
+    let described = Described::read(folder).ok()??;
+    let whole = described.artifact.files.iter().all(|file| damage(folder, file).is_none());
     (described.key == *key && whole && !described.artifact.files.is_empty()).then_some(described)
+}
+
+/// Fails if attar wrote the artifact in `folder` and a file of it is not what was written.
+pub(crate) fn check_whole(folder: &Path) -> Result<()> {
+    let files = Described::read(folder)?.map(|described| described.artifact.files).unwrap_or_default();
+    let Some((file, found)) = files.iter().find_map(|file| Some((file, damage(folder, file)?))) else { return Ok(()) };
+    let path = folder.join(&file.name);
+    let message =
+        format!("`{}` {found}; `{ARTIFACT}` has it with {} bytes and digest {}", path.display(), file.bytes, file.digest.short());
+    Err(Error::input(message).hint("export it again; something has changed it since it was written and verified".to_owned()))
+}
+
+/// What is wrong with a file of an artifact, as a predicate.
+fn damage(folder: &Path, file: &FileEntry) -> Option<String> {
+    let path = folder.join(&file.name);
+    match std::fs::metadata(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some("is missing".into()),
+        Ok(found) if found.len() != file.bytes => return Some(format!("has {} bytes", found.len())),
+        _ => {}
+    }
+    match Digest::of_file(&path) {
+        Ok(digest) if digest == file.digest => None,
+        Ok(digest) => Some(format!("has the digest {}", digest.short())),
+        Err(error) => Some(format!("cannot be read: {error}")),
+    }
 }
 
 /// Numbers in the weights of the artifact in `folder`, if it describes itself.
 pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
-    let described: Described = serde_json::from_slice(&std::fs::read(folder.join(ARTIFACT)).ok()?).ok()?;
-    Some(described.artifact.totals.weights)
+    Some(Described::read(folder).ok()??.artifact.totals.weights)
+}
+
+impl Described {
+    /// What the artifact in `folder` says of itself, if it says anything.
+    fn read(folder: &Path) -> Result<Option<Described>> {
+        let path = folder.join(ARTIFACT);
+        match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(attar_tensor::Error::Io { action: "read", path, source }.into()),
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+                let hint = "export it again, or delete that file if attar did not write it";
+                Error::input(format!("`{}` does not describe an artifact", path.display())).because(&error).hint(hint.to_owned())
+            }),
+        }
+    }
 }

@@ -34,6 +34,11 @@ impl Existing {
         Ok(Tokenizer::open(&self.folder.join("tokenizer.json"))?.within(rows))
     }
 
+    /// Fails if a file of it is not what attar wrote. What others wrote is taken as it is.
+    pub fn check_whole(path: &Path) -> Result<()> {
+        artifact::check_whole(path)
+    }
+
     /// The engines that open what is at `path`; none opens a checkpoint.
     pub fn engines(path: &Path) -> impl Iterator<Item = &'static Engine> {
         ENGINES.iter().copied().filter(move |engine| engine.opens.iter().any(|opens| path.join(opens.file).exists()))

@@ -113,6 +113,9 @@ impl Opened {
 
     /// Every file that a run of the recipe reads, identified before it is opened for the run.
     pub(crate) fn inputs(recipe: &Recipe) -> Result<Inputs> {
+        if let Subject::Artifact(path) = recipe.subject() {
+            Existing::check_whole(path).map_err(|e| recipe.document.place(e, "artifact"))?;
+        }
         let mut files = Opened::of(recipe)?.files()?;
         files.extend(recipe.calibration().map(|calibration| calibration.path.clone()));
         files.extend(recipe.step_files().map(|(_, file)| file));

@@ -98,11 +98,7 @@ impl Output {
         let (partial, to) = (self.partial(), self.root.join(folder));
         sync_tree(&partial)?;
         if folder == "." {
-            for entry in fs::read_dir(&partial).map_err(|e| refused("read", &partial, &e))?.flatten() {
-                rename(&entry.path(), &self.root.join(entry.file_name()))?;
-            }
-            remove(&partial)?;
-            return Ok(sync_folder(&self.root)?);
+            return self.publish_at_root();
         }
         remove(&to)?;
         if let Some(parent) = to.parent() {
@@ -111,6 +107,24 @@ impl Output {
         rename(&partial, &to)?;
         let mut above = to.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.root));
         Ok(above.try_for_each(sync_folder)?)
+    }
+
+    /// Moves the files of the unfinished folder to the root. What was moved there before goes first: a kill can leave some
+    /// files of one artifact there, and never files of two.
+    fn publish_at_root(&self) -> Result<()> {
+        let partial = self.partial();
+        let entries = fs::read_dir(&partial).map_err(|e| refused("read", &partial, &e))?.flatten();
+        let names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let list = format!("{STATE}/published.json");
+        let before = fs::read(self.root.join(&list)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let mut before: Vec<String> = before.unwrap_or_default();
+        before.retain(|name| Path::new(name).file_name().is_some_and(|own| own == name.as_str()));
+        before.iter().chain(&names).try_for_each(|name| remove(&self.root.join(name)))?;
+        sync_folder(&self.root)?;
+        self.write(&list, &serde_json::to_vec(&names).expect("names are JSON"))?;
+        names.iter().try_for_each(|name| rename(&partial.join(name), &self.root.join(name)))?;
+        remove(&partial)?;
+        Ok(sync_folder(&self.root)?)
     }
 
     /// Writes a file whole or not at all.

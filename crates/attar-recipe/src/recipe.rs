@@ -204,9 +204,10 @@ pub(crate) struct EvalHead {
     /// engines on the written artifact.
     #[serde(default = "reference_only")]
     pub(crate) runners: Vec<RunnerKind>,
-    /// For real engines: `exact` keeps activations in f32, `default` uses the engine's default settings.
-    #[serde(default = "exact_only")]
-    pub(crate) modes: Vec<Mode>,
+    /// For real engines: `exact` keeps activations in f32, `default` uses the engine's default settings. Without it, both:
+    /// what a user of the engine gets is what it does by default.
+    #[serde(default)]
+    pub(crate) modes: Option<Vec<Mode>>,
     /// For real engines: the device to run on, by the engine's own name for it, such as `GPU`. Defaults to the CPU.
     #[serde(default)]
     pub(crate) device: Option<String>,
@@ -217,10 +218,6 @@ pub(crate) struct EvalHead {
 
 fn reference_only() -> Vec<RunnerKind> {
     vec![RunnerKind::Reference]
-}
-
-fn exact_only() -> Vec<Mode> {
-    vec![Mode::Exact]
 }
 
 /// The part of `[[variant]]` that is not its steps.
@@ -794,8 +791,10 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
     let key = section.key.clone();
     let head: EvalHead = section.take_part()?;
     check_list(&section, "runners", head.runners.iter().map(|runner| runner.name()))?;
-    let modes: Vec<String> = head.modes.iter().map(ToString::to_string).collect();
-    check_list(&section, "modes", modes.iter().map(String::as_str))?;
+    if let Some(modes) = &head.modes {
+        let modes: Vec<String> = modes.iter().map(ToString::to_string).collect();
+        check_list(&section, "modes", modes.iter().map(String::as_str))?;
+    }
     let mut also = fields::<EvalHead>();
     also.push("task".into());
     let task = section.finish_as(&(kind.schema)(), &also, kind.parse)?;
@@ -804,7 +803,10 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
         .iter()
         .flat_map(|runner| match runner {
             RunnerKind::Reference => vec![(RunnerKind::Reference, Mode::Exact)],
-            RunnerKind::Engine(_) => head.modes.iter().map(|mode| (*runner, *mode)).collect(),
+            RunnerKind::Engine(engine) => {
+                let modes = head.modes.as_deref().unwrap_or(engine.modes);
+                modes.iter().map(|mode| (*runner, *mode)).collect()
+            }
         })
         .collect();
     Ok(Eval { name: head.name, runners, device: head.device, required: head.required, task, key })

@@ -6,12 +6,15 @@
 use std::{
     ffi::c_int,
     process::exit,
-    sync::atomic::{AtomicBool, AtomicI32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI32, Ordering},
+    },
     thread,
 };
 
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ},
     iterator::Signals,
 };
 
@@ -24,6 +27,8 @@ static PATIENT: AtomicBool = AtomicBool::new(false);
 /// From here on a signal ends the process, even if it was started with SIGINT ignored, as shells do for background jobs.
 /// SIGHUP stays ignored where it was, which `nohup` relies on.
 pub(crate) fn stop_at_once() {
+    // A file larger than the shell's limit is then an error of its writing, as on a full disk.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let heard = [SIGINT, SIGTERM].into_iter().chain((!is_ignored(SIGHUP)).then_some(SIGHUP));
     // Without a handler the signals end the process as they do any other.
     let Ok(mut signals) = Signals::new(heard) else { return };

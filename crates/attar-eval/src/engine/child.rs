@@ -56,7 +56,7 @@ type Answer = io::Result<Option<(Reply, Vec<f32>)>>;
 
 /// A child that is killed when this is dropped.
 pub(super) struct Child {
-    title: &'static str,
+    title: String,
     process: Arc<Mutex<process::Child>>,
     requests: Sender<(Request, Vec<u32>)>,
     answers: Receiver<Answer>,
@@ -83,7 +83,7 @@ impl Child {
         let mut running = lock(&RUNNING);
         running.retain(|process| process.strong_count() > 0);
         running.push(Arc::downgrade(&process));
-        Ok(Child { title: installation.engine.title, process, requests, answers, stderr, timeout })
+        Ok(Child { title: installation.title(), process, requests, answers, stderr, timeout })
     }
 
     /// Sends a request and waits for its answer. After an error that is not [`Error::Engine`], the child is dead.
@@ -94,13 +94,13 @@ impl Child {
             Err(_) => Err(RecvTimeoutError::Disconnected),
         };
         match answer {
-            Ok(Ok(Some((Reply::Failed { message }, _)))) => Err(Error::Engine { title: self.title, doing, message }),
+            Ok(Ok(Some((Reply::Failed { message }, _)))) => Err(Error::Engine { title: self.title.clone(), doing, message }),
             Ok(Ok(Some(answer))) => Ok(answer),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(self.nonsense(doing, error.to_string())),
             Ok(Ok(None) | Err(_)) | Err(RecvTimeoutError::Disconnected) => Err(self.died(doing)),
             Err(RecvTimeoutError::Timeout) => {
                 self.kill();
-                Err(Error::EngineTimeout { title: self.title, doing, waited: self.timeout, stderr: self.stderr.text() })
+                Err(Error::EngineTimeout { title: self.title.clone(), doing, waited: self.timeout, stderr: self.stderr.text() })
             }
         }
     }
@@ -108,7 +108,7 @@ impl Child {
     /// The error for an answer that makes no sense.
     pub(super) fn nonsense(&mut self, doing: &'static str, found: String) -> Error {
         self.kill();
-        Error::Protocol { title: self.title, doing, found, stderr: self.stderr.text() }
+        Error::Protocol { title: self.title.clone(), doing, found, stderr: self.stderr.text() }
     }
 
     fn died(&mut self, doing: &'static str) -> Error {
@@ -122,7 +122,7 @@ impl Child {
             }
         };
         self.kill();
-        Error::EngineDied { title: self.title, doing, status, stderr: self.stderr.text() }
+        Error::EngineDied { title: self.title.clone(), doing, status, stderr: self.stderr.text() }
     }
 
     fn kill(&mut self) {

@@ -127,6 +127,16 @@ impl Installation {
         Some(Installation { engine, library, interpreter, version, runner: Vec::new() })
     }
 
+    /// The engine in messages: with both versions, if this is not the one that attar is tested with.
+    pub fn title(&self) -> String {
+        let (title, tested) = (self.engine.title, self.engine.tested());
+        match self.version.as_str() {
+            "" => title.into(),
+            version if version == tested => title.into(),
+            version => format!("{title} {version} (attar is tested with {tested})"),
+        }
+    }
+
     /// What decides the engine's results: the library and, for a wheel, the digests of all its files, and the words that
     /// choose another processor. Paths do not count, so that two environments with the same wheel are one.
     pub fn digest(&self) -> Result<Digest> {

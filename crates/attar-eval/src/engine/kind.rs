@@ -19,6 +19,8 @@ pub struct Engine {
     pub title: &'static str,
     /// Where it is installed.
     pub package: Package,
+    /// The requirements file of the environment that it is tested in: pins, a line each.
+    pub pins: &'static str,
     /// What it opens.
     pub opens: &'static [Opens],
     /// How exactly it can compute.
@@ -30,6 +32,12 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// The version of its package that attar is tested with.
+    pub fn tested(&self) -> &'static str {
+        let pin = self.pins.lines().find_map(|line| line.strip_prefix(self.package.name)?.strip_prefix("=="));
+        pin.expect("an engine pins its package").trim()
+    }
+
     /// Its device of that name, whatever the case of its letters.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub(super) static ENGINE: Engine = Engine {
     name: "onnxruntime",
     title: "ONNX Runtime",
     package: Package { name: "onnxruntime", module: "onnxruntime", folder: "capi", library: "onnxruntime", needs: &[] },
+    pins: include_str!("../../engines/onnxruntime.txt"),
     opens: &[Opens { target: "onnx", file: "model.onnx" }, Opens { target: "onnx-genai", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],
     devices: &["CPU"],

@@ -12,6 +12,7 @@ pub(super) static ENGINE: Engine = Engine {
         library: "onnxruntime-genai",
         needs: &["onnxruntime"],
     },
+    pins: include_str!("../../engines/onnxruntime-genai.txt"),
     opens: &[Opens { target: "onnx-genai", file: "genai_config.json" }],
     modes: &[Mode::Exact, Mode::Default],
     devices: &["CPU"],

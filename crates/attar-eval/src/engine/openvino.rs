@@ -9,6 +9,7 @@ pub(super) static ENGINE: Engine = Engine {
     name: "openvino",
     title: "OpenVINO",
     package: Package { name: "openvino", module: "openvino", folder: "libs", library: "openvino", needs: &[] },
+    pins: include_str!("../../engines/openvino.txt"),
     opens: &[Opens { target: "openvino", file: "openvino_model.xml" }, Opens { target: "onnx", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],
     devices: &["CPU", "GPU", "NPU"],

@@ -1,7 +1,7 @@
 //! OpenVINO: `openvino_model.xml` and `openvino_model.bin`, as OpenVINO GenAI's pipelines open them.
 //!
-//! The model is stateful: keys and values are variables, and `beam_idx` says which row of the batch continues which. Inputs are `input_ids`,
-//! `attention_mask`, `position_ids` and `beam_idx`, the output is `logits`. The causal mask counts what the cache holds: Intel's NPU pipeline pads
+//! A decoder is stateful: keys and values are variables, and `beam_idx` says which row of the batch continues which. Inputs are `input_ids`,
+//! `attention_mask`, `position_ids` and `beam_idx`, the output is `logits`. An encoder has the inputs that it reads. The causal mask counts what the cache holds: Intel's NPU pipeline pads
 //! prompts in front, and a mask by positions would be silently wrong there.
 
 mod emit;
@@ -12,7 +12,7 @@ mod weight;
 
 use std::{fs, path::Path};
 
-use attar_graph::Graph;
+use attar_graph::{Graph, Op};
 use attar_tensor::write_atomically;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,7 +34,7 @@ const TOKENIZER: [[&str; 2]; 2] =
 
 pub(super) static TARGET: Target = Target {
     name: "openvino",
-    about: "OpenVINO IR with a stateful cache, tokenizer and chat template, for OpenVINO GenAI on CPUs and Intel NPUs",
+    about: "OpenVINO IR with tokenizer and chat template, decoders with a stateful cache, for OpenVINO GenAI on CPUs and Intel NPUs",
     version: 1,
     schema: attar_settings::schema::<OpenVino>,
     parse: target::parse::<OpenVino>,
@@ -51,7 +51,7 @@ impl Format for OpenVino {
     }
 
     fn check(&self, graph: &Graph) -> Result<Plan> {
-        Decoder::of(graph, TARGET.name)?;
+        check_kind(graph)?;
         let emitted = emit::emit(graph)?;
         let tensors = emitted.stored.iter().map(Stored::entry).collect();
         let notes = kit::notes_of_blocks(emitted.stored.iter().map(|stored| (stored.name.as_str(), stored.encoding)));
@@ -59,7 +59,7 @@ impl Format for OpenVino {
     }
 
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
-        Decoder::of(model.graph, TARGET.name)?;
+        check_kind(model.graph)?;
         let tokenizer = tokenizer_of(model.side)?;
         let emitted = emit::emit(model.graph)?;
         model.graph.verify_weights(model.source)?;
@@ -101,6 +101,12 @@ impl Format for OpenVino {
         kit::same_files(artifact, folder)?;
         Ok(verification)
     }
+}
+
+/// Pipelines take decoders that return logits; a model without caches is no concern of theirs.
+fn check_kind(graph: &Graph) -> Result<()> {
+    let caches = graph.nodes().iter().any(|node| matches!(node.op, Op::Cache { .. }));
+    if caches { Decoder::of(graph, TARGET.name).map(drop) } else { Ok(()) }
 }
 
 /// Tokenizer and detokenizer, or what to know where they cannot be written.

@@ -41,6 +41,7 @@ impl Verb for Generate {
         let limit = *arguments.get_one::<usize>("tokens").expect("it has a default");
         match chosen(subject, arguments)? {
             Some(engine) => {
+                Existing::check_whole(subject)?;
                 let existing = Existing::open(subject)?;
                 let tokenizer = existing.tokenizer()?;
                 let artifact = existing.run_by(engine, mode(arguments), &environment.engines())?.on(device(arguments))?;

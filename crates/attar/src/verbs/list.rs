@@ -37,7 +37,7 @@ pub(super) static ENGINES: List = List {
     name: "engines",
     about: "List the engines that run artifacts, and where they are on this machine",
     example: &["attar engines", "attar engines --json"],
-    head: &["name", "opens", "devices", "version", "library"],
+    head: &["name", "opens", "devices", "version", "tested with", "library"],
     rows: |environment| Ok(ALL_ENGINES.iter().map(|engine| row_of_engine(engine, environment)).collect()),
 };
 
@@ -105,7 +105,7 @@ fn row_of_engine(engine: &'static Engine, environment: &Environment) -> Vec<Stri
         Ok(found) => [found.version, found.library.display().to_string()],
         Err(_) => ["-".into(), format!("not found; install it, or set {}", engine.variable())],
     };
-    vec![engine.name.into(), opens.join(", "), engine.devices.join(", "), version, library]
+    vec![engine.name.into(), opens.join(", "), engine.devices.join(", "), version, engine.tested().into(), library]
 }
 
 fn row_of_target(name: &str, about: &str) -> Vec<String> {

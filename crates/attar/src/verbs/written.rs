@@ -44,6 +44,10 @@ pub(super) fn mode(arguments: &ArgMatches) -> Mode {
 /// The engine that is to run what is at `path`; none if the reference is.
 pub(super) fn chosen(path: &Path, arguments: &ArgMatches) -> Result<Option<&'static Engine>, Error> {
     let fitting = || Existing::engines(path).next();
+    if fitting().is_none() {
+        // Without the file that an engine opens, an artifact would be taken for a checkpoint.
+        Existing::check_whole(path)?;
+    }
     let engine = match arguments.get_one::<String>("runner") {
         None => fitting(),
         Some(name) => RunnerKind::named(name)?.engine(),

@@ -39,9 +39,6 @@ pub(super) fn cache(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Out
 
 pub(super) fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Out> {
     let Op::Attention(attention) = &node.op else { unreachable!("the table is right") };
-    if !attention.causal {
-        return Err(e.refuse(node, "full", "causal attention"));
-    }
     let dims = [0, 1].map(|i| e.graph.fact(node.inputs[i]).dims.clone());
     let [heads, key_heads, head] = [&dims[0][1], &dims[1][1], &dims[0][3]].map(constant);
     let [q, k, v] = [0, 1, 2].map(|i| e.value(node.inputs[i]));
@@ -101,25 +98,38 @@ impl Emission<'_> {
         self.layer_of(name, ("Range", 4), vec![("output_type", "i64".into())], &[zero, end, one], Element::I64)
     }
 
-    /// What is added to scores, `[batch, 1, seq, past + seq]`, once for each window: 0 where a query sees a key, that is not after it, in its window,
-    /// and no padding.
+    /// What is added to scores, `[batch, 1, seq, past + seq]`, once for each way to see: 0 where a query sees a key, that is not after it (unless
+    /// attention is full), in its window, and no padding. Where all queries see the same keys it is `[batch, 1, 1, past + seq]`.
     fn mask(&mut self, attention: &Attention) -> Out {
+        let full = if attention.causal { "" } else { ".full" };
         let window = attention.window.map_or(String::new(), |window| format!(".{window}"));
-        self.shared(&format!("mask{window}"), |e, name| {
-            let logical = || vec![("auto_broadcast", "numpy".to_owned())];
-            let (keys, queries, real) = (e.keys(), e.queries(), e.real());
-            let mut visible = e.layer_of(format!("{name}/causal"), ("LessEqual", 1), logical(), &[keys, queries], Element::BOOL);
-            if let Some(window) = attention.window {
-                let window = e.int(window as i64);
-                let before = e.binary("Subtract", format!("{name}/before"), queries, window);
-                let near = e.layer_of(format!("{name}/near"), ("Less", 1), logical(), &[before, keys], Element::BOOL);
-                visible = e.layer_of(format!("{name}/window"), ("LogicalAnd", 1), logical(), &[visible, near], Element::BOOL);
+        self.shared(&format!("mask{full}{window}"), |e, name| {
+            let mut visible = e.real();
+            if attention.causal {
+                let (keys, queries) = (e.keys(), e.queries());
+                let earlier = e.logical("LessEqual", format!("{name}/causal"), keys, queries);
+                visible = e.logical("LogicalAnd", format!("{name}/earlier"), visible, earlier);
             }
-            let visible = e.layer_of(format!("{name}/visible"), ("LogicalAnd", 1), logical(), &[visible, real], Element::BOOL);
+            if let Some(window) = attention.window {
+                let (keys, queries, window) = (e.keys(), e.queries(), e.int(window as i64));
+                let before = e.binary("Subtract", format!("{name}/before"), queries, window);
+                let near = e.logical("Less", format!("{name}/near"), before, keys);
+                visible = e.logical("LogicalAnd", format!("{name}/window"), visible, near);
+                if !attention.causal {
+                    let end = e.binary("Add", format!("{name}/end"), queries, window);
+                    let near = e.logical("Less", format!("{name}/not_later"), keys, end);
+                    visible = e.logical("LogicalAnd", format!("{name}/both"), visible, near);
+                }
+            }
             let (zero, hidden) = (e.float(0.0), e.float(HIDDEN));
-            let mask = e.layer(format!("{name}/scores"), ("Select", 1), logical(), &[visible, zero, hidden]);
+            let stretch = vec![("auto_broadcast", "numpy".to_owned())];
+            let mask = e.layer(format!("{name}/scores"), ("Select", 1), stretch, &[visible, zero, hidden]);
             e.unsqueeze(name, mask, &[1])
         })
+    }
+
+    fn logical(&mut self, kind: &'static str, name: String, a: Out, b: Out) -> Out {
+        self.layer_of(name, (kind, 1), vec![("auto_broadcast", "numpy".to_owned())], &[a, b], Element::BOOL)
     }
 
     /// Places of keys, `[1, 1, past + seq]`.
@@ -134,10 +144,12 @@ impl Emission<'_> {
     /// Places of queries, `[1, seq, 1]`: behind what the cache holds.
     fn queries(&mut self) -> Out {
         self.shared("mask/queries", |e, name| {
-            let (seq, past) = (e.size("input_ids", 1), e.past.expect("the cache of the first layer comes before its attention"));
-            let past = e.dimension("past/shape", past, 2);
-            let range = e.range("mask/query", seq);
-            let at = e.binary("Add", "mask/query/at", range, past);
+            let seq = e.size("input_ids", 1);
+            let mut at = e.range("mask/query", seq);
+            if let Some(past) = e.past {
+                let past = e.dimension("past/shape", past, 2);
+                at = e.binary("Add", "mask/query/at", at, past);
+            }
             e.unsqueeze(name, at, &[0, 2])
         })
     }

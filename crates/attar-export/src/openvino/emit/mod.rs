@@ -2,6 +2,8 @@
 
 mod attention;
 mod ops;
+mod pool;
+mod quantize;
 mod rope;
 
 use std::collections::HashMap;
@@ -26,6 +28,7 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("linear", ops::linear),
     ("rms_norm", ops::rms_norm),
     ("layer_norm", ops::layer_norm),
+    ("normalize", ops::normalize),
     ("split_heads", ops::split_heads),
     ("merge_heads", ops::merge_heads),
     ("rope", rope::rope),
@@ -40,8 +43,11 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("softcap", ops::softcap),
     ("mul", ops::mul),
     ("add", ops::add),
+    ("quantize", quantize::quantize),
     ("concat", ops::concat),
     ("slice", ops::slice),
+    ("mean_pool", pool::mean_pool),
+    ("first_pool", pool::first_pool),
 ];
 
 fn emitter(op: &Op) -> Option<Emit> {
@@ -125,14 +131,20 @@ impl<'g> Emission<'g> {
         Error::Node { node: name, op: node.op.def().name, found: found.into(), target: super::TARGET.name, wanted }
     }
 
+    /// Those that pipelines know: of a decoder all four, of an encoder those that it reads.
     fn declare_inputs(&mut self) -> Vec<Port> {
         let mut ports = Vec::new();
-        for (name, element, dims) in [
-            ("input_ids", Element::I64, ["batch_size", "sequence_length"].as_slice()),
-            ("attention_mask", Element::I64, &["batch_size", "total_sequence_length"]),
-            ("position_ids", Element::I64, &["batch_size", "sequence_length"]),
-            ("beam_idx", Element::I32, &["batch_size"]),
-        ] {
+        let decoder = !self.caches.is_empty();
+        let keys = if decoder { "total_sequence_length" } else { "sequence_length" };
+        let has = |name: &str| self.graph.inputs().iter().any(|id| self.graph.get(*id).name == name);
+        let asked = [
+            ("input_ids", Element::I64, ["batch_size", "sequence_length"].as_slice(), true),
+            ("attention_mask", Element::I64, &["batch_size", keys], true),
+            ("position_ids", Element::I64, &["batch_size", "sequence_length"], decoder || has("positions")),
+            ("token_type_ids", Element::I64, &["batch_size", "sequence_length"], has("token_types")),
+            ("beam_idx", Element::I32, &["batch_size"], decoder),
+        ];
+        for (name, element, dims, _) in asked.into_iter().filter(|(.., wanted)| *wanted) {
             let data = vec![("shape", vec!["?"; dims.len()].join(",")), ("element_type", element.0.into())];
             let out = self.ir.layer(name, ("Parameter", 1), data, &[], &[element])[0];
             self.ir.export(out, name);
@@ -141,8 +153,12 @@ impl<'g> Emission<'g> {
             ports.push(Port { name: name.into(), dims, dtype: element.0.into() });
         }
         for id in self.graph.inputs() {
-            let out = if self.graph.get(*id).name == "positions" { "position_ids" } else { "input_ids" };
-            self.values.insert(*id, self.inputs[out]);
+            let name = match self.graph.get(*id).name.as_str() {
+                "positions" => "position_ids",
+                "token_types" => "token_type_ids",
+                _ => "input_ids",
+            };
+            self.values.insert(*id, self.inputs[name]);
         }
         ports
     }
@@ -154,7 +170,9 @@ impl<'g> Emission<'g> {
             self.ir.export(out, &value.name);
             self.ir.layer(format!("{}/result", value.name), ("Result", 1), vec![], &[out], &[]);
             let width = value.fact.dims.last().map(ToString::to_string).unwrap_or_default();
-            let dims = vec!["batch_size".into(), "sequence_length".into(), width];
+            let mut dims = vec!["batch_size".to_owned(), "sequence_length".to_owned()];
+            dims.truncate(value.fact.dims.len() - 1);
+            dims.push(width);
             ports.push(Port { name: value.name.clone(), dims, dtype: "f32".into() });
         }
         ports

@@ -46,6 +46,14 @@ pub(super) fn layer_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Resul
     Ok(e.binary("Add", name, scaled, bias))
 }
 
+pub(super) fn normalize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Out> {
+    let Op::Normalize { epsilon } = node.op else { unreachable!("the table is right") };
+    let (x, epsilon, last) = (e.value(node.inputs[0]), e.float(epsilon as f32), e.ints(&[-1]));
+    let length = e.layer(format!("{name}/length"), ("ReduceL2", 4), vec![("keep_dims", "true".into())], &[x, last]);
+    let bounded = e.binary("Maximum", format!("{name}/bounded"), length, epsilon);
+    Ok(e.binary("Divide", name, x, bounded))
+}
+
 pub(super) fn split_heads(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Out> {
     let dims = &e.graph.fact(node.output()).dims;
     let (heads, head) = (constant(&dims[1]), constant(&dims[3]));
