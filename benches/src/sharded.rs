@@ -135,10 +135,10 @@ fn quantize(attar: &Path, model: &Path, out: &Path) -> Result<cost::Cost, Failur
 
 /// Embedding and head are quantized, too.
 fn to_onnx(attar: &Path, folder: &Path) -> Result<cost::Cost, Failure> {
-    let recipe = folder.join("recipe.toml");
     let text = "recipe = 1\nmodel = \"model\"\noutput = \"out\"\n\n[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\ngroup = 64\n\
                 select = [\"embedding\", \"lm_head\", \"blocks.*.{attention,mlp}.*\"]\n\n[[export]]\ntarget = \"onnx\"\n";
-    fs::write(&recipe, text)?;
+    fs::write(folder.join("recipe.toml"), text)?;
     let mut command = Command::new(attar);
-    cost::of_command(command.arg("run").arg(recipe).arg("--quiet").stdout(Stdio::null()))
+    // Paths of a recipe are relative to where it is run.
+    cost::of_command(command.current_dir(folder).args(["run", "recipe.toml", "--quiet"]).stdout(Stdio::null()))
 }

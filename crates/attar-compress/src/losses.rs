@@ -19,8 +19,8 @@ const FIRST: usize = 10;
 /// Signal-to-noise ratio in decibels below which a scale that its format hardly holds has lost its precision.
 const COARSE_DB: f64 = 10.0;
 
-/// Weights in memory at a time: 4 MiB of f32, and as much decoded.
-const PIECE: usize = 1 << 20;
+/// Weights in memory at a time: 1 MiB of f32, and as much decoded. Larger pieces leave the cache.
+const PIECE: usize = 1 << 18;
 
 /// What a quantized weight lost.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

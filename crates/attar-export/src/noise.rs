@@ -45,8 +45,8 @@ pub(crate) fn same(name: &str, first: usize, columns: usize, found: &[f32], want
 pub(crate) struct Noise {
     signal: f64,
     noise: f64,
-    found: Bounds,
-    original: Bounds,
+    found: Only,
+    original: Only,
 }
 
 impl Noise {
@@ -108,22 +108,29 @@ fn squares(found: &[f32], original: &[f32]) -> [f32; 2] {
     [signal.iter().sum(), noise.iter().sum()]
 }
 
-/// Least and greatest, once there is any.
+/// Whether values are one number.
 #[derive(Default)]
-struct Bounds(Option<[f32; 2]>);
+enum Only {
+    #[default]
+    Nothing,
+    One(f32),
+    Several,
+}
 
-impl Bounds {
+impl Only {
     fn add(&mut self, values: &[f32]) {
         let Some(first) = values.first() else { return };
-        let [low, high] = self.0.unwrap_or([*first; 2]);
-        let low = values.iter().fold(low, |low, v| if *v < low { *v } else { low });
-        let high = values.iter().fold(high, |high, v| if *v > high { *v } else { high });
-        self.0 = Some([low, high]);
+        let one = match self {
+            Only::Several => return,
+            Only::Nothing => *first,
+            Only::One(one) => *one,
+        };
+        *self = if values.iter().all(|value| *value == one) { Only::One(one) } else { Only::Several };
     }
 
     /// The value, if all are the same.
     fn only(&self) -> Option<f32> {
-        self.0.filter(|[low, high]| low == high).map(|[low, _]| low)
+        if let Only::One(one) = self { Some(*one) } else { None }
     }
 }
 

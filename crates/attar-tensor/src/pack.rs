@@ -68,9 +68,8 @@ pub fn pack_row(codes: &[u8], bits: u32, out: &mut Vec<u8>) {
     match bits {
         8 => out.extend_from_slice(codes),
         4 => {
-            let pairs = codes.chunks_exact(2);
-            let last = pairs.remainder();
-            out.extend(pairs.map(|c| c[0] | c[1] << 4));
+            let (pairs, last) = codes.as_chunks::<2>();
+            out.extend(pairs.iter().map(|[low, high]| low | high << 4));
             out.extend_from_slice(last);
         }
         _ => {
@@ -89,11 +88,11 @@ pub fn unpack_row(packed: &[u8], bits: u32, codes: &mut [u8]) {
     match bits {
         8 => codes.copy_from_slice(packed),
         4 => {
-            for (pair, byte) in codes.chunks_mut(2).zip(packed) {
-                pair[0] = byte & 15;
-                if let [_, high] = pair {
-                    *high = byte >> 4;
-                }
+            // Pairs of a fixed length become vector code.
+            let (pairs, last) = codes.as_chunks_mut::<2>();
+            pairs.iter_mut().zip(packed).for_each(|(pair, byte)| *pair = [byte & 15, byte >> 4]);
+            if let ([low], Some(byte)) = (last, packed.last()) {
+                *low = byte & 15;
             }
         }
         _ => {

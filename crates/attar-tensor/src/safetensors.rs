@@ -15,6 +15,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo as StoredInfo};
@@ -186,6 +187,8 @@ pub struct Shards {
     places: BTreeMap<String, Place>,
     tensors: BTreeMap<String, TensorInfo>,
     beside: Vec<String>,
+    /// Of the tensors that were hashed.
+    digests: Mutex<HashMap<String, Digest>>,
 }
 
 impl Shards {
@@ -203,7 +206,8 @@ impl Shards {
                 }
             }
         }
-        let mut shards = Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new(), beside: Vec::new() };
+        let mut shards =
+            Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new(), beside: Vec::new(), digests: Mutex::default() };
         for (name, (scheme, dims)) in quantized {
             shards.add_quantized(name, *scheme, *dims, &mut parts)?;
         }
@@ -217,7 +221,8 @@ impl Shards {
     /// not part of the checkpoint. The error is a tensor that its file lacks.
     pub fn placed(paths: &[PathBuf], placed: &BTreeMap<String, usize>) -> Result<std::result::Result<Shards, String>> {
         let files = paths.iter().map(|path| File::open(path)).collect::<Result<Vec<_>>>()?;
-        let mut shards = Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new(), beside: Vec::new() };
+        let mut shards =
+            Shards { files, places: BTreeMap::new(), tensors: BTreeMap::new(), beside: Vec::new(), digests: Mutex::default() };
         for (name, file) in placed {
             let Some(stored) = shards.files[*file].tensors.get(name).cloned() else { return Ok(Err(name.clone())) };
             shards.add_plain(name.clone(), Part { file: *file, stored });
@@ -298,6 +303,12 @@ impl Shards {
     fn place(&self, name: &str, rows: &Range<usize>) -> Result<(&Place, [usize; 2])> {
         let dims = self.check(name, rows)?.matrix();
         Ok((&self.places[name], dims))
+    }
+}
+
+impl Shards {
+    fn digests(&self) -> MutexGuard<'_, HashMap<String, Digest>> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -403,6 +414,9 @@ impl Source for Shards {
     }
 
     fn digest(&self, name: &str) -> Result<Digest> {
+        if let Some(known) = self.digests().get(name) {
+            return Ok(*known);
+        }
         let info = self.info(name)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{} {:?}\n", info.encoding, info.dims).as_bytes());
@@ -415,7 +429,9 @@ impl Source for Shards {
             }
             Place::Unreadable { .. } => unreachable!("`info` refuses it"),
         }
-        Ok(hasher.into())
+        let digest = Digest::from(hasher);
+        self.digests().insert(name.into(), digest);
+        Ok(digest)
     }
 }
 

@@ -13,8 +13,8 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard},
-    time::{Duration, SystemTime},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tempfile::NamedTempFile;
@@ -38,9 +38,17 @@ const LOCK: &str = "lock";
 /// A use that is noted less precisely than this saves a write.
 const FRESH: Duration = Duration::from_secs(60);
 
+/// How long blobs and lines of the journal may wait until they are forced to the disk.
+const UNFORCED: Duration = Duration::from_millis(250);
+
 /// A store in a folder.
+///
+/// Units that take milliseconds are not forced to the disk one by one, which would take longer than they do: a machine that loses its
+/// power loses the work of a moment. What is incomplete then has another digest than its name and is made again.
 pub struct FolderStore {
     root: PathBuf,
+    blobs_forced: Pace,
+    lines_forced: Pace,
     journal: Mutex<Journal>,
     lease: Mutex<Option<Held>>,
 }
@@ -77,7 +85,13 @@ impl FolderStore {
 
     fn at(root: &Path) -> FolderStore {
         let journal = Mutex::new(Journal::new(root.join(JOURNAL)));
-        FolderStore { root: root.into(), journal, lease: Mutex::new(None) }
+        FolderStore {
+            root: root.into(),
+            blobs_forced: Pace::default(),
+            lines_forced: Pace::default(),
+            journal,
+            lease: Mutex::new(None),
+        }
     }
 
     /// Where the blob of that digest is, or would be.
@@ -212,7 +226,7 @@ impl Store for FolderStore {
 
     fn record(&self, unit: Digest, blob: Digest) -> Result<()> {
         let _lock = self.exclusive()?;
-        journal::append(&self.root.join(JOURNAL), unit, blob)
+        journal::append(&self.root.join(JOURNAL), unit, blob, self.lines_forced.is_due())
     }
 
     fn blobs(&self) -> Result<BTreeMap<Digest, u64>> {
@@ -273,6 +287,22 @@ impl Drop for FolderStore {
     }
 }
 
+/// When something was forced to the disk.
+#[derive(Default)]
+struct Pace(Mutex<Option<Instant>>);
+
+impl Pace {
+    /// Whether it is time again; if so, it is done now.
+    fn is_due(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= UNFORCED);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+}
+
 /// A blob that is being written to a temporary file.
 struct NewFile<'s> {
     store: &'s FolderStore,
@@ -298,13 +328,19 @@ impl NewBlob for NewFile<'_> {
         let digest = Digest::from(hasher);
         let path = store.path(&digest);
         let temporary = to.into_inner().map_err(|e| Error::io("write", &path)(e.into_error()))?;
-        // Outside the lock: flushing a large file takes a while.
-        temporary.as_file().sync_data().map_err(Error::io("write", &path))?;
+        let force = store.blobs_forced.is_due();
+        if force {
+            // Outside the lock: flushing a large file takes a while.
+            temporary.as_file().sync_data().map_err(Error::io("write", &path))?;
+        }
         let _lock = store.shared()?;
         store.with_lease(|lease| lease.add(digest))?;
         // An empty folder in its place was nobody's; one that holds something is an error.
         let _ = fs::remove_dir(&path);
-        persist(temporary, &path)?;
+        match force {
+            true => persist(temporary, &path)?,
+            false => drop(temporary.persist(&path).map_err(|e| Error::io("write", &path)(e.error))?),
+        }
         Ok(digest)
     }
 }

@@ -98,15 +98,17 @@ pub(super) fn holds_units(path: &Path) -> bool {
     journal.refresh().is_ok() && !journal.made.is_empty()
 }
 
-/// Appends a line and flushes it to the disk. The caller has the store's lock for itself.
-pub(super) fn append(path: &Path, unit: Digest, blob: Digest) -> Result<()> {
+/// Appends a line; `force` flushes it, and those before, to the disk. The caller has the store's lock for itself.
+pub(super) fn append(path: &Path, unit: Digest, blob: Digest, force: bool) -> Result<()> {
     let write = || {
         let new = !path.exists();
         let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
         let mut text = if ends_in_a_line(&mut file)? { Vec::new() } else { vec![b'\n'] };
         text.extend(line(unit, blob));
         file.write_all(&text)?;
-        file.sync_data()?;
+        if force {
+            file.sync_data()?;
+        }
         Ok(new)
     };
     match write().map_err(Error::io("write", path))? {
@@ -148,14 +150,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let [one, two, three] = [b"1", b"2", b"3"].map(|text| Digest::of(text));
-        append(&path, one, two).unwrap();
-        append(&path, two, one).unwrap();
+        append(&path, one, two, true).unwrap();
+        append(&path, two, one, true).unwrap();
         let text = fs::read(&path).unwrap();
         let cut = &text[..text.len() - 7];
         fs::write(&path, cut).unwrap();
         let mut journal = read(&path);
         assert_eq!((journal.get(&one), journal.get(&two)), (Some(two), None));
-        append(&path, two, three).unwrap();
+        append(&path, two, three, true).unwrap();
         assert!(fs::read(&path).unwrap().starts_with(cut));
         journal.refresh().unwrap();
         assert_eq!((journal.get(&one), journal.get(&two)), (Some(two), Some(three)));
@@ -167,11 +169,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let [one, two] = [b"1", b"2"].map(|text| Digest::of(text));
-        append(&path, one, two).unwrap();
+        append(&path, one, two, true).unwrap();
         let text = fs::read(&path).unwrap();
         fs::write(&path, &text[..text.len() - 1]).unwrap();
         assert_eq!(read(&path).get(&one), None);
-        append(&path, two, one).unwrap();
+        append(&path, two, one, true).unwrap();
         assert_eq!((read(&path).get(&one), read(&path).get(&two)), (Some(two), Some(one)));
     }
 
@@ -180,13 +182,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let [one, two, three] = [b"1", b"2", b"3"].map(|text| Digest::of(text));
-        append(&path, one, two).unwrap();
-        append(&path, two, three).unwrap();
-        append(&path, one, three).unwrap();
+        append(&path, one, two, true).unwrap();
+        append(&path, two, three, true).unwrap();
+        append(&path, one, three, true).unwrap();
         let mut reader = read(&path);
         assert_eq!(read(&path).compact(|blob| *blob == three, true).unwrap(), 1);
         assert_eq!(read(&path).compact(|blob| *blob == three, false).unwrap(), 1);
-        append(&path, three, one).unwrap();
+        append(&path, three, one, true).unwrap();
         reader.refresh().unwrap();
         assert_eq!([one, two, three].map(|unit| reader.get(&unit)), [Some(three), Some(three), Some(one)]);
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 3);

@@ -70,7 +70,7 @@ pub trait Store: Send + Sync {
     /// may be gone.
     fn lookup(&self, unit: &Digest) -> Result<Option<Digest>>;
 
-    /// Appends to the journal that `unit` made `blob`. It is on the disk when this returns.
+    /// Appends to the journal that `unit` made `blob`. It outlives this process when this returns, and is on the disk soon.
     fn record(&self, unit: Digest, blob: Digest) -> Result<()>;
 
     /// Digest and length of every blob.
@@ -89,7 +89,7 @@ pub trait Store: Send + Sync {
 
 /// A blob that is being written.
 pub trait NewBlob: Write {
-    /// Flushes it to the disk, stores it under its digest and leases it.
+    /// Stores it under its digest and leases it. It outlives this process when this returns, and is on the disk soon.
     fn commit(self: Box<Self>) -> Result<Digest>;
 }
 
