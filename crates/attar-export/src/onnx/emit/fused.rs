@@ -58,6 +58,8 @@ pub(super) struct Side {
     /// A norm of each head: its gain and its epsilon.
     norm: Option<(ValueId, f64)>,
     pub(super) rope: Option<(Rope, ValueId)>,
+    /// How many columns of each head are rotated, if not all.
+    pub(super) part: Option<usize>,
     /// The last value, `[batch, heads, seq, head]`.
     pub(super) last: ValueId,
     /// All values between the product and the attention.
@@ -103,7 +105,10 @@ impl GroupQuery {
     /// Whether the operator of a style computes it.
     fn is_held(&self, style: Style) -> bool {
         match style {
-            Style::Fused => self.attention.causal && self.layer.is_some() && self.head % HEAD_MULTIPLE[0] == 0,
+            Style::Fused => {
+                let whole = self.query.part.is_none() && self.head % HEAD_MULTIPLE[0] == 0;
+                self.attention.causal && self.layer.is_some() && whole
+            }
             Style::Standard => standard::is_held(&self.attention),
             Style::Plain => false,
         }
@@ -121,8 +126,8 @@ impl Readers {
         Readers(counts)
     }
 
-    fn is_one(&self, id: ValueId) -> bool {
-        self.0.get(&id) == Some(&1)
+    fn are(&self, count: usize, id: ValueId) -> bool {
+        self.0.get(&id) == Some(&count)
     }
 }
 
@@ -138,7 +143,8 @@ fn group_query(graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &N
     let (query, key, value) = (side(graph, readers, node.inputs[0])?, side(graph, readers, key?)?, side(graph, readers, value?)?);
     let dims = [query.last, key.last].map(|id| &graph.fact(id).dims);
     let (heads, head) = (dims.map(|dims| constant(&dims[1])), constant(&dims[0][3]));
-    let alike = query.rope.as_ref().map(|(rope, _)| rope) == key.rope.as_ref().map(|(rope, _)| rope);
+    let rotation = |side: &Side| (side.rope.as_ref().map(|(rope, _)| rope.clone()), side.part);
+    let alike = rotation(&query) == rotation(&key);
     if !alike || value.rope.is_some() || value.norm.is_some() {
         return None;
     }
@@ -149,7 +155,7 @@ fn group_query(graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &N
 }
 
 fn made_once<'g>(graph: &'g Graph, readers: &Readers, id: ValueId) -> Option<&'g Node> {
-    graph.maker(id).filter(|_| readers.is_one(id))
+    graph.maker(id).filter(|_| readers.are(1, id))
 }
 
 /// What a cache keeps, or the value itself where there are no caches.
@@ -160,17 +166,41 @@ fn cached(graph: &Graph, readers: &Readers, caches: &CachePlaces, id: ValueId) -
 
 /// Split, perhaps normalized, perhaps rotated.
 fn side(graph: &Graph, readers: &Readers, last: ValueId) -> Option<Side> {
-    let mut side = Side { product: last, norm: None, rope: None, last, values: Vec::new() };
+    let mut side = Side { product: last, norm: None, rope: None, part: None, last, values: Vec::new() };
+    let mut read = 1;
     loop {
-        let node = made_once(graph, readers, side.product)?;
+        let node = graph.maker(side.product).filter(|_| readers.are(read, side.product))?;
         side.values.push(side.product);
-        side.product = node.inputs[0];
+        (side.product, read) = (node.inputs[0], 1);
         match &node.op {
+            Op::Concat if side.rope.is_none() && side.norm.is_none() => {
+                side.product = side.add_part(graph, readers, node)?;
+                read = 2;
+            }
             Op::Rope(rope) if side.rope.is_none() && side.norm.is_none() => side.rope = Some((rope.clone(), node.inputs[1])),
             Op::RmsNorm { epsilon } if side.norm.is_none() => side.norm = Some((node.inputs[1], *epsilon)),
             Op::SplitHeads { .. } => return Some(side),
             _ => return None,
         }
+    }
+}
+
+impl Side {
+    /// Reads `joined` as the first columns of each head, rotated, and the others as they were; returns what both are of.
+    fn add_part(&mut self, graph: &Graph, readers: &Readers, joined: &Node) -> Option<ValueId> {
+        let [rotated, kept] = joined.inputs[..] else { return None };
+        let (turn, others) = (made_once(graph, readers, rotated)?, made_once(graph, readers, kept)?);
+        let Op::Rope(rope) = &turn.op else { return None };
+        let columns = made_once(graph, readers, turn.inputs[0])?;
+        let (Op::Slice { start: 0, length: part }, Op::Slice { start, length }) = (&columns.op, &others.op) else { return None };
+        let (whole, heads) = (columns.inputs[0], &graph.fact(joined.output()).dims);
+        if others.inputs[0] != whole || start != part || constant(&heads[3]) as usize != start + length {
+            return None;
+        }
+        self.rope = Some((rope.clone(), turn.inputs[1]));
+        self.part = Some(*part);
+        self.values.extend([rotated, kept, turn.inputs[0]]);
+        Some(whole)
     }
 }
 

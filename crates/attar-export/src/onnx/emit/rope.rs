@@ -14,7 +14,7 @@ pub(super) fn rope(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Stri
     let head = constant(&e.graph.fact(node.output()).dims[3]) as usize;
     let x = e.value(node.inputs[0]);
     if e.options.style == Style::Standard {
-        return Ok(e.rotate(name, &x, (rope, node.inputs[1]), head as i64, vec![]));
+        return Ok(e.rotate(name, &x, (rope, node.inputs[1]), head, vec![]));
     }
     let positions = e.value(node.inputs[1]);
     let angles = e.angles(rope, head, &positions);

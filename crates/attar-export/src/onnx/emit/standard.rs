@@ -52,20 +52,22 @@ impl Emission<'_> {
         let x = self.normalized(side, group.head);
         let Some((rope, positions)) = &side.rope else { return x };
         let name = self.graph.get(side.last).name.clone();
-        self.rotate(&name, &x, (rope, *positions), group.head, vec![("num_heads", Value::Int(heads))])
+        let mut attributes = vec![("num_heads", Value::Int(heads))];
+        attributes.extend(side.part.map(|part| ("rotary_embedding_dim", Value::Int(part as i64))));
+        self.rotate(&name, &x, (rope, *positions), side.part.unwrap_or(group.head as usize), attributes)
     }
 
-    /// One `RotaryEmbedding`. The number of heads is in `attributes` where `x` has no axis for them.
+    /// One `RotaryEmbedding` of `width` columns of each head. The number of heads is in `attributes` where `x` has no axis for them.
     pub(super) fn rotate(
         &mut self,
         name: &str,
         x: &str,
         (rope, positions): (&Rope, ValueId),
-        head: i64,
+        width: usize,
         attributes: Attributes,
     ) -> String {
         let positions = self.value(positions);
-        let angles = self.angles(rope, head as usize, &positions);
+        let angles = self.angles(rope, width, &positions);
         self.node("RotaryEmbedding", name, &[x, &format!("{angles}/cos"), &format!("{angles}/sin")], attributes)
     }
 }
