@@ -105,10 +105,8 @@ impl GroupQuery {
     /// Whether the operator of a style computes it.
     fn is_held(&self, style: Style) -> bool {
         match style {
-            Style::Fused => {
-                let whole = self.query.part.is_none() && self.head % HEAD_MULTIPLE[0] == 0;
-                self.attention.causal && self.layer.is_some() && whole
-            }
+            Style::Fused if self.query.part.is_some() => false,
+            Style::Fused => self.attention.causal && self.layer.is_some() && self.head % HEAD_MULTIPLE[0] == 0,
             Style::Standard => standard::is_held(&self.attention),
             Style::Plain => false,
         }
@@ -126,8 +124,8 @@ impl Readers {
         Readers(counts)
     }
 
-    fn are(&self, count: usize, id: ValueId) -> bool {
-        self.0.get(&id) == Some(&count)
+    fn count(&self, id: ValueId) -> usize {
+        self.0.get(&id).copied().unwrap_or(0)
     }
 }
 
@@ -155,7 +153,7 @@ fn group_query(graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &N
 }
 
 fn made_once<'g>(graph: &'g Graph, readers: &Readers, id: ValueId) -> Option<&'g Node> {
-    graph.maker(id).filter(|_| readers.are(1, id))
+    graph.maker(id).filter(|_| readers.count(id) == 1)
 }
 
 /// What a cache keeps, or the value itself where there are no caches.
@@ -169,7 +167,7 @@ fn side(graph: &Graph, readers: &Readers, last: ValueId) -> Option<Side> {
     let mut side = Side { product: last, norm: None, rope: None, part: None, last, values: Vec::new() };
     let mut read = 1;
     loop {
-        let node = graph.maker(side.product).filter(|_| readers.are(read, side.product))?;
+        let node = graph.maker(side.product).filter(|_| readers.count(side.product) == read)?;
         side.values.push(side.product);
         (side.product, read) = (node.inputs[0], 1);
         match &node.op {
@@ -193,8 +191,9 @@ impl Side {
         let Op::Rope(rope) = &turn.op else { return None };
         let columns = made_once(graph, readers, turn.inputs[0])?;
         let (Op::Slice { start: 0, length: part }, Op::Slice { start, length }) = (&columns.op, &others.op) else { return None };
-        let (whole, heads) = (columns.inputs[0], &graph.fact(joined.output()).dims);
-        if others.inputs[0] != whole || start != part || constant(&heads[3]) as usize != start + length {
+        let whole = columns.inputs[0];
+        let width = constant(&graph.fact(whole).dims[3]) as usize;
+        if others.inputs[0] != whole || start != part || start + length != width {
             return None;
         }
         self.rope = Some((rope.clone(), turn.inputs[1]));

@@ -1,7 +1,7 @@
 //! From a graph to ONNX nodes: a function per op, a file per family of ops, and [`EMITTERS`] joins them.
 //!
 //! Only operators of the standard are used, but for `MatMulNBits` and `GatherBlockQuantized` where the layout asks for
-//! them, and for those of [`Style::Fused`]. Activations are f32. What layers share (the mask, the rotary angles, constants) is made once.
+//! them, and for those of `style = "fused"`. Activations are f32. What layers share (the mask, the rotary angles, constants) is made once.
 
 mod attention;
 mod elementwise;
