@@ -10,7 +10,7 @@
 //! f32, unless the runtime fuses the rounding into them; what a cache holds is f32 that was rounded.
 //!
 //! A file of [`Style::Fused`] has no `position_ids` where the rotary embedding is inside `GroupQueryAttention`: tokens are counted in the cache. It
-//! takes several tokens behind a cache in batches of one only, which is ONNX Runtime's limit (1.32).
+//! takes several tokens behind a cache in batches of one only, which is ONNX Runtime's limit (1.32). Files of the other styles take them in any batch.
 //!
 //! ONNX Runtime multiplies quantized weights by activations that it rounds to 8 bits unless the session is made with
 //! `session.qdq_matmulnbits_accuracy_level` = `1`; the layout `matmul-nbits` needs no such setting.
@@ -123,7 +123,7 @@ impl Onnx {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         kit::remove(&folder.join(MODEL))?;
         DataFile::write(&folder.join(DATA), &emitted.weights, model.source, progress)?;
-        let bytes = proto::model(emitted.graph).map_err(|e| Error::Serialize { reason: e.to_string() })?;
+        let bytes = proto::model(emitted.graph, self.style.versions()).map_err(|e| Error::Serialize { reason: e.to_string() })?;
         let path = folder.join(MODEL);
         write_atomically(&path, |file| file.write_all(&bytes).map_err(Error::io("write", &path)))?;
         let written: Vec<Written> = emitted.weights.stored.iter().map(written).collect();

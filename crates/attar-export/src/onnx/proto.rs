@@ -1,6 +1,6 @@
 //! Everything that knows protobuf: codes and versions of the format, and how its messages are built.
 //!
-//! Follows onnx.proto of ONNX 1.16: opset 21 with IR 10, the first pair that has 4-bit integers.
+//! Follows onnx.proto of ONNX 1.16, of which later versions changed nothing that is written here.
 
 use onnx_protobuf::{
     AttributeProto, GraphProto, Message, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
@@ -10,8 +10,7 @@ use onnx_protobuf::{
 
 use attar_tensor::Dtype;
 
-const IR_VERSION: i64 = 10;
-const OPSET: i64 = 21;
+use super::style::Versions;
 
 /// Where ONNX Runtime's own operators live.
 pub(super) const MICROSOFT: &str = "com.microsoft";
@@ -152,17 +151,17 @@ pub(super) fn port(name: &str, element: Element, dims: &[String]) -> ValueInfoPr
 }
 
 /// A whole model, as bytes. The domain [`MICROSOFT`] is imported if a node uses it.
-pub(super) fn model(graph: GraphProto) -> protobuf::Result<Vec<u8>> {
+pub(super) fn model(graph: GraphProto, versions: Versions) -> protobuf::Result<Vec<u8>> {
     let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version, ..Default::default() };
     let contributed = graph.node.iter().any(|n| n.domain == MICROSOFT);
     let model = ModelProto {
-        ir_version: IR_VERSION,
+        ir_version: versions.ir,
         producer_name: "attar".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(graph).into(),
         ..Default::default()
     };
-    let imports = std::iter::once(import("", OPSET)).chain(contributed.then(|| import(MICROSOFT, 1)));
+    let imports = std::iter::once(import("", versions.opset)).chain(contributed.then(|| import(MICROSOFT, 1)));
     let imports = ModelProto { opset_import: imports.collect(), ..Default::default() };
     // Messages that follow each other are one. The imports have the highest number of all fields and so come last: OpenVINO takes a
     // file whose fields are in another order for another format.

@@ -12,7 +12,7 @@ use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 use attar_tensor::{Dtype, Encoding, Granularity, ScaleFormat, Scheme};
 
 use super::{
-    Layout, Onnx, Style,
+    Layout, Onnx,
     form::{Form, Scales, Sign, float, is_even, stored_bits, table_bits},
     integer,
     pack::{self, Pack},
@@ -73,7 +73,7 @@ impl Weights {
             let form = if unsigned { form.unsigned() } else { form };
             weights.stored.push(stored(graph, readers, form));
         }
-        if options.style == Style::Fused {
+        if options.style.packs() {
             weights.packs = pack::packs(graph, &|id| {
                 let at = *weights.of.get(&id)?;
                 readers[at].is_one_matrix().then(|| (at, &weights.stored[at]))

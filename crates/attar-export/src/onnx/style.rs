@@ -13,14 +13,40 @@ pub enum Style {
     /// one `MatMulNBits` for query, key and value and one for gate and up. OpenVINO reads them, too.
     #[default]
     Fused,
+    /// Operators of the ONNX standard, opset 24, where they do what the model does: `Attention` with its cache, `RotaryEmbedding`,
+    /// `RMSNormalization`. `layout` decides about weights; those of query, key and value are one product, as in `fused`.
+    Standard,
     /// Operators of the ONNX standard, opset 21; `layout` decides about weights.
     Plain,
+}
+
+/// Versions of the format: of the standard's operators, and of the file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Versions {
+    pub(super) opset: i64,
+    pub(super) ir: i64,
+}
+
+impl Style {
+    /// The oldest pair that has the operators and 4-bit integers.
+    pub(super) fn versions(self) -> Versions {
+        match self {
+            Style::Standard => Versions { opset: 24, ir: 12 },
+            Style::Fused | Style::Plain => Versions { opset: 21, ir: 10 },
+        }
+    }
+
+    /// Whether linear layers that read the same value are one product.
+    pub(super) fn packs(self) -> bool {
+        self != Style::Plain
+    }
 }
 
 impl fmt::Display for Style {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Style::Fused => "fused",
+            Style::Standard => "standard",
             Style::Plain => "plain",
         })
     }
@@ -89,7 +115,7 @@ mod tests {
 
     #[test]
     fn styles_print_as_they_are_written_in_recipes() {
-        for style in [Style::Fused, Style::Plain] {
+        for style in [Style::Fused, Style::Standard, Style::Plain] {
             assert_eq!(serde_json::to_value(style).unwrap(), style.to_string());
         }
     }

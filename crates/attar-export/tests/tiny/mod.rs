@@ -24,6 +24,8 @@ pub(crate) struct Tiny {
     pub(crate) inner: usize,
     pub(crate) bias: bool,
     pub(crate) window: Option<usize>,
+    /// The cap on scores of attention.
+    pub(crate) softcap: Option<f64>,
     pub(crate) key_heads: usize,
     pub(crate) cache: bool,
     pub(crate) vocabulary: usize,
@@ -106,6 +108,7 @@ impl Default for Tiny {
             inner: 96,
             bias: false,
             window: None,
+            softcap: None,
             key_heads: 2,
             cache: true,
             vocabulary: VOCABULARY,
@@ -161,8 +164,9 @@ impl Tiny {
                 false => ("k2", "v1"),
             };
             let window = self.window.map(|w| format!(", window = {w}")).unwrap_or_default();
-            writeln!(text, "    {n}a = attention {n}q2, {n}{key}, {n}{value} {{scale = {}{window}}}", 1.0 / (head as f64).sqrt())
-                .unwrap();
+            let softcap = self.softcap.map(|cap| format!(", softcap = {cap}")).unwrap_or_default();
+            let scale = 1.0 / (head as f64).sqrt();
+            writeln!(text, "    {n}a = attention {n}q2, {n}{key}, {n}{value} {{scale = {scale}{window}{softcap}}}").unwrap();
             writeln!(text, "    {n}m = merge_heads {n}a").unwrap();
             writeln!(text, "    {n}out = linear {n}m, {}{}", weight("o", width, width), bias("o", width)).unwrap();
             writeln!(text, "    {n}r1 = add {x}, {n}out").unwrap();

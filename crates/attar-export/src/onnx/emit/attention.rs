@@ -2,12 +2,19 @@
 
 use attar_graph::{Node, Op, op::Attention};
 
-use super::{Element, Emission, MASK, Value, constant};
-use crate::Result;
+use super::{Element, Emission, MASK, Value, constant, standard};
+use crate::{Result, onnx::Style};
 
 /// What a hidden score is: far below any real one, and finite, so that a row of padding that sees nothing gets an even
 /// mixture and not NaN.
 const HIDDEN: f32 = -1e30;
+
+/// A value with the queries of a call along an axis.
+#[derive(Clone, Copy)]
+pub(super) struct Queries<'n> {
+    pub(super) of: &'n str,
+    pub(super) axis: i64,
+}
 
 pub(super) fn cache(e: &mut Emission<'_>, node: &Node, _: &str) -> Result<String> {
     let Some((layer, role)) = e.caches.get(&node.output()).copied() else {
@@ -28,7 +35,13 @@ pub(super) fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
     let [heads, key_heads, head] = [&dims[0][1], &dims[1][1], &dims[0][3]].map(constant);
     let group = heads / key_heads;
     let [q, k, v] = [0, 1, 2].map(|i| e.value(node.inputs[i]));
-    let mask = e.mask(&q, group, attention);
+    let queries = Queries { of: &q, axis: 2 };
+    if e.options.style == Style::Standard && standard::is_held(attention) {
+        let mask = e.mask_of_queries(queries, attention);
+        e.attend(&[name.into()], &[q, k, v, mask], attention, vec![]);
+        return Ok(name.into());
+    }
+    let mask = e.mask(queries, group, attention);
     let (stack, spread) = (e.ints(&[0, key_heads, -1, head]), e.ints(&[0, heads, -1, head]));
     let queries = if group == 1 { q } else { e.node("Reshape", format!("{name}/stacked"), &[&q, &stack], vec![]) };
     let keys = e.node("Transpose", format!("{name}/keys"), &[&k], vec![("perm", Value::Ints(vec![0, 1, 3, 2]))]);
@@ -51,26 +64,47 @@ pub(super) fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
 impl Emission<'_> {
     /// What is added to scores: `[batch, 1, group * seq, past + seq]`, once for each way to see and group. Where all
     /// queries see the same keys it is `[batch, 1, 1, past + seq]`.
-    fn mask(&mut self, queries: &str, group: i64, attention: &Attention) -> String {
-        let full = if attention.causal { "" } else { ".full" };
-        let window = attention.window.map_or(String::new(), |window| format!(".{window}"));
-        let name = format!("/mask{full}{window}");
-        let grouped = format!("{name}/group.{group}");
-        if self.made.contains(&grouped) {
-            return grouped;
-        }
-        if self.made.insert(name.clone()) {
-            self.mask_of_one_head(&name, queries, attention);
-        }
-        if !attention.causal && attention.window.is_none() {
+    fn mask(&mut self, queries: Queries<'_>, group: i64, attention: &Attention) -> String {
+        let name = self.mask_of_heads(queries, attention);
+        if sees_all(attention) {
             return name;
         }
         let repeats = self.ints(&[1, 1, group, 1]);
-        self.shared("Tile", &grouped, &[&name, &repeats], vec![])
+        self.shared("Tile", &format!("{name}/group.{group}"), &[&name, &repeats], vec![])
+    }
+
+    /// The same for heads side by side, `[batch, 1, seq, past + seq]`, also where all queries see the same keys: `Attention` of ONNX Runtime
+    /// 1.32 wants a row for each.
+    pub(super) fn mask_of_queries(&mut self, queries: Queries<'_>, attention: &Attention) -> String {
+        let name = self.mask_of_heads(queries, attention);
+        match sees_all(attention) {
+            true => self.for_each_query(&format!("{name}/of_queries"), &name, queries),
+            false => name,
+        }
+    }
+
+    /// `keys`, `[batch, 1, 1, past + seq]`, for each query.
+    pub(super) fn for_each_query(&mut self, name: &str, keys: &str, queries: Queries<'_>) -> String {
+        let (one, axis) = (self.ints(&[1]), queries.axis);
+        let seq = vec![("start", Value::Int(axis)), ("end", Value::Int(axis + 1))];
+        let queries = self.shared("Shape", "/mask/queries_of_call", &[queries.of], seq);
+        let shape = self.shared("Concat", "/mask/padding_shape", &[&one, &one, &queries, &one], vec![("axis", Value::Int(0))]);
+        self.shared("Expand", name, &[keys, &shape], vec![])
+    }
+
+    /// `[batch, 1, seq, past + seq]`, or `[batch, 1, 1, past + seq]` where all queries see the same keys.
+    fn mask_of_heads(&mut self, queries: Queries<'_>, attention: &Attention) -> String {
+        let full = if attention.causal { "" } else { ".full" };
+        let window = attention.window.map_or(String::new(), |window| format!(".{window}"));
+        let name = format!("/mask{full}{window}");
+        if self.made.insert(name.clone()) {
+            self.mask_of_one_head(&name, queries, attention);
+        }
+        name
     }
 
     /// 0 where a query sees a key: not after it (unless attention is full), in its window, and no padding; else [`HIDDEN`].
-    fn mask_of_one_head(&mut self, name: &str, queries: &str, attention: &Attention) {
+    fn mask_of_one_head(&mut self, name: &str, queries: Queries<'_>, attention: &Attention) {
         let near = self.near(name, queries, attention);
         let axes = self.ints(&[1, 2]);
         let real = self.shared("Cast", "/mask/real", &[MASK], vec![("to", Value::Int(Element::BOOL.0.into()))]);
@@ -84,8 +118,8 @@ impl Emission<'_> {
     }
 
     /// Whether a query sees a key, by their positions: `[seq, past + seq]`; nothing where it sees all.
-    fn near(&mut self, name: &str, queries: &str, attention: &Attention) -> Option<String> {
-        if !attention.causal && attention.window.is_none() {
+    fn near(&mut self, name: &str, queries: Queries<'_>, attention: &Attention) -> Option<String> {
+        if sees_all(attention) {
             return None;
         }
         let (at, keys) = self.positions(queries);
@@ -105,17 +139,17 @@ impl Emission<'_> {
     }
 
     /// Positions of queries `[seq, 1]` and of keys `[1, past + seq]`.
-    fn positions(&mut self, queries: &str) -> (String, String) {
+    fn positions(&mut self, queries: Queries<'_>) -> (String, String) {
         let (zero, one, first, second) = (self.int(0), self.int(1), self.ints(&[0]), self.ints(&[1]));
-        let length = |e: &mut Self, what: &str, of: &str| {
-            let axis = vec![("start", Value::Int(2)), ("end", Value::Int(3))];
+        let length = |e: &mut Self, what: &str, Queries { of, axis }: Queries<'_>| {
+            let axis = vec![("start", Value::Int(axis)), ("end", Value::Int(axis + 1))];
             let shape = e.shared("Shape", &format!("/mask/{what}_shape"), &[of], axis);
             e.shared("Squeeze", &format!("/mask/{what}"), &[&shape], vec![])
         };
         let seq = length(self, "seq", queries);
         let past = match self.caches.is_empty() {
             true => zero.clone(),
-            false => length(self, "past", "past_key_values.0.key"),
+            false => length(self, "past", Queries { of: "past_key_values.0.key", axis: 2 }),
         };
         let total = self.shared("Add", "/mask/total", &[&past, &seq], vec![]);
         let at = self.shared("Range", "/mask/query", &[&past, &total, &one], vec![]);
@@ -124,4 +158,9 @@ impl Emission<'_> {
         let keys = self.shared("Unsqueeze", "/mask/keys", &[&keys, &first], vec![]);
         (at, keys)
     }
+}
+
+/// Whether every query sees every key.
+fn sees_all(attention: &Attention) -> bool {
+    !attention.causal && attention.window.is_none()
 }

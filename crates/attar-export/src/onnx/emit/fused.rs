@@ -1,4 +1,5 @@
-//! Operators of ONNX Runtime that do the work of several nodes: [`Fusions`] finds where they fit, [`Emission::fused`] writes them.
+//! Operators that do the work of several nodes: [`Fusions`] finds where they fit, [`Emission::fused`] writes them: those of ONNX Runtime here, those
+//! of the standard in [`super::standard`].
 //!
 //! `GroupQueryAttention` counts tokens in the cache, which rotary embeddings allow: they see differences of positions only. Padding on the left is
 //! hidden by its `attention_bias`.
@@ -10,11 +11,11 @@ use attar_graph::{
     op::{Attention, Rope},
 };
 
-use super::{Element, Emission, MASK, Value, constant, emitter};
+use super::{Element, Emission, MASK, Value, attention::Queries, constant, emitter, standard};
 use crate::{
     Result,
     decoder::CachePlaces,
-    onnx::{Padding, form::Form, proto::MICROSOFT},
+    onnx::{Padding, Style, form::Form, proto::MICROSOFT},
 };
 
 /// What `GroupQueryAttention` asks of the width of a head, and what its rotary embedding asks.
@@ -36,38 +37,46 @@ pub(super) struct Fusions {
 
 /// An attention with all that is around it.
 #[derive(Clone)]
-struct GroupQuery {
-    attention: Attention,
-    layer: usize,
-    heads: [i64; 2],
-    head: i64,
-    query: Side,
-    key: Side,
-    value: ValueId,
+pub(super) struct GroupQuery {
+    pub(super) attention: Attention,
+    /// The layer of its caches, if it has some.
+    pub(super) layer: Option<usize>,
+    /// Those of queries, and those of keys and values.
+    pub(super) heads: [i64; 2],
+    /// The width of one.
+    pub(super) head: i64,
+    pub(super) query: Side,
+    pub(super) key: Side,
+    pub(super) value: ValueId,
 }
 
 /// How query or key come from a product.
 #[derive(Clone)]
-struct Side {
+pub(super) struct Side {
     /// The product, `[batch, seq, heads * head]`.
     product: ValueId,
     /// A norm of each head: its gain and its epsilon.
     norm: Option<(ValueId, f64)>,
-    rope: Option<(Rope, ValueId)>,
+    pub(super) rope: Option<(Rope, ValueId)>,
+    /// How many columns of each head are rotated, if not all.
+    pub(super) part: Option<usize>,
     /// The last value, `[batch, heads, seq, head]`.
-    last: ValueId,
+    pub(super) last: ValueId,
     /// All values between the product and the attention.
     values: Vec<ValueId>,
 }
 
 impl Fusions {
-    pub(super) fn find(graph: &Graph, caches: &CachePlaces) -> Fusions {
+    pub(super) fn find(graph: &Graph, caches: &CachePlaces, style: Style) -> Fusions {
         let mut fusions = Fusions::default();
         let readers = Readers::of(graph);
         for node in graph.nodes() {
             match &node.op {
-                Op::RmsNorm { .. } => fusions.add_norm(graph, node),
-                Op::MergeHeads => fusions.add_attention(graph, caches, &readers, node),
+                Op::RmsNorm { .. } if style == Style::Fused => fusions.add_norm(graph, node),
+                Op::MergeHeads => {
+                    let found = group_query(graph, caches, &readers, node).filter(|(group, _)| group.is_held(style));
+                    fusions.add_attention(node, found);
+                }
                 _ => (),
             }
         }
@@ -84,10 +93,22 @@ impl Fusions {
         }
     }
 
-    fn add_attention(&mut self, graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &Node) {
-        if let Some((group, values)) = group_query(graph, caches, readers, merge) {
+    fn add_attention(&mut self, merge: &Node, found: Option<(GroupQuery, Vec<ValueId>)>) {
+        if let Some((group, values)) = found {
             self.absorbed.extend(values);
             self.attentions.insert(merge.output(), group);
+        }
+    }
+}
+
+impl GroupQuery {
+    /// Whether the operator of a style computes it.
+    fn is_held(&self, style: Style) -> bool {
+        match style {
+            Style::Fused if self.query.part.is_some() => false,
+            Style::Fused => self.attention.causal && self.layer.is_some() && self.head % HEAD_MULTIPLE[0] == 0,
+            Style::Standard => standard::is_held(&self.attention),
+            Style::Plain => false,
         }
     }
 }
@@ -103,8 +124,8 @@ impl Readers {
         Readers(counts)
     }
 
-    fn is_one(&self, id: ValueId) -> bool {
-        self.0.get(&id) == Some(&1)
+    fn count(&self, id: ValueId) -> usize {
+        self.0.get(&id).copied().unwrap_or(0)
     }
 }
 
@@ -112,14 +133,17 @@ impl Readers {
 fn group_query(graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &Node) -> Option<(GroupQuery, Vec<ValueId>)> {
     let node = made_once(graph, readers, merge.inputs[0])?;
     let Op::Attention(attention) = &node.op else { return None };
-    let [key, value] = [1, 2].map(|i| cached(graph, readers, node.inputs[i]));
-    let (layer, _) = *caches.get(&node.inputs[1])?;
+    let layer = caches.get(&node.inputs[1]).map(|(layer, _)| *layer);
+    if [1, 2].map(|i| caches.contains_key(&node.inputs[i])) != [!caches.is_empty(); 2] {
+        return None;
+    }
+    let [key, value] = [1, 2].map(|i| cached(graph, readers, caches, node.inputs[i]));
     let (query, key, value) = (side(graph, readers, node.inputs[0])?, side(graph, readers, key?)?, side(graph, readers, value?)?);
     let dims = [query.last, key.last].map(|id| &graph.fact(id).dims);
     let (heads, head) = (dims.map(|dims| constant(&dims[1])), constant(&dims[0][3]));
-    let alike = query.rope.as_ref().map(|(rope, _)| rope) == key.rope.as_ref().map(|(rope, _)| rope);
-    let fits = attention.causal && alike && value.rope.is_none() && value.norm.is_none() && head % HEAD_MULTIPLE[0] == 0;
-    if !fits {
+    let rotation = |side: &Side| (side.rope.as_ref().map(|(rope, _)| rope.clone()), side.part);
+    let alike = rotation(&query) == rotation(&key);
+    if !alike || value.rope.is_some() || value.norm.is_some() {
         return None;
     }
     let mut values = vec![merge.inputs[0], node.inputs[1], node.inputs[2]];
@@ -129,27 +153,53 @@ fn group_query(graph: &Graph, caches: &CachePlaces, readers: &Readers, merge: &N
 }
 
 fn made_once<'g>(graph: &'g Graph, readers: &Readers, id: ValueId) -> Option<&'g Node> {
-    graph.maker(id).filter(|_| readers.is_one(id))
+    graph.maker(id).filter(|_| readers.count(id) == 1)
 }
 
-/// What a cache keeps.
-fn cached(graph: &Graph, readers: &Readers, id: ValueId) -> Option<ValueId> {
-    made_once(graph, readers, id).filter(|node| matches!(node.op, Op::Cache { .. })).map(|node| node.inputs[0])
+/// What a cache keeps, or the value itself where there are no caches.
+fn cached(graph: &Graph, readers: &Readers, caches: &CachePlaces, id: ValueId) -> Option<ValueId> {
+    let node = made_once(graph, readers, id)?;
+    Some(if caches.contains_key(&id) { node.inputs[0] } else { id })
 }
 
 /// Split, perhaps normalized, perhaps rotated.
 fn side(graph: &Graph, readers: &Readers, last: ValueId) -> Option<Side> {
-    let mut side = Side { product: last, norm: None, rope: None, last, values: Vec::new() };
+    let mut side = Side { product: last, norm: None, rope: None, part: None, last, values: Vec::new() };
+    let mut read = 1;
     loop {
-        let node = made_once(graph, readers, side.product)?;
+        let node = graph.maker(side.product).filter(|_| readers.count(side.product) == read)?;
         side.values.push(side.product);
-        side.product = node.inputs[0];
+        (side.product, read) = (node.inputs[0], 1);
         match &node.op {
+            Op::Concat if side.rope.is_none() && side.norm.is_none() => {
+                side.product = side.add_part(graph, readers, node)?;
+                read = 2;
+            }
             Op::Rope(rope) if side.rope.is_none() && side.norm.is_none() => side.rope = Some((rope.clone(), node.inputs[1])),
             Op::RmsNorm { epsilon } if side.norm.is_none() => side.norm = Some((node.inputs[1], *epsilon)),
             Op::SplitHeads { .. } => return Some(side),
             _ => return None,
         }
+    }
+}
+
+impl Side {
+    /// Reads `joined` as the first columns of each head, rotated, and the others as they were; returns what both are of.
+    fn add_part(&mut self, graph: &Graph, readers: &Readers, joined: &Node) -> Option<ValueId> {
+        let [rotated, kept] = joined.inputs[..] else { return None };
+        let (turn, others) = (made_once(graph, readers, rotated)?, made_once(graph, readers, kept)?);
+        let Op::Rope(rope) = &turn.op else { return None };
+        let columns = made_once(graph, readers, turn.inputs[0])?;
+        let (Op::Slice { start: 0, length: part }, Op::Slice { start, length }) = (&columns.op, &others.op) else { return None };
+        let whole = columns.inputs[0];
+        let width = constant(&graph.fact(whole).dims[3]) as usize;
+        if others.inputs[0] != whole || start != part || start + length != width {
+            return None;
+        }
+        self.rope = Some((rope.clone(), turn.inputs[1]));
+        self.part = Some(*part);
+        self.values.extend([rotated, kept, turn.inputs[0]]);
+        Some(whole)
     }
 }
 
@@ -170,7 +220,10 @@ impl Emission<'_> {
             return Ok(true);
         }
         if let Some(group) = self.fusions.attentions.get(&id).cloned() {
-            self.group_query(node, &group)?;
+            match self.options.style {
+                Style::Standard => self.standard_attention(node, &group),
+                Style::Fused | Style::Plain => self.group_query(node, &group)?,
+            }
         } else if let Some(norm) = self.fusions.norms.get(&id).copied() {
             self.add_and_normalize(node, norm);
         } else if !self.multiply_pack(node) {
@@ -179,7 +232,7 @@ impl Emission<'_> {
         Ok(true)
     }
 
-    fn named(&mut self, id: ValueId) -> String {
+    pub(super) fn named(&mut self, id: ValueId) -> String {
         let name = self.graph.get(id).name.clone();
         self.names.insert(id, name.clone());
         name
@@ -234,14 +287,19 @@ impl Emission<'_> {
 
     /// Whether one attention takes these products as they lie: query, key and value behind each other.
     fn is_read_whole(&self, products: &[ValueId]) -> bool {
-        self.fusions.attentions.values().any(|group| {
-            let plain = |side: &Side| side.norm.is_none() && (side.rope.is_none() || self.rotates(group));
-            products == [group.query.product, group.key.product, group.value] && plain(&group.query) && plain(&group.key)
-        })
+        let whole = self.options.style == Style::Fused;
+        whole
+            && self.fusions.attentions.values().any(|group| {
+                let plain = |side: &Side| side.norm.is_none() && (side.rope.is_none() || self.rotates(group));
+                products == [group.query.product, group.key.product, group.value] && plain(&group.query) && plain(&group.key)
+            })
     }
 
     /// Whether the rotary embedding of an attention is done inside of it: by a table of all positions that the model knows.
     fn rotates(&self, group: &GroupQuery) -> bool {
+        if self.options.style != Style::Fused {
+            return false;
+        }
         let (Some((rope, positions)), Some(_)) = (&group.query.rope, self.purpose.context) else { return false };
         let counted = self.graph.get(*positions).name == "positions" && self.graph.inputs().contains(positions);
         counted && rope.longest_short().is_none() && group.head % HEAD_MULTIPLE[1] == 0
@@ -262,8 +320,9 @@ impl Emission<'_> {
             Padding::Left => self.padding(&tensors[0]),
             Padding::Right => String::new(),
         };
-        let [past_key, past_value] = ["key", "value"].map(|role| format!("past_key_values.{}.{role}", group.layer));
-        let [present_key, present_value] = ["key", "value"].map(|role| format!("present.{}.{role}", group.layer));
+        let layer = group.layer.expect("is_held asks for caches");
+        let [past_key, past_value] = ["key", "value"].map(|role| format!("past_key_values.{layer}.{role}"));
+        let [present_key, present_value] = ["key", "value"].map(|role| format!("present.{layer}.{role}"));
         let attention = &group.attention;
         let mut attributes = vec![
             ("do_rotary", Value::Int(self.rotates(group).into())),
@@ -279,12 +338,14 @@ impl Emission<'_> {
         let given = inputs.iter().rposition(|name| !name.is_empty()).map_or(0, |last| last + 1);
         let name = self.named(merge.output());
         self.node_with(MICROSOFT, "GroupQueryAttention", &[&name, &present_key, &present_value], &inputs[..given], attributes);
-        for (id, place) in self.caches.clone() {
-            if place.0 == group.layer {
-                self.names.insert(id, format!("present.{}.{}", place.0, place.1));
-            }
-        }
+        self.name_caches(layer);
         Ok(())
+    }
+
+    /// The caches of a layer are outputs of its attention.
+    pub(super) fn name_caches(&mut self, layer: usize) {
+        let caches: Vec<_> = self.caches.iter().filter(|(_, place)| place.0 == layer).map(|(id, place)| (*id, *place)).collect();
+        self.names.extend(caches.into_iter().map(|(id, (layer, role))| (id, format!("present.{layer}.{role}"))));
     }
 
     /// Query or key as `GroupQueryAttention` takes it, `[batch, seq, heads * head]`: normalized, and rotated where the operator does not.
@@ -292,13 +353,18 @@ impl Emission<'_> {
         if side.rope.is_some() && !self.rotates(group) {
             return self.rotated_heads(side);
         }
+        Ok(self.normalized(side, group.head))
+    }
+
+    /// The product of query or key, `[batch, seq, heads * head]`, with its heads normalized if they are.
+    pub(super) fn normalized(&mut self, side: &Side, head: i64) -> String {
         let product = self.value(side.product);
-        let Some((gain, epsilon)) = side.norm else { return Ok(product) };
+        let Some((gain, epsilon)) = side.norm else { return product };
         let name = self.graph.get(side.last).name.clone();
-        let (gain, apart, whole) = (self.value(gain), self.ints(&[0, 0, -1, group.head]), self.ints(&[0, 0, -1]));
+        let (gain, apart, whole) = (self.value(gain), self.ints(&[0, 0, -1, head]), self.ints(&[0, 0, -1]));
         let apart = self.node("Reshape", format!("{name}/heads"), &[&product, &apart], vec![]);
-        let norm = self.simplified_norm(format!("{name}/norm"), &apart, &gain, epsilon);
-        Ok(self.node("Reshape", format!("{name}/whole"), &[&norm, &whole], vec![]))
+        let norm = self.whole_norm(format!("{name}/norm"), &apart, &gain, epsilon);
+        self.node("Reshape", format!("{name}/whole"), &[&norm, &whole], vec![])
     }
 
     /// Each node of a side by itself, and the heads behind each other again.
@@ -334,15 +400,7 @@ impl Emission<'_> {
             let positions = self.shared("Reshape", &format!("{positions}/column"), &[&positions, &column], vec![]);
             let angles = self.node("Mul", format!("{name}/products"), &[&positions, &frequencies], vec![]);
             let angles = self.node("Reshape", format!("{name}/angles"), &[&angles, &flat], vec![]);
-            let magnitude = rope.magnitude();
-            for (op, table) in [("Cos", "cos"), ("Sin", "sin")] {
-                let unit = if magnitude == 1.0 { format!("{name}/{table}") } else { format!("{name}/{table}/unit") };
-                let unit = self.node(op, unit, &[&angles], vec![]);
-                if magnitude != 1.0 {
-                    let magnitude = self.float(magnitude);
-                    self.node("Mul", format!("{name}/{table}"), &[&unit, &magnitude], vec![]);
-                }
-            }
+            self.cosines_and_sines(&name, &angles, rope.magnitude());
         }
         ["cos", "sin"].map(|table| format!("{name}/{table}"))
     }
@@ -374,13 +432,10 @@ impl Emission<'_> {
 
     /// What is added to scores so that padding is not seen: `[batch, 1, seq, past + seq]`. `queries` is `[batch, seq, _]`.
     fn padding(&mut self, queries: &str) -> String {
-        let (zero, hidden, axes, one) = (self.float(0.0), self.float(HIDDEN), self.ints(&[1, 2]), self.ints(&[1]));
+        let (zero, hidden, axes) = (self.float(0.0), self.float(HIDDEN), self.ints(&[1, 2]));
         let real = self.shared("Cast", "/mask/real", &[MASK], vec![("to", Value::Int(Element::BOOL.0.into()))]);
         let keys = self.shared("Where", "/mask/padding_of_keys", &[&real, &zero, &hidden], vec![]);
         let keys = self.shared("Unsqueeze", "/mask/padding_of_all", &[&keys, &axes], vec![]);
-        let seq = vec![("start", Value::Int(1)), ("end", Value::Int(2))];
-        let queries = self.shared("Shape", "/mask/queries_of_call", &[queries], seq);
-        let shape = self.shared("Concat", "/mask/padding_shape", &[&one, &one, &queries, &one], vec![("axis", Value::Int(0))]);
-        self.shared("Expand", "/mask/padding", &[&keys, &shape], vec![])
+        self.for_each_query("/mask/padding", &keys, Queries { of: queries, axis: 1 })
     }
 }

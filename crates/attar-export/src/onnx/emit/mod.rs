@@ -1,7 +1,7 @@
 //! From a graph to ONNX nodes: a function per op, a file per family of ops, and [`EMITTERS`] joins them.
 //!
 //! Only operators of the standard are used, but for `MatMulNBits` and `GatherBlockQuantized` where the layout asks for
-//! them. Activations are f32. What layers share (the mask, the rotary angles, constants) is made once.
+//! them, and for those of `style = "fused"`. Activations are f32. What layers share (the mask, the rotary angles, constants) is made once.
 
 mod attention;
 mod elementwise;
@@ -13,6 +13,7 @@ mod product;
 mod quantize;
 mod rope;
 mod shape;
+mod standard;
 mod table;
 mod weight;
 
@@ -22,7 +23,7 @@ use attar_graph::{Dim, Graph, Node, Op, ValueId, op::Rope};
 use onnx_protobuf::{GraphProto, NodeProto, TensorProto};
 
 use super::{
-    Onnx, Purpose, Style,
+    Onnx, Purpose,
     proto::{self, Attributes, Element, Value},
     storage::Weights,
 };
@@ -120,7 +121,7 @@ struct Emission<'g> {
 impl<'g> Emission<'g> {
     fn new(graph: &'g Graph, options: &'g Onnx, purpose: Purpose) -> Result<Emission<'g>> {
         let caches = cache_places(graph);
-        let fusions = if options.style == Style::Fused { Fusions::find(graph, &caches) } else { Fusions::default() };
+        let fusions = Fusions::find(graph, &caches, options.style);
         Ok(Emission {
             graph,
             options,

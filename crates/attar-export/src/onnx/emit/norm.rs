@@ -5,12 +5,12 @@ use attar_graph::{Node, Op};
 use super::{Emission, Value};
 use crate::{Result, onnx::Style};
 
-/// In the form that ONNX Runtime fuses to one kernel.
+/// One operator, or what it does in the form that ONNX Runtime fuses to one kernel.
 pub(super) fn rms_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let Op::RmsNorm { epsilon } = node.op else { unreachable!("the table is right") };
     let (x, gain) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
-    if e.options.style == Style::Fused {
-        return Ok(e.simplified_norm(name, &x, &gain, epsilon));
+    if e.options.style != Style::Plain {
+        return Ok(e.whole_norm(name, &x, &gain, epsilon));
     }
     let (two, epsilon, last) = (e.float(2.0), e.float(epsilon as f32), e.ints(&[-1]));
     let squares = e.node("Pow", format!("{name}/squares"), &[&x, &two], vec![]);
@@ -38,9 +38,13 @@ pub(super) fn normalize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
 }
 
 impl Emission<'_> {
-    /// ONNX Runtime's own operator, which it takes for one of the standard.
-    pub(super) fn simplified_norm(&mut self, name: impl Into<String>, x: &str, gain: &str, epsilon: f64) -> String {
+    /// The standard's operator, or ONNX Runtime's own, which it takes for one of the standard.
+    pub(super) fn whole_norm(&mut self, name: impl Into<String>, x: &str, gain: &str, epsilon: f64) -> String {
         let attributes = vec![("axis", Value::Int(-1)), ("epsilon", Value::Float(epsilon as f32)), ("stash_type", Value::Int(1))];
-        self.node("SimplifiedLayerNormalization", name, &[x, gain], attributes)
+        let op = match self.options.style {
+            Style::Standard => "RMSNormalization",
+            Style::Fused | Style::Plain => "SimplifiedLayerNormalization",
+        };
+        self.node(op, name, &[x, gain], attributes)
     }
 }

@@ -3,13 +3,20 @@
 use attar_graph::{Node, Op, op::Rope};
 
 use super::{Element, Emission, Value, constant};
-use crate::{Result, onnx::proto};
+use crate::{
+    Result,
+    onnx::{Style, proto},
+};
 
 /// `x cos + swap(x) sin`, where `swap` exchanges the halves and the first half of `sin` is negated.
 pub(super) fn rope(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let Op::Rope(rope) = &node.op else { unreachable!("the table is right") };
     let head = constant(&e.graph.fact(node.output()).dims[3]) as usize;
-    let (x, positions) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
+    let x = e.value(node.inputs[0]);
+    if e.options.style == Style::Standard {
+        return Ok(e.rotate(name, &x, (rope, node.inputs[1]), head, vec![]));
+    }
+    let positions = e.value(node.inputs[1]);
     let angles = e.angles(rope, head, &positions);
     let halves = e.ints(&[head as i64 / 2; 2]);
     let mut split = proto::node("", "Split", &format!("{name}/first"), &[&x, &halves], vec![("axis", Value::Int(-1))]);
@@ -23,8 +30,9 @@ pub(super) fn rope(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Stri
 }
 
 impl Emission<'_> {
-    /// Makes `NAME/cos` and `NAME/sin`, `[batch, 1, seq, head]`, once for each kind of rope; returns the name.
-    fn angles(&mut self, rope: &Rope, head: usize, positions: &str) -> String {
+    /// Makes `NAME/cos` and `NAME/sin`, once for each kind of rope; returns the name. They are `[batch, 1, seq, head]`, or
+    /// `[batch, seq, head / 2]` for `RotaryEmbedding`.
+    pub(super) fn angles(&mut self, rope: &Rope, head: usize, positions: &str) -> String {
         if let Some((.., name)) = self.ropes.iter().find(|(r, h, p, _)| r == rope && *h == head && p == positions) {
             return name.clone();
         }
@@ -32,11 +40,18 @@ impl Emission<'_> {
         self.ropes.push((rope.clone(), head, positions.into(), name.clone()));
         let constant = || format!("{name}/frequencies");
         let same = rope.longest_short().is_none().then(|| self.frequencies(rope, head, constant(), 0));
-        let (axes, magnitude) = (self.ints(&[1, 3]), self.float(rope.magnitude()));
+        let axes = self.ints(&[1, 3]);
         let at = self.cast(format!("{name}/positions"), positions, Element::F32);
         let frequencies = same.unwrap_or_else(|| self.frequencies_by_length(rope, head, &name, &at));
         let at = self.node("Unsqueeze", format!("{name}/at"), &[&at, &axes], vec![]);
         let angles = self.node("Mul", format!("{name}/angles"), &[&at, &frequencies], vec![]);
+        if self.options.style == Style::Standard {
+            let one = self.ints(&[1]);
+            let angles = self.node("Squeeze", format!("{name}/of_tokens"), &[&angles, &one], vec![]);
+            self.cosines_and_sines(&name, &angles, rope.magnitude());
+            return name;
+        }
+        let magnitude = self.float(rope.magnitude());
         for (op, axis) in [("Cos", "cos"), ("Sin", "sin")] {
             let plain = self.node(op, format!("{name}/plain_{axis}"), &[&angles], vec![]);
             let half = self.node("Mul", format!("{name}/half_{axis}"), &[&plain, &magnitude], vec![]);
@@ -47,6 +62,18 @@ impl Emission<'_> {
             self.node("Concat", format!("{name}/{axis}"), &[&first, &half], vec![("axis", Value::Int(-1))]);
         }
         name
+    }
+
+    /// `NAME/cos` and `NAME/sin` of angles, times a magnitude.
+    pub(super) fn cosines_and_sines(&mut self, name: &str, angles: &str, magnitude: f32) {
+        for (op, table) in [("Cos", "cos"), ("Sin", "sin")] {
+            let unit = if magnitude == 1.0 { format!("{name}/{table}") } else { format!("{name}/{table}/unit") };
+            let unit = self.node(op, unit, &[angles], vec![]);
+            if magnitude != 1.0 {
+                let magnitude = self.float(magnitude);
+                self.node("Mul", format!("{name}/{table}"), &[&unit, &magnitude], vec![]);
+            }
+        }
     }
 
     /// Radians per position, `[1, 1, 1, pairs]`, in a text of `length` tokens.
