@@ -2,14 +2,16 @@
 //! `attar` finds them in the folder `ATTAR_ENGINES` by their names.
 //!
 //! What an environment holds is a file of requirements, `crates/attar-eval/engines/NAME.txt`. Versions are pinned there,
-//! because tolerances are.
+//! because tolerances are. What needs more than Python is a folder there, with `environment.txt` and a script `install.sh` that
+//! completes the environment; it is installed only if it is named.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::Failure;
 use crate::checkout::Checkout;
-use crate::venv;
+use crate::{child, venv};
 
 const REQUIREMENTS: &str = "crates/attar-eval/engines";
 
@@ -17,26 +19,34 @@ pub(crate) fn run(checkout: &Checkout, arguments: &[String]) -> Result<(), Failu
     let chosen = chosen(&requirements(&checkout.root.join(REQUIREMENTS))?, arguments)?;
     let folder = checkout.engines();
     remove_shared_environment(&folder)?;
-    for file in chosen {
+    for entry in chosen {
+        let (file, script) = match entry.is_dir() {
+            true => (entry.join("environment.txt"), Some(entry.join("install.sh"))),
+            false => (entry.clone(), None),
+        };
         let text = fs::read_to_string(&file).map_err(|error| Failure::at(&file, &error))?;
-        venv::ensure(&folder.join(name(&file)), &pins(&text))?;
+        let environment = folder.join(name(&entry));
+        venv::ensure(&environment, &pins(&text))?;
+        if let Some(script) = script {
+            child::run(Command::new("sh").arg(script).arg(&environment))?;
+        }
     }
     Ok(())
 }
 
-/// The files of requirements, in the order of their names.
+/// The files of requirements, and the folders of what is installed only if it is named, in the order of their names.
 fn requirements(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries = fs::read_dir(folder).map_err(|error| Failure::at(folder, &error))?;
     let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "txt"));
+    files.retain(|file| file.is_dir() || file.extension().is_some_and(|extension| extension == "txt"));
     files.sort();
     Ok(files)
 }
 
-/// Those of the engines that are named; all, if none is.
+/// Those of the engines that are named; all that are files, if none is.
 fn chosen(files: &[PathBuf], names: &[String]) -> Result<Vec<PathBuf>, Failure> {
     if names.is_empty() {
-        return Ok(files.to_vec());
+        return Ok(files.iter().filter(|file| !file.is_dir()).cloned().collect());
     }
     let find = |wanted: &String| {
         let found = files.iter().find(|file| name(file) == *wanted).cloned();
@@ -80,7 +90,8 @@ mod tests {
         let folder = Checkout::find().root.join(REQUIREMENTS);
         let Ok(files) = requirements(&folder) else { panic!("{} cannot be read", folder.display()) };
         assert!(!files.is_empty());
-        for file in files {
+        for entry in files {
+            let file = if entry.is_dir() { entry.join("environment.txt") } else { entry };
             let text = fs::read_to_string(&file).expect("it was just listed");
             assert!(!pins(&text).is_empty() && pins(&text).iter().all(|pin| pin.contains("==")), "{}", file.display());
         }

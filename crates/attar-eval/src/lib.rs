@@ -29,7 +29,7 @@ mod runner;
 mod statistics;
 mod task;
 
-pub use engine::{Artifact, ENGINES, Engine, Installation, Mode, Places, engine};
+pub use engine::{Artifact, Ask, COMPILERS, ENGINES, Engine, Installation, Mode, Places, compiler, engine};
 pub use error::{Error, Result};
 pub use gate::{Bound, Evaluation, Gate, Outcome, Status, Verdict, WrittenGate};
 pub use prediction::{DEVICE, DEVICE_METRICS, DeviceMetric, PREDICTED, Prediction, device_metric};

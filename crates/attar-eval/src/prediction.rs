@@ -11,22 +11,33 @@ pub const DEVICE: &str = "device";
 /// The name of the runner that made the prediction.
 pub const PREDICTED: &str = "predicted";
 
-/// What is predicted for one model on one device.
+/// What is predicted for one model on one device, as far as its compiler predicts it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Seconds from the first load to the last store of the prompt's run.
-    pub latency: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<f64>,
     /// Seconds for one token after the prompt, if that run was compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_latency: Option<f64>,
     /// Peak bytes of on-chip memory in use.
-    pub peak_sram: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_sram: Option<u64>,
     /// Bytes of DRAM in use: weights, states and activations.
-    pub peak_dram: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_dram: Option<u64>,
     /// DRAM bytes that the prompt's run moves.
-    pub dram_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dram_bytes: Option<u64>,
     /// Joules per token: of the one after the prompt if that was compiled, otherwise the prompt's mean.
-    pub energy_per_token: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_per_token: Option<f64>,
+    /// Bytes of what was compiled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compiled_bytes: Option<u64>,
+    /// What to know of these numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One number of a [`Prediction`].
@@ -43,7 +54,7 @@ pub struct DeviceMetric {
 
 /// Every device metric, in the order of the documentation. Smaller is better for all.
 pub static DEVICE_METRICS: &[DeviceMetric] = &[
-    DeviceMetric { name: "latency", about: "predicted time to process the prompt", unit: "s", value: |p| Some(p.latency) },
+    DeviceMetric { name: "latency", about: "predicted time to process the prompt", unit: "s", value: |p| p.latency },
     DeviceMetric {
         name: "decode-latency",
         about: "predicted time of one token after the prompt",
@@ -54,25 +65,26 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         name: "peak-sram",
         about: "predicted peak of on-chip memory in use",
         unit: "bytes",
-        value: |p| Some(p.peak_sram as f64),
+        value: |p| p.peak_sram.map(|bytes| bytes as f64),
     },
     DeviceMetric {
         name: "peak-dram",
         about: "predicted peak of DRAM in use",
         unit: "bytes",
-        value: |p| Some(p.peak_dram as f64),
+        value: |p| p.peak_dram.map(|bytes| bytes as f64),
     },
     DeviceMetric {
         name: "dram-bytes",
         about: "predicted DRAM traffic to process the prompt",
         unit: "bytes",
-        value: |p| Some(p.dram_bytes as f64),
+        value: |p| p.dram_bytes.map(|bytes| bytes as f64),
     },
+    DeviceMetric { name: "energy-per-token", about: "predicted energy per token", unit: "J", value: |p| p.energy_per_token },
     DeviceMetric {
-        name: "energy-per-token",
-        about: "predicted energy per token",
-        unit: "J",
-        value: |p| Some(p.energy_per_token),
+        name: "compiled-bytes",
+        about: "size of what a vendor's compiler made",
+        unit: "bytes",
+        value: |p| p.compiled_bytes.map(|bytes| bytes as f64),
     },
 ];
 

@@ -46,7 +46,7 @@ impl Existing {
 
     /// Whether `engine` opens what is at `path`.
     pub fn check(path: &Path, engine: &'static Engine) -> Result<()> {
-        if Existing::engines(path).any(|other| other.name == engine.name) {
+        if engine.opens.iter().any(|opens| path.join(opens.file).exists()) {
             return Ok(());
         }
         let mut files: Vec<String> = engine.opens.iter().map(|opens| format!("`{}`", opens.file)).collect();

@@ -26,6 +26,7 @@ mod opened;
 mod output;
 mod plan;
 mod plot;
+mod predict;
 mod profile;
 mod progress;
 mod publish;

@@ -24,9 +24,9 @@ const KEY: u32 = 2;
 /// What is measured.
 pub(crate) struct Subject<'a> {
     /// The name of a variant, if it is one and has such.
-    variant: Option<&'a str>,
+    pub(crate) variant: Option<&'a str>,
     /// For progress.
-    title: &'a str,
+    pub(crate) title: &'a str,
     /// What the reference runs; nothing but engines runs an artifact that was there before.
     model: Option<&'a Model>,
     artifact: Folders<'a>,
@@ -59,7 +59,7 @@ impl<'a> Subject<'a> {
     }
 
     /// Its artifact in an engine.
-    fn run_by(
+    pub(crate) fn run_by(
         &self,
         engine: &'static Engine,
         mode: Mode,

@@ -24,7 +24,7 @@ pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
             engines.find(engine).map_err(|error| recipe.document.place(error.into(), &format!("{}.runners", eval.key)))?;
         }
     }
-    Ok(())
+    recipe.predictions.iter().try_for_each(|asked| asked.check_needs(recipe, engines))
 }
 
 /// Whether a gate is about what an engine measured.

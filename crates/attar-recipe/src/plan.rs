@@ -273,7 +273,10 @@ fn check_evals(recipe: &Recipe, opened: &Opened) -> Result<()> {
             eval.engines().try_for_each(check).map_err(|e| recipe.document.place(e, &format!("{}.runners", eval.key)))?;
         }
     }
-    Ok(())
+    match recipe.subject() {
+        Subject::Artifact(_) => recipe.predictions.iter().try_for_each(|asked| asked.check(recipe)),
+        Subject::Model(_) => Ok(()),
+    }
 }
 
 /// Two heads in f32, a block in f32, two windows of logits and what computes them, and the activations of a lane.

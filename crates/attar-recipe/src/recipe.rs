@@ -18,6 +18,7 @@ use crate::{
     extras::numbered,
     lock::Lock,
     output::{Output, PROMISED, STATE, STORE},
+    predict::{Asked, Predict},
     profile::{For, Profile},
     runner::RunnerKind,
     settings::of,
@@ -99,6 +100,8 @@ pub struct Recipe {
     pub exports: Vec<Export>,
     /// What to measure on each variant.
     pub evals: Vec<Eval>,
+    /// What compilers of vendors are asked.
+    pub(crate) predictions: Vec<Asked>,
     pub(crate) gates: Vec<Gate>,
 }
 
@@ -232,7 +235,7 @@ impl Recipe {
     pub fn parse(path: &Path, text: &str) -> Result<Recipe> {
         let (document, root) = document::parse(path.into(), text)?;
         let mut root = Section::root(&document, root);
-        let lists = ["step", "variant", "export", "eval", "gate"].map(String::from);
+        let lists = ["step", "variant", "export", "eval", "predict", "gate"].map(String::from);
         root.check_known(&[&of::<Head>()], &lists)?;
         let shared = steps(root.take_tables("step")?)?;
         let mut variants = Vec::new();
@@ -245,9 +248,10 @@ impl Recipe {
         }
         let exports = root.take_tables("export")?.into_iter().map(export).collect::<Result<Vec<_>>>()?;
         let evals = root.take_tables("eval")?.into_iter().map(eval).collect::<Result<Vec<_>>>()?;
+        let predictions = root.take_tables("predict")?.into_iter().map(Predict::of).collect::<Result<Vec<_>>>()?;
         let gates = root.take_tables("gate")?.into_iter().map(gate).collect::<Result<Vec<_>>>()?;
         let head: Head = root.finish(&lists)?;
-        let recipe = Recipe { head, variants, exports, evals, gates, document: document.clone() };
+        let recipe = Recipe { head, variants, exports, evals, predictions, gates, document: document.clone() };
         recipe.check()?;
         Ok(recipe)
     }
@@ -340,8 +344,13 @@ impl Recipe {
             "evals": self.evals.iter().map(|e| serde_json::json!({ "name": e.name, "task": e.task.task().name, "runners": e.runners, "required": e.required, "settings": e.task.settings() })).collect::<Vec<_>>(),
             "gates": self.gates,
         });
+        let predictions: Vec<&Predict> = self.predictions.iter().map(|asked| &asked.predict).collect();
         // Recipes without these keys keep their digests.
-        let more = [("artifact", serde_json::json!(self.head.artifact)), ("baseline", serde_json::json!(self.head.baseline))];
+        let more = [
+            ("artifact", serde_json::json!(self.head.artifact)),
+            ("baseline", serde_json::json!(self.head.baseline)),
+            ("predictions", serde_json::json!((!predictions.is_empty()).then_some(predictions))),
+        ];
         for (key, value) in more.into_iter().filter(|(_, value)| !value.is_null()) {
             settings[key] = value;
         }
@@ -370,7 +379,7 @@ impl Recipe {
         for eval in &self.evals {
             self.check_runners(eval)?;
         }
-        Ok(())
+        self.predictions.iter().filter(|_| matches!(self.subject(), Subject::Model(_))).try_for_each(|asked| asked.check(self))
     }
 
     /// A recipe is about a model or an artifact, and nothing is made of an artifact.
@@ -458,13 +467,9 @@ impl Recipe {
     }
 
     fn check_engine(&self, eval: &Eval, engine: &Engine, mode: Mode, subject: Subject<'_>) -> Result<()> {
-        let of = |target: &str| self.exports.iter().find(|export| export.target.name == target);
-        let measured = engine.opens.iter().find_map(|opens| of(opens.target));
-        if matches!(subject, Subject::Model(_)) && measured.is_none() {
-            let targets: Vec<String> = engine.opens.iter().map(|opens| format!("`target = \"{}\"`", opens.target)).collect();
-            let error = Error::recipe(format!("eval `{}` runs {}, and nothing is exported to it", eval.name, engine.name))
-                .hint(format!("add `[[export]]` with {}", targets.join(" or ")));
-            return Err(self.document.place(error, &eval.key));
+        let measured = self.exported(engine);
+        if let Subject::Model(_) = subject {
+            self.check_exported(engine, &format!("eval `{}`", eval.name)).map_err(|e| self.document.place(e, &eval.key))?;
         }
         if let Some(export) = measured.filter(|export| !export.format.returns_all()) {
             let message =
@@ -482,6 +487,22 @@ impl Recipe {
             let error = Error { kind: ErrorKind::Recipe, ..e.into() };
             self.document.place(error, &format!("{}.device", eval.key))
         })
+    }
+
+    /// The export that an engine opens: of its targets, the first that there is.
+    fn exported(&self, engine: &Engine) -> Option<&Export> {
+        let of = |target: &str| self.exports.iter().find(|export| export.target.name == target);
+        engine.opens.iter().find_map(|opens| of(opens.target))
+    }
+
+    /// Fails if nothing is exported to an engine that `what` runs.
+    pub(crate) fn check_exported(&self, engine: &Engine, what: &str) -> Result<()> {
+        if self.exported(engine).is_some() {
+            return Ok(());
+        }
+        let targets: Vec<String> = engine.opens.iter().map(|opens| format!("`target = \"{}\"`", opens.target)).collect();
+        Err(Error::recipe(format!("{what} runs {}, and nothing is exported to it", engine.name))
+            .hint(format!("add `[[export]]` with {}", targets.join(" or "))))
     }
 
     /// Whether what a number is held against is there when `runner` measures it.
@@ -518,9 +539,10 @@ impl Recipe {
         notes
     }
 
-    /// Whether a step of it predicts the metrics of a device.
+    /// Whether a step or a compiler of it predicts the metrics of a device.
     fn predicts(&self) -> bool {
-        self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| step.kind().predicts)
+        let by_steps = self.variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| step.kind().predicts);
+        by_steps || !self.predictions.is_empty()
     }
 
     /// Files that steps read, each with its place in the recipe.
@@ -668,15 +690,19 @@ impl Recipe {
             let error = Error::recipe(format!("gate {}: {message}", index + 1)).hint(hint.to_owned());
             Err(self.document.place(error, &format!("gate[{index}].{name}")))
         };
-        if gate.runner != PREDICTED {
-            return refused("no runner measures a prediction for a device".into(), "runner", "leave `runner` out");
+        if gate.runner != PREDICTED && !self.predictions.iter().any(|asked| asked.compiler.name == gate.runner) {
+            let hint = "leave `runner` out, or name the compiler of a `[[predict]]`";
+            return refused(format!("`{}` predicts nothing for a device", gate.runner), "runner", hint);
         }
         if gate.mode.is_some() {
             return refused("a prediction for a device has no modes".into(), "mode", "leave `mode` out");
         }
         let predicts = |variant: &Variant| variant.steps.iter().any(|(_, step)| step.kind().predicts);
         match &gate.variant {
-            Some(name) if !self.variants.iter().any(|variant| variant.name == *name && predicts(variant)) => {
+            Some(name)
+                if gate.runner == PREDICTED
+                    && !self.variants.iter().any(|variant| variant.name == *name && predicts(variant)) =>
+            {
                 refused(format!("no step of the variant `{name}` predicts for a device"), "variant", "add a step `compile` to it")
             }
             _ => Ok(()),

@@ -8,6 +8,7 @@ use attar_export::TARGETS;
 use serde_json::{Value, json};
 
 use crate::{
+    predict::Predict,
     profile::PROFILES,
     recipe::{EvalHead, ExportHead, Head, VariantHead},
     settings::of,
@@ -36,6 +37,8 @@ pub fn schema() -> Value {
     root["properties"]["export"] =
         json!({ "type": "array", "items": export_items, "description": "What is written of each variant." });
     root["properties"]["eval"] = json!({ "type": "array", "items": either("task", Some(DEFAULT_TASK), evals), "description": "What is measured of each variant." });
+    root["properties"]["predict"] =
+        json!({ "type": "array", "items": of::<Predict>(), "description": "What compilers of vendors predict of each variant." });
     root["properties"]["gate"] = json!({ "type": "array", "items": of::<WrittenGate>(), "description": "Conditions that must hold for the run to succeed." });
     root["additionalProperties"] = json!(false);
     root["$defs"] = json!({ "steps": step_list });

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use attar_eval::{ENGINES, Places};
+use attar_eval::{Places, engine::installed};
 use attar_recipe::Engines;
 use clap::{Arg, ArgMatches, Command};
 
@@ -18,7 +18,7 @@ impl Environment {
     /// `arguments` are those of the verb, which may have a flag for each engine.
     pub(crate) fn read(arguments: &ArgMatches, max_memory: Option<u64>) -> Environment {
         let flag = |name: &str| arguments.try_get_one::<PathBuf>(name).ok().flatten().cloned();
-        Environment { places: Places::read(ENGINES, flag, |name| std::env::var_os(name)), max_memory }
+        Environment { places: Places::read(installed(), flag, |name| std::env::var_os(name)), max_memory }
     }
 
     /// The real engines of this machine.
@@ -29,7 +29,7 @@ impl Environment {
 
 /// Adds a flag for each engine that says where it is.
 pub(crate) fn engine_flags(command: Command) -> Command {
-    command.args(ENGINES.iter().map(|engine| {
+    command.args(installed().map(|engine| {
         Arg::new(engine.name)
             .long(engine.name)
             .value_name("PATH")

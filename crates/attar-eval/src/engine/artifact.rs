@@ -5,11 +5,11 @@ use std::{ops::Range, path::PathBuf, time::Duration};
 use super::{
     child::Child,
     find::Installation,
-    kind::{Load, Mode, Opens},
+    kind::{Ask, Load, Mode, Opens},
     protocol::{Reply, Request},
 };
 use crate::{
-    Error, Result, Window,
+    Error, Prediction, Result, Window,
     runner::{Output, Progress, Rows, Runner, chosen},
 };
 
@@ -50,7 +50,17 @@ impl Artifact {
         Ok(Artifact { device: self.installation.engine.device(device)?.to_owned(), ..self })
     }
 
+    /// What the engine, which is a compiler, predicts.
+    pub fn predict(&self, ask: Ask) -> Result<Prediction> {
+        let Open { mut child, predicted, .. } = self.open_for(Some(ask))?;
+        predicted.ok_or_else(|| child.nonsense("compiling the model", "no prediction".into()))
+    }
+
     fn open(&self) -> Result<Open> {
+        self.open_for(None)
+    }
+
+    fn open_for(&self, ask: Option<Ask>) -> Result<Open> {
         let engine = self.installation.engine;
         let files = engine.opens.iter().map(|Opens { file, .. }| self.folder.join(file));
         let model = files.clone().find(|file| file.is_file());
@@ -64,10 +74,11 @@ impl Artifact {
             mode: self.mode,
             device: self.device.clone(),
             threads: self.threads,
+            ask,
         };
-        let doing = "loading the model";
+        let doing = if ask.is_some() { "compiling the model" } else { "loading the model" };
         match child.ask(doing, Request::Open(load), &[])? {
-            (Reply::Opened { outputs }, _) => Ok(Open { child, outputs }),
+            (Reply::Opened { outputs, predicted }, _) => Ok(Open { child, outputs, predicted }),
             (reply, _) => Err(child.nonsense(doing, format!("{reply:?}"))),
         }
     }
@@ -115,6 +126,7 @@ impl Runner for Artifact {
 struct Open {
     child: Child,
     outputs: Vec<String>,
+    predicted: Option<Prediction>,
 }
 
 impl Open {

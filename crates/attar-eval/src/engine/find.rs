@@ -44,13 +44,13 @@ const ACTIVE: &str = "VIRTUAL_ENV";
 impl Places {
     /// For `engines`, with the caller's ways to read a flag (`--NAME`) and an environment variable.
     pub fn read(
-        engines: &[&'static Engine],
+        engines: impl IntoIterator<Item = &'static Engine>,
         flag: impl Fn(&str) -> Option<PathBuf>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Places {
         let of_variable =
             |name: String| Looked { path: variable(&name).filter(|value| !value.is_empty()).map(PathBuf::from), name };
-        let named = engines.iter().flat_map(|engine| {
+        let named = engines.into_iter().flat_map(|engine| {
             let given = flag(engine.name).map(|path| Looked { name: format!("--{}", engine.name), path: Some(path) });
             [given, Some(of_variable(engine.variable()))].into_iter().flatten().map(|looked| (engine.name, looked))
         });

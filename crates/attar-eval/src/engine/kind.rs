@@ -23,12 +23,18 @@ pub struct Engine {
     pub pins: &'static str,
     /// What it opens.
     pub opens: &'static [Opens],
-    /// How exactly it can compute.
+    /// How exactly it can compute; a compiler has none.
     pub modes: &'static [Mode],
     /// Devices it can run on, by the engine's own names; the first is the default.
     pub devices: &'static [&'static str],
     /// The process that runs it.
     pub worker: Worker,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({})", self.name)
+    }
 }
 
 impl Engine {
@@ -115,6 +121,18 @@ pub struct Load {
     pub device: String,
     /// Threads per operator; the engine decides if not given.
     pub threads: Option<usize>,
+    /// For compilers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<Ask>,
+}
+
+/// What a compiler is to predict for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Tokens of the longest prompt.
+    pub prompt: usize,
+    /// Tokens of the longest answer.
+    pub answer: usize,
 }
 
 /// Why a worker could not do what it was asked. It travels to the parent as text.

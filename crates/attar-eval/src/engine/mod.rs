@@ -16,6 +16,7 @@ mod kind;
 mod onnxruntime;
 mod onnxruntime_genai;
 mod openvino;
+mod openvino_npu;
 pub mod protocol;
 mod serve;
 
@@ -26,17 +27,35 @@ use crate::{Error, Result};
 pub use artifact::Artifact;
 pub use child::{VERB, kill_all};
 pub use find::{Installation, Looked, Places};
-pub use kind::{Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
+pub use kind::{Ask, Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
 pub use serve::serve;
 
 /// Every engine, in the order of the documentation. The first that opens a target is the default for it.
 pub static ENGINES: &[&Engine] = &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE];
 
+/// Every compiler of a vendor, in the order of the documentation: it opens artifacts as engines do, and predicts for devices in place of
+/// running. The first that opens a target is the default for it.
+pub static COMPILERS: &[&Engine] = &[&openvino_npu::ENGINE];
+
+/// What is installed like an engine: [`ENGINES`] and [`COMPILERS`].
+pub fn installed() -> impl Iterator<Item = &'static Engine> + Clone {
+    ENGINES.iter().chain(COMPILERS).copied()
+}
+
 /// The engine of that name.
 pub fn engine(name: &str) -> Result<&'static Engine> {
-    ENGINES.iter().copied().find(|engine| engine.name == name).ok_or_else(|| Error::UnknownEngine {
+    named(ENGINES, name)
+}
+
+/// The compiler of that name.
+pub fn compiler(name: &str) -> Result<&'static Engine> {
+    named(COMPILERS, name)
+}
+
+fn named(all: &[&'static Engine], name: &str) -> Result<&'static Engine> {
+    all.iter().copied().find(|engine| engine.name == name).ok_or_else(|| Error::UnknownEngine {
         found: name.into(),
-        nearest: nearest(name, ENGINES.iter().map(|engine| engine.name)).map(Into::into),
-        known: ENGINES.iter().map(|engine| engine.name).collect(),
+        nearest: nearest(name, all.iter().map(|engine| engine.name)).map(Into::into),
+        known: all.iter().map(|engine| engine.name).collect(),
     })
 }

@@ -17,6 +17,7 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::kind::Load;
+use crate::Prediction;
 
 /// Bytes that no header of ours reaches: more is something else that writes to the pipe.
 const LONGEST_HEADER: u32 = 1 << 16;
@@ -54,6 +55,9 @@ pub enum Reply {
     Opened {
         /// Names of its outputs, without those that carry keys and values.
         outputs: Vec<String>,
+        /// What a compiler predicts of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        predicted: Option<Prediction>,
     },
     /// The tokens have run.
     Fed,

@@ -42,7 +42,7 @@ fn answer<'s>(
 ) -> Result<(Reply, &'s [f32]), Failure> {
     if let Request::Open(load) = &request {
         let outputs = session.insert(open(load)?).outputs();
-        return Ok((Reply::Opened { outputs }, &[]));
+        return Ok((Reply::Opened { outputs, predicted: None }, &[]));
     }
     let session = session.as_mut().ok_or("no model is open")?;
     match request {

@@ -1,5 +1,6 @@
 """A worker of attar's engine protocol (see protocol.rs) on the standard streams. The engine's own file follows, with a `Session`:
-`Session(library, model, mode, device, threads)`, its `outputs`, `feed(tokens, afresh)` and `rows(output, start, end)`."""
+`Session(library, model, mode, device, threads)`, its `outputs`, `feed(tokens, afresh)` and `rows(output, start, end)`; that of a compiler takes
+`ask`, too, and has `predicted`."""
 
 import json
 import os
@@ -49,7 +50,7 @@ def main():
         try:
             if verb == "open":
                 session = Session(**values)
-                send({"opened": {"outputs": session.outputs}})
+                send({"opened": {"outputs": list(session.outputs), "predicted": getattr(session, "predicted", None)}})
             elif verb == "feed":
                 session.feed(tokens, **values)
                 send("fed")

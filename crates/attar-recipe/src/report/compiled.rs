@@ -112,12 +112,13 @@ impl Finding for CompilationReport {
         let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
         let shared = || prefill.iter().map(|phase| phase.energy).sum::<f64>() / tokens.max(1) as f64;
         Some(Prediction {
-            latency: prefill.iter().map(|phase| phase.latency).sum(),
+            latency: Some(prefill.iter().map(|phase| phase.latency).sum()),
             decode_latency: decode.map(|phase| phase.latency),
-            peak_sram: self.phases.iter().map(|phase| phase.peak_sram).max().unwrap_or(0),
-            peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max().unwrap_or(0),
-            dram_bytes: prefill.iter().map(|phase| phase.dram_bytes).sum(),
-            energy_per_token: decode.map_or_else(shared, |phase| phase.energy),
+            peak_sram: self.phases.iter().map(|phase| phase.peak_sram).max(),
+            peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max(),
+            dram_bytes: Some(prefill.iter().map(|phase| phase.dram_bytes).sum()),
+            energy_per_token: Some(decode.map_or_else(shared, |phase| phase.energy)),
+            ..Prediction::default()
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use attar_eval::{DEFAULT_TASK, Digits, Estimate, Evaluation, Measurements, Metric, Outcome, REFERENCE, TASKS, Task};
+use attar_eval::{
+    DEFAULT_TASK, DEVICE, Digits, Estimate, Evaluation, Measurements, Metric, Outcome, PREDICTED, REFERENCE, TASKS, Task,
+};
 
 use crate::table::{Table, or_dash};
 
@@ -33,10 +35,32 @@ fn columns(task: &Task) -> impl Iterator<Item = (&'static Metric, &'static str, 
 /// A table per task, with its title.
 pub(crate) fn tables(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
     let tables = TASKS.iter().zip(LOOKS.iter()).map(|(task, look)| {
-        let of_task: Vec<&EvalReport> = evals.iter().filter(|eval| eval.task == task.name).collect();
+        let of_task: Vec<&EvalReport> = evals.iter().filter(|eval| eval.task == task.name && eval.eval != DEVICE).collect();
         (look.title.as_str(), Table { head: &look.head, rows: rows(task, &of_task) })
     });
-    tables.collect()
+    tables.chain([(PREDICTIONS, Table { head: PREDICTED_BY, rows: predictions(evals) })]).collect()
+}
+
+/// The title and the head of the table of what compilers of vendors predict.
+const PREDICTIONS: &str = "Predicted by vendors' compilers";
+const PREDICTED_BY: &[&str] = &["variant", "compiler", "prompt, ms", "token, ms", "compiled, MB", "notes"];
+
+fn predictions(evals: &[EvalReport]) -> Vec<Vec<String>> {
+    let by_vendors = evals.iter().filter(|eval| eval.eval == DEVICE && eval.runner != PREDICTED);
+    let row = |eval: &EvalReport| {
+        let numbers = match &eval.outcome {
+            Outcome::Predicted(predicted) => {
+                let milliseconds = |seconds: Option<f64>| seconds.map_or("-".into(), |seconds| format!("{:.3}", 1e3 * seconds));
+                let megabytes = predicted.compiled_bytes.map_or("-".into(), |bytes| format!("{:.2}", bytes as f64 / 1e6));
+                [milliseconds(predicted.latency), milliseconds(predicted.decode_latency), megabytes, predicted.notes.join("; ")]
+            }
+            Outcome::Skipped { reason } => ["not run".into(), "-".into(), "-".into(), reason.clone()],
+            Outcome::Measured(_) => ["-".into(), "-".into(), "-".into(), String::new()],
+        };
+        let compiler = format!("{} ({})", eval.runner, eval.device.as_deref().unwrap_or_default());
+        [or_dash(eval.variant.as_deref().unwrap_or_default()), compiler].into_iter().chain(numbers).collect()
+    };
+    by_vendors.map(row).collect()
 }
 
 /// Measurements of one task: one row per eval, variant, runner and mode; the baseline first.
@@ -45,8 +69,7 @@ fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
     let mut seen = Vec::new();
     for eval in evals {
         let cells: Vec<String> = match &eval.outcome {
-            // In a table of its own.
-            Outcome::Predicted(_) => continue,
+            Outcome::Predicted(_) => unreachable!("predictions have a table of their own"),
             Outcome::Skipped { reason } => vec!["not run".into(), reason.clone()],
             Outcome::Measured(measured) => {
                 let baseline: Vec<String> = columns(task).map(|(metric, _, digits)| base(metric, measured, digits)).collect();

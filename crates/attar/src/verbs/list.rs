@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use attar_compile::device::Device;
-use attar_eval::{ENGINES as ALL_ENGINES, engine::Engine};
+use attar_eval::engine::{Engine, installed};
 use attar_export::TARGETS as ALL_TARGETS;
 use attar_recipe::{Error, PROFILES as ALL_PROFILES, Profile};
 use attar_tensor::{GRIDS as ALL_GRIDS, Grid, Levels};
@@ -35,10 +35,10 @@ pub(super) static DEVICES: List = List {
 
 pub(super) static ENGINES: List = List {
     name: "engines",
-    about: "List the engines that run artifacts, and where they are on this machine",
+    about: "List the engines that run artifacts, the compilers that predict for devices, and where they are on this machine",
     example: &["attar engines", "attar engines --json"],
     head: &["name", "opens", "devices", "version", "tested with", "library"],
-    rows: |environment| Ok(ALL_ENGINES.iter().map(|engine| row_of_engine(engine, environment)).collect()),
+    rows: |environment| Ok(installed().map(|engine| row_of_engine(engine, environment)).collect()),
 };
 
 pub(super) static TARGETS: List = List {
@@ -109,7 +109,7 @@ fn row_of_engine(engine: &'static Engine, environment: &Environment) -> Vec<Stri
 }
 
 fn row_of_target(name: &str, about: &str) -> Vec<String> {
-    let opens = ALL_ENGINES.iter().filter(|engine| engine.opens.iter().any(|opens| opens.target == name));
+    let opens = installed().filter(|engine| engine.opens.iter().any(|opens| opens.target == name));
     let engines: Vec<&str> = opens.map(|engine| engine.name).collect();
     vec![name.into(), about.into(), if engines.is_empty() { "attar".into() } else { engines.join(", ") }]
 }

@@ -15,6 +15,7 @@ mod list;
 mod man;
 mod memory_plan;
 mod plan;
+mod predict;
 mod run;
 mod schema;
 mod simulate;
@@ -61,6 +62,7 @@ static OTHERS: &[&dyn Verb] = &[
     &export::Export,
     &eval::Eval,
     &generate::Generate,
+    &predict::Predict,
     &inspect::Inspect,
     &list::DEVICES,
     &list::ENGINES,
