@@ -533,7 +533,8 @@ impl Recipe {
         let eval = |gate: &Gate| self.evals.iter().find(|eval| eval.name == gate.eval);
         let mut notes: Vec<String> = self.gates.iter().filter_map(|gate| gate.note(eval(gate)?.task.task())).collect();
         let leaves = |variant: &Variant| !variant.folders().is_empty();
-        if self.exports.is_empty() && self.evals.is_empty() && !self.variants.iter().any(leaves) {
+        let measured = !self.evals.is_empty() || !self.predictions.is_empty();
+        if self.exports.is_empty() && !measured && !self.variants.iter().any(leaves) {
             notes.push("a run leaves nothing but its report: the recipe has no `[[export]]` and no `[[eval]]`".into());
         }
         notes

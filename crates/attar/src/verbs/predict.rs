@@ -81,7 +81,9 @@ impl Verb for Predict {
 /// The compiler that is to open what is at `path`.
 fn chosen(path: &Path, arguments: &ArgMatches) -> Result<&'static attar_eval::Engine, Error> {
     let named = arguments.get_one::<String>("compiler").map(|name| compiler(name)).transpose()?;
-    let compiler = named.or_else(|| COMPILERS.iter().copied().find(|compiler| Existing::check(path, compiler).is_ok())).unwrap_or(COMPILERS[0]);
+    let compiler = named
+        .or_else(|| COMPILERS.iter().copied().find(|compiler| Existing::check(path, compiler).is_ok()))
+        .unwrap_or(COMPILERS[0]);
     Existing::check(path, compiler)?;
     Ok(compiler)
 }

@@ -6,7 +6,7 @@ use super::{chunks, file::Opened, grid::Grid};
 use crate::Result;
 
 /// Bytes of codes, one each, that are in memory at a time.
-const TILE: usize = 16 << 20;
+const TILE: usize = 4 << 20;
 
 /// A weight `[_, columns]` in codes.
 pub(super) struct Codes<'f> {
