@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Bytes of packed codes per tile.
-const TILE: usize = 8 << 20;
+const TILE: usize = 16 << 20;
 
 /// Bytes that are made at a time.
 const CHUNK: usize = 1 << 20;
