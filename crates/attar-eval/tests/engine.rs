@@ -29,7 +29,7 @@ fn skip(reason: impl std::fmt::Display) {
 
 /// The engines of `ATTAR_ENGINES`, where there are any.
 fn installed() -> Vec<Installation> {
-    let places = Places::read(ENGINES, |_| None, |name| std::env::var_os(name));
+    let places = Places::read(ENGINES.iter().copied(), |_| None, |name| std::env::var_os(name));
     let find =
         |engine: &&'static Engine| places.find(engine).map_err(|error| skip(format!("{error}; {}", error.hint().unwrap()))).ok();
     ENGINES.iter().filter_map(find).collect()

@@ -62,7 +62,7 @@ fn agrees(model: &Model, folder: &Path, installation: &Installation) -> f32 {
 
 #[test]
 fn every_model_of_every_target_opens_and_agrees() {
-    let places = Places::read(ENGINES, |_| None, |name| std::env::var_os(name));
+    let places = Places::read(ENGINES.iter().copied(), |_| None, |name| std::env::var_os(name));
     let installed: Vec<Installation> = ENGINES
         .iter()
         .filter_map(|engine| places.find(engine).map_err(|error| skip(format!("{error}; {}", error.hint().unwrap()))).ok())

@@ -31,7 +31,7 @@ const ANY_TYPE: &str = "decoder";
 pub(super) static TARGET: Target = Target {
     name: "onnx-genai",
     about: "a folder that ONNX Runtime GenAI generates from: ONNX, its configuration, tokenizer and chat template",
-    version: 1,
+    version: 2,
     schema: attar_settings::schema::<OnnxGenai>,
     parse: target::parse::<OnnxGenai>,
 };

@@ -89,8 +89,8 @@ impl Engine {
     }
 
     /// The environment variables that are read to find engines.
-    pub fn variables(engines: &[&'static Engine]) -> Vec<String> {
-        engines.iter().map(|engine| engine.variable()).chain([ALL.into(), ACTIVE.into()]).collect()
+    pub fn variables(engines: impl IntoIterator<Item = &'static Engine>) -> Vec<String> {
+        engines.into_iter().map(|engine| engine.variable()).chain([ALL.into(), ACTIVE.into()]).collect()
     }
 }
 
@@ -298,8 +298,11 @@ mod tests {
             }
             let find = |with_flag: bool, set: &[(&str, &Path)]| {
                 let variable = |name: &str| set.iter().find(|(set, _)| *set == name).map(|(_, path)| path.as_os_str().to_owned());
-                let places =
-                    Places::read(ENGINES, |name| (with_flag && name == engine.name).then(|| flag.path().into()), variable);
+                let places = Places::read(
+                    ENGINES.iter().copied(),
+                    |name| (with_flag && name == engine.name).then(|| flag.path().into()),
+                    variable,
+                );
                 places.find(engine).map(|found| found.library)
             };
             let variable = engine.variable();
@@ -316,7 +319,7 @@ mod tests {
     fn an_engine_that_is_missing_says_where_it_was_looked_for() {
         for engine in ENGINES {
             let variable = |name: &str| (name == ALL).then(|| "/nowhere".into());
-            let error = Places::read(ENGINES, |_| None, variable).find(engine).unwrap_err();
+            let error = Places::read(ENGINES.iter().copied(), |_| None, variable).find(engine).unwrap_err();
             assert_eq!(error.to_string(), format!("{} is not installed", engine.title));
             let hint = error.hint().unwrap();
             let wanted = format!(
@@ -326,7 +329,7 @@ mod tests {
                 engine.variable()
             );
             assert!(hint.ends_with(&wanted), "{hint}");
-            let flagged = Places::read(ENGINES, |_| Some("/nowhere".into()), variable).find(engine).unwrap_err();
+            let flagged = Places::read(ENGINES.iter().copied(), |_| Some("/nowhere".into()), variable).find(engine).unwrap_err();
             assert!(
                 flagged.hint().unwrap().ends_with(&format!("`/nowhere` (--{}) does not have it", engine.name)),
                 "{flagged:?}"

@@ -54,7 +54,7 @@ pub(crate) const DATA: &str = "model.onnx.data";
 pub(super) static TARGET: Target = Target {
     name: "onnx",
     about: "ONNX with weights in a file of their own, for ONNX Runtime and other readers of opset 21",
-    version: 3,
+    version: 4,
     schema: attar_settings::schema::<Onnx>,
     parse: target::parse::<Onnx>,
 };

@@ -151,10 +151,24 @@ pub(super) fn port(name: &str, element: Element, dims: &[String]) -> ValueInfoPr
 }
 
 /// A whole model, as bytes. The domain [`MICROSOFT`] is imported if a node uses it.
-pub(super) fn model(graph: GraphProto, versions: Versions) -> protobuf::Result<Vec<u8>> {
+///
+/// The fields of every message are in the order of their numbers, as protobuf's own serializers write them: OpenVINO takes a file in another
+/// order for another format. The library writes them in the order of their declaration, and unknown fields last. So what is declared early and
+/// has the highest number is written as an unknown field.
+pub(super) fn model(mut graph: GraphProto, versions: Versions) -> protobuf::Result<Vec<u8>> {
     let import = |domain: &str, version| OperatorSetIdProto { domain: domain.into(), version, ..Default::default() };
     let contributed = graph.node.iter().any(|n| n.domain == MICROSOFT);
-    let model = ModelProto {
+    for node in &mut graph.node {
+        for attribute in &mut node.attribute {
+            let kind = std::mem::take(&mut attribute.type_).value();
+            attribute.special_fields.mut_unknown_fields().add_varint(ATTRIBUTE_TYPE, kind as u64);
+        }
+        let domain = std::mem::take(&mut node.domain);
+        if !domain.is_empty() {
+            node.special_fields.mut_unknown_fields().add_length_delimited(NODE_DOMAIN, domain.into_bytes());
+        }
+    }
+    let mut model = ModelProto {
         ir_version: versions.ir,
         producer_name: "attar".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
@@ -162,8 +176,75 @@ pub(super) fn model(graph: GraphProto, versions: Versions) -> protobuf::Result<V
         ..Default::default()
     };
     let imports = std::iter::once(import("", versions.opset)).chain(contributed.then(|| import(MICROSOFT, 1)));
-    let imports = ModelProto { opset_import: imports.collect(), ..Default::default() };
-    // Messages that follow each other are one. The imports have the highest number of all fields and so come last: OpenVINO takes a
-    // file whose fields are in another order for another format.
-    Ok([model.write_to_bytes()?, imports.write_to_bytes()?].concat())
+    for import in imports {
+        model.special_fields.mut_unknown_fields().add_length_delimited(OPSET_IMPORT, import.write_to_bytes()?);
+    }
+    model.write_to_bytes()
+}
+
+/// Numbers of fields in onnx.proto.
+const ATTRIBUTE_TYPE: u32 = 20;
+const NODE_DOMAIN: u32 = 7;
+const OPSET_IMPORT: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use onnx_protobuf::GraphProto;
+    use protobuf::CodedInputStream;
+
+    use super::*;
+
+    /// Messages by the names of their types, and which of their fields are messages of ours.
+    const INSIDE: &[(&str, u32, &str)] = &[
+        ("model", 7, "graph"),
+        ("model", 8, "import"),
+        ("graph", 1, "node"),
+        ("graph", 5, "tensor"),
+        ("graph", 11, "port"),
+        ("graph", 12, "port"),
+        ("node", 5, "attribute"),
+        ("tensor", 13, "entry"),
+        ("port", 2, "type"),
+    ];
+
+    /// Counts messages, and fails where a field has a lower number than the one before.
+    fn check(kind: &str, bytes: &[u8]) -> usize {
+        let mut stream = CodedInputStream::from_bytes(bytes);
+        let (mut last, mut messages) = (0, 1);
+        while let Some(tag) = stream.read_raw_tag_or_eof().unwrap() {
+            let (number, wire) = (tag >> 3, tag & 7);
+            assert!(number >= last, "{kind}: field {number} behind {last}");
+            last = number;
+            match wire {
+                0 => drop(stream.read_raw_varint64().unwrap()),
+                5 => drop(stream.read_fixed32().unwrap()),
+                2 => {
+                    let content = stream.read_bytes().unwrap();
+                    let inside = INSIDE.iter().find(|(outer, field, _)| (*outer, *field) == (kind, number));
+                    messages += inside.map_or(0, |(_, _, inner)| check(inner, &content));
+                }
+                other => panic!("{kind}: wire type {other}"),
+            }
+        }
+        messages
+    }
+
+    #[test]
+    fn fields_are_in_the_order_of_their_numbers_and_mean_what_they_did() {
+        let attributes = || vec![("axis", Value::Int(-1)), ("scale", Value::Float(0.5)), ("mode", Value::Text("x"))];
+        let dims = ["batch".to_owned(), "3".to_owned()];
+        let graph = GraphProto {
+            name: "g".into(),
+            node: vec![node(MICROSOFT, "Op", "a", &["x", "w"], attributes()), node("", "Op", "b", &["a"], attributes())],
+            initializer: vec![inline("i", Element::F32, &[1], vec![0; 4]), external("w", Element::I4, &[2], "data", 64, 1)],
+            input: vec![port("x", Element::F32, &dims)],
+            output: vec![port("b", Element::F32, &dims)],
+            ..Default::default()
+        };
+        let bytes = model(graph.clone(), Versions { ir: 10, opset: 21 }).unwrap();
+        assert_eq!(check("model", &bytes), 1 + 1 + 2 + 2 + 6 + 2 + 3 + 2 * 2);
+        let read = ModelProto::parse_from_bytes(&bytes).unwrap();
+        assert_eq!(read.graph.0.as_deref(), Some(&graph));
+        assert_eq!(read.opset_import.iter().map(|import| import.version).collect::<Vec<_>>(), [21, 1]);
+    }
 }

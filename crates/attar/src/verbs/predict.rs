@@ -51,7 +51,7 @@ impl Verb for Predict {
     }
 
     fn examples(&self) -> &'static [&'static str] {
-        &[]
+        &["attar predict npu --device 4000 --prompt 128 --answer 32"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

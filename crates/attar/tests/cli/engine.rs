@@ -16,7 +16,7 @@ const SAME_PERPLEXITY: f64 = 1e-4;
 /// The folder of the engines, if `engine` is in it.
 fn engines_with(engine: &'static Engine) -> Option<OsString> {
     let engines = std::env::var_os("ATTAR_ENGINES").unwrap_or_default();
-    let places = Places::read(ENGINES, |_| None, |name| (name == "ATTAR_ENGINES").then(|| engines.clone()));
+    let places = Places::read(ENGINES.iter().copied(), |_| None, |name| (name == "ATTAR_ENGINES").then(|| engines.clone()));
     match places.find(engine) {
         Ok(_) => Some(engines),
         Err(_) => {

@@ -35,3 +35,4 @@ mod snapshot;
 mod store;
 mod transforms;
 mod verbs;
+mod whole;

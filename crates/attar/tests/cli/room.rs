@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use attar_eval::{ENGINES, Engine};
+use attar_eval::engine::{Engine, installed};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -63,7 +63,7 @@ impl Room {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null()).env("COLUMNS", "120");
         // All that attar reads of the environment.
-        for name in Engine::variables(ENGINES) {
+        for name in Engine::variables(installed()) {
             command.env_remove(name);
         }
         command

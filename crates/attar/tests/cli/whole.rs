@@ -1,0 +1,93 @@
+//! Artifacts are what was written when they are run, and compilers of vendors that are absent are said to be.
+
+use std::fs;
+
+use crate::room::Room;
+
+const MODEL: &str = "testdata/models/shakespeare-1m";
+const TEXT: &str = "testdata/evals/shakespeare-valid.txt";
+
+fn exported(target: &str) -> Room {
+    let room = Room::new();
+    room.attar(&["export", MODEL, "--target", target, "--out", "made"]).exits(0);
+    room
+}
+
+/// Every file counts, and every way to damage it; no engine is asked.
+#[test]
+fn a_damaged_artifact_is_not_run() {
+    let room = exported("onnx");
+    let manifest = room.json("made/artifact.json");
+    let files: Vec<&str> = manifest["files"].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap()).collect();
+    assert!(files.contains(&"model.onnx.data") && files.contains(&"tokenizer.json"), "{files:?}");
+    room.write("recipe.toml", &format!("recipe = 1\nartifact = \"made\"\noutput = \"out\"\n[[eval]]\nname = \"e\"\ndata = \"{TEXT}\"\nrunners = [\"onnxruntime\"]\nrequired = false\n"));
+    for name in files {
+        let path = room.path("made").join(name);
+        let whole = fs::read(&path).unwrap();
+        let flipped = whole.iter().enumerate().map(|(at, byte)| if at == whole.len() / 2 { byte ^ 1 } else { *byte }).collect();
+        for (damaged, what) in [(Some(flipped), "has the digest"), (Some(whole[1..].to_vec()), "has "), (None, "is missing")] {
+            match damaged {
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            let generate = ["generate", "made", "--prompt", "x"];
+            for arguments in [&generate[..], &["eval", "made", "--data", TEXT], &["run", "recipe.toml"]] {
+                let said = room.attar(arguments);
+                // Without the file by which it is known, nothing but its manifest says that it is an artifact.
+                assert_eq!(said.code, Some(3), "{name}, {}: {}", said.command, said.stderr);
+                assert!(said.stderr.contains(&format!("`made/{name}` {what}")), "{name}, {}: {}", said.command, said.stderr);
+            }
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    // Now it is the engine that is absent.
+    room.attar(&["generate", "made", "--prompt", "x"]).exits(3).says("ONNX Runtime is not installed");
+    room.write("made/artifact.json", "{");
+    room.attar(&["generate", "made", "--prompt", "x"]).exits(3).says("does not describe an artifact");
+    fs::remove_file(room.path("made/artifact.json")).unwrap();
+    room.attar(&["generate", "made", "--prompt", "x"]).exits(3).says("ONNX Runtime is not installed");
+}
+
+/// In one output folder, a new artifact takes the place of all of the old one.
+#[test]
+fn artifacts_do_not_mix_in_a_folder() {
+    let room = exported("onnx");
+    room.attar(&["export", MODEL, "--target", "openvino", "--out", "made"]).exits(0);
+    let files = room.files("made");
+    let described = room.json("made/artifact.json");
+    let of_artifact: Vec<&str> =
+        described["files"].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap()).collect();
+    let promised = ["artifact.json", "manifest.json", "report.json", "report.md"];
+    for name in files.keys() {
+        assert!(of_artifact.contains(&name.as_str()) || promised.contains(&name.as_str()), "{name} is none of its files");
+    }
+    assert!(files.contains_key("openvino_model.xml"));
+}
+
+#[test]
+fn predictions_of_a_compiler_that_is_absent_are_not_made() {
+    let room = exported("openvino");
+    let said = room.attar(&["predict", "made"]).exits(3);
+    said.says("Intel's NPU compiler is not installed");
+    room.attar(&["predict", "made", "--device", "5000"]).exits(2).says("known: 4000, 5010, 5020, 3720");
+    room.attar(&["predict", MODEL]).exits(2).says("there is no `openvino_model.xml`");
+    let head = "recipe = 1\nartifact = \"made\"\noutput = \"out\"\n[[predict]]\ncompiler = \"openvino-npu\"\n";
+    let run = |more: &str| {
+        room.write("recipe.toml", &format!("{head}{more}"));
+        room.attar(&["run", "recipe.toml"])
+    };
+    run("").exits(3).says("Intel's NPU compiler is not installed");
+    run("required = false\n").exits(0);
+    assert!(room.read("out/report.md").contains("| openvino-npu (4000) | not run |"), "{}", room.read("out/report.md"));
+    let gate = "[[gate]]\nmetric = \"device/latency\"\nrunner = \"openvino-npu\"\nat_most = 1\n";
+    let said = run(gate).exits(1);
+    assert!(said.stdout.contains("NOT RUN"), "{}", said.stdout);
+    run("device = \"5000\"\n").exits(2).says("has no device `5000`");
+    run("prompt = 0\n").exits(2).says("`prompt` is 0");
+    run("[[gate]]\nmetric = \"device/latency\"\nrunner = \"vela\"\nat_most = 1\n").exits(2).says("`vela` predicts nothing");
+    room.write(
+        "recipe.toml",
+        &format!("recipe = 1\nmodel = \"{MODEL}\"\noutput = \"o\"\n[[predict]]\ncompiler = \"openvino-npu\"\n"),
+    );
+    room.attar(&["plan", "recipe.toml"]).exits(2).says("add `[[export]]` with `target = \"openvino\"`");
+}
