@@ -136,8 +136,8 @@ pub enum Error {
     EngineMissing {
         /// The engine, by the name its makers use.
         title: &'static str,
-        /// Its package on PyPI.
-        package: &'static str,
+        /// What installs it, in words.
+        way_in: String,
         /// Where it was looked for.
         looked: Vec<Looked>,
     },
@@ -360,8 +360,8 @@ impl Error {
                 true => "a decoder is measured by tasks on logits, such as `perplexity`".into(),
                 false => "an encoder is measured by tasks on embeddings, such as `embedding-drift`".into(),
             }),
-            Error::EngineMissing { package, looked, .. } => Some(format!(
-                "`pip install {package}` into a virtual environment and name that in {}; {}",
+            Error::EngineMissing { way_in, looked, .. } => Some(format!(
+                "{way_in}; name its environment in {}; {}",
                 looked.iter().map(|looked| looked.name.as_str()).find(|name| *name != "VIRTUAL_ENV").unwrap_or("VIRTUAL_ENV"),
                 searched(looked),
             )),

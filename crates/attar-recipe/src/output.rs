@@ -177,3 +177,40 @@ fn refused(action: &'static str, path: &Path, error: &std::io::Error) -> Error {
     let source = std::io::Error::new(error.kind(), error.to_string());
     attar_tensor::Error::Io { action, path: path.into(), source }.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(root: &Path) -> Vec<String> {
+        let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> = entries.filter(|name| name != STATE).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_was_published_at_the_root_before_is_gone_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Output::claim(folder.path(), "test").unwrap();
+        let publish = |files: &[&str]| {
+            let partial = output.unfinished().unwrap();
+            files.iter().for_each(|file| fs::write(partial.join(file), file).unwrap());
+            output.publish(".").unwrap();
+        };
+        publish(&["model.onnx", "model.onnx.data"]);
+        output.write("report.md", b"x").unwrap();
+        publish(&["model.onnx", "config.json"]);
+        assert_eq!(names(folder.path()), ["config.json", "model.onnx", "report.md"]);
+        // Killed between taking away and putting in place: what is known to be published may be absent, or of either.
+        fs::remove_file(folder.path().join("model.onnx")).unwrap();
+        publish(&["other"]);
+        assert_eq!(names(folder.path()), ["other", "report.md"]);
+        // A list that somebody changed leads nowhere else.
+        let outside = folder.path().join(STATE).join("lock");
+        output.write(&format!("{STATE}/published.json"), br#"["../x", ".attar/lock", "", "other"]"#).unwrap();
+        publish(&["last"]);
+        assert_eq!(names(folder.path()), ["last", "report.md"]);
+        assert!(outside.exists());
+    }
+}

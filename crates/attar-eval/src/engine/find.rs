@@ -64,7 +64,7 @@ impl Places {
         let looked = self.of(engine);
         let found = looked.iter().filter_map(|looked| looked.path.as_deref()).find_map(|path| Installation::at(engine, path));
         let found = found.map(|found| Installation { runner: self.runner.clone(), ..found });
-        found.ok_or_else(|| Error::EngineMissing { title: engine.title, package: engine.package.name, looked })
+        found.ok_or_else(|| Error::EngineMissing { title: engine.title, way_in: engine.package.way_in(), looked })
     }
 
     fn of(&self, engine: &Engine) -> Vec<Looked> {

@@ -70,6 +70,18 @@ pub struct Package {
     pub library: &'static str,
     /// Folders in `site-packages` of other packages that decide its results.
     pub needs: &'static [&'static str],
+    /// What installs it and is not `pip install` of its name.
+    pub installer: Option<&'static str>,
+}
+
+impl Package {
+    /// What to do where it is absent, in words.
+    pub(super) fn way_in(&self) -> String {
+        match self.installer {
+            Some(installer) => format!("`{installer}` in a checkout of attar installs it"),
+            None => format!("`pip install {}` into a virtual environment", self.name),
+        }
+    }
 }
 
 /// An export target that an engine opens.

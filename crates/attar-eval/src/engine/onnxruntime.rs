@@ -12,7 +12,14 @@ use super::kind::{Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
 pub(super) static ENGINE: Engine = Engine {
     name: "onnxruntime",
     title: "ONNX Runtime",
-    package: Package { name: "onnxruntime", module: "onnxruntime", folder: "capi", library: "onnxruntime", needs: &[] },
+    package: Package {
+        name: "onnxruntime",
+        module: "onnxruntime",
+        folder: "capi",
+        library: "onnxruntime",
+        needs: &[],
+        installer: None,
+    },
     pins: include_str!("../../engines/onnxruntime.txt"),
     opens: &[Opens { target: "onnx", file: "model.onnx" }, Opens { target: "onnx-genai", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],

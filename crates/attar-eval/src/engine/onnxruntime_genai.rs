@@ -11,6 +11,7 @@ pub(super) static ENGINE: Engine = Engine {
         folder: "",
         library: "onnxruntime-genai",
         needs: &["onnxruntime"],
+        installer: None,
     },
     pins: include_str!("../../engines/onnxruntime-genai.txt"),
     opens: &[Opens { target: "onnx-genai", file: "genai_config.json" }],

@@ -8,7 +8,7 @@ use super::kind::{Engine, Mode, Opens, Package, Worker};
 pub(super) static ENGINE: Engine = Engine {
     name: "openvino",
     title: "OpenVINO",
-    package: Package { name: "openvino", module: "openvino", folder: "libs", library: "openvino", needs: &[] },
+    package: Package { name: "openvino", module: "openvino", folder: "libs", library: "openvino", needs: &[], installer: None },
     pins: include_str!("../../engines/openvino.txt"),
     opens: &[Opens { target: "openvino", file: "openvino_model.xml" }, Opens { target: "onnx", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],

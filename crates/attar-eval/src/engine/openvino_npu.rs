@@ -7,7 +7,14 @@ use super::kind::{Engine, Opens, Package, Worker};
 pub(super) static ENGINE: Engine = Engine {
     name: "openvino-npu",
     title: "Intel's NPU compiler",
-    package: Package { name: "openvino", module: "openvino", folder: "libs", library: "openvino_intel_npu_compiler", needs: &[] },
+    package: Package {
+        name: "openvino",
+        module: "openvino",
+        folder: "libs",
+        library: "openvino_intel_npu_compiler",
+        needs: &[],
+        installer: Some("cargo xtask engines openvino-npu"),
+    },
     pins: include_str!("../../engines/openvino-npu/wheel.txt"),
     opens: &[Opens { target: "openvino", file: "openvino_model.xml" }],
     modes: &[],

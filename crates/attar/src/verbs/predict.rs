@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use attar_eval::{Ask, COMPILERS, Mode, compiler};
-use attar_recipe::{Error, Existing};
+use attar_recipe::{Error, ErrorKind, Existing};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{Verb, path, path_argument};
@@ -57,9 +57,10 @@ impl Verb for Predict {
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "artifact");
         let compiler = chosen(subject, arguments)?;
+        let device = arguments.get_one::<String>("device").map(|device| compiler.device(device)).transpose();
+        let device = device.map_err(|error| Error { kind: ErrorKind::Recipe, ..error.into() })?;
         Existing::check_whole(subject)?;
         let existing = Existing::open(subject)?;
-        let device = arguments.get_one::<String>("device").map(String::as_str);
         let artifact = existing.run_by(compiler, Mode::Default, &environment.engines())?.on(device)?;
         let tokens = |name: &str| *arguments.get_one::<u32>(name).expect("it has a default") as usize;
         let predicted = artifact.predict(Ask { prompt: tokens("prompt"), answer: tokens("answer") })?;

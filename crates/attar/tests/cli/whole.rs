@@ -48,22 +48,6 @@ fn a_damaged_artifact_is_not_run() {
     room.attar(&["generate", "made", "--prompt", "x"]).exits(3).says("ONNX Runtime is not installed");
 }
 
-/// In one output folder, a new artifact takes the place of all of the old one.
-#[test]
-fn artifacts_do_not_mix_in_a_folder() {
-    let room = exported("onnx");
-    room.attar(&["export", MODEL, "--target", "openvino", "--out", "made"]).exits(0);
-    let files = room.files("made");
-    let described = room.json("made/artifact.json");
-    let of_artifact: Vec<&str> =
-        described["files"].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap()).collect();
-    let promised = ["artifact.json", "manifest.json", "report.json", "report.md"];
-    for name in files.keys() {
-        assert!(of_artifact.contains(&name.as_str()) || promised.contains(&name.as_str()), "{name} is none of its files");
-    }
-    assert!(files.contains_key("openvino_model.xml"));
-}
-
 #[test]
 fn predictions_of_a_compiler_that_is_absent_are_not_made() {
     let room = exported("openvino");
