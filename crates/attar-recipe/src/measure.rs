@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, path::Path};
 
 use attar_eval::{
-    Artifact, Engine, Evaluation, Measurements, Mode, Outcome, Output as Asked, Prepared, Reference, Rows, Runner, Sides, Window,
+    Artifact, DEFAULT_TASK, DEVICE, Engine, Evaluation, Measurements, Mode, Outcome, Output as Asked, Prepared, Reference, Rows,
+    Runner, Sides, Window,
 };
 use attar_graph::kernel::instruction_set;
 use attar_model::Model;
@@ -15,6 +16,7 @@ use crate::{
     made::{Made, Written},
     opened::{Measured, Opened},
     output::Output,
+    predict::Wanted,
     session::Session,
 };
 
@@ -24,9 +26,9 @@ const KEY: u32 = 2;
 /// What is measured.
 pub(crate) struct Subject<'a> {
     /// The name of a variant, if it is one and has such.
-    pub(crate) variant: Option<&'a str>,
+    variant: Option<&'a str>,
     /// For progress.
-    pub(crate) title: &'a str,
+    title: &'a str,
     /// What the reference runs; nothing but engines runs an artifact that was there before.
     model: Option<&'a Model>,
     artifact: Folders<'a>,
@@ -59,7 +61,7 @@ impl<'a> Subject<'a> {
     }
 
     /// Its artifact in an engine.
-    pub(crate) fn run_by(
+    fn run_by(
         &self,
         engine: &'static Engine,
         mode: Mode,
@@ -120,6 +122,32 @@ impl Measuring<'_> {
             note_missing(eval, self.engines, self.observer);
         }
         Ok(evaluations)
+    }
+
+    /// What compilers of vendors predict of every subject.
+    pub(crate) fn predict(&self, subjects: &[Subject<'_>]) -> Result<Vec<Evaluation>> {
+        let wanted = |subject| self.recipe.predictions.iter().map(move |wanted| (subject, wanted));
+        subjects.iter().flat_map(wanted).map(|(subject, wanted)| self.prediction(subject, wanted)).collect()
+    }
+
+    fn prediction(&self, subject: &Subject<'_>, wanted: &Wanted) -> Result<Evaluation> {
+        if self.observer.interrupted() {
+            return Err(Error::interrupted());
+        }
+        self.observer.stage(&format!("{}: compile by {}", subject.title, wanted.compiler.name), 0);
+        let outcome = match subject.run_by(wanted.compiler, Mode::Default, Some(wanted.device()), self.engines) {
+            Err(missing) => Outcome::Skipped { reason: missing.to_string() },
+            Ok(artifact) => Outcome::Predicted(artifact.predict(wanted.ask())?),
+        };
+        Ok(Evaluation {
+            eval: DEVICE.into(),
+            task: DEFAULT_TASK.into(),
+            variant: subject.variant.map(Into::into),
+            runner: wanted.compiler.name.into(),
+            mode: None,
+            device: Some(wanted.device().into()),
+            outcome,
+        })
     }
 
     fn ask(

@@ -24,7 +24,14 @@ pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
             engines.find(engine).map_err(|error| recipe.document.place(error.into(), &format!("{}.runners", eval.key)))?;
         }
     }
-    recipe.predictions.iter().try_for_each(|asked| asked.check_needs(recipe, engines))
+    for asked in &recipe.predictions {
+        let judged = recipe.gates.iter().any(|gate| gate.runner == asked.compiler.name);
+        if asked.predict.required && !judged {
+            let place = |error: attar_eval::Error| recipe.document.place(error.into(), &format!("{}.compiler", asked.key));
+            engines.find(asked.compiler).map_err(place)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a gate is about what an engine measured.

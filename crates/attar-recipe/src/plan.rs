@@ -274,7 +274,10 @@ fn check_evals(recipe: &Recipe, opened: &Opened) -> Result<()> {
         }
     }
     match recipe.subject() {
-        Subject::Artifact(_) => recipe.predictions.iter().try_for_each(|asked| asked.check(recipe)),
+        Subject::Artifact(path) => recipe
+            .predictions
+            .iter()
+            .try_for_each(|asked| Existing::check(path, asked.compiler).map_err(|e| recipe.document.place(e, &asked.key))),
         Subject::Model(_) => Ok(()),
     }
 }

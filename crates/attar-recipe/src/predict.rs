@@ -1,10 +1,10 @@
 //! `[[predict]]`: what a vendor's compiler predicts for a device, of the artifacts of a run.
 
-use attar_eval::{Ask, COMPILERS, DEFAULT_TASK, DEVICE, Engine, Evaluation, Mode, Outcome, compiler};
+use attar_eval::{Ask, COMPILERS, Engine, compiler};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use crate::{Engines, Error, ErrorKind, Existing, Recipe, Result, document::Section, measure::Subject, recipe};
+use crate::{Error, ErrorKind, Result, document::Section};
 
 /// A prediction that a recipe asks for. It belongs to the eval `device`, and its compiler is the runner: a gate on `device/latency` with
 /// `runner = "openvino-npu"` judges it.
@@ -25,7 +25,7 @@ pub(crate) struct Predict {
     answer: usize,
     /// Whether the run fails if the compiler is not installed. A gate on a prediction that was not made fails in either case.
     #[serde(default = "yes")]
-    required: bool,
+    pub(crate) required: bool,
 }
 
 /// As OpenVINO GenAI has them on NPUs.
@@ -50,15 +50,15 @@ fn compilers(_: &mut SchemaGenerator) -> Schema {
 
 /// What is asked, and its place.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct Wanted {
     pub(crate) predict: Predict,
     pub(crate) compiler: &'static Engine,
-    key: String,
+    pub(crate) key: String,
 }
 
 impl Predict {
     /// Of `compiler`, for prompts and answers as long as usual.
-    pub(crate) fn of(section: Section<'_, '_>) -> Result<Asked> {
+    pub(crate) fn of(section: Section<'_, '_>) -> Result<Wanted> {
         let key = section.key.clone();
         let document = section.document;
         let predict: Predict = section.finish(&[])?;
@@ -75,50 +75,18 @@ impl Predict {
                 return Err(document.place(error, &format!("{key}.{name}")));
             }
         }
-        Ok(Asked { predict, compiler, key })
+        Ok(Wanted { predict, compiler, key })
     }
 }
 
-impl Asked {
-    fn device(&self) -> &str {
+impl Wanted {
+    /// What the compiler is asked.
+    pub(crate) fn ask(&self) -> Ask {
+        Ask { prompt: self.predict.prompt, answer: self.predict.answer }
+    }
+
+    /// The device that is compiled for.
+    pub(crate) fn device(&self) -> &str {
         self.predict.device.as_deref().unwrap_or(self.compiler.devices[0])
-    }
-
-    /// Fails if the compiler opens nothing that the recipe exports, or measures.
-    pub(crate) fn check(&self, recipe: &Recipe) -> Result<()> {
-        let place = |error: Error| recipe.document.place(error, &self.key);
-        match recipe.subject() {
-            recipe::Subject::Model(_) => recipe.check_exported(self.compiler, "a prediction").map_err(place),
-            recipe::Subject::Artifact(path) => Existing::check(path, self.compiler).map_err(place),
-        }
-    }
-
-    /// Fails if the run needs the compiler and it is not here.
-    pub(crate) fn check_needs(&self, recipe: &Recipe, engines: &Engines) -> Result<()> {
-        let judged = recipe.gates.iter().any(|gate| gate.runner == self.compiler.name);
-        match engines.find(self.compiler) {
-            Err(error) if self.predict.required && !judged => {
-                Err(recipe.document.place(error.into(), &format!("{}.compiler", self.key)))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The prediction, if the compiler is here.
-    pub(crate) fn evaluate(&self, subject: &Subject<'_>, engines: &Engines) -> Result<Evaluation> {
-        let Predict { prompt, answer, .. } = self.predict;
-        let outcome = match subject.run_by(self.compiler, Mode::Default, Some(self.device()), engines) {
-            Err(missing) => Outcome::Skipped { reason: missing.to_string() },
-            Ok(artifact) => Outcome::Predicted(artifact.predict(Ask { prompt, answer })?),
-        };
-        Ok(Evaluation {
-            eval: DEVICE.into(),
-            task: DEFAULT_TASK.into(),
-            variant: subject.variant.map(Into::into),
-            runner: self.compiler.name.into(),
-            mode: None,
-            device: Some(self.device().into()),
-            outcome,
-        })
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     extras::numbered,
     lock::Lock,
     output::{Output, PROMISED, STATE, STORE},
-    predict::{Asked, Predict},
+    predict::{Predict, Wanted},
     profile::{For, Profile},
     runner::RunnerKind,
     settings::of,
@@ -101,7 +101,7 @@ pub struct Recipe {
     /// What to measure on each variant.
     pub evals: Vec<Eval>,
     /// What compilers of vendors are asked.
-    pub(crate) predictions: Vec<Asked>,
+    pub(crate) predictions: Vec<Wanted>,
     pub(crate) gates: Vec<Gate>,
 }
 
@@ -379,7 +379,12 @@ impl Recipe {
         for eval in &self.evals {
             self.check_runners(eval)?;
         }
-        self.predictions.iter().filter(|_| matches!(self.subject(), Subject::Model(_))).try_for_each(|asked| asked.check(self))
+        match self.subject() {
+            Subject::Model(_) => self.predictions.iter().try_for_each(|asked| {
+                self.check_exported(asked.compiler, "a prediction").map_err(|e| self.document.place(e, &asked.key))
+            }),
+            Subject::Artifact(_) => Ok(()),
+        }
     }
 
     /// A recipe is about a model or an artifact, and nothing is made of an artifact.

@@ -176,12 +176,7 @@ fn measure_variants(
     };
     let mut evals = measuring.measure(&subjects, used)?;
     evals.extend(made.iter().filter_map(Made::prediction));
-    for (subject, asked) in
-        subjects.iter().flat_map(|subject| measuring.recipe.predictions.iter().map(move |asked| (subject, asked)))
-    {
-        measuring.observer.stage(&format!("{}: compile by {}", subject.title, asked.compiler.name), 0);
-        evals.push(asked.evaluate(subject, measuring.engines)?);
-    }
+    evals.extend(measuring.predict(&subjects)?);
     Ok(evals)
 }
 

@@ -148,7 +148,7 @@ fn no_verb_takes_more_memory_than_it_may() {
     for verb in verbs {
         let arguments = [&verb[..1], &model, &verb[1..]].concat();
         room.attar(&[&arguments[..], &["--max-memory", "300 MB"]].concat()).exits(0);
-        let said = room.attar(&[&arguments[..], &["--max-memory", "16 MiB", "--json"]].concat()).exits(3);
+        let said = room.attar(&[&arguments[..], &["--max-memory", "8 MiB", "--json"]].concat()).exits(3);
         said.says("`--max-memory`");
         assert_eq!(said.json()["exit_code"], 3, "{verb:?}");
     }

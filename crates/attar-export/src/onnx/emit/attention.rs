@@ -2,7 +2,7 @@
 
 use attar_graph::{Node, Op, op::Attention};
 
-use super::{Element, Emission, MASK, Value, constant, standard};
+use super::{Element, Emission, MASK, Value, constant};
 use crate::{Result, onnx::Style};
 
 /// What a hidden score is: far below any real one, and finite, so that a row of padding that sees nothing gets an even
@@ -14,6 +14,12 @@ const HIDDEN: f32 = -1e30;
 pub(super) struct Queries<'n> {
     pub(super) of: &'n str,
     pub(super) axis: i64,
+}
+
+/// Whether `Attention` of the standard computes this. Caps are left out: in the first texts of the operator the mask came before the cap, which brings
+/// hidden scores back, and runtimes of that time do so.
+pub(super) fn is_held(attention: &Attention) -> bool {
+    attention.softcap.is_none()
 }
 
 pub(super) fn cache(e: &mut Emission<'_>, node: &Node, _: &str) -> Result<String> {
@@ -36,7 +42,7 @@ pub(super) fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
     let group = heads / key_heads;
     let [q, k, v] = [0, 1, 2].map(|i| e.value(node.inputs[i]));
     let queries = Queries { of: &q, axis: 2 };
-    if e.options.style == Style::Standard && standard::is_held(attention) {
+    if e.options.style == Style::Standard && is_held(attention) {
         let mask = e.mask_of_queries(queries, attention);
         e.attend(&[name.into()], &[q, k, v, mask], attention, vec![]);
         return Ok(name.into());

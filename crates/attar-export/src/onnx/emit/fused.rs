@@ -11,7 +11,11 @@ use attar_graph::{
     op::{Attention, Rope},
 };
 
-use super::{Element, Emission, MASK, Value, attention::Queries, constant, emitter, standard};
+use super::{
+    Element, Emission, MASK, Value,
+    attention::{Queries, is_held},
+    constant, emitter,
+};
 use crate::{
     Result,
     decoder::CachePlaces,
@@ -107,7 +111,7 @@ impl GroupQuery {
         match style {
             Style::Fused if self.query.part.is_some() => false,
             Style::Fused => self.attention.causal && self.layer.is_some() && self.head % HEAD_MULTIPLE[0] == 0,
-            Style::Standard => standard::is_held(&self.attention),
+            Style::Standard => is_held(&self.attention),
             Style::Plain => false,
         }
     }

@@ -15,12 +15,6 @@ use super::{
     fused::{GroupQuery, Side},
 };
 
-/// Whether `Attention` computes this. Caps are left out: in the first texts of the operator the mask came before the cap, which brings
-/// hidden scores back, and runtimes of that time do so.
-pub(super) fn is_held(attention: &Attention) -> bool {
-    attention.softcap.is_none()
-}
-
 impl Emission<'_> {
     /// An attention with its cache and all between the products and `merge`; queries, keys and values are `[batch, seq, heads * head]`.
     pub(super) fn standard_attention(&mut self, merge: &Node, group: &GroupQuery) {
