@@ -102,6 +102,9 @@ pub struct Verdict {
     /// The mode that was judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// The engine's device, where the eval names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// The answer.
     pub status: Status,
     /// What the bound was held against: the metric, or for [`Bound::WorseAtMost`] the share that was lost.
@@ -313,6 +316,9 @@ impl Bound {
     }
 }
 
+/// The variant, mode and device of what is judged.
+type Judged = (Option<String>, Option<Mode>, Option<String>);
+
 impl Gate {
     /// Whether it can be judged at all: its metric and its eval exist, and the bound has a meaning for the metric.
     /// `evals` are the names of all evals with their tasks; predictions have none.
@@ -353,7 +359,7 @@ impl Gate {
         let verdicts: Vec<Verdict> = about.map(|evaluation| self.judge_one(evaluation)).collect();
         if verdicts.is_empty() {
             let reason = format!("nothing was measured by `{}` for `{}`", self.runner, self.eval);
-            return vec![self.verdict(self.variant.clone(), self.mode, None, reason)];
+            return vec![self.verdict((self.variant.clone(), self.mode, None), None, reason)];
         }
         verdicts
     }
@@ -371,7 +377,7 @@ impl Gate {
             Outcome::Measured(measurements) => self.measured(&evaluation.task, measurements),
             Outcome::Predicted(prediction) => self.predicted(prediction),
         };
-        self.verdict(evaluation.variant.clone(), evaluation.mode, measured, reason)
+        self.verdict((evaluation.variant.clone(), evaluation.mode, evaluation.device.clone()), measured, reason)
     }
 
     fn measured(&self, of: &str, measurements: &Measurements) -> (Option<f64>, String) {
@@ -414,13 +420,13 @@ impl Gate {
         }
     }
 
-    fn verdict(&self, variant: Option<String>, mode: Option<Mode>, measured: Option<f64>, reason: String) -> Verdict {
+    fn verdict(&self, (variant, mode, device): Judged, measured: Option<f64>, reason: String) -> Verdict {
         let status = match measured {
             None => Status::NotRun,
             Some(number) if self.bound.holds(number) => Status::Passed,
             Some(_) => Status::Failed,
         };
-        Verdict { gate: self.clone(), variant, mode, status, measured, limit: self.bound.limit(), reason }
+        Verdict { gate: self.clone(), variant, mode, device, status, measured, limit: self.bound.limit(), reason }
     }
 }
 

@@ -22,6 +22,7 @@ mod artifact;
 mod checkpoint;
 mod decoder;
 mod error;
+mod family;
 mod genai;
 mod kit;
 mod layout;

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use attar_export::{Artifact, FileEntry, Input, Side};
+use attar_export::{Artifact, FileEntry, Input, Port, Side};
 use attar_model::Model;
 use attar_tensor::Digest;
 use serde::Serialize;
@@ -115,6 +115,9 @@ pub(crate) fn check_whole(folder: &Path) -> Result<()> {
 /// What is wrong with a file of an artifact, as a predicate.
 fn damage(folder: &Path, file: &FileEntry) -> Option<String> {
     let path = folder.join(&file.name);
+    if Path::new(&file.name).file_name().is_none_or(|own| own != file.name.as_str()) {
+        return Some("is no name of a file in it".into());
+    }
     match std::fs::metadata(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some("is missing".into()),
         Ok(found) if found.len() != file.bytes => return Some(format!("has {} bytes", found.len())),
@@ -130,6 +133,11 @@ fn damage(folder: &Path, file: &FileEntry) -> Option<String> {
 /// Numbers in the weights of the artifact in `folder`, if it describes itself.
 pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
     Some(Described::read(folder).ok()??.artifact.totals.weights)
+}
+
+/// What the artifact in `folder` returns, if it describes itself.
+pub(crate) fn outputs_in(folder: &Path) -> Vec<Port> {
+    Described::read(folder).ok().flatten().map(|described| described.artifact.outputs).unwrap_or_default()
 }
 
 impl Described {

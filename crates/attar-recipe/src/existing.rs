@@ -39,6 +39,13 @@ impl Existing {
         artifact::check_whole(path)
     }
 
+    /// Whether attar wrote it to return the logits of the last token alone.
+    pub(crate) fn returns_last(&self) -> bool {
+        artifact::outputs_in(&self.folder)
+            .iter()
+            .any(|port| port.name == "logits" && port.dims.get(1).is_some_and(|dim| dim == "1"))
+    }
+
     /// The engines that open what is at `path`; none opens a checkpoint.
     pub fn engines(path: &Path) -> impl Iterator<Item = &'static Engine> {
         ENGINES.iter().copied().filter(move |engine| engine.opens.iter().any(|opens| path.join(opens.file).exists()))

@@ -55,6 +55,7 @@ pub use existing::Existing;
 pub use files::{data_beside, place_buffers, prove_plan, read_buffers, read_plan, read_proof, unusable};
 pub use lock::{Lock, LockMode};
 pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
+pub use predict::beyond;
 pub use profile::{PROFILES, Profile};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};

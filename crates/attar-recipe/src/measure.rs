@@ -134,10 +134,18 @@ impl Measuring<'_> {
         if self.observer.interrupted() {
             return Err(Error::interrupted());
         }
-        self.observer.stage(&format!("{}: compile by {}", subject.title, wanted.compiler.name), 0);
+        self.observer.stage(&format!("{}: compile by {} for {}", subject.title, wanted.compiler.name, wanted.device()), 0);
         let outcome = match subject.run_by(wanted.compiler, Mode::Default, Some(wanted.device()), self.engines) {
             Err(missing) => Outcome::Skipped { reason: missing.to_string() },
-            Ok(artifact) => Outcome::Predicted(artifact.predict(wanted.ask())?),
+            // What a compiler cannot compile is known by that, and the rest of the run is as good as before.
+            Ok(artifact) => match artifact.predict(wanted.ask()) {
+                Ok(mut prediction) => {
+                    prediction.notes.extend(wanted.beyond(self.opened.config().context));
+                    Outcome::Predicted(prediction)
+                }
+                Err(_) if self.observer.interrupted() => return Err(Error::interrupted()),
+                Err(error) => Outcome::Skipped { reason: error.to_string() },
+            },
         };
         Ok(Evaluation {
             eval: DEVICE.into(),

@@ -58,6 +58,9 @@ pub(crate) fn missing(recipe: &Recipe, engines: &Engines) -> Vec<String> {
             missing.push(format!("eval `{}`: {error}; {consequence}", eval.name));
         }
     }
+    for wanted in &recipe.predictions {
+        missing.extend(engines.find(wanted.compiler).err().map(|error| format!("prediction for {}: {error}", wanted.device())));
+    }
     missing.dedup();
     missing
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use attar_eval::Output;
 use attar_graph::Graph;
 use attar_model::{Model, Summary};
 use serde::Serialize;
@@ -11,7 +12,7 @@ use crate::{
     kept::Kept,
     model::Working,
     needs::{check_needs, missing},
-    opened::Opened,
+    opened::{Measured, Opened},
     output,
     recipe::Subject,
     report::Findings,
@@ -36,6 +37,9 @@ pub struct Plan {
     pub variants: Vec<PlannedVariant>,
     /// What would be measured: `NAME: TASK with RUNNER`.
     pub evals: Vec<String>,
+    /// What compilers of vendors would be asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub predictions: Vec<String>,
     /// How many gates would be judged.
     pub gates: usize,
     /// Bytes of memory at the peak, estimated from above.
@@ -152,6 +156,7 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         notes: recipe.notes().into_iter().chain(notes_of_exports(&variants)).collect(),
         variants,
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
+        predictions: recipe.predictions.iter().map(ToString::to_string).collect(),
         gates: recipe.gates.len(),
         peak_memory: BASE_MEMORY + text_memory(recipe, &opened) + peak.bytes,
         peak: peak.what,
@@ -267,6 +272,18 @@ fn check_evals(recipe: &Recipe, opened: &Opened) -> Result<()> {
             let Some(model) = model else { continue };
             let refused = |e: attar_eval::Error| recipe.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &key);
             output.of(&attar_eval::outputs(&model.graph)).map_err(refused)?;
+        }
+        if let Measured::Artifact(existing) = &opened.subject
+            && output == Output::Logits
+            && existing.returns_last()
+        {
+            let message = format!(
+                "eval `{}` needs the logits of all tokens, and `{}` returns the last",
+                eval.name,
+                existing.folder.display()
+            );
+            let error = Error::recipe(message).hint("export it with `logits = \"all\"`".to_owned());
+            return Err(recipe.document.place(error, "artifact"));
         }
         if let Subject::Artifact(path) = recipe.subject() {
             let check = |engine| Existing::check(path, engine);

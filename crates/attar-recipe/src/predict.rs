@@ -1,5 +1,7 @@
 //! `[[predict]]`: what a vendor's compiler predicts for a device, of the artifacts of a run.
 
+use std::fmt;
+
 use attar_eval::{Ask, COMPILERS, Engine, compiler};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -79,14 +81,32 @@ impl Predict {
     }
 }
 
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Predict { prompt, answer, .. } = self.predict;
+        write!(f, "{} for {}, prompts of {prompt} and answers of {answer} tokens", self.compiler.name, self.device())
+    }
+}
+
 impl Wanted {
     /// What the compiler is asked.
     pub(crate) fn ask(&self) -> Ask {
         Ask { prompt: self.predict.prompt, answer: self.predict.answer }
     }
 
+    /// What to know where a model's texts are shorter than what is asked for.
+    pub(crate) fn beyond(&self, context: Option<usize>) -> Option<String> {
+        beyond(self.ask(), context)
+    }
+
     /// The device that is compiled for.
     pub(crate) fn device(&self) -> &str {
         self.predict.device.as_deref().unwrap_or(self.compiler.devices[0])
     }
+}
+
+/// What to know where a model's texts are shorter than what is asked for.
+pub fn beyond(Ask { prompt, answer }: Ask, context: Option<usize>) -> Option<String> {
+    let context = context.filter(|context| prompt.saturating_add(answer) > *context)?;
+    Some(format!("prompt and answer are longer than the {context} tokens of the model's context"))
 }

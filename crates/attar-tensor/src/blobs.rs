@@ -72,6 +72,14 @@ impl Blobs {
         self.places.insert(name.into(), (path, scheme));
     }
 
+    /// Gives a tensor another name, if it is here.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        if let (Some(info), Some(place)) = (self.tensors.remove(from), self.places.remove(from)) {
+            self.tensors.insert(to.into(), info);
+            self.places.insert(to.into(), place);
+        }
+    }
+
     /// The error of a quantized tensor.
     pub fn damage(&self, name: &str) -> Result<Damage> {
         let [squared_error, energy] = self.open(name)?.read_f64(DAMAGE)?;

@@ -118,6 +118,9 @@ class Session:
         if decoder:
             settings |= of_decoder(ask) | ON_DEVICE | ON_PLATFORM.get(device, {})
         notes = ["estimated by the compiler without a device, and not measured"]
+        rounded = [-(-ask[what] // 64) * 64 for what in ("prompt", "answer")]
+        if decoder and rounded != [ask["prompt"], ask["answer"]]:
+            notes.append(f"for prompts of {rounded[0]} and answers of {rounded[1]} tokens: the pipeline rounds up to 64")
         tokens = [] if decoder else ["--tokens", str(ask["prompt"])]
         try:
             found = self.compile(settings, tokens, decoder)
@@ -174,4 +177,6 @@ def reason(status, said):
         message = "the compiler crashed before it could say why"
     else:
         message = f"Wine ended with status {status}: {said[-300:].strip()}"
+    if "undeclared parameters" in message:
+        message += "; with fewer than five blocks, Intel's pipeline for decoders fails on many models"
     return "; ".join(dict.fromkeys([message, *ERROR.findall(said)]))

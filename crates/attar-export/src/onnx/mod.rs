@@ -95,6 +95,14 @@ pub(crate) enum Padding {
 impl Onnx {
     /// See [`Format::check`].
     pub(crate) fn check_for(&self, graph: &Graph, padding: Padding) -> Result<Plan> {
+        if self.logits == Logits::Last && !graph.outputs().iter().any(|id| graph.get(*id).name == "logits") {
+            return Err(Error::Kind {
+                target: "`logits = \"last\"`",
+                wanted: "decoders",
+                found: "returns no logits",
+                hint: "leave `logits` out",
+            });
+        }
         let emitted = emit::emit(graph, self, Purpose { context: None, padding }, DATA)?;
         let tensors = emitted.weights.stored.iter().map(Stored::entry).collect();
         let stored = &emitted.weights.stored;

@@ -4,14 +4,17 @@
 //! key and value apart take 82 us, packed 48 us (SmolLM2-135M, one row, AVX2). Rows of [`Form::Blobs`] lie one after the
 //! other, so the tensors of a pack are adjacent in the file, and their union is a tensor like them.
 
-use attar_graph::{Graph, Node, Op, ValueId};
+use attar_graph::{Graph, Node, ValueId};
 use attar_tensor::Encoding;
 
 use super::{
     form::Form,
     stored::{Part, Stored, aligned},
 };
-use crate::Packed;
+use crate::{
+    Packed,
+    family::{families, union},
+};
 
 /// Several weights in one.
 pub(super) struct Pack {
@@ -30,14 +33,7 @@ type Lookup<'s> = &'s dyn Fn(ValueId) -> Option<(usize, &'s Stored)>;
 
 /// All linear layers that read one value, where their weights have one form.
 pub(super) fn packs(graph: &Graph, weight: Lookup<'_>) -> Vec<Pack> {
-    let mut families: Vec<(ValueId, Vec<&Node>)> = Vec::new();
-    for node in graph.nodes().iter().filter(|node| node.op == Op::Linear) {
-        match families.iter_mut().rev().find(|(input, _)| *input == node.inputs[0]) {
-            Some((_, family)) => family.push(node),
-            None => families.push((node.inputs[0], vec![node])),
-        }
-    }
-    families.into_iter().filter_map(|(_, family)| pack(&family, weight)).collect()
+    families(graph).into_iter().filter_map(|family| pack(&family, weight)).collect()
 }
 
 fn pack(family: &[&Node], weight: Lookup<'_>) -> Option<Pack> {
@@ -82,25 +78,5 @@ impl Pack {
             all[*at].packed = Some(Packed { tensor: self.name.clone(), row });
             row += all[*at].dims[0];
         }
-    }
-}
-
-/// `a.b.q`, `a.b.k` as `a.b.q+k`.
-fn union(names: &[&str]) -> String {
-    let shared = (0..names[0].len()).rev().map(|end| &names[0][..=end]);
-    let shared = shared.filter(|prefix| prefix.ends_with('.')).find(|prefix| names.iter().all(|name| name.starts_with(prefix)));
-    let shared = shared.unwrap_or_default();
-    let rest: Vec<&str> = names.iter().map(|name| &name[shared.len()..]).collect();
-    format!("{shared}{}", rest.join("+"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_union_has_the_common_part_once() {
-        assert_eq!(union(&["blocks.0.attention.query", "blocks.0.attention.key"]), "blocks.0.attention.query+key");
-        assert_eq!(union(&["gate", "up"]), "gate+up");
     }
 }

@@ -35,7 +35,7 @@ const TOKENIZER: [[&str; 2]; 2] =
 pub(super) static TARGET: Target = Target {
     name: "openvino",
     about: "OpenVINO IR with tokenizer and chat template, decoders with a stateful cache, for OpenVINO GenAI on CPUs and Intel NPUs",
-    version: 1,
+    version: 2,
     schema: attar_settings::schema::<OpenVino>,
     parse: target::parse::<OpenVino>,
 };

@@ -67,13 +67,15 @@ pub(super) fn verify(
 fn compare(opened: &Opened, weight: &Weight<'_>, original: Option<Original<'_>>) -> Result<(VerifiedTensor, usize)> {
     let name = weight.entry.name.as_str();
     let [rows, columns] = weight.expr.info(weight.source)?.matrix();
-    let meaning = opened.meaning(name, [rows, columns])?;
+    let packed = weight.entry.packed.as_ref();
+    let (tensor, first) = packed.map_or((name, 0), |packed| (packed.tensor.as_str(), packed.row));
+    let meaning = opened.meaning(tensor, [first, rows, columns], packed.is_some())?;
     let mut noise = Noise::default();
     let [mut found, mut wanted, mut before] = [(); 3].map(|()| Vec::new());
     for chunk in kit::chunks(rows, (CHUNK / (4 * columns).max(1)).clamp(1, 4096)) {
         let count = chunk.len() * columns;
         [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
-        opened.decode(&meaning, chunk.clone(), columns, &mut found)?;
+        opened.decode(&meaning, first + chunk.start..first + chunk.end, columns, &mut found)?;
         weight.expr.read(weight.source, chunk.clone(), &mut wanted)?;
         kit::as_stored(weight.encoding, &mut wanted);
         same(name, chunk.start, columns, &found, &wanted)?;
@@ -230,13 +232,17 @@ impl Opened {
         Ok(())
     }
 
-    /// What the layers that read the constant of that name make of it.
-    fn meaning(&self, name: &str, [rows, columns]: [usize; 2]) -> Result<Meaning<'_>> {
+    /// What the layers that read the constant of that name make of it: of `rows` rows from the first one on, which are all unless others are
+    /// packed with them.
+    fn meaning(&self, name: &str, [first, rows, columns]: [usize; 3], packed: bool) -> Result<Meaning<'_>> {
         let missing = |what: &str| Error::unexpected(&self.path, format!("{what} of `{name}`"), "missing", "one");
         let id = *self.network.names.get(name).ok_or_else(|| missing("the constant"))?;
         let codes = self.network.layers[&id].place.as_ref().ok_or_else(|| missing("the place"))?;
-        if codes.dims.iter().product::<usize>() != rows * columns || (codes.dims.first() != Some(&rows) && rows > 1) {
-            let (found, wanted) = (format!("{:?}", codes.dims), format!("{rows} x {columns}"));
+        let held = codes.dims.iter().product::<usize>();
+        let fits = |all: usize| if packed { all >= first + rows } else { all == rows };
+        let has_rows = codes.dims.first().is_some_and(|all| fits(*all) && held == all * columns);
+        if !(has_rows || (first, rows, held) == (0, 1, columns)) {
+            let (found, wanted) = (format!("{:?}", codes.dims), format!("{} x {columns}", first + rows));
             return Err(Error::unexpected(&self.path, format!("the shape of `{name}`"), found, wanted));
         }
         if matches!(codes.element.as_str(), "f32" | "f16" | "bf16") {

@@ -10,7 +10,8 @@ use attar_tensor::{Dtype, Encoding, Granularity, QuantizedTensor, ScaleFormat, S
 
 use super::ir::Element;
 use crate::{
-    Error, Progress, Result, TensorEntry,
+    Error, Packed, Progress, Result, TensorEntry,
+    family::union,
     kit::{self, Written, chunks},
     layout::{is_even, nibbles, scales::encode},
 };
@@ -40,6 +41,59 @@ pub(super) struct Stored {
     pub(super) form: Form,
     /// Codes or values, scales, zeros.
     pub(super) parts: Vec<Part>,
+    /// Where it is, if its constants are rows of those of a [`Pack`].
+    packed: Option<Packed>,
+}
+
+/// Weights of linear layers that read the same value, as one weight: their rows lie one below the other.
+pub(super) struct Pack {
+    pub(super) name: String,
+    /// The weights, by their places in the list of all, in the order of their rows.
+    pub(super) members: Vec<usize>,
+    pub(super) form: Form,
+    pub(super) dims: Vec<usize>,
+    pub(super) parts: Vec<Part>,
+}
+
+impl Pack {
+    /// Of several weights, if they have one form that rows can be joined in. `all` are placed by this.
+    pub(super) fn place(members: &[usize], all: &mut [Stored], end: &mut u64) -> Option<Pack> {
+        let model = &all[members[0]];
+        let (form, encoding, columns) = (model.form, model.encoding, model.dims[1]);
+        let Form::Codes(scheme, _) = form else { return None };
+        let joins = |at: &usize| {
+            let member = &all[*at];
+            let alike = (member.form, member.encoding, member.dims[1]) == (form, encoding, columns);
+            // Two zeros of 4 bits share a byte.
+            alike
+                && member.parts.iter().all(|part| (part.dims.iter().product::<usize>() as u64 * part.element.2).is_multiple_of(8))
+        };
+        if members.len() < 2 || scheme.granularity == Granularity::Tensor || !members.iter().all(joins) {
+            return None;
+        }
+        let name = union(&members.iter().map(|at| all[*at].name.as_str()).collect::<Vec<_>>());
+        let mut parts = Vec::new();
+        for role in 0..all[members[0]].parts.len() {
+            *end = end.next_multiple_of(ALIGNMENT);
+            let model = &all[members[0]].parts[role];
+            let kind = model.name.strip_prefix(all[members[0]].name.as_str()).unwrap_or_default();
+            let mut joined = Part { name: format!("{name}{kind}"), offset: *end, ..model.clone() };
+            joined.dims[0] = 0;
+            for at in members {
+                let part = &mut all[*at].parts[role];
+                part.offset = *end;
+                *end += part.bytes();
+                joined.dims[0] += part.dims[0];
+            }
+            parts.push(joined);
+        }
+        let mut rows = 0;
+        for at in members {
+            all[*at].packed = Some(Packed { tensor: name.clone(), row: rows });
+            rows += all[*at].dims[0];
+        }
+        Some(Pack { name, members: members.to_vec(), form, dims: vec![rows, columns], parts })
+    }
 }
 
 /// A constant.
@@ -98,7 +152,8 @@ impl Stored {
             },
         };
         let parts = parts(form, &name, &dims);
-        Ok(Stored { also: names.collect(), name, dims, encoding: fact.encoding, expr: expr.clone(), form, parts })
+        let (also, encoding) = (names.collect(), fact.encoding);
+        Ok(Stored { also, name, dims, encoding, expr: expr.clone(), form, parts, packed: None })
     }
 
     /// Gives all parts their places behind `end`.
@@ -120,7 +175,7 @@ impl Stored {
             dims: self.dims.clone(),
             encoding: self.encoding.to_string(),
             storage: self.in_words(),
-            packed: None,
+            packed: self.packed.clone(),
             true_bits: self.encoding.true_bits(self.matrix()),
             stored_bytes: self.parts.iter().map(Part::bytes).sum(),
             snr_db: None,
@@ -199,17 +254,18 @@ pub(super) fn write(
     let mut done = 0;
     write_atomically(path, |to| {
         let mut at = 0;
-        for stored in stored {
-            for part in &stored.parts {
-                pad(to, path, &mut at, part.offset)?;
-                stored.stream(part, source, &mut |bytes| {
-                    to.write_all(bytes).map_err(Error::io("write", path))?;
-                    done += bytes.len() as u64;
-                    progress(done.min(total), total);
-                    Ok(())
-                })?;
-                at += part.bytes();
-            }
+        let mut parts: Vec<(&Stored, &Part)> =
+            stored.iter().flat_map(|stored| stored.parts.iter().map(move |part| (stored, part))).collect();
+        parts.sort_by_key(|(_, part)| part.offset);
+        for (stored, part) in parts {
+            pad(to, path, &mut at, part.offset)?;
+            stored.stream(part, source, &mut |bytes| {
+                to.write_all(bytes).map_err(Error::io("write", path))?;
+                done += bytes.len() as u64;
+                progress(done.min(total), total);
+                Ok(())
+            })?;
+            at += part.bytes();
         }
         for (offset, bytes) in constants {
             pad(to, path, &mut at, *offset)?;

@@ -149,6 +149,32 @@ fn every_architecture_agrees_with_its_reference_run_in_openvino() {
     }
 }
 
+/// One row, that of the last token, whatever comes behind the head.
+#[test]
+fn every_decoder_can_return_the_last_logits_alone() {
+    let text: Vec<u32> = tokens(9, 12);
+    let (mut cases, mut wanted, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    for folder in folders() {
+        let model = open(&folder);
+        let last = Onnx { logits: Logits::Last, ..onnx() };
+        if name(&folder) == "tiny-bert" {
+            assert!(matches!(last.check(&model.graph), Err(Error::Kind { .. })), "an encoder has no logits");
+            continue;
+        }
+        for style in [Style::Fused, Style::Standard, Style::Plain] {
+            let (onnx, target) = (Onnx { style, ..last }, tempfile::tempdir().unwrap());
+            export(&model, onnx, target.path());
+            cases.push(case(target.path(), onnx, &[call(from_ref(&text), &[0], 0)]));
+            wanted.push((reference(&model, &text).pop().unwrap(), format!("{}, {style}", name(&folder))));
+            kept.push(target);
+        }
+    }
+    let Some(results) = run_engine(&cases) else { return };
+    for (result, (wanted, what)) in results.iter().zip(&wanted) {
+        assert_close(&logits(result, 0, 0), from_ref(wanted), what);
+    }
+}
+
 #[test]
 fn every_architecture_is_written_and_read_back_by_every_target() {
     for folder in folders() {

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use attar_eval::{
-    DEFAULT_TASK, DEVICE, Digits, Estimate, Evaluation, Measurements, Metric, Outcome, PREDICTED, REFERENCE, TASKS, Task,
+    DEFAULT_TASK, DEVICE, Digits, Estimate, Evaluation, Measurements, Metric, Mode, Outcome, PREDICTED, REFERENCE, TASKS, Task,
 };
 
 use crate::table::{Table, or_dash};
@@ -57,7 +57,7 @@ fn predictions(evals: &[EvalReport]) -> Vec<Vec<String>> {
             Outcome::Skipped { reason } => ["not run".into(), "-".into(), "-".into(), reason.clone()],
             Outcome::Measured(_) => ["-".into(), "-".into(), "-".into(), String::new()],
         };
-        let compiler = format!("{} ({})", eval.runner, eval.device.as_deref().unwrap_or_default());
+        let compiler = runner(&eval.runner, eval.mode, eval.device.as_deref());
         [or_dash(eval.variant.as_deref().unwrap_or_default()), compiler].into_iter().chain(numbers).collect()
     };
     by_vendors.map(row).collect()
@@ -80,11 +80,16 @@ fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
                 columns(task).map(|(metric, _, digits)| cell(measured.estimate(metric.at), digits)).collect()
             }
         };
-        let how: Vec<String> = eval.mode.iter().map(ToString::to_string).chain(eval.device.clone()).collect();
-        let who = if how.is_empty() { eval.runner.clone() } else { format!("{} ({})", eval.runner, how.join(", ")) };
+        let who = runner(&eval.runner, eval.mode, eval.device.as_deref());
         rows.push(row(task, eval, eval.variant.as_deref().unwrap_or_default(), who, cells));
     }
     rows
+}
+
+/// A runner with its mode and device.
+pub(super) fn runner(name: &str, mode: Option<Mode>, device: Option<&str>) -> String {
+    let how: Vec<String> = mode.iter().map(ToString::to_string).chain(device.map(Into::into)).collect();
+    if how.is_empty() { name.into() } else { format!("{name} ({})", how.join(", ")) }
 }
 
 /// Cells that are not given are dashes.

@@ -206,10 +206,7 @@ impl Report {
                 Status::Failed => "FAILED",
                 Status::NotRun => "NOT RUN",
             };
-            let runner = match verdict.mode {
-                Some(mode) => format!("{} ({mode})", verdict.gate.runner),
-                None => verdict.gate.runner.clone(),
-            };
+            let runner = evals::runner(&verdict.gate.runner, verdict.mode, verdict.device.as_deref());
             let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
             vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
         });

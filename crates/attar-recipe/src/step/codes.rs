@@ -61,7 +61,7 @@ impl Weights for Live {
 pub(super) fn install(
     model: &mut Working,
     assignments: &[Assignment],
-    blobs: Blobs,
+    mut blobs: Blobs,
     losses: Vec<(String, Losses)>,
 ) -> Result<()> {
     for assignment in assignments {
@@ -69,7 +69,9 @@ pub(super) fn install(
         if assignment.lost == LostRule::Report {
             model.may_lose.insert(assignment.name.clone());
         }
-        place(&mut model.graph, assignment);
+        let stored = stored_name(&model.graph, assignment);
+        blobs.rename(&assignment.name, &stored);
+        place_as(&mut model.graph, assignment, &stored);
     }
     model.losses.extend(losses);
     model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
@@ -78,9 +80,25 @@ pub(super) fn install(
 
 /// The weight, and what is tied to it, is now under its canonical name, in codes.
 pub(super) fn place(graph: &mut Graph, assignment: &Assignment) {
+    place_as(graph, assignment, &assignment.name);
+}
+
+fn place_as(graph: &mut Graph, assignment: &Assignment, stored: &str) {
     for id in assignment.ids() {
-        graph.replace_weight(id, Encoding::Quantized(assignment.scheme), Expr::tensor(assignment.name.clone()));
+        graph.replace_weight(id, Encoding::Quantized(assignment.scheme), Expr::tensor(stored));
     }
+}
+
+/// The name that a weight in codes is stored under: its canonical one, unless another weight is read from a tensor of that name, which would be
+/// hidden. So it is with a table that the head shared, in a checkpoint of attar.
+fn stored_name(graph: &Graph, assignment: &Assignment) -> String {
+    let others: Vec<&str> =
+        graph.weights().filter(|(id, ..)| !assignment.is_of(*id)).flat_map(|(.., expr)| expr.tensors()).collect();
+    let mut name = assignment.name.clone();
+    while others.contains(&name.as_str()) {
+        name.push('\'');
+    }
+    name
 }
 
 /// All that decides the bytes of a unit.

@@ -75,6 +75,9 @@ impl Verb for Plan {
         for eval in &plan.evals {
             printer.data(&format!("measure {eval}"));
         }
+        for prediction in &plan.predictions {
+            printer.data(&format!("predict by {prediction}"));
+        }
         printer.data(&format!("gates: {}; peak memory: about {} at most", plan.gates, attar_recipe::bytes(plan.peak_memory)));
         for note in &plan.notes {
             printer.data(&format!("note: {note}"));

@@ -3,7 +3,7 @@
 use std::{path::Path, process::ExitCode};
 
 use attar_eval::{Ask, COMPILERS, Mode, compiler};
-use attar_recipe::{Error, ErrorKind, Existing};
+use attar_recipe::{Error, ErrorKind, Existing, beyond};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{Verb, path, path_argument};
@@ -63,9 +63,13 @@ impl Verb for Predict {
         let existing = Existing::open(subject)?;
         let artifact = existing.run_by(compiler, Mode::Default, &environment.engines())?.on(device)?;
         let tokens = |name: &str| *arguments.get_one::<u32>(name).expect("it has a default") as usize;
-        let predicted = artifact.predict(Ask { prompt: tokens("prompt"), answer: tokens("answer") })?;
+        let ask = Ask { prompt: tokens("prompt"), answer: tokens("answer") };
+        let mut predicted = artifact.predict(ask)?;
+        predicted.notes.extend(beyond(ask, existing.config.context));
         if printer.json {
-            printer.value(&predicted);
+            let mut value = serde_json::json!({ "compiler": compiler.name, "device": artifact.device, "ask": ask });
+            value["predicted"] = serde_json::json!(predicted);
+            printer.value(&value);
             return Ok(ExitCode::SUCCESS);
         }
         let milliseconds =

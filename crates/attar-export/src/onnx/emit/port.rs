@@ -44,7 +44,7 @@ impl Emission<'_> {
     pub(super) fn declare_outputs(&mut self) -> Result<()> {
         for id in self.graph.outputs() {
             let (mut port, element) = self.port(*id, &self.names[id])?;
-            if self.graph.maker(*id).is_some_and(|node| self.is_last_only(node)) {
+            if self.last_only() == Some(*id) {
                 port.dims[1] = "1".into();
             }
             self.outputs.push((port, element));

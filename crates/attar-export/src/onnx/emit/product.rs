@@ -1,6 +1,6 @@
 //! Linear layers: products with weights.
 
-use attar_graph::{Node, ValueId};
+use attar_graph::{Node, Op, ValueId};
 use attar_tensor::{Granularity, Scheme};
 
 use super::{Emission, Value, weight::blocks};
@@ -57,10 +57,24 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
 }
 
 impl Emission<'_> {
-    /// Whether a layer computes logits of which only those of the last token are wanted.
-    pub(super) fn is_last_only(&self, node: &Node) -> bool {
-        let is_logits = |id: &ValueId| *id == node.outputs[0] && self.graph.get(*id).name == LOGITS;
-        self.options.logits == Logits::Last && self.graph.outputs().iter().any(is_logits)
+    /// Whether a layer computes logits of which only those of the last token are wanted: the head, which may be scaled and capped before the
+    /// logits are what is returned.
+    fn is_last_only(&self, node: &Node) -> bool {
+        let logits = self.last_only();
+        let mut made = logits.and_then(|id| self.graph.maker(id));
+        while let Some(maker) = made.filter(|maker| maker.op != Op::Linear) {
+            made = match maker.op {
+                Op::Softcap { .. } | Op::Scale { .. } => self.graph.maker(maker.inputs[0]),
+                _ => None,
+            };
+        }
+        made.is_some_and(|head| head.output() == node.output())
+    }
+
+    /// The logits, if only those of the last token are wanted.
+    pub(super) fn last_only(&self) -> Option<ValueId> {
+        let is_logits = |id: &&ValueId| self.graph.get(**id).name == LOGITS;
+        self.graph.outputs().iter().find(is_logits).filter(|_| self.options.logits == Logits::Last).copied()
     }
 
     fn last_token(&mut self, x: &str, name: &str) -> String {

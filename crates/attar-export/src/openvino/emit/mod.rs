@@ -2,6 +2,7 @@
 
 mod attention;
 mod ops;
+mod packed;
 mod pool;
 mod quantize;
 mod rope;
@@ -12,7 +13,7 @@ use attar_graph::{Dim, Expr, Graph, Node, Op, Origin, ValueId};
 
 use super::{
     ir::{Data, Element, Ir, Kind, Out},
-    weight::{Form, Part, Stored, scale_element},
+    weight::{Form, Pack, Part, Stored, scale_element},
 };
 use crate::{
     Error, Port, Result,
@@ -74,8 +75,11 @@ pub(super) fn emit(graph: &Graph) -> Result<Emitted> {
     for node in graph.nodes() {
         let name = &graph.get(node.outputs[0]).name;
         let emit = emitter(&node.op).ok_or_else(|| emission.refuse(node, "an op without a decomposition", "the ops it knows"))?;
-        let value = emit(&mut emission, node, name)?;
-        emission.values.insert(node.outputs[0], value);
+        // Some are made together with another node.
+        if !emission.values.contains_key(&node.outputs[0]) {
+            let value = emit(&mut emission, node, name)?;
+            emission.values.insert(node.outputs[0], value);
+        }
     }
     let outputs = emission.declare_outputs();
     Ok(emission.finish(inputs, outputs))
@@ -87,6 +91,7 @@ struct Emission<'g> {
     stored: Vec<Stored>,
     /// Which stored weight a value is.
     of: HashMap<ValueId, usize>,
+    packs: Vec<Pack>,
     /// Weights as numbers, made so far.
     numbers: HashMap<usize, Out>,
     caches: CachePlaces,
@@ -108,6 +113,7 @@ impl<'g> Emission<'g> {
             ir: Ir::default(),
             stored: Vec::new(),
             of: HashMap::new(),
+            packs: Vec::new(),
             numbers: HashMap::new(),
             caches: cache_places(graph),
             values: HashMap::new(),
@@ -116,13 +122,11 @@ impl<'g> Emission<'g> {
             past: None,
             inputs: HashMap::new(),
         };
-        let mut end = 0;
         for (values, expr, node) in distinct(graph) {
             emission.of.extend(values.iter().map(|id| (*id, emission.stored.len())));
-            let mut stored = Stored::new(graph, node, &values, expr)?;
-            stored.place(&mut end);
-            emission.stored.push(stored);
+            emission.stored.push(Stored::new(graph, node, &values, expr)?);
         }
+        emission.place();
         Ok(emission)
     }
 
@@ -289,9 +293,16 @@ impl<'g> Emission<'g> {
         if let Some(made) = self.numbers.get(&at) {
             return *made;
         }
-        let (name, form, dims) = (self.stored[at].name.clone(), self.stored[at].form, self.stored[at].dims.clone());
-        let parts: Vec<Out> = self.stored[at].parts.clone().iter().map(|part| self.part(part)).collect();
-        let number = match form {
+        let Stored { name, form, dims, parts, .. } = &self.stored[at];
+        let number = self.number(&name.clone(), *form, &dims.clone(), &parts.clone());
+        self.numbers.insert(at, number);
+        number
+    }
+
+    /// The sub-graph that makes numbers of codes.
+    fn number(&mut self, name: &str, form: Form, dims: &[usize], constants: &[Part]) -> Out {
+        let parts: Vec<Out> = constants.iter().map(|part| self.part(part)).collect();
+        match form {
             Form::Plain(_, Element::F32) => parts[0],
             Form::Plain(..) => self.convert(format!("{name}/f32"), parts[0], Element::F32),
             Form::Codes(scheme, _) => {
@@ -302,7 +313,7 @@ impl<'g> Emission<'g> {
                     codes = self.binary("Subtract", format!("{name}/distance"), codes, zero);
                 }
                 let mut numbers = self.binary("Multiply", format!("{name}/scaled"), codes, parts[1]);
-                if self.stored[at].parts[0].dims.len() == 3 {
+                if constants[0].dims.len() == 3 {
                     let dims: Vec<i64> = dims.iter().map(|dim| *dim as i64).collect();
                     numbers = self.reshape(format!("{name}/rows"), numbers, &dims, false);
                 }
@@ -311,9 +322,7 @@ impl<'g> Emission<'g> {
                     _ => self.convert(format!("{name}/f32"), numbers, Element::F32),
                 }
             }
-        };
-        self.numbers.insert(at, number);
-        number
+        }
     }
 
     /// The constant of a part of a weight.

@@ -12,6 +12,9 @@ pub(super) fn embedding(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
 }
 
 pub(super) fn linear(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Out> {
+    if let Some(packed) = e.packed_product(node)? {
+        return Ok(packed);
+    }
     let (x, weight) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
     let data = vec![("transpose_a", "false".to_owned()), ("transpose_b", "true".to_owned())];
     let Some(bias) = node.inputs.get(2) else { return Ok(e.layer(name, ("MatMul", 1), data, &[x, weight])) };
@@ -24,12 +27,11 @@ pub(super) fn linear(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Ou
 pub(super) fn rms_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Out> {
     let Op::RmsNorm { epsilon } = node.op else { unreachable!("the table is right") };
     let (x, gain) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
-    let (two, one, epsilon, last) = (e.float(2.0), e.float(1.0), e.float(epsilon as f32), e.ints(&[-1]));
+    let (two, half, epsilon, last) = (e.float(2.0), e.float(-0.5), e.float(epsilon as f32), e.ints(&[-1]));
     let squares = e.binary("Power", format!("{name}/squares"), x, two);
     let mean = e.layer(format!("{name}/mean"), ("ReduceMean", 1), vec![("keep_dims", "true".into())], &[squares, last]);
     let sum = e.binary("Add", format!("{name}/sum"), mean, epsilon);
-    let root = e.layer(format!("{name}/root"), ("Sqrt", 1), vec![], &[sum]);
-    let inverse = e.binary("Divide", format!("{name}/inverse"), one, root);
+    let inverse = e.binary("Power", format!("{name}/inverse"), sum, half);
     let unit = e.binary("Multiply", format!("{name}/unit"), x, inverse);
     Ok(e.binary("Multiply", name, unit, gain))
 }

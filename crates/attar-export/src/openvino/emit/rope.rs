@@ -7,9 +7,15 @@ use crate::Result;
 
 /// `x cos + rotated(x) sin`, where `rotated` exchanges the halves and negates the first.
 pub(super) fn rope(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<Out> {
+    let x = e.value(node.inputs[0]);
+    rotate(e, node, name, x)
+}
+
+/// Heads `x`, rotated as those of `node` are.
+pub(super) fn rotate(e: &mut Emission<'_>, node: &Node, name: &str, x: Out) -> Result<Out> {
     let Op::Rope(rope) = &node.op else { unreachable!("the table is right") };
     let head = constant(&e.graph.fact(node.output()).dims[3]) as usize;
-    let (x, positions) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
+    let positions = e.value(node.inputs[1]);
     let [cos, sin] = e.angles(rope, head, positions);
     let (axis, halves, minus) = (e.int(3), e.ints(&[head as i64 / 2; 2]), e.float(-1.0));
     let halves = e.ir.layer(format!("{name}/halves"), ("VariadicSplit", 1), vec![], &[x, axis, halves], &[Element::F32; 2]);
