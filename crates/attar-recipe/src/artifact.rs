@@ -145,7 +145,8 @@ impl Described {
     fn read(folder: &Path) -> Result<Option<Described>> {
         let path = folder.join(ARTIFACT);
         match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            // A checkpoint may be a file.
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
             Err(source) => Err(attar_tensor::Error::Io { action: "read", path, source }.into()),
             Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
                 let hint = "export it again, or delete that file if attar did not write it";
