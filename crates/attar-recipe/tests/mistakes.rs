@@ -191,7 +191,9 @@ fn a_gate_that_no_runner_can_measure_is_refused() {
     let mode = "metric = \"text/perplexity\"\nmode = \"exact\"\nat_most = 100";
     refused(&gate(MODEL, "", mode), "\"exact\"", "the reference has no modes", "leave `mode` out");
     let other = "metric = \"text/perplexity\"\nrunner = \"onnxruntime\"\nmode = \"default\"\nat_most = 100";
-    refused(&gate(MODEL, &engine, other), "\"default\"", "is not run by `onnxruntime` in mode `default`", "add it to `modes`");
+    let exact = format!("modes = [\"exact\"]\n{engine}");
+    planned(&gate(MODEL, &engine, other)).unwrap();
+    refused(&gate(MODEL, &exact, other), "\"default\"", "is not run by `onnxruntime` in mode `default`", "add it to `modes`");
 }
 
 #[test]
@@ -199,7 +201,7 @@ fn a_gate_on_predictions_wants_a_step_that_predicts() {
     let compile = "[[variant]]\nname = \"one\"\n[[variant.step]]\nkind = \"compile\"\n[[variant]]\nname = \"two\"\n";
     let gate = |lines: &str| recipe(MODEL, &[compile, "[[gate]]\nmetric = \"device/latency\"\nat_most = 1\n", lines, "\n"]);
     refused(&gate("variant = \"two\""), "\"two\"", "no step of the variant `two` predicts", "`compile`");
-    refused(&gate("runner = \"onnxruntime\""), "\"onnxruntime\"", "no runner measures a prediction", "leave `runner` out");
+    refused(&gate("runner = \"onnxruntime\""), "\"onnxruntime\"", "`onnxruntime` predicts nothing", "leave `runner` out");
     refused(&gate("mode = \"exact\""), "\"exact\"", "has no modes", "leave `mode` out");
 }
 
