@@ -16,7 +16,7 @@ use crate::{
     made::{Made, Written},
     opened::{Measured, Opened},
     output::Output,
-    predict::Wanted,
+    predict::{Wanted, beyond},
     session::Session,
 };
 
@@ -140,7 +140,7 @@ impl Measuring<'_> {
             // What a compiler cannot compile is known by that, and the rest of the run is as good as before.
             Ok(artifact) => match artifact.predict(wanted.ask()) {
                 Ok(mut prediction) => {
-                    prediction.notes.extend(wanted.beyond(self.opened.config().context));
+                    prediction.notes.extend(beyond(wanted.ask(), self.opened.config().context));
                     Outcome::Predicted(prediction)
                 }
                 Err(_) if self.observer.interrupted() => return Err(Error::interrupted()),

@@ -24,11 +24,11 @@ pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
             engines.find(engine).map_err(|error| recipe.document.place(error.into(), &format!("{}.runners", eval.key)))?;
         }
     }
-    for asked in &recipe.predictions {
-        let judged = recipe.gates.iter().any(|gate| gate.runner == asked.compiler.name);
-        if asked.predict.required && !judged {
-            let place = |error: attar_eval::Error| recipe.document.place(error.into(), &format!("{}.compiler", asked.key));
-            engines.find(asked.compiler).map_err(place)?;
+    for wanted in &recipe.predictions {
+        let judged = recipe.gates.iter().any(|gate| gate.runner == wanted.compiler.name);
+        if wanted.predict.required && !judged {
+            let place = |error: attar_eval::Error| recipe.document.place(error.into(), &format!("{}.compiler", wanted.key));
+            engines.find(wanted.compiler).map_err(place)?;
         }
     }
     Ok(())

@@ -30,15 +30,13 @@ pub(crate) struct Predict {
     pub(crate) required: bool,
 }
 
-/// As OpenVINO GenAI has them on NPUs.
-const LONGEST: [usize; 2] = [1024, 128];
-
+/// OpenVINO GenAI's default on NPUs, as the next.
 fn long_prompt() -> usize {
-    LONGEST[0]
+    1024
 }
 
 fn long_answer() -> usize {
-    LONGEST[1]
+    128
 }
 
 fn yes() -> bool {
@@ -59,7 +57,7 @@ pub(crate) struct Wanted {
 }
 
 impl Predict {
-    /// Of `compiler`, for prompts and answers as long as usual.
+    /// A table `[[predict]]`: its compiler and its device exist, and its lengths are not 0.
     pub(crate) fn of(section: Section<'_, '_>) -> Result<Wanted> {
         let key = section.key.clone();
         let document = section.document;
@@ -92,11 +90,6 @@ impl Wanted {
     /// What the compiler is asked.
     pub(crate) fn ask(&self) -> Ask {
         Ask { prompt: self.predict.prompt, answer: self.predict.answer }
-    }
-
-    /// What to know where a model's texts are shorter than what is asked for.
-    pub(crate) fn beyond(&self, context: Option<usize>) -> Option<String> {
-        beyond(self.ask(), context)
     }
 
     /// The device that is compiled for.
