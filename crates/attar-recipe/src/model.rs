@@ -30,6 +30,8 @@ pub struct Working {
     pub(crate) may_lose: BTreeSet<String>,
     /// The same without quantization: what the quantized one is held against.
     pub(crate) float: Float,
+    /// The model as the recipe opened it: what a smaller one is held against and learns from.
+    pub(crate) opened: Float,
     /// The most tokens it was made for, where the checkpoint says so.
     pub(crate) context: Option<usize>,
     /// Whether the recipe has a text to see activations on.
@@ -85,6 +87,7 @@ impl Float {
 
 impl Working {
     pub(crate) fn new(title: &str, model: &Model, calibration: Option<&Calibration>) -> Working {
+        let opened = Float { graph: model.graph.clone(), source: model.source.clone() };
         Working {
             title: title.into(),
             graph: model.graph.clone(),
@@ -92,7 +95,8 @@ impl Working {
             damage: BTreeMap::new(),
             losses: BTreeMap::new(),
             may_lose: BTreeSet::new(),
-            float: Float { graph: model.graph.clone(), source: model.source.clone() },
+            float: opened.clone(),
+            opened,
             context: model.config.context,
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
