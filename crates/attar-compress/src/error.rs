@@ -228,6 +228,20 @@ pub enum Error {
         /// Its value.
         found: f64,
     },
+    /// A step that would remove nothing.
+    #[error("there is nothing to remove: `mlp`, `heads`, `kv_heads` and `blocks` are all missing")]
+    NothingToPrune,
+    /// A bound that nothing could be below.
+    #[error("`{key} = {found}` is no bound: a number above 0 is")]
+    Bound {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        found: f64,
+    },
+    /// No block adds to a residual stream.
+    #[error("the model has no residual stream that blocks only add to")]
+    NoSublayers,
     /// `select` and `keep` cancel out.
     #[error("`keep` leaves nothing of what `select` matches")]
     NothingLeft,
@@ -275,7 +289,9 @@ impl Error {
             Error::CodesStay { .. } => Some("kind"),
             Error::NothingToRotate => Some("residual"),
             Error::NoMlp => Some("mlp"),
-            Error::NothingToScale => Some("kind"),
+            Error::NothingToScale | Error::NothingToPrune => Some("kind"),
+            Error::Bound { key, .. } => Some(key),
+            Error::NoSublayers => Some("blocks"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
             Error::Share { key, .. } | Error::Setting { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
@@ -317,6 +333,8 @@ impl Error {
             Error::NothingToRotate => Some("remove the step, or set one of them to `true`".into()),
             Error::NoMlp => Some("remove `mlp = true`".into()),
             Error::NothingToScale => Some("remove the step".into()),
+            Error::NothingToPrune => Some("say what stays: `mlp = 1152` keeps so many channels of every MLP".into()),
+            Error::NoSublayers => Some("leave `blocks` out".into()),
             Error::Structure { .. } => Some(
                 "`rotate` with `residual = false` needs no particular structure of the residual stream; otherwise remove the step"
                     .into(),

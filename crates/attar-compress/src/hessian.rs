@@ -51,7 +51,7 @@ impl Hessian {
         let edges = n.div_ceil(TILE);
         let tiles: Vec<(usize, usize)> = (0..edges).flat_map(|i| (0..=i).map(move |j| (i, j))).collect();
         let sums: Vec<Vec<f32>> =
-            with_f32(x, |x| tiles.par_iter().map(|(i, j)| product([x, x], n, i * TILE, j * TILE)).collect())?;
+            with_f32(x, |x| tiles.par_iter().map(|(i, j)| product([x, x], [n, n], i * TILE, j * TILE)).collect())?;
         for ((i, j), tile) in tiles.into_iter().zip(sums) {
             let width = TILE.min(n - j * TILE);
             for (row, tile) in tile.chunks(width).enumerate() {
@@ -92,6 +92,18 @@ impl Hessian {
     /// is computed.
     pub fn raised_damping(&self) -> Option<f64> {
         self.factor.get().and_then(|factor| factor.raised)
+    }
+
+    /// Of some of the inputs, in their order.
+    pub fn restricted(&self, inputs: &[usize]) -> Hessian {
+        let count = inputs.len();
+        let mut part = Hessian { tokens: self.tokens, ..Hessian::new(count) };
+        for (i, from) in inputs.iter().enumerate() {
+            for (j, other) in inputs[..=i].iter().enumerate() {
+                part.sum[i * count + j] = self.sum[from.max(other) * self.inputs + from.min(other)];
+            }
+        }
+        part
     }
 
     #[cfg(test)]
@@ -154,30 +166,32 @@ pub(crate) fn damped<T>(hessian: &Hessian, share: f64, mut make: impl FnMut(f64)
     found.ok_or(Error::NotPositiveDefinite { inputs: n, damping: share * 10f64.powi(ATTEMPTS - 1) })
 }
 
-/// How far quantization upstream has moved the inputs of a linear layer: `sum of (x' - x) x^T` over tokens, where `x` is the
-/// input in the quantized model and `x'` the input in the float model.
-pub struct Drift {
-    /// `[inputs, inputs]`.
+/// Second moments of two values of the same tokens: `sum of y x^T`.
+pub struct Cross {
+    /// `[of y, of x]`.
     sum: Vec<f64>,
-    inputs: usize,
+    dims: [usize; 2],
     tokens: u64,
 }
 
-impl Drift {
-    /// Of no tokens yet.
-    pub fn new(inputs: usize) -> Drift {
-        Drift { sum: vec![0.0; inputs * inputs], inputs, tokens: 0 }
+impl Cross {
+    /// Of no tokens yet, for `y` `[.., rows]` and `x` `[.., columns]`.
+    pub fn new(rows: usize, columns: usize) -> Cross {
+        Cross { sum: vec![0.0; rows * columns], dims: [rows, columns], tokens: 0 }
     }
 
-    /// Adds tokens `[.., inputs]`, once from the float model and once from the quantized one. Sums are f32 within a call and
-    /// f64 across calls, so calls must come in a fixed order.
-    pub fn add(&mut self, float: &Tensor, x: &Tensor) -> candle_core::Result<()> {
-        let n = self.inputs;
-        let moved = (float - x)?;
-        let edges = n.div_ceil(TILE);
-        let tiles: Vec<(usize, usize)> = (0..edges * edges).map(|at| (at / edges, at % edges)).collect();
-        let sums: Vec<Vec<f32>> = with_f32(&moved, |moved| {
-            with_f32(x, |x| tiles.par_iter().map(|(i, j)| product([moved, x], n, i * TILE, j * TILE)).collect())
+    /// Bytes of memory for one, including its tiles in f32.
+    pub fn bytes(rows: usize, columns: usize) -> u64 {
+        12 * (rows * columns) as u64
+    }
+
+    /// Adds tokens. Sums are f32 within a call and f64 across calls, so calls must come in a fixed order.
+    pub fn add(&mut self, y: &Tensor, x: &Tensor) -> candle_core::Result<()> {
+        let [m, n] = self.dims;
+        let tiles: Vec<(usize, usize)> =
+            (0..m.div_ceil(TILE)).flat_map(|i| (0..n.div_ceil(TILE)).map(move |j| (i, j))).collect();
+        let sums: Vec<Vec<f32>> = with_f32(y, |y| {
+            with_f32(x, |x| tiles.par_iter().map(|(i, j)| product([y, x], [m, n], i * TILE, j * TILE)).collect())
         })??;
         for ((i, j), tile) in tiles.into_iter().zip(sums) {
             let width = TILE.min(n - j * TILE);
@@ -186,34 +200,62 @@ impl Drift {
                 self.sum[at..at + width].iter_mut().zip(tile).for_each(|(sum, x)| *sum += f64::from(*x));
             }
         }
-        self.tokens += (x.elem_count() / n) as u64;
+        self.tokens += (x.elem_count() / n.max(1)) as u64;
         Ok(())
+    }
+
+    /// Mean of `y_i x_j`.
+    pub fn mean(&self, i: usize, j: usize) -> f64 {
+        self.sum[i * self.dims[1] + j] / self.tokens.max(1) as f64
+    }
+
+    /// Whether every entry is finite.
+    pub fn is_finite(&self) -> bool {
+        self.sum.iter().all(|x| x.is_finite())
+    }
+}
+
+/// How far quantization upstream has moved the inputs of a linear layer: `sum of (x' - x) x^T` over tokens, where `x` is the
+/// input in the quantized model and `x'` the input in the float model.
+pub struct Drift(Cross);
+
+impl Drift {
+    /// Of no tokens yet.
+    pub fn new(inputs: usize) -> Drift {
+        Drift(Cross::new(inputs, inputs))
+    }
+
+    /// Adds tokens `[.., inputs]`, once from the float model and once from the quantized one, as [`Cross::add`] does.
+    pub fn add(&mut self, float: &Tensor, x: &Tensor) -> candle_core::Result<()> {
+        self.0.add(&(float - x)?, x)
     }
 
     /// Mean of `(x'_i - x_i) x_j`.
     pub fn mean(&self, i: usize, j: usize) -> f64 {
-        self.sum[i * self.inputs + j] / self.tokens.max(1) as f64
+        self.0.mean(i, j)
     }
 }
 
-/// The tile of `left^T right` at `row`, `column`, where both are `[tokens, inputs]`. Single-threaded.
-fn product([left, right]: [&[f32]; 2], inputs: usize, row: usize, column: usize) -> Vec<f32> {
-    assert_eq!(left.len(), right.len(), "the same tokens");
-    let (tokens, rows, columns) = (left.len() / inputs, TILE.min(inputs - row), TILE.min(inputs - column));
+/// The tile of `left^T right` at `row`, `column`, where the two are `[tokens, widths]`. Single-threaded.
+fn product([left, right]: [&[f32]; 2], widths: [usize; 2], row: usize, column: usize) -> Vec<f32> {
+    let [m, n] = widths;
+    let tokens = left.len() / m;
+    assert_eq!(tokens, right.len() / n, "the same tokens");
+    let (rows, columns) = (TILE.min(m - row), TILE.min(n - column));
     let mut tile = vec![0.0f32; rows * columns];
     if tokens == 0 {
         return tile;
     }
-    let stride = inputs as isize;
-    debug_assert!((tokens - 1) * inputs + row + rows <= left.len() && (tokens - 1) * inputs + column + columns <= right.len());
-    // SAFETY: `tile` is `[rows, columns]`, and both operands hold `tokens` rows of `inputs`, of which they read `rows` and
+    debug_assert!((tokens - 1) * m + row + rows <= left.len() && (tokens - 1) * n + column + columns <= right.len());
+    // SAFETY: `tile` is `[rows, columns]`, and the operands hold `tokens` rows of `m` and of `n` numbers, of which they read `rows` and
     // `columns` that lie within a row.
     unsafe {
         let (left, right) = (left.as_ptr().add(row), right.as_ptr().add(column));
         let (out, across) = (tile.as_mut_ptr(), columns as isize);
         let none = gemm::Parallelism::None;
         gemm::gemm(
-            rows, columns, tokens, out, 1, across, false, left, stride, 1, right, 1, stride, 0.0, 1.0, false, false, false, none,
+            rows, columns, tokens, out, 1, across, false, left, m as isize, 1, right, 1, n as isize, 0.0, 1.0, false, false, false,
+            none,
         );
     }
     tile

@@ -1,6 +1,6 @@
-//! Changes the numbers of a model, never its shape.
+//! Changes the numbers of a model, and its shape ([`prune`]).
 //!
-//! Now: quantization of weights, with and without calibration, and of activations; what makes it lose less ([`Rotate`],
+//! Quantization of weights, with and without calibration, and of activations; what makes it lose less ([`Rotate`],
 //! [`Smooth`]); what is learned afterwards ([`learn`]); budgets ([`allocate`]). A [`Quantizer`] picks codes; the grid and what
 //! shares a scale are the caller's ([`attar_tensor::Scheme`]). Which weights are touched is decided by [`Quantize::assign`]
 //! from patterns over canonical names, before anything is read.
@@ -14,6 +14,7 @@ mod hessian;
 pub mod learn;
 mod losses;
 mod pattern;
+pub mod prune;
 mod quantize;
 mod scale;
 mod transform;
@@ -25,7 +26,7 @@ pub use activation::{
 pub use calibrate::Calibration;
 pub use error::{Error, Result};
 pub(crate) use hessian::Factor;
-pub use hessian::{Drift, Hessian};
+pub use hessian::{Cross, Drift, Hessian};
 pub use losses::{Became, Losses, Lost, RowLoss};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{

@@ -8,6 +8,7 @@ mod adapters;
 mod artifact;
 mod baseline;
 mod document;
+mod divergence;
 mod engines;
 mod error;
 mod existing;
@@ -40,6 +41,7 @@ mod settings;
 mod shape;
 mod shown;
 mod side;
+mod size;
 mod source;
 pub mod step;
 mod sweep;
@@ -61,7 +63,8 @@ pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
-    FrontReport, FusionReport, LossReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport,
+    CutReport, FrontReport, FusionReport, LossReport, ModelReport, PhaseReport, PlacementReport, ProofReport, PruneReport,
+    RemovedReport, Report, SimulationReport,
     SiteReport, TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, evaluate, run};
@@ -69,6 +72,7 @@ pub use runner::RunnerKind;
 pub use schema::{schema, verb_schema};
 pub use shown::{shown, shown_json, shown_on_a_line};
 pub use source::what_was_read;
+pub use size::ModelSize;
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};

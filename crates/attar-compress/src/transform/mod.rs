@@ -6,7 +6,7 @@
 
 mod rotate;
 mod smooth;
-mod structure;
+pub(crate) mod structure;
 
 use std::collections::BTreeMap;
 

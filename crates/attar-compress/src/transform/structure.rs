@@ -194,7 +194,7 @@ fn gated(graph: &Graph, node: &Node) -> Option<ValueId> {
 }
 
 /// Whether `node` is an activation function of an MLP.
-fn activates(node: &Node) -> bool {
+pub(crate) fn activates(node: &Node) -> bool {
     matches!(node.op, Op::Silu | Op::Gelu | Op::GeluTanh)
 }
 
@@ -205,7 +205,7 @@ fn maker_activates(graph: &Graph, id: ValueId) -> bool {
 
 /// The last layer of every MLP of `graph`, gated or not, in running order: those that read a gated product or the output of an
 /// activation function.
-pub(super) fn downs(graph: &Graph) -> Result<Vec<Layer>> {
+pub(crate) fn downs(graph: &Graph) -> Result<Vec<Layer>> {
     let is_inner = |node: &&Node| {
         let multiplied = || sole_reader(graph, node.output()).is_ok_and(|reader| gated(graph, reader).is_some());
         gated(graph, node).is_some() || activates(node) && !multiplied()
@@ -216,7 +216,7 @@ pub(super) fn downs(graph: &Graph) -> Result<Vec<Layer>> {
 
 impl Layer {
     /// The layer that `node` is.
-    fn of(graph: &Graph, node: &Node) -> Result<Layer> {
+    pub(crate) fn of(graph: &Graph, node: &Node) -> Result<Layer> {
         let (Op::Linear, [input, weight, bias @ ..]) = (&node.op, node.inputs.as_slice()) else {
             return refuse(graph, node.outputs[0], "is not the output of a linear layer");
         };
@@ -227,7 +227,7 @@ impl Layer {
     }
 
     /// The layer that makes `id`.
-    fn making(graph: &Graph, id: ValueId) -> Result<Layer> {
+    pub(crate) fn making(graph: &Graph, id: ValueId) -> Result<Layer> {
         Layer::of(graph, maker(graph, id)?)
     }
 
@@ -249,7 +249,7 @@ fn reading(graph: &Graph, id: ValueId) -> Vec<&Node> {
 }
 
 /// The one node that reads `id`.
-fn sole_reader(graph: &Graph, id: ValueId) -> Result<&Node> {
+pub(crate) fn sole_reader(graph: &Graph, id: ValueId) -> Result<&Node> {
     match reading(graph, id).as_slice() {
         [only] if !graph.outputs().contains(&id) => Ok(only),
         _ => refuse(graph, id, "is read in more than one place"),
@@ -257,13 +257,13 @@ fn sole_reader(graph: &Graph, id: ValueId) -> Result<&Node> {
 }
 
 /// The node that makes `id`.
-fn maker(graph: &Graph, id: ValueId) -> Result<&Node> {
+pub(crate) fn maker(graph: &Graph, id: ValueId) -> Result<&Node> {
     match graph.get(id).origin {
         Origin::Node(_) => Ok(graph.maker(id).expect("a node made it")),
         _ => refuse(graph, id, "is an input or a weight of the model"),
     }
 }
 
-fn refuse<T>(graph: &Graph, id: ValueId, problem: &'static str) -> Result<T> {
+pub(crate) fn refuse<T>(graph: &Graph, id: ValueId, problem: &'static str) -> Result<T> {
     Err(Error::Structure { value: graph.get(id).name.clone(), problem })
 }

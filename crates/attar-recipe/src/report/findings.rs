@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     activations::ActivationReport, budget::AllocationReport, compiled::CompilationReport, evals::EvalReport, finding::Finding,
-    fused::FusionReport, lost::LossReport, placed::PlacementReport, simulated::SimulationReport, transformed::TransformReport,
+    fused::FusionReport, lost::LossReport, placed::PlacementReport, pruned::PruneReport, simulated::SimulationReport, transformed::TransformReport,
 };
 use crate::table::Table;
 
@@ -56,6 +56,8 @@ macro_rules! findings {
 }
 
 findings! {
+    /// Shapes that became smaller, in the order of the steps.
+    prunings: PruneReport,
     /// Changes of weights that keep what the model computes, in the order of the steps.
     transforms: TransformReport,
     /// How budgets were spent, in the order of the steps.

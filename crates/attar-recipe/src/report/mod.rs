@@ -11,6 +11,7 @@ mod findings;
 mod fused;
 mod lost;
 mod placed;
+mod pruned;
 mod simulated;
 mod tiled;
 mod transformed;
@@ -28,6 +29,7 @@ pub use self::{
     fused::{FusionReport, fusion_table},
     lost::LossReport,
     placed::PlacementReport,
+    pruned::{CutReport, PruneReport, RemovedReport},
     simulated::SimulationReport,
     transformed::{SiteReport, TransformReport},
 };

@@ -12,6 +12,7 @@ pub(crate) mod kind;
 mod memory_plan;
 mod plain;
 mod preserved;
+mod prune;
 mod quantize;
 mod recover;
 mod rotate;
@@ -29,6 +30,7 @@ pub use tile::cut_products;
 
 /// Every kind of step, in the order of the documentation.
 pub static STEPS: &[&StepKind] = &[
+    &prune::PRUNE,
     &rotate::ROTATE,
     &smooth::SMOOTH,
     &quantize::QUANTIZE,
@@ -44,4 +46,4 @@ pub static STEPS: &[&StepKind] = &[
 
 /// Everything that walks through the blocks of a model.
 pub static WALKERS: &[&Walker] =
-    &[&preserved::WALKER, &smooth::WALKER, &calibrated::WALKER, &autoround::WALKER, &recover::WALKER, &activations::WALKER];
+    &[&prune::WALKER, &preserved::WALKER, &smooth::WALKER, &calibrated::WALKER, &autoround::WALKER, &recover::WALKER, &activations::WALKER];

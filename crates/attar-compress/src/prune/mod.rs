@@ -1,0 +1,298 @@
+//! Structured pruning: MLP channels, query heads and groups of heads leave a model, and the layers that read them are fitted to
+//! what is left.
+//!
+//! What leaves is a *unit*: an MLP channel (a row of gate and up, a column of down), a query head (rows of the query, columns of the
+//! attention's output), or a key-value head with all query heads that read it. A [`Pruner`] picks the units that stay from the
+//! second moments of what the reading layer reads; [`Fit`] then says how the columns that stay take over: exact least squares in
+//! every case, against the layer's own output or against the residual stream of the whole model. [`reshaped`] makes the smaller
+//! graph. `docs/guide` tells which shape is for which device.
+
+mod activation;
+mod depth;
+mod fluctuation;
+mod magnitude;
+mod obs;
+mod refit;
+mod reshape;
+mod site;
+mod wanda;
+
+use std::borrow::Cow;
+
+use attar_graph::Graph;
+use attar_tensor::nearest;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use depth::{Sublayer, renumbered, without};
+pub use refit::{Response, refitted};
+pub use reshape::{Cut, reshaped, stored_as};
+pub use site::{Stream, Unit, UnitSite};
+
+use crate::{Error, Hessian, Result, quantize::registered};
+
+/// A way to pick the units that stay.
+pub trait Pruner: Sync {
+    /// Its name in recipes.
+    fn name(&self) -> &'static str;
+
+    /// Raised whenever the same input gives another choice: part of every cache key.
+    fn version(&self) -> u32;
+
+    /// Bytes of memory that choosing among the columns of a layer `[rows, columns]` takes at most.
+    fn memory(&self, dims: [usize; 2]) -> u64;
+
+    /// The units that stay, in rising order: from every pool as many as it keeps.
+    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>>;
+}
+
+/// Every way, in the order of the documentation.
+pub static PRUNERS: &[&dyn Pruner] =
+    &[&obs::Obs, &activation::Activation, &wanda::Wanda, &magnitude::Magnitude, &fluctuation::Fluctuation];
+
+registered!(
+    /// A pruner by its name.
+    PrunerName, "method", &'static dyn Pruner, PRUNERS
+);
+
+/// Units of which some stay.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    /// The units.
+    pub units: Vec<usize>,
+    /// How many of them stay.
+    pub keep: usize,
+}
+
+/// A layer, and what it reads on the calibration text.
+pub struct Observed<'a> {
+    /// `[rows, columns]`.
+    pub weight: &'a [f32],
+    /// Second moments of its input, and so the number of its columns.
+    pub moments: &'a Hessian,
+    /// Means of its input, a number a column.
+    pub means: &'a [f64],
+    /// Neighbouring columns that make a unit.
+    pub width: usize,
+}
+
+impl Observed<'_> {
+    /// Columns of the layer.
+    pub fn columns(&self) -> usize {
+        self.moments.inputs()
+    }
+
+    /// Rows of the layer.
+    pub fn rows(&self) -> usize {
+        self.weight.len() / self.columns().max(1)
+    }
+
+    /// The squared length of every column of the weight.
+    fn column_energies(&self) -> Vec<f64> {
+        let mut energies = vec![0.0; self.columns()];
+        for row in self.weight.chunks(self.columns().max(1)) {
+            energies.iter_mut().zip(row).for_each(|(sum, w)| *sum += f64::from(*w) * f64::from(*w));
+        }
+        energies
+    }
+
+    /// From every pool the units with the highest sums of `score` over their columns; of equals, the first.
+    fn best(&self, pools: &[Pool], score: impl Fn(usize) -> f64) -> Vec<usize> {
+        let of_unit = |unit: usize| (unit * self.width..(unit + 1) * self.width).map(&score).sum::<f64>();
+        let mut kept = Vec::new();
+        for pool in pools {
+            let mut scored: Vec<(usize, f64)> = pool.units.iter().map(|unit| (*unit, of_unit(*unit))).collect();
+            scored.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            kept.extend(scored.into_iter().take(pool.keep).map(|(unit, _)| unit));
+        }
+        kept.sort_unstable();
+        kept
+    }
+}
+
+/// What the columns that stay are fitted to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Fit {
+    /// Nothing: they stay as they are.
+    None,
+    /// The layer's output in the unpruned model, on the inputs that it has there.
+    #[default]
+    Layer,
+    /// The residual stream of the unpruned model, on the inputs that the layer has after all pruning before it: the fit also makes up
+    /// for what earlier layers lost. The text goes through both models.
+    Residual,
+}
+
+/// Make a model smaller in shape: fewer MLP channels, heads or blocks.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// MLP channels that stay in every block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlp: Option<usize>,
+    /// Query heads that stay in every block; a multiple of the key-value heads that stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// Key-value heads that stay in every block. Each that leaves takes its query heads along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<usize>,
+    /// Blocks that stay. Those leave whose absence is measured to cost least, by KL divergence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<usize>,
+    /// What leaves a block under `blocks`.
+    #[serde(default)]
+    pub depth: Depth,
+    /// Blocks at the start and at the end of the model that stay whole under `blocks`.
+    #[serde(default = "default_ends")]
+    pub ends: usize,
+    /// How the channels and heads that stay are chosen.
+    #[serde(default = "default_method")]
+    pub method: PrunerName,
+    /// What the layers that read them are fitted to.
+    #[serde(default)]
+    pub fit: Fit,
+    /// The most KL divergence from the model before the step, in nats per token on calibration text that is kept aside. Above it
+    /// nothing is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_kl: Option<f64>,
+}
+
+/// What leaves a block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Depth {
+    /// All of it.
+    #[default]
+    Block,
+    /// Its attention. Only attar's own folders can hold such a model.
+    Attention,
+    /// Its MLP. Only attar's own folders can hold such a model.
+    Mlp,
+}
+
+fn default_method() -> PrunerName {
+    PrunerName(&obs::Obs)
+}
+
+fn default_ends() -> usize {
+    2
+}
+
+impl Prune {
+    /// The sites of `graph` that become smaller, in running order, each with what stays of it. Reads no weight.
+    ///
+    /// # Errors
+    /// If nothing is asked for, if a number is none that the model has, or if heads would not divide.
+    pub fn cuts(&self, graph: &Graph) -> Result<Vec<(UnitSite, Quota)>> {
+        if self.mlp.is_none() && self.heads.is_none() && self.kv_heads.is_none() && self.blocks.is_none() {
+            return Err(Error::NothingToPrune);
+        }
+        if let Some(found) = self.max_kl.filter(|most| !(most.is_finite() && *most > 0.0)) {
+            return Err(Error::Bound { key: "max_kl", found });
+        }
+        let mut cuts = Vec::new();
+        for site in UnitSite::of(graph)? {
+            let quota = self.quota(&site)?;
+            if !quota.is_whole(&site) {
+                cuts.push((site, quota));
+            }
+        }
+        Ok(cuts)
+    }
+
+    fn quota(&self, site: &UnitSite) -> Result<Quota> {
+        let within = |key, asked: Option<usize>, has: usize| match asked {
+            Some(asked) if asked == 0 || asked > has => {
+                let wanted = format!("`{}` has {has}: 1 to {has} can stay", site.name);
+                Err(Error::Setting { key, found: asked, wanted })
+            }
+            asked => Ok(asked.unwrap_or(has)),
+        };
+        match site.unit {
+            Unit::Channel { channels } => Ok(Quota::Channels(within("mlp", self.mlp, channels)?)),
+            Unit::Head { heads, key_heads, .. } => {
+                let groups = within("kv_heads", self.kv_heads, key_heads)?;
+                // Without a number of its own, a group that stays keeps all its query heads.
+                let all = heads / key_heads * groups;
+                let queries = within("heads", self.heads, heads)?.min(if self.heads.is_some() { heads } else { all });
+                if queries > all || !queries.is_multiple_of(groups) {
+                    let last = all / groups;
+                    let nearest = (1..=last).map(|each| each * groups).min_by_key(|n| n.abs_diff(queries)).unwrap_or(groups);
+                    let wanted = format!(
+                        "{groups} key-value heads of `{}` have {last} query heads each, and each keeps as many: `heads = {nearest}` would do",
+                        site.name
+                    );
+                    return Err(Error::Setting { key: "heads", found: queries, wanted });
+                }
+                Ok(Quota::Heads { groups, each: queries / groups })
+            }
+        }
+    }
+
+    /// The units of a site that stay, in rising order: channels, or query heads.
+    pub fn choose(&self, site: &UnitSite, quota: &Quota, seen: &Observed<'_>) -> Result<Vec<usize>> {
+        let method = self.method.0;
+        match (site.unit, quota) {
+            (Unit::Channel { channels }, Quota::Channels(keep)) => {
+                method.keep(seen, &[Pool { units: (0..channels).collect(), keep: *keep }])
+            }
+            (Unit::Head { heads, key_heads, width }, Quota::Heads { groups, each }) => {
+                let group = heads / key_heads;
+                let mut kept: Vec<usize> = (0..key_heads).collect();
+                if *groups < key_heads {
+                    let of_groups = Observed { width: width * group, ..*seen };
+                    kept = method.keep(&of_groups, &[Pool { units: kept, keep: *groups }])?;
+                }
+                let queries = |key: &usize| (key * group..(key + 1) * group).collect::<Vec<usize>>();
+                if *each == group {
+                    return Ok(kept.iter().flat_map(queries).collect());
+                }
+                // Query heads are chosen for the layer as it is without the groups that left.
+                let alive: Vec<usize> = kept.iter().flat_map(queries).flat_map(|head| head * width..(head + 1) * width).collect();
+                let moments = seen.moments.restricted(&alive);
+                let weight: Vec<f32> =
+                    seen.weight.chunks(seen.columns()).flat_map(|row| alive.iter().map(|column| row[*column])).collect();
+                let means: Vec<f64> = alive.iter().map(|column| seen.means[*column]).collect();
+                let rest = Observed { weight: &weight, moments: &moments, means: &means, width };
+                let pool = |at: usize| Pool { units: (at * group..(at + 1) * group).collect(), keep: *each };
+                let chosen = method.keep(&rest, &(0..kept.len()).map(pool).collect::<Vec<_>>())?;
+                Ok(chosen.into_iter().map(|head| kept[head / group] * group + head % group).collect())
+            }
+            _ => unreachable!("`quota` is of the site"),
+        }
+    }
+}
+
+/// How much of a site stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// So many channels.
+    Channels(usize),
+    /// So many key-value heads, each with as many query heads.
+    Heads {
+        /// Key-value heads.
+        groups: usize,
+        /// Query heads of each.
+        each: usize,
+    },
+}
+
+impl Quota {
+    /// Whether all of `site` stays.
+    fn is_whole(&self, site: &UnitSite) -> bool {
+        match (*self, site.unit) {
+            (Quota::Channels(keep), Unit::Channel { channels }) => keep == channels,
+            (Quota::Heads { groups, each }, Unit::Head { heads, key_heads, .. }) => groups == key_heads && each * groups == heads,
+            _ => false,
+        }
+    }
+
+    /// Units that stay: channels, or query heads.
+    pub fn units(&self) -> usize {
+        match *self {
+            Quota::Channels(keep) => keep,
+            Quota::Heads { groups, each } => groups * each,
+        }
+    }
+}

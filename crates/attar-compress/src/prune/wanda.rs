@@ -1,0 +1,26 @@
+//! The score of Wanda (Sun et al. 2023) for whole units, as FASP has it (Hu et al. 2025): activation times weight.
+
+use super::{Observed, Pool, Pruner};
+use crate::Result;
+
+/// Units stay whose columns, each times the root mean square of its input, are longest.
+pub(super) struct Wanda;
+
+impl Pruner for Wanda {
+    fn name(&self) -> &'static str {
+        "wanda"
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn memory(&self, [_, columns]: [usize; 2]) -> u64 {
+        24 * columns as u64
+    }
+
+    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
+        let energies = seen.column_energies();
+        Ok(seen.best(pools, |column| energies[column] * seen.moments.mean(column, column)))
+    }
+}

@@ -1,0 +1,375 @@
+//! Which units stay, site by site, and the weights of the layers that read them.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, RwLock},
+};
+
+use attar_compress::{
+    Cross, Hessian,
+    prune::{Fit, Observed, Prune, Quota, Response, Sublayer, Unit, UnitSite, refitted},
+};
+use attar_graph::{BlockId, Expr, Graph, Mode, SourceWeights, ValueId, Values, Weights, kernel::with_f32};
+use attar_tensor::{Digest, Source, safetensors::Shards};
+use candle_core::{Device, Tensor};
+
+use super::{
+    super::{codes::refused, kind::StepError, transformed::write_tensors},
+    WALKER,
+};
+use crate::{
+    Result,
+    model::Float,
+    session::Session,
+    walk::{self, Side, Visitor, Walk, Windows, block_key, first_key},
+};
+
+/// A layer that gets another weight.
+pub(super) struct Task<'a> {
+    pub(super) site: &'a UnitSite,
+    /// What stays of it; all, without one.
+    pub(super) quota: Option<Quota>,
+    /// It also takes over what the blocks after it added that left: up to this one.
+    through: Option<BlockId>,
+}
+
+/// A layer's new weight.
+pub(super) struct Made {
+    /// The units that stay.
+    pub(super) units: Vec<usize>,
+    /// The name of the tensor in `blob`: the weight, with zeros for units that left.
+    pub(super) tensor: String,
+    pub(super) blob: Digest,
+}
+
+/// The layers that get another weight when `leaving` leave, in running order: those that are cut, and the last one before a run of
+/// sublayers that leave.
+pub(super) fn tasks<'a>(
+    sites: &'a [UnitSite],
+    cuts: &[(UnitSite, Quota)],
+    leaving: &[Sublayer],
+    graph: &Graph,
+) -> Vec<Task<'a>> {
+    let leaves = |site: &UnitSite| leaving.iter().any(|gone| gone.block == site.block && gone.is_attention == is_attention(site));
+    let _ = graph;
+    let mut tasks: Vec<Task<'a>> = Vec::new();
+    let mut last: Option<&UnitSite> = None;
+    let mut absorbing: BTreeMap<ValueId, BlockId> = BTreeMap::new();
+    for site in sites {
+        match (leaves(site), last) {
+            (true, Some(before)) if before.stream.is_some() => {
+                absorbing.insert(before.reader.weight, site.block);
+            }
+            (true, _) => {}
+            (false, _) => last = Some(site),
+        }
+    }
+    for site in sites.iter().filter(|site| !leaves(site)) {
+        let quota = cuts.iter().find(|(cut, _)| cut.reader == site.reader).map(|(_, quota)| *quota);
+        let through = absorbing.get(&site.reader.weight).copied();
+        if quota.is_some() || through.is_some() {
+            tasks.push(Task { site, quota, through });
+        }
+    }
+    tasks
+}
+
+fn is_attention(site: &UnitSite) -> bool {
+    matches!(site.unit, Unit::Head { .. })
+}
+
+/// The new weights of `tasks`, in their order.
+pub(super) fn fitted(
+    settings: &Prune,
+    model: &Float,
+    title: &str,
+    tasks: &[Task<'_>],
+    leaving: &[Sublayer],
+    windows: &[Vec<u32>],
+    session: &Session<'_>,
+) -> std::result::Result<Vec<Made>, StepError> {
+    let below = SourceWeights(model.source.clone());
+    let renewed = Renewed::over(&model.source);
+    for site in UnitSite::of(&model.graph).map_err(refused)? {
+        if leaving.iter().any(|gone| gone.block == site.block && gone.is_attention == is_attention(&site)) {
+            for id in std::iter::once(site.reader.weight).chain(site.reader.bias) {
+                renewed.clear(&model.graph.get(id).name);
+            }
+        }
+    }
+    let named = |gone: &Sublayer| model.graph.get(gone.stream.after).name.clone();
+    let mut names: Vec<String> = leaving.iter().map(named).collect();
+    names.sort();
+    let first = first_key(&model.graph, windows);
+    let key = Digest::of_parts([b"pruned 1".as_slice(), first.as_bytes(), names.join(" ").as_bytes()]);
+    let own = Side { graph: &model.graph, weights: &renewed };
+    let float = Side { graph: &model.graph, weights: &below };
+    let sides = if settings.fit == Fit::Residual { vec![own, float] } else { vec![float] };
+    let together = walk::windows_together(windows);
+    let inputs = walk::lane_values(&model.graph, windows, together)?;
+    let mut fitting = Fitting { settings, model, below: &below, renewed: &renewed, tasks, inputs, session, made: Vec::new() };
+    let count = tasks.last().map_or(0, |task| task.site.block.index() + 1);
+    Walk::new(&WALKER, title, key, sides, session).over(windows).in_parts(2).visit(count, &mut fitting)?;
+    Ok(fitting.made)
+}
+
+/// The sides of the walk: the model as far as it is pruned, and the unpruned one. Without the first, there is only the second.
+const OWN: usize = 0;
+const FLOAT: usize = 1;
+
+struct Fitting<'a> {
+    settings: &'a Prune,
+    model: &'a Float,
+    below: &'a SourceWeights,
+    renewed: &'a Renewed,
+    tasks: &'a [Task<'a>],
+    /// What the caller gives, lane by lane.
+    inputs: Vec<Values>,
+    session: &'a Session<'a>,
+    made: Vec<Made>,
+}
+
+impl Visitor for Fitting<'_> {
+    fn key(&self, before: &Digest, block: BlockId) -> Result<Digest> {
+        let settings = self.tasks_in(block).map(|task| self.decided(task));
+        block_key(before, &self.model.graph, block, &*self.model.source, settings)
+    }
+
+    fn units(&self, block: BlockId, key: &Digest) -> Vec<Digest> {
+        self.tasks_in(block).map(|task| unit(key, task)).collect()
+    }
+
+    fn take(&mut self, block: BlockId, key: &Digest, blobs: &[Digest]) -> Result<()> {
+        let units: Vec<(usize, Digest)> = self.indices(block).zip(blobs.iter().copied()).collect();
+        units.into_iter().try_for_each(|(at, blob)| self.place(at, &unit(key, &self.tasks[at]), blob))
+    }
+
+    fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> Result<()> {
+        for (part, at) in self.indices(block).collect::<Vec<_>>().into_iter().enumerate() {
+            self.session.check_interrupt()?;
+            windows.tell(part as u64, &self.tasks[at].site.name);
+            let unit = unit(key, &self.tasks[at]);
+            let blob = match self.session.done(&unit)? {
+                Some(blob) => blob,
+                None => {
+                    let (units, weight) = self.fit(&self.tasks[at], windows)?;
+                    let [named, listed] = names(&self.tasks[at], &unit);
+                    let dims = self.dims(&self.tasks[at]);
+                    let units: Vec<f32> = units.into_iter().map(|unit| unit as f32).collect();
+                    let tensors: [(String, &[usize], &[f32]); 2] = [(named, &dims, &weight), (listed, &[units.len()], &units)];
+                    self.session.unit(unit, |to| write_tensors(to, &tensors))?
+                }
+            };
+            self.place(at, &unit, blob)?;
+        }
+        Ok(())
+    }
+}
+
+/// The key of a site's new weight in the block of that key.
+fn unit(block: &Digest, task: &Task<'_>) -> Digest {
+    Digest::of_parts([block.as_bytes().as_slice(), task.site.name.as_bytes()])
+}
+
+/// What the tensors of a unit are called: the weight, and the units that stay.
+fn names(task: &Task<'_>, unit: &Digest) -> [String; 2] {
+    let weight = format!("{}/{}", task.site.name, unit.short());
+    [weight.clone(), format!("{weight}/units")]
+}
+
+impl<'a> Fitting<'a> {
+    fn indices(&self, block: BlockId) -> impl Iterator<Item = usize> + use<'a> {
+        let tasks = self.tasks;
+        (0..tasks.len()).filter(move |at| tasks[*at].site.block == block)
+    }
+
+    fn tasks_in(&self, block: BlockId) -> impl Iterator<Item = &'a Task<'a>> {
+        let tasks = self.tasks;
+        self.indices(block).map(move |at| &tasks[at])
+    }
+
+    /// All that decides a new weight, apart from what is seen.
+    fn decided(&self, task: &Task<'_>) -> Digest {
+        let method = self.settings.method.0;
+        let through = task.through.map(BlockId::index);
+        let text = format!("{} {} {:?} {:?} {through:?}", method.name(), method.version(), self.settings.fit, task.quota);
+        Digest::of(text.as_bytes())
+    }
+
+    fn dims(&self, task: &Task<'_>) -> Vec<usize> {
+        self.model.graph.fact(task.site.reader.weight).constant_dims().unwrap_or_default()
+    }
+
+    fn place(&mut self, at: usize, unit: &Digest, blob: Digest) -> Result<()> {
+        let task = &self.tasks[at];
+        let [tensor, listed] = names(task, unit);
+        let path = self.session.store.open(&blob)?;
+        let stored = Shards::open(std::slice::from_ref(&path), &BTreeMap::new())?;
+        let mut units = vec![0.0; stored.info(&listed)?.elements()];
+        stored.read(&listed, 0..1, &mut units)?;
+        self.renewed.take(&task.site.name, &tensor, path);
+        self.made.push(Made { units: units.into_iter().map(|unit| unit as usize).collect(), tensor, blob });
+        Ok(())
+    }
+
+    /// The units of a site that stay, and the weight of its reader with zeros for the others.
+    fn fit(&self, task: &Task<'_>, windows: &mut Windows<'_>) -> Result<(Vec<usize>, Vec<f32>)> {
+        let (graph, site) = (&self.model.graph, task.site);
+        let dims = self.dims(task);
+        let mut weight = vec![0.0; dims.iter().product()];
+        site.reader.expr(graph).read(&*self.model.source, 0..dims[0], &mut weight)?;
+        let seen = self.see(task, windows, [dims[0], dims[1]])?;
+        let observed = Observed { weight: &weight, moments: &seen.moments, means: &seen.means, width: site.width() };
+        let units = match &task.quota {
+            Some(quota) => self.settings.choose(site, quota, &observed)?,
+            None => (0..site.units()).collect(),
+        };
+        let columns = site.columns(&units);
+        let response = seen.wanted.as_ref().map_or(Response::Own, Response::Wanted);
+        let fitted = match (self.settings.fit, task.through) {
+            (Fit::None, None) => {
+                let mut stays = vec![false; dims[1]];
+                columns.iter().for_each(|column| stays[*column] = true);
+                let mut weight = weight;
+                weight.chunks_mut(dims[1]).for_each(|row| row.iter_mut().zip(&stays).for_each(|(w, stays)| *w *= f32::from(*stays)));
+                weight
+            }
+            _ => refitted(&weight, &seen.moments, &response, &columns)?,
+        };
+        Ok((units, fitted))
+    }
+
+    /// What the reader of a site reads, and what it is to return for it.
+    fn see(&self, task: &Task<'_>, windows: &mut Windows<'_>, [rows, columns]: [usize; 2]) -> Result<Seen> {
+        let site = task.site;
+        let mut wanted = self.wanted(task, windows)?;
+        if let (Some(wanted), Some(stream)) = (&mut wanted, site.stream) {
+            windows.reach(OWN, stream.before, &mut |lane, x| {
+                wanted[lane] = (&wanted[lane] - x)?;
+                Ok(())
+            })?;
+        }
+        if let (Some(wanted), Some(bias)) = (&mut wanted, site.reader.bias) {
+            let bias = self.constant(bias)?;
+            wanted.iter_mut().try_for_each(|lane| {
+                *lane = lane.broadcast_sub(&bias)?;
+                candle_core::Result::Ok(())
+            }).map_err(attar_graph::Error::from)?;
+        }
+        let (mut moments, mut means, mut tokens) = (Hessian::new(columns), vec![0.0; columns], 0usize);
+        let mut cross = wanted.is_some().then(|| Cross::new(rows, columns));
+        windows.reach(OWN, site.reader.input, &mut |lane, x| {
+            moments.add(x)?;
+            with_f32(x, |x| {
+                tokens += x.len() / columns;
+                x.chunks(columns).for_each(|token| means.iter_mut().zip(token).for_each(|(sum, x)| *sum += f64::from(*x)));
+            })?;
+            if let (Some(cross), Some(wanted)) = (&mut cross, &wanted) {
+                cross.add(&wanted[lane], x)?;
+            }
+            Ok(())
+        })?;
+        means.iter_mut().for_each(|sum| *sum /= tokens.max(1) as f64);
+        if !moments.is_finite() || cross.as_ref().is_some_and(|cross| !cross.is_finite()) {
+            let graph = &self.model.graph;
+            let (block, value) = (graph.block_name(site.block).into(), graph.get(site.reader.input).name.clone());
+            return Err(attar_compress::Error::Activations { block, value }.into());
+        }
+        Ok(Seen { moments, means, wanted: cross })
+    }
+
+    /// What is to be in the place of the reader's output and of all that it is added to, lane by lane; nothing, if the layer is to
+    /// return what it does.
+    fn wanted(&self, task: &Task<'_>, windows: &mut Windows<'_>) -> Result<Option<Vec<Tensor>>> {
+        let site = task.site;
+        let float = if self.settings.fit == Fit::Residual { FLOAT } else { OWN };
+        let mut all = Vec::new();
+        if let Some(through) = task.through {
+            for mut values in windows.values(float, &self.inputs) {
+                for block in self.model.graph.blocks().skip(site.block.index()).take_while(|block| *block <= through) {
+                    values.extend(self.model.graph.evaluate_block(block, self.below, Mode::Inference, &values)?);
+                }
+                let stream = self.stream_after(through);
+                all.push(values.remove(&stream).expect("a block ends in the residual stream"));
+            }
+            return Ok(Some(all));
+        }
+        if self.settings.fit != Fit::Residual {
+            return Ok(None);
+        }
+        let target = site.stream.map_or(site.reader.output, |stream| stream.after);
+        windows.reach(FLOAT, target, &mut |_, x| {
+            all.push(x.clone());
+            Ok(())
+        })?;
+        Ok(Some(all))
+    }
+
+    /// The residual stream that leaves a block.
+    fn stream_after(&self, block: BlockId) -> ValueId {
+        *self.model.graph.leaving(block).last().expect("a block leaves something")
+    }
+
+    fn constant(&self, id: ValueId) -> Result<Tensor> {
+        let value = self.model.graph.get(id);
+        let attar_graph::Origin::Weight(expr) = &value.origin else { unreachable!("a layer's bias is a constant") };
+        Ok(self.below.whole(&value.name, expr)?)
+    }
+}
+
+/// What a layer reads, and what it is to return.
+struct Seen {
+    moments: Hessian,
+    means: Vec<f64>,
+    wanted: Option<Cross>,
+}
+
+/// Weights of which some are new.
+struct Renewed {
+    below: SourceWeights,
+    /// By canonical name: the tensor and its file, or zeros.
+    new: RwLock<BTreeMap<String, Option<(String, PathBuf)>>>,
+}
+
+impl Renewed {
+    fn over(source: &Arc<dyn Source>) -> Renewed {
+        Renewed { below: SourceWeights(source.clone()), new: RwLock::default() }
+    }
+
+    fn take(&self, name: &str, tensor: &str, path: PathBuf) {
+        self.new.write().expect("no panic holds this lock").insert(name.into(), Some((tensor.into(), path)));
+    }
+
+    /// The weight `name` is zeros from now on.
+    fn clear(&self, name: &str) {
+        self.new.write().expect("no panic holds this lock").insert(name.into(), None);
+    }
+}
+
+impl Weights for Renewed {
+    fn whole(&self, name: &str, expr: &Expr) -> attar_graph::Result<Tensor> {
+        let new = self.new.read().expect("no panic holds this lock");
+        match new.get(name) {
+            None => self.below.whole(name, expr),
+            Some(None) => Ok(self.below.whole(name, expr)?.zeros_like()?),
+            Some(Some((tensor, path))) => {
+                let stored = Shards::open(std::slice::from_ref(path), &BTreeMap::new())?;
+                let info = stored.info(tensor)?;
+                let mut values = vec![0.0; info.elements()];
+                stored.read(tensor, 0..info.matrix()[0], &mut values)?;
+                Ok(Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu)?)
+            }
+        }
+    }
+
+    fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> attar_graph::Result<Tensor> {
+        match self.new.read().expect("no panic holds this lock").contains_key(name) {
+            true => {
+                let whole = self.whole(name, expr)?;
+                Ok(whole.index_select(&Tensor::new(rows, whole.device())?, 0)?)
+            }
+            false => self.below.rows(name, expr, rows),
+        }
+    }
+}
