@@ -231,6 +231,25 @@ pub enum Error {
     /// A step that would remove nothing.
     #[error("there is nothing to remove: `mlp`, `heads`, `kv_heads` and `blocks` are all missing")]
     NothingToPrune,
+    /// A budget that no shape meets.
+    #[error("no shape meets `{key} = {budget}`: the smallest that is searched has {least}")]
+    NoShape {
+        /// The setting.
+        key: &'static str,
+        /// What is allowed.
+        budget: u64,
+        /// The least that any shape costs.
+        least: u64,
+    },
+    /// A target that is none, or several.
+    #[error("`target` has {found} budgets, and one is wanted")]
+    OneBudget {
+        /// How many there are.
+        found: usize,
+    },
+    /// A budget for blocks that differ in shape.
+    #[error("the blocks of the model differ in their channels or heads, and `target` searches shapes that are the same for all")]
+    NotUniform,
     /// A bound that nothing could be below.
     #[error("`{key} = {found}` is no bound: a number above 0 is")]
     Bound {
@@ -291,6 +310,7 @@ impl Error {
             Error::NoMlp => Some("mlp"),
             Error::NothingToScale | Error::NothingToPrune => Some("kind"),
             Error::Bound { key, .. } => Some(key),
+            Error::OneBudget { .. } | Error::NotUniform | Error::NoShape { .. } => Some("target"),
             Error::NoSublayers => Some("blocks"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
             Error::Share { key, .. } | Error::Setting { key, .. } => Some(key),
@@ -324,6 +344,7 @@ impl Error {
             }
             Error::NoChoices => Some("leave it out for the usual ones".into()),
             Error::BudgetTooSmall { least, .. } => Some(format!("`{least}` can be met; smaller `choices` allow less")),
+            Error::NoShape { key, least, .. } => Some(format!("`{key} = {least}` can be met; beyond that, `distill` a shape of your own")),
             Error::Model(error) => error.hint(),
             Error::TextTooShort { .. } => Some("give more text, or lower `samples` or `length`".into()),
             Error::Activations { .. } | Error::Loss { .. } => {
@@ -334,6 +355,8 @@ impl Error {
             Error::NoMlp => Some("remove `mlp = true`".into()),
             Error::NothingToScale => Some("remove the step".into()),
             Error::NothingToPrune => Some("say what stays: `mlp = 1152` keeps so many channels of every MLP".into()),
+            Error::OneBudget { .. } => Some("give one of `parameters`, `bytes`, `macs` and `kv_bytes`".into()),
+            Error::NotUniform => Some("say what stays by `mlp`, `heads` and `kv_heads`".into()),
             Error::NoSublayers => Some("leave `blocks` out".into()),
             Error::Structure { .. } => Some(
                 "`rotate` with `residual = false` needs no particular structure of the residual stream; otherwise remove the step"

@@ -62,7 +62,7 @@ pub use profile::{PROFILES, Profile};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
+    ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
     CutReport, FrontReport, FusionReport, LossReport, ModelReport, PhaseReport, PlacementReport, ProofReport, PruneReport,
     RemovedReport, Report, SimulationReport,
     SiteReport, TensorReport, TransformReport, VariantReport, fusion_table,

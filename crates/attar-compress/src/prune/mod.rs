@@ -14,7 +14,9 @@ mod magnitude;
 mod obs;
 mod refit;
 mod reshape;
+mod shape;
 mod site;
+mod target;
 mod wanda;
 
 use std::borrow::Cow;
@@ -27,7 +29,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use depth::{Sublayer, renumbered, without};
 pub use refit::{Response, refitted};
 pub use reshape::{Cut, reshaped, stored_as};
+pub use shape::{Found, Shape, candidates};
 pub use site::{Stream, Unit, UnitSite};
+pub use target::{Cost, Count, Target};
 
 use crate::{Error, Hessian, Result, quantize::registered};
 
@@ -146,6 +150,13 @@ pub struct Prune {
     /// Blocks at the start and at the end of the model that stay whole under `blocks`.
     #[serde(default = "default_ends")]
     pub ends: usize,
+    /// A budget in place of a shape: of all uniform shapes that meet it, up to ten are measured and the one with the least KL
+    /// divergence stays. What `mlp`, `heads`, `kv_heads` or `blocks` say is not searched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// Under `target`: what divides the channels of an MLP, such as the tile of a device or the group of a quantization.
+    #[serde(default = "default_multiple")]
+    pub multiple: usize,
     /// How the channels and heads that stay are chosen.
     #[serde(default = "default_method")]
     pub method: PrunerName,
@@ -179,29 +190,28 @@ fn default_ends() -> usize {
     2
 }
 
+fn default_multiple() -> usize {
+    64
+}
+
 impl Prune {
-    /// The sites of `graph` that become smaller, in running order, each with what stays of it. Reads no weight.
+    /// Whether the settings fit each other and `graph`. Reads no weight.
     ///
     /// # Errors
     /// If nothing is asked for, if a number is none that the model has, or if heads would not divide.
-    pub fn cuts(&self, graph: &Graph) -> Result<Vec<(UnitSite, Quota)>> {
-        if self.mlp.is_none() && self.heads.is_none() && self.kv_heads.is_none() && self.blocks.is_none() {
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        let shaped = [self.mlp, self.heads, self.kv_heads, self.blocks].iter().any(Option::is_some);
+        if !shaped && self.target.is_none() {
             return Err(Error::NothingToPrune);
         }
         if let Some(found) = self.max_kl.filter(|most| !(most.is_finite() && *most > 0.0)) {
             return Err(Error::Bound { key: "max_kl", found });
         }
-        let mut cuts = Vec::new();
-        for site in UnitSite::of(graph)? {
-            let quota = self.quota(&site)?;
-            if !quota.is_whole(&site) {
-                cuts.push((site, quota));
-            }
-        }
-        Ok(cuts)
+        UnitSite::of(graph)?.iter().try_for_each(|site| self.quota(site).map(drop))
     }
 
-    fn quota(&self, site: &UnitSite) -> Result<Quota> {
+    /// How much of a site stays, by `mlp`, `heads` and `kv_heads`.
+    pub fn quota(&self, site: &UnitSite) -> Result<Quota> {
         let within = |key, asked: Option<usize>, has: usize| match asked {
             Some(asked) if asked == 0 || asked > has => {
                 let wanted = format!("`{}` has {has}: 1 to {has} can stay", site.name);
@@ -279,8 +289,19 @@ pub enum Quota {
 }
 
 impl Quota {
+    /// The first units of every pool: any would do to see what a smaller graph is like.
+    pub fn first(&self, site: &UnitSite) -> Vec<usize> {
+        match (*self, site.unit) {
+            (Quota::Heads { groups, each }, Unit::Head { heads, key_heads, .. }) => {
+                let group = heads / key_heads;
+                (0..groups).flat_map(|key| key * group..key * group + each).collect()
+            }
+            (quota, _) => (0..quota.units()).collect(),
+        }
+    }
+
     /// Whether all of `site` stays.
-    fn is_whole(&self, site: &UnitSite) -> bool {
+    pub fn is_whole(&self, site: &UnitSite) -> bool {
         match (*self, site.unit) {
             (Quota::Channels(keep), Unit::Channel { channels }) => keep == channels,
             (Quota::Heads { groups, each }, Unit::Head { heads, key_heads, .. }) => groups == key_heads && each * groups == heads,

@@ -29,7 +29,7 @@ pub use self::{
     fused::{FusionReport, fusion_table},
     lost::LossReport,
     placed::PlacementReport,
-    pruned::{CutReport, PruneReport, RemovedReport},
+    pruned::{CandidateReport, CutReport, PruneReport, RemovedReport},
     simulated::SimulationReport,
     transformed::{SiteReport, TransformReport},
 };

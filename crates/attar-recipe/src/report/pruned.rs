@@ -1,5 +1,6 @@
 //! What the step `prune` removed, and what that cost.
 
+use attar_compress::prune::Shape;
 use serde::{Deserialize, Serialize};
 
 use super::finding::{Finding, Found};
@@ -23,6 +24,9 @@ pub struct PruneReport {
     pub divergence: f64,
     /// Tokens of that text.
     pub tokens: usize,
+    /// Shapes that met the budget, those first that were expected to lose least. The one with the least divergence was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<CandidateReport>,
     /// What left of the residual stream, in the order in which it was chosen: `blocks.25`, numbered as before the step; and the
     /// KL divergence without it and all before it, on the first windows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -30,6 +34,18 @@ pub struct PruneReport {
     /// Layers that lost units, in running order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<CutReport>,
+}
+
+/// A shape under a budget.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CandidateReport {
+    /// What stays of every block, and the blocks that stay.
+    #[serde(flatten)]
+    pub shape: Shape,
+    /// What it costs.
+    pub size: ModelSize,
+    /// KL divergence, as for the model that was made; fitted to the layers' own outputs.
+    pub divergence: f64,
 }
 
 /// Something that no longer adds to the residual stream.
@@ -54,7 +70,7 @@ pub struct CutReport {
 
 impl Finding for PruneReport {
     fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
-        vec![("Shapes that became smaller", table(found))]
+        vec![("Shapes that became smaller", table(found)), ("Shapes within the budget", candidates(found))]
     }
 
     fn sections(found: &Found<'_, Self>, _: &[super::evals::EvalReport]) -> String {
@@ -86,4 +102,21 @@ fn table(variants: &Found<'_, PruneReport>) -> Table {
         ]
     };
     Table { head: &["variant", "pruned", "before", "after", "change"], rows: rows_of(variants.iter().copied(), rows) }
+}
+
+/// Shapes: one row each.
+fn candidates(variants: &Found<'_, PruneReport>) -> Table {
+    let row = |candidate: &CandidateReport| {
+        let Shape { mlp, heads, kv_heads, blocks } = candidate.shape;
+        let mut cells: Vec<String> = [mlp, heads, kv_heads, blocks].iter().map(ToString::to_string).collect();
+        let size = candidate.size;
+        cells.extend([size.parameters.to_string(), bytes(size.bytes), size.macs.to_string(), bytes(size.kv_bytes)]);
+        cells.push(format!("{:.4}", candidate.divergence));
+        cells
+    };
+    let rows = |report: &PruneReport| report.candidates.iter().map(row).collect::<Vec<_>>();
+    Table {
+        head: &["variant", "MLP channels", "heads", "KV heads", "blocks", "parameters", "weights", "MACs per token", "KV per token", "KL"],
+        rows: rows_of(variants.iter().copied(), rows),
+    }
 }

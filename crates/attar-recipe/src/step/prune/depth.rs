@@ -34,8 +34,9 @@ pub(super) struct Removed {
     pub(super) divergence: f64,
 }
 
-pub(super) fn candidates(settings: &Prune, graph: &Graph) -> Result<Candidates, StepError> {
-    let Some(stay) = settings.blocks else { return Ok(Candidates { groups: Vec::new(), leave: 0 }) };
+/// What may leave of `graph`, of which so many blocks `stay`; all, without a number.
+pub(super) fn candidates(settings: &Prune, graph: &Graph, stay: Option<usize>) -> Result<Candidates, StepError> {
+    let Some(stay) = stay else { return Ok(Candidates { groups: Vec::new(), leave: 0 }) };
     let sublayers = Sublayer::of(graph).map_err(refused)?;
     let mut blocks: Vec<BlockId> = sublayers.iter().map(|sublayer| sublayer.block).collect();
     blocks.dedup();
@@ -46,13 +47,18 @@ pub(super) fn candidates(settings: &Prune, graph: &Graph) -> Result<Candidates, 
     };
     let within = |block: &BlockId| sublayers.iter().filter(|sublayer| sublayer.block == *block).filter(wanted).copied().collect();
     let all: Vec<Vec<Sublayer>> = blocks.iter().map(within).collect();
-    let (count, ends) = (all.len(), settings.ends);
-    let free = count.saturating_sub(2 * ends);
-    if stay == 0 || stay > count || count - stay > free {
-        let wanted = format!("the model has {count} blocks, of which the first and the last {ends} stay: {} to {count} can stay", (count - free).max(1));
+    let (count, fewest) = (all.len(), fewest(settings, all.len()));
+    if stay < fewest || stay > count {
+        let wanted = format!("the model has {count} blocks, of which the first and the last {} stay: {fewest} to {count} can stay", settings.ends);
         return Err(refused(attar_compress::Error::Setting { key: "blocks", found: stay, wanted }));
     }
-    Ok(Candidates { groups: all.into_iter().skip(ends).take(free).filter(|group| !group.is_empty()).collect(), leave: count - stay })
+    let free = all.into_iter().skip(settings.ends).take(count.saturating_sub(2 * settings.ends));
+    Ok(Candidates { groups: free.filter(|group| !group.is_empty()).collect(), leave: count - stay })
+}
+
+/// The fewest of `count` blocks that can stay.
+pub(super) fn fewest(settings: &Prune, count: usize) -> usize {
+    count.min(2 * settings.ends).max(1)
 }
 
 /// The same sublayers in another graph with the same names.
@@ -66,16 +72,17 @@ pub(super) fn found_again(sublayers: &[Sublayer], graph: &Graph, other: &Graph) 
     found
 }
 
-/// What leaves, in the order of the choice.
+/// What leaves so that so many blocks `stay`, in the order of the choice.
 pub(super) fn chosen(
     settings: &Prune,
+    stay: Option<usize>,
     model: &Float,
     title: &str,
     windows: &[Vec<u32>],
     session: &Session<'_>,
     used: &mut Vec<Digest>,
 ) -> Result<Vec<Removed>, StepError> {
-    let Candidates { groups, leave } = candidates(settings, &model.graph)?;
+    let Candidates { groups, leave } = candidates(settings, &model.graph, stay)?;
     if leave == 0 {
         return Ok(Vec::new());
     }
@@ -90,7 +97,7 @@ pub(super) fn chosen(
     let yardstick = Yardstick::new(&model.graph, &weights, windows, session)?;
     let (mut open, mut gone): (Vec<usize>, Vec<Removed>) = ((0..groups.len()).collect(), Vec::new());
     let rounds = groups.len() + (leave - 1) * BEST.min(groups.len());
-    session.observer.stage(&format!("{title}: which blocks leave"), rounds as u64);
+    session.observer.stage(&format!("{title}: try without blocks"), rounds as u64);
     let mut done = 0;
     for _ in 0..leave {
         let before: Vec<Sublayer> = gone.iter().flat_map(|removed| removed.sublayers.clone()).collect();

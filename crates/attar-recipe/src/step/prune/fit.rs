@@ -10,9 +10,9 @@ use attar_compress::{
     Cross, Hessian,
     prune::{Fit, Observed, Prune, Quota, Response, Sublayer, Unit, UnitSite, refitted},
 };
-use attar_graph::{BlockId, Expr, Graph, Mode, SourceWeights, ValueId, Values, Weights, kernel::with_f32};
+use attar_graph::{BlockId, Expr, Mode, SourceWeights, ValueId, Values, Weights, kernel::with_f32};
 use attar_tensor::{Digest, Source, safetensors::Shards};
-use candle_core::{Device, Tensor};
+use candle_core::{D, Device, Tensor};
 
 use super::{
     super::{codes::refused, kind::StepError, transformed::write_tensors},
@@ -26,15 +26,23 @@ use crate::{
 };
 
 /// A layer that gets another weight.
+#[derive(Clone, Copy)]
 pub(super) struct Task<'a> {
     pub(super) site: &'a UnitSite,
     /// What stays of it; all, without one.
     pub(super) quota: Option<Quota>,
-    /// It also takes over what the blocks after it added that left: up to this one.
-    through: Option<BlockId>,
+    /// It also takes over what was added after it and left: the residual stream after that, and its block.
+    through: Option<(BlockId, ValueId)>,
+}
+
+impl Task<'_> {
+    fn is(&self, other: &Task<'_>) -> bool {
+        self.site.reader == other.site.reader && self.quota == other.quota && self.through == other.through
+    }
 }
 
 /// A layer's new weight.
+#[derive(Clone)]
 pub(super) struct Made {
     /// The units that stay.
     pub(super) units: Vec<usize>,
@@ -43,56 +51,71 @@ pub(super) struct Made {
     pub(super) blob: Digest,
 }
 
-/// The layers that get another weight when `leaving` leave, in running order: those that are cut, and the last one before a run of
+/// The layers that get another weight, in running order: those of which not all stays by `quota`, and the last one before a run of
 /// sublayers that leave.
 pub(super) fn tasks<'a>(
     sites: &'a [UnitSite],
-    cuts: &[(UnitSite, Quota)],
+    quota: impl Fn(&UnitSite) -> Result<Quota, StepError>,
     leaving: &[Sublayer],
-    graph: &Graph,
-) -> Vec<Task<'a>> {
-    let leaves = |site: &UnitSite| leaving.iter().any(|gone| gone.block == site.block && gone.is_attention == is_attention(site));
-    let _ = graph;
+) -> Result<Vec<Task<'a>>, StepError> {
     let mut tasks: Vec<Task<'a>> = Vec::new();
-    let mut last: Option<&UnitSite> = None;
-    let mut absorbing: BTreeMap<ValueId, BlockId> = BTreeMap::new();
     for site in sites {
-        match (leaves(site), last) {
-            (true, Some(before)) if before.stream.is_some() => {
-                absorbing.insert(before.reader.weight, site.block);
+        if let Some(gone) = leaving.iter().find(|gone| leaves(site, gone)) {
+            if let Some(last) = tasks.last_mut().filter(|task| task.site.stream.is_some()) {
+                last.through = Some((gone.block, gone.stream.after));
             }
-            (true, _) => {}
-            (false, _) => last = Some(site),
+            continue;
         }
+        let quota = Some(quota(site)?).filter(|quota| !quota.is_whole(site));
+        tasks.push(Task { site, quota, through: None });
     }
-    for site in sites.iter().filter(|site| !leaves(site)) {
-        let quota = cuts.iter().find(|(cut, _)| cut.reader == site.reader).map(|(_, quota)| *quota);
-        let through = absorbing.get(&site.reader.weight).copied();
-        if quota.is_some() || through.is_some() {
-            tasks.push(Task { site, quota, through });
-        }
-    }
-    tasks
+    tasks.retain(|task| task.quota.is_some() || task.through.is_some());
+    Ok(tasks)
 }
 
-fn is_attention(site: &UnitSite) -> bool {
-    matches!(site.unit, Unit::Head { .. })
+/// Every task of several shapes once, in running order.
+pub(super) fn together<'a, 't>(sites: &[UnitSite], shapes: impl Iterator<Item = &'t [Task<'a>]>) -> Vec<Task<'a>>
+where
+    'a: 't,
+{
+    let mut all: Vec<Task<'a>> = Vec::new();
+    for task in shapes.flatten() {
+        if !all.iter().any(|other| other.is(task)) {
+            all.push(*task);
+        }
+    }
+    all.sort_by_key(|task| (sites.iter().position(|site| site.reader == task.site.reader), task.through));
+    all
 }
 
-/// The new weights of `tasks`, in their order.
+/// What was made of a task that is one of `all`.
+pub(super) fn of(task: &Task<'_>, all: &[Task<'_>], made: &[Made]) -> Made {
+    let at = all.iter().position(|other| other.is(task)).expect("`together` has all");
+    made[at].clone()
+}
+
+/// Whether a site leaves with `gone`.
+fn leaves(site: &UnitSite, gone: &Sublayer) -> bool {
+    gone.block == site.block && gone.is_attention == matches!(site.unit, Unit::Head { .. })
+}
+
+/// The new weights of `tasks`, in their order, which is the running one. With [`Fit::Residual`], nothing that leaves adds anything, and
+/// every site has one task.
+#[expect(clippy::too_many_arguments, reason = "settings, and what they are applied to")]
 pub(super) fn fitted(
     settings: &Prune,
+    fit: Fit,
     model: &Float,
     title: &str,
     tasks: &[Task<'_>],
     leaving: &[Sublayer],
     windows: &[Vec<u32>],
     session: &Session<'_>,
-) -> std::result::Result<Vec<Made>, StepError> {
+) -> Result<Vec<Made>, StepError> {
     let below = SourceWeights(model.source.clone());
     let renewed = Renewed::over(&model.source);
     for site in UnitSite::of(&model.graph).map_err(refused)? {
-        if leaving.iter().any(|gone| gone.block == site.block && gone.is_attention == is_attention(&site)) {
+        if leaving.iter().any(|gone| leaves(&site, gone)) {
             for id in std::iter::once(site.reader.weight).chain(site.reader.bias) {
                 renewed.clear(&model.graph.get(id).name);
             }
@@ -101,14 +124,15 @@ pub(super) fn fitted(
     let named = |gone: &Sublayer| model.graph.get(gone.stream.after).name.clone();
     let mut names: Vec<String> = leaving.iter().map(named).collect();
     names.sort();
+    names.insert(0, format!("{fit:?}"));
     let first = first_key(&model.graph, windows);
     let key = Digest::of_parts([b"pruned 1".as_slice(), first.as_bytes(), names.join(" ").as_bytes()]);
     let own = Side { graph: &model.graph, weights: &renewed };
     let float = Side { graph: &model.graph, weights: &below };
-    let sides = if settings.fit == Fit::Residual { vec![own, float] } else { vec![float] };
+    let sides = if fit == Fit::Residual { vec![own, float] } else { vec![float] };
     let together = walk::windows_together(windows);
     let inputs = walk::lane_values(&model.graph, windows, together)?;
-    let mut fitting = Fitting { settings, model, below: &below, renewed: &renewed, tasks, inputs, session, made: Vec::new() };
+    let mut fitting = Fitting { settings, fit, model, below: &below, renewed: &renewed, tasks, inputs, session, made: Vec::new() };
     let count = tasks.last().map_or(0, |task| task.site.block.index() + 1);
     Walk::new(&WALKER, title, key, sides, session).over(windows).in_parts(2).visit(count, &mut fitting)?;
     Ok(fitting.made)
@@ -120,6 +144,7 @@ const FLOAT: usize = 1;
 
 struct Fitting<'a> {
     settings: &'a Prune,
+    fit: Fit,
     model: &'a Float,
     below: &'a SourceWeights,
     renewed: &'a Renewed,
@@ -132,8 +157,11 @@ struct Fitting<'a> {
 
 impl Visitor for Fitting<'_> {
     fn key(&self, before: &Digest, block: BlockId) -> Result<Digest> {
-        let settings = self.tasks_in(block).map(|task| self.decided(task));
-        block_key(before, &self.model.graph, block, &*self.model.source, settings)
+        let mut decided = vec![self.decided()];
+        if self.fit == Fit::Residual {
+            decided.extend(self.tasks_in(block).map(|task| unit(&decided[0], task)).collect::<Vec<_>>());
+        }
+        block_key(before, &self.model.graph, block, &*self.model.source, decided)
     }
 
     fn units(&self, block: BlockId, key: &Digest) -> Vec<Digest> {
@@ -146,16 +174,24 @@ impl Visitor for Fitting<'_> {
     }
 
     fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> Result<()> {
+        let mut last: Option<(ValueId, Option<(BlockId, ValueId)>, Seen)> = None;
         for (part, at) in self.indices(block).collect::<Vec<_>>().into_iter().enumerate() {
             self.session.check_interrupt()?;
-            windows.tell(part as u64, &self.tasks[at].site.name);
-            let unit = unit(key, &self.tasks[at]);
+            windows.tell(part.min(1) as u64, &self.tasks[at].site.name);
+            let task = self.tasks[at];
+            let unit = unit(key, &task);
             let blob = match self.session.done(&unit)? {
                 Some(blob) => blob,
                 None => {
-                    let (units, weight) = self.fit(&self.tasks[at], windows)?;
-                    let [named, listed] = names(&self.tasks[at], &unit);
-                    let dims = self.dims(&self.tasks[at]);
+                    let is = |(reader, through, _): &(ValueId, _, Seen)| *reader == task.site.reader.weight && *through == task.through;
+                    let seen = match last.take().filter(is) {
+                        Some((.., seen)) => seen,
+                        None => self.see(&task, windows)?,
+                    };
+                    let (units, weight) = self.fit(&task, &seen)?;
+                    last = Some((task.site.reader.weight, task.through, seen));
+                    let [named, listed] = names(&task, &unit);
+                    let dims = self.dims(&task);
                     let units: Vec<f32> = units.into_iter().map(|unit| unit as f32).collect();
                     let tensors: [(String, &[usize], &[f32]); 2] = [(named, &dims, &weight), (listed, &[units.len()], &units)];
                     self.session.unit(unit, |to| write_tensors(to, &tensors))?
@@ -169,7 +205,8 @@ impl Visitor for Fitting<'_> {
 
 /// The key of a site's new weight in the block of that key.
 fn unit(block: &Digest, task: &Task<'_>) -> Digest {
-    Digest::of_parts([block.as_bytes().as_slice(), task.site.name.as_bytes()])
+    let more = format!("{} {:?} {:?}", task.site.name, task.quota, task.through);
+    Digest::of_parts([block.as_bytes().as_slice(), more.as_bytes()])
 }
 
 /// What the tensors of a unit are called: the weight, and the units that stay.
@@ -189,12 +226,10 @@ impl<'a> Fitting<'a> {
         self.indices(block).map(move |at| &tasks[at])
     }
 
-    /// All that decides a new weight, apart from what is seen.
-    fn decided(&self, task: &Task<'_>) -> Digest {
+    /// All that decides a new weight, apart from its task and from what is seen.
+    fn decided(&self) -> Digest {
         let method = self.settings.method.0;
-        let through = task.through.map(BlockId::index);
-        let text = format!("{} {} {:?} {:?} {through:?}", method.name(), method.version(), self.settings.fit, task.quota);
-        Digest::of(text.as_bytes())
+        Digest::of(format!("{} {} {:?}", method.name(), method.version(), self.fit).as_bytes())
     }
 
     fn dims(&self, task: &Task<'_>) -> Vec<usize> {
@@ -214,12 +249,11 @@ impl<'a> Fitting<'a> {
     }
 
     /// The units of a site that stay, and the weight of its reader with zeros for the others.
-    fn fit(&self, task: &Task<'_>, windows: &mut Windows<'_>) -> Result<(Vec<usize>, Vec<f32>)> {
+    fn fit(&self, task: &Task<'_>, seen: &Seen) -> Result<(Vec<usize>, Vec<f32>)> {
         let (graph, site) = (&self.model.graph, task.site);
         let dims = self.dims(task);
         let mut weight = vec![0.0; dims.iter().product()];
         site.reader.expr(graph).read(&*self.model.source, 0..dims[0], &mut weight)?;
-        let seen = self.see(task, windows, [dims[0], dims[1]])?;
         let observed = Observed { weight: &weight, moments: &seen.moments, means: &seen.means, width: site.width() };
         let units = match &task.quota {
             Some(quota) => self.settings.choose(site, quota, &observed)?,
@@ -227,7 +261,7 @@ impl<'a> Fitting<'a> {
         };
         let columns = site.columns(&units);
         let response = seen.wanted.as_ref().map_or(Response::Own, Response::Wanted);
-        let fitted = match (self.settings.fit, task.through) {
+        let fitted = match (self.fit, task.through) {
             (Fit::None, None) => {
                 let mut stays = vec![false; dims[1]];
                 columns.iter().for_each(|column| stays[*column] = true);
@@ -240,33 +274,43 @@ impl<'a> Fitting<'a> {
         Ok((units, fitted))
     }
 
-    /// What the reader of a site reads, and what it is to return for it.
-    fn see(&self, task: &Task<'_>, windows: &mut Windows<'_>, [rows, columns]: [usize; 2]) -> Result<Seen> {
-        let site = task.site;
-        let mut wanted = self.wanted(task, windows)?;
+    /// What the reader of a site reads, and what it is to return for it. Errors count relative to the residual stream that they are in: a
+    /// norm follows, so a few tokens of huge size must not outweigh the others.
+    fn see(&self, task: &Task<'_>, windows: &mut Windows<'_>) -> Result<Seen> {
+        let (site, dims) = (task.site, self.dims(task));
+        let (rows, columns) = (dims[0], dims[1]);
+        let streams = self.streams(site, windows)?;
+        let sizes = streams.iter().map(sizes).collect::<candle_core::Result<Vec<_>>>().map_err(attar_graph::Error::from)?;
+        let mut wanted = match task.through {
+            Some(through) => Some(self.streams_after(through, task, windows)?),
+            None => (self.fit == Fit::Residual).then_some(streams),
+        };
         if let (Some(wanted), Some(stream)) = (&mut wanted, site.stream) {
             windows.reach(OWN, stream.before, &mut |lane, x| {
                 wanted[lane] = (&wanted[lane] - x)?;
                 Ok(())
             })?;
         }
-        if let (Some(wanted), Some(bias)) = (&mut wanted, site.reader.bias) {
-            let bias = self.constant(bias)?;
-            wanted.iter_mut().try_for_each(|lane| {
-                *lane = lane.broadcast_sub(&bias)?;
+        if let Some(wanted) = &mut wanted {
+            let bias = site.reader.bias.map(|bias| self.constant(bias)).transpose()?;
+            let part = |(lane, sizes): (&mut Tensor, &Tensor)| {
+                let own = bias.as_ref().map_or(Ok(lane.clone()), |bias| lane.broadcast_sub(bias))?;
+                *lane = own.broadcast_div(sizes)?;
                 candle_core::Result::Ok(())
-            }).map_err(attar_graph::Error::from)?;
+            };
+            wanted.iter_mut().zip(&sizes).try_for_each(part).map_err(attar_graph::Error::from)?;
         }
         let (mut moments, mut means, mut tokens) = (Hessian::new(columns), vec![0.0; columns], 0usize);
         let mut cross = wanted.is_some().then(|| Cross::new(rows, columns));
         windows.reach(OWN, site.reader.input, &mut |lane, x| {
-            moments.add(x)?;
-            with_f32(x, |x| {
+            let x = x.broadcast_div(&sizes[lane])?;
+            moments.add(&x)?;
+            with_f32(&x, |x| {
                 tokens += x.len() / columns;
                 x.chunks(columns).for_each(|token| means.iter_mut().zip(token).for_each(|(sum, x)| *sum += f64::from(*x)));
             })?;
             if let (Some(cross), Some(wanted)) = (&mut cross, &wanted) {
-                cross.add(&wanted[lane], x)?;
+                cross.add(&wanted[lane], &x)?;
             }
             Ok(())
         })?;
@@ -279,36 +323,38 @@ impl<'a> Fitting<'a> {
         Ok(Seen { moments, means, wanted: cross })
     }
 
-    /// What is to be in the place of the reader's output and of all that it is added to, lane by lane; nothing, if the layer is to
-    /// return what it does.
-    fn wanted(&self, task: &Task<'_>, windows: &mut Windows<'_>) -> Result<Option<Vec<Tensor>>> {
-        let site = task.site;
-        let float = if self.settings.fit == Fit::Residual { FLOAT } else { OWN };
-        let mut all = Vec::new();
-        if let Some(through) = task.through {
-            for mut values in windows.values(float, &self.inputs) {
-                for block in self.model.graph.blocks().skip(site.block.index()).take_while(|block| *block <= through) {
-                    values.extend(self.model.graph.evaluate_block(block, self.below, Mode::Inference, &values)?);
-                }
-                let stream = self.stream_after(through);
-                all.push(values.remove(&stream).expect("a block ends in the residual stream"));
-            }
-            return Ok(Some(all));
-        }
-        if self.settings.fit != Fit::Residual {
-            return Ok(None);
-        }
-        let target = site.stream.map_or(site.reader.output, |stream| stream.after);
-        windows.reach(FLOAT, target, &mut |_, x| {
+    /// The unpruned model's side.
+    fn float(&self) -> usize {
+        if self.fit == Fit::Residual { FLOAT } else { OWN }
+    }
+
+    /// The residual stream of the unpruned model after a site, or what its reader returns where there is none; lane by lane.
+    fn streams(&self, site: &UnitSite, windows: &mut Windows<'_>) -> Result<Vec<Tensor>> {
+        let (mut all, target) = (Vec::new(), site.stream.map_or(site.reader.output, |stream| stream.after));
+        windows.reach(self.float(), target, &mut |_, x| {
             all.push(x.clone());
             Ok(())
         })?;
-        Ok(Some(all))
+        Ok(all)
     }
 
-    /// The residual stream that leaves a block.
-    fn stream_after(&self, block: BlockId) -> ValueId {
-        *self.model.graph.leaving(block).last().expect("a block leaves something")
+    /// The residual stream of the unpruned model at a place in a later block, lane by lane.
+    fn streams_after(&self, (last, stream): (BlockId, ValueId), task: &Task<'_>, windows: &Windows<'_>) -> Result<Vec<Tensor>> {
+        let (graph, mut all) = (&self.model.graph, Vec::new());
+        for mut values in windows.values(self.float(), &self.inputs) {
+            let mut found = None;
+            for block in graph.blocks().skip(task.site.block.index()).take_while(|block| *block <= last) {
+                let left = graph.evaluate_block_with(block, self.below, Mode::Inference, &values, &mut |id, tensor| {
+                    if id == stream {
+                        found = Some(tensor.clone());
+                    }
+                    Ok(tensor)
+                })?;
+                values.extend(left);
+            }
+            all.push(found.expect("the block computes its residual stream"));
+        }
+        Ok(all)
     }
 
     fn constant(&self, id: ValueId) -> Result<Tensor> {
@@ -316,6 +362,11 @@ impl<'a> Fitting<'a> {
         let attar_graph::Origin::Weight(expr) = &value.origin else { unreachable!("a layer's bias is a constant") };
         Ok(self.below.whole(&value.name, expr)?)
     }
+}
+
+/// The root mean square of every token, `[.., 1]`.
+fn sizes(x: &Tensor) -> candle_core::Result<Tensor> {
+    x.sqr()?.mean_keepdim(D::Minus1)?.affine(1.0, f64::from(f32::MIN_POSITIVE))?.sqrt()
 }
 
 /// What a layer reads, and what it is to return.

@@ -9,8 +9,8 @@ mod fit;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use attar_compress::{
-    Hessian,
-    prune::{Cut, Fit, Prune, Quota, Sublayer, UnitSite, renumbered, reshaped, stored_as, without},
+    Cross, Hessian,
+    prune::{Cost, Cut, Depth, Fit, Prune, Quota, Shape, Sublayer, UnitSite, candidates, renumbered, reshaped, stored_as, without},
 };
 use attar_graph::{Expr, Graph, Origin, SourceWeights};
 use attar_tensor::{Digest, Encoding, Overlay, Source, TensorInfo, safetensors::Shards};
@@ -21,10 +21,10 @@ use super::{
     preserved,
 };
 use crate::{
-    Error, ErrorKind,
+    Error,
     divergence::Yardstick,
     model::{Float, Working},
-    report::{CutReport, PruneReport, RemovedReport},
+    report::{CandidateReport, CutReport, PruneReport, RemovedReport},
     session::Session,
     settings::of,
     size::ModelSize,
@@ -70,22 +70,22 @@ impl Step for Prune {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         check_float(model)?;
-        let cuts = self.cuts(&model.graph).map_err(refused)?;
-        let candidates = depth::candidates(self, &model.graph)?;
+        let shapes = self.shapes(&model.graph)?;
         check_text(model)?;
         walk::plan(model, self.sides() + 1);
-        let memory = cuts.iter().map(|(site, _)| self.memory(site, model)).max().unwrap_or(0);
-        let memory = memory.max(Yardstick::memory(&model.graph, model.tokens / WINDOWS_FOR_ONE as u64)).max(preserved::memory(&model.graph));
-        // Any units and blocks will do: only shapes are planned.
-        let kept: Vec<Vec<usize>> = cuts.iter().map(|(site, quota)| first_units(site, quota)).collect();
-        let planned = cuts.iter().zip(&kept).map(|((site, _), units)| {
-            let weight = site.reader.expr(&model.graph).clone();
-            Cut { site, units, weight }
-        });
-        let small = reshaped(&model.graph, &planned.collect::<Vec<_>>()).map_err(refused)?;
+        let sites = UnitSite::of(&model.graph).map_err(refused)?;
+        let memory = sites.iter().map(|site| self.memory(site, model)).max().unwrap_or(0);
+        let yardstick = Yardstick::memory(&model.graph, aside((model.tokens as usize) / model.window.max(1)) as u64 * model.window as u64);
+        let memory = memory.max(yardstick).max(preserved::memory(&model.graph));
+        // Any units and blocks will do, and the shape that should win: only shapes are planned.
+        let shape = &shapes[0];
+        let candidates = depth::candidates(self, &model.graph, shape.blocks())?;
         let leaving: Vec<Sublayer> = candidates.groups.iter().rev().take(candidates.leave).flatten().copied().collect();
-        let leaving = depth::found_again(&leaving, &model.graph, &small);
-        let small = renumbered(&without(&small, &leaving).map_err(refused)?).map_err(refused)?;
+        let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
+        let kept: Vec<Vec<usize>> = tasks.iter().map(|task| task.quota.map_or_else(|| (0..task.site.units()).collect(), |quota| quota.first(task.site))).collect();
+        let parts = tasks.iter().zip(&kept).map(|(task, units)| (*task, units.as_slice(), task.site.reader.expr(&model.graph).clone()));
+        let small = assembled(&model.graph, &parts.collect::<Vec<_>>(), &leaving)?.small;
+        let small = renumbered(&small).map_err(refused)?;
         let planned = changed(&model.graph, &small, memory);
         model.float.graph = small.clone();
         model.graph = small;
@@ -93,64 +93,92 @@ impl Step for Prune {
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let graph = model.graph.clone();
+        let before = Float { graph: model.graph.clone(), source: model.source.clone() };
         let windows = session.calibration.unwrap_or_default();
         let (seen, aside) = windows.split_at(windows.len() - aside(windows.len()));
-        let before = Float { graph: graph.clone(), source: model.source.clone() };
+        let sites = UnitSite::of(&before.graph).map_err(refused)?;
+        let work = Work { settings: self, before: &before, title: &model.title, sites: &sites, seen, aside, session };
         let mut used = Vec::new();
-        let removed = depth::chosen(self, &before, &model.title, seen, session, &mut used)?;
-        let leaving: Vec<Sublayer> = removed.iter().flat_map(|removed| removed.sublayers.iter().copied()).collect();
-        let sites = UnitSite::of(&graph).map_err(refused)?;
-        let cuts = self.cuts(&graph).map_err(refused)?;
-        let tasks = fit::tasks(&sites, &cuts, &leaving, &graph);
-        let made = fit::fitted(self, &before, &model.title, &tasks, &leaving, seen, session)?;
-        let files: Vec<PathBuf> = made.iter().map(|made| session.store.open(&made.blob)).collect::<attar_tensor::Result<_>>()?;
-        let top: Arc<dyn Source> = Arc::new(Shards::open(&files, &BTreeMap::new())?);
-        let source: Arc<dyn Source> = Arc::new(Overlay::new(top, model.source.clone()));
-
-        let mut masked = graph.clone();
-        for (task, made) in tasks.iter().zip(&made) {
-            let dtype = stored_as(graph.fact(task.site.reader.weight).encoding);
-            let expr = Expr::tensor(made.tensor.clone()).rounded(dtype);
-            masked.replace_weight(task.site.reader.weight, Encoding::Plain(dtype), expr);
+        let mut shapes = self.shapes(&before.graph)?;
+        let stay = shapes.iter().filter_map(ShapeOf::blocks).min();
+        let removed = depth::chosen(self, stay, &before, &model.title, seen, session, &mut used)?;
+        let mut candidates = Vec::new();
+        if shapes.len() > 1 {
+            candidates = work.measured(&shapes, &removed, &mut used)?;
+            let best = (0..shapes.len()).min_by(|a, b| candidates[*a].divergence.total_cmp(&candidates[*b].divergence)).unwrap_or(0);
+            shapes = vec![shapes.swap_remove(best)];
         }
-        let cuts = tasks.iter().zip(&made);
-        let cuts = cuts.map(|(task, made)| Cut { site: task.site, units: &made.units, weight: Expr::tensor(made.tensor.clone()) });
-        let small = reshaped(&graph, &cuts.collect::<Vec<_>>()).map_err(refused)?;
-        let short = |graph_of: &Graph| without(graph_of, &depth::found_again(&leaving, &graph, graph_of)).map_err(refused);
-        let (masked, small) = (short(&masked)?, short(&small)?);
-        let at_most = preserved::at_most(std::iter::empty());
-        let (_, checked) =
-            preserved::check(PRUNE.name, &model.title, (&masked, &source), (&small, &source), at_most, session)?;
-        let small = renumbered(&small).map_err(refused)?;
-
-        let after = Float { graph: small, source };
-        let (divergence, measured) = divergence(&before, &after, aside, &model.title, session)?;
+        let (shape, fit) = (&shapes[0], self.fit);
+        let leaving = work.leaving(shape, &removed);
+        let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
+        let made = fit::fitted(self, fit, &before, &model.title, &tasks, &leaving, seen, session)?;
+        let (after, checked) = work.made(&tasks, &made, &leaving)?;
+        let (divergence, measured) = work.divergence(&after)?;
         used.extend([checked, measured]);
         used.extend(made.iter().map(|made| made.blob));
         if let Some(most) = self.max_kl.filter(|most| divergence > *most) {
             let message = format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
             let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
-            let error = Error { kind: ErrorKind::Input, ..Error::recipe(message).hint(hint) };
-            return Err(StepError { key: Some("max_kl".into()), error });
+            return Err(StepError { key: Some("max_kl".into()), error: Error::input(message).hint(hint) });
         }
         let smaller = tasks.iter().zip(&made).filter(|(task, _)| task.quota.is_some());
+        let layer = |(task, made): (&fit::Task<'_>, &fit::Made)| CutReport {
+            name: task.site.name.clone(),
+            before: task.site.units(),
+            after: made.units.len(),
+        };
+        let removed = removed.iter().take(self.leaving_groups(shape, &before.graph)?);
         model.findings.push(PruneReport {
             method: self.method.0.name().into(),
-            fit: serde_json::to_value(self.fit).ok().and_then(|fit| Some(fit.as_str()?.to_owned())).unwrap_or_default(),
+            fit: serde_json::to_value(fit).ok().and_then(|fit| Some(fit.as_str()?.to_owned())).unwrap_or_default(),
             before: ModelSize::of(&before.graph),
             after: ModelSize::of(&after.graph),
             divergence,
             tokens: aside.iter().map(Vec::len).sum(),
-            removed: removed.iter().map(|gone| RemovedReport { name: gone.name.clone(), divergence: gone.divergence }).collect(),
-            layers: smaller.map(|(task, made)| CutReport { name: task.site.name.clone(), before: task.site.units(), after: made.units.len() }).collect(),
+            candidates,
+            removed: removed.map(|gone| RemovedReport { name: gone.name.clone(), divergence: gone.divergence }).collect(),
+            layers: smaller.map(layer).collect(),
         });
         (model.graph, model.source, model.float) = (after.graph.clone(), after.source.clone(), after);
         Ok(used)
     }
 }
 
-trait Sides {
+/// A shape that the step may give the model.
+enum ShapeOf {
+    /// What the settings say stays of every site, and of the blocks.
+    Settings(Option<usize>),
+    /// A candidate under a budget.
+    Candidate(Shape),
+}
+
+impl ShapeOf {
+    /// The blocks that stay; all, without a number.
+    fn blocks(&self) -> Option<usize> {
+        match self {
+            ShapeOf::Settings(blocks) => *blocks,
+            ShapeOf::Candidate(shape) => Some(shape.blocks),
+        }
+    }
+
+    fn quota(&self, settings: &Prune, site: &UnitSite) -> Result<Quota, StepError> {
+        match self {
+            ShapeOf::Settings(_) => settings.quota(site).map_err(refused),
+            ShapeOf::Candidate(shape) => Ok(shape.quota(site)),
+        }
+    }
+}
+
+/// What is measured under a budget at most.
+const CANDIDATES: usize = 10;
+
+trait Planned {
+    /// The shapes to choose from, those first that should lose least. Reads no weight.
+    fn shapes(&self, graph: &Graph) -> Result<Vec<ShapeOf>, StepError>;
+
+    /// How many groups of sublayers leave for a shape.
+    fn leaving_groups(&self, shape: &ShapeOf, graph: &Graph) -> Result<usize, StepError>;
+
     /// Models that the text goes through.
     fn sides(&self) -> u64;
 
@@ -158,7 +186,40 @@ trait Sides {
     fn memory(&self, site: &UnitSite, model: &Working) -> u64;
 }
 
-impl Sides for Prune {
+impl Planned for Prune {
+    fn shapes(&self, graph: &Graph) -> Result<Vec<ShapeOf>, StepError> {
+        self.check(graph).map_err(refused)?;
+        let Some(target) = &self.target else { return Ok(vec![ShapeOf::Settings(self.blocks)]) };
+        let (what, budget) = target.budget().map_err(refused)?;
+        let full = Shape::of(graph).map_err(refused)?.ok_or(attar_compress::Error::NotUniform).map_err(refused)?;
+        let fewest = depth::fewest(self, full.blocks).max(full.blocks / 2);
+        let cost = |size: ModelSize| match what {
+            Cost::Parameters => size.parameters,
+            Cost::Bytes => size.bytes,
+            Cost::Macs => size.macs,
+            Cost::KvBytes => size.kv_bytes,
+        };
+        // One block less tells what each costs: they are alike.
+        let last = if fewest < full.blocks { depth::candidates(self, graph, Some(full.blocks - 1))?.groups.pop() } else { None };
+        let mut costs = |shape: Shape| {
+            let narrow = shape.narrowed(graph)?;
+            let all = cost(ModelSize::of(&narrow));
+            let shorter = last.as_deref().map(|last| without(&narrow, &depth::found_again(last, graph, &narrow))).transpose()?;
+            Ok([all, shorter.map_or(0, |shorter| all - cost(ModelSize::of(&shorter)))])
+        };
+        let fixed = [self.mlp, self.heads, self.kv_heads, self.blocks.or((self.depth != Depth::Block).then_some(full.blocks))];
+        let multiple = (0..).map(|halved| self.multiple >> halved).find(|by| *by <= 1 || full.mlp.is_multiple_of(*by)).unwrap_or(1).max(1);
+        let found = candidates(full, fixed, fewest, multiple, budget, CANDIDATES, &mut costs).map_err(refused)?;
+        if found.shapes.is_empty() {
+            return Err(refused(attar_compress::Error::NoShape { key: what.key(), budget, least: found.least }));
+        }
+        Ok(found.shapes.into_iter().map(ShapeOf::Candidate).collect())
+    }
+
+    fn leaving_groups(&self, shape: &ShapeOf, graph: &Graph) -> Result<usize, StepError> {
+        Ok(depth::candidates(self, graph, shape.blocks())?.leave)
+    }
+
     fn sides(&self) -> u64 {
         if self.fit == Fit::Residual { 2 } else { 1 }
     }
@@ -168,25 +229,112 @@ impl Sides for Prune {
             model.graph.fact(site.reader.weight).constant_dims().and_then(|dims| dims.try_into().ok()).unwrap_or_default();
         let [rows, columns] = dims;
         let solving = (8 * (2 * columns * columns + 4 * rows * columns)) as u64;
-        let wanted = if self.fit == Fit::Residual { attar_compress::Cross::bytes(rows, columns) + 4 * model.tokens * rows as u64 } else { 0 };
+        let takes_over = self.fit == Fit::Residual || self.blocks.is_some() || self.target.is_some();
+        let wanted = if takes_over { Cross::bytes(rows, columns) + 4 * model.tokens * rows as u64 } else { 0 };
         Hessian::bytes(columns) + wanted + solving.max(self.method.0.memory(dims))
     }
+}
+
+/// What all candidates share.
+struct Work<'a> {
+    settings: &'a Prune,
+    before: &'a Float,
+    title: &'a str,
+    sites: &'a [UnitSite],
+    /// Windows to look at, and windows to measure on.
+    seen: &'a [Vec<u32>],
+    aside: &'a [Vec<u32>],
+    session: &'a Session<'a>,
+}
+
+impl Work<'_> {
+    /// What leaves for a shape, of what was chosen to leave.
+    fn leaving(&self, shape: &ShapeOf, removed: &[depth::Removed]) -> Vec<Sublayer> {
+        let leave = self.settings.leaving_groups(shape, &self.before.graph).unwrap_or(0);
+        removed.iter().take(leave).flat_map(|removed| removed.sublayers.iter().copied()).collect()
+    }
+
+    /// Every shape with its divergence. All are fitted to the layers' own outputs, in one passage of the text.
+    fn measured(&self, shapes: &[ShapeOf], removed: &[depth::Removed], used: &mut Vec<Digest>) -> Result<Vec<CandidateReport>, StepError> {
+        let fit = if self.settings.fit == Fit::Residual { Fit::Layer } else { self.settings.fit };
+        let mut of_shapes = Vec::new();
+        for shape in shapes {
+            let leaving = self.leaving(shape, removed);
+            of_shapes.push((fit::tasks(self.sites, |site| shape.quota(self.settings, site), &leaving)?, leaving));
+        }
+        let all = fit::together(self.sites, of_shapes.iter().map(|(tasks, _)| tasks.as_slice()));
+        let made = fit::fitted(self.settings, fit, self.before, self.title, &all, &[], self.seen, self.session)?;
+        used.extend(made.iter().map(|made| made.blob));
+        let mut found = Vec::new();
+        for (shape, (tasks, leaving)) in shapes.iter().zip(&of_shapes) {
+            let mine: Vec<fit::Made> = tasks.iter().map(|task| fit::of(task, &all, &made)).collect();
+            let (after, checked) = self.made(tasks, &mine, leaving)?;
+            let (divergence, measured) = self.divergence(&after)?;
+            used.extend([checked, measured]);
+            let ShapeOf::Candidate(shape) = shape else { continue };
+            found.push(CandidateReport { shape: *shape, size: ModelSize::of(&after.graph), divergence });
+        }
+        Ok(found)
+    }
+
+    /// The smaller model, which computes what the one with zeros does; and the blob that says so.
+    fn made(&self, tasks: &[fit::Task<'_>], made: &[fit::Made], leaving: &[Sublayer]) -> Result<(Float, Digest), StepError> {
+        let files: Vec<PathBuf> = made.iter().map(|made| self.session.store.open(&made.blob)).collect::<attar_tensor::Result<_>>()?;
+        let top: Arc<dyn Source> = Arc::new(Shards::open(&files, &BTreeMap::new())?);
+        let source: Arc<dyn Source> = Arc::new(Overlay::new(top, self.before.source.clone()));
+        let parts = tasks.iter().zip(made).map(|(task, made)| (*task, made.units.as_slice(), Expr::tensor(made.tensor.clone())));
+        let Assembled { masked, small } = assembled(&self.before.graph, &parts.collect::<Vec<_>>(), leaving)?;
+        let at_most = preserved::at_most(std::iter::empty());
+        let (_, checked) =
+            preserved::check(PRUNE.name, self.title, (&masked, &source), (&small, &source), at_most, self.session)?;
+        Ok((Float { graph: renumbered(&small).map_err(refused)?, source }, checked))
+    }
+
+    /// The KL divergence of a smaller model on windows that were kept aside, and the blob that says so.
+    fn divergence(&self, after: &Float) -> Result<(f64, Digest), StepError> {
+        let before = self.before;
+        let weights = [before, after].map(|float| SourceWeights(float.source.clone()));
+        let mut parts = vec![Digest::of(b"divergence 1"), walk::first_key(&before.graph, self.aside), Digest::of(after.graph.to_string().as_bytes())];
+        for float in [before, after] {
+            for (_, _, expr) in float.graph.weights() {
+                parts.push(expr.digest(&*float.source)?);
+            }
+        }
+        let key = Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice()));
+        let blob = self.session.unit(key, |to| {
+            self.session.observer.stage(&format!("{}: measure what pruning costs", self.title), 0);
+            let yardstick = Yardstick::new(&before.graph, &weights[0], self.aside, self.session)?;
+            let found = yardstick.divergence(&after.graph, &weights[1], self.session)?;
+            to.write_all(&found.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
+        })?;
+        Ok((number(&blob, self.session)?, blob))
+    }
+}
+
+/// A model without what leaves, its blocks numbered as before.
+struct Assembled {
+    /// With zeros in the place of units that leave.
+    masked: Graph,
+    /// Without them.
+    small: Graph,
+}
+
+/// `graph` with the new weights of tasks, each with the units that stay.
+fn assembled(graph: &Graph, parts: &[(fit::Task<'_>, &[usize], Expr)], leaving: &[Sublayer]) -> Result<Assembled, StepError> {
+    let mut masked = graph.clone();
+    for (task, _, expr) in parts {
+        let dtype = stored_as(graph.fact(task.site.reader.weight).encoding);
+        masked.replace_weight(task.site.reader.weight, Encoding::Plain(dtype), expr.clone().rounded(dtype));
+    }
+    let cuts = parts.iter().map(|(task, units, expr)| Cut { site: task.site, units, weight: expr.clone() });
+    let small = reshaped(graph, &cuts.collect::<Vec<_>>()).map_err(refused)?;
+    let short = |of: &Graph| without(of, &depth::found_again(leaving, graph, of)).map_err(refused);
+    Ok(Assembled { masked: short(&masked)?, small: short(&small)? })
 }
 
 /// How many of so many windows are kept aside.
 fn aside(windows: usize) -> usize {
     (windows / WINDOWS_FOR_ONE).clamp(usize::from(windows > 1), ASIDE)
-}
-
-/// The first units of every pool.
-fn first_units(site: &UnitSite, quota: &Quota) -> Vec<usize> {
-    match (*quota, site.unit) {
-        (Quota::Heads { groups, each }, attar_compress::prune::Unit::Head { heads, key_heads, .. }) => {
-            let group = heads / key_heads;
-            (0..groups).flat_map(|key| key * group..key * group + each).collect()
-        }
-        (quota, _) => (0..quota.units()).collect(),
-    }
 }
 
 /// A model in codes cannot change its shape.
@@ -248,26 +396,6 @@ fn changed(graph: &Graph, small: &Graph, memory: u64) -> Vec<PlannedTensor> {
         }
     }
     all
-}
-
-/// The KL divergence of `after` from `before` on some windows, and the blob that says so.
-fn divergence(before: &Float, after: &Float, windows: &[Vec<u32>], title: &str, session: &Session<'_>) -> Result<(f64, Digest), StepError> {
-    let weights = [before, after].map(|float| SourceWeights(float.source.clone()));
-    let key = [b"divergence 1".as_slice(), walk::first_key(&before.graph, windows).as_bytes(), after.graph.to_string().as_bytes()].concat();
-    let mut parts = vec![Digest::of(&key)];
-    for float in [before, after] {
-        for (_, _, expr) in float.graph.weights() {
-            parts.push(expr.digest(&*float.source)?);
-        }
-    }
-    let key = Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice()));
-    let blob = session.unit(key, |to| {
-        session.observer.stage(&format!("{title}: measure what pruning cost"), 0);
-        let yardstick = Yardstick::new(&before.graph, &weights[0], windows, session)?;
-        let found = yardstick.divergence(&after.graph, &weights[1], session)?;
-        to.write_all(&found.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
-    })?;
-    Ok((number(&blob, session)?, blob))
 }
 
 /// The number that a blob is.

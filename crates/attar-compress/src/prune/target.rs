@@ -1,0 +1,160 @@
+//! Budgets for the shape of a model.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::{Error, Result, allocate::Size};
+
+/// What the smaller model may cost: one of these.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// Parameters; tied weights count once. Whole, or as text: `100M`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Count>,
+    /// Bytes of the weights in the number formats that they have at this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Size>,
+    /// Multiply-accumulates for one token, without those of attention with its cache. Whole, or as text: `90M`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macs: Option<Count>,
+    /// Bytes that one token adds to the key-value cache, in 16 bits a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_bytes: Option<Size>,
+}
+
+/// Which of a model's costs has a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// Parameters.
+    Parameters,
+    /// Bytes of the weights.
+    Bytes,
+    /// Multiply-accumulates for one token.
+    Macs,
+    /// Bytes of cache for one token.
+    KvBytes,
+}
+
+impl Cost {
+    /// The setting that bounds it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Cost::Parameters => "parameters",
+            Cost::Bytes => "bytes",
+            Cost::Macs => "macs",
+            Cost::KvBytes => "kv_bytes",
+        }
+    }
+}
+
+impl Target {
+    /// What is bounded, and the bound.
+    ///
+    /// # Errors
+    /// If it is not exactly one.
+    pub fn budget(&self) -> Result<(Cost, u64)> {
+        let given = [
+            self.parameters.map(|n| (Cost::Parameters, n.0)),
+            self.bytes.map(|n| (Cost::Bytes, n.0)),
+            self.macs.map(|n| (Cost::Macs, n.0)),
+            self.kv_bytes.map(|n| (Cost::KvBytes, n.0)),
+        ];
+        match given.into_iter().flatten().collect::<Vec<_>>()[..] {
+            [one] => Ok(one),
+            ref other => Err(Error::OneBudget { found: other.len() }),
+        }
+    }
+}
+
+/// A number of things: whole, or as text with `k`, `M` or `G` for powers of ten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count(pub u64);
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Count, String> {
+        let wanted = || format!("`{text}` is no count; write it as `100M`, with k, M or G for powers of ten");
+        let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+        let factor = match text[end..].trim() {
+            "" => 1e0,
+            "k" | "K" => 1e3,
+            "M" => 1e6,
+            "G" | "B" => 1e9,
+            _ => return Err(wanted()),
+        };
+        let number: f64 = text[..end].trim().parse().map_err(|_| wanted())?;
+        let count = number * factor;
+        // Whole numbers of f64 end there.
+        if (0.0..=9e15).contains(&count) { Ok(Count(count as u64)) } else { Err(wanted()) }
+    }
+}
+
+impl Serialize for Count {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Count, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Count;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number, or one like `\"100M\"`")
+            }
+
+            fn visit_i64<E: de::Error>(self, n: i64) -> std::result::Result<Count, E> {
+                u64::try_from(n).map(Count).map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, n: u64) -> std::result::Result<Count, E> {
+                Ok(Count(n))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Count, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl JsonSchema for Count {
+    fn schema_name() -> Cow<'static, str> {
+        "Count".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [{ "type": "integer", "minimum": 0 }, { "type": "string" }] })
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_have_units() {
+        assert_eq!("100M".parse(), Ok(Count(100_000_000)));
+        assert_eq!("1.5 G".parse(), Ok(Count(1_500_000_000)));
+        assert_eq!("12".parse(), Ok(Count(12)));
+        assert!("many".parse::<Count>().is_err() && "3 MB".parse::<Count>().is_err() && "-1".parse::<Count>().is_err());
+    }
+
+    #[test]
+    fn a_target_is_one_budget() {
+        let both = Target { parameters: Some(Count(5)), macs: Some(Count(5)), ..Target::default() };
+        assert!(both.budget().is_err() && Target::default().budget().is_err());
+        assert_eq!(Target { parameters: Some(Count(5)), ..Target::default() }.budget().unwrap(), (Cost::Parameters, 5));
+    }
+}
