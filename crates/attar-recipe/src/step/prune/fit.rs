@@ -175,6 +175,9 @@ impl Visitor for Fitting<'_> {
 
     fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> Result<()> {
         let mut last: Option<(ValueId, Option<(BlockId, ValueId)>, Seen)> = None;
+        // What enters the block is not kept while it is visited.
+        let takes_over = self.tasks_in(block).any(|task| task.through.is_some());
+        let entering = if takes_over { windows.values(self.float(), &self.inputs) } else { Vec::new() };
         for (part, at) in self.indices(block).collect::<Vec<_>>().into_iter().enumerate() {
             self.session.check_interrupt()?;
             windows.tell(part.min(1) as u64, &self.tasks[at].site.name);
@@ -186,7 +189,7 @@ impl Visitor for Fitting<'_> {
                     let is = |(reader, through, _): &(ValueId, _, Seen)| *reader == task.site.reader.weight && *through == task.through;
                     let seen = match last.take().filter(is) {
                         Some((.., seen)) => seen,
-                        None => self.see(&task, windows)?,
+                        None => self.see(&task, &entering, windows)?,
                     };
                     let (units, weight) = self.fit(&task, &seen)?;
                     last = Some((task.site.reader.weight, task.through, seen));
@@ -276,41 +279,44 @@ impl<'a> Fitting<'a> {
 
     /// What the reader of a site reads, and what it is to return for it. Errors count relative to the residual stream that they are in: a
     /// norm follows, so a few tokens of huge size must not outweigh the others.
-    fn see(&self, task: &Task<'_>, windows: &mut Windows<'_>) -> Result<Seen> {
+    fn see(&self, task: &Task<'_>, entering: &[Values], windows: &mut Windows<'_>) -> Result<Seen> {
         let (site, dims) = (task.site, self.dims(task));
         let (rows, columns) = (dims[0], dims[1]);
-        let streams = self.streams(site, windows)?;
-        let sizes = streams.iter().map(sizes).collect::<candle_core::Result<Vec<_>>>().map_err(attar_graph::Error::from)?;
-        let mut wanted = match task.through {
-            Some(through) => Some(self.streams_after(through, task, windows)?),
-            None => (self.fit == Fit::Residual).then_some(streams),
+        let own = match site.stream {
+            Some(stream) => reached(OWN, stream.before, windows)?,
+            None => Vec::new(),
         };
-        if let (Some(wanted), Some(stream)) = (&mut wanted, site.stream) {
-            windows.reach(OWN, stream.before, &mut |lane, x| {
-                wanted[lane] = (&wanted[lane] - x)?;
-                Ok(())
-            })?;
-        }
-        if let Some(wanted) = &mut wanted {
-            let bias = site.reader.bias.map(|bias| self.constant(bias)).transpose()?;
-            let part = |(lane, sizes): (&mut Tensor, &Tensor)| {
-                let own = bias.as_ref().map_or(Ok(lane.clone()), |bias| lane.broadcast_sub(bias))?;
-                *lane = own.broadcast_div(sizes)?;
-                candle_core::Result::Ok(())
-            };
-            wanted.iter_mut().zip(&sizes).try_for_each(part).map_err(attar_graph::Error::from)?;
-        }
+        let streams = match self.fit {
+            Fit::Residual => Some(reached(FLOAT, site.stream.map_or(site.reader.output, |stream| stream.after), windows)?),
+            Fit::None | Fit::Layer => None,
+        };
+        let bias = site.reader.bias.map(|bias| self.constant(bias)).transpose()?;
+        let wanted = match task.through {
+            Some(through) => Some(self.streams_after(through, task, entering)?),
+            None => streams.clone(),
+        };
+        let weight = self.constant(site.reader.weight)?.t().map_err(attar_graph::Error::from)?;
         let (mut moments, mut means, mut tokens) = (Hessian::new(columns), vec![0.0; columns], 0usize);
         let mut cross = wanted.is_some().then(|| Cross::new(rows, columns));
         windows.reach(OWN, site.reader.input, &mut |lane, x| {
-            let x = x.broadcast_div(&sizes[lane])?;
+            let added = |x: Tensor| match own.get(lane) {
+                Some(before) => x + before,
+                None => Ok(x),
+            };
+            let biased = |x: Tensor| bias.as_ref().map_or(Ok(x.clone()), |bias| x.broadcast_add(bias));
+            let sizes = match &streams {
+                Some(streams) => sizes(&streams[lane])?,
+                None => sizes(&added(biased(x.broadcast_matmul(&weight)?)?)?)?,
+            };
+            let x = x.broadcast_div(&sizes)?;
             moments.add(&x)?;
             with_f32(&x, |x| {
                 tokens += x.len() / columns;
                 x.chunks(columns).for_each(|token| means.iter_mut().zip(token).for_each(|(sum, x)| *sum += f64::from(*x)));
             })?;
             if let (Some(cross), Some(wanted)) = (&mut cross, &wanted) {
-                cross.add(&wanted[lane], &x)?;
+                let rest = wanted[lane].zeros_like()?;
+                cross.add(&(&wanted[lane] - added(biased(rest)?)?)?.broadcast_div(&sizes)?, &x)?;
             }
             Ok(())
         })?;
@@ -328,20 +334,10 @@ impl<'a> Fitting<'a> {
         if self.fit == Fit::Residual { FLOAT } else { OWN }
     }
 
-    /// The residual stream of the unpruned model after a site, or what its reader returns where there is none; lane by lane.
-    fn streams(&self, site: &UnitSite, windows: &mut Windows<'_>) -> Result<Vec<Tensor>> {
-        let (mut all, target) = (Vec::new(), site.stream.map_or(site.reader.output, |stream| stream.after));
-        windows.reach(self.float(), target, &mut |_, x| {
-            all.push(x.clone());
-            Ok(())
-        })?;
-        Ok(all)
-    }
-
-    /// The residual stream of the unpruned model at a place in a later block, lane by lane.
-    fn streams_after(&self, (last, stream): (BlockId, ValueId), task: &Task<'_>, windows: &Windows<'_>) -> Result<Vec<Tensor>> {
+    /// The residual stream of the unpruned model at a place in a later block, lane by lane, given what enters the task's block.
+    fn streams_after(&self, (last, stream): (BlockId, ValueId), task: &Task<'_>, entering: &[Values]) -> Result<Vec<Tensor>> {
         let (graph, mut all) = (&self.model.graph, Vec::new());
-        for mut values in windows.values(self.float(), &self.inputs) {
+        for mut values in entering.iter().cloned() {
             let mut found = None;
             for block in graph.blocks().skip(task.site.block.index()).take_while(|block| *block <= last) {
                 let left = graph.evaluate_block_with(block, self.below, Mode::Inference, &values, &mut |id, tensor| {
@@ -362,6 +358,16 @@ impl<'a> Fitting<'a> {
         let attar_graph::Origin::Weight(expr) = &value.origin else { unreachable!("a layer's bias is a constant") };
         Ok(self.below.whole(&value.name, expr)?)
     }
+}
+
+/// A value of the block on one side, lane by lane.
+fn reached(side: usize, value: ValueId, windows: &mut Windows<'_>) -> Result<Vec<Tensor>> {
+    let mut all = Vec::new();
+    windows.reach(side, value, &mut |_, x| {
+        all.push(x.clone());
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// The root mean square of every token, `[.., 1]`.
