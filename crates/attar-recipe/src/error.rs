@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Recipe,
     /// The model, the data or the machine cannot be used: 3.
     Input,
+    /// A bound that the recipe sets is not met: 1, as for a gate.
+    Bound,
     /// Somebody asked to stop: 130.
     Interrupted,
 }
@@ -94,6 +96,7 @@ impl Error {
     /// The process's answer.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
+            ErrorKind::Bound => 1,
             ErrorKind::Recipe => 2,
             ErrorKind::Input => 3,
             ErrorKind::Interrupted => 130,

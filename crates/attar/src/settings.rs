@@ -32,13 +32,28 @@ fn flag(name: &str, property: &Value, required: bool) -> Option<Arg> {
         });
     }
     let item = if allows(property, "array") { &property["items"] } else { property };
-    if allows(item, "object") {
-        return None;
+    if let Some(keys) = keys(item) {
+        let list = allows(property, "array");
+        return (!list).then(|| arg.value_name(format!("{}=VALUE", keys.join("|"))).action(ArgAction::Append));
     }
     let arg = arg.value_name(value_name(item)).action(if allows(property, "array") { ArgAction::Append } else { ArgAction::Set });
     match words(item) {
         Some(words) if !allows(item, "integer") => Some(arg.value_parser(PossibleValuesParser::new(words))),
         _ => Some(arg),
+    }
+}
+
+/// The keys of a table, if a schema is that of one.
+fn keys(schema: &Value) -> Option<Vec<String>> {
+    let here = schema["properties"].as_object().map(|keys| keys.keys().cloned().collect());
+    here.or_else(|| branches(schema).find_map(keys)).or_else(|| allows(schema, "object").then(Vec::new))
+}
+
+/// The schema of a key of a table.
+fn property<'s>(schema: &'s Value, key: &str) -> &'s Value {
+    match &schema["properties"][key] {
+        Value::Null => branches(schema).map(|branch| property(branch, key)).find(|found| !found.is_null()).unwrap_or(&Value::Null),
+        found => found,
     }
 }
 
@@ -89,6 +104,14 @@ pub(crate) fn table(schema: &Value, matches: &ArgMatches) -> Table {
             continue;
         }
         let texts: Vec<&String> = matches.get_many(name).into_iter().flatten().collect();
+        if keys(property).is_some() {
+            let pair = |text: &&String| {
+                let (key, text) = text.split_once('=').unwrap_or((text, ""));
+                (key.to_owned(), value(self::property(property, key), text))
+            };
+            table.insert(name.clone(), toml::Value::Table(texts.iter().map(pair).collect()));
+            continue;
+        }
         let value = match allows(property, "array") {
             true => toml::Value::Array(texts.into_iter().map(|text| value(&property["items"], text)).collect()),
             false => value(property, texts.last().expect("a flag that was given has a value")),

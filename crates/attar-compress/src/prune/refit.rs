@@ -33,8 +33,7 @@ pub fn refitted(weight: &[f32], moments: &Hessian, response: &Response<'_>, kept
         Response::Wanted(_) => None,
     };
     let part = moments.restricted(kept);
-    let dd = std::env::var("ATTAR_R").ok().and_then(|x| x.parse().ok()).unwrap_or(DAMPING);
-    let (solved, _) = damped(&part, dd, |damping| {
+    let (solved, _) = damped(&part, DAMPING, |damping| {
         let damped = Mat::from_fn(count, count, |i, j| part.mean(i, j) + if i == j { damping } else { 0.0 });
         let right = Mat::from_fn(count, rows, |j, i| {
             let wanted = match (&own, response) {

@@ -3,6 +3,7 @@
 mod activations;
 mod architectures;
 mod gaussian;
+mod prune;
 mod registry;
 mod settings;
 mod transform;

@@ -26,6 +26,7 @@ mod machine;
 mod memory_plan;
 mod output;
 mod profiles;
+mod pruned;
 mod reading;
 mod recipes;
 mod resume;

@@ -21,7 +21,7 @@ use super::{
     preserved,
 };
 use crate::{
-    Error,
+    Error, ErrorKind,
     divergence::Yardstick,
     model::{Float, Working},
     report::{CandidateReport, CutReport, PruneReport, RemovedReport},
@@ -119,7 +119,8 @@ impl Step for Prune {
         if let Some(most) = self.max_kl.filter(|most| divergence > *most) {
             let message = format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
             let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
-            return Err(StepError { key: Some("max_kl".into()), error: Error::input(message).hint(hint) });
+            let error = Error { kind: ErrorKind::Bound, ..Error::input(message).hint(hint) };
+            return Err(StepError { key: Some("max_kl".into()), error });
         }
         let smaller = tasks.iter().zip(&made).filter(|(task, _)| task.quota.is_some());
         let layer = |(task, made): (&fit::Task<'_>, &fit::Made)| CutReport {

@@ -1,0 +1,142 @@
+//! Models that became smaller in shape: what every later command makes of them, what a budget finds, what is refused.
+
+use serde_json::Value;
+
+use crate::{
+    room::{Room, assert_same_files},
+    snapshot::Session,
+};
+
+const MODEL: &str = "testdata/models/shakespeare-1m";
+const TEXT: &str = "testdata/evals/shakespeare-train.txt";
+
+/// A run of the small model through steps, and more sections.
+fn recipe(steps: &[&str], more: &str) -> String {
+    let head = format!(
+        "recipe = 1\nmodel = \"{MODEL}\"\noutput = \"out\"\n\n[data.calibration]\npath = \"{TEXT}\"\nsamples = 16\nlength = 128\n"
+    );
+    steps.iter().fold(head, |all, step| format!("{all}\n[[step]]\n{step}\n")) + more
+}
+
+const HALF: &str = "kind = \"prune\"\nmlp = 192\nheads = 2\nkv_heads = 1\nblocks = 3\nends = 1";
+const EVAL: &str = "\n[[eval]]\nname = \"text\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 128\ntokens = 1024\n";
+
+fn pruned(room: &Room, text: &str) -> Value {
+    room.write("recipe.toml", text);
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    room.json("out/report.json")["variants"][0]["prunings"][0].clone()
+}
+
+fn number(value: &Value, path: &str) -> f64 {
+    value.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("`{path}` is a number in {value}"))
+}
+
+#[test]
+fn a_pruned_model_is_an_ordinary_one() {
+    let room = Room::new();
+    let steps = [HALF, "kind = \"quantize\"\ngrid = \"int4\"\ngroup = 64\nalgorithm = \"gptaq\""];
+    let exports = "\n[[export]]\ntarget = \"checkpoint\"\n[[export]]\ntarget = \"onnx\"\n[[export]]\ntarget = \"openvino\"\n";
+    let found = pruned(&room, &recipe(&steps, &(exports.to_owned() + EVAL)));
+    let (before, after) = (&found["before"], &found["after"]);
+    // 4 blocks of 4 query and 2 key-value heads of 32 and 384 channels; 3 of 2 and 1 and 192.
+    assert_eq!(number(before, "/parameters"), 918_656.0);
+    let block = |heads: u32, key_heads: u32, mlp: u32| f64::from(128 * 32 * (2 * heads + 2 * key_heads) + 3 * 128 * mlp + 256);
+    let outside = 918_656.0 - 4.0 * block(4, 2, 384);
+    assert_eq!(number(after, "/parameters"), outside + 3.0 * block(2, 1, 192));
+    assert_eq!(number(after, "/kv_bytes"), 2.0 * 2.0 * 3.0 * 32.0);
+    assert_eq!(number(after, "/blocks"), 3.0);
+    assert!(number(after, "/bytes") < 0.6 * number(before, "/bytes") && number(after, "/macs") < 0.6 * number(before, "/macs"));
+    let kl = number(&found, "/divergence");
+    assert!(kl > 0.05 && kl < 2.0, "{kl}");
+    for folder in ["checkpoint", "onnx", "openvino"] {
+        assert!(room.path(&format!("out/{folder}/artifact.json")).exists(), "{folder}");
+    }
+    let evals = room.json("out/report.json")["evals"].clone();
+    let measured = evals.as_array().and_then(|evals| evals.iter().find(|eval| eval["variant"] == "")).unwrap_or(&evals[0]).clone();
+    assert!(number(&measured, "/outcome/measured/against_base/kl_mean/value") > 0.05, "held against the model of the recipe: {measured}");
+    let said = room.attar(&["inspect", "out/checkpoint"]).exits(0).stdout;
+    assert!(said.contains("blocks.2.mlp.down") && !said.contains("blocks.3."), "blocks are numbered through: {said}");
+}
+
+/// Every pruner with and without a fit: the fit always helps, and the default choice is the best.
+#[test]
+fn fitting_makes_every_choice_better() {
+    let room = Room::new();
+    let kl = |method: &str, fit: &str| {
+        let step = format!("kind = \"prune\"\nmlp = 192\nmethod = \"{method}\"\nfit = \"{fit}\"");
+        number(&pruned(&room, &recipe(&[&step], "")), "/divergence")
+    };
+    let mut fitted = Vec::new();
+    for method in ["obs", "activation", "wanda", "magnitude", "fluctuation"] {
+        let (as_it_is, layer) = (kl(method, "none"), kl(method, "layer"));
+        assert!(layer < 0.8 * as_it_is, "{method}: {layer} fitted, {as_it_is} as it is");
+        fitted.push(layer);
+    }
+    assert!(fitted[1..].iter().all(|other| fitted[0] < *other), "{fitted:?}");
+}
+
+#[test]
+fn a_budget_measures_shapes_and_takes_the_best() {
+    let room = Room::new();
+    let step = "kind = \"prune\"\nends = 1\nmultiple = 32\ntarget = { parameters = \"600k\" }";
+    let found = pruned(&room, &recipe(&[step], ""));
+    let candidates = found["candidates"].as_array().expect("they are listed");
+    assert!(candidates.len() > 3 && candidates.len() <= 10, "{candidates:?}");
+    let kls: Vec<f64> = candidates.iter().map(|candidate| number(candidate, "/divergence")).collect();
+    let best = candidates.iter().min_by(|a, b| number(a, "/divergence").total_cmp(&number(b, "/divergence"))).expect("there are some");
+    assert_eq!(found["after"], best["size"], "{kls:?}");
+    assert!((number(&found, "/divergence") - number(best, "/divergence")).abs() < 1e-9);
+    for candidate in candidates {
+        assert!(number(candidate, "/size/parameters") <= 600_000.0 && number(candidate, "/mlp") % 32.0 == 0.0, "{candidate}");
+    }
+}
+
+#[test]
+fn a_verb_prunes_and_repeats_itself() {
+    let room = Room::new();
+    for out in ["one", "two"] {
+        let arguments =
+            ["prune", MODEL, "--target", "macs=700k", "--calibration", TEXT, "--samples", "16", "--length", "128", "--quiet"];
+        room.attar(&[arguments.as_slice(), &["--out", out]].concat()).exits(0);
+    }
+    assert_same_files(&room.files("one"), &room.files("two"), "the same command gives the same files");
+    room.attar(&["eval", "one", "--data", TEXT, "--tokens", "256", "--quiet"]).exits(0);
+}
+
+#[test]
+fn above_its_bound_nothing_is_written() {
+    let room = Room::new();
+    let step = format!("{HALF}\nmax_kl = 0.01");
+    room.write("recipe.toml", &recipe(&[&step], "\n[[export]]\ntarget = \"checkpoint\"\n"));
+    let said = room.attar(&["run", "recipe.toml", "--quiet"]).exits(1);
+    assert!(said.stderr.contains("nats per token") && said.stderr.contains("max_kl"), "{}", said.stderr);
+    assert!(!room.path("out/checkpoint").exists() && !room.path("out/manifest.json").exists());
+}
+
+#[test]
+fn mistakes_are_found_in_the_plan() {
+    let room = Room::new();
+    let mut session = Session::new("prune-mistakes");
+    let quantize = "kind = \"quantize\"\ngrid = \"int4\"\ngroup = 64";
+    let cases: &[(&str, &[&str])] = &[
+        ("nothing to remove", &["kind = \"prune\""]),
+        ("more channels than there are", &["kind = \"prune\"\nmlp = 500"]),
+        ("heads that do not divide", &["kind = \"prune\"\nheads = 3"]),
+        ("more key-value heads than there are", &["kind = \"prune\"\nkv_heads = 4"]),
+        ("blocks at the ends", &["kind = \"prune\"\nblocks = 3"]),
+        ("a budget that no shape meets", &["kind = \"prune\"\ntarget = { parameters = 1000 }"]),
+        ("two budgets", &["kind = \"prune\"\ntarget = { parameters = \"1M\", bytes = \"1 MB\" }"]),
+        ("a bound that nothing is below", &["kind = \"prune\"\nmlp = 192\nmax_kl = 0"]),
+        ("after quantization", &[quantize, "kind = \"prune\"\nmlp = 192"]),
+        ("a shape that a later step would break", &["kind = \"prune\"\nmlp = 200", quantize]),
+    ];
+    for (title, steps) in cases {
+        room.write("recipe.toml", &recipe(steps, ""));
+        session.note(title, &room.attar(&["plan", "recipe.toml"]).exits(2));
+    }
+    room.write("recipe.toml", &recipe(&[HALF], "").replace("samples = 16", "samples = 1"));
+    session.note("one window", &room.attar(&["plan", "recipe.toml"]).exits(2));
+    room.write("recipe.toml", &format!("recipe = 1\nmodel = \"{MODEL}\"\noutput = \"out\"\n[[step]]\n{HALF}\n"));
+    session.note("no text", &room.attar(&["plan", "recipe.toml"]).exits(2));
+    session.check();
+}
