@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeMap, fs, io::Write, ops::Range, path::Path};
 
-use attar_graph::{Expr, Fact, Graph, ValueId};
+use attar_graph::{Expr, Graph, ValueId};
 use attar_tensor::{
     Checkpoint, Dtype, Encoding, MANIFEST, Manifest, QuantizedEntry, SharedParts, TensorInfo,
     safetensors::{Entry, PartLayout, Writer},
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    Artifact, Error, Format, Input, Original, Plan, Port, Progress, Result, Target, TensorEntry, Verification, VerifiedTensor,
+    Artifact, Error, Format, Input, Original, Plan, Progress, Result, Target, TensorEntry, Verification, VerifiedTensor,
     kit::{self, Written, chunks},
     noise::{Noise, same},
     target,
@@ -140,8 +140,8 @@ impl Format for CheckpointFolder {
             target: TARGET.name.into(),
             options: self.options(),
             files: kit::files(folder, &[WEIGHTS, GRAPH, MANIFEST], model.side)?,
-            inputs: ports(model.graph, model.graph.inputs()),
-            outputs: ports(model.graph, model.graph.outputs()),
+            inputs: kit::ports(model.graph, model.graph.inputs()),
+            outputs: kit::ports(model.graph, model.graph.outputs()),
             totals: kit::totals(&written),
             not_quantized: kit::not_quantized(&written),
             notes: Vec::new(),
@@ -252,18 +252,6 @@ fn manifest(items: &[Item]) -> Manifest {
     });
     let tool = concat!("attar ", env!("CARGO_PKG_VERSION")).to_owned();
     Manifest { attar: 1, tool, shards: vec![WEIGHTS.into()], quantized: quantized.collect() }
-}
-
-fn ports(graph: &Graph, ids: &[ValueId]) -> Vec<Port> {
-    let port = |id: &ValueId| {
-        let Fact { dims, encoding } = graph.fact(*id);
-        Port {
-            name: graph.get(*id).name.clone(),
-            dims: dims.iter().map(ToString::to_string).collect(),
-            dtype: encoding.to_string(),
-        }
-    };
-    ids.iter().map(port).collect()
 }
 
 fn written(items: &[Item]) -> Vec<Written> {

@@ -18,6 +18,23 @@ pub enum Error {
     /// The graph is wrong, or its weights are not those of the source.
     #[error(transparent)]
     Graph(#[from] attar_graph::Error),
+    /// The model cannot be described, or what was written is no model.
+    #[error(transparent)]
+    Model(#[from] attar_model::Error),
+    /// A number that the chosen format cannot hold.
+    #[error("`{tensor}` row {row}, column {column} is {found}, which is too large for {dtype}")]
+    Overflow {
+        /// Its name in the artifact.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// The number.
+        found: f32,
+        /// The format.
+        dtype: &'static str,
+    },
     /// The operating system refused.
     #[error("cannot {action} `{}`", path.display())]
     Io {
@@ -209,6 +226,8 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Tensor(error) => error.hint(),
+            Error::Model(error) => error.hint(),
+            Error::Overflow { .. } => Some("use `dtype = \"bf16\"` or `dtype = \"f32\"`".into()),
             Error::Graph(attar_graph::Error::Tensor(error)) => error.hint(),
             Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("free some space and run the same command again: finished work is kept".into())
@@ -217,6 +236,9 @@ impl Error {
                 Some("check the permissions of the file and of the folder it is in".into())
             }
             Error::Weight { hint, .. } | Error::Kind { hint, .. } => Some((*hint).into()),
+            Error::Node { target: "safetensors", .. } => {
+                Some("use `target = \"checkpoint\"`, or leave out the step that makes it".into())
+            }
             Error::Node { target: "openvino", .. } => Some("use `target = \"onnx\"`".into()),
             Error::Node { op: "quantize", .. } => Some("use 8 or 16 bits, or a dynamic scale".into()),
             Error::Beside { .. } => Some("mend the file, or remove it: it is not needed to write the model".into()),

@@ -2,11 +2,11 @@
 
 use std::{collections::HashSet, fs, ops::Range, path::Path};
 
-use attar_graph::{Expr, ValueId};
+use attar_graph::{Expr, Fact, Graph, ValueId};
 use attar_tensor::{Digest, Dtype, Encoding, Source, write_atomically};
 
 use crate::{
-    Artifact, Defect, Error, FileEntry, Input, PlainEntry, Result, Side, TensorEntry, Totals, Verification, VerifiedTensor,
+    Artifact, Defect, Error, FileEntry, Input, PlainEntry, Port, Result, Side, TensorEntry, Totals, Verification, VerifiedTensor,
 };
 
 /// The number format of a weight that is not quantized, where a target has that of its dtype. Blocks of a GGUF file are no form of any
@@ -82,6 +82,19 @@ pub(crate) fn not_quantized(written: &[Written]) -> Vec<PlainEntry> {
             share: weight.elements() as f64 / all.max(1) as f64,
         })
         .collect()
+}
+
+/// Inputs or outputs as the graph has them.
+pub(crate) fn ports(graph: &Graph, ids: &[ValueId]) -> Vec<Port> {
+    let port = |id: &ValueId| {
+        let Fact { dims, encoding } = graph.fact(*id);
+        Port {
+            name: graph.get(*id).name.clone(),
+            dims: dims.iter().map(ToString::to_string).collect(),
+            dtype: encoding.to_string(),
+        }
+    };
+    ids.iter().map(port).collect()
 }
 
 /// Writes the side files of a model; the entries of `written` and of these, in this order.

@@ -29,6 +29,7 @@ mod layout;
 mod noise;
 mod onnx;
 mod openvino;
+mod safetensors;
 mod target;
 
 use attar_tensor::nearest;
@@ -39,10 +40,11 @@ pub use error::{Defect, Error, Result};
 pub use genai::OnnxGenai;
 pub use onnx::{AccuracyLevel, Layout, Logits, Onnx, Style, verify::check as check_onnx};
 pub use openvino::{OpenVino, verify::check as check_openvino};
+pub use safetensors::{Numbers, Safetensors};
 pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
 
 /// Every target, in the order of the documentation.
-pub static TARGETS: &[&Target] = &[&onnx::TARGET, &genai::TARGET, &openvino::TARGET, &checkpoint::TARGET];
+pub static TARGETS: &[&Target] = &[&onnx::TARGET, &genai::TARGET, &openvino::TARGET, &safetensors::TARGET, &checkpoint::TARGET];
 
 /// The target of that name.
 pub fn target(name: &str) -> Result<&'static Target> {

@@ -12,6 +12,7 @@ use crate::{
     config::{check, check_heads, check_unset},
     gguf,
     settings::Settings,
+    shape::Shape,
 };
 
 /// Which linear layers add a bias.
@@ -164,6 +165,12 @@ impl<'a> DecoderConfig<'a> {
     pub(crate) fn frame(&self) -> Frame {
         let (vocabulary, hidden) = (self.vocab_size, self.hidden_size);
         Frame { vocabulary, hidden, blocks: self.num_hidden_layers, tied: self.tied, softcap: None }
+    }
+
+    /// The sizes of its graph, with the `window` of each block.
+    pub(crate) fn shape(&self, window: impl Fn(usize) -> Option<usize>) -> Shape {
+        let (tied, blocks) = (Some(self.tied), self.num_hidden_layers);
+        Shape::uniform(self.vocab_size, tied, blocks, &self.heads(), self.intermediate_size, window)
     }
 
     pub(crate) fn heads(&self) -> Heads {

@@ -138,6 +138,16 @@ pub enum Error {
         /// Blocks, by the configuration.
         blocks: usize,
     },
+    /// A graph that no Hugging Face folder of its architecture holds.
+    #[error("a Hugging Face folder cannot hold the model: `{part}` has {found}; expected {wanted}")]
+    Indescribable {
+        /// A block, a weight or a node.
+        part: String,
+        /// What it has.
+        found: String,
+        /// What the architecture's classes have.
+        wanted: String,
+    },
     /// The GGUF metadata lacks a key, or has a value of the wrong type.
     #[error("the GGUF metadata has no usable `{key}`")]
     Metadata {
@@ -218,6 +228,10 @@ impl Error {
                     .into(),
             ),
             Error::NothingToIgnore { nearest, .. } => nearest.as_ref().map(|n| format!("did you mean `{n}`?")),
+            Error::Indescribable { .. } => Some(
+                "export to `checkpoint`, which keeps every layer as it is, or make all layers such as the architecture has them"
+                    .into(),
+            ),
             Error::NoConfig { .. } => Some("a Hugging Face folder has a `config.json` next to its safetensors files".into()),
             _ => None,
         }

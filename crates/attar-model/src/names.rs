@@ -237,7 +237,7 @@ pub(crate) fn numbered(pattern: &str, block: Option<usize>) -> String {
 }
 
 /// The number of the block, if there is one, of a name that `pattern` matches.
-fn matching(pattern: &str, name: &str) -> Option<Option<usize>> {
+pub(crate) fn matching(pattern: &str, name: &str) -> Option<Option<usize>> {
     match pattern.split_once('*') {
         Some((before, after)) => Some(Some(name.strip_prefix(before)?.strip_suffix(after)?.parse().ok()?)),
         None => (name == pattern).then_some(None),

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use attar_tensor::Checkpoint;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Error, Result,
@@ -13,6 +13,8 @@ use crate::{
 };
 
 const MODULES: &str = "modules.json";
+/// The folder of the pooling that we write.
+const POOLING: &str = "1_Pooling";
 const TRANSFORMER: &str = "sentence_bert_config.json";
 
 struct Module {
@@ -82,6 +84,25 @@ impl Module {
 
 fn settings(checkpoint: &Checkpoint, module: &Module) -> Result<Value> {
     Ok(checkpoint.json(&module.file())?.unwrap_or_default())
+}
+
+/// The files from which [`pooling`] reads `pooling` again: none, if it is what an encoder without them does.
+pub(crate) fn written(pooling: Pooling, width: usize) -> Vec<(&'static str, Value)> {
+    if !pooling.first_token && !pooling.normalize {
+        return Vec::new();
+    }
+    let class = |name: &str| format!("sentence_transformers.models.{name}");
+    let paths = [("", "Transformer"), (POOLING, "Pooling"), ("2_Normalize", "Normalize")];
+    let used = if pooling.normalize { &paths[..] } else { &paths[..2] };
+    let modules = used.iter().enumerate();
+    let modules =
+        modules.map(|(at, (path, name))| json!({ "idx": at, "name": at.to_string(), "path": path, "type": class(name) }));
+    let settings = json!({
+        "word_embedding_dimension": width,
+        "pooling_mode_cls_token": pooling.first_token,
+        "pooling_mode_mean_tokens": !pooling.first_token,
+    });
+    vec![(MODULES, modules.collect()), ("1_Pooling/config.json", settings)]
 }
 
 /// Whether the first token stands for the text; else the mean does, which is the default.

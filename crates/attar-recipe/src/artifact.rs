@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    path::Path,
+    path::{Component, Path},
 };
 
 use attar_export::{Artifact, FileEntry, Input, Port, Side};
@@ -42,7 +42,7 @@ pub(crate) fn write_artifact(
     session: &Session<'_>,
 ) -> Result<(Artifact, u64)> {
     let observer = session.observer;
-    let side = side(base)?;
+    let side = side(base, &working.graph)?;
     let key = artifact_key(export, &side, working)?;
     if let Some(there) = read_artifact(&output.root().join(folder), &key) {
         return Ok((there.artifact, there.verified_weights));
@@ -74,7 +74,10 @@ pub(crate) fn write_artifact(
 
 fn input_or_refused(recipe: &Recipe, export: &Export, error: attar_export::Error) -> Error {
     match &error {
-        attar_export::Error::Weight { .. } | attar_export::Error::Node { .. } => recipe.refused_export(export, error),
+        attar_export::Error::Weight { .. }
+        | attar_export::Error::Node { .. }
+        | attar_export::Error::Model(_)
+        | attar_export::Error::Overflow { .. } => recipe.refused_export(export, error),
         _ => error.into(),
     }
 }
@@ -115,7 +118,7 @@ pub(crate) fn check_whole(folder: &Path) -> Result<()> {
 /// What is wrong with a file of an artifact, as a predicate.
 fn damage(folder: &Path, file: &FileEntry) -> Option<String> {
     let path = folder.join(&file.name);
-    if Path::new(&file.name).file_name().is_none_or(|own| own != file.name.as_str()) {
+    if file.name.is_empty() || !Path::new(&file.name).components().all(|part| matches!(part, Component::Normal(_))) {
         return Some("is no name of a file in it".into());
     }
     match std::fs::metadata(&path) {

@@ -50,7 +50,7 @@ mod walk;
 mod walker;
 mod words;
 
-pub use attar_compress::allocate::Size;
+pub use attar_settings::Size;
 pub use engines::Engines;
 pub use error::{Error, ErrorKind, Result};
 pub use existing::Existing;

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use attar_export::{Content, Side};
-use attar_model::Model;
+use attar_graph::Graph;
+use attar_model::{Model, describe_in_part};
 
 use crate::Result;
 
@@ -11,7 +12,7 @@ const TOKENIZER: &str = "tokenizer.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
 /// The files of a checkpoint's folder that a runtime or a reader may want, apart from the weights and the configuration.
-const SIDE_FILES: [&str; 16] = [
+const SIDE_FILES: [&str; 17] = [
     TOKENIZER,
     "tokenizer_config.json",
     "tokenizer.model",
@@ -23,6 +24,7 @@ const SIDE_FILES: [&str; 16] = [
     "added_tokens.json",
     CHAT_TEMPLATE,
     "chat_template.json",
+    "sentence_bert_config.json",
     "LICENSE",
     "LICENSE.md",
     "LICENSE.txt",
@@ -30,9 +32,9 @@ const SIDE_FILES: [&str; 16] = [
     "README.md",
 ];
 
-/// What belongs to the model. A tokenizer in a GGUF file or in a `tokenizer.model` becomes a
+/// What belongs to the model, whose graph is now `graph`: the configuration says its sizes. A tokenizer in a GGUF file or in a `tokenizer.model` becomes a
 /// `tokenizer.json`, and the chat template of a GGUF file a file, too.
-pub(crate) fn side(base: &Model) -> Result<Side> {
+pub(crate) fn side(base: &Model, graph: &Graph) -> Result<Side> {
     let mut files: BTreeMap<_, _> = found(base)?.into_iter().map(|(name, path)| (name, Content::File(path))).collect();
     if !files.contains_key(TOKENIZER) && base.no_tokenizer().is_none() {
         files.insert(TOKENIZER, Content::Text(base.tokenizer()?.to_json()?));
@@ -40,7 +42,7 @@ pub(crate) fn side(base: &Model) -> Result<Side> {
     if let Some(template) = base.chat_template() {
         files.insert(CHAT_TEMPLATE, Content::Text(template.to_owned()));
     }
-    Ok(Side { config: base.config.json.clone(), context: base.config.context, files })
+    Ok(Side { config: describe_in_part(&base.config.json, graph), context: base.config.context, files })
 }
 
 /// The files beside the checkpoint that travel with it.

@@ -3,9 +3,13 @@
 //! A setting is defined once, as a documented field of a struct. Recipes, the published schema and the flags of the command line
 //! are derived from it.
 
+mod size;
+
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+pub use size::Size;
 
 /// Why a table is not the settings that were expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

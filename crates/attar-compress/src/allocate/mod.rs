@@ -7,6 +7,6 @@ mod budget;
 mod fisher;
 mod knapsack;
 
-pub use budget::{Budget, Choice, Sensitivity, Size, default_choices};
+pub use budget::{Budget, Choice, Sensitivity, default_choices};
 pub use fisher::{Backward, Backwards, Outputs, Reads};
 pub use knapsack::{Cost, Solution, least_bits, most_bits, solve};

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use attar_graph::{Expr, Graph, Op, ValueId};
+use attar_settings::Size;
 use attar_tensor::{Encoding, GRIDS, Granularity, Grid, ScaleFormat, Scheme, Tail, ZeroPoint, nearest};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{QUANTIZERS, Quantizer};
 use crate::{
     Error, Pattern, Patterns, Result, ScaleSearch,
-    allocate::{Budget, Choice, Sensitivity, Size, default_choices},
+    allocate::{Budget, Choice, Sensitivity, default_choices},
     pattern,
 };
 

@@ -27,7 +27,7 @@ fn name(path: &Path) -> String {
 
 fn open(folder: &Path) -> Model {
     let attar_model::Model { graph, source, config, .. } = attar_model::Model::open(folder).unwrap();
-    Model { graph, source, side: Side { context: config.context, ..Side::default() } }
+    Model { graph, source, side: Side { context: config.context, config: config.json, ..Side::default() } }
 }
 
 /// The same graph over weights that are made up, those of linear layers in codes.

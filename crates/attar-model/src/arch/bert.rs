@@ -15,10 +15,20 @@ use crate::{
     config::{Pooling, check, check_heads, check_unset},
     gguf::Header,
     names::{row, stored},
+    shape::{Keys, Shape},
 };
 
-pub(super) static BERT: Architecture =
-    Architecture { names: &["BertModel", "bert"], weights: &NAMES, gguf: config_of_gguf, build };
+pub(super) static BERT: Architecture = Architecture {
+    names: &["BertModel", "bert"],
+    weights: &NAMES,
+    gguf: config_of_gguf,
+    build,
+    shape: |config| {
+        let c = BertConfig::parse(config)?;
+        Ok(Shape::uniform(c.vocab_size, None, c.num_hidden_layers, &c.heads(), c.intermediate_size, |_| None))
+    },
+    keys: &Keys::EQUAL_HEADS,
+};
 
 static NAMES: Names = Names {
     optional_prefix: "",

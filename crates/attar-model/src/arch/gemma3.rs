@@ -17,10 +17,21 @@ use crate::{
     gguf::{Header, set},
     names::{row, stored},
     settings::Settings,
+    shape::Keys,
 };
 
-pub(super) static GEMMA3: Architecture =
-    Architecture { names: &["Gemma3ForCausalLM", "gemma3", "gemma3_text"], weights: &NAMES, gguf: config_of_gguf, build };
+pub(super) static GEMMA3: Architecture = Architecture {
+    names: &["Gemma3ForCausalLM", "gemma3", "gemma3_text"],
+    weights: &NAMES,
+    gguf: config_of_gguf,
+    build,
+    shape: |config| {
+        let g = GemmaConfig::parse(config)?;
+        let local = g.local(g.decoder.frame().blocks)?;
+        Ok(g.decoder.shape(|block| g.window.filter(|_| local[block])))
+    },
+    keys: &Keys::LLAMA,
+};
 
 /// GGUF files have one added to the gains already.
 static NAMES: Names = Names {

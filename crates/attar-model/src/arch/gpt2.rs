@@ -12,10 +12,27 @@ use crate::{
     gguf::Header,
     names::{row, stored},
     settings::Settings,
+    shape::{Keys, Shape},
 };
 
-pub(super) static GPT2: Architecture =
-    Architecture { names: &["GPT2LMHeadModel", "gpt2"], weights: &NAMES, gguf: config_of_gguf, build };
+pub(super) static GPT2: Architecture = Architecture {
+    names: &["GPT2LMHeadModel", "gpt2"],
+    weights: &NAMES,
+    gguf: config_of_gguf,
+    build,
+    shape: |config| {
+        let c = Gpt2Config::parse(config)?;
+        let tied = Some(c.tie_word_embeddings);
+        Ok(Shape::uniform(c.vocab_size, tied, c.n_layer, &c.heads(), c.inner(), |_| None))
+    },
+    keys: &Keys {
+        blocks: &["n_layer", "num_hidden_layers"],
+        hidden: &["n_embd", "hidden_size"],
+        inner: &["n_inner"],
+        heads: &["n_head", "num_attention_heads"],
+        ..Keys::EQUAL_HEADS
+    },
+};
 
 static NAMES: Names = Names {
     optional_prefix: "transformer.",

@@ -8,10 +8,17 @@ use crate::{
     builder::Builder,
     decoder::{self, Biases, DecoderConfig, Defaults},
     names::{row, stored},
+    shape::Keys,
 };
 
-pub(super) static LLAMA: Architecture =
-    Architecture { names: &["LlamaForCausalLM", "llama"], weights: &NAMES, gguf: |header| header.decoder(), build };
+pub(super) static LLAMA: Architecture = Architecture {
+    names: &["LlamaForCausalLM", "llama"],
+    weights: &NAMES,
+    gguf: |header| header.decoder(),
+    build,
+    shape: |config| Ok(DecoderConfig::parse(config, Defaults::LLAMA)?.shape(|_| None)),
+    keys: &Keys::LLAMA,
+};
 
 /// GGUF files keep the rows of query and key in the order of the original Llama.
 pub(super) static NAMES: Names = Names {

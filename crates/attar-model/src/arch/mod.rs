@@ -15,11 +15,18 @@ use attar_tensor::{
     gguf::{Metadata, Value},
 };
 
-use crate::{Config, Error, Names, Naming, Pattern, Result, builder::Builder, config::check, gguf, keys, quantized, sentence};
+use crate::{
+    Config, Error, Names, Naming, Pattern, Result,
+    builder::Builder,
+    config::check,
+    gguf, keys, quantized, sentence,
+    shape::{Keys, Shape},
+};
 
 /// A family of models that one function builds.
 pub struct Architecture {
-    /// The class in `config.json`, the name in GGUF files, which is the graph's too, and further names.
+    /// The class in `config.json`, the name in GGUF files, which is the graph's too, and further names. The last is the
+    /// `model_type` of transformers.
     pub names: &'static [&'static str],
     /// What checkpoints call the weights.
     pub weights: &'static Names,
@@ -27,6 +34,10 @@ pub struct Architecture {
     pub(crate) gguf: fn(&gguf::Header<'_>) -> Result<serde_json::Value>,
     /// The graph of a configuration, over the names of a checkpoint.
     pub(crate) build: fn(&Config, Builder<'_>) -> Result<Graph>,
+    /// The sizes of that graph.
+    pub(crate) shape: fn(&Config) -> Result<Shape>,
+    /// Where a configuration says them.
+    pub(crate) keys: &'static Keys,
 }
 
 /// Every architecture, in the order of the documentation.
@@ -64,7 +75,7 @@ impl Architecture {
         self.names[1]
     }
 
-    fn graph(&self, config: &Config, naming: Naming, source: &dyn Source) -> Result<Graph> {
+    pub(crate) fn graph(&self, config: &Config, naming: Naming, source: &dyn Source) -> Result<Graph> {
         (self.build)(config, Builder::new(self.graph_name(), self.weights, naming, source))
     }
 }

@@ -13,13 +13,24 @@ use crate::{
     decoder::{self, DecoderConfig, Defaults},
     gguf::{Header, set},
     names::{row, stored},
+    shape::Keys,
 };
 
 const DEFAULTS: Defaults =
     Defaults { epsilon: 1e-5, context: 4096, original: Some(4096), only_long_rope: true, ..Defaults::LLAMA };
 
-pub(super) static PHI3: Architecture =
-    Architecture { names: &["Phi3ForCausalLM", "phi3"], weights: &NAMES, gguf: config_of_gguf, build };
+pub(super) static PHI3: Architecture = Architecture {
+    names: &["Phi3ForCausalLM", "phi3"],
+    weights: &NAMES,
+    gguf: config_of_gguf,
+    build,
+    shape: |config| {
+        let c = DecoderConfig::parse(config, DEFAULTS)?;
+        let window = c.window(None)?;
+        Ok(c.shape(|_| window))
+    },
+    keys: &Keys::LLAMA,
+};
 
 static NAMES: Names = Names {
     optional_prefix: "model.",

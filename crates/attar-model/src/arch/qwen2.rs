@@ -5,6 +5,7 @@ use crate::{
     Names,
     decoder::{self, Biases, DecoderConfig, Defaults},
     names::{row, stored},
+    shape::Keys,
 };
 
 const DEFAULTS: Defaults = Defaults { context: 32_768, key_heads: Some(32), ..Defaults::LLAMA };
@@ -19,6 +20,8 @@ pub(super) static QWEN2: Architecture = Architecture {
         c.check_no_window()?;
         decoder::build_rotary(&c, builder, Biases { projections: true, ..Biases::default() }, None)
     },
+    shape: |config| Ok(DecoderConfig::parse(config, DEFAULTS)?.shape(|_| None)),
+    keys: &Keys::LLAMA,
 };
 
 static NAMES: Names = Names {

@@ -9,12 +9,19 @@ use crate::{
     builder::{Builder, Qkv},
     decoder::{self, DecoderConfig, Defaults},
     names::{row, stored},
+    shape::Keys,
 };
 
 const DEFAULTS: Defaults = Defaults { context: 32_768, key_heads: Some(32), head: Some(128), ..Defaults::LLAMA };
 
-pub(super) static QWEN3: Architecture =
-    Architecture { names: &["Qwen3ForCausalLM", "qwen3"], weights: &NAMES, gguf: |header| header.decoder(), build };
+pub(super) static QWEN3: Architecture = Architecture {
+    names: &["Qwen3ForCausalLM", "qwen3"],
+    weights: &NAMES,
+    gguf: |header| header.decoder(),
+    build,
+    shape: |config| Ok(DecoderConfig::parse(config, DEFAULTS)?.shape(|_| None)),
+    keys: &Keys::LLAMA,
+};
 
 static NAMES: Names = Names {
     optional_prefix: "model.",

@@ -6,7 +6,7 @@ use attar_compile::{
     memory::{Answer, Effort, Entries, Planned, write_csv},
     report::memory_map,
 };
-use attar_compress::allocate::Size;
+use attar_settings::Size;
 use attar_tensor::Digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

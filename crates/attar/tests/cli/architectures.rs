@@ -9,7 +9,7 @@ use attar_model::{ARCHITECTURES, Architecture, Model};
 use attar_tensor::{Encoding, safetensors::Shards};
 
 use crate::{
-    room::{Room, repository},
+    room::{Room, assert_same_files, repository},
     snapshot::Session,
 };
 
@@ -101,6 +101,26 @@ fn every_architecture_is_quantized_by_every_algorithm() {
             let cosine = cosine(outputs(&model, &folder));
             assert!((LEAST_COSINE..0.999_999).contains(&cosine), "{what}: {cosine}");
         }
+    }
+}
+
+/// A second run finds every file as it was, also in the folder of an encoder's pooling.
+#[test]
+fn every_architecture_becomes_a_hugging_face_folder_that_every_command_reads() {
+    for folder in one_of_each() {
+        let room = Room::new();
+        copy(&room, &folder);
+        let export = ["export", "model", "--target", "safetensors", "--out", "plain"];
+        room.attar(&export).exits(0);
+        let written = room.files("plain");
+        assert!(written.contains_key("config.json") && written.contains_key("tokenizer.json"));
+        room.attar(&export).exits(0);
+        assert_same_files(&written, &room.files("plain"), "nothing has changed");
+        let model = Model::open(&room.path("plain")).expect("it was just written");
+        let cosine = cosine(outputs(&model, &folder));
+        assert!(cosine > 0.999_999, "{}: {cosine}", folder.display());
+        room.write("recipe.toml", &recipe(&quantize("rtn"), "[[export]]\ntarget = \"safetensors\"\n"));
+        room.attar(&["plan", "recipe.toml"]).exits(2).says("safetensors holds floating-point numbers");
     }
 }
 
