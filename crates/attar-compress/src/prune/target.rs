@@ -2,10 +2,11 @@
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
+use attar_settings::Size;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Error, Result, allocate::Size};
+use crate::{Error, Result};
 
 /// What the smaller model may cost: one of these.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
