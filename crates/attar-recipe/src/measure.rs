@@ -60,6 +60,14 @@ impl<'a> Subject<'a> {
         Subject { variant: None, title: "model", model, artifact }
     }
 
+    /// Whether it has an artifact that an engine opens. A variant that is not exported to it has none.
+    fn opens(&self, engine: &Engine) -> bool {
+        match self.artifact {
+            Folders::Written(_, written) => opened_by(written, engine).is_some(),
+            Folders::Existing(_) | Folders::Nowhere => true,
+        }
+    }
+
     /// Its artifact in an engine.
     fn run_by(
         &self,
@@ -70,7 +78,7 @@ impl<'a> Subject<'a> {
     ) -> attar_eval::Result<Artifact> {
         let artifact = match self.artifact {
             Folders::Written(root, written) => {
-                let folder = root.join(&opened_by(written, engine).folder);
+                let folder = root.join(&opened_by(written, engine).expect(OPENS).folder);
                 Artifact::new(engines.find(engine)?, folder, mode, &engines.host)
             }
             Folders::Existing(existing) => existing.run_by(engine, mode, engines)?,
@@ -83,7 +91,7 @@ impl<'a> Subject<'a> {
     fn files(&self, engine: &Engine) -> Result<Vec<(String, Digest)>> {
         match self.artifact {
             Folders::Written(_, written) => {
-                let files = &opened_by(written, engine).artifact.files;
+                let files = &opened_by(written, engine).expect(OPENS).artifact.files;
                 Ok(files.iter().map(|file| (file.name.clone(), file.digest)).collect())
             }
             Folders::Existing(existing) => existing.digests(),
@@ -93,11 +101,13 @@ impl<'a> Subject<'a> {
 }
 
 /// The artifact that an engine opens: of its targets, the first that there is.
-fn opened_by<'m>(written: &'m [Written], engine: &Engine) -> &'m Written {
+fn opened_by<'m>(written: &'m [Written], engine: &Engine) -> Option<&'m Written> {
     let of = |target: &str| written.iter().find(|written| written.artifact.target == target);
-    let written = engine.opens.iter().find_map(|opens| of(opens.target));
-    written.expect("a recipe that runs an engine exports to it: checked when parsed")
+    engine.opens.iter().find_map(|opens| of(opens.target))
 }
+
+/// Why a subject has what an engine opens.
+const OPENS: &str = "only subjects that an engine opens are asked about: `Subject::opens`";
 
 /// What all measurements of a run have in common.
 pub(crate) struct Measuring<'a> {
@@ -126,8 +136,9 @@ impl Measuring<'_> {
 
     /// What compilers of vendors predict of every subject.
     pub(crate) fn predict(&self, subjects: &[Subject<'_>]) -> Result<Vec<Evaluation>> {
-        let wanted = |subject| self.recipe.predictions.iter().map(move |wanted| (subject, wanted));
-        subjects.iter().flat_map(wanted).map(|(subject, wanted)| self.prediction(subject, wanted)).collect()
+        let pairs = subjects.iter().flat_map(|subject| self.recipe.predictions.iter().map(move |wanted| (subject, wanted)));
+        let opened = pairs.filter(|(subject, wanted)| subject.opens(wanted.compiler));
+        opened.map(|(subject, wanted)| self.prediction(subject, wanted)).collect()
     }
 
     fn prediction(&self, subject: &Subject<'_>, wanted: &Wanted) -> Result<Evaluation> {
@@ -173,7 +184,7 @@ impl Measuring<'_> {
             let reference = subject.model.map(Reference::new);
             let title = format!("{}: {}", subject.title, eval.name);
             let mut own = reference.as_ref().map(|own| Started::new(own, asked, title.clone(), self.observer));
-            for (runner, mode) in &eval.runners {
+            for (runner, mode) in eval.runners.iter().filter(|(runner, _)| runner.engine().is_none_or(|engine| subject.opens(engine))) {
                 if self.observer.interrupted() {
                     return Err(Error::interrupted());
                 }

@@ -225,7 +225,7 @@ fn plan_steps(recipe: &Recipe, variant: &Variant, working: &mut Working, peak: &
 /// The folders of the exports. What a budget may choose must be possible, too.
 fn plan_exports(recipe: &Recipe, variant: &Variant, working: &Working, peak: &mut Peak) -> Result<Vec<PlannedExport>> {
     let mut exports = Vec::new();
-    for export in &recipe.exports {
+    for export in recipe.exports_of(variant) {
         let check = |graph: &Graph| {
             export.profile.map_or(Ok(()), |profile| profile.check(graph)).map_err(|e| recipe.at_export(export, e))?;
             export.format.check(graph).map_err(|e| recipe.refused_export(export, e))

@@ -17,7 +17,7 @@ pub(crate) fn artifacts(
 ) -> Result<Vec<Written>> {
     let base: &Model = session.base();
     let mut written = Vec::new();
-    for export in &recipe.exports {
+    for export in recipe.exports_of(variant) {
         session.check_interrupt()?;
         let folder = recipe.folder(&variant.name, &export.folder);
         let (artifact, verified) = write_artifact(recipe, export, &folder, base, working, output, session)?;

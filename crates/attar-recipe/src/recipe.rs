@@ -143,6 +143,8 @@ pub struct Export {
     pub format: std::sync::Arc<dyn Format>,
     /// For which device, if it is for one.
     pub profile: Option<&'static Profile>,
+    /// The only variant that is written; every one, without a name.
+    pub variant: Option<String>,
     pub(crate) key: String,
 }
 
@@ -171,6 +173,9 @@ pub(crate) struct ExportHead {
     /// The device that it is for: chooses target and options, and refuses weights that the device does not take.
     #[serde(default, rename = "for")]
     profile: Option<For>,
+    /// The variant to write; every one, if not given.
+    #[serde(default)]
+    variant: Option<String>,
 }
 
 /// `[[eval]]`.
@@ -340,7 +345,7 @@ impl Recipe {
             "model": self.head.model,
             "calibration": self.head.data.calibration,
             "variants": self.variants.iter().map(|v| serde_json::json!({ "name": v.name, "steps": steps(v) })).collect::<Vec<_>>(),
-            "exports": self.exports.iter().map(|e| serde_json::json!({ "target": e.target.name, "folder": e.folder, "options": e.format.options() })).collect::<Vec<_>>(),
+            "exports": self.exports.iter().map(Export::settings).collect::<Vec<_>>(),
             "evals": self.evals.iter().map(|e| serde_json::json!({ "name": e.name, "task": e.task.task().name, "runners": e.runners, "required": e.required, "settings": e.task.settings() })).collect::<Vec<_>>(),
             "gates": self.gates,
         });
@@ -373,6 +378,11 @@ impl Recipe {
         self.check_names("variant", self.variants.iter().map(|v| v.name.as_str()))?;
         self.check_names("eval", self.evals.iter().map(|e| e.name.as_str()))?;
         self.check_folders()?;
+        for export in &self.exports {
+            if let Some(variant) = &export.variant {
+                self.check_variant("an export", variant, &format!("{}.variant", export.key))?;
+            }
+        }
         for (i, gate) in self.gates.iter().enumerate() {
             self.check_gate(i, gate)?;
         }
@@ -492,6 +502,11 @@ impl Recipe {
             let error = Error { kind: ErrorKind::Recipe, ..e.into() };
             self.document.place(error, &format!("{}.device", eval.key))
         })
+    }
+
+    /// The exports of a variant.
+    pub(crate) fn exports_of(&self, variant: &Variant) -> impl Iterator<Item = &Export> {
+        self.exports.iter().filter(move |export| export.variant.as_ref().is_none_or(|only| *only == variant.name))
     }
 
     /// The export that an engine opens: of its targets, the first that there is.
@@ -623,6 +638,16 @@ impl Recipe {
         Ok(())
     }
 
+    /// There is a variant of that name.
+    fn check_variant(&self, what: &str, name: &str, key: &str) -> Result<()> {
+        if self.variants.iter().any(|variant| variant.name == name) {
+            return Ok(());
+        }
+        let nearest = attar_tensor::nearest(name, self.variants.iter().map(|variant| variant.name.as_str()));
+        let hint = nearest.map(|nearest| format!("did you mean `{nearest}`?"));
+        Err(self.document.place(Error::recipe(format!("{what}: no variant is named `{name}`")).hint(hint), key))
+    }
+
     fn check_gate(&self, index: usize, gate: &Gate) -> Result<()> {
         let key = |name: &str| format!("gate[{index}].{name}");
         let mut evals: Vec<_> = self.evals.iter().map(|e| (e.name.as_str(), Some(e.task.task()))).collect();
@@ -632,13 +657,8 @@ impl Recipe {
             let error = Error::recipe(format!("gate {}: {e}", index + 1)).hint(hint);
             return Err(self.document.place(error, &key(e.key().unwrap_or("metric"))));
         }
-        if let Some(variant) = &gate.variant
-            && !self.variants.iter().any(|v| v.name == *variant)
-        {
-            let nearest = attar_tensor::nearest(variant, self.variants.iter().map(|v| v.name.as_str()));
-            let hint = nearest.map(|n| format!("did you mean `{n}`?"));
-            let error = Error::recipe(format!("gate {}: no variant is named `{variant}`", index + 1)).hint(hint);
-            return Err(self.document.place(error, &key("variant")));
+        if let Some(variant) = &gate.variant {
+            self.check_variant(&format!("gate {}", index + 1), variant, &key("variant"))?;
         }
         match self.evals.iter().find(|e| e.name == gate.eval) {
             Some(eval) => self.check_measured(index, gate, eval),
@@ -784,23 +804,32 @@ fn export(mut section: Section<'_, '_>) -> Result<Export> {
         let error = Error::recipe(format!("`{}` takes target `{}`, not `{}`", profile.name, profile.target(), target.name));
         return Err(section.place(error.hint("leave `target` out".to_owned()), "target"));
     }
-    let also = ["target", "folder", "for"].map(String::from);
+    let also = ["target", "folder", "for", "variant"].map(String::from);
     let complete = |given| match profile {
         Some(profile) => profile.complete(given),
         None => given,
     };
     let format = section.finish_as(&(target.schema)(), &also, |given| (target.parse)(complete(given)))?;
     let folder = head.folder.unwrap_or_else(|| profile.map_or(target.name, |profile| profile.name).into());
-    Ok(Export { target, folder, format: format.into(), profile, key })
+    Ok(Export { target, folder, format: format.into(), profile, variant: head.variant, key })
 }
 
 impl Export {
+    /// All that decides what is written.
+    fn settings(&self) -> serde_json::Value {
+        let mut all = serde_json::json!({ "target": self.target.name, "folder": self.folder, "options": self.format.options() });
+        if let Some(variant) = &self.variant {
+            all["variant"] = variant.as_str().into();
+        }
+        all
+    }
+
     /// With a device's own target and options.
     fn of(profile: &'static Profile) -> Result<Export> {
         let target = attar_export::target(profile.target())?;
         let format = (target.parse)(profile.complete(serde_json::json!({}))).map_err(|invalid| Error::recipe(invalid.message))?;
         let (folder, key) = (profile.name.into(), String::new());
-        Ok(Export { target, folder, format: format.into(), profile: Some(profile), key })
+        Ok(Export { target, folder, format: format.into(), profile: Some(profile), variant: None, key })
     }
 }
 

@@ -57,11 +57,12 @@ impl Verb for Export {
     }
 }
 
-/// The settings of a target, without `folder`: `--out` takes its place.
+/// The settings of a target, without `folder`, for which there is `--out`, and without `variant`, of which there is one.
 fn schema() -> serde_json::Value {
     let mut schema = verb_schema("export").expect("exports have settings");
     if let Some(properties) = schema["properties"].as_object_mut() {
         properties.remove("folder");
+        properties.remove("variant");
     }
     schema
 }
