@@ -16,6 +16,7 @@ mod losses;
 mod pattern;
 mod quantize;
 mod scale;
+mod training;
 mod transform;
 
 pub use activation::{
@@ -33,6 +34,7 @@ pub use quantize::{
     TailRule, WeightRows, kind, scheme,
 };
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};
+pub use training::{TrainingText, TrainingWindows};
 pub use transform::{
     Change, Choice, Gated, Layer, Method, Norm, Residual, Rewrite, Rotate, SMOOTHERS, Seeing, Site, Smooth, SmoothScales,
     Smoother, Spread, TableDtype, Values,
