@@ -60,9 +60,9 @@ pub use profile::{PROFILES, Profile};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
-    FrontReport, FusionReport, LossReport, ModelReport, PhaseReport, PlacementReport, ProofReport, Report, SimulationReport,
-    SiteReport, TensorReport, TransformReport, VariantReport, fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, ChoiceReport, ChunkReport, CompilationReport, DistillReport, EvalReport,
+    Findings, FrontReport, FusionReport, LossReport, MeasuredPoint, ModelReport, PhaseReport, PlacementReport, ProofReport,
+    Report, SimulationReport, SiteReport, TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;

@@ -31,6 +31,7 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: true,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

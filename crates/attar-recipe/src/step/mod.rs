@@ -7,6 +7,7 @@ mod calibrated;
 mod codes;
 mod compile;
 mod device;
+mod distill;
 mod fuse;
 pub(crate) mod kind;
 mod memory_plan;
@@ -29,6 +30,7 @@ pub use tile::cut_products;
 
 /// Every kind of step, in the order of the documentation.
 pub static STEPS: &[&StepKind] = &[
+    &distill::DISTILL,
     &rotate::ROTATE,
     &smooth::SMOOTH,
     &quantize::QUANTIZE,
@@ -43,5 +45,12 @@ pub static STEPS: &[&StepKind] = &[
 ];
 
 /// Everything that walks through the blocks of a model.
-pub static WALKERS: &[&Walker] =
-    &[&preserved::WALKER, &smooth::WALKER, &calibrated::WALKER, &autoround::WALKER, &recover::WALKER, &activations::WALKER];
+pub static WALKERS: &[&Walker] = &[
+    &distill::WALKER,
+    &preserved::WALKER,
+    &smooth::WALKER,
+    &calibrated::WALKER,
+    &autoround::WALKER,
+    &recover::WALKER,
+    &activations::WALKER,
+];

@@ -35,6 +35,7 @@ pub(super) static RECOVER: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: true,
+    trains: false,
     needs_tokens: true,
     predicts: false,
 };
