@@ -1,6 +1,6 @@
 //! Calibration data: a text file as windows of tokens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use attar_model::{Config, Encoder, Tokenizer};
 use schemars::JsonSchema;
@@ -33,37 +33,25 @@ fn default_samples() -> usize {
     128
 }
 
-fn default_length() -> usize {
+pub(crate) fn default_length() -> usize {
     512
 }
 
 impl Calibration {
     /// Whether a model of that configuration can see the text so. The text is not read.
     pub fn check(&self, config: &Config) -> Result<()> {
-        let setting = |key, found: usize, wanted: String| Err(Error::Setting { key, found, wanted });
-        let longest = config.context.unwrap_or(LONGEST).min(LONGEST);
-        match (self.samples, self.length) {
-            (0, _) => setting("samples", 0, "1 or more windows are taken".into()),
-            (samples, _) if samples > MOST => setting("samples", samples, format!("at most {MOST} windows are taken")),
-            (_, 0) => setting("length", 0, "a window has 1 or more tokens".into()),
-            (_, length) if length > longest => setting("length", length, format!("the model's context is {longest} tokens")),
-            _ => Ok(()),
-        }
+        check_windows(self.samples, self.length, config)
     }
 
     /// Reads and tokenizes the text, cuts it into windows and takes as many as asked for, in the order of the text.
     pub fn windows(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Vec<u32>>> {
         self.check(config)?;
-        let unread = |source| attar_tensor::Error::Io { action: "read", path: self.path.clone(), source };
-        let mut encoder = Encoder::of(tokenizer);
-        for piece in attar_tensor::text_pieces(&self.path).map_err(unread)? {
-            encoder.push(&piece.map_err(unread)?)?;
-        }
-        let tokens = encoder.finish()?;
+        let tokens = tokens_of(&self.path, tokenizer)?;
         let windows: Vec<&[u32]> = tokens.chunks_exact(self.length).collect();
         if windows.len() < self.samples {
             return Err(Error::TextTooShort {
                 path: self.path.clone(),
+                what: "calibration",
                 tokens: tokens.len(),
                 wanted: self.samples.saturating_mul(self.length),
             });
@@ -76,8 +64,31 @@ impl Calibration {
     }
 }
 
+/// Whether there can be so many windows of so many tokens for a model of that configuration.
+pub(crate) fn check_windows(samples: usize, length: usize, config: &Config) -> Result<()> {
+    let setting = |key, found: usize, wanted: String| Err(Error::Setting { key, found, wanted });
+    let longest = config.context.unwrap_or(LONGEST).min(LONGEST);
+    match (samples, length) {
+        (0, _) => setting("samples", 0, "1 or more windows are taken".into()),
+        (samples, _) if samples > MOST => setting("samples", samples, format!("at most {MOST} windows are taken")),
+        (_, 0) => setting("length", 0, "a window has 1 or more tokens".into()),
+        (_, length) if length > longest => setting("length", length, format!("the model's context is {longest} tokens")),
+        _ => Ok(()),
+    }
+}
+
+/// The tokens of a text.
+pub(crate) fn tokens_of(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let unread = |source| attar_tensor::Error::Io { action: "read", path: path.into(), source };
+    let mut encoder = Encoder::of(tokenizer);
+    for piece in attar_tensor::text_pieces(path).map_err(unread)? {
+        encoder.push(&piece.map_err(unread)?)?;
+    }
+    Ok(encoder.finish()?)
+}
+
 /// Fisher-Yates by SplitMix64.
-fn shuffle(order: &mut [usize], seed: u64) {
+pub(crate) fn shuffle(order: &mut [usize], seed: u64) {
     let mut state = seed;
     for i in (1..order.len()).rev() {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

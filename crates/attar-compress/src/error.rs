@@ -109,15 +109,27 @@ pub enum Error {
         /// What could be.
         wanted: String,
     },
-    /// Not enough text to see activations on.
-    #[error("`{}` has {tokens} tokens, and the calibration wants {wanted}", path.display())]
+    /// Not enough text to see activations on, or to train on.
+    #[error("`{}` has {tokens} tokens, and the {what} wants {wanted}", path.display())]
     TextTooShort {
         /// The text.
         path: std::path::PathBuf,
+        /// What for.
+        what: &'static str,
         /// What it has.
         tokens: usize,
         /// What is wanted.
         wanted: usize,
+    },
+    /// A line of a training text that cannot be used.
+    #[error("`{}`, line {line}: {problem}", path.display())]
+    Line {
+        /// The text.
+        path: std::path::PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
     },
     /// Activations that are not finite.
     #[error("block `{block}`: `{value}` is not finite on the calibration text")]
@@ -131,6 +143,14 @@ pub enum Error {
     #[error("block `{block}`: the loss is not finite on the calibration text")]
     Loss {
         /// The block whose weights would learn from it.
+        block: String,
+    },
+    /// Training that went astray.
+    #[error("step {step}: the loss is not finite any more, since block `{block}`")]
+    Diverged {
+        /// From 1.
+        step: usize,
+        /// The first block that makes numbers which are not finite.
         block: String,
     },
     /// Settings that exclude each other.
@@ -219,6 +239,16 @@ pub enum Error {
         method: &'static str,
         /// "has no" or "needs".
         problem: &'static str,
+    },
+    /// A number out of its range.
+    #[error("`{key} = {found}` cannot be: {wanted} is")]
+    Number {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        found: f64,
+        /// What could be.
+        wanted: &'static str,
     },
     /// A share that is none.
     #[error("`{key} = {found}` is no share: 0 to 1 are")]
@@ -313,7 +343,7 @@ impl Error {
             Error::OneBudget { .. } | Error::NotUniform | Error::NoShape { .. } => Some("target"),
             Error::NoSublayers => Some("blocks"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
-            Error::Share { key, .. } | Error::Setting { key, .. } => Some(key),
+            Error::Share { key, .. } | Error::Setting { key, .. } | Error::Number { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
             Error::NoChoices => Some("choices"),
             Error::BudgetTooSmall { key, .. } => Some(key),
@@ -347,8 +377,12 @@ impl Error {
             Error::NoShape { key, least, .. } => Some(format!("`{key} = {least}` can be met; beyond that, `distill` a shape of your own")),
             Error::Model(error) => error.hint(),
             Error::TextTooShort { .. } => Some("give more text, or lower `samples` or `length`".into()),
+            Error::Line { .. } => Some("`field` names the text in every JSON object".into()),
             Error::Activations { .. } | Error::Loss { .. } => {
                 Some("the checkpoint overflows on this text: check it, or calibrate on other text".into())
+            }
+            Error::Diverged { .. } => {
+                Some("lower `learning_rate` or raise `warmup`; training then starts again, and units of other steps are kept".into())
             }
             Error::CodesStay { .. } => Some("put this step before the one that quantizes".into()),
             Error::NothingToRotate => Some("remove the step, or set one of them to `true`".into()),

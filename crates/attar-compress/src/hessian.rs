@@ -188,8 +188,7 @@ impl Cross {
     /// Adds tokens. Sums are f32 within a call and f64 across calls, so calls must come in a fixed order.
     pub fn add(&mut self, y: &Tensor, x: &Tensor) -> candle_core::Result<()> {
         let [m, n] = self.dims;
-        let tiles: Vec<(usize, usize)> =
-            (0..m.div_ceil(TILE)).flat_map(|i| (0..n.div_ceil(TILE)).map(move |j| (i, j))).collect();
+        let tiles: Vec<(usize, usize)> = (0..m.div_ceil(TILE)).flat_map(|i| (0..n.div_ceil(TILE)).map(move |j| (i, j))).collect();
         let sums: Vec<Vec<f32>> = with_f32(y, |y| {
             with_f32(x, |x| tiles.par_iter().map(|(i, j)| product([y, x], [m, n], i * TILE, j * TILE)).collect())
         })??;
@@ -254,8 +253,8 @@ fn product([left, right]: [&[f32]; 2], widths: [usize; 2], row: usize, column: u
         let (out, across) = (tile.as_mut_ptr(), columns as isize);
         let none = gemm::Parallelism::None;
         gemm::gemm(
-            rows, columns, tokens, out, 1, across, false, left, m as isize, 1, right, 1, n as isize, 0.0, 1.0, false, false, false,
-            none,
+            rows, columns, tokens, out, 1, across, false, left, m as isize, 1, right, 1, n as isize, 0.0, 1.0, false, false,
+            false, none,
         );
     }
     tile

@@ -1,6 +1,6 @@
 //! Fast kernels as differentiable ops: candle's own fused ops silently drop gradients, and its differentiable ops are slow.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor};
 
 use crate::kernel::{self, Scores};
 
@@ -82,35 +82,177 @@ pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.contiguous()?.apply_op2(&up.contiguous()?, SwigluOp)
 }
 
-struct KlOp;
+/// `x weight^T`, computed already. Operands keep all their dimensions: every view would cost another pass over its gradient.
+struct LinearOp(Tensor);
 
-impl CustomOp2 for KlOp {
+/// All dimensions but the last as one.
+fn rows(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.reshape(((), x.dim(D::Minus1)?))
+}
+
+impl CustomOp2 for LinearOp {
     fn name(&self) -> &'static str {
-        "kl_divergence"
+        "linear"
     }
 
-    fn cpu_fwd(&self, teacher: &CpuStorage, tl: &Layout, student: &CpuStorage, sl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (divergence, _) = kernel::kl_divergence(&tensor(teacher, tl)?, &tensor(student, sl)?)?;
-        Ok((CpuStorage::F32(vec![divergence as f32]), Shape::from(())))
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        storage(&self.0)
     }
 
-    fn bwd(&self, teacher: &Tensor, student: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (_, of_student) = kernel::kl_divergence(teacher, student)?;
-        Ok((None, Some(of_student.affine(f64::from(gradient.to_scalar::<f32>()?), 0.0)?)))
+    /// Nothing is computed for what does not learn.
+    fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gradient = rows(gradient)?;
+        let of_x = x.track_op().then(|| gradient.matmul(&weight.detach())?.reshape(x.shape())).transpose()?;
+        let of_weight = weight.track_op().then(|| gradient.t()?.matmul(&rows(&x.detach())?)).transpose()?;
+        Ok((of_x, of_weight))
     }
 }
 
-/// The KL divergence `KL(teacher || student)` of the distributions that logits `[.., vocabulary]` mean, averaged over
-/// positions, with a gradient with respect to the student's.
-pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<Tensor> {
-    teacher.contiguous()?.apply_op2(&student.contiguous()?, KlOp)
+/// `x weight^T`, with gradients.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let mut dims = x.dims().to_vec();
+    *dims.last_mut().expect("activations have dimensions") = weight.dim(0)?;
+    let result = rows(&x.detach())?.matmul(&weight.detach().t()?)?.reshape(dims)?;
+    x.apply_op2(&weight, LinearOp(result))
+}
+
+/// Root mean square normalisation, computed already.
+struct RmsNormOp(Tensor, f32);
+
+impl CustomOp2 for RmsNormOp {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        storage(&self.0)
+    }
+
+    fn bwd(&self, x: &Tensor, gain: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [of_x, of_gain] = kernel::rms_norm_gradients(x, gain, gradient, self.1)?;
+        Ok((Some(of_x), gain.track_op().then_some(of_gain)))
+    }
+}
+
+/// `x / sqrt(mean(x^2) + epsilon) * gain` over the last dimension, with gradients.
+pub(crate) fn rms_norm(x: &Tensor, gain: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let (x, gain) = (x.contiguous()?, gain.contiguous()?);
+    let result = candle_nn::ops::rms_norm(&x.detach(), &gain.detach(), epsilon)?;
+    x.apply_op2(&gain, RmsNormOp(result, epsilon))
+}
+
+/// A rotation by angles, computed already.
+struct RopeOp {
+    result: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl CustomOp1 for RopeOp {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        storage(&self.result)
+    }
+
+    /// Turned back.
+    fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        candle_nn::rotary_emb::rope(&gradient.contiguous()?, &self.cos, &self.sin.neg()?).map(Some)
+    }
+}
+
+/// The pairs of `x [batch, heads, seq, head]`, half a head apart, turned by angles, with gradients.
+pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let result = candle_nn::rotary_emb::rope(&x.detach(), cos, sin)?;
+    x.apply_op1(RopeOp { result, cos: cos.clone(), sin: sin.clone() })
+}
+
+/// Between `[batch, seq, heads * head]` and `[batch, heads, seq, head]`.
+#[derive(Clone, Copy)]
+enum HeadsOp {
+    Split(usize),
+    Merge,
+}
+
+impl HeadsOp {
+    fn moved(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            HeadsOp::Split(heads) => {
+                let (batch, seq, width) = x.dims3()?;
+                kernel::swap_heads(&x.contiguous()?.reshape((batch, seq, heads, width / heads))?)
+            }
+            HeadsOp::Merge => {
+                let (batch, heads, seq, head) = x.dims4()?;
+                kernel::swap_heads(x)?.reshape((batch, seq, heads * head))
+            }
+        }
+    }
+}
+
+impl CustomOp1 for HeadsOp {
+    fn name(&self) -> &'static str {
+        "heads"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        storage(&self.moved(&tensor(x, layout)?)?)
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let back = match self {
+            HeadsOp::Split(_) => HeadsOp::Merge,
+            HeadsOp::Merge => HeadsOp::Split(x.dim(1)?),
+        };
+        back.moved(gradient).map(Some)
+    }
+}
+
+/// `x [batch, seq, heads * head]` as `[batch, heads, seq, head]`, with gradients.
+pub(crate) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
+    if x.track_op() { x.contiguous()?.apply_op1(HeadsOp::Split(heads)) } else { HeadsOp::Split(heads).moved(x) }
+}
+
+/// `x [batch, heads, seq, head]` as `[batch, seq, heads * head]`, with gradients.
+pub(crate) fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    if x.track_op() { x.contiguous()?.apply_op1(HeadsOp::Merge) } else { HeadsOp::Merge.moved(x) }
+}
+
+struct SeedOp {
+    value: f64,
+    gradient: Tensor,
+}
+
+impl CustomOp1 for SeedOp {
+    fn name(&self) -> &'static str {
+        "seeded"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![self.value as f32]), Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        match gradient.to_scalar::<f32>()? {
+            1.0 => Ok(Some(self.gradient.clone())),
+            by => Ok(Some(self.gradient.affine(f64::from(by), 0.0)?)),
+        }
+    }
+}
+
+/// A scalar function of `x` of which both the value at `x` and the gradient are known.
+pub fn seeded(x: &Tensor, value: f64, gradient: Tensor) -> Result<Tensor> {
+    x.apply_op1(SeedOp { value, gradient })
 }
 
 #[cfg(test)]
 mod tests {
     //! The same in candle's own ops is the oracle.
 
-    use candle_core::{D, Device, Var};
+    use candle_core::{Device, Var};
 
     use super::*;
 
@@ -176,14 +318,59 @@ mod tests {
         }
     }
 
-    #[test]
-    fn divergence_has_the_gradient_of_its_definition() {
-        let (teacher, student) = (noise(&[2, 3, 101], 6), noise(&[2, 3, 101], 7));
+    /// Divergence from `teacher`, and cross-entropy with `labels`, summed, in candle's own ops.
+    fn slow_losses(teacher: &Tensor, student: &Tensor, labels: &[u32]) -> [Tensor; 2] {
         let log = |x: &Tensor| candle_nn::ops::log_softmax(x, D::Minus1).unwrap();
-        let (t, s) = (log(&teacher.as_detached_tensor()), log(&student));
-        let each = (t.exp().unwrap() * (&t - s).unwrap()).unwrap().sum(D::Minus1).unwrap();
-        let slow = each.mean_all().unwrap();
-        assert_same("divergence", &[&student], &kl_divergence(&teacher.as_detached_tensor(), &student).unwrap(), &slow);
+        let (t, s) = (log(teacher), log(student));
+        let divergence = (t.exp().unwrap() * (&t - &s).unwrap()).unwrap().sum_all().unwrap();
+        let labels = Tensor::new(labels, &Device::Cpu).unwrap().reshape((2, 3, 1)).unwrap();
+        [divergence, s.gather(&labels, D::Minus1).unwrap().sum_all().unwrap().neg().unwrap()]
+    }
+
+    #[test]
+    fn linear_layers_norms_and_rotations_have_the_gradients_of_their_definitions() {
+        let (x, weight, gain) = (noise(&[2, 3, 33], 8), noise(&[20, 33], 9), noise(&[33], 10));
+        let slow = x.reshape((6, 33)).unwrap().matmul(&weight.t().unwrap()).unwrap().reshape((2, 3, 20)).unwrap();
+        assert_same("linear", &[&x, &weight], &linear(&x, &weight).unwrap(), &slow);
+        let slow = candle_nn::ops::rms_norm_slow(&x, &gain, 1e-5).unwrap();
+        assert_same("rms_norm", &[&x, &gain], &rms_norm(&x, &gain, 1e-5).unwrap(), &slow);
+        let (x, cos, sin) = (noise(&[2, 3, 5, 8], 11), noise(&[5, 4], 12), noise(&[5, 4], 13));
+        let (cos, sin) = (cos.as_detached_tensor(), sin.as_detached_tensor());
+        let slow = candle_nn::rotary_emb::rope_slow(&x, &cos, &sin).unwrap();
+        assert_same("rope", &[&x], &rope(&x, &cos, &sin).unwrap(), &slow);
+        let slow = x.transpose(1, 2).unwrap().reshape((2, 5, 24)).unwrap();
+        assert_same("merged heads", &[&x], &merge_heads(&x).unwrap(), &slow);
+        let x = noise(&[2, 5, 24], 14);
+        let slow = x.reshape((2, 5, 3, 8)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
+        assert_same("split heads", &[&x], &split_heads(&x, 3).unwrap(), &slow);
+    }
+
+    #[test]
+    fn nothing_is_computed_for_a_weight_that_does_not_learn() {
+        let (x, weight) = (noise(&[6, 33], 8), noise(&[20, 33], 9).as_detached_tensor());
+        let store = linear(&x, &weight).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(store.get(&x).is_some() && store.get(&weight).is_none());
+    }
+
+    #[test]
+    fn losses_have_the_gradients_of_their_definitions() {
+        let (teacher, student) = (noise(&[2, 3, 101], 6).as_detached_tensor(), noise(&[2, 3, 101], 7));
+        let labels = [3, 100, 0, 7, 7, 50];
+        for (of_teacher, of_labels) in [(1.0, 0.0), (0.0, 1.0), (0.7, 0.2)] {
+            let wanted = kernel::Wanted {
+                teacher: (of_teacher > 0.0).then(|| (teacher.clone(), of_teacher)),
+                labels: Some((labels.map(Some).to_vec(), of_labels)),
+            };
+            let found = wanted.compare(&student).unwrap();
+            let value = f64::from(of_teacher) * found.divergence + f64::from(of_labels) * found.entropy;
+            let fast = seeded(&student, value, found.gradient).unwrap();
+            let [divergence, entropy] = slow_losses(&teacher, &student, &labels);
+            let slow = ((divergence * f64::from(of_teacher)).unwrap() + (entropy * f64::from(of_labels)).unwrap()).unwrap();
+            assert_same("losses", &[&student], &fast, &slow);
+        }
+        let (mean, gradient) = kernel::kl_divergence(&teacher, &student).unwrap();
+        let slow = (&slow_losses(&teacher, &student, &labels)[0] / 6.0).unwrap();
+        assert_same("mean divergence", &[&student], &seeded(&student, mean, gradient).unwrap(), &slow);
     }
 
     #[test]

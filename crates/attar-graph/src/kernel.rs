@@ -3,13 +3,17 @@
 //! Each is plain arithmetic in a fixed order, in parallel over independent parts, so its bits depend on neither the number
 //! of threads nor the width of vectors. (Matrix products go through `gemm`, whose bits depend on the instruction set.)
 
+mod heads;
+mod loss;
 mod norm;
 mod pointwise;
 
 use candle_core::{CpuStorage, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-pub use norm::{layer_norm, mean_pool, normalize};
+pub use heads::swap_heads;
+pub use loss::{Compared, Wanted, kl_divergence};
+pub use norm::{layer_norm, mean_pool, normalize, rms_norm_gradients};
 pub use pointwise::{erf, gelu, gelu_tanh, softcap, tanh};
 
 /// Partial sums of a reduction: as many as the widest vector has lanes.
@@ -393,42 +397,6 @@ pub fn swiglu_gradients(gate: &Tensor, up: &Tensor, gradient: &Tensor) -> Result
         })
     })???;
     Ok([Tensor::from_vec(of_gate, gate.shape(), gate.device())?, Tensor::from_vec(of_up, up.shape(), up.device())?])
-}
-
-wide! {
-    /// Replaces a row of student logits by the gradient of the row's divergence; returns the divergence.
-    fn divergence_row(teacher: &mut [f32], student: &mut [f32]) -> f64 {
-        let (t_offset, s_offset) = (max(teacher), max(student));
-        let mut difference = 0.0f64;
-        let gap: Vec<f32> = teacher.iter().zip(student.iter()).map(|(t, s)| t - s).collect();
-        let (t_sum, s_sum) = (exp_sum(teacher, t_offset), exp_sum(student, s_offset));
-        let (t_scale, s_scale) = (1.0 / t_sum, 1.0 / s_sum);
-        for ((t, s), gap) in teacher.iter().zip(student.iter_mut()).zip(gap) {
-            let p = t * t_scale;
-            difference += f64::from(p * gap);
-            *s = *s * s_scale - p;
-        }
-        difference + f64::from(s_offset - t_offset) + f64::from(s_sum).ln() - f64::from(t_sum).ln()
-    }
-}
-
-/// The mean over positions of `KL(teacher || student)` of the distributions that logits `[.., vocabulary]` mean, and its
-/// gradient with respect to the student's.
-pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<(f64, Tensor)> {
-    let vocabulary = student.dim(candle_core::D::Minus1)?;
-    let mut teacher = with_f32(teacher, <[f32]>::to_vec)?;
-    let mut of_student = with_f32(student, <[f32]>::to_vec)?;
-    let rows = (of_student.len() / vocabulary.max(1)).max(1);
-    let each = teacher.par_chunks_mut(vocabulary.max(1)).zip(of_student.par_chunks_mut(vocabulary.max(1)));
-    let divergences: Vec<f64> = each
-        .map(|(teacher, student)| {
-            let divergence = divergence_row(teacher, student);
-            scale(student, 1.0 / rows as f32);
-            divergence
-        })
-        .collect();
-    let mean = divergences.iter().sum::<f64>() / rows as f64;
-    Ok((mean, Tensor::from_vec(of_student, student.shape(), student.device())?))
 }
 
 #[cfg(test)]

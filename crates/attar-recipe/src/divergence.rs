@@ -50,8 +50,7 @@ impl<'a> Yardstick<'a> {
                 let count = ROWS.min(length - from);
                 let wanted = logits(self.graph, &self.head, mine, [from, count])?;
                 let found = logits(graph, head, other, [from, count])?;
-                let (divergence, _) =
-                    attar_graph::kernel::kl_divergence(&wanted, &found).map_err(attar_graph::Error::from)?;
+                let (divergence, _) = attar_graph::kernel::kl_divergence(&wanted, &found).map_err(attar_graph::Error::from)?;
                 sum += divergence * count as f64;
                 tokens += count;
             }

@@ -7,8 +7,8 @@
 mod adapters;
 mod artifact;
 mod baseline;
-mod document;
 mod divergence;
+mod document;
 mod engines;
 mod error;
 mod existing;
@@ -62,17 +62,17 @@ pub use profile::{PROFILES, Profile};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CompilationReport, EvalReport, Findings,
-    CutReport, FrontReport, FusionReport, LossReport, ModelReport, PhaseReport, PlacementReport, ProofReport, PruneReport,
-    RemovedReport, Report, SimulationReport,
-    SiteReport, TensorReport, TransformReport, VariantReport, fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CompilationReport, CutReport,
+    DistillReport, EvalReport, Findings, FrontReport, FusionReport, LossReport, MeasuredPoint, ModelReport, PhaseReport,
+    PlacementReport, ProofReport, PruneReport, RemovedReport, Report, SimulationReport, SiteReport, TensorReport,
+    TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;
 pub use schema::{schema, verb_schema};
 pub use shown::{shown, shown_json, shown_on_a_line};
-pub use source::what_was_read;
 pub use size::ModelSize;
+pub use source::what_was_read;
 pub use step::PlannedTensor;
 pub use sweep::{Front, Point, Points, Sweep, sweep};
 pub use table::{Table, bytes};

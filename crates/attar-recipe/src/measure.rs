@@ -184,7 +184,9 @@ impl Measuring<'_> {
             let reference = subject.model.map(Reference::new);
             let title = format!("{}: {}", subject.title, eval.name);
             let mut own = reference.as_ref().map(|own| Started::new(own, asked, title.clone(), self.observer));
-            for (runner, mode) in eval.runners.iter().filter(|(runner, _)| runner.engine().is_none_or(|engine| subject.opens(engine))) {
+            for (runner, mode) in
+                eval.runners.iter().filter(|(runner, _)| runner.engine().is_none_or(|engine| subject.opens(engine)))
+            {
                 if self.observer.interrupted() {
                     return Err(Error::interrupted());
                 }

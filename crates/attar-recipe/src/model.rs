@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use attar_compress::{Calibration, Losses};
+use attar_compress::{Losses, TrainingText};
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
 
-use crate::{extras::Folder, kept::Kept, report::Findings, shape};
+use crate::{extras::Folder, kept::Kept, recipe::Data, report::Findings, shape};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -40,6 +40,10 @@ pub struct Working {
     pub(crate) tokens: u64,
     /// Tokens of one of its windows.
     pub(crate) window: usize,
+    /// The text to train on, if it is one of its own.
+    pub(crate) training: Option<TrainingText>,
+    /// The checkpoint that the recipe opened, for its tokenizer.
+    pub(crate) checkpoint: Arc<Model>,
     /// While planning: bytes that a walk of the step takes.
     pub(crate) walking: u64,
     /// While planning: whether one of these is proven.
@@ -86,7 +90,8 @@ impl Float {
 }
 
 impl Working {
-    pub(crate) fn new(title: &str, model: &Model, calibration: Option<&Calibration>) -> Working {
+    pub(crate) fn new(title: &str, model: &Model, data: &Data) -> Working {
+        let calibration = data.calibration.as_ref();
         let opened = Float { graph: model.graph.clone(), source: model.source.clone() };
         Working {
             title: title.into(),
@@ -101,6 +106,8 @@ impl Working {
             calibrated: calibration.is_some(),
             tokens: calibration.map_or(0, |c| c.samples.saturating_mul(c.length) as u64),
             window: calibration.map_or(0, |c| c.length),
+            training: data.train.clone(),
+            checkpoint: Arc::new(model.with(model.graph.clone(), model.source.clone())),
             walking: 0,
             proves: false,
             findings: Findings::default(),

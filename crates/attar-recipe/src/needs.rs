@@ -6,11 +6,13 @@ use crate::{Engines, Error, Eval, Recipe, Result};
 
 /// What a run cannot end well without is known before hours of work, not after.
 pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
-    if let Some(calibration) = recipe.calibration()
-        && let Err(e) = std::fs::File::open(&calibration.path)
-    {
-        let error = Error::input(format!("cannot read the calibration text `{}`", calibration.path.display())).because(&e);
-        return Err(recipe.document.place(error, "data.calibration.path"));
+    let calibration = recipe.calibration().map(|text| ("calibration", &text.path, "data.calibration.path"));
+    let training = recipe.training().map(|text| ("training", &text.path, "data.train.path"));
+    for (what, path, key) in calibration.into_iter().chain(training) {
+        if let Err(e) = std::fs::File::open(path) {
+            let error = Error::input(format!("cannot read the {what} text `{}`", path.display())).because(&e);
+            return Err(recipe.document.place(error, key));
+        }
     }
     for eval in &recipe.evals {
         for file in eval.task.files() {

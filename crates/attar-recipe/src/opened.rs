@@ -8,6 +8,7 @@ use crate::{
     Error, Existing, Recipe, Result,
     inputs::Inputs,
     recipe::{Compared, Subject},
+    session::Texts,
     side,
 };
 
@@ -25,6 +26,25 @@ const PROBES: [&str; 4] = [
     "for (int i = 0; i < n; i++) {\n\t\tx[i] *= 2;\n}\n",
     "naïve café, 東京と日本語, привет мир",
 ];
+
+/// A text that another tokenizer cuts in another way than one's own.
+pub(crate) fn difference(own: &Tokenizer, other: &Tokenizer) -> Option<String> {
+    PROBES.iter().find_map(|text| {
+        let (Ok(own), Ok(other)) = (own.encode(text), other.encode(text)) else { return None };
+        let first = text.lines().next().unwrap_or_default();
+        (own != other).then(|| format!("the text `{first}` becomes {other:?}, not {own:?}"))
+    })
+}
+
+/// How the tokens of another tokenizer differ from one's own.
+pub(crate) fn other_tokens(own: &Tokenizer, other: &Tokenizer) -> Option<String> {
+    let [own, other] = [own, other].map(|tokenizer| tokenizer.to_json().ok());
+    let tokens = |json: &Option<String>| -> Option<serde_json::Value> {
+        let mut json: serde_json::Value = serde_json::from_str(json.as_deref()?).ok()?;
+        Some(json["model"]["vocab"].take())
+    };
+    (own != other && tokens(&own) != tokens(&other)).then(|| "their vocabularies differ".to_owned())
+}
 
 /// The models of a recipe, opened: headers are read, weights are not.
 pub(crate) struct Opened {
@@ -82,25 +102,26 @@ impl Opened {
     pub(crate) fn check_tokenizers(&self) -> Result<()> {
         let Some(baseline) = self.baseline.as_ref().filter(|baseline| baseline.no_tokenizer().is_none()) else { return Ok(()) };
         let Ok(own) = self.tokenizer() else { return Ok(()) };
-        let theirs = baseline.tokenizer()?;
-        for text in PROBES {
-            let [own, theirs] = [own.encode(text), theirs.encode(text)];
-            if let (Ok(own), Ok(theirs)) = (own, theirs)
-                && own != theirs
-            {
-                let first = text.lines().next().unwrap_or_default();
-                let message = format!("the baseline has another tokenizer: the text `{first}` becomes {theirs:?}, not {own:?}");
-                return Err(Error::input(message).hint("compare models of one tokenizer".to_owned()));
+        match difference(&own, &baseline.tokenizer()?) {
+            Some(difference) => {
+                let message = format!("the baseline has another tokenizer: {difference}");
+                Err(Error::input(message).hint("compare models of one tokenizer".to_owned()))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// The windows of the recipe's calibration text, if there is such.
-    pub(crate) fn windows(&self, recipe: &Recipe) -> Result<Option<Vec<Vec<u32>>>> {
-        let Some(calibration) = recipe.calibration() else { return Ok(None) };
-        let windows = calibration.windows(&self.tokenizer()?, self.config());
-        windows.map(Some).map_err(|e| recipe.document.place(e.into(), "data.calibration"))
+    /// The windows of the recipe's texts, if there are such.
+    pub(crate) fn windows(&self, recipe: &Recipe) -> Result<Texts> {
+        let place = |e: attar_compress::Error, key| recipe.document.place(e.into(), key);
+        let windows = |text: &attar_compress::Calibration| {
+            text.windows(&self.tokenizer()?, self.config()).map_err(|e| place(e, "data.calibration"))
+        };
+        let calibration = recipe.calibration().map(windows).transpose()?;
+        let windows = |text: &attar_compress::TrainingText| {
+            text.windows(&self.tokenizer()?, self.config()).map_err(|e| place(e, "data.train"))
+        };
+        Ok(Texts { calibration, training: recipe.training().map(windows).transpose()? })
     }
 
     /// Numbers in the weights of what the recipe is about, if it says so.
@@ -117,8 +138,12 @@ impl Opened {
             Existing::check_whole(path).map_err(|e| recipe.document.place(e, "artifact"))?;
         }
         let mut files = Opened::of(recipe)?.files()?;
-        files.extend(recipe.calibration().map(|calibration| calibration.path.clone()));
+        files.extend(recipe.calibration().map(|text| text.path.clone()));
+        files.extend(recipe.training().map(|text| text.path.clone()));
         files.extend(recipe.step_files().map(|(_, file)| file));
+        for (key, path) in recipe.step_checkpoints() {
+            files.extend(Model::open(&path).map_err(|e| recipe.document.place(e.into(), &key))?.files);
+        }
         files.extend(recipe.evals.iter().flat_map(|eval| eval.task.files()));
         Inputs::identify(files)
     }

@@ -117,7 +117,7 @@ const PIECE_MEMORY: u64 = 24 << 20;
 
 /// Bytes that it takes to read texts, if the recipe reads some.
 fn text_memory(recipe: &Recipe, opened: &Opened) -> u64 {
-    let texts = recipe.calibration().is_some() || !recipe.evals.is_empty();
+    let texts = recipe.has_texts() || !recipe.evals.is_empty();
     let tokens = opened.model().or(opened.base()).map_or(0, |model| shape::vocabulary(&model.graph));
     u64::from(texts) * (PIECE_MEMORY + TOKEN_MEMORY * tokens)
 }
@@ -132,7 +132,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
 /// The same, wherever the output goes.
 pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     let opened = Opened::of(recipe)?;
-    recipe.check_calibration(opened.config())?;
+    recipe.check_texts(opened.config())?;
     check_evals(recipe, &opened)?;
     if !recipe.evals.is_empty() {
         opened.check_tokenizers().map_err(|e| recipe.document.place(e, "baseline"))?;
@@ -186,7 +186,7 @@ impl Peak {
 }
 
 fn plan_variant(recipe: &Recipe, variant: &Variant, model: &Model, peak: &mut Peak) -> Result<PlannedVariant> {
-    let mut working = Working::new(&variant.name, model, recipe.calibration());
+    let mut working = Working::new(&variant.name, model, recipe.data());
     let tensors = plan_steps(recipe, variant, &mut working, peak)?;
     let mut exports = plan_exports(recipe, variant, &working, peak)?;
     exports.extend(plan_adapters(recipe, variant, &working)?);

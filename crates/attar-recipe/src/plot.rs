@@ -143,10 +143,12 @@ impl Axes {
 
     /// Round numbers within the frame.
     fn columns(&self) -> Vec<f64> {
+        let tens = (1..9).flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(power)));
         let step = [0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0]
             .into_iter()
+            .chain(tens)
             .find(|step| (self.right - self.left) / step <= 10.0)
-            .unwrap_or(10.0);
+            .unwrap_or(1e9);
         let first = (self.left / step).ceil() as i64;
         let last = (self.right / step).floor() as i64;
         // Twentieths, so that they print as they are meant.

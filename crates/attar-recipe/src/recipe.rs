@@ -64,6 +64,9 @@ pub(crate) struct Data {
     /// Text for steps that observe activations.
     #[serde(default)]
     pub(crate) calibration: Option<attar_compress::Calibration>,
+    /// Text for steps that train on more than the calibration text.
+    #[serde(default)]
+    pub(crate) train: Option<attar_compress::TrainingText>,
 }
 
 fn yes() -> bool {
@@ -266,9 +269,24 @@ impl Recipe {
         &self.head.output
     }
 
+    /// Texts that steps read.
+    pub(crate) fn data(&self) -> &Data {
+        &self.head.data
+    }
+
+    /// Whether steps read texts.
+    pub(crate) fn has_texts(&self) -> bool {
+        self.calibration().is_some() || self.training().is_some()
+    }
+
     /// The text that activations are seen on.
     pub(crate) fn calibration(&self) -> Option<&attar_compress::Calibration> {
         self.head.data.calibration.as_ref()
+    }
+
+    /// The text that models are trained on, if it is one of its own.
+    pub(crate) fn training(&self) -> Option<&attar_compress::TrainingText> {
+        self.head.data.train.as_ref()
     }
 
     /// What the recipe is about.
@@ -293,13 +311,14 @@ impl Recipe {
         Model::open_with(&checkpoint.path, &checkpoint.options()).map_err(|e| self.document.place(e.into(), key))
     }
 
-    /// Whether a model of that configuration can see the calibration text so. The text is not read.
-    pub(crate) fn check_calibration(&self, config: &attar_model::Config) -> Result<()> {
-        let Some(calibration) = self.calibration() else { return Ok(()) };
-        calibration.check(config).map_err(|e| {
-            let key = format!("data.calibration.{}", e.key().unwrap_or_default());
+    /// Whether a model of that configuration can see the texts so. They are not read.
+    pub(crate) fn check_texts(&self, config: &attar_model::Config) -> Result<()> {
+        let refused = |text: &str, e: attar_compress::Error| {
+            let key = format!("data.{text}.{}", e.key().unwrap_or_default());
             self.document.place(Error { kind: ErrorKind::Recipe, ..e.into() }, &key)
-        })
+        };
+        self.calibration().map_or(Ok(()), |text| text.check(config)).map_err(|e| refused("calibration", e))?;
+        self.training().map_or(Ok(()), |text| text.check(config)).map_err(|e| refused("train", e))
     }
 
     /// Where finished units of work are kept.
@@ -354,6 +373,7 @@ impl Recipe {
         let more = [
             ("artifact", serde_json::json!(self.head.artifact)),
             ("baseline", serde_json::json!(self.head.baseline)),
+            ("training", serde_json::json!(self.training())),
             ("predictions", serde_json::json!((!predictions.is_empty()).then_some(predictions))),
         ];
         for (key, value) in more.into_iter().filter(|(_, value)| !value.is_null()) {
@@ -438,10 +458,14 @@ impl Recipe {
             ("artifact", head.artifact.as_ref()),
             ("baseline", baseline),
         ];
-        let text = [("data.calibration.path", head.data.calibration.as_ref().map(|text| &text.path))];
+        let texts = [
+            ("data.calibration.path", self.calibration().map(|text| &text.path)),
+            ("data.train.path", self.training().map(|text| &text.path)),
+        ];
         let mut paths: Vec<(String, PathBuf)> =
-            named.into_iter().chain(text).filter_map(|(key, path)| Some((key.to_owned(), path?.clone()))).collect();
+            named.into_iter().chain(texts).filter_map(|(key, path)| Some((key.to_owned(), path?.clone()))).collect();
         paths.extend(self.step_files());
+        paths.extend(self.step_checkpoints());
         let of_eval = |eval: &Eval| eval.task.files().into_iter().map(|file| (format!("{}.data", eval.key), file)).collect();
         paths.extend(self.evals.iter().flat_map(|eval| -> Vec<_> { of_eval(eval) }));
         paths
@@ -570,6 +594,13 @@ impl Recipe {
     pub(crate) fn step_files(&self) -> impl Iterator<Item = (String, PathBuf)> {
         let steps = self.variants.iter().flat_map(|variant| &variant.steps);
         steps.flat_map(|(key, step)| step.files().into_iter().map(move |(setting, file)| (format!("{key}.{setting}"), file)))
+    }
+
+    /// Checkpoints that steps read, each with its place in the recipe.
+    pub(crate) fn step_checkpoints(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let steps = self.variants.iter().flat_map(|variant| &variant.steps);
+        steps
+            .flat_map(|(key, step)| step.checkpoints().into_iter().map(move |(setting, path)| (format!("{key}.{setting}"), path)))
     }
 
     /// A run writes nothing where it reads, neither folder nor lock file, and the store is nowhere that is written. Links and

@@ -65,7 +65,7 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
         passed: gates.iter().all(|verdict| verdict.status == Status::Passed),
         variants: made.iter().map(Made::report).collect(),
         model: describe_model(planned),
-        instruction_set: (recipe.calibration().is_some() || !evals.is_empty()).then(|| instruction_set().to_owned()),
+        instruction_set: (recipe.has_texts() || !evals.is_empty()).then(|| instruction_set().to_owned()),
         evals,
         gates,
     };
@@ -154,7 +154,7 @@ fn run_steps(
     session: &Session<'_>,
     used: &mut BTreeSet<Digest>,
 ) -> Result<Working> {
-    let mut working = Working::new(variant.title(), session.base(), recipe.calibration());
+    let mut working = Working::new(variant.title(), session.base(), recipe.data());
     working.kept = planned.kept.clone();
     for (at, (key, step)) in variant.steps.iter().enumerate() {
         working.kept.at(at);

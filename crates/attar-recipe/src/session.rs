@@ -2,6 +2,7 @@
 
 use std::{io::Write, path::PathBuf};
 
+use attar_compress::TrainingWindows;
 use attar_model::Model;
 use attar_tensor::{Digest, FolderStore, Store};
 
@@ -15,28 +16,32 @@ pub struct Session<'a> {
     model: Option<&'a Model>,
     /// The windows that activations are seen on, if the recipe has such.
     pub(crate) calibration: Option<&'a [Vec<u32>]>,
+    /// The windows that models are trained on, if the recipe has such of their own.
+    pub(crate) training: Option<&'a TrainingWindows>,
     /// Who may walk.
     pub(crate) walkers: &'static [&'static Walker],
     inputs: &'a Inputs,
 }
 
-/// What sessions work with: finished units, and the text that steps look at.
+/// What sessions work with: finished units, and the texts that steps look at.
 pub(crate) struct Workspace {
     pub(crate) store: Box<dyn Store>,
-    calibration: Option<Vec<Vec<u32>>>,
+    texts: Texts,
     walkers: &'static [&'static Walker],
     inputs: Inputs,
 }
 
+/// The texts of a recipe as windows of tokens.
+#[derive(Default)]
+pub(crate) struct Texts {
+    pub(crate) calibration: Option<Vec<Vec<u32>>>,
+    pub(crate) training: Option<TrainingWindows>,
+}
+
 impl Workspace {
     /// Opens the store at `root`, for work on `inputs`.
-    pub(crate) fn open(
-        root: PathBuf,
-        calibration: Option<Vec<Vec<u32>>>,
-        walkers: &'static [&'static Walker],
-        inputs: Inputs,
-    ) -> Result<Workspace> {
-        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), calibration, walkers, inputs })
+    pub(crate) fn open(root: PathBuf, texts: Texts, walkers: &'static [&'static Walker], inputs: Inputs) -> Result<Workspace> {
+        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), texts, walkers, inputs })
     }
 
     /// Work on `model`, of which `observer` hears.
@@ -45,7 +50,8 @@ impl Workspace {
             store: &*self.store,
             observer,
             model: model.into(),
-            calibration: self.calibration.as_deref(),
+            calibration: self.texts.calibration.as_deref(),
+            training: self.texts.training.as_ref(),
             walkers: self.walkers,
             inputs: &self.inputs,
         }

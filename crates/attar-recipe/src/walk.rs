@@ -379,7 +379,30 @@ pub(crate) fn write_lanes(lanes: &[BTreeMap<String, Tensor>], to: &mut dyn std::
     Ok(())
 }
 
-/// What [`write_lanes`] wrote.
+/// Numbers by lane and name, as a file like those of [`write_lanes`]. They are not copied.
+pub(crate) fn write_parts(parts: &[(usize, &str, &[f32])], to: &mut dyn std::io::Write) -> Result<()> {
+    let entry = |(lane, name, values): &(usize, &str, &[f32])| Entry {
+        name: format!("{lane} {name}"),
+        dtype: Dtype::F32,
+        dims: vec![values.len()],
+    };
+    let entries: Vec<Entry> = parts.iter().map(entry).collect();
+    let failed = attar_tensor::Error::from;
+    let mut writer = Writer::new(to, &entries, &BTreeMap::new()).map_err(failed)?;
+    let mut bytes = Vec::new();
+    for piece in parts.iter().flat_map(|(.., values)| values.chunks(PIECE)) {
+        bytes.clear();
+        Dtype::F32.encode(piece, &mut bytes);
+        writer.append(&bytes).map_err(failed)?;
+    }
+    writer.finish();
+    Ok(())
+}
+
+/// Numbers that are written together.
+const PIECE: usize = 1 << 16;
+
+/// What [`write_lanes`] or [`write_parts`] wrote.
 pub(crate) fn read_lanes(path: &std::path::Path, lanes: usize) -> Result<Vec<BTreeMap<String, Tensor>>> {
     let from = Shards::open(&[path.to_owned()], &BTreeMap::new())?;
     let mut all = vec![BTreeMap::new(); lanes];
@@ -403,13 +426,18 @@ mod tests {
     use attar_model::Model;
 
     use super::*;
-    use crate::{Error, Silent, inputs::Inputs, session::Workspace};
+    use crate::{
+        Error, Silent,
+        inputs::Inputs,
+        session::{Texts, Workspace},
+    };
 
     static WALKER: Walker = Walker { name: "test", doing: "summing", example: "" };
     static WALKERS: &[&Walker] = &[&WALKER];
 
     fn open(folder: &Path) -> Workspace {
-        Workspace::open(folder.into(), Some(windows()), WALKERS, Inputs::default()).unwrap()
+        Workspace::open(folder.into(), Texts { calibration: Some(windows()), training: None }, WALKERS, Inputs::default())
+            .unwrap()
     }
 
     fn model() -> Model {

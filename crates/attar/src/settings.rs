@@ -52,7 +52,9 @@ fn keys(schema: &Value) -> Option<Vec<String>> {
 /// The schema of a key of a table.
 fn property<'s>(schema: &'s Value, key: &str) -> &'s Value {
     match &schema["properties"][key] {
-        Value::Null => branches(schema).map(|branch| property(branch, key)).find(|found| !found.is_null()).unwrap_or(&Value::Null),
+        Value::Null => {
+            branches(schema).map(|branch| property(branch, key)).find(|found| !found.is_null()).unwrap_or(&Value::Null)
+        }
         found => found,
     }
 }

@@ -1,7 +1,7 @@
 //! Adam (Kingma & Ba 2015), element by element.
 
 /// Decay rates of the two moments.
-const BETA: [f64; 2] = [0.9, 0.99];
+const BETAS: [f64; 2] = [0.9, 0.99];
 
 /// First and second moments of the gradients of some parameters.
 #[derive(Clone, Debug)]
@@ -16,13 +16,25 @@ pub struct Rate {
     /// The factors of the first moment and of the second.
     first: f32,
     second: f32,
+    betas: [f32; 2],
+    epsilon: f32,
 }
 
 impl Rate {
     /// Of step `step`, the first being 0: a parameter whose gradients all had the same sign moves by `length` of its units.
     pub fn new(length: f64, step: usize) -> Rate {
-        let [first, second] = BETA.map(|beta| 1.0 - beta.powi(step as i32 + 1));
-        Rate { first: (length / first) as f32, second: (1.0 / second) as f32 }
+        Rate::with(length, step, BETAS, 0.0)
+    }
+
+    /// With other decay rates of the moments, and `epsilon` added to the root of the second.
+    pub fn with(length: f64, step: usize, betas: [f64; 2], epsilon: f64) -> Rate {
+        let [first, second] = betas.map(|beta| 1.0 - beta.powi(step as i32 + 1));
+        Rate {
+            first: (length / first) as f32,
+            second: (1.0 / second) as f32,
+            betas: betas.map(|beta| beta as f32),
+            epsilon: epsilon as f32,
+        }
     }
 }
 
@@ -59,10 +71,10 @@ impl Moments<'_> {
     /// Updates the moments with the gradient of parameter `at`; returns what to subtract from the parameter.
     #[inline(always)]
     pub fn step(&mut self, at: usize, gradient: f32, rate: Rate) -> f32 {
-        let [a, b] = BETA.map(|beta| beta as f32);
+        let [a, b] = rate.betas;
         let (m, v) = (&mut self.first[at], &mut self.second[at]);
         *m = a * *m + (1.0 - a) * gradient;
         *v = b * *v + (1.0 - b) * gradient * gradient;
-        if *v > 0.0 { rate.first * *m / (*v * rate.second).sqrt() } else { 0.0 }
+        if *v > 0.0 { rate.first * *m / ((*v * rate.second).sqrt() + rate.epsilon) } else { 0.0 }
     }
 }

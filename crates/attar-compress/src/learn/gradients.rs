@@ -29,6 +29,14 @@ pub struct Differentiable<'a> {
     pub below: &'a dyn Weights,
 }
 
+/// A block that was computed with all that its gradients need.
+pub struct Tape {
+    vars: BTreeMap<String, Var>,
+    entering: Values,
+    /// What the block made.
+    pub leaving: Values,
+}
+
 impl Differentiable<'_> {
     /// The gradients of `loss`, a scalar function of the block's outputs; those with respect to its inputs only if asked for.
     /// A weight that the loss does not depend on is an error.
@@ -38,26 +46,37 @@ impl Differentiable<'_> {
         back: bool,
         loss: &dyn Fn(&Values) -> candle_core::Result<Tensor>,
     ) -> Result<Gradients> {
-        let vars: BTreeMap<&String, Var> =
-            self.learned.iter().map(|(name, t)| Ok((name, Var::from_tensor(t)?))).collect::<candle_core::Result<_>>()?;
-        let tensors: HashMap<String, Tensor> =
-            vars.iter().map(|(name, var)| ((*name).clone(), var.as_tensor().clone())).collect();
+        self.record(entering, back)?.gradients(loss)
+    }
+
+    /// Computes the block; with `back`, gradients with respect to its inputs can be asked for, too.
+    pub fn record(&self, entering: &Values, back: bool) -> Result<Tape> {
+        let vars: BTreeMap<String, Var> =
+            self.learned.iter().map(|(name, t)| Ok((name.clone(), Var::from_tensor(t)?))).collect::<candle_core::Result<_>>()?;
+        let tensors: HashMap<String, Tensor> = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
         let weights = TensorWeights { tensors, below: self.below };
-        let mut inside: Values = entering.clone();
-        for tensor in inside.values_mut().filter(|t| back && t.dtype().is_float()) {
+        let mut entering: Values = entering.clone();
+        for tensor in entering.values_mut().filter(|t| back && t.dtype().is_float()) {
             *tensor = Var::from_tensor(tensor)?.as_tensor().clone();
         }
-        let leaving = self.graph.evaluate_block(self.block, &weights, Mode::Training, &inside)?;
-        let loss = loss(&leaving)?;
+        let leaving = self.graph.evaluate_block(self.block, &weights, Mode::Training, &entering)?;
+        Ok(Tape { vars, entering, leaving })
+    }
+}
+
+impl Tape {
+    /// The gradients of `loss`, a scalar function of what the block made.
+    pub fn gradients(self, loss: &dyn Fn(&Values) -> candle_core::Result<Tensor>) -> Result<Gradients> {
+        let loss = loss(&self.leaving)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         let mut store = loss.backward()?;
-        let mut of_weights = BTreeMap::new();
-        for (name, var) in vars {
+        let mut weights = BTreeMap::new();
+        for (name, var) in self.vars {
             let gradient = store.remove(var.as_tensor()).ok_or_else(|| Error::NoGradient { weight: name.clone() })?;
-            of_weights.insert(name.clone(), with_f32(&gradient, <[f32]>::to_vec)?);
+            weights.insert(name, with_f32(&gradient, <[f32]>::to_vec)?);
         }
-        let entering = inside.iter().filter_map(|(id, tensor)| Some((*id, store.remove(tensor)?))).collect();
-        Ok(Gradients { loss: value, weights: of_weights, entering })
+        let entering = self.entering.iter().filter_map(|(id, tensor)| Some((*id, store.remove(tensor)?))).collect();
+        Ok(Gradients { loss: value, weights, entering })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Gradient-based optimization of quantized weights: what `autoround` and `recover` share.
+//! Gradient-based optimization of weights: what `autoround`, `recover` and `distill` share.
 //!
 //! A [`Learned`] weight is rounded in the forward pass and receives the gradient of its rounded value in the backward pass
 //! (straight-through estimator, Bengio et al. 2013). Its scales are trainable, too (LSQ, Esser et al. 2020). The caller
@@ -8,19 +8,23 @@ mod adam;
 mod adapt;
 mod adapter;
 mod autoround;
+mod distill;
 mod gradients;
 mod plain;
 mod quantized;
 mod recover;
+mod student;
 
 pub use adam::{Adam, Rate};
 pub use adapt::{adapter_names, with_adapters};
 pub use adapter::directions;
 pub use autoround::{AutoRound, Progress, Task, stride, tensors};
+pub use distill::{Batch, Distill, Measured, PlainDtype, Teacher};
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use plain::{Pace, Plain};
 pub use quantized::Learned;
-pub use recover::{Adapters, Method, ROWS, Rates, Recover, Student};
+pub use recover::{Adapters, Method, Rates, Recover};
+pub use student::{Criterion, Found, Objective, ROWS, Sink, Student};
 
 use crate::{Error, Result};
 

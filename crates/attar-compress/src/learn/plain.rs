@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use attar_graph::kernel::with_f32;
 use attar_tensor::Dtype;
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
 use super::{
     adam::{Adam, Rate},
     recover::Rates,
 };
 use crate::{Error, Result};
+
+/// Numbers that are updated together.
+const PART: usize = 1 << 14;
 
 /// Which learning rate a plain tensor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,19 +60,36 @@ impl Plain {
             Pace::Weight => rates.rounding,
             Pace::Norm => rates.norming,
         };
-        let mut moments = self.moments.chunks(gradient.len());
-        for (at, (value, g)) in self.values.iter_mut().zip(gradient).enumerate() {
-            *value -= self.unit * moments[0].step(at, *g, rate);
-        }
+        self.descend(gradient, rate, 1.0);
+    }
+
+    /// One step against a gradient, after every number was multiplied by `kept` (decoupled decay, Loshchilov & Hutter 2019).
+    pub(super) fn descend(&mut self, gradient: &[f32], rate: Rate, kept: f32) {
+        let unit = self.unit;
+        let parts = self.values.par_chunks_mut(PART).zip(gradient.par_chunks(PART)).zip(self.moments.chunks(PART));
+        parts.for_each(|((values, gradient), mut moments)| {
+            for (at, (value, g)) in values.iter_mut().zip(gradient).enumerate() {
+                *value = *value * kept - unit * moments.step(at, *g, rate);
+            }
+        });
+    }
+
+    /// Its shape.
+    pub(super) fn dims(&self) -> &[usize] {
+        &self.dims
     }
 
     /// Values and optimizer moments, under names of their own.
-    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+    pub fn parts(&self) -> [(&'static str, &[f32]); 3] {
         let [first, second] = self.moments.state();
-        let parts = [("plain", &self.values[..]), ("p1", first), ("p2", second)];
+        [("plain", &self.values[..]), ("p1", first), ("p2", second)]
+    }
+
+    /// The same as tensors.
+    pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
         let tensor =
             |(name, values): (&str, &[f32])| Ok((name.to_owned(), Tensor::from_slice(values, values.len(), &Device::Cpu)?));
-        parts.into_iter().map(tensor).collect()
+        self.parts().into_iter().map(tensor).collect()
     }
 
     /// Restores a [`Plain::state`] of the same tensor.

@@ -29,7 +29,9 @@ impl Sublayer {
         let mut found = Vec::new();
         for node in graph.nodes() {
             match (&node.op, node.inputs.as_slice()) {
-                (Op::Embedding, _) | (Op::Scale { .. }, _) if stream.is_empty() || node.inputs.iter().any(|id| stream.contains(id)) => {
+                (Op::Embedding, _) | (Op::Scale { .. }, _)
+                    if stream.is_empty() || node.inputs.iter().any(|id| stream.contains(id)) =>
+                {
                     stream.push(node.output());
                 }
                 (Op::Add, [a, b]) if stream.contains(a) != stream.contains(b) => {

@@ -39,8 +39,10 @@ impl Pruner for Obs {
         let together = (pools.iter().map(|pool| pool.units.len()).sum::<usize>() / UNITS_A_STEP).max(1);
         loop {
             let open = pools.iter().enumerate().filter(|(_, pool)| pool.units.len() > pool.keep);
-            let mut costs: Vec<(f64, usize, usize)> =
-                open.flat_map(|(at, pool)| pool.units.iter().map(move |unit| (at, *unit))).map(|(at, unit)| (problem.cost(unit), unit, at)).collect();
+            let mut costs: Vec<(f64, usize, usize)> = open
+                .flat_map(|(at, pool)| pool.units.iter().map(move |unit| (at, *unit)))
+                .map(|(at, unit)| (problem.cost(unit), unit, at))
+                .collect();
             if costs.is_empty() {
                 break;
             }

@@ -88,7 +88,9 @@ impl Maker {
         let rows = Runs::new(units.iter().map(|unit| unit * self.rows..(unit + 1) * self.rows));
         let of = |id: ValueId, axis: Axis| {
             let value = graph.get(id);
-            let Origin::Weight(expr) = &value.origin else { unreachable!("a layer's weight is a constant: checked when it was found") };
+            let Origin::Weight(expr) = &value.origin else {
+                unreachable!("a layer's weight is a constant: checked when it was found")
+            };
             let mut dims = value.fact.constant_dims().unwrap_or_default();
             dims[0] = rows.len();
             let encoding = match axis {

@@ -3,10 +3,7 @@
 use attar_graph::Graph;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Cut, Quota, UnitSite, reshaped,
-    site::Unit,
-};
+use super::{Cut, Quota, UnitSite, reshaped, site::Unit};
 use crate::Result;
 
 /// What stays of every block, and how many blocks stay.

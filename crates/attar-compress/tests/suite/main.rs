@@ -2,6 +2,7 @@
 
 mod activations;
 mod architectures;
+mod distill;
 mod gaussian;
 mod prune;
 mod registry;

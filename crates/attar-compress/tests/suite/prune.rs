@@ -6,7 +6,9 @@ use std::{collections::HashMap, fs, path::Path, sync::Arc};
 
 use attar_compress::{
     Hessian,
-    prune::{Cut, Observed, PRUNERS, Pool, Response, Sublayer, Unit, UnitSite, refitted, renumbered, reshaped, stored_as, without},
+    prune::{
+        Cut, Observed, PRUNERS, Pool, Response, Sublayer, Unit, UnitSite, refitted, renumbered, reshaped, stored_as, without,
+    },
 };
 use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, TensorWeights, Weights};
 use attar_model::Model;
@@ -187,7 +189,8 @@ fn brain_surgeon_removes_the_unit_whose_absence_costs_least() {
     let without = |gone: &[usize]| (0..9).filter(|unit| !gone.contains(unit)).collect::<Vec<usize>>();
     // The last is dead, so that the second to leave is the first that costs anything.
     let found = obs.keep(&seen, &[Pool { units: (0..9).collect(), keep: 7 }]).unwrap();
-    let best = (0..8).min_by(|a, b| error(&weight, &moments, &without(&[*a, 8])).total_cmp(&error(&weight, &moments, &without(&[*b, 8]))));
+    let best = (0..8)
+        .min_by(|a, b| error(&weight, &moments, &without(&[*a, 8])).total_cmp(&error(&weight, &moments, &without(&[*b, 8]))));
     assert_eq!(found, without(&[best.unwrap(), 8]));
 }
 

@@ -1,7 +1,7 @@
 //! Between `[batch, seq, heads * head]` and `[batch, heads, seq, head]`.
 
 use super::{Op, OpDef, no_attributes, no_macs};
-use crate::{Dim, Fact};
+use crate::{Dim, Fact, gradient};
 
 pub(super) static SPLIT: OpDef = OpDef {
     name: "split_heads",
@@ -17,11 +17,7 @@ pub(super) static SPLIT: OpDef = OpDef {
         }
         _ => None,
     },
-    evaluate: |op, operands, _| {
-        let (x, heads) = (operands[0].tensor()?, heads_of(op));
-        let (batch, seq, width) = x.dims3()?;
-        Ok(x.reshape((batch, seq, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
-    },
+    evaluate: |op, operands, _| Ok(gradient::split_heads(&operands[0].tensor()?, heads_of(op))?),
     decompose: None,
     several: None,
     macs: no_macs,
@@ -39,11 +35,7 @@ pub(super) static MERGE: OpDef = OpDef {
         }
         _ => None,
     },
-    evaluate: |_, operands, _| {
-        let x = operands[0].tensor()?;
-        let (batch, heads, seq, head) = x.dims4()?;
-        Ok(x.transpose(1, 2)?.reshape((batch, seq, heads * head))?)
-    },
+    evaluate: |_, operands, _| Ok(gradient::merge_heads(&operands[0].tensor()?)?),
     decompose: None,
     several: None,
     macs: no_macs,

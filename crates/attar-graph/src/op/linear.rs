@@ -7,7 +7,7 @@ use candle_core::{D, Tensor};
 
 use super::{Op, OpDef, Operand, no_attributes};
 use crate::{
-    Dim, Fact, Mode, Result,
+    Dim, Fact, Mode, Result, gradient,
     integer::{IntegerMatrix, RowScales},
     kernel::with_f32,
 };
@@ -36,7 +36,7 @@ pub(super) static DEF: OpDef = OpDef {
         let x = operands[0].tensor()?;
         let y = match integers(operands, context.mode)? {
             Some((scales, weight)) => integer_product(&x, scales, &weight)?,
-            None => matmul(&x, &operands[1].tensor()?)?,
+            None => matmul(&x, &operands[1].tensor()?, context.mode)?,
         };
         match operands.get(2) {
             Some(bias) => Ok(y.broadcast_add(&bias.tensor()?)?),
@@ -49,7 +49,10 @@ pub(super) static DEF: OpDef = OpDef {
 };
 
 /// As one product of two matrices.
-fn matmul(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+fn matmul(x: &Tensor, weight: &Tensor, mode: Mode) -> candle_core::Result<Tensor> {
+    if mode == Mode::Training {
+        return gradient::linear(x, weight);
+    }
     let mut dims = x.dims().to_vec();
     let input = x.dim(D::Minus1)?;
     let y = x.reshape(((), input))?.matmul(&weight.t()?)?;

@@ -1,7 +1,7 @@
 //! Root mean square normalisation.
 
 use super::{Attribute, Op, OpDef, no_macs};
-use crate::{Fact, Mode};
+use crate::{Fact, Mode, gradient};
 
 pub(super) static DEF: OpDef = OpDef {
     name: "rms_norm",
@@ -20,7 +20,7 @@ pub(super) static DEF: OpDef = OpDef {
         let (x, gain) = (operands[0].tensor()?.contiguous()?, operands[1].tensor()?);
         Ok(match context.mode {
             Mode::Inference => candle_nn::ops::rms_norm(&x, &gain, *epsilon as f32)?,
-            Mode::Training => candle_nn::ops::rms_norm_slow(&x, &gain, *epsilon as f32)?,
+            Mode::Training => gradient::rms_norm(&x, &gain, *epsilon as f32)?,
         })
     },
     decompose: None,

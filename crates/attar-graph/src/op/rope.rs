@@ -3,7 +3,7 @@
 use candle_core::{Tensor, TensorId};
 
 use super::{Attribute, Attributes, Op, OpDef, no_macs};
-use crate::{Fact, Mode, error::Problem};
+use crate::{Fact, Mode, error::Problem, gradient};
 
 /// The angle by which each pair is rotated.
 #[derive(Clone, Debug, PartialEq)]
@@ -178,7 +178,7 @@ pub(super) static DEF: OpDef = OpDef {
         let (cos, sin) = context.tables.get(rope, &positions, x.dim(3)?)?;
         Ok(match context.mode {
             Mode::Inference => candle_nn::rotary_emb::rope(&x, &cos, &sin)?,
-            Mode::Training => rotate(&x, &cos, &sin)?,
+            Mode::Training => gradient::rope(&x, &cos, &sin)?,
         })
     },
     decompose: None,
@@ -191,16 +191,6 @@ fn rope_of(op: &Op) -> &Rope {
         Op::Rope(rope) => rope,
         _ => unreachable!("the table is right"),
     }
-}
-
-/// The same in ops that have gradients.
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
-    let half = x.dim(3)? / 2;
-    let (a, b) = (x.narrow(3, 0, half)?, x.narrow(3, half, half)?);
-    let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
-    let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-    let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], 3)
 }
 
 fn parse(attributes: &mut Attributes) -> Result<Op, Problem> {

@@ -5,8 +5,9 @@ use attar_eval::Prediction;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    activations::ActivationReport, budget::AllocationReport, compiled::CompilationReport, evals::EvalReport, finding::Finding,
-    fused::FusionReport, lost::LossReport, placed::PlacementReport, pruned::PruneReport, simulated::SimulationReport, transformed::TransformReport,
+    activations::ActivationReport, budget::AllocationReport, compiled::CompilationReport, distilled::DistillReport,
+    evals::EvalReport, finding::Finding, fused::FusionReport, lost::LossReport, placed::PlacementReport, pruned::PruneReport,
+    simulated::SimulationReport, transformed::TransformReport,
 };
 use crate::table::Table;
 
@@ -64,6 +65,8 @@ findings! {
     allocations: AllocationReport,
     /// How the rows of quantized weights are kept, the weights with the worst rows first.
     losses: LossReport,
+    /// Runs of training, in the order of the steps.
+    distillations: DistillReport,
     /// Every activation in integers, the lowest signal-to-noise ratio first.
     activations: ActivationReport,
     /// What passes did to the graph, in the order of the passes.

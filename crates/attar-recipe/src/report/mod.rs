@@ -5,6 +5,7 @@
 mod activations;
 mod budget;
 mod compiled;
+mod distilled;
 mod evals;
 mod finding;
 mod findings;
@@ -24,6 +25,7 @@ pub use self::{
     activations::ActivationReport,
     budget::{AllocationReport, ChoiceReport},
     compiled::{ChunkReport, CompilationReport, FrontReport, PhaseReport, ProofReport},
+    distilled::{DistillReport, MeasuredPoint},
     evals::EvalReport,
     findings::Findings,
     fused::{FusionReport, fusion_table},

@@ -116,7 +116,18 @@ fn candidates(variants: &Found<'_, PruneReport>) -> Table {
     };
     let rows = |report: &PruneReport| report.candidates.iter().map(row).collect::<Vec<_>>();
     Table {
-        head: &["variant", "MLP channels", "heads", "KV heads", "blocks", "parameters", "weights", "MACs per token", "KV per token", "KL"],
+        head: &[
+            "variant",
+            "MLP channels",
+            "heads",
+            "KV heads",
+            "blocks",
+            "parameters",
+            "weights",
+            "MACs per token",
+            "KV per token",
+            "KL",
+        ],
         rows: rows_of(variants.iter().copied(), rows),
     }
 }

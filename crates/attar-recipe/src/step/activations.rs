@@ -50,6 +50,7 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
         "attar activations int8 --mode static --calibration text.txt --samples 16 --out static",
     ],
     looks_inside: true,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

@@ -31,6 +31,7 @@ pub(super) static AUTOROUND: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: true,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };
@@ -53,9 +54,9 @@ impl Step for AutoRound {
     fn plan(&self, model: &mut Working) -> std::result::Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
         let trainable = trainable(&self.select, model)?;
-        check_text("autoround", model)?;
+        check_text("autoround", "calibration", model)?;
         walk::plan(model, 2);
-        let gradients = gradient_memory(model, self.batch);
+        let gradients = gradient_memory(model, (self.batch * model.window) as u64);
         Ok(trainable.iter().map(|trained| trained.planned(gradients + memory(&trainable, trained))).collect())
     }
 
@@ -77,7 +78,7 @@ impl Step for AutoRound {
             used: Vec::new(),
         };
         let settings = serde_json::to_vec(self).expect("settings are JSON");
-        let key = Digest::of_parts([b"autoround 1".as_slice(), first_key(&graph, windows).as_bytes(), &settings]);
+        let key = Digest::of_parts([b"autoround 2".as_slice(), first_key(&graph, windows).as_bytes(), &settings]);
         let count = trainable.iter().map(|trained| trained.block).max().map_or(0, |block| block.index() + 1);
         let walk = Walk::new(&WALKER, &model.title, key, sides, session).by(self.batch).in_parts(self.iterations);
         walk.visit(count, &mut learning)?;

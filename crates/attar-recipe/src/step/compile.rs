@@ -28,6 +28,7 @@ pub(super) static COMPILE: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: true,
+    trains: false,
     needs_tokens: true,
     predicts: true,
 };

@@ -21,6 +21,7 @@ pub(super) static FUSE: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: false,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

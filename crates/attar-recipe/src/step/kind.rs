@@ -32,6 +32,8 @@ pub struct StepKind {
     pub examples: &'static [&'static str],
     /// Whether it looks for the layers of the graph, which a fused graph hides.
     pub(crate) looks_inside: bool,
+    /// Whether it trains on a text of its own, `[data.train]`, which the verb calls `--train`.
+    pub trains: bool,
     /// Whether it needs a model that predicts tokens. An encoder is refused.
     pub(crate) needs_tokens: bool,
     /// Whether it predicts the metrics of a device.
@@ -57,6 +59,11 @@ pub trait Step: std::fmt::Debug + Send + Sync {
 
     /// Files that it reads, apart from the model and the recipe's texts, each with the setting that names it.
     fn files(&self) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
+
+    /// Checkpoints that it reads, apart from the model, each with the setting that names it.
+    fn checkpoints(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
 

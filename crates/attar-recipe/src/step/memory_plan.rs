@@ -47,6 +47,7 @@ pub(super) static MEMORY_PLAN: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: false,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

@@ -7,6 +7,7 @@ mod calibrated;
 mod codes;
 mod compile;
 mod device;
+mod distill;
 mod fuse;
 pub(crate) mod kind;
 mod memory_plan;
@@ -31,6 +32,7 @@ pub use tile::cut_products;
 /// Every kind of step, in the order of the documentation.
 pub static STEPS: &[&StepKind] = &[
     &prune::PRUNE,
+    &distill::DISTILL,
     &rotate::ROTATE,
     &smooth::SMOOTH,
     &quantize::QUANTIZE,
@@ -45,5 +47,13 @@ pub static STEPS: &[&StepKind] = &[
 ];
 
 /// Everything that walks through the blocks of a model.
-pub static WALKERS: &[&Walker] =
-    &[&prune::WALKER, &preserved::WALKER, &smooth::WALKER, &calibrated::WALKER, &autoround::WALKER, &recover::WALKER, &activations::WALKER];
+pub static WALKERS: &[&Walker] = &[
+    &prune::WALKER,
+    &distill::WALKER,
+    &preserved::WALKER,
+    &smooth::WALKER,
+    &calibrated::WALKER,
+    &autoround::WALKER,
+    &recover::WALKER,
+    &activations::WALKER,
+];

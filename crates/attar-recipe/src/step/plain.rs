@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use attar_compress::learn::{Pace, Plain, adapter_names, directions};
+use attar_compress::{
+    Pattern,
+    learn::{Pace, Plain, adapter_names, directions},
+};
 use attar_graph::{BlockId, Expr, Graph, Op, Origin, ValueId};
 use attar_tensor::{
     Digest, Dtype, Encoding, Overlay, Source,
@@ -34,8 +37,10 @@ pub(super) struct PlainTrainable {
 
 /// What it starts at.
 enum Start {
-    /// The gain of a norm, as the model has it.
+    /// The gain of a norm, as the model has it. It moves relative to its mean.
     Gain(Expr),
+    /// Any weight, as the model has it.
+    Weight(Expr),
     /// The `A` of an adapter: directions that the seed decides.
     Directions { seed: u64 },
     /// The `B` of an adapter: zeros. It moves in distances between two codes of the weight that it adapts.
@@ -65,6 +70,47 @@ pub(super) fn norms(graph: &Graph) -> Vec<PlainTrainable> {
     graph.nodes().iter().filter_map(norm).collect()
 }
 
+/// The weights that `select` names, in running order, to be stored as `dtype` if that is given; others keep their number format, where
+/// it is a floating-point one. Every pattern must name one.
+pub(super) fn weights(select: &[Pattern], dtype: Option<Dtype>, graph: &Graph) -> Result<Vec<PlainTrainable>, StepError> {
+    let mut found: Vec<PlainTrainable> = Vec::new();
+    for (node, id) in graph.nodes().iter().flat_map(|node| node.inputs.iter().map(move |id| (node, *id))) {
+        let value = graph.get(id);
+        let Origin::Weight(expr) = &value.origin else { continue };
+        if !select.iter().any(|pattern| pattern.matches(&value.name)) || found.iter().any(|one| one.id == id) {
+            continue;
+        }
+        if let Some((_, other, _)) = graph.weights().find(|(other, _, e)| *other != id && *e == expr) {
+            let message = format!("`{}` is one tensor with `{}`: it cannot learn on its own", value.name, other.name);
+            let error = Error::recipe(message).hint("leave it out of `select`".to_owned());
+            return Err(StepError { key: Some("select".into()), error });
+        }
+        let kept = match value.fact.encoding {
+            Encoding::Plain(dtype) if dtype.is_float() => dtype,
+            _ => Dtype::F32,
+        };
+        found.extend(value.fact.constant_dims().map(|dims| PlainTrainable {
+            id,
+            name: value.name.clone(),
+            dims,
+            from: Some(value.fact.encoding),
+            dtype: dtype.unwrap_or(kept),
+            block: node.block,
+            start: Start::Weight(expr.clone()),
+        }));
+    }
+    let lazy = |pattern: &&Pattern| !found.iter().any(|one| pattern.matches(&one.name));
+    match select.iter().enumerate().find(|(_, pattern)| lazy(pattern)) {
+        Some((at, pattern)) => {
+            let names = graph.weights().map(|(_, value, _)| value.name.as_str());
+            let hint = attar_tensor::nearest(pattern.text(), names).map(|name| format!("a weight here is called `{name}`"));
+            let error = Error::recipe(format!("`{}` matches no weight", pattern.text())).hint(hint);
+            Err(StepError { key: Some(format!("select[{at}]")), error })
+        }
+        None => Ok(found),
+    }
+}
+
 /// The factors of the adapters of `trainable` in a graph that has them, in the order of the trainable.
 pub(super) fn adapters(graph: &Graph, trainable: &[Trainable]) -> Vec<PlainTrainable> {
     let factor = |(seed, trained): (usize, &Trainable)| {
@@ -89,6 +135,11 @@ impl PlainTrainable {
                 expr.read(source, 0..1, &mut values)?;
                 let unit = mean_magnitude(&values);
                 (values, Pace::Norm, unit)
+            }
+            Start::Weight(expr) => {
+                let mut values = vec![0.0; count];
+                expr.read(source, 0..if dims.len() > 1 { dims[0] } else { 1 }, &mut values)?;
+                (values, Pace::Weight, 1.0)
             }
             Start::Directions { seed } => {
                 let (rank, columns) = (dims[0], dims[1]);
@@ -130,6 +181,16 @@ fn mean_magnitude(values: &[f32]) -> f32 {
 
 /// Stores what they learned as one blob.
 pub(super) fn keep(learned: Vec<(&PlainTrainable, Vec<f32>)>, key: Digest, session: &Session<'_>) -> Result<Digest, StepError> {
+    keep_as(key, key, learned, session)
+}
+
+/// The same as another unit than the one that the names in the blob tell of.
+pub(super) fn keep_as(
+    unit: Digest,
+    key: Digest,
+    learned: Vec<(&PlainTrainable, Vec<f32>)>,
+    session: &Session<'_>,
+) -> Result<Digest, StepError> {
     let entry = |plain: &PlainTrainable| Entry { name: plain.stored(&key), dtype: plain.dtype, dims: plain.dims.clone() };
     let entries: Vec<Entry> = learned.iter().map(|(plain, _)| entry(plain)).collect();
     let write = |to: &mut dyn std::io::Write| {
@@ -142,7 +203,7 @@ pub(super) fn keep(learned: Vec<(&PlainTrainable, Vec<f32>)>, key: Digest, sessi
         writer.finish();
         Ok(())
     };
-    Ok(session.unit(key, |to| write(to).map_err(|e: std::io::Error| Error::from(attar_tensor::Error::from(e))))?)
+    Ok(session.unit(unit, |to| write(to).map_err(|e: std::io::Error| Error::from(attar_tensor::Error::from(e))))?)
 }
 
 /// They are now what the blob at `path` has, which [`keep`] made under `key`.

@@ -29,6 +29,7 @@ pub(super) static QUANTIZE: StepKind = StepKind {
         "attar quantize model --grid int8 --group row --out int8",
     ],
     looks_inside: true,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

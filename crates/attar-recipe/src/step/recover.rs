@@ -35,6 +35,7 @@ pub(super) static RECOVER: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: true,
+    trains: false,
     needs_tokens: true,
     predicts: false,
 };
@@ -60,7 +61,7 @@ impl Step for Recover {
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
         let learners = Learners::of(self, model)?;
-        check_text("recover", model)?;
+        check_text("recover", "calibration", model)?;
         walk::plan(model, 1);
         // All that learns with two moments, and again while it is stored; what enters every block; both heads; logits.
         let [_, between] = model.token_bytes();
@@ -71,7 +72,7 @@ impl Step for Recover {
             + 2 * model.tokens * between
             + entered
             + 4 * (2 * head + logits)
-            + gradient_memory(model, self.batch);
+            + gradient_memory(model, (self.batch * model.window) as u64);
         let Learners { graph, trainable, plain, adapters } = learners;
         let planned =
             trainable.iter().map(|trained| trained.planned(memory)).chain(plain.iter().map(|plain| plain.planned(memory)));
@@ -177,7 +178,7 @@ impl Training<'_> {
         let windows = first_key(&self.model.graph, self.session.calibration.unwrap_or_default());
         let quantized = weights_key(&self.model.graph, &*self.model.source, self.model.graph.blocks())?;
         let float = weights_key(&self.float.graph, &*self.float.source, self.float.graph.blocks())?;
-        Ok(Digest::of_parts([b"recover 1".as_slice(), &settings, windows.as_bytes(), quantized.as_bytes(), float.as_bytes()]))
+        Ok(Digest::of_parts([b"recover 2".as_slice(), &settings, windows.as_bytes(), quantized.as_bytes(), float.as_bytes()]))
     }
 
     fn train(&self, part: &dyn Fn(&str) -> Digest) -> Result<Vec<Digest>, StepError> {
@@ -197,13 +198,14 @@ impl Training<'_> {
         }
         let mut states = self.states(&kept)?;
         let plain = self.plain(states.split_off(states.len().min(self.learners.trainable.len())))?;
-        let mut student = Student { graph, below: &live, learned: self.learned(states)?, plain };
+        let mut student = Student { graph, below: &live, learned: self.learned(states)?, plain, keeps: false };
         let heads = [Cached::new(&live), Cached::new(&float)];
         for step in first..steps {
             session.check_interrupt()?;
             let batch = (step * attar_compress::learn::stride(inputs.len())) % inputs.len();
             let rates = self.settings.rates(step, steps);
-            let loss = student.step(&inputs[batch], (&self.float.graph, &wanted[batch]), [&heads[0], &heads[1]], rates)?;
+            let teacher = (&self.float.graph, &wanted[batch]);
+            let loss = Recover::step(&mut student, &inputs[batch], teacher, [&heads[0], &heads[1]], rates)?;
             session.observer.advance(step as u64 + 1, &format!("KL {loss:.4}"));
             if (step + 1).is_multiple_of(STEPS_KEPT) && step + 1 < steps {
                 let blob = session.unit(part(&format!("step {}", step + 1)), |to| write_lanes(&self.state(&student)?, to))?;

@@ -19,6 +19,7 @@ pub(super) static ROTATE: StepKind = StepKind {
     is_verb: true,
     examples: &["attar rotate model --out rotated", "attar rotate model --mlp --tables f16 --out rotated-mlp"],
     looks_inside: true,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

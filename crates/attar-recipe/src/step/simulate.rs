@@ -37,6 +37,7 @@ pub(super) static SIMULATE: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: false,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

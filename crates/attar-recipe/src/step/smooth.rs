@@ -36,6 +36,7 @@ pub(super) static SMOOTH: StepKind = StepKind {
         "attar smooth model --method smoothquant --calibration text.txt --samples 16 --out smooth-int8",
     ],
     looks_inside: true,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };

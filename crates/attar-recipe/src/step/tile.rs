@@ -10,7 +10,7 @@ use super::{
     device::{self, check_prompt, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
-use crate::{Error, json::json, model::Working, session::Session, settings::of, shape::facts};
+use crate::{Error, json::json, model::Working, recipe::Data, session::Session, settings::of, shape::facts};
 
 pub(super) static TILE: StepKind = StepKind {
     name: "tile",
@@ -21,13 +21,14 @@ pub(super) static TILE: StepKind = StepKind {
     is_verb: false,
     examples: &[],
     looks_inside: true,
+    trains: false,
     needs_tokens: false,
     predicts: false,
 };
 
 /// How the products of an opened model are cut; what the step does, and writes nothing.
 pub fn cut_products(settings: &Tile, model: &Model) -> Result<Tiled, Error> {
-    let working = Working::new("model", model, None);
+    let working = Working::new("model", model, &Data::default());
     checked(settings, &working).map_err(|failed| failed.error)
 }
 

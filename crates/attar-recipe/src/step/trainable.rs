@@ -145,19 +145,18 @@ impl Trainable {
 /// Values of the widest kind that a block's gradients keep, and of that between blocks, for a token.
 const KEPT: [u64; 2] = [12, 48];
 
-/// What going back through a block takes, with `windows` at a time: values and gradients, and attention's of one window.
-pub(super) fn gradient_memory(model: &Working, windows: usize) -> u64 {
-    let tokens = (windows * model.window) as u64;
+/// What going back through a block takes, with `tokens` at a time: values and gradients, and attention's of one window.
+pub(super) fn gradient_memory(model: &Working, tokens: u64) -> u64 {
     let [inside, between] = model.token_bytes();
     tokens * (KEPT[0] * inside + KEPT[1] * between)
 }
 
 /// Learning needs a text.
-pub(super) fn check_text(what: &str, model: &Working) -> Result<(), StepError> {
+pub(super) fn check_text(what: &str, text: &str, model: &Working) -> Result<(), StepError> {
     if model.calibrated {
         return Ok(());
     }
-    let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+    let hint = format!("add `[data.{text}]` with the `path` of a text");
     Err(Error::recipe(format!("`{what}` trains on text, and the recipe has none")).hint(hint).into())
 }
 

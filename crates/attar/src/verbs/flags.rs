@@ -11,7 +11,9 @@ use clap::{ArgMatches, Command};
 /// What a recipe calls otherwise than the command line, and how that calls it.
 const PHRASES: &[(&str, &str)] = &[
     ("`[data.calibration]` with the `path` of a text", "`--calibration FILE`"),
+    ("`[data.train]` with the `path` of a text", "`--train FILE`"),
     ("`[data.calibration]`", "`--calibration`"),
+    ("`[data.train]`", "`--train`"),
     ("the recipe has no text for that", "there is no text for that"),
     ("and the recipe has none", "and there is none"),
     ("name it in the recipe: `[model]` with ", "add "),

@@ -14,8 +14,67 @@ use super::{
 };
 use crate::{environment::Environment, printer::Printer, settings};
 
-/// The heading of the flags that choose the calibration text.
-const CALIBRATION: &str = "Calibration";
+/// The flags that choose a text that steps read, and the table of the recipe that they stand for.
+struct TextFlags {
+    /// The table below `[data]`, and the flag for its path.
+    name: &'static str,
+    heading: &'static str,
+    help: &'static str,
+    /// Settings that are words, each with its help.
+    words: &'static [(&'static str, &'static str)],
+    /// Settings that are counts, each with its help.
+    counts: &'static [(&'static str, &'static str)],
+}
+
+const CALIBRATION: TextFlags = TextFlags {
+    name: "calibration",
+    heading: "Calibration",
+    help: "UTF-8 text, for algorithms that observe activations",
+    words: &[],
+    counts: &[("samples", "Windows to draw from the text [default: 128]"), ("length", "Tokens per window [default: 512]")],
+};
+
+const TRAINING: TextFlags = TextFlags {
+    name: "train",
+    heading: "Training text",
+    help: "UTF-8 text to train on",
+    words: &[("field", "Which text of each JSON object to take, where the file has one a line (JSONL)")],
+    counts: &[
+        ("samples", "Windows to draw from the text [default: all that it has]"),
+        ("length", "Tokens per window [default: 512]"),
+        ("held_out", "Windows to keep aside: what is learned is judged on them [default: 4]"),
+    ],
+};
+
+impl TextFlags {
+    fn of(step: &str) -> &'static TextFlags {
+        if STEPS.iter().any(|kind| kind.name == step && kind.trains) { &TRAINING } else { &CALIBRATION }
+    }
+
+    fn add_to(&'static self, command: Command) -> Command {
+        let path = Arg::new(self.name).long(self.name).value_name("FILE").help(self.help).help_heading(self.heading);
+        let flag = |name: &'static str, help, value| {
+            let arg = Arg::new(name).long(name.replace('_', "-")).value_name(value).help(help).help_heading(self.heading);
+            arg.requires(self.name)
+        };
+        let words = self.words.iter().map(|(name, help)| flag(name, *help, "NAME"));
+        let counts = self.counts.iter().map(|(name, help)| flag(name, *help, "N").value_parser(clap::value_parser!(u32)));
+        command.arg(path.value_parser(clap::value_parser!(PathBuf))).args(words).args(counts)
+    }
+
+    /// The table of the recipe as text, if a text was given.
+    fn data(&self, arguments: &ArgMatches) -> Option<String> {
+        let path = arguments.try_get_one::<PathBuf>(self.name).ok().flatten()?;
+        let mut table = toml::Table::from_iter([("path".to_owned(), path.display().to_string().into())]);
+        for (name, _) in self.words {
+            table.extend(arguments.get_one::<String>(name).map(|word| ((*name).to_owned(), word.clone().into())));
+        }
+        for (name, _) in self.counts {
+            table.extend(arguments.get_one::<u32>(name).map(|n| ((*name).to_owned(), toml::Value::from(i64::from(*n)))));
+        }
+        Some(format!("\n[data.{}]\n{}", self.name, toml::to_string(&table).expect("settings are TOML")))
+    }
+}
 
 /// A step whose flags are its settings.
 impl Verb for StepKind {
@@ -39,19 +98,7 @@ impl Verb for StepKind {
 
 /// The verb of a step, with the folder that it writes, its text and its settings.
 pub(super) fn verb(step: &'static str) -> Command {
-    let command = command(step)
-        .arg(out_argument())
-        .arg(print_recipe_argument())
-        .arg(
-            Arg::new("calibration")
-                .long("calibration")
-                .value_name("FILE")
-                .help("UTF-8 text, for algorithms that observe activations")
-                .help_heading(CALIBRATION)
-                .value_parser(clap::value_parser!(PathBuf)),
-        )
-        .arg(count("samples", "Windows to draw from the text [default: 128]"))
-        .arg(count("length", "Tokens per window [default: 512]"));
+    let command = TextFlags::of(step).add_to(command(step).arg(out_argument()).arg(print_recipe_argument()));
     settings::flags(command, &verb_schema(step).expect("a verb of a step that exists"))
 }
 
@@ -83,23 +130,7 @@ pub(super) fn recipe_of(step: &str, arguments: &ArgMatches, more: &[(&str, toml:
     one_shot(path(arguments, "model"), &ignored(arguments), path(arguments, "out"), &sections)
 }
 
-/// `[data.calibration]` as text, if a calibration text was given.
+/// The table of the text that was given, if one was.
 pub(super) fn data(arguments: &ArgMatches) -> String {
-    let text = |table| format!("\n[data.calibration]\n{}", toml::to_string(&table).expect("settings are TOML"));
-    calibration(arguments).map(text).unwrap_or_default()
-}
-
-fn count(name: &'static str, help: &'static str) -> Arg {
-    let arg = Arg::new(name).long(name).value_name("N").help(help).help_heading(CALIBRATION);
-    arg.requires("calibration").value_parser(clap::value_parser!(u32))
-}
-
-/// The settings of `[data.calibration]`, if a calibration text was given.
-fn calibration(arguments: &ArgMatches) -> Option<toml::Table> {
-    let path = arguments.get_one::<PathBuf>("calibration")?;
-    let mut table = toml::Table::from_iter([("path".to_owned(), path.display().to_string().into())]);
-    for name in ["samples", "length"] {
-        table.extend(arguments.get_one::<u32>(name).map(|n| (name.to_owned(), toml::Value::from(i64::from(*n)))));
-    }
-    Some(table)
+    [&CALIBRATION, &TRAINING].into_iter().find_map(|text| text.data(arguments)).unwrap_or_default()
 }

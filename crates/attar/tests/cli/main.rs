@@ -12,6 +12,7 @@ mod calibrated;
 mod cases;
 mod checkpoint;
 mod compile;
+mod distill;
 mod docs;
 mod durable;
 mod engine;

@@ -52,8 +52,12 @@ fn a_pruned_model_is_an_ordinary_one() {
         assert!(room.path(&format!("out/{folder}/artifact.json")).exists(), "{folder}");
     }
     let evals = room.json("out/report.json")["evals"].clone();
-    let measured = evals.as_array().and_then(|evals| evals.iter().find(|eval| eval["variant"] == "")).unwrap_or(&evals[0]).clone();
-    assert!(number(&measured, "/outcome/measured/against_base/kl_mean/value") > 0.05, "held against the model of the recipe: {measured}");
+    let measured =
+        evals.as_array().and_then(|evals| evals.iter().find(|eval| eval["variant"] == "")).unwrap_or(&evals[0]).clone();
+    assert!(
+        number(&measured, "/outcome/measured/against_base/kl_mean/value") > 0.05,
+        "held against the model of the recipe: {measured}"
+    );
     let said = room.attar(&["inspect", "out/checkpoint"]).exits(0).stdout;
     assert!(said.contains("blocks.2.mlp.down") && !said.contains("blocks.3."), "blocks are numbered through: {said}");
 }
@@ -83,7 +87,8 @@ fn a_budget_measures_shapes_and_takes_the_best() {
     let candidates = found["candidates"].as_array().expect("they are listed");
     assert!(candidates.len() > 3 && candidates.len() <= 10, "{candidates:?}");
     let kls: Vec<f64> = candidates.iter().map(|candidate| number(candidate, "/divergence")).collect();
-    let best = candidates.iter().min_by(|a, b| number(a, "/divergence").total_cmp(&number(b, "/divergence"))).expect("there are some");
+    let best =
+        candidates.iter().min_by(|a, b| number(a, "/divergence").total_cmp(&number(b, "/divergence"))).expect("there are some");
     assert_eq!(found["after"], best["size"], "{kls:?}");
     assert!((number(&found, "/divergence") - number(best, "/divergence")).abs() < 1e-9);
     for candidate in candidates {

@@ -49,7 +49,10 @@ pub(super) fn candidates(settings: &Prune, graph: &Graph, stay: Option<usize>) -
     let all: Vec<Vec<Sublayer>> = blocks.iter().map(within).collect();
     let (count, fewest) = (all.len(), fewest(settings, all.len()));
     if stay < fewest || stay > count {
-        let wanted = format!("the model has {count} blocks, of which the first and the last {} stay: {fewest} to {count} can stay", settings.ends);
+        let wanted = format!(
+            "the model has {count} blocks, of which the first and the last {} stay: {fewest} to {count} can stay",
+            settings.ends
+        );
         return Err(refused(attar_compress::Error::Setting { key: "blocks", found: stay, wanted }));
     }
     let free = all.into_iter().skip(settings.ends).take(count.saturating_sub(2 * settings.ends));
@@ -101,20 +104,28 @@ pub(super) fn chosen(
     let mut done = 0;
     for _ in 0..leave {
         let before: Vec<Sublayer> = gone.iter().flat_map(|removed| removed.sublayers.clone()).collect();
-        let mut round = Round { model, weights: &weights, head: &head, yardstick: &yardstick, windows, before, at: None, session };
+        let mut round =
+            Round { model, weights: &weights, head: &head, yardstick: &yardstick, windows, before, at: None, session };
         let mut costs = Vec::new();
         for at in open.iter().copied() {
             session.check_interrupt()?;
             let group = &groups[at];
             session.observer.advance(done, &name(settings, &model.graph, group));
             let mut parts = vec![*key.as_bytes()];
-            parts.extend(round.before.iter().chain(group).map(|one| *Digest::of(model.graph.get(one.stream.after).name.as_bytes()).as_bytes()));
+            parts.extend(
+                round
+                    .before
+                    .iter()
+                    .chain(group)
+                    .map(|one| *Digest::of(model.graph.get(one.stream.after).name.as_bytes()).as_bytes()),
+            );
             let unit = Digest::of_parts(std::iter::once(b"absence 1".as_slice()).chain(parts.iter().map(|part| part.as_slice())));
             let blob = match session.done(&unit)? {
                 Some(blob) => blob,
                 None => {
                     let found = round.without(group)?;
-                    session.unit(unit, |to| to.write_all(&found.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into()))?
+                    session
+                        .unit(unit, |to| to.write_all(&found.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into()))?
                 }
             };
             used.push(blob);

@@ -132,7 +132,8 @@ pub(super) fn fitted(
     let sides = if fit == Fit::Residual { vec![own, float] } else { vec![float] };
     let together = walk::windows_together(windows);
     let inputs = walk::lane_values(&model.graph, windows, together)?;
-    let mut fitting = Fitting { settings, fit, model, below: &below, renewed: &renewed, tasks, inputs, session, made: Vec::new() };
+    let mut fitting =
+        Fitting { settings, fit, model, below: &below, renewed: &renewed, tasks, inputs, session, made: Vec::new() };
     let count = tasks.last().map_or(0, |task| task.site.block.index() + 1);
     Walk::new(&WALKER, title, key, sides, session).over(windows).in_parts(2).visit(count, &mut fitting)?;
     Ok(fitting.made)
@@ -186,7 +187,9 @@ impl Visitor for Fitting<'_> {
             let blob = match self.session.done(&unit)? {
                 Some(blob) => blob,
                 None => {
-                    let is = |(reader, through, _): &(ValueId, _, Seen)| *reader == task.site.reader.weight && *through == task.through;
+                    let is = |(reader, through, _): &(ValueId, _, Seen)| {
+                        *reader == task.site.reader.weight && *through == task.through
+                    };
                     let seen = match last.take().filter(is) {
                         Some((.., seen)) => seen,
                         None => self.see(&task, &entering, windows)?,
@@ -269,7 +272,9 @@ impl<'a> Fitting<'a> {
                 let mut stays = vec![false; dims[1]];
                 columns.iter().for_each(|column| stays[*column] = true);
                 let mut weight = weight;
-                weight.chunks_mut(dims[1]).for_each(|row| row.iter_mut().zip(&stays).for_each(|(w, stays)| *w *= f32::from(*stays)));
+                weight
+                    .chunks_mut(dims[1])
+                    .for_each(|row| row.iter_mut().zip(&stays).for_each(|(w, stays)| *w *= f32::from(*stays)));
                 weight
             }
             _ => refitted(&weight, &seen.moments, &response, &columns)?,

@@ -10,7 +10,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use attar_compress::{
     Cross, Hessian,
-    prune::{Cost, Cut, Depth, Fit, Prune, Quota, Shape, Sublayer, UnitSite, candidates, renumbered, reshaped, stored_as, without},
+    prune::{
+        Cost, Cut, Depth, Fit, Prune, Quota, Shape, Sublayer, UnitSite, candidates, renumbered, reshaped, stored_as, without,
+    },
 };
 use attar_graph::{Expr, Graph, Origin, SourceWeights};
 use attar_tensor::{Digest, Encoding, Overlay, Source, TensorInfo, safetensors::Shards};
@@ -47,6 +49,7 @@ pub(super) static PRUNE: StepKind = StepKind {
     looks_inside: true,
     needs_tokens: true,
     predicts: false,
+    trains: false,
 };
 
 pub(super) static WALKER: Walker = Walker {
@@ -75,15 +78,20 @@ impl Step for Prune {
         walk::plan(model, self.sides() + 1);
         let sites = UnitSite::of(&model.graph).map_err(refused)?;
         let memory = sites.iter().map(|site| self.memory(site, model)).max().unwrap_or(0);
-        let yardstick = Yardstick::memory(&model.graph, aside((model.tokens as usize) / model.window.max(1)) as u64 * model.window as u64);
+        let yardstick =
+            Yardstick::memory(&model.graph, aside((model.tokens as usize) / model.window.max(1)) as u64 * model.window as u64);
         let memory = memory.max(yardstick).max(preserved::memory(&model.graph));
         // Any units and blocks will do, and the shape that should win: only shapes are planned.
         let shape = &shapes[0];
         let candidates = depth::candidates(self, &model.graph, shape.blocks())?;
         let leaving: Vec<Sublayer> = candidates.groups.iter().rev().take(candidates.leave).flatten().copied().collect();
         let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
-        let kept: Vec<Vec<usize>> = tasks.iter().map(|task| task.quota.map_or_else(|| (0..task.site.units()).collect(), |quota| quota.first(task.site))).collect();
-        let parts = tasks.iter().zip(&kept).map(|(task, units)| (*task, units.as_slice(), task.site.reader.expr(&model.graph).clone()));
+        let kept: Vec<Vec<usize>> = tasks
+            .iter()
+            .map(|task| task.quota.map_or_else(|| (0..task.site.units()).collect(), |quota| quota.first(task.site)))
+            .collect();
+        let parts =
+            tasks.iter().zip(&kept).map(|(task, units)| (*task, units.as_slice(), task.site.reader.expr(&model.graph).clone()));
         let small = assembled(&model.graph, &parts.collect::<Vec<_>>(), &leaving)?.small;
         let small = renumbered(&small).map_err(refused)?;
         let planned = changed(&model.graph, &small, memory);
@@ -105,7 +113,8 @@ impl Step for Prune {
         let mut candidates = Vec::new();
         if shapes.len() > 1 {
             candidates = work.measured(&shapes, &removed, &mut used)?;
-            let best = (0..shapes.len()).min_by(|a, b| candidates[*a].divergence.total_cmp(&candidates[*b].divergence)).unwrap_or(0);
+            let best =
+                (0..shapes.len()).min_by(|a, b| candidates[*a].divergence.total_cmp(&candidates[*b].divergence)).unwrap_or(0);
             shapes = vec![shapes.swap_remove(best)];
         }
         let (shape, fit) = (&shapes[0], self.fit);
@@ -117,7 +126,8 @@ impl Step for Prune {
         used.extend([checked, measured]);
         used.extend(made.iter().map(|made| made.blob));
         if let Some(most) = self.max_kl.filter(|most| divergence > *most) {
-            let message = format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
+            let message =
+                format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
             let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
             let error = Error { kind: ErrorKind::Bound, ..Error::input(message).hint(hint) };
             return Err(StepError { key: Some("max_kl".into()), error });
@@ -209,7 +219,8 @@ impl Planned for Prune {
             Ok([all, shorter.map_or(0, |shorter| all - cost(ModelSize::of(&shorter)))])
         };
         let fixed = [self.mlp, self.heads, self.kv_heads, self.blocks.or((self.depth != Depth::Block).then_some(full.blocks))];
-        let multiple = (0..).map(|halved| self.multiple >> halved).find(|by| *by <= 1 || full.mlp.is_multiple_of(*by)).unwrap_or(1).max(1);
+        let multiple =
+            (0..).map(|halved| self.multiple >> halved).find(|by| *by <= 1 || full.mlp.is_multiple_of(*by)).unwrap_or(1).max(1);
         let found = candidates(full, fixed, fewest, multiple, budget, CANDIDATES, &mut costs).map_err(refused)?;
         if found.shapes.is_empty() {
             return Err(refused(attar_compress::Error::NoShape { key: what.key(), budget, least: found.least }));
@@ -256,7 +267,12 @@ impl Work<'_> {
     }
 
     /// Every shape with its divergence. All are fitted to the layers' own outputs, in one passage of the text.
-    fn measured(&self, shapes: &[ShapeOf], removed: &[depth::Removed], used: &mut Vec<Digest>) -> Result<Vec<CandidateReport>, StepError> {
+    fn measured(
+        &self,
+        shapes: &[ShapeOf],
+        removed: &[depth::Removed],
+        used: &mut Vec<Digest>,
+    ) -> Result<Vec<CandidateReport>, StepError> {
         let fit = if self.settings.fit == Fit::Residual { Fit::Layer } else { self.settings.fit };
         let mut of_shapes = Vec::new();
         for shape in shapes {
@@ -280,7 +296,8 @@ impl Work<'_> {
 
     /// The smaller model, which computes what the one with zeros does; and the blob that says so.
     fn made(&self, tasks: &[fit::Task<'_>], made: &[fit::Made], leaving: &[Sublayer]) -> Result<(Float, Digest), StepError> {
-        let files: Vec<PathBuf> = made.iter().map(|made| self.session.store.open(&made.blob)).collect::<attar_tensor::Result<_>>()?;
+        let files: Vec<PathBuf> =
+            made.iter().map(|made| self.session.store.open(&made.blob)).collect::<attar_tensor::Result<_>>()?;
         let top: Arc<dyn Source> = Arc::new(Shards::open(&files, &BTreeMap::new())?);
         let source: Arc<dyn Source> = Arc::new(Overlay::new(top, self.before.source.clone()));
         let parts = tasks.iter().zip(made).map(|(task, made)| (*task, made.units.as_slice(), Expr::tensor(made.tensor.clone())));
@@ -295,7 +312,11 @@ impl Work<'_> {
     fn divergence(&self, after: &Float) -> Result<(f64, Digest), StepError> {
         let before = self.before;
         let weights = [before, after].map(|float| SourceWeights(float.source.clone()));
-        let mut parts = vec![Digest::of(b"divergence 1"), walk::first_key(&before.graph, self.aside), Digest::of(after.graph.to_string().as_bytes())];
+        let mut parts = vec![
+            Digest::of(b"divergence 1"),
+            walk::first_key(&before.graph, self.aside),
+            Digest::of(after.graph.to_string().as_bytes()),
+        ];
         for float in [before, after] {
             for (_, _, expr) in float.graph.weights() {
                 parts.push(expr.digest(&*float.source)?);
@@ -370,7 +391,8 @@ fn check_text(model: &Working) -> Result<(), StepError> {
 fn changed(graph: &Graph, small: &Graph, memory: u64) -> Vec<PlannedTensor> {
     let of = |graph: &Graph, name: &str| {
         let value = graph.get(graph.find(name)?);
-        matches!(value.origin, Origin::Weight(_)).then(|| TensorInfo { dims: value.fact.constant_dims().unwrap_or_default(), encoding: value.fact.encoding })
+        matches!(value.origin, Origin::Weight(_))
+            .then(|| TensorInfo { dims: value.fact.constant_dims().unwrap_or_default(), encoding: value.fact.encoding })
     };
     let planned = |name: &str, info: TensorInfo, from: String, to: String| PlannedTensor {
         name: name.into(),

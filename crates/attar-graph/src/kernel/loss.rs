@@ -1,0 +1,112 @@
+//! What next-token distributions are held against: those of a teacher, and the tokens that followed.
+
+use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
+
+use super::{exp_sum, max, scale, wide, with_f32};
+
+wide! {
+    /// Replaces a row of student logits by the gradient of the row's divergence, and the teacher's by `e^(x - max)`. Returns the
+    /// divergence, the sum of the teacher's row and the logarithm of the student's sum of exponentials.
+    fn divergence_row(teacher: &mut [f32], student: &mut [f32]) -> (f64, f32, f64) {
+        let (t_offset, s_offset) = (max(teacher), max(student));
+        let mut difference = 0.0f64;
+        let gap: Vec<f32> = teacher.iter().zip(student.iter()).map(|(t, s)| t - s).collect();
+        let (t_sum, s_sum) = (exp_sum(teacher, t_offset), exp_sum(student, s_offset));
+        let (t_scale, s_scale) = (1.0 / t_sum, 1.0 / s_sum);
+        for ((t, s), gap) in teacher.iter().zip(student.iter_mut()).zip(gap) {
+            let p = t * t_scale;
+            difference += f64::from(p * gap);
+            *s = *s * s_scale - p;
+        }
+        let divergence = difference + f64::from(s_offset - t_offset) + f64::from(s_sum).ln() - f64::from(t_sum).ln();
+        (divergence, t_sum, f64::from(s_offset) + f64::from(s_sum).ln())
+    }
+}
+
+wide! {
+    fn add_scaled(to: &mut [f32], from: &[f32], factor: f32) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to += from * factor;
+        }
+    }
+}
+
+/// The mean over positions of `KL(teacher || student)` of the distributions that logits `[.., vocabulary]` mean, and its
+/// gradient with respect to the student's.
+pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<(f64, Tensor)> {
+    let vocabulary = student.dim(D::Minus1)?;
+    let mut teacher = with_f32(teacher, <[f32]>::to_vec)?;
+    let mut of_student = with_f32(student, <[f32]>::to_vec)?;
+    let rows = (of_student.len() / vocabulary.max(1)).max(1);
+    let each = teacher.par_chunks_mut(vocabulary.max(1)).zip(of_student.par_chunks_mut(vocabulary.max(1)));
+    let divergences: Vec<f64> = each
+        .map(|(teacher, student)| {
+            let (divergence, ..) = divergence_row(teacher, student);
+            scale(student, 1.0 / rows as f32);
+            divergence
+        })
+        .collect();
+    let mean = divergences.iter().sum::<f64>() / rows as f64;
+    Ok((mean, Tensor::from_vec(of_student, student.shape(), student.device())?))
+}
+
+/// What the logits `[.., vocabulary]` of some positions are held against, row by row.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// A teacher's logits, of the same shape, and the weight of a row's divergence from them.
+    pub teacher: Option<(Tensor, f32)>,
+    /// The token that follows at every row, if it is known, and the weight of a row's cross-entropy.
+    pub labels: Option<(Vec<Option<u32>>, f32)>,
+}
+
+/// What [`Wanted::compare`] found.
+pub struct Compared {
+    /// The sum of the rows' divergences from the teacher.
+    pub divergence: f64,
+    /// The sum of the rows' cross-entropies with the labels.
+    pub entropy: f64,
+    /// The gradient of the weighted sum of both.
+    pub gradient: Tensor,
+}
+
+impl Wanted {
+    /// Holds `student` against it.
+    pub fn compare(&self, student: &Tensor) -> Result<Compared> {
+        let vocabulary = student.dim(D::Minus1)?.max(1);
+        let mut gradient = with_f32(student, <[f32]>::to_vec)?;
+        let teacher = self.teacher.as_ref().map(|(teacher, _)| with_f32(teacher, <[f32]>::to_vec)).transpose()?;
+        let row_of = |row: usize| teacher.as_ref().map(|teacher| teacher[row * vocabulary..][..vocabulary].to_vec());
+        let each = gradient.par_chunks_mut(vocabulary).enumerate();
+        let sums: Vec<[f64; 2]> = each.map(|(row, student)| self.compare_row(row, row_of(row), student)).collect();
+        let [divergence, entropy] = sums.iter().fold([0.0; 2], |sum, row| [sum[0] + row[0], sum[1] + row[1]]);
+        Ok(Compared { divergence, entropy, gradient: Tensor::from_vec(gradient, student.shape(), student.device())? })
+    }
+
+    /// Replaces a row of logits by the gradient; returns the divergence and the cross-entropy.
+    fn compare_row(&self, row: usize, teacher: Option<Vec<f32>>, student: &mut [f32]) -> [f64; 2] {
+        let label = self.labels.as_ref().and_then(|(labels, _)| labels[row]).map(|label| label as usize);
+        let of_label = self.labels.as_ref().filter(|_| label.is_some()).map_or(0.0, |(_, weight)| *weight);
+        let logit = label.map(|label| f64::from(student[label]));
+        let (divergence, log_sum) = match (teacher, &self.teacher) {
+            (Some(mut teacher), Some((_, of_teacher))) => {
+                let (divergence, sum, log_sum) = divergence_row(&mut teacher, student);
+                scale(student, of_teacher + of_label);
+                if of_label != 0.0 {
+                    add_scaled(student, &teacher, of_label / sum);
+                }
+                (divergence, log_sum)
+            }
+            _ => {
+                let offset = max(student);
+                let sum = exp_sum(student, offset);
+                scale(student, of_label / sum);
+                (0.0, f64::from(offset) + f64::from(sum).ln())
+            }
+        };
+        if let Some(label) = label {
+            student[label] -= of_label;
+        }
+        [divergence, logit.map_or(0.0, |logit| log_sum - logit)]
+    }
+}

@@ -1,0 +1,150 @@
+//! Float models that learn from a teacher or from text, and what is said where they cannot.
+
+use crate::{
+    checkpoint::{copy, edit},
+    room::Room,
+};
+
+const TEACHER: &str = "teacher = \"testdata/models/shakespeare-1m\"\n";
+const TEXT: &str = "[data.train]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 40\nlength = 64\nheld_out = 4\n";
+
+/// A room with a model whose MLPs give half of what they should, and a recipe that trains it.
+fn ready(text: &str, step: &str) -> Room {
+    let room = Room::new();
+    copy(&room, "shakespeare-1m");
+    edit(&room, |raw| {
+        for layer in 0..4 {
+            let range = raw.range(&format!("model.layers.{layer}.mlp.down_proj.weight"));
+            for pair in raw.data[range].chunks_exact_mut(2) {
+                let half = half(u16::from_le_bytes([pair[0], pair[1]]));
+                pair.copy_from_slice(&half.to_le_bytes());
+            }
+        }
+    });
+    let rate = if step.contains("learning_rate") { "" } else { "learning_rate = 1e-3\n" };
+    let step = format!("[[step]]\nkind = \"distill\"\n{rate}{step}");
+    let export = "[[export]]\ntarget = \"checkpoint\"\n";
+    room.write("recipe.toml", &format!("recipe = 1\nmodel = \"model\"\noutput = \"out\"\n{text}{step}{export}"));
+    room
+}
+
+/// Half of a bf16: one less in its exponent.
+fn half(bits: u16) -> u16 {
+    if bits & 0x7f80 > 0x0080 { bits - 0x0080 } else { bits & 0x8000 }
+}
+
+const RUN: [&str; 3] = ["run", "recipe.toml", "--quiet"];
+
+#[test]
+fn a_student_comes_close_to_its_teacher() {
+    let room = ready(TEXT, &format!("{TEACHER}batch = 2\nepochs = 2\nselect = [\"blocks.*.mlp.down\"]\n"));
+    room.attar(&RUN).exits(0);
+    let report = room.json("out/report.json");
+    let learned = &report["variants"][0]["distillations"][0];
+    let held_out = learned["held_out"].as_array().expect("a list");
+    let kl = |at: usize| held_out[at]["kl"].as_f64().expect("a number");
+    assert_eq!((&learned["steps"], &learned["tokens"]), (&40.into(), &(40 * 2 * 64).into()));
+    assert!(kl(held_out.len() - 1) < 0.5 * kl(0), "{learned}");
+    assert!(room.read("out/distilled/loss.svg").contains("held-out KL"));
+    let model = attar_model::Model::open(&room.path("out/checkpoint")).expect("it was just written");
+    let encoding = |name: &str| model.source.info(name).expect("it is there").encoding.to_string();
+    assert_eq!(encoding("blocks.0.mlp.down"), "bf16", "the number format stays");
+}
+
+/// What does not learn is as it was, and weights that only get worse on the held-out windows are not kept.
+#[test]
+fn the_start_is_kept_where_nothing_is_better() {
+    let step = "labels = 1.0\nkl = 0.0\nlearning_rate = 1.0\nclip = 1000.0\nwarmup = 1\nbatch = 4\nsteps = 3\nevaluate = 1\npatience = 2\n";
+    let room = ready(TEXT, step);
+    room.attar(&RUN).exits(0);
+    let learned = &room.json("out/report.json")["variants"][0]["distillations"][0];
+    assert_eq!((&learned["best_step"], &learned["steps"]), (&0.into(), &2.into()), "{learned}");
+    let [before, after] =
+        ["model", "out/checkpoint"].map(|path| attar_model::Model::open(&room.path(path)).expect("it is there"));
+    let weight = |model: &attar_model::Model, name: &str| {
+        let (_, _, expr) = model.graph.weights().find(|(_, value, _)| value.name == name).expect("every block has it");
+        let mut values = vec![0.0; 128 * 384];
+        expr.read(&*model.source, 0..128, &mut values).expect("it is whole");
+        values
+    };
+    assert!(weight(&before, "blocks.2.mlp.down") == weight(&after, "blocks.2.mlp.down"));
+}
+
+#[test]
+fn what_cannot_be_learned_from_is_refused_with_a_way_out() {
+    let refuse = |text: &str, step: &str, code: i32, says: &[&str]| {
+        let room = ready(text, step);
+        let said = room.attar(&RUN).exits(code);
+        says.iter().for_each(|words| said.says(words));
+    };
+    let other = "teacher = \"testdata/models/tiny-qwen2\"\n";
+    refuse(TEXT, other, 2, &["the teacher has", "of the same family"]);
+    refuse(TEXT, "teacher = \"testdata/models/tiny-bert\"\n", 2, &["it is an encoder"]);
+    refuse(TEXT, "teacher = \"nowhere\"\n", 3, &["nowhere"]);
+    refuse(TEXT, "batch = 64\n", 2, &["40 windows of 64", "lower `batch`"]);
+    let long = TEXT.replace("samples = 40", "samples = 100000");
+    refuse(&long, "", 3, &["training wants 6400256"]);
+    refuse("", "", 2, &["trains on text", "`[data.train]`"]);
+    refuse(
+        TEXT,
+        "learning_rate = 1e12\nclip = 1e9\nlabels = 1.0\nwarmup = 1\n",
+        2,
+        &["the loss is not finite any more", "`blocks.", "lower `learning_rate`"],
+    );
+    refuse(TEXT, "kl = 0.0\n", 2, &["give one of them a weight above 0"]);
+    refuse(TEXT, "steps = 3\nepochs = 1\n", 2, &["leave the other out"]);
+    refuse(TEXT, "select = [\"embedding\"]\n", 2, &["is one tensor with `lm_head`"]);
+    refuse(TEXT, "select = [\"blocks.*.mlp.dawn\"]\n", 2, &["matches no weight", ".mlp.down"]);
+    let room = ready(TEXT, "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\n");
+    let text = room.read("recipe.toml");
+    let (head, steps) = text.split_once("[[step]]").expect("it has steps");
+    let (distill, quantize) = steps.split_once("[[step]]").expect("it has two");
+    let (quantize, export) = quantize.split_once("[[export]]").expect("it has an export");
+    room.write("recipe.toml", &format!("{head}[[step]]{quantize}[[step]]{distill}[[export]]{export}"));
+    let said = room.attar(&RUN).exits(2);
+    said.says("is quantized to int4");
+    said.says("`recover` trains quantized weights");
+}
+
+#[test]
+fn texts_of_json_lines_are_trained_on() {
+    let lines = |key: &str| -> String {
+        let line = |at: usize| format!("{{\"id\": {at}, \"{key}\": \"ROMEO:\\nBut soft, what light is number {at}?\"}}\n");
+        (0..60).map(line).collect()
+    };
+    let text = "[data.train]\npath = \"text.jsonl\"\nfield = \"text\"\nlength = 32\nheld_out = 2\n";
+    let room = ready(text, "steps = 2\nlabels = 1.0\n");
+    room.write("text.jsonl", &lines("text"));
+    room.attar(&RUN).exits(0);
+    room.write("text.jsonl", &format!("{}{}", lines("text"), lines("words")));
+    room.attar(&RUN).exits(3).says("line 61: no text `text` among `id`, `words`");
+    room.write("text.jsonl", "{\"text\": \"a\"}\n[1]\n");
+    room.attar(&RUN).exits(3).says("line 2: no JSON object");
+}
+
+#[test]
+fn the_verb_is_a_recipe_of_one_step() {
+    let room = ready(TEXT, "");
+    let arguments = [
+        "distill",
+        "model",
+        "--teacher",
+        "testdata/models/shakespeare-1m",
+        "--train",
+        "testdata/evals/shakespeare-train.txt",
+        "--samples",
+        "8",
+        "--length",
+        "32",
+        "--held-out",
+        "2",
+        "--steps",
+        "2",
+        "--out",
+        "student",
+    ];
+    room.attar(&arguments).exits(0);
+    assert!(room.path("student/model.safetensors").exists() || room.path("student/manifest.json").exists());
+    let said = room.attar(&["distill", "model", "--out", "again"]).exits(2);
+    said.says("add `--train FILE`");
+}
