@@ -43,8 +43,8 @@ pub(super) static PRUNE: StepKind = StepKind {
     is_verb: true,
     examples: &[
         "attar prune model --mlp 256 --calibration text.txt --samples 16 --out smaller",
-        "attar prune model --heads 2 --kv-heads 1 --method activation --fit none --calibration text.txt --samples 16 --out few-heads",
-        "attar prune model --blocks 3 --ends 1 --max-kl 3 --calibration text.txt --samples 16 --out shallow",
+        "attar prune model --kv-heads 1 --method wanda --calibration text.txt --samples 16 --out few-heads",
+        "attar prune model --target parameters=700k --calibration text.txt --samples 16 --out searched",
     ],
     looks_inside: true,
     needs_tokens: true,
