@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    room::{Room, assert_same_files},
+    room::{Room, assert_same_files, repository},
     snapshot::Session,
 };
 
@@ -106,6 +106,50 @@ fn a_verb_prunes_and_repeats_itself() {
     }
     assert_same_files(&room.files("one"), &room.files("two"), "the same command gives the same files");
     room.attar(&["eval", "one", "--data", TEXT, "--tokens", "256", "--quiet"]).exits(0);
+}
+
+/// The recipe of the guide: half of the parameters, trained for some seconds, in 4 bits, with gates on what is lost.
+#[test]
+fn the_shakespeare_student_passes_its_gates() {
+    let room = Room::new();
+    let recipe = repository().join("recipes/shakespeare-student.toml").display().to_string();
+    room.attar(&["run", &recipe, "--output", "student", "--quiet"]).exits(0);
+    let config = room.json("student/float/safetensors/config.json");
+    let sizes = ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim"];
+    assert_eq!(sizes.map(|key| config[key].as_u64()), [4, 2, 1, 144, 32].map(Some), "{config}");
+    assert!(room.path("student/float/safetensors/tokenizer.json").exists());
+    assert!(room.path("student/int4/onnx/artifact.json").exists() && !room.path("student/int4/safetensors").exists());
+    let report = room.json("student/report.json");
+    let held_out = report["variants"][0]["distillations"][0].clone();
+    assert_eq!(report["passed"], true, "{held_out}");
+}
+
+#[test]
+fn layers_that_differ_stay_in_attars_own_folders() {
+    let room = Room::new();
+    let step = "kind = \"prune\"\nblocks = 3\nends = 1\ndepth = \"attention\"";
+    let export = |target: &str| format!("\n[[export]]\ntarget = \"{target}\"\n");
+    room.write("recipe.toml", &recipe(&[step], &export("safetensors")));
+    let said = room.attar(&["plan", "recipe.toml"]).exits(2);
+    assert!(said.stderr.contains("`blocks.2` has 0 attentions"), "{}", said.stderr);
+    room.write("recipe.toml", &recipe(&[step], &export("checkpoint")));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    room.attar(&["eval", "out/checkpoint", "--data", TEXT, "--tokens", "256", "--quiet"]).exits(0);
+}
+
+#[test]
+fn an_export_can_be_of_one_variant() {
+    let room = Room::new();
+    let text = recipe(
+        &[],
+        "\n[[variant]]\nname = \"a\"\n[[variant]]\nname = \"b\"\n[[export]]\ntarget = \"checkpoint\"\nvariant = \"b\"\n",
+    );
+    room.write("recipe.toml", &text);
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    assert!(room.path("out/b/checkpoint").exists() && !room.path("out/a").exists());
+    room.write("recipe.toml", &text.replace("variant = \"b\"", "variant = \"c\""));
+    let said = room.attar(&["plan", "recipe.toml"]).exits(2);
+    assert!(said.stderr.contains("no variant is named `c`"), "{}", said.stderr);
 }
 
 #[test]
