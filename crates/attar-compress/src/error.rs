@@ -261,6 +261,14 @@ pub enum Error {
     /// A step that would remove nothing.
     #[error("there is nothing to remove: `mlp`, `heads`, `kv_heads` and `blocks` are all missing")]
     NothingToPrune,
+    /// A setting that another one gives a meaning.
+    #[error("`{key}` says nothing without `{other}`")]
+    Idle {
+        /// The setting.
+        key: &'static str,
+        /// The one that is missing.
+        other: &'static str,
+    },
     /// A budget that no shape meets.
     #[error("no shape meets `{key} = {budget}`: the smallest that is searched has {least}")]
     NoShape {
@@ -340,6 +348,7 @@ impl Error {
             Error::NoMlp => Some("mlp"),
             Error::NothingToScale | Error::NothingToPrune => Some("kind"),
             Error::Bound { key, .. } => Some(key),
+            Error::Idle { key, .. } => Some(key),
             Error::OneBudget { .. } | Error::NotUniform | Error::NoShape { .. } => Some("target"),
             Error::NoSublayers => Some("blocks"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
@@ -374,6 +383,7 @@ impl Error {
             }
             Error::NoChoices => Some("leave it out for the usual ones".into()),
             Error::BudgetTooSmall { least, .. } => Some(format!("`{least}` can be met; smaller `choices` allow less")),
+            Error::Idle { key, other } => Some(format!("give `{other}`, or leave `{key}` out")),
             Error::NoShape { key, least, .. } => Some(format!("`{key} = {least}` can be met; beyond that, `distill` a shape of your own")),
             Error::Model(error) => error.hint(),
             Error::TextTooShort { .. } => Some("give more text, or lower `samples` or `length`".into()),
@@ -382,7 +392,7 @@ impl Error {
                 Some("the checkpoint overflows on this text: check it, or calibrate on other text".into())
             }
             Error::Diverged { .. } => {
-                Some("lower `learning_rate` or raise `warmup`; training then starts again, and units of other steps are kept".into())
+                Some("lower `learning_rate` or raise `warmup`; what other steps made is kept".into())
             }
             Error::CodesStay { .. } => Some("put this step before the one that quantizes".into()),
             Error::NothingToRotate => Some("remove the step, or set one of them to `true`".into()),

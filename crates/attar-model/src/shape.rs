@@ -257,10 +257,25 @@ pub fn describe(config: &Value, graph: &Graph) -> Result<Value> {
         architecture.keys.set(object(&mut config)?, &shape, before.as_ref());
         before = Some(said(architecture, &config)?);
     }
+    if before.as_ref() == Some(&shape) {
+        check_long_rope(architecture, &config, &shape)?;
+    }
     match before == Some(shape) {
         true => Ok(config),
         false => Err(indescribable("the graph", "windows of attention", "those of the configuration")),
     }
+}
+
+/// transformers takes the factors of Phi-3's long-rope for those of a head that is a share of the stream, whatever `head_dim` says.
+fn check_long_rope(architecture: &Architecture, config: &Value, shape: &Shape) -> Result<()> {
+    let factors = |key: &str| config[key].get("short_factor").is_some();
+    let (Some(heads), Some(head)) = (shape.all(|layer| layer.heads), shape.all(|layer| layer.head)) else { return Ok(()) };
+    let phi = architecture.names.contains(&"phi3");
+    if !phi || heads * head == shape.hidden || !["rope_scaling", "rope_parameters"].into_iter().any(factors) {
+        return Ok(());
+    }
+    let found = format!("{heads} query heads of {head} columns with the factors of a long-rope");
+    Err(indescribable("the graph", found, format!("{} columns in all", shape.hidden)))
 }
 
 /// [`describe`], for readers who have the graph as well. Of sizes that no configuration can say, those remain that all blocks

@@ -144,19 +144,20 @@ pub struct Prune {
     /// Blocks that stay. Those leave whose absence is measured to cost least, by KL divergence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<usize>,
-    /// What leaves a block under `blocks`.
-    #[serde(default)]
-    pub depth: Depth,
-    /// Blocks at the start and at the end of the model that stay whole under `blocks`.
-    #[serde(default = "default_ends")]
-    pub ends: usize,
+    /// What leaves a block under `blocks` [default: block].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<Depth>,
+    /// Blocks at the start, and as many at the end, that stay whole under `blocks` or `target` [default: 2].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<usize>,
     /// A budget in place of a shape: of all uniform shapes that meet it, up to ten are measured and the one with the least KL
     /// divergence stays. What `mlp`, `heads`, `kv_heads` or `blocks` say is not searched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
-    /// Under `target`: what divides the channels of an MLP, such as the tile of a device or the group of a quantization.
-    #[serde(default = "default_multiple")]
-    pub multiple: usize,
+    /// Under `target`: what divides the channels that stay of an MLP, such as the tile of a device or the group of a quantization
+    /// [default: the largest power of two up to 64 that divides those of the model].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiple: Option<usize>,
     /// How the channels and heads that stay are chosen.
     #[serde(default = "default_method")]
     pub method: PrunerName,
@@ -186,13 +187,11 @@ fn default_method() -> PrunerName {
     PrunerName(&obs::Obs)
 }
 
-fn default_ends() -> usize {
-    2
-}
+/// Blocks that stay at each end, where it is not said.
+const ENDS: usize = 2;
 
-fn default_multiple() -> usize {
-    64
-}
+/// What divides channels, where it is not said and divides those of the model.
+const MULTIPLE: usize = 64;
 
 impl Prune {
     /// Whether the settings fit each other and `graph`. Reads no weight.
@@ -207,7 +206,35 @@ impl Prune {
         if let Some(found) = self.max_kl.filter(|most| !(most.is_finite() && *most > 0.0)) {
             return Err(Error::Bound { key: "max_kl", found });
         }
+        let without = |key, given: bool, other| if given { Err(Error::Idle { key, other }) } else { Ok(()) };
+        without("multiple", self.multiple.is_some() && self.target.is_none(), "target")?;
+        without("ends", self.ends.is_some() && self.blocks.is_none() && self.target.is_none(), "blocks")?;
+        without("depth", self.depth.is_some() && self.blocks.is_none(), "blocks")?;
         UnitSite::of(graph)?.iter().try_for_each(|site| self.quota(site).map(drop))
+    }
+
+    /// What leaves a block.
+    pub fn depth(&self) -> Depth {
+        self.depth.unwrap_or_default()
+    }
+
+    /// Blocks that stay whole at each end.
+    pub fn ends(&self) -> usize {
+        self.ends.unwrap_or(ENDS)
+    }
+
+    /// What divides the channels that stay of `channels`.
+    ///
+    /// # Errors
+    /// If it was said, and is no number of channels.
+    pub fn multiple(&self, channels: usize) -> Result<usize> {
+        match self.multiple {
+            Some(found) if found == 0 || found > channels => {
+                Err(Error::Setting { key: "multiple", found, wanted: format!("the MLPs have {channels} channels") })
+            }
+            Some(multiple) => Ok(multiple),
+            None => Ok(1 << channels.trailing_zeros().min(MULTIPLE.trailing_zeros())),
+        }
     }
 
     /// How much of a site stays, by `mlp`, `heads` and `kv_heads`.
@@ -227,10 +254,13 @@ impl Prune {
                 let all = heads / key_heads * groups;
                 let queries = within("heads", self.heads, heads)?.min(if self.heads.is_some() { heads } else { all });
                 if queries > all || !queries.is_multiple_of(groups) {
-                    let last = all / groups;
-                    let nearest = (1..=last).map(|each| each * groups).min_by_key(|n| n.abs_diff(queries)).unwrap_or(groups);
+                    let each = all / groups;
+                    let way_out = match (1..=each).map(|each| each * groups).min_by_key(|n| n.abs_diff(queries)) {
+                        Some(nearest) if nearest < heads => format!("`heads = {nearest}` would do"),
+                        _ => "a query head leaves with its key-value head, by `kv_heads`".into(),
+                    };
                     let wanted = format!(
-                        "{groups} key-value heads of `{}` have {last} query heads each, and each keeps as many: `heads = {nearest}` would do",
+                        "{groups} key-value heads of `{}` keep up to {each} query heads, all as many: {way_out}",
                         site.name
                     );
                     return Err(Error::Setting { key: "heads", found: queries, wanted });

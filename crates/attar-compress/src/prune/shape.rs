@@ -75,11 +75,13 @@ pub fn candidates(
     let group = full.heads / full.kv_heads.max(1);
     let range = |fixed: Option<usize>, from: usize, to: usize| fixed.map_or(from..=to, |n| n..=n);
     let (mut found, mut least) = (Vec::new(), u64::MAX);
+    // No fewer than a third of the channels.
+    let narrow = full.mlp.div_ceil(3).next_multiple_of(multiple).min(full.mlp);
     for kv in range(kv_heads, full.kv_heads.div_ceil(2), full.kv_heads) {
         let each = heads.map(|heads| heads / kv.max(1));
         for each in range(each, group.div_ceil(2), group) {
             let at = |mlp| Shape { mlp, heads: kv * each, kv_heads: kv, blocks: full.blocks };
-            let narrow = multiple.min(full.mlp);
+            let narrow = mlp.unwrap_or(narrow);
             let [low, high] = [cost(at(narrow))?, cost(at(full.mlp))?];
             for stay in range(blocks, fewest_blocks, full.blocks) {
                 // Costs are affine in channels and in blocks: `[of all blocks, of one]`.
@@ -92,10 +94,11 @@ pub fn candidates(
                     Some(full.mlp)
                 } else {
                     let share = (budget - low) as f64 / (high - low) as f64;
-                    Some(narrow + ((full.mlp - narrow) as f64 * share) as usize / multiple * multiple)
+                    let widest = narrow + ((full.mlp - narrow) as f64 * share) as usize;
+                    Some((widest / multiple * multiple).max(narrow))
                 };
                 let Some(widest) = mlp.map_or(widest, |mlp| widest.map(|w| w.min(mlp))) else { continue };
-                if mlp.is_none_or(|mlp| widest == mlp) && 3 * widest >= full.mlp {
+                if mlp.is_none_or(|mlp| widest == mlp) {
                     found.push(Shape { mlp: widest, blocks: stay, ..at(widest) });
                 }
             }

@@ -55,10 +55,12 @@ fn table(variants: &Found<'_, DistillReport>) -> Table {
         let kept = report.best_step.unwrap_or(report.steps);
         let counts = [report.weights.to_string(), format!("{kept} of {}", report.steps), report.tokens.to_string()];
         let head = [report.teacher.clone()].into_iter().chain(counts);
+        let ends = [report.losses.first(), report.losses.last()].map(|point| point.map_or(f64::NAN, |(_, loss)| *loss));
+        let head = head.chain([format!("{:.4} -> {:.4}", ends[0], ends[1])]);
         [head.chain([pair(|p| p.kl, 4), pair(|p| p.labels.exp(), 2)]).collect::<Vec<_>>()]
     };
     Table { head: HEAD, rows: rows_of(variants.iter().copied(), row) }
 }
 
 /// Columns of runs of training.
-const HEAD: &[&str] = &["variant", "teacher", "weights", "kept step", "tokens", "held-out KL", "held-out perplexity"];
+const HEAD: &[&str] = &["variant", "teacher", "weights", "kept step", "tokens", "loss", "held-out KL", "held-out perplexity"];

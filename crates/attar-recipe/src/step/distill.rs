@@ -45,7 +45,7 @@ pub(super) static DISTILL: StepKind = StepKind {
     folder: Some("distilled"),
     is_verb: true,
     examples: &[
-        "attar distill model --teacher model --train text.txt --length 128 --steps 4 --out student",
+        "attar distill smaller --teacher model --train text.txt --length 128 --steps 4 --out student",
         "attar distill model --labels 1 --kl 0 --train text.txt --samples 8 --length 64 --out own",
     ],
     looks_inside: true,
@@ -111,6 +111,12 @@ impl Step for Distill {
         };
         let trace = Trace::read(&read_lanes(&session.store.open(&blobs[1])?, 1)?[0]);
         let report = training.report(&trace);
+        if report.best_step == Some(0) {
+            let hint = "lower `learning_rate`, or train longer";
+            session.observer.note(&format!(
+                "note: nothing that was learned did better on the held-out text, and the weights stay as they were: {hint}"
+            ));
+        }
         plain::install(model, &plain, &part(plain::UNIT), session.store.open(&blobs[0])?)?;
         model.float = Float { graph: model.graph.clone(), source: model.source.clone() };
         DISTILL.leave(model, vec![("loss.svg".to_owned(), report.plot().svg().into_bytes().into())]);
@@ -153,6 +159,10 @@ impl Asked for Distill {
             Some(opened) => Float { graph: opened.graph.clone(), source: opened.source.clone() },
             None => model.opened.clone(),
         };
+        if self.teacher.is_none() && self.labels == 0.0 && teacher.graph == model.graph {
+            let hint = "name a `teacher`, or remove something by `prune` first, or learn from the text by `labels`";
+            return refused("the teacher is the model itself, which has nothing to learn from it".into(), hint);
+        }
         if !shape::predicts_tokens(&teacher.graph) {
             return refused(format!("`{}` predicts no tokens: it is an encoder", teacher.graph.name()), "choose a decoder");
         }

@@ -75,7 +75,8 @@ pub(super) fn trainable(select: &[Pattern], model: &Working) -> Result<Vec<Train
 
 /// What learns is held against the float model, value by value.
 pub(super) fn check_matches_float(model: &Working) -> Result<(), StepError> {
-    if model.matches_float() {
+    let integers = model.graph.nodes().iter().any(|node| matches!(node.op, attar_graph::Op::Quantize { .. }));
+    if model.matches_float() && !integers {
         return Ok(());
     }
     if model.adapters.is_some() {

@@ -92,7 +92,37 @@ fn a_budget_measures_shapes_and_takes_the_best() {
     assert_eq!(found["after"], best["size"], "{kls:?}");
     assert!((number(&found, "/divergence") - number(best, "/divergence")).abs() < 1e-9);
     for candidate in candidates {
+        assert!(number(candidate, "/mlp") >= 128.0, "no fewer than a third: {candidate}");
         assert!(number(candidate, "/size/parameters") <= 600_000.0 && number(candidate, "/mlp") % 32.0 == 0.0, "{candidate}");
+    }
+}
+
+/// The least that can be met is met, and one less is not.
+#[test]
+fn a_budget_that_no_shape_meets_is_told_the_nearest() {
+    let room = Room::new();
+    let plan = |parameters: u64| {
+        let step = format!("kind = \"prune\"\ntarget = {{ parameters = {parameters} }}");
+        room.write("recipe.toml", &recipe(&[&step], ""));
+        room.attar(&["plan", "recipe.toml"])
+    };
+    let said = plan(1000).exits(2).stderr;
+    let least =
+        said.split("`parameters = ").nth(2).and_then(|rest| rest.split('`').next()?.parse().ok()).expect("the hint names it");
+    plan(least).exits(0);
+    plan(least - 1).exits(2);
+}
+
+#[test]
+fn a_model_whose_activations_are_integers_keeps_its_shape() {
+    let room = Room::new();
+    let arguments =
+        ["activations", MODEL, "--calibration", TEXT, "--samples", "4", "--length", "64", "--out", "integers", "--quiet"];
+    room.attar(&arguments).exits(0);
+    for verb in [["prune", "--mlp", "192"], ["distill", "--labels", "1"]] {
+        let text = if verb[0] == "prune" { "--calibration" } else { "--train" };
+        let said = room.attar(&[verb[0], "integers", verb[1], verb[2], text, TEXT, "--length", "64", "--out", "out"]).exits(2);
+        assert!(said.stderr.contains("activations are quantized"), "{}", said.stderr);
     }
 }
 
@@ -174,6 +204,9 @@ fn mistakes_are_found_in_the_plan() {
         ("more key-value heads than there are", &["kind = \"prune\"\nkv_heads = 4"]),
         ("blocks at the ends", &["kind = \"prune\"\nblocks = 3"]),
         ("a budget that no shape meets", &["kind = \"prune\"\ntarget = { parameters = 1000 }"]),
+        ("a multiple that is more than there are", &["kind = \"prune\"\nmultiple = 500\ntarget = { parameters = \"600k\" }"]),
+        ("a setting that means nothing alone", &["kind = \"prune\"\nmlp = 192\nends = 1"]),
+        ("the teacher is the model itself", &["kind = \"distill\""]),
         ("two budgets", &["kind = \"prune\"\ntarget = { parameters = \"1M\", bytes = \"1 MB\" }"]),
         ("a bound that nothing is below", &["kind = \"prune\"\nmlp = 192\nmax_kl = 0"]),
         ("after quantization", &[quantize, "kind = \"prune\"\nmlp = 192"]),

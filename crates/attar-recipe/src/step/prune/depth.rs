@@ -40,7 +40,7 @@ pub(super) fn candidates(settings: &Prune, graph: &Graph, stay: Option<usize>) -
     let sublayers = Sublayer::of(graph).map_err(refused)?;
     let mut blocks: Vec<BlockId> = sublayers.iter().map(|sublayer| sublayer.block).collect();
     blocks.dedup();
-    let wanted = |sublayer: &&Sublayer| match settings.depth {
+    let wanted = |sublayer: &&Sublayer| match settings.depth() {
         Depth::Block => true,
         Depth::Attention => sublayer.is_attention,
         Depth::Mlp => !sublayer.is_attention,
@@ -50,18 +50,18 @@ pub(super) fn candidates(settings: &Prune, graph: &Graph, stay: Option<usize>) -
     let (count, fewest) = (all.len(), fewest(settings, all.len()));
     if stay < fewest || stay > count {
         let wanted = format!(
-            "the model has {count} blocks, of which the first and the last {} stay: {fewest} to {count} can stay",
-            settings.ends
+            "the model has {count} blocks, of which {} at each end stay, by `ends`: {fewest} to {count} can stay",
+            settings.ends()
         );
         return Err(refused(attar_compress::Error::Setting { key: "blocks", found: stay, wanted }));
     }
-    let free = all.into_iter().skip(settings.ends).take(count.saturating_sub(2 * settings.ends));
+    let free = all.into_iter().skip(settings.ends()).take(count.saturating_sub(2 * settings.ends()));
     Ok(Candidates { groups: free.filter(|group| !group.is_empty()).collect(), leave: count - stay })
 }
 
 /// The fewest of `count` blocks that can stay.
 pub(super) fn fewest(settings: &Prune, count: usize) -> usize {
-    count.min(2 * settings.ends).max(1)
+    count.min(2 * settings.ends()).max(1)
 }
 
 /// The same sublayers in another graph with the same names.
@@ -143,7 +143,7 @@ pub(super) fn chosen(
 
 fn name(settings: &Prune, graph: &Graph, group: &[Sublayer]) -> String {
     let block = group.first().map_or("", |one| graph.block_name(one.block));
-    match settings.depth {
+    match settings.depth() {
         Depth::Block => block.into(),
         Depth::Attention => format!("{block}.attention"),
         Depth::Mlp => format!("{block}.mlp"),

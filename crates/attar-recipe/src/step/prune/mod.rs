@@ -14,7 +14,7 @@ use attar_compress::{
         Cost, Cut, Depth, Fit, Prune, Quota, Shape, Sublayer, UnitSite, candidates, renumbered, reshaped, stored_as, without,
     },
 };
-use attar_graph::{Expr, Graph, Origin, SourceWeights};
+use attar_graph::{Expr, Graph, Op, Origin, SourceWeights};
 use attar_tensor::{Digest, Encoding, Overlay, Source, TensorInfo, safetensors::Shards};
 
 use super::{
@@ -117,6 +117,7 @@ impl Step for Prune {
                 (0..shapes.len()).min_by(|a, b| candidates[*a].divergence.total_cmp(&candidates[*b].divergence)).unwrap_or(0);
             shapes = vec![shapes.swap_remove(best)];
         }
+        self.note_few_tokens(&sites, seen, &before.graph, session);
         let (shape, fit) = (&shapes[0], self.fit);
         let leaving = work.leaving(shape, &removed);
         let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
@@ -131,6 +132,9 @@ impl Step for Prune {
             let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
             let error = Error { kind: ErrorKind::Bound, ..Error::input(message).hint(hint) };
             return Err(StepError { key: Some("max_kl".into()), error });
+        }
+        if tasks.is_empty() {
+            session.observer.note("note: the model is of the shape that was asked for: `prune` removed nothing");
         }
         let smaller = tasks.iter().zip(&made).filter(|(task, _)| task.quota.is_some());
         let layer = |(task, made): (&fit::Task<'_>, &fit::Made)| CutReport {
@@ -180,6 +184,9 @@ impl ShapeOf {
     }
 }
 
+/// With fewer tokens for each input of a layer, a fit is poor.
+const TOKENS_AN_INPUT: usize = 4;
+
 /// What is measured under a budget at most.
 const CANDIDATES: usize = 10;
 
@@ -189,6 +196,9 @@ trait Planned {
 
     /// How many groups of sublayers leave for a shape.
     fn leaving_groups(&self, shape: &ShapeOf, graph: &Graph) -> Result<usize, StepError>;
+
+    /// Says so where the text is too short to fit a layer on.
+    fn note_few_tokens(&self, sites: &[UnitSite], seen: &[Vec<u32>], graph: &Graph, session: &Session<'_>);
 
     /// Models that the text goes through.
     fn sides(&self) -> u64;
@@ -218,9 +228,8 @@ impl Planned for Prune {
             let shorter = last.as_deref().map(|last| without(&narrow, &depth::found_again(last, graph, &narrow))).transpose()?;
             Ok([all, shorter.map_or(0, |shorter| all - cost(ModelSize::of(&shorter)))])
         };
-        let fixed = [self.mlp, self.heads, self.kv_heads, self.blocks.or((self.depth != Depth::Block).then_some(full.blocks))];
-        let multiple =
-            (0..).map(|halved| self.multiple >> halved).find(|by| *by <= 1 || full.mlp.is_multiple_of(*by)).unwrap_or(1).max(1);
+        let fixed = [self.mlp, self.heads, self.kv_heads, self.blocks.or((self.depth() != Depth::Block).then_some(full.blocks))];
+        let multiple = self.multiple(full.mlp).map_err(refused)?;
         let found = candidates(full, fixed, fewest, multiple, budget, CANDIDATES, &mut costs).map_err(refused)?;
         if found.shapes.is_empty() {
             return Err(refused(attar_compress::Error::NoShape { key: what.key(), budget, least: found.least }));
@@ -230,6 +239,17 @@ impl Planned for Prune {
 
     fn leaving_groups(&self, shape: &ShapeOf, graph: &Graph) -> Result<usize, StepError> {
         Ok(depth::candidates(self, graph, shape.blocks())?.leave)
+    }
+
+    fn note_few_tokens(&self, sites: &[UnitSite], seen: &[Vec<u32>], graph: &Graph, session: &Session<'_>) {
+        let tokens: usize = seen.iter().map(Vec::len).sum();
+        let widest = sites.iter().filter_map(|site| graph.fact(site.reader.input).width()).max().unwrap_or(0);
+        if self.fit != Fit::None && tokens < TOKENS_AN_INPUT * widest {
+            let note = format!(
+                "note: layers of {widest} inputs are fitted on {tokens} tokens, which may do more harm than good: raise `samples`"
+            );
+            session.observer.note(&note);
+        }
     }
 
     fn sides(&self) -> u64 {
@@ -368,9 +388,13 @@ fn check_float(model: &Working) -> Result<(), StepError> {
     if let Some((weight, scheme)) = coded {
         return Err(refused(attar_compress::Error::CodesStay { weight, scheme }));
     }
-    if model.adapters.is_some() || !model.matches_float() {
+    let integers = model.graph.nodes().iter().any(|node| matches!(node.op, Op::Quantize { .. }));
+    if model.adapters.is_some() || integers || !model.matches_float() {
         let error = Error::recipe("the shape must change before adapters are added or activations are quantized");
-        return Err(StepError { key: Some("kind".into()), error: error.hint("put this step first".to_owned()) });
+        return Err(StepError {
+            key: Some("kind".into()),
+            error: error.hint("put this step first, on the checkpoint that the model was made from".to_owned()),
+        });
     }
     Ok(())
 }
