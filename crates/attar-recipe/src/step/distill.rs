@@ -92,6 +92,11 @@ impl Step for Distill {
         if model.training.is_none() {
             check_text("distill", "train", model)?;
         }
+        if self.teacher.is_none() && self.labels == 0.0 && teacher.graph == model.graph {
+            let hint = "name a `teacher`, or remove something by `prune` first, or learn from the text by `labels`".to_owned();
+            let error = Error::recipe("the teacher is the model itself, which has nothing to learn from it").hint(hint);
+            return Err(StepError { key: Some("kind".into()), error });
+        }
         let memory = self.memory(model, &teacher, &plain);
         let planned = plain.iter().map(|plain| plain.planned(memory)).collect();
         plain::place(&mut model.graph, &plain);
@@ -159,10 +164,6 @@ impl Asked for Distill {
             Some(opened) => Float { graph: opened.graph.clone(), source: opened.source.clone() },
             None => model.opened.clone(),
         };
-        if self.teacher.is_none() && self.labels == 0.0 && teacher.graph == model.graph {
-            let hint = "name a `teacher`, or remove something by `prune` first, or learn from the text by `labels`";
-            return refused("the teacher is the model itself, which has nothing to learn from it".into(), hint);
-        }
         if !shape::predicts_tokens(&teacher.graph) {
             return refused(format!("`{}` predicts no tokens: it is an encoder", teacher.graph.name()), "choose a decoder");
         }

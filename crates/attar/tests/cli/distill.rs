@@ -81,10 +81,11 @@ fn what_cannot_be_learned_from_is_refused_with_a_way_out() {
     refuse(TEXT, other, 2, &["the teacher has", "of the same family"]);
     refuse(TEXT, "teacher = \"testdata/models/tiny-bert\"\n", 2, &["it is an encoder"]);
     refuse(TEXT, "teacher = \"nowhere\"\n", 3, &["nowhere"]);
-    refuse(TEXT, "batch = 64\n", 2, &["40 windows of 64", "lower `batch`"]);
+    refuse(TEXT, "batch = 64\nlabels = 1.0\n", 2, &["40 windows of 64", "lower `batch`"]);
     let long = TEXT.replace("samples = 40", "samples = 100000");
-    refuse(&long, "", 3, &["training wants 6400256"]);
+    refuse(&long, "labels = 1.0\n", 3, &["training wants 6400256"]);
     refuse("", "", 2, &["trains on text", "`[data.train]`"]);
+    refuse(TEXT, "", 2, &["the teacher is the model itself", "name a `teacher`"]);
     refuse(
         TEXT,
         "learning_rate = 1e12\nclip = 1e9\nlabels = 1.0\nwarmup = 1\n",
