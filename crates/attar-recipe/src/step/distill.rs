@@ -95,7 +95,7 @@ impl Step for Distill {
         if self.teacher.is_none() && self.labels == 0.0 && teacher.graph == model.graph {
             let hint = "name a `teacher`, or remove something by `prune` first, or learn from the text by `labels`".to_owned();
             let error = Error::recipe("the teacher is the model itself, which has nothing to learn from it").hint(hint);
-            return Err(StepError { key: Some("kind".into()), error });
+            return Err(error.into());
         }
         let memory = self.memory(model, &teacher, &plain);
         let planned = plain.iter().map(|plain| plain.planned(memory)).collect();

@@ -175,7 +175,7 @@ impl Visitor for Fitting<'_> {
     }
 
     fn visit(&mut self, block: BlockId, key: &Digest, windows: &mut Windows<'_>) -> Result<()> {
-        let mut last: Option<(ValueId, Option<(BlockId, ValueId)>, Seen)> = None;
+        let mut last: Option<(Task<'_>, Seen)> = None;
         // What enters the block is not kept while it is visited.
         let takes_over = self.tasks_in(block).any(|task| task.through.is_some());
         let entering = if takes_over { windows.values(self.float(), &self.inputs) } else { Vec::new() };
@@ -187,15 +187,13 @@ impl Visitor for Fitting<'_> {
             let blob = match self.session.done(&unit)? {
                 Some(blob) => blob,
                 None => {
-                    let is = |(reader, through, _): &(ValueId, _, Seen)| {
-                        *reader == task.site.reader.weight && *through == task.through
-                    };
-                    let seen = match last.take().filter(is) {
-                        Some((.., seen)) => seen,
+                    let sees_the_same = |(other, _): &(Task<'_>, Seen)| Task { quota: task.quota, ..*other }.is(&task);
+                    let seen = match last.take().filter(sees_the_same) {
+                        Some((_, seen)) => seen,
                         None => self.see(&task, &entering, windows)?,
                     };
                     let (units, weight) = self.fit(&task, &seen)?;
-                    last = Some((task.site.reader.weight, task.through, seen));
+                    last = Some((task, seen));
                     let [named, listed] = names(&task, &unit);
                     let dims = self.dims(&task);
                     let units: Vec<f32> = units.into_iter().map(|unit| unit as f32).collect();
