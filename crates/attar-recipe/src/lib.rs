@@ -46,6 +46,7 @@ mod source;
 pub mod step;
 mod sweep;
 mod table;
+mod tokens;
 mod walk;
 mod walker;
 mod words;

@@ -9,7 +9,7 @@ use crate::{
     inputs::Inputs,
     recipe::{Compared, Subject},
     session::Texts,
-    side,
+    side, tokens,
 };
 
 /// What a recipe is about, opened.
@@ -17,33 +17,6 @@ use crate::{
 pub(crate) enum Measured {
     Model(Model),
     Artifact(Existing),
-}
-
-/// Texts that tell tokenizers apart: words, numbers, code, white space, other scripts.
-const PROBES: [&str; 4] = [
-    "The tokenizer's words, again.",
-    "In 1984 they'd paid $12,345.67",
-    "for (int i = 0; i < n; i++) {\n\t\tx[i] *= 2;\n}\n",
-    "naïve café, 東京と日本語, привет мир",
-];
-
-/// A text that another tokenizer cuts in another way than one's own.
-pub(crate) fn difference(own: &Tokenizer, other: &Tokenizer) -> Option<String> {
-    PROBES.iter().find_map(|text| {
-        let (Ok(own), Ok(other)) = (own.encode(text), other.encode(text)) else { return None };
-        let first = text.lines().next().unwrap_or_default();
-        (own != other).then(|| format!("the text `{first}` becomes {other:?}, not {own:?}"))
-    })
-}
-
-/// How the tokens of another tokenizer differ from one's own.
-pub(crate) fn other_tokens(own: &Tokenizer, other: &Tokenizer) -> Option<String> {
-    let [own, other] = [own, other].map(|tokenizer| tokenizer.to_json().ok());
-    let tokens = |json: &Option<String>| -> Option<serde_json::Value> {
-        let mut json: serde_json::Value = serde_json::from_str(json.as_deref()?).ok()?;
-        Some(json["model"]["vocab"].take())
-    };
-    (own != other && tokens(&own) != tokens(&other)).then(|| "their vocabularies differ".to_owned())
 }
 
 /// The models of a recipe, opened: headers are read, weights are not.
@@ -102,7 +75,7 @@ impl Opened {
     pub(crate) fn check_tokenizers(&self) -> Result<()> {
         let Some(baseline) = self.baseline.as_ref().filter(|baseline| baseline.no_tokenizer().is_none()) else { return Ok(()) };
         let Ok(own) = self.tokenizer() else { return Ok(()) };
-        match difference(&own, &baseline.tokenizer()?) {
+        match tokens::difference(&own, &baseline.tokenizer()?) {
             Some(difference) => {
                 let message = format!("the baseline has another tokenizer: {difference}");
                 Err(Error::input(message).hint("compare models of one tokenizer".to_owned()))

@@ -38,6 +38,17 @@ impl Rate {
     }
 }
 
+/// Learning rates of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Of weights before rounding, in distances between two codes.
+    pub rounding: Rate,
+    /// Of scales, relative to each.
+    pub scaling: Rate,
+    /// Of norm gains, relative to their mean.
+    pub norming: Rate,
+}
+
 impl Adam {
     /// Of `count` parameters without a gradient so far.
     pub fn new(parameters: usize) -> Adam {

@@ -15,7 +15,7 @@ mod quantized;
 mod recover;
 mod student;
 
-pub use adam::{Adam, Rate};
+pub use adam::{Adam, Rate, Rates};
 pub use adapt::{adapter_names, with_adapters};
 pub use adapter::directions;
 pub use autoround::{AutoRound, Progress, Task, stride, tensors};
@@ -23,7 +23,7 @@ pub use distill::{Batch, Distill, Measured, PlainDtype, Teacher};
 pub use gradients::{Differentiable, Gradients, relative_error};
 pub use plain::{Pace, Plain};
 pub use quantized::Learned;
-pub use recover::{Adapters, Method, Rates, Recover};
+pub use recover::{Adapters, Method, Recover};
 pub use student::{Criterion, Found, Objective, ROWS, Sink, Student};
 
 use crate::{Error, Result};

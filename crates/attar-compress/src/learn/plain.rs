@@ -7,10 +7,7 @@ use attar_tensor::Dtype;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{
-    adam::{Adam, Rate},
-    recover::Rates,
-};
+use super::adam::{Adam, Rate, Rates};
 use crate::{Error, Result};
 
 /// Numbers that are updated together.

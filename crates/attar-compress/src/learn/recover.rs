@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Rate,
+    Rate, Rates,
     autoround::block_matrices,
     student::{Criterion, Student, last_block, part_of, shape_of},
 };
@@ -103,17 +103,6 @@ fn default_scaling() -> f64 {
 
 fn default_norming() -> f64 {
     0.003
-}
-
-/// Learning rates of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct Rates {
-    /// Of weights before rounding, in distances between two codes.
-    pub rounding: Rate,
-    /// Of scales, relative to each.
-    pub scaling: Rate,
-    /// Of norm gains, relative to their mean.
-    pub norming: Rate,
 }
 
 /// Warm-up steps.

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, ops::Range};
 use attar_graph::{BlockId, Graph, Mode, TensorWeights, Values, Weights, gradient::seeded};
 use candle_core::Tensor;
 
-use super::{Differentiable, Learned, Plain, autoround::tensors, gradients::Tape, recover::Rates};
+use super::{Differentiable, Learned, Plain, adam::Rates, autoround::tensors, gradients::Tape};
 use crate::{Error, Result};
 
 /// Rows of logits in memory at a time.

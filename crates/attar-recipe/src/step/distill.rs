@@ -27,12 +27,11 @@ use super::{
 use crate::{
     Error, ErrorKind,
     model::{Float, Working},
-    opened,
     plot::{Line, Mark, Plot},
     report::{DistillReport, MeasuredPoint},
     session::Session,
     settings::of,
-    shape,
+    shape, tokens,
     walk::{self, Latest, Side, Walk, block_key, first_key, lane_values, read_lanes, write_parts},
     walker::Walker,
 };
@@ -174,7 +173,7 @@ impl Asked for Distill {
         }
         if let Some(opened) = opened {
             let (own, other) = (model.checkpoint.tokenizer().map_err(failed)?, opened.tokenizer().map_err(failed)?);
-            if let Some(difference) = opened::difference(&own, &other).or_else(|| opened::other_tokens(&own, &other)) {
+            if let Some(difference) = tokens::difference(&own, &other).or_else(|| tokens::other_tokens(&own, &other)) {
                 let hint = "a teacher has the tokenizer of its student: choose a model of the same family";
                 return refused(format!("the teacher has another tokenizer: {difference}"), hint);
             }
