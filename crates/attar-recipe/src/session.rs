@@ -80,6 +80,17 @@ impl<'a> Session<'a> {
         Ok(blob)
     }
 
+    /// A unit whose result is one number, and its blob.
+    pub(crate) fn number(&self, key: Digest, make: impl FnOnce() -> Result<f64>) -> Result<(f64, Digest)> {
+        let blob = self.unit(key, |to| {
+            let found = make()?;
+            to.write_all(&found.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
+        })?;
+        let path = self.store.open(&blob)?;
+        let bytes = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
+        Ok((bytes.try_into().map_or(f64::NAN, f64::from_le_bytes), blob))
+    }
+
     /// Releases a blob that this run made and no longer needs: it is deleted unless another run uses it.
     pub(crate) fn discard(&self, blob: &Digest) -> Result<()> {
         Ok(self.store.release(blob)?)

@@ -63,13 +63,7 @@ pub(super) fn check(
 ) -> Result<(f64, Digest)> {
     let windows = windows(before.0, session.calibration);
     let key = key(before, after, &windows)?;
-    let blob = session.unit(key, |to| {
-        let off = difference(title, key, before, after, &windows, session)?;
-        to.write_all(&off.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
-    })?;
-    let path = session.store.open(&blob)?;
-    let bytes = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
-    let off = bytes.try_into().map_or(f64::NAN, f64::from_le_bytes);
+    let (off, blob) = session.number(key, || difference(title, key, before, after, &windows, session))?;
     if off <= at_most {
         return Ok((off, blob));
     }

@@ -4,8 +4,9 @@ use attar_compress::prune::{Depth, Prune, Sublayer, without};
 use attar_graph::{BlockId, Cached, Graph, SourceWeights, Stream};
 use attar_tensor::Digest;
 
-use super::{super::kind::StepError, number};
+use super::super::kind::StepError;
 use crate::{
+    Result,
     divergence::{self, Yardstick},
     model::Float,
     session::Session,
@@ -120,16 +121,9 @@ pub(super) fn chosen(
                     .map(|one| *Digest::of(model.graph.get(one.stream.after).name.as_bytes()).as_bytes()),
             );
             let unit = Digest::of_parts(std::iter::once(b"absence 1".as_slice()).chain(parts.iter().map(|part| part.as_slice())));
-            let blob = match session.done(&unit)? {
-                Some(blob) => blob,
-                None => {
-                    let found = round.without(group)?;
-                    session
-                        .unit(unit, |to| to.write_all(&found.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into()))?
-                }
-            };
+            let (found, blob) = session.number(unit, || round.without(group))?;
             used.push(blob);
-            costs.push((number(&blob, session)?, at));
+            costs.push((found, at));
             done += 1;
         }
         costs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -165,9 +159,9 @@ struct Round<'a> {
 
 impl Round<'_> {
     /// The divergence without `group`, too. Groups are asked for in running order.
-    fn without(&mut self, group: &[Sublayer]) -> Result<f64, StepError> {
+    fn without(&mut self, group: &[Sublayer]) -> Result<f64> {
         let block = group[0].block;
-        let so_far = without(&self.model.graph, &self.before).map_err(refused)?;
+        let so_far = without(&self.model.graph, &self.before)?;
         let mut stream = self.stream_at(&so_far)?;
         while stream.block() < block {
             stream.leave(self.weights)?;
@@ -175,15 +169,15 @@ impl Round<'_> {
         let entering = stream.entering();
         self.at = Some((block, entering.clone()));
         let all: Vec<Sublayer> = self.before.iter().chain(group).copied().collect();
-        let graph = without(&self.model.graph, &all).map_err(refused)?;
+        let graph = without(&self.model.graph, &all)?;
         let mut stream = divergence::stream(&graph, self.windows)?;
         stream.restore(block, entering);
         let arrived = divergence::through(&graph, self.weights, stream, self.session)?;
-        Ok(self.yardstick.between(&graph, self.head, &arrived)?)
+        self.yardstick.between(&graph, self.head, &arrived)
     }
 
     /// In front of the block of the last question.
-    fn stream_at<'g>(&self, graph: &'g Graph) -> Result<Stream<'g>, StepError> {
+    fn stream_at<'g>(&self, graph: &'g Graph) -> Result<Stream<'g>> {
         let mut stream = divergence::stream(graph, self.windows)?;
         if let Some((block, entering)) = &self.at {
             stream.restore(*block, entering.clone());

@@ -14,15 +14,19 @@ use attar_graph::{BlockId, Expr, Mode, SourceWeights, ValueId, Values, Weights, 
 use attar_tensor::{Digest, Source, safetensors::Shards};
 use candle_core::{D, Device, Tensor};
 
-use super::{
-    super::{codes::refused, kind::StepError, transformed::write_tensors},
-    WALKER,
-};
+use super::super::{codes::refused, kind::StepError, transformed::write_tensors};
 use crate::{
     Result,
     model::Float,
     session::Session,
     walk::{self, Side, Visitor, Walk, Windows, block_key, first_key},
+    walker::Walker,
+};
+
+pub(in crate::step) static WALKER: Walker = Walker {
+    name: "prune",
+    doing: "prune",
+    example: "[[step]]\nkind = \"prune\"\nmlp = 256\nkv_heads = 1\nblocks = 3\nends = 1\n",
 };
 
 /// A layer that gets another weight.

@@ -17,6 +17,8 @@ use attar_compress::{
 use attar_graph::{Expr, Graph, Op, Origin, SourceWeights};
 use attar_tensor::{Digest, Encoding, Overlay, Source, TensorInfo, safetensors::Shards};
 
+pub(super) use fit::WALKER;
+
 use super::{
     codes::refused,
     kind::{PlannedTensor, Step, StepError, StepKind},
@@ -31,7 +33,6 @@ use crate::{
     settings::of,
     size::ModelSize,
     walk,
-    walker::Walker,
 };
 
 pub(super) static PRUNE: StepKind = StepKind {
@@ -50,12 +51,6 @@ pub(super) static PRUNE: StepKind = StepKind {
     needs_tokens: true,
     predicts: false,
     trains: false,
-};
-
-pub(super) static WALKER: Walker = Walker {
-    name: "prune",
-    doing: "prune",
-    example: "[[step]]\nkind = \"prune\"\nmlp = 256\nkv_heads = 1\nblocks = 3\nends = 1\n",
 };
 
 /// Of so many calibration windows one is kept aside, to measure on, up to [`ASIDE`].
@@ -343,13 +338,11 @@ impl Work<'_> {
             }
         }
         let key = Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice()));
-        let blob = self.session.unit(key, |to| {
+        Ok(self.session.number(key, || {
             self.session.observer.stage(&format!("{}: measure what pruning costs", self.title), 0);
             let yardstick = Yardstick::new(&before.graph, &weights[0], self.aside, self.session)?;
-            let found = yardstick.divergence(&after.graph, &weights[1], self.session)?;
-            to.write_all(&found.to_le_bytes()).map_err(|e| attar_tensor::Error::from(e).into())
-        })?;
-        Ok((number(&blob, self.session)?, blob))
+            yardstick.divergence(&after.graph, &weights[1], self.session)
+        })?)
     }
 }
 
@@ -443,11 +436,4 @@ fn changed(graph: &Graph, small: &Graph, memory: u64) -> Vec<PlannedTensor> {
         }
     }
     all
-}
-
-/// The number that a blob is.
-fn number(blob: &Digest, session: &Session<'_>) -> Result<f64, Error> {
-    let path = session.store.open(blob)?;
-    let bytes = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
-    Ok(bytes.try_into().map_or(f64::NAN, f64::from_le_bytes))
 }
