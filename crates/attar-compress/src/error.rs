@@ -275,9 +275,9 @@ pub enum Error {
         /// The setting.
         key: &'static str,
         /// What is allowed.
-        budget: u64,
+        budget: String,
         /// The least that any shape costs.
-        least: u64,
+        least: String,
     },
     /// A target that is none, or several.
     #[error("`target` has {found} budgets, and one is wanted")]
@@ -399,7 +399,7 @@ impl Error {
             Error::NoMlp => Some("remove `mlp = true`".into()),
             Error::NothingToScale => Some("remove the step".into()),
             Error::NothingToPrune => Some("say what stays: `mlp = 1152` keeps so many channels of every MLP".into()),
-            Error::OneBudget { .. } => Some("give one of `parameters`, `bytes`, `macs` and `kv_bytes`".into()),
+            Error::OneBudget { .. } => Some("give one of `parameters`, `bytes`, `macs`, `kv_bytes` and `latency`".into()),
             Error::NotUniform => Some("say what stays by `mlp`, `heads` and `kv_heads`".into()),
             Error::NoSublayers => Some("leave `blocks` out".into()),
             Error::Structure { .. } => Some(

@@ -127,6 +127,12 @@ pub struct Planned {
 }
 
 impl Planned {
+    /// Predicted seconds for the token after the prompt, if it is planned ([`Compile::decode`]).
+    pub fn decode_latency(&self) -> Option<f64> {
+        let (_, schedule, simulation) = self.runs.iter().find(|([rows, past], ..)| *rows == 1 && *past > 0)?;
+        Some(simulation.latency(&schedule.plan.rates))
+    }
+
     /// The schedule of a run with its predicted times, for a program with numbers.
     fn schedule(&self, run: [u64; 2], program: &Program) -> Option<(Schedule, Simulation)> {
         let (_, schedule, simulation) = self.runs.iter().find(|(planned, ..)| *planned == run)?;

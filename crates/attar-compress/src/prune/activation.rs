@@ -1,6 +1,6 @@
 //! The score of Minitron (Muralidharan et al. 2024): the size of a unit's activations.
 
-use super::{Observed, Pool, Pruner};
+use super::{Observed, Pruner};
 use crate::Result;
 
 /// Units with the largest activations stay, by their root mean square over the calibration text.
@@ -19,7 +19,7 @@ impl Pruner for Activation {
         16 * columns as u64
     }
 
-    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
-        Ok(seen.best(pools, |column| seen.moments.mean(column, column)))
+    fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {
+        Ok((0..seen.columns()).map(|column| seen.moments.mean(column, column)).collect())
     }
 }

@@ -1,7 +1,7 @@
 //! The score of FLAP (An et al. 2024): how much a unit varies around its mean. The original adds what the means made to a bias,
 //! which most decoders have no room for; here the columns that stay are fitted instead.
 
-use super::{Observed, Pool, Pruner};
+use super::{Observed, Pruner};
 use crate::Result;
 
 /// Units stay whose columns, each times the standard deviation of its input, are longest.
@@ -20,9 +20,9 @@ impl Pruner for Fluctuation {
         24 * columns as u64
     }
 
-    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
+    fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {
         let energies = seen.column_energies();
         let variance = |column: usize| (seen.moments.mean(column, column) - seen.means[column].powi(2)).max(0.0);
-        Ok(seen.best(pools, |column| energies[column] * variance(column)))
+        Ok((0..seen.columns()).map(|column| energies[column] * variance(column)).collect())
     }
 }

@@ -1,6 +1,6 @@
 //! The oldest score: the size of the weights.
 
-use super::{Observed, Pool, Pruner};
+use super::{Observed, Pruner};
 use crate::Result;
 
 /// Units with the longest columns stay, whatever they are multiplied with.
@@ -19,8 +19,7 @@ impl Pruner for Magnitude {
         24 * columns as u64
     }
 
-    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
-        let energies = seen.column_energies();
-        Ok(seen.best(pools, |column| energies[column]))
+    fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {
+        Ok(seen.column_energies())
     }
 }

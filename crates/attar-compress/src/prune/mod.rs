@@ -10,6 +10,7 @@
 mod activation;
 mod depth;
 mod fluctuation;
+mod hidden;
 mod magnitude;
 mod obs;
 mod refit;
@@ -23,13 +24,15 @@ use std::borrow::Cow;
 
 use attar_graph::Graph;
 use attar_tensor::nearest;
+use faer::Mat;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use depth::{Sublayer, renumbered, without};
-pub use refit::{Response, refitted};
+pub use hidden::{Hidden, Place};
+pub use refit::{Response, lost, refitted};
 pub use reshape::{Cut, reshaped, stored_as};
-pub use shape::{Found, Shape, candidates};
+pub use shape::{Found, Shape, candidates, narrowed};
 pub use site::{Stream, Unit, UnitSite};
 pub use target::{Cost, Count, Target};
 
@@ -46,8 +49,13 @@ pub trait Pruner: Sync {
     /// Bytes of memory that choosing among the columns of a layer `[rows, columns]` takes at most.
     fn memory(&self, dims: [usize; 2]) -> u64;
 
-    /// The units that stay, in rising order: from every pool as many as it keeps.
-    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>>;
+    /// What every column is worth by itself.
+    fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>>;
+
+    /// The units that stay, in rising order: from every pool as many as it keeps. By default those whose columns are worth most.
+    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
+        Ok(seen.best(pools, &self.scores(seen)?))
+    }
 }
 
 /// Every way, in the order of the documentation.
@@ -91,6 +99,14 @@ impl Observed<'_> {
         self.weight.len() / self.columns().max(1)
     }
 
+    /// The mean square of the layer's output, of all its rows together.
+    pub fn output_energy(&self) -> f64 {
+        let n = self.columns();
+        let weight = Mat::from_fn(self.rows(), n, |i, j| f64::from(self.weight[i * n + j]));
+        let seen = &weight * Mat::from_fn(n, n, |i, j| self.moments.mean(i, j));
+        (0..self.rows()).flat_map(|i| (0..n).map(move |j| (i, j))).map(|at| weight[at] * seen[at]).sum()
+    }
+
     /// The squared length of every column of the weight.
     fn column_energies(&self) -> Vec<f64> {
         let mut energies = vec![0.0; self.columns()];
@@ -100,9 +116,9 @@ impl Observed<'_> {
         energies
     }
 
-    /// From every pool the units with the highest sums of `score` over their columns; of equals, the first.
-    fn best(&self, pools: &[Pool], score: impl Fn(usize) -> f64) -> Vec<usize> {
-        let of_unit = |unit: usize| (unit * self.width..(unit + 1) * self.width).map(&score).sum::<f64>();
+    /// From every pool the units with the highest sums of `scores` over their columns; of equals, the first.
+    fn best(&self, pools: &[Pool], scores: &[f64]) -> Vec<usize> {
+        let of_unit = |unit: usize| scores[unit * self.width..(unit + 1) * self.width].iter().sum::<f64>();
         let mut kept = Vec::new();
         for pool in pools {
             let mut scored: Vec<(usize, f64)> = pool.units.iter().map(|unit| (*unit, of_unit(*unit))).collect();
@@ -150,10 +166,19 @@ pub struct Prune {
     /// Blocks at the start, and as many at the end, that stay whole under `blocks` or `target` [default: 2].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends: Option<usize>,
+    /// Channels of the residual stream that stay, the same in all blocks. A step of its own: nothing else leaves along with them. Layers that
+    /// read or write the stream are fitted to what the unpruned model has there, on their inputs in the smaller one; with `fit = "none"`
+    /// only the gains of norms are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<usize>,
     /// A budget in place of a shape: of all uniform shapes that meet it, up to ten are measured and the one with the least KL
     /// divergence stays. What `mlp`, `heads`, `kv_heads` or `blocks` say is not searched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+    /// Under `target`: MLPs of different blocks may keep different numbers of channels, where that is measured to lose less than the best
+    /// shape that is the same for all. The target `safetensors` cannot hold such a model.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vary: bool,
     /// Under `target`: what divides the channels that stay of an MLP, such as the tile of a device or the group of a quantization
     /// [default: the largest power of two up to 64 that divides those of the model].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -200,6 +225,13 @@ impl Prune {
     /// If nothing is asked for, if a number is none that the model has, or if heads would not divide.
     pub fn check(&self, graph: &Graph) -> Result<()> {
         let shaped = [self.mlp, self.heads, self.kv_heads, self.blocks].iter().any(Option::is_some);
+        if let Some(hidden) = self.hidden {
+            if shaped || self.target.is_some() {
+                let hint = "give the other one a step of its own, before or after";
+                return Err(Error::Contradiction { key: "hidden", other: "mlp, heads, kv_heads, blocks or target".into(), hint });
+            }
+            return Hidden::of(graph)?.check(hidden);
+        }
         if !shaped && self.target.is_none() {
             return Err(Error::NothingToPrune);
         }
@@ -208,6 +240,14 @@ impl Prune {
         }
         let without = |key, given: bool, other| if given { Err(Error::Idle { key, other }) } else { Ok(()) };
         without("multiple", self.multiple.is_some() && self.target.is_none(), "target")?;
+        without("vary", self.vary && self.target.is_none(), "target")?;
+        if self.vary && (self.mlp.is_some() || self.target.as_ref().is_some_and(|target| target.kv_bytes.is_some())) {
+            let (other, hint) = match self.mlp {
+                Some(mlp) => (format!("mlp = {mlp}"), "leave one of them out"),
+                None => ("target = { kv_bytes }".into(), "the channels of MLPs add nothing to the cache: leave `vary` out"),
+            };
+            return Err(Error::Contradiction { key: "vary", other, hint });
+        }
         without("ends", self.ends.is_some() && self.blocks.is_none() && self.target.is_none(), "blocks")?;
         without("depth", self.depth.is_some() && self.blocks.is_none(), "blocks")?;
         UnitSite::of(graph)?.iter().try_for_each(|site| self.quota(site).map(drop))

@@ -37,6 +37,11 @@ impl Pruner for Obs {
         (32 * columns * columns + 8 * rows * columns) as u64
     }
 
+    fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {
+        let problem = Problem::new(seen)?;
+        Ok((0..seen.columns()).map(|column| problem.cost_of_column(column)).collect())
+    }
+
     fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
         let mut problem = Problem::new(seen)?;
         if let Some(choices) = choices(pools) {
@@ -134,8 +139,7 @@ impl Problem {
     fn cost(&self, units: &[usize]) -> f64 {
         let columns = self.columns_of(units);
         if let [column] = columns[..] {
-            let energy: f64 = self.weight.chunks(self.columns).map(|row| row[column] * row[column]).sum();
-            return energy / self.inverse[column * self.columns + column].max(f64::MIN_POSITIVE);
+            return self.cost_of_column(column);
         }
         let Some(core) = self.core(&columns) else { return 0.0 };
         let of_row = |row: &[f64]| {
@@ -144,6 +148,11 @@ impl Problem {
             (0..part.len()).map(|i| part[i] * product(i)).sum::<f64>()
         };
         self.weight.chunks(self.columns).map(of_row).sum()
+    }
+
+    fn cost_of_column(&self, column: usize) -> f64 {
+        let energy: f64 = self.weight.chunks(self.columns).map(|row| row[column] * row[column]).sum();
+        energy / self.inverse[column * self.columns + column].max(f64::MIN_POSITIVE)
     }
 
     /// Removes units; the others adapt.

@@ -57,6 +57,30 @@ pub fn refitted(weight: &[f32], moments: &Hessian, response: &Response<'_>, kept
     }
 }
 
+/// The mean square of what the new weight returns less than was wanted, `E|y - W' x|^2`; for [`Response::Wanted`] without the part that no weight
+/// changes, `E|y|^2`. In the unit of the moments.
+pub fn lost(weight: &[f32], fitted: &[f32], moments: &Hessian, response: &Response<'_>) -> f64 {
+    let n = moments.inputs();
+    let rows = weight.len() / n.max(1);
+    let matrix = |of: &dyn Fn(usize) -> f64| Mat::from_fn(rows, n, |i, j| of(i * n + j));
+    let part = match response {
+        Response::Own => matrix(&|at| f64::from(weight[at]) - f64::from(fitted[at])),
+        Response::Wanted(_) => matrix(&|at| f64::from(fitted[at])),
+    };
+    let seen = &part * Mat::from_fn(n, n, |i, j| moments.mean(i, j));
+    let mut sum = 0.0;
+    for i in 0..rows {
+        for j in 0..n {
+            let shared = match response {
+                Response::Own => 0.0,
+                Response::Wanted(cross) => 2.0 * cross.mean(i, j),
+            };
+            sum += part[(i, j)] * (seen[(i, j)] - shared);
+        }
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Tensor};
@@ -111,6 +135,25 @@ mod tests {
         cross.add(&y, &x).unwrap();
         let fitted = refitted(&[0.0, 0.0, 1.0], &moments, &Response::Wanted(&cross), &[0, 1]).unwrap();
         assert_are(&fitted, by_hand(&moments, [0.0, 0.0], [cross.mean(0, 0), cross.mean(0, 1)]));
+    }
+
+    /// Against the mean over all tokens, one by one.
+    #[test]
+    fn what_is_lost_is_the_mean_square_over_the_tokens() {
+        let x = tokens(200);
+        let (mut moments, mut cross) = (Hessian::new(3), Cross::new(1, 3));
+        moments.add(&x).unwrap();
+        let (old, new) = ([1.0f32, 1.0, 3.0], [2.0f32, -1.0, 0.0]);
+        let y = x.matmul(&Tensor::new(&[[old[0]], [old[1]], [old[2]]], &Device::Cpu).unwrap()).unwrap();
+        cross.add(&y, &x).unwrap();
+        let of = |w: [f32; 3], token: &[f32]| w.iter().zip(token).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+        let all = x.to_vec2::<f32>().unwrap();
+        let mean = |f: &dyn Fn(&[f32]) -> f64| all.iter().map(|token| f(token)).sum::<f64>() / all.len() as f64;
+        let wanted = mean(&|token| (of(old, token) - of(new, token)).powi(2));
+        let found = lost(&old, &new, &moments, &Response::Own);
+        assert!((found - wanted).abs() < CLOSE * wanted, "{found}, {wanted}");
+        let found = lost(&old, &new, &moments, &Response::Wanted(&cross)) + mean(&|token| of(old, token).powi(2));
+        assert!((found - wanted).abs() < CLOSE * wanted, "{found}, {wanted}");
     }
 
     #[test]

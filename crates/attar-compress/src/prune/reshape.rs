@@ -19,10 +19,10 @@ pub struct Cut<'a> {
 }
 
 /// A constant of the smaller graph.
-struct Smaller {
-    dims: Vec<usize>,
-    encoding: Encoding,
-    expr: Expr,
+pub(super) struct Smaller {
+    pub(super) dims: Vec<usize>,
+    pub(super) encoding: Encoding,
+    pub(super) expr: Expr,
 }
 
 /// `graph` without the units that leave. Weights are expressions over what they were: nothing is read.
@@ -44,6 +44,15 @@ pub fn reshaped(graph: &Graph, cuts: &[Cut<'_>]) -> Result<Graph> {
             weights.extend(maker.smaller(graph, &units));
         }
     }
+    with_constants(graph, &weights, &splits)
+}
+
+/// `graph` with other constants, and other numbers of heads where an output is split into them.
+pub(super) fn with_constants(
+    graph: &Graph,
+    weights: &BTreeMap<ValueId, Smaller>,
+    splits: &BTreeMap<ValueId, usize>,
+) -> Result<Graph> {
     let small = graph.rewrite(&mut |copy, node| {
         for id in &node.inputs {
             if let Some(Smaller { dims, encoding, expr }) = weights.get(id).filter(|_| !copy.has(*id)) {

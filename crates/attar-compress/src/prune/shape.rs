@@ -47,45 +47,52 @@ impl Shape {
             Unit::Head { .. } => Quota::Heads { groups: self.kv_heads, each: self.heads / self.kv_heads.max(1) },
         }
     }
+}
 
-    /// `graph` with these channels and heads, the first of each, and all its blocks: to see what it would cost.
-    pub fn narrowed(&self, graph: &Graph) -> Result<Graph> {
-        let sites = UnitSite::of(graph)?;
-        let kept: Vec<Vec<usize>> = sites.iter().map(|site| self.quota(site).first(site)).collect();
-        let cuts = sites.iter().zip(&kept).filter(|(site, _)| !self.quota(site).is_whole(site));
-        let cuts = cuts.map(|(site, units)| Cut { site, units, weight: site.reader.expr(graph).clone() });
-        reshaped(graph, &cuts.collect::<Vec<_>>())
-    }
+/// `graph` with so much of every site, the first units of each, and all its blocks: to see what it would cost.
+pub fn narrowed(graph: &Graph, quota: &dyn Fn(&UnitSite) -> Quota) -> Result<Graph> {
+    let sites = UnitSite::of(graph)?;
+    let kept: Vec<Vec<usize>> = sites.iter().map(|site| quota(site).first(site)).collect();
+    let cuts = sites.iter().zip(&kept).filter(|(site, _)| !quota(site).is_whole(site));
+    let cuts = cuts.map(|(site, units)| Cut { site, units, weight: site.reader.expr(graph).clone() });
+    reshaped(graph, &cuts.collect::<Vec<_>>())
 }
 
 /// The shapes of at most `most` candidates within a budget, none of which could have more channels; those first that should lose least.
 ///
-/// `cost` is what a graph of the model's blocks, but of other channels and heads, costs. `multiple` divides the channels. What
-/// `fixed` names stays as it says.
-pub fn candidates(
+/// `cost` is what the model costs in a shape. Costs are taken to be affine in channels and in blocks, and looked up again for every
+/// candidate: where they are not, it gets narrower until it is within the budget. `multiple` divides the channels. What `fixed` names stays
+/// as it says.
+pub fn candidates<E>(
     full: Shape,
     fixed: [Option<usize>; 4],
     fewest_blocks: usize,
     multiple: usize,
     budget: u64,
     most: usize,
-    cost: &mut dyn FnMut(Shape) -> Result<[u64; 2]>,
-) -> Result<Found> {
+    cost: &mut dyn FnMut(Shape) -> Result<u64, E>,
+) -> Result<Found, E> {
     let [mlp, heads, kv_heads, blocks] = fixed;
     let group = full.heads / full.kv_heads.max(1);
     let range = |fixed: Option<usize>, from: usize, to: usize| fixed.map_or(from..=to, |n| n..=n);
     let (mut found, mut least) = (Vec::new(), u64::MAX);
     // No fewer than a third of the channels.
-    let narrow = full.mlp.div_ceil(3).next_multiple_of(multiple).min(full.mlp);
+    let narrow = mlp.unwrap_or(full.mlp.div_ceil(3).next_multiple_of(multiple).min(full.mlp));
     for kv in range(kv_heads, full.kv_heads.div_ceil(2), full.kv_heads) {
-        let each = heads.map(|heads| heads / kv.max(1));
-        for each in range(each, group.div_ceil(2), group) {
-            let at = |mlp| Shape { mlp, heads: kv * each, kv_heads: kv, blocks: full.blocks };
-            let narrow = mlp.unwrap_or(narrow);
-            let [low, high] = [cost(at(narrow))?, cost(at(full.mlp))?];
+        for each in range(heads.map(|heads| heads / kv.max(1)), group.div_ceil(2), group) {
+            if each > group || heads.is_some_and(|heads| heads != kv * each) {
+                continue;
+            }
+            let at = |mlp, blocks| Shape { mlp, heads: kv * each, kv_heads: kv, blocks };
+            // What a model costs, and what a block less saves.
+            let mut affine = |mlp| -> Result<[u64; 2], E> {
+                let all = cost(at(mlp, full.blocks))?;
+                let shorter = if fewest_blocks < full.blocks { cost(at(mlp, full.blocks - 1))? } else { all };
+                Ok([all, all.saturating_sub(shorter)])
+            };
+            let [low, high] = [affine(narrow)?, affine(full.mlp)?];
             for stay in range(blocks, fewest_blocks, full.blocks) {
-                // Costs are affine in channels and in blocks: `[of all blocks, of one]`.
-                let of = |[all, one]: [u64; 2]| all - one * (full.blocks - stay) as u64;
+                let of = |[all, one]: [u64; 2]| all.saturating_sub(one * (full.blocks - stay) as u64);
                 let (low, high) = (of(low), of(high));
                 least = least.min(low);
                 let widest = if low > budget {
@@ -99,14 +106,26 @@ pub fn candidates(
                 };
                 let Some(widest) = mlp.map_or(widest, |mlp| widest.map(|w| w.min(mlp))) else { continue };
                 if mlp.is_none_or(|mlp| widest == mlp) {
-                    found.push(Shape { mlp: widest, blocks: stay, ..at(widest) });
+                    found.push(at(widest, stay));
                 }
             }
         }
     }
     found.sort_by(|a, b| predicted(&full, a).total_cmp(&predicted(&full, b)));
-    found.truncate(most);
-    Ok(Found { shapes: found, least })
+    let mut within = Vec::new();
+    for mut shape in found {
+        let mut costs = cost(shape)?;
+        while costs > budget && shape.mlp >= narrow + multiple {
+            shape.mlp -= multiple;
+            costs = cost(shape)?;
+        }
+        least = least.min(costs);
+        within.extend((costs <= budget).then_some(shape));
+        if within.len() == most {
+            break;
+        }
+    }
+    Ok(Found { shapes: within, least })
 }
 
 /// Shapes within a budget.

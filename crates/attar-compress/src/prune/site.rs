@@ -135,7 +135,7 @@ impl UnitSite {
 }
 
 /// The residual stream that the output of `reader` is added to.
-fn stream(graph: &Graph, reader: &Layer) -> Option<Stream> {
+pub(super) fn stream(graph: &Graph, reader: &Layer) -> Option<Stream> {
     let sum = sole_reader(graph, reader.output).ok()?;
     let before = match (&sum.op, sum.inputs.as_slice()) {
         (Op::Add, [a, b]) if *b == reader.output && a != b => *a,

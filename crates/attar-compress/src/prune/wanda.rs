@@ -1,6 +1,6 @@
 //! The score of Wanda (Sun et al. 2023) for whole units, as FASP has it (Hu et al. 2025): activation times weight.
 
-use super::{Observed, Pool, Pruner};
+use super::{Observed, Pruner};
 use crate::Result;
 
 /// Units stay whose columns, each times the root mean square of its input, are longest.
@@ -19,8 +19,8 @@ impl Pruner for Wanda {
         24 * columns as u64
     }
 
-    fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
+    fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {
         let energies = seen.column_energies();
-        Ok(seen.best(pools, |column| energies[column] * seen.moments.mean(column, column)))
+        Ok((0..seen.columns()).map(|column| energies[column] * seen.moments.mean(column, column)).collect())
     }
 }

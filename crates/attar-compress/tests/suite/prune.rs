@@ -7,7 +7,8 @@ use std::{collections::HashMap, fs, path::Path, sync::Arc};
 use attar_compress::{
     Hessian,
     prune::{
-        Cut, Observed, PRUNERS, Pool, Response, Sublayer, Unit, UnitSite, refitted, renumbered, reshaped, stored_as, without,
+        Cut, Hidden, Observed, PRUNERS, Place, Pool, Response, Sublayer, Unit, UnitSite, refitted, renumbered, reshaped,
+        stored_as, without,
     },
 };
 use attar_graph::{Graph, Inputs, Mode, Run, SourceWeights, TensorWeights, Weights};
@@ -42,12 +43,20 @@ fn outputs(graph: &Graph, weights: &dyn Weights) -> Vec<f32> {
     run.finish(0).unwrap().0[0].flatten_all().unwrap().to_vec1().unwrap()
 }
 
+/// The same where norms add their epsilon to a mean of other numbers.
+const OF_EPSILON: f32 = 1e-2;
+
 #[track_caller]
 fn assert_close(found: &[f32], wanted: &[f32], what: &str) {
+    assert_within(RELATIVE, found, wanted, what);
+}
+
+#[track_caller]
+fn assert_within(relative: f32, found: &[f32], wanted: &[f32], what: &str) {
     assert_eq!(found.len(), wanted.len(), "{what}");
     let largest = wanted.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let worst = found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(worst <= RELATIVE * largest, "{what}: off by {worst} where the largest is {largest}");
+    assert!(worst <= relative * largest, "{what}: off by {worst} where the largest is {largest}");
 }
 
 /// The weight of a site's reader with zeros for all units but some.
@@ -124,6 +133,60 @@ fn blocks_that_left_add_nothing_and_the_others_are_numbered_through() {
         }
         assert!(short.find(&format!("blocks.{}.mlp.down", short.block_count() - 2)).is_none(), "{name}");
     }
+}
+
+/// What the residual stream never holds can leave: gains make up for the smaller number of channels.
+#[test]
+fn channels_of_the_residual_stream_that_are_always_zero_leave_without_a_trace() {
+    let mut architectures = Vec::new();
+    for subject in subjects() {
+        let graph = &subject.graph;
+        let Ok(hidden) = Hidden::of(graph) else { continue };
+        let width = hidden.width();
+        let kept: Vec<usize> = (0..width).filter(|channel| channel % 4 != 1).collect();
+        let mask: Vec<f32> = (0..width).map(|channel| f32::from(kept.contains(&channel))).collect();
+        let below = SourceWeights(subject.source.clone());
+        let mut tensors = HashMap::new();
+        let mut zeroed = |id, dims: &[usize]| {
+            let value = graph.get(id);
+            let attar_graph::Origin::Weight(expr) = &value.origin else { panic!("a weight") };
+            let mask = Tensor::from_vec(mask.clone(), dims, &Device::Cpu).unwrap();
+            tensors.insert(value.name.clone(), below.whole(&value.name, expr).unwrap().broadcast_mul(&mask).unwrap());
+        };
+        for node in graph.nodes().iter().filter(|node| matches!(node.op, attar_graph::Op::Embedding)) {
+            zeroed(node.inputs[1], &[1, width]);
+        }
+        let mut gains = Vec::new();
+        for (_, place) in hidden.places() {
+            match place {
+                Place::Writer { layer, .. } => {
+                    zeroed(layer.weight, &[width, 1]);
+                    layer.bias.iter().for_each(|bias| zeroed(*bias, &[width]));
+                }
+                Place::Norm { gain, .. } => gains.push(graph.get(*gain).name.clone()),
+                Place::Readers(layers) => assert!(!layers.is_empty()),
+            }
+        }
+        let wanted = outputs(graph, &TensorWeights { tensors, below: &below });
+        let small = hidden.narrowed(graph, &kept, &Default::default()).unwrap();
+        small.verify_weights(&*subject.source).unwrap();
+        let ratio = (width as f64 / kept.len() as f64).sqrt();
+        let scaled = |name: &String| {
+            let value = small.get(small.find(name).unwrap());
+            let attar_graph::Origin::Weight(expr) = &value.origin else { panic!("a weight") };
+            (name.clone(), below.whole(name, expr).unwrap().affine(ratio, 0.0).unwrap())
+        };
+        let tensors = gains.iter().map(scaled).collect();
+        assert_within(OF_EPSILON, &outputs(&small, &TensorWeights { tensors, below: &below }), &wanted, graph.name());
+        architectures.push(graph.name().to_owned());
+    }
+    architectures.sort();
+    architectures.dedup();
+    assert_eq!(
+        architectures,
+        ["llama", "mistral", "phi3", "qwen2", "qwen3"],
+        "others normalize what they add, or subtract means"
+    );
 }
 
 /// Inputs `[count, columns]` that depend on each other, of which the last is always zero.

@@ -42,8 +42,14 @@ pub struct CandidateReport {
     /// What stays of every block, and the blocks that stay.
     #[serde(flatten)]
     pub shape: Shape,
+    /// The channels of every MLP in running order, where they differ from the shape's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub widths: Vec<usize>,
     /// What it costs.
     pub size: ModelSize,
+    /// Predicted seconds for one token on the device of the budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<f64>,
     /// KL divergence, as for the model that was made; fitted to the layers' own outputs.
     pub divergence: f64,
 }
@@ -109,8 +115,12 @@ fn candidates(variants: &Found<'_, PruneReport>) -> Table {
     let row = |candidate: &CandidateReport| {
         let Shape { mlp, heads, kv_heads, blocks } = candidate.shape;
         let mut cells: Vec<String> = [mlp, heads, kv_heads, blocks].iter().map(ToString::to_string).collect();
+        if let (Some(least), Some(most)) = (candidate.widths.iter().min(), candidate.widths.iter().max()) {
+            cells[0] = format!("{least} to {most}");
+        }
         let size = candidate.size;
         cells.extend([size.parameters.to_string(), bytes(size.bytes), size.macs.to_string(), bytes(size.kv_bytes)]);
+        cells.push(candidate.latency.map_or_else(|| "-".into(), |seconds| format!("{:.4} ms", 1e3 * seconds)));
         cells.push(format!("{:.4}", candidate.divergence));
         cells
     };
@@ -126,6 +136,7 @@ fn candidates(variants: &Found<'_, PruneReport>) -> Table {
             "weights",
             "MACs per token",
             "KV per token",
+            "token on device",
             "KL",
         ],
         rows: rows_of(variants.iter().copied(), rows),

@@ -49,6 +49,7 @@ pub static STEPS: &[&StepKind] = &[
 /// Everything that walks through the blocks of a model.
 pub static WALKERS: &[&Walker] = &[
     &prune::WALKER,
+    &prune::HIDDEN_WALKER,
     &distill::WALKER,
     &preserved::WALKER,
     &smooth::WALKER,

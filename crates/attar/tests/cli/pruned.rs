@@ -97,6 +97,68 @@ fn a_budget_measures_shapes_and_takes_the_best() {
     }
 }
 
+/// The latency of a candidate is what `compile` plans for the quantized model.
+#[test]
+fn a_budget_of_latency_is_that_of_the_compiled_model() {
+    let room = Room::new();
+    let target = "target = { latency = 0.00006, device = \"generic-npu\", set = [\"sram=256KiB\"] }";
+    let steps = [
+        &format!("kind = \"prune\"\nends = 1\nmultiple = 32\n{target}"),
+        "kind = \"quantize\"\ngrid = \"int8\"\ngroup = \"row\"",
+        "kind = \"quantize\"\ngrid = \"int8\"\ngroup = \"row\"\nselect = [\"embedding\", \"lm_head\"]",
+        "kind = \"activations\"\nmode = \"static\"\nselect = [\"**\"]",
+        "kind = \"compile\"\ndevice = \"generic-npu\"\nset = [\"sram=256KiB\"]",
+    ];
+    let found = pruned(&room, &recipe(&steps, ""));
+    let candidates = found["candidates"].as_array().expect("they are listed");
+    assert!(
+        candidates.len() > 1 && candidates.iter().all(|candidate| number(candidate, "/latency") <= 0.00006),
+        "{candidates:?}"
+    );
+    let best = candidates.iter().find(|candidate| candidate["size"] == found["after"]).expect("one was made");
+    let report = room.json("out/report.json");
+    let phases = report["variants"][0]["compilations"][0]["phases"].as_array().expect("it was compiled").clone();
+    let decode = phases.iter().find(|phase| phase["name"] == "decode").expect("decoding is planned");
+    assert_eq!(number(decode, "/latency"), number(best, "/latency"));
+}
+
+/// Where blocks may differ, the whole is measured against the best uniform shape.
+#[test]
+fn widths_vary_within_the_budget_where_that_loses_less() {
+    let room = Room::new();
+    let step =
+        "kind = \"prune\"\nblocks = 4\nheads = 4\nkv_heads = 2\nmultiple = 32\nvary = true\ntarget = { parameters = \"700k\" }";
+    let found = pruned(&room, &recipe(&[step], "\n[[export]]\ntarget = \"onnx\"\n"));
+    let candidates = found["candidates"].as_array().expect("they are listed");
+    let [uniform, varied] = candidates.as_slice() else { panic!("one shape and its variation: {candidates:?}") };
+    let widths: Vec<u64> = varied["widths"].as_array().expect("listed").iter().filter_map(Value::as_u64).collect();
+    assert!(widths.len() == 4 && widths.iter().any(|width| *width != widths[0]), "{widths:?}");
+    assert!(number(varied, "/size/parameters") <= 700_000.0 && number(varied, "/divergence") < number(uniform, "/divergence"));
+    assert_eq!(found["after"], varied["size"]);
+    room.write("recipe.toml", &recipe(&[step], "\n[[export]]\ntarget = \"safetensors\"\n"));
+    let said = room.attar(&["plan", "recipe.toml"]).exits(2);
+    assert!(said.stderr.contains("channels in its MLP"), "{}", said.stderr);
+}
+
+/// A narrower residual stream is an ordinary model, and the fit is worth more than half of what is lost.
+#[test]
+fn the_residual_stream_becomes_narrower() {
+    let room = Room::new();
+    let kl = |method: &str, fit: &str| {
+        let step = format!("kind = \"prune\"\nhidden = 112\nmethod = \"{method}\"\nfit = \"{fit}\"");
+        let found = pruned(&room, &recipe(&[&step], "\n[[export]]\ntarget = \"safetensors\"\n"));
+        assert_eq!(room.json("out/safetensors/config.json")["hidden_size"], 112);
+        assert_eq!(found["layers"][0]["after"], 112, "{found}");
+        number(&found, "/divergence")
+    };
+    let (as_it_is, fitted) = (kl("obs", "none"), kl("obs", "layer"));
+    assert!(fitted < 0.6 * as_it_is, "{fitted} fitted, {as_it_is} as it is");
+    for method in ["activation", "wanda", "magnitude", "fluctuation"] {
+        assert!(kl(method, "layer").is_finite());
+    }
+    room.attar(&["eval", "out/safetensors", "--data", TEXT, "--tokens", "256", "--quiet"]).exits(0);
+}
+
 /// The least that can be met is met, and one less is not.
 #[test]
 fn a_budget_that_no_shape_meets_is_told_the_nearest() {
@@ -209,6 +271,14 @@ fn mistakes_are_found_in_the_plan() {
         ("the teacher is the model itself", &["kind = \"distill\""]),
         ("two budgets", &["kind = \"prune\"\ntarget = { parameters = \"1M\", bytes = \"1 MB\" }"]),
         ("a bound that nothing is below", &["kind = \"prune\"\nmlp = 192\nmax_kl = 0"]),
+        ("a wider residual stream", &["kind = \"prune\"\nhidden = 129"]),
+        ("a narrower stream, and more", &["kind = \"prune\"\nhidden = 96\nmlp = 192"]),
+        ("a latency without a device", &["kind = \"prune\"\ntarget = { latency = 0.001 }"]),
+        ("a device without a latency", &["kind = \"prune\"\ntarget = { parameters = \"600k\", device = \"generic-npu\" }"]),
+        ("an unknown device", &["kind = \"prune\"\ntarget = { latency = 0.001, device = \"generic-np\" }"]),
+        ("a latency that no shape meets", &["kind = \"prune\"\ntarget = { latency = 1e-9, device = \"generic-npu\" }"]),
+        ("widths that vary without a budget", &["kind = \"prune\"\nmlp = 192\nvary = true"]),
+        ("widths that add nothing to the cache", &["kind = \"prune\"\nvary = true\ntarget = { kv_bytes = 400 }"]),
         ("after quantization", &[quantize, "kind = \"prune\"\nmlp = 192"]),
         ("a shape that a later step would break", &["kind = \"prune\"\nmlp = 200", quantize]),
     ];

@@ -8,7 +8,7 @@ use std::{
 
 use attar_compress::{
     Cross, Hessian,
-    prune::{Fit, Observed, Prune, Quota, Response, Sublayer, Unit, UnitSite, refitted},
+    prune::{Fit, Observed, Prune, Quota, Response, Sublayer, Unit, UnitSite, lost, refitted},
 };
 use attar_graph::{BlockId, Expr, Mode, SourceWeights, ValueId, Values, Weights, kernel::with_f32};
 use attar_tensor::{Digest, Source, safetensors::Shards};
@@ -52,6 +52,8 @@ pub(super) struct Made {
     pub(super) units: Vec<usize>,
     /// The name of the tensor in `blob`: the weight, with zeros for units that left.
     pub(super) tensor: String,
+    /// What the layer lost by it, relative to the residual stream ([`lost`]).
+    pub(super) loss: f64,
     pub(super) blob: Digest,
 }
 
@@ -98,9 +100,19 @@ pub(super) fn of(task: &Task<'_>, all: &[Task<'_>], made: &[Made]) -> Made {
     made[at].clone()
 }
 
+/// Whether a site is that of an MLP.
+pub(super) fn is_mlp(site: &UnitSite) -> bool {
+    matches!(site.unit, Unit::Channel { .. })
+}
+
+/// Whether a site leaves.
+pub(super) fn left(site: &UnitSite, leaving: &[Sublayer]) -> bool {
+    leaving.iter().any(|gone| leaves(site, gone))
+}
+
 /// Whether a site leaves with `gone`.
 fn leaves(site: &UnitSite, gone: &Sublayer) -> bool {
-    gone.block == site.block && gone.is_attention == matches!(site.unit, Unit::Head { .. })
+    gone.block == site.block && gone.is_attention != is_mlp(site)
 }
 
 /// The new weights of `tasks`, in their order, which is the running one. With [`Fit::Residual`], nothing that leaves adds anything, and
@@ -119,7 +131,7 @@ pub(super) fn fitted(
     let below = SourceWeights(model.source.clone());
     let renewed = Renewed::over(&model.source);
     for site in UnitSite::of(&model.graph).map_err(refused)? {
-        if leaving.iter().any(|gone| leaves(&site, gone)) {
+        if left(&site, leaving) {
             for id in std::iter::once(site.reader.weight).chain(site.reader.bias) {
                 renewed.clear(&model.graph.get(id).name);
             }
@@ -130,7 +142,7 @@ pub(super) fn fitted(
     names.sort();
     names.insert(0, format!("{fit:?}"));
     let first = first_key(&model.graph, windows);
-    let key = Digest::of_parts([b"pruned 1".as_slice(), first.as_bytes(), names.join(" ").as_bytes()]);
+    let key = Digest::of_parts([b"pruned 2".as_slice(), first.as_bytes(), names.join(" ").as_bytes()]);
     let own = Side { graph: &model.graph, weights: &renewed };
     let float = Side { graph: &model.graph, weights: &below };
     let sides = if fit == Fit::Residual { vec![own, float] } else { vec![float] };
@@ -196,12 +208,13 @@ impl Visitor for Fitting<'_> {
                         Some((_, seen)) => seen,
                         None => self.see(&task, &entering, windows)?,
                     };
-                    let (units, weight) = self.fit(&task, &seen)?;
+                    let (units, weight, loss) = self.fit(&task, &seen)?;
                     last = Some((task, seen));
-                    let [named, listed] = names(&task, &unit);
+                    let [named, listed, lost] = names(&task, &unit);
                     let dims = self.dims(&task);
                     let units: Vec<f32> = units.into_iter().map(|unit| unit as f32).collect();
-                    let tensors: [(String, &[usize], &[f32]); 2] = [(named, &dims, &weight), (listed, &[units.len()], &units)];
+                    let tensors: [(String, &[usize], &[f32]); 3] =
+                        [(named, &dims, &weight), (listed, &[units.len()], &units), (lost, &[1], &[loss as f32])];
                     self.session.unit(unit, |to| write_tensors(to, &tensors))?
                 }
             };
@@ -217,10 +230,10 @@ fn unit(block: &Digest, task: &Task<'_>) -> Digest {
     Digest::of_parts([block.as_bytes().as_slice(), more.as_bytes()])
 }
 
-/// What the tensors of a unit are called: the weight, and the units that stay.
-fn names(task: &Task<'_>, unit: &Digest) -> [String; 2] {
+/// What the tensors of a unit are called: the weight, the units that stay, and what is lost.
+fn names(task: &Task<'_>, unit: &Digest) -> [String; 3] {
     let weight = format!("{}/{}", task.site.name, unit.short());
-    [weight.clone(), format!("{weight}/units")]
+    [weight.clone(), format!("{weight}/units"), format!("{weight}/lost")]
 }
 
 impl<'a> Fitting<'a> {
@@ -246,18 +259,21 @@ impl<'a> Fitting<'a> {
 
     fn place(&mut self, at: usize, unit: &Digest, blob: Digest) -> Result<()> {
         let task = &self.tasks[at];
-        let [tensor, listed] = names(task, unit);
+        let [tensor, listed, lost] = names(task, unit);
         let path = self.session.store.open(&blob)?;
         let stored = Shards::open(std::slice::from_ref(&path), &BTreeMap::new())?;
         let mut units = vec![0.0; stored.info(&listed)?.elements()];
         stored.read(&listed, 0..1, &mut units)?;
+        let mut loss = [0.0];
+        stored.read(&lost, 0..1, &mut loss)?;
         self.renewed.take(&task.site.name, &tensor, path);
-        self.made.push(Made { units: units.into_iter().map(|unit| unit as usize).collect(), tensor, blob });
+        let units = units.into_iter().map(|unit| unit as usize).collect();
+        self.made.push(Made { units, tensor, loss: f64::from(loss[0]), blob });
         Ok(())
     }
 
-    /// The units of a site that stay, and the weight of its reader with zeros for the others.
-    fn fit(&self, task: &Task<'_>, seen: &Seen) -> Result<(Vec<usize>, Vec<f32>)> {
+    /// The units of a site that stay, the weight of its reader with zeros for the others, and what that loses.
+    fn fit(&self, task: &Task<'_>, seen: &Seen) -> Result<(Vec<usize>, Vec<f32>, f64)> {
         let (graph, site) = (&self.model.graph, task.site);
         let dims = self.dims(task);
         let mut weight = vec![0.0; dims.iter().product()];
@@ -273,7 +289,7 @@ impl<'a> Fitting<'a> {
             (Fit::None, None) => {
                 let mut stays = vec![false; dims[1]];
                 columns.iter().for_each(|column| stays[*column] = true);
-                let mut weight = weight;
+                let mut weight = weight.clone();
                 weight
                     .chunks_mut(dims[1])
                     .for_each(|row| row.iter_mut().zip(&stays).for_each(|(w, stays)| *w *= f32::from(*stays)));
@@ -281,7 +297,8 @@ impl<'a> Fitting<'a> {
             }
             _ => refitted(&weight, &seen.moments, &response, &columns)?,
         };
-        Ok((units, fitted))
+        let loss = lost(&weight, &fitted, &seen.moments, &response);
+        Ok((units, fitted, loss))
     }
 
     /// What the reader of a site reads, and what it is to return for it. Errors count relative to the residual stream that they are in: a
@@ -368,7 +385,7 @@ impl<'a> Fitting<'a> {
 }
 
 /// A value of the block on one side, lane by lane.
-fn reached(side: usize, value: ValueId, windows: &mut Windows<'_>) -> Result<Vec<Tensor>> {
+pub(super) fn reached(side: usize, value: ValueId, windows: &mut Windows<'_>) -> Result<Vec<Tensor>> {
     let mut all = Vec::new();
     windows.reach(side, value, &mut |_, x| {
         all.push(x.clone());
@@ -378,7 +395,7 @@ fn reached(side: usize, value: ValueId, windows: &mut Windows<'_>) -> Result<Vec
 }
 
 /// The root mean square of every token, `[.., 1]`.
-fn sizes(x: &Tensor) -> candle_core::Result<Tensor> {
+pub(super) fn sizes(x: &Tensor) -> candle_core::Result<Tensor> {
     x.sqr()?.mean_keepdim(D::Minus1)?.affine(1.0, f64::from(f32::MIN_POSITIVE))?.sqrt()
 }
 
@@ -390,18 +407,18 @@ struct Seen {
 }
 
 /// Weights of which some are new.
-struct Renewed {
+pub(super) struct Renewed {
     below: SourceWeights,
     /// By canonical name: the tensor and its file, or zeros.
     new: RwLock<BTreeMap<String, Option<(String, PathBuf)>>>,
 }
 
 impl Renewed {
-    fn over(source: &Arc<dyn Source>) -> Renewed {
+    pub(super) fn over(source: &Arc<dyn Source>) -> Renewed {
         Renewed { below: SourceWeights(source.clone()), new: RwLock::default() }
     }
 
-    fn take(&self, name: &str, tensor: &str, path: PathBuf) {
+    pub(super) fn take(&self, name: &str, tensor: &str, path: PathBuf) {
         self.new.write().expect("no panic holds this lock").insert(name.into(), Some((tensor.into(), path)));
     }
 

@@ -5,19 +5,24 @@
 
 mod depth;
 mod fit;
+mod hidden;
+mod latency;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use attar_compress::{
     Cross, Hessian,
+    allocate::{Cost as Width, solve},
     prune::{
-        Cost, Cut, Depth, Fit, Prune, Quota, Shape, Sublayer, UnitSite, candidates, renumbered, reshaped, stored_as, without,
+        Cost, Cut, Depth, Fit, Hidden, Prune, Quota, Shape, Sublayer, Target, UnitSite, candidates, narrowed, renumbered,
+        reshaped, stored_as, without,
     },
 };
 use attar_graph::{Expr, Graph, Op, Origin, SourceWeights};
 use attar_tensor::{Digest, Encoding, Overlay, Source, TensorInfo, safetensors::Shards};
 
 pub(super) use fit::WALKER;
+pub(super) use hidden::WALKER as HIDDEN_WALKER;
 
 use super::{
     codes::refused,
@@ -66,20 +71,32 @@ impl Step for Prune {
         serde_json::to_value(self).expect("settings are JSON")
     }
 
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        let device = self.target.as_ref().and_then(|target| target.device.as_deref());
+        device.map_or_else(Vec::new, super::device::files)
+    }
+
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         check_float(model)?;
-        let shapes = self.shapes(&model.graph)?;
+        if let Some(stay) = self.hidden {
+            self.check(&model.graph).map_err(refused)?;
+            check_text(model)?;
+            walk::plan(model, 2);
+            let memory = hidden::memory(self, model)?.max(yardstick_memory(model));
+            let small = hidden::planned(stay, &model.graph)?;
+            return Ok(planned(model, small, memory));
+        }
+        let shapes = self.shapes(&model.graph, &*model.source)?;
         check_text(model)?;
         walk::plan(model, self.sides() + 1);
         let sites = UnitSite::of(&model.graph).map_err(refused)?;
         let memory = sites.iter().map(|site| self.memory(site, model)).max().unwrap_or(0);
-        let yardstick =
-            Yardstick::memory(&model.graph, aside((model.tokens as usize) / model.window.max(1)) as u64 * model.window as u64);
-        let memory = memory.max(yardstick).max(preserved::memory(&model.graph));
+        let memory = memory.max(yardstick_memory(model)).max(preserved::memory(&model.graph));
         // Any units and blocks will do, and the shape that should win: only shapes are planned.
-        let shape = &shapes[0];
-        let candidates = depth::candidates(self, &model.graph, shape.blocks())?;
+        let candidates = depth::candidates(self, &model.graph, shapes[0].blocks())?;
         let leaving: Vec<Sublayer> = candidates.groups.iter().rev().take(candidates.leave).flatten().copied().collect();
+        let uneven = self.uneven(&shapes[0], &sites, &leaving)?;
+        let shape = uneven.as_ref().unwrap_or(&shapes[0]);
         let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
         let kept: Vec<Vec<usize>> = tasks
             .iter()
@@ -89,10 +106,7 @@ impl Step for Prune {
             tasks.iter().zip(&kept).map(|(task, units)| (*task, units.as_slice(), task.site.reader.expr(&model.graph).clone()));
         let small = assembled(&model.graph, &parts.collect::<Vec<_>>(), &leaving)?.small;
         let small = renumbered(&small).map_err(refused)?;
-        let planned = changed(&model.graph, &small, memory);
-        model.float.graph = small.clone();
-        model.graph = small;
-        Ok(planned)
+        Ok(planned(model, small, memory))
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
@@ -102,15 +116,34 @@ impl Step for Prune {
         let sites = UnitSite::of(&before.graph).map_err(refused)?;
         let work = Work { settings: self, before: &before, title: &model.title, sites: &sites, seen, aside, session };
         let mut used = Vec::new();
-        let mut shapes = self.shapes(&before.graph)?;
+        if let Some(stay) = self.hidden {
+            let after = hidden::made(self, stay, &before, &model.title, seen, session, &mut used)?;
+            let (divergence, measured) = work.divergence(&after)?;
+            used.push(measured);
+            self.check_bound(divergence)?;
+            let width = Hidden::of(&before.graph).map_err(refused)?.width();
+            let stream = CutReport { name: "residual stream".into(), before: width, after: stay };
+            model.findings.push(PruneReport { layers: vec![stream], ..self.report(&before, &after, divergence, aside) });
+            (model.graph, model.source, model.float) = (after.graph.clone(), after.source.clone(), after);
+            return Ok(used);
+        }
+        let mut shapes = self.shapes(&before.graph, &*before.source)?;
         let stay = shapes.iter().filter_map(ShapeOf::blocks).min();
         let removed = depth::chosen(self, stay, &before, &model.title, seen, session, &mut used)?;
         let mut candidates = Vec::new();
-        if shapes.len() > 1 {
+        if shapes.len() > 1 || self.vary {
             candidates = work.measured(&shapes, &removed, &mut used)?;
             let best =
                 (0..shapes.len()).min_by(|a, b| candidates[*a].divergence.total_cmp(&candidates[*b].divergence)).unwrap_or(0);
             shapes = vec![shapes.swap_remove(best)];
+            if let (true, ShapeOf::Candidate(shape)) = (self.vary, &shapes[0]) {
+                let varied: Vec<ShapeOf> = work.varied(*shape, &removed, &mut used)?.into_iter().collect();
+                let found = work.measured(&varied, &removed, &mut used)?;
+                if found.iter().any(|varied| varied.divergence < candidates[best].divergence) {
+                    shapes = varied;
+                }
+                candidates.extend(found);
+            }
         }
         self.note_few_tokens(&sites, seen, &before.graph, session);
         let (shape, fit) = (&shapes[0], self.fit);
@@ -121,13 +154,7 @@ impl Step for Prune {
         let (divergence, measured) = work.divergence(&after)?;
         used.extend([checked, measured]);
         used.extend(made.iter().map(|made| made.blob));
-        if let Some(most) = self.max_kl.filter(|most| divergence > *most) {
-            let message =
-                format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
-            let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
-            let error = Error { kind: ErrorKind::Bound, ..Error::input(message).hint(hint) };
-            return Err(StepError { key: Some("max_kl".into()), error });
-        }
+        self.check_bound(divergence)?;
         if tasks.is_empty() {
             session.observer.note("note: the model is of the shape that was asked for: `prune` removed nothing");
         }
@@ -139,15 +166,10 @@ impl Step for Prune {
         };
         let removed = removed.iter().take(self.leaving_groups(shape, &before.graph)?);
         model.findings.push(PruneReport {
-            method: self.method.0.name().into(),
-            fit: serde_json::to_value(fit).ok().and_then(|fit| Some(fit.as_str()?.to_owned())).unwrap_or_default(),
-            before: ModelSize::of(&before.graph),
-            after: ModelSize::of(&after.graph),
-            divergence,
-            tokens: aside.iter().map(Vec::len).sum(),
             candidates,
             removed: removed.map(|gone| RemovedReport { name: gone.name.clone(), divergence: gone.divergence }).collect(),
             layers: smaller.map(layer).collect(),
+            ..self.report(&before, &after, divergence, aside)
         });
         (model.graph, model.source, model.float) = (after.graph.clone(), after.source.clone(), after);
         Ok(used)
@@ -160,6 +182,8 @@ enum ShapeOf {
     Settings(Option<usize>),
     /// A candidate under a budget.
     Candidate(Shape),
+    /// One whose MLPs keep other numbers of channels, by the names of their readers.
+    Varied(Shape, BTreeMap<String, usize>),
 }
 
 impl ShapeOf {
@@ -167,7 +191,7 @@ impl ShapeOf {
     fn blocks(&self) -> Option<usize> {
         match self {
             ShapeOf::Settings(blocks) => *blocks,
-            ShapeOf::Candidate(shape) => Some(shape.blocks),
+            ShapeOf::Candidate(shape) | ShapeOf::Varied(shape, _) => Some(shape.blocks),
         }
     }
 
@@ -175,25 +199,43 @@ impl ShapeOf {
         match self {
             ShapeOf::Settings(_) => settings.quota(site).map_err(refused),
             ShapeOf::Candidate(shape) => Ok(shape.quota(site)),
+            ShapeOf::Varied(shape, widths) => Ok(varied_quota(shape, widths, site)),
         }
     }
 }
 
+/// How much of a site stays where some MLPs have widths of their own.
+fn varied_quota(shape: &Shape, widths: &BTreeMap<String, usize>, site: &UnitSite) -> Quota {
+    widths.get(&site.name).map_or_else(|| shape.quota(site), |channels| Quota::Channels(*channels))
+}
+
 /// With fewer tokens for each input of a layer, a fit is poor.
 const TOKENS_AN_INPUT: usize = 4;
+
+/// Under `vary`, the width of an MLP is at most so many multiples from that of the best uniform shape.
+const STEPS: usize = 4;
 
 /// What is measured under a budget at most.
 const CANDIDATES: usize = 10;
 
 trait Planned {
     /// The shapes to choose from, those first that should lose least. Reads no weight.
-    fn shapes(&self, graph: &Graph) -> Result<Vec<ShapeOf>, StepError>;
+    fn shapes(&self, graph: &Graph, source: &dyn Source) -> Result<Vec<ShapeOf>, StepError>;
+
+    /// Under `vary`, the shape with another width of one MLP: a target that cannot hold such a model says so in the plan.
+    fn uneven(&self, shape: &ShapeOf, sites: &[UnitSite], leaving: &[Sublayer]) -> Result<Option<ShapeOf>, StepError>;
 
     /// How many groups of sublayers leave for a shape.
     fn leaving_groups(&self, shape: &ShapeOf, graph: &Graph) -> Result<usize, StepError>;
 
     /// Says so where the text is too short to fit a layer on.
     fn note_few_tokens(&self, sites: &[UnitSite], seen: &[Vec<u32>], graph: &Graph, session: &Session<'_>);
+
+    /// Above the bound nothing is written.
+    fn check_bound(&self, divergence: f64) -> Result<(), StepError>;
+
+    /// The report without what left where.
+    fn report(&self, before: &Float, after: &Float, divergence: f64, aside: &[Vec<u32>]) -> PruneReport;
 
     /// Models that the text goes through.
     fn sides(&self) -> u64;
@@ -203,33 +245,33 @@ trait Planned {
 }
 
 impl Planned for Prune {
-    fn shapes(&self, graph: &Graph) -> Result<Vec<ShapeOf>, StepError> {
+    fn shapes(&self, graph: &Graph, source: &dyn Source) -> Result<Vec<ShapeOf>, StepError> {
         self.check(graph).map_err(refused)?;
         let Some(target) = &self.target else { return Ok(vec![ShapeOf::Settings(self.blocks)]) };
-        let (what, budget) = target.budget().map_err(refused)?;
+        let (what, budget) = target.budget().map_err(refused).map_err(in_target)?;
         let full = Shape::of(graph).map_err(refused)?.ok_or(attar_compress::Error::NotUniform).map_err(refused)?;
         let fewest = depth::fewest(self, full.blocks).max(full.blocks / 2);
-        let cost = |size: ModelSize| match what {
-            Cost::Parameters => size.parameters,
-            Cost::Bytes => size.bytes,
-            Cost::Macs => size.macs,
-            Cost::KvBytes => size.kv_bytes,
-        };
-        // One block less tells what each costs: they are alike.
-        let last = if fewest < full.blocks { depth::candidates(self, graph, Some(full.blocks - 1))?.groups.pop() } else { None };
         let mut costs = |shape: Shape| {
-            let narrow = shape.narrowed(graph)?;
-            let all = cost(ModelSize::of(&narrow));
-            let shorter = last.as_deref().map(|last| without(&narrow, &depth::found_again(last, graph, &narrow))).transpose()?;
-            Ok([all, shorter.map_or(0, |shorter| all - cost(ModelSize::of(&shorter)))])
+            let candidates = depth::candidates(self, graph, Some(shape.blocks))?;
+            let leaving: Vec<Sublayer> = candidates.groups.iter().rev().take(candidates.leave).flatten().copied().collect();
+            cost(target, what, graph, source, &|site| shape.quota(site), &leaving)
         };
         let fixed = [self.mlp, self.heads, self.kv_heads, self.blocks.or((self.depth() != Depth::Block).then_some(full.blocks))];
         let multiple = self.multiple(full.mlp).map_err(refused)?;
-        let found = candidates(full, fixed, fewest, multiple, budget, CANDIDATES, &mut costs).map_err(refused)?;
+        let found = candidates(full, fixed, fewest, multiple, budget, CANDIDATES, &mut costs)?;
         if found.shapes.is_empty() {
-            return Err(refused(attar_compress::Error::NoShape { key: what.key(), budget, least: found.least }));
+            let [budget, least] = [budget, found.least].map(|amount| what.shown(amount));
+            return Err(refused(attar_compress::Error::NoShape { key: what.key(), budget, least }));
         }
         Ok(found.shapes.into_iter().map(ShapeOf::Candidate).collect())
+    }
+
+    fn uneven(&self, shape: &ShapeOf, sites: &[UnitSite], leaving: &[Sublayer]) -> Result<Option<ShapeOf>, StepError> {
+        let (true, ShapeOf::Candidate(shape)) = (self.vary, shape) else { return Ok(None) };
+        let Some(site) = sites.iter().find(|site| fit::is_mlp(site) && !fit::left(site, leaving)) else { return Ok(None) };
+        let multiple = self.multiple(site.units()).map_err(refused)?;
+        let other = if shape.mlp + multiple <= site.units() { shape.mlp + multiple } else { shape.mlp.saturating_sub(multiple) };
+        Ok((other > 0).then(|| ShapeOf::Varied(*shape, BTreeMap::from([(site.name.clone(), other)]))))
     }
 
     fn leaving_groups(&self, shape: &ShapeOf, graph: &Graph) -> Result<usize, StepError> {
@@ -247,6 +289,29 @@ impl Planned for Prune {
         }
     }
 
+    fn check_bound(&self, divergence: f64) -> Result<(), StepError> {
+        let Some(most) = self.max_kl.filter(|most| divergence > *most) else { return Ok(()) };
+        let message =
+            format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
+        let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
+        let error = Error { kind: ErrorKind::Bound, ..Error::input(message).hint(hint) };
+        Err(StepError { key: Some("max_kl".into()), error })
+    }
+
+    fn report(&self, before: &Float, after: &Float, divergence: f64, aside: &[Vec<u32>]) -> PruneReport {
+        PruneReport {
+            method: self.method.0.name().into(),
+            fit: serde_json::to_value(self.fit).ok().and_then(|fit| Some(fit.as_str()?.to_owned())).unwrap_or_default(),
+            before: ModelSize::of(&before.graph),
+            after: ModelSize::of(&after.graph),
+            divergence,
+            tokens: aside.iter().map(Vec::len).sum(),
+            candidates: Vec::new(),
+            removed: Vec::new(),
+            layers: Vec::new(),
+        }
+    }
+
     fn sides(&self) -> u64 {
         if self.fit == Fit::Residual { 2 } else { 1 }
     }
@@ -260,6 +325,34 @@ impl Planned for Prune {
         let wanted = if takes_over { Cross::bytes(rows, columns) + 4 * model.tokens * rows as u64 } else { 0 };
         Hessian::bytes(columns) + wanted + solving.max(self.method.0.memory(dims))
     }
+}
+
+/// A mistake in the table `target`.
+fn in_target(mistake: StepError) -> StepError {
+    StepError { key: Some("target".into()), ..mistake }
+}
+
+/// What a model costs with so much of every site, and without sublayers.
+fn cost(
+    target: &Target,
+    what: Cost,
+    graph: &Graph,
+    source: &dyn Source,
+    quota: &dyn Fn(&UnitSite) -> Quota,
+    leaving: &[Sublayer],
+) -> Result<u64, StepError> {
+    let narrow = narrowed(graph, quota).map_err(refused)?;
+    let small = without(&narrow, &depth::found_again(leaving, graph, &narrow)).map_err(refused)?;
+    let size = ModelSize::of(&small);
+    Ok(match what {
+        Cost::Parameters => size.parameters,
+        Cost::Bytes => size.bytes,
+        Cost::Macs => size.macs,
+        Cost::KvBytes => size.kv_bytes,
+        Cost::Latency => {
+            Cost::nanoseconds(latency::seconds(target, &renumbered(&small).map_err(refused)?, source).map_err(in_target)?)
+        }
+    })
 }
 
 /// What all candidates share.
@@ -288,7 +381,7 @@ impl Work<'_> {
         removed: &[depth::Removed],
         used: &mut Vec<Digest>,
     ) -> Result<Vec<CandidateReport>, StepError> {
-        let fit = if self.settings.fit == Fit::Residual { Fit::Layer } else { self.settings.fit };
+        let fit = self.one_stream();
         let mut of_shapes = Vec::new();
         for shape in shapes {
             let leaving = self.leaving(shape, removed);
@@ -303,10 +396,62 @@ impl Work<'_> {
             let (after, checked) = self.made(tasks, &mine, leaving)?;
             let (divergence, measured) = self.divergence(&after)?;
             used.extend([checked, measured]);
-            let ShapeOf::Candidate(shape) = shape else { continue };
-            found.push(CandidateReport { shape: *shape, size: ModelSize::of(&after.graph), divergence });
+            let (shape, widths) = match shape {
+                ShapeOf::Settings(_) => continue,
+                ShapeOf::Candidate(shape) => (shape, Vec::new()),
+                ShapeOf::Varied(shape, widths) => {
+                    (shape, self.sites.iter().filter_map(|site| widths.get(&site.name).copied()).collect())
+                }
+            };
+            let of_device = self.settings.target.as_ref().filter(|target| target.latency.is_some());
+            let latency = of_device.map(|target| latency::seconds(target, &after.graph, &*after.source)).transpose()?;
+            found.push(CandidateReport { shape: *shape, widths, size: ModelSize::of(&after.graph), latency, divergence });
         }
         Ok(found)
+    }
+
+    /// Widths of its own for every MLP, within the budget that `shape` meets: what the layers lose, each alone, is least in sum. Nothing, if
+    /// all widths are the same.
+    fn varied(&self, shape: Shape, removed: &[depth::Removed], used: &mut Vec<Digest>) -> Result<Option<ShapeOf>, StepError> {
+        let (settings, before) = (self.settings, self.before);
+        let target = settings.target.as_ref().expect("`check` asks for one");
+        let (what, budget) = target.budget().map_err(refused)?;
+        let leaving = self.leaving(&ShapeOf::Candidate(shape), removed);
+        let full = Shape::of(&before.graph).map_err(refused)?.map_or(shape.mlp, |full| full.mlp);
+        let multiple = settings.multiple(full).map_err(refused)?;
+        let widths: Vec<usize> =
+            (1..=full / multiple).map(|n| n * multiple).filter(|n| n.abs_diff(shape.mlp) <= STEPS * multiple).collect();
+        let of_width = |mlp: usize| fit::tasks(self.sites, |site| Ok(Shape { mlp, ..shape }.quota(site)), &leaving);
+        let of_widths = widths.iter().map(|mlp| of_width(*mlp)).collect::<Result<Vec<_>, _>>()?;
+        let all = fit::together(self.sites, of_widths.iter().map(Vec::as_slice));
+        let made = fit::fitted(settings, self.one_stream(), before, self.title, &all, &[], self.seen, self.session)?;
+        used.extend(made.iter().map(|made| made.blob));
+        let mlps: Vec<&UnitSite> = self.sites.iter().filter(|site| fit::is_mlp(site) && !fit::left(site, &leaving)).collect();
+        let lost = |site: &UnitSite, tasks: &[fit::Task<'_>]| {
+            tasks.iter().find(|task| task.site.name == site.name).map_or(0.0, |task| fit::of(task, &all, &made).loss)
+        };
+        let options = |site: &&UnitSite| -> Vec<Width> {
+            widths.iter().zip(&of_widths).map(|(mlp, tasks)| Width { bits: *mlp as u64, loss: lost(site, tasks) }).collect()
+        };
+        let items: Vec<Vec<Width>> = mlps.iter().map(options).collect();
+        let mut channels = (shape.mlp + multiple) * mlps.len();
+        loop {
+            channels -= multiple;
+            let Some(solution) = solve(&items, channels as u64) else { return Ok(None) };
+            let chosen = solution.choices.iter().map(|at| widths[*at]);
+            let widths: BTreeMap<String, usize> = mlps.iter().map(|site| site.name.clone()).zip(chosen).collect();
+            let quota = |site: &UnitSite| varied_quota(&shape, &widths, site);
+            let costs = cost(target, what, &before.graph, &*before.source, &quota, &leaving)?;
+            if costs <= budget {
+                let varies = widths.values().any(|width| *width != shape.mlp);
+                return Ok(varies.then_some(ShapeOf::Varied(shape, widths)));
+            }
+        }
+    }
+
+    /// What candidates are fitted to: their layers' own outputs, for which one passage of the text is enough.
+    fn one_stream(&self) -> Fit {
+        if self.settings.fit == Fit::Residual { Fit::Layer } else { self.settings.fit }
     }
 
     /// The smaller model, which computes what the one with zeros does; and the blob that says so.
@@ -365,6 +510,20 @@ fn assembled(graph: &Graph, parts: &[(fit::Task<'_>, &[usize], Expr)], leaving: 
     let small = reshaped(graph, &cuts.collect::<Vec<_>>()).map_err(refused)?;
     let short = |of: &Graph| without(of, &depth::found_again(leaving, graph, of)).map_err(refused);
     Ok(Assembled { masked: short(&masked)?, small: short(&small)? })
+}
+
+/// Bytes that measuring on what is kept aside takes.
+fn yardstick_memory(model: &Working) -> u64 {
+    let windows = aside(model.tokens as usize / model.window.max(1));
+    Yardstick::memory(&model.graph, (windows * model.window) as u64)
+}
+
+/// The model is of the shape of `small` from now on.
+fn planned(model: &mut Working, small: Graph, memory: u64) -> Vec<PlannedTensor> {
+    let planned = changed(&model.graph, &small, memory);
+    model.float.graph = small.clone();
+    model.graph = small;
+    planned
 }
 
 /// How many of so many windows are kept aside.
