@@ -40,6 +40,7 @@ pub(crate) fn default_length() -> usize {
 impl Calibration {
     /// Whether a model of that configuration can see the text so. The text is not read.
     pub fn check(&self, config: &Config) -> Result<()> {
+        check_plain(&self.path, "calibration")?;
         check_windows(self.samples, self.length, config)
     }
 
@@ -62,6 +63,13 @@ impl Calibration {
         order.sort_unstable();
         Ok(order.into_iter().map(|at| windows[at].to_vec()).collect())
     }
+}
+
+/// A file of JSON lines is no text by itself.
+pub(crate) fn check_plain(path: &Path, what: &'static str) -> Result<()> {
+    let lines =
+        path.extension().is_some_and(|extension| ["jsonl", "ndjson"].iter().any(|known| extension.eq_ignore_ascii_case(known)));
+    if lines { Err(Error::JsonLines { path: path.into(), what }) } else { Ok(()) }
 }
 
 /// Whether there can be so many windows of so many tokens for a model of that configuration.

@@ -269,6 +269,17 @@ pub enum Error {
         /// The one that is missing.
         other: &'static str,
     },
+    /// A file of JSON objects where a text is expected.
+    #[error("`{}` holds JSON objects, and nothing says which of their texts is meant", path.display())]
+    JsonLines {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the text is for.
+        what: &'static str,
+    },
+    /// Dialogues, and a model that has no way to write them.
+    #[error("the model has no chat template, so its dialogues have no text")]
+    NoChatTemplate,
     /// A budget that no shape meets.
     #[error("no shape meets `{key} = {budget}`: the smallest that is searched has {least}")]
     NoShape {
@@ -351,6 +362,8 @@ impl Error {
             Error::Idle { key, .. } => Some(key),
             Error::OneBudget { .. } | Error::NotUniform | Error::NoShape { .. } => Some("target"),
             Error::NoSublayers => Some("blocks"),
+            Error::JsonLines { .. } => Some("path"),
+            Error::NoChatTemplate => Some("messages"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
             Error::Share { key, .. } | Error::Setting { key, .. } | Error::Number { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
@@ -383,6 +396,9 @@ impl Error {
             }
             Error::NoChoices => Some("leave it out for the usual ones".into()),
             Error::BudgetTooSmall { least, .. } => Some(format!("`{least}` can be met; smaller `choices` allow less")),
+            Error::JsonLines { what: "training", .. } => Some("`field` names the text in every object, `messages` the dialogue".into()),
+            Error::JsonLines { .. } => Some("take a plain text, or rename the file if it is one".into()),
+            Error::NoChatTemplate => Some("put a `chat_template.jinja` beside the model, or train on a `field`".into()),
             Error::Idle { key, other } => Some(format!("give `{other}`, or leave `{key}` out")),
             Error::NoShape { key, least, .. } => Some(format!("`{key} = {least}` can be met; beyond that, `distill` a shape of your own")),
             Error::Model(error) => error.hint(),

@@ -78,6 +78,11 @@ impl Hessian {
         self.inputs
     }
 
+    /// Tokens that were added.
+    pub fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
     /// Mean of `x_i x_j`.
     pub fn mean(&self, i: usize, j: usize) -> f64 {
         self.sum[i.max(j) * self.inputs + i.min(j)] / self.tokens.max(1) as f64

@@ -35,7 +35,7 @@ pub use quantize::{
     TailRule, WeightRows, kind, scheme,
 };
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};
-pub use training::{TrainingText, TrainingWindows};
+pub use training::{HeldOut, TrainingText, TrainingWindows};
 pub use transform::{
     Change, Choice, Gated, Layer, Method, Norm, Residual, Rewrite, Rotate, SMOOTHERS, Seeing, Site, Smooth, SmoothScales,
     Smoother, Spread, TableDtype, Values,

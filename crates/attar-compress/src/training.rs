@@ -6,40 +6,68 @@ use std::{
     path::PathBuf,
 };
 
-use attar_model::{Config, Encoder, Tokenizer};
+use attar_model::{ChatTemplate, Config, Encoder, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     Error, Result,
-    calibrate::{check_windows, default_length, shuffle, tokens_of},
+    calibrate::{check_plain, check_windows, default_length, shuffle, tokens_of},
 };
 
 /// The text that a model is trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingText {
-    /// A UTF-8 text file, or with `field` a file of JSON objects, one a line (JSONL).
+    /// A UTF-8 text file, or with `field` or `messages` a file of JSON objects, one a line (JSONL).
     pub path: PathBuf,
     /// Which text of each JSON object to take. The texts follow each other with an empty line between.
     #[serde(default)]
     pub field: Option<String>,
+    /// Which dialogue of each JSON object to take: a list of messages, each with its `role` and `content`. The model's own chat template makes
+    /// texts of them, which follow each other.
+    #[serde(default)]
+    pub messages: Option<String>,
     /// Number of windows to train on, drawn from the text [default: all that it has].
     #[serde(default)]
     pub samples: Option<usize>,
     /// Tokens per window.
     #[serde(default = "default_length")]
     pub length: usize,
-    /// Windows to keep aside: what is learned is judged on them.
-    #[serde(default = "default_held_out")]
-    pub held_out: usize,
+    /// Windows to keep aside, or their share of the others, such as `0.05`: what is learned is judged on them.
+    #[serde(default)]
+    pub held_out: HeldOut,
     /// Seed for drawing the windows, and for their order.
     #[serde(default)]
     pub seed: u64,
 }
 
-fn default_held_out() -> usize {
-    4
+/// How much is kept aside.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub enum HeldOut {
+    /// So many windows.
+    Windows(usize),
+    /// A share: of `samples`, or else of all windows of the text; at least one.
+    Share(f64),
+}
+
+impl Default for HeldOut {
+    fn default() -> HeldOut {
+        HeldOut::Windows(4)
+    }
+}
+
+impl HeldOut {
+    /// Windows, besides or of so many others.
+    fn of(self, windows: usize) -> usize {
+        match self {
+            HeldOut::Windows(windows) => windows,
+            HeldOut::Share(share) => ((windows as f64 * share).round() as usize).max(1),
+        }
+    }
 }
 
 /// Windows of tokens.
@@ -55,13 +83,29 @@ impl TrainingText {
     /// Whether a model of that configuration can see the text so. The text is not read.
     pub fn check(&self, config: &Config) -> Result<()> {
         check_windows(self.samples.unwrap_or(1), self.length, config)?;
+        match (&self.field, &self.messages) {
+            (Some(_), Some(messages)) => {
+                let hint = "a line is one text or one dialogue: leave one of them out";
+                return Err(Error::Contradiction { key: "field", other: format!("messages = \"{messages}\""), hint });
+            }
+            (None, None) => check_plain(&self.path, "training")?,
+            _ => {}
+        }
         match self.held_out {
-            0 => Ok(()),
-            held_out => check_windows(held_out, self.length, config).map_err(|error| match error {
+            HeldOut::Share(found) if !(found > 0.0 && found < 1.0) => {
+                Err(Error::Number { key: "held_out", found, wanted: "a number of windows, or a share between 0 and 1" })
+            }
+            HeldOut::Share(_) | HeldOut::Windows(0) => Ok(()),
+            HeldOut::Windows(held_out) => check_windows(held_out, self.length, config).map_err(|error| match error {
                 Error::Setting { key: "samples", found, wanted } => Error::Setting { key: "held_out", found, wanted },
                 other => other,
             }),
         }
+    }
+
+    /// Windows to keep aside, likewise.
+    pub fn most_held_out(&self) -> usize {
+        self.held_out.of(self.most_windows())
     }
 
     /// Windows to train on, estimated from above by the bytes of the text where all are taken: those of a token are rarely fewer than two.
@@ -70,15 +114,21 @@ impl TrainingText {
         self.samples.unwrap_or_else(|| bytes() / 2 / self.length.max(1))
     }
 
-    /// Reads and tokenizes the text, cuts it into windows, and draws first those that are kept aside, then those to train on.
-    pub fn windows(&self, tokenizer: &Tokenizer, config: &Config) -> Result<TrainingWindows> {
+    /// Reads and tokenizes the text, cuts it into windows, and draws first those that are kept aside, then those to train on. `chat` is the
+    /// model's template, for dialogues.
+    pub fn windows(&self, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>, config: &Config) -> Result<TrainingWindows> {
         self.check(config)?;
-        let tokens = match &self.field {
-            Some(field) => self.tokens_of_lines(field, tokenizer)?,
-            None => tokens_of(&self.path, tokenizer)?,
+        let tokens = match (&self.field, &self.messages) {
+            (Some(field), _) => self.tokens_of_lines(field, &text_of, tokenizer)?,
+            (None, Some(messages)) => {
+                let chat = chat.ok_or(Error::NoChatTemplate)?;
+                self.tokens_of_lines(messages, &|value| dialogue_of(value, chat), tokenizer)?
+            }
+            (None, None) => tokens_of(&self.path, tokenizer)?,
         };
         let windows: Vec<&[u32]> = tokens.chunks_exact(self.length).collect();
-        let least = self.held_out + self.samples.unwrap_or(1);
+        let held_out = self.held_out.of(self.samples.unwrap_or(windows.len()));
+        let least = held_out + self.samples.unwrap_or(1);
         if windows.len() < least {
             return Err(Error::TextTooShort {
                 path: self.path.clone(),
@@ -89,14 +139,14 @@ impl TrainingText {
         }
         let mut order: Vec<usize> = (0..windows.len()).collect();
         shuffle(&mut order, self.seed);
-        order.truncate(self.held_out + self.samples.unwrap_or(windows.len()));
-        let train = order.split_off(self.held_out);
+        order.truncate(held_out + self.samples.unwrap_or(windows.len()));
+        let train = order.split_off(held_out);
         let windows = |order: Vec<usize>| order.into_iter().map(|at| windows[at].to_vec()).collect();
         Ok(TrainingWindows { held_out: windows(order), train: windows(train) })
     }
 
-    /// The tokens of a text of every line.
-    fn tokens_of_lines(&self, field: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    /// The tokens of what `text` makes of a value of every line.
+    fn tokens_of_lines(&self, key: &str, text: TextOf<'_>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let unread = |source| attar_tensor::Error::Io { action: "read", path: self.path.clone(), source };
         let mut encoder = Encoder::of(tokenizer);
         for (at, line) in BufReader::new(File::open(&self.path).map_err(unread)?).lines().enumerate() {
@@ -105,15 +155,31 @@ impl TrainingText {
                 continue;
             }
             let refused = |problem: String| Error::Line { path: self.path.clone(), line: at + 1, problem };
-            let object: serde_json::Map<String, serde_json::Value> =
+            let object: serde_json::Map<String, Value> =
                 serde_json::from_str(&line).map_err(|e| refused(format!("no JSON object: {e}")))?;
-            let text = object.get(field).and_then(serde_json::Value::as_str).ok_or_else(|| {
+            let value = object.get(key).ok_or_else(|| {
                 let known: Vec<String> = object.keys().map(|key| format!("`{key}`")).collect();
-                refused(format!("no text `{field}` among {}", known.join(", ")))
+                refused(format!("no `{key}` among {}", known.join(", ")))
             })?;
-            encoder.push(text)?;
-            encoder.push("\n\n")?;
+            encoder.push(&text(value).map_err(|problem| refused(format!("`{key}` {problem}")))?)?;
         }
         Ok(encoder.finish()?)
     }
+}
+
+/// What a value of a line says, or what is wrong with it.
+type TextOf<'t> = &'t dyn Fn(&Value) -> std::result::Result<String, String>;
+
+fn text_of(value: &Value) -> std::result::Result<String, String> {
+    value.as_str().map(|text| format!("{text}\n\n")).ok_or_else(|| "is no text".into())
+}
+
+fn dialogue_of(value: &Value, chat: &ChatTemplate) -> std::result::Result<String, String> {
+    let messages = value.as_array().filter(|messages| !messages.is_empty()).ok_or("is no list of messages")?;
+    for (at, message) in messages.iter().enumerate() {
+        if !message["role"].is_string() {
+            return Err(format!("has no `role` in its message {}", at + 1));
+        }
+    }
+    chat.render(value).map_err(|problem| format!("is refused by the model's chat template: {problem}"))
 }

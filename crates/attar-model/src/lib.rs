@@ -20,6 +20,7 @@
 
 mod arch;
 mod builder;
+mod chat;
 mod config;
 mod decoder;
 mod error;
@@ -45,6 +46,7 @@ use arch::Built;
 use unused::Reads;
 
 pub use arch::{ARCHITECTURES, Architecture, module};
+pub use chat::ChatTemplate;
 pub use config::Config;
 pub use error::{Error, Result};
 pub use folder::{Folder, FolderTensor, Part, same_structure};

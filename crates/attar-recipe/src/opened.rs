@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use attar_model::{Config, Model, Tokenizer};
+use attar_model::{ChatTemplate, Config, Model, Tokenizer};
 
 use crate::{
-    Error, Existing, Recipe, Result,
+    Error, ErrorKind, Existing, Recipe, Result,
     inputs::Inputs,
     recipe::{Compared, Subject},
     session::Texts,
@@ -71,6 +71,24 @@ impl Opened {
         }
     }
 
+    /// Fails if the recipe trains on dialogues, and the model has no way to write them.
+    pub(crate) fn check_chat(&self, recipe: &Recipe) -> Result<()> {
+        let dialogues = recipe.training().is_some_and(|text| text.messages.is_some());
+        if dialogues && self.chat_template()?.is_none() {
+            let error = Error { kind: ErrorKind::Recipe, ..attar_compress::Error::NoChatTemplate.into() };
+            return Err(recipe.document.place(error, "data.train.messages"));
+        }
+        Ok(())
+    }
+
+    /// The model's chat template, if it has one; artifacts are not trained.
+    fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.subject {
+            Measured::Model(model) => Ok(ChatTemplate::of(model)?),
+            Measured::Artifact(_) => Ok(None),
+        }
+    }
+
     /// Fails if the baseline has a tokenizer that makes other tokens: their logits could not be compared.
     pub(crate) fn check_tokenizers(&self) -> Result<()> {
         let Some(baseline) = self.baseline.as_ref().filter(|baseline| baseline.no_tokenizer().is_none()) else { return Ok(()) };
@@ -92,7 +110,8 @@ impl Opened {
         };
         let calibration = recipe.calibration().map(windows).transpose()?;
         let windows = |text: &attar_compress::TrainingText| {
-            text.windows(&self.tokenizer()?, self.config()).map_err(|e| place(e, "data.train"))
+            let chat = self.chat_template()?;
+            text.windows(&self.tokenizer()?, chat.as_ref(), self.config()).map_err(|e| place(e, "data.train"))
         };
         Ok(Texts { calibration, training: recipe.training().map(windows).transpose()? })
     }

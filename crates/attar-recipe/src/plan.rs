@@ -133,6 +133,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
 pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     let opened = Opened::of(recipe)?;
     recipe.check_texts(opened.config())?;
+    opened.check_chat(recipe)?;
     check_evals(recipe, &opened)?;
     if !recipe.evals.is_empty() {
         opened.check_tokenizers().map_err(|e| recipe.document.place(e, "baseline"))?;

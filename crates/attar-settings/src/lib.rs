@@ -9,7 +9,7 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use size::Size;
+pub use size::{Count, Size};
 
 /// Why a table is not the settings that were expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

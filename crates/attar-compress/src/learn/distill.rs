@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, ops::Range, path::PathBuf};
 
-use attar_graph::{BlockId, Graph, Mode, Values, Weights, kernel::Wanted};
+use attar_graph::{BlockId, Graph, Mode, ValueId, Values, Weights, kernel::Wanted};
 use attar_tensor::Dtype;
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Found, Rate,
-    student::{Criterion, Student, last_block, part_of},
+    autoround::block_matrices,
+    states::{self, Pairs},
+    student::{Criterion, Inner, Student, last_block, part_of},
 };
 use crate::{Error, Pattern, Patterns, Result};
 
@@ -25,15 +27,25 @@ pub struct Distill {
     /// The checkpoint to learn from, with the same tokenizer. By default the model as the recipe opened it, before its steps.
     #[serde(default)]
     pub teacher: Option<PathBuf>,
-    /// Weights to train, as patterns over canonical names. Every pattern must match at least one.
-    #[serde(default = "blocks_and_norms")]
-    pub select: Patterns,
+    /// Weights to train, as patterns over canonical names. Every pattern must match at least one [default: all of the blocks, and the norms;
+    /// with `rank`, the matrices of the blocks].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<Patterns>,
+    /// Train low-rank adapters of this rank next to the weights, which stay as they are (LoRA, Hu et al. 2021): how a student learns whose
+    /// weights are codes. They are written to the folder `adapters` in PEFT's format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
     /// Weight of the KL divergence from the teacher's next-token distributions.
     #[serde(default = "one")]
     pub kl: f64,
     /// Weight of the cross-entropy with the tokens that follow in the text.
     #[serde(default)]
     pub labels: f64,
+    /// Weight of the distance between hidden states: the mean over blocks of the relative mean square between the residual streams behind them.
+    /// A student of fewer blocks is held against the teacher's spread evenly, last against last. Where the streams differ in width, a matrix
+    /// between them learns along.
+    #[serde(default)]
+    pub hidden: f64,
     /// Learning rate at its highest.
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
@@ -100,10 +112,6 @@ impl From<PlainDtype> for Dtype {
     }
 }
 
-fn blocks_and_norms() -> Patterns {
-    ["blocks.**", "*norm"].map(|text| Pattern::new(text).expect("a constant that the tests parse")).into()
-}
-
 fn one() -> f64 {
     1.0
 }
@@ -147,6 +155,9 @@ pub struct Batch<'b> {
     pub tokens: &'b [Vec<u32>],
     /// What the teacher says, if it is asked.
     pub teacher: Option<Teacher<'b>>,
+    /// The teacher's residual stream, by the student's block that it is held against and the value behind that; empty, where only what the
+    /// model says counts.
+    pub states: BTreeMap<BlockId, (ValueId, Tensor)>,
 }
 
 /// A teacher that has come to its last block.
@@ -203,15 +214,30 @@ impl Batch<'_> {
 
 /// Gradients of all trainable tensors, by block and canonical name.
 #[derive(Default)]
-struct Gradients(BTreeMap<BlockId, BTreeMap<String, Vec<f32>>>);
+struct Gradients {
+    weights: BTreeMap<BlockId, BTreeMap<String, Vec<f32>>>,
+    /// Of the maps between hidden states.
+    maps: BTreeMap<BlockId, Vec<f32>>,
+}
+
+fn add(sum: Option<&mut Vec<f32>>, gradient: Vec<f32>) -> Option<Vec<f32>> {
+    match sum {
+        Some(sum) => {
+            sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+            None
+        }
+        None => Some(gradient),
+    }
+}
 
 impl Gradients {
-    fn add(&mut self, block: BlockId, found: Found) {
-        let sums = self.0.entry(block).or_default();
+    /// Those of tied weights are added to those of the tensor that they are.
+    fn add(&mut self, student: &Student<'_>, block: BlockId, found: Found) {
         for (name, gradient) in found.gradients {
-            match sums.get_mut(&name) {
-                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
-                None => drop(sums.insert(name, gradient)),
+            let (block, name) = student.of_tensor(block, &name);
+            let sums = self.weights.entry(block).or_default();
+            if let Some(first) = add(sums.get_mut(name), gradient) {
+                sums.insert(name.to_owned(), first);
             }
         }
     }
@@ -219,7 +245,7 @@ impl Gradients {
     /// The norm of all of them, or the block nearest to the head with one that is not finite.
     fn norm(&self) -> std::result::Result<f64, BlockId> {
         let mut sum = 0.0;
-        for (block, gradients) in self.0.iter().rev() {
+        for (block, gradients) in self.weights.iter().rev() {
             let of_block: f64 = gradients.values().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum();
             if !of_block.is_finite() {
                 return Err(*block);
@@ -234,7 +260,7 @@ impl Distill {
     /// Refuses settings that cannot work.
     pub fn check(&self) -> Result<()> {
         let counts = [("batch", self.batch), ("accumulate", self.accumulate)];
-        let given = [("epochs", self.epochs), ("steps", self.steps), ("evaluate", self.evaluate)];
+        let given = [("epochs", self.epochs), ("steps", self.steps), ("evaluate", self.evaluate), ("rank", self.rank)];
         let counts: Vec<_> = counts.into_iter().chain(given.into_iter().filter_map(|(key, n)| Some((key, n?)))).collect();
         let shares = [("final", self.last), ("beta1", self.beta1), ("beta2", self.beta2), ("decay", self.decay)];
         super::check(&counts, &shares)?;
@@ -245,7 +271,8 @@ impl Distill {
         if let Some((key, found)) = positive.into_iter().find(|(_, x)| !(*x > 0.0 && x.is_finite())) {
             return Err(Error::Number { key, found, wanted: "a number above 0" });
         }
-        if let Some((key, found)) = [("kl", self.kl), ("labels", self.labels)].into_iter().find(|(_, x)| !(0.0..1e6).contains(x))
+        if let Some((key, found)) =
+            [("kl", self.kl), ("labels", self.labels), ("hidden", self.hidden)].into_iter().find(|(_, x)| !(0.0..1e6).contains(x))
         {
             return Err(Error::Number { key, found, wanted: "a number of 0 or more" });
         }
@@ -253,11 +280,24 @@ impl Distill {
             let hint = "give one of them a weight above 0";
             return Err(Error::Contradiction { key: "kl", other: "labels = 0".into(), hint });
         }
+        if let (Some(rank), Some(_)) = (self.rank, self.dtype) {
+            let hint = "adapters are f32, and the weights next to them stay as they are: leave `dtype` out";
+            return Err(Error::Contradiction { key: "dtype", other: format!("rank = {rank}"), hint });
+        }
         if self.epochs.is_some() && self.steps.is_some() {
             let hint = "training ends after one of the two: leave the other out";
             return Err(Error::Contradiction { key: "steps", other: "epochs".into(), hint });
         }
         Ok(())
+    }
+
+    /// The weights to train, or to train adapters of.
+    pub fn selected(&self) -> Patterns {
+        let default = || match self.rank {
+            Some(_) => block_matrices(),
+            None => ["blocks.**", "*norm"].map(|text| Pattern::new(text).expect("a constant that the tests parse")).into(),
+        };
+        self.select.clone().unwrap_or_else(default)
     }
 
     /// Optimizer steps, where the text has so many batches.
@@ -307,7 +347,7 @@ impl Distill {
         let shrink = (self.clip / norm.max(f64::MIN_POSITIVE)).min(1.0) as f32;
         let length = self.learning_rate(step, steps);
         let rate = Rate::with(length, step, [self.beta1, self.beta2], EPSILON);
-        for (block, gradients) in &mut gradients.0 {
+        for (block, gradients) in &mut gradients.weights {
             for (name, plain) in student.plain.get_mut(block).into_iter().flatten() {
                 let gradient = gradients.get_mut(name).expect("the backward pass finds all");
                 gradient.iter_mut().for_each(|g| *g *= shrink);
@@ -315,7 +355,32 @@ impl Distill {
                 plain.descend(gradient, rate, kept);
             }
         }
+        for (block, gradient) in &gradients.maps {
+            student.maps.get_mut(block).expect("it has a gradient").descend(gradient, rate, 1.0);
+        }
         Ok(loss)
+    }
+
+    /// Gives the student the maps between hidden states that it needs, as they fit best on some batches.
+    pub fn begin_maps(&self, student: &mut Student<'_>, batches: &[Batch<'_>]) -> Result<()> {
+        let graph = student.graph;
+        let mut found: BTreeMap<BlockId, (usize, Pairs)> = BTreeMap::new();
+        for batch in batches {
+            let mut values = batch.inputs.clone();
+            for block in graph.blocks().take_while(|block| *block != last_block(graph)) {
+                values = student.advance(block, &values)?;
+                let Some((value, wanted)) = batch.states.get(&block) else { continue };
+                let state = &values[value];
+                let [own, other] = [state, wanted].map(|tensor| tensor.dims().last().copied().unwrap_or(0));
+                if own != other {
+                    found.entry(block).or_insert_with(|| (other, Pairs::new([own, other]))).1.add(state, wanted)?;
+                }
+            }
+        }
+        for (block, (rows, pairs)) in found {
+            student.maps.insert(block, pairs.map(rows)?);
+        }
+        Ok(())
     }
 
     /// The gradients of the loss of a batch, by canonical name.
@@ -327,7 +392,7 @@ impl Distill {
     ) -> Result<BTreeMap<String, Vec<f32>>> {
         let mut found = Gradients::default();
         self.backward(student, batch, head, 1.0, &mut found)?;
-        Ok(found.0.into_values().flatten().collect())
+        Ok(found.weights.into_values().flatten().collect())
     }
 
     /// Adds the gradients of a batch that counts as a `share` of the step. Returns its share of the loss.
@@ -348,9 +413,23 @@ impl Distill {
                 Ok((weights[0] * found.divergence + weights[1] * found.entropy, found.gradient))
             }) as Criterion)
         };
-        student.backward(batch.inputs, head, &objective, &mut |_, block, found| {
-            gradients.add(block, found);
+        let weight = self.hidden * share / batch.states.len().max(1) as f64;
+        let mut of_maps: BTreeMap<BlockId, Vec<f32>> = BTreeMap::new();
+        let mut within = |student: &Student<'_>, block: BlockId, values: &Values| {
+            let Some((value, wanted)) = batch.states.get(&block) else { return Ok(None) };
+            let apart = states::compare(student.maps.get(&block), &values[value], wanted, weight)?;
+            of_maps.extend(apart.of_map.map(|gradient| (block, gradient)));
+            Ok(Some(Inner { value: *value, loss: apart.loss, gradient: apart.gradient }))
+        };
+        let loss = student.backward(batch.inputs, head, &objective, &mut within, &mut |student, block, found| {
+            gradients.add(student, block, found);
             Ok(())
-        })
+        })?;
+        for (block, gradient) in of_maps {
+            if let Some(first) = add(gradients.maps.get_mut(&block), gradient) {
+                gradients.maps.insert(block, first);
+            }
+        }
+        Ok(loss)
     }
 }

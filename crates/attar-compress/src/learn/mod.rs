@@ -13,6 +13,7 @@ mod gradients;
 mod plain;
 mod quantized;
 mod recover;
+mod states;
 mod student;
 
 pub use adam::{Adam, Rate, Rates};
@@ -24,7 +25,8 @@ pub use gradients::{Differentiable, Gradients, relative_error};
 pub use plain::{Pace, Plain};
 pub use quantized::Learned;
 pub use recover::{Adapters, Method, Recover};
-pub use student::{Criterion, Found, Objective, ROWS, Sink, Student};
+pub use states::map;
+pub use student::{Criterion, Found, Inner, Objective, ROWS, Sink, Student, Tied, Within};
 
 use crate::{Error, Result};
 

@@ -167,7 +167,9 @@ impl Recover {
                 Ok((divergence * share, gradient.affine(share, 0.0)?))
             }) as Criterion)
         };
-        student.backward(inputs, heads[0], &objective, &mut |student, block, found| student.learn(block, &found, rates))
+        student.backward(inputs, heads[0], &objective, &mut |_, _, _| Ok(None), &mut |student, block, found| {
+            student.learn(block, &found, rates)
+        })
     }
 
     /// Whether quantized weights are trained.

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use attar_graph::{BlockId, Graph, Mode, TensorWeights, Values, Weights, gradient::seeded};
+use attar_graph::{BlockId, Graph, Mode, TensorWeights, ValueId, Values, Weights, gradient::seeded};
 use candle_core::Tensor;
 
 use super::{Differentiable, Learned, Plain, adam::Rates, autoround::tensors, gradients::Tape};
@@ -25,8 +25,21 @@ pub struct Student<'a> {
     pub learned: BTreeMap<BlockId, BTreeMap<String, Learned>>,
     /// Trainable plain tensors, likewise.
     pub plain: BTreeMap<BlockId, BTreeMap<String, Plain>>,
+    /// Weights of other blocks that are one of the plain tensors: a head that is the table of embeddings.
+    pub tied: Vec<Tied>,
+    /// By block, what turns the student's states behind it into those of a wider or narrower teacher.
+    pub maps: BTreeMap<BlockId, Plain>,
     /// Whether what is inside of all blocks is kept for the backward pass, instead of computing it twice.
     pub keeps: bool,
+}
+
+/// A weight that is a trained tensor of another block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tied {
+    /// Its block and canonical name.
+    pub weight: (BlockId, String),
+    /// Those of the tensor.
+    pub to: (BlockId, String),
 }
 
 /// A block on the way back.
@@ -42,6 +55,19 @@ pub type Criterion = Box<dyn Fn(&Tensor) -> candle_core::Result<(f64, Tensor)>>;
 
 /// What the logits of some positions of all windows are held against.
 pub type Objective<'o> = &'o dyn Fn(Range<usize>) -> Result<Criterion>;
+
+/// A loss on a value that leaves a block: which, and its gradient.
+pub struct Inner {
+    /// The value.
+    pub value: ValueId,
+    /// Its share of the batch's loss.
+    pub loss: f64,
+    /// The gradient of that.
+    pub gradient: Tensor,
+}
+
+/// What the values that leave a block are held against; called for every block but the last, in running order.
+pub type Within<'w> = &'w mut dyn FnMut(&Student<'_>, BlockId, &Values) -> Result<Option<Inner>>;
 
 /// What the backward pass finds of a block.
 pub struct Found {
@@ -79,9 +105,16 @@ fn parts(windows: usize, length: usize) -> impl Iterator<Item = Range<usize>> {
 impl Student<'_> {
     /// The loss of a batch; `found` takes the gradients of all trainable tensors. `head` are the weights of the last block,
     /// kept in memory.
-    pub fn backward(&mut self, inputs: &Values, head: &dyn Weights, objective: Objective<'_>, found: Sink<'_>) -> Result<f64> {
+    pub fn backward(
+        &mut self,
+        inputs: &Values,
+        head: &dyn Weights,
+        objective: Objective<'_>,
+        within: Within<'_>,
+        found: Sink<'_>,
+    ) -> Result<f64> {
         let last = last_block(self.graph);
-        let mut passed: Vec<(BlockId, Passed)> = Vec::new();
+        let mut passed: Vec<(BlockId, Passed, Option<Inner>)> = Vec::new();
         let mut values = inputs.clone();
         for block in self.graph.blocks().take_while(|block| *block != last) {
             let entering = entering(self.graph, block, &values);
@@ -90,24 +123,29 @@ impl Student<'_> {
                 let tape = self.differentiable(block, &learned).record(&entering, self.first() != Some(block))?;
                 let made = tape.leaving.iter().map(|(id, tensor)| (*id, tensor.detach())).collect();
                 values = passed_on(self.graph, block, made, &values);
-                passed.push((block, Passed::Recorded(learned, tape)));
+                let inner = within(self, block, &values)?;
+                passed.push((block, Passed::Recorded(learned, tape), inner));
             } else {
-                passed.push((block, Passed::Entered(entering)));
                 values = self.advance(block, &values)?;
+                let inner = within(self, block, &values)?;
+                passed.push((block, Passed::Entered(entering), inner));
             }
         }
-        let (loss, mut gradients) = self.head(last, &values, head, objective, found)?;
-        while let Some((block, passed)) = passed.pop() {
+        let (mut loss, mut gradients) = self.head(last, &values, head, objective, found)?;
+        while let Some((block, passed, inner)) = passed.pop() {
+            if let Some(inner) = inner {
+                loss += inner.loss;
+                add(&mut gradients, inner.value, inner.gradient)?;
+            }
             if self.first().is_none_or(|first| block < first) {
-                break;
+                continue;
             }
             for (id, gradient) in self.back(block, passed, &gradients, found)? {
-                let sum = match gradients.remove(&id) {
-                    Some(before) => (before + gradient)?,
-                    None => gradient,
-                };
-                gradients.insert(id, sum);
+                add(&mut gradients, id, gradient)?;
             }
+        }
+        if !loss.is_finite() {
+            return Err(Error::Loss { block: self.graph.block_name(last).into() });
         }
         Ok(loss)
     }
@@ -164,7 +202,16 @@ impl Student<'_> {
         for (name, plain) in self.plain.get(&block).into_iter().flatten() {
             all.insert(name.clone(), plain.tensor()?);
         }
+        for Tied { weight, to } in self.tied.iter().filter(|tied| tied.weight.0 == block) {
+            all.insert(weight.1.clone(), self.plain[&to.0][&to.1].tensor()?);
+        }
         Ok(all)
+    }
+
+    /// The trained tensor that a weight of a block is.
+    pub(super) fn of_tensor<'s>(&'s self, block: BlockId, name: &'s str) -> (BlockId, &'s str) {
+        let tied = self.tied.iter().find(|tied| tied.weight.0 == block && tied.weight.1 == name);
+        tied.map_or((block, name), |tied| (tied.to.0, tied.to.1.as_str()))
     }
 
     /// Updates the trainable tensors of a block.
@@ -179,7 +226,7 @@ impl Student<'_> {
         Ok(())
     }
 
-    fn advance(&self, block: BlockId, values: &Values) -> Result<Values> {
+    pub(super) fn advance(&self, block: BlockId, values: &Values) -> Result<Values> {
         let weights = TensorWeights { tensors: self.tensors(block)?.into_iter().collect(), below: self.below };
         advance(self.graph, block, &weights, values)
     }
@@ -246,6 +293,16 @@ impl Student<'_> {
         found(self, block, Found { tensors: learned, gradients: gradients.weights })?;
         Ok(gradients.entering)
     }
+}
+
+/// Adds to the gradient of a value.
+fn add(gradients: &mut Values, id: ValueId, gradient: Tensor) -> Result<()> {
+    let sum = match gradients.remove(&id) {
+        Some(before) => (before + gradient)?,
+        None => gradient,
+    };
+    gradients.insert(id, sum);
+    Ok(())
 }
 
 /// The values that the blocks after `block` read.

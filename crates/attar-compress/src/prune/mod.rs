@@ -34,7 +34,7 @@ pub use refit::{Response, lost, refitted};
 pub use reshape::{Cut, reshaped, stored_as};
 pub use shape::{Found, Shape, candidates, narrowed};
 pub use site::{Stream, Unit, UnitSite};
-pub use target::{Cost, Count, Target};
+pub use target::{Cost, Target};
 
 use crate::{Error, Hessian, Result, quantize::registered};
 

@@ -2,8 +2,7 @@
 //! adds to the layer's squared error when all columns that stay may adapt.
 //!
 //! With `P = (E[x x^T] + damping)^-1`, removing the columns `G` of `W` costs `tr(W_G (P_GG)^-1 W_G^T)`, and then `W` and `P` are
-//! those of the smaller problem: `W -= W_G (P_GG)^-1 P_G*`, `P -= P_*G (P_GG)^-1 P_G*`. The cheapest units leave, a few at a time; where
-//! few choices are possible, as among heads, the cheapest of all is taken.
+//! those of the smaller problem: `W -= W_G (P_GG)^-1 P_G*`, `P -= P_*G (P_GG)^-1 P_G*`. The cheapest units leave, a few at a time.
 
 use faer::{Mat, Side, linalg::solvers::DenseSolveCore};
 use rayon::prelude::*;
@@ -17,9 +16,6 @@ pub(super) struct Obs;
 /// Damping of the second moments, as a share of the mean of their diagonal.
 const DAMPING: f64 = 0.01;
 
-/// Choices that are tried one by one.
-const CHOICES: usize = 256;
-
 /// So many units for each that leaves before costs are computed again.
 const UNITS_A_STEP: usize = 192;
 
@@ -29,7 +25,7 @@ impl Pruner for Obs {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn memory(&self, [rows, columns]: [usize; 2]) -> u64 {
@@ -44,14 +40,6 @@ impl Pruner for Obs {
 
     fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
         let mut problem = Problem::new(seen)?;
-        if let Some(choices) = choices(pools) {
-            let costs: Vec<f64> = choices.par_iter().map(|leaving| problem.cost(leaving)).collect();
-            let best = (0..choices.len()).min_by(|a, b| costs[*a].total_cmp(&costs[*b])).unwrap_or(0);
-            let mut kept: Vec<usize> = pools.iter().flat_map(|pool| pool.units.iter().copied()).collect();
-            kept.retain(|unit| !choices[best].contains(unit));
-            kept.sort_unstable();
-            return Ok(kept);
-        }
         let mut pools: Vec<Pool> = pools.to_vec();
         let together = (pools.iter().map(|pool| pool.units.len()).sum::<usize>() / UNITS_A_STEP).max(1);
         loop {
@@ -78,29 +66,6 @@ impl Pruner for Obs {
         kept.sort_unstable();
         Ok(kept)
     }
-}
-
-/// Every choice of units that could leave; nothing, if there are too many.
-fn choices(pools: &[Pool]) -> Option<Vec<Vec<usize>>> {
-    let mut all: Vec<Vec<usize>> = vec![Vec::new()];
-    for pool in pools {
-        let mut of_pool: Vec<Vec<usize>> = vec![Vec::new()];
-        for (at, unit) in pool.units.iter().enumerate() {
-            let left = pool.units.len() - at - 1;
-            let wanted = pool.units.len() - pool.keep;
-            let with: Vec<Vec<usize>> = of_pool.iter().map(|gone| gone.iter().copied().chain([*unit]).collect()).collect();
-            of_pool.extend(with);
-            of_pool.retain(|gone| gone.len() <= wanted && gone.len() + left >= wanted);
-            if of_pool.len() > CHOICES {
-                return None;
-            }
-        }
-        all = all.iter().flat_map(|gone| of_pool.iter().map(|more| gone.iter().chain(more).copied().collect())).collect();
-        if all.len() > CHOICES {
-            return None;
-        }
-    }
-    Some(all)
 }
 
 /// A layer without the units that left so far.

@@ -1,10 +1,8 @@
 //! Budgets for the shape of a model.
 
-use std::{borrow::Cow, fmt, str::FromStr};
-
-use attar_settings::Size;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use attar_settings::{Count, Size};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, GridName, Result};
 
@@ -122,87 +120,9 @@ impl Target {
     }
 }
 
-/// A number of things: whole, or as text with `k`, `M` or `G` for powers of ten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Count(pub u64);
-
-impl FromStr for Count {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Count, String> {
-        let wanted = || format!("`{text}` is no count; write it as `100M`, with k, M or G for powers of ten");
-        let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-        let factor = match text[end..].trim() {
-            "" => 1e0,
-            "k" | "K" => 1e3,
-            "M" => 1e6,
-            "G" | "B" => 1e9,
-            _ => return Err(wanted()),
-        };
-        let number: f64 = text[..end].trim().parse().map_err(|_| wanted())?;
-        let count = number * factor;
-        // Whole numbers of f64 end there.
-        if (0.0..=9e15).contains(&count) { Ok(Count(count as u64)) } else { Err(wanted()) }
-    }
-}
-
-impl Serialize for Count {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_u64(self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Count, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Count;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number, or one like `\"100M\"`")
-            }
-
-            fn visit_i64<E: de::Error>(self, n: i64) -> std::result::Result<Count, E> {
-                u64::try_from(n).map(Count).map_err(|_| E::invalid_value(de::Unexpected::Signed(n), &self))
-            }
-
-            fn visit_u64<E: de::Error>(self, n: u64) -> std::result::Result<Count, E> {
-                Ok(Count(n))
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Count, E> {
-                text.parse().map_err(E::custom)
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl JsonSchema for Count {
-    fn schema_name() -> Cow<'static, str> {
-        "Count".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "oneOf": [{ "type": "integer", "minimum": 0 }, { "type": "string" }] })
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counts_have_units() {
-        assert_eq!("100M".parse(), Ok(Count(100_000_000)));
-        assert_eq!("1.5 G".parse(), Ok(Count(1_500_000_000)));
-        assert_eq!("12".parse(), Ok(Count(12)));
-        assert!("many".parse::<Count>().is_err() && "3 MB".parse::<Count>().is_err() && "-1".parse::<Count>().is_err());
-    }
 
     #[test]
     fn a_target_is_one_budget() {

@@ -7,10 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_compress::learn::{Batch, Distill, Pace, Plain, Student, Teacher};
-use attar_graph::{BlockId, Cached, Inputs, Mode, Origin, SourceWeights, Values};
+use attar_compress::learn::{Batch, Distill, Pace, Plain, Student, Teacher, Tied};
+use attar_compress::prune::Sublayer;
+use attar_graph::{BlockId, Cached, Inputs, Mode, Origin, SourceWeights, ValueId, Values};
 use attar_model::Model;
 use attar_tensor::Dtype;
+use candle_core::Tensor;
 use serde_json::Value;
 
 /// Sums of f32 in another order, carried through three steps.
@@ -30,14 +32,17 @@ fn model() -> Model {
     Model::open(&testdata("models/shakespeare-1m")).unwrap()
 }
 
-/// All weights of the blocks and the norms, in f32; `mlp.down` at nine tenths.
-fn trained(model: &Model) -> BTreeMap<BlockId, BTreeMap<String, Plain>> {
+/// The table of embeddings, which the head is tied to.
+const TABLE: &str = "embedding";
+
+/// All weights of the blocks and the norms, and with `table` that of the embeddings, in f32; `mlp.down` at nine tenths.
+fn trained(model: &Model, table: bool) -> BTreeMap<BlockId, BTreeMap<String, Plain>> {
     let mut plain: BTreeMap<BlockId, BTreeMap<String, Plain>> = BTreeMap::new();
     for node in model.graph.nodes() {
         for id in &node.inputs {
             let value = model.graph.get(*id);
             let Origin::Weight(expr) = &value.origin else { continue };
-            if !value.name.starts_with("blocks.") && value.name != "final_norm" {
+            if !(value.name.starts_with("blocks.") || value.name == "final_norm" || table && value.name == TABLE) {
                 continue;
             }
             let dims = value.fact.constant_dims().unwrap();
@@ -84,18 +89,45 @@ impl Lesson {
     }
 
     fn student(&self) -> Student<'_> {
+        self.training(false)
+    }
+
+    /// With the table of embeddings in training, too.
+    fn training(&self, table: bool) -> Student<'_> {
+        let blocks: Vec<BlockId> = self.model.graph.blocks().collect();
+        let (first, last) = (blocks[0], blocks[blocks.len() - 1]);
+        let tied = Tied { weight: (last, "lm_head".into()), to: (first, TABLE.into()) };
         Student {
             graph: &self.model.graph,
             below: &self.below,
             learned: BTreeMap::new(),
-            plain: trained(&self.model),
+            plain: trained(&self.model, table),
+            tied: table.then_some(tied).into_iter().collect(),
+            maps: BTreeMap::new(),
             keeps: false,
         }
     }
 
+    /// The teacher's residual stream behind every block, where a student is held against it.
+    fn states(&self) -> BTreeMap<BlockId, (ValueId, Tensor)> {
+        let (graph, mut values) = (&self.model.graph, self.inputs.clone());
+        let mut behind: BTreeMap<BlockId, ValueId> = BTreeMap::new();
+        behind.extend(Sublayer::of(graph).unwrap().iter().map(|sublayer| (sublayer.block, sublayer.stream.after)));
+        let mut found = BTreeMap::new();
+        for (block, value) in behind {
+            for block in graph.blocks().filter(|other| *other <= block) {
+                if !values.contains_key(&value) {
+                    values.extend(graph.evaluate_block(block, &self.below, Mode::Inference, &values).unwrap());
+                }
+            }
+            found.insert(block, (value, values[&value].clone()));
+        }
+        found
+    }
+
     fn batch<'b>(&'b self, head: &'b Cached<'_>) -> Batch<'b> {
         let teacher = Teacher { graph: &self.model.graph, entering: &self.entering, head };
-        Batch { inputs: &self.inputs, tokens: &self.windows, teacher: Some(teacher) }
+        Batch { inputs: &self.inputs, tokens: &self.windows, teacher: Some(teacher), states: self.states() }
     }
 }
 
@@ -104,7 +136,7 @@ fn three_steps_are_those_of_torch() {
     let oracle: Value = serde_json::from_str(&std::fs::read_to_string(testdata("oracle/distill.json")).unwrap()).unwrap();
     let lesson = Lesson::new(serde_json::from_value(oracle["windows"].clone()).unwrap());
     let settings = settings(serde_json::json!({
-        "kl": 0.7, "labels": 0.3, "learning_rate": 1e-3, "warmup": 2, "final": 0.1, "decay": 0.1, "steps": 3
+        "kl": 0.7, "labels": 0.3, "hidden": 0.5, "learning_rate": 1e-3, "warmup": 2, "final": 0.1, "decay": 0.1, "steps": 3
     }));
     settings.check().unwrap();
     let (mut student, head) = (lesson.student(), Cached::new(&lesson.below));
@@ -113,7 +145,7 @@ fn three_steps_are_those_of_torch() {
         let wanted = wanted.as_f64().unwrap();
         assert!((loss - wanted).abs() < LOSS * wanted, "step {step}: {loss}, {wanted}");
     }
-    let before = trained(&lesson.model);
+    let before = trained(&lesson.model, false);
     for (name, wanted) in oracle["weights"].as_object().unwrap() {
         let values = |of: &BTreeMap<BlockId, BTreeMap<String, Plain>>| {
             of.values().find_map(|block| Some(block.get(name)?.values())).unwrap()
@@ -161,16 +193,16 @@ fn gradients_are_those_of_differences() {
     let head = Cached::new(&lesson.below);
     let batch = lesson.batch(&head);
     let settings = settings(serde_json::json!({ "kl": 0.6, "labels": 0.4 }));
-    let mut student = lesson.student();
+    let mut student = lesson.training(true);
     let gradients = settings.gradients(&mut student, &batch, &head).unwrap();
     let loss = |student: &Student<'_>| settings.loss(batch.measure(student, &head).unwrap());
     let mut kinds = 0;
-    for (block, names) in trained(&lesson.model) {
+    for (block, names) in trained(&lesson.model, true) {
         for name in names.keys().filter(|name| !name.starts_with("blocks.1") && !name.starts_with("blocks.2")) {
             let gradient = &gradients[name];
             let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
             let moved = |by: f64| {
-                let mut student = lesson.student();
+                let mut student = lesson.training(true);
                 let one = student.plain.get_mut(&block).unwrap().get_mut(name).unwrap();
                 let along: Vec<f32> = one.values().iter().zip(gradient).map(|(x, g)| x + (by / norm) as f32 * g).collect();
                 *one = Plain::new(model_dims(&lesson.model, name), along, Dtype::F32, Pace::Weight, 1.0);
@@ -182,7 +214,7 @@ fn gradients_are_those_of_differences() {
             kinds += 1;
         }
     }
-    assert_eq!(kinds, 2 * 9 + 1, "nine weights in each of two blocks, and the last norm");
+    assert_eq!(kinds, 2 * 9 + 2, "nine weights in each of two blocks, the last norm, and a table that is read in two places");
 }
 
 fn model_dims(model: &Model, name: &str) -> Vec<usize> {

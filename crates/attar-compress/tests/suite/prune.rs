@@ -259,20 +259,6 @@ fn brain_surgeon_removes_the_unit_whose_absence_costs_least() {
 
 /// Among few choices the best of all is taken, which is not always what greedy removal finds.
 #[test]
-fn brain_surgeon_tries_every_choice_where_there_are_few() {
-    let (moments, weight) = (inputs(12, 600), weight(4, 12));
-    let seen = Observed { weight: &weight, moments: &moments, means: &[0.0; 12], width: 2 };
-    let obs = PRUNERS.iter().find(|pruner| pruner.name() == "obs").unwrap();
-    let pools = [Pool { units: vec![0, 1, 2], keep: 1 }, Pool { units: vec![3, 4, 5], keep: 2 }];
-    let found = obs.keep(&seen, &pools).unwrap();
-    let columns = |units: &[usize]| units.iter().flat_map(|unit| [2 * unit, 2 * unit + 1]).collect::<Vec<_>>();
-    let choices = (0..3).flat_map(|one| (3..6).map(move |gone| (one, gone)));
-    let kept = choices.map(|(one, gone)| [one].into_iter().chain((3..6).filter(|unit| *unit != gone)).collect::<Vec<usize>>());
-    let best = kept.min_by(|a, b| error(&weight, &moments, &columns(a)).total_cmp(&error(&weight, &moments, &columns(b))));
-    assert_eq!(found, best.unwrap());
-}
-
-#[test]
 fn new_weights_have_the_number_format_of_those_before() {
     assert_eq!(stored_as(Encoding::Plain(attar_tensor::Dtype::BF16)), attar_tensor::Dtype::BF16);
     let blocks = subjects().into_iter().find(|subject| subject.graph.name() == "llama").unwrap();

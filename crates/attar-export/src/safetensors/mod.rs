@@ -13,7 +13,7 @@ use std::{fs, path::Path};
 
 use attar_graph::{Expr, Graph, Op};
 use attar_model::{Folder, Model, OpenOptions, Pattern, same_structure};
-use attar_settings::Size;
+use attar_settings::{Invalid, Size};
 use attar_tensor::{Dtype, Encoding, Source, TensorInfo, write_atomically};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,6 @@ use crate::{
     VerifiedTensor,
     kit::{self, Written},
     noise::{Noise, same},
-    target,
 };
 use stored::{Stored, rounded};
 
@@ -33,7 +32,13 @@ pub(super) static TARGET: Target = Target {
     about: "a plain Hugging Face folder, for transformers and whatever reads its checkpoints",
     version: 1,
     schema: attar_settings::schema::<Safetensors>,
-    parse: target::parse::<Safetensors>,
+    parse: |options| {
+        let format = attar_settings::parse::<Safetensors>(options)?;
+        match format.shard_bytes {
+            Size(0) => Err(Invalid { key: "shard_bytes".into(), message: "a file has 1 or more bytes".into() }),
+            _ => Ok(Box::new(format)),
+        }
+    },
 };
 
 /// A plain Hugging Face folder.

@@ -4,7 +4,10 @@
 //! are refused, and so is a `tokenizer.ggml.pre` that is not in [`PRE_TOKENIZERS`]: with words split in another way the
 //! model still runs, only worse. Meanings are those of llama.cpp (`src/llama-vocab.cpp`), which normalizes no text.
 
-use std::{cmp::Reverse, collections::HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashSet},
+};
 
 use attar_tensor::{
     gguf::{Metadata, Value},
@@ -140,6 +143,17 @@ impl Token {
     fn merges(&self) -> bool {
         !matches!(self.kind, Kind::Byte | Kind::Unknown)
     }
+}
+
+/// The texts of the special tokens that the metadata name, by the names of transformers.
+pub(crate) fn special_tokens(metadata: &Metadata) -> BTreeMap<String, String> {
+    let names = [("bos", "bos_token"), ("eos", "eos_token"), ("unknown", "unk_token"), ("padding", "pad_token")];
+    let Some(Value::Array(tokens)) = metadata.get(TOKENS) else { return BTreeMap::new() };
+    let text = |kind: &str| match metadata.get(&format!("tokenizer.ggml.{kind}_token_id"))? {
+        Value::Unsigned(id) => as_text(tokens.get(usize::try_from(*id).ok()?)?).map(str::to_owned),
+        _ => None,
+    };
+    names.into_iter().filter_map(|(kind, name)| Some((name.to_owned(), text(kind)?))).collect()
 }
 
 fn tokens(metadata: &Metadata) -> Result<Vec<Token>> {

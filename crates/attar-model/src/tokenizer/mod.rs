@@ -14,6 +14,7 @@ use tokenizers::{PaddingParams, TruncationParams};
 
 use crate::{Error, Result};
 
+pub(crate) use gguf::special_tokens;
 pub use stream::Encoder;
 
 /// A tokenizer. It neither pads nor truncates, whatever its file says.

@@ -8,7 +8,7 @@ use crate::table::{Table, rows_of};
 /// A run of training.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DistillReport {
-    /// The teacher's name.
+    /// The teacher: its checkpoint, or `model`, for the recipe's before its steps.
     pub teacher: String,
     /// Numbers that learned.
     pub weights: u64,

@@ -11,14 +11,16 @@ use std::{
 
 use attar_compress::{
     TrainingWindows,
-    learn::{Batch, Distill, Measured, Plain, ROWS, Student, Teacher},
+    learn::{Batch, Distill, Measured, Plain, ROWS, Student, Teacher, Tied, map},
+    prune::Sublayer,
 };
-use attar_graph::{BlockId, Cached, Graph, SourceWeights, Values};
+use attar_graph::{BlockId, Cached, Graph, Mode, SourceWeights, ValueId, Values};
 use attar_model::Model;
 use attar_tensor::{Digest, Encoding};
 use candle_core::Tensor;
 
 use super::{
+    adapted::Adapted,
     codes::refused,
     kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainTrainable},
@@ -26,7 +28,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind,
-    model::{Float, Working},
+    model::{Adapters, Float, Working},
     plot::{Line, Mark, Plot},
     report::{DistillReport, MeasuredPoint},
     session::Session,
@@ -68,6 +70,12 @@ const KEPT_INSIDE: u64 = 384 << 20;
 /// The unit of the losses on the way.
 const TRACE: &str = "trace";
 
+/// Batches that the first maps between hidden states are fitted on, at most.
+const MAPPED: usize = 8;
+
+/// A loss that rose by more than this is not the noise of batches.
+const RUINED: f64 = 1.5;
+
 /// Points of the loss on the training text that a report has at most.
 const POINTS: usize = 50;
 
@@ -86,7 +94,7 @@ impl Step for Distill {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
-        let plain = self.trainable(model)?;
+        let learners = self.learners(model)?;
         let teacher = self.teacher(model)?;
         if model.training.is_none() {
             check_text("distill", "train", model)?;
@@ -96,17 +104,25 @@ impl Step for Distill {
             let error = Error::recipe("the teacher is the model itself, which has nothing to learn from it").hint(hint);
             return Err(error.into());
         }
-        let memory = self.memory(model, &teacher, &plain);
-        let planned = plain.iter().map(|plain| plain.planned(memory)).collect();
+        if self.hidden > 0.0 {
+            meetings(&learners.graph, &teacher.graph)?;
+        }
+        let memory = self.memory(model, &teacher, &learners.plain);
+        let planned = learners.plain.iter().map(|plain| plain.planned(memory)).collect();
+        let Learners { graph, plain, adapters } = learners;
+        (model.graph, model.adapters) = (graph, adapters);
         plain::place(&mut model.graph, &plain);
-        model.float.graph = model.graph.clone();
+        if model.adapters.is_none() {
+            model.float.graph = model.graph.clone();
+        }
         Ok(planned)
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let (plain, teacher) = (self.trainable(model)?, self.teacher(model)?);
+        let (learners, teacher) = (self.learners(model)?, self.teacher(model)?);
         let text = self.text(session)?;
-        let training = Training { settings: self, model, teacher: &teacher, plain: &plain, text: &text, session };
+        let Learners { graph, plain, .. } = &learners;
+        let training = Training { settings: self, model, graph, teacher: &teacher, plain, text: &text, session };
         let key = training.key()?;
         let part = |name: &str| Digest::of_parts([key.as_bytes().as_slice(), name.as_bytes()]);
         let blobs = match (session.done(&part(plain::UNIT))?, session.done(&part(TRACE))?) {
@@ -114,6 +130,13 @@ impl Step for Distill {
             _ => training.train(&part)?,
         };
         let trace = Trace::read(&read_lanes(&session.store.open(&blobs[1])?, 1)?[0]);
+        if let Some([first, last]) = trace.ruined() {
+            let message =
+                format!("the loss rose from {first:.4} to {last:.4}, and no held-out text tells where to stop: nothing is kept");
+            let hint =
+                "lower `learning_rate` or raise `warmup`, or keep windows aside by `held_out` of `[data.train]`".to_owned();
+            return Err(StepError { key: Some("learning_rate".into()), error: Error::recipe(message).hint(hint) });
+        }
         let report = training.report(&trace);
         if report.best_step == Some(0) {
             let hint = "lower `learning_rate`, or train longer";
@@ -121,35 +144,55 @@ impl Step for Distill {
                 "note: nothing that was learned did better on the held-out text, and the weights stay as they were: {hint}"
             ));
         }
+        let Learners { graph, plain, adapters } = learners;
+        (model.graph, model.adapters) = (graph, adapters);
         plain::install(model, &plain, &part(plain::UNIT), session.store.open(&blobs[0])?)?;
-        model.float = Float { graph: model.graph.clone(), source: model.source.clone() };
+        if model.adapters.is_none() {
+            model.float = Float { graph: model.graph.clone(), source: model.source.clone() };
+        }
         DISTILL.leave(model, vec![("loss.svg".to_owned(), report.plot().svg().into_bytes().into())]);
         model.findings.push(report);
         Ok(blobs.into())
     }
 }
 
+/// What learns.
+struct Learners {
+    /// The student: the model, with adapters where these learn.
+    graph: Graph,
+    plain: Vec<PlainTrainable>,
+    adapters: Option<Adapters>,
+}
+
 /// What a step of this kind asks of a model; settings themselves are in `attar_compress::learn`.
 trait Asked {
-    fn trainable(&self, model: &Working) -> Result<Vec<PlainTrainable>, StepError>;
+    fn learners(&self, model: &Working) -> Result<Learners, StepError>;
     fn teacher(&self, model: &Working) -> Result<Float, StepError>;
     fn text(&self, session: &Session<'_>) -> Result<TrainingWindows, StepError>;
     fn memory(&self, model: &Working, teacher: &Float, plain: &[PlainTrainable]) -> u64;
+    fn states_memory(&self, model: &Working, teacher: &Float, length: usize) -> u64;
     fn inside(&self, model: &Working, length: usize) -> u64;
     fn keeps(&self, model: &Working, length: usize) -> bool;
 }
 
 impl Asked for Distill {
-    /// The weights that learn. A quantized model is refused.
-    fn trainable(&self, model: &Working) -> Result<Vec<PlainTrainable>, StepError> {
+    /// The weights that learn, or the adapters next to them. Codes do not learn here.
+    fn learners(&self, model: &Working) -> Result<Learners, StepError> {
+        if let Some(rank) = self.rank {
+            let Adapted { graph, factors, adapters } = Adapted::of(&self.selected(), rank, "rank", model)?;
+            return Ok(Learners { graph, plain: factors, adapters: Some(adapters) });
+        }
         check_matches_float(model)?;
         let codes = model.graph.weights().find(|(_, value, _)| matches!(value.fact.encoding, Encoding::Quantized(_)));
         if let Some((_, value, _)) = codes {
             let message = format!("`{}` is quantized to {}, and `distill` trains float weights", value.name, value.fact.encoding);
-            let hint = "`recover` trains quantized weights; or put `distill` before the step that quantizes".to_owned();
+            let hint = "give a `rank`: adapters learn next to codes; or let `recover` train these, or put `distill` before the step that \
+                        quantizes"
+                .to_owned();
             return Err(StepError { key: Some("kind".into()), error: Error::recipe(message).hint(hint) });
         }
-        plain::weights(&self.select, self.dtype.map(Into::into), &model.graph)
+        let plain = plain::weights(&self.selected(), self.dtype.map(Into::into), &model.graph)?;
+        Ok(Learners { graph: model.graph.clone(), plain, adapters: None })
     }
 
     /// The teacher. Its next-token distributions must be over the same tokens.
@@ -208,7 +251,7 @@ impl Asked for Distill {
     /// student and the last one of the teacher; both heads; logits; the inside of one block.
     fn memory(&self, model: &Working, teacher: &Float, plain: &[PlainTrainable]) -> u64 {
         let (windows, length) = match &model.training {
-            Some(text) => (text.most_windows() + text.held_out, text.length),
+            Some(text) => (text.most_windows() + text.most_held_out(), text.length),
             None => (model.tokens as usize / model.window.max(1), model.window),
         };
         let steps = self.steps.map_or(windows, |steps| steps.saturating_mul(self.accumulate * self.batch).min(windows));
@@ -225,8 +268,23 @@ impl Asked for Distill {
             + walked / 2
             + entered
             + 4 * (heads + logits)
-            + self.inside(model, length);
+            + self.inside(model, length)
+            + self.states_memory(model, teacher, length);
         training.max(walked + 4 * shape::largest_block(&teacher.graph))
+    }
+
+    /// Bytes of hidden states: those of the teacher on the batches of a step, gradients of the student's, a block of the teacher, and maps with
+    /// their moments.
+    fn states_memory(&self, model: &Working, teacher: &Float, length: usize) -> u64 {
+        if self.hidden == 0.0 {
+            return 0;
+        }
+        let widths = [&model.graph, &teacher.graph].map(shape::residual_width);
+        let (blocks, tokens) = (model.graph.block_count() as u64, (self.batch * length) as u64);
+        let maps = if widths[0] == widths[1] { 0 } else { 16 * blocks * widths[0] * widths[1] };
+        4 * blocks * tokens * (widths[0] + self.accumulate.max(MAPPED) as u64 * widths[1])
+            + 4 * shape::largest_block(&teacher.graph)
+            + maps
     }
 
     /// Bytes of what is inside of blocks for the backward pass.
@@ -245,6 +303,8 @@ impl Asked for Distill {
 struct Training<'a> {
     settings: &'a Distill,
     model: &'a Working,
+    /// The student's.
+    graph: &'a Graph,
     teacher: &'a Float,
     plain: &'a [PlainTrainable],
     text: &'a TrainingWindows,
@@ -285,6 +345,14 @@ impl Trace {
         self.best(settings).map(|at| self.held_out[at].0)
     }
 
+    /// The mean losses of the first and the last tenth of the steps, if the loss rose and nothing was held out.
+    fn ruined(&self) -> Option<[f64; 2]> {
+        let tenth = self.losses.len().div_ceil(10);
+        let mean = |part: &[f32]| part.iter().map(|loss| f64::from(*loss)).sum::<f64>() / part.len().max(1) as f64;
+        let [first, last] = [mean(&self.losses[..tenth]), mean(&self.losses[self.losses.len() - tenth..])];
+        (self.held_out.is_empty() && last > RUINED * first).then_some([first, last])
+    }
+
     /// Whether the last measurements were all no better than one before.
     fn is_over(&self, settings: &Distill) -> bool {
         let behind = self.best(settings).map_or(0, |at| self.held_out.len() - 1 - at);
@@ -302,6 +370,39 @@ struct Course<'a> {
     best: Latest,
 }
 
+/// Where the residual streams of student and teacher are held against each other.
+struct Meeting {
+    /// The student's block, and the stream behind it.
+    student: BlockId,
+    value: ValueId,
+    /// The teacher's.
+    teacher: BlockId,
+    wanted: ValueId,
+}
+
+impl Meeting {
+    /// The shape of a map between them, `[teacher's width, student's width]`.
+    fn map(&self, student: &Graph, teacher: &Graph) -> [usize; 2] {
+        [(teacher, self.wanted), (student, self.value)].map(|(graph, id)| graph.fact(id).width().unwrap_or(0))
+    }
+}
+
+/// Every block of the student meets one of the teacher's, spread evenly: the last meets the last.
+fn meetings(student: &Graph, teacher: &Graph) -> Result<Vec<Meeting>, StepError> {
+    let behind = |graph: &Graph| -> Result<Vec<(BlockId, ValueId)>, StepError> {
+        let mut behind: BTreeMap<BlockId, ValueId> = BTreeMap::new();
+        let in_hidden = |e| StepError { key: Some("hidden".into()), ..refused(e) };
+        behind.extend(Sublayer::of(graph).map_err(in_hidden)?.iter().map(|sublayer| (sublayer.block, sublayer.stream.after)));
+        Ok(behind.into_iter().collect())
+    };
+    let (own, theirs) = (behind(student)?, behind(teacher)?);
+    let meet = |(at, (block, value)): (usize, &(BlockId, ValueId))| {
+        let (teacher, wanted) = theirs[((at + 1) * theirs.len()).div_ceil(own.len()) - 1];
+        Meeting { student: *block, value: *value, teacher, wanted }
+    };
+    Ok(own.iter().enumerate().map(meet).collect())
+}
+
 /// What the windows of the text are held against, batch by batch: first those to train on.
 struct Lessons {
     inputs: Vec<Values>,
@@ -317,7 +418,7 @@ impl<'a> Training<'a> {
         // The weights of the teacher count, not its place.
         settings["teacher"] = serde_json::Value::Null;
         let settings = settings.to_string();
-        let train = first_key(&self.model.graph, &self.text.train);
+        let train = first_key(self.graph, &self.text.train);
         let held_out = walk::token_bytes(&self.text.held_out);
         let student = weights_key(&self.model.graph, &*self.model.source, self.model.graph.blocks())?;
         let teacher = weights_key(&self.teacher.graph, &*self.teacher.source, self.teacher.graph.blocks())?;
@@ -339,11 +440,12 @@ impl<'a> Training<'a> {
         let student = SourceWeights(self.model.source.clone());
         let teacher = SourceWeights(self.teacher.source.clone());
         let (lessons, reached) = self.lessons(&teacher)?;
+        let meetings = if settings.hidden > 0.0 { meetings(self.graph, &self.teacher.graph)? } else { Vec::new() };
         let heads = [Cached::new(&student), Cached::new(&teacher)];
         let batches = self.text.train.len() / settings.batch;
         let steps = settings.steps(batches);
         session.observer.stage(&format!("{}: distill", self.model.title), steps as u64);
-        let mut course = self.begin(&student, steps, part)?;
+        let mut course = self.begin(&student, steps, &meetings, part)?;
         if course.trace.losses.is_empty() && course.trace.held_out.is_empty() {
             self.measure(&mut course, &lessons, &heads, part)?;
         }
@@ -351,8 +453,16 @@ impl<'a> Training<'a> {
         while course.trace.losses.len() < steps && !course.trace.is_over(settings) {
             session.check_interrupt()?;
             let step = course.trace.losses.len();
-            let taken = (step * settings.accumulate..).take(settings.accumulate);
-            let taken: Vec<Batch<'_>> = taken.map(|at| self.batch(&lessons, at % batches, &heads[1])).collect();
+            let batch = |at: usize| -> crate::Result<Batch<'_>> {
+                let states = self.states(&meetings, &lessons.inputs[at % batches], &teacher)?;
+                Ok(Batch { states, ..self.batch(&lessons, at % batches, &heads[1]) })
+            };
+            if step == 0 && !meetings.is_empty() {
+                let first: Vec<Batch<'_>> = (0..batches.min(MAPPED)).map(batch).collect::<crate::Result<_>>()?;
+                settings.begin_maps(&mut course.student, &first)?;
+            }
+            let taken = (step * settings.accumulate..).take(settings.accumulate).map(batch);
+            let taken: Vec<Batch<'_>> = taken.collect::<crate::Result<_>>()?;
             let loss = settings.step(&mut course.student, &taken, &heads[0], [step, steps]).map_err(diverged)?;
             course.trace.losses.push(loss as f32);
             let done = step + 1;
@@ -392,14 +502,38 @@ impl<'a> Training<'a> {
             Some(from) => &self.text.held_out[from..(from + size).min(self.text.held_out.len())],
         };
         let teacher = lessons.wanted[at].as_ref().map(|entering| Teacher { graph: &self.teacher.graph, entering, head });
-        Batch { inputs: &lessons.inputs[at], tokens, teacher }
+        Batch { inputs: &lessons.inputs[at], tokens, teacher, states: BTreeMap::new() }
+    }
+
+    /// The teacher's residual stream on a batch, for the student's blocks that it is held against.
+    fn states(
+        &self,
+        meetings: &[Meeting],
+        inputs: &Values,
+        teacher: &SourceWeights,
+    ) -> crate::Result<BTreeMap<BlockId, (ValueId, Tensor)>> {
+        let (graph, mut found) = (&self.teacher.graph, BTreeMap::new());
+        let by_name = |(id, tensor): (&ValueId, &Tensor)| Some((graph.find(&self.graph.get(*id).name)?, tensor.clone()));
+        let mut values: Values = inputs.iter().filter_map(by_name).collect();
+        for block in graph.blocks() {
+            if found.len() == meetings.len() {
+                break;
+            }
+            let left = graph.evaluate_block(block, teacher, Mode::Inference, &values)?;
+            for meeting in meetings.iter().filter(|meeting| meeting.teacher == block) {
+                found.insert(meeting.student, (meeting.value, left[&meeting.wanted].clone()));
+            }
+            values.extend(left);
+            values.retain(|id, _| graph.is_read_after(*id, block));
+        }
+        Ok(found)
     }
 
     /// Runs the teacher up to its last block. The blob holds what enters that while the student learns.
     fn lessons(&self, teacher: &SourceWeights) -> Result<(Lessons, Latest), StepError> {
         let (graph, batch) = (&self.teacher.graph, self.settings.batch);
         let all: Vec<Vec<u32>> = self.text.train.iter().chain(&self.text.held_out).cloned().collect();
-        let inputs = lane_values(&self.model.graph, &all, batch)?;
+        let inputs = lane_values(self.graph, &all, batch)?;
         // Nobody asks the teacher about what only the text is held against.
         let unasked = if self.settings.kl == 0.0 { self.text.train.len() } else { 0 };
         let asked = &all[unasked..];
@@ -424,18 +558,31 @@ impl<'a> Training<'a> {
     }
 
     /// The student at the last step that the store knows, or at the first.
-    fn begin<'s>(&'s self, below: &'s SourceWeights, steps: usize, part: Part<'_>) -> Result<Course<'s>, StepError> {
-        let graph: &Graph = &self.model.graph;
+    fn begin<'s>(
+        &'s self,
+        below: &'s SourceWeights,
+        steps: usize,
+        meetings: &[Meeting],
+        part: Part<'_>,
+    ) -> Result<Course<'s>, StepError> {
+        let graph = self.graph;
         let mut plain: BTreeMap<BlockId, BTreeMap<String, Plain>> = BTreeMap::new();
         for trained in self.plain {
             plain.entry(trained.block).or_default().insert(trained.name.clone(), trained.learned(&*self.model.source)?);
         }
         let keeps = self.settings.keeps(self.model, self.length());
-        let student = Student { graph, below, learned: BTreeMap::new(), plain, keeps };
+        let tied = self.plain.iter().flat_map(|one| {
+            let to = (one.block, one.name.clone());
+            one.tied.iter().map(move |(block, id)| Tied { weight: (*block, graph.get(*id).name.clone()), to: to.clone() })
+        });
+        let maps = BTreeMap::new();
+        let student = Student { graph, below, learned: BTreeMap::new(), plain, tied: tied.collect(), maps, keeps };
         let mut course = Course { student, trace: Trace::default(), kept: Latest::default(), best: Latest::default() };
         for step in (1..steps).rev().filter(|step| step.is_multiple_of(STEPS_KEPT)) {
             let Some(blob) = self.session.done(&part(&format!("step {step}")))? else { continue };
-            let mut states = read_lanes(&self.session.store.open(&blob)?, self.plain.len() + 1)?;
+            let blocks = graph.block_count();
+            let mut states = read_lanes(&self.session.store.open(&blob)?, self.plain.len() + 1 + blocks)?;
+            let maps = states.split_off(self.plain.len() + 1);
             let trace = Trace::read(&states.pop().unwrap_or_default());
             let best = trace.best_step(self.settings);
             let best = best.map(|step| self.session.done(&part(&format!("best {step}")))).transpose()?;
@@ -443,6 +590,14 @@ impl<'a> Training<'a> {
             for (trained, state) in self.plain.iter().zip(states) {
                 let one = course.student.plain.get_mut(&trained.block).and_then(|block| block.get_mut(&trained.name));
                 one.expect("made above").restore(&state)?;
+            }
+            for meeting in meetings {
+                let state = &maps[meeting.student.index()];
+                if !state.is_empty() {
+                    let mut map = map(meeting.map(graph, &self.teacher.graph), Vec::new());
+                    map.restore(state)?;
+                    course.student.maps.insert(meeting.student, map);
+                }
             }
             course = Course { trace, kept: Latest::of(Some(blob)), best: Latest::of(best), ..course };
             break;
@@ -455,7 +610,10 @@ impl<'a> Training<'a> {
         let learned = self.plain.iter().map(|one| &course.student.plain[&one.block][&one.name]).enumerate();
         let learned = learned.flat_map(|(at, one)| one.parts().map(|(name, values)| (at, name, values)));
         let trace = trace.iter().map(|(name, values)| (self.plain.len(), *name, &values[..]));
-        write_parts(&learned.chain(trace).collect::<Vec<_>>(), to)
+        let behind = self.plain.len() + 1;
+        let maps = course.student.maps.iter();
+        let maps = maps.flat_map(|(block, map)| map.parts().map(|(name, values)| (behind + block.index(), name, values)));
+        write_parts(&learned.chain(trace).chain(maps).collect::<Vec<_>>(), to)
     }
 
     /// Measures the student on the held-out windows, if there are such, and keeps it if it is the best.
@@ -482,7 +640,7 @@ impl<'a> Training<'a> {
         let [kl, labels] = [found.kl, found.labels].map(|sum| f64::from((sum / windows) as f32));
         if !(kl.is_finite() && labels.is_finite()) {
             let block = course.student.first_not_finite(&lessons.inputs[self.text.train.len() / size])?;
-            let block = self.model.graph.block_name(block).into();
+            let block = self.graph.block_name(block).into();
             return Err(diverged(attar_compress::Error::Diverged { step, block }));
         }
         course.trace.held_out.push((step, Measured { kl, labels }));
@@ -513,7 +671,7 @@ impl<'a> Training<'a> {
         let mean = |part: &[f32]| part.iter().map(|loss| f64::from(*loss)).sum::<f64>() / part.len() as f64;
         let of_step = self.settings.accumulate * self.settings.batch * self.length();
         DistillReport {
-            teacher: self.teacher.graph.name().to_owned(),
+            teacher: self.settings.teacher.as_ref().map_or_else(|| "model".into(), |path| path.display().to_string()),
             weights: self.plain.iter().map(PlainTrainable::numbers).sum(),
             steps,
             tokens: (steps * of_step) as u64,

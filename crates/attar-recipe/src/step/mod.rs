@@ -1,6 +1,7 @@
 //! What a recipe can do to a model, one file a kind.
 
 mod activations;
+mod adapted;
 mod allocate;
 mod autoround;
 mod calibrated;

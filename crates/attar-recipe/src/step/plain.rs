@@ -24,6 +24,8 @@ pub(super) const UNIT: &str = "plain";
 /// A tensor without codes that learns.
 pub(super) struct PlainTrainable {
     id: ValueId,
+    /// Other constants that are the same tensor, with their blocks: a head that is the table of embeddings.
+    pub(super) tied: Vec<(BlockId, ValueId)>,
     /// Its canonical name.
     pub(super) name: String,
     dims: Vec<usize>,
@@ -59,6 +61,7 @@ pub(super) fn norms(graph: &Graph) -> Vec<PlainTrainable> {
         };
         Some(PlainTrainable {
             id,
+            tied: Vec::new(),
             name: value.name.clone(),
             dims: value.fact.constant_dims()?,
             from: Some(value.fact.encoding),
@@ -80,10 +83,8 @@ pub(super) fn weights(select: &[Pattern], dtype: Option<Dtype>, graph: &Graph) -
         if !select.iter().any(|pattern| pattern.matches(&value.name)) || found.iter().any(|one| one.id == id) {
             continue;
         }
-        if let Some((_, other, _)) = graph.weights().find(|(other, _, e)| *other != id && *e == expr) {
-            let message = format!("`{}` is one tensor with `{}`: it cannot learn on its own", value.name, other.name);
-            let error = Error::recipe(message).hint("leave it out of `select`".to_owned());
-            return Err(StepError { key: Some("select".into()), error });
+        if found.iter().any(|one| one.tied.iter().any(|(_, tied)| *tied == id)) {
+            continue;
         }
         let kept = match value.fact.encoding {
             Encoding::Plain(dtype) if dtype.is_float() => dtype,
@@ -91,6 +92,7 @@ pub(super) fn weights(select: &[Pattern], dtype: Option<Dtype>, graph: &Graph) -
         };
         found.extend(value.fact.constant_dims().map(|dims| PlainTrainable {
             id,
+            tied: tied(graph, id, expr),
             name: value.name.clone(),
             dims,
             from: Some(value.fact.encoding),
@@ -99,7 +101,11 @@ pub(super) fn weights(select: &[Pattern], dtype: Option<Dtype>, graph: &Graph) -
             start: Start::Weight(expr.clone()),
         }));
     }
-    let lazy = |pattern: &&Pattern| !found.iter().any(|one| pattern.matches(&one.name));
+    let named = |one: &PlainTrainable, pattern: &Pattern| {
+        let others = one.tied.iter().map(|(_, id)| graph.get(*id).name.as_str());
+        std::iter::once(one.name.as_str()).chain(others).any(|name| pattern.matches(name))
+    };
+    let lazy = |pattern: &&Pattern| !found.iter().any(|one| named(one, pattern));
     match select.iter().enumerate().find(|(_, pattern)| lazy(pattern)) {
         Some((at, pattern)) => {
             let names = graph.weights().map(|(_, value, _)| value.name.as_str());
@@ -111,6 +117,13 @@ pub(super) fn weights(select: &[Pattern], dtype: Option<Dtype>, graph: &Graph) -
     }
 }
 
+/// Constants besides `id` that are the tensor `expr`.
+fn tied(graph: &Graph, id: ValueId, expr: &Expr) -> Vec<(BlockId, ValueId)> {
+    let others = graph.weights().filter(|(other, _, e)| *other != id && *e == expr).map(|(other, ..)| other);
+    let read = |other: ValueId| graph.nodes().iter().find(|node| node.inputs.contains(&other)).map(|node| (node.block, other));
+    others.filter_map(read).collect()
+}
+
 /// The factors of the adapters of `trainable` in a graph that has them, in the order of the trainable.
 pub(super) fn adapters(graph: &Graph, trainable: &[Trainable]) -> Vec<PlainTrainable> {
     let factor = |(seed, trained): (usize, &Trainable)| {
@@ -119,7 +132,7 @@ pub(super) fn adapters(graph: &Graph, trainable: &[Trainable]) -> Vec<PlainTrain
         [(a, Start::Directions { seed: seed as u64 }), (b, Start::Zeros { base })].map(|(name, start)| {
             let id = graph.find(&name).expect("`with_adapters` made it");
             let dims = graph.fact(id).constant_dims().expect("a weight has a shape");
-            PlainTrainable { id, name, dims, from: None, dtype: Dtype::F32, block: trained.block, start }
+            PlainTrainable { id, tied: Vec::new(), name, dims, from: None, dtype: Dtype::F32, block: trained.block, start }
         })
     };
     trainable.iter().enumerate().flat_map(factor).collect()
@@ -163,6 +176,11 @@ impl PlainTrainable {
             bytes: self.dtype.bytes() as u64 * self.numbers(),
             memory,
         }
+    }
+
+    /// Its own constant, and those tied to it.
+    fn ids(&self) -> impl Iterator<Item = ValueId> + '_ {
+        std::iter::once(self.id).chain(self.tied.iter().map(|(_, id)| *id))
     }
 
     pub(super) fn numbers(&self) -> u64 {
@@ -209,7 +227,9 @@ pub(super) fn keep_as(
 /// They are now what the blob at `path` has, which [`keep`] made under `key`.
 pub(super) fn install(model: &mut Working, plain: &[PlainTrainable], key: &Digest, path: PathBuf) -> Result<(), StepError> {
     for one in plain {
-        model.graph.replace_weight(one.id, Encoding::Plain(one.dtype), Expr::tensor(one.stored(key)));
+        for id in one.ids() {
+            model.graph.replace_weight(id, Encoding::Plain(one.dtype), Expr::tensor(one.stored(key)));
+        }
     }
     let top = Shards::open(&[path], &BTreeMap::new())?;
     model.source = Arc::new(Overlay::new(Arc::new(top), model.source.clone()));
@@ -220,6 +240,6 @@ pub(super) fn install(model: &mut Working, plain: &[PlainTrainable], key: &Diges
 pub(super) fn place(graph: &mut Graph, plain: &[PlainTrainable]) {
     for one in plain {
         let Origin::Weight(expr) = graph.get(one.id).origin.clone() else { continue };
-        graph.replace_weight(one.id, Encoding::Plain(one.dtype), expr);
+        one.ids().for_each(|id| graph.replace_weight(id, Encoding::Plain(one.dtype), expr.clone()));
     }
 }

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use attar_compress::learn::{Learned, Method, Plain, ROWS, Recover, Student, with_adapters};
+use attar_compress::learn::{Learned, Method, Plain, ROWS, Recover, Student};
 use attar_graph::{BlockId, Cached, Graph, SourceWeights, Values};
 use attar_tensor::{Blobs, Digest};
 use candle_core::Tensor;
 
 use super::{
+    adapted::Adapted,
     codes::{Live, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainTrainable},
@@ -126,36 +127,13 @@ struct Learners {
 impl Learners {
     fn of(settings: &Recover, model: &Working) -> Result<Learners, StepError> {
         check_matches_float(model)?;
-        let trainable = if settings.weights_learn() { trainable(&settings.select, model)? } else { Vec::new() };
         if settings.exports_adapters() {
-            return Learners::adapters(settings, model, &trainable);
+            let Adapted { graph, factors, adapters } = Adapted::of(&settings.select, settings.rank, "adapters", model)?;
+            return Ok(Learners { graph, trainable: Vec::new(), plain: factors, adapters: Some(adapters) });
         }
+        let trainable = if settings.weights_learn() { trainable(&settings.select, model)? } else { Vec::new() };
         let plain = if settings.norms_learn() { plain::norms(&model.graph) } else { Vec::new() };
         Ok(Learners { graph: model.graph.clone(), trainable, plain, adapters: None })
-    }
-
-    /// Adapters of the `trainable` weights, whose codes stay.
-    fn adapters(settings: &Recover, model: &Working, trainable: &[Trainable]) -> Result<Learners, StepError> {
-        let refused = |message: String, hint: &str| {
-            let error = Error::recipe(message).hint(hint.to_owned());
-            Err(StepError { key: Some("adapters".into()), error })
-        };
-        if let Some(transformed) = trainable.iter().find(|trained| !trained.is_of_checkpoint()) {
-            let message =
-                format!("`{}` was transformed: its adapter would fit no other copy of the checkpoint", transformed.name);
-            return refused(message, "leave out the steps that transform weights, or merge the adapters");
-        }
-        let foreign =
-            |trained: &&Trainable| attar_model::module(&model.graph, attar_model::Naming::HuggingFace, &trained.name).is_none();
-        if let Some(foreign) = trainable.iter().find(foreign) {
-            let message = format!("`{}` has no name that PEFT knows", foreign.name);
-            return refused(message, "leave it out of `select`");
-        }
-        let weights: Vec<String> = trainable.iter().map(|trained| trained.name.clone()).collect();
-        let names: Vec<&str> = weights.iter().map(String::as_str).collect();
-        let graph = with_adapters(&model.graph, &names, settings.rank)?;
-        let plain = plain::adapters(&graph, trainable);
-        Ok(Learners { graph, trainable: Vec::new(), plain, adapters: Some(Adapters { rank: settings.rank, weights }) })
     }
 
     /// Numbers that learn.
@@ -198,7 +176,15 @@ impl Training<'_> {
         }
         let mut states = self.states(&kept)?;
         let plain = self.plain(states.split_off(states.len().min(self.learners.trainable.len())))?;
-        let mut student = Student { graph, below: &live, learned: self.learned(states)?, plain, keeps: false };
+        let mut student = Student {
+            graph,
+            below: &live,
+            learned: self.learned(states)?,
+            plain,
+            tied: Vec::new(),
+            maps: BTreeMap::new(),
+            keeps: false,
+        };
         let heads = [Cached::new(&live), Cached::new(&float)];
         for step in first..steps {
             session.check_interrupt()?;

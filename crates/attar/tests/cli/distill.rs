@@ -94,7 +94,11 @@ fn what_cannot_be_learned_from_is_refused_with_a_way_out() {
     );
     refuse(TEXT, "kl = 0.0\n", 2, &["give one of them a weight above 0"]);
     refuse(TEXT, "steps = 3\nepochs = 1\n", 2, &["leave the other out"]);
-    refuse(TEXT, "select = [\"embedding\"]\n", 2, &["is one tensor with `lm_head`"]);
+    refuse(TEXT, "rank = 4\n", 2, &["matches no quantized weight"]);
+    refuse(TEXT, "rank = 4\ndtype = \"f16\"\n", 2, &["leave `dtype` out"]);
+    refuse(&TEXT.replace("held_out = 4", "held_out = 1.5"), "labels = 1.0\n", 2, &["a share between 0 and 1"]);
+    let lines = TEXT.replace("shakespeare-train.txt", "plays.jsonl");
+    refuse(&lines, "labels = 1.0\n", 2, &["holds JSON objects", "`field` names the text"]);
     refuse(TEXT, "select = [\"blocks.*.mlp.dawn\"]\n", 2, &["matches no weight", ".mlp.down"]);
     let room = ready(TEXT, "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\n");
     let text = room.read("recipe.toml");
@@ -104,7 +108,7 @@ fn what_cannot_be_learned_from_is_refused_with_a_way_out() {
     room.write("recipe.toml", &format!("{head}[[step]]{quantize}[[step]]{distill}[[export]]{export}"));
     let said = room.attar(&RUN).exits(2);
     said.says("is quantized to int4");
-    said.says("`recover` trains quantized weights");
+    said.says("give a `rank`: adapters learn next to codes");
 }
 
 #[test]
@@ -118,9 +122,109 @@ fn texts_of_json_lines_are_trained_on() {
     room.write("text.jsonl", &lines("text"));
     room.attar(&RUN).exits(0);
     room.write("text.jsonl", &format!("{}{}", lines("text"), lines("words")));
-    room.attar(&RUN).exits(3).says("line 61: no text `text` among `id`, `words`");
+    room.attar(&RUN).exits(3).says("line 61: no `text` among `id`, `words`");
     room.write("text.jsonl", "{\"text\": \"a\"}\n[1]\n");
     room.attar(&RUN).exits(3).says("line 2: no JSON object");
+}
+
+/// The model's own template makes texts of dialogues, whose special tokens are single tokens.
+#[test]
+fn dialogues_are_trained_on_in_the_models_own_words() {
+    let text = "[data.train]\npath = \"chats.jsonl\"\nmessages = \"turns\"\nlength = 32\nheld_out = 0.1\n";
+    let room = ready(text, "steps = 2\nlabels = 1.0\n");
+    let line = |at: usize| {
+        format!(
+            "{{\"turns\": [{{\"role\": \"user\", \"content\": \"Who is number {at}?\"}}, {{\"role\": \"assistant\", \"content\": \"Romeo.\"}}]}}\n"
+        )
+    };
+    let lines: String = (0..60).map(line).collect();
+    room.write("chats.jsonl", &lines);
+    room.attar(&RUN).exits(2).says("the model has no chat template");
+    room.write(
+        "model/chat_template.jinja",
+        "{% for m in messages %}{{ m.role | upper }}:\n{{ m.content }}\n{% if m.role == 'fool' %}{{ raise_exception('no fools') }}{% endif %}{% endfor %}",
+    );
+    room.attar(&RUN).exits(0);
+    let learned = &room.json("out/report.json")["variants"][0]["distillations"][0];
+    let kept = learned["held_out_tokens"].as_u64().expect("a number");
+    assert!(kept >= 64 && kept % 32 == 0, "a tenth of some hundred windows: {learned}");
+    room.write("chats.jsonl", &format!("{lines}{{\"turns\": [{{\"role\": \"fool\", \"content\": \"\"}}]}}\n"));
+    room.attar(&RUN).exits(3).says("line 61: `turns` is refused by the model's chat template: no fools");
+    room.write("chats.jsonl", &format!("{lines}{{\"turns\": [{{\"content\": \"\"}}]}}\n"));
+    room.attar(&RUN).exits(3).says("line 61: `turns` has no `role` in its message 1");
+}
+
+/// Codes stay as they are, and adapters beside them learn what rounding lost.
+#[test]
+fn a_student_in_codes_learns_by_adapters() {
+    let room = Room::new();
+    let steps = "[[step]]\nkind = \"quantize\"\ngrid = \"int3\"\n[[step]]\nkind = \"distill\"\nrank = 8\nlearning_rate = 1e-2\nbatch = 2\n";
+    let head = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n";
+    room.write("recipe.toml", &format!("{head}{TEXT}{steps}[[export]]\ntarget = \"checkpoint\"\n"));
+    room.attar(&RUN).exits(0);
+    let learned = room.json("out/report.json")["variants"][0]["distillations"][0].clone();
+    let held_out = learned["held_out"].as_array().expect("a list").clone();
+    let kl = |at: usize| held_out[at]["kl"].as_f64().expect("a number");
+    assert!(kl(held_out.len() - 1) < 0.95 * kl(0), "{learned}");
+    let matrices = [(128, 128), (64, 128), (64, 128), (128, 128), (384, 128), (384, 128), (128, 384)];
+    let factors: u64 = matrices.iter().map(|(rows, columns)| 4 * 8 * (rows + columns)).sum();
+    assert_eq!(learned["weights"], factors);
+    assert_eq!(room.json("out/adapters/adapter_config.json")["r"], 8);
+    let codes = room.json("out/checkpoint/artifact.json").to_string();
+    assert!(codes.contains("int3"), "{codes}");
+}
+
+/// A table that is the head, too, learns from both uses and stays one tensor.
+#[test]
+fn a_tied_table_learns_as_one_tensor() {
+    let room = ready(TEXT, "labels = 1.0\nkl = 0.0\nselect = [\"lm_head\"]\nbatch = 2\n");
+    room.attar(&RUN).exits(0);
+    let learned = room.json("out/report.json")["variants"][0]["distillations"][0].clone();
+    let held_out = learned["held_out"].as_array().expect("a list").clone();
+    let loss = |at: usize| held_out[at]["labels"].as_f64().expect("a number");
+    let best = (0..held_out.len()).map(loss).fold(f64::INFINITY, f64::min);
+    assert!(best < loss(0) - 0.01, "{learned}");
+    assert_eq!(learned["weights"], 1024 * 128);
+    let model = attar_model::Model::open(&room.path("out/checkpoint")).expect("it was just written");
+    let expr = |name: &str| model.graph.weights().find(|(_, value, _)| value.name == name).expect("it is there").2.clone();
+    assert_eq!(expr("lm_head"), expr("embedding"));
+}
+
+/// Without held-out text, a loss that rises is an error: the weights are worse than at the start.
+#[test]
+fn what_training_ruined_is_not_written() {
+    let step = "labels = 1.0\nkl = 0.0\nlearning_rate = 0.5\nclip = 1000.0\nwarmup = 1\nsteps = 6\n";
+    let room = ready(&TEXT.replace("held_out = 4", "held_out = 0"), step);
+    let said = room.attar(&RUN).exits(2);
+    said.says("the loss rose from");
+    said.says("`held_out` of `[data.train]`");
+    assert!(!room.path("out/checkpoint").exists());
+}
+
+/// The teacher's hidden states lead a narrower student, through matrices that are no part of it; the run repeats itself.
+#[test]
+fn hidden_states_lead_a_narrower_student() {
+    let room = Room::new();
+    let data = "[data.calibration]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 16\nlength = 64\n";
+    let run = |weight: f64, out: &str| {
+        let steps = format!(
+            "[[step]]\nkind = \"prune\"\nhidden = 96\n[[step]]\nkind = \"distill\"\nhidden = {weight}\nlearning_rate = 3e-4\nbatch = 2\n"
+        );
+        let head = format!("recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"{out}\"\n");
+        room.write("recipe.toml", &format!("{head}{data}{TEXT}{steps}[[export]]\ntarget = \"safetensors\"\n"));
+        room.attar(&RUN).exits(0);
+        room.json(&format!("{out}/report.json"))["variants"][0]["distillations"][0].clone()
+    };
+    let (led, alone) = (run(1.0, "led"), run(0.0, "alone"));
+    let first = |of: &serde_json::Value| of["losses"][0][1].as_f64().expect("a number");
+    assert!(first(&led) > first(&alone) + 0.01, "the states count: {led}, {alone}");
+    let held_out = led["held_out"].as_array().expect("a list").clone();
+    let kl = |at: usize| held_out[at]["kl"].as_f64().expect("a number");
+    assert!(kl(held_out.len() - 1) < 0.95 * kl(0), "{led}");
+    let again = run(1.0, "again");
+    assert_eq!(led, again);
+    room.attar(&["eval", "led/safetensors", "--data", "testdata/evals/shakespeare-valid.txt", "--tokens", "256", "--quiet"])
+        .exits(0);
 }
 
 #[test]

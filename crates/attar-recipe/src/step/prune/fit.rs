@@ -142,7 +142,7 @@ pub(super) fn fitted(
     names.sort();
     names.insert(0, format!("{fit:?}"));
     let first = first_key(&model.graph, windows);
-    let key = Digest::of_parts([b"pruned 2".as_slice(), first.as_bytes(), names.join(" ").as_bytes()]);
+    let key = Digest::of_parts([b"pruned 3".as_slice(), first.as_bytes(), names.join(" ").as_bytes()]);
     let own = Side { graph: &model.graph, weights: &renewed };
     let float = Side { graph: &model.graph, weights: &below };
     let sides = if fit == Fit::Residual { vec![own, float] } else { vec![float] };

@@ -74,7 +74,7 @@ pub(super) fn made(
     let renewed = Renewed::over(&before.source);
     let own = Side { graph: &small, weights: &renewed };
     let listed: Vec<u8> = channels.iter().flat_map(|channel| (*channel as u64).to_le_bytes()).collect();
-    let key = Digest::of_parts([b"narrowed 1".as_slice(), first_key(&small, windows).as_bytes(), &listed]);
+    let key = Digest::of_parts([b"narrowed 2".as_slice(), first_key(&small, windows).as_bytes(), &listed]);
     let names = BTreeMap::new();
     let mut fitting = Fitting {
         settings,

@@ -147,7 +147,7 @@ impl Step for Prune {
         }
         self.note_few_tokens(&sites, seen, &before.graph, session);
         let (shape, fit) = (&shapes[0], self.fit);
-        let leaving = work.leaving(shape, &removed);
+        let leaving = work.leaving(shape, &removed)?;
         let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
         let made = fit::fitted(self, fit, &before, &model.title, &tasks, &leaving, seen, session)?;
         let (after, checked) = work.made(&tasks, &made, &leaving)?;
@@ -369,9 +369,9 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// What leaves for a shape, of what was chosen to leave.
-    fn leaving(&self, shape: &ShapeOf, removed: &[depth::Removed]) -> Vec<Sublayer> {
-        let leave = self.settings.leaving_groups(shape, &self.before.graph).unwrap_or(0);
-        removed.iter().take(leave).flat_map(|removed| removed.sublayers.iter().copied()).collect()
+    fn leaving(&self, shape: &ShapeOf, removed: &[depth::Removed]) -> Result<Vec<Sublayer>, StepError> {
+        let leave = self.settings.leaving_groups(shape, &self.before.graph)?;
+        Ok(removed.iter().take(leave).flat_map(|removed| removed.sublayers.iter().copied()).collect())
     }
 
     /// Every shape with its divergence. All are fitted to the layers' own outputs, in one passage of the text.
@@ -384,7 +384,7 @@ impl Work<'_> {
         let fit = self.one_stream();
         let mut of_shapes = Vec::new();
         for shape in shapes {
-            let leaving = self.leaving(shape, removed);
+            let leaving = self.leaving(shape, removed)?;
             of_shapes.push((fit::tasks(self.sites, |site| shape.quota(self.settings, site), &leaving)?, leaving));
         }
         let all = fit::together(self.sites, of_shapes.iter().map(|(tasks, _)| tasks.as_slice()));
@@ -416,7 +416,7 @@ impl Work<'_> {
         let (settings, before) = (self.settings, self.before);
         let target = settings.target.as_ref().expect("`check` asks for one");
         let (what, budget) = target.budget().map_err(refused)?;
-        let leaving = self.leaving(&ShapeOf::Candidate(shape), removed);
+        let leaving = self.leaving(&ShapeOf::Candidate(shape), removed)?;
         let full = Shape::of(&before.graph).map_err(refused)?.map_or(shape.mlp, |full| full.mlp);
         let multiple = settings.multiple(full).map_err(refused)?;
         let widths: Vec<usize> =

@@ -1,0 +1,186 @@
+//! Chat templates: a dialogue as the text that a model was trained on.
+//!
+//! A template is Jinja, in the dialect of transformers' `apply_chat_template`: blocks leave no line behind, strings have Python's methods,
+//! `tojson` writes as Python's `json.dumps`, and `raise_exception` refuses a dialogue. There is no clock (`strftime_now`): the same dialogue is
+//! always the same text, and templates have a date of their own for that case.
+//!
+//! ```
+//! use attar_model::ChatTemplate;
+//! let template = ChatTemplate::new("{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}{{ eos_token }}{% endfor %}", [("eos_token", "</s>")]);
+//! let messages = serde_json::json!([{ "role": "user", "content": " hi " }]);
+//! assert_eq!(template.render(&messages).unwrap(), "<|user|>hi</s>");
+//! ```
+
+use std::{collections::BTreeMap, io, path::Path};
+
+use minijinja::{Environment, ErrorKind, Value as Any, value::Kwargs};
+use serde::Serialize;
+use serde_json::{Value, ser::Formatter};
+
+use crate::{Error, Model, Result, tokenizer};
+
+/// A model's chat template, with the texts of its special tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatTemplate {
+    source: String,
+    /// By the names that a template knows them by: `bos_token`.
+    tokens: BTreeMap<String, String>,
+}
+
+/// Instructions that a template may take for a dialogue: a real one takes some thousands, and a hostile one would never end.
+const FUEL: u64 = 10_000_000;
+
+/// The templates beside a checkpoint, the first that there is.
+const FILES: [&str; 3] = ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"];
+
+impl ChatTemplate {
+    /// A template, and the special tokens that it may name.
+    pub fn new<'t>(source: &str, tokens: impl IntoIterator<Item = (&'t str, &'t str)>) -> ChatTemplate {
+        let tokens = tokens.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect();
+        ChatTemplate { source: source.to_owned(), tokens }
+    }
+
+    /// That of a model; nothing, if it has none. Of several, the one called `default`.
+    ///
+    /// # Errors
+    /// If a file beside the checkpoint cannot be read, or is no JSON.
+    pub fn of(model: &Model) -> Result<Option<ChatTemplate>> {
+        if let tokenizer::Origin::Gguf(_, metadata) = &model.tokenizer {
+            let Some(source) = model.chat_template() else { return Ok(None) };
+            return Ok(Some(ChatTemplate { source: source.to_owned(), tokens: tokenizer::special_tokens(metadata) }));
+        }
+        let mut tokens = BTreeMap::new();
+        let mut found: Option<String> = None;
+        for name in FILES {
+            let Some(path) = model.side_file(name)? else { continue };
+            let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let template = if name.ends_with(".jinja") {
+                Some(text)
+            } else {
+                let config = parsed(&path, &text)?;
+                tokens.extend(named(&config));
+                default_of(&config["chat_template"])
+            };
+            found = found.or(template);
+        }
+        Ok(found.map(|source| ChatTemplate { source, tokens }))
+    }
+
+    /// The text of a dialogue: a list of messages, each with its `role` and `content`.
+    ///
+    /// # Errors
+    /// What the template raises, or what is wrong with it.
+    pub fn render(&self, messages: &Value) -> std::result::Result<String, String> {
+        let mut jinja = Environment::new();
+        jinja.set_trim_blocks(true);
+        jinja.set_lstrip_blocks(true);
+        jinja.set_fuel(Some(FUEL));
+        jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        jinja.add_filter("tojson", to_json);
+        jinja.add_function("raise_exception", |message: String| -> std::result::Result<Any, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        let dialogue =
+            [("messages".to_owned(), Any::from_serialize(messages)), ("add_generation_prompt".to_owned(), false.into())];
+        let tokens = self.tokens.iter().map(|(name, text)| (name.clone(), Any::from(text)));
+        let all: Any = tokens.chain(dialogue).collect();
+        let told = |error: minijinja::Error| error.detail().map_or_else(|| error.to_string(), str::to_owned);
+        jinja.render_str(&self.source, all).map_err(told)
+    }
+}
+
+fn parsed(path: &Path, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|e| Error::Io { path: path.into(), source: io::Error::new(io::ErrorKind::InvalidData, e) })
+}
+
+/// A template, or that of several that is called `default`.
+fn default_of(template: &Value) -> Option<String> {
+    let named = |one: &&Value| one["name"] == "default";
+    let text = template.as_str().or_else(|| template.as_array()?.iter().find(named)?["template"].as_str());
+    text.map(str::to_owned)
+}
+
+/// The special tokens in a `tokenizer_config.json`: texts, or objects with a `content`.
+fn named(config: &Value) -> impl Iterator<Item = (String, String)> {
+    let tokens = config.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"));
+    tokens.filter_map(|(name, value)| Some((name.clone(), value.as_str().or_else(|| value["content"].as_str())?.to_owned())))
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
+fn to_json(value: Any, options: Kwargs) -> std::result::Result<Any, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // What else Python takes (`ensure_ascii`, `sort_keys`) does not change texts that templates make of messages.
+    let _: Option<Any> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    let mut written = Vec::new();
+    let failed = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
+    match indent {
+        Some(indent) => {
+            let spaces = " ".repeat(indent);
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut written, pretty)).map_err(failed)?;
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut written, Spaced)).map_err(failed)?,
+    }
+    let text = String::from_utf8(written).expect("JSON is UTF-8");
+    Ok(Any::from_safe_string(text))
+}
+
+/// A space after every comma and colon.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { to.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, to: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { to.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, to: &mut W) -> io::Result<()> {
+        to.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Against transformers (`testdata/oracle/chat.py`).
+    #[test]
+    fn dialogues_are_the_texts_of_transformers() {
+        let oracle: Value = serde_json::from_str(include_str!("../../../testdata/oracle/chat.json")).unwrap();
+        let tokens = oracle["tokens"].as_object().unwrap();
+        let cases = oracle["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 9);
+        for case in cases {
+            let tokens = tokens.iter().map(|(name, text)| (name.as_str(), text.as_str().unwrap()));
+            let found = ChatTemplate::new(case["template"].as_str().unwrap(), tokens).render(&case["messages"]);
+            assert_eq!(found.as_deref().ok(), case["text"].as_str(), "{case}, {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_template_raises_is_the_error() {
+        let template = ChatTemplate::new("{{ raise_exception('roles must alternate') }}", []);
+        assert_eq!(template.render(&json!([])), Err("roles must alternate".into()));
+    }
+
+    #[test]
+    fn a_template_without_end_is_refused() {
+        let template = ChatTemplate::new("{% for a in range(10000) %}{% for b in range(10000) %}x{% endfor %}{% endfor %}", []);
+        assert!(template.render(&json!([])).is_err());
+    }
+
+    #[test]
+    fn json_is_written_as_python_does() {
+        let template = ChatTemplate::new("{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}", []);
+        let found = template.render(&json!([{ "a": [1, "<é>"], "b": null }]));
+        let pretty = "{\n  \"a\": [\n    1,\n    \"<é>\"\n  ],\n  \"b\": null\n}";
+        assert_eq!(found, Ok(format!("[{{\"a\": [1, \"<é>\"], \"b\": null}}]|{pretty}")));
+    }
+}
