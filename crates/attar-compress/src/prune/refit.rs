@@ -9,7 +9,7 @@ use crate::{
 
 /// Damping towards the old weight, as a share of the mean of the diagonal. Some ten thousand tokens do not decide a layer of a thousand
 /// inputs: less damping fits the calibration text better and others worse.
-const DAMPING: f64 = 0.1;
+pub(super) const DAMPING: f64 = 0.1;
 
 /// What a layer is to return for what it reads.
 pub enum Response<'a> {

@@ -49,6 +49,7 @@ pub static STEPS: &[&StepKind] = &[
 /// Everything that walks through the blocks of a model.
 pub static WALKERS: &[&Walker] = &[
     &prune::WALKER,
+    &prune::ZEROS_WALKER,
     &distill::WALKER,
     &preserved::WALKER,
     &smooth::WALKER,

@@ -140,6 +140,10 @@ impl Learners {
             let error = Error::recipe(message).hint(hint.to_owned());
             Err(StepError { key: Some("adapters".into()), error })
         };
+        if let Some(sparse) = trainable.iter().find(|trained| trained.zeros) {
+            let message = format!("`{}` is sparse, and an adapter next to it would fill its zeros", sparse.name);
+            return refused(message, "merge the adapters, or leave it out of `select`");
+        }
         if let Some(transformed) = trainable.iter().find(|trained| !trained.is_of_checkpoint()) {
             let message =
                 format!("`{}` was transformed: its adapter would fit no other copy of the checkpoint", transformed.name);
@@ -178,7 +182,9 @@ impl Training<'_> {
         let windows = first_key(&self.model.graph, self.session.calibration.unwrap_or_default());
         let quantized = weights_key(&self.model.graph, &*self.model.source, self.model.graph.blocks())?;
         let float = weights_key(&self.float.graph, &*self.float.source, self.float.graph.blocks())?;
-        Ok(Digest::of_parts([b"recover 2".as_slice(), &settings, windows.as_bytes(), quantized.as_bytes(), float.as_bytes()]))
+        let zeros: String = self.model.zeros.iter().map(|name| format!(" {name}")).collect();
+        let parts = [b"recover 2".as_slice(), &settings, windows.as_bytes(), quantized.as_bytes(), float.as_bytes()];
+        Ok(Digest::of_parts(parts.into_iter().chain((!zeros.is_empty()).then_some(zeros.as_bytes()))))
     }
 
     fn train(&self, part: &dyn Fn(&str) -> Digest) -> Result<Vec<Digest>, StepError> {

@@ -368,7 +368,7 @@ impl<'a> Fitting<'a> {
 }
 
 /// A value of the block on one side, lane by lane.
-fn reached(side: usize, value: ValueId, windows: &mut Windows<'_>) -> Result<Vec<Tensor>> {
+pub(super) fn reached(side: usize, value: ValueId, windows: &mut Windows<'_>) -> Result<Vec<Tensor>> {
     let mut all = Vec::new();
     windows.reach(side, value, &mut |_, x| {
         all.push(x.clone());
@@ -378,7 +378,7 @@ fn reached(side: usize, value: ValueId, windows: &mut Windows<'_>) -> Result<Vec
 }
 
 /// The root mean square of every token, `[.., 1]`.
-fn sizes(x: &Tensor) -> candle_core::Result<Tensor> {
+pub(super) fn sizes(x: &Tensor) -> candle_core::Result<Tensor> {
     x.sqr()?.mean_keepdim(D::Minus1)?.affine(1.0, f64::from(f32::MIN_POSITIVE))?.sqrt()
 }
 
@@ -390,18 +390,18 @@ struct Seen {
 }
 
 /// Weights of which some are new.
-struct Renewed {
+pub(super) struct Renewed {
     below: SourceWeights,
     /// By canonical name: the tensor and its file, or zeros.
     new: RwLock<BTreeMap<String, Option<(String, PathBuf)>>>,
 }
 
 impl Renewed {
-    fn over(source: &Arc<dyn Source>) -> Renewed {
+    pub(super) fn over(source: &Arc<dyn Source>) -> Renewed {
         Renewed { below: SourceWeights(source.clone()), new: RwLock::default() }
     }
 
-    fn take(&self, name: &str, tensor: &str, path: PathBuf) {
+    pub(super) fn take(&self, name: &str, tensor: &str, path: PathBuf) {
         self.new.write().expect("no panic holds this lock").insert(name.into(), Some((tensor.into(), path)));
     }
 
