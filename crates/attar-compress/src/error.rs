@@ -258,8 +258,44 @@ pub enum Error {
         /// Its value.
         found: f64,
     },
+    /// A pattern of zeros that rows have no whole number of.
+    #[error("`{weight}` has {columns} inputs, which groups of {of} do not divide")]
+    PatternDoesNotFit {
+        /// Canonical name.
+        weight: String,
+        /// Weights of a group that stay.
+        keep: usize,
+        /// Weights of a group.
+        of: usize,
+        /// Inputs.
+        columns: usize,
+    },
+    /// A method that picks units, asked for single weights.
+    #[error("`{method}` picks channels and heads, and `sparsity` removes single weights")]
+    NotOfWeights {
+        /// Its name.
+        method: &'static str,
+        /// Those that pick weights.
+        known: Vec<&'static str>,
+    },
+    /// A matrix that cannot be fitted on what one layer reads.
+    #[error("`{weight}` is no matrix that one linear layer reads")]
+    NoLayerOfItsOwn {
+        /// Canonical name.
+        weight: String,
+    },
+    /// A grid whose codes cannot mean zero, for a weight whose zeros stay.
+    #[error("`{weight}` is sparse, and no code of {scheme} means exactly zero")]
+    NoZero {
+        /// The setting to change: `grid`.
+        key: String,
+        /// Canonical name.
+        weight: String,
+        /// How it should have been stored.
+        scheme: Scheme,
+    },
     /// A step that would remove nothing.
-    #[error("there is nothing to remove: `mlp`, `heads`, `kv_heads` and `blocks` are all missing")]
+    #[error("there is nothing to remove: `mlp`, `heads`, `kv_heads`, `blocks` and `sparsity` are all missing")]
     NothingToPrune,
     /// A setting that another one gives a meaning.
     #[error("`{key}` says nothing without `{other}`")]
@@ -331,6 +367,10 @@ fn and_more(others: usize) -> String {
     }
 }
 
+fn backticked(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
 /// What can be done about lost weights: scales of a larger range, or of fewer weights, or nothing.
 fn keep_lost(scheme: &Scheme) -> String {
     let scales = match (scheme.granularity, scheme.scale.plain()) {
@@ -352,7 +392,10 @@ impl Error {
     pub fn key(&self) -> Option<&str> {
         match self {
             Error::NoMatch { key, .. } | Error::DoesNotFit { key, .. } => Some(key),
-            Error::AlreadyQuantized { .. } => Some("select"),
+            Error::AlreadyQuantized { .. } | Error::NoLayerOfItsOwn { .. } => Some("select"),
+            Error::PatternDoesNotFit { .. } => Some("sparsity"),
+            Error::NotOfWeights { .. } => Some("method"),
+            Error::NoZero { key, .. } => Some(key),
             Error::NothingLeft => Some("keep"),
             Error::CodesStay { .. } => Some("kind"),
             Error::NothingToRotate => Some("residual"),
@@ -411,6 +454,10 @@ impl Error {
                 Some("lower `learning_rate` or raise `warmup`; what other steps made is kept".into())
             }
             Error::CodesStay { .. } => Some("put this step before the one that quantizes".into()),
+            Error::PatternDoesNotFit { .. } => Some("leave it out of `select`, or choose a pattern that divides".into()),
+            Error::NotOfWeights { known, .. } => Some(format!("choose {}", backticked(known))),
+            Error::NoLayerOfItsOwn { .. } => Some("leave it out of `select`".into()),
+            Error::NoZero { .. } => Some("choose a grid with a zero, such as `int4` or `nf4`, for this weight by an `override`".into()),
             Error::NothingToRotate => Some("remove the step, or set one of them to `true`".into()),
             Error::NoMlp => Some("remove `mlp = true`".into()),
             Error::NothingToScale => Some("remove the step".into()),

@@ -139,6 +139,20 @@ impl Expr {
         }
     }
 
+    /// Whether numbers of its matrix are sums of several: zeros of what is stored would not stay.
+    pub fn mixes(&self) -> bool {
+        match self {
+            Expr::Tensor(_) | Expr::Ones(_) | Expr::Identity(_) => false,
+            Expr::Sum(..) | Expr::Rotate { .. } => true,
+            Expr::Halves(of, _)
+            | Expr::Scale(_, of, _)
+            | Expr::Divide(_, of, _)
+            | Expr::Transpose(of)
+            | Expr::Select(_, of, _)
+            | Expr::Round(of, _) => of.mixes(),
+        }
+    }
+
     /// How many rows must be read to compute one: whole blocks, where rows are rotated; all, where rows were columns.
     pub fn rows_together(&self) -> usize {
         match self {

@@ -1,8 +1,8 @@
 //! Artifacts: written to a temporary folder, verified, then moved into place; kept when nothing that decides them has changed.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    path::{Component, Path},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    path::{Component, Path, PathBuf},
 };
 
 use attar_export::{Artifact, FileEntry, Input, Port, Side};
@@ -27,6 +27,9 @@ const ARTIFACT: &str = "artifact.json";
 struct Described {
     key: Digest,
     verified_weights: u64,
+    /// Weights whose zeros left by pruning, by canonical name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    zeros: BTreeSet<String>,
     #[serde(flatten)]
     artifact: Artifact,
 }
@@ -64,7 +67,7 @@ pub(crate) fn write_artifact(
     let verification = export.format.verify(&input, &artifact, &partial, Some(&original))?;
     artifact.record(&verification);
     artifact.notes.iter().for_each(|note| observer.note(&format!("note: {note}")));
-    let described = Described { key, verified_weights: verification.weights, artifact };
+    let described = Described { key, verified_weights: verification.weights, zeros: working.zeros.clone(), artifact };
     let path = partial.join(ARTIFACT);
     std::fs::write(&path, json(&described)).map_err(|source| attar_tensor::Error::Io { action: "write", path, source })?;
     session.check_inputs()?;
@@ -88,6 +91,7 @@ fn artifact_key(export: &Export, side: &Side, working: &Working) -> Result<Diges
     for (name, content) in &side.files {
         text += &format!("\n{name} {}", Digest::of(&content.bytes()?));
     }
+    working.zeros.iter().for_each(|name| text += &format!("\nzeros {name}"));
     let mut seen = BTreeMap::new();
     for (_, _, expr) in working.graph.weights() {
         if let Entry::Vacant(entry) = seen.entry(expr.to_string()) {
@@ -136,6 +140,16 @@ fn damage(folder: &Path, file: &FileEntry) -> Option<String> {
 /// Numbers in the weights of the artifact in `folder`, if it describes itself.
 pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
     Some(Described::read(folder).ok()??.artifact.totals.weights)
+}
+
+/// The weights of the checkpoint in `folder` whose zeros stay, by canonical name; none, if it does not describe itself.
+pub(crate) fn zeros_in(folder: &Path) -> Result<BTreeSet<String>> {
+    Ok(Described::read(folder)?.map(|described| described.zeros).unwrap_or_default())
+}
+
+/// The file by which a checkpoint in `folder` describes itself, if it does.
+pub(crate) fn description_in(folder: &Path) -> Option<PathBuf> {
+    Some(folder.join(ARTIFACT)).filter(|path| path.is_file())
 }
 
 /// What the artifact in `folder` returns, if it describes itself.

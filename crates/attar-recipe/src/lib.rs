@@ -63,10 +63,10 @@ pub use profile::{PROFILES, Profile};
 pub use progress::{Observer, Silent};
 pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
-    ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CompilationReport, CutReport,
-    DistillReport, EvalReport, Findings, FrontReport, FusionReport, LossReport, MeasuredPoint, ModelReport, PhaseReport,
-    PlacementReport, ProofReport, PruneReport, RemovedReport, Report, SimulationReport, SiteReport, TensorReport,
-    TransformReport, VariantReport, fusion_table,
+    ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CodedReport,
+    CompilationReport, CutReport, DistillReport, EvalReport, Findings, FrontReport, FusionReport, LossReport, MeasuredPoint,
+    ModelReport, PhaseReport, PlacementReport, ProofReport, PruneReport, RemovedReport, Report, SimulationReport, SiteReport,
+    SparseReport, TensorReport, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;

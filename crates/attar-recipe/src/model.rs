@@ -6,12 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use attar_compile::device::Zeros;
 use attar_compress::{Losses, TrainingText};
 use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
 
-use crate::{extras::Folder, kept::Kept, recipe::Data, report::Findings, shape};
+use crate::{Error, Result, artifact, extras::Folder, kept::Kept, recipe::Data, report::Findings, shape};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -28,6 +29,12 @@ pub struct Working {
     pub(crate) losses: BTreeMap<String, Losses>,
     /// Weights that may lose rows and groups, by canonical name.
     pub(crate) may_lose: BTreeSet<String>,
+    /// Weights whose numbers that are exactly zero left by pruning, and stay zero; by canonical name.
+    pub(crate) zeros: BTreeSet<String>,
+    /// The device that sparse weights are for, if it has a coder for them.
+    pub(crate) coder: Option<(String, Zeros)>,
+    /// While planning: what is no mistake, and may not be meant.
+    pub(crate) notes: Vec<String>,
     /// The same without quantization: what the quantized one is held against.
     pub(crate) float: Float,
     /// The model as the recipe opened it: what a smaller one is held against and learns from.
@@ -90,16 +97,20 @@ impl Float {
 }
 
 impl Working {
-    pub(crate) fn new(title: &str, model: &Model, data: &Data) -> Working {
+    /// The model as it was opened. The folder of an artifact that attar wrote says which weights have zeros that stay.
+    pub(crate) fn new(title: &str, model: &Model, data: &Data) -> Result<Working> {
         let calibration = data.calibration.as_ref();
         let opened = Float { graph: model.graph.clone(), source: model.source.clone() };
-        Working {
+        Ok(Working {
             title: title.into(),
             graph: model.graph.clone(),
             source: model.source.clone(),
             damage: BTreeMap::new(),
             losses: BTreeMap::new(),
             may_lose: BTreeSet::new(),
+            zeros: artifact::zeros_in(&model.path)?,
+            coder: None,
+            notes: Vec::new(),
             float: opened.clone(),
             opened,
             context: model.config.context,
@@ -115,7 +126,14 @@ impl Working {
             folders: Vec::new(),
             adapters: None,
             possible: Vec::new(),
-        }
+        })
+    }
+
+    /// Refuses a step that would fill zeros that must stay.
+    pub(crate) fn check_no_zeros(&self, step: &str, hint: &str) -> Result<()> {
+        let Some(weight) = self.zeros.first() else { return Ok(()) };
+        let message = format!("`{weight}` is sparse, and `{step}` would fill its zeros");
+        Err(Error::recipe(message).hint(hint.to_owned()))
     }
 
     /// True bits per weight: over all, and over the quantized ones.

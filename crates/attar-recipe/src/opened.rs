@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use attar_model::{ChatTemplate, Config, Model, Tokenizer};
 
 use crate::{
-    Error, ErrorKind, Existing, Recipe, Result,
+    Error, ErrorKind, Existing, Recipe, Result, artifact,
     inputs::Inputs,
     recipe::{Compared, Subject},
     session::Texts,
@@ -143,7 +143,10 @@ impl Opened {
     /// Every file that they are read from.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = match &self.subject {
-            Measured::Model(model) => model.files.iter().cloned().chain(side::paths(model)?).collect(),
+            Measured::Model(model) => {
+                let beside = side::paths(model)?.into_iter().chain(artifact::description_in(&model.path));
+                model.files.iter().cloned().chain(beside).collect()
+            }
             Measured::Artifact(existing) => existing.files()?,
         };
         files.extend(self.baseline.iter().flat_map(|model| model.files.iter().cloned()));

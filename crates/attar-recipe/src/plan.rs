@@ -65,6 +65,9 @@ pub struct PlannedVariant {
     /// What planning computed and the run uses again.
     #[serde(skip)]
     pub(crate) kept: Kept,
+    /// What a user should know before the steps run.
+    #[serde(skip)]
+    pub(crate) notes: Vec<String>,
     /// What the steps can say before they run.
     #[serde(flatten)]
     pub findings: Findings,
@@ -154,7 +157,7 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         architecture: opened.config().architecture.clone(),
         parameters: opened.parameters(),
         read: opened.model().map(Model::summary).transpose()?,
-        notes: recipe.notes().into_iter().chain(notes_of_exports(&variants)).collect(),
+        notes: recipe.notes().into_iter().chain(notes_of_variants(&variants)).collect(),
         variants,
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         predictions: recipe.predictions.iter().map(ToString::to_string).collect(),
@@ -166,9 +169,10 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     })
 }
 
-/// What exports say of themselves, each once.
-fn notes_of_exports(variants: &[PlannedVariant]) -> BTreeSet<String> {
-    variants.iter().flat_map(|variant| &variant.exports).flat_map(|export| export.notes.iter().cloned()).collect()
+/// What steps and exports say of themselves, each once.
+fn notes_of_variants(variants: &[PlannedVariant]) -> BTreeSet<String> {
+    let of_exports = variants.iter().flat_map(|variant| &variant.exports).flat_map(|export| &export.notes);
+    variants.iter().flat_map(|variant| &variant.notes).chain(of_exports).cloned().collect()
 }
 
 /// The most memory that any part of a run takes, and which part.
@@ -187,7 +191,7 @@ impl Peak {
 }
 
 fn plan_variant(recipe: &Recipe, variant: &Variant, model: &Model, peak: &mut Peak) -> Result<PlannedVariant> {
-    let mut working = Working::new(&variant.name, model, recipe.data());
+    let mut working = Working::new(&variant.name, model, recipe.data())?;
     let tensors = plan_steps(recipe, variant, &mut working, peak)?;
     let mut exports = plan_exports(recipe, variant, &working, peak)?;
     exports.extend(plan_adapters(recipe, variant, &working)?);
@@ -196,6 +200,7 @@ fn plan_variant(recipe: &Recipe, variant: &Variant, model: &Model, peak: &mut Pe
         name: variant.name.clone(),
         tensors,
         kept: working.kept,
+        notes: working.notes,
         findings: working.findings,
         exports,
         bits_per_weight,

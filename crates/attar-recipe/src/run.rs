@@ -21,7 +21,7 @@ use crate::{
     output::Output,
     plan::{plan, plan_work},
     publish,
-    report::{self, ModelReport},
+    report::{self, CodedReport, ModelReport},
     session::{Session, Workspace},
     step::WALKERS,
 };
@@ -154,12 +154,13 @@ fn run_steps(
     session: &Session<'_>,
     used: &mut BTreeSet<Digest>,
 ) -> Result<Working> {
-    let mut working = Working::new(variant.title(), session.base(), recipe.data());
+    let mut working = Working::new(variant.title(), session.base(), recipe.data())?;
     working.kept = planned.kept.clone();
     for (at, (key, step)) in variant.steps.iter().enumerate() {
         working.kept.at(at);
         used.extend(step.run(&mut working, session).map_err(|e| recipe.failed_step(key, step.kind(), e))?);
     }
+    working.findings.extend(CodedReport::of(&working)?);
     Ok(working)
 }
 

@@ -153,7 +153,7 @@ struct Swept<'a> {
 impl Swept<'_> {
     fn front(&self, points: Points) -> Result<(Front, Vec<Made>)> {
         let recipe = self.recipe;
-        let mut before = Working::new(self.variant.title(), self.session.base(), recipe.data());
+        let mut before = Working::new(self.variant.title(), self.session.base(), recipe.data())?;
         self.run(&mut before, 0..self.at)?;
         let (mut found, mut made) = (Vec::new(), Vec::new());
         for bits in self.budgets(&before, points)? {

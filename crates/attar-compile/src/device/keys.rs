@@ -25,7 +25,7 @@ pub(super) enum Need {
 }
 
 use Need::{Given, OrZero, Positive, PositiveIfGiven};
-use Unit::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Power, Shape, Time, Whole};
+use Unit::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Numbers, Pattern, Power, Shape, Time, Whole};
 
 const fn key(name: &'static str, kind: Unit, need: Need, meaning: &'static str) -> Key {
     Key { name, kind, need, meaning }
@@ -72,6 +72,24 @@ pub(super) static KEYS: &[Key] = &[
     key("numerics.weights", Bits, Positive, "supported widths of stored weights, in bits"),
     key("numerics.activations", Bits, Positive, "supported widths of activations, in bits"),
     key("numerics.accumulator", Whole, Positive, "accumulator width, in bits"),
+    key(
+        "sparsity.coded",
+        Numbers,
+        PositiveIfGiven,
+        "bits that its coder takes for an int8 weight with 0, 25, 50 and 75% zeros; absent: weights are not coded",
+    ),
+    key(
+        "sparsity.mask",
+        Count,
+        PositiveIfGiven,
+        "bits per weight that say which weights stay, next to those that do; absent: zeros are stored like any number",
+    ),
+    key(
+        "sparsity.skips",
+        Pattern,
+        PositiveIfGiven,
+        "pattern of zeros that the array skips, n of m consecutive inputs staying; absent: none",
+    ),
     key("align.bytes", Bytes, Positive, "alignment of every buffer"),
     key("align.tile", Shape, Positive, "tiles are multiples of this in m, k and n, unless they cover the dimension"),
     key("overhead.dispatch", Time, Given, "time from the call to the first cycle of a program"),

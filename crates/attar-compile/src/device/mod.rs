@@ -13,12 +13,15 @@
 mod file;
 mod keys;
 mod quantity;
+mod zeros;
 
 use crate::tile::{Buffering, Limits, Product, Rates, Tiling};
 use crate::{Element, Error, Result};
 use file::{File, Location, Setting};
 use keys::{KEYS, Key, Need};
 use std::path::{Path, PathBuf};
+
+pub use zeros::Zeros;
 
 /// The shipped devices and their files.
 static DEVICES: &[(&str, &str)] = &[
@@ -190,6 +193,8 @@ pub struct Device {
     pub dma: Dma,
     /// The supported number formats.
     pub numerics: Numerics,
+    /// What it does with weights that are zero.
+    pub zeros: Zeros,
     /// Every buffer starts at a multiple of this many bytes.
     pub align: u64,
     /// Tiles are multiples of this in m, k and n, or the whole dimension.
@@ -342,6 +347,11 @@ impl Device {
                 weights: bits("numerics.weights"),
                 activations: bits("numerics.activations"),
                 accumulator: fields.or("numerics.accumulator", 32.0) as u32,
+            },
+            zeros: Zeros {
+                coded: fields.values("sparsity.coded"),
+                mask: fields.given("sparsity.mask"),
+                skips: fields.values("sparsity.skips").try_into().ok().map(|pattern: [f64; 2]| pattern.map(|n| n as u64)),
             },
             align: fields.or("align.bytes", 1.0) as u64,
             unit: fields.shape("align.tile"),

@@ -23,6 +23,10 @@ pub(super) enum Unit {
     Shape,
     /// Bits that are offered: `8 4`.
     Bits,
+    /// Numbers without a unit: `7.06 4.58`.
+    Numbers,
+    /// Weights that stay of consecutive ones: `2:4`.
+    Pattern,
 }
 
 /// Units of a kind and what each is worth.
@@ -70,18 +74,26 @@ impl Unit {
             Unit::Whole => "a whole number up to 65536",
             Unit::Shape => "a block in m, k and n such as `1x32x32`",
             Unit::Bits => "numbers of bits such as `8 4`",
+            Unit::Numbers => "numbers such as `7.06 4.58`",
+            Unit::Pattern => "a pattern such as `2:4`",
         }
     }
 
-    /// The values of `text`: three of a shape, any number of bits, else one. None if it is not of this kind or below 0.
+    /// The values of `text`: three of a shape, two of a pattern, any number of bits and numbers, else one. None if it is not of this kind or below 0.
     pub(super) fn parse(self, text: &str) -> Option<Vec<f64>> {
         let split: Vec<&str> = match self {
             Unit::Shape => text.split('x').collect(),
-            Unit::Bits => text.split_whitespace().collect(),
+            Unit::Bits | Unit::Numbers => text.split_whitespace().collect(),
+            Unit::Pattern => text.split(':').collect(),
             _ => return Some(vec![self.one(text)?]),
         };
-        let values: Option<Vec<f64>> = split.into_iter().map(|part| Unit::Whole.one(part)).collect();
-        values.filter(|v| if self == Unit::Shape { v.len() == 3 } else { !v.is_empty() })
+        let part = if self == Unit::Numbers { Unit::Count } else { Unit::Whole };
+        let values: Option<Vec<f64>> = split.into_iter().map(|text| part.one(text)).collect();
+        values.filter(|v| match self {
+            Unit::Shape => v.len() == 3,
+            Unit::Pattern => v.len() == 2 && v[0] < v[1],
+            _ => !v.is_empty(),
+        })
     }
 
     fn one(self, text: &str) -> Option<f64> {
@@ -111,6 +123,8 @@ mod tests {
         assert_eq!(Unit::Time.parse("0.095 ms"), Some(vec![0.095e-3]));
         assert_eq!(Unit::Shape.parse("1x32x32"), Some(vec![1.0, 32.0, 32.0]));
         assert_eq!(Unit::Bits.parse("8 4"), Some(vec![8.0, 4.0]));
+        assert_eq!(Unit::Numbers.parse("7.06 4"), Some(vec![7.06, 4.0]));
+        assert_eq!(Unit::Pattern.parse("2:4"), Some(vec![2.0, 4.0]));
         for (kind, wrong) in [
             (Unit::Bytes, "256"),
             (Unit::Bytes, "1.0005 KiB"),
@@ -121,6 +135,9 @@ mod tests {
             (Unit::Whole, "1.5"),
             (Unit::Bytes, "1000000000 GiB"),
             (Unit::Bits, ""),
+            (Unit::Numbers, "7.06 x"),
+            (Unit::Pattern, "4:2"),
+            (Unit::Pattern, "2"),
             (Unit::Count, "1e400"),
             (Unit::Count, "NaN"),
         ] {

@@ -343,6 +343,14 @@ impl Distill {
                 found => found?,
             };
         }
+        for (block, gradients) in &mut gradients.weights {
+            student
+                .plain
+                .get(block)
+                .into_iter()
+                .flatten()
+                .for_each(|(name, plain)| gradients.get_mut(name).into_iter().for_each(|g| plain.freeze(g)));
+        }
         let norm = gradients.norm().map_err(|block| diverged(student, block))?;
         let shrink = (self.clip / norm.max(f64::MIN_POSITIVE)).min(1.0) as f32;
         let length = self.learning_rate(step, steps);

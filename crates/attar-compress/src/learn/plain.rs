@@ -33,12 +33,19 @@ pub struct Plain {
     pace: Pace,
     /// Change of a number in a step of length 1.
     unit: f32,
+    /// Numbers that stay exactly zero; empty, if none has to.
+    zeros: Vec<bool>,
 }
 
 impl Plain {
     /// Starts at `values`, to be stored as `dtype`. A step of length 1 moves a number by `unit`.
     pub fn new(dims: Vec<usize>, values: Vec<f32>, dtype: Dtype, pace: Pace, unit: f32) -> Plain {
-        Plain { dims, dtype, moments: Adam::new(values.len()), pace, unit, values }
+        Plain { dims, dtype, moments: Adam::new(values.len()), pace, unit, values, zeros: Vec::new() }
+    }
+
+    /// Numbers that are zero now left by pruning and stay exactly zero, by [`Plain::freeze`].
+    pub fn keep_zeros(&mut self) {
+        self.zeros = self.values.iter().map(|value| *value == 0.0).collect();
     }
 
     /// As they will be stored.
@@ -69,6 +76,11 @@ impl Plain {
                 *value = *value * kept - unit * moments.step(at, *g, rate);
             }
         });
+    }
+
+    /// Numbers that stay zero have no gradient.
+    pub(super) fn freeze(&self, gradient: &mut [f32]) {
+        gradient.iter_mut().zip(&self.zeros).filter(|(_, zero)| **zero).for_each(|(g, _)| *g = 0.0);
     }
 
     /// Its shape.

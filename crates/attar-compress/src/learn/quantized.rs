@@ -28,6 +28,8 @@ pub struct Learned {
     scaling: Adam,
     /// Added to `latent` before rounding; if there is one, `latent` itself is not trained.
     adapter: Option<Adapter>,
+    /// `[rows, columns]`: weights that stay exactly zero; empty, if none has to.
+    zeros: Vec<bool>,
 }
 
 /// Distance that weights keep at first from the midpoint between two codes, in steps.
@@ -58,10 +60,17 @@ impl Learned {
             rounding: Adam::new(latent.len()),
             scaling: Adam::new(picked.scales.len()),
             adapter: None,
+            zeros: Vec::new(),
             latent,
             scales: picked.scales.clone(),
             picked: QuantizedTensor { codes: Vec::new(), ..picked },
         }
+    }
+
+    /// Weights that are zero in `original` stay exactly zero: they left by pruning. Their codes mean zero already.
+    pub fn keep_zeros(&mut self, original: &[f32]) {
+        self.zeros = original.iter().map(|w| *w == 0.0).collect();
+        self.latent.iter_mut().zip(&self.zeros).filter(|(_, zero)| **zero).for_each(|(latent, _)| *latent = 0.0);
     }
 
     /// Trains a term of rank `rank` in place of single weights. It starts at zero, along directions that `seed` decides.
@@ -139,6 +148,8 @@ impl Learned {
             Some(adapter) => {
                 let mut latent = latent.to_vec();
                 adapter.add_row(row, &mut latent);
+                let zeros = self.zeros.chunks(self.dims[1].max(1)).nth(row).unwrap_or_default();
+                latent.iter_mut().zip(zeros).filter(|(_, zero)| **zero).for_each(|(latent, _)| *latent = 0.0);
                 Cow::Owned(latent)
             }
         }
@@ -181,7 +192,7 @@ impl Learned {
     }
 
     /// The gradients of weights before rounding, and of scales relative to themselves. A weight beyond the outermost code has
-    /// none; its scale does.
+    /// none; its scale does. Weights that stay zero have none.
     fn through(&self, gradient: &[f32], values: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let columns = self.dims[1].max(1);
         let (size, groups) = (self.scheme.group(columns).max(1), self.scheme.groups(columns));
@@ -201,6 +212,7 @@ impl Learned {
             of_scales
         });
         let of_rows: Vec<Vec<f32>> = of_rows.collect();
+        of_latent.iter_mut().zip(&self.zeros).filter(|(_, zero)| **zero).for_each(|(g, _)| *g = 0.0);
         let of_scales = match self.scheme.granularity {
             Granularity::Tensor => vec![of_rows.iter().flatten().sum()],
             _ => of_rows.into_iter().flatten().collect(),

@@ -11,7 +11,7 @@ use attar_tensor::Encoding;
 
 use super::{
     reshape::{Smaller, stored_as, with_constants},
-    site::{Stream, stream},
+    site::Stream,
 };
 use crate::{
     Error, Result,
@@ -63,7 +63,7 @@ impl Hidden {
             places.push((node.block, Place::Readers(norm.readers.clone())));
         }
         for layer in &residual.writers {
-            let stream = stream(graph, layer).ok_or(Error::NoSublayers)?;
+            let stream = Stream::around(graph, layer).ok_or(Error::NoSublayers)?;
             places.push((maker(graph, layer.output)?.block, Place::Writer { layer: *layer, stream }));
         }
         places.sort_by_key(|(_, place)| place.order(graph));

@@ -1,6 +1,6 @@
 //! The oldest score: the size of the weights.
 
-use super::{Observed, Pruner};
+use super::{Observed, Pruner, Score};
 use crate::Result;
 
 /// Units with the longest columns stay, whatever they are multiplied with.
@@ -17,6 +17,10 @@ impl Pruner for Magnitude {
 
     fn memory(&self, [_, columns]: [usize; 2]) -> u64 {
         24 * columns as u64
+    }
+
+    fn score(&self) -> Option<Score> {
+        Some(Score::Size)
     }
 
     fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {

@@ -1,5 +1,5 @@
-//! Structured pruning: MLP channels, query heads and groups of heads leave a model, and the layers that read them are fitted to
-//! what is left.
+//! Pruning: MLP channels, query heads and groups of heads leave a model, and the layers that read them are fitted to what is left; or
+//! single weights leave ([`sparse`]), and matrices keep their shape.
 //!
 //! What leaves is a *unit*: an MLP channel (a row of gate and up, a column of down), a query head (rows of the query, columns of the
 //! attention's output), or a key-value head with all query heads that read it. A [`Pruner`] picks the units that stay from the
@@ -17,13 +17,16 @@ mod refit;
 mod reshape;
 mod shape;
 mod site;
+mod sparse;
+mod support;
+mod sweep;
 mod target;
 mod wanda;
 
 use std::borrow::Cow;
 
-use attar_graph::Graph;
-use attar_tensor::nearest;
+use attar_graph::{Graph, Op};
+use attar_tensor::{Encoding, nearest};
 use faer::Mat;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -34,9 +37,15 @@ pub use refit::{Response, lost, refitted};
 pub use reshape::{Cut, reshaped, stored_as};
 pub use shape::{Found, Shape, candidates, narrowed};
 pub use site::{Stream, Unit, UnitSite};
+pub use sparse::{Score, Sparse, Sparsity, sparse};
+pub use support::{Wanted, on_support};
 pub use target::{Cost, Target};
 
-use crate::{Error, Hessian, Result, quantize::registered};
+use crate::{
+    Error, Hessian, Patterns, Result, pattern,
+    quantize::{block_matrices, registered},
+    transform::structure::Layer,
+};
 
 /// A way to pick the units that stay.
 pub trait Pruner: Sync {
@@ -55,6 +64,11 @@ pub trait Pruner: Sync {
     /// The units that stay, in rising order: from every pool as many as it keeps. By default those whose columns are worth most.
     fn keep(&self, seen: &Observed<'_>, pools: &[Pool]) -> Result<Vec<usize>> {
         Ok(seen.best(pools, &self.scores(seen)?))
+    }
+
+    /// How it picks single weights; `None` if it only knows units.
+    fn score(&self) -> Option<Score> {
+        None
     }
 }
 
@@ -140,11 +154,23 @@ pub enum Fit {
     #[default]
     Layer,
     /// The residual stream of the unpruned model, on the inputs that the layer has after all pruning before it: the fit also makes up
-    /// for what earlier layers lost. The text goes through both models.
+    /// for what earlier layers lost. Under `sparsity`, layers that do not add to the residual stream are fitted to their own outputs in
+    /// the unpruned model. The text goes through both models.
     Residual,
 }
 
-/// Make a model smaller in shape: fewer MLP channels, heads or blocks.
+impl Fit {
+    /// Its name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fit::None => "none",
+            Fit::Layer => "layer",
+            Fit::Residual => "residual",
+        }
+    }
+}
+
+/// Make a model smaller in shape: fewer MLP channels, heads or blocks; or make its weights sparse.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prune {
@@ -183,10 +209,21 @@ pub struct Prune {
     /// [default: the largest power of two up to 64 that divides those of the model].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiple: Option<usize>,
-    /// How the channels and heads that stay are chosen.
+    /// In place of a smaller shape: single weights that leave, as a share of every matrix (`0.5`), or all but n of every m consecutive
+    /// inputs (`"2:4"`). Matrices keep their shape, and later steps keep the zeros. Devices differ in what that brings: name yours by
+    /// `device`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<Sparsity>,
+    /// Under `sparsity`: the weights that become sparse, as patterns over canonical names [default: the matrices of the blocks].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub select: Option<Patterns>,
+    /// Under `sparsity`: the device that the model is for, a name or a file. The plan warns where it gains nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// How the channels and heads that stay are chosen. Single weights are chosen by `obs` (SparseGPT), `wanda` or `magnitude`.
     #[serde(default = "default_method")]
     pub method: PrunerName,
-    /// What the layers that read them are fitted to.
+    /// What the layers that read them, or that lose weights, are fitted to.
     #[serde(default)]
     pub fit: Fit,
     /// The most KL divergence from the model before the step, in nats per token on calibration text that is kept aside. Above it
@@ -224,6 +261,15 @@ impl Prune {
     /// # Errors
     /// If nothing is asked for, if a number is none that the model has, or if heads would not divide.
     pub fn check(&self, graph: &Graph) -> Result<()> {
+        let without = |key, given: bool, other| if given { Err(Error::Idle { key, other }) } else { Ok(()) };
+        if let Some(found) = self.max_kl.filter(|most| !(most.is_finite() && *most > 0.0)) {
+            return Err(Error::Bound { key: "max_kl", found });
+        }
+        if let Some(sparsity) = self.sparsity {
+            return self.check_sparse(sparsity, graph);
+        }
+        without("select", self.select.is_some(), "sparsity")?;
+        without("device", self.device.is_some(), "sparsity")?;
         let shaped = [self.mlp, self.heads, self.kv_heads, self.blocks].iter().any(Option::is_some);
         if let Some(hidden) = self.hidden {
             if shaped || self.target.is_some() {
@@ -235,10 +281,6 @@ impl Prune {
         if !shaped && self.target.is_none() {
             return Err(Error::NothingToPrune);
         }
-        if let Some(found) = self.max_kl.filter(|most| !(most.is_finite() && *most > 0.0)) {
-            return Err(Error::Bound { key: "max_kl", found });
-        }
-        let without = |key, given: bool, other| if given { Err(Error::Idle { key, other }) } else { Ok(()) };
         without("multiple", self.multiple.is_some() && self.target.is_none(), "target")?;
         without("vary", self.vary && self.target.is_none(), "target")?;
         if self.vary && (self.mlp.is_some() || self.target.as_ref().is_some_and(|target| target.kv_bytes.is_some())) {
@@ -251,6 +293,87 @@ impl Prune {
         without("ends", self.ends.is_some() && self.blocks.is_none() && self.target.is_none(), "blocks")?;
         without("depth", self.depth.is_some() && self.blocks.is_none(), "blocks")?;
         UnitSite::of(graph)?.iter().try_for_each(|site| self.quota(site).map(drop))
+    }
+
+    /// Whether single weights can leave as asked.
+    fn check_sparse(&self, sparsity: Sparsity, graph: &Graph) -> Result<()> {
+        let shapes = [
+            ("mlp", self.mlp.is_some()),
+            ("heads", self.heads.is_some()),
+            ("kv_heads", self.kv_heads.is_some()),
+            ("blocks", self.blocks.is_some()),
+            ("hidden", self.hidden.is_some()),
+            ("vary", self.vary),
+            ("depth", self.depth.is_some()),
+            ("ends", self.ends.is_some()),
+            ("target", self.target.is_some()),
+            ("multiple", self.multiple.is_some()),
+        ];
+        if let Some((key, _)) = shapes.into_iter().find(|(_, given)| *given) {
+            let hint = "make two steps of it: the first changes the shape, the second removes single weights";
+            return Err(Error::Contradiction { key, other: "sparsity".into(), hint });
+        }
+        self.score()?;
+        for layer in self.sparse_layers(graph)? {
+            let columns = graph.fact(layer.weight).constant_dims().map_or(0, |dims| dims[1]);
+            if let Sparsity::Pattern { keep, of } = sparsity
+                && !columns.is_multiple_of(of)
+            {
+                let weight = graph.get(layer.weight).name.clone();
+                return Err(Error::PatternDoesNotFit { weight, keep, of, columns });
+            }
+        }
+        Ok(())
+    }
+
+    /// How single weights are chosen.
+    ///
+    /// # Errors
+    /// If the method only knows units.
+    pub fn score(&self) -> Result<Score> {
+        self.method.0.score().ok_or_else(|| {
+            let known = PRUNERS.iter().filter(|pruner| pruner.score().is_some()).map(|pruner| pruner.name());
+            Error::NotOfWeights { method: self.method.0.name(), known: known.collect() }
+        })
+    }
+
+    /// The layers that become sparse, in running order.
+    ///
+    /// # Errors
+    /// If a pattern matches no weight, or a weight that no layer alone reads, or codes.
+    pub fn sparse_layers(&self, graph: &Graph) -> Result<Vec<Layer>> {
+        let select = self.select.clone().unwrap_or_else(block_matrices);
+        let names: Vec<&str> = graph.weights().map(|(_, value, _)| value.name.as_str()).collect();
+        pattern::check("select", &select, &names, false)?;
+        let wanted = |name: &str| select.iter().any(|pattern| pattern.matches(name));
+        let mut layers = Vec::new();
+        for (id, value, expr) in graph.weights().filter(|(_, value, _)| value.fact.dims.len() == 2 && wanted(&value.name)) {
+            if let Encoding::Quantized(scheme) = value.fact.encoding {
+                return Err(Error::CodesStay { weight: value.name.clone(), scheme });
+            }
+            let tied = graph.weights().any(|(other, _, e)| other != id && e == expr);
+            let node = graph.nodes().iter().find(|node| node.op == Op::Linear && node.inputs[1] == id);
+            match node.filter(|_| !tied).and_then(|node| Layer::of(graph, node).ok()) {
+                Some(layer) => layers.push(layer),
+                None => return Err(Error::NoLayerOfItsOwn { weight: value.name.clone() }),
+            }
+        }
+        let place = |layer: &Layer| graph.nodes().iter().position(|node| node.outputs.contains(&layer.output));
+        layers.sort_by_key(place);
+        match layers.is_empty() {
+            true => Err(Error::NoMatch {
+                key: "select[0]".into(),
+                pattern: select[0].text().into(),
+                within_selection: false,
+                nearest: Vec::new(),
+            }),
+            false => Ok(layers),
+        }
+    }
+
+    /// Bytes that choosing and fitting the weights of a layer `[rows, columns]` takes.
+    pub fn sparse_memory(dims: [usize; 2]) -> u64 {
+        sweep::memory(dims).max(support::memory(dims))
     }
 
     /// What leaves a block.

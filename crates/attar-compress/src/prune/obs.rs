@@ -7,7 +7,7 @@
 use faer::{Mat, Side, linalg::solvers::DenseSolveCore};
 use rayon::prelude::*;
 
-use super::{Observed, Pool, Pruner};
+use super::{Observed, Pool, Pruner, Score};
 use crate::{Result, hessian::damped};
 
 /// Units leave whose absence the others make up for best.
@@ -31,6 +31,10 @@ impl Pruner for Obs {
     fn memory(&self, [rows, columns]: [usize; 2]) -> u64 {
         // The moments, their factor, its inverse and a copy; the weight.
         (32 * columns * columns + 8 * rows * columns) as u64
+    }
+
+    fn score(&self) -> Option<Score> {
+        Some(Score::Sweep)
     }
 
     fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {

@@ -130,19 +130,28 @@ impl UnitSite {
 
     fn new(graph: &Graph, reader: Layer, unit: Unit, makers: Vec<Maker>) -> Result<UnitSite> {
         let block = graph.maker(reader.output).expect("a node makes it").block;
-        Ok(UnitSite { name: graph.get(reader.weight).name.clone(), block, reader, unit, stream: stream(graph, &reader), makers })
+        Ok(UnitSite {
+            name: graph.get(reader.weight).name.clone(),
+            block,
+            reader,
+            unit,
+            stream: Stream::around(graph, &reader),
+            makers,
+        })
     }
 }
 
-/// The residual stream that the output of `reader` is added to.
-pub(super) fn stream(graph: &Graph, reader: &Layer) -> Option<Stream> {
-    let sum = sole_reader(graph, reader.output).ok()?;
-    let before = match (&sum.op, sum.inputs.as_slice()) {
-        (Op::Add, [a, b]) if *b == reader.output && a != b => *a,
-        (Op::Add, [a, b]) if *a == reader.output && a != b => *b,
-        _ => return None,
-    };
-    Some(Stream { before, after: sum.output() })
+impl Stream {
+    /// The residual stream that the output of `layer` is added to.
+    pub fn around(graph: &Graph, layer: &Layer) -> Option<Stream> {
+        let sum = sole_reader(graph, layer.output).ok()?;
+        let before = match (&sum.op, sum.inputs.as_slice()) {
+            (Op::Add, [a, b]) if *b == layer.output && a != b => *a,
+            (Op::Add, [a, b]) if *a == layer.output && a != b => *b,
+            _ => return None,
+        };
+        Some(Stream { before, after: sum.output() })
+    }
 }
 
 /// The layers whose outputs, row by row, are the channels of `id`.

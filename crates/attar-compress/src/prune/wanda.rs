@@ -1,6 +1,6 @@
 //! The score of Wanda (Sun et al. 2023) for whole units, as FASP has it (Hu et al. 2025): activation times weight.
 
-use super::{Observed, Pruner};
+use super::{Observed, Pruner, Score};
 use crate::Result;
 
 /// Units stay whose columns, each times the root mean square of its input, are longest.
@@ -17,6 +17,10 @@ impl Pruner for Wanda {
 
     fn memory(&self, [_, columns]: [usize; 2]) -> u64 {
         24 * columns as u64
+    }
+
+    fn score(&self) -> Option<Score> {
+        Some(Score::Input)
     }
 
     fn scores(&self, seen: &Observed<'_>) -> Result<Vec<f64>> {

@@ -1,6 +1,6 @@
 //! The settings of the quantize step, and what they mean for a graph.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use attar_graph::{Expr, Graph, Op, ValueId};
 use attar_settings::Size;
@@ -317,6 +317,8 @@ pub struct Assignment {
     pub algorithm: &'static dyn Quantizer,
     /// What to do where rows or groups of it are lost.
     pub lost: LostRule,
+    /// Whether its weights that are exactly zero stay so.
+    pub zeros: bool,
 }
 
 impl Assignment {
@@ -386,6 +388,28 @@ impl Quantize {
         }
     }
 
+    /// The same for a model of which the weights in `sparse`, by canonical name, have zeros that stay.
+    ///
+    /// # Errors
+    /// If no option of such a weight has a code for zero.
+    pub fn options_with_zeros(&self, graph: &Graph, sparse: &BTreeSet<String>) -> Result<Vec<Vec<Assignment>>> {
+        let mut all = self.options(graph)?;
+        for options in all.iter_mut().filter(|options| options[0].names().any(|name| sparse.contains(name))) {
+            let first = options[0].clone();
+            options.retain(|option| option.scheme.grid.has_zero());
+            if options.is_empty() {
+                let key = if self.grid.is_some() || self.place("grid", &first.name) != "grid" {
+                    self.place("grid", &first.name)
+                } else {
+                    "choices".into()
+                };
+                return Err(Error::NoZero { key, weight: first.name, scheme: first.scheme });
+            }
+            options.iter_mut().for_each(|option| option.zeros = true);
+        }
+        Ok(all)
+    }
+
     /// The budget of the selected weights, if there is one.
     pub fn budget(&self) -> Option<Budget> {
         self.bits.map(Budget::Bits).or(self.bytes.map(|size| Budget::Bytes(size.0)))
@@ -438,6 +462,7 @@ impl Quantize {
             search: settings.scales,
             algorithm: settings.algorithm.0,
             lost: settings.lost,
+            zeros: false,
         };
         Ok(fitting.into_iter().map(assignment).collect())
     }

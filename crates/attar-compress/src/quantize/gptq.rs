@@ -4,6 +4,10 @@
 //! Columns are rounded in order of falling `E[x_j^2]` (activation ordering). Scales are fixed before, for groups of neighbours
 //! in the original order, so the result is stored like any other; the search for a scale weights each error by its input's
 //! `E[x_j^2]`. The Hessian is factored in f64, with damping that grows until it is positive definite ([`Factor`]).
+//!
+//! A weight that was pruned is rounded to zero whatever the updates made of it, and its error is compensated for like any other.
+
+use std::borrow::Cow;
 
 use attar_tensor::{BlobWriter, Damage, QuantizedTensor, Scheme};
 use rayon::prelude::*;
@@ -75,8 +79,10 @@ pub(super) fn round_towards(
     let factor = hessian.factor()?;
     let importance: Vec<f32> = (0..columns).map(|j| hessian.mean(j, j) as f32).collect();
     let refused = |source| Error::Scale { weight: weights.name().into(), rows: 0..rows, columns: 0..columns, source };
-    let shared = Shared::weighted(&scheme, search, target, &importance).map_err(refused)?;
-    let task = Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared };
+    let fitted = what_stays(weights.keeps_zeros(), target, original);
+    let shared = Shared::weighted(&scheme, search, &fitted, &importance).map_err(refused)?;
+    let zeros = weights.keeps_zeros();
+    let task = Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared, zeros };
     let parts = target.par_chunks(ROWS * columns).zip(original.par_chunks(ROWS * columns)).enumerate();
     let parts: Vec<(QuantizedTensor, Damage)> =
         parts.map(|(at, (rows, original))| task.rows(at * ROWS, rows, original)).collect::<Result<_>>()?;
@@ -88,6 +94,14 @@ pub(super) fn round_towards(
     Ok(damage)
 }
 
+/// `target` with zeros where the `original` weights have such, if they stay: what scales are fitted to.
+fn what_stays<'a>(zeros: bool, target: &'a [f32], original: &[f32]) -> Cow<'a, [f32]> {
+    match zeros {
+        true => target.iter().zip(original).map(|(w, original)| if *original == 0.0 { 0.0 } else { *w }).collect(),
+        false => target.into(),
+    }
+}
+
 struct Task<'a> {
     name: &'a str,
     scheme: Scheme,
@@ -96,6 +110,8 @@ struct Task<'a> {
     factor: &'a Factor,
     importance: &'a [f32],
     shared: Shared,
+    /// Whether original weights that are zero stay zero.
+    zeros: bool,
 }
 
 impl Task<'_> {
@@ -103,9 +119,10 @@ impl Task<'_> {
     fn rows(&self, first: usize, target: &[f32], original: &[f32]) -> Result<(QuantizedTensor, Damage)> {
         let (scheme, columns) = (&self.scheme, self.columns);
         let size = scheme.group(columns).max(1);
+        let fitted = what_stays(self.zeros, target, original);
         let fits: Vec<RowFits> =
-            target.chunks(columns).enumerate().map(|(at, row)| self.fits(first + at, row)).collect::<Result<_>>()?;
-        let codes = self.round(target, &fits, size);
+            fitted.chunks(columns).enumerate().map(|(at, row)| self.fits(first + at, row)).collect::<Result<_>>()?;
+        let codes = self.round([original, target], &fits, size);
         let mut all = QuantizedTensor::empty(*scheme, columns);
         codes.chunks(columns).zip(&fits).for_each(|(codes, fits)| fits.push_row(codes, &mut all));
         let mut decoded = vec![0.0; target.len()];
@@ -120,10 +137,10 @@ impl Task<'_> {
     }
 
     /// The recursion: w[.., j+1..] -= (w_j - q_j) / U_jj * U[j, j+1..].
-    fn round(&self, original: &[f32], fits: &[RowFits], size: usize) -> Vec<u8> {
+    fn round(&self, [original, target]: [&[f32]; 2], fits: &[RowFits], size: usize) -> Vec<u8> {
         let (columns, order) = (self.columns, &self.factor.order());
         // In the order of the recursion, so that columns not yet rounded are contiguous.
-        let mut w: Vec<f32> = original.chunks(columns).flat_map(|row| order.iter().map(|j| row[*j])).collect();
+        let mut w: Vec<f32> = target.chunks(columns).flat_map(|row| order.iter().map(|j| row[*j])).collect();
         let mut codes = vec![0u8; original.len()];
         for (step, column) in order.iter().enumerate() {
             let update = self.factor.update(step);
@@ -131,7 +148,8 @@ impl Task<'_> {
                 let fit = fits.fit(column / size);
                 let (now, ahead) = w[row * columns + step..(row + 1) * columns].split_at_mut(1);
                 let (mut code, mut value) = ([0], [0.0]);
-                self.scheme.grid.encode(now, fit, &mut code);
+                let gone = self.zeros && original[row * columns + column] == 0.0;
+                self.scheme.grid.encode(if gone { &[0.0] } else { now }, fit, &mut code);
                 self.scheme.grid.decode(&code, fit, &mut value);
                 codes[row * columns + column] = code[0];
                 let error = now[0] - value[0];

@@ -44,6 +44,10 @@ pub trait WeightRows: Sync {
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
     /// The name of the stored tensor, for messages.
     fn name(&self) -> &str;
+    /// Whether weights that are exactly zero left by pruning, and stay exactly zero. The grid has a code for that.
+    fn keeps_zeros(&self) -> bool {
+        false
+    }
 }
 
 /// An algorithm that picks codes.

@@ -7,4 +7,5 @@ mod gaussian;
 mod prune;
 mod registry;
 mod settings;
+mod sparse;
 mod transform;

@@ -5,9 +5,10 @@ use attar_eval::Prediction;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    activations::ActivationReport, budget::AllocationReport, compiled::CompilationReport, distilled::DistillReport,
-    evals::EvalReport, finding::Finding, fused::FusionReport, lost::LossReport, placed::PlacementReport, pruned::PruneReport,
-    simulated::SimulationReport, transformed::TransformReport,
+    activations::ActivationReport, budget::AllocationReport, coded::CodedReport, compiled::CompilationReport,
+    distilled::DistillReport, evals::EvalReport, finding::Finding, fused::FusionReport, lost::LossReport,
+    placed::PlacementReport, pruned::PruneReport, simulated::SimulationReport, sparse::SparseReport,
+    transformed::TransformReport,
 };
 use crate::table::Table;
 
@@ -59,6 +60,10 @@ macro_rules! findings {
 findings! {
     /// Shapes that became smaller, in the order of the steps.
     prunings: PruneReport,
+    /// Models of which single weights left, in the order of the steps.
+    sparsities: SparseReport,
+    /// Sparse weights in the coded stream of a device.
+    coded: CodedReport,
     /// Changes of weights that keep what the model computes, in the order of the steps.
     transforms: TransformReport,
     /// How budgets were spent, in the order of the steps.

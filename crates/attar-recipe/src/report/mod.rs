@@ -4,6 +4,7 @@
 
 mod activations;
 mod budget;
+mod coded;
 mod compiled;
 mod distilled;
 mod evals;
@@ -14,6 +15,7 @@ mod lost;
 mod placed;
 mod pruned;
 mod simulated;
+mod sparse;
 mod tiled;
 mod transformed;
 
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     activations::ActivationReport,
     budget::{AllocationReport, ChoiceReport},
+    coded::CodedReport,
     compiled::{ChunkReport, CompilationReport, FrontReport, PhaseReport, ProofReport},
     distilled::{DistillReport, MeasuredPoint},
     evals::EvalReport,
@@ -33,6 +36,7 @@ pub use self::{
     placed::PlacementReport,
     pruned::{CandidateReport, CutReport, PruneReport, RemovedReport},
     simulated::SimulationReport,
+    sparse::SparseReport,
     transformed::{SiteReport, TransformReport},
 };
 use crate::{

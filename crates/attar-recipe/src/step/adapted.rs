@@ -32,6 +32,10 @@ impl Adapted {
             let error = Error::recipe(message).hint(hint.to_owned());
             Err(StepError { key: Some(key.into()), error })
         };
+        if let Some(sparse) = trainable.iter().find(|trained| trained.zeros) {
+            let message = format!("`{}` is sparse, and an adapter next to it would fill its zeros", sparse.name);
+            return refused(message, "leave it out of `select`, or train it by `recover`, which can merge adapters");
+        }
         if let Some(transformed) = trainable.iter().find(|trained| !trained.is_of_checkpoint()) {
             let message =
                 format!("`{}` was transformed: its adapter would fit no other copy of the checkpoint", transformed.name);

@@ -151,7 +151,7 @@ fn sensitivity(settings: &Quantize, graph: &Graph, calibrated: bool) -> Result<S
 
 /// Predicts what every option loses, and chooses.
 pub(super) fn run(settings: &Quantize, budget: Budget, model: &Working, session: &Session<'_>) -> Result<Spent, StepError> {
-    let options = settings.options(&model.graph).map_err(refused)?;
+    let options = settings.options_with_zeros(&model.graph, &model.zeros).map_err(refused)?;
     let sensitivity = sensitivity(settings, &model.graph, session.calibration.is_some())?;
     let room = Room::of(budget, &options, &model.graph);
     let (losses, used) = Judge::new(sensitivity, &options, model, session)?.losses()?;

@@ -116,7 +116,7 @@ impl Visitor for Learning<'_> {
         let mut parts = vec![*before, Digest::of(self.graph.block_name(block).as_bytes())];
         parts.push(weights_key(self.graph, &*self.source, std::iter::once(block))?);
         parts.push(weights_key(&self.float.graph, &*self.float.source, std::iter::once(block))?);
-        parts.extend(self.trainable_in(block).map(|trained| Digest::of(trained.name.as_bytes())));
+        parts.extend(self.trainable_in(block).map(Trainable::key));
         Ok(Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice())))
     }
 

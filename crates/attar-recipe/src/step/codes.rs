@@ -104,11 +104,12 @@ fn stored_name(graph: &Graph, assignment: &Assignment) -> String {
 /// All that decides the bytes of a unit.
 pub(super) fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest> {
     let settings = format!(
-        "quantize {} {} {} {:?}",
+        "quantize {} {} {} {:?}{}",
         assignment.algorithm.name(),
         assignment.algorithm.version(),
         assignment.scheme,
-        assignment.search
+        assignment.search,
+        if assignment.zeros { " zeros" } else { "" }
     );
     Ok(Digest::of_parts([settings.as_bytes(), assignment.expr.digest(source)?.as_bytes()]))
 }
@@ -200,6 +201,10 @@ impl WeightRows for Rows<'_> {
 
     fn name(&self) -> &str {
         self.assignment.expr.tensor_name()
+    }
+
+    fn keeps_zeros(&self) -> bool {
+        self.assignment.zeros
     }
 }
 

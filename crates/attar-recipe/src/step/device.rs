@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU64, path::PathBuf};
 
-use attar_compile::Compile;
+use attar_compile::{Compile, device::Device};
 
 use super::kind::StepError;
 use crate::{Error, ErrorKind, error::device_key, model::Working};
@@ -20,10 +20,14 @@ pub(super) fn check_prompt(seq: NonZeroU64, model: &Working) -> Result<(), StepE
     Err(StepError { key: Some("seq".into()), error })
 }
 
+/// The device of that name or file.
+pub(super) fn named(device: &str) -> Result<Device, StepError> {
+    Compile { device: device.into(), ..Compile::default() }.device().map_err(refused)
+}
+
 /// The files of the device that a step names; none if it cannot be read, which the plan says.
 pub(super) fn files(device: &str) -> Vec<(String, PathBuf)> {
-    let named = Compile { device: device.into(), ..Compile::default() };
-    let files = named.device().map(|device| device.files().to_vec()).unwrap_or_default();
+    let files = named(device).map(|device| device.files().to_vec()).unwrap_or_default();
     files.into_iter().map(|file| ("device".to_owned(), file)).collect()
 }
 

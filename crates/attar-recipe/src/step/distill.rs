@@ -191,7 +191,7 @@ impl Asked for Distill {
                 .to_owned();
             return Err(StepError { key: Some("kind".into()), error: Error::recipe(message).hint(hint) });
         }
-        let plain = plain::weights(&self.selected(), self.dtype.map(Into::into), &model.graph)?;
+        let plain = plain::weights(&self.selected(), self.dtype.map(Into::into), &model.graph, &model.zeros)?;
         Ok(Learners { graph: model.graph.clone(), plain, adapters: None })
     }
 
@@ -423,7 +423,8 @@ impl<'a> Training<'a> {
         let student = weights_key(&self.model.graph, &*self.model.source, self.model.graph.blocks())?;
         let teacher = weights_key(&self.teacher.graph, &*self.teacher.source, self.teacher.graph.blocks())?;
         let graph = self.teacher.graph.to_string();
-        Ok(Digest::of_parts([
+        let zeros: String = self.model.zeros.iter().map(|name| format!(" {name}")).collect();
+        let parts = [
             b"distill 1".as_slice(),
             settings.as_bytes(),
             train.as_bytes(),
@@ -431,7 +432,8 @@ impl<'a> Training<'a> {
             student.as_bytes(),
             graph.as_bytes(),
             teacher.as_bytes(),
-        ]))
+        ];
+        Ok(Digest::of_parts(parts.into_iter().chain((!zeros.is_empty()).then_some(zeros.as_bytes()))))
     }
 
     /// The blobs of what was learned, and of the losses on the way.

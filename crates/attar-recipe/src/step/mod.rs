@@ -50,7 +50,9 @@ pub static STEPS: &[&StepKind] = &[
 /// Everything that walks through the blocks of a model.
 pub static WALKERS: &[&Walker] = &[
     &prune::WALKER,
+    &prune::CHANNELS_WALKER,
     &prune::HIDDEN_WALKER,
+    &prune::ZEROS_WALKER,
     &distill::WALKER,
     &preserved::WALKER,
     &smooth::WALKER,

@@ -1,6 +1,10 @@
 //! Tensors without codes that learn: gains of norms, factors of adapters.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use attar_compress::{
     Pattern,
@@ -35,6 +39,8 @@ pub(super) struct PlainTrainable {
     dtype: Dtype,
     pub(super) block: BlockId,
     start: Start,
+    /// Whether numbers that are zero stay zero.
+    zeros: bool,
 }
 
 /// What it starts at.
@@ -68,14 +74,20 @@ pub(super) fn norms(graph: &Graph) -> Vec<PlainTrainable> {
             dtype,
             block: node.block,
             start: Start::Gain(expr.clone()),
+            zeros: false,
         })
     };
     graph.nodes().iter().filter_map(norm).collect()
 }
 
 /// The weights that `select` names, in running order, to be stored as `dtype` if that is given; others keep their number format, where
-/// it is a floating-point one. Every pattern must name one.
-pub(super) fn weights(select: &[Pattern], dtype: Option<Dtype>, graph: &Graph) -> Result<Vec<PlainTrainable>, StepError> {
+/// it is a floating-point one. Every pattern must name one. Numbers of those in `zeros` that are zero stay so.
+pub(super) fn weights(
+    select: &[Pattern],
+    dtype: Option<Dtype>,
+    graph: &Graph,
+    zeros: &BTreeSet<String>,
+) -> Result<Vec<PlainTrainable>, StepError> {
     let mut found: Vec<PlainTrainable> = Vec::new();
     for (node, id) in graph.nodes().iter().flat_map(|node| node.inputs.iter().map(move |id| (node, *id))) {
         let value = graph.get(id);
@@ -99,6 +111,7 @@ pub(super) fn weights(select: &[Pattern], dtype: Option<Dtype>, graph: &Graph) -
             dtype: dtype.unwrap_or(kept),
             block: node.block,
             start: Start::Weight(expr.clone()),
+            zeros: zeros.contains(&value.name),
         }));
     }
     let named = |one: &PlainTrainable, pattern: &Pattern| {
@@ -132,7 +145,17 @@ pub(super) fn adapters(graph: &Graph, trainable: &[Trainable]) -> Vec<PlainTrain
         [(a, Start::Directions { seed: seed as u64 }), (b, Start::Zeros { base })].map(|(name, start)| {
             let id = graph.find(&name).expect("`with_adapters` made it");
             let dims = graph.fact(id).constant_dims().expect("a weight has a shape");
-            PlainTrainable { id, tied: Vec::new(), name, dims, from: None, dtype: Dtype::F32, block: trained.block, start }
+            PlainTrainable {
+                id,
+                tied: Vec::new(),
+                name,
+                dims,
+                from: None,
+                dtype: Dtype::F32,
+                block: trained.block,
+                start,
+                zeros: false,
+            }
         })
     };
     trainable.iter().enumerate().flat_map(factor).collect()
@@ -163,7 +186,11 @@ impl PlainTrainable {
                 (vec![0.0; count], Pace::Weight, mean_magnitude(&scales))
             }
         };
-        Ok(Plain::new(dims, values, self.dtype, pace, unit))
+        let mut learned = Plain::new(dims, values, self.dtype, pace, unit);
+        if self.zeros {
+            learned.keep_zeros();
+        }
+        Ok(learned)
     }
 
     pub(super) fn planned(&self, memory: u64) -> PlannedTensor {

@@ -72,7 +72,7 @@ impl Step for Quantize {
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
-        let options = self.options(&model.graph).map_err(refused)?;
+        let options = self.options_with_zeros(&model.graph, &model.zeros).map_err(refused)?;
         calibrated::check(model, &options.concat(), model.calibrated)?;
         let assignments = match self.budget() {
             None => options.into_iter().flatten().collect(),
@@ -110,7 +110,7 @@ impl Step for Quantize {
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let (assignments, mut used) = match self.budget() {
-            None => (self.assign(&model.graph).map_err(refused)?, Vec::new()),
+            None => (self.options_with_zeros(&model.graph, &model.zeros).map_err(refused)?.concat(), Vec::new()),
             Some(budget) => {
                 let spent = allocate::run(self, budget, model, session)?;
                 model.findings.push(spent.report);

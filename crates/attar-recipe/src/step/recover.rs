@@ -156,7 +156,9 @@ impl Training<'_> {
         let windows = first_key(&self.model.graph, self.session.calibration.unwrap_or_default());
         let quantized = weights_key(&self.model.graph, &*self.model.source, self.model.graph.blocks())?;
         let float = weights_key(&self.float.graph, &*self.float.source, self.float.graph.blocks())?;
-        Ok(Digest::of_parts([b"recover 2".as_slice(), &settings, windows.as_bytes(), quantized.as_bytes(), float.as_bytes()]))
+        let zeros: String = self.model.zeros.iter().map(|name| format!(" {name}")).collect();
+        let parts = [b"recover 2".as_slice(), &settings, windows.as_bytes(), quantized.as_bytes(), float.as_bytes()];
+        Ok(Digest::of_parts(parts.into_iter().chain((!zeros.is_empty()).then_some(zeros.as_bytes()))))
     }
 
     fn train(&self, part: &dyn Fn(&str) -> Digest) -> Result<Vec<Digest>, StepError> {

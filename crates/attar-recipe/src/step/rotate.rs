@@ -35,7 +35,7 @@ impl Step for Rotate {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         let rewrite = self.rewrite(&model.graph).map_err(refused)?;
-        Ok(transformed::plan(model, rewrite, 0))
+        transformed::plan(model, rewrite, 0)
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {

@@ -64,7 +64,7 @@ impl Step for Smooth {
             (site.clone(), SmoothScales { channels: Expr::Ones(site.channels), columns: Expr::Ones(columns) })
         };
         let rewrite = self.rewrite(&model.graph, &sites.into_iter().map(ones).collect::<Vec<_>>()).map_err(refused)?;
-        Ok(transformed::plan(model, rewrite, memory))
+        transformed::plan(model, rewrite, memory)
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {

@@ -28,7 +28,7 @@ pub(super) static TILE: StepKind = StepKind {
 
 /// How the products of an opened model are cut; what the step does, and writes nothing.
 pub fn cut_products(settings: &Tile, model: &Model) -> Result<Tiled, Error> {
-    let working = Working::new("model", model, &Data::default());
+    let working = Working::new("model", model, &Data::default())?;
     checked(settings, &working).map_err(|failed| failed.error)
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Trainable {
     pub(super) dims: [usize; 2],
     pub(super) scheme: Scheme,
     pub(super) block: BlockId,
+    /// Whether its float weights that are zero stay zero.
+    pub(super) zeros: bool,
 }
 
 /// The quantized weights of linear layers that `select` names, in running order. Every pattern must name one.
@@ -59,6 +61,7 @@ pub(super) fn trainable(select: &[Pattern], model: &Working) -> Result<Vec<Train
                 dims,
                 scheme,
                 block: node.block,
+                zeros: model.zeros.contains(&value.name),
             });
         }
     }
@@ -92,7 +95,16 @@ impl Trainable {
     pub(super) fn learned(&self, quantized: &dyn Source, float: &Float) -> crate::Result<(Learned, Vec<f32>)> {
         let original = self.original(float)?;
         let picked = self.exprs[0].read_quantized(quantized, 0..self.dims[0])?;
-        Ok((Learned::new(picked, &original), original))
+        let mut learned = Learned::new(picked, &original);
+        if self.zeros {
+            learned.keep_zeros(&original);
+        }
+        Ok((learned, original))
+    }
+
+    /// What decides how it learns, apart from its numbers.
+    pub(super) fn key(&self) -> Digest {
+        Digest::of(format!("{}{}", self.name, zeros_key(self.zeros)).as_bytes())
     }
 
     /// Where its codes are.
@@ -182,6 +194,11 @@ pub(super) fn install(
     }
     model.source = Arc::new(Overlay::new(Arc::new(blobs), model.source.clone()));
     Ok(used)
+}
+
+/// What keys of learned weights say of zeros that stay.
+pub(super) fn zeros_key(zeros: bool) -> &'static str {
+    if zeros { " zeros" } else { "" }
 }
 
 /// The digests of all weights that the blocks of a graph read.

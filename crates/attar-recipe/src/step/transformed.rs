@@ -28,12 +28,20 @@ use crate::{
 const TOGETHER: usize = 256;
 
 /// What `rewrite` would do to `model`; then the model is what it would be. `memory` is what the step itself takes.
-pub(super) fn plan(model: &mut Working, rewrite: Rewrite, memory: u64) -> Vec<PlannedTensor> {
+///
+/// # Errors
+/// If zeros that must stay would be mixed with other weights.
+pub(super) fn plan(model: &mut Working, rewrite: Rewrite, memory: u64) -> Result<Vec<PlannedTensor>, StepError> {
+    if let Some(change) = rewrite.changes().iter().find(|change| model.zeros.contains(&change.name) && change.expr.mixes()) {
+        let message = format!("`{}` is sparse, and mixing its inputs or outputs would fill its zeros", change.name);
+        let hint = "put this step before the one that prunes".to_owned();
+        return Err(StepError { key: Some("kind".into()), error: Error::recipe(message).hint(hint) });
+    }
     let memory = memory.max(preserved::memory(&model.graph));
     let planned = rewrite.changes().iter().map(|change| planned(change, &model.graph, &rewrite.graph, memory)).collect();
     model.float.graph = rewrite.graph.clone();
     model.graph = rewrite.graph;
-    planned
+    Ok(planned)
 }
 
 fn planned(change: &Change, before: &Graph, after: &Graph, memory: u64) -> PlannedTensor {

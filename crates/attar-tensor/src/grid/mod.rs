@@ -81,6 +81,14 @@ pub trait Grid: Sync {
     fn levels(&self) -> Levels {
         Levels::Even
     }
+    /// Whether a code means exactly zero, whatever scale and zero point are. No entry of a learned table need do.
+    fn has_zero(&self) -> bool {
+        match self.levels() {
+            Levels::Even => true,
+            Levels::Table(values) => values.contains(&0.0),
+            Levels::Learned => false,
+        }
+    }
     /// What it asks of the rest of a scheme.
     fn requires(&self) -> Requires {
         Requires::NOTHING
@@ -236,6 +244,20 @@ mod suite {
                 assert_eq!(values, once_more, "{} {fit:?}", grid.name());
                 let distinct = (1..values.len()).all(|i| !values[..i].contains(&values[i]));
                 assert!(!distinct || codes == again, "{} {fit:?}: {codes:?} became {again:?}", grid.name());
+            }
+        }
+    }
+
+    #[test]
+    fn zero_stays_zero_in_every_grid_that_has_it() {
+        let without: Vec<&str> = GRIDS.iter().filter(|grid| !grid.has_zero()).map(|grid| grid.name()).collect();
+        assert_eq!(without, ["gauss4", "gauss3", "lut4", "lut3", "lut2", "lut1"]);
+        for (grid, values, fit) in fits().filter(|(grid, ..)| grid.has_zero()) {
+            for fit in [fit, Fit { scale: -fit.scale, ..fit }] {
+                let (mut code, mut decoded) = ([0], [1.0]);
+                grid.encode(&[0.0], fit, &mut code);
+                grid.decode(&code, fit, &mut decoded);
+                assert_eq!(decoded, [0.0], "{} {fit:?} of {values:?}", grid.name());
             }
         }
     }

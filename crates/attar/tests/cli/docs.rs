@@ -250,6 +250,8 @@ fn the_page_of_devices_lists_every_device() {
     let page = fs::read_to_string(repository().join("docs/devices.md")).unwrap();
     let rows: String = Device::names().map(|name| row(&Device::named(name).unwrap())).collect();
     let page = replaced(&page, "devices", &format!("{HEAD}{rows}"));
+    let rows: String = Device::names().map(|name| zeros_row(&Device::named(name).unwrap())).collect();
+    let page = replaced(&page, "zeros", &format!("{ZEROS_HEAD}{rows}"));
     let keys: String = Device::keys().map(|(key, meaning)| format!("| `{key}` | {meaning} |\n")).collect();
     let page = replaced(&page, "keys", &format!("| key | meaning |\n|---|---|\n{keys}"));
     assert_golden("docs/devices.md", &page);
@@ -286,6 +288,23 @@ fn stem(path: &Path) -> String {
 const HEAD: &str = "\
 | name | device | peak int8 | SRAM | DRAM bandwidth | numbers measured, read, derived, assumed |\n\
 |---|---|---|---|---|---|\n";
+
+const ZEROS_HEAD: &str = "| name | zeros anywhere | n:m | source |\n|---|---|---|---|\n";
+
+/// What a device does with weights that are zero.
+fn zeros_row(device: &Device) -> String {
+    let zeros = &device.zeros;
+    let coded = |bits: &[f64]| {
+        let bits: Vec<String> = bits.iter().map(ToString::to_string).collect();
+        format!("coded: {} bits for an int8 weight with 0, 25, 50, 75% zeros", bits.join(", "))
+    };
+    let mask = zeros.mask.map(|mask| format!("a mask of {mask} bit per weight, and what stays"));
+    let anywhere = (!zeros.coded.is_empty()).then(|| coded(&zeros.coded)).or(mask).unwrap_or("nothing".into());
+    let pattern = zeros.skips.map_or("nothing".into(), |[keep, of]| format!("{keep}:{of} is skipped"));
+    let sources = device.numbers().filter(|(key, ..)| key.starts_with("sparsity."));
+    let sources: Vec<&str> = sources.map(|(_, _, origin)| origin.text.as_str()).collect();
+    format!("| `{}` | {anywhere} | {pattern} | {} |\n", device.name, sources.join("; "))
+}
 
 /// One device as a row of the table.
 fn row(device: &Device) -> String {

@@ -38,3 +38,4 @@ mod store;
 mod transforms;
 mod verbs;
 mod whole;
+mod zeros;

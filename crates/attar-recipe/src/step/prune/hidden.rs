@@ -25,8 +25,13 @@ use crate::{
     walker::Walker,
 };
 
-pub(in crate::step) static WALKER: Walker =
-    Walker { name: "prune-hidden", doing: "prune the residual stream", example: "[[step]]\nkind = \"prune\"\nhidden = 96\n" };
+const EXAMPLE: &str = "[[step]]\nkind = \"prune\"\nhidden = 96\n";
+
+pub(in crate::step) static CHOOSING: Walker =
+    Walker { name: "prune-channels", doing: "weigh channels of the residual stream", example: EXAMPLE };
+
+pub(in crate::step) static FITTING: Walker =
+    Walker { name: "prune-hidden", doing: "fit to a narrower residual stream", example: EXAMPLE };
 
 /// The smaller graph, of any channels: only shapes are planned.
 pub(super) fn planned(stay: usize, graph: &Graph) -> Result<Graph, StepError> {
@@ -68,7 +73,7 @@ pub(super) fn made(
     let worth = vec![0.0; hidden.width()];
     let mut choosing = Choosing { settings, hidden: &hidden, before, session, worth, used };
     let blocks = before.graph.block_count();
-    Walk::new(&WALKER, title, key, vec![side], session).over(windows).visit(blocks, &mut choosing)?;
+    Walk::new(&CHOOSING, title, key, vec![side], session).over(windows).visit(blocks, &mut choosing)?;
     let channels = best(&choosing.worth, stay);
     let small = hidden.narrowed(&before.graph, &channels, &BTreeMap::new()).map_err(refused)?;
     let renewed = Renewed::over(&before.source);
@@ -87,7 +92,7 @@ pub(super) fn made(
         names,
         used,
     };
-    Walk::new(&WALKER, title, key, vec![own, side], session).over(windows).visit(blocks, &mut fitting)?;
+    Walk::new(&FITTING, title, key, vec![own, side], session).over(windows).visit(blocks, &mut fitting)?;
     let Fitting { names, .. } = fitting;
     let mut files: Vec<PathBuf> = names.values().map(|(_, path)| path.clone()).collect();
     files.sort();

@@ -1,12 +1,14 @@
 //! The step `prune`: a unit is a site (a layer whose columns leave), or the cost of a block's absence.
 //!
 //! The walk computes on the graph of the unpruned model, where what leaves has weights of zero: both models keep the same blocks, and a
-//! killed run takes up at its block. The smaller graph is made at the end, and checked against the one with zeros.
+//! killed run takes up at its block. The smaller graph is made at the end, and checked against the one with zeros. With `sparsity`, the
+//! graph keeps its shape ([`sparse`]).
 
 mod depth;
 mod fit;
 mod hidden;
 mod latency;
+mod sparse;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -22,10 +24,12 @@ use attar_graph::{Expr, Graph, Op, Origin, SourceWeights};
 use attar_tensor::{Digest, Encoding, Overlay, Source, TensorInfo, safetensors::Shards};
 
 pub(super) use fit::WALKER;
-pub(super) use hidden::WALKER as HIDDEN_WALKER;
+pub(super) use hidden::{CHOOSING as CHANNELS_WALKER, FITTING as HIDDEN_WALKER};
+pub(super) use sparse::WALKER as ZEROS_WALKER;
 
 use super::{
     codes::refused,
+    device,
     kind::{PlannedTensor, Step, StepError, StepKind},
     preserved,
 };
@@ -42,7 +46,7 @@ use crate::{
 
 pub(super) static PRUNE: StepKind = StepKind {
     name: "prune",
-    about: "Make a model smaller in shape: fewer MLP channels, heads or blocks, with the rest fitted to take over",
+    about: "Make a model smaller in shape: fewer MLP channels, heads or blocks; or sparse; with the rest fitted to take over",
     schema: of::<Prune>,
     build: |section| Ok(Box::new(section.finish::<Prune>(&["kind".into()])?)),
     folder: None,
@@ -51,6 +55,7 @@ pub(super) static PRUNE: StepKind = StepKind {
         "attar prune model --mlp 256 --calibration text.txt --samples 16 --out smaller",
         "attar prune model --kv-heads 1 --method wanda --calibration text.txt --samples 16 --out few-heads",
         "attar prune model --target parameters=700k --calibration text.txt --samples 16 --out searched",
+        "attar prune model --sparsity 2:4 --calibration text.txt --samples 16 --out sparse",
     ],
     looks_inside: true,
     needs_tokens: true,
@@ -72,12 +77,17 @@ impl Step for Prune {
     }
 
     fn files(&self) -> Vec<(String, PathBuf)> {
-        let device = self.target.as_ref().and_then(|target| target.device.as_deref());
-        device.map_or_else(Vec::new, super::device::files)
+        let of_target = self.target.as_ref().and_then(|target| target.device.as_deref());
+        self.device.as_deref().or(of_target).map(device::files).unwrap_or_default()
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        if let Some(sparsity) = self.sparsity {
+            return sparse::plan(self, sparsity, model);
+        }
         check_float(model)?;
+        let whole = "change the shape first, and remove single weights in a later step";
+        model.check_no_zeros(PRUNE.name, whole).map_err(|error| StepError { key: Some("kind".into()), error })?;
         if let Some(stay) = self.hidden {
             self.check(&model.graph).map_err(refused)?;
             check_text(model)?;
@@ -110,6 +120,9 @@ impl Step for Prune {
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        if let Some(sparsity) = self.sparsity {
+            return sparse::run(self, sparsity, model, session);
+        }
         let before = Float { graph: model.graph.clone(), source: model.source.clone() };
         let windows = session.calibration.unwrap_or_default();
         let (seen, aside) = windows.split_at(windows.len() - aside(windows.len()));
@@ -120,7 +133,7 @@ impl Step for Prune {
             let after = hidden::made(self, stay, &before, &model.title, seen, session, &mut used)?;
             let (divergence, measured) = work.divergence(&after)?;
             used.push(measured);
-            self.check_bound(divergence)?;
+            check_bound(self, divergence)?;
             let width = Hidden::of(&before.graph).map_err(refused)?.width();
             let stream = CutReport { name: "residual stream".into(), before: width, after: stay };
             model.findings.push(PruneReport { layers: vec![stream], ..self.report(&before, &after, divergence, aside) });
@@ -145,7 +158,8 @@ impl Step for Prune {
                 candidates.extend(found);
             }
         }
-        self.note_few_tokens(&sites, seen, &before.graph, session);
+        let widest = sites.iter().filter_map(|site| before.graph.fact(site.reader.input).width()).max();
+        self.note_few_tokens(widest.unwrap_or(0), seen, session);
         let (shape, fit) = (&shapes[0], self.fit);
         let leaving = work.leaving(shape, &removed)?;
         let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
@@ -154,7 +168,7 @@ impl Step for Prune {
         let (divergence, measured) = work.divergence(&after)?;
         used.extend([checked, measured]);
         used.extend(made.iter().map(|made| made.blob));
-        self.check_bound(divergence)?;
+        check_bound(self, divergence)?;
         if tasks.is_empty() {
             session.observer.note("note: the model is of the shape that was asked for: `prune` removed nothing");
         }
@@ -228,11 +242,8 @@ trait Planned {
     /// How many groups of sublayers leave for a shape.
     fn leaving_groups(&self, shape: &ShapeOf, graph: &Graph) -> Result<usize, StepError>;
 
-    /// Says so where the text is too short to fit a layer on.
-    fn note_few_tokens(&self, sites: &[UnitSite], seen: &[Vec<u32>], graph: &Graph, session: &Session<'_>);
-
-    /// Above the bound nothing is written.
-    fn check_bound(&self, divergence: f64) -> Result<(), StepError>;
+    /// Says so where the text is too short to fit a layer of so many inputs on.
+    fn note_few_tokens(&self, widest: usize, seen: &[Vec<u32>], session: &Session<'_>);
 
     /// The report without what left where.
     fn report(&self, before: &Float, after: &Float, divergence: f64, aside: &[Vec<u32>]) -> PruneReport;
@@ -278,9 +289,8 @@ impl Planned for Prune {
         Ok(depth::candidates(self, graph, shape.blocks())?.leave)
     }
 
-    fn note_few_tokens(&self, sites: &[UnitSite], seen: &[Vec<u32>], graph: &Graph, session: &Session<'_>) {
+    fn note_few_tokens(&self, widest: usize, seen: &[Vec<u32>], session: &Session<'_>) {
         let tokens: usize = seen.iter().map(Vec::len).sum();
-        let widest = sites.iter().filter_map(|site| graph.fact(site.reader.input).width()).max().unwrap_or(0);
         if self.fit != Fit::None && tokens < TOKENS_AN_INPUT * widest {
             let note = format!(
                 "note: layers of {widest} inputs are fitted on {tokens} tokens, which may do more harm than good: raise `samples`"
@@ -289,19 +299,10 @@ impl Planned for Prune {
         }
     }
 
-    fn check_bound(&self, divergence: f64) -> Result<(), StepError> {
-        let Some(most) = self.max_kl.filter(|most| divergence > *most) else { return Ok(()) };
-        let message =
-            format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
-        let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
-        let error = Error { kind: ErrorKind::Bound, ..Error::input(message).hint(hint) };
-        Err(StepError { key: Some("max_kl".into()), error })
-    }
-
     fn report(&self, before: &Float, after: &Float, divergence: f64, aside: &[Vec<u32>]) -> PruneReport {
         PruneReport {
             method: self.method.0.name().into(),
-            fit: serde_json::to_value(self.fit).ok().and_then(|fit| Some(fit.as_str()?.to_owned())).unwrap_or_default(),
+            fit: self.fit.name().into(),
             before: ModelSize::of(&before.graph),
             after: ModelSize::of(&after.graph),
             divergence,
@@ -470,25 +471,42 @@ impl Work<'_> {
 
     /// The KL divergence of a smaller model on windows that were kept aside, and the blob that says so.
     fn divergence(&self, after: &Float) -> Result<(f64, Digest), StepError> {
-        let before = self.before;
-        let weights = [before, after].map(|float| SourceWeights(float.source.clone()));
-        let mut parts = vec![
-            Digest::of(b"divergence 1"),
-            walk::first_key(&before.graph, self.aside),
-            Digest::of(after.graph.to_string().as_bytes()),
-        ];
-        for float in [before, after] {
-            for (_, _, expr) in float.graph.weights() {
-                parts.push(expr.digest(&*float.source)?);
-            }
-        }
-        let key = Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice()));
-        Ok(self.session.number(key, || {
-            self.session.observer.stage(&format!("{}: measure what pruning costs", self.title), 0);
-            let yardstick = Yardstick::new(&before.graph, &weights[0], self.aside, self.session)?;
-            yardstick.divergence(&after.graph, &weights[1], self.session)
-        })?)
+        divergence(self.before, after, self.title, self.aside, self.session)
     }
+}
+
+/// The KL divergence of `after` from `before` on windows that were kept aside, and the blob that says so.
+fn divergence(
+    before: &Float,
+    after: &Float,
+    title: &str,
+    aside: &[Vec<u32>],
+    session: &Session<'_>,
+) -> Result<(f64, Digest), StepError> {
+    let weights = [before, after].map(|float| SourceWeights(float.source.clone()));
+    let mut parts =
+        vec![Digest::of(b"divergence 1"), walk::first_key(&before.graph, aside), Digest::of(after.graph.to_string().as_bytes())];
+    for float in [before, after] {
+        for (_, _, expr) in float.graph.weights() {
+            parts.push(expr.digest(&*float.source)?);
+        }
+    }
+    let key = Digest::of_parts(parts.iter().map(|digest| digest.as_bytes().as_slice()));
+    Ok(session.number(key, || {
+        session.observer.stage(&format!("{title}: measure what pruning costs"), 0);
+        let yardstick = Yardstick::new(&before.graph, &weights[0], aside, session)?;
+        yardstick.divergence(&after.graph, &weights[1], session)
+    })?)
+}
+
+/// Fails above the bound of the settings.
+fn check_bound(settings: &Prune, divergence: f64) -> Result<(), StepError> {
+    let Some(most) = settings.max_kl.filter(|most| divergence > *most) else { return Ok(()) };
+    let message =
+        format!("the pruned model is {divergence:.4} nats per token from the one before, and at most {most} are allowed");
+    let hint = "let more stay, or raise `max_kl` and let `distill` make up for it".to_owned();
+    let error = Error { kind: ErrorKind::Bound, ..Error::input(message).hint(hint) };
+    Err(StepError { key: Some("max_kl".into()), error })
 }
 
 /// A model without what leaves, its blocks numbered as before.

@@ -1,0 +1,197 @@
+//! Sparse weights against numpy's; every quantizer with every grid on weights whose zeros stay.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{fs, ops::Range, path::Path};
+
+use attar_compress::{
+    Drift, Hessian, Needs, QUANTIZERS, Quantizer, Result, ScaleSearch, Seen, WeightRows,
+    learn::Learned,
+    prune::{Score, Sparsity, Wanted, on_support, sparse},
+};
+use attar_tensor::{BlobWriter, Blobs, GRIDS, Granularity, QuantizedTensor, Scheme, Source, ZeroPoint};
+use candle_core::{Device, Tensor};
+use serde_json::Value;
+
+const ROWS: usize = 12;
+const COLUMNS: usize = 160;
+const TOKENS: usize = 256;
+
+/// Rounding of a row to f32, and what conjugate gradients leave.
+const CLOSE: f64 = 1e-5;
+
+/// As in `testdata/oracle/sparse.py`.
+fn noise(count: usize, mut state: u32) -> Vec<f32> {
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as f32 - 128.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn weight() -> Vec<f32> {
+    noise(ROWS * COLUMNS, 2).into_iter().map(|w| w / 128.0 + 1.0 / 512.0).collect()
+}
+
+/// Sums of their products are exact in f32.
+fn inputs() -> Tensor {
+    let mut x: Vec<f32> = noise(TOKENS * COLUMNS, 1).into_iter().map(|x| x / 32.0).collect();
+    for token in x.chunks_mut(COLUMNS) {
+        (1..COLUMNS).step_by(2).for_each(|j| token[j] += token[j - 1]);
+        token.iter_mut().step_by(7).for_each(|x| *x *= 4.0);
+    }
+    Tensor::from_vec(x, (TOKENS, COLUMNS), &Device::Cpu).unwrap()
+}
+
+fn moments() -> Hessian {
+    let mut moments = Hessian::new(COLUMNS);
+    moments.add(&inputs()).unwrap();
+    moments
+}
+
+fn oracle() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/oracle/sparse.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn the_masks_of_sparsegpt_and_wanda_are_those_of_the_oracle() {
+    let oracle = oracle();
+    for (name, score) in [("obs", Score::Sweep), ("wanda", Score::Input)] {
+        for sparsity in ["0.5", "2:4"] {
+            let wanted = oracle["masks"][format!("{name} {sparsity}")].as_str().unwrap();
+            let found = sparse(score, &weight(), &moments(), sparsity.parse().unwrap()).unwrap();
+            let digits = found.stays.chunks(4).map(|bits| bits.iter().fold(0, |digit, stays| 2 * digit + u32::from(*stays)));
+            let found: String = digits.map(|digit| char::from_digit(digit, 16).unwrap()).collect();
+            assert_eq!(found, wanted, "{name} {sparsity}");
+        }
+    }
+}
+
+#[test]
+fn the_fitted_row_is_that_of_the_oracle() {
+    let (weight, moments) = (weight(), moments());
+    let chosen = sparse(Score::Sweep, &weight, &moments, Sparsity::Share(0.5)).unwrap();
+    let found = on_support(&weight, &chosen.weight, &chosen.stays, &moments, Wanted::Own).unwrap();
+    for (found, wanted) in found.iter().zip(oracle()["fitted"].as_array().unwrap()) {
+        let wanted = wanted.as_f64().unwrap();
+        assert!((f64::from(*found) - wanted).abs() < CLOSE && (*found == 0.0) == (wanted == 0.0), "{found}, {wanted}");
+    }
+}
+
+#[test]
+fn what_left_stays_away_when_more_leaves() {
+    let (weight, moments) = (weight(), moments());
+    for score in [Score::Sweep, Score::Input, Score::Size] {
+        let first = sparse(score, &weight, &moments, Sparsity::Share(0.5)).unwrap();
+        let fitted = on_support(&weight, &first.weight, &first.stays, &moments, Wanted::Own).unwrap();
+        for sparsity in ["0.25", "0.7", "1:4"] {
+            let again = sparse(score, &fitted, &moments, sparsity.parse().unwrap()).unwrap();
+            assert!(first.stays.iter().zip(&again.stays).all(|(first, again)| *first || !again), "{score:?} {sparsity}");
+        }
+    }
+}
+
+/// A weight half of which left.
+struct Half(Vec<f32>);
+
+impl WeightRows for Half {
+    fn dims(&self) -> [usize; 2] {
+        [ROWS, COLUMNS]
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(&self.0[rows.start * COLUMNS..rows.end * COLUMNS]);
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        "half"
+    }
+
+    fn keeps_zeros(&self) -> bool {
+        true
+    }
+}
+
+fn half() -> Half {
+    let stays = sparse(Score::Size, &weight(), &moments(), Sparsity::Share(0.5)).unwrap();
+    Half(stays.weight)
+}
+
+/// Every scheme of a grid with a zero that divides the rows.
+fn schemes() -> impl Iterator<Item = Scheme> {
+    let with_zero = GRIDS.iter().copied().filter(|grid| grid.has_zero());
+    with_zero.flat_map(|grid| {
+        let usual = Scheme::of(grid);
+        let others = [Granularity::Group(32), Granularity::Row, Granularity::Tensor].into_iter().flat_map(move |granularity| {
+            [ZeroPoint::Symmetric, ZeroPoint::Asymmetric].map(|zero| Scheme { granularity, zero, ..usual })
+        });
+        others.chain([usual]).filter(|scheme| scheme.check().is_ok() && scheme.fit(COLUMNS).is_ok())
+    })
+}
+
+/// The weights as they are read back, and in codes.
+fn quantized(quantizer: &dyn Quantizer, scheme: Scheme, search: ScaleSearch) -> (Vec<f32>, QuantizedTensor) {
+    let (hessian, mut drift) = (moments(), Drift::new(COLUMNS));
+    drift.add(&(inputs() * 1.05).unwrap(), &inputs()).unwrap();
+    let seen = Seen {
+        hessian: (quantizer.needs() != Needs::Nothing).then_some(&hessian),
+        drift: (quantizer.needs() == Needs::Drift).then_some(&drift),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("codes");
+    let mut file = fs::File::create(&path).unwrap();
+    let writer = BlobWriter::new(&mut file, scheme, [ROWS, COLUMNS]).unwrap();
+    quantizer.quantize(&half(), seen, scheme, search, writer, &|_| {}).unwrap();
+    let mut blobs = Blobs::default();
+    blobs.insert_file("half", path, scheme, [ROWS, COLUMNS]);
+    let mut values = vec![1.0; ROWS * COLUMNS];
+    blobs.read("half", 0..ROWS, &mut values).unwrap();
+    (values, blobs.read_quantized("half", 0..ROWS).unwrap())
+}
+
+#[test]
+fn every_quantizer_keeps_zeros_in_every_grid_that_has_one() {
+    let original = half().0;
+    let mut tried = 0;
+    for quantizer in QUANTIZERS {
+        for (scheme, search) in
+            schemes().flat_map(|scheme| [ScaleSearch::Absmax, ScaleSearch::Mse].map(|search| (scheme, search)))
+        {
+            let (found, _) = quantized(*quantizer, scheme, search);
+            let kept = original.iter().zip(&found).all(|(original, found)| *original != 0.0 || *found == 0.0);
+            assert!(kept, "{} {scheme} {search:?}", quantizer.name());
+            tried += 1;
+        }
+    }
+    assert!(tried > 300, "{tried} combinations");
+}
+
+#[test]
+fn what_learns_keeps_zeros() {
+    let original = half().0;
+    for scheme in [
+        Scheme::of(GRIDS[3]),
+        Scheme { zero: ZeroPoint::Asymmetric, granularity: Granularity::Group(32), ..Scheme::of(GRIDS[3]) },
+    ] {
+        let scheme = Scheme { granularity: Granularity::Group(32), ..scheme };
+        for adapts in [false, true] {
+            let (_, picked) = quantized(QUANTIZERS[0], scheme, ScaleSearch::Absmax);
+            let mut learned = Learned::new(picked, &original);
+            learned.keep_zeros(&original);
+            if adapts {
+                learned.adapt(4, 0);
+            }
+            let before = learned.values().unwrap();
+            for step in 0..20 {
+                let values = learned.values().unwrap();
+                let rate = attar_compress::learn::Rate::new(0.2, step);
+                learned.step(&noise(ROWS * COLUMNS, 9), &values, rate, rate).unwrap();
+            }
+            let after = learned.values().unwrap();
+            assert_ne!(before, after, "it learned");
+            assert!(original.iter().zip(&after).all(|(original, after)| *original != 0.0 || *after == 0.0), "{scheme} {adapts}");
+        }
+    }
+}
