@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Found, Rate,
     autoround::block_matrices,
+    shape::{Init, StudentShape},
     states::{self, Pairs},
     student::{Criterion, Inner, Student, last_block, part_of},
 };
@@ -27,8 +28,11 @@ pub struct Distill {
     /// The checkpoint to learn from, with the same tokenizer. By default the model as the recipe opened it, before its steps.
     #[serde(default)]
     pub teacher: Option<PathBuf>,
+    /// The shape of the student, where the step is to make it of the model [default: the model as it is].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student: Option<StudentShape>,
     /// Weights to train, as patterns over canonical names. Every pattern must match at least one [default: all of the blocks, and the norms;
-    /// with `rank`, the matrices of the blocks].
+    /// with `rank`, the matrices of the blocks; of a random student, everything].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub select: Option<Patterns>,
     /// Train low-rank adapters of this rank next to the weights, which stay as they are (LoRA, Hu et al. 2021): how a student learns whose
@@ -295,6 +299,9 @@ impl Distill {
     pub fn selected(&self) -> Patterns {
         let default = || match self.rank {
             Some(_) => block_matrices(),
+            None if self.student.as_ref().is_some_and(|student| student.init == Init::Random) => {
+                [Pattern::new("**").expect("a constant")].into()
+            }
             None => ["blocks.**", "*norm"].map(|text| Pattern::new(text).expect("a constant that the tests parse")).into(),
         };
         self.select.clone().unwrap_or_else(default)

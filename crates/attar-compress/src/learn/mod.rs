@@ -13,6 +13,7 @@ mod gradients;
 mod plain;
 mod quantized;
 mod recover;
+mod shape;
 mod states;
 mod student;
 
@@ -25,6 +26,7 @@ pub use gradients::{Differentiable, Gradients, relative_error};
 pub use plain::{Pace, Plain};
 pub use quantized::Learned;
 pub use recover::{Adapters, Method, Recover};
+pub use shape::{Init, StudentShape};
 pub use states::map;
 pub use student::{Criterion, Found, Inner, Objective, ROWS, Sink, Student, Tied, Within};
 

@@ -24,6 +24,7 @@ use super::{
     codes::refused,
     kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainTrainable},
+    student,
     trainable::{check_matches_float, check_text, gradient_memory, weights_key},
 };
 use crate::{
@@ -94,6 +95,7 @@ impl Step for Distill {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
+        let mut planned = self.student.as_ref().map_or_else(|| Ok(Vec::new()), |shape| student::plan(shape, model))?;
         let learners = self.learners(model)?;
         let teacher = self.teacher(model)?;
         if model.training.is_none() {
@@ -108,7 +110,7 @@ impl Step for Distill {
             meetings(&learners.graph, &teacher.graph)?;
         }
         let memory = self.memory(model, &teacher, &learners.plain);
-        let planned = learners.plain.iter().map(|plain| plain.planned(memory)).collect();
+        planned.extend(learners.plain.iter().map(|plain| plain.planned(memory)));
         let Learners { graph, plain, adapters } = learners;
         (model.graph, model.adapters) = (graph, adapters);
         plain::place(&mut model.graph, &plain);
@@ -119,6 +121,7 @@ impl Step for Distill {
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
+        let mut used = self.student.as_ref().map_or_else(|| Ok(Vec::new()), |shape| student::make(shape, model, session))?;
         let (learners, teacher) = (self.learners(model)?, self.teacher(model)?);
         let text = self.text(session)?;
         let Learners { graph, plain, .. } = &learners;
@@ -152,7 +155,8 @@ impl Step for Distill {
         }
         DISTILL.leave(model, vec![("loss.svg".to_owned(), report.plot().svg().into_bytes().into())]);
         model.findings.push(report);
-        Ok(blobs.into())
+        used.extend(blobs);
+        Ok(used)
     }
 }
 

@@ -20,6 +20,7 @@ mod recover;
 mod rotate;
 mod simulate;
 mod smooth;
+mod student;
 mod tile;
 mod trainable;
 mod transformed;

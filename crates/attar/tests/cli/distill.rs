@@ -227,6 +227,43 @@ fn hidden_states_lead_a_narrower_student() {
         .exits(0);
 }
 
+/// A student of a shape is what `prune` makes of the model, or new; both learn, and the pruned one knows more from the start.
+#[test]
+fn a_student_of_a_shape_is_pruned_or_new() {
+    let room = Room::new();
+    let data = "[data.calibration]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 16\nlength = 64\n";
+    let run = |steps: &str, out: &str| {
+        let head = format!("recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"{out}\"\n");
+        room.write("recipe.toml", &format!("{head}{data}{TEXT}{steps}[[export]]\ntarget = \"safetensors\"\n"));
+        room.attar(&RUN).exits(0);
+        room.json(&format!("{out}/report.json"))["variants"][0].clone()
+    };
+    let distill = "[[step]]\nkind = \"distill\"\nbatch = 2\n";
+    let apart = run(&format!("[[step]]\nkind = \"prune\"\nmlp = 192\nblocks = 3\nends = 1\n{distill}"), "apart");
+    let shape = |init: &str| {
+        format!("{distill}student = {{ mlp = 192, blocks = 3, ends = 1, init = \"{init}\" }}\nlearning_rate = 1e-3\n")
+    };
+    let together = run(&shape("prune").replace("learning_rate = 1e-3\n", ""), "together");
+    assert_eq!(apart["distillations"], together["distillations"]);
+    assert_eq!(apart["prunings"], together["prunings"]);
+    let new = run(&shape("random"), "new")["distillations"][0].clone();
+    let kl = |of: &serde_json::Value, at: usize| of["held_out"][at]["kl"].as_f64().expect("a number");
+    let last = new["held_out"].as_array().expect("a list").len() - 1;
+    assert!(kl(&new, 0) > 2.0 && kl(&new, last) < kl(&new, 0) - 0.3, "{new}");
+    assert!(kl(&together["distillations"][0], 0) < 1.0, "{together}");
+    let config = room.json("new/safetensors/config.json");
+    assert_eq!((&config["num_hidden_layers"], &config["intermediate_size"]), (&3.into(), &192.into()));
+    assert_eq!(run(&shape("random"), "again")["distillations"][0], new, "the same seed is the same student");
+    room.write(
+        "recipe.toml",
+        &format!(
+            "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"bad\"\n{TEXT}{}",
+            shape("random").replace("192", "500")
+        ),
+    );
+    room.attar(&RUN).exits(2).says("`mlp = 500` cannot be");
+}
+
 #[test]
 fn the_verb_is_a_recipe_of_one_step() {
     let room = ready(TEXT, "");

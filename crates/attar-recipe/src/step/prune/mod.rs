@@ -88,34 +88,21 @@ impl Step for Prune {
         check_float(model)?;
         let whole = "change the shape first, and remove single weights in a later step";
         model.check_no_zeros(PRUNE.name, whole).map_err(|error| StepError { key: Some("kind".into()), error })?;
-        if let Some(stay) = self.hidden {
+        if self.hidden.is_some() {
             self.check(&model.graph).map_err(refused)?;
             check_text(model)?;
             walk::plan(model, 2);
             let memory = hidden::memory(self, model)?.max(yardstick_memory(model));
-            let small = hidden::planned(stay, &model.graph)?;
+            let small = smallest(self, &model.graph, &*model.source)?;
             return Ok(planned(model, small, memory));
         }
-        let shapes = self.shapes(&model.graph, &*model.source)?;
+        self.check(&model.graph).map_err(refused)?;
         check_text(model)?;
         walk::plan(model, self.sides() + 1);
         let sites = UnitSite::of(&model.graph).map_err(refused)?;
         let memory = sites.iter().map(|site| self.memory(site, model)).max().unwrap_or(0);
         let memory = memory.max(yardstick_memory(model)).max(preserved::memory(&model.graph));
-        // Any units and blocks will do, and the shape that should win: only shapes are planned.
-        let candidates = depth::candidates(self, &model.graph, shapes[0].blocks())?;
-        let leaving: Vec<Sublayer> = candidates.groups.iter().rev().take(candidates.leave).flatten().copied().collect();
-        let uneven = self.uneven(&shapes[0], &sites, &leaving)?;
-        let shape = uneven.as_ref().unwrap_or(&shapes[0]);
-        let tasks = fit::tasks(&sites, |site| shape.quota(self, site), &leaving)?;
-        let kept: Vec<Vec<usize>> = tasks
-            .iter()
-            .map(|task| task.quota.map_or_else(|| (0..task.site.units()).collect(), |quota| quota.first(task.site)))
-            .collect();
-        let parts =
-            tasks.iter().zip(&kept).map(|(task, units)| (*task, units.as_slice(), task.site.reader.expr(&model.graph).clone()));
-        let small = assembled(&model.graph, &parts.collect::<Vec<_>>(), &leaving)?.small;
-        let small = renumbered(&small).map_err(refused)?;
+        let small = smallest(self, &model.graph, &*model.source)?;
         Ok(planned(model, small, memory))
     }
 
@@ -188,6 +175,29 @@ impl Step for Prune {
         (model.graph, model.source, model.float) = (after.graph.clone(), after.source.clone(), after);
         Ok(used)
     }
+}
+
+/// The graph that the step makes of `graph`. Any units and blocks will do, and the shape that should win: only shapes are planned.
+pub(super) fn smallest(settings: &Prune, graph: &Graph, source: &dyn Source) -> Result<Graph, StepError> {
+    if let Some(stay) = settings.hidden {
+        settings.check(graph).map_err(refused)?;
+        return hidden::planned(stay, graph);
+    }
+    let shapes = settings.shapes(graph, source)?;
+    let sites = UnitSite::of(graph).map_err(refused)?;
+    let candidates = depth::candidates(settings, graph, shapes[0].blocks())?;
+    let leaving: Vec<Sublayer> = candidates.groups.iter().rev().take(candidates.leave).flatten().copied().collect();
+    let uneven = settings.uneven(&shapes[0], &sites, &leaving)?;
+    let shape = uneven.as_ref().unwrap_or(&shapes[0]);
+    let tasks = fit::tasks(&sites, |site| shape.quota(settings, site), &leaving)?;
+    let units = |task: &fit::Task<'_>| match task.quota {
+        Some(quota) => quota.first(task.site),
+        None => (0..task.site.units()).collect(),
+    };
+    let kept: Vec<Vec<usize>> = tasks.iter().map(units).collect();
+    let parts = tasks.iter().zip(&kept).map(|(task, units)| (*task, units.as_slice(), task.site.reader.expr(graph).clone()));
+    let small = assembled(graph, &parts.collect::<Vec<_>>(), &leaving)?.small;
+    renumbered(&small).map_err(refused)
 }
 
 /// A shape that the step may give the model.
