@@ -358,7 +358,7 @@ mod tests {
         let labels = [3, 100, 0, 7, 7, 50];
         for (of_teacher, of_labels) in [(1.0, 0.0), (0.0, 1.0), (0.7, 0.2)] {
             let wanted = kernel::Wanted {
-                teacher: (of_teacher > 0.0).then(|| (teacher.clone(), of_teacher)),
+                teacher: (of_teacher > 0.0).then(|| (kernel::Taught::Logits(teacher.clone()), of_teacher)),
                 labels: Some((labels.map(Some).to_vec(), of_labels)),
             };
             let found = wanted.compare(&student).unwrap();
@@ -371,6 +371,39 @@ mod tests {
         let (mean, gradient) = kernel::kl_divergence(&teacher, &student).unwrap();
         let slow = (&slow_losses(&teacher, &student, &labels)[0] / 6.0).unwrap();
         assert_same("mean divergence", &[&student], &seeded(&student, mean, gradient).unwrap(), &slow);
+    }
+
+    /// The most probable tokens and all others as one, by ops; with all of them, the whole distribution.
+    #[test]
+    fn a_teachers_top_has_the_loss_of_its_definition() {
+        let (teacher, student) = (noise(&[2, 3, 101], 6).as_detached_tensor(), noise(&[2, 3, 101], 7));
+        let labels = [3, 100, 0, 7, 7, 50];
+        let [t, s] = [&teacher, student.as_tensor()].map(|z| candle_nn::ops::log_softmax(z, D::Minus1).unwrap());
+        for count in [1, 10, 101] {
+            let top = kernel::Top::of(&teacher, count).unwrap();
+            let mut mask = vec![0.0f32; 6 * 101];
+            top.tokens.chunks(count).enumerate().for_each(|(row, tokens)| {
+                tokens.iter().for_each(|token| mask[row * 101 + *token as usize] = 1.0);
+            });
+            let mask = Tensor::from_vec(mask, (2, 3, 101), &Device::Cpu).unwrap();
+            let others = mask.affine(-1.0, 1.0).unwrap();
+            let of_top = (t.exp().unwrap() * (&t - &s).unwrap()).unwrap().mul(&mask).unwrap().sum_all().unwrap();
+            let rest = |z: &Tensor| z.exp().unwrap().mul(&others).unwrap().sum_keepdim(D::Minus1).unwrap();
+            let (r, q) = (rest(&t), rest(&s));
+            let of_rest = match count {
+                101 => (of_top.zeros_like()).unwrap(),
+                _ => (&r * (r.log().unwrap() - q.log().unwrap()).unwrap()).unwrap().sum_all().unwrap(),
+            };
+            let divergence = (of_top + of_rest).unwrap();
+            let entropy = &slow_losses(&teacher, &student, &labels)[1];
+            let wanted =
+                kernel::Wanted { teacher: Some((kernel::Taught::Top(top), 0.7)), labels: Some((labels.map(Some).to_vec(), 0.2)) };
+            let found = wanted.compare(&student).unwrap();
+            let value = 0.7 * found.divergence + 0.2 * found.entropy;
+            let fast = seeded(&student, value, found.gradient).unwrap();
+            let slow = ((divergence * 0.7).unwrap() + (entropy * 0.2).unwrap()).unwrap();
+            assert_same("top", &[&student], &fast, &slow);
+        }
     }
 
     #[test]

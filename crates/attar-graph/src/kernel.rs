@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, Result, Storage, Tensor};
 use rayon::prelude::*;
 
 pub use heads::swap_heads;
-pub use loss::{Compared, Wanted, kl_divergence};
+pub use loss::{Compared, Taught, Top, Wanted, kl_divergence};
 pub use norm::{layer_norm, mean_pool, normalize, rms_norm_gradients};
 pub use pointwise::{erf, gelu, gelu_tanh, softcap, tanh};
 

@@ -6,18 +6,22 @@
 
 use std::{collections::BTreeMap, ops::Range, path::PathBuf};
 
-use attar_graph::{BlockId, Graph, Mode, ValueId, Values, Weights, kernel::Wanted};
+use attar_graph::{
+    BlockId, Graph, Mode, ValueId, Values, Weights,
+    kernel::{Taught, Top, Wanted},
+};
 use attar_tensor::Dtype;
 use candle_core::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Found, Rate,
+    Differentiable, Found, Plain, Rate,
     autoround::block_matrices,
+    gradients::relative_error,
     shape::{Init, StudentShape},
     states::{self, Pairs},
-    student::{Criterion, Inner, Student, last_block, part_of},
+    student::{Criterion, Inner, Student, last_block, part_of, parts, shape_of},
 };
 use crate::{Error, Pattern, Patterns, Result};
 
@@ -42,6 +46,11 @@ pub struct Distill {
     /// Weight of the KL divergence from the teacher's next-token distributions.
     #[serde(default = "one")]
     pub kl: f64,
+    /// Keep only so many of the teacher's most probable tokens for every token of the training text, and hold the student against these and all
+    /// others together: epochs and restarts do not ask the teacher again [default: its whole distribution, computed at every step from what
+    /// enters its last block].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_top: Option<usize>,
     /// Weight of the cross-entropy with the tokens that follow in the text.
     #[serde(default)]
     pub labels: f64,
@@ -50,6 +59,10 @@ pub struct Distill {
     /// between them learns along.
     #[serde(default)]
     pub hidden: f64,
+    /// Passes over the training text in which every block, one after the other, learns to leave the residual stream as the teacher's block does,
+    /// given what enters it in the student: a cheap first stage, for a student of as many blocks and as wide a stream.
+    #[serde(default)]
+    pub local: usize,
     /// Learning rate at its highest.
     #[serde(default = "default_learning_rate")]
     pub learning_rate: f64,
@@ -159,6 +172,8 @@ pub struct Batch<'b> {
     pub tokens: &'b [Vec<u32>],
     /// What the teacher says, if it is asked.
     pub teacher: Option<Teacher<'b>>,
+    /// Its most probable tokens, in place of that: a row for every position of every window.
+    pub top: Option<&'b Top>,
     /// The teacher's residual stream, by the student's block that it is held against and the value behind that; empty, where only what the
     /// model says counts.
     pub states: BTreeMap<BlockId, (ValueId, Tensor)>,
@@ -175,6 +190,39 @@ pub struct Teacher<'b> {
     pub head: &'b dyn Weights,
 }
 
+impl Teacher<'_> {
+    /// Its logits at some positions of all windows.
+    fn logits(&self, positions: &Range<usize>) -> Result<Tensor> {
+        let Teacher { graph, entering, head } = self;
+        let left = graph.evaluate_block(last_block(graph), *head, Mode::Inference, &part_of(entering, positions)?)?;
+        Ok(left[&graph.outputs()[0]].clone())
+    }
+
+    /// Its `count` most probable tokens at every position of every window.
+    pub fn top(&self, count: usize) -> Result<Top> {
+        let (windows, length) = shape_of(self.entering)?;
+        let mut of_windows: Vec<Top> = vec![Top { count, ..Top::default() }; windows];
+        for positions in parts(windows, length) {
+            let top = Top::of(&self.logits(&positions)?, count)?;
+            for (window, all) in of_windows.iter_mut().enumerate() {
+                let part = top.rows(window * positions.len()..(window + 1) * positions.len());
+                all.count = part.count;
+                all.tokens.extend(part.tokens);
+                all.logs.extend(part.logs);
+                all.rest.extend(part.rest);
+            }
+        }
+        let mut of_windows = of_windows.into_iter();
+        let mut all = of_windows.next().unwrap_or_default();
+        for part in of_windows {
+            all.tokens.extend(part.tokens);
+            all.logs.extend(part.logs);
+            all.rest.extend(part.rest);
+        }
+        Ok(all)
+    }
+}
+
 /// Mean losses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measured {
@@ -187,12 +235,14 @@ pub struct Measured {
 impl Batch<'_> {
     /// What some positions are held against; the weights are those of a row.
     fn wanted(&self, positions: Range<usize>, [kl, labels]: [f32; 2]) -> Result<Wanted> {
-        let teacher = match &self.teacher {
-            Some(Teacher { graph, entering, head }) => {
-                let left = graph.evaluate_block(last_block(graph), *head, Mode::Inference, &part_of(entering, &positions)?)?;
-                Some((left[&graph.outputs()[0]].clone(), kl))
+        let teacher = match (self.top, &self.teacher) {
+            (Some(top), _) => {
+                let length = top.rest.len() / self.tokens.len().max(1);
+                let rows = (0..self.tokens.len()).flat_map(|window| positions.clone().map(move |at| window * length + at));
+                Some((Taught::Top(top.rows(rows)), kl))
             }
-            None => None,
+            (None, Some(teacher)) => Some((Taught::Logits(teacher.logits(&positions)?), kl)),
+            (None, None) => None,
         };
         let followers = |window: &Vec<u32>| positions.clone().map(|at| window.get(at + 1).copied()).collect::<Vec<_>>();
         Ok(Wanted { teacher, labels: Some((self.tokens.iter().flat_map(followers).collect(), labels)) })
@@ -264,7 +314,13 @@ impl Distill {
     /// Refuses settings that cannot work.
     pub fn check(&self) -> Result<()> {
         let counts = [("batch", self.batch), ("accumulate", self.accumulate)];
-        let given = [("epochs", self.epochs), ("steps", self.steps), ("evaluate", self.evaluate), ("rank", self.rank)];
+        let given = [
+            ("epochs", self.epochs),
+            ("steps", self.steps),
+            ("evaluate", self.evaluate),
+            ("rank", self.rank),
+            ("teacher_top", self.teacher_top),
+        ];
         let counts: Vec<_> = counts.into_iter().chain(given.into_iter().filter_map(|(key, n)| Some((key, n?)))).collect();
         let shares = [("final", self.last), ("beta1", self.beta1), ("beta2", self.beta2), ("decay", self.decay)];
         super::check(&counts, &shares)?;
@@ -283,6 +339,15 @@ impl Distill {
         if self.kl == 0.0 && self.labels == 0.0 {
             let hint = "give one of them a weight above 0";
             return Err(Error::Contradiction { key: "kl", other: "labels = 0".into(), hint });
+        }
+        if let (Some(_), true) = (self.teacher_top, self.hidden > 0.0 || self.kl == 0.0) {
+            let (other, hint) = match self.kl == 0.0 {
+                true => ("kl = 0".to_owned(), "the teacher is not asked about the training text: leave `teacher_top` out"),
+                false => {
+                    (format!("hidden = {}", self.hidden), "hidden states take the teacher at every step: leave one of them out")
+                }
+            };
+            return Err(Error::Contradiction { key: "teacher_top", other, hint });
         }
         if let (Some(rank), Some(_)) = (self.rank, self.dtype) {
             let hint = "adapters are f32, and the weights next to them stay as they are: leave `dtype` out";
@@ -374,6 +439,36 @@ impl Distill {
             student.maps.get_mut(block).expect("it has a gradient").descend(gradient, rate, 1.0);
         }
         Ok(loss)
+    }
+
+    /// A step of the first stage: a block's weights move so that `value`, which leaves it, comes closer to what was wanted. Returns the relative
+    /// error before.
+    pub fn local_step(
+        &self,
+        block: &Differentiable<'_>,
+        plain: &mut BTreeMap<String, Plain>,
+        entering: &Values,
+        (value, wanted): (ValueId, &Tensor),
+        [step, steps]: [usize; 2],
+    ) -> Result<f64> {
+        let mut found = block.gradients(entering, false, &|left| relative_error(&left[&value], wanted))?;
+        for (name, plain) in plain.iter() {
+            found.weights.get_mut(name).into_iter().for_each(|gradient| plain.freeze(gradient));
+        }
+        let norm = found.weights.values().flatten().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+        if !norm.is_finite() || !found.loss.is_finite() {
+            return Err(Error::Diverged { step: step + 1, block: block.graph.block_name(block.block).into() });
+        }
+        let shrink = (self.clip / norm.max(f64::MIN_POSITIVE)).min(1.0) as f32;
+        let length = self.learning_rate(step, steps);
+        let rate = Rate::with(length, step, [self.beta1, self.beta2], EPSILON);
+        for (name, plain) in plain {
+            let gradient = found.weights.get_mut(name).expect("the block has all");
+            gradient.iter_mut().for_each(|g| *g *= shrink);
+            let kept = if plain.dims().len() > 1 { (1.0 - length * self.decay) as f32 } else { 1.0 };
+            plain.descend(gradient, rate, kept);
+        }
+        Ok(found.loss)
     }
 
     /// Gives the student the maps between hidden states that it needs, as they fit best on some batches.

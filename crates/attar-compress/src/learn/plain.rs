@@ -54,7 +54,7 @@ impl Plain {
     }
 
     /// The same as a tensor.
-    pub(super) fn tensor(&self) -> Result<Tensor> {
+    pub fn tensor(&self) -> Result<Tensor> {
         Ok(Tensor::from_vec(self.values(), self.dims.as_slice(), &Device::Cpu)?)
     }
 
@@ -83,8 +83,13 @@ impl Plain {
         gradient.iter_mut().zip(&self.zeros).filter(|(_, zero)| **zero).for_each(|(g, _)| *g = 0.0);
     }
 
+    /// The same, at other values, with moments of zero.
+    pub fn at(self, values: Vec<f32>) -> Plain {
+        Plain { moments: Adam::new(values.len()), values, ..self }
+    }
+
     /// Its shape.
-    pub(super) fn dims(&self) -> &[usize] {
+    pub fn dims(&self) -> &[usize] {
         &self.dims
     }
 

@@ -97,7 +97,7 @@ pub(super) fn part_of(values: &Values, positions: &Range<usize>) -> Result<Value
 }
 
 /// The positions of windows in parts of at most [`ROWS`] rows.
-fn parts(windows: usize, length: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn parts(windows: usize, length: usize) -> impl Iterator<Item = Range<usize>> {
     let positions = (ROWS / windows).max(1);
     (0..length).step_by(positions).map(move |from| from..(from + positions).min(length))
 }

@@ -127,7 +127,7 @@ impl Lesson {
 
     fn batch<'b>(&'b self, head: &'b Cached<'_>) -> Batch<'b> {
         let teacher = Teacher { graph: &self.model.graph, entering: &self.entering, head };
-        Batch { inputs: &self.inputs, tokens: &self.windows, teacher: Some(teacher), states: self.states() }
+        Batch { inputs: &self.inputs, tokens: &self.windows, teacher: Some(teacher), top: None, states: self.states() }
     }
 }
 

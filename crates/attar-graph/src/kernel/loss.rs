@@ -54,10 +54,77 @@ pub fn kl_divergence(teacher: &Tensor, student: &Tensor) -> Result<(f64, Tensor)
 /// What the logits `[.., vocabulary]` of some positions are held against, row by row.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// A teacher's logits, of the same shape, and the weight of a row's divergence from them.
-    pub teacher: Option<(Tensor, f32)>,
+    /// What a teacher says, and the weight of a row's divergence from it.
+    pub teacher: Option<(Taught, f32)>,
     /// The token that follows at every row, if it is known, and the weight of a row's cross-entropy.
     pub labels: Option<(Vec<Option<u32>>, f32)>,
+}
+
+/// What a teacher says of the next token, row by row.
+#[derive(Clone, Debug)]
+pub enum Taught {
+    /// Logits of the same shape as the student's.
+    Logits(Tensor),
+    /// Its most probable tokens, as many for every row; all others count as one outcome.
+    Top(Top),
+}
+
+/// The most probable tokens of some rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Top {
+    /// How many there are of every row.
+    pub count: usize,
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// Logarithms of their probabilities.
+    pub logs: Vec<f32>,
+    /// By row, the probability of all others together.
+    pub rest: Vec<f32>,
+}
+
+impl Top {
+    /// The `count` most probable tokens of every row of logits `[.., vocabulary]`; of equals, the first.
+    pub fn of(logits: &Tensor, count: usize) -> Result<Top> {
+        let vocabulary = logits.dim(D::Minus1)?.max(1);
+        let count = count.min(vocabulary);
+        let rows: Vec<(Vec<u32>, Vec<f32>, f32)> =
+            with_f32(logits, |logits| logits.par_chunks(vocabulary).map(|row| top_of_row(row, count)).collect())?;
+        let mut top = Top { count, ..Top::default() };
+        for (tokens, logs, rest) in rows {
+            top.tokens.extend(tokens);
+            top.logs.extend(logs);
+            top.rest.push(rest);
+        }
+        Ok(top)
+    }
+
+    /// Those of some of the rows, in the given order.
+    pub fn rows(&self, rows: impl Iterator<Item = usize>) -> Top {
+        let mut part = Top { count: self.count, ..Top::default() };
+        for row in rows {
+            let of_row = row * self.count..(row + 1) * self.count;
+            part.tokens.extend(&self.tokens[of_row.clone()]);
+            part.logs.extend(&self.logs[of_row]);
+            part.rest.push(self.rest[row]);
+        }
+        part
+    }
+}
+
+fn top_of_row(row: &[f32], count: usize) -> (Vec<u32>, Vec<f32>, f32) {
+    let mut order: Vec<u32> = (0..row.len() as u32).collect();
+    let first = |a: &u32, b: &u32| row[*b as usize].total_cmp(&row[*a as usize]).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, first);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(first);
+    let offset = f64::from(max(row));
+    let all: f64 = row.iter().map(|z| (f64::from(*z) - offset).exp()).sum();
+    let log_sum = offset + all.ln();
+    let logs: Vec<f64> = order.iter().map(|token| f64::from(row[*token as usize]) - log_sum).collect();
+    let rest = if count == row.len() { 0.0 } else { (1.0 - logs.iter().map(|log| log.exp()).sum::<f64>()).max(0.0) };
+    (order, logs.into_iter().map(|log| log as f32).collect(), rest as f32)
 }
 
 /// What [`Wanted::compare`] found.
@@ -75,7 +142,10 @@ impl Wanted {
     pub fn compare(&self, student: &Tensor) -> Result<Compared> {
         let vocabulary = student.dim(D::Minus1)?.max(1);
         let mut gradient = with_f32(student, <[f32]>::to_vec)?;
-        let teacher = self.teacher.as_ref().map(|(teacher, _)| with_f32(teacher, <[f32]>::to_vec)).transpose()?;
+        let teacher = match &self.teacher {
+            Some((Taught::Logits(teacher), _)) => Some(with_f32(teacher, <[f32]>::to_vec)?),
+            Some((Taught::Top(_), _)) | None => None,
+        };
         let row_of = |row: usize| teacher.as_ref().map(|teacher| teacher[row * vocabulary..][..vocabulary].to_vec());
         let each = gradient.par_chunks_mut(vocabulary).enumerate();
         let sums: Vec<[f64; 2]> = each.map(|(row, student)| self.compare_row(row, row_of(row), student)).collect();
@@ -97,6 +167,7 @@ impl Wanted {
                 }
                 (divergence, log_sum)
             }
+            (None, Some((Taught::Top(top), of_teacher))) => top_row(top, row, student, *of_teacher, of_label),
             _ => {
                 let offset = max(student);
                 let sum = exp_sum(student, offset);
@@ -109,4 +180,29 @@ impl Wanted {
         }
         [divergence, logit.map_or(0.0, |logit| log_sum - logit)]
     }
+}
+
+/// With the teacher's `p` of the top tokens and `r` of the rest, and the student's `q` and `s`: the divergence is
+/// `sum p ln (p / q) + r ln (r / s)`, its gradient `q - p` at the top and `q (1 - r / s)` elsewhere.
+fn top_row(top: &Top, row: usize, student: &mut [f32], of_teacher: f32, of_label: f32) -> (f64, f64) {
+    let tokens = &top.tokens[row * top.count..][..top.count];
+    let (logs, rest) = (&top.logs[row * top.count..][..top.count], f64::from(top.rest[row]));
+    let logits: Vec<f64> = tokens.iter().map(|token| f64::from(student[*token as usize])).collect();
+    let offset = max(student);
+    let sum = exp_sum(student, offset);
+    let log_sum = f64::from(offset) + f64::from(sum).ln();
+    let mine: Vec<f64> = logits.iter().map(|z| (z - log_sum).exp()).collect();
+    let others: f64 = student.iter().map(|x| f64::from(*x)).sum::<f64>() / f64::from(sum) - mine.iter().sum::<f64>();
+    let others = others.max(f64::from(f32::MIN_POSITIVE));
+    let of_top = logs.iter().zip(&logits).map(|(log, z)| f64::from(*log).exp() * (f64::from(*log) - (z - log_sum)));
+    let mut divergence: f64 = of_top.sum();
+    if rest > 0.0 {
+        divergence += rest * (rest / others).ln();
+    }
+    let elsewhere = rest / others;
+    scale(student, (f64::from(of_teacher) * (1.0 - elsewhere) + f64::from(of_label)) as f32 / sum);
+    for ((token, log), q) in tokens.iter().zip(logs).zip(&mine) {
+        student[*token as usize] += (f64::from(of_teacher) * (elsewhere * q - f64::from(*log).exp())) as f32;
+    }
+    (divergence, log_sum)
 }

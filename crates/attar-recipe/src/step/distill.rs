@@ -14,7 +14,7 @@ use attar_compress::{
     learn::{Batch, Distill, Measured, Plain, ROWS, Student, Teacher, Tied, map},
     prune::Sublayer,
 };
-use attar_graph::{BlockId, Cached, Graph, Mode, SourceWeights, ValueId, Values};
+use attar_graph::{BlockId, Cached, Graph, Mode, SourceWeights, ValueId, Values, kernel::Top};
 use attar_model::Model;
 use attar_tensor::{Digest, Encoding};
 use candle_core::Tensor;
@@ -23,6 +23,7 @@ use super::{
     adapted::Adapted,
     codes::refused,
     kind::{PlannedTensor, Step, StepError, StepKind},
+    local::{self, Pairs, Stage},
     plain::{self, PlainTrainable},
     student,
     trainable::{check_matches_float, check_text, gradient_memory, weights_key},
@@ -75,7 +76,7 @@ const TRACE: &str = "trace";
 const MAPPED: usize = 8;
 
 /// A loss that rose by more than this is not the noise of batches.
-const RUINED: f64 = 1.5;
+const RUINED: f64 = 2.0;
 
 /// Points of the loss on the training text that a report has at most.
 const POINTS: usize = 50;
@@ -109,6 +110,10 @@ impl Step for Distill {
         if self.hidden > 0.0 {
             meetings(&learners.graph, &teacher.graph)?;
         }
+        if self.local > 0 {
+            local::check(&pairs(&learners.graph, &teacher.graph)?, &learners.graph, &teacher.graph)?;
+            walk::plan(model, 2);
+        }
         let memory = self.memory(model, &teacher, &learners.plain);
         planned.extend(learners.plain.iter().map(|plain| plain.planned(memory)));
         let Learners { graph, plain, adapters } = learners;
@@ -140,6 +145,7 @@ impl Step for Distill {
                 "lower `learning_rate` or raise `warmup`, or keep windows aside by `held_out` of `[data.train]`".to_owned();
             return Err(StepError { key: Some("learning_rate".into()), error: Error::recipe(message).hint(hint) });
         }
+        used.extend(training.kept_tops()?);
         let report = training.report(&trace);
         if report.best_step == Some(0) {
             let hint = "lower `learning_rate`, or train longer";
@@ -273,7 +279,8 @@ impl Asked for Distill {
             + entered
             + 4 * (heads + logits)
             + self.inside(model, length)
-            + self.states_memory(model, teacher, length);
+            + self.states_memory(model, teacher, length)
+            + 12 * tokens * self.teacher_top.unwrap_or(0) as u64;
         training.max(walked + 4 * shape::largest_block(&teacher.graph))
     }
 
@@ -407,11 +414,19 @@ fn meetings(student: &Graph, teacher: &Graph) -> Result<Vec<Meeting>, StepError>
     Ok(own.iter().enumerate().map(meet).collect())
 }
 
+/// Where blocks are matched one by one: those of the same number.
+fn pairs(student: &Graph, teacher: &Graph) -> Result<Pairs, StepError> {
+    let met = meetings(student, teacher).map_err(|mistake| StepError { key: Some("local".into()), ..mistake })?;
+    Ok(met.into_iter().map(|meeting| (meeting.student, [meeting.value, meeting.wanted])).collect())
+}
+
 /// What the windows of the text are held against, batch by batch: first those to train on.
 struct Lessons {
     inputs: Vec<Values>,
     /// What enters the teacher's last block; nothing where it is not asked.
     wanted: Vec<Option<Values>>,
+    /// The teacher's most probable tokens, of the batches to train on, where only these count.
+    tops: Vec<Top>,
 }
 
 type Part<'p> = &'p dyn Fn(&str) -> Digest;
@@ -450,8 +465,9 @@ impl<'a> Training<'a> {
         let heads = [Cached::new(&student), Cached::new(&teacher)];
         let batches = self.text.train.len() / settings.batch;
         let steps = settings.steps(batches);
+        let matched = if settings.local > 0 { self.matched()? } else { BTreeMap::new() };
         session.observer.stage(&format!("{}: distill", self.model.title), steps as u64);
-        let mut course = self.begin(&student, steps, &meetings, part)?;
+        let mut course = self.begin(&student, steps, &meetings, matched, part)?;
         if course.trace.losses.is_empty() && course.trace.held_out.is_empty() {
             self.measure(&mut course, &lessons, &heads, part)?;
         }
@@ -495,6 +511,22 @@ impl<'a> Training<'a> {
         Ok([learned, trace])
     }
 
+    /// What every weight learned in the first stage.
+    fn matched(&self) -> Result<BTreeMap<String, Vec<f32>>, StepError> {
+        let pairs = pairs(self.graph, &self.teacher.graph)?;
+        let stage = Stage {
+            settings: self.settings,
+            graph: self.graph,
+            source: &self.model.source,
+            teacher: self.teacher,
+            plain: self.plain,
+            pairs: &pairs,
+            title: &self.model.title,
+            session: self.session,
+        };
+        stage.run(&self.text.train)
+    }
+
     /// Tokens of a window.
     fn length(&self) -> usize {
         self.text.train[0].len()
@@ -508,7 +540,7 @@ impl<'a> Training<'a> {
             Some(from) => &self.text.held_out[from..(from + size).min(self.text.held_out.len())],
         };
         let teacher = lessons.wanted[at].as_ref().map(|entering| Teacher { graph: &self.teacher.graph, entering, head });
-        Batch { inputs: &lessons.inputs[at], tokens, teacher, states: BTreeMap::new() }
+        Batch { inputs: &lessons.inputs[at], tokens, teacher, top: lessons.tops.get(at), states: BTreeMap::new() }
     }
 
     /// The teacher's residual stream on a batch, for the student's blocks that it is held against.
@@ -535,32 +567,100 @@ impl<'a> Training<'a> {
         Ok(found)
     }
 
-    /// Runs the teacher up to its last block. The blob holds what enters that while the student learns.
+    /// What the teacher says. The blob holds what enters its last block while the student learns.
     fn lessons(&self, teacher: &SourceWeights) -> Result<(Lessons, Latest), StepError> {
-        let (graph, batch) = (&self.teacher.graph, self.settings.batch);
+        let batch = self.settings.batch;
         let all: Vec<Vec<u32>> = self.text.train.iter().chain(&self.text.held_out).cloned().collect();
         let inputs = lane_values(self.graph, &all, batch)?;
-        // Nobody asks the teacher about what only the text is held against.
-        let unasked = if self.settings.kl == 0.0 { self.text.train.len() } else { 0 };
-        let asked = &all[unasked..];
+        let tops = match self.settings.teacher_top {
+            Some(count) => self.tops(count, teacher)?,
+            None => Vec::new(),
+        };
+        // Nobody asks the teacher about what only the text is held against, or what is known of it.
+        let unasked = if self.settings.kl == 0.0 || !tops.is_empty() { self.text.train.len() } else { 0 };
         let mut wanted: Vec<Option<Values>> = vec![None; unasked / batch];
-        if asked.is_empty() {
-            return Ok((Lessons { inputs, wanted }, Latest::default()));
+        let (asked, entering) = self.arrived(&all[unasked..], teacher)?;
+        wanted.extend(asked.into_iter().map(Some));
+        Ok((Lessons { inputs, wanted, tops }, entering))
+    }
+
+    /// What enters the teacher's last block on some windows, batch by batch.
+    fn arrived(&self, windows: &[Vec<u32>], teacher: &SourceWeights) -> Result<(Vec<Values>, Latest), StepError> {
+        if windows.is_empty() {
+            return Ok((Vec::new(), Latest::default()));
         }
-        let size = (batch as u64).to_le_bytes();
-        let key = Digest::of_parts([b"teacher 2".as_slice(), first_key(graph, asked).as_bytes(), &size]);
+        let (graph, batch) = (&self.teacher.graph, self.settings.batch);
         let block = |before: &Digest, block| block_key(before, graph, block, &*self.teacher.source, []);
         let sides = vec![Side { graph, weights: teacher }];
-        let walk = Walk::new(&WALKER, &self.model.title, key, sides, self.session).over(asked).by(batch);
+        let walk = Walk::new(&WALKER, &self.model.title, self.asked(windows), sides, self.session).over(windows).by(batch);
         let last = graph.blocks().last().unwrap_or(BlockId::FIRST);
-        let (windows, entering) = walk.arrive(last.index(), &block)?;
+        let (walked, entering) = walk.arrive(last.index(), &block)?;
         let read = graph.live_into(last);
-        let lanes = windows.values(0, &lane_values(graph, asked, batch)?);
-        wanted.extend(lanes.into_iter().map(|mut lane| {
-            lane.retain(|id, _| read.contains(id));
-            Some(lane)
-        }));
-        Ok((Lessons { inputs, wanted }, entering))
+        let mut lanes = walked.values(0, &lane_values(graph, windows, batch)?);
+        lanes.iter_mut().for_each(|lane| lane.retain(|id, _| read.contains(id)));
+        Ok((lanes, entering))
+    }
+
+    /// The key of what the teacher is asked.
+    fn asked(&self, windows: &[Vec<u32>]) -> Digest {
+        let size = (self.settings.batch as u64).to_le_bytes();
+        Digest::of_parts([b"teacher 2".as_slice(), first_key(&self.teacher.graph, windows).as_bytes(), &size])
+    }
+
+    /// The blobs of the teacher's most probable tokens, as far as there are such: another run may want them.
+    fn kept_tops(&self) -> Result<Vec<Digest>, StepError> {
+        let units = self.settings.teacher_top.map_or_else(|| Ok(Vec::new()), |count| self.top_units(count))?;
+        let known = units.iter().filter_map(|unit| self.session.done(unit).transpose());
+        Ok(known.collect::<crate::Result<_>>()?)
+    }
+
+    /// The units of the teacher's most probable tokens, batch by batch.
+    fn top_units(&self, count: usize) -> Result<Vec<Digest>, StepError> {
+        let graph = &self.teacher.graph;
+        let weights = weights_key(graph, &*self.teacher.source, graph.blocks())?;
+        let unit = |windows: &[Vec<u32>]| {
+            let count = (count as u64).to_le_bytes();
+            Digest::of_parts([b"top 1".as_slice(), self.asked(windows).as_bytes(), weights.as_bytes(), &count])
+        };
+        Ok(self.text.train.chunks(self.settings.batch).map(unit).collect())
+    }
+
+    /// The teacher's most probable tokens, a unit for every batch to train on.
+    fn tops(&self, count: usize, teacher: &SourceWeights) -> Result<Vec<Top>, StepError> {
+        let (graph, train) = (&self.teacher.graph, &self.text.train);
+        let units = self.top_units(count)?;
+        let done = units.iter().map(|unit| self.session.done(unit)).collect::<crate::Result<Option<Vec<_>>>>()?;
+        if let Some(done) = done {
+            return Ok(done.iter().map(|blob| self.read_top(blob)).collect::<crate::Result<_>>()?);
+        }
+        let (entering, reached) = self.arrived(train, teacher)?;
+        let head = Cached::new(teacher);
+        self.session.observer.stage(&format!("{}: keep what the teacher says", self.model.title), units.len() as u64);
+        let mut tops = Vec::new();
+        for (at, (unit, entering)) in units.iter().zip(&entering).enumerate() {
+            self.session.check_interrupt()?;
+            self.session.observer.advance(at as u64, "");
+            let blob = match self.session.done(unit)? {
+                Some(blob) => blob,
+                None => {
+                    let top = Teacher { graph, entering, head: &head }.top(count)?;
+                    let tokens: Vec<f32> = top.tokens.iter().map(|token| *token as f32).collect();
+                    let parts = [(0, "tokens", &tokens[..]), (0, "logs", &top.logs), (0, "rest", &top.rest)];
+                    self.session.unit(*unit, |to| write_parts(&parts, to))?
+                }
+            };
+            tops.push(self.read_top(&blob)?);
+        }
+        reached.discard(self.session)?;
+        Ok(tops)
+    }
+
+    fn read_top(&self, blob: &Digest) -> crate::Result<Top> {
+        let parts = read_lanes(&self.session.store.open(blob)?, 1)?.remove(0);
+        let part = |name: &str| parts.get(name).and_then(|part| part.to_vec1::<f32>().ok()).unwrap_or_default();
+        let (tokens, logs, rest) = (part("tokens"), part("logs"), part("rest"));
+        // Tokens are whole numbers far below 2^24, so f32 holds them.
+        Ok(Top { count: tokens.len() / rest.len().max(1), tokens: tokens.into_iter().map(|t| t as u32).collect(), logs, rest })
     }
 
     /// The student at the last step that the store knows, or at the first.
@@ -569,12 +669,18 @@ impl<'a> Training<'a> {
         below: &'s SourceWeights,
         steps: usize,
         meetings: &[Meeting],
+        mut matched: BTreeMap<String, Vec<f32>>,
         part: Part<'_>,
     ) -> Result<Course<'s>, StepError> {
         let graph = self.graph;
         let mut plain: BTreeMap<BlockId, BTreeMap<String, Plain>> = BTreeMap::new();
         for trained in self.plain {
-            plain.entry(trained.block).or_default().insert(trained.name.clone(), trained.learned(&*self.model.source)?);
+            let start = trained.learned(&*self.model.source)?;
+            let start = match matched.remove(&trained.name) {
+                Some(values) => start.at(values),
+                None => start,
+            };
+            plain.entry(trained.block).or_default().insert(trained.name.clone(), start);
         }
         let keeps = self.settings.keeps(self.model, self.length());
         let tied = self.plain.iter().flat_map(|one| {

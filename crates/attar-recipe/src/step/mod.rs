@@ -11,12 +11,14 @@ mod device;
 mod distill;
 mod fuse;
 pub(crate) mod kind;
+mod local;
 mod memory_plan;
 mod plain;
 mod preserved;
 mod prune;
 mod quantize;
 mod recover;
+mod renewed;
 mod rotate;
 mod simulate;
 mod smooth;
@@ -55,6 +57,7 @@ pub static WALKERS: &[&Walker] = &[
     &prune::HIDDEN_WALKER,
     &prune::ZEROS_WALKER,
     &distill::WALKER,
+    &local::WALKER,
     &preserved::WALKER,
     &smooth::WALKER,
     &calibrated::WALKER,

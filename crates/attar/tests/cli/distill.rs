@@ -193,7 +193,7 @@ fn a_tied_table_learns_as_one_tensor() {
 /// Without held-out text, a loss that rises is an error: the weights are worse than at the start.
 #[test]
 fn what_training_ruined_is_not_written() {
-    let step = "labels = 1.0\nkl = 0.0\nlearning_rate = 0.5\nclip = 1000.0\nwarmup = 1\nsteps = 6\n";
+    let step = "labels = 1.0\nkl = 0.0\nlearning_rate = 10.0\nclip = 1000.0\nwarmup = 1\nsteps = 6\n";
     let room = ready(&TEXT.replace("held_out = 4", "held_out = 0"), step);
     let said = room.attar(&RUN).exits(2);
     said.says("the loss rose from");
@@ -225,6 +225,53 @@ fn hidden_states_lead_a_narrower_student() {
     assert_eq!(led, again);
     room.attar(&["eval", "led/safetensors", "--data", "testdata/evals/shakespeare-valid.txt", "--tokens", "256", "--quiet"])
         .exits(0);
+}
+
+/// The teacher's most probable tokens teach nearly what its whole distribution does, and a second run does not ask it again.
+#[test]
+fn the_teachers_top_is_kept_in_place_of_the_teacher() {
+    let step = format!("{TEACHER}batch = 2\nepochs = 2\nselect = [\"blocks.*.mlp.down\"]\n");
+    let learned = |room: &Room| {
+        room.attar(&RUN).exits(0);
+        room.json("out/report.json")["variants"][0]["distillations"][0].clone()
+    };
+    let last = |of: &serde_json::Value| {
+        of["held_out"].as_array().expect("a list").last().expect("measured")["kl"].as_f64().expect("a number")
+    };
+    let whole = last(&learned(&ready(TEXT, &step)));
+    let room = ready(TEXT, &format!("{step}teacher_top = 32\n"));
+    let top = learned(&room);
+    assert!((last(&top) - whole).abs() < 0.1 * whole, "{whole}, {top}");
+    let text = room.read("recipe.toml");
+    room.write("recipe.toml", &text.replace("learning_rate = 1e-3", "learning_rate = 2e-3"));
+    let said = room.attar(&["run", "recipe.toml"]).exits(0).stderr;
+    assert!(!said.contains("keep what the teacher says"), "{said}");
+    room.write("recipe.toml", &text.replace("teacher_top = 32", "teacher_top = 32\nhidden = 1.0"));
+    room.attar(&RUN).exits(2).says("hidden states take the teacher at every step");
+}
+
+/// Blocks that were matched one by one start nearer to the teacher.
+#[test]
+fn a_first_stage_matches_blocks_one_by_one() {
+    let room = Room::new();
+    let data = "[data.calibration]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 16\nlength = 64\n";
+    let write = |more: &str| {
+        let steps = format!("[[step]]\nkind = \"distill\"\nlearning_rate = 3e-4\nbatch = 2\nsteps = 2\nwarmup = 1\n{more}");
+        let head = "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n";
+        room.write("recipe.toml", &format!("{head}{data}{TEXT}{steps}[[export]]\ntarget = \"checkpoint\"\n"));
+    };
+    let start = |more: &str| {
+        write(more);
+        room.attar(&RUN).exits(0);
+        let report = room.json("out/report.json");
+        report["variants"][0]["distillations"][0]["held_out"][0]["kl"].as_f64().expect("a number")
+    };
+    let (pruned, matched) = (start("student = { mlp = 128 }\n"), start("student = { mlp = 128 }\nlocal = 3\n"));
+    assert!(matched < 0.95 * pruned, "{matched} matched, {pruned} pruned alone");
+    write("student = { blocks = 3, ends = 1 }\nlocal = 1\n");
+    room.attar(&RUN).exits(2).says("they cannot be matched one by one");
+    write("student = { hidden = 96 }\nlocal = 1\n");
+    room.attar(&RUN).exits(2).says("has 96 channels and the teacher's 128");
 }
 
 /// A student of a shape is what `prune` makes of the model, or new; both learn, and the pruned one knows more from the start.

@@ -1,20 +1,16 @@
 //! Which units stay, site by site, and the weights of the layers that read them.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, RwLock},
-};
+use std::collections::BTreeMap;
 
 use attar_compress::{
     Cross, Hessian,
     prune::{Fit, Observed, Prune, Quota, Response, Sublayer, Unit, UnitSite, lost, refitted},
 };
-use attar_graph::{BlockId, Expr, Mode, SourceWeights, ValueId, Values, Weights, kernel::with_f32};
+use attar_graph::{BlockId, Mode, SourceWeights, ValueId, Values, Weights, kernel::with_f32};
 use attar_tensor::{Digest, Source, safetensors::Shards};
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 
-use super::super::{codes::refused, kind::StepError, transformed::write_tensors};
+use super::super::{codes::refused, kind::StepError, renewed::Renewed, transformed::write_tensors};
 use crate::{
     Result,
     model::Float,
@@ -404,53 +400,4 @@ struct Seen {
     moments: Hessian,
     means: Vec<f64>,
     wanted: Option<Cross>,
-}
-
-/// Weights of which some are new.
-pub(super) struct Renewed {
-    below: SourceWeights,
-    /// By canonical name: the tensor and its file, or zeros.
-    new: RwLock<BTreeMap<String, Option<(String, PathBuf)>>>,
-}
-
-impl Renewed {
-    pub(super) fn over(source: &Arc<dyn Source>) -> Renewed {
-        Renewed { below: SourceWeights(source.clone()), new: RwLock::default() }
-    }
-
-    pub(super) fn take(&self, name: &str, tensor: &str, path: PathBuf) {
-        self.new.write().expect("no panic holds this lock").insert(name.into(), Some((tensor.into(), path)));
-    }
-
-    /// The weight `name` is zeros from now on.
-    fn clear(&self, name: &str) {
-        self.new.write().expect("no panic holds this lock").insert(name.into(), None);
-    }
-}
-
-impl Weights for Renewed {
-    fn whole(&self, name: &str, expr: &Expr) -> attar_graph::Result<Tensor> {
-        let new = self.new.read().expect("no panic holds this lock");
-        match new.get(name) {
-            None => self.below.whole(name, expr),
-            Some(None) => Ok(self.below.whole(name, expr)?.zeros_like()?),
-            Some(Some((tensor, path))) => {
-                let stored = Shards::open(std::slice::from_ref(path), &BTreeMap::new())?;
-                let info = stored.info(tensor)?;
-                let mut values = vec![0.0; info.elements()];
-                stored.read(tensor, 0..info.matrix()[0], &mut values)?;
-                Ok(Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu)?)
-            }
-        }
-    }
-
-    fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> attar_graph::Result<Tensor> {
-        match self.new.read().expect("no panic holds this lock").contains_key(name) {
-            true => {
-                let whole = self.whole(name, expr)?;
-                Ok(whole.index_select(&Tensor::new(rows, whole.device())?, 0)?)
-            }
-            false => self.below.rows(name, expr, rows),
-        }
-    }
 }

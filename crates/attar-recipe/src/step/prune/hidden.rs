@@ -14,8 +14,8 @@ use attar_tensor::{Digest, Overlay, Source, safetensors::Shards};
 use candle_core::Tensor;
 
 use super::{
-    super::{codes::refused, kind::StepError, transformed::write_tensors},
-    fit::{Renewed, reached, sizes},
+    super::{codes::refused, kind::StepError, renewed::Renewed, transformed::write_tensors},
+    fit::{reached, sizes},
 };
 use crate::{
     Result,

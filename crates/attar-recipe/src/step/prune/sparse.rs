@@ -19,10 +19,11 @@ use super::{
         codes::refused,
         device,
         kind::{PlannedTensor, StepError},
+        renewed::Renewed,
         transformed::write_tensors,
     },
     Planned, aside, check_bound, check_float, check_text, divergence,
-    fit::{Renewed, reached, sizes},
+    fit::{reached, sizes},
 };
 use crate::{
     Result,
