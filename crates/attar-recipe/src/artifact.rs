@@ -1,38 +1,23 @@
 //! Artifacts: written to a temporary folder, verified, then moved into place; kept when nothing that decides them has changed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    path::{Component, Path, PathBuf},
+    collections::{BTreeMap, btree_map::Entry},
+    path::{Component, Path},
 };
 
-use attar_export::{Artifact, FileEntry, Input, Port, Side};
+use attar_export::{Artifact, FileEntry, Input, Side};
 use attar_model::Model;
 use attar_tensor::Digest;
-use serde::Serialize;
 
 use crate::{
     Error, Export, Recipe, Result,
+    described::{ARTIFACT, Described},
     json::{TOOL, json},
     model::Working,
     output::Output,
     session::Session,
     side::side,
 };
-
-/// The file in which an artifact describes itself.
-const ARTIFACT: &str = "artifact.json";
-
-/// An artifact with the digest of all that decides it.
-#[derive(Serialize, serde::Deserialize)]
-struct Described {
-    key: Digest,
-    verified_weights: u64,
-    /// Weights whose zeros left by pruning, by canonical name.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    zeros: BTreeSet<String>,
-    #[serde(flatten)]
-    artifact: Artifact,
-}
 
 /// Writes and verifies an artifact, unless it is there already. Returns how many weights were verified, too.
 pub(crate) fn write_artifact(
@@ -134,41 +119,5 @@ fn damage(folder: &Path, file: &FileEntry) -> Option<String> {
         Ok(digest) if digest == file.digest => None,
         Ok(digest) => Some(format!("has the digest {}", digest.short())),
         Err(error) => Some(format!("cannot be read: {error}")),
-    }
-}
-
-/// Numbers in the weights of the artifact in `folder`, if it describes itself.
-pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
-    Some(Described::read(folder).ok()??.artifact.totals.weights)
-}
-
-/// The weights of the checkpoint in `folder` whose zeros stay, by canonical name; none, if it does not describe itself.
-pub(crate) fn zeros_in(folder: &Path) -> Result<BTreeSet<String>> {
-    Ok(Described::read(folder)?.map(|described| described.zeros).unwrap_or_default())
-}
-
-/// The file by which a checkpoint in `folder` describes itself, if it does.
-pub(crate) fn description_in(folder: &Path) -> Option<PathBuf> {
-    Some(folder.join(ARTIFACT)).filter(|path| path.is_file())
-}
-
-/// What the artifact in `folder` returns, if it describes itself.
-pub(crate) fn outputs_in(folder: &Path) -> Vec<Port> {
-    Described::read(folder).ok().flatten().map(|described| described.artifact.outputs).unwrap_or_default()
-}
-
-impl Described {
-    /// What the artifact in `folder` says of itself, if it says anything.
-    fn read(folder: &Path) -> Result<Option<Described>> {
-        let path = folder.join(ARTIFACT);
-        match std::fs::read(&path) {
-            // A checkpoint may be a file.
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
-            Err(source) => Err(attar_tensor::Error::Io { action: "read", path, source }.into()),
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
-                let hint = "export it again, or delete that file if attar did not write it";
-                Error::input(format!("`{}` does not describe an artifact", path.display())).because(&error).hint(hint.to_owned())
-            }),
-        }
     }
 }

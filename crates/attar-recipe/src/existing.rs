@@ -6,7 +6,7 @@ use attar_eval::{ENGINES, Engine, Mode, engine::Artifact};
 use attar_model::{Config, Tokenizer};
 use attar_tensor::Digest;
 
-use crate::{Engines, Error, Result, artifact, output::PROMISED};
+use crate::{Engines, Error, Result, artifact, described, output::PROMISED};
 
 /// An artifact that some engine opens.
 pub struct Existing {
@@ -41,7 +41,7 @@ impl Existing {
 
     /// Whether attar wrote it to return the logits of the last token alone.
     pub(crate) fn returns_last(&self) -> bool {
-        artifact::outputs_in(&self.folder)
+        described::outputs_in(&self.folder)
             .iter()
             .any(|port| port.name == "logits" && port.dims.get(1).is_some_and(|dim| dim == "1"))
     }
@@ -86,6 +86,6 @@ impl Existing {
 
     /// Numbers in its weights, if attar wrote it.
     pub(crate) fn parameters(&self) -> Option<u64> {
-        artifact::weights_in(&self.folder)
+        described::weights_in(&self.folder)
     }
 }

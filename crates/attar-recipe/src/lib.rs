@@ -7,6 +7,9 @@
 mod adapters;
 mod artifact;
 mod baseline;
+mod coded;
+mod data;
+mod described;
 mod divergence;
 mod document;
 mod engines;

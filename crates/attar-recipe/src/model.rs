@@ -12,7 +12,7 @@ use attar_graph::{Expr, Graph};
 use attar_model::Model;
 use attar_tensor::{Damage, Encoding, Overlay, Source, TensorInfo};
 
-use crate::{Error, Result, artifact, extras::Folder, kept::Kept, recipe::Data, report::Findings, shape};
+use crate::{Error, Result, data::Data, described, extras::Folder, kept::Kept, report::Findings, shape};
 
 /// Graph and weights as the steps so far left them.
 #[derive(Clone)]
@@ -108,7 +108,7 @@ impl Working {
             damage: BTreeMap::new(),
             losses: BTreeMap::new(),
             may_lose: BTreeSet::new(),
-            zeros: artifact::zeros_in(&model.path)?,
+            zeros: described::zeros_in(&model.path)?,
             coder: None,
             notes: Vec::new(),
             float: opened.clone(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use attar_model::{ChatTemplate, Config, Model, Tokenizer};
 
 use crate::{
-    Error, ErrorKind, Existing, Recipe, Result, artifact,
+    Error, ErrorKind, Existing, Recipe, Result, described,
     inputs::Inputs,
     recipe::{Compared, Subject},
     session::Texts,
@@ -144,7 +144,7 @@ impl Opened {
     fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = match &self.subject {
             Measured::Model(model) => {
-                let beside = side::paths(model)?.into_iter().chain(artifact::description_in(&model.path));
+                let beside = side::paths(model)?.into_iter().chain(described::description_in(&model.path));
                 model.files.iter().cloned().chain(beside).collect()
             }
             Measured::Artifact(existing) => existing.files()?,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, ErrorKind, Result,
     baseline::Baseline,
+    data::Data,
     document::{self, Document, Section, fields},
     extras::numbered,
     lock::Lock,
@@ -55,18 +56,6 @@ pub(crate) struct Head {
     /// Keep the store after a finished run, so that the next run reuses everything that has not changed.
     #[serde(default = "yes")]
     pub(crate) keep_store: bool,
-}
-
-/// Texts that steps read.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Data {
-    /// Text for steps that observe activations.
-    #[serde(default)]
-    pub(crate) calibration: Option<attar_compress::Calibration>,
-    /// Text for steps that train on more than the calibration text.
-    #[serde(default)]
-    pub(crate) train: Option<attar_compress::TrainingText>,
 }
 
 fn yes() -> bool {

@@ -8,6 +8,7 @@ use attar_tensor::{Digest, Keep};
 
 use crate::{
     Engines, Error, Observer, Plan, PlannedVariant, Recipe, Report, Result, Variant,
+    coded::coded,
     extras::WrittenFolder,
     inputs::Inputs,
     json::{TOOL, json},
@@ -21,7 +22,7 @@ use crate::{
     output::Output,
     plan::{plan, plan_work},
     publish,
-    report::{self, CodedReport, ModelReport},
+    report::{self, ModelReport},
     session::{Session, Workspace},
     step::WALKERS,
 };
@@ -160,7 +161,7 @@ fn run_steps(
         working.kept.at(at);
         used.extend(step.run(&mut working, session).map_err(|e| recipe.failed_step(key, step.kind(), e))?);
     }
-    working.findings.extend(CodedReport::of(&working)?);
+    working.findings.extend(coded(&working)?);
     Ok(working)
 }
 

@@ -43,7 +43,7 @@ impl Plain {
         Plain { dims, dtype, moments: Adam::new(values.len()), pace, unit, values, zeros: Vec::new() }
     }
 
-    /// Numbers that are zero now left by pruning and stay exactly zero, by [`Plain::freeze`].
+    /// Numbers that are zero now left by pruning and stay exactly zero.
     pub fn keep_zeros(&mut self) {
         self.zeros = self.values.iter().map(|value| *value == 0.0).collect();
     }

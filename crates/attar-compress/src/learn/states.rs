@@ -81,7 +81,6 @@ pub fn map(dims: [usize; 2], values: Vec<f32>) -> Plain {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod tests {
     use candle_core::Device;
 

@@ -18,6 +18,7 @@ mod reshape;
 mod shape;
 mod site;
 mod sparse;
+mod sparsity;
 mod support;
 mod sweep;
 mod target;
@@ -37,7 +38,8 @@ pub use refit::{Response, lost, refitted};
 pub use reshape::{Cut, reshaped, stored_as};
 pub use shape::{Found, Shape, candidates, narrowed};
 pub use site::{Stream, Unit, UnitSite};
-pub use sparse::{Score, Sparse, Sparsity, sparse};
+pub use sparse::{Score, sparse};
+pub use sparsity::{Sparse, Sparsity};
 pub use support::{Wanted, on_support};
 pub use target::{Cost, Target};
 

@@ -8,7 +8,7 @@
 use faer::{Mat, Side, linalg::solvers::DenseSolveCore};
 use rayon::prelude::*;
 
-use super::sparse::{Sparse, Sparsity, leave};
+use super::sparsity::{Sparse, Sparsity, leave};
 use crate::{Hessian, Result, hessian::damped};
 
 /// Damping of the second moments, as a share of the mean of their diagonal.

@@ -10,7 +10,7 @@ use super::{
     device::{self, check_prompt, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
-use crate::{Error, json::json, model::Working, recipe::Data, session::Session, settings::of, shape::facts};
+use crate::{Error, data::Data, json::json, model::Working, session::Session, settings::of, shape::facts};
 
 pub(super) static TILE: StepKind = StepKind {
     name: "tile",

@@ -147,7 +147,7 @@ fn dialogues_are_trained_on_in_the_models_own_words() {
     room.attar(&RUN).exits(0);
     let learned = &room.json("out/report.json")["variants"][0]["distillations"][0];
     let kept = learned["held_out_tokens"].as_u64().expect("a number");
-    assert!(kept >= 64 && kept % 32 == 0, "a tenth of some hundred windows: {learned}");
+    assert!(kept >= 64 && kept.is_multiple_of(32), "a tenth of some hundred windows: {learned}");
     room.write("chats.jsonl", &format!("{lines}{{\"turns\": [{{\"role\": \"fool\", \"content\": \"\"}}]}}\n"));
     room.attar(&RUN).exits(3).says("line 61: `turns` is refused by the model's chat template: no fools");
     room.write("chats.jsonl", &format!("{lines}{{\"turns\": [{{\"content\": \"\"}}]}}\n"));

@@ -117,7 +117,7 @@ fn is_head(graph: &Graph, layer: &Layer) -> bool {
     graph.outputs().contains(&layer.output)
 }
 
-fn places<'h>(hidden: &'h Hidden, block: BlockId) -> impl Iterator<Item = &'h Place> {
+fn places(hidden: &Hidden, block: BlockId) -> impl Iterator<Item = &Place> {
     hidden.places().iter().filter(move |(of, _)| *of == block).map(|(_, place)| place)
 }
 

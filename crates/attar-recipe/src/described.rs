@@ -1,0 +1,63 @@
+//! What an artifact says of itself, in a file of its own.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use attar_export::{Artifact, Port};
+use attar_tensor::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The file in which an artifact describes itself.
+pub(crate) const ARTIFACT: &str = "artifact.json";
+
+/// An artifact with the digest of all that decides it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Described {
+    pub(crate) key: Digest,
+    pub(crate) verified_weights: u64,
+    /// Weights whose zeros left by pruning, by canonical name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) zeros: BTreeSet<String>,
+    #[serde(flatten)]
+    pub(crate) artifact: Artifact,
+}
+
+/// Numbers in the weights of the artifact in `folder`, if it describes itself.
+pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
+    Some(Described::read(folder).ok()??.artifact.totals.weights)
+}
+
+/// The weights of the checkpoint in `folder` whose zeros stay, by canonical name; none, if it does not describe itself.
+pub(crate) fn zeros_in(folder: &Path) -> Result<BTreeSet<String>> {
+    Ok(Described::read(folder)?.map(|described| described.zeros).unwrap_or_default())
+}
+
+/// The file by which a checkpoint in `folder` describes itself, if it does.
+pub(crate) fn description_in(folder: &Path) -> Option<PathBuf> {
+    Some(folder.join(ARTIFACT)).filter(|path| path.is_file())
+}
+
+/// What the artifact in `folder` returns, if it describes itself.
+pub(crate) fn outputs_in(folder: &Path) -> Vec<Port> {
+    Described::read(folder).ok().flatten().map(|described| described.artifact.outputs).unwrap_or_default()
+}
+
+impl Described {
+    /// What the artifact in `folder` says of itself, if it says anything.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Described>> {
+        let path = folder.join(ARTIFACT);
+        match std::fs::read(&path) {
+            // A checkpoint may be a file.
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+            Err(source) => Err(attar_tensor::Error::Io { action: "read", path, source }.into()),
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+                let hint = "export it again, or delete that file if attar did not write it";
+                Error::input(format!("`{}` does not describe an artifact", path.display())).because(&error).hint(hint.to_owned())
+            }),
+        }
+    }
+}
