@@ -23,6 +23,13 @@ pub struct Session<'a> {
     inputs: &'a Inputs,
 }
 
+impl<'a> Session<'a> {
+    /// The same, with activations seen on other windows.
+    pub(crate) fn seeing(&self, windows: &'a [Vec<u32>]) -> Session<'a> {
+        Session { calibration: Some(windows), ..*self }
+    }
+}
+
 /// What sessions work with: finished units, and the texts that steps look at.
 pub(crate) struct Workspace {
     pub(crate) store: Box<dyn Store>,

@@ -41,7 +41,7 @@ pub struct StudentShape {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Init {
-    /// What the step `prune` leaves of the model, with its defaults.
+    /// What the step `prune` leaves of the model, with its defaults. It looks at the calibration text, or else at that of the training.
     #[default]
     Prune,
     /// Random numbers. It takes a text of millions of tokens to make something of them.

@@ -106,14 +106,14 @@ impl Target {
 
     fn check_device(&self) -> Result<()> {
         let of_device = [
-            ("device", self.device.is_some()),
-            ("set", !self.set.is_empty()),
-            ("grid", self.grid.is_some()),
-            ("group", self.group.is_some()),
+            ("target.device", self.device.is_some()),
+            ("target.set", !self.set.is_empty()),
+            ("target.grid", self.grid.is_some()),
+            ("target.group", self.group.is_some()),
         ];
         match (self.latency, of_device.into_iter().find(|(_, given)| *given)) {
-            (None, Some((key, _))) => Err(Error::Idle { key, other: "latency" }),
-            (Some(_), _) if self.device.is_none() => Err(Error::Idle { key: "latency", other: "device" }),
+            (None, Some((key, _))) => Err(Error::Idle { key, other: "target.latency" }),
+            (Some(_), _) if self.device.is_none() => Err(Error::Idle { key: "target.latency", other: "target.device" }),
             (Some(found), _) if !(found.is_finite() && found > 0.0) => Err(Error::Bound { key: "latency", found }),
             _ => Ok(()),
         }

@@ -23,14 +23,23 @@ use crate::{
     session::Session,
 };
 
+/// Windows of the training text that are looked at, where there is no text for calibration.
+const SEEN: usize = 128;
+
 /// The model is of the student's shape from now on; only shapes are planned.
 pub(super) fn plan(student: &StudentShape, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
     match student.init {
         Init::Prune => {
+            let own = (model.calibrated, model.tokens, model.window);
+            if let (false, Some(text)) = (model.calibrated, &model.training) {
+                let windows = text.most_windows().min(SEEN);
+                (model.calibrated, model.tokens, model.window) = (true, (windows * text.length) as u64, text.length);
+            }
             let mut planned = Vec::new();
             for step in student.prunings() {
                 planned.extend(step.plan(model).map_err(in_student)?);
             }
+            (model.calibrated, model.tokens, model.window) = own;
             Ok(planned)
         }
         Init::Random => {
@@ -46,9 +55,14 @@ pub(super) fn plan(student: &StudentShape, model: &mut Working) -> Result<Vec<Pl
 pub(super) fn make(student: &StudentShape, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
     match student.init {
         Init::Prune => {
+            // Without a text for calibration, that of the training is looked at.
+            let seen =
+                session.training.filter(|_| session.calibration.is_none()).map(|text| &text.train[..text.train.len().min(SEEN)]);
+            let session =
+                seen.map_or_else(|| session.seeing(session.calibration.unwrap_or_default()), |seen| session.seeing(seen));
             let mut used = Vec::new();
             for step in student.prunings() {
-                used.extend(step.run(model, session).map_err(in_student)?);
+                used.extend(step.run(model, &session).map_err(in_student)?);
             }
             Ok(used)
         }

@@ -38,11 +38,14 @@ const TRAINING: TextFlags = TextFlags {
     name: "train",
     heading: "Training text",
     help: "UTF-8 text to train on",
-    words: &[("field", "Which text of each JSON object to take, where the file has one a line (JSONL)")],
+    words: &[
+        ("field", "Which text of each JSON object to take, where the file has one a line (JSONL)"),
+        ("messages", "Which dialogue of each JSON object to take, in the words of the model's chat template"),
+    ],
     counts: &[
         ("samples", "Windows to draw from the text [default: all that it has]"),
         ("length", "Tokens per window [default: 512]"),
-        ("held_out", "Windows to keep aside: what is learned is judged on them [default: 4]"),
+        ("held_out", "Windows to keep aside, or their share: what is learned is judged on them [default: 4]"),
     ],
 };
 
@@ -58,7 +61,7 @@ impl TextFlags {
             arg.requires(self.name)
         };
         let words = self.words.iter().map(|(name, help)| flag(name, *help, "NAME"));
-        let counts = self.counts.iter().map(|(name, help)| flag(name, *help, "N").value_parser(clap::value_parser!(u32)));
+        let counts = self.counts.iter().map(|(name, help)| flag(name, *help, "N").value_parser(number));
         command.arg(path.value_parser(clap::value_parser!(PathBuf))).args(words).args(counts)
     }
 
@@ -70,10 +73,16 @@ impl TextFlags {
             table.extend(arguments.get_one::<String>(name).map(|word| ((*name).to_owned(), word.clone().into())));
         }
         for (name, _) in self.counts {
-            table.extend(arguments.get_one::<u32>(name).map(|n| ((*name).to_owned(), toml::Value::from(i64::from(*n)))));
+            table.extend(arguments.get_one::<toml::Value>(name).map(|n| ((*name).to_owned(), n.clone())));
         }
         Some(format!("\n[data.{}]\n{}", self.name, toml::to_string(&table).expect("settings are TOML")))
     }
+}
+
+/// A whole number, or a share.
+fn number(text: &str) -> Result<toml::Value, String> {
+    let whole = text.parse::<u32>().map(|n| i64::from(n).into());
+    whole.or_else(|error| text.parse::<f64>().ok().filter(|n| (0.0..1.0).contains(n)).map(Into::into).ok_or(error.to_string()))
 }
 
 /// A step whose flags are its settings.

@@ -334,6 +334,10 @@ fn the_verb_is_a_recipe_of_one_step() {
     ];
     room.attar(&arguments).exits(0);
     assert!(room.path("student/model.safetensors").exists() || room.path("student/manifest.json").exists());
+    let arguments =
+        ["distill", "model", "--student", "mlp=192", "--train", "testdata/evals/shakespeare-train.txt", "--samples", "16"];
+    let more = ["--length", "64", "--held-out", "0.1", "--steps", "2", "--out", "smaller", "--quiet"];
+    room.attar(&[&arguments[..], &more].concat()).exits(0);
     let said = room.attar(&["distill", "model", "--out", "again"]).exits(2);
     said.says("add `--train FILE`");
 }
