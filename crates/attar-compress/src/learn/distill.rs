@@ -349,6 +349,11 @@ impl Distill {
             };
             return Err(Error::Contradiction { key: "teacher_top", other, hint });
         }
+        if let (Some(rank), true) = (self.rank, self.hidden > 0.0 || self.local > 0) {
+            let key = if self.local > 0 { "local" } else { "hidden" };
+            let hint = "adapters learn from what the teacher says: leave one of them out";
+            return Err(Error::Contradiction { key, other: format!("rank = {rank}"), hint });
+        }
         if let (Some(rank), Some(_)) = (self.rank, self.dtype) {
             let hint = "adapters are f32, and the weights next to them stay as they are: leave `dtype` out";
             return Err(Error::Contradiction { key: "dtype", other: format!("rank = {rank}"), hint });

@@ -192,8 +192,11 @@ fn top_row(top: &Top, row: usize, student: &mut [f32], of_teacher: f32, of_label
     let sum = exp_sum(student, offset);
     let log_sum = f64::from(offset) + f64::from(sum).ln();
     let mine: Vec<f64> = logits.iter().map(|z| (z - log_sum).exp()).collect();
-    let others: f64 = student.iter().map(|x| f64::from(*x)).sum::<f64>() / f64::from(sum) - mine.iter().sum::<f64>();
+    // Without the top, not less the top: what is left may be smaller than the rounding of the sum.
+    let of_top: Vec<f32> = tokens.iter().map(|token| std::mem::take(&mut student[*token as usize])).collect();
+    let others: f64 = student.iter().map(|x| f64::from(*x)).sum::<f64>() / f64::from(sum);
     let others = others.max(f64::from(f32::MIN_POSITIVE));
+    tokens.iter().zip(of_top).for_each(|(token, x)| student[*token as usize] = x);
     let of_top = logs.iter().zip(&logits).map(|(log, z)| f64::from(*log).exp() * (f64::from(*log) - (z - log_sum)));
     let mut divergence: f64 = of_top.sum();
     if rest > 0.0 {

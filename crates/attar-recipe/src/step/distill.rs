@@ -75,8 +75,8 @@ const TRACE: &str = "trace";
 /// Batches that the first maps between hidden states are fitted on, at most.
 const MAPPED: usize = 8;
 
-/// A loss that rose by more than this is not the noise of batches.
-const RUINED: f64 = 2.0;
+/// The loss on the first batches may have risen by so much at the end: others were learned from since.
+const RISEN: f64 = 1.1;
 
 /// Points of the loss on the training text that a report has at most.
 const POINTS: usize = 50;
@@ -138,13 +138,6 @@ impl Step for Distill {
             _ => training.train(&part)?,
         };
         let trace = Trace::read(&read_lanes(&session.store.open(&blobs[1])?, 1)?[0]);
-        if let Some([first, last]) = trace.ruined() {
-            let message =
-                format!("the loss rose from {first:.4} to {last:.4}, and no held-out text tells where to stop: nothing is kept");
-            let hint =
-                "lower `learning_rate` or raise `warmup`, or keep windows aside by `held_out` of `[data.train]`".to_owned();
-            return Err(StepError { key: Some("learning_rate".into()), error: Error::recipe(message).hint(hint) });
-        }
         used.extend(training.kept_tops()?);
         let report = training.report(&trace);
         if report.best_step == Some(0) {
@@ -356,14 +349,6 @@ impl Trace {
         self.best(settings).map(|at| self.held_out[at].0)
     }
 
-    /// The mean losses of the first and the last tenth of the steps, if the loss rose and nothing was held out.
-    fn ruined(&self) -> Option<[f64; 2]> {
-        let tenth = self.losses.len().div_ceil(10);
-        let mean = |part: &[f32]| part.iter().map(|loss| f64::from(*loss)).sum::<f64>() / part.len().max(1) as f64;
-        let [first, last] = [mean(&self.losses[..tenth]), mean(&self.losses[self.losses.len() - tenth..])];
-        (self.held_out.is_empty() && last > RUINED * first).then_some([first, last])
-    }
-
     /// Whether the last measurements were all no better than one before.
     fn is_over(&self, settings: &Distill) -> bool {
         let behind = self.best(settings).map_or(0, |at| self.held_out.len() - 1 - at);
@@ -501,6 +486,9 @@ impl<'a> Training<'a> {
                 course.kept.replace(blob, session)?;
             }
         }
+        if self.text.held_out.is_empty() {
+            self.check_first(&course, &lessons, &heads)?;
+        }
         let learned = self.finish(&course, part)?;
         let trace = session.unit(part(TRACE), |to| {
             let parts = course.trace.parts();
@@ -509,6 +497,25 @@ impl<'a> Training<'a> {
         course.kept.discard(session)?;
         reached.discard(session)?;
         Ok([learned, trace])
+    }
+
+    /// Where nothing is held out, fails if the first step's batches are worse at the end than they were before it.
+    fn check_first(&self, course: &Course<'_>, lessons: &Lessons, heads: &[Cached<'_>; 2]) -> Result<(), StepError> {
+        let (count, first) = (self.settings.accumulate, f64::from(course.trace.losses[0]));
+        let batches = self.text.train.len() / self.settings.batch;
+        let mut last = 0.0;
+        for at in 0..count {
+            let found = self.batch(lessons, at % batches, &heads[1]).measure(&course.student, &heads[0])?;
+            last += self.settings.loss(found) / count as f64;
+        }
+        if last <= RISEN * first {
+            return Ok(());
+        }
+        let message = format!(
+            "the loss on the first text rose from {first:.4} to {last:.4}, and no held-out text tells where to stop: nothing is kept"
+        );
+        let hint = "lower `learning_rate` or raise `warmup`, or keep windows aside by `held_out` of `[data.train]`".to_owned();
+        Err(StepError { key: Some("learning_rate".into()), error: Error::recipe(message).hint(hint) })
     }
 
     /// What every weight learned in the first stage.

@@ -95,6 +95,7 @@ fn what_cannot_be_learned_from_is_refused_with_a_way_out() {
     refuse(TEXT, "kl = 0.0\n", 2, &["give one of them a weight above 0"]);
     refuse(TEXT, "steps = 3\nepochs = 1\n", 2, &["leave the other out"]);
     refuse(TEXT, "rank = 4\n", 2, &["matches no quantized weight"]);
+    refuse(TEXT, "rank = 4\nhidden = 1.0\n", 2, &["`hidden` does not go with `rank = 4`"]);
     refuse(TEXT, "rank = 4\ndtype = \"f16\"\n", 2, &["leave `dtype` out"]);
     refuse(&TEXT.replace("held_out = 4", "held_out = 1.5"), "labels = 1.0\n", 2, &["a share between 0 and 1"]);
     let lines = TEXT.replace("shakespeare-train.txt", "plays.jsonl");
@@ -193,10 +194,10 @@ fn a_tied_table_learns_as_one_tensor() {
 /// Without held-out text, a loss that rises is an error: the weights are worse than at the start.
 #[test]
 fn what_training_ruined_is_not_written() {
-    let step = "labels = 1.0\nkl = 0.0\nlearning_rate = 10.0\nclip = 1000.0\nwarmup = 1\nsteps = 6\n";
+    let step = "labels = 1.0\nkl = 0.0\nlearning_rate = 0.03\nclip = 1000.0\nwarmup = 1\nbatch = 1\nsteps = 32\n";
     let room = ready(&TEXT.replace("held_out = 4", "held_out = 0"), step);
     let said = room.attar(&RUN).exits(2);
-    said.says("the loss rose from");
+    said.says("the loss on the first text rose from");
     said.says("`held_out` of `[data.train]`");
     assert!(!room.path("out/checkpoint").exists());
 }
