@@ -42,6 +42,18 @@ Be brief.<|end|>
         {{ ' ' ~ message.content.rstrip() ~ eos_token }}
     {%- endif -%}
 {%- endfor -%}""",
+    "marks, tools and documents": """{% if tools is not none %}TOOLS{% endif %}{{ documents is none }}
+{% for message in messages %}
+    {% if message.role == 'assistant' %}
+A: {% generation %}
+{{ message.content }}
+    {% endgeneration %}
+!
+    {%- else %}
+Q: {%- generation -%}  {{ message.content }}  {%- endgeneration %}
+
+    {% endif %}
+{% endfor %}""",
     "state and macros": """{% macro turn(role, text) %}<{{ role | upper }}>{{ text }}</{{ role | upper }}>{% endmacro %}
 {% set state = namespace(count=0, last='') %}
 {% for message in messages %}
