@@ -6,7 +6,7 @@ use attar_model::{Config, Encoder, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, SplitMix64};
 
 /// The text whose activations are observed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -97,11 +97,8 @@ pub(crate) fn tokens_of(path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>> 
 
 /// Fisher-Yates by SplitMix64.
 pub(crate) fn shuffle(order: &mut [usize], seed: u64) {
-    let mut state = seed;
+    let mut random = SplitMix64::new(seed);
     for i in (1..order.len()).rev() {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        order.swap(i, ((u128::from(z ^ (z >> 31)) * (i as u128 + 1)) >> 64) as usize);
+        order.swap(i, ((u128::from(random.bits()) * (i as u128 + 1)) >> 64) as usize);
     }
 }

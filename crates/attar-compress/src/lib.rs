@@ -16,6 +16,7 @@ mod losses;
 mod pattern;
 pub mod prune;
 mod quantize;
+mod random;
 mod scale;
 mod training;
 mod transform;
@@ -34,6 +35,7 @@ pub use quantize::{
     Algorithm, Assignment, GridName, Grouping, LostRule, Needs, Override, QUANTIZERS, Quantize, Quantizer, ScaleDtype, Seen,
     TailRule, WeightRows, kind, scheme,
 };
+pub use random::SplitMix64;
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};
 pub use training::{HeldOut, TrainingText, TrainingWindows};
 pub use transform::{

@@ -6,12 +6,11 @@
 
 use attar_tensor::Dtype;
 use candle_core::{D, Tensor};
-use faer::{Mat, Side, linalg::solvers::Solve};
 
 use super::{Pace, Plain};
 use crate::{
-    Hessian, Result,
-    hessian::{Cross, damped},
+    Cross, Hessian, Result,
+    prune::{Response, refitted},
 };
 
 /// How far states are apart.
@@ -62,15 +61,12 @@ impl Pairs {
         Ok(self.cross.add(&wanted, &state)?)
     }
 
-    /// The map `[teacher's width, student's width]` that fits best, to be trained. It is damped by inputs for each token.
+    /// The map `[teacher's width, student's width]` that fits best, to be trained.
     pub(super) fn map(&self, rows: usize) -> Result<Plain> {
         let n = self.moments.inputs();
-        let share = (n as f64 / self.moments.tokens().max(1) as f64).clamp(0.001, 1.0);
-        let (solved, _) = damped(&self.moments, share, |damping| {
-            let left = Mat::from_fn(n, n, |i, j| self.moments.mean(i, j) + if i == j { damping } else { 0.0 });
-            Some(left.llt(Side::Lower).ok()?.solve(Mat::from_fn(n, rows, |j, i| self.cross.mean(i, j))))
-        })?;
-        Ok(map([rows, n], (0..rows * n).map(|at| solved[(at % n, at / n)] as f32).collect()))
+        let all: Vec<usize> = (0..n).collect();
+        let fitted = refitted(&vec![0.0; rows * n], &self.moments, &Response::Wanted(&self.cross), &all)?;
+        Ok(map([rows, n], fitted))
     }
 }
 

@@ -19,7 +19,7 @@ impl Pruner for Magnitude {
         24 * columns as u64
     }
 
-    fn score(&self) -> Option<Score> {
+    fn of_weights(&self) -> Option<Score> {
         Some(Score::Size)
     }
 

@@ -69,7 +69,7 @@ pub trait Pruner: Sync {
     }
 
     /// How it picks single weights; `None` if it only knows units.
-    fn score(&self) -> Option<Score> {
+    fn of_weights(&self) -> Option<Score> {
         None
     }
 }
@@ -333,8 +333,8 @@ impl Prune {
     /// # Errors
     /// If the method only knows units.
     pub fn score(&self) -> Result<Score> {
-        self.method.0.score().ok_or_else(|| {
-            let known = PRUNERS.iter().filter(|pruner| pruner.score().is_some()).map(|pruner| pruner.name());
+        self.method.0.of_weights().ok_or_else(|| {
+            let known = PRUNERS.iter().filter(|pruner| pruner.of_weights().is_some()).map(|pruner| pruner.name());
             Error::NotOfWeights { method: self.method.0.name(), known: known.collect() }
         })
     }

@@ -33,7 +33,7 @@ impl Pruner for Obs {
         (32 * columns * columns + 8 * rows * columns) as u64
     }
 
-    fn score(&self) -> Option<Score> {
+    fn of_weights(&self) -> Option<Score> {
         Some(Score::Sweep)
     }
 

@@ -68,7 +68,9 @@ impl Stage<'_> {
         let settings = serde_json::to_vec(self.settings).expect("settings are JSON");
         let text = [self.graph, &self.teacher.graph].map(|graph| first_key(graph, windows));
         let weights = weights_key(&self.teacher.graph, &*self.teacher.source, self.teacher.graph.blocks())?;
-        let parts = [b"local 1".as_slice(), &settings, text[0].as_bytes(), text[1].as_bytes(), weights.as_bytes()];
+        let zeros: String = self.plain.iter().filter(|one| one.zeros).map(|one| format!(" {}", one.name)).collect();
+        let parts =
+            [b"local 1".as_slice(), &settings, text[0].as_bytes(), text[1].as_bytes(), weights.as_bytes(), zeros.as_bytes()];
         let inputs = lane_values(self.graph, windows, self.settings.batch)?;
         let count = self.pairs.keys().last().map_or(0, |block| block.index() + 1);
         let mut matching = Matching { stage: self, renewed: &renewed, inputs, found: BTreeMap::new() };

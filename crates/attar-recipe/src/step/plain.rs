@@ -40,7 +40,7 @@ pub(super) struct PlainTrainable {
     pub(super) block: BlockId,
     start: Start,
     /// Whether numbers that are zero stay zero.
-    zeros: bool,
+    pub(super) zeros: bool,
 }
 
 /// What it starts at.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use attar_compress::{
+    SplitMix64,
     learn::{Init, StudentShape},
     prune::{UnitSite, stored_as},
 };
@@ -162,14 +163,9 @@ fn is_norm(op: &Op) -> bool {
 /// Normal numbers by Box and Muller, from SplitMix64 with a seed of its own for every tensor.
 fn normal(count: usize, deviation: f64, seed: u64, name: &str) -> Vec<f32> {
     let digest = Digest::of_parts([name.as_bytes(), &seed.to_le_bytes()]);
-    let mut state = u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a digest is longer"));
-    let mut uniform = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        // In (0, 1].
-        (((z ^ (z >> 31)) >> 11) + 1) as f64 / (1u64 << 53) as f64
-    };
+    let mut random = SplitMix64::new(u64::from_le_bytes(digest.as_bytes()[..8].try_into().expect("a digest is longer")));
+    // In (0, 1].
+    let mut uniform = || ((random.bits() >> 11) + 1) as f64 / (1u64 << 53) as f64;
     let mut numbers = Vec::with_capacity(count + 1);
     while numbers.len() < count {
         let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
