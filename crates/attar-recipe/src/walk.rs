@@ -408,9 +408,7 @@ pub(crate) fn read_lanes(path: &std::path::Path, lanes: usize) -> Result<Vec<BTr
     let mut all = vec![BTreeMap::new(); lanes];
     for (name, info) in from.tensors() {
         let Some((lane, value)) = name.split_once(' ') else { continue };
-        let mut values = vec![0.0; info.elements()];
-        from.read(name, 0..info.matrix()[0], &mut values)?;
-        let tensor = Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu).map_err(attar_graph::Error::from)?;
+        let tensor = Tensor::from_vec(from.whole(name)?, info.dims.as_slice(), &Device::Cpu).map_err(attar_graph::Error::from)?;
         if let Some(lane) = lane.parse::<usize>().ok().and_then(|lane| all.get_mut(lane)) {
             lane.insert(value.into(), tensor);
         }

@@ -60,6 +60,14 @@ pub trait Source: Send + Sync {
     /// Rows as f32, dequantized if necessary. `out` is `[rows, columns]`. Does not check for NaN.
     fn read(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 
+    /// All rows as f32: for what is known to be small enough.
+    fn whole(&self, name: &str) -> Result<Vec<f32>> {
+        let info = self.info(name)?;
+        let mut values = vec![0.0; info.elements()];
+        self.read(name, 0..info.matrix()[0], &mut values)?;
+        Ok(values)
+    }
+
     /// Rows as they are stored, for a [`Encoding::Quantized`] tensor.
     fn read_quantized(&self, name: &str, rows: Range<usize>) -> Result<QuantizedTensor>;
 

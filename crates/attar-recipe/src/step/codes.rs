@@ -41,9 +41,7 @@ impl Weights for Live {
     fn whole(&self, name: &str, expr: &Expr) -> attar_graph::Result<Tensor> {
         let blobs = self.blobs.read().expect("no panic holds this lock");
         let Some(info) = blobs.tensors().get(name) else { return self.below.whole(name, expr) };
-        let mut values = vec![0.0; info.elements()];
-        blobs.read(name, 0..info.matrix()[0], &mut values)?;
-        Ok(Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu)?)
+        Ok(Tensor::from_vec(blobs.whole(name)?, info.dims.as_slice(), &Device::Cpu)?)
     }
 
     fn rows(&self, name: &str, expr: &Expr, rows: &[u32]) -> attar_graph::Result<Tensor> {

@@ -1,6 +1,6 @@
 //! The step `distill`: a float model learns from a teacher, or from text.
 //!
-//! What the teacher says is computed once, up to its last block. Every few steps all that learns is a blob of the store, with the
+//! What the teacher says is computed once ([`super::lessons`]). Every few steps all that learns is a blob of the store, with the
 //! losses so far, and so are the best weights on the held-out windows: a killed run takes up from there and ends with the same bytes.
 
 use std::{
@@ -11,10 +11,9 @@ use std::{
 
 use attar_compress::{
     TrainingWindows,
-    learn::{Batch, Distill, Measured, Plain, ROWS, Student, Teacher, Tied, map},
-    prune::Sublayer,
+    learn::{Batch, Distill, Measured, Plain, ROWS, Student, Tied, map},
 };
-use attar_graph::{BlockId, Cached, Graph, Mode, SourceWeights, ValueId, Values, kernel::Top};
+use attar_graph::{BlockId, Cached, Graph, SourceWeights};
 use attar_model::Model;
 use attar_tensor::{Digest, Encoding};
 use candle_core::Tensor;
@@ -23,7 +22,8 @@ use super::{
     adapted::Adapted,
     codes::refused,
     kind::{PlannedTensor, Step, StepError, StepKind},
-    local::{self, Pairs, Stage},
+    lessons::{Lessons, Meeting, Teaching, meetings, pairs},
+    local::{self, Stage},
     plain::{self, PlainTrainable},
     student,
     trainable::{check_matches_float, check_text, gradient_memory, weights_key},
@@ -36,8 +36,7 @@ use crate::{
     session::Session,
     settings::of,
     shape, tokens,
-    walk::{self, Latest, Side, Walk, block_key, first_key, lane_values, read_lanes, write_parts},
-    walker::Walker,
+    walk::{self, Latest, first_key, read_lanes, write_parts},
 };
 
 pub(super) static DISTILL: StepKind = StepKind {
@@ -55,12 +54,6 @@ pub(super) static DISTILL: StepKind = StepKind {
     trains: true,
     needs_tokens: true,
     predicts: false,
-};
-
-pub(super) static WALKER: Walker = Walker {
-    name: "distill",
-    doing: "run the teacher",
-    example: "[[step]]\nkind = \"distill\"\nlabels = 0.5\nbatch = 2\nsteps = 20\n",
 };
 
 /// Training steps between two blobs.
@@ -138,7 +131,7 @@ impl Step for Distill {
             _ => training.train(&part)?,
         };
         let trace = Trace::read(&read_lanes(&session.store.open(&blobs[1])?, 1)?[0]);
-        used.extend(training.kept_tops()?);
+        used.extend(training.teaching().kept_tops()?);
         let report = training.report(&trace);
         if report.best_step == Some(0) {
             let hint = "lower `learning_rate`, or train longer";
@@ -366,54 +359,6 @@ struct Course<'a> {
     best: Latest,
 }
 
-/// Where the residual streams of student and teacher are held against each other.
-struct Meeting {
-    /// The student's block, and the stream behind it.
-    student: BlockId,
-    value: ValueId,
-    /// The teacher's.
-    teacher: BlockId,
-    wanted: ValueId,
-}
-
-impl Meeting {
-    /// The shape of a map between them, `[teacher's width, student's width]`.
-    fn map(&self, student: &Graph, teacher: &Graph) -> [usize; 2] {
-        [(teacher, self.wanted), (student, self.value)].map(|(graph, id)| graph.fact(id).width().unwrap_or(0))
-    }
-}
-
-/// Every block of the student meets one of the teacher's, spread evenly: the last meets the last.
-fn meetings(student: &Graph, teacher: &Graph) -> Result<Vec<Meeting>, StepError> {
-    let behind = |graph: &Graph| -> Result<Vec<(BlockId, ValueId)>, StepError> {
-        let mut behind: BTreeMap<BlockId, ValueId> = BTreeMap::new();
-        let in_hidden = |e| StepError { key: Some("hidden".into()), ..refused(e) };
-        behind.extend(Sublayer::of(graph).map_err(in_hidden)?.iter().map(|sublayer| (sublayer.block, sublayer.stream.after)));
-        Ok(behind.into_iter().collect())
-    };
-    let (own, theirs) = (behind(student)?, behind(teacher)?);
-    let meet = |(at, (block, value)): (usize, &(BlockId, ValueId))| {
-        let (teacher, wanted) = theirs[((at + 1) * theirs.len()).div_ceil(own.len()) - 1];
-        Meeting { student: *block, value: *value, teacher, wanted }
-    };
-    Ok(own.iter().enumerate().map(meet).collect())
-}
-
-/// Where blocks are matched one by one: those of the same number.
-fn pairs(student: &Graph, teacher: &Graph) -> Result<Pairs, StepError> {
-    let met = meetings(student, teacher).map_err(|mistake| StepError { key: Some("local".into()), ..mistake })?;
-    Ok(met.into_iter().map(|meeting| (meeting.student, [meeting.value, meeting.wanted])).collect())
-}
-
-/// What the windows of the text are held against, batch by batch: first those to train on.
-struct Lessons {
-    inputs: Vec<Values>,
-    /// What enters the teacher's last block; nothing where it is not asked.
-    wanted: Vec<Option<Values>>,
-    /// The teacher's most probable tokens, of the batches to train on, where only these count.
-    tops: Vec<Top>,
-}
-
 type Part<'p> = &'p dyn Fn(&str) -> Digest;
 
 impl<'a> Training<'a> {
@@ -440,12 +385,18 @@ impl<'a> Training<'a> {
         Ok(Digest::of_parts(parts.into_iter().chain((!zeros.is_empty()).then_some(zeros.as_bytes()))))
     }
 
+    fn teaching(&self) -> Teaching<'a> {
+        let Training { settings, model, graph, teacher, text, session, .. } = *self;
+        Teaching { settings, teacher, graph, text, title: &model.title, session }
+    }
+
     /// The blobs of what was learned, and of the losses on the way.
     fn train(&self, part: Part<'_>) -> Result<[Digest; 2], StepError> {
         let (settings, session) = (self.settings, self.session);
         let student = SourceWeights(self.model.source.clone());
         let teacher = SourceWeights(self.teacher.source.clone());
-        let (lessons, reached) = self.lessons(&teacher)?;
+        let teaching = self.teaching();
+        let (lessons, reached) = teaching.lessons(&teacher)?;
         let meetings = if settings.hidden > 0.0 { meetings(self.graph, &self.teacher.graph)? } else { Vec::new() };
         let heads = [Cached::new(&student), Cached::new(&teacher)];
         let batches = self.text.train.len() / settings.batch;
@@ -461,8 +412,8 @@ impl<'a> Training<'a> {
             session.check_interrupt()?;
             let step = course.trace.losses.len();
             let batch = |at: usize| -> crate::Result<Batch<'_>> {
-                let states = self.states(&meetings, &lessons.inputs[at % batches], &teacher)?;
-                Ok(Batch { states, ..self.batch(&lessons, at % batches, &heads[1]) })
+                let states = teaching.states(&meetings, &lessons.inputs[at % batches], &teacher)?;
+                Ok(Batch { states, ..teaching.batch(&lessons, at % batches, &heads[1]) })
             };
             if step == 0 && !meetings.is_empty() {
                 let first: Vec<Batch<'_>> = (0..batches.min(MAPPED)).map(batch).collect::<crate::Result<_>>()?;
@@ -505,7 +456,7 @@ impl<'a> Training<'a> {
         let batches = self.text.train.len() / self.settings.batch;
         let mut last = 0.0;
         for at in 0..count {
-            let found = self.batch(lessons, at % batches, &heads[1]).measure(&course.student, &heads[0])?;
+            let found = self.teaching().batch(lessons, at % batches, &heads[1]).measure(&course.student, &heads[0])?;
             last += self.settings.loss(found) / count as f64;
         }
         if last <= RISEN * first {
@@ -537,137 +488,6 @@ impl<'a> Training<'a> {
     /// Tokens of a window.
     fn length(&self) -> usize {
         self.text.train[0].len()
-    }
-
-    /// A batch, of those to train on and then those that are held out.
-    fn batch<'b>(&'b self, lessons: &'b Lessons, at: usize, head: &'b Cached<'_>) -> Batch<'b> {
-        let (train, size) = (&self.text.train, self.settings.batch);
-        let tokens = match (at * size).checked_sub(train.len()) {
-            None => &train[at * size..][..size],
-            Some(from) => &self.text.held_out[from..(from + size).min(self.text.held_out.len())],
-        };
-        let teacher = lessons.wanted[at].as_ref().map(|entering| Teacher { graph: &self.teacher.graph, entering, head });
-        Batch { inputs: &lessons.inputs[at], tokens, teacher, top: lessons.tops.get(at), states: BTreeMap::new() }
-    }
-
-    /// The teacher's residual stream on a batch, for the student's blocks that it is held against.
-    fn states(
-        &self,
-        meetings: &[Meeting],
-        inputs: &Values,
-        teacher: &SourceWeights,
-    ) -> crate::Result<BTreeMap<BlockId, (ValueId, Tensor)>> {
-        let (graph, mut found) = (&self.teacher.graph, BTreeMap::new());
-        let by_name = |(id, tensor): (&ValueId, &Tensor)| Some((graph.find(&self.graph.get(*id).name)?, tensor.clone()));
-        let mut values: Values = inputs.iter().filter_map(by_name).collect();
-        for block in graph.blocks() {
-            if found.len() == meetings.len() {
-                break;
-            }
-            let left = graph.evaluate_block(block, teacher, Mode::Inference, &values)?;
-            for meeting in meetings.iter().filter(|meeting| meeting.teacher == block) {
-                found.insert(meeting.student, (meeting.value, left[&meeting.wanted].clone()));
-            }
-            values.extend(left);
-            values.retain(|id, _| graph.is_read_after(*id, block));
-        }
-        Ok(found)
-    }
-
-    /// What the teacher says. The blob holds what enters its last block while the student learns.
-    fn lessons(&self, teacher: &SourceWeights) -> Result<(Lessons, Latest), StepError> {
-        let batch = self.settings.batch;
-        let all: Vec<Vec<u32>> = self.text.train.iter().chain(&self.text.held_out).cloned().collect();
-        let inputs = lane_values(self.graph, &all, batch)?;
-        let tops = match self.settings.teacher_top {
-            Some(count) => self.tops(count, teacher)?,
-            None => Vec::new(),
-        };
-        // Nobody asks the teacher about what only the text is held against, or what is known of it.
-        let unasked = if self.settings.kl == 0.0 || !tops.is_empty() { self.text.train.len() } else { 0 };
-        let mut wanted: Vec<Option<Values>> = vec![None; unasked / batch];
-        let (asked, entering) = self.arrived(&all[unasked..], teacher)?;
-        wanted.extend(asked.into_iter().map(Some));
-        Ok((Lessons { inputs, wanted, tops }, entering))
-    }
-
-    /// What enters the teacher's last block on some windows, batch by batch.
-    fn arrived(&self, windows: &[Vec<u32>], teacher: &SourceWeights) -> Result<(Vec<Values>, Latest), StepError> {
-        if windows.is_empty() {
-            return Ok((Vec::new(), Latest::default()));
-        }
-        let (graph, batch) = (&self.teacher.graph, self.settings.batch);
-        let block = |before: &Digest, block| block_key(before, graph, block, &*self.teacher.source, []);
-        let sides = vec![Side { graph, weights: teacher }];
-        let walk = Walk::new(&WALKER, &self.model.title, self.asked(windows), sides, self.session).over(windows).by(batch);
-        let last = graph.blocks().last().unwrap_or(BlockId::FIRST);
-        let (walked, entering) = walk.arrive(last.index(), &block)?;
-        let read = graph.live_into(last);
-        let mut lanes = walked.values(0, &lane_values(graph, windows, batch)?);
-        lanes.iter_mut().for_each(|lane| lane.retain(|id, _| read.contains(id)));
-        Ok((lanes, entering))
-    }
-
-    /// The key of what the teacher is asked.
-    fn asked(&self, windows: &[Vec<u32>]) -> Digest {
-        let size = (self.settings.batch as u64).to_le_bytes();
-        Digest::of_parts([b"teacher 2".as_slice(), first_key(&self.teacher.graph, windows).as_bytes(), &size])
-    }
-
-    /// The blobs of the teacher's most probable tokens, as far as there are such: another run may want them.
-    fn kept_tops(&self) -> Result<Vec<Digest>, StepError> {
-        let units = self.settings.teacher_top.map_or_else(|| Ok(Vec::new()), |count| self.top_units(count))?;
-        let known = units.iter().filter_map(|unit| self.session.done(unit).transpose());
-        Ok(known.collect::<crate::Result<_>>()?)
-    }
-
-    /// The units of the teacher's most probable tokens, batch by batch.
-    fn top_units(&self, count: usize) -> Result<Vec<Digest>, StepError> {
-        let graph = &self.teacher.graph;
-        let weights = weights_key(graph, &*self.teacher.source, graph.blocks())?;
-        let unit = |windows: &[Vec<u32>]| {
-            let count = (count as u64).to_le_bytes();
-            Digest::of_parts([b"top 1".as_slice(), self.asked(windows).as_bytes(), weights.as_bytes(), &count])
-        };
-        Ok(self.text.train.chunks(self.settings.batch).map(unit).collect())
-    }
-
-    /// The teacher's most probable tokens, a unit for every batch to train on.
-    fn tops(&self, count: usize, teacher: &SourceWeights) -> Result<Vec<Top>, StepError> {
-        let (graph, train) = (&self.teacher.graph, &self.text.train);
-        let units = self.top_units(count)?;
-        let done = units.iter().map(|unit| self.session.done(unit)).collect::<crate::Result<Option<Vec<_>>>>()?;
-        if let Some(done) = done {
-            return Ok(done.iter().map(|blob| self.read_top(blob)).collect::<crate::Result<_>>()?);
-        }
-        let (entering, reached) = self.arrived(train, teacher)?;
-        let head = Cached::new(teacher);
-        self.session.observer.stage(&format!("{}: keep what the teacher says", self.model.title), units.len() as u64);
-        let mut tops = Vec::new();
-        for (at, (unit, entering)) in units.iter().zip(&entering).enumerate() {
-            self.session.check_interrupt()?;
-            self.session.observer.advance(at as u64, "");
-            let blob = match self.session.done(unit)? {
-                Some(blob) => blob,
-                None => {
-                    let top = Teacher { graph, entering, head: &head }.top(count)?;
-                    let tokens: Vec<f32> = top.tokens.iter().map(|token| *token as f32).collect();
-                    let parts = [(0, "tokens", &tokens[..]), (0, "logs", &top.logs), (0, "rest", &top.rest)];
-                    self.session.unit(*unit, |to| write_parts(&parts, to))?
-                }
-            };
-            tops.push(self.read_top(&blob)?);
-        }
-        reached.discard(self.session)?;
-        Ok(tops)
-    }
-
-    fn read_top(&self, blob: &Digest) -> crate::Result<Top> {
-        let parts = read_lanes(&self.session.store.open(blob)?, 1)?.remove(0);
-        let part = |name: &str| parts.get(name).and_then(|part| part.to_vec1::<f32>().ok()).unwrap_or_default();
-        let (tokens, logs, rest) = (part("tokens"), part("logs"), part("rest"));
-        // Tokens are whole numbers far below 2^24, so f32 holds them.
-        Ok(Top { count: tokens.len() / rest.len().max(1), tokens: tokens.into_iter().map(|t| t as u32).collect(), logs, rest })
     }
 
     /// The student at the last step that the store knows, or at the first.
@@ -746,7 +566,8 @@ impl<'a> Training<'a> {
         let (size, mut found, mut windows) = (self.settings.batch, Measured::default(), 0.0);
         for at in self.text.train.len() / size..lessons.inputs.len() {
             self.session.check_interrupt()?;
-            let batch = self.batch(lessons, at, &heads[1]);
+            let teaching = self.teaching();
+            let batch = teaching.batch(lessons, at, &heads[1]);
             let (of_batch, weight) = (batch.measure(&course.student, &heads[0])?, batch.tokens.len() as f64);
             found = Measured { kl: found.kl + weight * of_batch.kl, labels: found.labels + weight * of_batch.labels };
             windows += weight;

@@ -11,6 +11,7 @@ mod device;
 mod distill;
 mod fuse;
 pub(crate) mod kind;
+mod lessons;
 mod local;
 mod memory_plan;
 mod plain;
@@ -56,7 +57,7 @@ pub static WALKERS: &[&Walker] = &[
     &prune::CHANNELS_WALKER,
     &prune::HIDDEN_WALKER,
     &prune::ZEROS_WALKER,
-    &distill::WALKER,
+    &lessons::WALKER,
     &local::WALKER,
     &preserved::WALKER,
     &smooth::WALKER,

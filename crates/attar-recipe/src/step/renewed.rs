@@ -40,10 +40,7 @@ impl Weights for Renewed {
             Some(None) => Ok(self.below.whole(name, expr)?.zeros_like()?),
             Some(Some((tensor, path))) => {
                 let stored = Shards::open(std::slice::from_ref(path), &BTreeMap::new())?;
-                let info = stored.info(tensor)?;
-                let mut values = vec![0.0; info.elements()];
-                stored.read(tensor, 0..info.matrix()[0], &mut values)?;
-                Ok(Tensor::from_vec(values, info.dims.as_slice(), &Device::Cpu)?)
+                Ok(Tensor::from_vec(stored.whole(tensor)?, stored.info(tensor)?.dims.as_slice(), &Device::Cpu)?)
             }
         }
     }

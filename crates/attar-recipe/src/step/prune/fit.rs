@@ -258,13 +258,10 @@ impl<'a> Fitting<'a> {
         let [tensor, listed, lost] = names(task, unit);
         let path = self.session.store.open(&blob)?;
         let stored = Shards::open(std::slice::from_ref(&path), &BTreeMap::new())?;
-        let mut units = vec![0.0; stored.info(&listed)?.elements()];
-        stored.read(&listed, 0..1, &mut units)?;
-        let mut loss = [0.0];
-        stored.read(&lost, 0..1, &mut loss)?;
         self.renewed.take(&task.site.name, &tensor, path);
-        let units = units.into_iter().map(|unit| unit as usize).collect();
-        self.made.push(Made { units, tensor, loss: f64::from(loss[0]), blob });
+        let units = stored.whole(&listed)?.into_iter().map(|unit| unit as usize).collect();
+        let loss = stored.whole(&lost)?.into_iter().map(f64::from).sum();
+        self.made.push(Made { units, tensor, loss, blob });
         Ok(())
     }
 

@@ -146,9 +146,7 @@ impl Visitor for Choosing<'_> {
     fn take(&mut self, _: BlockId, _: &Digest, blobs: &[Digest]) -> Result<()> {
         for blob in blobs {
             let stored = Shards::open(&[self.session.store.open(blob)?], &BTreeMap::new())?;
-            let mut worth = vec![0.0; self.worth.len()];
-            stored.read("worth", 0..1, &mut worth)?;
-            self.worth.iter_mut().zip(worth).for_each(|(sum, worth)| *sum += f64::from(worth));
+            self.worth.iter_mut().zip(stored.whole("worth")?).for_each(|(sum, worth)| *sum += f64::from(worth));
             self.used.push(*blob);
         }
         Ok(())

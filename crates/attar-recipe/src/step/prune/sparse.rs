@@ -362,9 +362,7 @@ impl<'a> Visiting<'a> {
     fn place(&mut self, layer: &Layer, unit: &Digest, blob: Digest) -> Result<()> {
         let (tensor, path) = (self.tensor(layer, unit), self.session.store.open(&blob)?);
         let stored = Shards::open(std::slice::from_ref(&path), &BTreeMap::new())?;
-        let [rows, columns] = dims(&self.model.graph, layer);
-        let mut weight = vec![0.0; rows * columns];
-        stored.read(&tensor, 0..rows, &mut weight)?;
+        let weight = stored.whole(&tensor)?;
         self.renewed.take(self.name(layer), &tensor, path);
         let zeros = weight.iter().filter(|w| **w == 0.0).count() as u64;
         self.made.insert(layer.weight, Made { tensor, blob, zeros });
