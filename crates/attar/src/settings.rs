@@ -107,11 +107,7 @@ pub(crate) fn table(schema: &Value, matches: &ArgMatches) -> Table {
         }
         let texts: Vec<&String> = matches.get_many(name).into_iter().flatten().collect();
         if keys(property).is_some() {
-            let pair = |text: &&String| {
-                let (key, text) = text.split_once('=').unwrap_or((text, ""));
-                (key.to_owned(), value(self::property(property, key), text))
-            };
-            table.insert(name.clone(), toml::Value::Table(texts.iter().map(pair).collect()));
+            table.insert(name.clone(), toml::Value::Table(pairs(property, &texts)));
             continue;
         }
         let value = match allows(property, "array") {
@@ -119,6 +115,22 @@ pub(crate) fn table(schema: &Value, matches: &ArgMatches) -> Table {
             false => value(property, texts.last().expect("a flag that was given has a value")),
         };
         table.insert(name.clone(), value);
+    }
+    table
+}
+
+/// `KEY=VALUE`s as a table. A key that is a list may be repeated.
+fn pairs(schema: &Value, texts: &[&String]) -> Table {
+    let mut table = Table::new();
+    for text in texts {
+        let (key, text) = text.split_once('=').unwrap_or((text, ""));
+        let of_key = property(schema, key);
+        if !allows(of_key, "array") {
+            table.insert(key.to_owned(), value(of_key, text));
+            continue;
+        }
+        let list = table.entry(key).or_insert_with(|| toml::Value::Array(Vec::new()));
+        list.as_array_mut().expect("nothing else is put there").push(value(&of_key["items"], text));
     }
     table
 }

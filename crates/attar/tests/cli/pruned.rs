@@ -198,6 +198,10 @@ fn a_verb_prunes_and_repeats_itself() {
     }
     assert_same_files(&room.files("one"), &room.files("two"), "the same command gives the same files");
     room.attar(&["eval", "one", "--data", TEXT, "--tokens", "256", "--quiet"]).exits(0);
+    let target = ["latency=0.00006", "device=generic-npu", "set=sram=256KiB", "set=dram.bandwidth=12GB/s"];
+    let flags: Vec<&str> = target.iter().flat_map(|pair| ["--target", *pair]).collect();
+    let said = room.attar(&[&["prune", MODEL, "--calibration", TEXT, "--out", "three", "--print-recipe"], &flags[..]].concat());
+    assert!(said.exits(0).stdout.contains("\"sram=256KiB\","), "a key that is a list is repeated");
 }
 
 /// The recipe of the guide: half of the parameters, trained for some seconds, in 4 bits, with gates on what is lost.

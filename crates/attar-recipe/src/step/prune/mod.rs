@@ -46,7 +46,7 @@ use crate::{
 
 pub(super) static PRUNE: StepKind = StepKind {
     name: "prune",
-    about: "Make a model smaller in shape: fewer MLP channels, heads or blocks; or sparse; with the rest fitted to take over",
+    about: "Make a model smaller in shape or sparse, and fit what stays to take over",
     schema: of::<Prune>,
     build: |section| Ok(Box::new(section.finish::<Prune>(&["kind".into()])?)),
     folder: None,
