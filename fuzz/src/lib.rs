@@ -266,6 +266,11 @@ pub fn onnx(bytes: &[u8]) {
     let _ = attar_export::check_onnx(Path::new("model.onnx"), bytes);
 }
 
+/// A bundle for LiteRT-LM.
+pub fn litert_lm(bytes: &[u8]) {
+    let _ = attar_export::check_litert_lm(Path::new("model.litertlm"), bytes);
+}
+
 /// The `openvino_model.xml` of an artifact.
 pub fn openvino(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };

@@ -31,7 +31,7 @@ impl ScaleSearch {
     pub(crate) fn candidates(self, scheme: &Scheme) -> usize {
         match self {
             ScaleSearch::Absmax => 1,
-            ScaleSearch::Mse => CANDIDATES * scheme.grid.signs().len(),
+            ScaleSearch::Mse => CANDIDATES * scheme.signs().len(),
         }
     }
 
@@ -39,8 +39,8 @@ impl ScaleSearch {
     /// its own.
     pub(crate) fn candidate(self, number: usize, scheme: &Scheme, low: f32, high: f32) -> Result<Fit<'static>, Error> {
         let share = 1.0 - (number % CANDIDATES) as f32 * STEP;
-        let fit = scheme.grid.cover(low * share, high * share, scheme.is_symmetric());
-        let scale = fit.scale * scheme.grid.signs()[number / CANDIDATES];
+        let fit = scheme.cover(low * share, high * share);
+        let scale = fit.scale * scheme.signs()[number / CANDIDATES];
         Ok(Fit { scale: scheme.scale.round(scale)?, ..fit })
     }
 
@@ -114,7 +114,7 @@ impl Shared {
 
     /// The super scale for weights from `low` to `high`.
     pub(crate) fn supers(scheme: &Scheme, low: f32, high: f32) -> Result<Shared, Error> {
-        let largest = scheme.grid.cover(low, high, scheme.is_symmetric()).scale;
+        let largest = scheme.cover(low, high).scale;
         Ok(Shared { super_scale: Some(scheme.scale.super_scale(largest)?), ..Shared::default() })
     }
 

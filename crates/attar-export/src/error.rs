@@ -107,6 +107,18 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// An option of a target that cannot be what it is.
+    #[error("`{key}` of target `{target}` is {found}; {wanted} can be")]
+    Option {
+        /// The target.
+        target: &'static str,
+        /// The option.
+        key: &'static str,
+        /// What it is.
+        found: String,
+        /// What it can be.
+        wanted: String,
+    },
     /// A file beside the checkpoint that travels with it and is not what it should be.
     #[error("`{name}` cannot be used: {reason}")]
     Beside {
@@ -239,7 +251,7 @@ impl Error {
             Error::Node { target: "safetensors", .. } => {
                 Some("use `target = \"checkpoint\"`, or leave out the step that makes it".into())
             }
-            Error::Node { target: "openvino", .. } => Some("use `target = \"onnx\"`".into()),
+            Error::Node { target: "openvino" | "litert-lm", .. } => Some("use `target = \"onnx\"`".into()),
             Error::Node { op: "quantize", .. } => Some("use 8 or 16 bits, or a dynamic scale".into()),
             Error::Beside { .. } => Some("mend the file, or remove it: it is not needed to write the model".into()),
             Error::Malformed { .. } | Error::Differs { .. } => {

@@ -26,6 +26,7 @@ mod family;
 mod genai;
 mod kit;
 mod layout;
+mod litert;
 mod noise;
 mod onnx;
 mod openvino;
@@ -38,13 +39,15 @@ pub use artifact::{Artifact, FileEntry, Packed, PlainEntry, Plan, Port, TensorEn
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
 pub use genai::OnnxGenai;
+pub use litert::{lm::LiteRtLm, verify::check as check_litert_lm};
 pub use onnx::{AccuracyLevel, Layout, Logits, Onnx, Style, verify::check as check_onnx};
 pub use openvino::{OpenVino, verify::check as check_openvino};
 pub use safetensors::{Numbers, Safetensors};
 pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
 
 /// Every target, in the order of the documentation.
-pub static TARGETS: &[&Target] = &[&onnx::TARGET, &genai::TARGET, &openvino::TARGET, &safetensors::TARGET, &checkpoint::TARGET];
+pub static TARGETS: &[&Target] =
+    &[&onnx::TARGET, &genai::TARGET, &openvino::TARGET, &litert::lm::TARGET, &safetensors::TARGET, &checkpoint::TARGET];
 
 /// The target of that name.
 pub fn target(name: &str) -> Result<&'static Target> {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt, ops::Range, path::Path, path::PathBuf};
 
 use attar_graph::Graph;
+use attar_model::ChatTemplate;
 use attar_settings::Invalid;
 use attar_tensor::Source;
 use serde::de::DeserializeOwned;
@@ -50,6 +51,11 @@ pub trait Format: Send + Sync {
 
     /// What would be written, or why it cannot be. Reads no weight.
     fn check(&self, graph: &Graph) -> Result<Plan>;
+
+    /// Whether what belongs to a model is what the target needs. Reads files, and no weight.
+    fn check_side(&self, _side: &Side) -> Result<()> {
+        Ok(())
+    }
 
     /// Writes the files into `folder`, made if need be. The same model gives the same bytes.
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact>;
@@ -144,6 +150,24 @@ impl Side {
         let pad = token("pad_token_id").filter(Value::is_u64).or(first);
         let all = [("bos_token_id", begin), ("eos_token_id", end), ("pad_token_id", pad)];
         Ok(all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
+    }
+
+    /// The chat template, if the model has one.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or is not what it should be.
+    pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        let read = |name: &'static str| {
+            let Some(content) = self.files.get(name) else { return Ok(None) };
+            let path = if let Content::File(path) = content { path.clone() } else { name.into() };
+            let failed = |source| attar_model::Error::Io { path: path.clone(), source };
+            let text = match content {
+                Content::File(path) => std::fs::read_to_string(path).map_err(failed)?,
+                Content::Text(text) => text.clone(),
+            };
+            Ok(Some((path, text)))
+        };
+        Ok(ChatTemplate::beside(read)?)
     }
 
     /// The tokenizer in the format of the `tokenizers` library, if the model has one.

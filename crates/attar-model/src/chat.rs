@@ -11,7 +11,13 @@
 //! assert_eq!(template.render(&messages).unwrap(), "<|user|>hi</s>");
 //! ```
 
-use std::{borrow::Cow, collections::BTreeMap, io, path::Path, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+};
 
 use minijinja::{Environment, ErrorKind, Value as Any, value::Kwargs};
 use regex::Regex;
@@ -50,11 +56,22 @@ impl ChatTemplate {
             let Some(source) = model.chat_template() else { return Ok(None) };
             return Ok(Some(ChatTemplate { source: source.to_owned(), tokens: tokenizer::special_tokens(metadata) }));
         }
+        ChatTemplate::beside(|name| {
+            let Some(path) = model.side_file(name)? else { return Ok(None) };
+            let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            Ok(Some((path, text)))
+        })
+    }
+
+    /// That of the files beside a checkpoint: `read` gives one of a name, and its path for messages, if it is there.
+    ///
+    /// # Errors
+    /// Those of `read`, or if a file that should be JSON is not.
+    pub fn beside(mut read: impl FnMut(&'static str) -> Result<Option<(PathBuf, String)>>) -> Result<Option<ChatTemplate>> {
         let mut tokens = BTreeMap::new();
         let mut found: Option<String> = None;
         for name in FILES {
-            let Some(path) = model.side_file(name)? else { continue };
-            let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+            let Some((path, text)) = read(name)? else { continue };
             let template = if name.ends_with(".jinja") {
                 Some(text)
             } else {
@@ -65,6 +82,16 @@ impl ChatTemplate {
             found = found.or(template);
         }
         Ok(found.map(|source| ChatTemplate { source, tokens }))
+    }
+
+    /// The template itself, in Jinja.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The texts of special tokens, by the names that a template knows them by.
+    pub fn tokens(&self) -> &BTreeMap<String, String> {
+        &self.tokens
     }
 
     /// The text of a dialogue: a list of messages, each with its `role` and `content`.

@@ -17,6 +17,7 @@ use crate::{
     recipe::Subject,
     report::Findings,
     shape,
+    side::side,
     step::kind::{PlannedTensor, check_graph},
 };
 
@@ -193,7 +194,7 @@ impl Peak {
 fn plan_variant(recipe: &Recipe, variant: &Variant, model: &Model, peak: &mut Peak) -> Result<PlannedVariant> {
     let mut working = Working::new(&variant.name, model, recipe.data())?;
     let tensors = plan_steps(recipe, variant, &mut working, peak)?;
-    let mut exports = plan_exports(recipe, variant, &working, peak)?;
+    let mut exports = plan_exports(recipe, variant, model, &working, peak)?;
     exports.extend(plan_adapters(recipe, variant, &working)?);
     let (bits_per_weight, quantized_bits_per_weight) = working.bits();
     Ok(PlannedVariant {
@@ -229,7 +230,13 @@ fn plan_steps(recipe: &Recipe, variant: &Variant, working: &mut Working, peak: &
 }
 
 /// The folders of the exports. What a budget may choose must be possible, too.
-fn plan_exports(recipe: &Recipe, variant: &Variant, working: &Working, peak: &mut Peak) -> Result<Vec<PlannedExport>> {
+fn plan_exports(
+    recipe: &Recipe,
+    variant: &Variant,
+    model: &Model,
+    working: &Working,
+    peak: &mut Peak,
+) -> Result<Vec<PlannedExport>> {
     let mut exports = Vec::new();
     for export in recipe.exports_of(variant) {
         let check = |graph: &Graph| {
@@ -237,6 +244,8 @@ fn plan_exports(recipe: &Recipe, variant: &Variant, working: &Working, peak: &mu
             export.format.check(graph).map_err(|e| recipe.refused_export(export, e))
         };
         let written = check(&working.graph)?;
+        let side = side(model, &working.graph)?;
+        export.format.check_side(&side).map_err(|e| recipe.refused_export(export, e))?;
         working.possible.iter().try_for_each(|graph| check(graph).map(drop))?;
         let largest = written.tensors.iter().map(|t| t.stored_bytes).max().unwrap_or(0).min(128 << 20);
         peak.raise(EXPORT_MEMORY + largest, || format!("the export `{}`", export.target.name));

@@ -15,6 +15,7 @@ use crate::{Error, Result};
 static FILES: &[(&str, &str)] = &[
     ("intel-npu", include_str!("../../../devices/for/intel-npu.toml")),
     ("intel-cpu", include_str!("../../../devices/for/intel-cpu.toml")),
+    ("android-cpu", include_str!("../../../devices/for/android-cpu.toml")),
     ("onnx-cpu", include_str!("../../../devices/for/onnx-cpu.toml")),
 ];
 
@@ -59,6 +60,9 @@ struct Allowed {
     groups: Vec<Group>,
     #[serde(default)]
     asymmetric: bool,
+    /// Whether scales must not be negative.
+    #[serde(default)]
+    positive_scales: bool,
     scales: Vec<String>,
 }
 
@@ -74,7 +78,8 @@ impl Allowed {
     fn in_words(&self) -> String {
         let groups: Vec<String> = self.groups.iter().map(Group::in_words).collect();
         let zeros = if self.asymmetric { "" } else { "symmetric " };
-        format!("{zeros}{} in {} with scales in {}", or(&self.grids), or(&groups), or(&self.scales))
+        let signs = if self.positive_scales { "positive scales" } else { "scales" };
+        format!("{zeros}{} in {} with {signs} in {}", or(&self.grids), or(&groups), or(&self.scales))
     }
 
     /// What of `scheme` is not allowed: what to set instead.
@@ -93,6 +98,8 @@ impl Allowed {
             Some(format!("set `group = {}`", self.groups.first().map_or_else(String::new, Group::as_written)))
         } else if !self.scales.contains(&scale) {
             Some(format!("set `scale_dtype = \"{}\"`", self.scales[0]))
+        } else if self.positive_scales && !scheme.has_positive_scales() {
+            Some("set `positive_scales = true`".into())
         } else {
             None
         }

@@ -335,7 +335,12 @@ impl Recipe {
 
     /// What a target refuses is the recipe's fault.
     pub(crate) fn refused_export(&self, export: &Export, error: attar_export::Error) -> Error {
-        self.at_export(export, Error { kind: ErrorKind::Recipe, ..Error::from(error) })
+        let option = if let attar_export::Error::Option { key, .. } = &error { Some(*key) } else { None };
+        let error = Error { kind: ErrorKind::Recipe, ..Error::from(error) };
+        match option {
+            Some(option) if !export.key.is_empty() => self.document.place(error, &format!("{}.{option}", export.key)),
+            _ => self.at_export(export, error),
+        }
     }
 
     /// `error` at an export, if the recipe has it.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{BlockFormat, Dtype, Error, Grid, Levels, Result, ScaleFormat, Scales, error::nearest, grid};
+use crate::{BlockFormat, Dtype, Error, Fit, Grid, Levels, Result, ScaleFormat, Scales, error::nearest, grid};
 
 /// The weights that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +57,8 @@ pub struct Scheme {
     pub zero: ZeroPoint,
     /// How scales are stored.
     pub scale: ScaleFormat,
+    /// Whether all scales are positive, as some runtimes need. Scales with signs use the outermost code of every symmetric group.
+    pub positive: bool,
     /// What to do with an incomplete group at the end of a row.
     pub tail: Tail,
 }
@@ -67,7 +69,7 @@ impl Scheme {
         let requires = grid.requires();
         let scale = if let Scales::Exactly(format) = requires.scale { format } else { ScaleFormat::F16 };
         let granularity = Granularity::Group(requires.group.unwrap_or(64));
-        Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale, tail: Tail::Error }
+        Scheme { grid, granularity, zero: ZeroPoint::Symmetric, scale, positive: false, tail: Tail::Error }
     }
 
     /// Groups per row of `columns` values.
@@ -115,6 +117,26 @@ impl Scheme {
         }
     }
 
+    /// The scale and zero that cover values from `low` to `high`.
+    pub fn cover(&self, low: f32, high: f32) -> Fit<'static> {
+        if !self.positive {
+            return self.grid.cover(low, high, self.is_symmetric());
+        }
+        let middle = self.grid.middle();
+        let scale = (high / f32::from(middle - 1)).max(-low / f32::from(middle));
+        Fit { scale: scale.max(0.0), zero: middle, table: &[] }
+    }
+
+    /// Signs of the covering scale that a search looks at.
+    pub fn signs(&self) -> &'static [f32] {
+        if self.positive { &[1.0] } else { self.grid.signs() }
+    }
+
+    /// Whether no scale can be negative.
+    pub fn has_positive_scales(&self) -> bool {
+        self.positive || !self.is_symmetric() || (self.grid.levels() != Levels::Even && self.grid.signs().len() == 1)
+    }
+
     /// Checks that the choices are consistent, independent of any tensor.
     pub fn check(&self) -> Result<()> {
         self.check_grid()?;
@@ -138,6 +160,10 @@ impl Scheme {
         }
         if requires.symmetric && !self.is_symmetric() {
             return not("asymmetric", "true", "false: it has no zero to move");
+        }
+        if self.positive && (self.grid.levels() != Levels::Even || !self.is_symmetric()) {
+            let what = if self.is_symmetric() { self.grid.name() } else { "asymmetric" };
+            return self.contradiction(what, "positive_scales", "true", "false: it is for symmetric integers");
         }
         match requires.scale {
             Scales::Exactly(format) if format != self.scale => not("scale_dtype", self.scale.name(), format.name()),
@@ -172,7 +198,8 @@ impl Scheme {
 impl PartialEq for Scheme {
     fn eq(&self, other: &Scheme) -> bool {
         self.grid.name() == other.grid.name()
-            && (self.granularity, self.zero, self.scale, self.tail) == (other.granularity, other.zero, other.scale, other.tail)
+            && (self.granularity, self.zero, self.scale) == (other.granularity, other.zero, other.scale)
+            && (self.positive, self.tail) == (other.positive, other.tail)
     }
 }
 
@@ -197,6 +224,9 @@ impl fmt::Display for Scheme {
         }
         if self.scale != Scheme::of(self.grid).scale {
             write!(f, "/{}", self.scale)?;
+        }
+        if self.positive {
+            f.write_str("/positive")?;
         }
         if self.tail == Tail::Short {
             f.write_str("/short")?;
@@ -224,6 +254,7 @@ impl FromStr for Scheme {
         for word in words {
             match word {
                 "asymmetric" => scheme.zero = ZeroPoint::Asymmetric,
+                "positive" => scheme.positive = true,
                 "short" => scheme.tail = Tail::Short,
                 _ => scheme.scale = word.parse().map_err(|_| unknown())?,
             }
@@ -297,6 +328,8 @@ mod tests {
             "int3/g32/f32/short",
             "int8/tensor/bf16",
             "int4/g32/int6",
+            "int4/g32/positive",
+            "int3/row/f32/positive/short",
             "bf16",
             "q4_k",
             "mxfp4/g32",
@@ -315,6 +348,8 @@ mod tests {
             "int4/g64/e8m0",
             "mxfp4/g64",
             "nf4/g64/asymmetric",
+            "int4/g64/asymmetric/positive",
+            "nf4/g64/positive",
             "lut2/g64/int6",
         ] {
             assert!(text.parse::<Scheme>().is_err(), "{text}");

@@ -55,6 +55,9 @@ pub struct Quantize {
     /// Store a zero point with every scale.
     #[serde(default)]
     pub asymmetric: bool,
+    /// Use positive scales only, which costs symmetric integers one code: LiteRT takes no others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub positive_scales: bool,
     /// Criterion for the scales.
     #[serde(default)]
     pub scales: ScaleSearch,
@@ -87,6 +90,9 @@ pub struct Override {
     pub tail: Option<TailRule>,
     /// As in the step.
     pub asymmetric: Option<bool>,
+    /// As in the step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positive_scales: Option<bool>,
     /// As in the step.
     pub scales: Option<ScaleSearch>,
     /// As in the step.
@@ -424,8 +430,14 @@ impl Quantize {
         }
         let whole = |other: &Override| other.grid.is_some();
         let part = |other: &Override| {
-            let given = [other.group.is_some(), other.tail.is_some(), other.asymmetric.is_some(), other.scale_dtype.is_some()];
-            ["group", "tail", "asymmetric", "scale_dtype"].into_iter().zip(given).find(|(_, given)| *given)
+            let given = [
+                ("group", other.group.is_some()),
+                ("tail", other.tail.is_some()),
+                ("asymmetric", other.asymmetric.is_some()),
+                ("positive_scales", other.positive_scales.is_some()),
+                ("scale_dtype", other.scale_dtype.is_some()),
+            ];
+            given.into_iter().find(|(_, given)| *given)
         };
         match self.overrides.iter().enumerate().find_map(|(i, other)| Some((i, part(other).filter(|_| !whole(other))?))) {
             Some((i, (setting, _))) => Err(Error::NoGrid { key: format!("override[{i}].{setting}") }),
@@ -472,6 +484,7 @@ impl Quantize {
         let given = |other: &Override| match setting {
             "grid" => other.grid.is_some(),
             "asymmetric" => other.asymmetric.is_some(),
+            "positive_scales" => other.positive_scales.is_some(),
             "scale_dtype" => other.scale_dtype.is_some(),
             _ => other.group.is_some(),
         };
@@ -488,11 +501,12 @@ impl Quantize {
         self.grid = other.grid.or(self.grid);
         self.group = other.group.or(self.group);
         self.scale_dtype = other.scale_dtype.or(self.scale_dtype);
-        take!(tail, asymmetric, scales, algorithm);
+        take!(tail, asymmetric, positive_scales, scales, algorithm);
     }
 
     fn scheme(&self, grid: GridName) -> Scheme {
-        scheme(grid, self.group, self.scale_dtype, self.asymmetric, self.tail)
+        let scheme = scheme(grid, self.group, self.scale_dtype, self.asymmetric, self.tail);
+        Scheme { positive: self.positive_scales, ..scheme }
     }
 }
 

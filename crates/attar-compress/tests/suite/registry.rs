@@ -112,7 +112,7 @@ fn schemes(dims: [usize; 2]) -> Vec<Scheme> {
                 let usual = scale == Scheme::of(grid).scale;
                 let coded = scale.plain().is_none() && matches!(granularity, Granularity::Group(16 | 32));
                 let looked_at = coded && matches!(grid.bits(), 3 | 4);
-                let scheme = Scheme { grid, granularity, zero, scale, tail };
+                let scheme = Scheme { granularity, zero, scale, tail, ..Scheme::of(grid) };
                 // What is large adds pieces and tails, and those are the same for all schemes of a family.
                 let enough = dims == LARGE
                     && !family(&scheme).is_empty()

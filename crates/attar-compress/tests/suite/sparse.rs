@@ -151,6 +151,24 @@ fn quantized(quantizer: &dyn Quantizer, scheme: Scheme, search: ScaleSearch) -> 
     (values, blobs.read_quantized("half", 0..ROWS).unwrap())
 }
 
+/// Every algorithm and search leaves scales positive where a runtime takes no others, and loses about a code of the range by it.
+#[test]
+fn positive_scales_are_positive_under_every_quantizer() {
+    let original = half().0;
+    let error = |found: &[f32]| original.iter().zip(found).map(|(w, q)| f64::from(w - q).powi(2)).sum::<f64>();
+    for quantizer in QUANTIZERS {
+        for form in ["int4/g32", "int3/g32/f32", "int8/row", "int4/tensor", "int4/g32/int6"] {
+            for search in [ScaleSearch::Absmax, ScaleSearch::Mse] {
+                let signed = quantized(*quantizer, form.parse().unwrap(), search).0;
+                let (found, codes) = quantized(*quantizer, format!("{form}/positive").parse().unwrap(), search);
+                assert!(codes.scales.iter().all(|scale| *scale > 0.0), "{} {form} {search:?}", quantizer.name());
+                let ratio = error(&found) / error(&signed);
+                assert!(ratio < 2.0, "{} {form} {search:?}: {ratio}", quantizer.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_quantizer_keeps_zeros_in_every_grid_that_has_one() {
     let original = half().0;

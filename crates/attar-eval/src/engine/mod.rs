@@ -13,6 +13,7 @@ mod artifact;
 mod child;
 mod find;
 mod kind;
+mod litert;
 mod onnxruntime;
 mod onnxruntime_genai;
 mod openvino;
@@ -31,7 +32,7 @@ pub use kind::{Ask, Engine, Failure, Load, Mode, Opens, Package, Session, Worker
 pub use serve::serve;
 
 /// Every engine, in the order of the documentation. The first that opens a target is the default for it.
-pub static ENGINES: &[&Engine] = &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE];
+pub static ENGINES: &[&Engine] = &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE, &litert::ENGINE];
 
 /// Every compiler of a vendor, in the order of the documentation: it opens artifacts as engines do, and predicts for devices in place of
 /// running. The first that opens a target is the default for it.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, path::PathBuf};
 
-use attar_export::{Side, TARGETS};
+use attar_export::{Content, LiteRtLm, Side, TARGETS};
 use attar_graph::{Expr, Inputs, Mode, Op, Run, SourceWeights, ValueId};
 use attar_model::{ARCHITECTURES, Architecture};
 use attar_tensor::Encoding;
@@ -27,11 +27,18 @@ fn name(path: &Path) -> String {
 
 fn open(folder: &Path) -> Model {
     let attar_model::Model { graph, source, config, .. } = attar_model::Model::open(folder).unwrap();
-    Model { graph, source, side: Side { context: config.context, config: config.json, ..Side::default() } }
+    // What runtimes that take texts ask for; tiny checkpoints have no tokenizer.
+    let text = |text: &str| Content::Text(text.into());
+    let files = [("tokenizer.json", text("{}")), ("generation_config.json", text("{\"eos_token_id\": 3}"))];
+    Model { graph, source, side: Side { context: config.context, config: config.json, files: files.into() } }
 }
 
 /// The same graph over weights that are made up, those of linear layers in codes.
 fn in_codes(model: &Model, folder: &Path) -> Model {
+    in_codes_of(model, folder, CODES)
+}
+
+fn in_codes_of(model: &Model, folder: &Path, scheme: &str) -> Model {
     let mut graph = model.graph.clone();
     let reads = |position| move |node: &attar_graph::Node| node.inputs.get(position).copied();
     let linears = graph.nodes().iter().filter(|node| node.op == Op::Linear);
@@ -42,7 +49,7 @@ fn in_codes(model: &Model, folder: &Path) -> Model {
         graph.weights().map(|(id, value, _)| (id, value.name.clone(), value.fact.encoding)).collect();
     for (id, name, plain) in weights {
         let is_tied = stored(&graph, id).is_some_and(|name| tied.contains(&name));
-        let encoding = if matrices.contains(&id) && !is_tied { Encoding::Quantized(CODES.parse().unwrap()) } else { plain };
+        let encoding = if matrices.contains(&id) && !is_tied { Encoding::Quantized(scheme.parse().unwrap()) } else { plain };
         let expr = if is_tied { Expr::tensor(stored(&graph, id).unwrap()) } else { Expr::tensor(name) };
         graph.replace_weight(id, encoding, expr);
     }
@@ -149,6 +156,43 @@ fn every_architecture_agrees_with_its_reference_run_in_openvino() {
     }
 }
 
+/// LiteRT rounds what products with codes read to int8.
+const ROUNDED_BY_LITERT: f32 = 0.1;
+
+#[test]
+fn every_decoder_agrees_with_its_reference_run_in_litert() {
+    let (mut cases, mut wanted, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    // The prompt is one part, for a long-rope turns what parts before the end of its first context read in another way.
+    let (text, prompt): (Vec<u32>, usize) = (tokens(9, 20), 17);
+    for folder in folders().into_iter().filter(|folder| name(folder) != "tiny-bert") {
+        let plain = open(&folder);
+        let quantized_folder = tempfile::tempdir().unwrap();
+        let quantized = in_codes_of(&plain, quantized_folder.path(), "int8/row/positive");
+        for (model, codes) in [(&plain, false), (&quantized, true)] {
+            let (what, target) = (format!("{} in LiteRT, in codes: {codes}", name(&folder)), tempfile::tempdir().unwrap());
+            let format = LiteRtLm { context: Some(24), prefill: vec![1, 20] };
+            let written = format.write(&model.input(), target.path(), &mut |_, _| ());
+            let artifact = written.unwrap_or_else(|error| panic!("{what}: {error}"));
+            format.verify(&model.input(), &artifact, target.path(), None).unwrap_or_else(|error| panic!("{what}: {error}"));
+            cases.push(json!({ "model": target.path().join("model.litertlm"), "tokens": text, "prompt": prompt }));
+            wanted.push((reference(model, &text)[prompt..].to_vec(), what, codes));
+            kept.push(target);
+        }
+    }
+    let Some(results) = engines::run("litert", "tests/in_litert.py", &cases) else { return };
+    for (result, (wanted, what, codes)) in results.iter().zip(&wanted) {
+        assert!(result.get("error").is_none(), "{what}: {}", result["error"]);
+        let found = rows(&result["logits"]);
+        match codes {
+            false => assert_close(&found, wanted, what),
+            true => {
+                let off = difference(&found, wanted, what);
+                assert!(off <= ROUNDED_BY_LITERT, "{what}: off by {off}");
+            }
+        }
+    }
+}
+
 /// One row, that of the last token, whatever comes behind the head.
 #[test]
 fn every_decoder_can_return_the_last_logits_alone() {
@@ -184,7 +228,8 @@ fn every_architecture_is_written_and_read_back_by_every_target() {
             let format = target.default_format().expect("the suite knows no option that has to be given");
             let what = format!("{} by {}", name(&folder), target.name);
             if matches!(format.check(&model.graph), Err(Error::Kind { .. })) {
-                assert!(name(&folder) == "tiny-bert" && target.name == "onnx-genai", "{what}: of no other kind");
+                let generates = ["onnx-genai", "litert-lm"].contains(&target.name);
+                assert!(name(&folder) == "tiny-bert" && generates, "{what}: of no other kind");
                 continue;
             }
             let written = format.write(&model.input(), out.path(), &mut |_, _| ());

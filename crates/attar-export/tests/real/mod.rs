@@ -40,7 +40,12 @@ pub(crate) fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
     said
 }
 
-/// A text as the model's own tokenizer has it.
+/// The model's own tokenizer.
+pub(crate) fn tokenizer() -> attar_model::Tokenizer {
+    attar_model::Model::open(&folder()).unwrap().tokenizer().unwrap()
+}
+
+/// A text as that has it.
 pub(crate) fn encoded(text: &str) -> Vec<u32> {
-    attar_model::Model::open(&folder()).unwrap().tokenizer().unwrap().encode(text).unwrap()
+    tokenizer().encode(text).unwrap()
 }

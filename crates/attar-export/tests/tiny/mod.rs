@@ -282,7 +282,7 @@ pub(crate) fn quantize(values: &[f32], [rows, columns]: [usize; 2], scheme: Sche
     let cover = |values: &[f32]| {
         let low = values.iter().copied().fold(f32::MAX, f32::min);
         let high = values.iter().copied().fold(f32::MIN, f32::max);
-        grid.cover(low, high, scheme.is_symmetric())
+        scheme.cover(low, high)
     };
     let largest = |values: &[f32]| {
         let scales = values.chunks(columns).flat_map(|row| row.chunks(group)).map(|group| cover(group).scale);
@@ -442,8 +442,9 @@ pub(crate) fn standard_only() -> Vec<Tiny> {
 pub(crate) fn difference(found: &[Vec<f32>], wanted: &[Vec<f32>], what: &str) -> f32 {
     assert_eq!(found.len(), wanted.len(), "{what}");
     let largest = wanted.iter().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
-    let error = found.iter().flatten().zip(wanted.iter().flatten()).fold(0.0f32, |m, (f, w)| m.max((f - w).abs()));
-    error / largest
+    // No number is further off than one that is none.
+    let worse = |m: f32, (f, w): (&f32, &f32)| if (f - w).is_nan() { f32::INFINITY } else { m.max((f - w).abs()) };
+    found.iter().flatten().zip(wanted.iter().flatten()).fold(0.0, worse) / largest
 }
 
 pub(crate) fn call(tokens: &[Vec<u32>], padding: &[usize], past: usize) -> Value {

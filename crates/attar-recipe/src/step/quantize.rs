@@ -41,7 +41,7 @@ fn check_format(section: &Section<'_, '_>) -> Result<(), crate::Error> {
         Err(if key.is_empty() { section.document.at(error, section.header()) } else { section.place(error, key) })
     };
     let given = |keys: &[&'static str]| keys.iter().copied().find(|key| section.has(key));
-    match (given(&["bits", "bytes"]), given(&["grid", "group", "tail", "asymmetric", "scale_dtype"])) {
+    match (given(&["bits", "bytes"]), given(&["grid", "group", "tail", "asymmetric", "positive_scales", "scale_dtype"])) {
         (None, Some("grid")) => match given(&["choices", "sensitivity"]) {
             Some(key) => wrong(
                 key,

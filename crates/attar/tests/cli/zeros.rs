@@ -73,6 +73,7 @@ fn followers() -> Vec<(String, String)> {
     more("recover", &[QUANTIZE, "kind = \"recover\"\nepochs = 1\nrounding = 0.2"]);
     more("lora", &[QUANTIZE, "kind = \"recover\"\nepochs = 1\nmethod = \"lora\"\nrounding = 0.2"]);
     more("distill", &["kind = \"distill\"\nlearning_rate = 1e-3\nsteps = 3\ndecay = 0.1"]);
+    more("matched", &["kind = \"distill\"\nlearning_rate = 1e-3\nlocal = 1\nsteps = 2\ndecay = 0.1"]);
     more("more", &["kind = \"prune\"\nsparsity = 0.6\nmethod = \"wanda\""]);
     all
 }

@@ -77,6 +77,9 @@ pub struct Smooth {
     /// For `awq`: whether the weights will have zero points.
     #[serde(default)]
     pub asymmetric: bool,
+    /// For `awq`: whether the scales of the weights will all be positive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub positive_scales: bool,
     /// For `awq`: how the scales of the weights will be chosen.
     #[serde(default)]
     pub scales: ScaleSearch,
@@ -189,7 +192,8 @@ impl Site {
 impl Smooth {
     /// How the weights will be quantized, for methods that depend on it.
     pub fn scheme(&self) -> Option<Scheme> {
-        Some(scheme(self.grid?, self.group, self.scale_dtype, self.asymmetric, self.tail))
+        let scheme = scheme(self.grid?, self.group, self.scale_dtype, self.asymmetric, self.tail);
+        Some(Scheme { positive: self.positive_scales, ..scheme })
     }
 
     /// The sites to scale, in running order. Reads no weight.

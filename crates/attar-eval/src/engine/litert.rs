@@ -1,0 +1,24 @@
+//! LiteRT, through its Python package: it runs the model in a bundle for LiteRT-LM.
+//!
+//! Not LiteRT-LM itself, which returns text and no logits; both run the same kernels. They round what products with codes read to int8, and have no
+//! other mode.
+
+use super::kind::{Engine, Mode, Opens, Package, Worker};
+
+pub(super) static ENGINE: Engine = Engine {
+    name: "litert",
+    title: "LiteRT",
+    package: Package {
+        name: "ai-edge-litert",
+        module: "ai_edge_litert",
+        folder: "",
+        library: "LiteRt",
+        needs: &[],
+        installer: None,
+    },
+    pins: include_str!("../../engines/litert.txt"),
+    opens: &[Opens { target: "litert-lm", file: "model.litertlm" }],
+    modes: &[Mode::Default],
+    devices: &["CPU"],
+    worker: Worker::Python(include_str!("litert.py")),
+};

@@ -1,0 +1,367 @@
+//! From a graph to a sub-graph of fixed shapes: a function per op, and [`EMITTERS`] joins them. Activations are f32.
+
+mod attention;
+mod ops;
+mod quantize;
+mod rope;
+
+use std::collections::{HashMap, HashSet};
+
+use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
+
+use super::{
+    flat::Field,
+    schema::{
+        ADD, CONCATENATION, DIV, Data, EMBEDDING_LOOKUP, EMBEDDING_LOOKUP_OF_CODES, Element, FULLY_CONNECTED, FULLY_CONNECTED_4,
+        FULLY_CONNECTED_8, FULLY_CONNECTED_BLOCKS, Kind, MUL, Operator, RESHAPE, SLICE, SUB, Scales, Subgraph, TRANSPOSE, Tensor,
+    },
+    weight::{Form, Stored},
+};
+use crate::{
+    Error, Result,
+    decoder::{CachePlaces, cache_places},
+};
+
+/// Adds the operators of an op under the name of its value.
+type Emit = fn(&mut Emission<'_>, &Node, &str) -> Result<i32>;
+
+/// Every op that can be written as it is; all others are decomposed first.
+static EMITTERS: &[(&str, Emit)] = &[
+    ("embedding", ops::embedding),
+    ("linear", ops::linear),
+    ("rms_norm", ops::rms_norm),
+    ("layer_norm", ops::layer_norm),
+    ("split_heads", ops::split_heads),
+    ("merge_heads", ops::merge_heads),
+    ("rope", rope::rope),
+    ("cache", attention::cache),
+    ("attention", attention::attention),
+    ("silu", ops::silu),
+    ("gelu", ops::gelu),
+    ("gelu_tanh", ops::gelu_tanh),
+    ("tanh", ops::tanh),
+    ("scale", ops::scale),
+    ("softcap", ops::softcap),
+    ("mul", ops::mul),
+    ("add", ops::add),
+    ("quantize", quantize::quantize),
+    ("concat", ops::concat),
+    ("slice", ops::slice),
+];
+
+fn emitter(op: &Op) -> Option<Emit> {
+    EMITTERS.iter().find(|(name, _)| *name == op.def().name).map(|(_, emit)| *emit)
+}
+
+/// A model whose ops can all be written, and where its weights lie.
+pub(super) struct Model {
+    target: &'static str,
+    graph: Graph,
+    pub(super) stored: Vec<Stored>,
+    /// Which stored weight a value is.
+    of: HashMap<ValueId, usize>,
+    caches: CachePlaces,
+    /// Bytes of all weights behind the FlatBuffer.
+    pub(super) bytes: u64,
+}
+
+/// A call of a model, in numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'c> {
+    pub(super) signature: &'c str,
+    pub(super) tokens: usize,
+    /// Tokens that the caches hold.
+    pub(super) cache: usize,
+    /// Whether it returns logits, too.
+    pub(super) logits: bool,
+}
+
+impl Model {
+    /// Names and places weights; nothing is read.
+    pub(super) fn new(graph: &Graph, target: &'static str) -> Result<Model> {
+        let graph = graph.legalize(&|op| emitter(op).is_some())?;
+        let (mut stored, mut of, mut bytes) = (Vec::new(), HashMap::new(), 0);
+        for (values, expr, readers) in distinct(&graph) {
+            of.extend(values.iter().map(|id| (*id, stored.len())));
+            let mut weight = Stored::new(&graph, target, &readers, &values, expr)?;
+            weight.place(&mut bytes);
+            stored.push(weight);
+        }
+        let caches = cache_places(&graph);
+        Ok(Model { target, stored, of, caches, bytes, graph })
+    }
+
+    /// The sub-graph of a call. `scales` are those of the rows of weights, in the order of [`Model::stored`].
+    pub(super) fn subgraph(&self, call: Call<'_>, scales: &[Vec<f32>]) -> Result<Subgraph> {
+        let sub = Subgraph { name: call.signature.into(), ..Subgraph::default() };
+        let mut e =
+            Emission { model: self, scales, call, sub, weights: HashMap::new(), values: HashMap::new(), made: HashMap::new() };
+        e.declare_inputs();
+        let needed = self.needed(call.logits);
+        for node in self.graph.nodes().iter().filter(|node| needed.contains(&node.outputs[0])) {
+            let emit = emitter(&node.op).ok_or_else(|| e.refuse(node, "an op without a decomposition", "the ops it knows"))?;
+            let value = emit(&mut e, node, &self.graph.get(node.outputs[0]).name)?;
+            e.values.insert(node.outputs[0], value);
+        }
+        e.declare_outputs();
+        Ok(e.sub)
+    }
+
+    /// Values that what a call returns is made of: caches, and the outputs where these are asked for.
+    fn needed(&self, logits: bool) -> HashSet<ValueId> {
+        let mut needed: HashSet<ValueId> = self.caches.keys().copied().collect();
+        needed.extend(self.graph.outputs().iter().filter(|_| logits));
+        for node in self.graph.nodes().iter().rev().filter(|node| !matches!(node.op, Op::Fused(_))) {
+            if node.outputs.iter().any(|output| needed.contains(output)) {
+                needed.extend(&node.inputs);
+            }
+        }
+        needed
+    }
+
+    /// The names of caches for callers, keys before values, and their layers.
+    fn cache_names(&self) -> Vec<(String, ValueId)> {
+        let mut caches: Vec<(&str, usize, ValueId)> =
+            self.caches.iter().map(|(id, (layer, role))| (if *role == "key" { "k" } else { "v" }, *layer, *id)).collect();
+        caches.sort_unstable();
+        caches.into_iter().map(|(role, layer, id)| (format!("kv_cache_{role}_{layer}"), id)).collect()
+    }
+}
+
+struct Emission<'m> {
+    model: &'m Model,
+    scales: &'m [Vec<f32>],
+    call: Call<'m>,
+    sub: Subgraph,
+    /// Tensors of stored weights, made so far.
+    weights: HashMap<usize, i32>,
+    values: HashMap<ValueId, i32>,
+    /// What several operators need and is made once, by its name.
+    made: HashMap<String, i32>,
+}
+
+impl Emission<'_> {
+    fn refuse(&self, node: &Node, found: impl Into<String>, wanted: &'static str) -> Error {
+        let node_name = self.model.graph.get(node.outputs[0]).name.clone();
+        Error::Node { node: node_name, op: node.op.def().name, found: found.into(), target: self.model.target, wanted }
+    }
+
+    /// As the runtime knows them: `tokens`, `input_pos`, `mask`, and the caches.
+    fn declare_inputs(&mut self) {
+        let Call { tokens, cache, .. } = self.call;
+        let ids = self.input("tokens", Element::I32, &[1, tokens]);
+        let positions = self.input("input_pos", Element::I32, &[tokens]);
+        self.input("mask", Element::F32, &[1, 1, tokens, cache]);
+        let flat = self.reshape("tokens/flat", ids, &[tokens]);
+        let model = self.model;
+        for id in model.graph.inputs() {
+            let given = if model.graph.get(*id).name == "positions" { positions } else { flat };
+            self.values.insert(*id, given);
+        }
+        for (name, id) in model.cache_names() {
+            let dims = self.cache_dims(id);
+            self.input(&name, Element::F32, &dims);
+        }
+    }
+
+    /// Caches after the call, and logits.
+    fn declare_outputs(&mut self) {
+        let model = self.model;
+        for (name, id) in model.cache_names() {
+            self.sub.outputs.push((name, self.values[&id]));
+        }
+        for id in model.graph.outputs().iter().filter(|_| self.call.logits) {
+            self.sub.outputs.push((model.graph.get(*id).name.clone(), self.values[id]));
+        }
+    }
+
+    fn input(&mut self, name: &str, element: Element, dims: &[usize]) -> i32 {
+        let tensor = self.tensor(format!("{}/{name}", self.call.signature), element, dims, Data::None);
+        self.sub.inputs.push((name.into(), tensor));
+        self.made.insert(name.into(), tensor);
+        tensor
+    }
+
+    fn tensor(&mut self, name: impl Into<String>, element: Element, dims: &[usize], data: Data) -> i32 {
+        self.sub.tensors.push(Tensor { name: name.into(), element, dims: dims.to_vec(), data, scales: None });
+        self.sub.tensors.len() as i32 - 1
+    }
+
+    fn dims(&self, tensor: i32) -> Vec<usize> {
+        self.sub.tensors[tensor as usize].dims.clone()
+    }
+
+    /// A dimension of a value that is the same in every call.
+    fn constant_dim(&self, id: ValueId, axis: usize) -> usize {
+        self.model.graph.fact(id).dims[axis].constant().expect("heads and widths are constant: checked by the graph")
+    }
+
+    /// Adds an operator whose result is f32.
+    fn op(&mut self, name: impl Into<String>, kind: Kind, inputs: &[i32], options: Vec<(u16, Field)>, dims: &[usize]) -> i32 {
+        self.op_of(name, kind, inputs, options, dims, Element::F32)
+    }
+
+    fn op_of(
+        &mut self,
+        name: impl Into<String>,
+        kind: Kind,
+        inputs: &[i32],
+        options: Vec<(u16, Field)>,
+        dims: &[usize],
+        element: Element,
+    ) -> i32 {
+        let output = self.tensor(name, element, dims, Data::None);
+        self.sub.operators.push(Operator { kind, inputs: inputs.to_vec(), output, options });
+        output
+    }
+
+    /// What is made once under a name.
+    fn shared(&mut self, name: &str, make: impl FnOnce(&mut Self, &str) -> i32) -> i32 {
+        if let Some(made) = self.made.get(name) {
+            return *made;
+        }
+        let made = make(self, name);
+        self.made.insert(name.into(), made);
+        made
+    }
+
+    fn constant(&mut self, name: &str, element: Element, dims: &[usize], bytes: Vec<u8>) -> i32 {
+        self.shared(name, |e, name| e.tensor(name, element, dims, Data::Inside(bytes)))
+    }
+
+    /// A list of integers.
+    fn ints(&mut self, values: &[usize]) -> i32 {
+        let bytes = values.iter().flat_map(|value| (*value as i32).to_le_bytes()).collect();
+        self.constant(&format!("ints:{values:?}"), Element::I32, &[values.len()], bytes)
+    }
+
+    /// One number.
+    fn float(&mut self, value: f32) -> i32 {
+        self.constant(&format!("float:{value:e}"), Element::F32, &[1], value.to_le_bytes().to_vec())
+    }
+
+    fn floats(&mut self, name: &str, dims: &[usize], values: &[f32]) -> i32 {
+        self.constant(name, Element::F32, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    /// An operator on a value, element by element.
+    fn unary(&mut self, kind: Kind, name: impl Into<String>, x: i32) -> i32 {
+        let dims = self.dims(x);
+        self.op(name, kind, &[x], vec![], &dims)
+    }
+
+    /// An operator on two values that stretches dimensions of 1.
+    fn binary(&mut self, kind: Kind, name: impl Into<String>, a: i32, b: i32) -> i32 {
+        let dims = stretched(&self.dims(a), &self.dims(b));
+        let options = if [ADD, SUB, MUL, DIV].contains(&kind) { vec![(0, Field::I8(0))] } else { vec![] };
+        self.op(name, kind, &[a, b], options, &dims)
+    }
+
+    fn reshape(&mut self, name: impl Into<String>, x: i32, dims: &[usize]) -> i32 {
+        let (element, shape) = (self.sub.tensors[x as usize].element, self.ints(dims));
+        self.op_of(name, RESHAPE, &[x, shape], vec![], dims, element)
+    }
+
+    fn transpose(&mut self, name: impl Into<String>, x: i32, order: &[usize]) -> i32 {
+        let (dims, axes) = (self.dims(x), self.ints(order));
+        let turned: Vec<usize> = order.iter().map(|axis| dims[*axis]).collect();
+        self.op(name, TRANSPOSE, &[x, axes], vec![], &turned)
+    }
+
+    /// A sum, mean or maximum over the last dimension, which stays as 1.
+    fn reduce(&mut self, kind: Kind, name: impl Into<String>, x: i32) -> i32 {
+        let mut dims = self.dims(x);
+        let axis = self.ints(&[dims.len() - 1]);
+        dims.pop();
+        dims.push(1);
+        self.op(name, kind, &[x, axis], vec![(0, Field::Bool(true))], &dims)
+    }
+
+    /// A range of the last dimension.
+    fn part(&mut self, name: impl Into<String>, x: i32, start: usize, length: usize) -> i32 {
+        let mut dims = self.dims(x);
+        let mut begin = vec![0; dims.len()];
+        if let (Some(first), Some(last)) = (begin.last_mut(), dims.last_mut()) {
+            (*first, *last) = (start, length);
+        }
+        let (begin, size) = (self.ints(&begin), self.ints(&dims));
+        let element = self.sub.tensors[x as usize].element;
+        self.op_of(name, SLICE, &[x, begin, size], vec![], &dims, element)
+    }
+
+    /// Several along the last dimension.
+    fn join(&mut self, name: impl Into<String>, parts: &[i32]) -> i32 {
+        let mut dims = self.dims(parts[0]);
+        let (last, element) = (dims.len() - 1, self.sub.tensors[parts[0] as usize].element);
+        dims[last] = parts.iter().map(|part| self.dims(*part)[last]).sum();
+        let options = vec![(0, Field::I32(last as i32)), (1, Field::I8(0))];
+        self.op_of(name, CONCATENATION, parts, options, &dims, element)
+    }
+
+    /// A value as operators read it: of a weight in codes, the codes.
+    fn value(&mut self, id: ValueId) -> i32 {
+        match self.model.of.get(&id) {
+            None => self.values[&id],
+            Some(at) => self.weight(*at),
+        }
+    }
+
+    fn weight(&mut self, at: usize) -> i32 {
+        if let Some(made) = self.weights.get(&at) {
+            return *made;
+        }
+        let stored = &self.model.stored[at];
+        let scales = match (stored.form, stored.block_scales()) {
+            (Form::Rows(..), _) => Some(Scales::Rows(self.scales.get(at).cloned().unwrap_or_default())),
+            (Form::Blocks(_, size), Some(dims)) => {
+                let scales = self.tensor(format!("{}/scale", stored.name), Element::F16, &dims, stored.scale_data());
+                Some(Scales::Blocks { scales, size: size as i32 })
+            }
+            _ => None,
+        };
+        let made = self.tensor(stored.name.clone(), stored.element(), &stored.dims, stored.data());
+        self.sub.tensors[made as usize].scales = scales;
+        self.weights.insert(at, made);
+        made
+    }
+
+    /// The operator that looks rows of a weight up, and the one that multiplies by it.
+    fn kinds(&self, weight: ValueId) -> [Kind; 2] {
+        match self.model.of.get(&weight).map(|at| self.model.stored[*at].form) {
+            Some(Form::Rows(_, Element::I8)) => [EMBEDDING_LOOKUP_OF_CODES, FULLY_CONNECTED_8],
+            Some(Form::Rows(..)) => [EMBEDDING_LOOKUP_OF_CODES, FULLY_CONNECTED_4],
+            Some(Form::Blocks(..)) => [EMBEDDING_LOOKUP_OF_CODES, FULLY_CONNECTED_BLOCKS],
+            _ => [EMBEDDING_LOOKUP, FULLY_CONNECTED],
+        }
+    }
+}
+
+/// Weights that nodes read, each once: its values, how it is made, all nodes that read it.
+fn distinct(graph: &Graph) -> Vec<(Vec<ValueId>, &Expr, Vec<&Node>)> {
+    let mut all: Vec<(Vec<ValueId>, &Expr, Vec<&Node>)> = Vec::new();
+    let mut known: HashMap<(&Expr, String), usize> = HashMap::new();
+    for node in graph.nodes() {
+        for id in &node.inputs {
+            let value = graph.get(*id);
+            let Origin::Weight(expr) = &value.origin else { continue };
+            let at = *known.entry((expr, value.fact.to_string())).or_insert(all.len());
+            match all.get_mut(at) {
+                None => all.push((vec![*id], expr, vec![node])),
+                Some((values, _, readers)) => {
+                    if !values.contains(id) {
+                        values.push(*id);
+                    }
+                    readers.push(node);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The dimensions of two values together.
+fn stretched(a: &[usize], b: &[usize]) -> Vec<usize> {
+    let rank = a.len().max(b.len());
+    let of = |dims: &[usize], axis: usize| (axis + dims.len()).checked_sub(rank).map_or(1, |axis| dims[axis]);
+    (0..rank).map(|axis| of(a, axis).max(of(b, axis))).collect()
+}

@@ -1,0 +1,255 @@
+//! Reads a bundle back and compares every weight with the model's.
+//!
+//! What a weight is made of is taken from the tensors of the file, by LiteRT's definitions. Nothing here is shared with the writer but the reader of
+//! FlatBuffers.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use attar_tensor::Dtype;
+
+use super::{bundle, flat::Table};
+use crate::{
+    Artifact, Defect, Error, Input, Original, Result, Verification, VerifiedTensor,
+    kit::{self, Weight},
+    noise::{Noise, same},
+};
+
+/// Longest FlatBuffer that is read: it has no weights in it.
+const LIMIT: u64 = 512 << 20;
+
+/// Bytes of f32 that are compared at a time.
+const CHUNK: usize = 4 << 20;
+
+/// Whether `bytes` are a bundle that [`Format::verify`](crate::Format::verify) could read. `path` is for the message.
+pub fn check(path: &Path, bytes: &[u8]) -> Result<()> {
+    let malformed = |reason: String| Error::Malformed { path: path.into(), defect: Defect::Parse(reason) };
+    let length = bytes.len() as u64;
+    let place = bundle::section(bytes, length, bundle::MODEL).map_err(|reason| malformed(reason.into()))?;
+    let model = &bytes[place.start as usize..place.end as usize];
+    let tensors = tensors(model).map_err(malformed)?;
+    tensors.values().try_for_each(|tensor| tensor.check(model.len() as u64, &tensors)).map_err(malformed)
+}
+
+/// Compares all weights that a node of the graph reads, tied ones once.
+pub(super) fn verify(
+    model: &Input<'_>,
+    artifact: &Artifact,
+    path: &Path,
+    original: Option<Original<'_>>,
+) -> Result<Verification> {
+    let opened = Opened::open(path)?;
+    kit::compare_weights(model, artifact, path, &|weight| compare(&opened, weight, original))
+}
+
+fn compare(opened: &Opened, weight: &Weight<'_>, original: Option<Original<'_>>) -> Result<(VerifiedTensor, usize)> {
+    let name = weight.entry.name.as_str();
+    let [rows, columns] = weight.expr.info(weight.source)?.matrix();
+    let tensor = opened.tensor(name, &weight.entry.dims)?;
+    let mut noise = Noise::default();
+    let [mut found, mut wanted, mut before] = [(); 3].map(|()| Vec::new());
+    for chunk in kit::chunks(rows, (CHUNK / (4 * columns).max(1)).clamp(1, 4096)) {
+        let count = chunk.len() * columns;
+        [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
+        opened.decode(tensor, chunk.clone(), columns, &mut found)?;
+        weight.expr.read(weight.source, chunk.clone(), &mut wanted)?;
+        kit::as_stored(weight.encoding, &mut wanted);
+        same(name, chunk.start, columns, &found, &wanted)?;
+        if let Some(original) = original
+            && original(name, chunk, &mut before)?
+        {
+            noise.add(&found, &before);
+        }
+    }
+    Ok((VerifiedTensor { name: name.into(), snr_db: noise.judge(name, weight.encoding)? }, rows * columns))
+}
+
+/// A constant tensor, as the file has it.
+#[derive(Clone, Debug)]
+struct Tensor {
+    kind: u8,
+    dims: Vec<usize>,
+    /// In the section of the model.
+    place: Range<u64>,
+    scales: Scales,
+}
+
+#[derive(Clone, Debug)]
+enum Scales {
+    None,
+    Rows(Vec<f32>),
+    /// In the tensor of that name, for so many weights each.
+    Blocks(String, usize),
+}
+
+const F32: u8 = 0;
+const F16: u8 = 1;
+const I8: u8 = 9;
+const I4: u8 = 17;
+
+impl Tensor {
+    fn bits(&self) -> Option<u64> {
+        Some(match self.kind {
+            F32 | 2 => 32,
+            F16 => 16,
+            I8 => 8,
+            I4 => 4,
+            _ => return None,
+        })
+    }
+
+    fn elements(&self) -> Option<u64> {
+        self.dims.iter().try_fold(1u64, |all, dim| all.checked_mul(*dim as u64))
+    }
+
+    /// Its numbers are inside of the section and as many as its shape says, and so are its scales.
+    fn check(&self, length: u64, all: &HashMap<String, Tensor>) -> std::result::Result<(), String> {
+        let wanted = self.bits().zip(self.elements()).and_then(|(bits, count)| Some(count.checked_mul(bits)?.div_ceil(8)));
+        if self.place.end > length || wanted != Some(self.place.end - self.place.start) {
+            return Err(format!("a tensor of {:?} lies at {:?} of {length} bytes", self.dims, self.place));
+        }
+        let [rows, columns] = self.dims[..] else {
+            return if matches!(self.scales, Scales::None) { Ok(()) } else { Err("codes are no matrix".into()) };
+        };
+        let fits = match &self.scales {
+            Scales::None => self.kind != I4 && self.kind != I8,
+            Scales::Rows(scales) => scales.len() == rows,
+            Scales::Blocks(name, size) => {
+                let scales = all.get(name).map(|scales| (scales.kind, scales.dims.as_slice()));
+                *size > 0 && columns.is_multiple_of(*size) && scales == Some((F16, &[rows, columns / size]))
+            }
+        };
+        if fits { Ok(()) } else { Err(format!("a tensor of {:?} has other scales", self.dims)) }
+    }
+}
+
+/// The constants of a model that lie behind its FlatBuffer, by their names; those of several sub-graphs are the same.
+fn tensors(model: &[u8]) -> std::result::Result<HashMap<String, Tensor>, String> {
+    let wrong = || "its FlatBuffer is no model".to_owned();
+    let root = Table::root(model).filter(|_| model.get(4..8) == Some(b"TFL3")).ok_or_else(wrong)?;
+    let (graphs, buffers) = (root.vector(2).ok_or_else(wrong)?, root.vector(4).ok_or_else(wrong)?);
+    let mut found = HashMap::new();
+    for graph in graphs.tables() {
+        let list = graph.and_then(|graph| graph.vector(0)).ok_or_else(wrong)?;
+        for tensor in list.tables() {
+            let tensor = tensor.ok_or_else(wrong)?;
+            let buffer = buffers.table(tensor.u32(2).unwrap_or(0) as usize).ok_or_else(wrong)?;
+            let (Some(offset), Some(size)) = (buffer.u64(1), buffer.u64(2)) else { continue };
+            let place = offset..offset.checked_add(size).ok_or_else(wrong)?;
+            let dims = tensor.vector(0).ok_or_else(wrong)?;
+            let dims = (0..dims.len).map(|at| usize::try_from(dims.i32(at)?).ok()).collect::<Option<Vec<usize>>>();
+            let scales = match tensor.table(4) {
+                None => Scales::None,
+                Some(quantization) => scales(&quantization, &list).ok_or_else(wrong)?,
+            };
+            let name = tensor.text(3).ok_or_else(wrong)?.to_owned();
+            found.insert(name, Tensor { kind: tensor.u8(1).unwrap_or(0), dims: dims.ok_or_else(wrong)?, place, scales });
+        }
+    }
+    Ok(found)
+}
+
+/// What codes are multiplied by. Zeros other than 0 are none that a weight of ours has.
+fn scales(quantization: &Table<'_>, tensors: &super::flat::Vector<'_>) -> Option<Scales> {
+    if let Some(details) = quantization.table(5) {
+        let scales = tensors.table(usize::try_from(details.i32(0)?).ok()?)?;
+        let (zeros, size) = (details.i32(1)?, usize::try_from(details.i32(2)?).ok()?);
+        return (zeros == -1).then_some(Scales::Blocks(scales.text(3)?.to_owned(), size));
+    }
+    let (scales, zeros) = (quantization.vector(2)?, quantization.vector(3)?);
+    let zero = (0..zeros.len).all(|at| zeros.i64(at) == Some(0)) && zeros.len == scales.len && quantization.i32(6) == Some(0);
+    let scales = (0..scales.len).map(|at| scales.f32(at)).collect::<Option<Vec<f32>>>()?;
+    zero.then_some(Scales::Rows(scales))
+}
+
+struct Opened {
+    path: PathBuf,
+    file: File,
+    /// Where the section of the model begins.
+    begin: u64,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Opened {
+    fn open(path: &Path) -> Result<Opened> {
+        let malformed = |reason: String| Error::Malformed { path: path.into(), defect: Defect::Parse(reason) };
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        let read = |place: Range<u64>| -> Result<Vec<u8>> {
+            let mut bytes = vec![0; (place.end - place.start) as usize];
+            file.read_exact_at(&mut bytes, place.start).map_err(Error::io("read", path))?;
+            Ok(bytes)
+        };
+        let head = read(0..bundle::head(length))?;
+        let section = bundle::section(&head, length, bundle::MODEL).map_err(|reason| malformed(reason.into()))?;
+        // The FlatBuffer ends where the first numbers begin; it is read in steps, for it does not say how long it is.
+        let mut step = 1 << 20;
+        let tensors = loop {
+            let end = section.end.min(section.start + step);
+            match tensors(&read(section.start..end)?) {
+                Ok(tensors) => break tensors,
+                Err(reason) if end == section.end || step >= LIMIT => return Err(malformed(reason)),
+                Err(_) => step *= 4,
+            }
+        };
+        tensors.values().try_for_each(|tensor| tensor.check(section.end - section.start, &tensors)).map_err(malformed)?;
+        Ok(Opened { path: path.into(), begin: section.start, tensors, file })
+    }
+
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<&Tensor> {
+        let missing = || Error::unexpected(&self.path, format!("`{name}`"), "missing", "a constant");
+        let tensor = self.tensors.get(name).ok_or_else(missing)?;
+        if tensor.dims != dims {
+            let found = format!("{:?}", tensor.dims);
+            return Err(Error::unexpected(&self.path, format!("the shape of `{name}`"), found, format!("{dims:?}")));
+        }
+        Ok(tensor)
+    }
+
+    /// Rows of a tensor as f32.
+    fn decode(&self, tensor: &Tensor, rows: Range<usize>, columns: usize, out: &mut [f32]) -> Result<()> {
+        self.numbers(tensor, rows.start * columns, out)?;
+        match &tensor.scales {
+            Scales::None => (),
+            Scales::Rows(scales) => {
+                for (row, scale) in out.chunks_mut(columns).zip(&scales[rows]) {
+                    row.iter_mut().for_each(|value| *value *= scale);
+                }
+            }
+            Scales::Blocks(name, size) => {
+                let per_row = columns / size;
+                let mut scales = vec![0.0; rows.len() * per_row];
+                self.numbers(&self.tensors[name], rows.start * per_row, &mut scales)?;
+                for (block, scale) in out.chunks_mut(*size).zip(scales) {
+                    block.iter_mut().for_each(|value| *value *= scale);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements from `first` on.
+    fn numbers(&self, tensor: &Tensor, first: usize, out: &mut [f32]) -> Result<()> {
+        let width = tensor.bits().unwrap_or(8);
+        let (start, end) = (first as u64 * width / 8, ((first + out.len()) as u64 * width).div_ceil(8));
+        let mut bytes = vec![0; (end - start) as usize];
+        self.file.read_exact_at(&mut bytes, self.begin + tensor.place.start + start).map_err(Error::io("read", &self.path))?;
+        let skip = first - (start * 8 / width) as usize;
+        match tensor.kind {
+            F32 => Dtype::F32.decode(&bytes, out),
+            F16 => Dtype::F16.decode(&bytes, out),
+            I8 => out.iter_mut().zip(&bytes).for_each(|(out, byte)| *out = f32::from(*byte as i8)),
+            I4 => out.iter_mut().enumerate().for_each(|(i, out)| {
+                let nibble = bytes[(i + skip) / 2] >> (4 * ((i + skip) % 2)) & 15;
+                *out = f32::from((nibble << 4) as i8 >> 4);
+            }),
+            kind => return Err(Error::unexpected(&self.path, "the type of a weight".into(), kind, "a type of weights")),
+        }
+        Ok(())
+    }
+}

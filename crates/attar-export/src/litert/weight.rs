@@ -1,0 +1,267 @@
+//! How weights are stored, and their stream behind the FlatBuffer.
+//!
+//! LiteRT multiplies codes of 8 bits with a scale a row, and codes of 4 bits with a scale a row or a scale for every 32, 64, 128 or 256 weights of one.
+//! All other weights are f32: its processors' kernels take no bf16.
+
+use attar_graph::{Expr, Graph, Node, Op, ValueId};
+use attar_tensor::{Dtype, Encoding, Granularity, QuantizedTensor, ScaleFormat, Scheme, Source, TensorInfo};
+
+use super::schema::{ALIGNMENT, Data, Element};
+use crate::{
+    Error, Result, TensorEntry,
+    kit::{self, Written, chunks},
+    layout::{is_even, nibbles},
+};
+
+/// Bytes that are made at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Weights that may share a scale.
+const BLOCKS: [usize; 4] = [32, 64, 128, 256];
+
+/// How a weight is stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Form {
+    /// Values in f32.
+    Plain,
+    /// Codes of that type, with a scale for every row.
+    Rows(Scheme, Element),
+    /// Codes of 4 bits, with a scale for so many of a row.
+    Blocks(Scheme, usize),
+}
+
+/// A weight of the model.
+pub(super) struct Stored {
+    pub(super) name: String,
+    also: Vec<String>,
+    pub(super) dims: Vec<usize>,
+    encoding: Encoding,
+    expr: Expr,
+    pub(super) form: Form,
+    /// Where values or codes begin behind the FlatBuffer.
+    offset: u64,
+    /// Where the scales of blocks do.
+    scales: u64,
+}
+
+impl Stored {
+    /// Chooses how a weight is stored, or says why it cannot be. `readers` are all nodes that read it.
+    pub(super) fn new(graph: &Graph, target: &str, readers: &[&Node], values: &[ValueId], expr: &Expr) -> Result<Stored> {
+        let mut names = values.iter().map(|id| graph.get(*id).name.clone());
+        let name = names.next().expect("a weight has a name");
+        let fact = graph.fact(values[0]);
+        let dims = fact.constant_dims().expect("weights have constant dimensions: checked by the graph");
+        let form = match fact.encoding {
+            Encoding::Quantized(scheme) => codes(graph, target, readers, &name, &dims, scheme)?,
+            _ => Form::Plain,
+        };
+        let (also, encoding) = (names.collect(), fact.encoding);
+        Ok(Stored { also, name, dims, encoding, expr: expr.clone(), form, offset: 0, scales: 0 })
+    }
+
+    /// Gives it its place behind `end`.
+    pub(super) fn place(&mut self, end: &mut u64) {
+        self.offset = end.next_multiple_of(ALIGNMENT);
+        *end = self.offset + self.numbers();
+        if self.block_scales().is_some() {
+            self.scales = end.next_multiple_of(ALIGNMENT);
+            *end = self.scales + self.scales_behind();
+        }
+    }
+
+    fn matrix(&self) -> [usize; 2] {
+        TensorInfo { dims: self.dims.clone(), encoding: self.encoding }.matrix()
+    }
+
+    pub(super) fn element(&self) -> Element {
+        match self.form {
+            Form::Plain => Element::F32,
+            Form::Rows(_, element) => element,
+            Form::Blocks(..) => Element::I4,
+        }
+    }
+
+    /// Bytes of values or codes.
+    fn numbers(&self) -> u64 {
+        self.element().bytes(&self.dims)
+    }
+
+    /// Bytes of the scales that are no part of the FlatBuffer.
+    fn scales_behind(&self) -> u64 {
+        self.block_scales().map_or(0, |dims| Element::F16.bytes(&dims))
+    }
+
+    /// Rows and columns of the scales of blocks.
+    pub(super) fn block_scales(&self) -> Option<[usize; 2]> {
+        match self.form {
+            Form::Blocks(_, size) => Some([self.dims[0], self.dims[1] / size]),
+            _ => None,
+        }
+    }
+
+    pub(super) fn data(&self) -> Data {
+        Data::Behind(self.offset, self.numbers())
+    }
+
+    pub(super) fn scale_data(&self) -> Data {
+        Data::Behind(self.scales, self.scales_behind())
+    }
+
+    /// The scales of rows.
+    pub(super) fn row_scales(&self, source: &dyn Source) -> Result<Vec<f32>> {
+        let [rows, columns] = self.matrix();
+        let mut scales = Vec::with_capacity(rows);
+        for chunk in chunks(rows, CHUNK / columns.max(1)) {
+            let (length, tensor) = (chunk.len(), self.expr.read_quantized(source, chunk)?);
+            let of_row = |row: usize| tensor.scales[if tensor.scheme.granularity == Granularity::Tensor { 0 } else { row }];
+            scales.extend((0..length).map(of_row).map(nonzero));
+        }
+        Ok(scales)
+    }
+
+    pub(super) fn entry(&self) -> TensorEntry {
+        // A scale of a row is an f32.
+        let scales = if let Form::Rows(..) = self.form { 4 * self.dims[0] as u64 } else { self.scales_behind() };
+        TensorEntry {
+            name: self.name.clone(),
+            also: self.also.clone(),
+            dims: self.dims.clone(),
+            encoding: self.encoding.to_string(),
+            storage: self.in_words(),
+            packed: None,
+            true_bits: self.encoding.true_bits(self.matrix()),
+            stored_bytes: self.numbers() + scales,
+            snr_db: None,
+        }
+    }
+
+    pub(super) fn written(&self) -> Written {
+        Written { entry: self.entry(), encoding: self.encoding, dtype: "f32".into() }
+    }
+
+    pub(super) fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    fn in_words(&self) -> String {
+        let room = |scheme: &Scheme| match u64::from(scheme.grid.bits()) == self.element().1 {
+            true => String::new(),
+            false => format!("; {}-bit levels in {}-bit storage", scheme.grid.bits(), self.element().1),
+        };
+        match &self.form {
+            Form::Plain => "f32".into(),
+            Form::Rows(scheme, element) => format!("{}, a scale a row, f32 scales{}", element.name(), room(scheme)),
+            Form::Blocks(scheme, size) => format!("i4, blocks of {size}, f16 scales{}", room(scheme)),
+        }
+    }
+
+    /// What lies behind the FlatBuffer, in its order, and where.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (u64, Part)> {
+        let scales = self.block_scales().map(|_| (self.scales, Part::Scales));
+        [(self.offset, Part::Numbers)].into_iter().chain(scales)
+    }
+
+    /// Hands the bytes of a part to `put`.
+    pub(super) fn stream(&self, part: Part, source: &dyn Source, put: Put<'_>) -> Result<()> {
+        match (part, self.form) {
+            (Part::Scales, _) => self.by_rows(source, put, &|tensor, bytes| {
+                let scales: Vec<f32> = tensor.scales.iter().copied().map(nonzero).collect();
+                Dtype::F16.encode(&scales, bytes);
+            }),
+            (Part::Numbers, Form::Plain) => self.values(source, put),
+            (Part::Numbers, _) => self.by_rows(source, put, &|tensor, bytes| self.codes(tensor, bytes)),
+        }
+    }
+
+    fn values(&self, source: &dyn Source, put: Put<'_>) -> Result<()> {
+        let [rows, columns] = self.matrix();
+        let (mut values, mut bytes) = (Vec::new(), Vec::new());
+        for chunk in chunks(rows, CHUNK / (4 * columns).max(1)) {
+            values.resize(chunk.len() * columns, 0.0);
+            self.expr.read(source, chunk, &mut values)?;
+            kit::as_stored(self.encoding, &mut values);
+            bytes.clear();
+            Dtype::F32.encode(&values, &mut bytes);
+            put(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Codes as their distances from zero.
+    fn codes(&self, tensor: &QuantizedTensor, bytes: &mut Vec<u8>) {
+        let (middle, mut codes) = (tensor.scheme.grid.middle(), vec![0; tensor.dims[1]]);
+        for row in 0..tensor.dims[0] {
+            tensor.codes_of(row, &mut codes);
+            codes.iter_mut().for_each(|code| *code = code.wrapping_sub(middle));
+            match self.element() {
+                Element::I4 => bytes.extend(codes.as_chunks::<2>().0.iter().map(|[low, high]| nibbles([low & 15, high & 15]))),
+                _ => bytes.extend(&codes),
+            }
+        }
+    }
+
+    fn by_rows(&self, source: &dyn Source, put: Put<'_>, make: &dyn Fn(&QuantizedTensor, &mut Vec<u8>)) -> Result<()> {
+        let [rows, columns] = self.matrix();
+        let mut bytes = Vec::new();
+        for chunk in chunks(rows, CHUNK / columns.max(1)) {
+            bytes.clear();
+            make(&self.expr.read_quantized(source, chunk)?, &mut bytes);
+            put(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// A scale that LiteRT takes: codes under a scale of 0 mean 0, and so are all 0.
+fn nonzero(scale: f32) -> f32 {
+    if scale == 0.0 { 1.0 } else { scale }
+}
+
+/// A part of a weight.
+#[derive(Clone, Copy)]
+pub(super) enum Part {
+    /// Values or codes.
+    Numbers,
+    /// Scales of blocks.
+    Scales,
+}
+
+/// Takes bytes in the order of the file.
+pub(super) type Put<'p> = &'p mut dyn FnMut(&[u8]) -> Result<()>;
+
+fn codes(graph: &Graph, target: &str, readers: &[&Node], name: &str, dims: &[usize], scheme: Scheme) -> Result<Form> {
+    let refuse = |wanted, hint| Error::Weight {
+        node: graph.get(readers[0].outputs[0]).name.clone(),
+        tensor: name.into(),
+        found: scheme.to_string(),
+        layout: format!("target `{target}`"),
+        wanted,
+        hint,
+    };
+    let [_, columns] = dims[..] else { return Err(refuse("matrices in codes", "keep it in a plain number format")) };
+    if readers.iter().any(|node| !matches!(node.op, Op::Linear | Op::Embedding)) {
+        return Err(refuse("codes of linear layers and tables", "keep it in a plain number format"));
+    }
+    scheme.fit(columns)?;
+    if !is_even(&scheme) || !scheme.is_symmetric() {
+        return Err(refuse("symmetric integers", "quantize to `int8` or `int4` with `asymmetric = false`"));
+    }
+    let element = if scheme.grid.bits() > 4 { Element::I8 } else { Element::I4 };
+    if element == Element::I4 && !columns.is_multiple_of(2) {
+        return Err(refuse("4-bit codes in rows of even width", "quantize it to `int8` with `group = \"row\"`"));
+    }
+    if !scheme.has_positive_scales() {
+        return Err(refuse("codes with positive scales", "set `positive_scales = true` where it is quantized"));
+    }
+    let Granularity::Group(size) = scheme.granularity else { return Ok(Form::Rows(scheme, element)) };
+    if element == Element::I8 {
+        return Err(refuse("8-bit codes with a scale a row", "set `group = \"row\"`, or quantize to `int4`"));
+    }
+    if !BLOCKS.contains(&size) || !columns.is_multiple_of(size) {
+        return Err(refuse("blocks of 32, 64, 128 or 256 that divide a row", "use another `group`, or `group = \"row\"`"));
+    }
+    if scheme.scale != ScaleFormat::F16 {
+        return Err(refuse("blocks with scales in f16", "set `scale_dtype = \"f16\"`, or `group = \"row\"`"));
+    }
+    Ok(Form::Blocks(scheme, size))
+}
