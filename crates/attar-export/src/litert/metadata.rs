@@ -101,7 +101,7 @@ pub(super) fn template(of: &ChatTemplate, starts: bool) -> String {
     for (name, token) in of.tokens() {
         let token = if starts && name == "bos_token" { "" } else { token };
         let quoted = Value::from(token);
-        write!(text, "{{%- set {name} = {quoted} -%}}\n").expect("a string takes any text");
+        writeln!(text, "{{%- set {name} = {quoted} -%}}").expect("a string takes any text");
     }
     text + of.source()
 }
