@@ -87,7 +87,7 @@ impl Format for OnnxGenai {
         folder: &Path,
         original: Option<Original<'_>>,
     ) -> Result<Verification> {
-        let verification = onnx::verify::verify(model, artifact, folder, original)?;
+        let verification = onnx::verify::verify(model, artifact, folder, onnx::verify::Written::USUAL, original)?;
         kit::same_files(artifact, folder)?;
         Ok(verification)
     }

@@ -26,6 +26,11 @@ pub(crate) fn as_stored(encoding: Encoding, values: &mut [f32]) {
     }
 }
 
+/// Gives zeros their usual sign. A negative one in a table makes Qualcomm's HTP (QNN 2.51) return numbers that have nothing to do with the row.
+pub(crate) fn without_negative_zeros(values: &mut [f32]) {
+    values.iter_mut().for_each(|value| *value += 0.0);
+}
+
 /// What to know of weights in blocks of a GGUF file.
 pub(crate) fn notes_of_blocks<'e>(entries: impl Iterator<Item = (&'e str, Encoding)>) -> Vec<String> {
     let blocks: Vec<(&str, Encoding)> = entries.filter(|(_, encoding)| matches!(encoding, Encoding::Blocks(_))).collect();

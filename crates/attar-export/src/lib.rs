@@ -30,6 +30,7 @@ mod litert;
 mod noise;
 mod onnx;
 mod openvino;
+mod qnn;
 mod safetensors;
 mod target;
 
@@ -42,12 +43,20 @@ pub use genai::OnnxGenai;
 pub use litert::{lm::LiteRtLm, verify::check as check_litert_lm};
 pub use onnx::{AccuracyLevel, Layout, Logits, Onnx, Style, verify::check as check_onnx};
 pub use openvino::{OpenVino, verify::check as check_openvino};
+pub use qnn::{Qnn, Soc};
 pub use safetensors::{Numbers, Safetensors};
 pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
 
 /// Every target, in the order of the documentation.
-pub static TARGETS: &[&Target] =
-    &[&onnx::TARGET, &genai::TARGET, &openvino::TARGET, &litert::lm::TARGET, &safetensors::TARGET, &checkpoint::TARGET];
+pub static TARGETS: &[&Target] = &[
+    &onnx::TARGET,
+    &genai::TARGET,
+    &openvino::TARGET,
+    &litert::lm::TARGET,
+    &qnn::TARGET,
+    &safetensors::TARGET,
+    &checkpoint::TARGET,
+];
 
 /// The target of that name.
 pub fn target(name: &str) -> Result<&'static Target> {

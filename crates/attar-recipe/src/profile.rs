@@ -16,6 +16,7 @@ static FILES: &[(&str, &str)] = &[
     ("intel-npu", include_str!("../../../devices/for/intel-npu.toml")),
     ("intel-cpu", include_str!("../../../devices/for/intel-cpu.toml")),
     ("android-cpu", include_str!("../../../devices/for/android-cpu.toml")),
+    ("hexagon", include_str!("../../../devices/for/hexagon.toml")),
     ("onnx-cpu", include_str!("../../../devices/for/onnx-cpu.toml")),
 ];
 

@@ -16,6 +16,7 @@ mod kind;
 mod litert;
 mod onnxruntime;
 mod onnxruntime_genai;
+mod onnxruntime_qnn;
 mod openvino;
 mod openvino_npu;
 pub mod protocol;
@@ -32,7 +33,8 @@ pub use kind::{Ask, Engine, Failure, Load, Mode, Opens, Package, Session, Worker
 pub use serve::serve;
 
 /// Every engine, in the order of the documentation. The first that opens a target is the default for it.
-pub static ENGINES: &[&Engine] = &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE, &litert::ENGINE];
+pub static ENGINES: &[&Engine] =
+    &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE, &litert::ENGINE, &onnxruntime_qnn::ENGINE];
 
 /// Every compiler of a vendor, in the order of the documentation: it opens artifacts as engines do, and predicts for devices in place of
 /// running. The first that opens a target is the default for it.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Error, Progress, Result,
-    kit::chunks,
+    kit::{self, chunks},
     layout::{
         columns::{BLOCK, transpose},
         nibbles,
@@ -40,6 +40,7 @@ pub(super) struct DataFile<'a> {
     done: u64,
     total: u64,
     tile: usize,
+    unsigned_zeros: bool,
 }
 
 impl<'a> DataFile<'a> {
@@ -64,7 +65,8 @@ impl<'a> DataFile<'a> {
         let file = temporary.as_file().try_clone().map_err(Error::io("create", path))?;
         file.set_len(weights.bytes).map_err(Error::io("write", path))?;
         let total = weights.stored.iter().map(Stored::bytes).sum();
-        let mut data = DataFile { file, path, source, progress, done: 0, total, tile };
+        let unsigned_zeros = weights.unsigned_zeros;
+        let mut data = DataFile { file, path, source, progress, done: 0, total, tile, unsigned_zeros };
         for stored in &weights.stored {
             data.weight(stored)?;
         }
@@ -100,6 +102,9 @@ impl<'a> DataFile<'a> {
         for chunk in chunks(rows, CHUNK / (4 * columns).max(1)) {
             values.resize(chunk.len() * columns, 0.0);
             stored.expr.read(self.source, chunk, &mut values)?;
+            if self.unsigned_zeros {
+                kit::without_negative_zeros(&mut values);
+            }
             bytes.clear();
             dtype.encode(&values, &mut bytes);
             self.put(&stored.parts[0], at, &bytes)?;

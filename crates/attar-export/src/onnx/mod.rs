@@ -81,6 +81,16 @@ pub(crate) struct Purpose {
     pub(crate) context: Option<usize>,
     /// Where short texts of a batch are padded.
     pub(crate) padding: Padding,
+    /// The sizes of a call, where they are known.
+    pub(crate) fixed: Option<Fixed>,
+}
+
+/// The sizes of a call with a single text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Fixed {
+    pub(crate) tokens: usize,
+    /// Tokens in the cache before.
+    pub(crate) past: usize,
 }
 
 /// Where short texts of a batch are padded, as `GroupQueryAttention` sees it.
@@ -103,7 +113,7 @@ impl Onnx {
                 hint: "leave `logits` out",
             });
         }
-        let emitted = emit::emit(graph, self, Purpose { context: None, padding }, DATA)?;
+        let emitted = emit::emit(graph, self, Purpose { context: None, padding, fixed: None }, DATA)?;
         let tensors = emitted.weights.stored.iter().map(Stored::entry).collect();
         let stored = &emitted.weights.stored;
         let mut notes = slow_products(self, &emitted.weights);
@@ -126,14 +136,52 @@ impl Onnx {
         folder: &Path,
         progress: Progress<'_>,
     ) -> Result<Artifact> {
-        let emitted = emit::emit(model.graph, self, Purpose { context: model.side.context, padding }, DATA)?;
+        let purpose = Purpose { context: model.side.context, padding, fixed: None };
+        self.write_all(model, &[(MODEL, purpose)], folder, progress)
+    }
+
+    /// See [`Format::check`], for calls of fixed sizes.
+    pub(crate) fn check_fixed(&self, graph: &Graph, fixed: Fixed) -> Result<Plan> {
+        let emitted = emit::emit(graph, self, Purpose { context: None, padding: Padding::Left, fixed: Some(fixed) }, DATA)?;
+        let tensors = emitted.weights.stored.iter().map(Stored::entry).collect();
+        Ok(Plan { tensors, bytes: emitted.weights.bytes, notes: Vec::new() })
+    }
+
+    /// Writes a graph for each call, by the name of its file, over the same weights. The artifact has no files yet, and the inputs and outputs of the last
+    /// graph.
+    pub(crate) fn write_fixed(
+        &self,
+        model: &Input<'_>,
+        calls: &[(&'static str, Fixed)],
+        folder: &Path,
+        progress: Progress<'_>,
+    ) -> Result<Artifact> {
+        let (context, padding) = (model.side.context, Padding::Left);
+        let purposes: Vec<(&str, Purpose)> =
+            calls.iter().map(|(file, fixed)| (*file, Purpose { context, padding, fixed: Some(*fixed) })).collect();
+        self.write_all(model, &purposes, folder, progress)
+    }
+
+    fn write_all(
+        &self,
+        model: &Input<'_>,
+        graphs: &[(&str, Purpose)],
+        folder: &Path,
+        progress: Progress<'_>,
+    ) -> Result<Artifact> {
+        let emitted = graphs.iter().map(|(file, purpose)| Ok((*file, emit::emit(model.graph, self, *purpose, DATA)?)));
+        let mut emitted = emitted.collect::<Result<Vec<(&str, emit::Emitted)>>>()?;
         model.graph.verify_weights(model.source)?;
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        kit::remove(&folder.join(MODEL))?;
-        DataFile::write(&folder.join(DATA), &emitted.weights, model.source, progress)?;
-        let bytes = proto::model(emitted.graph, self.style.versions()).map_err(|e| Error::Serialize { reason: e.to_string() })?;
-        let path = folder.join(MODEL);
-        write_atomically(&path, |file| file.write_all(&bytes).map_err(Error::io("write", &path)))?;
+        emitted.iter().try_for_each(|(file, _)| kit::remove(&folder.join(file)))?;
+        DataFile::write(&folder.join(DATA), &emitted[0].1.weights, model.source, progress)?;
+        for (file, emitted) in &mut emitted {
+            let graph = std::mem::take(&mut emitted.graph);
+            let bytes = proto::model(graph, self.style.versions()).map_err(|e| Error::Serialize { reason: e.to_string() })?;
+            let path = folder.join(file);
+            write_atomically(&path, |file| file.write_all(&bytes).map_err(Error::io("write", &path)))?;
+        }
+        let (_, emitted) = emitted.pop().expect("a graph was asked for");
         let written: Vec<Written> = emitted.weights.stored.iter().map(written).collect();
         Ok(Artifact {
             target: TARGET.name.into(),
@@ -174,7 +222,7 @@ impl Format for Onnx {
         folder: &Path,
         original: Option<Original<'_>>,
     ) -> Result<Verification> {
-        let verification = verify::verify(model, artifact, folder, original)?;
+        let verification = verify::verify(model, artifact, folder, verify::Written::USUAL, original)?;
         kit::same_files(artifact, folder)?;
         Ok(verification)
     }

@@ -42,6 +42,8 @@ pub(super) struct Weights {
     pub(super) pairs: HashSet<ValueId>,
     /// Length of the data file.
     pub(super) bytes: u64,
+    /// Whether zeros in plain numbers lose their sign.
+    pub(super) unsigned_zeros: bool,
 }
 
 /// Who reads a weight.
@@ -66,7 +68,8 @@ impl Weights {
         let readers = readers(graph);
         let forms = readers.iter().map(|readers| form(graph, options.layout, readers)).collect::<Result<Vec<Form>>>()?;
         let of = readers.iter().enumerate().flat_map(|(at, readers)| readers.values.iter().map(move |id| (*id, at))).collect();
-        let mut weights = Weights { stored: Vec::new(), of, packs: Vec::new(), pairs: HashSet::new(), bytes: 0 };
+        let mut weights =
+            Weights { stored: Vec::new(), of, packs: Vec::new(), pairs: HashSet::new(), bytes: 0, unsigned_zeros: false };
         weights.pairs = integer::pairs(graph, &|id| weights.of.get(&id).map(|at| forms[*at]));
         for (readers, form) in readers.iter().zip(forms) {
             let unsigned = integer::needs_unsigned(graph, form, &readers.matrices, &weights.pairs);

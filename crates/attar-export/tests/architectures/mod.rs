@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, path::PathBuf};
 
-use attar_export::{Content, LiteRtLm, Side, TARGETS};
+use attar_export::{Content, LiteRtLm, Qnn, Side, TARGETS};
 use attar_graph::{Expr, Inputs, Mode, Op, Run, SourceWeights, ValueId};
 use attar_model::{ARCHITECTURES, Architecture};
 use attar_tensor::Encoding;
@@ -193,6 +193,42 @@ fn every_decoder_agrees_with_its_reference_run_in_litert() {
     }
 }
 
+/// What the f16 of the processor changes.
+const IN_HALVES: f32 = 3e-2;
+
+/// A prompt in a part that is filled up, and then token by token.
+#[test]
+fn every_decoder_agrees_with_its_reference_run_on_hexagon() {
+    let (mut cases, mut wanted, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    let text: Vec<u32> = tokens(9, 20);
+    for folder in folders().into_iter().filter(|folder| name(folder) != "tiny-bert") {
+        let quantized_folder = tempfile::tempdir().unwrap();
+        let model = in_codes(&open(&folder), quantized_folder.path());
+        let (what, target) = (format!("{} on Hexagon", name(&folder)), tempfile::tempdir().unwrap());
+        let format = Qnn { context: Some(24), prefill: 18, ..Qnn::default() };
+        let written = format.write(&model.input(), target.path(), &mut |_, _| ());
+        let artifact = written.unwrap_or_else(|error| panic!("{what}: {error}"));
+        format.verify(&model.input(), &artifact, target.path(), None).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut calls = vec![json!({ "tokens": text[..17], "padding": 1 })];
+        calls.extend(text[17..].iter().map(|token| json!({ "tokens": [token], "padding": 0 })));
+        cases.push(json!({ "folder": target.path(), "calls": calls }));
+        wanted.push((reference(&model, &text), what));
+        kept.push(target);
+    }
+    let Some(results) = engines::run("onnxruntime-qnn", "tests/in_qnn.py", &cases) else { return };
+    let mut wrong = Vec::new();
+    for (result, (wanted, what)) in results.iter().zip(&wanted) {
+        if let Some(error) = result.get("error") {
+            wrong.push(format!("{what}: {error}"));
+            continue;
+        }
+        let found: Vec<Vec<f32>> = result["logits"].as_array().unwrap().iter().flat_map(rows).collect();
+        let off = difference(&found, wanted, what);
+        wrong.extend((off > IN_HALVES).then(|| format!("{what}: off by {off}")));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// One row, that of the last token, whatever comes behind the head.
 #[test]
 fn every_decoder_can_return_the_last_logits_alone() {
@@ -228,7 +264,7 @@ fn every_architecture_is_written_and_read_back_by_every_target() {
             let format = target.default_format().expect("the suite knows no option that has to be given");
             let what = format!("{} by {}", name(&folder), target.name);
             if matches!(format.check(&model.graph), Err(Error::Kind { .. })) {
-                let generates = ["onnx-genai", "litert-lm"].contains(&target.name);
+                let generates = ["onnx-genai", "litert-lm", "qnn"].contains(&target.name);
                 assert!(name(&folder) == "tiny-bert" && generates, "{what}: of no other kind");
                 continue;
             }

@@ -9,6 +9,9 @@ use crate::{Result, onnx::Style};
 /// mixture and not NaN.
 const HIDDEN: f32 = -1e30;
 
+/// The same where graphs of fixed sizes are computed in f16.
+const HIDDEN_IN_F16: f32 = -3e4;
+
 /// A value with the queries of a call along an axis.
 #[derive(Clone, Copy)]
 pub(super) struct Queries<'n> {
@@ -119,7 +122,8 @@ impl Emission<'_> {
             Some(near) => self.node("And", format!("{name}/visible"), &[&near, &real], vec![]),
             None => real,
         };
-        let (zero, hidden) = (self.float(0.0), self.float(HIDDEN));
+        let hidden = if self.purpose.fixed.is_some() { HIDDEN_IN_F16 } else { HIDDEN };
+        let (zero, hidden) = (self.float(0.0), self.float(hidden));
         self.node("Where", name, &[&visible, &zero, &hidden], vec![]);
     }
 

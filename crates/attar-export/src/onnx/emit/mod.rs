@@ -126,7 +126,7 @@ impl<'g> Emission<'g> {
             graph,
             options,
             purpose,
-            weights: Weights::new(graph, options)?,
+            weights: Weights { unsigned_zeros: purpose.fixed.is_some(), ..Weights::new(graph, options)? },
             fusions,
             caches,
             names: HashMap::new(),

@@ -9,7 +9,8 @@ use crate::{Result, onnx::Style};
 pub(super) fn rms_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let Op::RmsNorm { epsilon } = node.op else { unreachable!("the table is right") };
     let (x, gain) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
-    if e.options.style != Style::Plain {
+    // In f16, squares of the residual stream are infinite: QNN has an operator, too.
+    if e.options.style != Style::Plain || e.purpose.fixed.is_some() {
         return Ok(e.whole_norm(name, &x, &gain, epsilon));
     }
     let (two, epsilon, last) = (e.float(2.0), e.float(epsilon as f32), e.ints(&[-1]));

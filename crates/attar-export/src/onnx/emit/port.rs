@@ -1,11 +1,16 @@
 //! Inputs and outputs, under the names that runtimes know.
 
+use std::collections::HashMap;
+
 use attar_graph::{Dim, Graph, Node, Op, ValueId};
 use attar_tensor::{Dtype, Encoding};
 use onnx_protobuf::{GraphProto, ValueInfoProto};
 
 use super::{Element, Emission, Emitted, MASK};
-use crate::{Error, Port, Result, onnx::proto};
+use crate::{
+    Error, Port, Result,
+    onnx::{Fixed, proto},
+};
 
 impl Emission<'_> {
     pub(super) fn declare_inputs(&mut self) -> Result<()> {
@@ -76,6 +81,19 @@ impl Emission<'_> {
     }
 
     pub(super) fn finish(mut self, data_file: &str) -> Emitted {
+        if let Some(Fixed { tokens, past }) = self.purpose.fixed {
+            let sizes = HashMap::from([
+                ("batch_size", 1),
+                ("sequence_length", tokens),
+                ("past_sequence_length", past),
+                ("total_sequence_length", past + tokens),
+            ]);
+            for dim in self.inputs.iter_mut().chain(&mut self.outputs).flat_map(|(port, _)| &mut port.dims) {
+                if let Some(size) = sizes.get(dim.as_str()) {
+                    *dim = size.to_string();
+                }
+            }
+        }
         let apart = self.weights.stored.iter().filter(|stored| stored.packed.is_none());
         let apart = apart.flat_map(|s| s.parts.iter().chain(s.views.iter().map(|(_, view)| view)));
         let parts = apart.chain(self.weights.packs.iter().flat_map(|pack| &pack.parts));

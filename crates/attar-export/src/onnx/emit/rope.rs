@@ -4,7 +4,7 @@ use attar_graph::{Node, Op, op::Rope};
 
 use super::{Element, Emission, Value, constant};
 use crate::{
-    Result,
+    Result, kit,
     onnx::{Style, proto},
 };
 
@@ -38,6 +38,10 @@ impl Emission<'_> {
         }
         let name = format!("/rope.{}", self.ropes.len());
         self.ropes.push((rope.clone(), head, positions.into(), name.clone()));
+        if let Some(fixed) = self.purpose.fixed {
+            self.rows_of_angles(rope, head, &name, positions, fixed.past + fixed.tokens);
+            return name;
+        }
         let constant = || format!("{name}/frequencies");
         let same = rope.longest_short().is_none().then(|| self.frequencies(rope, head, constant(), 0));
         let axes = self.ints(&[1, 3]);
@@ -62,6 +66,54 @@ impl Emission<'_> {
             self.node("Concat", format!("{name}/{axis}"), &[&first, &half], vec![("axis", Value::Int(-1))]);
         }
         name
+    }
+
+    /// `NAME/cos` and `NAME/sin` as rows of tables for all positions of a context: products of positions and frequencies are too coarse in f16.
+    fn rows_of_angles(&mut self, rope: &Rope, head: usize, name: &str, positions: &str, context: usize) {
+        let one = self.ints(&[1]);
+        let longest = rope.longest_short().filter(|longest| context > *longest);
+        let last = longest.map(|longest| {
+            let axis = self.ints(&[-1]);
+            let at = self.cast(format!("{name}/positions"), positions, Element::F32);
+            let last = self.node("ReduceMax", format!("{name}/last"), &[&at, &axis], vec![("keepdims", Value::Int(1))]);
+            let first_long = self.float(longest as f32);
+            self.node("Less", format!("{name}/is_short"), &[&last, &first_long], vec![])
+        });
+        for (what, of, sign) in [("cos", f32::cos as fn(f32) -> f32, 1.0), ("sin", f32::sin, -1.0)] {
+            let rows = |e: &mut Self, list: &str, length: usize| {
+                let table = e.table_of_angles(rope, [head, context, length], &format!("{name}/{what}{list}/table"), of, sign);
+                e.node("Gather", format!("{name}/{what}{list}/rows"), &[&table, positions], vec![])
+            };
+            let rows = match (&last, longest) {
+                (Some(is_short), Some(longest)) => {
+                    let [short, long] =
+                        [(".short", longest), (".long", longest + 1)].map(|(list, length)| rows(self, list, length));
+                    self.node("Where", format!("{name}/{what}/rows"), &[is_short, &short, &long], vec![])
+                }
+                _ => rows(self, "", 0),
+            };
+            self.node("Unsqueeze", format!("{name}/{what}"), &[&rows, &one], vec![]);
+        }
+    }
+
+    /// Rows of a function of angles for both halves of a head, `[context, head]`, the first half times `sign`.
+    fn table_of_angles(
+        &mut self,
+        rope: &Rope,
+        [head, context, length]: [usize; 3],
+        name: &str,
+        of: fn(f32) -> f32,
+        sign: f32,
+    ) -> String {
+        let frequencies = rope.frequencies_of(head, length);
+        let row = |at: usize| {
+            let half: Vec<f32> = frequencies.iter().map(|f| of(at as f32 * f) * rope.magnitude()).collect();
+            half.iter().map(|value| sign * value).chain(half.clone()).collect::<Vec<f32>>()
+        };
+        let mut values: Vec<f32> = (0..context).flat_map(row).collect();
+        kit::without_negative_zeros(&mut values);
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.constant(name.into(), Element::F32, &[context, head], bytes)
     }
 
     /// `NAME/cos` and `NAME/sin` of angles, times a magnitude.

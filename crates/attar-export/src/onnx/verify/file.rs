@@ -40,8 +40,8 @@ pub(super) struct Place {
 }
 
 impl Opened {
-    pub(super) fn open(folder: &Path) -> Result<Opened> {
-        let (path, data_path) = (folder.join(onnx::MODEL), folder.join(onnx::DATA));
+    pub(super) fn open(folder: &Path, file: &str) -> Result<Opened> {
+        let (path, data_path) = (folder.join(file), folder.join(onnx::DATA));
         let graph = parse(&path, &read_bounded(&path)?)?;
         let data = fs::File::open(&data_path).map_err(Error::io("read", &data_path))?;
         let (mut makers, mut readers) = (HashMap::new(), HashMap::<String, Vec<usize>>::new());

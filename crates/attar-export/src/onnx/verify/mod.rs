@@ -11,7 +11,7 @@ mod meaning;
 
 use std::{ops::Range, path::Path};
 
-use attar_tensor::Dtype;
+use attar_tensor::{Dtype, Encoding};
 
 use crate::{
     Artifact, Error, Input, Original, Result, Verification, VerifiedTensor,
@@ -30,20 +30,38 @@ pub fn check(path: &Path, bytes: &[u8]) -> Result<()> {
     file::parse(path, bytes).map(drop)
 }
 
+/// What to read.
+#[derive(Clone, Copy)]
+pub(crate) struct Written<'f> {
+    /// The file of the graph.
+    pub(crate) file: &'f str,
+    /// Whether zeros in plain numbers lost their sign.
+    pub(crate) unsigned_zeros: bool,
+}
+
+impl Written<'_> {
+    /// What most targets write.
+    pub(crate) const USUAL: Written<'static> = Written { file: crate::onnx::MODEL, unsigned_zeros: false };
+}
+
 /// Compares all weights that a node of the graph reads, tied ones once.
 pub(crate) fn verify(
     model: &Input<'_>,
     artifact: &Artifact,
     folder: &Path,
+    written: Written<'_>,
     original: Option<Original<'_>>,
 ) -> Result<Verification> {
-    let opened = Opened::open(folder)?;
-    kit::compare_weights(model, artifact, folder, &|weight| Read { opened: &opened, weight }.compare(original))
+    let opened = Opened::open(folder, written.file)?;
+    kit::compare_weights(model, artifact, folder, &|weight| {
+        Read { opened: &opened, weight, unsigned_zeros: written.unsigned_zeros }.compare(original)
+    })
 }
 
 struct Read<'a> {
     opened: &'a Opened,
     weight: &'a Weight<'a>,
+    unsigned_zeros: bool,
 }
 
 impl Read<'_> {
@@ -56,6 +74,9 @@ impl Read<'_> {
             wanted.resize(found.len(), 0.0);
             self.weight.expr.read(self.weight.source, rows.clone(), wanted)?;
             kit::as_stored(self.weight.encoding, wanted);
+            if self.unsigned_zeros && matches!(self.weight.encoding, Encoding::Plain(_)) {
+                kit::without_negative_zeros(wanted);
+            }
             same(&self.weight.entry.name, rows.start, columns, found, wanted)?;
             let Some(original) = original else { return Ok(()) };
             before.resize(found.len(), 0.0);
