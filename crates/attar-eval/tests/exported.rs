@@ -10,7 +10,8 @@ use std::{
 };
 
 use attar_eval::{Artifact, ENGINES, Installation, Mode, Output, Places, Reference, Runner, Window, outputs};
-use attar_export::{Input, Side};
+use attar_export::{Content, Input, Side};
+use attar_graph::Op;
 use attar_model::Model;
 
 fn skip(reason: impl std::fmt::Display) {
@@ -47,11 +48,26 @@ fn rows(runner: &dyn Runner, output: Output) -> Vec<f32> {
 /// The largest share of its largest output by which an engine may be off: f32 sums in another order.
 const SAME: f32 = 2e-5;
 
+/// The same of an engine that has no exact mode, and computes in f16.
+const ROUNDED: f32 = 3e-2;
+
+/// What belongs to a model, with what runtimes for texts ask for.
+fn side(model: &Model) -> Side {
+    let text = |text: &str| Content::Text(text.into());
+    let files = [("tokenizer.json", text("{}")), ("generation_config.json", text("{\"eos_token_id\": 3}"))];
+    Side { context: model.config.context, files: files.into(), ..Side::default() }
+}
+
+/// Whether positions of a long text are turned in another way, which an engine that reads its beginning first cannot know.
+fn turns_by_length(model: &Model) -> bool {
+    model.graph.nodes().iter().any(|node| matches!(&node.op, Op::Rope(rope) if rope.longest_short().is_some()))
+}
+
 fn agrees(model: &Model, folder: &Path, installation: &Installation) -> f32 {
     let output =
         [Output::Logits, Output::Embedding].into_iter().find(|output| output.of(&outputs(&model.graph)).is_ok()).unwrap();
     let host = std::env::current_exe().unwrap().parent().unwrap().with_file_name("examples").join("engine");
-    let mut artifact = Artifact::new(installation.clone(), folder, Mode::Exact, host);
+    let mut artifact = Artifact::new(installation.clone(), folder, installation.engine.modes[0], host);
     artifact.threads = Some(1);
     artifact.timeout = Duration::from_secs(120);
     let (wanted, found) = (rows(&Reference::new(model), output), rows(&artifact, output));
@@ -83,15 +99,13 @@ fn every_model_of_every_target_opens_and_agrees() {
                 continue;
             }
             let folder = tempfile::tempdir().unwrap();
-            let input = Input {
-                graph: &model.graph,
-                source: &*model.source,
-                side: &Side { context: model.config.context, ..Side::default() },
-            };
+            let input = Input { graph: &model.graph, source: &*model.source, side: &side(&model) };
             format.write(&input, folder.path(), &mut |_, _| {}).unwrap();
-            for engine in engines {
+            let in_parts = |engine: &&&Installation| !engine.engine.modes.contains(&Mode::Exact);
+            for engine in engines.iter().filter(|engine| !(in_parts(engine) && turns_by_length(&model))) {
                 let off = agrees(&model, folder.path(), engine);
-                if off.is_nan() || off >= SAME {
+                let bound = if engine.engine.modes.contains(&Mode::Exact) { SAME } else { ROUNDED };
+                if off.is_nan() || off >= bound {
                     wrong.push(format!("{} in {} of {}: off by {off}", path.display(), target.name, engine.engine.name));
                 }
             }

@@ -41,9 +41,11 @@ pub(crate) fn description_in(folder: &Path) -> Option<PathBuf> {
     Some(folder.join(ARTIFACT)).filter(|path| path.is_file())
 }
 
-/// What the artifact in `folder` returns, if it describes itself.
-pub(crate) fn outputs_in(folder: &Path) -> Vec<Port> {
-    Described::read(folder).ok().flatten().map(|described| described.artifact.outputs).unwrap_or_default()
+/// Whether the artifact in `folder` says that it takes several tokens and returns the logits of the last alone.
+pub(crate) fn returns_last(folder: &Path) -> bool {
+    let Ok(Some(Described { artifact, .. })) = Described::read(folder) else { return false };
+    let is_one = |port: &Port| port.dims.get(1).is_some_and(|dim| dim == "1");
+    artifact.outputs.iter().any(|port| port.name == "logits" && is_one(port)) && !artifact.inputs.first().is_some_and(is_one)
 }
 
 impl Described {

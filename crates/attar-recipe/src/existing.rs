@@ -41,9 +41,7 @@ impl Existing {
 
     /// Whether attar wrote it to return the logits of the last token alone.
     pub(crate) fn returns_last(&self) -> bool {
-        described::outputs_in(&self.folder)
-            .iter()
-            .any(|port| port.name == "logits" && port.dims.get(1).is_some_and(|dim| dim == "1"))
+        described::returns_last(&self.folder)
     }
 
     /// The engines that open what is at `path`; none opens a checkpoint.

@@ -512,6 +512,7 @@ impl Recipe {
         }
         if !engine.modes.contains(&mode) {
             let error = Error::recipe(format!("eval `{}`: {} has no mode `{mode}`", eval.name, engine.name));
+            let error = error.hint("leave `modes` out, or measure it in another eval".to_owned());
             return Err(self.document.place(error, &format!("{}.modes", eval.key)));
         }
         let device = eval.device.as_deref().map(|device| engine.device(device));

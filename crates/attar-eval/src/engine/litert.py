@@ -36,11 +36,14 @@ def section(data, content):
 
 class Session:
     def __init__(self, library, model, mode, device, threads):
+        if device.upper() != "CPU":
+            raise ValueError(f"no device is named `{device}`")
         with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            content = section(data, MODEL)
+            # The model reads it for as long as it lives, and does not keep it.
+            self.content = section(data, MODEL)
         accelerator = HardwareAccelerator.CPU
         options = Options(hardware_accelerators=accelerator, cpu_options=CpuOptions(num_threads=threads or os.cpu_count() or 1))
-        self.model = CompiledModel.from_buffer(content, options=options)
+        self.model = CompiledModel.from_buffer(self.content, options=options)
         signatures = self.model.get_signature_list()
         self.calls = {key: Call(self.model, key, ports) for key, ports in signatures.items()}
         self.decode = self.calls["decode"]
@@ -48,6 +51,9 @@ class Session:
         # The lengths of parts of prompts, longest first.
         self.parts = sorted((call for key, call in self.calls.items() if key != "decode"), key=lambda call: -call.length)
         self.caches = {name: buffer for name, buffer in self.decode.inputs.items() if name.startswith(CACHE)}
+        # What a mask hides is multiplied by 0, which is not enough for what is no number.
+        for name, buffer in self.caches.items():
+            buffer.write(np.zeros(self.decode.sizes[name], np.float32))
         self.length, self.pending, self.numbers = 0, [], {}
 
     def feed(self, tokens, afresh):
@@ -96,6 +102,7 @@ class Call:
         self.model, self.key = model, key
         shapes = {name: detail["shape"] for name, detail in model.get_input_tensor_details(key).items()}
         self.length, self.cache = (int(size) for size in shapes["mask"][2:])
+        self.sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
         self.inputs = {name: model.create_input_buffer_by_name(key, name) for name in ports["inputs"]}
         self.outputs = {name: model.create_output_buffer_by_name(key, name) for name in ports["outputs"]}
         self.widths = {name: int(detail["shape"][-1]) for name, detail in model.get_output_tensor_details(key).items()}

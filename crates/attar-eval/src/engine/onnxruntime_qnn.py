@@ -7,6 +7,8 @@ NAME = "QNNExecutionProvider"
 
 class Session:
     def __init__(self, library, model, mode, device, threads):
+        if device.upper() != "HTP":
+            raise ValueError(f"no device is named `{device}`")
         folder = os.path.dirname(model)
         with open(model, encoding="utf-8") as file:
             config = json.load(file)

@@ -116,7 +116,7 @@ fn recipe(task: &Task, arguments: &ArgMatches, subject: &Path, settings: &toml::
         None => vec![("model", model_value(subject, &ignored(arguments))), ("baseline", baseline.unwrap_or(false.into()))],
         Some(engine) => {
             eval.insert("runners".into(), vec![engine.name].into());
-            eval.insert("modes".into(), vec![mode(arguments).to_string()].into());
+            eval.insert("modes".into(), vec![mode(arguments, engine)?.to_string()].into());
             eval.extend(device(arguments).map(|device| ("device".to_owned(), device.into())));
             std::iter::once(("artifact", subject.display().to_string().into()))
                 .chain(baseline.map(|path| ("baseline", path)))

@@ -44,7 +44,8 @@ impl Verb for Generate {
                 Existing::check_whole(subject)?;
                 let existing = Existing::open(subject)?;
                 let tokenizer = existing.tokenizer()?;
-                let artifact = existing.run_by(engine, mode(arguments), &environment.engines())?.on(device(arguments))?;
+                let artifact =
+                    existing.run_by(engine, mode(arguments, engine)?, &environment.engines())?.on(device(arguments))?;
                 generate(&artifact, &tokenizer, &existing.config, &prompt, limit, printer)
             }
             None => {

@@ -18,8 +18,7 @@ pub(super) fn runner_flags(command: Command) -> Command {
         .value_parser(PossibleValuesParser::new(names));
     let mode = Arg::new("mode")
         .long("mode")
-        .help("For artifacts: keep activations exact, or let the engine do as it does by default")
-        .default_value("exact")
+        .help("For artifacts: keep activations exact, or let the engine do as it does by default [default: exact, where the engine can]")
         .value_parser(["exact", "default"]);
     let device = Arg::new("device")
         .long("device")
@@ -33,11 +32,16 @@ pub(super) fn device(arguments: &ArgMatches) -> Option<&str> {
     arguments.get_one::<String>("device").map(String::as_str)
 }
 
-/// The mode that was asked for.
-pub(super) fn mode(arguments: &ArgMatches) -> Mode {
-    match arguments.get_one::<String>("mode").is_some_and(|mode| mode == "default") {
-        true => Mode::Default,
-        false => Mode::Exact,
+/// The mode that was asked for, or the most exact one that the engine has.
+pub(super) fn mode(arguments: &ArgMatches, engine: &Engine) -> Result<Mode, Error> {
+    let asked = match arguments.get_one::<String>("mode").map(String::as_str) {
+        None => return Ok(engine.modes.first().copied().unwrap_or(Mode::Default)),
+        Some("default") => Mode::Default,
+        Some(_) => Mode::Exact,
+    };
+    match engine.modes.contains(&asked) {
+        true => Ok(asked),
+        false => Err(Error::recipe(format!("{} has no mode `{asked}`", engine.name)).hint("leave `--mode` out".to_owned())),
     }
 }
 

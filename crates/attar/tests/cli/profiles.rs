@@ -65,3 +65,45 @@ fn devices_and_targets_that_do_not_fit_are_refused() {
     room.attar(&["export", MODEL, "--out", "out"]).exits(2).says("--target");
     room.attar(&["export", MODEL, "--for", "nothing", "--out", "out"]).exits(2).says("intel-npu");
 }
+
+/// What a phone's runtimes cannot hold is said at the line that asks for it.
+#[test]
+fn phones_take_what_their_runtimes_multiply() {
+    let room = Room::new();
+    let refused = |recipe: String, words: &[&str]| {
+        room.write("recipe.toml", &recipe);
+        let said = room.attar(&["plan", "recipe.toml"]).exits(2);
+        words.iter().for_each(|words| said.says(words));
+    };
+    let usual = RECIPE.replace("MODEL", MODEL);
+    let positive = format!("{usual}positive_scales = true\n");
+    let (android, hexagon) = ("[[export]]\nfor = \"android-cpu\"\n", "[[export]]\nfor = \"hexagon\"\n");
+    refused(format!("{usual}{android}"), &["with positive scales", "set `positive_scales = true`"]);
+    let long = ["`context` of target `litert-lm` is 100000; at most the 512 tokens that the model takes can be", "recipe.toml:11"];
+    refused(format!("{positive}{android}context = 100000\n"), &long);
+    refused(format!("{positive}{android}context = 64\nprefill = [8, 128]\n"), &["`prefill`", "recipe.toml:12"]);
+    refused(format!("{positive}{hexagon}soc = \"sm9999\"\n"), &["sm8750", "recipe.toml:11"]);
+    refused(format!("{}{hexagon}", usual.replace("64", "\"row\"")), &["set `group = 32`"]);
+    room.write("recipe.toml", &format!("{positive}{android}{hexagon}"));
+    room.attar(&["plan", "recipe.toml"]).exits(0).says("write qnn to hexagon");
+}
+
+/// An activation in integers, and a model that names no end, are no matter of weights, and said in the plan, too.
+#[test]
+fn what_else_a_phone_cannot_run_is_said_in_the_plan() {
+    let room = Room::new();
+    let static_ = "[data.calibration]\npath = \"testdata/evals/shakespeare-valid.txt\"\nsamples = 2\nlength = 64\n[[step]]\nkind = \"activations\"\nmode = \"static\"\n";
+    room.write("recipe.toml", &(RECIPE.replace("MODEL", MODEL) + static_ + "[[export]]\ntarget = \"qnn\"\n"));
+    room.attar(&["plan", "recipe.toml"]).exits(2).says("an activation in integers");
+    let folder = room.path("endless");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["model.safetensors", "tokenizer.json"] {
+        std::fs::copy(crate::room::repository().join(MODEL).join(name), folder.join(name)).unwrap();
+    }
+    let config = std::fs::read_to_string(crate::room::repository().join(MODEL).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config.as_object_mut().unwrap().remove("eos_token_id");
+    room.write("endless/config.json", &config.to_string());
+    room.attar(&["export", "endless", "--target", "litert-lm", "--out", "out"]).exits(2).says("which token ends a text");
+    assert!(!room.path("out/model.litertlm").exists());
+}
