@@ -1,12 +1,19 @@
 //! What every target needs: entries of files, sums over weights, runs of rows that fit in memory.
 
-use std::{collections::HashSet, fs, ops::Range, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    ops::Range,
+    path::Path,
+};
 
-use attar_graph::{Expr, Fact, Graph, ValueId};
+use attar_graph::{Expr, Fact, Graph, Node, Origin, ValueId};
 use attar_tensor::{Digest, Dtype, Encoding, Source, write_atomically};
 
 use crate::{
-    Artifact, Defect, Error, FileEntry, Input, PlainEntry, Port, Result, Side, TensorEntry, Totals, Verification, VerifiedTensor,
+    Artifact, Defect, Error, FileEntry, Input, Original, PlainEntry, Port, Result, Side, TensorEntry, Totals, Verification,
+    VerifiedTensor,
+    noise::{Noise, same},
 };
 
 /// The number format of a weight that is not quantized, where a target has that of its dtype. Blocks of a GGUF file are no form of any
@@ -156,6 +163,57 @@ pub(crate) fn compare_weights(
         verification.weights += count as u64;
     }
     Ok(verification)
+}
+
+/// Compares the rows of a weight with what `decode` makes of the artifact's, a few at a time. `decode` gets rows, columns and where they go.
+pub(crate) fn compare_rows(
+    weight: &Weight<'_>,
+    original: Option<Original<'_>>,
+    decode: &mut dyn FnMut(Range<usize>, usize, &mut [f32]) -> Result<()>,
+) -> Result<(VerifiedTensor, usize)> {
+    /// Bytes of f32 that are compared at a time.
+    const CHUNK: usize = 4 << 20;
+    let name = weight.entry.name.as_str();
+    let [rows, columns] = weight.expr.info(weight.source)?.matrix();
+    let mut noise = Noise::default();
+    let [mut found, mut wanted, mut before] = [(); 3].map(|()| Vec::new());
+    for chunk in chunks(rows, (CHUNK / (4 * columns).max(1)).clamp(1, 4096)) {
+        let count = chunk.len() * columns;
+        [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
+        decode(chunk.clone(), columns, &mut found)?;
+        weight.expr.read(weight.source, chunk.clone(), &mut wanted)?;
+        as_stored(weight.encoding, &mut wanted);
+        same(name, chunk.start, columns, &found, &wanted)?;
+        if let Some(original) = original
+            && original(name, chunk, &mut before)?
+        {
+            noise.add(&found, &before);
+        }
+    }
+    Ok((VerifiedTensor { name: name.into(), snr_db: noise.judge(name, weight.encoding)? }, rows * columns))
+}
+
+/// Weights that nodes read, each once: its values, how it is made, all nodes that read it.
+pub(crate) fn distinct(graph: &Graph) -> Vec<(Vec<ValueId>, &Expr, Vec<&Node>)> {
+    let mut all: Vec<(Vec<ValueId>, &Expr, Vec<&Node>)> = Vec::new();
+    let mut known: HashMap<(&Expr, String), usize> = HashMap::new();
+    for node in graph.nodes() {
+        for id in &node.inputs {
+            let value = graph.get(*id);
+            let Origin::Weight(expr) = &value.origin else { continue };
+            let at = *known.entry((expr, value.fact.to_string())).or_insert(all.len());
+            match all.get_mut(at) {
+                None => all.push((vec![*id], expr, vec![node])),
+                Some((values, _, readers)) => {
+                    if !values.contains(id) {
+                        values.push(*id);
+                    }
+                    readers.push(node);
+                }
+            }
+        }
+    }
+    all
 }
 
 /// Every file is what it was when the artifact was written.

@@ -172,6 +172,34 @@ fn the_runtime_generates_what_the_reference_run_does() {
     assert_eq!(results[0]["chat"], "FOOL:\nNuncle\nKING:\n");
 }
 
+/// A token that the tokenizer begins texts with is what the runtime begins them with, once; a chat template that names it does not add another.
+#[test]
+fn texts_begin_with_the_token_of_the_post_processor() {
+    let mut model = shakespeare();
+    let json = model.side.tokenizer().unwrap().unwrap();
+    let mut json: Value = serde_json::from_slice(&json).unwrap();
+    let first = tokens(3, 1)[0] + 500;
+    let name = json["model"]["vocab"].as_object().unwrap().iter().find(|(_, id)| **id == first).unwrap().0.clone();
+    json["post_processor"] = json!({ "type": "TemplateProcessing",
+        "single": [{ "SpecialToken": { "id": name, "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+        "special_tokens": { name.clone(): { "id": name, "ids": [first], "tokens": [name] } } });
+    model.side.files.insert("tokenizer.json", Content::Text(json.to_string()));
+    let template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:\n{{ m['content'] }}\n{% endfor %}";
+    model.side.files.insert("chat_template.jinja", Content::Text(template.into()));
+    model.side.files.insert("tokenizer_config.json", Content::Text(json!({ "bos_token": name }).to_string()));
+    let folder = tempfile::tempdir().unwrap();
+    LiteRtLm { context: Some(128), ..LiteRtLm::default() }.write(&model.input(), folder.path(), &mut |_, _| ()).unwrap();
+    let prompt = "KING HENRY:\n";
+    let chat = json!([{ "role": "FOOL", "content": "Nuncle" }]);
+    let case = json!({ "model": folder.path().join(BUNDLE), "prompts": [prompt], "tokens": 16, "chat": chat });
+    let Some(results) = engines::run("litert", "tests/in_litert_lm.py", &[case]) else { return };
+    assert!(results[0].get("error").is_none(), "{}", results[0]["error"]);
+    let ids = [vec![first], encoded(prompt)].concat();
+    assert_eq!(results[0]["said"][0], real::tokenizer().decode(&greedy(&model, &ids, 16)).unwrap());
+    assert_eq!(results[0]["chat"], "FOOL:\nNuncle\n");
+}
+
 fn refused(model: &Model, format: &LiteRtLm) -> Error {
     let checked = format.check(&model.graph).and_then(|_| format.check_side(&model.side));
     checked.expect_err("refused")

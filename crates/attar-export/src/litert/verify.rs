@@ -17,14 +17,10 @@ use super::{bundle, flat::Table};
 use crate::{
     Artifact, Defect, Error, Input, Original, Result, Verification, VerifiedTensor,
     kit::{self, Weight},
-    noise::{Noise, same},
 };
 
 /// Longest FlatBuffer that is read: it has no weights in it.
 const LIMIT: u64 = 512 << 20;
-
-/// Bytes of f32 that are compared at a time.
-const CHUNK: usize = 4 << 20;
 
 /// Whether `bytes` are a bundle that [`Format::verify`](crate::Format::verify) could read. `path` is for the message.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -48,25 +44,8 @@ pub(super) fn verify(
 }
 
 fn compare(opened: &Opened, weight: &Weight<'_>, original: Option<Original<'_>>) -> Result<(VerifiedTensor, usize)> {
-    let name = weight.entry.name.as_str();
-    let [rows, columns] = weight.expr.info(weight.source)?.matrix();
-    let tensor = opened.tensor(name, &weight.entry.dims)?;
-    let mut noise = Noise::default();
-    let [mut found, mut wanted, mut before] = [(); 3].map(|()| Vec::new());
-    for chunk in kit::chunks(rows, (CHUNK / (4 * columns).max(1)).clamp(1, 4096)) {
-        let count = chunk.len() * columns;
-        [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
-        opened.decode(tensor, chunk.clone(), columns, &mut found)?;
-        weight.expr.read(weight.source, chunk.clone(), &mut wanted)?;
-        kit::as_stored(weight.encoding, &mut wanted);
-        same(name, chunk.start, columns, &found, &wanted)?;
-        if let Some(original) = original
-            && original(name, chunk, &mut before)?
-        {
-            noise.add(&found, &before);
-        }
-    }
-    Ok((VerifiedTensor { name: name.into(), snr_db: noise.judge(name, weight.encoding)? }, rows * columns))
+    let tensor = opened.tensor(&weight.entry.name, &weight.entry.dims)?;
+    kit::compare_rows(weight, original, &mut |rows, columns, out| opened.decode(tensor, rows, columns, out))
 }
 
 /// A constant tensor, as the file has it.

@@ -17,16 +17,12 @@ use roxmltree::{Document, ParsingOptions};
 use crate::{
     Artifact, Defect, Error, Input, Original, Result, Verification, VerifiedTensor,
     kit::{self, Weight},
-    noise::{Noise, same},
     onnx::verify::grid::float,
 };
 
 /// Longest XML that is parsed, and how many parts it may have: honest ones of the largest models are far below.
 const LIMIT: u64 = 64 << 20;
 const PARTS: u32 = 4 << 20;
-
-/// Bytes of f32 that are compared at a time.
-const CHUNK: usize = 4 << 20;
 
 /// NormalFloat of 4 bits (Dettmers et al. 2023), as OpenVINO has it.
 const NF4: [f32; 16] = [
@@ -70,22 +66,9 @@ fn compare(opened: &Opened, weight: &Weight<'_>, original: Option<Original<'_>>)
     let packed = weight.entry.packed.as_ref();
     let (tensor, first) = packed.map_or((name, 0), |packed| (packed.tensor.as_str(), packed.row));
     let meaning = opened.meaning(tensor, [first, rows, columns], packed.is_some())?;
-    let mut noise = Noise::default();
-    let [mut found, mut wanted, mut before] = [(); 3].map(|()| Vec::new());
-    for chunk in kit::chunks(rows, (CHUNK / (4 * columns).max(1)).clamp(1, 4096)) {
-        let count = chunk.len() * columns;
-        [&mut found, &mut wanted, &mut before].into_iter().for_each(|values| values.resize(count, 0.0));
-        opened.decode(&meaning, first + chunk.start..first + chunk.end, columns, &mut found)?;
-        weight.expr.read(weight.source, chunk.clone(), &mut wanted)?;
-        kit::as_stored(weight.encoding, &mut wanted);
-        same(name, chunk.start, columns, &found, &wanted)?;
-        if let Some(original) = original
-            && original(name, chunk, &mut before)?
-        {
-            noise.add(&found, &before);
-        }
-    }
-    Ok((VerifiedTensor { name: name.into(), snr_db: noise.judge(name, weight.encoding)? }, rows * columns))
+    kit::compare_rows(weight, original, &mut |rows, columns, out| {
+        opened.decode(&meaning, first + rows.start..first + rows.end, columns, out)
+    })
 }
 
 /// A constant of the file of numbers.

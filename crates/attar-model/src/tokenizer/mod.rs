@@ -141,6 +141,16 @@ impl Tokenizer {
         texts.iter().map(|text| self.tokens(text, true)).collect()
     }
 
+    /// The tokens of a prompt: with those in front that the tokenizer begins texts with, unless the prompt has them already.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let (plain, framed) = (self.tokens(text, false)?, self.tokens(text, true)?);
+        let front = (0..=framed.len().saturating_sub(plain.len())).find(|at| framed[*at..].starts_with(&plain)).unwrap_or(0);
+        Ok(if plain.starts_with(&framed[..front]) { plain } else { [&framed[..front], &plain].concat() })
+    }
+
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let encoding = foreign(|| self.inner.encode_fast(text, special)).map_err(|e| self.error(e))?;
         self.check(encoding.get_ids()).map(<[u32]>::to_vec)
@@ -210,6 +220,26 @@ mod tests {
     fn a_panic_of_the_library_is_an_error() {
         let error = foreign(|| -> tokenizers::Result<()> { panic!("as on a hostile file") }).unwrap_err();
         assert_eq!(error.to_string(), "the library `tokenizers` panicked on it");
+    }
+
+    #[test]
+    fn a_prompt_begins_as_texts_do_and_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let mut json = serde_json::json!({ "version": "1.0", "added_tokens": [{ "id": 0, "content": "<s>", "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false, "special": true }], "pre_tokenizer": { "type": "Whitespace" },
+            "model": { "type": "WordLevel", "vocab": { "<s>": 0, "a": 1, "b": 2 }, "unk_token": "a" } });
+        let encoded = |json: &serde_json::Value, text: &str| {
+            std::fs::write(&path, json.to_string()).unwrap();
+            Tokenizer::open(&path).unwrap().encode_prompt(text).unwrap()
+        };
+        assert_eq!(encoded(&json, "a b"), [1, 2], "without a post-processor");
+        json["post_processor"] = serde_json::json!({ "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [0], "tokens": ["<s>"] } } });
+        assert_eq!(encoded(&json, "a b"), [0, 1, 2]);
+        assert_eq!(encoded(&json, "<s> a b"), [0, 1, 2], "a chat template has put it there");
     }
 
     #[test]

@@ -64,7 +64,7 @@ fn generate(
     limit: usize,
     printer: &Printer,
 ) -> Result<ExitCode, Error> {
-    let tokens = tokenizer.encode(prompt)?;
+    let tokens = tokenizer.encode_prompt(prompt)?;
     if tokens.is_empty() {
         return Err(Error::recipe("the prompt has no tokens").hint("give some text with `--prompt`".to_owned()));
     }

@@ -7,7 +7,7 @@ mod rope;
 
 use std::collections::{HashMap, HashSet};
 
-use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
+use attar_graph::{Graph, Node, Op, ValueId};
 
 use super::{
     flat::Field,
@@ -20,6 +20,7 @@ use super::{
 use crate::{
     Error, Result,
     decoder::{CachePlaces, cache_places},
+    kit,
 };
 
 /// Adds the operators of an op under the name of its value.
@@ -81,7 +82,7 @@ impl Model {
     pub(super) fn new(graph: &Graph, target: &'static str) -> Result<Model> {
         let graph = graph.legalize(&|op| emitter(op).is_some())?;
         let (mut stored, mut of, mut bytes) = (Vec::new(), HashMap::new(), 0);
-        for (values, expr, readers) in distinct(&graph) {
+        for (values, expr, readers) in kit::distinct(&graph) {
             of.extend(values.iter().map(|id| (*id, stored.len())));
             let mut weight = Stored::new(&graph, target, &readers, &values, expr)?;
             weight.place(&mut bytes);
@@ -334,29 +335,6 @@ impl Emission<'_> {
             _ => [EMBEDDING_LOOKUP, FULLY_CONNECTED],
         }
     }
-}
-
-/// Weights that nodes read, each once: its values, how it is made, all nodes that read it.
-fn distinct(graph: &Graph) -> Vec<(Vec<ValueId>, &Expr, Vec<&Node>)> {
-    let mut all: Vec<(Vec<ValueId>, &Expr, Vec<&Node>)> = Vec::new();
-    let mut known: HashMap<(&Expr, String), usize> = HashMap::new();
-    for node in graph.nodes() {
-        for id in &node.inputs {
-            let value = graph.get(*id);
-            let Origin::Weight(expr) = &value.origin else { continue };
-            let at = *known.entry((expr, value.fact.to_string())).or_insert(all.len());
-            match all.get_mut(at) {
-                None => all.push((vec![*id], expr, vec![node])),
-                Some((values, _, readers)) => {
-                    if !values.contains(id) {
-                        values.push(*id);
-                    }
-                    readers.push(node);
-                }
-            }
-        }
-    }
-    all
 }
 
 /// The dimensions of two values together.

@@ -9,7 +9,7 @@ mod rope;
 
 use std::collections::HashMap;
 
-use attar_graph::{Dim, Expr, Graph, Node, Op, Origin, ValueId};
+use attar_graph::{Dim, Graph, Node, Op, ValueId};
 
 use super::{
     ir::{Data, Element, Ir, Kind, Out},
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     Error, Port, Result,
     decoder::{CachePlaces, cache_places},
+    kit,
 };
 
 /// Adds the layers of an op under the name of its value.
@@ -122,9 +123,9 @@ impl<'g> Emission<'g> {
             past: None,
             inputs: HashMap::new(),
         };
-        for (values, expr, node) in distinct(graph) {
+        for (values, expr, readers) in kit::distinct(graph) {
             emission.of.extend(values.iter().map(|id| (*id, emission.stored.len())));
-            emission.stored.push(Stored::new(graph, node, &values, expr)?);
+            emission.stored.push(Stored::new(graph, readers[0], &values, expr)?);
         }
         emission.place();
         Ok(emission)
@@ -336,25 +337,6 @@ impl<'g> Emission<'g> {
         ];
         self.layer_of(part.name.clone(), ("Const", 1), data, &[], part.element)
     }
-}
-
-/// Weights that nodes read, each once: its values, how it is made, the first that reads it.
-fn distinct(graph: &Graph) -> Vec<(Vec<ValueId>, &Expr, &Node)> {
-    let mut all: Vec<(Vec<ValueId>, &Expr, &Node)> = Vec::new();
-    let mut known: HashMap<(&Expr, String), usize> = HashMap::new();
-    for node in graph.nodes() {
-        for id in &node.inputs {
-            let value = graph.get(*id);
-            let Origin::Weight(expr) = &value.origin else { continue };
-            let at = *known.entry((expr, value.fact.to_string())).or_insert(all.len());
-            match all.get_mut(at) {
-                None => all.push((vec![*id], expr, node)),
-                Some((values, ..)) if !values.contains(id) => values.push(*id),
-                Some(_) => (),
-            }
-        }
-    }
-    all
 }
 
 fn constant(dim: &Dim) -> i64 {
