@@ -268,7 +268,7 @@ pub fn onnx(bytes: &[u8]) {
 
 /// A bundle for LiteRT-LM.
 pub fn litert_lm(bytes: &[u8]) {
-    let _ = attar_export::check_litert_lm(Path::new("model.litertlm"), bytes);
+    let _ = attar_export::check_litert(Path::new("model.litertlm"), bytes);
 }
 
 /// The `openvino_model.xml` of an artifact.

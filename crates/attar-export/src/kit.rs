@@ -165,11 +165,14 @@ pub(crate) fn compare_weights(
     Ok(verification)
 }
 
-/// Compares the rows of a weight with what `decode` makes of the artifact's, a few at a time. `decode` gets rows, columns and where they go.
+/// Reads rows of a weight from an artifact: which, how many columns they have, and where they go.
+pub(crate) type Decode<'d> = &'d mut dyn FnMut(Range<usize>, usize, &mut [f32]) -> Result<()>;
+
+/// Compares the rows of a weight with what `decode` makes of the artifact's, a few at a time.
 pub(crate) fn compare_rows(
     weight: &Weight<'_>,
     original: Option<Original<'_>>,
-    decode: &mut dyn FnMut(Range<usize>, usize, &mut [f32]) -> Result<()>,
+    decode: Decode<'_>,
 ) -> Result<(VerifiedTensor, usize)> {
     /// Bytes of f32 that are compared at a time.
     const CHUNK: usize = 4 << 20;

@@ -9,7 +9,7 @@ mod tiny;
 
 use std::{fs, path::Path};
 
-use attar_export::{Artifact, Content, Defect, Error, Format, LiteRtLm, check_litert_lm};
+use attar_export::{Artifact, Content, Defect, Error, Format, LiteRtLm, Tflite, check_litert};
 use real::{encoded, greedy, shakespeare};
 use serde_json::{Value, json};
 use tiny::{Model, Tiny, difference, tokens};
@@ -239,6 +239,19 @@ fn a_bundle_that_the_runtime_would_not_open_is_refused() {
 fn seeds_of_the_fuzzer_parse_or_are_refused() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/fuzz/litert_lm");
     let seeds = fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap_or_default());
-    let parsed = seeds.filter(|bytes| check_litert_lm(Path::new(BUNDLE), bytes).is_ok());
+    let parsed = seeds.filter(|bytes| check_litert(Path::new(BUNDLE), bytes).is_ok());
     assert!(parsed.count() > 0);
+}
+
+/// A model by itself is for encoders, and a text has the tokens that it was written for.
+#[test]
+fn a_model_by_itself_is_an_encoder_of_one_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let decoder = Tiny::default().build(folder.path());
+    let error = Tflite::default().check(&decoder.graph).expect_err("refused");
+    assert!(matches!(&error, Error::Kind { .. }) && error.hint().unwrap().contains("litert-lm"), "{error}");
+    for (tokens, words) in [(0, "`tokens` of target `tflite` is 0"), (41, "at most the 40 tokens that the model takes")] {
+        let error = Tflite { tokens: Some(tokens) }.check_side(&decoder.side).expect_err("refused");
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }

@@ -40,11 +40,16 @@ class Session:
             raise ValueError(f"no device is named `{device}`")
         with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             # The model reads it for as long as it lives, and does not keep it.
-            self.content = section(data, MODEL)
+            self.content = data[:] if data[4:8] == b"TFL3" else section(data, MODEL)
         accelerator = HardwareAccelerator.CPU
         options = Options(hardware_accelerators=accelerator, cpu_options=CpuOptions(num_threads=threads or os.cpu_count() or 1))
         self.model = CompiledModel.from_buffer(self.content, options=options)
+        self.text = None
         signatures = self.model.get_signature_list()
+        if "decode" not in signatures:
+            ((key, ports),) = signatures.items()
+            self.text, self.outputs = Text(self.model, key, ports), list(ports["outputs"])
+            return
         self.calls = {key: Call(self.model, key, ports) for key, ports in signatures.items()}
         self.decode = self.calls["decode"]
         self.outputs = [name for name in signatures["decode"]["outputs"] if not name.startswith(CACHE)]
@@ -57,11 +62,14 @@ class Session:
         self.length, self.pending, self.numbers = 0, [], {}
 
     def feed(self, tokens, afresh):
+        self.fed = len(tokens)
+        if self.text:
+            return self.text.run(tokens)
         if afresh:
             self.length, self.pending = 0, []
         else:
             self.advance(len(self.pending))
-        self.numbers, self.fed = {}, len(tokens)
+        self.numbers = {}
         room = self.decode.cache - self.length
         if len(tokens) > room:
             raise ValueError(f"{len(tokens)} tokens were given, and the caches have room for {room}: export with a larger `context`")
@@ -82,6 +90,8 @@ class Session:
         self.length += len(tokens)
 
     def rows(self, output, start, end):
+        if self.text:
+            return chosen(self.text.output(output), start, end, self.fed)
         if not 0 <= start <= end <= self.fed:
             raise ValueError(f"rows {start} to {end} were asked for, and {self.fed} tokens have run")
         missing = [row for row in range(start, end) if row not in self.numbers]
@@ -93,6 +103,29 @@ class Session:
             self.numbers[row] = {name: self.decode.output(name) for name in self.outputs}
         values = [self.numbers[row][output] for row in range(start, end)]
         return chosen(np.stack(values) if values else np.zeros((0, 1), np.float32), 0, end - start, self.fed)
+
+
+class Text:
+    """An encoder for texts of one length, which are padded behind."""
+
+    def __init__(self, model, key, ports):
+        self.model, self.key = model, key
+        self.length = int(model.get_input_tensor_details(key)["input_ids"]["shape"][1])
+        self.inputs = {name: model.create_input_buffer_by_name(key, name) for name in ports["inputs"]}
+        self.outputs = {name: model.create_output_buffer_by_name(key, name) for name in ports["outputs"]}
+        self.widths = {name: int(detail["shape"][-1]) for name, detail in model.get_output_tensor_details(key).items()}
+
+    def run(self, tokens):
+        if len(tokens) > self.length:
+            raise ValueError(f"{len(tokens)} tokens were given, and texts have {self.length} at most: export with more `tokens`")
+        ids, mask = np.zeros(self.length, np.int32), np.zeros(self.length, np.int32)
+        ids[: len(tokens)], mask[: len(tokens)] = tokens, 1
+        for name, buffer in self.inputs.items():
+            buffer.write({"input_ids": ids, "attention_mask": mask}.get(name, np.zeros(self.length, np.int32)))
+        self.model.run_by_name(self.key, self.inputs, self.outputs)
+
+    def output(self, name):
+        return self.outputs[name].read(self.widths[name], np.float32).reshape(1, -1)
 
 
 class Call:

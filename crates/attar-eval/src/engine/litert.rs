@@ -1,4 +1,4 @@
-//! LiteRT, through its Python package: it runs the model in a bundle for LiteRT-LM.
+//! LiteRT, through its Python package: it runs models, and those in bundles for LiteRT-LM.
 //!
 //! Not LiteRT-LM itself, which returns text and no logits; both run the same kernels. They round what products with codes read to int8, and have no
 //! other mode.
@@ -17,7 +17,7 @@ pub(super) static ENGINE: Engine = Engine {
         installer: None,
     },
     pins: include_str!("../../engines/litert.txt"),
-    opens: &[Opens { target: "litert-lm", file: "model.litertlm" }],
+    opens: &[Opens { target: "litert-lm", file: "model.litertlm" }, Opens { target: "tflite", file: "model.tflite" }],
     modes: &[Mode::Default],
     devices: &["CPU"],
     worker: Worker::Python(include_str!("litert.py")),

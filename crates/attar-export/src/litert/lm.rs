@@ -7,7 +7,7 @@ use std::{fs, io::Write as _, path::Path};
 
 use attar_graph::Graph;
 use attar_model::ChatTemplate;
-use attar_tensor::{Encoding, write_atomically};
+use attar_tensor::Encoding;
 use flate2::{Compression, write::ZlibEncoder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use super::{
     metadata::{self, Metadata, Sampler},
     schema::{self, Subgraph},
     verify,
-    weight::{Form, Stored},
+    weight::{Form, Stored, write_model},
 };
 use crate::{
     Artifact, Error, Format, Input, Original, Plan, Port, Progress, Result, Side, Target, Verification, decoder::Decoder, kit,
@@ -91,8 +91,8 @@ impl LiteRtLm {
         let mut calls: Vec<(String, usize, bool)> =
             lengths.into_iter().map(|tokens| (format!("prefill_{tokens}"), tokens, false)).collect();
         calls.push((DECODE.into(), 1, true));
-        let sub = |(signature, tokens, logits): &(String, usize, bool)| {
-            model.subgraph(Call { signature, tokens: *tokens, cache, logits: *logits }, scales)
+        let sub = |(signature, tokens, outputs): &(String, usize, bool)| {
+            model.subgraph(Call { signature, tokens: *tokens, cache, outputs: *outputs }, scales)
         };
         calls.iter().map(sub).collect()
     }
@@ -122,11 +122,7 @@ impl Format for LiteRtLm {
         let (metadata, tokenizer) = told(model.side, cache)?;
         let built = Model::new(model.graph, TARGET.name)?;
         model.graph.verify_weights(model.source)?;
-        let scales = built.stored.iter().map(|stored| match stored.form {
-            Form::Rows(..) => stored.row_scales(model.source),
-            _ => Ok(Vec::new()),
-        });
-        let subgraphs = self.subgraphs(&built, model.side.context, &scales.collect::<Result<Vec<_>>>()?)?;
+        let subgraphs = self.subgraphs(&built, model.side.context, &built.row_scales(model.source)?)?;
         let flatbuffer = schema::flatbuffer(&subgraphs);
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         write(&folder.join(BUNDLE), [&metadata, &tokenizer, &flatbuffer], &built, model, progress)?;
@@ -188,39 +184,17 @@ fn deflated(bytes: &[u8]) -> Vec<u8> {
     to.write_all(bytes).and_then(|()| to.finish()).expect("a vector takes all bytes")
 }
 
-/// Writes the bundle: metadata, tokenizer and FlatBuffer, and behind that the numbers of weights.
+/// Writes the bundle: metadata, tokenizer and model.
 fn write(path: &Path, sections: [&[u8]; 3], built: &Model, model: &Input<'_>, progress: Progress<'_>) -> Result<()> {
     let [metadata, tokenizer, flatbuffer] = sections.map(|section| section.len() as u64);
     let of = [(bundle::METADATA, metadata), (bundle::TOKENIZER, tokenizer), (bundle::MODEL, flatbuffer + built.bytes)];
     let (header, places) = bundle::header(&of);
-    let (mut at, mut done, total) = (0, 0, built.bytes.max(1));
-    write_atomically(path, |to| {
-        let mut put = |offset: Option<u64>, bytes: &[u8]| {
-            let gap = usize::try_from(offset.unwrap_or(at) - at).expect("gaps are shorter than a block");
-            at += gap as u64 + bytes.len() as u64;
-            to.write_all(&vec![0; gap]).and_then(|()| to.write_all(bytes)).map_err(Error::io("write", path))
-        };
-        put(None, &header)?;
-        for (place, section) in places.iter().zip(sections) {
-            put(Some(place.start), section)?;
-        }
-        let behind = places[2].start + flatbuffer;
-        for stored in &built.stored {
-            for (offset, part) in stored.parts() {
-                let mut next = Some(behind + offset);
-                stored.stream(part, model.source, &mut |bytes| {
-                    done += bytes.len() as u64;
-                    progress(done.min(total), total);
-                    put(next.take(), bytes)
-                })?;
-            }
-        }
-        progress(total, total);
-        Ok(())
-    })
+    let starts = places.iter().map(|place| place.start);
+    let parts: Vec<(u64, &[u8])> = std::iter::once((0, header.as_slice())).chain(starts.zip(sections)).collect();
+    write_model(path, &parts, built, model.source, progress)
 }
 
-fn ports(graph: &Subgraph, of: &[(String, i32)]) -> Vec<Port> {
+pub(super) fn ports(graph: &Subgraph, of: &[(String, i32)]) -> Vec<Port> {
     let port = |(name, tensor): &(String, i32)| {
         let schema::Tensor { element, dims, .. } = &graph.tensors[*tensor as usize];
         Port { name: name.clone(), dims: dims.iter().map(ToString::to_string).collect(), dtype: element.name().into() }
@@ -229,7 +203,7 @@ fn ports(graph: &Subgraph, of: &[(String, i32)]) -> Vec<Port> {
 }
 
 /// What to know before it is written.
-fn notes(stored: &[Stored]) -> Vec<String> {
+pub(super) fn notes(stored: &[Stored]) -> Vec<String> {
     let wide = |stored: &&Stored| stored.form == Form::Plain && stored.dims.len() == 2 && !is_f32(stored.encoding());
     let Some(first) = stored.iter().find(wide) else { return Vec::new() };
     let (count, bytes) = stored.iter().filter(wide).fold((0, 0), |(count, bytes), s| (count + 1, bytes + s.entry().stored_bytes));

@@ -14,6 +14,7 @@ mod emit;
 mod flat;
 pub(super) mod lm;
 mod metadata;
+pub(super) mod plain;
 mod schema;
 pub(crate) mod verify;
 mod weight;

@@ -25,11 +25,15 @@ const LIMIT: u64 = 512 << 20;
 /// Whether `bytes` are a bundle that [`Format::verify`](crate::Format::verify) could read. `path` is for the message.
 pub fn check(path: &Path, bytes: &[u8]) -> Result<()> {
     let malformed = |reason: String| Error::Malformed { path: path.into(), defect: Defect::Parse(reason) };
-    let length = bytes.len() as u64;
-    let place = bundle::section(bytes, length, bundle::MODEL).map_err(|reason| malformed(reason.into()))?;
+    let place = model_in(bytes, bytes.len() as u64).map_err(|reason| malformed(reason.into()))?;
     let model = &bytes[place.start as usize..place.end as usize];
     let tensors = tensors(model).map_err(malformed)?;
     tensors.values().try_for_each(|tensor| tensor.check(model.len() as u64, &tensors)).map_err(malformed)
+}
+
+/// Where the model is in a file that begins with `head`: in a section of a bundle, or it is all of the file.
+fn model_in(head: &[u8], length: u64) -> std::result::Result<Range<u64>, &'static str> {
+    if head.get(4..8) == Some(b"TFL3") { Ok(0..length) } else { bundle::section(head, length, bundle::MODEL) }
 }
 
 /// Compares all weights that a node of the graph reads, tied ones once.
@@ -165,7 +169,7 @@ impl Opened {
             Ok(bytes)
         };
         let head = read(0..bundle::head(length))?;
-        let section = bundle::section(&head, length, bundle::MODEL).map_err(|reason| malformed(reason.into()))?;
+        let section = model_in(&head, length).map_err(|reason| malformed(reason.into()))?;
         // The FlatBuffer ends where the first numbers begin; it is read in steps, for it does not say how long it is.
         let mut step = 1 << 20;
         let tensors = loop {

@@ -3,12 +3,17 @@
 //! LiteRT multiplies codes of 8 bits with a scale a row, and codes of 4 bits with a scale a row or a scale for every 32, 64, 128 or 256 weights of one.
 //! All other weights are f32: its processors' kernels take no bf16.
 
-use attar_graph::{Expr, Graph, Node, Op, ValueId};
-use attar_tensor::{Dtype, Encoding, Granularity, QuantizedTensor, ScaleFormat, Scheme, Source, TensorInfo};
+use std::path::Path;
 
-use super::schema::{ALIGNMENT, Data, Element};
+use attar_graph::{Expr, Graph, Node, Op, ValueId};
+use attar_tensor::{Dtype, Encoding, Granularity, QuantizedTensor, ScaleFormat, Scheme, Source, TensorInfo, write_atomically};
+
+use super::{
+    emit::Model,
+    schema::{ALIGNMENT, Data, Element},
+};
 use crate::{
-    Error, Result, TensorEntry,
+    Error, Progress, Result, TensorEntry,
     kit::{self, Written, chunks},
     layout::{is_even, nibbles},
 };
@@ -228,6 +233,38 @@ pub(super) enum Part {
 
 /// Takes bytes in the order of the file.
 pub(super) type Put<'p> = &'p mut dyn FnMut(&[u8]) -> Result<()>;
+
+/// Writes `parts` at their places, the last of which is the FlatBuffer of `built`, and behind that the numbers of weights: the file is whole or not there.
+pub(super) fn write_model(
+    path: &Path,
+    parts: &[(u64, &[u8])],
+    built: &Model,
+    source: &dyn Source,
+    progress: Progress<'_>,
+) -> Result<()> {
+    let (mut at, mut done, total) = (0, 0, built.bytes.max(1));
+    let behind = parts.last().map_or(0, |(start, bytes)| start + bytes.len() as u64);
+    write_atomically(path, |to| {
+        let mut put = |offset: Option<u64>, bytes: &[u8]| {
+            let gap = usize::try_from(offset.unwrap_or(at) - at).expect("gaps are shorter than a block");
+            at += gap as u64 + bytes.len() as u64;
+            to.write_all(&vec![0; gap]).and_then(|()| to.write_all(bytes)).map_err(Error::io("write", path))
+        };
+        parts.iter().try_for_each(|(start, bytes)| put(Some(*start), bytes))?;
+        for stored in &built.stored {
+            for (offset, part) in stored.parts() {
+                let mut next = Some(behind + offset);
+                stored.stream(part, source, &mut |bytes| {
+                    done += bytes.len() as u64;
+                    progress(done.min(total), total);
+                    put(next.take(), bytes)
+                })?;
+            }
+        }
+        progress(total, total);
+        Ok(())
+    })
+}
 
 fn codes(graph: &Graph, target: &str, readers: &[&Node], name: &str, dims: &[usize], scheme: Scheme) -> Result<Form> {
     let refuse = |wanted, hint| Error::Weight {

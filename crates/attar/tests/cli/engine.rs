@@ -63,7 +63,11 @@ fn every_engine_continues_and_measures_as_the_reference_does() {
         let (said, measured) = (speak("small", &[]), measure("small", &[]));
         assert!(said.starts_with(if exact { "They are the city of my soul and my soul," } else { "They are" }), "{said}");
         for target in engine.opens.iter().map(|opens| opens.target) {
-            room.attar(&["export", "small", "--target", target, "--out", target]).exits(0);
+            let exported = room.attar(&["export", "small", "--target", target, "--out", target]);
+            if exported.stderr.contains("takes encoders") {
+                continue;
+            }
+            exported.exits(0);
             assert_eq!(speak(target, &["--runner", engine.name]), said, "{}, {target}", engine.name);
             let by_engine = measure(target, &["--runner", engine.name]);
             for pointer in ["/perplexity/value", "/against_base/top1_agreement/value"] {

@@ -5,7 +5,7 @@ use attar_graph::{Node, Op, ValueId, op::Attention};
 use super::{Element, Emission, Field};
 use crate::{
     Result,
-    litert::schema::{ADD, BATCH_MATMUL, DYNAMIC_UPDATE_SLICE, LESS, MINIMUM, MUL, SELECT, SOFTMAX, SUB},
+    litert::schema::{ADD, BATCH_MATMUL, CAST, DYNAMIC_UPDATE_SLICE, LESS, MINIMUM, MUL, SELECT, SOFTMAX, SUB},
 };
 
 /// What the runtime puts where a query does not see a key.
@@ -30,28 +30,33 @@ pub(super) fn cache(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<i32
 /// The query heads that share a key head are rows of one product.
 pub(super) fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<i32> {
     let Op::Attention(attention) = &node.op else { unreachable!("the table is right") };
-    if !attention.causal {
-        return Err(e.refuse(node, "full attention over a cache", "causal attention"));
+    let cached = !e.model.caches.is_empty();
+    if attention.causal != cached || (!cached && attention.window.is_some()) {
+        return Err(e.refuse(node, "of another kind", "causal attention over a cache, or full attention without one"));
     }
     let [heads, head] = [1, 3].map(|axis| e.constant_dim(node.inputs[0], axis));
     let key_heads = e.constant_dim(node.inputs[1], 1);
-    let [mut q, k, v] = [0, 1, 2].map(|i| e.value(node.inputs[i]));
-    let (tokens, cache, group) = (e.call.tokens, e.call.cache, heads / key_heads);
+    let [mut q, k, mut v] = [0, 1, 2].map(|i| e.value(node.inputs[i]));
+    let (tokens, group) = (e.call.tokens, heads / key_heads);
+    let keys = if cached { e.call.cache } else { tokens };
+    if !cached {
+        v = e.transpose(format!("{name}/values"), v, &[0, 1, 3, 2]);
+    }
     if attention.scale != 1.0 {
         let scale = e.float(attention.scale as f32);
         q = e.binary(MUL, format!("{name}/scaled"), q, scale);
     }
     let queries = e.reshape(format!("{name}/queries"), q, &[1, key_heads, group * tokens, head]);
-    let mut scores = e.product(format!("{name}/scores"), queries, k, cache);
+    let mut scores = e.product(format!("{name}/scores"), queries, k, keys);
     if let Some(cap) = attention.softcap {
         scores = e.cap(&format!("{name}/capped"), scores, cap);
     }
-    let apart = e.reshape(format!("{name}/apart"), scores, &[key_heads, group, tokens, cache]);
-    let mask = e.mask(attention);
+    let apart = e.reshape(format!("{name}/apart"), scores, &[key_heads, group, tokens, keys]);
+    let mask = if cached { e.mask(attention) } else { e.padding() };
     let seen = e.binary(ADD, format!("{name}/seen"), apart, mask);
     let dims = e.dims(seen);
     let shares = e.op(format!("{name}/shares"), SOFTMAX, &[seen], vec![(0, Field::F32(1.0))], &dims);
-    let together = e.reshape(format!("{name}/together"), shares, &[1, key_heads, group * tokens, cache]);
+    let together = e.reshape(format!("{name}/together"), shares, &[1, key_heads, group * tokens, keys]);
     let mixed = e.product(format!("{name}/mixed"), together, v, head);
     Ok(e.reshape(name, mixed, &[1, heads, tokens, head]))
 }
@@ -84,6 +89,25 @@ impl Emission<'_> {
         dims[3] = width;
         let options = vec![(0, Field::Bool(false)), (1, Field::Bool(true)), (2, Field::Bool(false))];
         self.op(name, BATCH_MATMUL, &[a, b], options, &dims)
+    }
+
+    /// Which tokens of a text are no padding, as 1 and 0, `[1, tokens]`.
+    pub(super) fn real(&mut self) -> i32 {
+        self.shared("mask/real", |e, name| {
+            let codes = [Element::I32, Element::F32].map(|element| Field::I8(element.0));
+            let (given, tokens) = (e.made["attention_mask"], e.call.tokens);
+            e.op(name, CAST, &[given], vec![(0, codes[0]), (1, codes[1])], &[1, tokens])
+        })
+    }
+
+    /// What is added to scores of a text, `[1, 1, 1, tokens]`.
+    fn padding(&mut self) -> i32 {
+        self.shared("mask/padding", |e, name| {
+            let (real, one, hidden) = (e.real(), e.float(1.0), e.float(HIDDEN));
+            let absent = e.binary(SUB, "mask/absent", one, real);
+            let scores = e.binary(MUL, "mask/scores", absent, hidden);
+            e.reshape(name, scores, &[1, 1, 1, e.call.tokens])
+        })
     }
 
     /// What is added to scores, `[1, 1, tokens, cache]`: what the runtime gives, and what a window hides.

@@ -2,12 +2,14 @@
 
 mod attention;
 mod ops;
+mod pool;
 mod quantize;
 mod rope;
 
 use std::collections::{HashMap, HashSet};
 
 use attar_graph::{Graph, Node, Op, ValueId};
+use attar_tensor::Source;
 
 use super::{
     flat::Field,
@@ -32,6 +34,7 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("linear", ops::linear),
     ("rms_norm", ops::rms_norm),
     ("layer_norm", ops::layer_norm),
+    ("normalize", ops::normalize),
     ("split_heads", ops::split_heads),
     ("merge_heads", ops::merge_heads),
     ("rope", rope::rope),
@@ -48,6 +51,8 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("quantize", quantize::quantize),
     ("concat", ops::concat),
     ("slice", ops::slice),
+    ("mean_pool", pool::mean_pool),
+    ("first_pool", pool::first_pool),
 ];
 
 fn emitter(op: &Op) -> Option<Emit> {
@@ -71,10 +76,10 @@ pub(super) struct Model {
 pub(super) struct Call<'c> {
     pub(super) signature: &'c str,
     pub(super) tokens: usize,
-    /// Tokens that the caches hold.
+    /// Tokens that the caches hold, if there are caches.
     pub(super) cache: usize,
-    /// Whether it returns logits, too.
-    pub(super) logits: bool,
+    /// Whether it returns what the model does, and not only caches.
+    pub(super) outputs: bool,
 }
 
 impl Model {
@@ -92,13 +97,22 @@ impl Model {
         Ok(Model { target, stored, of, caches, bytes, graph })
     }
 
+    /// The scales of rows of every weight, where those are what it has.
+    pub(super) fn row_scales(&self, source: &dyn Source) -> Result<Vec<Vec<f32>>> {
+        let of = |stored: &Stored| match stored.form {
+            Form::Rows(..) => stored.row_scales(source),
+            _ => Ok(Vec::new()),
+        };
+        self.stored.iter().map(of).collect()
+    }
+
     /// The sub-graph of a call. `scales` are those of the rows of weights, in the order of [`Model::stored`].
     pub(super) fn subgraph(&self, call: Call<'_>, scales: &[Vec<f32>]) -> Result<Subgraph> {
         let sub = Subgraph { name: call.signature.into(), ..Subgraph::default() };
         let mut e =
             Emission { model: self, scales, call, sub, weights: HashMap::new(), values: HashMap::new(), made: HashMap::new() };
         e.declare_inputs();
-        let needed = self.needed(call.logits);
+        let needed = self.needed(call.outputs);
         for node in self.graph.nodes().iter().filter(|node| needed.contains(&node.outputs[0])) {
             let emit = emitter(&node.op).ok_or_else(|| e.refuse(node, "an op without a decomposition", "the ops it knows"))?;
             let value = emit(&mut e, node, &self.graph.get(node.outputs[0]).name)?;
@@ -109,9 +123,9 @@ impl Model {
     }
 
     /// Values that what a call returns is made of: caches, and the outputs where these are asked for.
-    fn needed(&self, logits: bool) -> HashSet<ValueId> {
+    fn needed(&self, outputs: bool) -> HashSet<ValueId> {
         let mut needed: HashSet<ValueId> = self.caches.keys().copied().collect();
-        needed.extend(self.graph.outputs().iter().filter(|_| logits));
+        needed.extend(self.graph.outputs().iter().filter(|_| outputs));
         for node in self.graph.nodes().iter().rev().filter(|node| !matches!(node.op, Op::Fused(_))) {
             if node.outputs.iter().any(|output| needed.contains(output)) {
                 needed.extend(&node.inputs);
@@ -150,6 +164,9 @@ impl Emission<'_> {
     /// As the runtime knows them: `tokens`, `input_pos`, `mask`, and the caches.
     fn declare_inputs(&mut self) {
         let Call { tokens, cache, .. } = self.call;
+        if self.model.caches.is_empty() {
+            return self.declare_texts();
+        }
         let ids = self.input("tokens", Element::I32, &[1, tokens]);
         let positions = self.input("input_pos", Element::I32, &[tokens]);
         self.input("mask", Element::F32, &[1, 1, tokens, cache]);
@@ -165,13 +182,34 @@ impl Emission<'_> {
         }
     }
 
-    /// Caches after the call, and logits.
+    /// Those of an encoder: `input_ids`, `attention_mask`, and `token_type_ids` if it has such; a text has all positions from 0 on.
+    fn declare_texts(&mut self) {
+        let (model, tokens) = (self.model, self.call.tokens);
+        self.input("attention_mask", Element::I32, &[1, tokens]);
+        for id in model.graph.inputs() {
+            let name = match model.graph.get(*id).name.as_str() {
+                "positions" => {
+                    let places = (0..tokens as i32).flat_map(i32::to_le_bytes).collect();
+                    let positions = self.constant("input_pos", Element::I32, &[tokens], places);
+                    self.values.insert(*id, positions);
+                    continue;
+                }
+                "token_types" => "token_type_ids",
+                _ => "input_ids",
+            };
+            let ids = self.input(name, Element::I32, &[1, tokens]);
+            let flat = self.reshape(format!("{name}/flat"), ids, &[tokens]);
+            self.values.insert(*id, flat);
+        }
+    }
+
+    /// Caches after the call, and what the model returns.
     fn declare_outputs(&mut self) {
         let model = self.model;
         for (name, id) in model.cache_names() {
             self.sub.outputs.push((name, self.values[&id]));
         }
-        for id in model.graph.outputs().iter().filter(|_| self.call.logits) {
+        for id in model.graph.outputs().iter().filter(|_| self.call.outputs) {
             self.sub.outputs.push((model.graph.get(*id).name.clone(), self.values[id]));
         }
     }

@@ -5,7 +5,7 @@ use attar_graph::{Node, Op};
 use super::{Emission, Field};
 use crate::{
     Result,
-    litert::schema::{ADD, DIV, GELU, LOGISTIC, MEAN, MUL, RSQRT, SUB, TANH},
+    litert::schema::{ADD, DIV, GELU, LOGISTIC, MAXIMUM, MEAN, MUL, RSQRT, SQRT, SUB, SUM, TANH},
 };
 
 pub(super) fn embedding(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<i32> {
@@ -44,6 +44,16 @@ pub(super) fn layer_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Resul
     let scaled = e.binary(MUL, format!("{name}/scaled"), unit, gain);
     let bias = e.value(*bias);
     Ok(e.binary(ADD, name, scaled, bias))
+}
+
+pub(super) fn normalize(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<i32> {
+    let Op::Normalize { epsilon } = node.op else { unreachable!("the table is right") };
+    let (x, epsilon) = (e.value(node.inputs[0]), e.float(epsilon as f32));
+    let squares = e.binary(MUL, format!("{name}/squares"), x, x);
+    let sum = e.reduce(SUM, format!("{name}/sum"), squares);
+    let length = e.unary(SQRT, format!("{name}/length"), sum);
+    let bounded = e.binary(MAXIMUM, format!("{name}/bounded"), length, epsilon);
+    Ok(e.binary(DIV, name, x, bounded))
 }
 
 pub(super) fn split_heads(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<i32> {
