@@ -191,7 +191,7 @@ fn write(path: &Path, sections: [&[u8]; 3], built: &Model, model: &Input<'_>, pr
     let (header, places) = bundle::header(&of);
     let starts = places.iter().map(|place| place.start);
     let parts: Vec<(u64, &[u8])> = std::iter::once((0, header.as_slice())).chain(starts.zip(sections)).collect();
-    write_model(path, &parts, built, model.source, progress)
+    write_model(path, &parts, &built.stored, model.source, progress)
 }
 
 pub(super) fn ports(graph: &Subgraph, of: &[(String, i32)]) -> Vec<Port> {

@@ -82,7 +82,7 @@ impl Format for Tflite {
         let graph = built.subgraph(self.call(model.side.context)?, &built.row_scales(model.source)?)?;
         let flatbuffer = schema::flatbuffer(std::slice::from_ref(&graph));
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        write_model(&folder.join(MODEL), &[(0, &flatbuffer)], &built, model.source, progress)?;
+        write_model(&folder.join(MODEL), &[(0, &flatbuffer)], &built.stored, model.source, progress)?;
         let written: Vec<kit::Written> = built.stored.iter().map(Stored::written).collect();
         Ok(Artifact {
             target: TARGET.name.into(),

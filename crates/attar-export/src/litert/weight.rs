@@ -8,10 +8,7 @@ use std::path::Path;
 use attar_graph::{Expr, Graph, Node, Op, ValueId};
 use attar_tensor::{Dtype, Encoding, Granularity, QuantizedTensor, ScaleFormat, Scheme, Source, TensorInfo, write_atomically};
 
-use super::{
-    emit::Model,
-    schema::{ALIGNMENT, Data, Element},
-};
+use super::schema::{ALIGNMENT, Data, Element};
 use crate::{
     Error, Progress, Result, TensorEntry,
     kit::{self, Written, chunks},
@@ -234,15 +231,17 @@ pub(super) enum Part {
 /// Takes bytes in the order of the file.
 pub(super) type Put<'p> = &'p mut dyn FnMut(&[u8]) -> Result<()>;
 
-/// Writes `parts` at their places, the last of which is the FlatBuffer of `built`, and behind that the numbers of weights: the file is whole or not there.
+/// Writes `parts` at their places, the last of which is the FlatBuffer of a model, and behind that the numbers of its weights: the file is whole or not
+/// there.
 pub(super) fn write_model(
     path: &Path,
     parts: &[(u64, &[u8])],
-    built: &Model,
+    weights: &[Stored],
     source: &dyn Source,
     progress: Progress<'_>,
 ) -> Result<()> {
-    let (mut at, mut done, total) = (0, 0, built.bytes.max(1));
+    let total = weights.iter().map(|stored| stored.numbers() + stored.scales_behind()).sum::<u64>().max(1);
+    let (mut at, mut done) = (0, 0);
     let behind = parts.last().map_or(0, |(start, bytes)| start + bytes.len() as u64);
     write_atomically(path, |to| {
         let mut put = |offset: Option<u64>, bytes: &[u8]| {
@@ -251,7 +250,7 @@ pub(super) fn write_model(
             to.write_all(&vec![0; gap]).and_then(|()| to.write_all(bytes)).map_err(Error::io("write", path))
         };
         parts.iter().try_for_each(|(start, bytes)| put(Some(*start), bytes))?;
-        for stored in &built.stored {
+        for stored in weights {
             for (offset, part) in stored.parts() {
                 let mut next = Some(behind + offset);
                 stored.stream(part, source, &mut |bytes| {
