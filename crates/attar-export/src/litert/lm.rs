@@ -119,7 +119,8 @@ impl Format for LiteRtLm {
     fn write(&self, model: &Input<'_>, folder: &Path, progress: Progress<'_>) -> Result<Artifact> {
         Decoder::of(model.graph, TARGET.name)?;
         let (cache, _) = self.sizes(model.side.context)?;
-        let (metadata, tokenizer) = told(model.side, cache)?;
+        let (metadata, json) = told(model.side, cache)?;
+        let tokenizer = deflated(&json);
         let built = Model::new(model.graph, TARGET.name)?;
         model.graph.verify_weights(model.source)?;
         let subgraphs = self.subgraphs(&built, model.side.context, &built.row_scales(model.source)?)?;
@@ -154,13 +155,13 @@ impl Format for LiteRtLm {
     }
 }
 
-/// What the runtime is told, and the tokenizer as it reads it.
+/// What the runtime is told, and the `tokenizer.json`.
 fn told(side: &Side, cache: usize) -> Result<(Vec<u8>, Vec<u8>)> {
     let lacks =
         |found, hint| Error::Kind { target: TARGET.name, wanted: "models with a tokenizer whose answers end", found, hint };
     let json = side.tokenizer()?.ok_or_else(|| lacks("has no `tokenizer.json`", "put the tokenizer beside the model"))?;
-    let tokenizer: Value =
-        serde_json::from_slice(&json).map_err(|error| Error::Beside { name: "tokenizer.json", reason: error.to_string() })?;
+    let broken = |_| lacks("has a `tokenizer.json` that is no JSON", "mend the file beside the model");
+    let tokenizer: Value = serde_json::from_slice(&json).map_err(broken)?;
     let ends = side.special_tokens()?.into_iter().find(|(name, _)| *name == "eos_token_id").map(|(_, value)| value);
     let ends = ends.map(|value| if let Value::Array(all) = value { all } else { vec![value] }).unwrap_or_default();
     let stops: Vec<i32> = ends.iter().filter_map(|id| i32::try_from(id.as_i64()?).ok()).collect();
@@ -175,7 +176,7 @@ fn told(side: &Side, cache: usize) -> Result<(Vec<u8>, Vec<u8>)> {
     let template = side.chat_template()?.map(|template: ChatTemplate| metadata::template(&template, start.is_some()));
     let generation = side.object("generation_config.json")?.map_or(Value::Null, Value::Object);
     let metadata = Metadata { start, stops, sampler: Sampler::of(&generation), cache, template };
-    Ok((metadata.bytes(), deflated(&json)))
+    Ok((metadata.bytes(), json))
 }
 
 /// A zlib stream behind the length of what it holds.

@@ -126,7 +126,7 @@ impl Model {
     fn needed(&self, outputs: bool) -> HashSet<ValueId> {
         let mut needed: HashSet<ValueId> = self.caches.keys().copied().collect();
         needed.extend(self.graph.outputs().iter().filter(|_| outputs));
-        for node in self.graph.nodes().iter().rev().filter(|node| !matches!(node.op, Op::Fused(_))) {
+        for node in self.graph.nodes().iter().rev() {
             if node.outputs.iter().any(|output| needed.contains(output)) {
                 needed.extend(&node.inputs);
             }
