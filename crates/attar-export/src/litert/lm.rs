@@ -22,8 +22,8 @@ use super::{
     weight::{Form, Stored, write_model},
 };
 use crate::{
-    Artifact, Error, Format, Input, Original, Plan, Port, Progress, Result, Side, Target, Verification, decoder::Decoder, kit,
-    target,
+    Artifact, Error, FileEntry, Format, Input, Original, Plan, Port, Progress, Result, Side, Target, Verification,
+    decoder::Decoder, kit, target,
 };
 
 pub(crate) static TARGET: Target = Target {
@@ -127,19 +127,8 @@ impl Format for LiteRtLm {
         let flatbuffer = schema::flatbuffer(&subgraphs);
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         write(&folder.join(BUNDLE), [&metadata, &tokenizer, &flatbuffer], &built, model, progress)?;
-        let written: Vec<kit::Written> = built.stored.iter().map(Stored::written).collect();
-        let decode = &subgraphs[subgraphs.len() - 1];
-        Ok(Artifact {
-            target: TARGET.name.into(),
-            options: self.options(),
-            files: kit::files(folder, &[BUNDLE], model.side)?,
-            inputs: ports(decode, &decode.inputs),
-            outputs: ports(decode, &decode.outputs),
-            tensors: built.stored.iter().map(Stored::entry).collect(),
-            totals: kit::totals(&written),
-            not_quantized: kit::not_quantized(&written),
-            notes: Vec::new(),
-        })
+        let files = kit::files(folder, &[BUNDLE], model.side)?;
+        Ok(artifact(&TARGET, self.options(), files, &subgraphs[subgraphs.len() - 1], &built.stored))
     }
 
     fn verify(
@@ -195,7 +184,23 @@ fn write(path: &Path, sections: [&[u8]; 3], built: &Model, model: &Input<'_>, pr
     write_model(path, &parts, &built.stored, model.source, progress)
 }
 
-pub(super) fn ports(graph: &Subgraph, of: &[(String, i32)]) -> Vec<Port> {
+/// What was written: `graph` is the call that callers see.
+pub(super) fn artifact(target: &Target, options: Value, files: Vec<FileEntry>, graph: &Subgraph, stored: &[Stored]) -> Artifact {
+    let written: Vec<kit::Written> = stored.iter().map(Stored::written).collect();
+    Artifact {
+        target: target.name.into(),
+        options,
+        files,
+        inputs: ports(graph, &graph.inputs),
+        outputs: ports(graph, &graph.outputs),
+        tensors: stored.iter().map(Stored::entry).collect(),
+        totals: kit::totals(&written),
+        not_quantized: kit::not_quantized(&written),
+        notes: Vec::new(),
+    }
+}
+
+fn ports(graph: &Subgraph, of: &[(String, i32)]) -> Vec<Port> {
     let port = |(name, tensor): &(String, i32)| {
         let schema::Tensor { element, dims, .. } = &graph.tensors[*tensor as usize];
         Port { name: name.clone(), dims: dims.iter().map(ToString::to_string).collect(), dtype: element.name().into() }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     emit::{Call, Model},
-    lm::{notes, ports},
+    lm::{artifact, notes},
     schema, verify,
     weight::{Stored, write_model},
 };
@@ -83,18 +83,7 @@ impl Format for Tflite {
         let flatbuffer = schema::flatbuffer(std::slice::from_ref(&graph));
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         write_model(&folder.join(MODEL), &[(0, &flatbuffer)], &built.stored, model.source, progress)?;
-        let written: Vec<kit::Written> = built.stored.iter().map(Stored::written).collect();
-        Ok(Artifact {
-            target: TARGET.name.into(),
-            options: self.options(),
-            files: kit::files(folder, &[MODEL], model.side)?,
-            inputs: ports(&graph, &graph.inputs),
-            outputs: ports(&graph, &graph.outputs),
-            tensors: built.stored.iter().map(Stored::entry).collect(),
-            totals: kit::totals(&written),
-            not_quantized: kit::not_quantized(&written),
-            notes: Vec::new(),
-        })
+        Ok(artifact(&TARGET, self.options(), kit::files(folder, &[MODEL], model.side)?, &graph, &built.stored))
     }
 
     fn verify(
