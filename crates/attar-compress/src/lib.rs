@@ -22,7 +22,7 @@ mod training;
 mod transform;
 
 pub use activation::{
-    ActivationBits, ActivationGranularity, ActivationMode, Activations, Codes, Counts, Distribution, Feed, KvCache, OBSERVERS,
+    ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, Codes, Counts, Distribution, Feed, Known, KvCache, OBSERVERS,
     Observer, ObserverName, Site as ActivationSite, insert,
 };
 pub use calibrate::Calibration;

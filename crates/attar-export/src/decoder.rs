@@ -52,17 +52,23 @@ impl Decoder {
 /// The attention layer and the role, `key` or `value`, of what a cache holds.
 pub(crate) type CachePlaces = HashMap<ValueId, (usize, &'static str)>;
 
-/// Which state each cache that an attention reads is: layers are counted in running order.
+/// Which state each cache that an attention reads is: layers are counted in running order. An attention may be in its parts.
 pub(crate) fn cache_places(graph: &Graph) -> CachePlaces {
     let mut places = HashMap::new();
     let is_cache = |id: ValueId| graph.maker(id).is_some_and(|node| matches!(node.op, Op::Cache { .. }));
     let mut layer = 0;
-    for node in graph.nodes().iter().filter(|n| matches!(n.op, Op::Attention(_))) {
-        let cached: Vec<_> = node.inputs[1..].iter().copied().zip(["key", "value"]).filter(|(id, _)| is_cache(*id)).collect();
-        for (id, role) in &cached {
-            places.entry(*id).or_insert((layer, *role));
+    for node in graph.nodes() {
+        let (operands, ends): (&[(usize, &str)], bool) = match node.op {
+            Op::Attention(_) => (&[(1, "key"), (2, "value")], true),
+            Op::Scores { .. } => (&[(1, "key")], false),
+            Op::Mix => (&[(1, "value")], true),
+            _ => continue,
+        };
+        let cached: Vec<_> = operands.iter().filter(|(at, _)| is_cache(node.inputs[*at])).collect();
+        for (at, role) in &cached {
+            places.entry(node.inputs[*at]).or_insert((layer, *role));
         }
-        layer += usize::from(!cached.is_empty());
+        layer += usize::from(ends && !cached.is_empty());
     }
     places
 }

@@ -140,16 +140,19 @@ pub(crate) struct Weight<'a> {
     pub(crate) encoding: Encoding,
 }
 
-/// Compares all weights that a node of the graph reads, tied ones once, each by `compare`: its noise, and how many numbers it has.
+/// Compares all weights that a node of the graph reads, tied ones once, each by `compare`: its noise, and how many numbers it has. Nodes whose weights
+/// are no tensors of the artifact are left out.
 pub(crate) fn compare_weights(
     model: &Input<'_>,
     artifact: &Artifact,
     folder: &Path,
+    is_elsewhere: &dyn Fn(&Node) -> bool,
     compare: &dyn Fn(&Weight<'_>) -> Result<(VerifiedTensor, usize)>,
 ) -> Result<Verification> {
     let mut verification = Verification { tensors: Vec::new(), weights: 0 };
     let mut seen = HashSet::new();
-    let read: HashSet<ValueId> = model.graph.nodes().iter().flat_map(|node| node.inputs.iter().copied()).collect();
+    let nodes = model.graph.nodes().iter().filter(|node| !is_elsewhere(node));
+    let read: HashSet<ValueId> = nodes.flat_map(|node| node.inputs.iter().copied()).collect();
     for (id, value, expr) in model.graph.weights().filter(|(id, ..)| read.contains(id)) {
         let entry = artifact.tensors.iter().find(|t| t.name == value.name || t.also.contains(&value.name));
         let missing = || Error::unexpected(folder, format!("`{}`", value.name), "missing", "a tensor of the manifest");

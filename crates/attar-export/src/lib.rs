@@ -40,7 +40,7 @@ pub use artifact::{Artifact, FileEntry, Packed, PlainEntry, Plan, Port, TensorEn
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
 pub use genai::OnnxGenai;
-pub use litert::{lm::LiteRtLm, plain::Tflite, verify::check as check_litert};
+pub use litert::{integer::Lookups, lm::LiteRtLm, plain::Tflite, verify::check as check_litert};
 pub use onnx::{AccuracyLevel, Layout, Logits, Onnx, Style, verify::check as check_onnx};
 pub use openvino::{OpenVino, verify::check as check_openvino};
 pub use qnn::{Qnn, Soc};

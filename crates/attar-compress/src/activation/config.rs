@@ -7,7 +7,7 @@ use attar_tensor::nearest;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Codes, Feed, OBSERVERS, Observer, Site};
+use super::{Codes, Feed, Known, OBSERVERS, Observer, Site, values};
 use crate::{Error, Patterns, Result, pattern, quantize::registered};
 
 /// Quantize activations and the KV cache.
@@ -35,8 +35,26 @@ pub struct Activations {
     /// Give each static scale a zero point.
     #[serde(default)]
     pub asymmetric: bool,
+    /// Which values have static scales: the `inputs` of linear layers (default), the `linear` layers' results, too, or `all`, for
+    /// runtimes of integers alone.
+    pub values: Option<ActivationValues>,
     /// Quantize the KV cache, with a dynamic scale for each head and token.
     pub kv: Option<KvCache>,
+}
+
+/// Which values have static scales.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ActivationValues {
+    /// What linear layers read.
+    #[default]
+    Inputs,
+    /// What linear layers read, and what they make.
+    Linear,
+    /// Every value. Norms and attention are split into their parts. Products of matrices read and make codes of `bits`; a value
+    /// that others read, too, has 16 bits for these.
+    All,
 }
 
 /// Bits per code.
@@ -116,6 +134,9 @@ impl Activations {
     /// The values of `graph` that become integers, in running order. Reads no weight.
     pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
         self.check()?;
+        if self.values() == ActivationValues::All {
+            return values::sites(graph, Codes { bits: self.bits.0, asymmetric: self.asymmetric });
+        }
         let linears: Vec<(&Node, &str)> = graph.nodes().iter().filter_map(|node| Some((node, weight_of(graph, node)?))).collect();
         let names: Vec<&str> = linears.iter().map(|(_, name)| *name).collect();
         pattern::check("select", &self.select, &names, false)?;
@@ -138,7 +159,28 @@ impl Activations {
         if sites.is_empty() {
             return Err(Error::NoActivations);
         }
-        Ok(sites.into_iter().map(|(_, site)| site).collect())
+        let mut sites: Vec<Site> = sites.into_iter().map(|(_, site)| site).collect();
+        if self.values() == ActivationValues::Linear {
+            let results = linears.iter().filter(|(_, name)| self.select.iter().any(|pattern| pattern.matches(name)));
+            let codes = Codes { bits: self.bits.0, asymmetric: self.asymmetric };
+            sites.extend(results.map(|(node, _)| values::site(graph, node.output(), codes)));
+        }
+        Ok(sites)
+    }
+
+    /// The graph whose values [`Activations::sites`] lists: the same, or one in simpler ops.
+    ///
+    /// # Errors
+    /// A graph that cannot be rebuilt.
+    pub fn split<'g>(&self, graph: &'g Graph) -> attar_graph::Result<Cow<'g, Graph>> {
+        match self.values() {
+            ActivationValues::All => values::split(graph).map(Cow::Owned),
+            _ => Ok(Cow::Borrowed(graph)),
+        }
+    }
+
+    fn values(&self) -> ActivationValues {
+        self.values.unwrap_or_default()
     }
 
     /// The range of a static scale.
@@ -185,9 +227,26 @@ impl Activations {
             ("observer", self.observer.is_some()),
             ("percentile", self.percentile.is_some()),
             ("asymmetric", self.asymmetric),
+            ("values", self.values.is_some()),
         ];
         if let Some((key, _)) = given.into_iter().find(|(_, given)| *given && dynamic) {
             return Err(Error::Contradiction { key, other: "mode = \"dynamic\"".into(), hint: DYNAMIC });
+        }
+        if self.values() == ActivationValues::All {
+            let other = || "values = \"all\"".to_owned();
+            if self.granularity == Some(ActivationGranularity::Channel) {
+                let hint = "integers alone have one scale per tensor: leave it out";
+                return Err(Error::Contradiction { key: "granularity", other: other(), hint });
+            }
+            if self.kv.is_some() {
+                let hint = "the KV cache has static scales, too: leave it out";
+                return Err(Error::Contradiction { key: "kv", other: other(), hint });
+            }
+            let texts = |patterns: &Patterns| patterns.iter().map(|pattern| pattern.text().to_owned()).collect::<Vec<_>>();
+            if texts(&self.select) != texts(&crate::quantize::block_matrices()) {
+                let hint = "every linear layer is quantized: leave it out";
+                return Err(Error::Contradiction { key: "select", other: other(), hint });
+            }
         }
         let Some(percent) = self.percentile else { return Ok(()) };
         if self.observer().default_number().is_none() {
@@ -213,14 +272,14 @@ fn site(graph: &Graph, value: ValueId, codes: Codes, granularity: Option<Activat
         ActivationGranularity::Tensor => 1,
         ActivationGranularity::Channel => width,
     });
-    Site { value: graph.get(value).name.clone(), width, codes, scales, feeds: vec![feed] }
+    Site { value: graph.get(value).name.clone(), width, codes, scales, feeds: vec![feed], returned: false, known: Known::Nothing }
 }
 
 /// The canonical name of a linear layer's weight.
-fn weight_of<'g>(graph: &'g Graph, node: &Node) -> Option<&'g str> {
+pub(super) fn weight_of<'g>(graph: &'g Graph, node: &Node) -> Option<&'g str> {
     (node.op == Op::Linear).then(|| graph.get(node.inputs[1]).name.as_str())
 }
 
-fn is_quantized(graph: &Graph, value: ValueId) -> bool {
+pub(super) fn is_quantized(graph: &Graph, value: ValueId) -> bool {
     graph.nodes().iter().any(|node| matches!(node.op, Op::Quantize { .. }) && node.outputs.contains(&value))
 }

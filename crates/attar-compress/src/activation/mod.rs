@@ -9,6 +9,7 @@ mod distribution;
 mod minmax;
 mod mse;
 mod percentile;
+mod values;
 
 use attar_graph::{
     Dim, Expr, Fact, Graph, Op, Origin, Result as GraphResult, ValueId,
@@ -17,7 +18,7 @@ use attar_graph::{
 };
 use attar_tensor::{Dtype, Encoding};
 
-pub use config::{ActivationBits, ActivationGranularity, ActivationMode, Activations, KvCache, ObserverName};
+pub use config::{ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, KvCache, ObserverName};
 pub use distribution::{Counts, Distribution};
 
 /// Chooses the range of values that codes reach; what lies beyond is clipped.
@@ -77,8 +78,37 @@ pub struct Site {
     pub codes: Codes,
     /// Number of static scales, 1 or `width`; `None` if scales are dynamic.
     pub scales: Option<usize>,
-    /// Its readers: linear layers or a cache.
+    /// Its readers: linear layers or a cache, or all.
     pub feeds: Vec<Feed>,
+    /// Whether the model returns it: the rounded value has its name then.
+    pub returned: bool,
+    /// What is known of its values before any is seen.
+    pub known: Known,
+}
+
+/// What is known of a value before any text is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Known {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Shares from 0 to 1: the grid of all runtimes, `2^-8` from -128 on or `2^-15`.
+    Shares,
+    /// Scores, whose codes must tell what a mask hides: they are spread over this much at least.
+    Spread(f32),
+}
+
+impl Known {
+    /// Scale and zero for values of a range.
+    pub fn cover(self, codes: Codes, [low, high]: [f32; 2]) -> (f32, f32) {
+        match self {
+            Known::Nothing => codes.cover([low, high]),
+            Known::Shares if codes.bits > 8 => (1.0 / 32768.0, 0.0),
+            Known::Shares => (1.0 / 256.0, -128.0),
+            Known::Spread(least) if codes.asymmetric => codes.cover([low.min(high.max(0.0) - least), high]),
+            Known::Spread(least) => codes.cover([low.min(-least / 2.0), high]),
+        }
+    }
 }
 
 /// The reader of a quantized value.
@@ -88,6 +118,8 @@ pub enum Feed {
     Linear(String),
     /// A cache, by its state.
     Cache(String),
+    /// Whoever reads it.
+    All,
 }
 
 impl std::fmt::Display for Feed {
@@ -95,6 +127,7 @@ impl std::fmt::Display for Feed {
         match self {
             Feed::Linear(weight) => f.write_str(weight),
             Feed::Cache(state) => write!(f, "cache of {state}"),
+            Feed::All => f.write_str("every reader"),
         }
     }
 }
@@ -102,12 +135,17 @@ impl std::fmt::Display for Feed {
 impl Site {
     /// Name of the quantized value.
     pub fn quantized(&self) -> String {
-        format!("{}.int{}", self.value, self.codes.bits)
+        if self.returned { self.value.clone() } else { format!("{}.int{}", self.value, self.codes.bits) }
+    }
+
+    fn is_for_all(&self) -> bool {
+        self.feeds == [Feed::All]
     }
 
     /// Canonical names of the constants for static scales and zeros.
     pub fn constants(&self) -> [String; 2] {
-        [format!("{}.scale", self.value), format!("{}.zero", self.value)]
+        let of = if self.is_for_all() { self.quantized() } else { self.value.clone() };
+        [format!("{of}.scale"), format!("{of}.zero")]
     }
 
     /// In words: `int8/token`, `int8/tensor/asymmetric`, `int16/channel`.
@@ -150,7 +188,7 @@ impl Site {
     }
 }
 
-/// The same graph with every site quantized, each once, before its first reader.
+/// The same graph with every site quantized, each once: after it is made, or before the first of its readers that are named.
 pub fn insert(graph: &Graph, sites: &[Site]) -> GraphResult<Graph> {
     let mut copy = Copy { from: graph, to: Graph::new(graph.name()), ids: Default::default() };
     for id in graph.inputs() {
@@ -168,8 +206,16 @@ pub fn insert(graph: &Graph, sites: &[Site]) -> GraphResult<Graph> {
                     None => site.add(&mut copy.to, inputs[0])?,
                 };
             }
-            let names: Vec<&str> = node.outputs.iter().map(|id| graph.get(*id).name.as_str()).collect();
-            let outputs = copy.to.node_of(&names, node.op.clone(), &inputs)?;
+            let mut names: Vec<String> = node.outputs.iter().map(|id| graph.get(*id).name.clone()).collect();
+            let rounded = sites.iter().find(|site| site.is_for_all() && names == [site.value.as_str()]);
+            if rounded.is_some_and(|site| site.returned) {
+                names[0].push_str(".exact");
+            }
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let mut outputs = copy.to.node_of(&names, node.op.clone(), &inputs)?;
+            if let Some(site) = rounded {
+                outputs[0] = site.add(&mut copy.to, outputs[0])?;
+            }
             copy.ids.extend(node.outputs.iter().copied().zip(outputs));
         }
     }

@@ -1,8 +1,10 @@
 # The session of LiteRT. It follows worker.py, which asks for it.
+import json
 import mmap
 
 from ai_edge_litert.compiled_model import CompiledModel  # noqa: E402
 from ai_edge_litert.cpu_options import CpuOptions  # noqa: E402
+from ai_edge_litert.interpreter import Interpreter  # noqa: E402
 from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # noqa: E402
 from ai_edge_litert.options import Options  # noqa: E402
 from flatbuffers import number_types as types  # noqa: E402
@@ -38,13 +40,16 @@ class Session:
     def __init__(self, library, model, mode, device, threads):
         if device.upper() != "CPU":
             raise ValueError(f"no device is named `{device}`")
+        self.text = Integers.of(model, threads)
+        if self.text:
+            self.outputs = self.text.outputs
+            return
         with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             # The model reads it for as long as it lives, and does not keep it.
             self.content = data[:] if data[4:8] == b"TFL3" else section(data, MODEL)
         accelerator = HardwareAccelerator.CPU
         options = Options(hardware_accelerators=accelerator, cpu_options=CpuOptions(num_threads=threads or os.cpu_count() or 1))
         self.model = CompiledModel.from_buffer(self.content, options=options)
-        self.text = None
         signatures = self.model.get_signature_list()
         if "decode" not in signatures:
             ((key, ports),) = signatures.items()
@@ -64,7 +69,7 @@ class Session:
     def feed(self, tokens, afresh):
         self.fed = len(tokens)
         if self.text:
-            return self.text.run(tokens)
+            return self.text.run(tokens, afresh)
         if afresh:
             self.length, self.pending = 0, []
         else:
@@ -91,7 +96,7 @@ class Session:
 
     def rows(self, output, start, end):
         if self.text:
-            return chosen(self.text.output(output), start, end, self.fed)
+            return self.text.rows(output, start, end, self.fed)
         if not 0 <= start <= end <= self.fed:
             raise ValueError(f"rows {start} to {end} were asked for, and {self.fed} tokens have run")
         missing = [row for row in range(start, end) if row not in self.numbers]
@@ -115,7 +120,7 @@ class Text:
         self.outputs = {name: model.create_output_buffer_by_name(key, name) for name in ports["outputs"]}
         self.widths = {name: int(detail["shape"][-1]) for name, detail in model.get_output_tensor_details(key).items()}
 
-    def run(self, tokens):
+    def run(self, tokens, afresh):
         if len(tokens) > self.length:
             raise ValueError(f"{len(tokens)} tokens were given, and texts have {self.length} at most: export with more `tokens`")
         ids, mask = np.zeros(self.length, np.int32), np.zeros(self.length, np.int32)
@@ -124,8 +129,139 @@ class Text:
             buffer.write({"input_ids": ids, "attention_mask": mask}.get(name, np.zeros(self.length, np.int32)))
         self.model.run_by_name(self.key, self.inputs, self.outputs)
 
-    def output(self, name):
-        return self.outputs[name].read(self.widths[name], np.float32).reshape(1, -1)
+    def rows(self, name, start, end, fed):
+        return chosen(self.outputs[name].read(self.widths[name], np.float32).reshape(1, -1), start, end, fed)
+
+
+class Graph:
+    """A file of integers alone. Values are given and taken as f32, and rounded to the grids of its tensors."""
+
+    def __init__(self, path, tables, threads):
+        interpreter = Interpreter(path, num_threads=threads or os.cpu_count() or 1)
+        self.call = interpreter.get_signature_runner()
+        self.inputs, self.outputs = self.call.get_input_details(), self.call.get_output_details()
+        self.tables = {name: table for name, table in tables.items() if name in self.inputs}
+
+    def run(self, given):
+        """By the names of inputs; what is looked up by one is looked up here."""
+        values = {name: self.rounded(name, given[name]) for name in self.inputs if name in given}
+        for name, (index, rows) in self.tables.items():
+            values[name] = rows[given[index].reshape(-1)].reshape(self.inputs[name]["shape"])
+        return self.call(**values)
+
+    def rounded(self, name, value):
+        detail = self.inputs[name]
+        scale, zero = detail["quantization"]
+        if value.dtype != np.float32:
+            return value.astype(detail["dtype"]).reshape(detail["shape"])
+        bounds = np.iinfo(detail["dtype"])
+        codes = np.rint(value / scale) + zero
+        return np.clip(codes, bounds.min, bounds.max).astype(detail["dtype"]).reshape(detail["shape"])
+
+    def value(self, results, name):
+        scale, zero = self.outputs[name]["quantization"]
+        return (results[name].astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+class Integers:
+    """A model of integers alone: an encoder, or a decoder with a file for parts of prompts and one for a token."""
+
+    @staticmethod
+    def of(model, threads):
+        folder = os.path.dirname(model)
+        tables, described = {}, os.path.join(folder, "tables.json")
+        if os.path.exists(described):
+            with open(described, encoding="utf-8") as file:
+                for table in json.load(file)["tables"]:
+                    rows = np.fromfile(os.path.join(folder, table["file"]), np.int16).reshape(table["rows"], table["columns"])
+                    tables[table["input"]] = (table["index"], rows)
+        if os.path.basename(model) == "decode.tflite":
+            return Integers([os.path.join(folder, "prefill.tflite"), model], tables, threads)
+        if os.path.basename(model) == "model.tflite":
+            graph = Graph(model, tables, threads)
+            if any(detail["dtype"] != np.float32 for detail in graph.outputs.values()):
+                return Integers([model], tables, threads)
+        return None
+
+    def __init__(self, paths, tables, threads):
+        self.graphs = [Graph(path, tables, threads) for path in paths]
+        self.last = self.graphs[-1]
+        self.outputs = [name for name in self.last.outputs if not name.startswith("kv_slice_")]
+        self.past = {name: detail for name, detail in self.last.inputs.items() if name.startswith("kv_cache_")}
+        self.context = min((int(detail["shape"][2]) for detail in self.past.values()), default=0)
+        self.reset()
+
+    def reset(self):
+        self.length, self.pending, self.numbers = 0, [], []
+        self.caches = {
+            name: np.full(detail["shape"], detail["quantization"][1], detail["dtype"]) for name, detail in self.past.items()
+        }
+
+    def run(self, tokens, afresh):
+        if not self.past:
+            return self.encode(tokens)
+        if afresh:
+            self.reset()
+        else:
+            self.skip(len(self.pending))
+        room = self.context - self.length
+        if len(tokens) > room:
+            raise ValueError(f"{len(tokens)} tokens were given, and the caches have room for {room}: export with a larger `context`")
+        self.pending, self.numbers, self.first = [int(token) for token in tokens], [], 0
+
+    def skip(self, count):
+        """Reads so many of the pending tokens without looking at what they give."""
+        part = self.graphs[0].inputs["mask"]["shape"][2]
+        while count >= part:
+            self.step(self.graphs[0], part)
+            count -= part
+        for _ in range(count):
+            self.step(self.last, 1)
+
+    def step(self, graph, count):
+        tokens, self.pending = self.pending[:count], self.pending[count:]
+        positions = np.arange(self.length, self.length + count, dtype=np.int32)
+        given = {"tokens": np.array(tokens, np.int32), "input_pos": positions, **self.caches}
+        for name, detail in graph.inputs.items():
+            if name.startswith("mask"):
+                keys = np.concatenate([np.arange(self.context), positions])
+                seen = np.concatenate([np.arange(self.context) < self.length, np.ones(count, bool)])
+                window = int(name[len("mask_") :] or 0) if name != "mask" else 0
+                near = (keys <= positions[:, None]) & ((positions[:, None] - keys < window) if window else True)
+                given[name] = np.where(seen & near, 0, np.iinfo(detail["dtype"]).min).astype(np.int32)
+        results = graph.run(given)
+        for name, cache in self.caches.items():
+            cache[:, :, self.length : self.length + count] = results[name.replace("kv_cache_", "kv_slice_")]
+        self.length += count
+        return results
+
+    def encode(self, tokens):
+        (graph,) = self.graphs
+        details = graph.inputs
+        length = next(int(details[name]["shape"][-1]) for name in details if name.startswith("mask"))
+        if len(tokens) > length:
+            raise ValueError(f"{len(tokens)} tokens were given, and texts have {length} at most: export with more `tokens`")
+        ids, counts = np.zeros(length, np.int32), np.zeros(length, np.float32)
+        ids[: len(tokens)], counts[: len(tokens)] = tokens, length / max(len(tokens), 1)
+        hidden = np.where(np.arange(length) < len(tokens), 0, np.iinfo(np.int16).min).astype(np.int32)
+        given = {"input_ids": ids, "token_type_ids": np.zeros(length, np.int32), "mask": hidden, "pooling": counts}
+        self.results = graph.run(given)
+
+    def rows(self, name, start, end, fed):
+        if not self.past:
+            return chosen(self.last.value(self.results, name).reshape(1, -1), start, end, fed)
+        if not 0 <= start <= end <= fed:
+            raise ValueError(f"rows {start} to {end} were asked for, and {fed} tokens have run")
+        if not self.numbers:
+            self.skip(start - self.first)
+            self.first = start
+        if start < self.first:
+            raise ValueError(f"row {start} was asked for after later ones")
+        while self.first + len(self.numbers) < end:
+            results = self.step(self.last, 1)
+            self.numbers.append({output: self.last.value(results, output).reshape(-1) for output in self.outputs})
+        values = [numbers[name] for numbers in self.numbers[start - self.first : end - self.first]]
+        return chosen(np.stack(values) if values else np.zeros((0, 1), np.float32), 0, end - start, fed)
 
 
 class Call:

@@ -138,7 +138,7 @@ impl Format for LiteRtLm {
         folder: &Path,
         original: Option<Original<'_>>,
     ) -> Result<Verification> {
-        let verification = verify::verify(model, artifact, &folder.join(BUNDLE), original)?;
+        let verification = verify::verify(model, artifact, &[folder.join(BUNDLE)], original)?;
         kit::same_files(artifact, folder)?;
         Ok(verification)
     }

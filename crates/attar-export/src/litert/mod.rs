@@ -5,13 +5,15 @@
 //! | [`flat`] | FlatBuffers, written and read by field numbers |
 //! | [`schema`] | tensors, operators and signatures of a `.tflite` model |
 //! | [`weight`] | how weights are stored |
-//! | [`emit`] | from a graph to operators |
+//! | [`emit`], [`integer`] | from a graph to operators: on f32, and on integers alone |
 //! | [`bundle`], [`metadata`] | what LiteRT-LM wants around a model |
 //! | [`verify`] | reads it back |
 
+mod build;
 mod bundle;
 mod emit;
 mod flat;
+pub(super) mod integer;
 pub(super) mod lm;
 mod metadata;
 pub(super) mod plain;

@@ -17,6 +17,8 @@ impl Element {
     pub(super) const I32: Element = Element(2, 32);
     pub(super) const BOOL: Element = Element(6, 8);
     pub(super) const I8: Element = Element(9, 8);
+    pub(super) const I64: Element = Element(4, 64);
+    pub(super) const I16: Element = Element(7, 16);
     pub(super) const I4: Element = Element(17, 4);
 
     /// In ports and entries.
@@ -27,6 +29,8 @@ impl Element {
             Element::I32 => "i32",
             Element::BOOL => "bool",
             Element::I8 => "i8",
+            Element::I16 => "i16",
+            Element::I64 => "i64",
             _ => "i4",
         }
     }
@@ -50,6 +54,8 @@ const fn kind(code: i32, version: i32, options: u8) -> Kind {
 }
 
 pub(super) const ADD: Kind = kind(0, 1, 11);
+/// Of integers, as those below.
+pub(super) const ADD_16: Kind = kind(0, 3, 11);
 pub(super) const CONCATENATION: Kind = kind(2, 1, 10);
 /// Of float rows, and of rows in codes.
 pub(super) const EMBEDDING_LOOKUP: Kind = kind(7, 1, 0);
@@ -60,13 +66,21 @@ pub(super) const FULLY_CONNECTED_8: Kind = kind(9, 9, 8);
 pub(super) const FULLY_CONNECTED_4: Kind = kind(9, 10, 8);
 pub(super) const FULLY_CONNECTED_BLOCKS: Kind = kind(9, 13, 8);
 pub(super) const LOGISTIC: Kind = kind(14, 1, 0);
+pub(super) const LOGISTIC_16: Kind = kind(14, 3, 0);
 pub(super) const MUL: Kind = kind(18, 1, 21);
+pub(super) const MUL_16: Kind = kind(18, 4, 21);
 pub(super) const RESHAPE: Kind = kind(22, 1, 17);
 pub(super) const SOFTMAX: Kind = kind(25, 1, 9);
+pub(super) const SOFTMAX_8: Kind = kind(25, 2, 9);
+pub(super) const SOFTMAX_16: Kind = kind(25, 3, 9);
 pub(super) const TANH: Kind = kind(28, 1, 0);
+pub(super) const TANH_16: Kind = kind(28, 3, 0);
+pub(super) const GATHER_16: Kind = kind(36, 4, 23);
 pub(super) const TRANSPOSE: Kind = kind(39, 1, 26);
 pub(super) const MEAN: Kind = kind(40, 1, 27);
+pub(super) const MEAN_16: Kind = kind(40, 2, 27);
 pub(super) const SUB: Kind = kind(41, 1, 28);
+pub(super) const SUB_16: Kind = kind(41, 5, 28);
 pub(super) const DIV: Kind = kind(42, 1, 29);
 pub(super) const CAST: Kind = kind(53, 1, 37);
 pub(super) const MAXIMUM: Kind = kind(55, 1, 39);
@@ -77,13 +91,18 @@ pub(super) const SIN: Kind = kind(66, 1, 0);
 pub(super) const SUM: Kind = kind(74, 1, 27);
 pub(super) const SQRT: Kind = kind(75, 1, 0);
 pub(super) const RSQRT: Kind = kind(76, 1, 0);
+pub(super) const RSQRT_16: Kind = kind(76, 2, 0);
 pub(super) const REDUCE_MAX: Kind = kind(82, 1, 27);
+pub(super) const REDUCE_MAX_16: Kind = kind(82, 3, 27);
 pub(super) const ABS: Kind = kind(101, 1, 78);
 pub(super) const COS: Kind = kind(108, 1, 84);
 pub(super) const ROUND: Kind = kind(116, 1, 0);
+pub(super) const QUANTIZE: Kind = kind(114, 2, 0);
 pub(super) const SELECT: Kind = kind(123, 1, 98);
 pub(super) const BATCH_MATMUL: Kind = kind(126, 1, 101);
+pub(super) const BATCH_MATMUL_CODES: Kind = kind(126, 4, 101);
 pub(super) const GELU: Kind = kind(150, 1, 116);
+pub(super) const GELU_8: Kind = kind(150, 2, 116);
 pub(super) const DYNAMIC_UPDATE_SLICE: Kind = kind(151, 1, 117);
 
 /// Where the numbers of a constant are.
@@ -100,10 +119,20 @@ pub(super) enum Data {
 /// What codes mean.
 #[derive(Clone, Debug)]
 pub(super) enum Scales {
+    /// One scale and zero for all.
+    One(Grid),
     /// A scale for each row.
     Rows(Vec<f32>),
     /// Scales of blocks of a row, in another tensor of the sub-graph.
     Blocks { scales: i32, size: i32 },
+}
+
+/// The integers that values of a tensor are rounded to: `(code - zero) * scale`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Grid {
+    pub(super) bits: u32,
+    pub(super) scale: f32,
+    pub(super) zero: i64,
 }
 
 pub(super) struct Tensor {
@@ -242,12 +271,8 @@ fn tensor<'g>(to: &mut Writer<'_>, tensor: &'g Tensor, buffers: &mut Buffers<'g>
     ];
     match &tensor.scales {
         None => (),
-        Some(Scales::Rows(scales)) => {
-            let zeros = to.i64s(&vec![0; scales.len()]);
-            let scales = to.f32s(scales);
-            let quantization = to.table(&[(2, Field::At(scales)), (3, Field::At(zeros)), (6, Field::I32(0))]);
-            fields.push((4, Field::At(quantization)));
-        }
+        Some(Scales::One(Grid { scale, zero, .. })) => fields.push((4, Field::At(affine(to, &[*scale], &[*zero])))),
+        Some(Scales::Rows(scales)) => fields.push((4, Field::At(affine(to, scales, &vec![0; scales.len()])))),
         Some(Scales::Blocks { scales, size }) => {
             const BLOCKWISE: u8 = 2;
             let details = to.table(&[(0, Field::I32(*scales)), (1, Field::I32(-1)), (2, Field::I32(*size))]);
@@ -256,6 +281,11 @@ fn tensor<'g>(to: &mut Writer<'_>, tensor: &'g Tensor, buffers: &mut Buffers<'g>
         }
     }
     to.table(&fields)
+}
+
+fn affine(to: &mut Writer<'_>, scales: &[f32], zeros: &[i64]) -> Place {
+    let (zeros, scales) = (to.i64s(zeros), to.f32s(scales));
+    to.table(&[(2, Field::At(scales)), (3, Field::At(zeros)), (6, Field::I32(0))])
 }
 
 fn operator(to: &mut Writer<'_>, op: &Operator, kinds: &[Kind]) -> Place {

@@ -30,9 +30,12 @@ pub(super) enum Form {
     Rows(Scheme, Element),
     /// Codes of 4 bits, with a scale for so many of a row.
     Blocks(Scheme, usize),
+    /// Values rounded to integers of that type, with scales of the writer's own.
+    Fixed(Element),
 }
 
 /// A weight of the model.
+#[derive(Clone)]
 pub(super) struct Stored {
     pub(super) name: String,
     also: Vec<String>,
@@ -40,6 +43,8 @@ pub(super) struct Stored {
     encoding: Encoding,
     expr: Expr,
     pub(super) form: Form,
+    /// The scales of [`Form::Fixed`]: one, or one for each number of a vector.
+    pub(super) fixed: Vec<f32>,
     /// Where values or codes begin behind the FlatBuffer.
     offset: u64,
     /// Where the scales of blocks do.
@@ -58,8 +63,49 @@ impl Stored {
             _ => Form::Plain,
         };
         let (also, encoding) = (names.collect(), fact.encoding);
-        Ok(Stored { also, name, dims, encoding, expr: expr.clone(), form, offset: 0, scales: 0 })
+        Ok(Stored { also, name, dims, encoding, expr: expr.clone(), form, fixed: Vec::new(), offset: 0, scales: 0 })
     }
+
+    /// Codes of a linear layer in bytes, whatever their width.
+    pub(super) fn in_bytes(graph: &Graph, target: &str, reader: &Node, value: ValueId, expr: &Expr) -> Result<Stored> {
+        let mut stored = Stored::new(graph, target, &[reader], &[value], expr)?;
+        let refuse = |found: String, hint| Error::Weight {
+            node: graph.get(reader.outputs[0]).name.clone(),
+            tensor: graph.get(value).name.clone(),
+            found,
+            layout: format!("target `{target}` in integers"),
+            wanted: "codes with a scale a row",
+            hint,
+        };
+        stored.form = match stored.form {
+            Form::Rows(scheme, _) => Form::Rows(scheme, Element::I8),
+            Form::Blocks(scheme, _) => return Err(refuse(scheme.to_string(), "set `group = \"row\"`")),
+            _ => return Err(refuse(stored.encoding.to_string(), "quantize it to `int8` or less, with `group = \"row\"`")),
+        };
+        Ok(stored)
+    }
+
+    /// Values that are rounded here, to integers of `element` with `scales`. `what` is added to the name, which others may have.
+    pub(super) fn fixed(graph: &Graph, value: ValueId, expr: &Expr, element: Element, scales: Vec<f32>, what: &str) -> Stored {
+        let (fact, of) = (graph.fact(value), graph.get(value).name.clone());
+        let (name, also) = if what.is_empty() { (of, Vec::new()) } else { (format!("{of}{what}"), vec![of]) };
+        let dims = fact.constant_dims().expect("weights have constant dimensions: checked by the graph");
+        let (encoding, form) = (fact.encoding, Form::Fixed(element));
+        Stored { also, name, dims, encoding, expr: expr.clone(), form, fixed: scales, offset: 0, scales: 0 }
+    }
+
+    /// Another value has the same numbers.
+    pub(super) fn also_called(&mut self, other: Stored) {
+        if other.name != self.name && !self.also.contains(&other.name) {
+            self.also.push(other.name);
+        }
+    }
+
+    /// Where its numbers begin behind the FlatBuffer.
+    pub(super) fn begin(&self) -> u64 {
+        self.offset
+    }
+
 
     /// Gives it its place behind `end`.
     pub(super) fn place(&mut self, end: &mut u64) {
@@ -78,7 +124,7 @@ impl Stored {
     pub(super) fn element(&self) -> Element {
         match self.form {
             Form::Plain => Element::F32,
-            Form::Rows(_, element) => element,
+            Form::Rows(_, element) | Form::Fixed(element) => element,
             Form::Blocks(..) => Element::I4,
         }
     }
@@ -111,10 +157,15 @@ impl Stored {
 
     /// The scales of rows.
     pub(super) fn row_scales(&self, source: &dyn Source) -> Result<Vec<f32>> {
-        let [rows, columns] = self.matrix();
+        Stored::scales_of_rows(&self.expr, source)
+    }
+
+    /// The same of any weight in codes.
+    pub(super) fn scales_of_rows(expr: &Expr, source: &dyn Source) -> Result<Vec<f32>> {
+        let [rows, columns] = expr.info(source)?.matrix();
         let mut scales = Vec::with_capacity(rows);
         for chunk in chunks(rows, CHUNK / columns.max(1)) {
-            let (length, tensor) = (chunk.len(), self.expr.read_quantized(source, chunk)?);
+            let (length, tensor) = (chunk.len(), expr.read_quantized(source, chunk)?);
             let of_row = |row: usize| tensor.scales[if tensor.scheme.granularity == Granularity::Tensor { 0 } else { row }];
             scales.extend((0..length).map(of_row).map(nonzero));
         }
@@ -123,7 +174,11 @@ impl Stored {
 
     pub(super) fn entry(&self) -> TensorEntry {
         // A scale of a row is an f32.
-        let scales = if let Form::Rows(..) = self.form { 4 * self.dims[0] as u64 } else { self.scales_behind() };
+        let scales = match self.form {
+            Form::Rows(..) => 4 * self.dims[0] as u64,
+            Form::Fixed(_) => 4 * self.fixed.len() as u64,
+            _ => self.scales_behind(),
+        };
         TensorEntry {
             name: self.name.clone(),
             also: self.also.clone(),
@@ -153,6 +208,8 @@ impl Stored {
         match &self.form {
             Form::Plain => "f32".into(),
             Form::Rows(scheme, element) => format!("{}, a scale a row, f32 scales{}", element.name(), room(scheme)),
+            Form::Fixed(element) if self.fixed.len() == 1 => format!("{}, one f32 scale", element.name()),
+            Form::Fixed(element) => format!("{}, a scale a number", element.name()),
             Form::Blocks(scheme, size) => format!("i4, blocks of {size}, f16 scales{}", room(scheme)),
         }
     }
@@ -171,6 +228,7 @@ impl Stored {
                 Dtype::F16.encode(&scales, bytes);
             }),
             (Part::Numbers, Form::Plain) => self.values(source, put),
+            (Part::Numbers, Form::Fixed(_)) => self.stream_fixed(source, put),
             (Part::Numbers, _) => self.by_rows(source, put, &|tensor, bytes| self.codes(tensor, bytes)),
         }
     }
@@ -184,6 +242,27 @@ impl Stored {
             kit::as_stored(self.encoding, &mut values);
             bytes.clear();
             Dtype::F32.encode(&values, &mut bytes);
+            put(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Rows of values that are rounded here.
+    pub(super) fn fixed_codes(&self, source: &dyn Source, rows: std::ops::Range<usize>) -> Result<Vec<i64>> {
+        let columns = self.matrix()[1];
+        let mut values = vec![0.0; rows.len() * columns];
+        self.expr.read(source, rows.clone(), &mut values)?;
+        let first = rows.start * columns;
+        let code = |(at, value): (usize, f32)| rounded(value, scale_of(&self.fixed, first + at), self.element());
+        Ok(values.into_iter().enumerate().map(code).collect())
+    }
+
+    fn stream_fixed(&self, source: &dyn Source, put: Put<'_>) -> Result<()> {
+        let [rows, columns] = self.matrix();
+        let width = (self.element().1 / 8) as usize;
+        for chunk in chunks(rows, CHUNK / (8 * columns).max(1)) {
+            let codes = self.fixed_codes(source, chunk)?;
+            let bytes: Vec<u8> = codes.iter().flat_map(|code| code.to_le_bytes().into_iter().take(width)).collect();
             put(&bytes)?;
         }
         Ok(())
@@ -212,6 +291,17 @@ impl Stored {
         }
         Ok(())
     }
+}
+
+/// The scale of a number of a weight with one scale, or one for each.
+pub(super) fn scale_of(scales: &[f32], at: usize) -> f32 {
+    if scales.len() == 1 { scales[0] } else { scales[at] }
+}
+
+/// The nearest code, halves away from zero, as the type holds it.
+pub(super) fn rounded(value: f32, scale: f32, element: Element) -> i64 {
+    let most = (1i64 << (element.1.min(48) - 1)) - 1;
+    ((f64::from(value) / f64::from(scale)).round() as i64).clamp(-most, most)
 }
 
 /// A scale that LiteRT takes: codes under a scale of 0 mean 0, and so are all 0.

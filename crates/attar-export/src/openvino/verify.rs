@@ -57,7 +57,7 @@ pub(super) fn verify(
     original: Option<Original<'_>>,
 ) -> Result<Verification> {
     let opened = Opened::open(folder)?;
-    kit::compare_weights(model, artifact, folder, &|weight| compare(&opened, weight, original))
+    kit::compare_weights(model, artifact, folder, &|_| false, &|weight| compare(&opened, weight, original))
 }
 
 fn compare(opened: &Opened, weight: &Weight<'_>, original: Option<Original<'_>>) -> Result<(VerifiedTensor, usize)> {

@@ -51,11 +51,7 @@ pub(super) static DEF: OpDef = OpDef {
         all
     },
     infer: |_, facts| match facts {
-        [query, key, value] if query.dims.len() == 4 && key.dims.len() == 4 => {
-            let grouped = query.dims[1].constant()?.checked_rem(key.dims[1].constant()?) == Some(0);
-            let same = key.dims == value.dims && query.dims[0] == key.dims[0] && query.dims[3] == key.dims[3];
-            (same && grouped && key.dims[2].reaches(&query.dims[2])).then(|| Fact::activation(query.dims.clone()))
-        }
+        [query, key, value] if key.dims == value.dims => fit(query, key).map(|()| Fact::activation(query.dims.clone())),
         _ => None,
     },
     evaluate: |op, operands, context| {
@@ -66,10 +62,28 @@ pub(super) static DEF: OpDef = OpDef {
             Mode::Training => gradient::attention(&q, &k, &v, &scores)?,
         })
     },
-    decompose: None,
+    decompose: Some(|graph, name, op, inputs| {
+        let [query, key, value] = inputs else { unreachable!("the operands were checked") };
+        let Attention { scale, causal, window, softcap } = *attention_of(op);
+        let mut scores = graph.node(&format!("{name}.scores"), Op::Scores { scale }, &[*query, *key])?;
+        if let Some(cap) = softcap {
+            scores = graph.node(&format!("{name}.capped"), Op::Softcap { cap }, &[scores])?;
+        }
+        let shares = graph.node(&format!("{name}.shares"), Op::Softmax { causal, window }, &[scores])?;
+        graph.node(name, Op::Mix, &[shares, *value])
+    }),
     several: None,
     macs: |_, dims| 2 * dims[0].iter().product::<usize>() as u64 * dims[1][2] as u64,
 };
+
+/// Whether queries can meet keys.
+pub(super) fn fit(query: &Fact, key: &Fact) -> Option<()> {
+    let ([batch, heads, seq, head], [key_batch, key_heads, all, key_head]) = (&query.dims[..], &key.dims[..]) else {
+        return None;
+    };
+    let grouped = heads.constant()?.checked_rem(key_heads.constant()?) == Some(0);
+    (grouped && batch == key_batch && head == key_head && all.reaches(seq)).then_some(())
+}
 
 fn attention_of(op: &Op) -> &Attention {
     match op {

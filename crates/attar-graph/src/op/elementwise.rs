@@ -1,15 +1,14 @@
-//! Sums and products of two values of one shape.
+//! Sums and products of two values, the second of which is stretched to the shape of the first.
 
-use super::{Op, OpDef, no_attributes, no_macs};
-use crate::Fact;
+use super::{Op, OpDef, moments::stretched, no_attributes, no_macs};
 
 pub(super) static ADD: OpDef = OpDef {
     name: "add",
-    wants: "two values of one shape",
+    wants: "x [.., width], and another value of its shape, of width 1, or a vector [width]",
     parse: |_| Ok(Op::Add),
     attributes: no_attributes,
-    infer: |_, facts| same(facts),
-    evaluate: |_, operands, _| Ok((operands[0].tensor()? + operands[1].tensor()?)?),
+    infer: |_, facts| stretched(facts),
+    evaluate: |_, operands, _| Ok(operands[0].tensor()?.broadcast_add(&operands[1].tensor()?)?),
     decompose: None,
     several: None,
     macs: no_macs,
@@ -17,19 +16,12 @@ pub(super) static ADD: OpDef = OpDef {
 
 pub(super) static MUL: OpDef = OpDef {
     name: "mul",
-    wants: "two values of one shape",
+    wants: "x [.., width], and another value of its shape, of width 1, or a vector [width]",
     parse: |_| Ok(Op::Mul),
     attributes: no_attributes,
-    infer: |_, facts| same(facts),
-    evaluate: |_, operands, _| Ok((operands[0].tensor()? * operands[1].tensor()?)?),
+    infer: |_, facts| stretched(facts),
+    evaluate: |_, operands, _| Ok(operands[0].tensor()?.broadcast_mul(&operands[1].tensor()?)?),
     decompose: None,
     several: None,
     macs: no_macs,
 };
-
-fn same(facts: &[&Fact]) -> Option<Fact> {
-    match facts {
-        [a, b] if a.dims == b.dims => Some(Fact::activation(a.dims.clone())),
-        _ => None,
-    }
-}

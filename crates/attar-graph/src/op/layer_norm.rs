@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::{Attribute, Op, OpDef, no_macs};
+use super::{Attribute, Op, OpDef, no_macs, rms_norm};
 use crate::{Fact, Mode, kernel};
 
 pub(super) static DEF: OpDef = OpDef {
@@ -25,7 +25,18 @@ pub(super) static DEF: OpDef = OpDef {
             Mode::Training => differentiable(&x, &gain, bias.as_ref(), epsilon_of(op))?,
         })
     },
-    decompose: None,
+    decompose: Some(|graph, name, op, inputs| {
+        let centered = graph.node(&format!("{name}.centered"), Op::Center, &inputs[..1])?;
+        let unit = rms_norm::unit(graph, name, centered, epsilon_of(op))?;
+        match inputs[1..] {
+            [gain, bias] => {
+                let scaled = graph.node(&format!("{name}.scaled"), Op::Mul, &[unit, gain])?;
+                graph.node(name, Op::Add, &[scaled, bias])
+            }
+            [gain] => graph.node(name, Op::Mul, &[unit, gain]),
+            _ => unreachable!("the operands were checked"),
+        }
+    }),
     several: None,
     macs: no_macs,
 };

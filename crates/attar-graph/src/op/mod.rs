@@ -14,7 +14,9 @@ mod heads;
 mod layer_norm;
 mod linear;
 mod mode;
+mod moments;
 mod pool;
+mod products;
 mod quantize;
 mod rms_norm;
 mod rope;
@@ -69,6 +71,29 @@ pub enum Op {
     },
     /// `query, key, value`, all split: attention, causal or full; a key head serves several query heads.
     Attention(Attention),
+    /// `query, key`, both split: their products times `scale`, `[batch, heads, seq, past+seq]`.
+    Scores {
+        /// Multiplies the products.
+        scale: f64,
+    },
+    /// `x [batch, heads, seq, past+seq]`: the softmax over the positions that a query sees, 0 elsewhere.
+    Softmax {
+        /// Whether a query sees no position after its own.
+        causal: bool,
+        /// A query sees the positions that are less than this away from its own; all, without a window.
+        window: Option<usize>,
+    },
+    /// `shares [batch, heads, seq, past+seq], value` split: values, each as often as its share says.
+    Mix,
+    /// `x`: less its mean over the last dimension.
+    Center,
+    /// `x [.., width]` to `[.., 1]`: the mean of squares.
+    MeanSquare,
+    /// `1 / sqrt(x + epsilon)`.
+    Rsqrt {
+        /// Keeps the root away from zero.
+        epsilon: f64,
+    },
     /// `gate, up`: `silu(gate) * up` (Shazeer 2020).
     Swiglu,
     /// `x * sigmoid(x)`.
@@ -91,9 +116,9 @@ pub enum Op {
         /// The constant.
         by: f64,
     },
-    /// `a, b`: their product, element by element.
+    /// `x, other`: their product, element by element. `other` has the shape of `x`, or is 1 wide, or one vector for all rows.
     Mul,
-    /// `a, b`: their sum, element by element.
+    /// `x, other`: their sum, as [`Op::Mul`].
     Add,
     /// `x [batch, seq, width]` to `[batch, width]`: the mean over positions.
     MeanPool,
@@ -140,6 +165,12 @@ pub static OPS: &[&OpDef] = &[
     &rope::DEF,
     &cache::DEF,
     &attention::DEF,
+    &products::SCORES,
+    &products::SOFTMAX,
+    &products::MIX,
+    &moments::CENTER,
+    &moments::MEAN_SQUARE,
+    &moments::RSQRT,
     &activation::SWIGLU,
     &activation::SILU,
     &gelu::GELU,
@@ -211,6 +242,12 @@ impl Op {
             Op::Rope(_) => &rope::DEF,
             Op::Cache { .. } => &cache::DEF,
             Op::Attention(_) => &attention::DEF,
+            Op::Scores { .. } => &products::SCORES,
+            Op::Softmax { .. } => &products::SOFTMAX,
+            Op::Mix => &products::MIX,
+            Op::Center => &moments::CENTER,
+            Op::MeanSquare => &moments::MEAN_SQUARE,
+            Op::Rsqrt { .. } => &moments::RSQRT,
             Op::Swiglu => &activation::SWIGLU,
             Op::Silu => &activation::SILU,
             Op::Gelu => &gelu::GELU,
@@ -258,6 +295,7 @@ impl Op {
         match self {
             Op::Fused(fused) => fused.body().nodes().iter().all(|node| node.op.is_pointwise()),
             Op::Attention(_) | Op::Cache { .. } | Op::SplitHeads { .. } | Op::MergeHeads | Op::Rope(_) => false,
+            Op::Scores { .. } | Op::Softmax { .. } | Op::Mix => false,
             Op::MeanPool | Op::FirstPool => false,
             _ => true,
         }

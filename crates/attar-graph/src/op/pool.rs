@@ -48,7 +48,13 @@ pub(super) static NORMALIZE: OpDef = OpDef {
             Mode::Training => x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(epsilon)?)?,
         })
     },
-    decompose: None,
+    decompose: Some(|graph, name, op, inputs| {
+        let width = graph.fact(inputs[0]).width().expect("the width is constant: checked by the graph");
+        let mean = graph.node(&format!("{name}.mean"), Op::MeanSquare, inputs)?;
+        let square = graph.node(&format!("{name}.square"), Op::Scale { by: width as f64 }, &[mean])?;
+        let inverse = graph.node(&format!("{name}.inverse"), Op::Rsqrt { epsilon: epsilon_of(op).powi(2) }, &[square])?;
+        graph.node(name, Op::Mul, &[inputs[0], inverse])
+    }),
     several: None,
     macs: no_macs,
 };

@@ -40,7 +40,11 @@ pub(super) static DEF: OpDef = OpDef {
             [x, scale, zero] => (x, Some(scale), Some(zero)),
             _ => return None,
         };
-        let width = x.dims.last().filter(|width| width.constant().is_some())?;
+        let width = x.dims.last()?;
+        // One scale is that of any width.
+        if width.constant().is_none() && scale.is_none_or(|scale| scale.dims != [Dim::Constant(1)]) {
+            return None;
+        }
         let one_or_each = |scale: &&&Fact| scale.dims == [Dim::Constant(1)] || scale.dims == [width.clone()];
         let holds_codes = |zero: &&&Fact| zero.encoding == Encoding::Plain(zero_dtype(bits_of(op)));
         let scaled = scale.is_none_or(|scale| one_or_each(&scale));

@@ -1,7 +1,7 @@
 //! Root mean square normalisation.
 
 use super::{Attribute, Op, OpDef, no_macs};
-use crate::{Fact, Mode, gradient};
+use crate::{Fact, Graph, Mode, Result, ValueId, gradient};
 
 pub(super) static DEF: OpDef = OpDef {
     name: "rms_norm",
@@ -23,7 +23,19 @@ pub(super) static DEF: OpDef = OpDef {
             Mode::Training => gradient::rms_norm(&x, &gain, *epsilon as f32)?,
         })
     },
-    decompose: None,
+    decompose: Some(|graph, name, op, inputs| {
+        let Op::RmsNorm { epsilon } = *op else { unreachable!("the table is right") };
+        let [x, gain] = inputs else { unreachable!("the operands were checked") };
+        let unit = unit(graph, name, *x, epsilon)?;
+        graph.node(name, Op::Mul, &[unit, *gain])
+    }),
     several: None,
     macs: no_macs,
 };
+
+/// Adds `x / sqrt(mean(x^2) + epsilon)`.
+pub(super) fn unit(graph: &mut Graph, name: &str, x: ValueId, epsilon: f64) -> Result<ValueId> {
+    let square = graph.node(&format!("{name}.square"), Op::MeanSquare, &[x])?;
+    let inverse = graph.node(&format!("{name}.inverse"), Op::Rsqrt { epsilon }, &[square])?;
+    graph.node(&format!("{name}.unit"), Op::Mul, &[x, inverse])
+}

@@ -196,6 +196,8 @@ fn multiply_accumulates_are_those_of_the_products() {
         let wanted = match &node.op {
             Op::Linear => product(&dims[0]) * dims[1][0] as u64,
             Op::Attention(_) => 2 * product(&dims[0]) * dims[1][2] as u64,
+            Op::Scores { .. } => product(&dims[0]) * dims[1][2] as u64,
+            Op::Mix => product(&dims[0]) * dims[1][3] as u64,
             Op::Fused(_) => parts(graph, sizes),
             _ => 0,
         };

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Moves whenever the same activations give other scales.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Channels whose values are gathered at a time.
 const CHANNELS: usize = 64;
@@ -71,6 +71,7 @@ impl Step for Activations {
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+        model.graph = self.split(&model.graph)?.into_owned();
         let sites = self.sites(&model.graph).map_err(refused)?;
         if self.mode == ActivationMode::Static && !model.calibrated {
             let hint = "add `[data.calibration]` with the `path` of a text, or use `mode = \"dynamic\"`".to_owned();
@@ -85,7 +86,7 @@ impl Step for Activations {
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let before = model.findings.activations.len();
-        let sites = self.sites(&model.graph).map_err(refused)?;
+        let sites = self.sites(&*self.split(&model.graph)?).map_err(refused)?;
         self.plan(model)?;
         // A dynamic scale needs no text; with one, its noise is measured.
         let Some(windows) = session.calibration else { return Ok(Vec::new()) };
@@ -103,7 +104,7 @@ impl Step for Activations {
         };
         let Looking { used: mut blobs, seen, .. } = looking.all(windows, &model.title)?;
         for (site, report) in sites.iter().zip(&mut model.findings.activations[before..]) {
-            report.snr_db = Some(seen[&site.value].damage().snr_db()).filter(|snr| snr.is_finite());
+            report.snr_db = Some(seen[&site.quantized()].damage().snr_db()).filter(|snr| snr.is_finite());
         }
         blobs.extend(install(&sites, &seen, model, session)?);
         Ok(blobs)
@@ -146,7 +147,7 @@ impl Seen {
     }
 }
 
-/// What was found in a block, by value: the content of a unit.
+/// What was found in a block, by the names of rounded values: the content of a unit.
 type Found = BTreeMap<String, Seen>;
 
 /// Scales and zeros that were found, over the weights that the model has.
@@ -207,7 +208,7 @@ impl Visitor for Looking<'_> {
     fn take(&mut self, block: BlockId, _: &Digest, blobs: &[Digest]) -> crate::Result<()> {
         for blob in blobs {
             let found = self.read(blob)?;
-            self.sites[block.index()].iter().for_each(|(_, site)| self.constants.add(site, &found[&site.value]));
+            self.sites[block.index()].iter().for_each(|(_, site)| self.constants.add(site, &found[&site.quantized()]));
             self.seen.extend(found);
             self.used.push(*blob);
         }
@@ -219,7 +220,7 @@ impl Visitor for Looking<'_> {
         for (value, site) in self.sites[block.index()].clone() {
             let seen = self.see(block, value, site, windows)?;
             self.constants.add(site, &seen);
-            found.insert(site.value.clone(), seen);
+            found.insert(site.quantized(), seen);
         }
         let text = crate::json::json(&found);
         self.seen.extend(found);
@@ -270,7 +271,7 @@ impl<'a> Looking<'a> {
     fn scales(&self, site: &Site, lanes: &[Tensor]) -> crate::Result<Seen> {
         let Some(count) = site.scales else { return Ok(Seen::default()) };
         let covers = match count {
-            1 => vec![site.codes.cover(self.settings.range(&distribution(lanes)?, site.codes))],
+            1 => vec![site.known.cover(site.codes, self.settings.range(&distribution(lanes)?, site.codes))],
             _ => self.channel_covers(site, lanes)?,
         };
         let (scale, zero) = covers.into_iter().unzip();
@@ -349,7 +350,7 @@ fn install(sites: &[Site], seen: &Found, model: &mut Working, session: &Session<
     let mut entries = Vec::new();
     let mut bytes = Vec::new();
     for site in sites.iter().filter(|site| site.scales.is_some()) {
-        let (found, formats) = (&seen[&site.value], [Dtype::F32, zero_dtype(site.codes.bits)]);
+        let (found, formats) = (&seen[&site.quantized()], [Dtype::F32, zero_dtype(site.codes.bits)]);
         for ((name, numbers), dtype) in site.constants().into_iter().zip([&found.scale, &found.zero]).zip(formats) {
             if !numbers.is_empty() {
                 dtype.encode(numbers, &mut bytes);

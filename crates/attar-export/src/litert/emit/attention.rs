@@ -106,7 +106,8 @@ impl Emission<'_> {
             let (real, one, hidden) = (e.real(), e.float(1.0), e.float(HIDDEN));
             let absent = e.binary(SUB, "mask/absent", one, real);
             let scores = e.binary(MUL, "mask/scores", absent, hidden);
-            e.reshape(name, scores, &[1, 1, 1, e.call.tokens])
+            let tokens = e.call.tokens;
+            e.reshape(name, scores, &[1, 1, 1, tokens])
         })
     }
 

@@ -6,16 +6,20 @@ mod pool;
 mod quantize;
 mod rope;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::{Deref, DerefMut},
+};
 
 use attar_graph::{Graph, Node, Op, ValueId};
 use attar_tensor::Source;
 
 use super::{
+    build::{Builder, stretched},
     flat::Field,
     schema::{
-        ADD, CONCATENATION, DIV, Data, EMBEDDING_LOOKUP, EMBEDDING_LOOKUP_OF_CODES, Element, FULLY_CONNECTED, FULLY_CONNECTED_4,
-        FULLY_CONNECTED_8, FULLY_CONNECTED_BLOCKS, Kind, MUL, Operator, RESHAPE, SLICE, SUB, Scales, Subgraph, TRANSPOSE, Tensor,
+        ADD, DIV, EMBEDDING_LOOKUP, EMBEDDING_LOOKUP_OF_CODES, Element, FULLY_CONNECTED, FULLY_CONNECTED_4, FULLY_CONNECTED_8,
+        FULLY_CONNECTED_BLOCKS, Kind, MUL, SUB, Scales, Subgraph,
     },
     weight::{Form, Stored},
 };
@@ -108,9 +112,8 @@ impl Model {
 
     /// The sub-graph of a call. `scales` are those of the rows of weights, in the order of [`Model::stored`].
     pub(super) fn subgraph(&self, call: Call<'_>, scales: &[Vec<f32>]) -> Result<Subgraph> {
-        let sub = Subgraph { name: call.signature.into(), ..Subgraph::default() };
-        let mut e =
-            Emission { model: self, scales, call, sub, weights: HashMap::new(), values: HashMap::new(), made: HashMap::new() };
+        let build = Builder::new(call.signature);
+        let mut e = Emission { model: self, scales, call, build, weights: HashMap::new(), values: HashMap::new() };
         e.declare_inputs();
         let needed = self.needed(call.outputs);
         for node in self.graph.nodes().iter().filter(|node| needed.contains(&node.outputs[0])) {
@@ -119,7 +122,7 @@ impl Model {
             e.values.insert(node.outputs[0], value);
         }
         e.declare_outputs();
-        Ok(e.sub)
+        Ok(e.build.sub)
     }
 
     /// Values that what a call returns is made of: caches, and the outputs where these are asked for.
@@ -147,12 +150,24 @@ struct Emission<'m> {
     model: &'m Model,
     scales: &'m [Vec<f32>],
     call: Call<'m>,
-    sub: Subgraph,
+    build: Builder,
     /// Tensors of stored weights, made so far.
     weights: HashMap<usize, i32>,
     values: HashMap<ValueId, i32>,
-    /// What several operators need and is made once, by its name.
-    made: HashMap<String, i32>,
+}
+
+impl Deref for Emission<'_> {
+    type Target = Builder;
+
+    fn deref(&self) -> &Builder {
+        &self.build
+    }
+}
+
+impl DerefMut for Emission<'_> {
+    fn deref_mut(&mut self) -> &mut Builder {
+        &mut self.build
+    }
 }
 
 impl Emission<'_> {
@@ -207,27 +222,14 @@ impl Emission<'_> {
     fn declare_outputs(&mut self) {
         let model = self.model;
         for (name, id) in model.cache_names() {
-            self.sub.outputs.push((name, self.values[&id]));
+            let tensor = self.values[&id];
+            self.sub.outputs.push((name, tensor));
         }
-        for id in model.graph.outputs().iter().filter(|_| self.call.outputs) {
-            self.sub.outputs.push((model.graph.get(*id).name.clone(), self.values[id]));
+        let outputs = if self.call.outputs { model.graph.outputs() } else { &[] };
+        for id in outputs {
+            let (name, tensor) = (model.graph.get(*id).name.clone(), self.values[id]);
+            self.sub.outputs.push((name, tensor));
         }
-    }
-
-    fn input(&mut self, name: &str, element: Element, dims: &[usize]) -> i32 {
-        let tensor = self.tensor(format!("{}/{name}", self.call.signature), element, dims, Data::None);
-        self.sub.inputs.push((name.into(), tensor));
-        self.made.insert(name.into(), tensor);
-        tensor
-    }
-
-    fn tensor(&mut self, name: impl Into<String>, element: Element, dims: &[usize], data: Data) -> i32 {
-        self.sub.tensors.push(Tensor { name: name.into(), element, dims: dims.to_vec(), data, scales: None });
-        self.sub.tensors.len() as i32 - 1
-    }
-
-    fn dims(&self, tensor: i32) -> Vec<usize> {
-        self.sub.tensors[tensor as usize].dims.clone()
     }
 
     /// A dimension of a value that is the same in every call.
@@ -240,20 +242,6 @@ impl Emission<'_> {
         self.op_of(name, kind, inputs, options, dims, Element::F32)
     }
 
-    fn op_of(
-        &mut self,
-        name: impl Into<String>,
-        kind: Kind,
-        inputs: &[i32],
-        options: Vec<(u16, Field)>,
-        dims: &[usize],
-        element: Element,
-    ) -> i32 {
-        let output = self.tensor(name, element, dims, Data::None);
-        self.sub.operators.push(Operator { kind, inputs: inputs.to_vec(), output, options });
-        output
-    }
-
     /// What is made once under a name.
     fn shared(&mut self, name: &str, make: impl FnOnce(&mut Self, &str) -> i32) -> i32 {
         if let Some(made) = self.made.get(name) {
@@ -262,16 +250,6 @@ impl Emission<'_> {
         let made = make(self, name);
         self.made.insert(name.into(), made);
         made
-    }
-
-    fn constant(&mut self, name: &str, element: Element, dims: &[usize], bytes: Vec<u8>) -> i32 {
-        self.shared(name, |e, name| e.tensor(name, element, dims, Data::Inside(bytes)))
-    }
-
-    /// A list of integers.
-    fn ints(&mut self, values: &[usize]) -> i32 {
-        let bytes = values.iter().flat_map(|value| (*value as i32).to_le_bytes()).collect();
-        self.constant(&format!("ints:{values:?}"), Element::I32, &[values.len()], bytes)
     }
 
     /// One number.
@@ -296,17 +274,6 @@ impl Emission<'_> {
         self.op(name, kind, &[a, b], options, &dims)
     }
 
-    fn reshape(&mut self, name: impl Into<String>, x: i32, dims: &[usize]) -> i32 {
-        let (element, shape) = (self.sub.tensors[x as usize].element, self.ints(dims));
-        self.op_of(name, RESHAPE, &[x, shape], vec![], dims, element)
-    }
-
-    fn transpose(&mut self, name: impl Into<String>, x: i32, order: &[usize]) -> i32 {
-        let (dims, axes) = (self.dims(x), self.ints(order));
-        let turned: Vec<usize> = order.iter().map(|axis| dims[*axis]).collect();
-        self.op(name, TRANSPOSE, &[x, axes], vec![], &turned)
-    }
-
     /// A sum, mean or maximum over the last dimension, which stays as 1.
     fn reduce(&mut self, kind: Kind, name: impl Into<String>, x: i32) -> i32 {
         let mut dims = self.dims(x);
@@ -314,27 +281,6 @@ impl Emission<'_> {
         dims.pop();
         dims.push(1);
         self.op(name, kind, &[x, axis], vec![(0, Field::Bool(true))], &dims)
-    }
-
-    /// A range of the last dimension.
-    fn part(&mut self, name: impl Into<String>, x: i32, start: usize, length: usize) -> i32 {
-        let mut dims = self.dims(x);
-        let mut begin = vec![0; dims.len()];
-        if let (Some(first), Some(last)) = (begin.last_mut(), dims.last_mut()) {
-            (*first, *last) = (start, length);
-        }
-        let (begin, size) = (self.ints(&begin), self.ints(&dims));
-        let element = self.sub.tensors[x as usize].element;
-        self.op_of(name, SLICE, &[x, begin, size], vec![], &dims, element)
-    }
-
-    /// Several along the last dimension.
-    fn join(&mut self, name: impl Into<String>, parts: &[i32]) -> i32 {
-        let mut dims = self.dims(parts[0]);
-        let (last, element) = (dims.len() - 1, self.sub.tensors[parts[0] as usize].element);
-        dims[last] = parts.iter().map(|part| self.dims(*part)[last]).sum();
-        let options = vec![(0, Field::I32(last as i32)), (1, Field::I8(0))];
-        self.op_of(name, CONCATENATION, parts, options, &dims, element)
     }
 
     /// A value as operators read it: of a weight in codes, the codes.
@@ -373,11 +319,4 @@ impl Emission<'_> {
             _ => [EMBEDDING_LOOKUP, FULLY_CONNECTED],
         }
     }
-}
-
-/// The dimensions of two values together.
-fn stretched(a: &[usize], b: &[usize]) -> Vec<usize> {
-    let rank = a.len().max(b.len());
-    let of = |dims: &[usize], axis: usize| (axis + dims.len()).checked_sub(rank).map_or(1, |axis| dims[axis]);
-    (0..rank).map(|axis| of(a, axis).max(of(b, axis))).collect()
 }

@@ -68,7 +68,8 @@ impl Emission<'_> {
         let Some(longest) = rope.longest_short() else { return list(self, "frequencies", 0) };
         let (short, long) = (list(self, "short", longest), list(self, "long", longest + 1));
         let positions = self.positions();
-        let row = self.reshape(format!("{name}/row"), positions, &[1, 1, 1, self.call.tokens]);
+        let tokens = self.call.tokens;
+        let row = self.reshape(format!("{name}/row"), positions, &[1, 1, 1, tokens]);
         let last = self.reduce(REDUCE_MAX, format!("{name}/last"), row);
         let first_long = self.float(longest as f32);
         let is_short = self.op_of(format!("{name}/is_short"), LESS, &[last, first_long], vec![], &[1; 4], Element::BOOL);

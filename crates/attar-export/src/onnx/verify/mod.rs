@@ -53,7 +53,7 @@ pub(crate) fn verify(
     original: Option<Original<'_>>,
 ) -> Result<Verification> {
     let opened = Opened::open(folder, written.file)?;
-    kit::compare_weights(model, artifact, folder, &|weight| {
+    kit::compare_weights(model, artifact, folder, &|_| false, &|weight| {
         Read { opened: &opened, weight, unsigned_zeros: written.unsigned_zeros }.compare(original)
     })
 }
