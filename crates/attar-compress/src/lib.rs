@@ -22,8 +22,8 @@ mod training;
 mod transform;
 
 pub use activation::{
-    ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, Codes, Counts, Distribution, Feed, Known, KvCache, OBSERVERS,
-    Observer, ObserverName, Site as ActivationSite, insert,
+    ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, Codes, Counts, Distribution, Feed,
+    Known, KvCache, OBSERVERS, Observer, ObserverName, Site as ActivationSite, insert,
 };
 pub use calibrate::Calibration;
 pub use error::{Error, Result};

@@ -38,6 +38,8 @@ pub struct Activations {
     /// Which values have static scales: the `inputs` of linear layers (default), the `linear` layers' results, too, or `all`, for
     /// runtimes of integers alone.
     pub values: Option<ActivationValues>,
+    /// With `values = "all"`: linear layers that read and make 16 bits instead of `bits`, as patterns over canonical weight names.
+    pub wide: Option<Patterns>,
     /// Quantize the KV cache, with a dynamic scale for each head and token.
     pub kv: Option<KvCache>,
 }
@@ -135,7 +137,10 @@ impl Activations {
     pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
         self.check()?;
         if self.values() == ActivationValues::All {
-            return values::sites(graph, Codes { bits: self.bits.0, asymmetric: self.asymmetric });
+            let wide = self.wide.as_deref().unwrap_or_default();
+            let names: Vec<&str> = graph.nodes().iter().filter_map(|node| weight_of(graph, node)).collect();
+            pattern::check("wide", wide, &names, false)?;
+            return values::sites(graph, Codes { bits: self.bits.0, asymmetric: self.asymmetric }, wide);
         }
         let linears: Vec<(&Node, &str)> = graph.nodes().iter().filter_map(|node| Some((node, weight_of(graph, node)?))).collect();
         let names: Vec<&str> = linears.iter().map(|(_, name)| *name).collect();
@@ -247,6 +252,10 @@ impl Activations {
                 let hint = "every linear layer is quantized: leave it out";
                 return Err(Error::Contradiction { key: "select", other: other(), hint });
             }
+        }
+        if self.wide.is_some() && self.values() != ActivationValues::All {
+            let hint = "add `values = \"all\"`, or leave it out";
+            return Err(Error::Contradiction { key: "wide", other: "other `values`".into(), hint });
         }
         let Some(percent) = self.percentile else { return Ok(()) };
         if self.observer().default_number().is_none() {

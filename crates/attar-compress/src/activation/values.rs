@@ -2,15 +2,15 @@
 //!
 //! Products of matrices (linear layers, and those of attention) read and make codes of the asked width. All other values have 16
 //! bits, without a zero point: sums and norms keep the residual stream as exact as it can be. What only products read is rounded
-//! once; what they read of others is rounded again for them.
+//! once; what they read of others is rounded again for them. GELU is a table of codes in such runtimes, and counts as a product.
 
-use attar_graph::{Graph, Op, Result as GraphResult, ValueId};
+use attar_graph::{Graph, Node, Op, Result as GraphResult, ValueId};
 
 use super::{
     Codes, Feed, Known, Site,
     config::{is_quantized, weight_of},
 };
-use crate::{Error, Result};
+use crate::{Error, Pattern, Result};
 
 /// Codes of values that are not for products alone.
 const WIDE: Codes = Codes { bits: 16, asymmetric: false };
@@ -31,7 +31,9 @@ fn is_softmax_of(graph: &Graph, value: ValueId) -> bool {
 }
 
 /// Every value of a graph in parts that an op computes, and what linear layers read of wide ones.
-pub(super) fn sites(graph: &Graph, codes: Codes) -> Result<Vec<Site>> {
+pub(super) fn sites(graph: &Graph, codes: Codes, wide: &[Pattern]) -> Result<Vec<Site>> {
+    let is_wide = |node: &Node| weight_of(graph, node).is_some_and(|name| wide.iter().any(|pattern| pattern.matches(name)));
+    let is_narrow = |node: &Node| is_product(&node.op) && !is_wide(node);
     let mut sites = Vec::new();
     for node in graph.nodes().iter().filter(|node| !moves(&node.op)) {
         let [made] = node.outputs[..] else { continue };
@@ -39,7 +41,9 @@ pub(super) fn sites(graph: &Graph, codes: Codes) -> Result<Vec<Site>> {
             let value = graph.get(node.inputs[0]).name.clone();
             return Err(Error::AlreadyIntegers { key: "values", reader: "every reader".into(), value });
         }
-        let narrow = is_product(&node.op) || is_softmax_of(graph, made) || (!graph.outputs().contains(&made) && only_products_read(graph, made));
+        let returned = graph.outputs().contains(&made);
+        let read = !returned && only_read_by(graph, made, &is_narrow);
+        let narrow = !is_wide(node) && (is_product(&node.op) || is_softmax_of(graph, made) || read);
         sites.push(match node.op {
             // The shares of int8 have a zero point in every runtime.
             Op::Softmax { .. } => {
@@ -51,10 +55,18 @@ pub(super) fn sites(graph: &Graph, codes: Codes) -> Result<Vec<Site>> {
         if narrow || codes == WIDE {
             continue;
         }
-        for (value, feeds) in linear_readers(graph, made) {
+        for (value, feeds) in linear_readers(graph, made, &is_narrow) {
             let value = graph.get(value);
             let width = value.fact.width().expect("what linear layers read has a width: checked by the graph");
-            sites.push(Site { value: value.name.clone(), width, codes, scales: Some(1), feeds, returned: false, known: Known::Nothing });
+            sites.push(Site {
+                value: value.name.clone(),
+                width,
+                codes,
+                scales: Some(1),
+                feeds,
+                returned: false,
+                known: Known::Nothing,
+            });
         }
     }
     Ok(sites)
@@ -68,7 +80,7 @@ pub(super) fn site(graph: &Graph, value: ValueId, codes: Codes) -> Site {
 }
 
 fn is_product(op: &Op) -> bool {
-    matches!(op, Op::Linear | Op::Scores { .. } | Op::Mix)
+    matches!(op, Op::Linear | Op::Scores { .. } | Op::Mix | Op::Gelu | Op::GeluTanh)
 }
 
 /// Whether the results of an op are numbers of its operand, elsewhere.
@@ -76,18 +88,16 @@ fn moves(op: &Op) -> bool {
     matches!(op, Op::SplitHeads { .. } | Op::MergeHeads | Op::Cache { .. } | Op::Slice { .. } | Op::Split { .. } | Op::FirstPool)
 }
 
-fn only_products_read(graph: &Graph, value: ValueId) -> bool {
+fn only_read_by(graph: &Graph, value: ValueId, by: &dyn Fn(&Node) -> bool) -> bool {
     let mut readers = graph.nodes().iter().filter(|node| node.inputs.contains(&value));
-    readers.all(|node| {
-        is_product(&node.op) || (moves(&node.op) && node.outputs.iter().all(|output| only_products_read(graph, *output)))
-    })
+    readers.all(|node| by(node) || (moves(&node.op) && node.outputs.iter().all(|output| only_read_by(graph, *output, by))))
 }
 
-/// What linear layers read of a value, and their weights.
-fn linear_readers(graph: &Graph, value: ValueId) -> Vec<(ValueId, Vec<Feed>)> {
+/// What linear layers of a kind read of a value, and their weights.
+fn linear_readers(graph: &Graph, value: ValueId, of_kind: &dyn Fn(&Node) -> bool) -> Vec<(ValueId, Vec<Feed>)> {
     let mut found = Vec::new();
     let feeds = |value: ValueId| {
-        let linears = graph.nodes().iter().filter(move |node| node.inputs[0] == value);
+        let linears = graph.nodes().iter().filter(move |node| node.inputs[0] == value && of_kind(node));
         linears.filter_map(|node| weight_of(graph, node)).map(|name| Feed::Linear(name.into())).collect::<Vec<Feed>>()
     };
     let mut values = vec![value];

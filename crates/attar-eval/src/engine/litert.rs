@@ -17,7 +17,11 @@ pub(super) static ENGINE: Engine = Engine {
         installer: None,
     },
     pins: include_str!("../../engines/litert.txt"),
-    opens: &[Opens { target: "litert-lm", file: "model.litertlm" }, Opens { target: "tflite", file: "model.tflite" }, Opens { target: "tflite", file: "decode.tflite" }],
+    opens: &[
+        Opens { target: "litert-lm", file: "model.litertlm" },
+        Opens { target: "tflite", file: "model.tflite" },
+        Opens { target: "tflite", file: "decode.tflite" },
+    ],
     modes: &[Mode::Default],
     devices: &["CPU"],
     worker: Worker::Python(include_str!("litert.py")),

@@ -96,7 +96,9 @@ impl Tflite {
                 (Some(asked), Some(most)) if asked > most && key == "prefill" => {
                     refuse(asked, format!("at most the {most} tokens that the caches hold"))
                 }
-                (Some(asked), Some(most)) if asked > most => refuse(asked, format!("at most the {most} tokens that the model takes")),
+                (Some(asked), Some(most)) if asked > most => {
+                    refuse(asked, format!("at most the {most} tokens that the model takes"))
+                }
                 (asked, most) => Ok(asked.unwrap_or(most.unwrap_or(usual).min(usual))),
             }
         };
@@ -125,7 +127,8 @@ impl Tflite {
             return self.build_integers(graph, &sizes, source);
         }
         if decoder {
-            let hint = "use `target = \"litert-lm\"`, or the step `activations` with `mode = \"static\"` and `values = \"all\"` before";
+            let hint =
+                "use `target = \"litert-lm\"`, or the step `activations` with `mode = \"static\"` and `values = \"all\"` before";
             let (wanted, found) = ("encoders, or models of integers alone", "is a decoder with values in f32");
             return Err(Error::Kind { target: TARGET.name, wanted, found, hint });
         }
@@ -182,10 +185,9 @@ impl Built {
                 Content::Weight(at) => {
                     self.stored[*at].stream(Part::Numbers, source, &mut |bytes| to.write_all(bytes).map_err(failed()))
                 }
-                Content::Rotation(..) => integer::rotation(table)
-                    .into_iter()
-                    .try_for_each(|code| to.write_all(&code.to_le_bytes()))
-                    .map_err(failed()),
+                Content::Rotation(..) => {
+                    integer::rotation(table).into_iter().try_for_each(|code| to.write_all(&code.to_le_bytes())).map_err(failed())
+                }
             })?;
             written.push(name);
         }

@@ -84,6 +84,7 @@ pub(super) const SUB_16: Kind = kind(41, 5, 28);
 pub(super) const DIV: Kind = kind(42, 1, 29);
 pub(super) const CAST: Kind = kind(53, 1, 37);
 pub(super) const MAXIMUM: Kind = kind(55, 1, 39);
+pub(super) const MAXIMUM_16: Kind = kind(55, 4, 39);
 pub(super) const MINIMUM: Kind = kind(57, 1, 39);
 pub(super) const LESS: Kind = kind(58, 1, 41);
 pub(super) const SLICE: Kind = kind(65, 1, 48);

@@ -66,9 +66,10 @@ pub(super) fn verify(
 
 /// All entries that are made of the weight of one.
 fn forms<'a>(artifact: &'a Artifact, of: &'a TensorEntry) -> impl Iterator<Item = &'a TensorEntry> {
-    artifact.tensors.iter().filter(move |entry| {
-        entry.name == of.name || entry.also.contains(&of.name) || of.also.contains(&entry.name)
-    })
+    artifact
+        .tensors
+        .iter()
+        .filter(move |entry| entry.name == of.name || entry.also.contains(&of.name) || of.also.contains(&entry.name))
 }
 
 /// A constant tensor, as the file has it.
@@ -230,9 +231,12 @@ impl Opened {
         for table in described["tables"].as_array().into_iter().flatten() {
             let Some(name) = table["weight"].as_str() else { continue };
             let size = |key: &str| usize::try_from(table[key].as_u64()?).ok();
-            let (Some(rows), Some(columns), Some(scale), Some(file)) =
-                (size("rows"), size("columns"), table["scale"].as_f64(), table["file"].as_str().filter(|name| !name.contains('/')))
-            else {
+            let (Some(rows), Some(columns), Some(scale), Some(file)) = (
+                size("rows"),
+                size("columns"),
+                table["scale"].as_f64(),
+                table["file"].as_str().filter(|name| !name.contains('/')),
+            ) else {
                 return Err(malformed("a table lacks its file, its size or its scale"));
             };
             let path = self.path.with_file_name(file);
@@ -299,7 +303,10 @@ impl Opened {
             values.resize(chunk.len() * columns, 0.0);
             bytes.resize(values.len() * width, 0);
             weight.expr.read(weight.source, chunk, &mut values)?;
-            let file = self.files.get(tensor.file).ok_or_else(|| Error::unexpected(&self.path, "its tables".into(), "missing", "a file"))?;
+            let file = self
+                .files
+                .get(tensor.file)
+                .ok_or_else(|| Error::unexpected(&self.path, "its tables".into(), "missing", "a file"))?;
             let begin = if tensor.file == 0 { self.begin } else { 0 };
             let at = begin + tensor.place.start + (first * width) as u64;
             file.read_exact_at(&mut bytes, at).map_err(Error::io("read", &self.path))?;
@@ -324,7 +331,9 @@ impl Opened {
         let width = tensor.bits().unwrap_or(8);
         let (start, end) = (first as u64 * width / 8, ((first + out.len()) as u64 * width).div_ceil(8));
         let mut bytes = vec![0; (end - start) as usize];
-        self.files[0].read_exact_at(&mut bytes, self.begin + tensor.place.start + start).map_err(Error::io("read", &self.path))?;
+        self.files[0]
+            .read_exact_at(&mut bytes, self.begin + tensor.place.start + start)
+            .map_err(Error::io("read", &self.path))?;
         let skip = first - (start * 8 / width) as usize;
         match tensor.kind {
             F32 => Dtype::F32.decode(&bytes, out),

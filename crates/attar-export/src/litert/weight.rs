@@ -106,7 +106,6 @@ impl Stored {
         self.offset
     }
 
-
     /// Gives it its place behind `end`.
     pub(super) fn place(&mut self, end: &mut u64) {
         self.offset = end.next_multiple_of(ALIGNMENT);

@@ -1,79 +1,19 @@
 //! Every architecture in every layout of every target: written, read back, opened in the real engine, compared.
 
-use std::{collections::HashSet, path::PathBuf};
-
-use attar_export::{Content, LiteRtLm, Qnn, Side, TARGETS};
-use attar_graph::{Expr, Inputs, Mode, Op, Run, SourceWeights, ValueId};
+use attar_export::{LiteRtLm, Qnn, TARGETS};
 use attar_model::{ARCHITECTURES, Architecture};
-use attar_tensor::Encoding;
 
-use super::*;
+use super::{
+    checkpoints::{self, folders, name, open, reference},
+    *,
+};
 
 /// Weights of linear layers in a form that both layouts hold and every width of the tiny checkpoints fits.
 const CODES: &str = "int4/g16/short";
 
-/// The tiny checkpoints.
-fn folders() -> Vec<PathBuf> {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models");
-    let entries = fs::read_dir(models).unwrap().flatten().map(|entry| entry.path());
-    let mut tiny: Vec<PathBuf> = entries.filter(|path| name(path).starts_with("tiny-")).collect();
-    tiny.sort();
-    tiny
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn open(folder: &Path) -> Model {
-    let attar_model::Model { graph, source, config, .. } = attar_model::Model::open(folder).unwrap();
-    // What runtimes that take texts ask for; tiny checkpoints have no tokenizer.
-    let text = |text: &str| Content::Text(text.into());
-    let files = [("tokenizer.json", text("{}")), ("generation_config.json", text("{\"eos_token_id\": 3}"))];
-    Model { graph, source, side: Side { context: config.context, config: config.json, files: files.into() } }
-}
-
 /// The same graph over weights that are made up, those of linear layers in codes.
 fn in_codes(model: &Model, folder: &Path) -> Model {
-    in_codes_of(model, folder, CODES)
-}
-
-fn in_codes_of(model: &Model, folder: &Path, scheme: &str) -> Model {
-    let mut graph = model.graph.clone();
-    let reads = |position| move |node: &attar_graph::Node| node.inputs.get(position).copied();
-    let linears = graph.nodes().iter().filter(|node| node.op == Op::Linear);
-    let matrices: HashSet<ValueId> = linears.filter_map(reads(1)).collect();
-    let tables: HashSet<ValueId> = graph.nodes().iter().filter(|node| node.op == Op::Embedding).filter_map(reads(1)).collect();
-    let tied: HashSet<String> = tables.iter().filter_map(|id| stored(&graph, *id)).collect();
-    let weights: Vec<(ValueId, String, Encoding)> =
-        graph.weights().map(|(id, value, _)| (id, value.name.clone(), value.fact.encoding)).collect();
-    for (id, name, plain) in weights {
-        let is_tied = stored(&graph, id).is_some_and(|name| tied.contains(&name));
-        let encoding = if matrices.contains(&id) && !is_tied { Encoding::Quantized(scheme.parse().unwrap()) } else { plain };
-        let expr = if is_tied { Expr::tensor(stored(&graph, id).unwrap()) } else { Expr::tensor(name) };
-        graph.replace_weight(id, encoding, expr);
-    }
-    let source = tiny::source(&graph, &folder.join("weights.safetensors"));
-    Model { graph, source, side: model.side.clone() }
-}
-
-/// The tensor that a weight is, if nothing is computed of it.
-fn stored(graph: &Graph, id: ValueId) -> Option<String> {
-    graph.weights().find(|(weight, ..)| *weight == id).and_then(|(.., expr)| match expr {
-        Expr::Tensor(name) => Some(name.clone()),
-        _ => None,
-    })
-}
-
-/// What the reference run returns for a text: rows of logits, or one embedding.
-fn reference(model: &Model, text: &[u32]) -> Vec<Vec<f32>> {
-    let weights = SourceWeights(model.source.clone());
-    let inputs = Inputs::tokens(&[text], 0).unwrap();
-    let (outputs, _) = Run::new(&model.graph, &weights, Mode::Inference, vec![inputs]).finish(0).unwrap();
-    match outputs[0].rank() {
-        3 => outputs[0].squeeze(0).unwrap().to_vec2().unwrap(),
-        _ => outputs[0].to_vec2().unwrap(),
-    }
+    checkpoints::in_codes(model, folder, CODES)
 }
 
 /// The calls of a text: a decoder is given its end token by token, so that what its caches hold counts.
@@ -167,7 +107,7 @@ fn every_decoder_agrees_with_its_reference_run_in_litert() {
     for folder in folders().into_iter().filter(|folder| name(folder) != "tiny-bert") {
         let plain = open(&folder);
         let quantized_folder = tempfile::tempdir().unwrap();
-        let quantized = in_codes_of(&plain, quantized_folder.path(), "int8/row/positive");
+        let quantized = checkpoints::in_codes(&plain, quantized_folder.path(), "int8/row/positive");
         for (model, codes) in [(&plain, false), (&quantized, true)] {
             let (what, target) = (format!("{} in LiteRT, in codes: {codes}", name(&folder)), tempfile::tempdir().unwrap());
             let format = LiteRtLm { context: Some(24), prefill: vec![1, 20] };

@@ -43,9 +43,7 @@ pub(super) static SOFTMAX: OpDef = OpDef {
         all.extend(window.map(|n| ("window", n.into())));
         all
     },
-    infer: |_, facts| {
-        unary(facts).filter(|fact| fact.dims.len() == 4 && fact.dims[3].reaches(&fact.dims[2]))
-    },
+    infer: |_, facts| unary(facts).filter(|fact| fact.dims.len() == 4 && fact.dims[3].reaches(&fact.dims[2])),
     evaluate: |op, operands, _| {
         let x = operands[0].tensor()?;
         let (causal, window) = sight_of(op);

@@ -2,10 +2,10 @@
 
 use attar_graph::{Node, Op};
 
-use super::{Emission, Field, Grid};
+use super::{Emission, Field, Grid, ops::named};
 use crate::{
     Result,
-    litert::schema::{ADD_16, BATCH_MATMUL_CODES, Element, QUANTIZE, REDUCE_MAX_16, SOFTMAX_16, SOFTMAX_8, SUB_16, Scales},
+    litert::schema::{ADD_16, BATCH_MATMUL_CODES, Element, QUANTIZE, REDUCE_MAX_16, SOFTMAX_8, SOFTMAX_16, SUB_16, Scales},
 };
 
 /// Keys or values of earlier tokens, `[1, heads, cache, head]`, with those of this call behind.
@@ -48,7 +48,7 @@ pub(super) fn softmax(e: &mut Emission<'_>, node: &Node, name: &str, grid: Optio
     let options = vec![(0, Field::F32(beta))];
     if from.bits > 8 {
         let seen = e.pair(ADD_16, format!("{name}/seen"), x, mask, Grid::wide(2.0 * from.scale));
-        let shares = e.codes(format!("{name}/shares"), SOFTMAX_16, &[seen], options, &dims, Grid::wide(1.0 / 32768.0));
+        let shares = e.codes(named(name, "shares", grid), SOFTMAX_16, &[seen], options, &dims, Grid::wide(1.0 / 32768.0));
         return Ok(e.to(name, shares, grid));
     }
     // Codes of 16 bits in steps of the scores: all of this is exact.
@@ -60,7 +60,9 @@ pub(super) fn softmax(e: &mut Emission<'_>, node: &Node, name: &str, grid: Optio
     let most = e.codes(format!("{name}/most"), REDUCE_MAX_16, &[seen, axis], vec![(0, Field::Bool(true))], &one, steps);
     let below = e.pair(SUB_16, format!("{name}/below"), seen, most, steps);
     let bytes = e.to(format!("{name}/bytes"), below, Grid { bits: 8, scale: from.scale, zero: 127 });
-    let shares = e.codes(format!("{name}/shares"), SOFTMAX_8, &[bytes], options, &dims, Grid { bits: 8, scale: 1.0 / 256.0, zero: -128 });
+    let eighths = Grid { bits: 8, scale: 1.0 / 256.0, zero: -128 };
+    let made = if eighths == grid { name.to_owned() } else { format!("{name}/shares") };
+    let shares = e.codes(made, SOFTMAX_8, &[bytes], options, &dims, eighths);
     Ok(e.to(name, shares, grid))
 }
 

@@ -6,10 +6,10 @@ use attar_graph::{Node, Op, ValueId, op::Rope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Emission, Field, Grid};
+use super::{Emission, Field, Grid, ops::named};
 use crate::{
     Result,
-    litert::schema::{ADD_16, Element, GATHER_16, Scales},
+    litert::schema::{ADD_16, Element, GATHER_16, SLICE, Scales},
 };
 
 /// Who looks rows of tables up.
@@ -60,12 +60,12 @@ pub(super) fn embedding(e: &mut Emission<'_>, node: &Node, name: &str, grid: Opt
     let scale = model.stored[at].fixed[0];
     let found = if index == "positions" && model.caches.is_empty() {
         // A text has all positions from 0 on.
-        let codes = match model.source {
-            Some(source) => model.stored[at].fixed_codes(source, 0..tokens.min(rows))?,
-            None => vec![0; tokens * width],
-        };
-        let codes: Vec<i16> = codes.into_iter().map(|code| code as i16).collect();
-        e.constant_codes(&format!("{name}/positions"), &[1, tokens, width], &codes, scale)
+        if tokens > rows {
+            return Err(e.refuse(node, format!("{rows} positions"), "a position for each token: a smaller `tokens`"));
+        }
+        let (table, begin, size) = (e.stored(node, 1)?, e.ints(&[0, 0]), e.ints(&[tokens, width]));
+        let first = e.codes(format!("{name}/first"), SLICE, &[table, begin, size], vec![], &[tokens, width], Grid::wide(scale));
+        e.reshape(named(name, "rows", grid), first, &[1, tokens, width])
     } else if model.lookups == super::Lookups::Outside {
         let (input, index) = match index.as_str() {
             "positions" => ("position_embeddings", "input_pos"),
@@ -76,7 +76,14 @@ pub(super) fn embedding(e: &mut Emission<'_>, node: &Node, name: &str, grid: Opt
         e.rows(Lookup { input: input.into(), index, rows, columns: width, scale, of: Content::Weight(at) }, &[1, tokens, width])
     } else {
         let (table, ids) = (e.stored(node, 1)?, e.ids(node.inputs[0]));
-        e.codes(format!("{name}/rows"), GATHER_16, &[table, ids], vec![(0, Field::I32(0))], &[1, tokens, width], Grid::wide(scale))
+        e.codes(
+            named(name, "rows", grid),
+            GATHER_16,
+            &[table, ids],
+            vec![(0, Field::I32(0))],
+            &[1, tokens, width],
+            Grid::wide(scale),
+        )
     };
     Ok(e.to(name, found, grid))
 }
@@ -93,7 +100,7 @@ pub(super) fn rope(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option<G
     let turned = Grid::wide(e.grid(x).scale * rope.magnitude());
     let straight = e.product(format!("{name}/straight"), x, cos, turned);
     let crossed = e.product(format!("{name}/crossed"), exchanged, sin, turned);
-    let sum = e.pair(ADD_16, format!("{name}/sum"), straight, crossed, grid.widened());
+    let sum = e.pair(ADD_16, named(name, "sum", grid), straight, crossed, grid.widened());
     Ok(e.to(name, sum, grid))
 }
 
@@ -161,7 +168,8 @@ impl Emission<'_> {
                 let table = self.constant_codes(&format!("{input}/table"), &[positions, head], &rotation(&lookup), scale);
                 let ids = self.made["input_pos"];
                 let options = vec![(0, Field::I32(0))];
-                let rows = self.codes(format!("{input}/rows"), GATHER_16, &[table, ids], options, &[tokens, head], Grid::wide(scale));
+                let rows =
+                    self.codes(format!("{input}/rows"), GATHER_16, &[table, ids], options, &[tokens, head], Grid::wide(scale));
                 let made = self.reshape(input.clone(), rows, &[1, 1, tokens, head]);
                 self.made.insert(input, made);
                 made

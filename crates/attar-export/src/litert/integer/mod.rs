@@ -14,8 +14,8 @@ use std::{
 
 use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 use attar_tensor::Source;
-pub(super) use lookup::{Content, Lookup, rotation};
 pub use lookup::Lookups;
+pub(super) use lookup::{Content, Lookup, rotation};
 
 use super::{
     build::Builder,
@@ -38,6 +38,7 @@ static EMITTERS: &[(&str, Emit)] = &[
     ("split_heads", ops::split_heads),
     ("merge_heads", ops::merge_heads),
     ("slice", ops::slice),
+    ("concat", ops::concat),
     ("first_pool", ops::first_pool),
     ("rope", lookup::rope),
     ("cache", attention::cache),
@@ -66,7 +67,8 @@ fn emitter(op: &Op) -> Option<Emit> {
 
 /// Whether all that a model returns is rounded to fixed grids.
 pub(super) fn is_integer(graph: &Graph) -> bool {
-    let rounded = |id: &ValueId| graph.maker(*id).is_some_and(|node| matches!(node.op, Op::Quantize { .. }) && node.inputs.len() > 1);
+    let rounded =
+        |id: &ValueId| graph.maker(*id).is_some_and(|node| matches!(node.op, Op::Quantize { .. }) && node.inputs.len() > 1);
     graph.outputs().iter().all(rounded)
 }
 
@@ -108,7 +110,12 @@ pub(super) struct Call<'c> {
 }
 
 impl<'s> Model<'s> {
-    pub(super) fn new(graph: &Graph, target: &'static str, lookups: Lookups, source: Option<&'s dyn Source>) -> Result<Model<'s>> {
+    pub(super) fn new(
+        graph: &Graph,
+        target: &'static str,
+        lookups: Lookups,
+        source: Option<&'s dyn Source>,
+    ) -> Result<Model<'s>> {
         let graph = graph.legalize(&|op| emitter(op).is_some())?;
         let caches = cache_places(&graph);
         let (stored, of, grids) = (Vec::new(), HashMap::new(), HashMap::new());
@@ -190,7 +197,8 @@ impl<'s> Model<'s> {
                 Ok(("codes".into(), stored))
             }
             (Op::Linear, 2) => {
-                let x = self.grid_read(node, 0)?;
+                let (x, result) = (self.grid_read(node, 0)?, self.grids.get(&node.output()));
+                let x = if result.is_some_and(|grid| grid.bits > 8) { x.widened() } else { x };
                 let rows = self.row_scales(node.inputs[1])?;
                 let element = if x.bits > 8 { Element::I64 } else { Element::I32 };
                 Ok(fixed(element, rows.into_iter().map(|scale| scale * x.scale).collect(), ""))
@@ -253,7 +261,12 @@ impl<'s> Model<'s> {
         e.declare_outputs();
         let mut stored: Vec<(usize, Stored)> = e.placed.into_iter().collect();
         stored.sort_by_key(|(_, weight)| weight.begin());
-        Ok(Called { graph: e.build.sub, stored: stored.into_iter().map(|(_, weight)| weight).collect(), bytes: e.bytes, tables: e.tables })
+        Ok(Called {
+            graph: e.build.sub,
+            stored: stored.into_iter().map(|(_, weight)| weight).collect(),
+            bytes: e.bytes,
+            tables: e.tables,
+        })
     }
 
     /// Values that what a call returns is made of: keys and values, and the outputs where these are asked for.
@@ -358,7 +371,15 @@ impl Emission<'_> {
     }
 
     /// An operator whose result is codes.
-    fn codes(&mut self, name: impl Into<String>, kind: Kind, inputs: &[i32], options: Vec<(u16, Field)>, dims: &[usize], grid: Grid) -> i32 {
+    fn codes(
+        &mut self,
+        name: impl Into<String>,
+        kind: Kind,
+        inputs: &[i32],
+        options: Vec<(u16, Field)>,
+        dims: &[usize],
+        grid: Grid,
+    ) -> i32 {
         let output = self.op_of(name, kind, inputs, options, dims, grid.element());
         self.scale(output, Some(Scales::One(grid)));
         output

@@ -8,13 +8,18 @@ use crate::{
     litert::{
         build::stretched,
         schema::{
-            ADD_16, FULLY_CONNECTED_8, GELU_8, Kind, LOGISTIC_16, MEAN_16, MUL_16, RSQRT_16, SLICE, SUB_16, TANH_16,
+            ADD_16, FULLY_CONNECTED_8, GELU_8, Kind, LOGISTIC_16, MAXIMUM_16, MEAN_16, MUL_16, RSQRT_16, SLICE, SUB_16, TANH_16,
         },
     },
 };
 
 /// The grid of LiteRT's functions whose results lie between -1 and 1.
 const UNIT: Grid = Grid { bits: 16, scale: 1.0 / 32768.0, zero: 0 };
+
+/// The name of a result in 16 bits, which others follow if it is not what was asked for.
+pub(super) fn named(name: &str, what: &str, grid: Grid) -> String {
+    if grid.bits > 8 { name.to_owned() } else { format!("{name}/{what}") }
+}
 
 pub(super) fn linear(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option<Grid>) -> Result<i32> {
     let (x, grid) = (e.value(node, 0)?, e.wanted(node, grid)?);
@@ -23,11 +28,9 @@ pub(super) fn linear(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option
     let mut dims = e.dims(x);
     dims.pop();
     dims.push(e.dims(weight)[0]);
-    let made = match (e.grid(x).bits, grid.bits) {
-        (x, y) if x == y => grid,
-        (16, _) => grid.widened(),
-        _ => return Err(e.refuse(node, "8 bits in and 16 bits out", "results of as many bits as operands")),
-    };
+    // Operands and results of LiteRT's products have as many bits.
+    let x = if grid.bits > 8 { e.wide(x) } else { x };
+    let made = if e.grid(x).bits > 8 { grid.widened() } else { grid };
     let options = vec![(0, Field::I8(0)), (1, Field::I8(0)), (2, Field::Bool(true))];
     let wide = if made == grid { name.to_owned() } else { format!("{name}/wide") };
     let product = e.codes(wide, FULLY_CONNECTED_8, &[x, weight, bias], options, &dims, made);
@@ -36,7 +39,8 @@ pub(super) fn linear(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option
 
 pub(super) fn quantize(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option<Grid>) -> Result<i32> {
     let (x, grid) = (e.value(node, 0)?, e.wanted(node, grid)?);
-    Ok(e.to(name, x, grid))
+    // The op before has rounded to this grid already.
+    Ok(if e.model.grids.get(&node.inputs[0]) == Some(&grid) { x } else { e.to(name, x, grid) })
 }
 
 pub(super) fn split_heads(e: &mut Emission<'_>, node: &Node, name: &str, _: Option<Grid>) -> Result<i32> {
@@ -60,6 +64,17 @@ pub(super) fn slice(e: &mut Emission<'_>, node: &Node, name: &str, _: Option<Gri
     Ok(e.part(name, x, start, length))
 }
 
+/// LiteRT concatenates codes of one grid.
+pub(super) fn concat(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option<Grid>) -> Result<i32> {
+    let grid = e.wanted(node, grid)?;
+    let mut parts = Vec::new();
+    for at in 0..node.inputs.len() {
+        let part = e.value(node, at)?;
+        parts.push(e.to(format!("{name}/part.{at}"), part, grid));
+    }
+    Ok(e.join(name, &parts))
+}
+
 /// The first position: padding must be on the right.
 pub(super) fn first_pool(e: &mut Emission<'_>, node: &Node, name: &str, _: Option<Grid>) -> Result<i32> {
     let x = e.value(node, 0)?;
@@ -76,7 +91,8 @@ pub(super) fn mean_pool(e: &mut Emission<'_>, node: &Node, name: &str, grid: Opt
     let width = e.dims(x)[2];
     let kept = e.product(format!("{name}/kept"), x, counts, Grid::wide(e.grid(x).scale * tokens as f32));
     let axis = e.ints(&[1]);
-    let mean = e.codes(format!("{name}/mean"), MEAN_16, &[kept, axis], vec![(0, Field::Bool(false))], &[1, width], grid.widened());
+    let wide = named(name, "mean", grid);
+    let mean = e.codes(wide, MEAN_16, &[kept, axis], vec![(0, Field::Bool(false))], &[1, width], grid.widened());
     Ok(e.to(name, mean, grid))
 }
 
@@ -84,7 +100,7 @@ pub(super) fn center(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option
     let (x, grid) = (e.value(node, 0)?, e.wanted(node, grid)?);
     let x = e.wide(x);
     let mean = e.mean(format!("{name}/center"), x, e.grid(x));
-    let centered = e.pair(SUB_16, format!("{name}/centered"), x, mean, grid.widened());
+    let centered = e.pair(SUB_16, named(name, "centered", grid), x, mean, grid.widened());
     Ok(e.to(name, centered, grid))
 }
 
@@ -92,7 +108,7 @@ pub(super) fn mean_square(e: &mut Emission<'_>, node: &Node, name: &str, grid: O
     let (x, grid) = (e.value(node, 0)?, e.wanted(node, grid)?);
     let x = e.wide(x);
     let squares = e.product(format!("{name}/squares"), x, x, Grid::wide(e.grid(x).reach().powi(2) / 32767.0));
-    let mean = e.mean(format!("{name}/mean"), squares, grid.widened());
+    let mean = e.mean(named(name, "mean", grid), squares, grid.widened());
     Ok(e.to(name, mean, grid))
 }
 
@@ -106,15 +122,14 @@ pub(super) fn rsqrt(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option<
         let number = e.number(epsilon);
         x = e.pair(ADD_16, format!("{name}/sum"), x, number, Grid::wide(step + epsilon / 32767.0));
     }
-    let dims = e.dims(x);
-    let inverse = e.codes(format!("{name}/inverse"), RSQRT_16, &[x], vec![], &dims, grid.widened());
+    let inverse = e.inverse_root(&format!("{name}/inverse"), x, grid.widened());
     Ok(e.to(name, inverse, grid))
 }
 
 pub(super) fn swiglu(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option<Grid>) -> Result<i32> {
     let (gate, up, grid) = (e.value(node, 0)?, e.value(node, 1)?, e.wanted(node, grid)?);
     let (silu, up) = (e.silu(name, gate), e.wide(up));
-    let product = e.product(format!("{name}/product"), silu, up, grid.widened());
+    let product = e.product(named(name, "product", grid), silu, up, grid.widened());
     Ok(e.to(name, product, grid))
 }
 
@@ -143,7 +158,7 @@ pub(super) fn scale(e: &mut Emission<'_>, node: &Node, name: &str, grid: Option<
     let Op::Scale { by } = node.op else { unreachable!("the table is right") };
     let (x, grid) = (e.value(node, 0)?, e.wanted(node, grid)?);
     let (x, by) = (e.wide(x), e.number(by as f32));
-    let scaled = e.product(format!("{name}/scaled"), x, by, grid.widened());
+    let scaled = e.product(named(name, "scaled", grid), x, by, grid.widened());
     Ok(e.to(name, scaled, grid))
 }
 
@@ -156,7 +171,7 @@ pub(super) fn softcap(e: &mut Emission<'_>, node: &Node, name: &str, grid: Optio
     let ratio = e.product(format!("{name}/ratio"), x, number, Grid::wide(e.grid(x).scale * by));
     let bounded = e.function(TANH_16, format!("{name}/unit"), ratio);
     let cap = e.number(cap);
-    let scaled = e.product(format!("{name}/scaled"), bounded, cap, grid.widened());
+    let scaled = e.product(named(name, "scaled", grid), bounded, cap, grid.widened());
     Ok(e.to(name, scaled, grid))
 }
 
@@ -190,6 +205,44 @@ impl Emission<'_> {
         self.codes(name, MEAN_16, &[x, axis], vec![(0, Field::Bool(true))], &dims, grid)
     }
 
+    /// `1 / sqrt(x)` of what is not negative. LiteRT and NPUs join values of a table by straight lines, which are far from the curve where `x` is small.
+    /// So there are up to three ranges, the lower ones in finer steps: where `x` is beyond a range, its root is that of the nearest end, which is taken
+    /// away. Ranges whose roots are all beyond the grid are left out. The grid is a little wider than what is asked for: lines to a value that a table cannot
+    /// hold would be too low.
+    fn inverse_root(&mut self, name: &str, x: i32, grid: Grid) -> i32 {
+        const FINER: f32 = 8.0;
+        let grid = Grid::wide(1.25 * grid.scale);
+        const END: i16 = (32768.0 / FINER) as i16;
+        let (dims, from) = (self.dims(x), self.grid(x));
+        let mut sum = None;
+        for range in 0..3 {
+            let step = Grid::wide(from.scale / FINER.powi(range));
+            let part = self.to(format!("{name}/range.{range}"), x, step);
+            let below = ((1.0 / (step.scale * f32::from(END)).sqrt()) / grid.scale).round();
+            let last = range == 2 || below >= 32767.0;
+            let part = if last {
+                part
+            } else {
+                let end = self.constant_codes(&format!("{name}/end.{range}"), &[1], &[END], step.scale);
+                self.codes(format!("{name}/above.{range}"), MAXIMUM_16, &[part, end], vec![], &dims, step)
+            };
+            let named = |what: &str| if last { name.to_owned() } else { format!("{name}/{what}.{range}") };
+            match sum {
+                None => sum = Some(self.codes(named("root"), RSQRT_16, &[part], vec![], &dims, grid)),
+                Some(above) => {
+                    let root = self.codes(format!("{name}/root.{range}"), RSQRT_16, &[part], vec![], &dims, grid);
+                    sum = Some(self.pair(ADD_16, named("sum"), above, root, grid));
+                }
+            }
+            if last {
+                break;
+            }
+            let end = self.constant_codes(&format!("{name}/root_of_end.{range}"), &[1], &[below as i16], grid.scale);
+            sum = sum.map(|sum| self.pair(SUB_16, format!("{name}/rest.{range}"), sum, end, grid));
+        }
+        sum.expect("there is a first range")
+    }
+
     /// A function of LiteRT's whose results are at most 1.
     fn function(&mut self, kind: Kind, name: impl Into<String>, x: i32) -> i32 {
         let dims = self.dims(x);
@@ -203,7 +256,7 @@ impl Emission<'_> {
             _ => self.value(node, 1)?,
         };
         let (a, b) = (self.wide(a), self.wide(b));
-        let made = self.pair(kind, format!("{name}/wide"), a, b, grid.widened());
+        let made = self.pair(kind, named(name, "wide", grid), a, b, grid.widened());
         Ok(self.to(name, made, grid))
     }
 
@@ -221,7 +274,8 @@ impl Emission<'_> {
         }
         let byte = if grid.bits > 8 { Grid { bits: 8, scale: grid.reach() / 127.0, zero: 0 } } else { grid };
         let dims = self.dims(x);
-        let made = self.codes(format!("{name}/table"), GELU_8, &[x], vec![(0, Field::Bool(approximate))], &dims, byte);
+        let named = if byte == grid { name.to_owned() } else { format!("{name}/byte") };
+        let made = self.codes(named, GELU_8, &[x], vec![(0, Field::Bool(approximate))], &dims, byte);
         Ok(self.to(name, made, grid))
     }
 }
