@@ -17,6 +17,9 @@ static FILES: &[(&str, &str)] = &[
     ("intel-cpu", include_str!("../../../devices/for/intel-cpu.toml")),
     ("android-cpu", include_str!("../../../devices/for/android-cpu.toml")),
     ("hexagon", include_str!("../../../devices/for/hexagon.toml")),
+    ("ethos-u55", include_str!("../../../devices/for/ethos-u55.toml")),
+    ("ethos-u65", include_str!("../../../devices/for/ethos-u65.toml")),
+    ("ethos-u85", include_str!("../../../devices/for/ethos-u85.toml")),
     ("onnx-cpu", include_str!("../../../devices/for/onnx-cpu.toml")),
 ];
 

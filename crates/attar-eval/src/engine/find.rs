@@ -178,7 +178,11 @@ fn newest(package: &Package, folder: &Path) -> Option<PathBuf> {
 
 fn is_library(package: &Package, path: &Path) -> bool {
     let name = name(path);
-    let of_engine = name.starts_with(&format!("lib{}.", package.library)) || name == format!("{}.dll", package.library);
+    let stem = package.library;
+    // The last is a module of Python's.
+    let of_engine = name.starts_with(&format!("lib{stem}."))
+        || name == format!("{stem}.dll")
+        || name.starts_with(&format!("{stem}.cpython-"));
     of_engine && (name.contains(".so") || name.ends_with(".dylib") || name.ends_with(".dll"))
 }
 

@@ -21,6 +21,7 @@ mod openvino;
 mod openvino_npu;
 pub mod protocol;
 mod serve;
+mod vela;
 
 use attar_tensor::nearest;
 
@@ -38,7 +39,7 @@ pub static ENGINES: &[&Engine] =
 
 /// Every compiler of a vendor, in the order of the documentation: it opens artifacts as engines do, and predicts for devices in place of
 /// running. The first that opens a target is the default for it.
-pub static COMPILERS: &[&Engine] = &[&openvino_npu::ENGINE];
+pub static COMPILERS: &[&Engine] = &[&openvino_npu::ENGINE, &vela::ENGINE];
 
 /// What is installed like an engine: [`ENGINES`] and [`COMPILERS`].
 pub fn installed() -> impl Iterator<Item = &'static Engine> + Clone {

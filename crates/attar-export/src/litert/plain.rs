@@ -126,15 +126,13 @@ impl Tflite {
         if integer::is_integer(graph) {
             return self.build_integers(graph, &sizes, source);
         }
-        if decoder {
-            let hint =
-                "use `target = \"litert-lm\"`, or the step `activations` with `mode = \"static\"` and `values = \"all\"` before";
-            let (wanted, found) = ("encoders, or models of integers alone", "is a decoder with values in f32");
-            return Err(Error::Kind { target: TARGET.name, wanted, found, hint });
-        }
-        if self.lookups.is_some() {
-            let (found, wanted) = ("one".into(), "none: this is a setting of models of integers alone".into());
-            return Err(Error::Option { target: TARGET.name, key: "lookups", found, wanted });
+        let hint = match decoder && self.lookups.is_none() {
+            true => "use `target = \"litert-lm\"`, or add the step `activations` with `mode = \"static\"` and `values = \"all\"`",
+            false => "add the step `activations` with `mode = \"static\"` and `values = \"all\"`",
+        };
+        if decoder || self.lookups.is_some() {
+            let wanted = if decoder { "encoders, or models of integers alone" } else { "models of integers alone" };
+            return Err(Error::Kind { target: TARGET.name, wanted, found: "has values in f32", hint });
         }
         let model = emit::Model::new(graph, TARGET.name)?;
         let scales = source.map_or_else(|| Ok(Vec::new()), |source| model.row_scales(source))?;

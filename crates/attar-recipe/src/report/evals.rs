@@ -43,22 +43,34 @@ pub(crate) fn tables(evals: &[EvalReport]) -> Vec<(&'static str, Table)> {
 
 /// The title and the head of the table of what compilers of vendors predict.
 const PREDICTIONS: &str = "Predicted by vendors' compilers";
-const PREDICTED_BY: &[&str] = &["variant", "compiler", "prompt, ms", "token, ms", "compiled, MB", "notes"];
+const PREDICTED_BY: &[&str] =
+    &["variant", "compiler", "prompt, ms", "token, ms", "SRAM, KiB", "DRAM, MB", "traffic, MB", "compiled, MB", "notes"];
 
 fn predictions(evals: &[EvalReport]) -> Vec<Vec<String>> {
     let by_vendors = evals.iter().filter(|eval| eval.eval == DEVICE && eval.runner != PREDICTED);
     let row = |eval: &EvalReport| {
-        let numbers = match &eval.outcome {
+        let none = |first: &str| [first, "-", "-", "-", "-", "-"].map(str::to_owned);
+        let (numbers, notes) = match &eval.outcome {
             Outcome::Predicted(predicted) => {
-                let milliseconds = |seconds: Option<f64>| seconds.map_or("-".into(), |seconds| format!("{:.3}", 1e3 * seconds));
-                let megabytes = predicted.compiled_bytes.map_or("-".into(), |bytes| format!("{:.2}", bytes as f64 / 1e6));
-                [milliseconds(predicted.latency), milliseconds(predicted.decode_latency), megabytes, predicted.notes.join("; ")]
+                let scaled = |number: Option<f64>, by: f64, digits: usize| {
+                    number.map_or("-".into(), |number| format!("{:.digits$}", number * by))
+                };
+                let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
+                let numbers = [
+                    scaled(predicted.latency, 1e3, 3),
+                    scaled(predicted.decode_latency, 1e3, 3),
+                    scaled(bytes(predicted.peak_sram), 1.0 / 1024.0, 1),
+                    scaled(bytes(predicted.peak_dram), 1e-6, 2),
+                    scaled(bytes(predicted.dram_bytes), 1e-6, 2),
+                    scaled(bytes(predicted.compiled_bytes), 1e-6, 2),
+                ];
+                (numbers, predicted.notes.join("; "))
             }
-            Outcome::Skipped { reason } => ["not run".into(), "-".into(), "-".into(), reason.clone()],
-            Outcome::Measured(_) => ["-".into(), "-".into(), "-".into(), String::new()],
+            Outcome::Skipped { reason } => (none("not run"), reason.clone()),
+            Outcome::Measured(_) => (none("-"), String::new()),
         };
         let compiler = runner(&eval.runner, eval.mode, eval.device.as_deref());
-        [or_dash(eval.variant.as_deref().unwrap_or_default()), compiler].into_iter().chain(numbers).collect()
+        [or_dash(eval.variant.as_deref().unwrap_or_default()), compiler].into_iter().chain(numbers).chain([notes]).collect()
     };
     by_vendors.map(row).collect()
 }

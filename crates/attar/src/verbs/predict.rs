@@ -77,7 +77,16 @@ impl Verb for Predict {
         printer.data(&format!("device    {} of {}", artifact.device, compiler.title));
         printer.data(&format!("prompt    {} for up to {} tokens", milliseconds(predicted.latency), tokens("prompt")));
         printer.data(&format!("token     {}", milliseconds(predicted.decode_latency)));
-        printer.data(&format!("compiled  {} bytes", predicted.compiled_bytes.unwrap_or_default()));
+        for (name, bytes) in [
+            ("SRAM", predicted.peak_sram),
+            ("DRAM", predicted.peak_dram),
+            ("traffic", predicted.dram_bytes),
+            ("compiled", predicted.compiled_bytes),
+        ] {
+            if let Some(bytes) = bytes {
+                printer.data(&format!("{name:<9} {bytes} bytes"));
+            }
+        }
         predicted.notes.iter().for_each(|note| printer.data(&format!("note      {note}")));
         Ok(ExitCode::SUCCESS)
     }

@@ -21,6 +21,7 @@ mod gates;
 mod ground;
 mod hostile;
 mod inputs;
+mod integers;
 mod learned;
 mod lost;
 mod machine;

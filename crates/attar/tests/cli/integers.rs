@@ -1,0 +1,137 @@
+//! Models of integers alone: what LiteRT makes of them, and what Vela compiles for Ethos-U.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use attar_eval::{Places, compiler, engine};
+
+use crate::room::{Room, repository, skip};
+
+/// The folder of the engines, if LiteRT and Vela are in it.
+fn engines() -> Option<OsString> {
+    let engines = std::env::var_os("ATTAR_ENGINES").unwrap_or_default();
+    let wanted = [engine("litert").expect("it is registered"), compiler("vela").expect("it is registered")];
+    let places = Places::read(wanted.into_iter(), |_| None, |name| (name == "ATTAR_ENGINES").then(|| engines.clone()));
+    for engine in wanted {
+        if places.find(engine).is_err() {
+            skip(&format!("there is no {} in ATTAR_ENGINES: `cargo xtask engines` installs it", engine.title));
+            return None;
+        }
+    }
+    Some(engines)
+}
+
+fn shared(model: &str) -> Option<PathBuf> {
+    let folder = PathBuf::from(std::env::var_os("ATTAR_SHARED").unwrap_or_default());
+    if !folder.join("models").join(model).exists() {
+        skip(&format!("there is no {model} in ATTAR_SHARED"));
+        return None;
+    }
+    Some(folder)
+}
+
+/// Runs a recipe and returns its report.
+fn run(engines: &OsString, recipe: &str) -> serde_json::Value {
+    let room = Room::new();
+    room.write("recipe.toml", recipe);
+    let mut command = room.command(&["run", "recipe.toml", "--quiet"]);
+    command.env("ATTAR_ENGINES", engines);
+    room.finish(command).exits(0);
+    room.json("out/report.json")
+}
+
+/// All operators of both calls, or of one, are on the NPU of every device that was asked for.
+fn compiled_whole(report: &serde_json::Value, devices: usize, least: u64) {
+    let evals = report["evals"].as_array().expect("a list");
+    let predicted: Vec<&serde_json::Value> = evals.iter().filter_map(|eval| eval.pointer("/outcome/predicted/notes")).collect();
+    assert_eq!(predicted.len(), devices, "{report:#}");
+    for notes in predicted {
+        let notes: Vec<&str> = notes.as_array().expect("a list").iter().filter_map(serde_json::Value::as_str).collect();
+        let operators =
+            notes.iter().filter_map(|note| note.split_once(" operators, all on the NPU")?.0.rsplit(' ').next()?.parse().ok());
+        let operators: Vec<u64> = operators.collect();
+        assert!(!operators.is_empty() && operators.iter().all(|count| *count >= least), "{notes:?}");
+    }
+}
+
+fn predicted_for(devices: &[&str]) -> String {
+    devices.iter().map(|device| format!("[[predict]]\ncompiler = \"vela\"\ndevice = \"{device}\"\nprompt = 32\n")).collect()
+}
+
+const DEVICES: [&str; 3] = ["ethos-u55-256", "ethos-u65-512", "ethos-u85-1024"];
+
+/// As the recipe that is shipped says, with its gates.
+#[test]
+fn a_decoder_of_integers_runs_in_litert_and_is_compiled_whole_for_ethos_u() {
+    let Some(engines) = engines() else { return };
+    let text = std::fs::read_to_string(repository().join("recipes/shakespeare-ethos-u.toml")).expect("it is shipped");
+    let report = run(&engines, &text.replace("target/shakespeare-ethos-u", "out"));
+    compiled_whole(&report, 3, 200);
+}
+
+#[test]
+fn a_decoder_of_a_microcontroller_is_compiled_whole_for_ethos_u() {
+    let (Some(engines), Some(shared)) = (engines(), shared("stories260k")) else { return };
+    let recipe = integers(&shared.join("models/stories260k"), &shared.join("data/lm/stories260k-STORY.txt"), 128, "");
+    let more = "[[export]]\nfor = \"ethos-u55\"\ncontext = 64\nprefill = 16\n";
+    compiled_whole(&run(&engines, &(recipe + more + &predicted_for(&DEVICES))), 3, 200);
+}
+
+/// Sentences are as near to each other as people say, no less than before.
+#[test]
+fn an_encoder_of_integers_is_as_good_as_it_was() {
+    let (Some(engines), Some(shared)) = (engines(), shared("minilm-l6-v2-f16")) else { return };
+    let text = shared.join("data/lm/wikitext2-valid.txt");
+    let recipe = integers(&shared.join("models/minilm-l6-v2-f16"), &text, 64, "wide = [\"blocks.*.mlp.down\"]\n");
+    let data = shared.join("data/sts/2016.headlines.test.tsv");
+    let eval = format!(
+        "[[eval]]\nname = \"headlines\"\ntask = \"sts\"\ndata = {data:?}\nrunners = [\"reference\", \"litert\"]\nmodes = [\"default\"]\n"
+    );
+    let more = "[[export]]\nfor = \"ethos-u85\"\ntokens = 64\n";
+    let report = run(&engines, &(recipe + more + &eval + &predicted_for(&DEVICES)));
+    compiled_whole(&report, 3, 400);
+    let evals = report["evals"].as_array().expect("a list").iter();
+    let measured = evals.filter(|eval| eval["runner"] == "litert").filter_map(|eval| {
+        let of = |at: &str| eval.pointer(&format!("/outcome/measured/{at}spearman/value"))?.as_f64();
+        Some([of("")?, of("against_base/")?])
+    });
+    let measured: Vec<[f64; 2]> = measured.collect();
+    assert!(matches!(measured[..], [[litert, float]] if (litert - float).abs() <= 0.005), "{measured:?}");
+}
+
+fn integers(model: &Path, text: &Path, length: usize, more: &str) -> String {
+    format!(
+        "recipe = 1\nmodel = {model:?}\noutput = \"out\"\n[data.calibration]\npath = {text:?}\nsamples = 16\nlength = {length}\n\
+         [[step]]\nkind = \"quantize\"\nselect = [\"**\"]\ngrid = \"int8\"\ngroup = \"row\"\nscale_dtype = \"f32\"\npositive_scales = true\n\
+         [[step]]\nkind = \"activations\"\nmode = \"static\"\nvalues = \"all\"\nasymmetric = true\n{more}"
+    )
+}
+
+/// What the target cannot hold is said in the plan, with what would do.
+#[test]
+fn what_is_not_of_integers_alone_is_refused_in_the_plan() {
+    let model = "testdata/models/shakespeare-1m";
+    let room = Room::new();
+    let refused = |recipe: &str, words: &[&str]| {
+        room.write("recipe.toml", recipe);
+        let said = room.attar(&["plan", "recipe.toml"]).exits(2);
+        words.iter().for_each(|words| said.says(words));
+        assert!(!room.path("out").exists());
+    };
+    let npu = "[[export]]\nfor = \"ethos-u55\"\n";
+    let float = format!("recipe = 1\nmodel = \"{model}\"\noutput = \"out\"\n");
+    refused(&format!("{float}{npu}"), &["has values in f32", "`values = \"all\"`"]);
+    refused(&format!("{float}[[export]]\ntarget = \"tflite\"\n"), &["litert-lm"]);
+    let recipe = integers(Path::new(model), Path::new("testdata/evals/shakespeare-valid.txt"), 64, "");
+    refused(&(recipe.replace("\"row\"", "32").replace("\"f32\"", "\"f16\"") + npu), &["set `group = \"row\"`"]);
+    refused(&(recipe.replace("positive_scales = true\n", "") + npu), &["set `positive_scales = true`"]);
+    refused(&(recipe.replace("mode = \"static\"\n", "") + npu), &["`mode = \"dynamic\"`"]);
+    refused(&(recipe.clone() + "kv = \"int8\"\n" + npu), &["leave it out"]);
+    refused(&(recipe.clone() + "wide = [\"blocks.*.mlp.dwon\"]\n" + npu), &["down"]);
+    refused(&(recipe.clone() + npu + "tokens = 64\n"), &["this is a setting of encoders"]);
+    refused(&(recipe.clone() + npu + "context = 64\nprefill = 65\n"), &["at most the 64 tokens that the caches hold"]);
+    refused(&(recipe.clone() + npu + "context = 100000\n"), &["at most the 512 tokens that the model takes"]);
+    refused(&(recipe + npu + "lookups = \"beside\"\n"), &["outside"]);
+}
