@@ -2,12 +2,15 @@
 //!
 //! `prefill.onnx` reads a part of a prompt, `decode.onnx` one token. Both take a cache whose last places are in use, and return it with the new tokens
 //! at its end: the caller drops as many from its front. `attention_mask` is 0 for places that hold nothing, and for padding, which is in front.
-//! All weights in codes are in `MatMulNBits`, everything else is f32, which the processor computes in f16, so that no node is left to the CPU.
+//! All weights in codes are in `MatMulNBits`, everything else is f32, which the processor computes in f16, so that no node is left to the CPU. Where
+//! activations are in static integers around products, these are written as `QuantizeLinear` and `DequantizeLinear` around `MatMul`, which the provider
+//! turns into products of integers. Codes of activations are unsigned, and those of weights have zeros that are stored: without either it computes
+//! something else, and says nothing.
 
 use std::path::Path;
 
 use attar_graph::{Expr, Graph, Node, Op, ValueId};
-use attar_tensor::{Dtype, Encoding, Granularity, write_atomically};
+use attar_tensor::{Dtype, Encoding, Granularity, ScaleFormat, write_atomically};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -24,7 +27,7 @@ use crate::{
 pub(super) static TARGET: Target = Target {
     name: "qnn",
     about: "ONNX of fixed shapes for Qualcomm Hexagon, through ONNX Runtime's QNN execution provider",
-    version: 1,
+    version: 2,
     schema: attar_settings::schema::<Qnn>,
     parse: target::parse::<Qnn>,
 };
@@ -84,9 +87,10 @@ impl Default for Qnn {
 }
 
 impl Qnn {
-    fn onnx() -> Onnx {
+    fn onnx(graph: &Graph) -> Onnx {
         let accuracy_level = AccuracyLevel::default();
-        Onnx { layout: Layout::MatMulNBits, style: Style::Plain, accuracy_level, logits: Logits::All }
+        let layout = if is_rounded(graph) { Layout::DequantizeLinear } else { Layout::MatMulNBits };
+        Onnx { layout, style: Style::Plain, accuracy_level, logits: Logits::All }
     }
 
     /// Tokens that the cache holds with those of a call, given how many the model takes, and both graphs.
@@ -120,7 +124,7 @@ impl Format for Qnn {
 
     fn check(&self, graph: &Graph) -> Result<Plan> {
         let (_, calls) = self.calls(None)?;
-        Qnn::onnx().check_fixed(&prepared(graph)?, calls[0].1)
+        Qnn::onnx(graph).check_fixed(&prepared(graph)?, calls[0].1)
     }
 
     fn check_side(&self, side: &Side) -> Result<()> {
@@ -132,7 +136,7 @@ impl Format for Qnn {
         let graph = prepared(model.graph)?;
         model.graph.verify_weights(model.source)?;
         kit::remove(&folder.join(CONFIG))?;
-        let artifact = Qnn::onnx().write_fixed(&Input { graph: &graph, ..*model }, &calls, folder, progress)?;
+        let artifact = Qnn::onnx(&graph).write_fixed(&Input { graph: &graph, ..*model }, &calls, folder, progress)?;
         let [soc_model, htp_arch] = self.soc.options();
         let mut config = json!({
             "context": context,
@@ -168,10 +172,8 @@ impl Format for Qnn {
 /// The model as it is written: tables, and whatever is not in codes, in f32. The provider leaves rows of codes and of bf16 to the CPU.
 fn prepared(graph: &Graph) -> Result<Graph> {
     Decoder::of(graph, TARGET.name)?;
-    if let Some(node) = graph.nodes().iter().find(|node| matches!(node.op, Op::Quantize { .. })) {
-        let (node, op) = (graph.get(node.output()).name.clone(), node.op.def().name);
-        let found = "an activation in integers".into();
-        return Err(Error::Node { node, op, found, target: TARGET.name, wanted: "activations in floats" });
+    if is_rounded(graph) {
+        check_rounding(graph)?;
     }
     graph.nodes().iter().filter(|node| node.op == Op::Linear).try_for_each(|node| check_codes(graph, node))?;
     let mut prepared = graph.clone();
@@ -188,6 +190,44 @@ fn prepared(graph: &Graph) -> Result<Graph> {
     Ok(prepared)
 }
 
+/// Whether some activations are in integers.
+fn is_rounded(graph: &Graph) -> bool {
+    graph.nodes().iter().any(is_rounding)
+}
+
+fn is_rounding(node: &Node) -> bool {
+    matches!(node.op, Op::Quantize { .. })
+}
+
+/// Products in integers have static scales, one for what they read and one for what they make.
+fn check_rounding(graph: &Graph) -> Result<()> {
+    let refuse = |node: &Node, found: &str| {
+        let (name, op) = (graph.get(node.output()).name.clone(), node.op.def().name);
+        let wanted = "static scales around products: the step `activations` with `mode = \"static\"` and `values = \"linear\"`";
+        Err(Error::Node { node: name, op, found: found.into(), target: TARGET.name, wanted })
+    };
+    for node in graph.nodes().iter().filter(|node| is_rounding(node)) {
+        let one = node.inputs.get(1).is_some_and(|scale| graph.fact(*scale).constant_dims().as_deref() == Some(&[1]));
+        if !one {
+            return refuse(node, "an activation with scales of tokens or channels");
+        }
+        if node.inputs.len() > 2 {
+            return refuse(node, "an activation with a zero point: set `asymmetric = false`");
+        }
+    }
+    for node in graph.nodes().iter().filter(|node| node.op == Op::Linear) {
+        if !matches!(graph.fact(node.inputs[1]).encoding, Encoding::Quantized(_)) {
+            continue;
+        }
+        let reads = graph.maker(node.inputs[0]).is_some_and(is_rounding);
+        let mut readers = graph.nodes().iter().filter(|reader| reader.inputs.contains(&node.output()));
+        if !reads || graph.outputs().contains(&node.output()) || !readers.all(is_rounding) {
+            return refuse(node, "a product of which not both sides are in integers");
+        }
+    }
+    Ok(())
+}
+
 /// The provider crashes on scales that are computed, and takes no short groups; all else that `MatMulNBits` lacks the layout knows.
 fn check_codes(graph: &Graph, node: &Node) -> Result<()> {
     let fact = graph.fact(node.inputs[1]);
@@ -196,6 +236,17 @@ fn check_codes(graph: &Graph, node: &Node) -> Result<()> {
         let [node, tensor] = [node.output(), node.inputs[1]].map(|id| graph.get(id).name.clone());
         Err(Error::Weight { node, tensor, found: scheme.to_string(), layout: format!("target `{}`", TARGET.name), wanted, hint })
     };
+    if is_rounded(graph) {
+        let whole = scheme.granularity != Granularity::Tensor && !matches!(scheme.granularity, Granularity::Group(_));
+        return match scheme.scale {
+            _ if !whole || !scheme.is_symmetric() => refuse("symmetric codes with a scale a row", "set `group = \"row\"`"),
+            // It takes negative ones for others, and says nothing.
+            _ if !scheme.has_positive_scales() => refuse("codes with positive scales", "set `positive_scales = true`"),
+            ScaleFormat::F32 if scheme.grid.bits() >= 3 => Ok(()),
+            ScaleFormat::F32 => refuse("codes of 3 bits and more", "quantize to `int4`"),
+            _ => refuse("scales in f32", "set `scale_dtype = \"f32\"`"),
+        };
+    }
     if scheme.scale.plain().is_none() {
         return refuse("scales in f16, bf16 or f32", "set `scale_dtype = \"f16\"`");
     }

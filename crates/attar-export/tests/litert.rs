@@ -251,7 +251,7 @@ fn a_model_by_itself_is_an_encoder_of_one_length() {
     let error = Tflite::default().check(&decoder.graph).expect_err("refused");
     assert!(matches!(&error, Error::Kind { .. }) && error.hint().unwrap().contains("litert-lm"), "{error}");
     for (tokens, words) in [(0, "`tokens` of target `tflite` is 0"), (41, "at most the 40 tokens that the model takes")] {
-        let error = Tflite { tokens: Some(tokens) }.check_side(&decoder.side).expect_err("refused");
+        let error = Tflite { tokens: Some(tokens), ..Tflite::default() }.check_side(&decoder.side).expect_err("refused");
         assert!(error.to_string().contains(words), "{error}");
     }
 }

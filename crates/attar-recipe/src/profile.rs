@@ -188,6 +188,9 @@ impl Profile {
 
     /// What to set for a scheme that it does not take. Of several kinds, the nearest is the one with that grid.
     fn refusal(&self, scheme: &Scheme) -> Option<String> {
+        if self.file.weights.iter().any(|allowed| allowed.way_out(scheme).is_none()) {
+            return None;
+        }
         let of_grid = |allowed: &&Allowed| allowed.grids.iter().any(|grid| grid == scheme.grid.name());
         let nearest = self.file.weights.iter().find(of_grid).or(self.file.weights.first())?;
         nearest.way_out(scheme)

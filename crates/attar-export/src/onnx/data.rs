@@ -316,7 +316,7 @@ mod tests {
             for rows in [64, 130, 193] {
                 let text =
                     format!("graph g(x: [seq, 48] f32) {{ y = linear x, weight(\"w\": [{rows}, 48] {scheme})\n return y }}");
-                let weights = Weights::new(&Graph::parse(&text).unwrap(), &Onnx::default()).unwrap();
+                let weights = Weights::new(&Graph::parse(&text).unwrap(), &Onnx::default(), false).unwrap();
                 let source = one(scheme, [rows, 48]);
                 let folder = tempfile::tempdir().unwrap();
                 let [whole, tiled] = [TILE, 1].map(|tile| {

@@ -30,9 +30,19 @@ pub(super) fn pairs(graph: &Graph, forms: Forms<'_>) -> HashSet<ValueId> {
     nodes.filter(|node| is_pair(graph, node, forms)).map(|node| node.output()).collect()
 }
 
+/// The outputs of all `quantize` nodes with one static scale: what runtimes of integers want.
+pub(super) fn static_pairs(graph: &Graph) -> HashSet<ValueId> {
+    graph.nodes().iter().filter(|node| has_one_scale(graph, node)).map(|node| node.output()).collect()
+}
+
+fn has_one_scale(graph: &Graph, node: &Node) -> bool {
+    let (Op::Quantize { .. }, Some(scale)) = (&node.op, node.inputs.get(1)) else { return false };
+    graph.fact(*scale).constant_dims().as_deref() == Some(&[1])
+}
+
 fn is_pair(graph: &Graph, node: &Node, forms: Forms<'_>) -> bool {
-    let (Op::Quantize { bits }, Some(scale)) = (&node.op, node.inputs.get(1)) else { return false };
-    let one = graph.fact(*scale).constant_dims().as_deref() == Some(&[1]);
+    let Op::Quantize { bits } = &node.op else { return false };
+    let one = has_one_scale(graph, node);
     let mut readers = graph.nodes().iter().filter(|reader| reader.inputs.contains(&node.output()));
     one && readers.all(|reader| reads(reader, node.output()) && !is_fused_wrongly(reader, *bits, forms))
 }

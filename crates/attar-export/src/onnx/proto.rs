@@ -23,6 +23,7 @@ impl Element {
     pub(super) const F32: Element = Element(1);
     pub(super) const U8: Element = Element(2);
     pub(super) const I8: Element = Element(3);
+    pub(super) const U16: Element = Element(4);
     pub(super) const I16: Element = Element(5);
     pub(super) const I64: Element = Element(7);
     pub(super) const BOOL: Element = Element(9);
@@ -51,7 +52,7 @@ impl Element {
     pub(super) fn bits(self) -> u64 {
         match self {
             Element::U4 | Element::I4 => 4,
-            Element::F16 | Element::BF16 | Element::I16 => 16,
+            Element::F16 | Element::BF16 | Element::I16 | Element::U16 => 16,
             Element::F32 | Element::I32 => 32,
             Element::I64 => 64,
             _ => 8,

@@ -64,15 +64,19 @@ impl Readers<'_> {
 
 impl Weights {
     /// Chooses a form for every weight, and its place.
-    pub(super) fn new(graph: &Graph, options: &Onnx) -> Result<Weights> {
+    /// `on_device`: every activation with one static scale is a pair, and no weight need be unsigned.
+    pub(super) fn new(graph: &Graph, options: &Onnx, on_device: bool) -> Result<Weights> {
         let readers = readers(graph);
         let forms = readers.iter().map(|readers| form(graph, options.layout, readers)).collect::<Result<Vec<Form>>>()?;
         let of = readers.iter().enumerate().flat_map(|(at, readers)| readers.values.iter().map(move |id| (*id, at))).collect();
         let mut weights =
             Weights { stored: Vec::new(), of, packs: Vec::new(), pairs: HashSet::new(), bytes: 0, unsigned_zeros: false };
-        weights.pairs = integer::pairs(graph, &|id| weights.of.get(&id).map(|at| forms[*at]));
+        weights.pairs = match on_device {
+            true => integer::static_pairs(graph),
+            false => integer::pairs(graph, &|id| weights.of.get(&id).map(|at| forms[*at])),
+        };
         for (readers, form) in readers.iter().zip(forms) {
-            let unsigned = integer::needs_unsigned(graph, form, &readers.matrices, &weights.pairs);
+            let unsigned = !on_device && integer::needs_unsigned(graph, form, &readers.matrices, &weights.pairs);
             let form = if unsigned { form.unsigned() } else { form };
             weights.stored.push(stored(graph, readers, form));
         }

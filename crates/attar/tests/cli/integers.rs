@@ -13,7 +13,7 @@ use crate::room::{Room, repository, skip};
 fn engines() -> Option<OsString> {
     let engines = std::env::var_os("ATTAR_ENGINES").unwrap_or_default();
     let wanted = [engine("litert").expect("it is registered"), compiler("vela").expect("it is registered")];
-    let places = Places::read(wanted.into_iter(), |_| None, |name| (name == "ATTAR_ENGINES").then(|| engines.clone()));
+    let places = Places::read(wanted, |_| None, |name| (name == "ATTAR_ENGINES").then(|| engines.clone()));
     for engine in wanted {
         if places.find(engine).is_err() {
             skip(&format!("there is no {} in ATTAR_ENGINES: `cargo xtask engines` installs it", engine.title));

@@ -96,7 +96,7 @@ fn what_else_a_phone_cannot_run_is_said_in_the_plan() {
     let room = Room::new();
     let static_ = "[data.calibration]\npath = \"testdata/evals/shakespeare-valid.txt\"\nsamples = 2\nlength = 64\n[[step]]\nkind = \"activations\"\nmode = \"static\"\n";
     room.write("recipe.toml", &(RECIPE.replace("MODEL", MODEL) + static_ + "[[export]]\ntarget = \"qnn\"\n"));
-    room.attar(&["plan", "recipe.toml"]).exits(2).says("an activation in integers");
+    room.attar(&["plan", "recipe.toml"]).exits(2).says("`values = \"linear\"`");
     let folder = room.path("endless");
     std::fs::create_dir(&folder).unwrap();
     for name in ["model.safetensors", "tokenizer.json"] {

@@ -2,7 +2,7 @@
 
 use attar_graph::{Node, Op};
 
-use super::{Emission, Value};
+use super::{Element, Emission, Value};
 use crate::Result;
 
 pub(super) fn add(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
@@ -21,7 +21,12 @@ fn binary(e: &mut Emission<'_>, op: &str, node: &Node, name: &str) -> String {
 pub(super) fn silu(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let x = e.value(node.inputs[0]);
     let gate = e.node("Sigmoid", format!("{name}/gate"), &[&x], vec![]);
-    Ok(e.node("Mul", name, &[&x, &gate], vec![]))
+    let Some(scale) = e.scale_on_device(node.inputs[0]) else { return Ok(e.node("Mul", name, &[&x, &gate], vec![])) };
+    // Between products of 16 bits, Hexagon (QNN 2.51) returns other rows where values are f16, and says nothing. A product is no larger than `x`.
+    let (share, none) = (e.float(1.0 / 65535.0), e.constant("zero:least".into(), Element::U16, &[], vec![0; 2]));
+    let gate = e.round_to(&format!("{name}/share"), &gate, &share, none);
+    let (product, middle) = (e.node("Mul", format!("{name}/product"), &[&x, &gate], vec![]), e.no_zero(16));
+    Ok(e.round_to(name, &product, &scale, middle))
 }
 
 pub(super) fn gelu(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {

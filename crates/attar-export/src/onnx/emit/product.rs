@@ -41,7 +41,8 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
                 Granularity::Row => vec![("axis", Value::Int(1))],
                 Granularity::Group(size) => blocks(0, size),
             };
-            let (codes, scale, zero) = (e.weights.stored[at].name.clone(), e.scale(at), e.zero(at));
+            let (codes, scale) = (e.weights.stored[at].name.clone(), e.scale(at));
+            let zero = e.zero(at).or_else(|| e.zeros_of_columns(at));
             e.dequantize(&format!("{name}/weight"), &codes, &scale, zero, attributes)
         }
         Some((at, Form::Table(scheme))) => {
@@ -69,6 +70,15 @@ impl Emission<'_> {
             };
         }
         made.is_some_and(|head| head.output() == node.output())
+    }
+
+    /// For Hexagon, which without zeros takes codes of 4 bits for others, and says nothing.
+    fn zeros_of_columns(&mut self, at: usize) -> Option<String> {
+        self.purpose.fixed?;
+        let stored = &self.weights.stored[at];
+        let (element, columns) = (stored.parts[0].element, stored.dims[0]);
+        let bytes = vec![0; (columns * element.bits() as usize).div_ceil(8)];
+        Some(self.constant(format!("zeros:{}:{columns}", element.bits()), element, &[columns], bytes))
     }
 
     /// The logits, if only those of the last token are wanted.

@@ -1,7 +1,7 @@
 //! Activations in integers.
 
 use attar_graph::{
-    Node, Op,
+    Node, Op, ValueId,
     integer::{Rounding, SMALLEST_RANGE},
 };
 
@@ -64,12 +64,28 @@ impl Emission<'_> {
             Some(zero) => self.weights.stored[self.weights.of[zero]].parts[0].name.clone(),
             None => self.no_zero(bits),
         };
-        let codes = self.node("QuantizeLinear", format!("{name}/codes"), &[x, &scale, &zero], vec![]);
-        self.dequantize(name, &codes, &scale, Some(zero), vec![])
+        self.round_to(name, x, &scale, zero)
+    }
+
+    pub(super) fn round_to(&mut self, name: &str, x: &str, scale: &str, zero: String) -> String {
+        let codes = self.node("QuantizeLinear", format!("{name}/codes"), &[x, scale, &zero], vec![]);
+        self.dequantize(name, &codes, scale, Some(zero), vec![])
+    }
+
+    /// The scale of a value that a device reads in 16 bits.
+    pub(super) fn scale_on_device(&mut self, id: ValueId) -> Option<String> {
+        self.purpose.fixed?;
+        let maker = self.graph.maker(id).filter(|maker| maker.op == (Op::Quantize { bits: 16 }))?;
+        Some(self.value(maker.inputs[1]))
     }
 
     /// The zero of a symmetric quantizer: it says which integers codes are.
-    fn no_zero(&mut self, bits: u32) -> String {
+    pub(super) fn no_zero(&mut self, bits: u32) -> String {
+        // Hexagon takes signed codes and returns zeros.
+        if self.purpose.fixed.is_some() {
+            let (element, middle) = if bits > 8 { (Element::U16, vec![0, 128]) } else { (Element::U8, vec![128]) };
+            return self.constant(format!("zero:uint{bits}"), element, &[1], middle);
+        }
         let element = if bits > 8 { Element::I16 } else { Element::I8 };
         self.constant(format!("zero:int{bits}"), element, &[1], vec![0; bits as usize / 8])
     }

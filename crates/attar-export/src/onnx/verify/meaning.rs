@@ -1,6 +1,6 @@
 //! What the nodes that read a tensor say it holds, by the texts of the operators.
 
-use onnx_protobuf::NodeProto;
+use onnx_protobuf::{NodeProto, TensorProto};
 
 use super::{
     codes::{Codes, Scale, Values, Zero},
@@ -58,6 +58,12 @@ fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [row
     };
     let zero = match node.input.get(2) {
         None => Zero::Code(0),
+        Some(name) if opened.tensor(name).is_some_and(is_zero) => {
+            let dims: Vec<usize> =
+                opened.tensor(name).into_iter().flat_map(|tensor| &tensor.dims).map(|dim| *dim as usize).collect();
+            expect(opened, name, &dims, &scale.dims)?;
+            Zero::Code(0)
+        }
         Some(name) => {
             let place = opened.place(name)?;
             expect(opened, name, &place.dims, &scale.dims)?;
@@ -72,6 +78,11 @@ fn linear_codes<'f>(opened: &'f Opened, node: &NodeProto, place: &'f Place, [row
     };
     let scale = Scale { grid: Some(Grid::new(scale, shared)), over };
     Ok(Codes { columns, codes, scale, values, group }.normal())
+}
+
+/// Whether a tensor of the model file has nothing but zeros.
+fn is_zero(tensor: &TensorProto) -> bool {
+    !tensor.raw_data.is_empty() && tensor.raw_data.iter().all(|byte| *byte == 0)
 }
 
 /// Codes `[rows, groups, group]` or `[rows * groups, group]` that say where in a table a value is: Gather and
