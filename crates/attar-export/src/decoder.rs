@@ -28,6 +28,11 @@ impl Decoder {
             found,
             hint: "use `target = \"onnx\"`",
         };
+        if graph.nodes().iter().any(|node| matches!(node.op, Op::Scores { .. })) {
+            let found = "has attention in parts, for runtimes of integers alone";
+            let hint = "use `target = \"tflite\"`, or other `values` in the step `activations`";
+            return Err(Error::Kind { target, wanted: "decoders with whole attention", found, hint });
+        }
         let logits = graph.outputs().iter().find(|id| graph.get(**id).name == "logits");
         let logits = logits.ok_or_else(|| refuse("returns no logits"))?;
         let attentions: Vec<_> = graph.nodes().iter().filter(|node| matches!(node.op, Op::Attention(_))).collect();

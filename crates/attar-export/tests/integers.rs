@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[expect(dead_code, reason = "shared with the suite of ONNX")]
 mod checkpoints;
 mod engines;
 #[expect(dead_code, reason = "shared with the suite of ONNX")]

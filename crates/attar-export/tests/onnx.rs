@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod architectures;
+#[expect(dead_code, reason = "shared with the suite of integers")]
 mod checkpoints;
 mod engines;
 mod tiny;

@@ -7,7 +7,10 @@ use attar_tensor::nearest;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Codes, Feed, Known, OBSERVERS, Observer, Site, values};
+use super::{
+    Codes, Feed, Known, OBSERVERS, Observer, Site,
+    values::{self, is_quantized, weight_of},
+};
 use crate::{Error, Patterns, Result, pattern, quantize::registered};
 
 /// Quantize activations and the KV cache.
@@ -282,13 +285,4 @@ fn site(graph: &Graph, value: ValueId, codes: Codes, granularity: Option<Activat
         ActivationGranularity::Channel => width,
     });
     Site { value: graph.get(value).name.clone(), width, codes, scales, feeds: vec![feed], returned: false, known: Known::Nothing }
-}
-
-/// The canonical name of a linear layer's weight.
-pub(super) fn weight_of<'g>(graph: &'g Graph, node: &Node) -> Option<&'g str> {
-    (node.op == Op::Linear).then(|| graph.get(node.inputs[1]).name.as_str())
-}
-
-pub(super) fn is_quantized(graph: &Graph, value: ValueId) -> bool {
-    graph.nodes().iter().any(|node| matches!(node.op, Op::Quantize { .. }) && node.outputs.contains(&value))
 }

@@ -6,10 +6,7 @@
 
 use attar_graph::{Graph, Node, Op, Result as GraphResult, ValueId};
 
-use super::{
-    Codes, Feed, Known, Site,
-    config::{is_quantized, weight_of},
-};
+use super::{Codes, Feed, Known, Site};
 use crate::{Error, Pattern, Result};
 
 /// Codes of values that are not for products alone.
@@ -110,4 +107,13 @@ fn linear_readers(graph: &Graph, value: ValueId, of_kind: &dyn Fn(&Node) -> bool
         values.extend(moved.flat_map(|node| node.outputs.iter().copied()));
     }
     found
+}
+
+/// The canonical name of a linear layer's weight.
+pub(super) fn weight_of<'g>(graph: &'g Graph, node: &Node) -> Option<&'g str> {
+    (node.op == Op::Linear).then(|| graph.get(node.inputs[1]).name.as_str())
+}
+
+pub(super) fn is_quantized(graph: &Graph, value: ValueId) -> bool {
+    graph.nodes().iter().any(|node| matches!(node.op, Op::Quantize { .. }) && node.outputs.contains(&value))
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     emit,
-    integer::{self, Content, Lookup, Lookups},
+    integer::{self, Content, Lookup, Lookups, TABLES},
     lm::{artifact, notes},
     schema::{self, Subgraph},
     verify,
@@ -34,8 +34,6 @@ pub(crate) static TARGET: Target = Target {
 const MODEL: &str = "model.tflite";
 const PREFILL: &str = "prefill.tflite";
 const DECODE: &str = "decode.tflite";
-/// What callers look up.
-pub(super) const TABLES: &str = "tables.json";
 
 /// What LiteRT's own converters call the only signature.
 const SIGNATURE: &str = "serving_default";

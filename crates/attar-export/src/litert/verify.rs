@@ -15,7 +15,11 @@ use attar_graph::{Node, Op};
 use attar_tensor::Dtype;
 use serde_json::Value;
 
-use super::{bundle, flat::Table, integer::is_integer, plain::TABLES};
+use super::{
+    bundle,
+    flat::Table,
+    integer::{TABLES, is_integer},
+};
 use crate::{
     Artifact, Defect, Error, Input, Original, Result, TensorEntry, Verification, VerifiedTensor,
     kit::{self, Weight},

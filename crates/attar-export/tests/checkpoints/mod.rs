@@ -39,7 +39,6 @@ pub(crate) fn in_codes(model: &Model, folder: &Path, scheme: &str) -> Model {
 }
 
 /// The same with tied ones in codes, too.
-#[allow(dead_code, reason = "for the suites that want it")]
 pub(crate) fn all_in_codes(model: &Model, folder: &Path, scheme: &str) -> Model {
     made_up(model, folder, scheme, true)
 }
@@ -72,7 +71,6 @@ fn stored(graph: &Graph, id: ValueId) -> Option<String> {
     })
 }
 
-#[allow(dead_code, reason = "for the suites that want it")]
 /// What the reference run returns for a text: rows of logits, or one embedding.
 pub(crate) fn reference(model: &Model, text: &[u32]) -> Vec<Vec<f32>> {
     let weights = SourceWeights(model.source.clone());

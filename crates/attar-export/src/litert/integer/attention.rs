@@ -60,9 +60,9 @@ pub(super) fn softmax(e: &mut Emission<'_>, node: &Node, name: &str, grid: Optio
     let most = e.codes(format!("{name}/most"), REDUCE_MAX_16, &[seen, axis], vec![(0, Field::Bool(true))], &one, steps);
     let below = e.pair(SUB_16, format!("{name}/below"), seen, most, steps);
     let bytes = e.to(format!("{name}/bytes"), below, Grid { bits: 8, scale: from.scale, zero: 127 });
-    let eighths = Grid { bits: 8, scale: 1.0 / 256.0, zero: -128 };
-    let made = if eighths == grid { name.to_owned() } else { format!("{name}/shares") };
-    let shares = e.codes(made, SOFTMAX_8, &[bytes], options, &dims, eighths);
+    let usual = Grid { bits: 8, scale: 1.0 / 256.0, zero: -128 };
+    let made = if usual == grid { name.to_owned() } else { format!("{name}/shares") };
+    let shares = e.codes(made, SOFTMAX_8, &[bytes], options, &dims, usual);
     Ok(e.to(name, shares, grid))
 }
 

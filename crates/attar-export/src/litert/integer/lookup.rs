@@ -24,6 +24,9 @@ pub enum Lookups {
     Outside,
 }
 
+/// The file that lists what callers look up.
+pub(in crate::litert) const TABLES: &str = "tables.json";
+
 /// Behind the name of a weight whose rows are stored for lookups.
 pub(super) const ROWS: &str = "/rows";
 

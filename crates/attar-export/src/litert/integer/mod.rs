@@ -15,7 +15,7 @@ use std::{
 use attar_graph::{Expr, Graph, Node, Op, Origin, ValueId};
 use attar_tensor::Source;
 pub use lookup::Lookups;
-pub(super) use lookup::{Content, Lookup, rotation};
+pub(super) use lookup::{Content, Lookup, TABLES, rotation};
 
 use super::{
     build::Builder,
