@@ -243,15 +243,22 @@ fn seeds_of_the_fuzzer_parse_or_are_refused() {
     assert!(parsed.count() > 0);
 }
 
-/// A model by itself is for encoders, and a text has the tokens that it was written for.
+/// A text has the tokens that it was written for, and an answer ends with the caches.
 #[test]
-fn a_model_by_itself_is_an_encoder_of_one_length() {
+fn the_sizes_of_a_model_by_itself_are_those_of_its_kind() {
     let folder = tempfile::tempdir().unwrap();
     let decoder = Tiny::default().build(folder.path());
-    let error = Tflite::default().check(&decoder.graph).expect_err("refused");
-    assert!(matches!(&error, Error::Kind { .. }) && error.hint().unwrap().contains("litert-lm"), "{error}");
-    for (tokens, words) in [(0, "`tokens` of target `tflite` is 0"), (41, "at most the 40 tokens that the model takes")] {
-        let error = Tflite { tokens: Some(tokens), ..Tflite::default() }.check_side(&decoder.side).expect_err("refused");
-        assert!(error.to_string().contains(words), "{error}");
-    }
+    let usual = Tflite::default();
+    usual.check(&decoder.graph).unwrap();
+    let refused = |format: &Tflite, words: &str| {
+        let error = format.check(&decoder.graph).and_then(|_| format.check_side(&decoder.side)).expect_err("refused");
+        assert!(matches!(error, Error::Option { .. }) && error.to_string().contains(words), "{error}");
+    };
+    refused(&Tflite { tokens: Some(8), ..usual.clone() }, "this is a setting of encoders");
+    refused(&Tflite { context: Some(41), ..usual.clone() }, "at most the 40 tokens that the model takes");
+    refused(&Tflite { context: Some(8), prefill: Some(9), ..usual.clone() }, "at most the 8 tokens that the caches hold");
+    refused(&Tflite { context: Some(0), ..usual.clone() }, "`context` of target `tflite` is 0");
+    let outside = Tflite { lookups: Some(attar_export::Lookups::Outside), ..usual };
+    let error = outside.check(&decoder.graph).expect_err("refused");
+    assert!(matches!(&error, Error::Kind { .. }) && error.hint().unwrap().contains("values = \"all\""), "{error}");
 }

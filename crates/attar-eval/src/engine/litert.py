@@ -40,7 +40,7 @@ class Session:
     def __init__(self, library, model, mode, device, threads):
         if device.upper() != "CPU":
             raise ValueError(f"no device is named `{device}`")
-        self.text = Integers.of(model, threads)
+        self.text = Files.of(model, threads)
         if self.text:
             self.outputs = self.text.outputs
             return
@@ -134,7 +134,7 @@ class Text:
 
 
 class Graph:
-    """A file of integers alone. Values are given and taken as f32, and rounded to the grids of its tensors."""
+    """A file with one call. Values are given and taken as f32, and rounded to the grids of its tensors, if they have any."""
 
     def __init__(self, path, tables, threads):
         interpreter = Interpreter(path, num_threads=threads or os.cpu_count() or 1)
@@ -152,7 +152,7 @@ class Graph:
     def rounded(self, name, value):
         detail = self.inputs[name]
         scale, zero = detail["quantization"]
-        if value.dtype != np.float32:
+        if value.dtype != np.float32 or not scale:
             return value.astype(detail["dtype"]).reshape(detail["shape"])
         bounds = np.iinfo(detail["dtype"])
         codes = np.rint(value / scale) + zero
@@ -160,11 +160,11 @@ class Graph:
 
     def value(self, results, name):
         scale, zero = self.outputs[name]["quantization"]
-        return (results[name].astype(np.float32) - np.float32(zero)) * np.float32(scale)
+        return (results[name].astype(np.float32) - np.float32(zero)) * np.float32(scale or 1)
 
 
-class Integers:
-    """A model of integers alone: an encoder, or a decoder with a file for parts of prompts and one for a token."""
+class Files:
+    """A decoder with a file for parts of prompts and one for a token, or an encoder of integers alone."""
 
     @staticmethod
     def of(model, threads):
@@ -176,19 +176,22 @@ class Integers:
                     rows = np.fromfile(os.path.join(folder, table["file"]), np.int16).reshape(table["rows"], table["columns"])
                     tables[table["input"]] = (table["index"], rows)
         if os.path.basename(model) == "decode.tflite":
-            return Integers([os.path.join(folder, "prefill.tflite"), model], tables, threads)
+            return Files([os.path.join(folder, "prefill.tflite"), model], tables, threads)
         if os.path.basename(model) == "model.tflite":
             graph = Graph(model, tables, threads)
             if any(detail["dtype"] != np.float32 for detail in graph.outputs.values()):
-                return Integers([model], tables, threads)
+                return Files([model], tables, threads)
         return None
 
     def __init__(self, paths, tables, threads):
         self.graphs = [Graph(path, tables, threads) for path in paths]
         self.last = self.graphs[-1]
-        self.outputs = [name for name in self.last.outputs if not name.startswith("kv_slice_")]
-        self.past = {name: detail for name, detail in self.last.inputs.items() if name.startswith("kv_cache_")}
-        self.context = min((int(detail["shape"][2]) for detail in self.past.values()), default=0)
+        self.outputs = [name for name in self.last.outputs if not name.startswith("kv_")]
+        self.past = {name: detail for name, detail in self.last.inputs.items() if name.startswith(CACHE)}
+        # Of integers, keys of a call are behind those of the caches; of floats, caches come back whole.
+        self.whole = all(name in self.last.outputs for name in self.past)
+        masks = [detail["shape"] for name, detail in self.last.inputs.items() if name.startswith("mask")]
+        self.context = int(masks[0][3]) - (0 if self.whole else 1)
         self.reset()
 
     def reset(self):
@@ -211,7 +214,7 @@ class Integers:
 
     def skip(self, count):
         """Reads so many of the pending tokens without looking at what they give."""
-        part = self.graphs[0].inputs["mask"]["shape"][2]
+        part = next(int(detail["shape"][2]) for name, detail in self.graphs[0].inputs.items() if name.startswith("mask"))
         while count >= part:
             self.step(self.graphs[0], part)
             count -= part
@@ -224,15 +227,20 @@ class Integers:
         given = {"tokens": np.array(tokens, np.int32), "input_pos": positions, **self.caches}
         for name, detail in graph.inputs.items():
             if name.startswith("mask"):
-                keys = np.concatenate([np.arange(self.context), positions])
-                seen = np.concatenate([np.arange(self.context) < self.length, np.ones(count, bool)])
+                keys, seen = np.arange(self.context), np.arange(self.context) < self.length + (count if self.whole else 0)
+                if not self.whole:
+                    keys, seen = np.concatenate([keys, positions]), np.concatenate([seen, np.ones(count, bool)])
                 window = int(name[len("mask_") :] or 0) if name != "mask" else 0
                 near = (keys <= positions[:, None]) & ((positions[:, None] - keys < window) if window else True)
-                given[name] = np.where(seen & near, 0, np.iinfo(detail["dtype"]).min).astype(np.int32)
+                hidden = HIDDEN if self.whole else np.iinfo(detail["dtype"]).min
+                given[name] = np.where(seen & near, 0, hidden)
         results = graph.run(given)
-        for name, cache in self.caches.items():
-            cache[:, :, self.length : self.length + count] = results[name.replace("kv_cache_", "kv_slice_")]
         self.length += count
+        if self.whole:
+            self.caches = {name: results[name] for name in self.caches}
+            return results
+        for name, cache in self.caches.items():
+            cache[:, :, self.length - count : self.length] = results[name.replace("kv_cache_", "kv_slice_")]
         return results
 
     def encode(self, tokens):
@@ -243,7 +251,7 @@ class Integers:
             raise ValueError(f"{len(tokens)} tokens were given, and texts have {length} at most: export with more `tokens`")
         ids, counts = np.zeros(length, np.int32), np.zeros(length, np.float32)
         ids[: len(tokens)], counts[: len(tokens)] = tokens, length / max(len(tokens), 1)
-        hidden = np.where(np.arange(length) < len(tokens), 0, np.iinfo(np.int16).min).astype(np.int32)
+        hidden = np.where(np.arange(length) < len(tokens), 0, np.iinfo(np.int16).min)
         given = {"input_ids": ids, "token_type_ids": np.zeros(length, np.int32), "mask": hidden, "pooling": counts}
         self.results = graph.run(given)
 

@@ -1,5 +1,5 @@
-//! LiteRT by itself: `model.tflite`, an encoder for texts of one length; or, of integers alone, `prefill.tflite` and `decode.tflite`, a decoder for a part
-//! of a prompt and for one token.
+//! LiteRT by itself: `model.tflite`, an encoder for texts of one length; or `prefill.tflite` and `decode.tflite`, a decoder for a part of a prompt and for
+//! one token, which take and return whole caches as the sub-graphs of a bundle do.
 //!
 //! A model whose values are all in integers (`values = "all"` of the step `activations`) becomes one of integers alone, which compilers for NPUs of
 //! microcontrollers take whole. Its decoders take the past of keys and values (`kv_cache_*`, in the order of their tokens), and return what is new
@@ -21,11 +21,13 @@ use super::{
     verify,
     weight::{Part, Stored, write_model},
 };
-use crate::{Artifact, Error, Format, Input, Original, Plan, Progress, Result, Side, Target, Verification, kit, target};
+use crate::{
+    Artifact, Error, Format, Input, Original, Plan, Progress, Result, Side, Target, Verification, decoder::Decoder, kit, target,
+};
 
 pub(crate) static TARGET: Target = Target {
     name: "tflite",
-    about: "LiteRT models: encoders, and models of integers alone for NPUs such as Arm Ethos-U",
+    about: "LiteRT models, in floats or of integers alone for NPUs such as Arm Ethos-U",
     version: 2,
     schema: attar_settings::schema::<Tflite>,
     parse: target::parse::<Tflite>,
@@ -124,18 +126,19 @@ impl Tflite {
         if integer::is_integer(graph) {
             return self.build_integers(graph, &sizes, source);
         }
-        let hint = match decoder && self.lookups.is_none() {
-            true => "use `target = \"litert-lm\"`, or add the step `activations` with `mode = \"static\"` and `values = \"all\"`",
-            false => "add the step `activations` with `mode = \"static\"` and `values = \"all\"`",
-        };
-        if decoder || self.lookups.is_some() {
-            let wanted = if decoder { "encoders, or models of integers alone" } else { "models of integers alone" };
-            return Err(Error::Kind { target: TARGET.name, wanted, found: "has values in f32", hint });
+        if self.lookups.is_some() {
+            let (wanted, found) = ("models of integers alone", "has values in f32");
+            let hint = "add the step `activations` with `mode = \"static\"` and `values = \"all\"`";
+            return Err(Error::Kind { target: TARGET.name, wanted, found, hint });
+        }
+        if decoder {
+            Decoder::of(graph, TARGET.name)?;
         }
         let model = emit::Model::new(graph, TARGET.name)?;
         let scales = source.map_or_else(|| Ok(Vec::new()), |source| model.row_scales(source))?;
         let files = sizes.iter().map(|size| {
-            let call = emit::Call { signature: SIGNATURE, tokens: size.tokens, cache: 0, outputs: true };
+            let Sizes { tokens, cache, outputs, .. } = *size;
+            let call = emit::Call { signature: SIGNATURE, tokens, cache, outputs };
             let graph = model.subgraph(call, &scales)?;
             Ok(File { name: size.file, graph, stored: model.stored.clone(), bytes: model.bytes })
         });

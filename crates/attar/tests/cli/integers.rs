@@ -123,7 +123,7 @@ fn what_is_not_of_integers_alone_is_refused_in_the_plan() {
     let npu = "[[export]]\nfor = \"ethos-u55\"\n";
     let float = format!("recipe = 1\nmodel = \"{model}\"\noutput = \"out\"\n");
     refused(&format!("{float}{npu}"), &["has values in f32", "`values = \"all\"`"]);
-    refused(&format!("{float}[[export]]\ntarget = \"tflite\"\n"), &["litert-lm"]);
+    refused(&format!("{float}[[export]]\ntarget = \"tflite\"\ntokens = 64\n"), &["this is a setting of encoders"]);
     let recipe = integers(Path::new(model), Path::new("testdata/evals/shakespeare-valid.txt"), 64, "");
     refused(&(recipe.replace("\"row\"", "32").replace("\"f32\"", "\"f16\"") + npu), &["set `group = \"row\"`"]);
     refused(&(recipe.replace("positive_scales = true\n", "") + npu), &["set `positive_scales = true`"]);
