@@ -40,8 +40,11 @@ const CONFIG: &str = "qnn.json";
 /// Tokens that the cache holds at most, unless `context` says how many.
 const LONGEST: usize = 1024;
 
+/// Tokens of a part of a prompt, unless `prefill` says how many.
+const PART: usize = 128;
+
 /// Graphs for a Hexagon processor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Qnn {
     /// The chip. The provider takes any number for one without a word, so only those that were read back from its context binaries are known.
@@ -49,8 +52,8 @@ pub struct Qnn {
     /// Tokens that prompt and answer have together, at most: what the cache holds, with the tokens of a call [default: as many as the model takes, at
     /// most 1024].
     pub context: Option<usize>,
-    /// Tokens of a part of a prompt. A shorter part is padded in front.
-    pub prefill: usize,
+    /// Tokens of a part of a prompt; a shorter one is padded in front [default: 128, or one less than the context].
+    pub prefill: Option<usize>,
 }
 
 /// A chip with a Hexagon processor.
@@ -80,12 +83,6 @@ impl Soc {
     }
 }
 
-impl Default for Qnn {
-    fn default() -> Qnn {
-        Qnn { soc: Soc::default(), context: None, prefill: 128 }
-    }
-}
-
 impl Qnn {
     fn onnx(graph: &Graph) -> Onnx {
         let accuracy_level = AccuracyLevel::default();
@@ -108,9 +105,9 @@ impl Qnn {
         }
         // The cache before a call has a place at least: no runtime likes empty tensors.
         let longest = context - 1;
-        let prefill = if self.prefill == Qnn::default().prefill { self.prefill.min(longest) } else { self.prefill };
+        let prefill = self.prefill.unwrap_or(PART.min(longest));
         if prefill == 0 || prefill > longest {
-            return refuse("prefill", self.prefill, format!("from 1 to {longest} tokens, one less than the context"));
+            return refuse("prefill", prefill, format!("from 1 to {longest} tokens, one less than the context"));
         }
         let call = |tokens| Fixed { tokens, past: context - tokens };
         Ok((context, [(PREFILL, call(prefill)), (DECODE, call(1))]))

@@ -22,8 +22,9 @@ use checkpoints::{all_in_codes, folders, name, open, reference};
 use serde_json::{Value, json};
 use tiny::{Model, difference, tokens};
 
-/// What NPUs of microcontrollers take.
+/// What NPUs of microcontrollers take: bytes, whatever levels are in them.
 const CODES: &str = "int8/row/f32/positive";
+const LEVELS: [&str; 2] = ["int4/row/positive", "int3/row/f32/positive"];
 
 /// How many numbers of a value LiteRT may round to other codes than the reference run's and those beside.
 const BEYOND: f64 = 0.01;
@@ -192,18 +193,22 @@ fn far(model: &Model, lookups: Lookups, text: &[u32], result: &Value, what: &str
     shares
 }
 
-/// In 8 bits and in 16, looked up inside and outside.
+/// In 8 bits and in 16, looked up inside and outside, with weights of fewer levels in bytes.
 #[test]
 fn every_architecture_is_within_a_step_of_its_reference_run() {
     let (mut cases, mut wanted) = (Vec::new(), Vec::new());
     let text: Vec<u32> = tokens(9, 16);
     for path in folders() {
-        for (bits, lookups) in [(8, Lookups::Inside), (8, Lookups::Outside), (16, Lookups::Inside)] {
-            let what = format!("{} in {bits} bits, {lookups:?}", name(&path));
+        let mut ways = vec![(8, Lookups::Inside, CODES), (8, Lookups::Outside, CODES), (16, Lookups::Inside, CODES)];
+        if ["tiny-bert", "tiny-llama-llama3"].contains(&name(&path).as_str()) {
+            ways.extend(LEVELS.map(|levels| (8, Lookups::Inside, levels)));
+        }
+        for (bits, lookups, codes_of) in ways {
+            let what = format!("{} in {bits} bits, {lookups:?}, {codes_of}", name(&path));
             let kept = [(); 3].map(|()| tempfile::tempdir().unwrap());
             let [codes, constants, target] = kept.each_ref().map(|folder| folder.path());
             let settings = json!({ "mode": "static", "values": "all", "bits": bits, "asymmetric": bits == 8 });
-            let model = in_integers(&all_in_codes(&open(&path), codes, CODES), settings, &text, constants);
+            let model = in_integers(&all_in_codes(&open(&path), codes, codes_of), settings, &text, constants);
             let common = Tflite { lookups: Some(lookups), ..Tflite::default() };
             let format = match name(&path).as_str() {
                 "tiny-bert" => Tflite { tokens: Some(text.len()), ..common },
@@ -243,7 +248,7 @@ fn every_decoder_with_products_in_integers_agrees_on_hexagon() {
             let [codes, constants, target] = kept.each_ref().map(|folder| folder.path());
             let settings = json!({ "mode": "static", "values": "linear", "bits": bits, "select": ["**"] });
             let model = in_integers(&all_in_codes(&open(&path), codes, scheme), settings, &text, constants);
-            let format = Qnn { context: Some(24), prefill: 18, ..Qnn::default() };
+            let format = Qnn { context: Some(24), prefill: Some(18), ..Qnn::default() };
             let artifact = format.write(&model.input(), target, &mut |_, _| ()).unwrap_or_else(|error| panic!("{what}: {error}"));
             format.verify(&model.input(), &artifact, target, None).unwrap_or_else(|error| panic!("{what}: {error}"));
             let mut calls = vec![json!({ "tokens": text[..17], "padding": 1 })];

@@ -145,7 +145,7 @@ fn every_decoder_agrees_with_its_reference_run_on_hexagon() {
         let quantized_folder = tempfile::tempdir().unwrap();
         let model = in_codes(&open(&folder), quantized_folder.path());
         let (what, target) = (format!("{} on Hexagon", name(&folder)), tempfile::tempdir().unwrap());
-        let format = Qnn { context: Some(24), prefill: 18, ..Qnn::default() };
+        let format = Qnn { context: Some(24), prefill: Some(18), ..Qnn::default() };
         let written = format.write(&model.input(), target.path(), &mut |_, _| ());
         let artifact = written.unwrap_or_else(|error| panic!("{what}: {error}"));
         format.verify(&model.input(), &artifact, target.path(), None).unwrap_or_else(|error| panic!("{what}: {error}"));

@@ -265,7 +265,7 @@ fn usage() {
         ("an unknown grid", &["quantize", model, "--grid", "int7", "--out", "out"]),
         ("no output", &["quantize", model, "--grid", "int4"]),
         ("a group that is none", &["quantize", model, "--grid", "int4", "--group", "none", "--out", "out"]),
-        ("an unknown target", &["export", model, "--target", "tflite", "--out", "out"]),
+        ("an unknown target", &["export", model, "--target", "coreml", "--out", "out"]),
         ("no data", &["eval", model]),
         ("no threads", &["run", "folder.toml", "--threads", "0"]),
     ];
