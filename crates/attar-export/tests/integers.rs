@@ -8,7 +8,12 @@ mod engines;
 #[expect(dead_code, reason = "shared with the suite of ONNX")]
 mod tiny;
 
-use std::{collections::BTreeMap, fs::File, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::Path,
+    sync::Arc,
+};
 
 use attar_compress::{ActivationSite, Activations, insert};
 use attar_export::{Artifact, Format, Lookups, Qnn, Tflite};
@@ -269,4 +274,36 @@ fn every_decoder_with_products_in_integers_agrees_on_hexagon() {
         wrong.extend((off > *bound).then(|| format!("{what}: off by {off}")));
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A bit of a weight, of a table beside the model, and what a table means.
+#[test]
+fn a_change_is_found() {
+    let kept = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let [codes, constants, target] = kept.each_ref().map(|folder| folder.path());
+    let path = folders().into_iter().find(|path| name(path) == "tiny-llama-llama3").unwrap();
+    let settings = json!({ "mode": "static", "values": "all", "asymmetric": true });
+    let model = in_integers(&all_in_codes(&open(&path), codes, CODES), settings, &tokens(9, 16), constants);
+    let format = Tflite { context: Some(16), lookups: Some(Lookups::Outside), ..Tflite::default() };
+    let artifact = write(&model, &format, target).unwrap();
+    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+        ("decode.tflite", |bytes| *bytes.last_mut().unwrap() ^= 1),
+        ("prefill.tflite", |bytes| *bytes.last_mut().unwrap() ^= 1),
+        ("embeddings.bin", |bytes| bytes[10] ^= 1),
+        ("embeddings.bin", |bytes| bytes.truncate(bytes.len() - 2)),
+        ("tables.json", |bytes| *bytes = String::from_utf8_lossy(bytes).replacen("\"scale\": ", "\"scale\": 1", 1).into_bytes()),
+    ];
+    for (file, damage) in damages {
+        let whole = fs::read(target.join(file)).unwrap();
+        let mut damaged = whole.clone();
+        damage(&mut damaged);
+        assert_ne!(damaged, whole, "{file}");
+        fs::write(target.join(file), damaged).unwrap();
+        let error = format.verify(&model.input(), &artifact, target, None).expect_err(file);
+        assert!(error.hint().is_some(), "{file}: {error}");
+        fs::write(target.join(file), whole).unwrap();
+    }
+    format.verify(&model.input(), &artifact, target, None).unwrap();
+    fs::remove_file(target.join("embeddings.bin")).unwrap();
+    format.verify(&model.input(), &artifact, target, None).expect_err("a table is gone");
 }
