@@ -276,6 +276,8 @@ fn every_decoder_with_products_in_integers_agrees_on_hexagon() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+type Damage = fn(&mut Vec<u8>);
+
 /// A bit of a weight, of a table beside the model, and what a table means.
 #[test]
 fn a_change_is_found() {
@@ -286,7 +288,7 @@ fn a_change_is_found() {
     let model = in_integers(&all_in_codes(&open(&path), codes, CODES), settings, &tokens(9, 16), constants);
     let format = Tflite { context: Some(16), lookups: Some(Lookups::Outside), ..Tflite::default() };
     let artifact = write(&model, &format, target).unwrap();
-    let damages: [(&str, fn(&mut Vec<u8>)); 5] = [
+    let damages: [(&str, Damage); 5] = [
         ("decode.tflite", |bytes| *bytes.last_mut().unwrap() ^= 1),
         ("prefill.tflite", |bytes| *bytes.last_mut().unwrap() ^= 1),
         ("embeddings.bin", |bytes| bytes[10] ^= 1),
