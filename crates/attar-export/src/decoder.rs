@@ -29,7 +29,7 @@ impl Decoder {
             hint: "use `target = \"onnx\"`",
         };
         if graph.nodes().iter().any(|node| matches!(node.op, Op::Scores { .. })) {
-            let found = "has attention in parts, for runtimes of integers alone";
+            let found = "has attention in parts, for integer-only runtimes";
             let hint = "use `target = \"tflite\"`, or other `values` in the step `activations`";
             return Err(Error::Kind { target, wanted: "decoders with whole attention", found, hint });
         }

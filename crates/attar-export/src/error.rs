@@ -251,7 +251,8 @@ impl Error {
             Error::Node { target: "safetensors", .. } => {
                 Some("use `target = \"checkpoint\"`, or leave out the step that makes it".into())
             }
-            Error::Node { target: "openvino" | "litert-lm" | "tflite", .. } => Some("use `target = \"onnx\"`".into()),
+            Error::Node { target: "tflite", .. } => Some("`target = \"checkpoint\"` takes every model".into()),
+            Error::Node { target: "openvino" | "litert-lm", .. } => Some("use `target = \"onnx\"`".into()),
             Error::Node { op: "quantize", .. } => Some("use 8 or 16 bits, or a dynamic scale".into()),
             Error::Beside { .. } => Some("mend the file, or remove it: it is not needed to write the model".into()),
             Error::Malformed { .. } | Error::Differs { .. } => {

@@ -4,8 +4,8 @@
 //! at its end: the caller drops as many from its front. `attention_mask` is 0 for places that hold nothing, and for padding, which is in front.
 //! All weights in codes are in `MatMulNBits`, everything else is f32, which the processor computes in f16, so that no node is left to the CPU. Where
 //! activations are in static integers around products, these are written as `QuantizeLinear` and `DequantizeLinear` around `MatMul`, which the provider
-//! turns into products of integers. Codes of activations are unsigned, and those of weights have zeros that are stored: without either it computes
-//! something else, and says nothing.
+//! turns into products of integers. Codes of activations are unsigned, the form that was tried, and those of weights have zeros that are stored: without zeros it
+//! computes something else, and says nothing.
 
 use std::path::Path;
 
@@ -234,9 +234,10 @@ fn check_codes(graph: &Graph, node: &Node) -> Result<()> {
         Err(Error::Weight { node, tensor, found: scheme.to_string(), layout: format!("target `{}`", TARGET.name), wanted, hint })
     };
     if is_rounded(graph) {
-        let whole = scheme.granularity != Granularity::Tensor && !matches!(scheme.granularity, Granularity::Group(_));
         return match scheme.scale {
-            _ if !whole || !scheme.is_symmetric() => refuse("symmetric codes with a scale a row", "set `group = \"row\"`"),
+            _ if scheme.granularity != Granularity::Row || !scheme.is_symmetric() => {
+                refuse("symmetric codes with a scale a row", "set `group = \"row\"`")
+            }
             // It takes negative ones for others, and says nothing.
             _ if !scheme.has_positive_scales() => refuse("codes with positive scales", "set `positive_scales = true`"),
             ScaleFormat::F32 if scheme.grid.bits() >= 3 => Ok(()),

@@ -1,4 +1,4 @@
-"""Runs models of integers alone in LiteRT. stdin: a list of cases; stdout: what each gave, as JSON.
+"""Runs integer-only models in LiteRT. stdin: a list of cases; stdout: what each gave, as JSON.
 
 A case is {"folder", "tokens"}. Tokens are decoded one by one, an encoder reads them at once. The answer has the codes of all tensors in each call, by their
 names. Of a decoder, parts of prompts are read, too: they must leave the same keys and values.

@@ -1,4 +1,4 @@
-//! Models in static integers: of integers alone in LiteRT, with products in integers on Hexagon; every architecture.
+//! Models in static integers: integer-only in LiteRT, with products in integers on Hexagon; every architecture.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

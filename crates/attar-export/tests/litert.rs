@@ -254,7 +254,7 @@ fn the_sizes_of_a_model_by_itself_are_those_of_its_kind() {
         let error = format.check(&decoder.graph).and_then(|_| format.check_side(&decoder.side)).expect_err("refused");
         assert!(matches!(error, Error::Option { .. }) && error.to_string().contains(words), "{error}");
     };
-    refused(&Tflite { tokens: Some(8), ..usual.clone() }, "this is a setting of encoders");
+    refused(&Tflite { tokens: Some(8), ..usual.clone() }, "only encoders have it");
     refused(&Tflite { context: Some(41), ..usual.clone() }, "at most the 40 tokens that the model takes");
     refused(&Tflite { context: Some(8), prefill: Some(9), ..usual.clone() }, "at most the 8 tokens that the caches hold");
     refused(&Tflite { context: Some(0), ..usual.clone() }, "`context` of target `tflite` is 0");

@@ -39,7 +39,7 @@ pub struct Activations {
     #[serde(default)]
     pub asymmetric: bool,
     /// Which values have static scales: the `inputs` of linear layers (default), the `linear` layers' results, too, or `all`, for
-    /// runtimes of integers alone.
+    /// integer-only runtimes.
     pub values: Option<ActivationValues>,
     /// With `values = "all"`: linear layers that read and make 16 bits instead of `bits`, as patterns over canonical weight names.
     pub wide: Option<Patterns>,
@@ -243,7 +243,7 @@ impl Activations {
         if self.values() == ActivationValues::All {
             let other = || "values = \"all\"".to_owned();
             if self.granularity == Some(ActivationGranularity::Channel) {
-                let hint = "integers alone have one scale per tensor: leave it out";
+                let hint = "integer-only runtimes have one scale per tensor: leave it out";
                 return Err(Error::Contradiction { key: "granularity", other: other(), hint });
             }
             if self.kv.is_some() {

@@ -1,4 +1,4 @@
-//! Static scales for every value of a model: what runtimes of integers alone need.
+//! Static scales for every value of a model: what integer-only runtimes need.
 //!
 //! Products of matrices (linear layers, and those of attention) read and make codes of the asked width. All other values have 16
 //! bits, without a zero point: sums and norms keep the residual stream as exact as it can be. What only products read is rounded

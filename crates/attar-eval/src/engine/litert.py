@@ -164,7 +164,7 @@ class Graph:
 
 
 class Files:
-    """A decoder with a file for parts of prompts and one for a token, or an encoder of integers alone."""
+    """A decoder with a file for parts of prompts and one for a token, or an integer-only encoder."""
 
     @staticmethod
     def of(model, threads):

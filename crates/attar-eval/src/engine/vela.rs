@@ -1,4 +1,4 @@
-//! Arm's compiler for Ethos-U, through its Python package: it compiles models of integers alone, without a device.
+//! Arm's compiler for Ethos-U, through its Python package: it compiles integer-only models, without a device.
 
 use super::kind::{Engine, Opens, Package, Worker};
 

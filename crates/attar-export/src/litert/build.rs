@@ -1,11 +1,37 @@
 //! A sub-graph in the making: its tensors and operators, and what of them is made once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use attar_graph::{Graph, ValueId};
 
 use super::{
     flat::Field,
     schema::{CONCATENATION, Data, Element, Kind, Operator, RESHAPE, SLICE, Scales, Subgraph, TRANSPOSE, Tensor},
 };
+use crate::decoder::CachePlaces;
+
+/// A call of a model, in numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'c> {
+    pub(super) signature: &'c str,
+    pub(super) tokens: usize,
+    /// Tokens that the caches hold, if there are caches.
+    pub(super) cache: usize,
+    /// Whether it returns what the model does, and not only keys and values.
+    pub(super) outputs: bool,
+}
+
+/// Values that what a call returns is made of: keys and values, and the outputs where these are asked for.
+pub(super) fn needed(graph: &Graph, caches: &CachePlaces, outputs: bool) -> HashSet<ValueId> {
+    let mut needed: HashSet<ValueId> = caches.keys().copied().collect();
+    needed.extend(graph.outputs().iter().filter(|_| outputs));
+    for node in graph.nodes().iter().rev() {
+        if node.outputs.iter().any(|output| needed.contains(output)) {
+            needed.extend(&node.inputs);
+        }
+    }
+    needed
+}
 
 pub(super) struct Builder {
     pub(super) sub: Subgraph,

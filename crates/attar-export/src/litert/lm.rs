@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
+    build::Call,
     bundle,
-    emit::{Call, Model},
+    emit::Model,
     metadata::{self, Metadata, Sampler},
     schema::{self, Subgraph},
     verify,

@@ -5,7 +5,7 @@
 //! | [`flat`] | FlatBuffers, written and read by field numbers |
 //! | [`schema`] | tensors, operators and signatures of a `.tflite` model |
 //! | [`weight`] | how weights are stored |
-//! | [`emit`], [`integer`] | from a graph to operators: on f32, and on integers alone |
+//! | [`emit`], [`integer`] | from a graph to operators: on f32, and on integers |
 //! | [`bundle`], [`metadata`] | what LiteRT-LM wants around a model |
 //! | [`verify`] | reads it back |
 

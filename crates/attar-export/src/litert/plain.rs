@@ -1,7 +1,7 @@
 //! LiteRT by itself: `model.tflite`, an encoder for texts of one length; or `prefill.tflite` and `decode.tflite`, a decoder for a part of a prompt and for
 //! one token, which take and return whole caches as the sub-graphs of a bundle do.
 //!
-//! A model whose values are all in integers (`values = "all"` of the step `activations`) becomes one of integers alone, which compilers for NPUs of
+//! A model whose values are all in integers (`values = "all"` of the step `activations`) becomes an integer-only one, which compilers for NPUs of
 //! microcontrollers take whole. Its decoders take the past of keys and values (`kv_cache_*`, in the order of their tokens), and return what is new
 //! (`kv_slice_*`), for the caller to put behind it. `mask` is 0 where a token sees a key, and the least code where it does not.
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
+    build::Call,
     emit,
     integer::{self, Content, Lookup, Lookups, TABLES},
     lm::{artifact, notes},
@@ -27,7 +28,7 @@ use crate::{
 
 pub(crate) static TARGET: Target = Target {
     name: "tflite",
-    about: "LiteRT models, in floats or of integers alone for NPUs such as Arm Ethos-U",
+    about: "LiteRT models, in floats or integer-only for NPUs such as Arm Ethos-U",
     version: 2,
     schema: attar_settings::schema::<Tflite>,
     parse: target::parse::<Tflite>,
@@ -55,7 +56,7 @@ pub struct Tflite {
     pub context: Option<usize>,
     /// Of decoders: tokens of a part of a prompt [default: 32, or as many as the caches hold].
     pub prefill: Option<usize>,
-    /// Of models of integers alone: who looks up rows of embeddings, cosines and sines. `inside`: the model, by ids and positions. `outside`: the
+    /// Of integer-only models: who looks up rows of embeddings, cosines and sines. `inside`: the model, by ids and positions. `outside`: the
     /// caller, from the tables beside the model; NPUs of microcontrollers cannot.
     pub lookups: Option<Lookups>,
 }
@@ -105,7 +106,7 @@ impl Tflite {
         let foreign = [("tokens", self.tokens, true), ("context", self.context, false), ("prefill", self.prefill, false)];
         for (key, given, of_encoder_refused) in foreign {
             if let Some(given) = given.filter(|_| decoder == of_encoder_refused) {
-                let wanted = format!("none: this is a setting of {}", if decoder { "encoders" } else { "decoders" });
+                let wanted = format!("only {} have it, so nothing", if decoder { "encoders" } else { "decoders" });
                 return Err(Error::Option { target: TARGET.name, key, found: given.to_string(), wanted });
             }
         }
@@ -127,7 +128,7 @@ impl Tflite {
             return self.build_integers(graph, &sizes, source);
         }
         if self.lookups.is_some() {
-            let (wanted, found) = ("models of integers alone", "has values in f32");
+            let (wanted, found) = ("integer-only models", "has values in f32");
             let hint = "add the step `activations` with `mode = \"static\"` and `values = \"all\"`";
             return Err(Error::Kind { target: TARGET.name, wanted, found, hint });
         }
@@ -138,7 +139,7 @@ impl Tflite {
         let scales = source.map_or_else(|| Ok(Vec::new()), |source| model.row_scales(source))?;
         let files = sizes.iter().map(|size| {
             let Sizes { tokens, cache, outputs, .. } = *size;
-            let call = emit::Call { signature: SIGNATURE, tokens, cache, outputs };
+            let call = Call { signature: SIGNATURE, tokens, cache, outputs };
             let graph = model.subgraph(call, &scales)?;
             Ok(File { name: size.file, graph, stored: model.stored.clone(), bytes: model.bytes })
         });
@@ -149,7 +150,7 @@ impl Tflite {
         let model = integer::Model::new(graph, TARGET.name, self.lookups.unwrap_or_default(), source)?;
         let (mut files, mut tables) = (Vec::new(), Vec::<Lookup>::new());
         for Sizes { file, tokens, cache, outputs } in sizes {
-            let call = integer::Call { signature: SIGNATURE, tokens: *tokens, cache: *cache, outputs: *outputs };
+            let call = Call { signature: SIGNATURE, tokens: *tokens, cache: *cache, outputs: *outputs };
             let integer::Called { graph, stored, bytes, tables: read } = model.subgraph(call)?;
             files.push(File { name: file, graph, stored, bytes });
             let new: Vec<Lookup> = read.into_iter().filter(|read| !tables.contains(read)).collect();

@@ -1,4 +1,4 @@
-//! Models of integers alone: what LiteRT makes of them, and what Vela compiles for Ethos-U.
+//! Integer-only models: what LiteRT makes of them, and what Vela compiles for Ethos-U.
 
 use std::{
     ffi::OsString,
@@ -123,14 +123,14 @@ fn what_is_not_of_integers_alone_is_refused_in_the_plan() {
     let npu = "[[export]]\nfor = \"ethos-u55\"\n";
     let float = format!("recipe = 1\nmodel = \"{model}\"\noutput = \"out\"\n");
     refused(&format!("{float}{npu}"), &["has values in f32", "`values = \"all\"`"]);
-    refused(&format!("{float}[[export]]\ntarget = \"tflite\"\ntokens = 64\n"), &["this is a setting of encoders"]);
+    refused(&format!("{float}[[export]]\ntarget = \"tflite\"\ntokens = 64\n"), &["only encoders have it"]);
     let recipe = integers(Path::new(model), Path::new("testdata/evals/shakespeare-valid.txt"), 64, "");
     refused(&(recipe.replace("\"row\"", "32").replace("\"f32\"", "\"f16\"") + npu), &["set `group = \"row\"`"]);
     refused(&(recipe.replace("positive_scales = true\n", "") + npu), &["set `positive_scales = true`"]);
     refused(&(recipe.replace("mode = \"static\"\n", "") + npu), &["`mode = \"dynamic\"`"]);
     refused(&(recipe.clone() + "kv = \"int8\"\n" + npu), &["leave it out"]);
     refused(&(recipe.clone() + "wide = [\"blocks.*.mlp.dwon\"]\n" + npu), &["down"]);
-    refused(&(recipe.clone() + npu + "tokens = 64\n"), &["this is a setting of encoders"]);
+    refused(&(recipe.clone() + npu + "tokens = 64\n"), &["only encoders have it"]);
     refused(&(recipe.clone() + npu + "context = 64\nprefill = 65\n"), &["at most the 64 tokens that the caches hold"]);
     refused(&(recipe.clone() + npu + "context = 100000\n"), &["at most the 512 tokens that the model takes"]);
     refused(&(recipe + npu + "lookups = \"beside\"\n"), &["outside"]);

@@ -7,7 +7,7 @@ mod quantize;
 mod rope;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     ops::{Deref, DerefMut},
 };
 
@@ -15,7 +15,7 @@ use attar_graph::{Graph, Node, Op, ValueId};
 use attar_tensor::Source;
 
 use super::{
-    build::{Builder, stretched},
+    build::{Builder, Call, needed, stretched},
     flat::Field,
     schema::{
         ADD, DIV, EMBEDDING_LOOKUP, EMBEDDING_LOOKUP_OF_CODES, Element, FULLY_CONNECTED, FULLY_CONNECTED_4, FULLY_CONNECTED_8,
@@ -75,17 +75,6 @@ pub(super) struct Model {
     pub(super) bytes: u64,
 }
 
-/// A call of a model, in numbers.
-#[derive(Clone, Copy)]
-pub(super) struct Call<'c> {
-    pub(super) signature: &'c str,
-    pub(super) tokens: usize,
-    /// Tokens that the caches hold, if there are caches.
-    pub(super) cache: usize,
-    /// Whether it returns what the model does, and not only caches.
-    pub(super) outputs: bool,
-}
-
 impl Model {
     /// Names and places weights; nothing is read.
     pub(super) fn new(graph: &Graph, target: &'static str) -> Result<Model> {
@@ -115,7 +104,7 @@ impl Model {
         let build = Builder::new(call.signature);
         let mut e = Emission { model: self, scales, call, build, weights: HashMap::new(), values: HashMap::new() };
         e.declare_inputs();
-        let needed = self.needed(call.outputs);
+        let needed = needed(&self.graph, &self.caches, call.outputs);
         for node in self.graph.nodes().iter().filter(|node| needed.contains(&node.outputs[0])) {
             let emit = emitter(&node.op).ok_or_else(|| e.refuse(node, "an op without a decomposition", "the ops it knows"))?;
             let value = emit(&mut e, node, &self.graph.get(node.outputs[0]).name)?;
@@ -123,18 +112,6 @@ impl Model {
         }
         e.declare_outputs();
         Ok(e.build.sub)
-    }
-
-    /// Values that what a call returns is made of: caches, and the outputs where these are asked for.
-    fn needed(&self, outputs: bool) -> HashSet<ValueId> {
-        let mut needed: HashSet<ValueId> = self.caches.keys().copied().collect();
-        needed.extend(self.graph.outputs().iter().filter(|_| outputs));
-        for node in self.graph.nodes().iter().rev() {
-            if node.outputs.iter().any(|output| needed.contains(output)) {
-                needed.extend(&node.inputs);
-            }
-        }
-        needed
     }
 
     /// The names of caches for callers, keys before values, and their layers.

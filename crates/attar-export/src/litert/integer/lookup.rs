@@ -145,7 +145,11 @@ impl Emission<'_> {
     /// Cosines, and sines whose first half is negative, `[1, 1, tokens, head]`, once for each kind of rope.
     fn angles(&mut self, node: &Node, rope: &Rope, head: usize) -> Result<[i32; 2]> {
         if rope.longest_short().is_some_and(|longest| longest < self.call.cache) {
-            return Err(self.refuse(node, "other frequencies in long texts", "one list of frequencies: a shorter `context`"));
+            return Err(self.refuse(
+                node,
+                "of other frequencies in long texts",
+                "one list of frequencies: set a shorter `context`",
+            ));
         }
         let (positions, tokens) = (self.call.cache, self.call.tokens);
         let key = format!("rope/{rope:?}/{head}");

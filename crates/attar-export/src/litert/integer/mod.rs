@@ -1,4 +1,4 @@
-//! From a graph whose values are all rounded to fixed grids, to a sub-graph of integers alone: what NPUs of microcontrollers take whole.
+//! From a graph whose values are all rounded to fixed grids, to an integer-only sub-graph: what NPUs of microcontrollers take whole.
 //!
 //! An operator is one of LiteRT's own for int8 or int16, and what it makes has the grid that the graph says. Where an op takes several operators, those
 //! between them have 16 bits.
@@ -8,7 +8,7 @@ mod lookup;
 mod ops;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     ops::{Deref, DerefMut},
 };
 
@@ -18,7 +18,7 @@ pub use lookup::Lookups;
 pub(super) use lookup::{Content, Lookup, TABLES, rotation};
 
 use super::{
-    build::Builder,
+    build::{Builder, Call, needed},
     flat::Field,
     schema::{Element, Grid, Kind, QUANTIZE, Scales, Subgraph},
     weight::{Form, Stored},
@@ -96,17 +96,6 @@ pub(super) struct Called {
     pub(super) bytes: u64,
     /// The tables that its caller reads.
     pub(super) tables: Vec<Lookup>,
-}
-
-/// A call of a model, in numbers.
-#[derive(Clone, Copy)]
-pub(super) struct Call<'c> {
-    pub(super) signature: &'c str,
-    pub(super) tokens: usize,
-    /// Tokens that the caches hold, if there are caches.
-    pub(super) cache: usize,
-    /// Whether it returns what the model does, and not only keys and values.
-    pub(super) outputs: bool,
 }
 
 impl<'s> Model<'s> {
@@ -251,7 +240,7 @@ impl<'s> Model<'s> {
             ropes: Vec::new(),
         };
         e.declare_inputs();
-        let needed = self.needed(call.outputs);
+        let needed = needed(&self.graph, &self.caches, call.outputs);
         for node in self.graph.nodes().iter().filter(|node| needed.contains(&node.outputs[0])) {
             let emit = emitter(&node.op).ok_or_else(|| self.refuse(node, "an op without a decomposition", "the ops it knows"))?;
             let id = node.outputs[0];
@@ -268,21 +257,9 @@ impl<'s> Model<'s> {
             tables: e.tables,
         })
     }
-
-    /// Values that what a call returns is made of: keys and values, and the outputs where these are asked for.
-    fn needed(&self, outputs: bool) -> HashSet<ValueId> {
-        let mut needed: HashSet<ValueId> = self.caches.keys().copied().collect();
-        needed.extend(self.graph.outputs().iter().filter(|_| outputs));
-        for node in self.graph.nodes().iter().rev() {
-            if node.outputs.iter().any(|output| needed.contains(output)) {
-                needed.extend(&node.inputs);
-            }
-        }
-        needed
-    }
 }
 
-/// What a graph for integers alone must have.
+/// What an integer-only model must have.
 const NEEDS: &str = "values in integers: add the step `activations` with `mode = \"static\"` and `values = \"all\"`";
 
 struct Emission<'m> {

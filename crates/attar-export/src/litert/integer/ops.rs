@@ -270,7 +270,7 @@ impl Emission<'_> {
     fn gelu(&mut self, node: &Node, name: &str, grid: Option<Grid>, approximate: bool) -> Result<i32> {
         let (x, grid) = (self.value(node, 0)?, self.wanted(node, grid)?);
         if self.grid(x).bits > 8 {
-            return Err(self.refuse(node, "16 bits", "GELU of 8 bits: set `bits = 8` in the step `activations`"));
+            return Err(self.refuse(node, "in 16 bits", "GELU of 8 bits: set `bits = 8` in the step `activations`"));
         }
         let byte = if grid.bits > 8 { Grid { bits: 8, scale: grid.reach() / 127.0, zero: 0 } } else { grid };
         let dims = self.dims(x);

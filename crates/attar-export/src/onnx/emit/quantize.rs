@@ -81,7 +81,7 @@ impl Emission<'_> {
 
     /// The zero of a symmetric quantizer: it says which integers codes are.
     pub(super) fn no_zero(&mut self, bits: u32) -> String {
-        // Hexagon takes signed codes and returns zeros.
+        // What was tried on Hexagon: unsigned codes around the middle.
         if self.purpose.fixed.is_some() {
             let (element, middle) = if bits > 8 { (Element::U16, vec![0, 128]) } else { (Element::U8, vec![128]) };
             return self.constant(format!("zero:uint{bits}"), element, &[1], middle);
