@@ -38,7 +38,7 @@ fn run(_options: &[String]) -> Result<(), Failure> {
     table.add(Row { work: "all blocks", cost: blocks, rate: giga(reached), ratio, goal: "40% of the matmul" });
     let runner = Reference::new(&model);
     let (measured, whole) = cost::of(|| {
-        let mut logits = runner.start(Output::Logits, &windows, &|_, _| {})?;
+        let mut logits = runner.start(Output::Logits.into(), &windows, &|_, _| {})?;
         perplexity::alone(&windows, &mut *logits, None, &|_, _| {})
     });
     black_box(measured?);

@@ -65,6 +65,42 @@ pub enum Error {
         /// Fields on the line.
         fields: usize,
     },
+    /// A record of a file that is not what its task asks for.
+    #[error("`{}`, {unit} {number}: {reason}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is counted: lines, or records of a list.
+        unit: &'static str,
+        /// From 1.
+        number: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A file with fewer records than asked for.
+    #[error("`{}` has {found} record(s), and {wanted} or more are needed", path.display())]
+    FewRecords {
+        /// The file.
+        path: PathBuf,
+        /// There are.
+        found: usize,
+        /// There should be.
+        wanted: usize,
+    },
+    /// A template, an expression or a pattern that is none.
+    #[error("`{key}` cannot be used: {reason}")]
+    Template {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Dialogues for a model that has no form for them.
+    #[error("the model has no chat template")]
+    NoChat {
+        /// The setting that asks for one.
+        key: &'static str,
+    },
     /// A setting out of range.
     #[error("`{key} = {found}`: {wanted}")]
     Setting {
@@ -127,6 +163,18 @@ pub enum Error {
         token: u32,
         /// Of the logits.
         vocabulary: usize,
+    },
+    /// An answer of a run that gives rows.
+    #[error("text window {window} was not asked for an answer")]
+    NoAnswers {
+        /// The window.
+        window: usize,
+    },
+    /// Rows of a run that gives answers.
+    #[error("text window {window} was asked for an answer, not for rows")]
+    NoRows {
+        /// The window.
+        window: usize,
     },
     /// Nothing to continue.
     #[error("the prompt has no tokens")]
@@ -336,7 +384,11 @@ impl Error {
     /// The setting of the task, or of the gate, that is wrong, if one is.
     pub fn key(&self) -> Option<&'static str> {
         match self {
-            Error::Setting { key, .. } | Error::GateLimit { key, .. } | Error::NoLoss { key, .. } => Some(key),
+            Error::Setting { key, .. }
+            | Error::GateLimit { key, .. }
+            | Error::NoLoss { key, .. }
+            | Error::Template { key, .. }
+            | Error::NoChat { key } => Some(key),
             Error::NoBos => Some("bos"),
             Error::GateMetric { .. } | Error::UnknownMetric { .. } | Error::UnknownEval { .. } => Some("metric"),
             Error::GateBound { found } => found.last().copied(),
@@ -351,6 +403,7 @@ impl Error {
             Error::Graph(attar_graph::Error::Tensor(error)) => error.hint(),
             Error::NoBos => Some("leave `bos` out, or name the token as `bos_token_id` in config.json".into()),
             Error::TooShort { .. } => Some("give more text, or put BOS in front of each document with `bos = true`".into()),
+            Error::NoChat { .. } => Some("with `chat = false` prompts are given as they are".into()),
             Error::Vocabularies { .. } => Some("compare models of one tokenizer".into()),
             Error::NotFinite { .. } | Error::NoChoice { .. } => Some(
                 "weights, scales or settings make numbers overflow; measure the checkpoint itself to see whether it does".into(),

@@ -15,7 +15,7 @@
 //! let text = Perplexity { tokens: Some(512), ..Perplexity::of(testdata.join("evals/shakespeare-valid.txt")) };
 //! let windows = text.windows(&model).unwrap();
 //! let runner = Reference::new(&model);
-//! let mut logits = runner.start(Output::Logits, &windows, &|_, _| {}).unwrap();
+//! let mut logits = runner.start(Output::Logits.into(), &windows, &|_, _| {}).unwrap();
 //! let measured = perplexity::alone(&windows, &mut *logits, None, &|_, _| {}).unwrap();
 //! assert!(measured.perplexity.value < 40.0);
 //! ```
@@ -23,7 +23,9 @@
 pub mod engine;
 mod error;
 mod gate;
+mod generation;
 mod prediction;
+mod preset;
 mod reference;
 mod runner;
 mod statistics;
@@ -32,11 +34,13 @@ mod task;
 pub use engine::{Artifact, Ask, COMPILERS, ENGINES, Engine, Installation, Mode, Places, compiler, engine};
 pub use error::{Error, Result};
 pub use gate::{Bound, Evaluation, Gate, Outcome, Status, Verdict, WrittenGate};
+pub use generation::{Generation, Sampling};
 pub use prediction::{DEVICE, DEVICE_METRICS, DeviceMetric, PREDICTED, Prediction, device_metric};
+pub use preset::{PRESETS, Preset};
 pub use reference::{REFERENCE, Reference, outputs};
-pub use runner::{Output, Progress, Rows, Runner, Window};
+pub use runner::{Asked, Output, Progress, Rows, Runner, Window};
 pub use statistics::Estimate;
 pub use task::{
-    Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Measurements, Metric, Prepared, Settings, Sides, TASKS, Task,
-    perplexity, perplexity::Perplexity, task,
+    Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Language, Measurements, Metric, Prepared, Settings, Sides, TASKS,
+    Task, perplexity, perplexity::Perplexity, task,
 };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Error, Result};
+use crate::{Error, Generation, Result};
 
 /// Called as work goes on, with the amount done and the whole amount.
 pub type Progress<'p> = &'p dyn Fn(u64, u64);
@@ -12,13 +12,27 @@ pub trait Runner {
     /// The name that recipes and gates use.
     fn name(&self) -> &str;
 
-    /// Prepares to compute an output of windows. The work is done here or when rows are asked for; `progress` is called
-    /// meanwhile.
-    fn start<'r>(&'r self, output: Output, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Rows + 'r>>;
+    /// Prepares what is asked of windows. The work is done here or when it is asked for; `progress` is called meanwhile.
+    fn start<'r>(&'r self, asked: Asked, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Rows + 'r>>;
 
-    /// The likeliest continuation of `prompt`, token by token, until one of `stop` or `limit` tokens. Each token, the
-    /// one that stops included, is given to `each` as soon as it is known, and returned.
-    fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>>;
+    /// The continuation of `prompt`. Each token, the one that stops included, is given to `each` as soon as it is known, and
+    /// returned.
+    fn generate(&self, prompt: &[u32], how: &Generation, each: &mut dyn FnMut(u32)) -> Result<Vec<u32>>;
+}
+
+/// What is asked of a model for windows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Asked {
+    /// Rows of an output: [`Rows::rows`].
+    Output(Output),
+    /// What the model writes after each: [`Rows::answer`].
+    Answers(Generation),
+}
+
+impl From<Output> for Asked {
+    fn from(output: Output) -> Asked {
+        Asked::Output(output)
+    }
 }
 
 /// Tokens that are run together.
@@ -67,15 +81,20 @@ impl Output {
     }
 }
 
-/// An output of windows, a few rows at a time.
+/// What a model gives for windows: an output, a few rows at a time, or an answer.
 pub trait Rows {
     /// Fills `out` with rows `[positions, width]` of a window and returns the width. Cheapest when windows are asked for
     /// in order.
     fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize>;
+
+    /// What the model writes after a window, up to and with the token that stops, where [`Asked::Answers`] is asked.
+    fn answer(&mut self, window: usize) -> Result<Vec<u32>> {
+        Err(Error::NoAnswers { window })
+    }
 }
 
 /// Whether every value is a number.
-fn all_finite(row: &[f32]) -> bool {
+pub(crate) fn all_finite(row: &[f32]) -> bool {
     row.chunks(1024).all(|chunk| chunk.iter().fold(true, |all, x| all & x.is_finite()))
 }
 
@@ -94,11 +113,6 @@ pub(crate) fn numbers(
     }
     let at = out.iter().position(|x| !x.is_finite()).expect("one is not finite");
     Err(Error::NotFinite { whose, value: out[at], window, position: positions.start + at / width })
-}
-
-/// The likeliest token after `tokens` others.
-pub(crate) fn chosen(row: &[f32], tokens: usize) -> Result<u32> {
-    if all_finite(row) { Ok(likeliest(row)) } else { Err(Error::NoChoice { tokens }) }
 }
 
 /// The index of the largest logit, the first of equals.

@@ -12,7 +12,8 @@ use std::{
 };
 
 use attar_eval::{
-    Artifact, ENGINES, Engine, Error, Installation, Mode, Output, Places, Rows, Runner, Window, engine::Worker, perplexity::alone,
+    Artifact, ENGINES, Engine, Error, Generation, Installation, Mode, Output, Places, Rows, Runner, Window, engine::Worker,
+    perplexity::alone,
 };
 
 /// The example of this crate, which `cargo test` builds beside its tests.
@@ -95,16 +96,16 @@ fn every_engine_gives_the_same_rows_continues_from_its_cache_and_names_its_error
         for mode in installation.engine.modes {
             let engine = toy.in_engine(&installation, *mode);
             let windows = [window(&toy.tokens), window(&toy.tokens[5..9]), window(&toy.tokens)];
-            let mut logits = engine.start(Output::Logits, &windows, &|_, _| {}).unwrap();
+            let mut logits = engine.start(Output::Logits.into(), &windows, &|_, _| {}).unwrap();
             rows_are_right(toy, &mut *logits, *mode);
             if *mode == Mode::Exact {
-                let mut sibling = engine.start(Output::Logits, &windows, &|_, _| {}).unwrap();
+                let mut sibling = engine.start(Output::Logits.into(), &windows, &|_, _| {}).unwrap();
                 let measured = alone(&windows, &mut *logits, Some(&mut *sibling), &|_, _| {}).unwrap();
                 assert_eq!(measured.agreement.unwrap().max_logit_difference, 0.0, "{installation:?}");
             }
         }
         the_cache_changes_no_token(toy, &toy.in_engine(&installation, Mode::Exact));
-        let error = toy.in_engine(&installation, Mode::Exact).start(Output::Embedding, &[], &|_, _| {}).err().unwrap();
+        let error = toy.in_engine(&installation, Mode::Exact).start(Output::Embedding.into(), &[], &|_, _| {}).err().unwrap();
         assert_eq!(error.to_string(), "the model has no output `sentence_embedding`; it has `logits`");
         let mut elsewhere = toy.in_engine(&installation, Mode::Exact);
         elsewhere.device = "ABACUS".into();
@@ -135,24 +136,27 @@ fn rows_are_right(toy: &Toy, logits: &mut dyn Rows, mode: Mode) {
 
 fn the_cache_changes_no_token(toy: &Toy, engine: &Artifact) {
     let mut heard = Vec::new();
-    let said = engine.generate(&toy.tokens[..5], 12, &[], &mut |token| heard.push(token)).unwrap();
+    let said = engine.generate(&toy.tokens[..5], &Generation::greedy(12, &[]), &mut |token| heard.push(token)).unwrap();
     assert_eq!((said.len(), &heard), (12, &said));
     let whole = [window(&[&toy.tokens[..5], &said].concat())];
-    let mut logits = engine.start(Output::Logits, &whole, &|_, _| {}).unwrap();
+    let mut logits = engine.start(Output::Logits.into(), &whole, &|_, _| {}).unwrap();
     let mut rows = Vec::new();
     logits.rows(0, 4..16, &mut rows).unwrap();
     let greedy: Vec<u32> =
         rows.chunks(VOCABULARY).map(|row| (0..50).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u32).collect();
     assert_eq!(greedy, said);
-    let stopped = engine.generate(&toy.tokens[..5], 12, &[said[2]], &mut |_| {}).unwrap();
+    let stopped = engine.generate(&toy.tokens[..5], &Generation::greedy(12, &[said[2]]), &mut |_| {}).unwrap();
     let end = said.iter().position(|token| *token == said[2]).unwrap();
     assert_eq!(stopped, said[..=end]);
-    assert!(matches!(engine.generate(&[], 1, &[], &mut |_| {}), Err(Error::EmptyPrompt)));
+    assert!(matches!(engine.generate(&[], &Generation::greedy(1, &[]), &mut |_| {}), Err(Error::EmptyPrompt)));
 }
 
 fn failure(engine: &Artifact) -> Error {
     let windows = [window(&[1, 2])];
-    engine.start(Output::Logits, &windows, &|_, _| {}).and_then(|mut logits| logits.rows(0, 0..1, &mut Vec::new())).unwrap_err()
+    engine
+        .start(Output::Logits.into(), &windows, &|_, _| {})
+        .and_then(|mut logits| logits.rows(0, 0..1, &mut Vec::new()))
+        .unwrap_err()
 }
 
 #[test]

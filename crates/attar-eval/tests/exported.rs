@@ -35,7 +35,7 @@ fn windows() -> [Window; 2] {
 
 fn rows(runner: &dyn Runner, output: Output) -> Vec<f32> {
     let windows = windows();
-    let mut rows = runner.start(output, &windows, &|_, _| {}).unwrap_or_else(|error| panic!("{error}"));
+    let mut rows = runner.start(output.into(), &windows, &|_, _| {}).unwrap_or_else(|error| panic!("{error}"));
     let (mut all, mut part) = (Vec::new(), Vec::new());
     for (at, window) in windows.iter().enumerate() {
         let count = if output == Output::Logits { window.tokens.len() } else { 1 };

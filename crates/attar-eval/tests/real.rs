@@ -8,7 +8,7 @@ use std::{
 };
 
 use attar_eval::{
-    Output, Perplexity, Reference, Runner, Window,
+    Generation, Output, Perplexity, Reference, Runner, Window,
     perplexity::{self, Scores},
 };
 use attar_model::Model;
@@ -43,7 +43,7 @@ fn smollm2() -> Option<PathBuf> {
 
 fn measure(model: &Model, windows: &[Window]) -> Scores {
     let runner = Reference::new(model);
-    let mut logits = runner.start(Output::Logits, windows, &|_, _| {}).unwrap();
+    let mut logits = runner.start(Output::Logits.into(), windows, &|_, _| {}).unwrap();
     perplexity::alone(windows, &mut *logits, None, &|_, _| {}).unwrap()
 }
 
@@ -105,7 +105,7 @@ fn shakespeare_continues_greedily_as_transformers_does() {
     let prompt = tokenizer.encode("KING HENRY:\n").unwrap();
     let mut heard = Vec::new();
     let limit = tokenizer.encode(wanted).unwrap().len();
-    let said = Reference::new(&model).generate(&prompt, limit, &[], &mut |token| heard.push(token)).unwrap();
+    let said = Reference::new(&model).generate(&prompt, &Generation::greedy(limit, &[]), &mut |token| heard.push(token)).unwrap();
     assert_eq!(tokenizer.decode(&said).unwrap(), wanted);
     assert_eq!(heard, said);
 }
@@ -118,7 +118,7 @@ fn smollm2_names_the_capital_of_france_and_stops() {
     let prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
     let prompt = tokenizer.encode(prompt).unwrap();
     let stop = tokenizer.token("<|im_end|>").unwrap();
-    let said = Reference::new(&model).generate(&prompt, 30, &[stop], &mut |_| {}).unwrap();
+    let said = Reference::new(&model).generate(&prompt, &Generation::greedy(30, &[stop]), &mut |_| {}).unwrap();
     assert_eq!(tokenizer.decode(&said).unwrap(), "The capital of France is Paris.<|im_end|>");
 }
 

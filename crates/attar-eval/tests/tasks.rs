@@ -9,9 +9,10 @@ use std::{
 };
 
 use attar_eval::{
-    Against, Better, Error, Measurements, Metric, Prepared, Reference, Result, Rows, Runner, Settings, Sides, TASKS, Task,
+    Against, Asked, Better, Error, Language, Measurements, Metric, Prepared, Reference, Result, Rows, Runner, Settings, Sides,
+    TASKS, Task,
 };
-use attar_model::Model;
+use attar_model::{ChatTemplate, Model};
 
 /// `testdata/tasks/NAME.toml`.
 struct Case {
@@ -43,7 +44,8 @@ impl Case {
 
     fn prepare(&self) -> Box<dyn Prepared> {
         self.settings.check(&self.model.config).unwrap();
-        self.settings.prepare(&self.model.tokenizer().unwrap(), &self.model.config).unwrap()
+        let (tokenizer, chat) = (self.model.tokenizer().unwrap(), ChatTemplate::of(&self.model).unwrap());
+        self.settings.prepare(&Language { tokenizer: &tokenizer, config: &self.model.config, chat: chat.as_ref() }).unwrap()
     }
 }
 
@@ -66,6 +68,18 @@ impl Rows for Answers<'_> {
         }
         Ok(self.width)
     }
+
+    fn answer(&mut self, window: usize) -> Result<Vec<u32>> {
+        Ok(match &mut self.random {
+            None => self.prepared.perfect_answer(window),
+            Some(state) => (0..8).map(|_| (f64::from(small(state) + 0.01) * 50.0 * self.width as f64) as u32).collect(),
+        })
+    }
+}
+
+/// What a task asks of a model.
+fn asked(task: &Task, prepared: &dyn Prepared) -> Asked {
+    prepared.generation().map_or(Asked::Output(task.output), |how| Asked::Answers(how.clone()))
 }
 
 /// Between -0.01 and 0.01.
@@ -172,12 +186,14 @@ fn real_models_have_the_golden_scores() {
         let prepared = case.prepare();
         let reference = Reference::new(&case.model);
         if let Err(error) = task.output.of(&attar_eval::outputs(&case.model.graph)) {
-            let refused = reference.start(task.output, prepared.windows(), &|_, _| {}).err().map(|error| error.to_string());
+            let refused =
+                reference.start(asked(task, &*prepared), prepared.windows(), &|_, _| {}).err().map(|error| error.to_string());
             assert_eq!(refused, Some(error.to_string()), "{}", task.name);
             assert!(matches!(error, Error::NoOutput { .. }) && case.golden.is_empty());
             continue;
         }
-        let [mut model, mut base] = [(); 2].map(|()| reference.start(task.output, prepared.windows(), &|_, _| {}).unwrap());
+        let [mut model, mut base] =
+            [(); 2].map(|()| reference.start(asked(task, &*prepared), prepared.windows(), &|_, _| {}).unwrap());
         let mut sides = Sides { model: &mut *model, base: Some(&mut *base), sibling: None };
         let measured = prepared.score(&mut sides, &|_, _| {}).unwrap();
         assert!(!case.golden.is_empty(), "{} has no golden score", task.name);

@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
 use crate::{
-    BlockId, Cached, Error, Fact, Graph, Inputs, Mode, Node, NodeId, Origin, Result, State, ValueId, Weights,
+    BlockId, Cached, Error, Fact, Graph, Inputs, Mode, Node, NodeId, Op, Origin, Result, State, ValueId, Weights,
     integer::RowScales,
     op::{Context, Operand, Tables},
 };
@@ -47,6 +47,7 @@ pub struct Run<'a> {
     last_use: HashMap<ValueId, NodeId>,
     next: u32,
     macs: u64,
+    joins: bool,
 }
 
 impl<'a> Run<'a> {
@@ -56,7 +57,14 @@ impl<'a> Run<'a> {
             .into_iter()
             .map(|lane| Lane { values: lane.of(graph).into_iter().collect(), state: lane.state, ..Lane::default() })
             .collect();
-        Run { graph, weights, mode, lanes, last_use: graph.last_use(), next: 0, macs: 0 }
+        Run { graph, weights, mode, lanes, last_use: graph.last_use(), next: 0, macs: 0, joins: false }
+    }
+
+    /// The same with linear layers that take the rows of all lanes at once, for many short lanes: a product of few rows takes little less time
+    /// than one of many. The values of a block are then in memory for all lanes together.
+    #[must_use]
+    pub fn joining(self) -> Run<'a> {
+        Run { joins: true, ..self }
     }
 
     /// The block that [`Run::step`] runs next.
@@ -73,6 +81,11 @@ impl<'a> Run<'a> {
     pub fn step(&mut self, mut tap: Option<Tap<'_>>) -> Result<()> {
         let Some(block) = self.next_block() else { return Ok(()) };
         let cached = Cached::new(self.weights);
+        if self.joins && tap.is_none() {
+            self.step_joining(block, &cached)?;
+            self.next += 1;
+            return Ok(());
+        }
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             for node in self.graph.nodes_of(block) {
                 let tensors = evaluate(self.graph, &cached, self.mode, node, lane, &mut self.macs)?;
@@ -86,6 +99,50 @@ impl<'a> Run<'a> {
         }
         self.next += 1;
         Ok(())
+    }
+
+    /// One block, node by node over all lanes.
+    fn step_joining(&mut self, block: BlockId, weights: &dyn Weights) -> Result<()> {
+        for node in self.graph.nodes_of(block) {
+            let joined = self.joined(node, weights)?;
+            for (index, lane) in self.lanes.iter_mut().enumerate() {
+                match &joined {
+                    Some(results) => _ = lane.values.insert(node.outputs[0], results[index].clone()),
+                    None => {
+                        let tensors = evaluate(self.graph, weights, self.mode, node, lane, &mut self.macs)?;
+                        lane.values.extend(tensors);
+                    }
+                }
+                forget(self.graph, &self.last_use, node, &mut lane.values);
+            }
+        }
+        self.lanes.iter_mut().for_each(|lane| lane.row_scales.clear());
+        Ok(())
+    }
+
+    /// The results of a linear layer for all lanes, if their rows can be taken together.
+    fn joined(&mut self, node: &Node, weights: &dyn Weights) -> Result<Option<Vec<Tensor>>> {
+        let [input, constants @ ..] = &node.inputs[..] else { return Ok(None) };
+        let constant = |id: &ValueId| matches!(self.graph.get(*id).origin, Origin::Weight(_));
+        let integers = self.lanes.iter().any(|lane| lane.row_scales.contains_key(input));
+        if !matches!(node.op, Op::Linear) || !constants.iter().all(constant) || integers || self.lanes.len() < 2 {
+            return Ok(None);
+        }
+        let inputs: Vec<Tensor> = self.lanes.iter().map(|lane| value(&lane.values, self.graph, *input)).collect::<Result<_>>()?;
+        let width = inputs[0].dim(D::Minus1)?;
+        let rows: Vec<Tensor> = inputs.iter().map(|x| x.reshape(((), width))).collect::<candle_core::Result<_>>()?;
+        let mut all = Lane::default();
+        all.values.insert(*input, Tensor::cat(&rows, 0)?);
+        let (_, result) = evaluate(self.graph, weights, self.mode, node, &mut all, &mut self.macs)?.remove(0);
+        let mut start = 0;
+        let parts = inputs.iter().zip(&rows).map(|(input, rows)| {
+            let count = rows.dim(0)?;
+            start += count;
+            let mut dims = input.dims().to_vec();
+            *dims.last_mut().expect("activations have dimensions") = result.dim(1)?;
+            result.narrow(0, start - count, count)?.reshape(dims)
+        });
+        Ok(Some(parts.collect::<candle_core::Result<_>>()?))
     }
 
     /// Runs every block but the last.
@@ -108,6 +165,11 @@ impl<'a> Run<'a> {
         Ok((outputs, lane.state.take()))
     }
 
+    /// What a lane that was given a state leaves in it after the blocks that have run.
+    pub fn take_state(&mut self, lane: usize) -> Option<State> {
+        self.lanes[lane].state.take()
+    }
+
     /// The output of the last block for some positions of some windows of a lane: `[windows, positions, width]`. May be
     /// called any number of times, in any order, after [`Run::advance_to_last_block`]. `weights` may cache what it reads.
     /// Right only if the block is pointwise ([`Graph::is_pointwise`]).
@@ -118,14 +180,29 @@ impl<'a> Run<'a> {
         windows: std::ops::Range<usize>,
         positions: std::ops::Range<usize>,
     ) -> Result<Tensor> {
+        self.last_of(weights, |id| {
+            let whole = value(&self.lanes[lane].values, self.graph, id)?;
+            Ok(whole.narrow(0, windows.start, windows.len())?.narrow(1, positions.start, positions.len())?.contiguous()?)
+        })
+    }
+
+    /// The same for one position of the first window of each of some lanes: `[lanes, 1, width]`.
+    pub fn last_block_at(&self, weights: &dyn Weights, places: &[(usize, usize)]) -> Result<Tensor> {
+        self.last_of(weights, |id| {
+            let row = |(lane, position): &(usize, usize)| {
+                Ok(value(&self.lanes[*lane].values, self.graph, id)?.narrow(0, 0, 1)?.narrow(1, *position, 1)?)
+            };
+            Ok(Tensor::cat(&places.iter().map(row).collect::<Result<Vec<Tensor>>>()?, 0)?)
+        })
+    }
+
+    /// The output of the last block for what `part_of` takes of a value.
+    fn last_of(&self, weights: &dyn Weights, part_of: impl Fn(ValueId) -> Result<Tensor>) -> Result<Tensor> {
         let block = BlockId(self.next);
         debug_assert!(self.graph.is_pointwise(block), "positions of the last block are independent");
-        let live = self.graph.live_into(block);
         let mut part = Lane::default();
-        for id in live {
-            let whole = value(&self.lanes[lane].values, self.graph, id)?;
-            let narrow = whole.narrow(0, windows.start, windows.len())?.narrow(1, positions.start, positions.len())?;
-            part.values.insert(id, narrow.contiguous()?);
+        for id in self.graph.live_into(block) {
+            part.values.insert(id, part_of(id)?);
         }
         let mut macs = 0;
         for node in self.graph.nodes_of(block) {

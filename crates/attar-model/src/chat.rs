@@ -99,6 +99,18 @@ impl ChatTemplate {
     /// # Errors
     /// What the template raises, or what is wrong with it.
     pub fn render(&self, messages: &Value) -> std::result::Result<String, String> {
+        self.rendered(messages, false)
+    }
+
+    /// The same up to where the assistant answers: `add_generation_prompt` of transformers.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_for_answer(&self, messages: &Value) -> std::result::Result<String, String> {
+        self.rendered(messages, true)
+    }
+
+    fn rendered(&self, messages: &Value, for_answer: bool) -> std::result::Result<String, String> {
         let mut jinja = Environment::new();
         jinja.set_trim_blocks(true);
         jinja.set_lstrip_blocks(true);
@@ -111,7 +123,7 @@ impl ChatTemplate {
         let none = Any::from(());
         let dialogue = [
             ("messages", Any::from_serialize(messages)),
-            ("add_generation_prompt", false.into()),
+            ("add_generation_prompt", for_answer.into()),
             ("tools", none.clone()),
             ("documents", none),
         ];

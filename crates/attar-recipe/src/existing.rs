@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use attar_eval::{ENGINES, Engine, Mode, engine::Artifact};
-use attar_model::{Config, Tokenizer};
+use attar_model::{ChatTemplate, Config, Tokenizer};
 use attar_tensor::Digest;
 
 use crate::{Engines, Error, Result, artifact, described, output::PROMISED};
@@ -32,6 +32,19 @@ impl Existing {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let rows = self.config.json["vocab_size"].as_u64().and_then(|rows| usize::try_from(rows).ok());
         Ok(Tokenizer::open(&self.folder.join("tokenizer.json"))?.within(rows))
+    }
+
+    /// The chat template of that model, if it has one.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        let beside = |name: &'static str| {
+            let path = self.folder.join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => Ok(Some((path, text))),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(source) => Err(attar_model::Error::Io { path, source }),
+            }
+        };
+        Ok(ChatTemplate::beside(beside)?)
     }
 
     /// Fails if a file of it is not what attar wrote. What others wrote is taken as it is.

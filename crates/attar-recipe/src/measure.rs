@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use attar_eval::{
-    Artifact, DEFAULT_TASK, DEVICE, Engine, Evaluation, Measurements, Mode, Outcome, Output as Asked, Prepared, Reference, Rows,
+    Artifact, Asked, DEFAULT_TASK, DEVICE, Engine, Evaluation, Language, Measurements, Mode, Outcome, Prepared, Reference, Rows,
     Runner, Sides, Window,
 };
 use attar_graph::kernel::instruction_set;
@@ -125,8 +125,10 @@ impl Measuring<'_> {
         let mut evaluations = Vec::new();
         for eval in &self.recipe.evals {
             let place = |error: Error| self.recipe.document.place(error, &eval.key);
-            let (tokenizer, config) = (self.opened.tokenizer().map_err(place)?, self.opened.config());
-            let prepared = eval.task.prepare(&tokenizer, config).map_err(|e| place(e.into()))?;
+            let tokenizer = self.opened.tokenizer().map_err(place)?;
+            let chat = self.opened.chat_template().map_err(place)?;
+            let language = Language { tokenizer: &tokenizer, config: self.opened.config(), chat: chat.as_ref() };
+            let prepared = eval.task.prepare(&language).map_err(|e| place(e.into()))?;
             let question = Question { eval, base: self.opened.base(), prepared: &*prepared };
             self.ask(&question, subjects, used, &mut evaluations)?;
             note_missing(eval, self.engines, self.observer);
@@ -244,8 +246,11 @@ struct Question<'a> {
 }
 
 impl Question<'_> {
-    fn output(&self) -> Asked {
-        self.eval.task.task().output
+    fn asked(&self) -> Asked {
+        match self.prepared.generation() {
+            Some(how) => Asked::Answers(how.clone()),
+            None => Asked::Output(self.eval.task.task().output),
+        }
     }
 
     /// `own` is the subject's run by the reference.
@@ -274,7 +279,7 @@ impl Question<'_> {
             (None, Some(model)) => self.prepared.score(&mut Sides { model, base, sibling: None }, &scored)?,
             (None, None) => unreachable!("the reference runs models only: checked when parsed"),
             (Some(engine), sibling) => {
-                let mut rows = engine.start(self.output(), windows, &|_, _| {})?;
+                let mut rows = engine.start(self.asked(), windows, &|_, _| {})?;
                 self.prepared.score(&mut Sides { model: &mut *rows, base, sibling }, &scored)?
             }
         })
@@ -324,7 +329,7 @@ fn words(window: &Window) -> impl Iterator<Item = u32> {
 /// A run of the reference that begins when it is first needed and then serves every comparison.
 struct Started<'r> {
     runner: &'r Reference<'r>,
-    output: Asked,
+    asked: Asked,
     windows: &'r [Window],
     title: String,
     observer: &'r dyn Observer,
@@ -333,7 +338,7 @@ struct Started<'r> {
 
 impl<'r> Started<'r> {
     fn new(runner: &'r Reference<'r>, asked: &Question<'r>, title: String, observer: &'r dyn Observer) -> Started<'r> {
-        Started { runner, output: asked.output(), windows: asked.prepared.windows(), title, observer, rows: None }
+        Started { runner, asked: asked.asked(), windows: asked.prepared.windows(), title, observer, rows: None }
     }
 
     fn rows(&mut self) -> Result<&mut (dyn Rows + 'r)> {
@@ -341,7 +346,7 @@ impl<'r> Started<'r> {
             let observer = self.observer;
             observer.stage(&self.title, 0);
             // Whatever the runner counts while it starts is not windows.
-            self.rows = Some(self.runner.start(self.output, self.windows, &|_, _| {})?);
+            self.rows = Some(self.runner.start(self.asked.clone(), self.windows, &|_, _| {})?);
         }
         Ok(&mut **self.rows.as_mut().expect("just started"))
     }

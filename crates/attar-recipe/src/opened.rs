@@ -81,11 +81,11 @@ impl Opened {
         Ok(())
     }
 
-    /// The model's chat template, if it has one; artifacts are not trained.
-    fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+    /// The model's chat template, if it has one.
+    pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         match &self.subject {
             Measured::Model(model) => Ok(ChatTemplate::of(model)?),
-            Measured::Artifact(_) => Ok(None),
+            Measured::Artifact(existing) => existing.chat_template(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use attar_eval::{Against, Bound, DEFAULT_TASK, DEVICE, Engine, Gate, Mode, PREDICTED, Settings, TASKS, WrittenGate};
+use attar_eval::{Against, Bound, DEFAULT_TASK, DEVICE, Engine, Gate, Mode, PREDICTED, PRESETS, Settings, TASKS, WrittenGate};
 use attar_export::{Format, TARGETS, Target};
 use attar_model::Model;
 use schemars::JsonSchema;
@@ -872,8 +872,10 @@ impl Recipe {
 }
 
 fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
-    let known: Vec<_> = TASKS.iter().map(|task| (task.name, *task)).collect();
-    let kind = section.take_word("task", Some(DEFAULT_TASK), &known)?;
+    let tasks = TASKS.iter().map(|task| (task.name, (*task, None)));
+    let presets = PRESETS.iter().map(|preset| (preset.name, (preset.task, Some(&preset.settings))));
+    let known: Vec<_> = tasks.chain(presets).collect();
+    let (kind, preset) = section.take_word("task", Some(DEFAULT_TASK), &known)?;
     section.check_known(&[&of::<EvalHead>(), &(kind.schema)()], &["task".into()])?;
     let key = section.key.clone();
     let head: EvalHead = section.take_part()?;
@@ -884,7 +886,8 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
     }
     let mut also = fields::<EvalHead>();
     also.push("task".into());
-    let task = section.finish_as(&(kind.schema)(), &also, kind.parse)?;
+    let parse = |table| (kind.parse)(with_defaults(table, preset));
+    let task = section.finish_as(&(kind.schema)(), &also, parse)?;
     let runners = head
         .runners
         .iter()
@@ -897,6 +900,16 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
         })
         .collect();
     Ok(Eval { name: head.name, runners, device: head.device, required: head.required, task, key })
+}
+
+/// A table with those settings of a preset that it does not have.
+fn with_defaults(mut table: serde_json::Value, preset: Option<&serde_json::Value>) -> serde_json::Value {
+    for (key, value) in preset.and_then(serde_json::Value::as_object).into_iter().flatten() {
+        if let Some(table) = table.as_object_mut() {
+            table.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    table
 }
 
 /// A list with something in it, and nothing twice.

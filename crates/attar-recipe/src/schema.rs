@@ -3,7 +3,7 @@
 //! Where a word says what a table is, such as `kind`, the schema says `if` that word `then` these keys: an editor marks a wrong
 //! value at the value. With a choice of all tables it could only say that none fits.
 
-use attar_eval::{DEFAULT_TASK, TASKS, Task, WrittenGate};
+use attar_eval::{DEFAULT_TASK, PRESETS, TASKS, Task, WrittenGate};
 use attar_export::TARGETS;
 use serde_json::{Value, json};
 
@@ -25,7 +25,8 @@ pub fn schema() -> Value {
     let export = |name, schema: fn() -> Value| tagged("target", name, &[of::<ExportHead>(), schema()]);
     let exports: Vec<(&str, Value)> = TARGETS.iter().map(|target| (target.name, export(target.name, target.schema))).collect();
     let export_items = for_devices(either("target", None, exports.clone()), &exports);
-    let evals = TASKS.iter().map(|task| (task.name, eval(task))).collect();
+    let presets = PRESETS.iter().map(|preset| (preset.name, preset.task));
+    let evals = TASKS.iter().map(|task| (task.name, *task)).chain(presets).map(|(name, task)| (name, eval(task))).collect();
     let mut root = of::<Head>();
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["$id"] = json!(ID);

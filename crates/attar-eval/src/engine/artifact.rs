@@ -9,8 +9,9 @@ use super::{
     protocol::{Reply, Request},
 };
 use crate::{
-    Error, Prediction, Result, Window,
-    runner::{Output, Progress, Rows, Runner, chosen},
+    Asked, Error, Generation, Prediction, Result, Window,
+    generation::Chooser,
+    runner::{Output, Progress, Rows, Runner},
 };
 
 /// A written artifact in an engine.
@@ -78,7 +79,7 @@ impl Artifact {
         };
         let doing = if ask.is_some() { "compiling the model" } else { "loading the model" };
         match child.ask(doing, Request::Open(load), &[])? {
-            (Reply::Opened { outputs, predicted }, _) => Ok(Open { child, outputs, predicted }),
+            (Reply::Opened { outputs, rewinds, predicted }, _) => Ok(Open { child, outputs, rewinds, predicted }),
             (reply, _) => Err(child.nonsense(doing, format!("{reply:?}"))),
         }
     }
@@ -93,32 +94,24 @@ impl Runner for Artifact {
         self.installation.engine.name
     }
 
-    fn start<'r>(&'r self, output: Output, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Rows + 'r>> {
+    fn start<'r>(&'r self, asked: Asked, windows: &'r [Window], progress: Progress<'r>) -> Result<Box<dyn Rows + 'r>> {
         let open = self.open()?;
-        let output = output.of(&open.outputs)?.to_owned();
-        Ok(Box::new(Fed { open, output, windows, progress, fed: None }))
+        Ok(match asked {
+            Asked::Output(output) => {
+                let output = output.of(&open.outputs)?.to_owned();
+                Box::new(Fed { open, output, windows, progress, fed: None })
+            }
+            Asked::Answers(how) => {
+                Output::Logits.of(&open.outputs)?;
+                Box::new(Answers { open, windows, how, progress })
+            }
+        })
     }
 
-    fn generate(&self, prompt: &[u32], limit: usize, stop: &[u32], each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
+    fn generate(&self, prompt: &[u32], how: &Generation, each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
         let mut open = self.open()?;
-        let output = Output::Logits.of(&open.outputs)?.to_owned();
-        let mut generated = Vec::new();
-        let mut feed = prompt.to_vec();
-        while generated.len() < limit {
-            open.feed(&feed, generated.is_empty())?;
-            let (logits, _) = open.rows(&output, feed.len() - 1..feed.len())?;
-            let next = chosen(&logits, prompt.len() + generated.len())?;
-            generated.push(next);
-            each(next);
-            if stop.contains(&next) {
-                break;
-            }
-            feed = vec![next];
-        }
-        Ok(generated)
+        Output::Logits.of(&open.outputs)?;
+        open.continuation(prompt, 0, how, each)
     }
 }
 
@@ -126,12 +119,46 @@ impl Runner for Artifact {
 struct Open {
     child: Child,
     outputs: Vec<String>,
+    rewinds: bool,
     predicted: Option<Prediction>,
 }
 
 impl Open {
     fn feed(&mut self, tokens: &[u32], afresh: bool) -> Result<()> {
         self.child.ask("running tokens", Request::Feed { afresh }, tokens).map(|_| ())
+    }
+
+    /// Feeds a sequence of which the engine has read the first `common` tokens, and others behind them. Returns how many it has again.
+    fn feed_after(&mut self, tokens: &[u32], common: usize) -> Result<usize> {
+        if common == 0 || !self.rewinds {
+            self.feed(tokens, true)?;
+            return Ok(0);
+        }
+        self.child.ask("forgetting tokens", Request::Rewind { length: common }, &[])?;
+        self.feed(&tokens[common..], false)?;
+        Ok(common)
+    }
+
+    /// The continuation of prompt number `at`.
+    fn continuation(&mut self, prompt: &[u32], at: usize, how: &Generation, each: &mut dyn FnMut(u32)) -> Result<Vec<u32>> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let mut chooser = Chooser::new(how, at);
+        let mut written = Vec::new();
+        let mut feed = prompt.to_vec();
+        while written.len() < how.limit {
+            self.feed(&feed, written.is_empty())?;
+            let (logits, _) = self.rows(Output::Logits.name(), feed.len() - 1..feed.len())?;
+            let next = chooser.choose(&logits, prompt.len() + written.len())?;
+            written.push(next);
+            each(next);
+            if how.ends(next, written.len()) {
+                break;
+            }
+            feed = vec![next];
+        }
+        Ok(written)
     }
 
     fn rows(&mut self, output: &str, rows: Range<usize>) -> Result<(Vec<f32>, usize)> {
@@ -151,18 +178,52 @@ struct Fed<'r> {
     output: String,
     windows: &'r [Window],
     progress: Progress<'r>,
-    fed: Option<usize>,
+    /// The window that ran last, and how many of its tokens were there before.
+    fed: Option<(usize, usize)>,
+}
+
+impl Fed<'_> {
+    /// The tokens before all that count which a window has in common with the one that ran last.
+    fn common(&self, window: usize) -> usize {
+        let Some((before, _)) = self.fed else { return 0 };
+        let stem = |window: usize| &self.windows[window].tokens[..self.windows[window].scored.start];
+        stem(before).iter().zip(stem(window)).take_while(|(a, b)| a == b).count()
+    }
 }
 
 impl Rows for Fed<'_> {
     fn rows(&mut self, window: usize, positions: Range<usize>, out: &mut Vec<f32>) -> Result<usize> {
-        if self.fed != Some(window) {
-            self.open.feed(&self.windows[window].tokens, true)?;
-            self.fed = Some(window);
-            (self.progress)(window as u64 + 1, self.windows.len() as u64);
-        }
-        let (values, width) = self.open.rows(&self.output, positions)?;
+        let skipped = match self.fed {
+            Some((fed, skipped)) if fed == window => skipped,
+            _ => {
+                let skipped = self.open.feed_after(&self.windows[window].tokens, self.common(window))?;
+                self.fed = Some((window, skipped));
+                (self.progress)(window as u64 + 1, self.windows.len() as u64);
+                skipped
+            }
+        };
+        let (values, width) = self.open.rows(&self.output, positions.start - skipped..positions.end - skipped)?;
         *out = values;
         Ok(width)
+    }
+}
+
+/// Prompts that are continued when their answers are asked for.
+struct Answers<'r> {
+    open: Open,
+    windows: &'r [Window],
+    how: Generation,
+    progress: Progress<'r>,
+}
+
+impl Rows for Answers<'_> {
+    fn rows(&mut self, window: usize, _: Range<usize>, _: &mut Vec<f32>) -> Result<usize> {
+        Err(Error::NoRows { window })
+    }
+
+    fn answer(&mut self, window: usize) -> Result<Vec<u32>> {
+        let answer = self.open.continuation(&self.windows[window].tokens, window, &self.how, &mut |_| ())?;
+        (self.progress)(window as u64 + 1, self.windows.len() as u64);
+        Ok(answer)
     }
 }

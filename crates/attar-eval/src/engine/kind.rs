@@ -158,6 +158,16 @@ pub trait Session {
     /// Runs tokens, after those fed before or as a new sequence.
     fn feed(&mut self, tokens: &[u32], afresh: bool) -> Result<(), Failure>;
 
+    /// Whether [`Session::rewind`] works.
+    fn rewinds(&self) -> bool {
+        false
+    }
+
+    /// Forgets all tokens of the sequence behind the first `length`.
+    fn rewind(&mut self, _length: usize) -> Result<(), Failure> {
+        Err("the engine cannot forget a part of what it read".into())
+    }
+
     /// Rows of an output for the tokens fed last, and the width of a row. An output without a dimension for tokens has
     /// one row.
     fn rows(&self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure>;

@@ -180,6 +180,19 @@ impl Session for Model {
         Ok(self.run(tokens)?)
     }
 
+    fn rewinds(&self) -> bool {
+        true
+    }
+
+    fn rewind(&mut self, length: usize) -> Result<(), Failure> {
+        if length > self.length {
+            return Err(format!("{length} tokens should stay of {}", self.length).into());
+        }
+        self.past.iter_mut().try_for_each(|past| past.cut(length))?;
+        self.length = length;
+        Ok(())
+    }
+
     fn rows(&self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure> {
         Ok(self.part(output, rows)?)
     }
@@ -202,6 +215,17 @@ impl Past {
         };
         let output = input.name().replacen(PAST, PRESENT, 1);
         Ok(Past { input: input.name().into(), output, empty, value: nothing(empty)? })
+    }
+
+    /// Keeps the first `length` positions.
+    fn cut(&mut self, length: usize) -> Result<(), Error> {
+        let (shape, values) = self.value.try_extract_tensor::<f32>()?;
+        let [_, heads, positions, head] = shape[..] else { unreachable!("the input had four dimensions") };
+        let (positions, head) = (positions as usize * head as usize, head as usize);
+        // Chunks of no length are no chunks.
+        let kept: Vec<f32> = values.chunks(positions.max(1)).flat_map(|values| values[..length * head].iter().copied()).collect();
+        self.value = Tensor::from_array(([1, heads, length as i64, head as i64], kept))?.into_dyn();
+        Ok(())
     }
 
     fn clear(&mut self) -> Result<(), Error> {

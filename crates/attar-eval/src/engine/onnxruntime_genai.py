@@ -40,6 +40,13 @@ class Session:
             self.generator.append_tokens(tokens)
         self.fed = len(tokens)
 
+    def rewind(self, length):
+        self.tokens = self.tokens[:length]
+        if length == 0:
+            self.generator = None
+        elif self.generator is not None:
+            self.generator.rewind_to(length)
+
     def rows(self, output, start, end):
         if self.generator is None:
             raise ValueError("no tokens have run")

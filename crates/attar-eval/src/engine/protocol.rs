@@ -36,6 +36,11 @@ pub enum Request {
         /// As a new sequence; otherwise they continue the one that ran before.
         afresh: bool,
     },
+    /// Forget the tokens of the sequence behind the first ones.
+    Rewind {
+        /// The tokens that stay.
+        length: usize,
+    },
     /// Send rows of an output, for the tokens that were fed last.
     Rows {
         /// The output's name.
@@ -55,11 +60,14 @@ pub enum Reply {
     Opened {
         /// Names of its outputs, without those that carry keys and values.
         outputs: Vec<String>,
+        /// Whether it takes [`Request::Rewind`].
+        #[serde(default)]
+        rewinds: bool,
         /// What a compiler predicts of it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         predicted: Option<Prediction>,
     },
-    /// The tokens have run.
+    /// The tokens have run, or are forgotten.
     Fed,
     /// The rows are the payload.
     Rows {

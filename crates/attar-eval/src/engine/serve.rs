@@ -41,13 +41,14 @@ fn answer<'s>(
     tokens: &[u32],
 ) -> Result<(Reply, &'s [f32]), Failure> {
     if let Request::Open(load) = &request {
-        let outputs = session.insert(open(load)?).outputs();
-        return Ok((Reply::Opened { outputs, predicted: None }, &[]));
+        let session = session.insert(open(load)?);
+        return Ok((Reply::Opened { outputs: session.outputs(), rewinds: session.rewinds(), predicted: None }, &[]));
     }
     let session = session.as_mut().ok_or("no model is open")?;
     match request {
         Request::Open(_) => unreachable!("answered above"),
         Request::Feed { afresh } => session.feed(tokens, afresh).map(|()| (Reply::Fed, &[][..])),
+        Request::Rewind { length } => session.rewind(length).map(|()| (Reply::Fed, &[][..])),
         Request::Rows { output, start, end } => {
             let (values, width) = session.rows(&output, start..end)?;
             Ok((Reply::Rows { width }, values))

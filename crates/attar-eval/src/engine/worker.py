@@ -1,6 +1,6 @@
 """A worker of attar's engine protocol (see protocol.rs) on the standard streams. The engine's own file follows, with a `Session`:
-`Session(library, model, mode, device, threads)`, its `outputs`, `feed(tokens, afresh)` and `rows(output, start, end)`; that of a compiler takes
-`ask`, too, and has `predicted`."""
+`Session(library, model, mode, device, threads)`, its `outputs`, `feed(tokens, afresh)` and `rows(output, start, end)`, and `rewind(length)` if it can; that
+of a compiler takes `ask`, too, and has `predicted`."""
 
 import json
 import os
@@ -50,9 +50,13 @@ def main():
         try:
             if verb == "open":
                 session = Session(**values)
-                send({"opened": {"outputs": list(session.outputs), "predicted": getattr(session, "predicted", None)}})
+                predicted = getattr(session, "predicted", None)
+                send({"opened": {"outputs": list(session.outputs), "rewinds": hasattr(session, "rewind"), "predicted": predicted}})
             elif verb == "feed":
                 session.feed(tokens, **values)
+                send("fed")
+            elif verb == "rewind":
+                session.rewind(**values)
                 send("fed")
             else:
                 rows, width = session.rows(**values)

@@ -1,9 +1,9 @@
 //! What tasks on embeddings share: texts as windows of one row, cosines, and the agreement of two runs.
 
-use attar_model::{Config, Tokenizer};
+use attar_model::Config;
 use serde::{Deserialize, Serialize};
 
-use super::kind::{Against, Better, Column, Digits, Metric, SIDES, Sides};
+use super::kind::{Against, Better, Column, Digits, Language, Metric, SIDES, Sides};
 use crate::{
     Error, Result, Window,
     runner::{Progress, Rows, numbers},
@@ -38,7 +38,8 @@ pub(super) const AGREEMENT: Metric = Metric {
 
 /// Each text with the special tokens that the tokenizer adds to it, cut to `longest` tokens; by default to as many as the
 /// tokenizer's file says, or the model's context.
-pub(super) fn windows(tokenizer: &Tokenizer, config: &Config, texts: &[&str], longest: Option<usize>) -> Result<Vec<Window>> {
+pub(super) fn windows(language: &Language<'_>, texts: &[&str], longest: Option<usize>) -> Result<Vec<Window>> {
+    let Language { tokenizer, config, .. } = language;
     let longest = longest.or(tokenizer.truncates_to()).or(config.context).unwrap_or(usize::MAX);
     let framed = tokenizer.encode_framed(texts)?;
     Ok(framed.into_iter().map(|tokens| Window { tokens: cut(tokens, longest), scored: 0..1 }).collect())

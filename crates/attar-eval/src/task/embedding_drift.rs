@@ -1,14 +1,16 @@
 //! How far the embeddings of a model are from those of its base: one minus their cosine, over the lines of a text.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use attar_model::{Config, Tokenizer};
+use attar_model::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     embedding::{self, AGREEMENT, Agreement, Embedded},
-    kind::{Against, Better, Column, Digits, Measurements, Metric, Prepared, ReadsFile, Sides, Task, parse, read, schema},
+    kind::{
+        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, parse, read, schema,
+    },
 };
 use crate::{
     Error, Estimate, Result, Window,
@@ -87,11 +89,11 @@ struct AgainstBase {
     drift_p99: Estimate,
 }
 
-impl ReadsFile for EmbeddingDrift {
+impl ReadsFiles for EmbeddingDrift {
     const TASK: &'static Task = &TASK;
 
-    fn data(&self) -> &Path {
-        &self.data
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.data.clone()]
     }
 
     fn check(&self, config: &Config) -> Result<()> {
@@ -105,15 +107,15 @@ impl ReadsFile for EmbeddingDrift {
         self.window
     }
 
-    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
-        self.check(config)?;
+    fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>> {
+        self.check(language.config)?;
         let text = read(&self.data)?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(self.lines.unwrap_or(usize::MAX));
         let lines: Vec<&str> = lines.collect();
         if lines.is_empty() {
             return Err(Error::NoText { path: self.data.clone() });
         }
-        Ok(Box::new(Lines(embedding::windows(tokenizer, config, &lines, self.window)?)))
+        Ok(Box::new(Lines(embedding::windows(language, &lines, self.window)?)))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use attar_model::{Config, Tokenizer};
+use attar_model::{ChatTemplate, Config, Tokenizer};
 pub use attar_settings::Invalid;
 pub(super) use attar_settings::schema;
 use schemars::JsonSchema;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    Error, Estimate, Result,
+    Error, Estimate, Generation, Result,
     runner::{Output, Progress, Rows, Window},
 };
 
@@ -133,14 +133,30 @@ pub trait Settings: fmt::Debug + Send + Sync {
     fn check(&self, config: &Config) -> Result<()>;
     /// Number of tokens in the longest window there can be, if the settings limit it.
     fn longest(&self) -> Option<usize>;
-    /// Reads the files and cuts them into windows.
-    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>>;
+    /// Reads the files and makes windows of them.
+    fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>>;
+}
+
+/// How a model reads texts.
+#[derive(Clone, Copy)]
+pub struct Language<'a> {
+    /// Makes tokens of them.
+    pub tokenizer: &'a Tokenizer,
+    /// What the model says of itself.
+    pub config: &'a Config,
+    /// Makes texts of dialogues, if the model has a form for them.
+    pub chat: Option<&'a ChatTemplate>,
 }
 
 /// A task whose data is read: questions, and how answers are scored.
 pub trait Prepared: fmt::Debug + Send + Sync {
     /// The windows that a model is run on.
     fn windows(&self) -> &[Window];
+
+    /// How answers are written, for tasks that ask for those.
+    fn generation(&self) -> Option<&Generation> {
+        None
+    }
 
     /// What else than the windows decides scores, such as reference scores; part of the key of cached measurements.
     fn key(&self) -> Vec<u8> {
@@ -152,6 +168,11 @@ pub trait Prepared: fmt::Debug + Send + Sync {
 
     /// The row of the output that a perfect model gives.
     fn perfect(&self, window: usize, position: usize, width: usize) -> Vec<f32>;
+
+    /// The answer that a perfect model writes.
+    fn perfect_answer(&self, _window: usize) -> Vec<u32> {
+        Vec::new()
+    }
 }
 
 /// The runs that a score compares, all on the same windows.
@@ -209,21 +230,21 @@ impl Metric {
     }
 }
 
-/// Settings of a task that reads one file: what differs between tasks. The rest of [`Settings`] is the same for all.
-pub(super) trait ReadsFile: fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
+/// Settings of a task that reads files: what differs between tasks. The rest of [`Settings`] is the same for all.
+pub(super) trait ReadsFiles: fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
     /// See [`Settings::task`].
     const TASK: &'static Task;
-    /// The file.
-    fn data(&self) -> &Path;
+    /// See [`Settings::files`].
+    fn files(&self) -> Vec<PathBuf>;
     /// See [`Settings::check`].
     fn check(&self, config: &Config) -> Result<()>;
     /// See [`Settings::longest`].
     fn longest(&self) -> Option<usize>;
     /// See [`Settings::prepare`].
-    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>>;
+    fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>>;
 }
 
-impl<T: ReadsFile> Settings for T {
+impl<T: ReadsFiles> Settings for T {
     fn task(&self) -> &'static Task {
         T::TASK
     }
@@ -233,19 +254,19 @@ impl<T: ReadsFile> Settings for T {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        vec![self.data().into()]
+        ReadsFiles::files(self)
     }
 
     fn check(&self, config: &Config) -> Result<()> {
-        ReadsFile::check(self, config)
+        ReadsFiles::check(self, config)
     }
 
     fn longest(&self) -> Option<usize> {
-        ReadsFile::longest(self)
+        ReadsFiles::longest(self)
     }
 
-    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
-        ReadsFile::prepare(self, tokenizer, config)
+    fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>> {
+        ReadsFiles::prepare(self, language)
     }
 }
 
@@ -255,6 +276,6 @@ pub(super) fn read(path: &Path) -> Result<String> {
 }
 
 /// [`Task::parse`] for settings of type `T`.
-pub(super) fn parse<T: ReadsFile>(table: Value) -> std::result::Result<Box<dyn Settings>, Invalid> {
+pub(super) fn parse<T: ReadsFiles>(table: Value) -> std::result::Result<Box<dyn Settings>, Invalid> {
     attar_settings::parse::<T>(table).map(|settings| Box::new(settings) as Box<dyn Settings>)
 }

@@ -3,20 +3,24 @@
 //! [`Task`] is the contract, [`TASKS`] the registry. A new task is one file here, one line in the slice, and a file
 //! `testdata/tasks/NAME.toml` with settings and a score that somebody else computed.
 
+mod choice;
 mod embedding;
 mod embedding_drift;
+mod generate;
 mod kind;
 pub mod perplexity;
+mod record;
 mod sts;
+mod words;
 
 use attar_tensor::nearest;
 
-pub use kind::{Against, Better, Column, Digits, Invalid, Measurements, Metric, Prepared, Settings, Sides, Task};
+pub use kind::{Against, Better, Column, Digits, Invalid, Language, Measurements, Metric, Prepared, Settings, Sides, Task};
 
 use crate::{Error, Result};
 
 /// Every task, in the order of the documentation.
-pub static TASKS: &[&Task] = &[&perplexity::TASK, &sts::TASK, &embedding_drift::TASK];
+pub static TASKS: &[&Task] = &[&perplexity::TASK, &choice::TASK, &generate::TASK, &sts::TASK, &embedding_drift::TASK];
 
 /// What an eval measures if it does not say it.
 pub const DEFAULT_TASK: &str = "perplexity";
@@ -31,8 +35,14 @@ pub fn task(name: &str) -> Result<&'static Task> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Of any decoder.
+    pub(crate) fn config() -> attar_model::Config {
+        let json = serde_json::json!({ "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048 });
+        attar_model::Config::from_json(std::path::Path::new("config.json"), json).expect("it is one")
+    }
 
     #[test]
     fn names_are_unique_and_kebab_case() {

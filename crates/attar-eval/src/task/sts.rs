@@ -3,15 +3,17 @@
 //!
 //! Ranks hardly move when weights are rounded: to see what quantization does, measure `embedding-drift` as well.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use attar_model::{Config, Tokenizer};
+use attar_model::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
     embedding::{self, AGREEMENT, Agreement, Embedded},
-    kind::{Against, Better, Column, Digits, Measurements, Metric, Prepared, ReadsFile, Sides, Task, parse, read, schema},
+    kind::{
+        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, parse, read, schema,
+    },
 };
 use crate::{
     Error, Estimate, Result, Window,
@@ -79,11 +81,11 @@ struct AgainstBase {
     spearman: Estimate,
 }
 
-impl ReadsFile for Sts {
+impl ReadsFiles for Sts {
     const TASK: &'static Task = &TASK;
 
-    fn data(&self) -> &Path {
-        &self.data
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.data.clone()]
     }
 
     fn check(&self, config: &Config) -> Result<()> {
@@ -97,8 +99,8 @@ impl ReadsFile for Sts {
         self.window
     }
 
-    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
-        self.check(config)?;
+    fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>> {
+        self.check(language.config)?;
         let text = read(&self.data)?;
         let lines: Vec<Vec<String>> = match self.data.extension().is_some_and(|extension| extension == "csv") {
             true => comma_separated(&text),
@@ -110,7 +112,7 @@ impl ReadsFile for Sts {
             return Err(Error::NoPairs { path: self.data.clone(), pairs: pairs.len() });
         }
         let sentences: Vec<&str> = pairs.iter().flat_map(|(_, pair)| *pair).collect();
-        let windows = embedding::windows(tokenizer, config, &sentences, self.window)?;
+        let windows = embedding::windows(language, &sentences, self.window)?;
         Ok(Box::new(Pairs { judged: pairs.into_iter().map(|(score, _)| score).collect(), windows }))
     }
 }

@@ -1,7 +1,5 @@
 //! The key-value cache: keys and values of earlier calls.
 
-use candle_core::Tensor;
-
 use super::{Attribute, Op, OpDef, no_macs};
 use crate::{Fact, error::Problem};
 
@@ -23,13 +21,10 @@ pub(super) static DEF: OpDef = OpDef {
     },
     evaluate: |op, operands, context| {
         let new = operands[0].tensor()?;
-        let Some(state) = &mut context.state else { return Ok(new) };
-        let all = match state.0.get(name_of(op)) {
-            Some(past) => Tensor::cat(&[past, &new], 2)?,
-            None => new,
-        };
-        state.0.insert(name_of(op).into(), all.clone());
-        Ok(all)
+        match &mut context.state {
+            Some(state) => Ok(state.extended(name_of(op), new)?),
+            None => Ok(new),
+        }
     },
     decompose: None,
     several: None,

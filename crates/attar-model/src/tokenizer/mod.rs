@@ -18,6 +18,7 @@ pub(crate) use gguf::special_tokens;
 pub use stream::Encoder;
 
 /// A tokenizer. It neither pads nor truncates, whatever its file says.
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// What the file says.

@@ -332,7 +332,7 @@ impl<'a> Judge<'a> {
         let base = self.session.base().with(graph.clone(), self.source.clone());
         let text: Vec<Window> = gradient_windows.iter().map(|w| Window { tokens: w.clone(), scored: 0..w.len() - 1 }).collect();
         let runner = Reference::new(&base);
-        let mut exact = Exact { base: &base, windows: &text, logits: runner.start(Output::Logits, &text, &|_, _| {})? };
+        let mut exact = Exact { base: &base, windows: &text, logits: runner.start(Output::Logits.into(), &text, &|_, _| {})? };
         let (mut done, mut moments) = (0, BTreeMap::new());
         while let Some((_, outputs)) = back.step()? {
             for part in open.iter().filter(|part| outputs.reads.contains_key(&part.value)) {
@@ -435,7 +435,7 @@ impl Exact<'_> {
         place(&mut graph, candidate.assignment);
         let model = self.base.with(graph, Arc::new(Overlay::new(Arc::new(candidate.blobs()), candidate.source.clone())));
         let runner = Reference::new(&model);
-        let mut logits = runner.start(Output::Logits, self.windows, &|_, _| {})?;
+        let mut logits = runner.start(Output::Logits.into(), self.windows, &|_, _| {})?;
         let measured = perplexity::compare(self.windows, &mut *self.logits, &mut *logits, None, &|_, _| {})?;
         Ok(measured.against_base.map_or(0.0, |base| base.kl_mean.value))
     }

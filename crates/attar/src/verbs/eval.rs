@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use attar_eval::{DEFAULT_TASK, Evaluation, Outcome, TASKS, Task, task};
+use attar_eval::{DEFAULT_TASK, Evaluation, Outcome, PRESETS, TASKS, Task, task};
 use attar_recipe::{Error, LockMode, Recipe, Report, Request};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
@@ -33,7 +33,7 @@ impl Verb for Eval {
                     .value_name("TASK")
                     .help("What to measure")
                     .default_value(DEFAULT_TASK)
-                    .value_parser(PossibleValuesParser::new(TASKS.iter().map(|task| task.name))),
+                    .value_parser(PossibleValuesParser::new(names())),
             )
             .arg(
                 Arg::new("baseline")
@@ -53,10 +53,12 @@ impl Verb for Eval {
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "model_or_artifact");
-        let task = task(arguments.get_one::<String>("task").expect("it has a default"))?;
+        let name = arguments.get_one::<String>("task").expect("it has a default");
+        let preset = PRESETS.iter().find(|preset| preset.name == name);
+        let task = preset.map_or_else(|| task(name), |preset| Ok(preset.task))?;
         let settings = settings::table(&schema(), arguments);
         check_foreign(task, &settings)?;
-        let text = recipe(task, arguments, subject, &settings)?;
+        let text = recipe(name, arguments, subject, &settings)?;
         if arguments.get_flag("print-recipe") {
             printer.data(&text);
             return Ok(ExitCode::SUCCESS);
@@ -71,6 +73,11 @@ impl Verb for Eval {
     }
 }
 
+/// Tasks, and those with the settings of a data set.
+fn names() -> Vec<&'static str> {
+    TASKS.iter().map(|task| task.name).chain(PRESETS.iter().map(|preset| preset.name)).collect()
+}
+
 /// The settings of all tasks together: which of them a task has is checked when it is known.
 fn schema() -> serde_json::Value {
     let mut all = serde_json::json!({ "type": "object", "properties": {}, "required": [] });
@@ -81,7 +88,6 @@ fn schema() -> serde_json::Value {
             known.entry(name.clone()).or_insert_with(|| property.clone());
         }
     }
-    all["required"] = serde_json::json!(["data"]);
     all
 }
 
@@ -108,10 +114,10 @@ fn show(task: &Task, evaluation: Evaluation, printer: &Printer) {
 }
 
 /// The recipe that measures the same.
-fn recipe(task: &Task, arguments: &ArgMatches, subject: &Path, settings: &toml::Table) -> Result<String, Error> {
+fn recipe(task: &str, arguments: &ArgMatches, subject: &Path, settings: &toml::Table) -> Result<String, Error> {
     let engine = chosen(subject, arguments)?;
     let baseline = arguments.get_one::<PathBuf>("baseline").map(|path| toml::Value::from(path.display().to_string()));
-    let mut eval = toml::Table::from_iter([("name".to_owned(), "eval".into()), ("task".to_owned(), task.name.into())]);
+    let mut eval = toml::Table::from_iter([("name".to_owned(), "eval".into()), ("task".to_owned(), task.into())]);
     let head = match engine {
         None => vec![("model", model_value(subject, &ignored(arguments))), ("baseline", baseline.unwrap_or(false.into()))],
         Some(engine) => {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use attar_eval::{Reference, Runner};
+use attar_eval::{Generation, Reference, Runner};
 use attar_model::{Config, Tokenizer};
 use attar_recipe::{Error, Existing};
 use clap::{Arg, ArgMatches, Command};
@@ -85,7 +85,7 @@ fn generate(
             shown = text.len();
         }
     };
-    let generated = runner.generate(&tokens, limit.min(room), &config.eos, &mut each)?;
+    let generated = runner.generate(&tokens, &Generation::greedy(limit.min(room), &config.eos), &mut each)?;
     if printer.json {
         printer.value(&serde_json::json!({ "prompt": tokens, "tokens": generated, "text": tokenizer.decode(&generated)? }));
     } else {

@@ -1,14 +1,16 @@
 //! How well a model predicts a text (Jelinek et al. 1977), and how far its predictions are from those of its base.
 
 mod documents;
-mod score;
+pub(super) mod score;
 mod windows;
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use attar_model::{Config, Tokenizer};
+use attar_model::Config;
 
-use super::kind::{Against, Better, Column, Digits, Measurements, Metric, Prepared, ReadsFile, Sides, Task, parse, schema};
+use super::kind::{
+    Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, parse, schema,
+};
 use crate::{
     Result, Window,
     runner::{Output, Progress},
@@ -129,11 +131,11 @@ fn lost(measurements: &Measurements) -> Option<f64> {
     measurements.number("/against_base/perplexity_ratio").map(|ratio| ratio - 1.0)
 }
 
-impl ReadsFile for Perplexity {
+impl ReadsFiles for Perplexity {
     const TASK: &'static Task = &TASK;
 
-    fn data(&self) -> &Path {
-        &self.data
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.data.clone()]
     }
 
     fn check(&self, config: &Config) -> Result<()> {
@@ -144,8 +146,8 @@ impl ReadsFile for Perplexity {
         Some(self.window)
     }
 
-    fn prepare(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Box<dyn Prepared>> {
-        Ok(Box::new(Text(self.windows_of(tokenizer, config)?)))
+    fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>> {
+        Ok(Box::new(Text(self.windows_of(language.tokenizer, language.config)?)))
     }
 }
 

@@ -165,7 +165,7 @@ fn position(model: &[f32], base: Option<&[f32]>, sibling: Option<&[f32]>, target
 }
 
 /// What turns logits into log probabilities: `log p = logit - log_sum`.
-struct Normalizer {
+pub(in crate::task) struct Normalizer {
     log_sum: f64,
     /// Of `e^(logit - max)`.
     sum: f64,
@@ -173,7 +173,7 @@ struct Normalizer {
 
 impl Normalizer {
     /// Leaves `e^(logit - max)` in `scratch`.
-    fn of(logits: &[f32], scratch: &mut Vec<f32>) -> Normalizer {
+    pub(in crate::task) fn of(logits: &[f32], scratch: &mut Vec<f32>) -> Normalizer {
         scratch.clear();
         scratch.extend_from_slice(logits);
         let max = kernel::max(logits);
@@ -182,7 +182,7 @@ impl Normalizer {
         Normalizer { log_sum: f64::from(max) + sum.ln(), sum }
     }
 
-    fn loss(&self, logit: f32) -> f64 {
+    pub(in crate::task) fn loss(&self, logit: f32) -> f64 {
         self.log_sum - f64::from(logit)
     }
 }
