@@ -20,6 +20,7 @@
 //! assert!(measured.perplexity.value < 40.0);
 //! ```
 
+pub mod bench;
 pub mod engine;
 mod error;
 mod gate;
@@ -31,6 +32,7 @@ mod runner;
 mod statistics;
 mod task;
 
+pub use bench::{Bench, Latencies, Scenario};
 pub use engine::{Artifact, Ask, COMPILERS, ENGINES, Engine, Installation, Mode, Places, compiler, engine};
 pub use error::{Error, Result};
 pub use gate::{Bound, Evaluation, Gate, Outcome, Status, Verdict, WrittenGate};
@@ -41,6 +43,6 @@ pub use reference::{REFERENCE, Reference, outputs};
 pub use runner::{Asked, Output, Progress, Rows, Runner, Window};
 pub use statistics::Estimate;
 pub use task::{
-    Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Language, Measurements, Metric, Prepared, Settings, Sides, TASKS,
-    Task, perplexity, perplexity::Perplexity, task,
+    Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Language, Measurements, Metric, PROMPTS, Prepared, Settings, Sides,
+    TASKS, Task, perplexity, perplexity::Perplexity, task,
 };

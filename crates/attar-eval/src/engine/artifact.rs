@@ -57,6 +57,13 @@ impl Artifact {
         predicted.ok_or_else(|| child.nonsense("compiling the model", "no prediction".into()))
     }
 
+    /// A process with the artifact loaded, which takes the times of answers.
+    pub(crate) fn streaming(&self) -> Result<Streaming> {
+        let open = self.open()?;
+        let output = Output::Logits.of(&open.outputs)?;
+        Ok(Streaming { open, output })
+    }
+
     fn open(&self) -> Result<Open> {
         self.open_for(None)
     }
@@ -168,6 +175,29 @@ impl Open {
         match self.child.ask(doing, request, &[])? {
             (Reply::Rows { width }, values) if values.len() == asked * width => Ok((values, width)),
             (reply, values) => Err(self.child.nonsense(doing, format!("{reply:?} with {} numbers", values.len()))),
+        }
+    }
+}
+
+/// A process that takes the times of answers.
+pub(crate) struct Streaming {
+    open: Open,
+    output: &'static str,
+}
+
+impl Streaming {
+    /// The engine's process.
+    pub(crate) fn process(&self) -> u32 {
+        self.open.child.process()
+    }
+
+    /// Seconds to the first token of an answer, and from each to the next.
+    pub(crate) fn timed(&mut self, prompt: &[u32], answer: usize) -> Result<Vec<f32>> {
+        let doing = "answering";
+        let request = Request::Time { output: self.output.into(), answer };
+        match self.open.child.ask(doing, request, prompt)? {
+            (Reply::Timed, times) if times.len() == answer && times.iter().all(|time| *time >= 0.0) => Ok(times),
+            (reply, times) => Err(self.open.child.nonsense(doing, format!("{reply:?} with {} numbers", times.len()))),
         }
     }
 }

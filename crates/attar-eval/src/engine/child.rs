@@ -105,6 +105,11 @@ impl Child {
         }
     }
 
+    /// The process's number.
+    pub(super) fn process(&self) -> u32 {
+        lock(&self.process).id()
+    }
+
     /// The error for an answer that makes no sense.
     pub(super) fn nonsense(&mut self, doing: &'static str, found: String) -> Error {
         self.kill();

@@ -28,6 +28,7 @@ use attar_tensor::nearest;
 use crate::{Error, Result};
 
 pub use artifact::Artifact;
+pub(crate) use artifact::Streaming;
 pub use child::{VERB, kill_all};
 pub use find::{Installation, Looked, Places};
 pub use kind::{Ask, Engine, Failure, Load, Mode, Opens, Package, Session, Worker};

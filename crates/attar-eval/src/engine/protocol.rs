@@ -41,6 +41,13 @@ pub enum Request {
         /// The tokens that stay.
         length: usize,
     },
+    /// Run the prompt of the payload as a new sequence and write an answer of the likeliest tokens, whatever they are. Send the seconds that each took.
+    Time {
+        /// The output with the scores of tokens.
+        output: String,
+        /// Tokens of the answer, 1 or more.
+        answer: usize,
+    },
     /// Send rows of an output, for the tokens that were fed last.
     Rows {
         /// The output's name.
@@ -74,6 +81,8 @@ pub enum Reply {
         /// Values per row.
         width: usize,
     },
+    /// Seconds from the request to the first token of the answer, and from each to the next, are the payload.
+    Timed,
     /// The request failed; the worker goes on.
     Failed {
         /// In the engine's words.

@@ -1,11 +1,15 @@
 //! The worker's side of the protocol, for engines that are a shared library.
 
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::{
+    io::{self, BufReader, BufWriter, Read, Write},
+    time::Instant,
+};
 
 use super::{
     kind::{Engine, Failure, Load, Session, Worker},
     protocol::{self, Reply, Request},
 };
+use crate::runner::likeliest;
 
 type Open = fn(&Load) -> Result<Box<dyn Session>, Failure>;
 
@@ -22,8 +26,19 @@ pub fn serve(engine: &Engine, input: impl Read, output: impl Write) -> io::Resul
 
 fn answer_all(open: Open, input: impl Read, output: impl Write) -> io::Result<()> {
     let (mut input, mut output) = (BufReader::new(input), BufWriter::new(output));
-    let mut session = None;
+    let mut session: Option<Box<dyn Session>> = None;
     while let Some((request, tokens)) = protocol::read::<Request, u32>(&mut input)? {
+        if let Request::Time { output: scores, answer } = &request {
+            match session
+                .as_deref_mut()
+                .ok_or("no model is open".into())
+                .and_then(|session| timed(session, &tokens, scores, *answer))
+            {
+                Ok(times) => protocol::write(&mut output, &Reply::Timed, bytemuck::cast_slice(&times))?,
+                Err(error) => protocol::write(&mut output, &Reply::Failed { message: error.to_string() }, &[])?,
+            }
+            continue;
+        }
         let reply = answer(open, &mut session, request, &tokens);
         let (header, payload) = match &reply {
             Ok((header, values)) => (header.clone(), *values),
@@ -32,6 +47,26 @@ fn answer_all(open: Open, input: impl Read, output: impl Write) -> io::Result<()
         protocol::write(&mut output, &header, bytemuck::cast_slice(payload))?;
     }
     Ok(())
+}
+
+/// Seconds that the tokens of an answer took.
+fn timed(session: &mut (dyn Session + 'static), prompt: &[u32], output: &str, answer: usize) -> Result<Vec<f32>, Failure> {
+    let mut last = Instant::now();
+    session.feed(prompt, true)?;
+    let mut at = prompt.len().saturating_sub(1);
+    let mut times = Vec::with_capacity(answer);
+    loop {
+        let (row, _) = session.rows(output, at..at + 1)?;
+        let token = likeliest(row);
+        let now = Instant::now();
+        times.push((now - last).as_secs_f32());
+        last = now;
+        if times.len() >= answer {
+            return Ok(times);
+        }
+        session.feed(&[token], false)?;
+        at = 0;
+    }
 }
 
 fn answer<'s>(
@@ -48,6 +83,7 @@ fn answer<'s>(
     match request {
         Request::Open(_) => unreachable!("answered above"),
         Request::Feed { afresh } => session.feed(tokens, afresh).map(|()| (Reply::Fed, &[][..])),
+        Request::Time { .. } => unreachable!("answered above"),
         Request::Rewind { length } => session.rewind(length).map(|()| (Reply::Fed, &[][..])),
         Request::Rows { output, start, end } => {
             let (values, width) = session.rows(&output, start..end)?;

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import sys
+import time
 
 # Whatever the engine prints must not end up among the answers.
 answers = os.fdopen(os.dup(1), "wb")
@@ -40,6 +41,22 @@ def send(reply, payload=None):
     answers.flush()
 
 
+def timed(session, tokens, output, answer):
+    """Seconds from now to the first token of an answer, and from each to the next."""
+    last, times, at = time.perf_counter(), [], len(tokens) - 1
+    session.feed(tokens, True)
+    while True:
+        rows, _ = session.rows(output, at, at + 1)
+        token = int(rows[0].argmax())
+        now = time.perf_counter()
+        times.append(now - last)
+        last = now
+        if len(times) >= answer:
+            return np.array(times, np.float32)
+        session.feed(np.array([token], np.uint32), False)
+        at = 0
+
+
 def main():
     session = None
     while True:
@@ -55,6 +72,8 @@ def main():
             elif verb == "feed":
                 session.feed(tokens, **values)
                 send("fed")
+            elif verb == "time":
+                send("timed", timed(session, tokens, **values))
             elif verb == "rewind":
                 session.rewind(**values)
                 send("fed")

@@ -121,7 +121,7 @@ const PROMPTS: &[&str] = &["prompt", "question", "centerpiece", "instruction", "
 const REFERENCES: &[&str] = &["reference", "references", "answer", "correct_options", "target", "summary", "output"];
 
 /// Prompts that ship with attar: what people ask models on devices.
-const SHIPPED: &str = include_str!("../../../../evals/prompts.jsonl");
+pub const SHIPPED: &str = include_str!("../../../../evals/prompts.jsonl");
 
 /// How they are called in messages.
 const SHIPPED_AS: &str = "attar's own prompts";

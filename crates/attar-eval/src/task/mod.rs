@@ -15,6 +15,7 @@ mod words;
 
 use attar_tensor::nearest;
 
+pub use generate::SHIPPED as PROMPTS;
 pub use kind::{Against, Better, Column, Digits, Invalid, Language, Measurements, Metric, Prepared, Settings, Sides, Task};
 
 use crate::{Error, Result};

@@ -1,7 +1,8 @@
 //! Records of questions: JSON objects, one a line or in a list, and what is made of their fields.
 //!
 //! A setting that makes a text of a record is a template in Jinja over the record's fields (`Question: {{ question }}`), and one that finds a
-//! value in it an expression (`choices.text`); both have the methods of Python's strings.
+//! value in it an expression (`choices.text`); both have the methods of Python's strings, and the filters `regex_replace(pattern, to)` and
+//! `index(value)`.
 
 use std::path::{Path, PathBuf};
 
@@ -123,6 +124,7 @@ fn jinja() -> Environment<'static> {
     jinja.set_keep_trailing_newline(true);
     jinja.set_fuel(Some(FUEL));
     jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    jinja.add_filter("index", |list: Vec<minijinja::Value>, of: minijinja::Value| list.iter().position(|one| *one == of));
     jinja.add_filter("regex_replace", |text: String, pattern: String, to: String| {
         let pattern = regex::Regex::new(&pattern)
             .map_err(|error| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error.to_string()))?;

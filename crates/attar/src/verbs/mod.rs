@@ -1,5 +1,6 @@
 //! The verbs, one file each (steps share one).
 
+mod bench;
 mod compile;
 mod completions;
 mod draw;
@@ -61,6 +62,7 @@ static OTHERS: &[&dyn Verb] = &[
     &simulate::Simulate,
     &export::Export,
     &eval::Eval,
+    &bench::Bench,
     &generate::Generate,
     &predict::Predict,
     &inspect::Inspect,

@@ -75,8 +75,46 @@ fn every_engine_continues_and_measures_as_the_reference_does() {
                 let (reference, engine) = (value(&measured), value(&by_engine));
                 assert!((engine / reference - 1.0).abs() < tolerance, "{pointer}: {reference} and {engine}");
             }
+            if exact {
+                answers_as_the_reference(&room, &engines, engine, target);
+            }
+            is_timed(&room, &engines, engine, target);
         }
     }
+}
+
+/// Questions and prompts, which windows share their beginnings for.
+fn answers_as_the_reference(room: &Room, engines: &OsString, engine: &Engine, target: &str) {
+    let tasks: [&[&str]; 2] = [
+        &["--task", "choice", "--data", "testdata/evals/choice.jsonl", "--shots", "2", "--samples"],
+        &["--task", "generate", "--data", "testdata/evals/prompts.jsonl", "--tokens", "8"],
+    ];
+    for task in tasks {
+        let measured =
+            |subject: &str, more: &[&str]| attar(room, engines, &[&["eval", subject, "--json"], task, more].concat()).json();
+        let (reference, own) = (measured("small", &[]), measured(target, &["--runner", engine.name]));
+        let texts = |found: &serde_json::Value| found["answers"].clone();
+        assert_eq!(texts(&own), texts(&reference), "{}, {target}", engine.name);
+        let likelihoods = |found: &serde_json::Value| {
+            let samples = found["samples"].as_array().cloned().unwrap_or_default();
+            let all = samples.iter().flat_map(|s| s["log_likelihoods"].as_array().cloned().unwrap_or_default());
+            all.map(|x| x.as_f64().expect("a number")).collect::<Vec<f64>>()
+        };
+        for (own, reference) in likelihoods(&own).iter().zip(likelihoods(&reference)) {
+            assert!((own / reference - 1.0).abs() < SAME_PERPLEXITY, "{}, {target}: {own}, {reference}", engine.name);
+        }
+    }
+}
+
+fn is_timed(room: &Room, engines: &OsString, engine: &Engine, target: &str) {
+    let lengths = ["--prompt-tokens", "6", "--answer-tokens", "3", "--requests", "4", "--warm-up", "1"];
+    let arguments = ["bench", target, "--runner", engine.name, "--json"];
+    let found = attar(room, engines, &[&arguments, &lengths[..]].concat()).json();
+    let count = |times: &str| found[times]["samples"].as_u64().expect(times);
+    assert_eq!([count("ttft"), count("tpot"), count("e2e")], [4, 8, 4], "{}, {target}", engine.name);
+    let time = |pointer: &str| found.pointer(pointer).and_then(serde_json::Value::as_f64).expect(pointer);
+    assert!(0.0 < time("/tpot/p50") && time("/ttft/p50") < time("/e2e/p50") && time("/e2e/p50") <= time("/e2e/p99"));
+    assert!(time("/memory/peak") > 1e6 && time("/load_seconds") > 0.0 && found["failed"] == 0 && found["overload"] == false);
 }
 
 /// In the contributed operators of ONNX Runtime, which others read, too.
