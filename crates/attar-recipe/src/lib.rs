@@ -28,6 +28,7 @@ mod model;
 mod needs;
 mod opened;
 mod output;
+mod page;
 mod plan;
 mod plot;
 mod predict;
@@ -60,6 +61,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use existing::Existing;
 pub use files::{data_beside, place_buffers, prove_plan, read_buffers, read_plan, read_proof, unusable};
 pub use lock::{Lock, LockMode};
+pub use page::{RunReport, of_runs as compare_runs};
 pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
 pub use predict::beyond;
 pub use profile::{PROFILES, Profile};
@@ -68,8 +70,8 @@ pub use recipe::{Eval, Export, Recipe, Variant};
 pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CodedReport,
     CompilationReport, CutReport, DistillReport, EvalReport, Findings, FrontReport, FusionReport, LossReport, MeasuredPoint,
-    ModelReport, PhaseReport, PlacementReport, ProofReport, PruneReport, RemovedReport, Report, SimulationReport, SiteReport,
-    SparseReport, TensorReport, TransformReport, VariantReport, fusion_table,
+    ModelReport, PhaseReport, PlacementReport, PlainReport, ProofReport, PruneReport, RemovedReport, Report, SimulationReport,
+    SiteReport, SparseReport, TensorReport, Timed, TransformReport, VariantReport, fusion_table,
 };
 pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;

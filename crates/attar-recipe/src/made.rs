@@ -3,12 +3,12 @@
 use attar_eval::{DEFAULT_TASK, DEVICE, Evaluation, Outcome, PREDICTED};
 use attar_export::Artifact;
 use attar_model::Model;
-use attar_tensor::Digest;
+use attar_tensor::{Digest, Encoding};
 
 use crate::{
     json::json,
     model::Working,
-    report::{ArtifactReport, Findings, LossReport, TensorReport, VariantReport},
+    report::{ArtifactReport, Findings, LossReport, PlainReport, TensorReport, VariantReport},
 };
 
 /// A variant whose steps are done and whose artifacts are written.
@@ -52,6 +52,7 @@ impl Made {
             bits_per_weight,
             quantized_bits_per_weight,
             tensors: self.tensors(),
+            plain: self.plain(),
             findings: self.findings().arranged(),
             artifacts: self.artifacts.iter().map(Written::report).collect(),
         }
@@ -62,6 +63,17 @@ impl Made {
         let mut findings = self.working.findings.clone();
         findings.extend(LossReport::of(&self.working.losses));
         findings
+    }
+
+    /// Matrices that no step quantized, if others are, in the graph's order.
+    fn plain(&self) -> Vec<PlainReport> {
+        let quantized = |value: &attar_graph::Value| matches!(value.fact.encoding, Encoding::Quantized(_));
+        let weights = || self.working.graph.weights().map(|(_, value, _)| value);
+        let report = |value: &attar_graph::Value| {
+            let dims = value.fact.constant_dims().filter(|dims| dims.len() == 2 && !quantized(value))?;
+            Some(PlainReport { name: value.name.clone(), dims, encoding: value.fact.encoding.to_string() })
+        };
+        if weights().any(quantized) { weights().filter_map(report).collect() } else { Vec::new() }
     }
 
     /// Every weight that a step changed, in the graph's order.

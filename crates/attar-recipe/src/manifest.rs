@@ -36,6 +36,11 @@ struct ManifestArtifact<'a> {
 }
 
 impl<'a> Manifest<'a> {
+    /// What was read.
+    pub(crate) fn inputs(&self) -> &'a [lock::Input] {
+        self.inputs
+    }
+
     /// Of what was `made`, and the extra `folders` of its steps.
     pub(crate) fn of(
         recipe: String,

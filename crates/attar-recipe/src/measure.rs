@@ -1,6 +1,6 @@
 //! Measurements: each is a unit of work, and runs of the reference are shared between those that need them.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use attar_eval::{
     Artifact, Asked, DEFAULT_TASK, DEVICE, Engine, Evaluation, Language, Measurements, Mode, Outcome, Prepared, Reference, Rows,
@@ -123,7 +123,7 @@ impl Measuring<'_> {
     /// Measures every subject by every runner of every eval. `used` gets the blobs of the measurements.
     pub(crate) fn measure(&self, subjects: &[Subject<'_>], used: &mut BTreeSet<Digest>) -> Result<Vec<Evaluation>> {
         let mut evaluations = Vec::new();
-        for eval in &self.recipe.evals {
+        for eval in self.recipe.evals.iter().filter(|eval| !eval.task.task().timed) {
             let place = |error: Error| self.recipe.document.place(error, &eval.key);
             let tokenizer = self.opened.tokenizer().map_err(place)?;
             let chat = self.opened.chat_template().map_err(place)?;
@@ -131,6 +131,39 @@ impl Measuring<'_> {
             let prepared = eval.task.prepare(&language).map_err(|e| place(e.into()))?;
             let question = Question { eval, base: self.opened.base(), prepared: &*prepared };
             self.ask(&question, subjects, used, &mut evaluations)?;
+            note_missing(eval, self.engines, self.observer);
+        }
+        Ok(evaluations)
+    }
+
+    /// Takes the times of every subject in every engine of every eval that asks for them. Nothing of it is kept.
+    pub(crate) fn time(&self, subjects: &[Subject<'_>]) -> Result<Vec<Evaluation>> {
+        let mut evaluations = Vec::new();
+        for (eval, load) in self.recipe.evals.iter().filter_map(|eval| Some((eval, eval.task.load()?))) {
+            let place = |error: Error| self.recipe.document.place(error, &eval.key);
+            let tokenizer = self.opened.tokenizer().map_err(place)?;
+            let language = Language { tokenizer: &tokenizer, config: self.opened.config(), chat: None };
+            let bench = load.bench(&language).map_err(|e| place(e.into()))?;
+            let runners = || eval.runners.iter().filter_map(|(runner, mode)| Some((*runner, runner.engine()?, *mode)));
+            for subject in subjects {
+                for (runner, engine, mode) in runners().filter(|(_, engine, _)| subject.opens(engine)) {
+                    if self.observer.interrupted() {
+                        return Err(Error::interrupted());
+                    }
+                    let title = format!("{}: {} by {}", subject.title, eval.name, engine.name);
+                    self.observer.stage(&title, bench.requests.len() as u64);
+                    let outcome = match subject.run_by(engine, mode, eval.device.as_deref(), self.engines) {
+                        Err(missing) => Outcome::Skipped { reason: missing.to_string() },
+                        Ok(mut artifact) => {
+                            artifact.threads = load.threads;
+                            artifact.timeout = Duration::from_secs(load.timeout);
+                            let measured = bench.run(&artifact, &|done, _| self.observer.advance(done, ""))?;
+                            Outcome::Measured(Measurements::of(&measured))
+                        }
+                    };
+                    evaluations.push(evaluation(eval, runner, mode, subject, outcome));
+                }
+            }
             note_missing(eval, self.engines, self.observer);
         }
         Ok(evaluations)
@@ -202,7 +235,7 @@ impl Measuring<'_> {
                         Outcome::Measured(self.kept(|| asked.key(engine, subject), make, used)?)
                     }
                 };
-                evaluations.push(asked.evaluation(*runner, *mode, subject, outcome));
+                evaluations.push(evaluation(eval, *runner, *mode, subject, outcome));
             }
         }
         Ok(())
@@ -306,17 +339,17 @@ impl Question<'_> {
         let tokens: Vec<u8> = self.prepared.windows().iter().flat_map(words).flat_map(u32::to_le_bytes).collect();
         Ok(Digest::of_parts([text.as_bytes(), &tokens, &self.prepared.key()]))
     }
+}
 
-    fn evaluation(&self, runner: RunnerKind, mode: Mode, subject: &Subject<'_>, outcome: Outcome) -> Evaluation {
-        Evaluation {
-            eval: self.eval.name.clone(),
-            task: self.eval.task.task().name.into(),
-            variant: subject.variant.map(Into::into),
-            runner: runner.to_string(),
-            mode: runner.engine().map(|_| mode),
-            device: runner.engine().and(self.eval.device.clone()),
-            outcome,
-        }
+fn evaluation(eval: &Eval, runner: RunnerKind, mode: Mode, subject: &Subject<'_>, outcome: Outcome) -> Evaluation {
+    Evaluation {
+        eval: eval.name.clone(),
+        task: eval.task.task().name.into(),
+        variant: subject.variant.map(Into::into),
+        runner: runner.to_string(),
+        mode: runner.engine().map(|_| mode),
+        device: runner.engine().and(eval.device.clone()),
+        outcome,
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) const STATE: &str = ".attar";
 pub(crate) const STORE: &str = "store";
 
 /// What a finished run writes next to its artifacts.
-pub(crate) const PROMISED: [&str; 3] = ["manifest.json", "report.json", "report.md"];
+pub(crate) const PROMISED: [&str; 5] = ["manifest.json", "report.json", "report.md", "report.html", "measured.json"];
 
 /// A claimed output folder.
 pub(crate) struct Output {

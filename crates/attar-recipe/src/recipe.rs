@@ -480,6 +480,12 @@ impl Recipe {
             return Err(self.document.place(error, &format!("{}.device", eval.key)));
         }
         for (runner, mode) in &eval.runners {
+            if eval.task.task().timed && runner.engine().is_none() {
+                let error =
+                    Error::recipe(format!("eval `{}`: times are those of an engine, and the reference is none", eval.name))
+                        .hint("name one that opens an export, such as `runners = [\"onnxruntime\"]`".to_owned());
+                return Err(self.document.place(error, &format!("{}.runners", eval.key)));
+            }
             match (runner.engine(), self.subject()) {
                 (Some(engine), subject) => self.check_engine(eval, engine, *mode, subject)?,
                 (None, Subject::Model(_)) => {}
@@ -504,7 +510,7 @@ impl Recipe {
         if let Subject::Model(_) = subject {
             self.check_exported(engine, &format!("eval `{}`", eval.name)).map_err(|e| self.document.place(e, &eval.key))?;
         }
-        if let Some(export) = measured.filter(|export| !export.format.returns_all()) {
+        if let Some(export) = measured.filter(|export| !export.format.returns_all() && !eval.task.task().timed) {
             let message =
                 format!("eval `{}` needs the logits of all tokens, and `{}` returns the last", eval.name, export.folder);
             let error = Error::recipe(message).hint("set `logits = \"all\"`, or measure it in another recipe".to_owned());
@@ -894,7 +900,9 @@ fn eval(mut section: Section<'_, '_>) -> Result<Eval> {
         .flat_map(|runner| match runner {
             RunnerKind::Reference => vec![(RunnerKind::Reference, Mode::Exact)],
             RunnerKind::Engine(engine) => {
-                let modes = head.modes.as_deref().unwrap_or(engine.modes);
+                // What takes times is about what users get.
+                let own = if kind.timed { &[Mode::Default] } else { engine.modes };
+                let modes = head.modes.as_deref().unwrap_or(own);
                 modes.iter().map(|mode| (*runner, *mode)).collect()
             }
         })

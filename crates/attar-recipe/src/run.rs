@@ -20,9 +20,10 @@ use crate::{
     needs::check_needs,
     opened::Opened,
     output::Output,
+    page,
     plan::{plan, plan_work},
     publish,
-    report::{self, ModelReport},
+    report::{self, ModelReport, Timed},
     session::{Session, Workspace},
     step::WALKERS,
 };
@@ -56,8 +57,9 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
     let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
     let measuring =
         Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: Some(&session) };
-    let evals = measure_variants(&measuring, &made, &output, &mut used)?;
-    let gates = judge(recipe, &evals);
+    let (evals, timed) = measure_variants(&measuring, &made, &output, &mut used)?;
+    let (of_times, gates) = judge(recipe, &[&evals[..], &timed[..]].concat());
+    let timed = Timed::here(lock.recipe, timed, of_times);
     let report = Report {
         report: report::FORMAT,
         tool: TOOL.into(),
@@ -69,6 +71,7 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
         instruction_set: (recipe.has_texts() || !evals.is_empty()).then(|| instruction_set().to_owned()),
         evals,
         gates,
+        timed: (!timed.is_empty()).then_some(timed),
     };
     session.check_inputs()?;
     keep_promises(&report, &Manifest::of(recipe.owner(), &lock, &report.model, &made, &folders), &output)?;
@@ -89,7 +92,9 @@ pub fn evaluate(recipe: &Recipe, request: &Request<'_>) -> Result<Vec<Evaluation
         let opened = Opened::of(recipe)?;
         let measuring =
             Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: None };
-        let evals = measuring.measure(&[Subject::opened(&opened)], &mut BTreeSet::new())?;
+        let subject = [Subject::opened(&opened)];
+        let mut evals = measuring.measure(&subject, &mut BTreeSet::new())?;
+        evals.extend(measuring.time(&subject)?);
         inputs.check().map(|()| evals)
     })
 }
@@ -165,13 +170,13 @@ fn run_steps(
     Ok(working)
 }
 
-/// What runners measure, then what compilers predict.
+/// What runners measure and compilers predict; then what differs in each run.
 fn measure_variants(
     measuring: &Measuring<'_>,
     made: &[Made],
     output: &Output,
     used: &mut BTreeSet<Digest>,
-) -> Result<Vec<Evaluation>> {
+) -> Result<(Vec<Evaluation>, Vec<Evaluation>)> {
     let subjects: Vec<Subject<'_>> = match measuring.recipe.variants.is_empty() {
         true => vec![Subject::opened(measuring.opened)],
         false => made.iter().map(|made| Subject::made(made, output)).collect(),
@@ -179,11 +184,13 @@ fn measure_variants(
     let mut evals = measuring.measure(&subjects, used)?;
     evals.extend(made.iter().filter_map(Made::prediction));
     evals.extend(measuring.predict(&subjects)?);
-    Ok(evals)
+    Ok((evals, measuring.time(&subjects)?))
 }
 
-fn judge(recipe: &Recipe, evals: &[Evaluation]) -> Vec<Verdict> {
-    recipe.gates.iter().flat_map(|gate| gate.judge(evals)).collect()
+/// Verdicts on times, and all others.
+fn judge(recipe: &Recipe, evals: &[Evaluation]) -> (Vec<Verdict>, Vec<Verdict>) {
+    let timed = |verdict: &Verdict| recipe.evals.iter().any(|eval| eval.name == verdict.gate.eval && eval.task.task().timed);
+    recipe.gates.iter().flat_map(|gate| gate.judge(evals)).partition(timed)
 }
 
 fn describe_model(planned: Plan) -> ModelReport {
@@ -198,6 +205,10 @@ fn describe_model(planned: Plan) -> ModelReport {
 fn keep_promises(report: &Report, manifest: &Manifest<'_>, output: &Output) -> Result<()> {
     output.write("report.json", &json(report))?;
     output.write("report.md", report.markdown().as_bytes())?;
+    if let Some(timed) = &report.timed {
+        output.write("measured.json", &json(timed))?;
+    }
+    output.write("report.html", page::of_run(report, manifest.inputs()).as_bytes())?;
     // Last: a folder with a manifest is a finished one.
     output.write("manifest.json", &json(manifest))
 }

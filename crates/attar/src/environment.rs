@@ -12,13 +12,16 @@ pub(crate) struct Environment {
     places: Places,
     /// Bytes of memory that a run may take, by `--max-memory`.
     pub(crate) max_memory: Option<u64>,
+    /// Where GitHub Actions collects the summary of a job.
+    pub(crate) step_summary: Option<PathBuf>,
 }
 
 impl Environment {
     /// `arguments` are those of the verb, which may have a flag for each engine.
     pub(crate) fn read(arguments: &ArgMatches, max_memory: Option<u64>) -> Environment {
         let flag = |name: &str| arguments.try_get_one::<PathBuf>(name).ok().flatten().cloned();
-        Environment { places: Places::read(installed(), flag, |name| std::env::var_os(name)), max_memory }
+        let step_summary = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()).map(PathBuf::from);
+        Environment { places: Places::read(installed(), flag, |name| std::env::var_os(name)), max_memory, step_summary }
     }
 
     /// The real engines of this machine.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// Text that no markup can hide in.
-pub(crate) fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let legal = text.chars().filter(|c| !c.is_control());
     let escape = |c: char| match c {
         '&' => "&amp;".to_owned(),
@@ -18,9 +18,12 @@ pub(crate) fn escaped(text: &str) -> String {
 
 /// Where text stands at its point.
 #[derive(Clone, Copy)]
-pub(super) enum Anchor {
+pub enum Anchor {
+    /// It begins there.
     Start,
+    /// Its middle is there.
     Middle,
+    /// It ends there.
     End,
 }
 
@@ -30,14 +33,14 @@ impl Anchor {
     }
 }
 
-/// A drawing under way. Coordinates go right and down; classes are those of the page's style; texts are escaped here.
-pub(super) struct Drawing {
+/// A drawing on a page. Coordinates go right and down; classes are those of the page's style; texts are escaped here.
+pub struct Drawing {
     text: String,
 }
 
 impl Drawing {
     /// Of this size, with what it shows in a few words.
-    pub(super) fn new([width, height]: [f64; 2], label: &str) -> Drawing {
+    pub fn new([width, height]: [f64; 2], label: &str) -> Drawing {
         let label = escaped(label);
         Drawing { text: format!("<svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">\n") }
     }
@@ -48,7 +51,7 @@ impl Drawing {
     }
 
     /// A box: left, top, width, height; with a text for whoever points at it.
-    pub(super) fn rect(&mut self, [x, y, width, height]: [f64; 4], class: &str, title: &str) {
+    pub fn rect(&mut self, [x, y, width, height]: [f64; 4], class: &str, title: &str) {
         let place = format!("x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" class=\"{class}\"");
         match title {
             "" => self.add(format_args!("<rect {place}/>")),
@@ -57,34 +60,42 @@ impl Drawing {
     }
 
     /// From, to.
-    pub(super) fn line(&mut self, [x1, y1, x2, y2]: [f64; 4], class: &str) {
+    pub fn line(&mut self, [x1, y1, x2, y2]: [f64; 4], class: &str) {
         self.add(format_args!("<line x1=\"{x1:.2}\" y1=\"{y1:.2}\" x2=\"{x2:.2}\" y2=\"{y2:.2}\" class=\"{class}\"/>"));
     }
 
-    pub(super) fn circle(&mut self, [x, y, radius]: [f64; 3], class: &str, title: &str) {
+    /// Middle and radius, with a text for whoever points at it.
+    pub fn circle(&mut self, [x, y, radius]: [f64; 3], class: &str, title: &str) {
         let title = escaped(title);
         let place = format!("cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"{radius:.2}\" class=\"{class}\"");
         self.add(format_args!("<circle {place}><title>{title}</title></circle>"));
     }
 
     /// On a line of text whose foot is at `y`.
-    pub(super) fn label(&mut self, [x, y]: [f64; 2], anchor: Anchor, class: &str, text: &str) {
+    pub fn label(&mut self, [x, y]: [f64; 2], anchor: Anchor, class: &str, text: &str) {
         let (anchor, text) = (anchor.name(), escaped(text));
         self.add(format_args!("<text x=\"{x:.2}\" y=\"{y:.2}\" text-anchor=\"{anchor}\" class=\"{class}\">{text}</text>"));
     }
 
-    pub(super) fn done(self) -> String {
+    /// Points, joined.
+    pub fn polyline(&mut self, points: &[[f64; 2]], class: &str) {
+        let points: Vec<String> = points.iter().map(|[x, y]| format!("{x:.1},{y:.1}")).collect();
+        self.add(format_args!("<polyline points=\"{}\" class=\"{class}\"/>", points.join(" ")));
+    }
+
+    /// The drawing, whole.
+    pub fn done(self) -> String {
         self.text + "</svg>\n"
     }
 }
 
 /// About how wide a text is at the size of labels.
-pub(super) fn width(text: &str) -> f64 {
+pub fn width(text: &str) -> f64 {
     6.3 * text.chars().count() as f64
 }
 
 /// As much of a text as there is room for; nothing where that says nothing.
-pub(super) fn fitted(text: &str, room: f64) -> Option<String> {
+pub fn fitted(text: &str, room: f64) -> Option<String> {
     const LEAST: usize = 8;
     if width(text) <= room {
         return Some(text.into());
@@ -94,7 +105,7 @@ pub(super) fn fitted(text: &str, room: f64) -> Option<String> {
 }
 
 /// A step of 1, 2 or 5 times a power of ten that cuts `whole` into at most `most` pieces.
-pub(super) fn step(whole: u64, most: u64) -> u64 {
+pub fn step(whole: u64, most: u64) -> u64 {
     let mut power = 1u64;
     loop {
         for factor in [1, 2, 5] {

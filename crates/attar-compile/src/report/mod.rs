@@ -9,7 +9,7 @@
 mod bars;
 mod html;
 mod least;
-mod markup;
+pub mod markup;
 mod memory_map;
 mod moved;
 mod roofline;

@@ -23,6 +23,9 @@ pub struct Percentiles {
     pub intervals: Intervals,
     /// The mean.
     pub mean: Option<f64>,
+    /// The smallest sample, those at equal shares of all, and the largest: the distribution as a line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub curve: Vec<f64>,
 }
 
 /// From and to, by percentile.
@@ -45,9 +48,13 @@ impl Percentiles {
         let [p50, p90, p99] = SHARES.map(|share| at(&sorted, share));
         let [of_p50, of_p90, of_p99] = SHARES.map(|share| interval(&sorted, share));
         let intervals = Intervals { p50: of_p50, p90: of_p90, p99: of_p99 };
-        Percentiles { samples: sorted.len() as u64, p50, p90, p99, intervals, mean }
+        let curve = (0..=PIECES).filter_map(|piece| at(&sorted, piece as f64 / PIECES as f64)).collect();
+        Percentiles { samples: sorted.len() as u64, p50, p90, p99, intervals, mean, curve }
     }
 }
+
+/// Of [`Percentiles::curve`].
+const PIECES: usize = 40;
 
 const SHARES: [f64; 3] = [0.5, 0.9, 0.99];
 

@@ -28,6 +28,7 @@ pub(super) static TASK: Task = Task {
     name: "choice",
     about: "which options of multiple-choice questions a model finds the likeliest",
     output: Output::Logits,
+    timed: false,
     metrics: METRICS,
     schema: schema::<Choice>,
     parse: parse::<Choice>,

@@ -21,6 +21,7 @@ pub(super) static TASK: Task = Task {
     name: "embedding-drift",
     about: "how far embeddings are from those of the base: one minus their cosine",
     output: Output::Embedding,
+    timed: false,
     metrics: METRICS,
     schema: schema::<EmbeddingDrift>,
     parse: parse::<EmbeddingDrift>,

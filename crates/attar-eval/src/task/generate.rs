@@ -26,6 +26,7 @@ pub(super) static TASK: Task = Task {
     name: "generate",
     about: "what a model answers to prompts, compared with references and with the answers of the base",
     output: Output::Logits,
+    timed: false,
     metrics: METRICS,
     schema: schema::<Generate>,
     parse: parse::<Generate>,
@@ -50,9 +51,13 @@ const fn shared(name: &'static str, about: &'static str, against: Against, at: &
     }
 }
 
+const fn column(head: &'static str, digits: usize) -> Option<Column> {
+    Some(Column { head, digits: Digits::Fixed(digits) })
+}
+
 /// A metric of answers and references, of which the base has its own value.
 macro_rules! referenced {
-    ($name:literal, $about:literal, $field:literal, $perfect:literal, $head:literal, $digits:literal) => {
+    ($name:literal, $about:literal, $field:literal, $perfect:literal, $column:expr) => {
         Metric {
             base: Some(concat!("/against_base/by_reference/", $field)),
             perfect: $perfect,
@@ -60,8 +65,8 @@ macro_rules! referenced {
                 let own = m.number(concat!("/by_reference/", $field))?;
                 Some(1.0 - own / m.number(concat!("/against_base/by_reference/", $field))?)
             }),
-            column: Some(Column { head: $head, digits: Digits::Fixed($digits) }),
-            ..shared($name, $about, Against::Nothing, concat!("/by_reference/", $field), $head)
+            column: $column,
+            ..shared($name, $about, Against::Nothing, concat!("/by_reference/", $field), "")
         }
     };
 }
@@ -74,13 +79,16 @@ static METRICS: &[Metric] = &[
         "/against_base/same_answers",
         "same answers",
     ),
-    shared(
-        "same-tokens",
-        "mean share of an answer's tokens in front of the first that is not the baseline's",
-        Against::Base,
-        "/against_base/same_tokens",
-        "same tokens",
-    ),
+    Metric {
+        column: None,
+        ..shared(
+            "same-tokens",
+            "mean share of an answer's tokens in front of the first that is not the baseline's",
+            Against::Base,
+            "/against_base/same_tokens",
+            "",
+        )
+    },
     shared(
         "similarity",
         "mean chrF of an answer with the baseline's as its reference, from 0 to 1",
@@ -93,14 +101,13 @@ static METRICS: &[Metric] = &[
         "share of answers that are a reference, or in which `extract` finds what it finds in one",
         "exact_match",
         1.0,
-        "exact",
-        3
+        column("exact", 3)
     ),
-    referenced!("bleu", "BLEU of the answers, by the references; sacrebleu's settings", "bleu", 100.0, "BLEU", 2),
-    referenced!("chrf", "chrF of the answers, by the references; sacrebleu's settings", "chrf", 100.0, "chrF", 2),
-    referenced!("rouge1", "mean ROUGE-1 F-measure of the answers, by the references", "rouge1", 1.0, "ROUGE-1", 4),
-    referenced!("rouge2", "mean ROUGE-2 F-measure of the answers, by the references", "rouge2", 1.0, "ROUGE-2", 4),
-    referenced!("rouge-l", "mean ROUGE-L F-measure of the answers, by the references", "rouge_l", 1.0, "ROUGE-L", 4),
+    referenced!("bleu", "BLEU of the answers, by the references; sacrebleu's settings", "bleu", 100.0, column("BLEU", 2)),
+    referenced!("chrf", "chrF of the answers, by the references; sacrebleu's settings", "chrf", 100.0, None),
+    referenced!("rouge1", "mean ROUGE-1 F-measure of the answers, by the references", "rouge1", 1.0, None),
+    referenced!("rouge2", "mean ROUGE-2 F-measure of the answers, by the references", "rouge2", 1.0, None),
+    referenced!("rouge-l", "mean ROUGE-L F-measure of the answers, by the references", "rouge_l", 1.0, column("ROUGE-L", 3)),
     Metric {
         name: "agreement-answers",
         about: "share of answers that are not those of the reference on the same artifact",

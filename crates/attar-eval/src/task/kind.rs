@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use super::latency::Latency;
 use crate::{
     Error, Estimate, Generation, Result,
     runner::{Output, Progress, Rows, Window},
@@ -29,6 +30,8 @@ pub struct Task {
     pub about: &'static str,
     /// What it asks of a model.
     pub output: Output,
+    /// Whether it takes times: then its numbers are other ones in each run, and are kept out of caches and reports.
+    pub timed: bool,
     /// What it yields, in the order of tables.
     pub metrics: &'static [Metric],
     /// JSON Schema of its settings, without definitions of its own.
@@ -80,6 +83,8 @@ pub struct Column {
 pub enum Digits {
     /// With so many digits after the point.
     Fixed(usize),
+    /// The same of a thousand times the number, such as seconds in milliseconds.
+    Thousandths(usize),
     /// As a power of ten, with one digit after the point.
     Exponent,
 }
@@ -133,6 +138,8 @@ pub trait Settings: fmt::Debug + Send + Sync {
     fn check(&self, config: &Config) -> Result<()>;
     /// Number of tokens in the longest window there can be, if the settings limit it.
     fn longest(&self) -> Option<usize>;
+    /// What is asked of an engine, for tasks that take times; they are not prepared.
+    fn load(&self) -> Option<&Latency>;
     /// Reads the files and makes windows of them.
     fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>>;
 }
@@ -240,6 +247,10 @@ pub(super) trait ReadsFiles: fmt::Debug + Serialize + DeserializeOwned + JsonSch
     fn check(&self, config: &Config) -> Result<()>;
     /// See [`Settings::longest`].
     fn longest(&self) -> Option<usize>;
+    /// See [`Settings::load`].
+    fn load(&self) -> Option<&Latency> {
+        None
+    }
     /// See [`Settings::prepare`].
     fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>>;
 }
@@ -263,6 +274,10 @@ impl<T: ReadsFiles> Settings for T {
 
     fn longest(&self) -> Option<usize> {
         ReadsFiles::longest(self)
+    }
+
+    fn load(&self) -> Option<&Latency> {
+        ReadsFiles::load(self)
     }
 
     fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>> {

@@ -8,6 +8,7 @@ mod embedding;
 mod embedding_drift;
 mod generate;
 mod kind;
+mod latency;
 pub mod perplexity;
 mod record;
 mod sts;
@@ -18,10 +19,13 @@ use attar_tensor::nearest;
 pub use generate::SHIPPED as PROMPTS;
 pub use kind::{Against, Better, Column, Digits, Invalid, Language, Measurements, Metric, Prepared, Settings, Sides, Task};
 
+pub use latency::Latency;
+
 use crate::{Error, Result};
 
 /// Every task, in the order of the documentation.
-pub static TASKS: &[&Task] = &[&perplexity::TASK, &choice::TASK, &generate::TASK, &sts::TASK, &embedding_drift::TASK];
+pub static TASKS: &[&Task] =
+    &[&perplexity::TASK, &choice::TASK, &generate::TASK, &sts::TASK, &embedding_drift::TASK, &latency::TASK];
 
 /// What an eval measures if it does not say it.
 pub const DEFAULT_TASK: &str = "perplexity";

@@ -25,6 +25,7 @@ pub(super) static TASK: Task = Task {
     name: "sts",
     about: "how well cosines of sentence embeddings rank pairs of sentences, compared with people's judgements",
     output: Output::Embedding,
+    timed: false,
     metrics: METRICS,
     schema: schema::<Sts>,
     parse: parse::<Sts>,

@@ -99,7 +99,7 @@ fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
 }
 
 /// A runner with its mode and device.
-pub(super) fn runner(name: &str, mode: Option<Mode>, device: Option<&str>) -> String {
+pub(crate) fn runner(name: &str, mode: Option<Mode>, device: Option<&str>) -> String {
     let how: Vec<String> = mode.iter().map(ToString::to_string).chain(device.map(Into::into)).collect();
     if how.is_empty() { name.into() } else { format!("{name} ({})", how.join(", ")) }
 }
@@ -120,6 +120,7 @@ fn cell(found: Option<Estimate>, digits: Digits) -> String {
     match (found, digits) {
         (None, _) => "-".into(),
         (Some(found), Digits::Fixed(digits)) => estimate(&found, digits),
+        (Some(found), Digits::Thousandths(digits)) => format!("{:.digits$}", 1e3 * found.value),
         (Some(found), Digits::Exponent) => format!("{:.1e}", found.value),
     }
 }

@@ -11,12 +11,14 @@ mod evals;
 mod finding;
 mod findings;
 mod fused;
+mod junit;
 mod lost;
 mod placed;
 mod pruned;
 mod simulated;
 mod sparse;
 mod tiled;
+mod timed;
 mod transformed;
 
 use attar_eval::{Status, Verdict};
@@ -37,8 +39,10 @@ pub use self::{
     pruned::{CandidateReport, CutReport, PruneReport, RemovedReport},
     simulated::SimulationReport,
     sparse::SparseReport,
+    timed::Timed,
     transformed::{SiteReport, TransformReport},
 };
+pub(crate) use self::{evals::runner, timed::latencies};
 use crate::{
     shown::in_markdown,
     table::{Table, bytes, or_dash},
@@ -70,8 +74,11 @@ pub struct Report {
     pub evals: Vec<EvalReport>,
     /// The gates' answers.
     pub gates: Vec<Verdict>,
-    /// Whether every gate passed.
+    /// Whether every gate on these passed.
     pub passed: bool,
+    /// What differs in each run, in a file of its own.
+    #[serde(skip)]
+    pub timed: Option<Timed>,
 }
 
 /// The checkpoint, or the artifact that was there before.
@@ -100,6 +107,9 @@ pub struct VariantReport {
     pub quantized_bits_per_weight: f64,
     /// Every weight that a step changed, in the graph's order.
     pub tensors: Vec<TensorReport>,
+    /// Matrices that no step quantized, where others are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plain: Vec<PlainReport>,
     /// What its steps found.
     #[serde(flatten)]
     pub findings: Findings,
@@ -122,6 +132,17 @@ pub struct TensorReport {
     pub snr_db: Option<f64>,
 }
 
+/// A matrix that is not quantized.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlainReport {
+    /// Canonical name.
+    pub name: String,
+    /// Its shape.
+    pub dims: Vec<usize>,
+    /// How it is stored.
+    pub encoding: String,
+}
+
 /// A written artifact.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ArtifactReport {
@@ -140,6 +161,25 @@ pub struct ArtifactReport {
 }
 
 impl Report {
+    /// Whether every gate passed, those on times as well.
+    pub fn all_passed(&self) -> bool {
+        self.passed && self.timed.as_ref().is_none_or(|timed| timed.passed)
+    }
+
+    /// Every verdict, those on times last.
+    pub fn verdicts(&self) -> impl Iterator<Item = &Verdict> {
+        self.gates.iter().chain(self.timed.iter().flat_map(|timed| &timed.gates))
+    }
+
+    /// The report with what is in `measured.json`, as `measured`.
+    pub fn whole(&self) -> serde_json::Value {
+        let mut whole = serde_json::to_value(self).expect("reports are JSON");
+        if let Some(timed) = &self.timed {
+            whole["measured"] = serde_json::to_value(timed).expect("reports are JSON");
+        }
+        whole
+    }
+
     /// For CI pages.
     pub fn markdown(&self) -> String {
         let mut text = format!("# {}: {}\n\n", in_markdown(&self.recipe), if self.passed { "passed" } else { "FAILED" });
@@ -168,10 +208,15 @@ impl Report {
     /// Everything that is told in tables, each with its title, those with rows.
     pub fn tables(&self) -> Vec<(&'static str, Table)> {
         let head = [("Variants", self.variant_table())];
-        let found = Findings::tables(&self.findings());
+        let found = self.finding_tables();
         let judged = [("Gates", self.gate_table())];
         let tables = head.into_iter().chain(found).chain(evals::tables(&self.evals)).chain(judged);
         tables.filter(|(_, table)| !table.rows.is_empty()).collect()
+    }
+
+    /// What steps found, in tables with their titles.
+    pub(crate) fn finding_tables(&self) -> Vec<(&'static str, Table)> {
+        Findings::tables(&self.findings())
     }
 
     fn findings(&self) -> Vec<(&str, &Findings)> {
@@ -208,16 +253,25 @@ impl Report {
 
     /// Gates: one row per verdict.
     pub fn gate_table(&self) -> Table {
-        let rows = self.gates.iter().map(|verdict| {
-            let status = match verdict.status {
-                Status::Passed => "passed",
-                Status::Failed => "FAILED",
-                Status::NotRun => "NOT RUN",
-            };
-            let runner = evals::runner(&verdict.gate.runner, verdict.mode, verdict.device.as_deref());
-            let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
-            vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
-        });
-        Table { head: &["gate", "variant", "runner", "verdict", "details"], rows: rows.collect() }
+        gate_table(self.gates.iter())
     }
+
+    /// The same of those on times.
+    pub fn timed_gate_table(&self) -> Table {
+        gate_table(self.timed.iter().flat_map(|timed| &timed.gates))
+    }
+}
+
+fn gate_table<'v>(verdicts: impl Iterator<Item = &'v Verdict>) -> Table {
+    let rows = verdicts.map(|verdict| {
+        let status = match verdict.status {
+            Status::Passed => "passed",
+            Status::Failed => "FAILED",
+            Status::NotRun => "NOT RUN",
+        };
+        let runner = evals::runner(&verdict.gate.runner, verdict.mode, verdict.device.as_deref());
+        let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);
+        vec![metric, or_dash(verdict.variant.as_deref().unwrap_or_default()), runner, status.into(), verdict.reason.clone()]
+    });
+    Table { head: &["gate", "variant", "runner", "verdict", "details"], rows: rows.collect() }
 }

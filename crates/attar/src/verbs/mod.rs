@@ -1,6 +1,7 @@
 //! The verbs, one file each (steps share one).
 
 mod bench;
+mod compare;
 mod compile;
 mod completions;
 mod draw;
@@ -53,7 +54,7 @@ pub(crate) fn verbs() -> impl Iterator<Item = &'static dyn Verb> {
     OF_RECIPES.iter().copied().chain(steps).chain(OTHERS.iter().copied())
 }
 
-static OF_RECIPES: &[&dyn Verb] = &[&run::Run, &plan::Plan, &sweep::Sweep];
+static OF_RECIPES: &[&dyn Verb] = &[&run::Run, &plan::Plan, &sweep::Sweep, &compare::Compare];
 
 static OTHERS: &[&dyn Verb] = &[
     &fuse::Fuse,
@@ -187,27 +188,37 @@ fn run_text(
 }
 
 fn run_recipe(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+    let report = made(recipe, lock, environment, printer)?;
+    show(&report, recipe.output(), printer);
+    Ok(code(&report))
+}
+
+/// Runs a recipe.
+fn made(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Printer) -> Result<Report, Error> {
     let engines = environment.engines();
     interrupt::stop_between_units();
     let bars = Bars::new(printer);
-    let report =
-        attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars, max_memory: environment.max_memory })?;
-    drop(bars);
-    show(&report, recipe.output(), printer);
-    Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) })
+    attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars, max_memory: environment.max_memory })
+}
+
+/// What a finished run ends with.
+fn code(report: &Report) -> ExitCode {
+    if report.all_passed() { ExitCode::SUCCESS } else { ExitCode::from(GATE_FAILED) }
 }
 
 fn show(report: &Report, output: &Path, printer: &Printer) {
     if printer.json {
-        return printer.value(report);
+        return printer.value(&report.whole());
     }
     if printer.quiet {
         return failed_gates(report).for_each(|gate| printer.failure(&gate));
     }
-    for (_, table) in report.tables() {
+    let of_times = report.timed.iter().flat_map(|timed| Report::evals(&timed.evals)).map(|(_, table)| table);
+    let judged = [report.timed_gate_table()].into_iter().filter(|table| !table.rows.is_empty());
+    for table in report.tables().into_iter().map(|(_, table)| table).chain(of_times).chain(judged) {
         printer.data(&draw(table.head, &table.rows));
     }
-    let verdict = match (report.gates.is_empty(), report.passed) {
+    let verdict = match (report.verdicts().next().is_none(), report.all_passed()) {
         (true, _) => "done:",
         (false, true) => "passed:",
         (false, false) => "FAILED: at least one gate failed, see",
@@ -217,11 +228,10 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
 
 /// A line for each gate that did not pass.
 fn failed_gates(report: &Report) -> impl Iterator<Item = String> + '_ {
-    report.gate_table().rows.into_iter().zip(&report.gates).filter(|(_, verdict)| verdict.status != Status::Passed).map(
-        |(row, _)| {
-            let [metric, variant, runner, status, details] = &row[..] else { unreachable!("the table has five columns") };
-            let variant = if variant == "-" { String::new() } else { format!(" of {variant}") };
-            format!("{status}: {metric}{variant} by {runner}: {details}")
-        },
-    )
+    let rows = report.gate_table().rows.into_iter().chain(report.timed_gate_table().rows);
+    rows.zip(report.verdicts()).filter(|(_, verdict)| verdict.status != Status::Passed).map(|(row, _)| {
+        let [metric, variant, runner, status, details] = &row[..] else { unreachable!("the table has five columns") };
+        let variant = if variant == "-" { String::new() } else { format!(" of {variant}") };
+        format!("{status}: {metric}{variant} by {runner}: {details}")
+    })
 }

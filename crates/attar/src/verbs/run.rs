@@ -1,14 +1,14 @@
 //! `attar run RECIPE`.
 
-use std::process::ExitCode;
+use std::{fs::OpenOptions, io::Write, path::PathBuf, process::ExitCode};
 
-use attar_recipe::{Error, LockMode};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use attar_recipe::{Error, LockMode, Report};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{
-    Verb,
+    Verb, code, failed_gates,
     given::{recipe, recipe_arguments},
-    run_recipe,
+    made, show,
 };
 use crate::{environment::Environment, printer::Printer};
 
@@ -30,6 +30,21 @@ impl Verb for Run {
                     .conflicts_with_all(["set", "output"])
                     .action(ArgAction::SetTrue),
             )
+            .arg(
+                Arg::new("junit")
+                    .long("junit")
+                    .value_name("FILE")
+                    .help("Also write the gates as test cases, in JUnit's XML")
+                    .value_parser(value_parser!(PathBuf)),
+            )
+            .arg(
+                Arg::new("format")
+                    .long("format")
+                    .value_name("FORMAT")
+                    .help("What is printed: tables, or annotations of GitHub Actions, which also get the report in the job's summary")
+                    .default_value("text")
+                    .value_parser(["text", "github"]),
+            )
     }
 
     fn examples(&self) -> &'static [&'static str] {
@@ -37,6 +52,7 @@ impl Verb for Run {
             "attar run recipe.toml",
             "attar run recipe.toml --set step.1.grid=int8 --output out-int8",
             "attar run recipe.toml --locked --json > report.json",
+            "attar run recipe.toml --junit gates.xml",
         ]
     }
 
@@ -50,6 +66,31 @@ impl Verb for Run {
             (true, _) => LockMode::Require,
             (false, lock) => lock,
         };
-        run_recipe(&recipe, lock, environment, printer)
+        let report = made(&recipe, lock, environment, printer)?;
+        if let Some(file) = arguments.get_one::<PathBuf>("junit") {
+            attar_tensor::write_atomically(file, |to| {
+                to.write_all(report.junit().as_bytes()).map_err(attar_tensor::Error::from)
+            })?;
+        }
+        match arguments.get_one::<String>("format").map(String::as_str) {
+            Some("github") => annotate(&report, environment, printer)?,
+            _ => show(&report, recipe.output(), printer),
+        }
+        Ok(code(&report))
     }
+}
+
+/// Workflow commands of GitHub Actions, and the report in the summary of the job.
+fn annotate(report: &Report, environment: &Environment, printer: &Printer) -> Result<(), Error> {
+    // One line each; these characters would end a command or a property.
+    let inline = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    for gate in failed_gates(report) {
+        printer.data(&format!("::error title=gate::{}", inline(&gate)));
+    }
+    let verdict = if report.all_passed() { "every gate passed" } else { "at least one gate failed" };
+    printer.data(&format!("::notice title=attar::{}: {verdict}", inline(&report.recipe)));
+    let Some(summary) = &environment.step_summary else { return Ok(()) };
+    let unwritten = |e: std::io::Error| Error::input(format!("cannot write `{}`", summary.display())).because(&e);
+    let mut file = OpenOptions::new().append(true).create(true).open(summary).map_err(unwritten)?;
+    file.write_all(report.markdown().as_bytes()).map_err(unwritten)
 }

@@ -26,6 +26,7 @@ pub(super) static TASK: Task = Task {
     name: "perplexity",
     about: "how well the next token of a text is predicted, and how far the predictions are from those of the base",
     output: Output::Logits,
+    timed: false,
     metrics: METRICS,
     schema: schema::<Perplexity>,
     parse: parse::<Perplexity>,

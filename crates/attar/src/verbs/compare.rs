@@ -1,0 +1,53 @@
+//! `attar compare RUN…`: a page of several finished runs.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use attar_recipe::{Error, RunReport, compare_runs};
+use clap::{Arg, ArgMatches, Command, value_parser};
+
+use super::Verb;
+use crate::{environment::Environment, printer::Printer};
+
+pub(super) struct Compare;
+
+impl Verb for Compare {
+    fn name(&self) -> &'static str {
+        "compare"
+    }
+
+    fn command(&self) -> Command {
+        Command::new("compare")
+            .about("Write a page that compares finished runs: sizes, quality, latency, answers")
+            .long_about("Write a page that compares finished runs: sizes against quality, damage by layer, latency, answers side by side.\n\nEach run is the output folder of `attar run`. Of one run, the page is its `report.html`.")
+            .arg(
+                Arg::new("run")
+                    .value_name("RUN")
+                    .help("Output folders of finished runs")
+                    .required(true)
+                    .num_args(1..)
+                    .value_parser(value_parser!(PathBuf)),
+            )
+            .arg(
+                Arg::new("out")
+                    .long("out")
+                    .value_name("FILE.html")
+                    .help("The page to write")
+                    .required(true)
+                    .value_parser(value_parser!(PathBuf)),
+            )
+    }
+
+    fn examples(&self) -> &'static [&'static str] {
+        &["attar compare out out-int8 --out compared.html"]
+    }
+
+    fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+        let folders = arguments.get_many::<PathBuf>("run").into_iter().flatten();
+        let runs = folders.map(|folder| RunReport::read(folder)).collect::<Result<Vec<RunReport>, Error>>()?;
+        let page = compare_runs(&runs)?;
+        let out = arguments.get_one::<PathBuf>("out").expect("clap demands it");
+        attar_tensor::write_atomically(out, |to| to.write_all(page.as_bytes()).map_err(attar_tensor::Error::from))?;
+        printer.note(&format!("{} runs: {}", runs.len(), out.display()));
+        Ok(ExitCode::SUCCESS)
+    }
+}
