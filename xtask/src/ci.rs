@@ -7,8 +7,10 @@ use crate::Failure;
 use crate::checkout::Checkout;
 use crate::child;
 use crate::engines;
+use crate::page;
 use crate::processor;
 use crate::smollm2;
+use crate::system;
 use crate::tally::Tally;
 use crate::test;
 use crate::venv;
@@ -22,6 +24,7 @@ static STAGES: &[Stage] = &[
     Stage { name: "format", run: |checkout, _| child::run(child::cargo(checkout).args(["fmt", "--all", "--check"])) },
     Stage { name: "clippy", run: |checkout, _| child::run(child::cargo(checkout).args(CLIPPY)) },
     Stage { name: "engines", run: |checkout, _| engines::run(checkout, &[]) },
+    Stage { name: "browser", run: |_, _| system::ensure(page::BROWSER, page::BROWSER) },
     Stage { name: "smollm2", run: |checkout, _| checkpoint(checkout) },
     Stage { name: "test", run: tests },
     Stage { name: "haswell", run: |checkout, tally| processor::count(checkout, &processor::HASWELL, &[], tally) },

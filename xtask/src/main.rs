@@ -14,8 +14,10 @@ mod child;
 mod ci;
 mod engines;
 mod fuzz;
+mod page;
 mod processor;
 mod smollm2;
+mod system;
 mod tally;
 mod test;
 mod venv;
@@ -72,6 +74,12 @@ static VERBS: &[Verb] = &[
         arguments: "[TARGET] [SECONDS]",
         about: "fuzz all readers of foreign bytes, or that of one target, for so many seconds each (60)",
         run: fuzz::run,
+    },
+    Verb {
+        name: "page",
+        arguments: "FILE.html FOLDER",
+        about: "pictures of a report's page in a real browser, 1280 and 400 pixels wide, in FOLDER",
+        run: page::run,
     },
     Verb { name: "ci", arguments: "", about: "everything that must hold before a merge, in order", run: ci::run },
 ];

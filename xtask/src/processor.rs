@@ -6,13 +6,13 @@
 //! and a machine with the newest instructions shows nothing of what older ones do.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::Failure;
 use crate::checkout::Checkout;
 use crate::child;
 use crate::engines;
+use crate::system;
 use crate::tally::Tally;
 use crate::test;
 
@@ -71,7 +71,7 @@ pub(crate) fn count(checkout: &Checkout, on: &Processor, arguments: &[String], t
 /// The words in front of a command that hide newer instructions from it; nothing where the machine cannot do that.
 fn mask(checkout: &Checkout) -> Result<Option<String>, Failure> {
     let faults = fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.split_whitespace().any(|flag| flag == "cpuid_fault"));
-    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) || !faults || !on_path("cc", &folders()) {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) || !faults || !system::has("cc") {
         return Ok(None);
     }
     let folder = checkout.target.join("mask");
@@ -100,39 +100,12 @@ fn ensure(emulator: &str) -> Result<(), Failure> {
     if !cfg!(target_arch = "x86_64") {
         return Err(Failure::Broken("other x86-64 processors are emulated on x86-64 only".to_owned()));
     }
-    if on_path(emulator, &folders()) {
-        return Ok(());
-    }
-    let missing = format!("`{emulator}` is not installed\nhint: on Debian and Ubuntu, `apt install qemu-user`");
-    if !on_path("apt-get", &folders()) || !is_root()? {
-        return Err(Failure::Broken(missing));
-    }
-    child::run(Command::new("apt-get").args(["update", "-qq"]))?;
-    child::run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", "qemu-user"]))?;
-    if on_path(emulator, &folders()) { Ok(()) } else { Err(Failure::Broken(missing)) }
-}
-
-fn is_root() -> Result<bool, Failure> {
-    Ok(child::output(Command::new("id").arg("-u"))?.trim() == "0")
-}
-
-fn folders() -> Vec<PathBuf> {
-    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
-}
-
-fn on_path(program: &str, folders: &[PathBuf]) -> bool {
-    folders.iter().any(|folder| Path::new(folder).join(program).is_file())
+    system::ensure(emulator, "qemu-user")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_program_is_found_where_it_is_and_nowhere_else() {
-        let sh = [PathBuf::from("/nowhere"), PathBuf::from("/bin")];
-        assert!(on_path("sh", &sh) && !on_path("sh", &sh[..1]));
-    }
 
     #[test]
     fn an_unknown_processor_is_wrong_usage_that_names_the_known() {

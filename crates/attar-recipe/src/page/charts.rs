@@ -6,8 +6,8 @@ use attar_compile::report::markup::{Anchor, Drawing, fitted};
 pub(super) struct Figure {
     pub(super) svg: String,
     pub(super) caption: String,
-    /// Pixels below which it scrolls.
-    pub(super) width: u32,
+    /// Pixels that it is wide at least, or it scrolls, and at most.
+    pub(super) widths: [u32; 2],
 }
 
 /// Colors that lines and points have in turn.
@@ -61,7 +61,7 @@ fn spread(values: impl Iterator<Item = f64>) -> [f64; 2] {
     if low > high {
         return [0.0, 1.0];
     }
-    let room = (0.08 * (high - low)).max(1e-3 * high.abs()).max(1e-9);
+    let room = if high > low { 0.08 * (high - low) } else { (0.05 * high.abs()).max(0.05) };
     [low - room, high + room]
 }
 
@@ -82,6 +82,13 @@ fn short(value: f64) -> String {
     if text == "-0" || text.is_empty() { "0".into() } else { text.into() }
 }
 
+/// A number with three digits that count.
+fn rounded(value: f64) -> String {
+    let before = if value.abs() < 1.0 { 0.0 } else { value.abs().log10().floor() };
+    let digits = (2.0 - before).max(0.0) as usize + usize::from(value.abs() < 1.0);
+    format!("{value:.digits$}")
+}
+
 /// A model with a size and a quality.
 #[derive(Clone)]
 pub(super) struct Point {
@@ -98,12 +105,13 @@ pub(super) fn pareto(points: &[Point], quality: &str, lower_is_better: bool) -> 
     let ends = points.iter().flat_map(|p| [p.quality - p.error.unwrap_or(0.0), p.quality + p.error.unwrap_or(0.0)]);
     let axes = Axes::new([70.0, 30.0, 600.0, 310.0], points.iter().map(|p| p.size), ends);
     let mut drawing = Drawing::new(SIZE, &format!("size against {quality}"));
-    axes.draw(&mut drawing, "weights, MB", quality);
+    axes.draw(&mut drawing, "size, MB", quality);
     let mut front: Vec<&Point> = points.iter().filter(|p| !points.iter().any(|other| beats(other, p, lower_is_better))).collect();
     front.sort_by(|a, b| a.size.total_cmp(&b.size));
     if front.len() > 1 {
         drawing.polyline(&front.iter().map(|p| axes.at(p.size, p.quality)).collect::<Vec<_>>(), "front");
     }
+    let mut labels: Vec<[f64; 2]> = Vec::new();
     for (at, point) in points.iter().enumerate() {
         let [x, y] = axes.at(point.size, point.quality);
         let class = color(at);
@@ -115,13 +123,17 @@ pub(super) fn pareto(points: &[Point], quality: &str, lower_is_better: bool) -> 
         drawing.circle([x, y, 5.0], &class, &title);
         let room = SIZE[0] - x - 12.0;
         if let Some(name) = fitted(&point.name, room.max(100.0)) {
-            drawing.label([x + 8.0, y - 6.0], Anchor::Start, "", &name);
+            // Below others that would be hidden.
+            let taken = |y: f64| labels.iter().any(|[left, foot]| (foot - y).abs() < 14.0 && (left - x).abs() < 120.0);
+            let foot = (0..points.len()).map(|n| y - 6.0 + 14.0 * n as f64).find(|foot| !taken(*foot)).unwrap_or(y);
+            labels.push([x, foot]);
+            drawing.label([x + 8.0, foot], Anchor::Start, "", &name);
         }
     }
     let best = if lower_is_better { "lower is better" } else { "higher is better" };
     let caption =
         format!("Size against {quality} ({best}); bars are one standard error, the dashed line joins those that no other beats.");
-    Figure { svg: drawing.done(), caption, width: 560 }
+    Figure { svg: drawing.done(), caption, widths: [460, 760] }
 }
 
 /// Whether one is no worse in both, and better in one.
@@ -159,7 +171,7 @@ pub(super) fn heat(cells: &[Cell]) -> Figure {
     const LEFT: f64 = 150.0;
     let wide = (720.0 / blocks.len() as f64).clamp(9.0, 26.0);
     let high = 18.0;
-    let size = [LEFT + wide * blocks.len() as f64 + 20.0, 24.0 + high * matrices.len() as f64 + 40.0];
+    let size = [(LEFT + wide * blocks.len() as f64 + 20.0).max(660.0), 24.0 + high * matrices.len() as f64 + 40.0];
     let mut drawing = Drawing::new(size, "how well each weight is kept");
     for (row, matrix) in matrices.iter().enumerate() {
         let name = fitted(matrix, LEFT - 10.0).unwrap_or_default();
@@ -186,14 +198,12 @@ pub(super) fn heat(cells: &[Cell]) -> Figure {
             last if last == LEVELS.len() => format!("< {}", LEVELS[last - 1]),
             level => format!("≥ {}", LEVELS[level]),
         };
-        if x + 60.0 < size[0].max(680.0) {
-            drawing.rect([x, foot, 10.0, 10.0], &format!("h{level}"), "");
-            drawing.label([x + 13.0, foot + 9.0], Anchor::Start, "faint", &text);
-        }
+        drawing.rect([x, foot, 10.0, 10.0], &format!("h{level}"), "");
+        drawing.label([x + 13.0, foot + 9.0], Anchor::Start, "faint", &text);
     }
     let caption =
         "Signal-to-noise ratio of each weight, by block and matrix: blue is kept well, red is not. Point at one for its format.";
-    Figure { svg: drawing.done(), caption: caption.into(), width: size[0].min(900.0) as u32 / 2 }
+    Figure { svg: drawing.done(), caption: caption.into(), widths: [(size[0] * 0.7) as u32, (size[0] * 1.2) as u32] }
 }
 
 /// Values of the same quantiles of several distributions.
@@ -221,7 +231,7 @@ pub(super) fn distribution(curves: &[Curve], what: &str) -> Figure {
     Figure {
         svg: drawing.done(),
         caption: format!("Distribution of {what}: a point says which share took no longer."),
-        width: 560,
+        widths: [460, 760],
     }
 }
 
@@ -233,10 +243,10 @@ pub(super) fn bars(values: &[(String, f64)], what: &str, caption: String) -> Fig
     for (at, (name, value)) in values.iter().enumerate() {
         let y = 8.0 + 24.0 * at as f64;
         drawing.label([LEFT - 8.0, y + 13.0], Anchor::End, "", &fitted(name, LEFT - 12.0).unwrap_or_default());
-        drawing.rect([LEFT, y, 400.0 * value / most, 16.0], "bar", &format!("{name}: {} {what}", short(*value)));
-        drawing.label([LEFT + 6.0 + 400.0 * value / most, y + 13.0], Anchor::Start, "faint", &short(*value));
+        drawing.rect([LEFT, y, 400.0 * value / most, 16.0], "bar", &format!("{name}: {} {what}", rounded(*value)));
+        drawing.label([LEFT + 6.0 + 400.0 * value / most, y + 13.0], Anchor::Start, "faint", &rounded(*value));
     }
-    Figure { svg: drawing.done(), caption, width: 520 }
+    Figure { svg: drawing.done(), caption, widths: [460, 760] }
 }
 
 #[cfg(test)]
@@ -278,6 +288,11 @@ mod tests {
     fn what_is_beaten_is_not_on_the_front() {
         assert!(beats(&point(1.0, 1.0), &point(2.0, 1.0), true) && !beats(&point(1.0, 1.0), &point(1.0, 1.0), true));
         assert!(beats(&point(1.0, 3.0), &point(1.0, 2.0), false) && !beats(&point(1.0, 3.0), &point(0.5, 2.0), false));
+    }
+
+    #[test]
+    fn numbers_have_three_digits() {
+        assert_eq!([53.6289, 1234.5, 0.012345, 1.5].map(rounded), ["53.6", "1234", "0.012", "1.50"]);
     }
 
     #[test]

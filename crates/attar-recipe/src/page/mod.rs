@@ -109,12 +109,12 @@ struct Section {
 struct Drawn {
     svg: String,
     caption: String,
-    width: u32,
+    widths: [u32; 2],
 }
 
 impl From<Figure> for Drawn {
     fn from(figure: Figure) -> Drawn {
-        Drawn { svg: figure.svg, caption: figure.caption, width: figure.width }
+        Drawn { svg: figure.svg, caption: figure.caption, widths: figure.widths }
     }
 }
 
@@ -155,6 +155,7 @@ fn page(title: &str, runs: &[One<'_>]) -> String {
     let mut jinja = Environment::new();
     jinja.set_trim_blocks(true);
     jinja.set_lstrip_blocks(true);
+    jinja.set_keep_trailing_newline(true);
     jinja.set_auto_escape_callback(|_| AutoEscape::Html);
     jinja.add_template("page", include_str!("page.html")).expect("the template is right: a test renders it");
     let page = jinja.get_template("page").expect("it was just added");
@@ -238,9 +239,15 @@ fn sizes(runs: &[One<'_>]) -> Vec<Section> {
     for (eval, task, metric) in qualities(runs) {
         let mut points: Vec<Point> = Vec::new();
         for run in runs {
+            let mut seen: Vec<&str> = Vec::new();
             for evaluation in run.report.evals.iter().filter(|e| e.eval == eval && e.task == task.name) {
                 let Outcome::Measured(measured) = &evaluation.outcome else { continue };
                 let variant = evaluation.variant.as_deref().unwrap_or_default();
+                // Of a variant's runners, the first: points of the others would hide it.
+                if seen.contains(&variant) {
+                    continue;
+                }
+                seen.push(variant);
                 let size = run.report.variants.iter().find(|v| v.name == variant).and_then(|v| size(run.report, v));
                 let (Some(size), Some(quality)) = (size, measured.estimate(metric.at)) else { continue };
                 let who = match evaluation.runner.as_str() {

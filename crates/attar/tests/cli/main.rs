@@ -27,6 +27,7 @@ mod lost;
 mod machine;
 mod memory_plan;
 mod output;
+mod page;
 mod profiles;
 mod pruned;
 mod reading;
