@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use attar_tensor::nearest;
 
 use crate::{
-    Better, DEFAULT_TASK, DEVICE, Error, Measurements, Metric, Mode, PREDICTED, Prediction, REFERENCE, Result, Task,
-    device_metric, task,
+    Better, DEFAULT_TASK, DEVICE, Error, Estimate, Measurements, Metric, Mode, PREDICTED, Prediction, REFERENCE, Result, Task,
+    device_metric, statistics::normal_quantile, task,
 };
 
 /// A bound on a metric.
@@ -26,6 +26,8 @@ pub struct Gate {
     pub mode: Option<Mode>,
     /// The bound.
     pub bound: Bound,
+    /// How sure the answer must be, as a probability; what was measured is taken as it is, if not given.
+    pub confidence: Option<f64>,
 }
 
 /// The bound of a metric.
@@ -87,6 +89,8 @@ pub enum Status {
     Passed,
     /// It does not.
     Failed,
+    /// What was measured is too uncertain to tell, which is no pass.
+    CannotTell,
     /// It was not measured, which is no pass.
     NotRun,
 }
@@ -142,6 +146,10 @@ pub struct WrittenGate {
     /// The same as `worse_at_most`, for a metric where more is better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     drop_at_most: Option<Share>,
+    /// How sure the answer must be, such as `0.95`: the gate then passes or fails only if the measurement's standard error leaves no more doubt, and
+    /// else says how much it takes to tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confidence: Option<f64>,
 }
 
 fn default_task() -> String {
@@ -215,13 +223,17 @@ impl TryFrom<WrittenGate> for Gate {
 
     fn try_from(written: WrittenGate) -> Result<Gate> {
         let bound = written.bound()?;
+        if let Some(found) = written.confidence.filter(|confidence| !(*confidence >= 0.5 && *confidence < 1.0)) {
+            return Err(Error::GateLimit { key: "confidence", found: found.to_string() });
+        }
         let Some((eval, metric)) = written.metric.split_once('/').filter(|(eval, metric)| !eval.is_empty() && !metric.is_empty())
         else {
             return Err(Error::GateMetric { found: written.metric });
         };
         let (eval, metric): (String, String) = (eval.into(), metric.into());
         let runner = if eval == DEVICE && is_reference(&written.runner) { PREDICTED.into() } else { written.runner };
-        Ok(Gate { eval, metric, variant: written.variant, runner, mode: written.mode, bound })
+        let WrittenGate { variant, mode, confidence, .. } = written;
+        Ok(Gate { eval, metric, variant, runner, mode, bound, confidence })
     }
 }
 
@@ -237,6 +249,7 @@ impl From<Gate> for WrittenGate {
             at_least: None,
             worse_at_most: None,
             drop_at_most: None,
+            confidence: gate.confidence,
         };
         match gate.bound {
             Bound::AtMost(limit) => written.at_most = Some(limit),
@@ -372,24 +385,60 @@ impl Gate {
     }
 
     fn judge_one(&self, evaluation: &Evaluation) -> Verdict {
+        let judged = (evaluation.variant.clone(), evaluation.mode, evaluation.device.clone());
         let (measured, reason) = match &evaluation.outcome {
             Outcome::Skipped { reason } => (None, reason.clone()),
-            Outcome::Measured(measurements) => self.measured(&evaluation.task, measurements),
+            Outcome::Measured(measurements) => {
+                let (measured, reason) = self.measured(&evaluation.task, measurements);
+                return match (measured, self.confidence) {
+                    (Some(measured), Some(confidence)) => self.sure(judged, confidence, measured, &evaluation.task, measurements),
+                    (measured, _) => self.verdict(judged, measured.map(|measured| measured.value), reason),
+                };
+            }
             Outcome::Predicted(prediction) => self.predicted(prediction),
         };
-        self.verdict((evaluation.variant.clone(), evaluation.mode, evaluation.device.clone()), measured, reason)
+        self.verdict(judged, measured, reason)
     }
 
-    fn measured(&self, of: &str, measurements: &Measurements) -> (Option<f64>, String) {
+    fn measured(&self, of: &str, measurements: &Measurements) -> (Option<Estimate>, String) {
         let metric = match task(of).and_then(|task| task.metric(&self.metric)) {
             Ok(metric) => metric,
             Err(error) => return (None, error.to_string()),
         };
         let measured = self.number(metric, measurements);
         match measured {
-            Some(number) => (measured, self.words(number)),
+            Some(number) => (measured, self.words(number.value)),
             None => (None, format!("`{}` was not measured", metric.name)),
         }
+    }
+
+    /// The verdict that holds with `confidence`: one-sided, by the normal distribution around what was measured.
+    fn sure(&self, judged: Judged, confidence: f64, measured: Estimate, of: &str, measurements: &Measurements) -> Verdict {
+        let plain = self.verdict(judged, Some(measured.value), self.words(measured.value));
+        let Some(error) = measured.standard_error else {
+            let reason = format!("{}; how sure that is cannot be told: it has no standard error here", plain.reason);
+            return Verdict { status: Status::CannotTell, reason, ..plain };
+        };
+        let reach = normal_quantile(confidence) * error;
+        let away = (measured.value - self.bound.limit()).abs();
+        let percent = 100.0 * confidence;
+        if away > reach || (away == 0.0 && error == 0.0) {
+            return Verdict { reason: format!("{}, with {percent}% confidence", plain.reason), ..plain };
+        }
+        let task = task(of).ok();
+        let count = task.and_then(|task| measurements.number(task.count)).unwrap_or(0.0);
+        let needed = (count * (reach / away).powi(2)).ceil();
+        let counted = task.map_or("samples", |task| task.counted);
+        let enough = match needed.is_finite() && needed < 1e12 {
+            true => format!("about {needed:.0} would do"),
+            false => "no number would do".into(),
+        };
+        let reason = format!(
+            "{:.4} ± {error:.4} against a bound of {}: {count:.0} {counted} cannot tell with {percent}% confidence, {enough}",
+            measured.value,
+            self.bound.limit()
+        );
+        Verdict { status: Status::CannotTell, reason, ..plain }
     }
 
     fn predicted(&self, prediction: &Prediction) -> (Option<f64>, String) {
@@ -400,10 +449,10 @@ impl Gate {
         }
     }
 
-    fn number(&self, metric: &Metric, measurements: &Measurements) -> Option<f64> {
+    fn number(&self, metric: &Metric, measurements: &Measurements) -> Option<Estimate> {
         match self.bound {
             Bound::WorseAtMost(_) | Bound::DropAtMost(_) => metric.loss.and_then(|loss| loss(measurements)),
-            Bound::AtMost(_) | Bound::AtLeast(_) => metric.value(measurements),
+            Bound::AtMost(_) | Bound::AtLeast(_) => measurements.estimate(metric.at),
         }
     }
 
@@ -434,7 +483,7 @@ impl Gate {
 mod tests {
     use super::*;
     use crate::{
-        Estimate, TASKS,
+        TASKS,
         perplexity::{AgainstBase, Agreement, Scores},
     };
 
@@ -598,6 +647,28 @@ mod tests {
         ));
         assert!(matches!(gate("perplexty at_most = 1").check(&evals), Err(Error::UnknownMetric { nearest: Some(_), .. })));
         assert!(matches!(gate("kl drop_at_most = 1").check(&evals), Err(Error::NoLoss { key: "drop_at_most", metric: "kl" })));
+    }
+
+    /// The ratio is 1.05 with a standard error of .01.
+    fn uncertain(toml: &str) -> Verdict {
+        let mut scores = scores(10.5, 10.0);
+        let against = scores.against_base.as_mut().unwrap();
+        against.perplexity_ratio.standard_error = Some(0.01);
+        gate(toml).judge(&[evaluation(Outcome::Measured(Measurements::of(&scores)))]).remove(0)
+    }
+
+    #[test]
+    fn what_is_too_uncertain_cannot_be_told() {
+        // The 95% quantile of the normal distribution is 1.645.
+        let sure = |limit: &str| uncertain(&format!("perplexity worse_at_most = \"{limit}%\"\nconfidence = 0.95"));
+        let status = ["6.7", "6.6", "3.4", "3.3"].map(|limit| sure(limit).status);
+        assert_eq!(status, [Status::Passed, Status::CannotTell, Status::CannotTell, Status::Failed]);
+        let reason = sure("6").reason;
+        assert!(reason.ends_with("10 tokens scored cannot tell with 95% confidence, about 28 would do"), "{reason}");
+        assert_eq!(uncertain("perplexity worse_at_most = \"6%\"").status, Status::Passed, "it was not asked to be sure");
+        let unknown = uncertain("kl at_most = 1\nconfidence = 0.9");
+        assert!(unknown.status == Status::CannotTell && unknown.reason.contains("no standard error"), "{unknown:?}");
+        assert!(refusal("kl at_most = 1\nconfidence = 95").contains("95"));
     }
 
     #[test]

@@ -17,6 +17,27 @@ pub(crate) fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error
     Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
+/// The standard normal distribution's quantile, to four digits.
+pub(crate) fn normal_quantile(share: f64) -> f64 {
+    let (mut low, mut high) = (-9.0, 9.0);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if normal(middle) < share { low = middle } else { high = middle }
+    }
+    (low + high) / 2.0
+}
+
+/// Its cumulative distribution (Abramowitz & Stegun 1964, 26.2.17), to seven digits.
+fn normal(x: f64) -> f64 {
+    if x < 0.0 {
+        return 1.0 - normal(-x);
+    }
+    let t = 1.0 / (1.0 + 0.231_641_9 * x);
+    let terms = [1.330_274_429, -1.821_255_978, 1.781_477_937, -0.356_563_782, 0.319_381_53];
+    let sum = terms.iter().fold(0.0, |sum, term| (sum + term) * t);
+    1.0 - (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt() * sum
+}
+
 /// Resamples of the bootstrap (Efron 1979).
 const RESAMPLES: usize = 200;
 
@@ -165,6 +186,14 @@ mod tests {
         let error = estimate.standard_error.unwrap();
         assert!(error > 0.0 && error < 20.0, "{error}");
         assert_eq!(Estimate::percentile(&windows, 0.99), estimate, "seeded");
+    }
+
+    /// scipy.stats.norm.ppf
+    #[test]
+    fn quantiles_are_those_of_scipy() {
+        for (share, expected) in [(0.5, 0.0), (0.9, 1.281_551_6), (0.95, 1.644_853_6), (0.975, 1.959_964), (0.999, 3.090_232_3)] {
+            assert!((normal_quantile(share) - expected).abs() < 1e-4, "{share}: {}", normal_quantile(share));
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn perfect_answers_score_perfectly() {
             let value = metric.value(&measured).unwrap_or_else(|| panic!("{} measured no {}", task.name, metric.name));
             assert!((value - metric.perfect).abs() < PERFECTLY, "{}/{} is {value}", task.name, metric.name);
             if let Some(loss) = metric.loss {
-                assert!(loss(&measured).unwrap().abs() < PERFECTLY, "{}/{}", task.name, metric.name);
+                assert!(loss(&measured).unwrap().value.abs() < PERFECTLY, "{}/{}", task.name, metric.name);
             }
         }
     }

@@ -13,7 +13,8 @@ use serde_json::Value;
 
 use super::{
     kind::{
-        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, SIDES, Sides, Task, parse, schema,
+        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, SIDES, Sides, Task, lost, parse,
+        schema,
     },
     perplexity::score::Normalizer,
     record::{self, Record, plain},
@@ -45,7 +46,7 @@ static METRICS: &[Metric] = &[
         against: Against::Nothing,
         at: "/acc",
         base: Some("/against_base/acc"),
-        loss: Some(|m| Some(1.0 - m.number("/acc")? / m.number("/against_base/acc")?)),
+        loss: Some(|m| lost(m, "/acc", "/against_base/acc", Some("/against_base/acc_change"))),
         perfect: 1.0,
         random: None,
         column: Some(Column { head: "acc", digits: Digits::Fixed(4) }),
@@ -58,7 +59,7 @@ static METRICS: &[Metric] = &[
         against: Against::Nothing,
         at: "/acc_norm",
         base: Some("/against_base/acc_norm"),
-        loss: Some(|m| Some(1.0 - m.number("/acc_norm")? / m.number("/against_base/acc_norm")?)),
+        loss: Some(|m| lost(m, "/acc_norm", "/against_base/acc_norm", Some("/against_base/acc_norm_change"))),
         perfect: 1.0,
         random: None,
         column: Some(Column { head: "acc-norm", digits: Digits::Fixed(4) }),

@@ -145,6 +145,12 @@ impl Prepared for Lines {
     }
 }
 
+/// The mean and the 99th percentile of the distances of embeddings.
+pub(super) fn distances(model: &[Vec<f32>], base: &[Vec<f32>]) -> [Estimate; 2] {
+    let AgainstBase { drift_mean, drift_p99 } = against(model, base);
+    [drift_mean, drift_p99]
+}
+
 fn against(model: &[Vec<f32>], base: &[Vec<f32>]) -> AgainstBase {
     // Lines are independent of each other, so each is a cluster of its own. Rounding may take a distance below zero.
     let distance = |(model, base): (&Vec<f32>, &Vec<f32>)| vec![1.0 - embedding::cosine(model, base).min(1.0)];

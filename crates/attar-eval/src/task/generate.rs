@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    kind::{Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, parse, schema},
+    kind::{
+        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, lost, parse, schema,
+    },
     record::{self, Record, plain},
     words::{self, Bleu, Chrf, Rouge},
 };
@@ -61,10 +63,7 @@ macro_rules! referenced {
         Metric {
             base: Some(concat!("/against_base/by_reference/", $field)),
             perfect: $perfect,
-            loss: Some(|m| {
-                let own = m.number(concat!("/by_reference/", $field))?;
-                Some(1.0 - own / m.number(concat!("/against_base/by_reference/", $field))?)
-            }),
+            loss: Some(|m| lost(m, concat!("/by_reference/", $field), concat!("/against_base/by_reference/", $field), None)),
             column: $column,
             ..shared($name, $about, Against::Nothing, concat!("/by_reference/", $field), "")
         }

@@ -61,7 +61,7 @@ pub struct Metric {
     /// Where the same number of the base is, if it is measured.
     pub base: Option<&'static str>,
     /// The share that was lost against the base, for metrics that have one.
-    pub loss: Option<fn(&Measurements) -> Option<f64>>,
+    pub loss: Option<fn(&Measurements) -> Option<Estimate>>,
     /// The value for perfect answers, of which the base gives the same.
     pub perfect: f64,
     /// The value for random answers of that width (the vocabulary's, or an embedding's), if theory gives one.
@@ -228,6 +228,13 @@ impl Measurements {
     pub fn number(&self, pointer: &str) -> Option<f64> {
         self.estimate(pointer).map(|estimate| estimate.value)
     }
+}
+
+/// What was lost of a base's number by a model that has `own`, as a share; `change` is the paired difference of both, if there is one.
+pub(super) fn lost(measurements: &Measurements, own: &str, base: &str, change: Option<&str>) -> Option<Estimate> {
+    let base = measurements.number(base)?;
+    let error = change.and_then(|change| measurements.estimate(change)?.standard_error);
+    Some(Estimate { value: 1.0 - measurements.number(own)? / base, standard_error: error.map(|error| error / base) })
 }
 
 impl Metric {

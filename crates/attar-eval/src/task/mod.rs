@@ -6,6 +6,7 @@
 mod choice;
 mod embedding;
 mod embedding_drift;
+mod embeddings;
 mod generate;
 mod kind;
 mod latency;
@@ -25,7 +26,7 @@ use crate::{Error, Result};
 
 /// Every task, in the order of the documentation.
 pub static TASKS: &[&Task] =
-    &[&perplexity::TASK, &choice::TASK, &generate::TASK, &sts::TASK, &embedding_drift::TASK, &latency::TASK];
+    &[&perplexity::TASK, &choice::TASK, &generate::TASK, &embeddings::TASK, &sts::TASK, &embedding_drift::TASK, &latency::TASK];
 
 /// What an eval measures if it does not say it.
 pub const DEFAULT_TASK: &str = "perplexity";

@@ -3,7 +3,7 @@
 //!
 //! Ranks hardly move when weights are rounded: to see what quantization does, measure `embedding-drift` as well.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use attar_model::Config;
 use schemars::JsonSchema;
@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     embedding::{self, AGREEMENT, Agreement, Embedded},
     kind::{
-        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, parse, read, schema,
+        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, lost, parse, read,
+        schema,
     },
 };
 use crate::{
@@ -42,7 +43,7 @@ static METRICS: &[Metric] = &[
         against: Against::Nothing,
         at: "/spearman",
         base: Some("/against_base/spearman"),
-        loss: Some(|m| Some(1.0 - m.number("/spearman")? / m.number("/against_base/spearman")?)),
+        loss: Some(|m| lost(m, "/spearman", "/against_base/spearman", None)),
         perfect: 1.0,
         random: Some(|_| 0.0),
         column: Some(Column { head: "Spearman", digits: Digits::Fixed(4) }),
@@ -102,35 +103,39 @@ impl ReadsFiles for Sts {
 
     fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>> {
         self.check(language.config)?;
-        let text = read(&self.data)?;
-        let lines: Vec<Vec<String>> = match self.data.extension().is_some_and(|extension| extension == "csv") {
-            true => comma_separated(&text),
-            false => text.lines().map(|line| line.split('\t').map(Into::into).collect()).collect(),
-        };
-        let mut pairs = self.scored(&lines)?;
-        pairs.truncate(self.pairs.unwrap_or(usize::MAX));
-        if pairs.len() < 2 {
-            return Err(Error::NoPairs { path: self.data.clone(), pairs: pairs.len() });
-        }
-        let sentences: Vec<&str> = pairs.iter().flat_map(|(_, pair)| *pair).collect();
+        let pairs = pairs(&self.data, self.pairs)?;
+        let sentences: Vec<&str> = pairs.iter().flat_map(|(_, pair)| pair.iter().map(String::as_str)).collect();
         let windows = embedding::windows(language, &sentences, self.window)?;
         Ok(Box::new(Pairs { judged: pairs.into_iter().map(|(score, _)| score).collect(), windows }))
     }
 }
 
-impl Sts {
-    fn scored<'l>(&self, lines: &'l [Vec<String>]) -> Result<Vec<(f64, [&'l str; 2])>> {
-        let mut pairs = Vec::new();
-        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.iter().any(|field| !field.trim().is_empty())) {
-            let malformed = || Error::Pair { path: self.data.clone(), line: at + 1, fields: line.len() };
-            let [score, first, second] = line.as_slice() else { return Err(malformed()) };
-            if !score.trim().is_empty() {
-                let score: f64 = score.trim().parse().ok().filter(|score: &f64| score.is_finite()).ok_or_else(malformed)?;
-                pairs.push((score, [first.as_str(), second.as_str()]));
-            }
+/// A pair of sentences with its score.
+pub(super) type Pair = (f64, [String; 2]);
+
+/// The first pairs of a file, two or more.
+pub(super) fn pairs(path: &Path, most: Option<usize>) -> Result<Vec<Pair>> {
+    let text = read(path)?;
+    let lines: Vec<Vec<String>> = match path.extension().is_some_and(|extension| extension == "csv") {
+        true => comma_separated(&text),
+        false => text.lines().map(|line| line.split('\t').map(Into::into).collect()).collect(),
+    };
+    let mut pairs = scored(path, lines)?;
+    pairs.truncate(most.unwrap_or(usize::MAX));
+    if pairs.len() < 2 { Err(Error::NoPairs { path: path.into(), pairs: pairs.len() }) } else { Ok(pairs) }
+}
+
+fn scored(path: &Path, lines: Vec<Vec<String>>) -> Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    for (at, line) in lines.into_iter().enumerate().filter(|(_, line)| line.iter().any(|field| !field.trim().is_empty())) {
+        let malformed = |fields| Error::Pair { path: path.into(), line: at + 1, fields };
+        let [score, first, second] = <[String; 3]>::try_from(line).map_err(|line| malformed(line.len()))?;
+        if !score.trim().is_empty() {
+            let score: Option<f64> = score.trim().parse().ok().filter(|score: &f64| score.is_finite());
+            pairs.push((score.ok_or_else(|| malformed(3))?, [first, second]));
         }
-        Ok(pairs)
     }
+    Ok(pairs)
 }
 
 /// Lines of fields, by RFC 4180: a field in quotes may hold commas, line breaks and doubled quotes.
@@ -182,26 +187,35 @@ impl Prepared for Pairs {
         }))
     }
 
-    /// Two vectors whose angle shrinks as the judgement grows.
     fn perfect(&self, window: usize, _: usize, width: usize) -> Vec<f32> {
-        let mut row = vec![0.0; width];
-        let lowest = self.judged.iter().copied().fold(f64::INFINITY, f64::min);
-        let range = self.judged.iter().copied().fold(f64::NEG_INFINITY, f64::max) - lowest;
-        let angle = match window % 2 {
-            0 => 0.0,
-            _ => 0.5 * std::f64::consts::PI * (1.0 - (self.judged[window / 2] - lowest) / range.max(f64::MIN_POSITIVE)),
-        };
-        (row[0], row[1]) = (angle.cos() as f32, angle.sin() as f32);
-        row
+        perfect(&self.judged, window, width)
     }
+}
+
+/// Of each pair, two vectors whose angle shrinks as the judgement grows.
+pub(super) fn perfect(judged: &[f64], window: usize, width: usize) -> Vec<f32> {
+    let mut row = vec![0.0; width];
+    let lowest = judged.iter().copied().fold(f64::INFINITY, f64::min);
+    let range = judged.iter().copied().fold(f64::NEG_INFINITY, f64::max) - lowest;
+    let angle = match window % 2 {
+        0 => 0.0,
+        _ => 0.5 * std::f64::consts::PI * (1.0 - (judged[window / 2] - lowest) / range.max(f64::MIN_POSITIVE)),
+    };
+    (row[0], row[1]) = (angle.cos() as f32, angle.sin() as f32);
+    row
 }
 
 impl Pairs {
     fn spearman(&self, embeddings: &[Vec<f32>]) -> Estimate {
-        let cosines = embeddings.chunks(2).map(|pair| embedding::cosine(&pair[0], &pair[1]));
-        let pairs: Vec<(f64, f64)> = cosines.zip(self.judged.iter().copied()).collect();
-        Estimate { value: spearman(&pairs), standard_error: Some(bootstrap_of(&pairs, spearman)) }
+        ranked(&self.judged, embeddings)
     }
+}
+
+/// How cosines of pairs rank with what people judged of them.
+pub(super) fn ranked(judged: &[f64], embeddings: &[Vec<f32>]) -> Estimate {
+    let cosines = embeddings.chunks(2).map(|pair| embedding::cosine(&pair[0], &pair[1]));
+    let pairs: Vec<(f64, f64)> = cosines.zip(judged.iter().copied()).collect();
+    Estimate { value: spearman(&pairs), standard_error: Some(bootstrap_of(&pairs, spearman)) }
 }
 
 /// The correlation of ranks; of equal values, each has the mean of their ranks.
@@ -263,12 +277,12 @@ mod tests {
 
     #[test]
     fn pairs_without_a_score_are_left_out_and_malformed_lines_named() {
-        let sts = Sts { data: "x.tsv".into(), pairs: None, window: None };
         let lines =
             |text: &str| text.lines().map(|line| line.split('\t').map(Into::into).collect()).collect::<Vec<Vec<String>>>();
-        assert_eq!(sts.scored(&lines("1\ta\tb\n\tc\td\n\n2\te\tf")).unwrap(), [(1.0, ["a", "b"]), (2.0, ["e", "f"])]);
+        let found = scored(Path::new("x.tsv"), lines("1\ta\tb\n\tc\td\n\n2\te\tf")).unwrap();
+        assert_eq!(found, [(1.0, ["a", "b"]), (2.0, ["e", "f"])].map(|(score, pair)| (score, pair.map(str::to_owned))));
         for text in ["1\ta\tb\nx\tc\td", "1\ta\tb\n1\tc", "1\ta\tb\nnan\tc\td"] {
-            assert!(matches!(sts.scored(&lines(text)), Err(Error::Pair { line: 2, .. })), "{text}");
+            assert!(matches!(scored(Path::new("x"), lines(text)), Err(Error::Pair { line: 2, .. })), "{text}");
         }
     }
 

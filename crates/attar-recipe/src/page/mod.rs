@@ -226,7 +226,7 @@ fn table(runs: &[One<'_>], title: &str, folded: bool, of: impl Fn(&Report) -> Op
 fn cell(text: String) -> Text {
     let class = match text.as_str() {
         "passed" => "passed",
-        "FAILED" | "NOT RUN" => "failed",
+        "FAILED" | "NOT RUN" | "CANNOT TELL" => "failed",
         long if long.chars().count() > 60 => "text",
         _ => "",
     };

@@ -18,7 +18,7 @@ impl Report {
             "<testsuites>\n<testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\">",
             escaped(&self.recipe),
             verdicts.len(),
-            count(Status::Failed),
+            count(Status::Failed) + count(Status::CannotTell),
             count(Status::NotRun)
         );
         for verdict in verdicts {
@@ -31,7 +31,7 @@ impl Report {
             let reason = escaped(&verdict.reason);
             let _ = match verdict.status {
                 Status::Passed => writeln!(text, "/>"),
-                Status::Failed => writeln!(text, "><failure message=\"{reason}\"/></testcase>"),
+                Status::Failed | Status::CannotTell => writeln!(text, "><failure message=\"{reason}\"/></testcase>"),
                 Status::NotRun => writeln!(text, "><error message=\"not run: {reason}\"/></testcase>"),
             };
         }

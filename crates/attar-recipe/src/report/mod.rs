@@ -268,6 +268,7 @@ fn gate_table<'v>(verdicts: impl Iterator<Item = &'v Verdict>) -> Table {
             Status::Passed => "passed",
             Status::Failed => "FAILED",
             Status::NotRun => "NOT RUN",
+            Status::CannotTell => "CANNOT TELL",
         };
         let runner = evals::runner(&verdict.gate.runner, verdict.mode, verdict.device.as_deref());
         let metric = format!("{}/{}", verdict.gate.eval, verdict.gate.metric);

@@ -39,7 +39,7 @@ impl Verb for Bench {
     }
 
     fn examples(&self) -> &'static [&'static str] {
-        &["attar bench int4 --requests 4 --prompt-tokens 16 --answer-tokens 4"]
+        &["attar bench onnx --requests 4 --prompt-tokens 16 --answer-tokens 4"]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {

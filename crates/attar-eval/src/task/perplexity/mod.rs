@@ -12,7 +12,7 @@ use super::kind::{
     Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, parse, schema,
 };
 use crate::{
-    Result, Window,
+    Estimate, Result, Window,
     runner::{Output, Progress},
 };
 
@@ -95,7 +95,10 @@ static METRICS: &[Metric] = &[
         against: Against::Base,
         at: "/against_base/top1_agreement",
         base: None,
-        loss: Some(|m| m.number("/against_base/top1_agreement").map(|top1| 1.0 - top1)),
+        loss: Some(|m| {
+            let same = m.estimate("/against_base/top1_agreement")?;
+            Some(Estimate { value: 1.0 - same.value, ..same })
+        }),
         perfect: 1.0,
         random: Some(|vocabulary| 1.0 / vocabulary as f64),
         column: Some(Column { head: "top-1", digits: Digits::Fixed(4) }),
@@ -128,8 +131,9 @@ static METRICS: &[Metric] = &[
     },
 ];
 
-fn lost(measurements: &Measurements) -> Option<f64> {
-    measurements.number("/against_base/perplexity_ratio").map(|ratio| ratio - 1.0)
+fn lost(measurements: &Measurements) -> Option<Estimate> {
+    let ratio = measurements.estimate("/against_base/perplexity_ratio")?;
+    Some(Estimate { value: ratio.value - 1.0, ..ratio })
 }
 
 impl ReadsFiles for Perplexity {
