@@ -12,6 +12,7 @@ mod distribution;
 mod error;
 mod hessian;
 pub mod learn;
+mod lines;
 mod losses;
 mod pattern;
 pub mod prune;
@@ -25,7 +26,7 @@ pub use activation::{
     ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, Codes, Counts, Distribution, Feed,
     Known, KvCache, OBSERVERS, Observer, ObserverName, Site as ActivationSite, insert,
 };
-pub use calibrate::Calibration;
+pub use calibrate::{Calibration, TextSource, Windows};
 pub use error::{Error, Result};
 pub(crate) use hessian::Factor;
 pub use hessian::{Cross, Drift, Hessian};

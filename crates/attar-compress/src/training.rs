@@ -1,19 +1,15 @@
 //! Training data: a text file as windows of tokens, some of them kept aside.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
-use attar_model::{ChatTemplate, Config, Encoder, Tokenizer};
+use attar_model::{ChatTemplate, Config, Tokenizer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::{
     Error, Result,
     calibrate::{check_plain, check_windows, default_length, shuffle, tokens_of},
+    lines,
 };
 
 /// The text that a model is trained on.
@@ -119,10 +115,10 @@ impl TrainingText {
     pub fn windows(&self, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>, config: &Config) -> Result<TrainingWindows> {
         self.check(config)?;
         let tokens = match (&self.field, &self.messages) {
-            (Some(field), _) => self.tokens_of_lines(field, &text_of, tokenizer)?,
+            (Some(field), _) => lines::tokens(&self.path, field, &lines::text_of, tokenizer)?,
             (None, Some(messages)) => {
                 let chat = chat.ok_or(Error::NoChatTemplate)?;
-                self.tokens_of_lines(messages, &|value| dialogue_of(value, chat), tokenizer)?
+                lines::tokens(&self.path, messages, &|value| lines::dialogue_of(value, chat), tokenizer)?
             }
             (None, None) => tokens_of(&self.path, tokenizer)?,
         };
@@ -144,42 +140,4 @@ impl TrainingText {
         let windows = |order: Vec<usize>| order.into_iter().map(|at| windows[at].to_vec()).collect();
         Ok(TrainingWindows { held_out: windows(order), train: windows(train) })
     }
-
-    /// The tokens of what `text` makes of a value of every line.
-    fn tokens_of_lines(&self, key: &str, text: TextOf<'_>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let unread = |source| attar_tensor::Error::Io { action: "read", path: self.path.clone(), source };
-        let mut encoder = Encoder::of(tokenizer);
-        for (at, line) in BufReader::new(File::open(&self.path).map_err(unread)?).lines().enumerate() {
-            let line = line.map_err(unread)?;
-            if line.trim().is_empty() {
-                continue;
-            }
-            let refused = |problem: String| Error::Line { path: self.path.clone(), line: at + 1, problem };
-            let object: serde_json::Map<String, Value> =
-                serde_json::from_str(&line).map_err(|e| refused(format!("no JSON object: {e}")))?;
-            let value = object.get(key).ok_or_else(|| {
-                let known: Vec<String> = object.keys().map(|key| format!("`{key}`")).collect();
-                refused(format!("no `{key}` among {}", known.join(", ")))
-            })?;
-            encoder.push(&text(value).map_err(|problem| refused(format!("`{key}` {problem}")))?)?;
-        }
-        Ok(encoder.finish()?)
-    }
-}
-
-/// What a value of a line says, or what is wrong with it.
-type TextOf<'t> = &'t dyn Fn(&Value) -> std::result::Result<String, String>;
-
-fn text_of(value: &Value) -> std::result::Result<String, String> {
-    value.as_str().map(|text| format!("{text}\n\n")).ok_or_else(|| "is no text".into())
-}
-
-fn dialogue_of(value: &Value, chat: &ChatTemplate) -> std::result::Result<String, String> {
-    let messages = value.as_array().filter(|messages| !messages.is_empty()).ok_or("is no list of messages")?;
-    for (at, message) in messages.iter().enumerate() {
-        if !message["role"].is_string() {
-            return Err(format!("has no `role` in its message {}", at + 1));
-        }
-    }
-    chat.render(value).map_err(|problem| format!("is refused by the model's chat template: {problem}"))
 }

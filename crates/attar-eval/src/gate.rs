@@ -668,7 +668,7 @@ mod tests {
         assert_eq!(uncertain("perplexity worse_at_most = \"6%\"").status, Status::Passed, "it was not asked to be sure");
         let unknown = uncertain("kl at_most = 1\nconfidence = 0.9");
         assert!(unknown.status == Status::CannotTell && unknown.reason.contains("no standard error"), "{unknown:?}");
-        assert!(refusal("kl at_most = 1\nconfidence = 95").contains("95"));
+        assert_eq!(refusal("metric = \"text/kl\"\nat_most = 1\nconfidence = 95"), "`confidence = 95` is not a bound");
     }
 
     #[test]

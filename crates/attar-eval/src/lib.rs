@@ -43,6 +43,6 @@ pub use reference::{REFERENCE, Reference, outputs};
 pub use runner::{Asked, Output, Progress, Rows, Runner, Window};
 pub use statistics::Estimate;
 pub use task::{
-    Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Language, Latency, Measurements, Metric, PROMPTS, Prepared, Settings,
+    Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Language, Load, Measurements, Metric, PROMPTS, Prepared, Settings,
     Sides, TASKS, Task, perplexity, perplexity::Perplexity, task,
 };

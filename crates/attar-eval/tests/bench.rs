@@ -24,7 +24,7 @@ fn flaky(name: &str, folder: &Path) -> Artifact {
 
 fn asked(scenario: Scenario) -> Bench {
     let requests = vec![Request { prompt: 4, answer: 3 }; 6];
-    Bench { scenario, requests, warm_up: 0, text: vec![1, 2, 3], seed: 1 }
+    Bench { scenario, requests, warm_up: 0, text: vec![1, 2, 3], seed: 1, meter: None }
 }
 
 #[test]
@@ -39,6 +39,21 @@ fn requests_that_fail_are_counted_and_the_others_answered() {
         assert!(found.failure.as_ref().unwrap().contains(why), "{name}: {found:?}");
         assert_eq!((found.ttft.p50, found.tpot.p99, found.e2e.p50), (Some(0.5), Some(0.25), Some(1.0)), "{name}");
     }
+}
+
+#[test]
+fn a_meter_is_read_before_and_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let artifact = flaky("answers", folder.path());
+    let count = folder.path().join("count");
+    std::fs::write(&count, "1").unwrap();
+    // Each reading finds one joule more.
+    let meter = format!("n=$(cat '{0}'); echo $((n + 1)) > '{0}'; echo $n", count.display());
+    let found = Bench { meter: Some(meter), ..asked(Scenario::SingleStream) }.run(&artifact, &|_, _| {}).unwrap();
+    let energy = found.energy.unwrap();
+    assert_eq!((energy.joules, energy.joules_per_token), (1.0, 1.0 / 12.0), "four answers of three tokens");
+    let broken = Bench { meter: Some("echo lots".into()), ..asked(Scenario::SingleStream) }.run(&artifact, &|_, _| {}).unwrap();
+    assert!(broken.energy.is_none() && broken.notes.iter().any(|note| note.contains("energy was not measured")), "{broken:?}");
 }
 
 #[test]

@@ -14,3 +14,6 @@ pub(crate) struct Data {
     #[serde(default)]
     pub(crate) train: Option<attar_compress::TrainingText>,
 }
+
+/// What to do where a step looks at activations, and there is no text.
+pub(crate) const GIVE_TEXT: &str = "add `[data.calibration]` with the `path` of a text, or without for attar's own mixture";

@@ -1,6 +1,6 @@
 //! Measurements: each is a unit of work, and runs of the reference are shared between those that need them.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path};
 
 use attar_eval::{
     Artifact, Asked, DEFAULT_TASK, DEVICE, Engine, Evaluation, Language, Measurements, Mode, Outcome, Prepared, Reference, Rows,
@@ -155,8 +155,8 @@ impl Measuring<'_> {
                     let outcome = match subject.run_by(engine, mode, eval.device.as_deref(), self.engines) {
                         Err(missing) => Outcome::Skipped { reason: missing.to_string() },
                         Ok(mut artifact) => {
-                            artifact.threads = load.threads;
-                            artifact.timeout = Duration::from_secs(load.timeout);
+                            artifact.threads = load.threads();
+                            artifact.timeout = load.timeout();
                             let measured = bench.run(&artifact, &|done, _| self.observer.advance(done, ""))?;
                             Outcome::Measured(Measurements::of(&measured))
                         }

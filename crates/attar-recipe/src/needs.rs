@@ -1,15 +1,20 @@
 //! What a run needs and may not find: texts and engines.
 
+use attar_compress::Calibration;
 use attar_eval::Engine;
 
 use crate::{Engines, Error, Eval, Recipe, Result};
 
 /// What a run cannot end well without is known before hours of work, not after.
 pub(crate) fn check_needs(recipe: &Recipe, engines: &Engines) -> Result<()> {
-    let calibration = recipe.calibration().map(|text| ("calibration", &text.path, "data.calibration.path"));
-    let training = recipe.training().map(|text| ("training", &text.path, "data.train.path"));
-    for (what, path, key) in calibration.into_iter().chain(training) {
-        if let Err(e) = std::fs::File::open(path) {
+    let key = |text: &Calibration| if text.path.is_some() { "data.calibration.path" } else { "data.calibration.sources" };
+    let calibration = recipe.calibration().into_iter().flat_map(|text| {
+        let key = key(text);
+        text.files().into_iter().map(move |path| ("calibration", path, key))
+    });
+    let training = recipe.training().map(|text| ("training", text.path.clone(), "data.train.path"));
+    for (what, path, key) in calibration.chain(training) {
+        if let Err(e) = std::fs::File::open(&path) {
             let error = Error::input(format!("cannot read the {what} text `{}`", path.display())).because(&e);
             return Err(recipe.document.place(error, key));
         }

@@ -73,10 +73,15 @@ impl Opened {
 
     /// Fails if the recipe trains on dialogues, and the model has no way to write them.
     pub(crate) fn check_chat(&self, recipe: &Recipe) -> Result<()> {
-        let dialogues = recipe.training().is_some_and(|text| text.messages.is_some());
-        if dialogues && self.chat_template()?.is_none() {
-            let error = Error { kind: ErrorKind::Recipe, ..attar_compress::Error::NoChatTemplate.into() };
-            return Err(recipe.document.place(error, "data.train.messages"));
+        let training = recipe.training().is_some_and(|text| text.messages.is_some());
+        let calibration = recipe.calibration().is_some_and(|text| text.needs_chat());
+        for (_, key) in
+            [(training, "data.train.messages"), (calibration, "data.calibration.sources")].iter().filter(|(is, _)| *is)
+        {
+            if self.chat_template()?.is_none() {
+                let error = Error { kind: ErrorKind::Recipe, ..attar_compress::Error::NoChatTemplate.into() };
+                return Err(recipe.document.place(error, key));
+            }
         }
         Ok(())
     }
@@ -106,14 +111,17 @@ impl Opened {
     pub(crate) fn windows(&self, recipe: &Recipe) -> Result<Texts> {
         let place = |e: attar_compress::Error, key| recipe.document.place(e.into(), key);
         let windows = |text: &attar_compress::Calibration| {
-            text.windows(&self.tokenizer()?, self.config()).map_err(|e| place(e, "data.calibration"))
+            let chat = self.chat_template()?;
+            text.windows(&self.tokenizer()?, chat.as_ref(), self.config()).map_err(|e| place(e, "data.calibration"))
         };
         let calibration = recipe.calibration().map(windows).transpose()?;
+        let calibration_of = calibration.as_ref().map(|windows| windows.of.clone()).unwrap_or_default();
+        let calibration = calibration.map(|windows| windows.windows);
         let windows = |text: &attar_compress::TrainingText| {
             let chat = self.chat_template()?;
             text.windows(&self.tokenizer()?, chat.as_ref(), self.config()).map_err(|e| place(e, "data.train"))
         };
-        Ok(Texts { calibration, training: recipe.training().map(windows).transpose()? })
+        Ok(Texts { calibration, calibration_of, training: recipe.training().map(windows).transpose()? })
     }
 
     /// Numbers in the weights of what the recipe is about, if it says so.
@@ -130,7 +138,7 @@ impl Opened {
             Existing::check_whole(path).map_err(|e| recipe.document.place(e, "artifact"))?;
         }
         let mut files = Opened::of(recipe)?.files()?;
-        files.extend(recipe.calibration().map(|text| text.path.clone()));
+        files.extend(recipe.calibration().iter().flat_map(|text| text.files()));
         files.extend(recipe.training().map(|text| text.path.clone()));
         files.extend(recipe.step_files().map(|(_, file)| file));
         for (key, path) in recipe.step_checkpoints() {

@@ -453,11 +453,13 @@ impl Recipe {
             ("baseline", baseline),
         ];
         let texts = [
-            ("data.calibration.path", self.calibration().map(|text| &text.path)),
+            ("data.calibration.path", self.calibration().and_then(|text| text.path.as_ref())),
             ("data.train.path", self.training().map(|text| &text.path)),
         ];
         let mut paths: Vec<(String, PathBuf)> =
             named.into_iter().chain(texts).filter_map(|(key, path)| Some((key.to_owned(), path?.clone()))).collect();
+        let sources = self.calibration().into_iter().flat_map(|text| &text.sources).enumerate();
+        paths.extend(sources.map(|(at, source)| (format!("data.calibration.sources[{at}].path"), source.path.clone())));
         paths.extend(self.step_files());
         paths.extend(self.step_checkpoints());
         let of_eval = |eval: &Eval| eval.task.files().into_iter().map(|file| (format!("{}.data", eval.key), file)).collect();

@@ -24,7 +24,7 @@ use crate::{
     plan::{plan, plan_work},
     publish,
     report::{self, ModelReport, Timed},
-    session::{Session, Workspace},
+    session::{Session, Texts, Workspace},
     step::WALKERS,
 };
 
@@ -51,7 +51,9 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
     let opened = Opened::of(recipe)?;
     let lock = lock_inputs(recipe, inputs, request)?;
     let output = claim_output(recipe)?;
-    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS, inputs.clone())?;
+    let texts = opened.windows(recipe)?;
+    note_texts(recipe, &texts, request.observer);
+    let workspace = Workspace::open(recipe.store(&output), texts, WALKERS, inputs.clone())?;
     let session = workspace.session(opened.model(), request.observer);
     let mut used = BTreeSet::new();
     let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
@@ -77,6 +79,17 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
     keep_promises(&report, &Manifest::of(recipe.owner(), &lock, &report.model, &made, &folders), &output)?;
     clean_up(recipe, workspace, &used, &output)?;
     Ok(report)
+}
+
+/// Says which of several texts activations are seen on, and how much of each.
+fn note_texts(recipe: &Recipe, texts: &Texts, observer: &dyn Observer) {
+    let Some(asked) = recipe.calibration().filter(|text| text.path.is_none()) else { return };
+    let of: Vec<String> = texts.calibration_of.iter().map(|(name, windows)| format!("{windows} of {name}")).collect();
+    observer.note(&format!("calibration: windows of {} tokens, {}", asked.length, of.join(", ")));
+    let found: usize = texts.calibration_of.iter().map(|(_, windows)| windows).sum();
+    if found < asked.samples {
+        observer.note(&format!("note: {} windows were asked for, and the texts have {found}", asked.samples));
+    }
 }
 
 /// Measures what the evals of a recipe without steps, exports and gates ask for. Nothing is written and nothing kept.

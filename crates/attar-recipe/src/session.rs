@@ -42,6 +42,8 @@ pub(crate) struct Workspace {
 #[derive(Default)]
 pub(crate) struct Texts {
     pub(crate) calibration: Option<Vec<Vec<u32>>>,
+    /// Names of the calibration's texts, with the numbers of their windows.
+    pub(crate) calibration_of: Vec<(String, usize)>,
     pub(crate) training: Option<TrainingWindows>,
 }
 

@@ -434,7 +434,7 @@ mod tests {
     static WALKERS: &[&Walker] = &[&WALKER];
 
     fn open(folder: &Path) -> Workspace {
-        Workspace::open(folder.into(), Texts { calibration: Some(windows()), training: None }, WALKERS, Inputs::default())
+        Workspace::open(folder.into(), Texts { calibration: Some(windows()), ..Texts::default() }, WALKERS, Inputs::default())
             .unwrap()
     }
 

@@ -4,20 +4,26 @@
 //! crate::engine::protocol::Request::Time)), so no pipe is in them. Scenarios are those of MLPerf Inference (Reddi et al. 2020): single-stream, multi-stream
 //! and server.
 
+mod energy;
 mod load;
 mod machine;
 mod quantile;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    energy::Energy,
     load::Request,
     machine::Machine,
     quantile::{Intervals, Percentiles},
 };
 use self::{
+    energy::{Counting, IDLE, Meter, POWERCAP, Powercap, Told},
     load::{Clock, Served, Server, Timed, arrivals, serve},
     machine::{Ticks, resident},
     quantile::{at, enough_for_p99, interval},
@@ -72,6 +78,8 @@ pub struct Bench {
     pub text: Vec<u32>,
     /// Of the arrivals.
     pub seed: u64,
+    /// A command that prints joules, in place of the machine's own counters.
+    pub meter: Option<String>,
 }
 
 /// Times of one artifact.
@@ -107,6 +115,9 @@ pub struct Latencies {
     pub load_seconds: f64,
     /// Memory of the engine's processes, all together.
     pub memory: Memory,
+    /// What the machine used, where something counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<Energy>,
     /// What to know of these numbers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -139,6 +150,7 @@ impl Bench {
         for stream in &mut streams {
             (0..self.warm_up).try_for_each(|at| stream.warm(at))?;
         }
+        let counting = self.counting();
         let before = Ticks::now();
         let spent = |streams: &[Stream<'_>]| streams.iter().filter_map(|stream| Ticks::of_process(stream.process())).sum::<u64>();
         let spent_before = spent(&streams);
@@ -150,6 +162,12 @@ impl Bench {
         let done = |done: usize| progress(done as u64, self.requests.len() as u64);
         let served = serve(&mut streams, self.requests.len(), due.as_deref(), &clock, &done);
         let mut found = self.latencies(&served, due.as_deref());
+        let tokens = served.iter().filter_map(|s| s.timed.as_ref().ok()).map(|timed| timed.next.len() + 1).sum();
+        match counting.map(|counting| counting.and_then(|counting| counting.end(tokens))) {
+            None => {}
+            Some(Ok(energy)) => found.energy = Some(energy),
+            Some(Err(error)) => found.notes.push(format!("energy was not measured: {error}")),
+        }
         found.load_seconds = streams.iter().map(|stream| stream.loaded_in).sum::<f64>() / streams.len() as f64;
         found.memory = memory(&streams);
         if let (Some(before), Some(after)) = (before, Ticks::now()) {
@@ -199,6 +217,15 @@ impl Bench {
         Ok(found.collect())
     }
 
+    /// Begins to count joules, if something can: the user's own meter, or the machine's counters.
+    fn counting(&self) -> Option<std::io::Result<Counting>> {
+        let meter: Box<dyn Meter> = match &self.meter {
+            Some(command) => Box::new(Told { command: command.clone() }),
+            None => Box::new(Powercap::at(Path::new(POWERCAP))?),
+        };
+        Some(Counting::begin(meter, IDLE))
+    }
+
     fn latencies(&self, served: &[Served], due: Option<&[f64]>) -> Latencies {
         let answered: Vec<(&Served, &Timed)> = served.iter().filter_map(|s| Some((s, s.timed.as_ref().ok()?))).collect();
         let whole = |(served, timed): &(&Served, &Timed)| served.waited + timed.first + timed.next.iter().sum::<f64>();
@@ -230,6 +257,7 @@ impl Bench {
             overload: due.is_some_and(|due| overloaded(&answered, due, self.scenario.streams())),
             load_seconds: 0.0,
             memory: Memory::default(),
+            energy: None,
             notes,
         }
     }

@@ -7,6 +7,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use attar_model::{ChatTemplate, Config, Tokenizer};
@@ -16,9 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::latency::Latency;
 use crate::{
-    Error, Estimate, Generation, Result,
+    Bench, Error, Estimate, Generation, Result,
     runner::{Output, Progress, Rows, Window},
 };
 
@@ -139,9 +139,22 @@ pub trait Settings: fmt::Debug + Send + Sync {
     /// Number of tokens in the longest window there can be, if the settings limit it.
     fn longest(&self) -> Option<usize>;
     /// What is asked of an engine, for tasks that take times; they are not prepared.
-    fn load(&self) -> Option<&Latency>;
+    fn load(&self) -> Option<&dyn Load>;
     /// Reads the files and makes windows of them.
     fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>>;
+}
+
+/// Requests to an engine, for tasks that take times.
+pub trait Load {
+    /// The requests, for a model.
+    ///
+    /// # Errors
+    /// If a setting is out of range, or a file cannot be read.
+    fn bench(&self, language: &Language<'_>) -> Result<Bench>;
+    /// Threads of each engine; the engine decides if not given.
+    fn threads(&self) -> Option<usize>;
+    /// How long a request may take.
+    fn timeout(&self) -> Duration;
 }
 
 /// How a model reads texts.
@@ -255,7 +268,7 @@ pub(super) trait ReadsFiles: fmt::Debug + Serialize + DeserializeOwned + JsonSch
     /// See [`Settings::longest`].
     fn longest(&self) -> Option<usize>;
     /// See [`Settings::load`].
-    fn load(&self) -> Option<&Latency> {
+    fn load(&self) -> Option<&dyn Load> {
         None
     }
     /// See [`Settings::prepare`].
@@ -283,7 +296,7 @@ impl<T: ReadsFiles> Settings for T {
         ReadsFiles::longest(self)
     }
 
-    fn load(&self) -> Option<&Latency> {
+    fn load(&self) -> Option<&dyn Load> {
         ReadsFiles::load(self)
     }
 

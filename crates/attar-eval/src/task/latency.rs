@@ -1,12 +1,15 @@
 //! How fast an artifact answers in its engine: see [`crate::bench`]. The only task whose numbers are other ones in each run.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use attar_model::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::kind::{Against, Better, Column, Digits, Language, Metric, Prepared, ReadsFiles, Task, parse, read, schema};
+use super::kind::{Against, Better, Column, Digits, Language, Load, Metric, Prepared, ReadsFiles, Task, parse, read, schema};
 use crate::{
     Error, PROMPTS, Result,
     bench::{Bench, Request, Scenario},
@@ -64,13 +67,27 @@ static METRICS: &[Metric] = &[
     },
     less("load-seconds", "time to load the artifact", "s", "/load_seconds", None),
     less("peak-memory", "peak resident memory of the engine's processes", "bytes", "/memory/peak", None),
+    less(
+        "joules-per-token",
+        "energy per token that was written, the idle machine's included; not measured where nothing counts it",
+        "J",
+        "/energy/joules_per_token",
+        None,
+    ),
+    less(
+        "joules-per-token-above-idle",
+        "energy per token beyond what the idle machine uses; not measured where nothing counts it",
+        "J",
+        "/energy/joules_per_token_above_idle",
+        None,
+    ),
     less("failed", "requests that were not answered", "", "/failed", Some(Column { head: "failed", digits: Digits::Fixed(0) })),
 ];
 
 /// Requests to an artifact in its engine, and how they come. Prompts are cut from attar's own; answers are greedy and go on to their full length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Latency {
+pub(super) struct Latency {
     /// Tokens of each prompt.
     #[serde(default = "prompt_tokens")]
     pub prompt_tokens: usize,
@@ -102,6 +119,9 @@ pub struct Latency {
     /// Where the random numbers of `rate` start.
     #[serde(default)]
     pub seed: u64,
+    /// A command that prints the joules which a meter has counted so far. Without it, the machine's own counters (powercap), where they count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meter: Option<String>,
 }
 
 const fn prompt_tokens() -> usize {
@@ -158,7 +178,7 @@ impl ReadsFiles for Latency {
         None
     }
 
-    fn load(&self) -> Option<&Latency> {
+    fn load(&self) -> Option<&dyn Load> {
         Some(self)
     }
 
@@ -180,12 +200,8 @@ fn fits(request: Request, config: &Config) -> Result<()> {
     }
 }
 
-impl Latency {
-    /// The requests, for a model.
-    ///
-    /// # Errors
-    /// If a setting is out of range, or the file of lengths cannot be read.
-    pub fn bench(&self, language: &Language<'_>) -> Result<Bench> {
+impl Load for Latency {
+    fn bench(&self, language: &Language<'_>) -> Result<Bench> {
         ReadsFiles::check(self, language.config)?;
         let lengths = match &self.lengths {
             Some(path) => lengths(path)?,
@@ -199,7 +215,15 @@ impl Latency {
         };
         let requests = lengths.iter().copied().cycle().take(self.requests).collect();
         let text = language.tokenizer.encode(PROMPTS)?;
-        Ok(Bench { scenario, requests, warm_up: self.warm_up, text, seed: self.seed })
+        Ok(Bench { scenario, requests, warm_up: self.warm_up, text, seed: self.seed, meter: self.meter.clone() })
+    }
+
+    fn threads(&self) -> Option<usize> {
+        self.threads
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout)
     }
 }
 

@@ -18,9 +18,7 @@ mod words;
 use attar_tensor::nearest;
 
 pub use generate::SHIPPED as PROMPTS;
-pub use kind::{Against, Better, Column, Digits, Invalid, Language, Measurements, Metric, Prepared, Settings, Sides, Task};
-
-pub use latency::Latency;
+pub use kind::{Against, Better, Column, Digits, Invalid, Language, Load, Measurements, Metric, Prepared, Settings, Sides, Task};
 
 use crate::{Error, Result};
 

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::kind::{PlannedTensor, Step, StepError, StepKind};
 use crate::{
     ActivationReport, Error, ErrorKind,
+    data::GIVE_TEXT,
     model::Working,
     session::Session,
     settings::of,
@@ -74,7 +75,7 @@ impl Step for Activations {
         model.graph = self.split(&model.graph)?.into_owned();
         let sites = self.sites(&model.graph).map_err(refused)?;
         if self.mode == ActivationMode::Static && !model.calibrated {
-            let hint = "add `[data.calibration]` with the `path` of a text, or use `mode = \"dynamic\"`".to_owned();
+            let hint = format!("{GIVE_TEXT}; or use `mode = \"dynamic\"`");
             let error = Error::recipe("static scales come from activations, and the recipe has no text for that").hint(hint);
             return Err(StepError { key: Some("mode".into()), error });
         }

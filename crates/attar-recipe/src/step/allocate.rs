@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     AllocationReport, ChoiceReport, Error,
+    data::GIVE_TEXT,
     model::Working,
     session::Session,
     shape::predicts_tokens,
@@ -141,7 +142,7 @@ fn sensitivity(settings: &Quantize, graph: &Graph, calibrated: bool) -> Result<S
         Some(asked) if asked.is_divergence() && !calibrated => {
             let message =
                 format!("`sensitivity = \"{}\"` looks at activations, and the recipe has no text for that", asked.name());
-            refused(message, Some("add `[data.calibration]` with the `path` of a text"))
+            refused(message, Some(GIVE_TEXT))
         }
         Some(asked) => Ok(asked),
         None if calibrated && predicts => Ok(Sensitivity::Fisher),

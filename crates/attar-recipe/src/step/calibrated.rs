@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     Error,
+    data::GIVE_TEXT,
     model::Working,
     session::Session,
     walk::{Side, Visitor, Walk, Windows, block_key, first_key},
@@ -85,7 +86,7 @@ pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: boo
         return Ok(());
     }
     if !calibrated {
-        let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+        let hint = GIVE_TEXT.to_owned();
         let error = Error::recipe("the algorithm looks at activations, and the recipe has no text for that").hint(hint);
         return Err(StepError { key: Some("algorithm".into()), error });
     }

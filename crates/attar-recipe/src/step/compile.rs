@@ -15,8 +15,8 @@ use super::{
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{
-    ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, extras::Content, json::json, model::Working,
-    session::Session, settings::of, shape::facts, walk,
+    ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, data::GIVE_TEXT, extras::Content, json::json,
+    model::Working, session::Session, settings::of, shape::facts, walk,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -60,7 +60,7 @@ impl Step for Compile {
     /// Everything but numbers is tried now: what does not fit is known before hours of work.
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         if !model.calibrated {
-            let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+            let hint = GIVE_TEXT.to_owned();
             let error = Error::recipe("ranges and the prompt of the proof come from a text, and the recipe has none").hint(hint);
             return Err(StepError { key: Some("kind".into()), error });
         }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     Error,
+    data::GIVE_TEXT,
     model::Working,
     report::SiteReport,
     session::Session,
@@ -90,7 +91,7 @@ fn check_calibrated(calibrated: bool) -> Result<(), StepError> {
     if calibrated {
         return Ok(());
     }
-    let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+    let hint = GIVE_TEXT.to_owned();
     let error = Error::recipe("scales are chosen by what activations say, and the recipe has no text for that").hint(hint);
     Err(StepError { key: Some("method".into()), error })
 }

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     Error,
+    data::GIVE_TEXT,
     model::{Float, Working},
     session::Session,
 };
@@ -169,7 +170,8 @@ pub(super) fn check_text(what: &str, text: &str, model: &Working) -> Result<(), 
     if model.calibrated {
         return Ok(());
     }
-    let hint = format!("add `[data.{text}]` with the `path` of a text");
+    let hint =
+        if text == "calibration" { GIVE_TEXT.to_owned() } else { format!("add `[data.{text}]` with the `path` of a text") };
     Err(Error::recipe(format!("`{what}` trains on text, and the recipe has none")).hint(hint).into())
 }
 

@@ -3,11 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
 use attar_eval::{
-    Artifact, Engine, Language, Latencies, Latency, Mode,
+    Artifact, Engine, Language, Latencies, Load, Mode,
     bench::{Machine, Percentiles, Ratio},
     task,
 };
@@ -47,13 +46,13 @@ impl Verb for Bench {
         let others = arguments.get_many::<PathBuf>("compare").into_iter().flatten();
         let paths: Vec<&Path> = std::iter::once(first).chain(others.map(PathBuf::as_path)).collect();
         let table = serde_json::to_value(settings::table(&schema(), arguments)).expect("flags are plain values");
-        let latency: Latency =
-            serde_json::from_value(table).map_err(|e| Error::recipe("the flags cannot be used").because(&e))?;
+        let settings = (task("latency")?.parse)(table).map_err(|e| Error::recipe(format!("`--{}`: {}", e.key, e.message)))?;
+        let load = settings.load().expect("it is the task that has one");
         let existing = Existing::open(first)?;
-        let asked = latency.bench(&language(&existing, &existing.tokenizer()?))?;
+        let asked = load.bench(&language(&existing, &existing.tokenizer()?))?;
         let mut subjects = Vec::new();
         for path in paths {
-            subjects.push(subject(path, &latency, arguments, environment)?);
+            subjects.push(subject(path, load, arguments, environment)?);
         }
         let artifacts: Vec<Artifact> = subjects.iter().map(|subject| subject.artifact.clone()).collect();
         let bars = Bars::new(printer);
@@ -111,12 +110,7 @@ fn language<'a>(existing: &'a Existing, tokenizer: &'a Tokenizer) -> Language<'a
     Language { tokenizer, config: &existing.config, chat: None }
 }
 
-fn subject<'a>(
-    path: &'a Path,
-    latency: &Latency,
-    arguments: &ArgMatches,
-    environment: &Environment,
-) -> Result<Subject<'a>, Error> {
+fn subject<'a>(path: &'a Path, load: &dyn Load, arguments: &ArgMatches, environment: &Environment) -> Result<Subject<'a>, Error> {
     let Some(engine) = chosen(path, arguments)? else {
         let message = format!("`{}` is no artifact that an engine opens", path.display());
         return Err(Error::recipe(message).hint("export it first: `attar export --target onnx`".to_owned()));
@@ -124,14 +118,14 @@ fn subject<'a>(
     Existing::check_whole(path)?;
     let existing = Existing::open(path)?;
     // Each has a context of its own.
-    latency.bench(&language(&existing, &existing.tokenizer()?))?;
+    load.bench(&language(&existing, &existing.tokenizer()?))?;
     let mode = match arguments.contains_id("mode") && arguments.value_source("mode").is_some() {
         true => mode(arguments, engine)?,
         false => Mode::Default,
     };
     let mut artifact = existing.run_by(engine, mode, &environment.engines())?.on(device(arguments))?;
-    artifact.threads = latency.threads;
-    artifact.timeout = Duration::from_secs(latency.timeout);
+    artifact.threads = load.threads();
+    artifact.timeout = load.timeout();
     Ok(Subject { path, engine, artifact })
 }
 
@@ -175,6 +169,9 @@ fn show(all: &[Measured<'_>], printer: &Printer) {
         let mut text = format!("{requests} requests, {failed} failed");
         text += &tokens_per_second.map(|rate| format!("; {rate:.1} tokens/s")).unwrap_or_default();
         text += &format!("; loaded in {load_seconds:.2} s");
+        if let Some(energy) = &one.latencies.energy {
+            text += &format!("; {:.3} J/token ({:.3} above idle)", energy.joules_per_token, energy.joules_per_token_above_idle);
+        }
         text += &memory.peak.map(|peak| format!("; peak memory {}", bytes(peak))).unwrap_or_default();
         if let Some(Ratio { median: Some(median), interval: [low, high], pairs }) = &one.ratio {
             let bound = |bound: &Option<f64>| bound.map_or("-".into(), |x| format!("{x:.3}"));

@@ -107,6 +107,11 @@ fn show(task: &Task, evaluation: Evaluation, printer: &Printer) {
         return printer.value(measured);
     }
     let count = measured.number(task.count).unwrap_or(0.0);
+    let told = measured.read::<serde_json::Value>().map(|mut value| value["answers"].take()).unwrap_or_default();
+    for answer in told.as_array().into_iter().flatten() {
+        let text = |key: &str| answer[key].as_str().unwrap_or_default();
+        printer.data(&format!("> {}\n{}\n", text("prompt").replace('\n', "\n> "), text("answer")));
+    }
     for (_, table) in Report::evals(&[Evaluation { eval: task.name.into(), ..evaluation }]) {
         printer.data(&draw(table.head, &table.rows));
     }

@@ -10,6 +10,10 @@ use clap::{ArgMatches, Command};
 
 /// What a recipe calls otherwise than the command line, and how that calls it.
 const PHRASES: &[(&str, &str)] = &[
+    (
+        "`[data.calibration]` with the `path` of a text, or without for attar's own mixture",
+        "`--calibration FILE`, or `--calibration mixture` for attar's own",
+    ),
     ("`[data.calibration]` with the `path` of a text", "`--calibration FILE`"),
     ("`[data.train]` with the `path` of a text", "`--train FILE`"),
     ("`[data.calibration]`", "`--calibration`"),

@@ -29,7 +29,7 @@ struct TextFlags {
 const CALIBRATION: TextFlags = TextFlags {
     name: "calibration",
     heading: "Calibration",
-    help: "UTF-8 text, for algorithms that observe activations",
+    help: "UTF-8 text, for algorithms that observe activations; `mixture` is attar's own: prose, chat, code, tables and languages",
     words: &[],
     counts: &[("samples", "Windows to draw from the text [default: 128]"), ("length", "Tokens per window [default: 512]")],
 };
@@ -48,6 +48,9 @@ const TRAINING: TextFlags = TextFlags {
         ("held_out", "Windows to keep aside, or their share: what is learned is judged on them [default: 4]"),
     ],
 };
+
+/// Attar's own calibration texts, in the place of a path.
+const MIXTURE: &str = "mixture";
 
 impl TextFlags {
     fn of(step: &str) -> &'static TextFlags {
@@ -68,7 +71,10 @@ impl TextFlags {
     /// The table of the recipe as text, if a text was given.
     fn data(&self, arguments: &ArgMatches) -> Option<String> {
         let path = arguments.try_get_one::<PathBuf>(self.name).ok().flatten()?;
-        let mut table = toml::Table::from_iter([("path".to_owned(), path.display().to_string().into())]);
+        let mut table = toml::Table::new();
+        if self.name != CALIBRATION.name || path.as_os_str() != MIXTURE {
+            table.insert("path".to_owned(), path.display().to_string().into());
+        }
         for (name, _) in self.words {
             table.extend(arguments.get_one::<String>(name).map(|word| ((*name).to_owned(), word.clone().into())));
         }

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind,
+    data::GIVE_TEXT,
     divergence::Yardstick,
     model::{Float, Working},
     report::{CandidateReport, CutReport, PruneReport, RemovedReport},
@@ -581,7 +582,7 @@ fn check_float(model: &Working) -> Result<(), StepError> {
 
 fn check_text(model: &Working) -> Result<(), StepError> {
     if !model.calibrated {
-        let hint = "add `[data.calibration]` with the `path` of a text".to_owned();
+        let hint = GIVE_TEXT.to_owned();
         return Err(Error::recipe("`prune` looks at activations, and the recipe has no text for that").hint(hint).into());
     }
     if model.tokens < 2 * model.window as u64 {
