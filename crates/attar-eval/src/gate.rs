@@ -422,12 +422,18 @@ impl Gate {
         let reach = normal_quantile(confidence) * error;
         let away = (measured.value - self.bound.limit()).abs();
         let percent = 100.0 * confidence;
-        if away > reach || (away == 0.0 && error == 0.0) {
-            return Verdict { reason: format!("{}, with {percent}% confidence", plain.reason), ..plain };
-        }
         let task = task(of).ok();
         let count = task.and_then(|task| measurements.number(task.count)).unwrap_or(0.0);
-        let needed = (count * (reach / away).powi(2)).ceil();
+        // Samples that are all alike have no spread to judge by: so many of them leave room for a rare other one (the rule of three).
+        let alike = match away {
+            0.0 => f64::INFINITY,
+            away => (1.0 - confidence).ln() / (1.0 - away.min(1.0 - f64::EPSILON)).ln(),
+        };
+        let enough = if error == 0.0 { count >= alike } else { away > reach };
+        if enough {
+            return Verdict { reason: format!("{}, with {percent}% confidence", plain.reason), ..plain };
+        }
+        let needed = if error == 0.0 { alike.ceil() } else { (count * (reach / away).powi(2)).ceil() };
         let counted = task.map_or("samples", |task| task.counted);
         let enough = match needed.is_finite() && needed < 1e12 {
             true => format!("about {needed:.0} would do"),
@@ -666,6 +672,16 @@ mod tests {
         let reason = sure("6").reason;
         assert!(reason.ends_with("10 tokens scored cannot tell with 95% confidence, about 28 would do"), "{reason}");
         assert_eq!(uncertain("perplexity worse_at_most = \"6%\"").status, Status::Passed, "it was not asked to be sure");
+        let alike = |limit: &str, tokens: u64| {
+            let mut scores = scores(10.0, 10.0);
+            scores.tokens = tokens;
+            scores.against_base.as_mut().unwrap().top1_agreement = Estimate { value: 1.0, standard_error: Some(0.0) };
+            let gate = gate(&format!("top1 at_least = {limit}\nconfidence = 0.95"));
+            gate.judge(&[evaluation(Outcome::Measured(Measurements::of(&scores)))]).remove(0)
+        };
+        // By the rule of three, 299 that are alike leave room for less than one in a hundred.
+        assert_eq!([alike("0.99", 298).status, alike("0.99", 299).status], [Status::CannotTell, Status::Passed]);
+        assert!(alike("0.99", 2).reason.ends_with("about 299 would do") && alike("1", 2).status == Status::CannotTell);
         let unknown = uncertain("kl at_most = 1\nconfidence = 0.9");
         assert!(unknown.status == Status::CannotTell && unknown.reason.contains("no standard error"), "{unknown:?}");
         assert_eq!(refusal("metric = \"text/kl\"\nat_most = 1\nconfidence = 95"), "`confidence = 95` is not a bound");

@@ -52,6 +52,30 @@ pub static PRESETS: LazyLock<Vec<Preset>> = LazyLock::new(|| {
 mod tests {
     use super::*;
 
+    /// Words of a text in small letters.
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_lowercase).collect()
+    }
+
+    #[test]
+    fn texts_to_measure_on_share_no_thirteen_words_with_the_calibration_mixture() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let texts = |folder: &str| {
+            let files = std::fs::read_dir(root.join(folder)).expect("it is in the repository").flatten();
+            let texts = files.filter(|file| file.file_name() != "README.md").filter(|file| file.path().is_file());
+            texts.map(|file| words(&std::fs::read_to_string(file.path()).expect("it is text"))).collect::<Vec<_>>()
+        };
+        let mixture = texts("calibration");
+        let known: std::collections::HashSet<&[String]> = mixture.iter().flat_map(|words| words.windows(13)).collect();
+        assert!(known.len() > 20_000);
+        let measured = [texts("evals/domains"), vec![words(crate::PROMPTS)]].concat();
+        assert_eq!(measured.len(), 6);
+        for words in &measured {
+            let shared = words.windows(13).find(|run| known.contains(run));
+            assert_eq!(shared, None, "the mixture has these words, too");
+        }
+    }
+
     #[test]
     fn every_file_of_the_folder_is_a_preset_whose_settings_are_those_of_its_task() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../evals");

@@ -119,6 +119,7 @@ fn questions_that_cannot_be_asked_are_named_with_their_lines() {
             "there is no field `options`, `choices`, `endings`; say where it is with `options`",
         ),
         (r#"{"question": "a", "options": ["b"], "answer": 0}"#.into(), "expected a list of two or more options"),
+        (r#"{"question": "a", "options": [null, "b", "c"], "answer": 1}"#.into(), "the option null is no text"),
         (r#"{"question": "a", "options": ["b", "c"], "answer": 2}"#.into(), "the answer 2 is none of the 2 options"),
         (r#"{"question": "a", "options": ["b", "c"], "answer": "D"}"#.into(), "the answer \"D\" is none of the 2 options"),
         (r#"{"question": "a", "options": ["b", "c"], "answer": []}"#.into(), "no option is the answer"),

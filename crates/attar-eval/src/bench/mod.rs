@@ -106,8 +106,10 @@ pub struct Latencies {
     /// Seconds that requests waited for a free stream.
     pub waited: Percentiles,
     /// Tokens that were written in a second, by all streams together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
     /// Requests that were answered in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_second: Option<f64>,
     /// Whether requests came faster than they could be answered: then waits grow for as long as one measures.
     pub overload: bool,
@@ -127,8 +129,10 @@ pub struct Latencies {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// Once the artifact was loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loaded: Option<u64>,
     /// At the peak.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak: Option<u64>,
 }
 
@@ -281,19 +285,26 @@ fn memory(streams: &[Stream<'_>]) -> Memory {
     Memory { loaded: sum(&|stream| stream.loaded), peak: sum(&|stream| resident(stream.process())[0]) }
 }
 
+/// Requests that say too little of how requests differ.
+const FEW: usize = 8;
+
 /// Times between tokens, of all requests together.
 fn between(requests: &[Vec<f64>]) -> Percentiles {
     let requests: Vec<Vec<f64>> = requests.iter().filter(|times| !times.is_empty()).cloned().collect();
     let all = Percentiles::of(&requests.concat());
-    let around = |share: f64| match requests.len() {
-        0 | 1 => [None, None],
-        _ => {
+    let around = |share: f64, value: Option<f64>| match (requests.len(), value) {
+        (0..FEW, _) | (_, None) => [None, None],
+        (_, Some(place)) => {
             let Estimate { value, standard_error } = Estimate::percentile(&requests, share);
             let reach = 1.96 * standard_error.unwrap_or(f64::NAN);
-            [Some((value - reach).max(0.0)), Some(value + reach)]
+            // The nearest rank and the interpolated quantile may lie apart by a sample.
+            [Some((value - reach).max(0.0).min(place)), Some((value + reach).max(place))]
         }
     };
-    Percentiles { intervals: Intervals { p50: around(0.5), p90: around(0.9), p99: around(0.99) }, ..all }
+    Percentiles {
+        intervals: Intervals { p50: around(0.5, all.p50), p90: around(0.9, all.p90), p99: around(0.99, all.p99) },
+        ..all
+    }
 }
 
 /// Whether the mean time of an answer is longer than the streams have for one.

@@ -14,14 +14,18 @@ pub struct Percentiles {
     /// Number of samples.
     pub samples: u64,
     /// Half are below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p50: Option<f64>,
     /// Nine tenths are below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p90: Option<f64>,
     /// 99 of a hundred are below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99: Option<f64>,
     /// Where those lie with 95% confidence; no bound where there are too few samples for one.
     pub intervals: Intervals,
     /// The mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean: Option<f64>,
     /// The smallest sample, those at equal shares of all, and the largest: the distribution as a line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -305,7 +305,8 @@ impl Choice {
         if options["text"].is_array() {
             options = options["text"].take();
         }
-        let options: Option<Vec<String>> = options.as_array().map(|all| all.iter().filter_map(plain).collect());
+        let text = |option: &Value| plain(option).ok_or_else(|| record.place.wrong(format!("the option {option} is no text")));
+        let options = options.as_array().map(|all| all.iter().map(text).collect::<Result<Vec<String>>>()).transpose()?;
         let options = options.filter(|options| options.len() > 1);
         let options = options.ok_or_else(|| record.place.wrong("expected a list of two or more options"))?;
         let answer = match &self.answer {

@@ -248,6 +248,12 @@ impl ReadsFiles for Generate {
             let wanted = format!("the model's context is {context} tokens, prompts included");
             return Err(Error::Setting { key: "tokens", found: self.tokens, wanted });
         }
+        if self.until.iter().any(String::is_empty) {
+            return Err(Error::Template {
+                key: "until",
+                reason: "it is an empty text, which would end every answer at once".into(),
+            });
+        }
         self.prompt.iter().try_for_each(|template| record::check_template("prompt", template))?;
         self.reference.iter().try_for_each(|expression| record::check_expression("reference", expression))?;
         let extract = self.extract.as_deref().map(Regex::new).transpose();

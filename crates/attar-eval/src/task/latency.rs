@@ -7,7 +7,7 @@ use std::{
 
 use attar_model::Config;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::kind::{Against, Better, Column, Digits, Language, Load, Metric, Prepared, ReadsFiles, Task, parse, read, schema};
 use crate::{
@@ -108,11 +108,11 @@ pub(super) struct Latency {
     #[serde(default = "streams")]
     pub streams: usize,
     /// Requests per second, which come at random and wait for a free stream. Without it, a stream sends its next request when it has its answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
     /// Threads of each engine; the engine decides if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub threads: Option<usize>,
+    pub engine_threads: Option<usize>,
     /// Seconds after which a request has failed.
     #[serde(default = "timeout")]
     pub timeout: u64,
@@ -122,6 +122,11 @@ pub(super) struct Latency {
     /// A command that prints the joules which a meter has counted so far. Without it, the machine's own counters (powercap), where they count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meter: Option<String>,
+}
+
+/// A number: what JSON has no word for, such as infinity, comes as `null`.
+fn given<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<f64>, D::Error> {
+    f64::deserialize(from).map(Some)
 }
 
 const fn prompt_tokens() -> usize {
@@ -161,11 +166,20 @@ impl ReadsFiles for Latency {
             ("answer_tokens", self.answer_tokens),
             ("requests", self.requests),
             ("streams", self.streams),
-            ("threads", self.threads.unwrap_or(1)),
+            ("engine_threads", self.engine_threads.unwrap_or(1)),
             ("timeout", self.timeout as usize),
         ];
         if let Some((key, found)) = counts.into_iter().find(|(_, count)| *count == 0) {
             return Err(Error::Setting { key, found, wanted: "expected 1 or more".into() });
+        }
+        let bounds = [
+            ("requests", self.requests, 1_000_000),
+            ("warm_up", self.warm_up, 1_000_000),
+            ("streams", self.streams, 256),
+            ("engine_threads", self.engine_threads.unwrap_or(1), 1024),
+        ];
+        if let Some((key, found, most)) = bounds.into_iter().find(|(_, found, most)| found > most) {
+            return Err(Error::Setting { key, found, wanted: format!("expected at most {most}") });
         }
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
             return Err(Error::Template { key: "rate", reason: "expected a number above 0".into() });
@@ -219,7 +233,7 @@ impl Load for Latency {
     }
 
     fn threads(&self) -> Option<usize> {
-        self.threads
+        self.engine_threads
     }
 
     fn timeout(&self) -> Duration {

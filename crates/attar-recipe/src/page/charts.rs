@@ -192,7 +192,7 @@ pub(super) fn heat(cells: &[Cell]) -> Figure {
     }
     let foot = size[1] - 18.0;
     for level in 0..=LEVELS.len() {
-        let x = LEFT + 62.0 * level as f64;
+        let x = LEFT + (62.0 * level as f64) + if level > 0 { 14.0 } else { 0.0 };
         let text = match level {
             0 => format!("≥ {} dB", LEVELS[0]),
             last if last == LEVELS.len() => format!("< {}", LEVELS[last - 1]),
@@ -242,7 +242,7 @@ pub(super) fn bars(values: &[(String, f64)], what: &str, caption: String) -> Fig
     let mut drawing = Drawing::new([720.0, 24.0 * values.len() as f64 + 10.0], what);
     for (at, (name, value)) in values.iter().enumerate() {
         let y = 8.0 + 24.0 * at as f64;
-        drawing.label([LEFT - 8.0, y + 13.0], Anchor::End, "", &fitted(name, LEFT - 12.0).unwrap_or_default());
+        drawing.label([LEFT - 8.0, y + 13.0], Anchor::End, "", &fitted(name, LEFT - 40.0).unwrap_or_default());
         drawing.rect([LEFT, y, 400.0 * value / most, 16.0], "bar", &format!("{name}: {} {what}", rounded(*value)));
         drawing.label([LEFT + 6.0 + 400.0 * value / most, y + 13.0], Anchor::Start, "faint", &rounded(*value));
     }

@@ -516,13 +516,15 @@ fn made_of(runs: &[One<'_>]) -> Vec<Section> {
         inputs.extend(run.inputs.iter().map(|input| row(&input.path, input.bytes, input.digest.to_string())));
         let written = run.report.variants.iter().flat_map(|variant| &variant.artifacts);
         outputs.extend(written.map(|artifact| row(&artifact.folder, artifact.bytes, artifact.digest.to_string())));
-        outputs.push(row("recipe", 0, run.report.recipe_digest.to_string()));
+        let recipe = [run.report.recipe.clone(), "-".into(), run.report.recipe_digest.to_string()];
+        let name = (runs.len() > 1).then(|| run.name.to_owned());
+        outputs.push(name.into_iter().chain(recipe).map(cell).collect());
     }
     let head = |first: &str| {
         let run = (runs.len() > 1).then(|| "run".to_owned());
         run.into_iter().chain([first, "size", "digest"].map(str::to_owned)).collect::<Vec<String>>()
     };
-    let tables = [("Inputs", "file", inputs), ("Artifacts and recipe", "folder", outputs)];
+    let tables = [("Inputs", "file", inputs), ("Artifacts and recipe", "what", outputs)];
     let tables = tables.into_iter().filter(|(_, _, rows)| !rows.is_empty());
     let tables = tables.map(|(title, first, rows)| Shown { title: title.into(), folded: true, head: head(first), rows });
     vec![Section { title: "Inputs, digests".into(), tables: tables.collect(), ..Section::default() }]

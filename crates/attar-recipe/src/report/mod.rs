@@ -182,7 +182,7 @@ impl Report {
 
     /// For CI pages.
     pub fn markdown(&self) -> String {
-        let mut text = format!("# {}: {}\n\n", in_markdown(&self.recipe), if self.passed { "passed" } else { "FAILED" });
+        let mut text = format!("# {}: {}\n\n", in_markdown(&self.recipe), if self.all_passed() { "passed" } else { "FAILED" });
         let parameters = self.model.parameters.map(|count| format!(", {count} parameters")).unwrap_or_default();
         text += &format!(
             "{} ({}){parameters}. {}.\n\n",
@@ -201,6 +201,10 @@ impl Report {
         }
         for (title, table) in self.tables() {
             text += &format!("## {title}\n\n{}\n", table.markdown());
+        }
+        let of_times = self.timed_gate_table();
+        if !of_times.rows.is_empty() {
+            text += &format!("## Gates on times, of this run\n\n{}\n", of_times.markdown());
         }
         text + &Findings::sections(&self.findings(), &self.evals)
     }

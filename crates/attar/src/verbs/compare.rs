@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use attar_recipe::{Error, RunReport, compare_runs};
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use super::Verb;
+use super::{Verb, write_named};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Compare;
@@ -46,7 +46,7 @@ impl Verb for Compare {
         let runs = folders.map(|folder| RunReport::read(folder)).collect::<Result<Vec<RunReport>, Error>>()?;
         let page = compare_runs(&runs)?;
         let out = arguments.get_one::<PathBuf>("out").expect("clap demands it");
-        attar_tensor::write_atomically(out, |to| to.write_all(page.as_bytes()).map_err(attar_tensor::Error::from))?;
+        write_named(out, page.as_bytes())?;
         printer.note(&format!("{} runs: {}", runs.len(), out.display()));
         Ok(ExitCode::SUCCESS)
     }

@@ -127,7 +127,12 @@ fn recipe(task: &str, arguments: &ArgMatches, subject: &Path, settings: &toml::T
         None => vec![("model", model_value(subject, &ignored(arguments))), ("baseline", baseline.unwrap_or(false.into()))],
         Some(engine) => {
             eval.insert("runners".into(), vec![engine.name].into());
-            eval.insert("modes".into(), vec![mode(arguments, engine)?.to_string()].into());
+            // What takes times is about what users get, unless another mode is asked for.
+            let timed =
+                PRESETS.iter().find(|preset| preset.name == task).map_or_else(|| attar_eval::task(task), |p| Ok(p.task))?.timed;
+            if !timed || arguments.value_source("mode").is_some() {
+                eval.insert("modes".into(), vec![mode(arguments, engine)?.to_string()].into());
+            }
             eval.extend(device(arguments).map(|device| ("device".to_owned(), device.into())));
             std::iter::once(("artifact", subject.display().to_string().into()))
                 .chain(baseline.map(|path| ("baseline", path)))

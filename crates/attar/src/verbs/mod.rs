@@ -27,7 +27,7 @@ mod sweep;
 mod tile;
 mod written;
 
-use std::{path::Path, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode};
 
 use attar_eval::Status;
 use attar_model::{Model, OpenOptions, Pattern};
@@ -199,6 +199,17 @@ fn made(recipe: &Recipe, lock: LockMode, environment: &Environment, printer: &Pr
     interrupt::stop_between_units();
     let bars = Bars::new(printer);
     attar_recipe::run(recipe, &Request { lock, engines: &engines, observer: &bars, max_memory: environment.max_memory })
+}
+
+/// Writes a file that was named on the command line: whole or not at all, through links, and into what is no file, such as a pipe, as it comes.
+fn write_named(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let unwritten = |e: std::io::Error| Error::input(format!("cannot write `{}`", path.display())).because(&e);
+    let there = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if there.exists() && !there.is_file() {
+        let mut file = std::fs::OpenOptions::new().write(true).open(&there).map_err(unwritten)?;
+        return file.write_all(bytes).map_err(unwritten);
+    }
+    attar_tensor::write_atomically(&there, |to| to.write_all(bytes).map_err(|e| unwritten(e)))
 }
 
 /// What a finished run ends with.

@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::{
     Verb, code, failed_gates,
     given::{recipe, recipe_arguments},
-    made, show,
+    made, show, write_named,
 };
 use crate::{environment::Environment, printer::Printer};
 
@@ -68,9 +68,7 @@ impl Verb for Run {
         };
         let report = made(&recipe, lock, environment, printer)?;
         if let Some(file) = arguments.get_one::<PathBuf>("junit") {
-            attar_tensor::write_atomically(file, |to| {
-                to.write_all(report.junit().as_bytes()).map_err(attar_tensor::Error::from)
-            })?;
+            write_named(file, report.junit().as_bytes())?;
         }
         match arguments.get_one::<String>("format").map(String::as_str) {
             Some("github") => annotate(&report, environment, printer)?,

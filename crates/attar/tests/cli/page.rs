@@ -111,6 +111,17 @@ fn runs_are_compared_on_one_page() {
 }
 
 #[test]
+fn what_is_named_is_written_through_links_and_into_pipes() {
+    let room = ran();
+    room.write("target.html", "");
+    std::os::unix::fs::symlink("target.html", room.path("link.html")).expect("it is not there");
+    room.attar(&["compare", "out", "--out", "link.html"]).exits(0);
+    assert!(room.path("link.html").is_symlink() && room.read("target.html").ends_with("</html>\n"));
+    let said = room.attar(&["compare", "out", "--out", "/dev/stdout"]).exits(0);
+    assert!(said.stdout.ends_with("</html>\n"), "{}", said.stdout);
+}
+
+#[test]
 fn names_from_recipes_cannot_become_markup() {
     let room = Room::new();
     room.write("<img src=x>.toml", RECIPE);
