@@ -28,8 +28,8 @@ fn flag(name: &str, property: &Value, required: bool) -> Option<Arg> {
     if allows(property, "boolean") {
         return Some(match property["default"] {
             Value::Bool(true) => arg.value_name("BOOL").value_parser(["true", "false"]),
-            // Without a default it is one of three: left out is neither.
-            Value::Null => arg.value_name("BOOL").value_parser(["true", "false"]).num_args(0..=1).default_missing_value("true"),
+            // What may be left out is one of three: then it is neither.
+            _ if allows(property, "null") => arg.value_name("BOOL").value_parser(["true", "false"]),
             _ => arg.action(ArgAction::SetTrue),
         });
     }
