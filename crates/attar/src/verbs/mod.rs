@@ -209,7 +209,7 @@ fn write_named(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         let mut file = std::fs::OpenOptions::new().write(true).open(&there).map_err(unwritten)?;
         return file.write_all(bytes).map_err(unwritten);
     }
-    attar_tensor::write_atomically(&there, |to| to.write_all(bytes).map_err(|e| unwritten(e)))
+    attar_tensor::write_atomically(&there, |to| to.write_all(bytes).map_err(unwritten))
 }
 
 /// What a finished run ends with.
