@@ -9,12 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     embedding::{self, AGREEMENT, Agreement, Embedded},
-    embedding_drift::distances,
+    embedding_drift::{DRIFT, DRIFT_P99, distances},
     kind::{
-        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, lost, parse, read,
-        schema,
+        Against, Better, Column, Digits, Language, Measurements, Metric, Prepared, ReadsFiles, Sides, Task, parse, read, schema,
     },
-    sts,
+    sts::{self, SPEARMAN},
 };
 use crate::{
     Error, Estimate, Result, Window,
@@ -35,44 +34,12 @@ pub(super) static TASK: Task = Task {
 
 static METRICS: &[Metric] = &[
     Metric {
-        name: "spearman",
         about: "Spearman rank correlation between cosine similarities and human scores, where the data has those",
-        unit: "",
-        better: Better::Higher,
-        against: Against::Nothing,
-        at: "/spearman",
-        base: Some("/against_base/spearman"),
-        loss: Some(|m| lost(m, "/spearman", "/against_base/spearman", None)),
-        perfect: 1.0,
-        random: Some(|_| 0.0),
-        column: Some(Column { head: "Spearman", digits: Digits::Fixed(4) }),
+        ..SPEARMAN
     },
-    Metric {
-        name: "drift",
-        about: "mean cosine distance between an embedding and the baseline's",
-        unit: "",
-        better: Better::Lower,
-        against: Against::Base,
-        at: "/against_base/drift_mean",
-        base: None,
-        loss: None,
-        perfect: 0.0,
-        random: None,
-        column: Some(Column { head: "drift mean", digits: Digits::Fixed(5) }),
-    },
-    Metric {
-        name: "drift-p99",
-        about: "99th percentile over texts of the cosine distance between an embedding and the baseline's",
-        unit: "",
-        better: Better::Lower,
-        against: Against::Base,
-        at: "/against_base/drift_p99",
-        base: None,
-        loss: None,
-        perfect: 0.0,
-        random: None,
-        column: Some(Column { head: "drift p99", digits: Digits::Fixed(5) }),
-    },
+    // Vectors of pairs that are perfect lie in a plane, and random ones are not at right angles to those.
+    Metric { random: None, ..DRIFT },
+    Metric { about: "99th percentile over texts of the cosine distance between an embedding and the baseline's", ..DRIFT_P99 },
     Metric {
         name: "recall",
         about: "share of a text's `neighbours` nearest texts by the baseline that are nearest by the model, too",

@@ -34,22 +34,22 @@ pub(super) static TASK: Task = Task {
     count: "/pairs",
 };
 
-static METRICS: &[Metric] = &[
-    Metric {
-        name: "spearman",
-        about: "Spearman rank correlation between cosine similarities and human scores",
-        unit: "",
-        better: Better::Higher,
-        against: Against::Nothing,
-        at: "/spearman",
-        base: Some("/against_base/spearman"),
-        loss: Some(|m| lost(m, "/spearman", "/against_base/spearman", None)),
-        perfect: 1.0,
-        random: Some(|_| 0.0),
-        column: Some(Column { head: "Spearman", digits: Digits::Fixed(4) }),
-    },
-    AGREEMENT,
-];
+/// How cosines rank pairs, where the scores hold it as `spearman`.
+pub(super) const SPEARMAN: Metric = Metric {
+    name: "spearman",
+    about: "Spearman rank correlation between cosine similarities and human scores",
+    unit: "",
+    better: Better::Higher,
+    against: Against::Nothing,
+    at: "/spearman",
+    base: Some("/against_base/spearman"),
+    loss: Some(|m| lost(m, "/spearman", "/against_base/spearman", None)),
+    perfect: 1.0,
+    random: Some(|_| 0.0),
+    column: Some(Column { head: "Spearman", digits: Digits::Fixed(4) }),
+};
+
+static METRICS: &[Metric] = &[SPEARMAN, AGREEMENT];
 
 /// Pairs of sentences with a score each, as tab-separated or comma-separated values: score, sentence, sentence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
