@@ -1,8 +1,11 @@
-//! Calibration data: a text file as windows of tokens.
+//! Calibration data: texts as windows of tokens.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
-use attar_model::{ChatTemplate, Config, Encoder, Tokenizer};
+use attar_model::{ChatTemplate, Config, Encoder, Tokenizer, dialogue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -21,12 +24,24 @@ pub struct Calibration {
     /// Number of windows to draw.
     #[serde(default = "default_samples")]
     pub samples: usize,
-    /// Tokens per window.
-    #[serde(default = "default_length")]
-    pub length: usize,
+    /// Tokens per window [default: 512, or the model's context where that is shorter].
+    #[serde(default, serialize_with = "serialize_length")]
+    pub length: Option<usize>,
     /// Seed for drawing the windows.
     #[serde(default)]
     pub seed: u64,
+}
+
+/// The default is written out: settings have every default filled in.
+fn serialize_length<S: serde::Serializer>(length: &Option<usize>, to: S) -> std::result::Result<S::Ok, S::Error> {
+    length.unwrap_or_else(default_length).serialize(to)
+}
+
+impl Default for Calibration {
+    /// Attar's own mixture.
+    fn default() -> Calibration {
+        Calibration { path: None, sources: Vec::new(), samples: default_samples(), length: None, seed: 0 }
+    }
 }
 
 /// One of several texts.
@@ -34,8 +49,12 @@ pub struct Calibration {
 #[serde(deny_unknown_fields)]
 #[schemars(inline)]
 pub struct TextSource {
-    /// A UTF-8 text file, or with `field` or `messages` a file of JSON objects, one a line (JSONL).
-    pub path: PathBuf,
+    /// Where the text comes from.
+    #[serde(default)]
+    pub kind: SourceKind,
+    /// Of `text`: a UTF-8 file, or with `field` or `messages` a file of JSON objects, one a line (JSONL).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
     /// Which text of each JSON object to take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
@@ -45,6 +64,30 @@ pub struct TextSource {
     /// Its share of the windows, in proportion to those of the others.
     #[serde(default = "one")]
     pub weight: f64,
+}
+
+/// Where a text comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum SourceKind {
+    /// A file.
+    #[default]
+    Text,
+    /// Attar's own mixture of prose, chat, code, tables and languages.
+    Mixture,
+    /// The float model, which continues the beginnings of attar's own texts: no data is needed.
+    Generate,
+}
+
+impl SourceKind {
+    fn name(self) -> &'static str {
+        match self {
+            SourceKind::Text => "text",
+            SourceKind::Mixture => "mixture",
+            SourceKind::Generate => "generate",
+        }
+    }
 }
 
 fn one() -> f64 {
@@ -60,11 +103,15 @@ const MIXTURE: [(&str, f64, &str); 5] = [
     ("languages", 15.0, include_str!("../../../calibration/languages.txt")),
 ];
 
+/// What calls the text that the model writes, in messages.
+const WRITTEN: &str = "the model's own";
+
 /// A text as tokens.
 struct Text {
     name: String,
     weight: f64,
-    tokens: Vec<u32>,
+    /// `None` for one that the model writes, as long as is asked for.
+    tokens: Option<Vec<u32>>,
 }
 
 /// Windows to observe, and where they come from.
@@ -91,7 +138,28 @@ pub(crate) fn default_length() -> usize {
 impl Calibration {
     /// The files that it reads.
     pub fn files(&self) -> Vec<PathBuf> {
-        self.path.iter().cloned().chain(self.sources.iter().map(|source| source.path.clone())).collect()
+        self.path.iter().chain(self.sources.iter().filter_map(|source| source.path.as_ref())).cloned().collect()
+    }
+
+    /// Tokens per window, for a model of that configuration.
+    pub fn length(&self, config: &Config) -> usize {
+        self.length.unwrap_or_else(|| default_length().min(config.context.unwrap_or(usize::MAX)))
+    }
+
+    /// Whether the model writes some of it.
+    pub fn is_written(&self) -> bool {
+        self.sources.iter().any(|source| source.kind == SourceKind::Generate)
+    }
+
+    /// How many windows are asked of each text, by name: what a text lacks, the others give.
+    pub fn asked(&self) -> Vec<(String, usize)> {
+        let (names, weights): (Vec<String>, Vec<f64>) = match (&self.path, &self.sources[..]) {
+            (Some(path), _) => (vec![path.display().to_string()], vec![1.0]),
+            (None, []) => mixture(1.0).unzip(),
+            (None, sources) => sources.iter().flat_map(TextSource::names).unzip(),
+        };
+        let asked = shares(self.samples, &weights, &vec![usize::MAX; weights.len()]);
+        names.into_iter().zip(asked).collect()
     }
 
     /// Whether it takes dialogues that the model's own chat template must make texts of.
@@ -106,90 +174,198 @@ impl Calibration {
             return Err(Error::Contradiction { key: "sources", other, hint: "make the one text one of the sources" });
         }
         self.path.iter().try_for_each(|path| check_plain(path, "calibration"))?;
-        for source in &self.sources {
-            match (&source.field, &source.messages) {
-                (Some(_), Some(messages)) => {
-                    let hint = "a line is one text or one dialogue: leave one of them out";
-                    return Err(Error::Contradiction { key: "sources", other: format!("messages = \"{messages}\""), hint });
-                }
-                (None, None) => check_plain(&source.path, "calibration")?,
-                _ => {}
-            }
-            if !(source.weight > 0.0 && source.weight.is_finite()) {
-                return Err(Error::Number { key: "sources", found: source.weight, wanted: "a weight above 0" });
-            }
-        }
-        check_windows(self.samples, self.length, config)
+        self.sources.iter().try_for_each(TextSource::check)?;
+        check_windows(self.samples, self.length(config), config)
     }
 
     /// Reads and tokenizes the texts, cuts each into windows and takes as many as asked for, of each its share, in the order of the texts. Several texts may
-    /// have fewer windows together; a single one is an error then. `chat` is the model's template, for dialogues.
-    pub fn windows(&self, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>, config: &Config) -> Result<Windows> {
+    /// have fewer windows together; a single one is an error then. Windows of several texts are shuffled. `chat` is the model's template, for
+    /// dialogues; `write` continues beginnings of texts, each to a whole window.
+    ///
+    /// # Errors
+    /// Of `write`; if a text cannot be read; if a single text is too short.
+    pub fn windows<E: From<Error>>(
+        &self,
+        tokenizer: &Tokenizer,
+        chat: Option<&ChatTemplate>,
+        config: &Config,
+        write: &dyn Fn(Vec<Vec<u32>>) -> std::result::Result<Vec<Vec<u32>>, E>,
+    ) -> std::result::Result<Windows, E> {
         self.check(config)?;
-        let texts = self.texts(tokenizer, chat)?;
-        let windows: Vec<Vec<&[u32]>> = texts.iter().map(|text| text.tokens.chunks_exact(self.length).collect()).collect();
-        let there: Vec<usize> = windows.iter().map(Vec::len).collect();
-        let all: usize = there.iter().sum();
+        let (texts, length) = (self.texts(tokenizer, chat)?, self.length(config));
+        let cut = |text: &Text| text.tokens.as_ref().map(|tokens| tokens.chunks_exact(length).map(<[u32]>::to_vec).collect());
+        let windows: Vec<Option<Vec<Vec<u32>>>> = texts.iter().map(cut).collect();
+        let there: Vec<usize> = windows.iter().map(|windows| windows.as_ref().map_or(usize::MAX, Vec::len)).collect();
+        let all = there.iter().fold(0, |all: usize, there| all.saturating_add(*there));
         if all < self.samples && (self.path.is_some() || all == 0) {
-            return Err(Error::TextTooShort {
+            let error = Error::TextTooShort {
                 path: self.files().first().cloned().unwrap_or_else(|| "attar's own mixture".into()),
                 what: "calibration",
-                tokens: texts.iter().map(|text| text.tokens.len()).sum(),
-                wanted: self.samples.saturating_mul(self.length),
-            });
+                tokens: texts.iter().flat_map(|text| &text.tokens).map(Vec::len).sum(),
+                wanted: self.samples.saturating_mul(length),
+            };
+            return Err(error.into());
         }
         let weights: Vec<f64> = texts.iter().map(|text| text.weight).collect();
         let mut taken = Windows::default();
-        for ((text, windows), count) in texts.iter().zip(&windows).zip(shares(self.samples, &weights, &there)) {
-            let mut order: Vec<usize> = (0..windows.len()).collect();
-            shuffle(&mut order, self.seed);
-            order.truncate(count);
-            order.sort_unstable();
-            taken.windows.extend(order.into_iter().map(|at| windows[at].to_vec()));
+        for ((text, windows), count) in texts.iter().zip(windows).zip(shares(self.samples, &weights, &there)) {
+            match windows {
+                Some(windows) => {
+                    let mut order: Vec<usize> = (0..windows.len()).collect();
+                    shuffle(&mut order, self.seed);
+                    order.truncate(count);
+                    order.sort_unstable();
+                    taken.windows.extend(order.into_iter().map(|at| windows[at].clone()));
+                }
+                None => taken.windows.extend(write(beginnings(count, length, self.seed, tokenizer)?)?),
+            }
             taken.of.push((text.name.clone(), count));
+        }
+        if texts.len() > 1 {
+            // Steps take the first for one thing and the last for another.
+            let mut order: Vec<usize> = (0..taken.windows.len()).collect();
+            shuffle(&mut order, self.seed);
+            taken.windows = order.into_iter().map(|at| std::mem::take(&mut taken.windows[at])).collect();
         }
         Ok(taken)
     }
 
     fn texts(&self, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Vec<Text>> {
         if let Some(path) = &self.path {
-            return Ok(vec![Text { name: path.display().to_string(), weight: 1.0, tokens: tokens_of(path, tokenizer)? }]);
+            let tokens = Some(tokens_of(path, tokenizer)?);
+            return Ok(vec![Text { name: path.display().to_string(), weight: 1.0, tokens }]);
         }
         if self.sources.is_empty() {
-            return MIXTURE.iter().map(|(name, weight, text)| shipped(name, *weight, text, tokenizer, chat)).collect();
+            return shipped(1.0, tokenizer, chat);
         }
-        let text = |source: &TextSource| {
-            let tokens = match (&source.field, &source.messages) {
-                (Some(field), _) => lines::tokens(&source.path, field, &lines::text_of, tokenizer)?,
-                (None, Some(messages)) => {
-                    let chat = chat.ok_or(Error::NoChatTemplate)?;
-                    lines::tokens(&source.path, messages, &|value| lines::dialogue_of(value, chat), tokenizer)?
-                }
-                (None, None) => tokens_of(&source.path, tokenizer)?,
-            };
-            Ok(Text { name: source.path.display().to_string(), weight: source.weight, tokens })
-        };
-        self.sources.iter().map(text).collect()
+        let texts = self.sources.iter().map(|source| source.texts(tokenizer, chat)).collect::<Result<Vec<_>>>()?;
+        Ok(texts.into_iter().flatten().collect())
     }
 }
 
-/// One of attar's own texts. Dialogues go through the model's template, or are told by names where it has none.
-fn shipped(name: &str, weight: f64, text: &str, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Text> {
-    let told = |value: &serde_json::Value| {
-        let turns = value.as_array().into_iter().flatten().map(|message| {
-            let part = |key: &str| message[key].as_str().unwrap_or_default();
-            format!("{}: {}\n", part("role"), part("content"))
-        });
-        turns.collect::<String>() + "\n"
+impl TextSource {
+    fn check(&self) -> Result<()> {
+        let refused = |other: String, hint| Err(Error::Contradiction { key: "sources", other, hint });
+        match (self.kind, &self.path, &self.field, &self.messages) {
+            (SourceKind::Text, None, ..) => return Err(Error::NoPath),
+            (SourceKind::Text, _, Some(_), Some(messages)) => {
+                let hint = "a line is one text or one dialogue: leave one of them out";
+                return refused(format!("messages = \"{messages}\""), hint);
+            }
+            (SourceKind::Text, Some(path), None, None) => check_plain(path, "calibration")?,
+            (SourceKind::Text, ..) | (_, None, None, None) => {}
+            (kind, ..) => {
+                let hint = "only a `text` has a `path`, a `field` and `messages`: leave them out";
+                return refused(format!("kind = \"{}\"", kind.name()), hint);
+            }
+        }
+        match self.weight > 0.0 && self.weight.is_finite() {
+            true => Ok(()),
+            false => Err(Error::Number { key: "sources", found: self.weight, wanted: "a weight above 0" }),
+        }
+    }
+
+    /// Its texts, with the weight of each.
+    fn names(&self) -> Vec<(String, f64)> {
+        match (self.kind, &self.path) {
+            (SourceKind::Mixture, _) => mixture(self.weight).collect(),
+            (SourceKind::Text, Some(path)) => vec![(path.display().to_string(), self.weight)],
+            (SourceKind::Text, None) | (SourceKind::Generate, _) => vec![(WRITTEN.into(), self.weight)],
+        }
+    }
+
+    fn texts(&self, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Vec<Text>> {
+        let text = |name: String, tokens| vec![Text { name, weight: self.weight, tokens }];
+        let path = match (self.kind, &self.path) {
+            (SourceKind::Mixture, _) => return shipped(self.weight, tokenizer, chat),
+            (SourceKind::Generate, _) => return Ok(text(WRITTEN.into(), None)),
+            (SourceKind::Text, path) => path.as_ref().ok_or(Error::NoPath)?,
+        };
+        let tokens = match (&self.field, &self.messages) {
+            (Some(field), _) => lines::tokens(path, field, &lines::text_of, tokenizer)?,
+            (None, Some(messages)) => {
+                let chat = chat.ok_or(Error::NoChatTemplate)?;
+                lines::tokens(path, messages, &|value| lines::dialogue_of(value, chat), tokenizer)?
+            }
+            (None, None) => tokens_of(path, tokenizer)?,
+        };
+        Ok(text(path.display().to_string(), Some(tokens)))
+    }
+}
+
+/// The names of attar's own texts, with their shares of a weight.
+fn mixture(weight: f64) -> impl Iterator<Item = (String, f64)> {
+    let all: f64 = MIXTURE.iter().map(|(_, share, _)| share).sum();
+    MIXTURE.iter().map(move |(name, share, _)| ((*name).to_owned(), weight * share / all))
+}
+
+/// Attar's own texts.
+fn shipped(weight: f64, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Vec<Text>> {
+    let texts = mixture(weight).zip(MIXTURE);
+    texts.map(|((name, weight), (.., text))| own(name, weight, text, tokenizer, chat)).collect()
+}
+
+/// Words of the beginning of a text that the model continues.
+const BEGINNING: usize = 6;
+
+/// Beginnings of `count` texts, for windows of `length` tokens: of the paragraphs of attar's own, and of as many kinds.
+fn beginnings(count: usize, length: usize, seed: u64, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+    let of = |text: &str| -> Vec<String> {
+        let paragraphs: Vec<String> = match is_chat(text) {
+            true => text.lines().filter_map(asked_first).collect(),
+            false => text.split("\n\n").map(|paragraph| paragraph.trim_start().to_owned()).collect(),
+        };
+        let long = paragraphs.iter().filter(|text| text.split_whitespace().count() > 2 * BEGINNING);
+        long.map(|text| first_words(text).to_owned()).collect::<BTreeSet<_>>().into_iter().collect()
     };
-    let tokens = match text.starts_with("{\"messages\"") {
+    let weights: Vec<f64> = MIXTURE.iter().map(|(_, share, _)| *share).collect();
+    let texts: Vec<Vec<String>> = MIXTURE.iter().map(|(.., text)| of(text)).collect();
+    let mut all = Vec::new();
+    for (paragraphs, share) in texts.iter().zip(shares(count, &weights, &[usize::MAX; MIXTURE.len()])) {
+        let mut order: Vec<usize> = (0..paragraphs.len()).collect();
+        shuffle(&mut order, seed);
+        all.extend(order.iter().cycle().take(share).map(|at| paragraphs[*at].as_str()));
+    }
+    let tokens = |text: &&str| {
+        let mut tokens = tokenizer.encode(text)?;
+        tokens.truncate(length);
+        Ok(tokens)
+    };
+    all.iter().map(tokens).collect()
+}
+
+/// What the first message of a dialogue says.
+fn asked_first(line: &str) -> Option<String> {
+    let dialogue: serde_json::Value = serde_json::from_str(line).ok()?;
+    dialogue["messages"].get(0)?["content"].as_str().map(Into::into)
+}
+
+/// Whether one of attar's own texts is of dialogues.
+fn is_chat(text: &str) -> bool {
+    text.starts_with("{\"messages\"")
+}
+
+/// The first few words of a text.
+fn first_words(text: &str) -> &str {
+    let mut left = BEGINNING;
+    let end = text.char_indices().find(|(_, letter)| {
+        left -= usize::from(letter.is_whitespace());
+        left == 0
+    });
+    &text[..end.map_or(text.len(), |(at, _)| at)]
+}
+
+/// One of attar's own texts. Dialogues go through the model's template, or are told by names where it has none.
+fn own(name: String, weight: f64, text: &str, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Text> {
+    let told = |value: &serde_json::Value| dialogue(value).unwrap_or_default() + "\n\n";
+    let tokens = match is_chat(text) {
         true => {
             let dialogue = |value: &serde_json::Value| match chat {
                 // A template may refuse what others take.
                 Some(chat) => Ok(lines::dialogue_of(value, chat).unwrap_or_else(|_| told(value))),
                 None => Ok(told(value)),
             };
-            lines::tokens_of(text.as_bytes(), Path::new(name), "messages", &dialogue, tokenizer)?
+            lines::tokens_of(text.as_bytes(), Path::new(&name), "messages", &dialogue, tokenizer)?
         }
         false => {
             let mut encoder = Encoder::of(tokenizer);
@@ -197,13 +373,13 @@ fn shipped(name: &str, weight: f64, text: &str, tokenizer: &Tokenizer, chat: Opt
             encoder.finish()?
         }
     };
-    Ok(Text { name: name.into(), weight, tokens })
+    Ok(Text { name, weight, tokens: Some(tokens) })
 }
 
 /// How many windows each text gives of `samples`, in proportion to their weights and no more than are there; what one lacks, the others give.
 fn shares(samples: usize, weights: &[f64], there: &[usize]) -> Vec<usize> {
     let mut taken = vec![0; weights.len()];
-    let mut left = samples.min(there.iter().sum());
+    let mut left = samples.min(there.iter().fold(0, |all: usize, there| all.saturating_add(*there)));
     while left > 0 {
         let open: Vec<usize> = (0..weights.len()).filter(|at| taken[*at] < there[*at]).collect();
         let weight: f64 = open.iter().map(|at| weights[*at]).sum();
@@ -283,10 +459,32 @@ mod tests {
     fn the_mixture_gives_every_kind_of_text() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/shakespeare-1m");
         let model = attar_model::Model::open(&folder).expect("it is in the repository");
-        let text = Calibration { path: None, sources: Vec::new(), samples: 20, length: 64, seed: 0 };
-        let found = text.windows(&model.tokenizer().expect("it has one"), None, &model.config).expect("it is there");
+        let text = Calibration { samples: 20, length: Some(64), ..Calibration::default() };
+        let write = &|_| -> Result<_> { unreachable!("nothing is to be written") };
+        let found = text.windows(&model.tokenizer().expect("it has one"), None, &model.config, write).expect("it is there");
         assert_eq!(found.windows.len(), 20);
         let names: Vec<(&str, usize)> = found.of.iter().map(|(name, count)| (name.as_str(), *count)).collect();
         assert_eq!(names, [("prose", 7), ("chat", 4), ("code", 4), ("tables", 2), ("languages", 3)]);
+        let asked = text.asked();
+        assert_eq!(asked, found.of, "there is enough of each");
+    }
+
+    #[test]
+    fn the_model_is_given_beginnings_and_asked_for_no_more_than_its_share() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/models/shakespeare-1m");
+        let model = attar_model::Model::open(&folder).expect("it is in the repository");
+        let source = |kind| TextSource { kind, path: None, field: None, messages: None, weight: 1.0 };
+        let sources = vec![source(SourceKind::Mixture), source(SourceKind::Generate)];
+        let text = Calibration { sources, samples: 40, length: Some(32), ..Calibration::default() };
+        let write = &|beginnings: Vec<Vec<u32>>| -> Result<_> {
+            assert!(beginnings.iter().all(|tokens| (1..=32).contains(&tokens.len())));
+            let distinct: std::collections::BTreeSet<_> = beginnings.iter().collect();
+            assert_eq!(distinct.len(), beginnings.len(), "no two texts begin alike");
+            Ok(beginnings.iter().map(|_| vec![7; 32]).collect())
+        };
+        let found = text.windows(&model.tokenizer().expect("it has one"), None, &model.config, write).expect("it is there");
+        assert_eq!(found.windows.iter().filter(|window| window.iter().all(|token| *token == 7)).count(), 20);
+        assert_eq!(found.of.last(), Some(&(WRITTEN.to_owned(), 20)));
+        assert_eq!(text.asked(), found.of);
     }
 }

@@ -316,6 +316,9 @@ pub enum Error {
     /// Dialogues, and a model that has no way to write them.
     #[error("the model has no chat template, so its dialogues have no text")]
     NoChatTemplate,
+    /// A source of text without a file.
+    #[error("a source has no `path`")]
+    NoPath,
     /// A budget that no shape meets.
     #[error("no shape meets `{key} = {budget}`: the smallest that is searched has {least}")]
     NoShape {
@@ -407,6 +410,7 @@ impl Error {
             Error::NoSublayers => Some("blocks"),
             Error::JsonLines { .. } => Some("path"),
             Error::NoChatTemplate => Some("messages"),
+            Error::NoPath => Some("sources"),
             Error::Method { key, problem, .. } => Some(if *problem == NEEDS { "method" } else { key }),
             Error::Share { key, .. } | Error::Setting { key, .. } | Error::Number { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
@@ -440,8 +444,9 @@ impl Error {
             Error::NoChoices => Some("leave it out for the usual ones".into()),
             Error::BudgetTooSmall { least, .. } => Some(format!("`{least}` can be met; smaller `choices` allow less")),
             Error::JsonLines { what: "training", .. } => Some("`field` names the text in every object, `messages` the dialogue".into()),
-            Error::JsonLines { .. } => Some("take a plain text, or rename the file if it is one".into()),
+            Error::JsonLines { .. } => Some("name it in `sources`, with the `field` or the `messages` of its objects".into()),
             Error::NoChatTemplate => Some("put a `chat_template.jinja` beside the model, or train on a `field`".into()),
+            Error::NoPath => Some("give one, or `kind = \"mixture\"` for attar's own texts, or `kind = \"generate\"` for the model's".into()),
             Error::Idle { key, other } => Some(format!("give `{other}`, or leave `{key}` out")),
             Error::NoShape { key, least, .. } => Some(format!("`{key} = {least}` can be met; beyond that, `distill` a shape of your own")),
             Error::Model(error) => error.hint(),

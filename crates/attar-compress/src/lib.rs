@@ -26,7 +26,7 @@ pub use activation::{
     ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, Codes, Counts, Distribution, Feed,
     Known, KvCache, OBSERVERS, Observer, ObserverName, Site as ActivationSite, insert,
 };
-pub use calibrate::{Calibration, TextSource, Windows};
+pub use calibrate::{Calibration, SourceKind, TextSource, Windows};
 pub use error::{Error, Result};
 pub(crate) use hessian::Factor;
 pub use hessian::{Cross, Drift, Hessian};

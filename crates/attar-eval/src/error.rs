@@ -101,6 +101,16 @@ pub enum Error {
         /// The setting that asks for one.
         key: &'static str,
     },
+    /// One of several texts that cannot be.
+    #[error("text `{name}`: {found}")]
+    Text {
+        /// The name that settings give it.
+        name: String,
+        /// What is wrong.
+        found: String,
+        /// What was expected.
+        wanted: String,
+    },
     /// A setting out of range.
     #[error("`{key} = {found}`: {wanted}")]
     Setting {
@@ -390,6 +400,7 @@ impl Error {
             | Error::Template { key, .. }
             | Error::NoChat { key } => Some(key),
             Error::NoBos => Some("bos"),
+            Error::Text { .. } => Some("texts"),
             Error::GateMetric { .. } | Error::UnknownMetric { .. } | Error::UnknownEval { .. } => Some("metric"),
             Error::GateBound { found } => found.last().copied(),
             _ => None,
@@ -401,6 +412,7 @@ impl Error {
         match self {
             Error::Model(error) => error.hint(),
             Error::Graph(attar_graph::Error::Tensor(error)) => error.hint(),
+            Error::Text { wanted, .. } => Some(wanted.clone()),
             Error::NoBos => Some("leave `bos` out, or name the token as `bos_token_id` in config.json".into()),
             Error::TooShort { .. } => Some("give more text, or put BOS in front of each document with `bos = true`".into()),
             Error::NoChat { .. } => Some("with `chat = false` prompts are given as they are".into()),

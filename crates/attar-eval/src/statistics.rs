@@ -51,6 +51,25 @@ impl Estimate {
         Estimate { value, standard_error: self.standard_error.map(|error| value * error) }
     }
 
+    /// The mean of estimates that are independent of each other, all of the same weight.
+    pub(crate) fn mean_of(all: &[Estimate]) -> Estimate {
+        let count = all.len() as f64;
+        let variance = all.iter().map(|one| one.standard_error.map(|error| error * error)).sum::<Option<f64>>();
+        Estimate {
+            value: all.iter().map(|one| one.value).sum::<f64>() / count,
+            standard_error: variance.map(|variance| variance.sqrt() / count),
+        }
+    }
+
+    /// The geometric mean of such, by the delta method.
+    pub(crate) fn geometric_mean(all: &[Estimate]) -> Estimate {
+        let log = |one: &Estimate| Estimate {
+            value: one.value.ln(),
+            standard_error: one.standard_error.map(|error| error / one.value),
+        };
+        Estimate::mean_of(&all.iter().map(log).collect::<Vec<_>>()).exp()
+    }
+
     /// The mean of all tokens. A ratio estimator: windows may differ in length.
     pub(crate) fn mean(windows: &[Vec<f64>]) -> Estimate {
         let sums: Vec<f64> = windows.iter().map(|tokens| tokens.iter().sum()).collect();

@@ -33,7 +33,10 @@ impl Case {
         let text = std::fs::read_to_string(&file).unwrap_or_else(|_| panic!("{} should give a case of the task", file.display()));
         let mut table: toml::Table = text.parse().unwrap();
         let mut settings = table.remove("settings").unwrap();
-        settings["data"] = testdata(settings["data"].as_str().unwrap()).to_str().unwrap().into();
+        let here = |path: &mut toml::Value| *path = testdata(path.as_str().unwrap()).to_str().unwrap().into();
+        settings.get_mut("data").into_iter().for_each(here);
+        let texts = settings.get_mut("texts").and_then(toml::Value::as_array_mut).into_iter().flatten();
+        texts.filter_map(|text| text.get_mut("path")).for_each(here);
         Case {
             settings: (task.parse)(serde_json::to_value(settings).unwrap()).unwrap(),
             model: Model::open(&testdata(table["model"].as_str().unwrap())).unwrap(),
@@ -218,16 +221,20 @@ fn real_models_have_the_golden_scores() {
 fn settings_are_checked_where_they_stand() {
     for task in windowed() {
         let schema = (task.schema)();
-        assert!(schema["properties"]["data"].is_object(), "{}: a task reads data", task.name);
+        // A task reads a file, or several texts.
+        let (key, value) = match schema["properties"]["data"].is_object() {
+            true => ("data", serde_json::json!("x")),
+            false => ("texts", serde_json::json!([{ "name": "a", "path": "x" }])),
+        };
         assert!(
             schema["properties"].as_object().unwrap().values().all(|setting| setting["description"].is_string()),
             "{}",
             task.name
         );
-        let invalid = (task.parse)(serde_json::json!({ "data": 3 })).unwrap_err();
-        assert_eq!(invalid.key, "data", "{}: {invalid}", task.name);
-        assert!((task.parse)(serde_json::json!({ "data": "x", "dtaa": 1 })).is_err(), "{} takes unknown keys", task.name);
-        let settings = (task.parse)(serde_json::json!({ "data": "x" })).unwrap();
+        let invalid = (task.parse)(serde_json::json!({ key: 3 })).unwrap_err();
+        assert_eq!(invalid.key, key, "{}: {invalid}", task.name);
+        assert!((task.parse)(serde_json::json!({ key: value, "dtaa": 1 })).is_err(), "{} takes unknown keys", task.name);
+        let settings = (task.parse)(serde_json::json!({ key: value })).unwrap();
         assert_eq!(settings.files(), [PathBuf::from("x")]);
         assert!(std::ptr::eq(settings.task(), *task));
     }

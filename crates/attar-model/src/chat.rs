@@ -196,6 +196,18 @@ impl Formatter for Spaced {
     }
 }
 
+/// A dialogue for models without a template and for people: the only message, or all with who says them. `None` if it is no list of messages, each with a
+/// `role` and a text as its `content`.
+pub fn dialogue(messages: &Value) -> Option<String> {
+    let said = |message: &Value| Some((message["role"].as_str()?.to_owned(), message["content"].as_str()?.to_owned()));
+    let all: Vec<(String, String)> = messages.as_array()?.iter().map(said).collect::<Option<_>>()?;
+    match &all[..] {
+        [] => None,
+        [(_, only)] => Some(only.clone()),
+        all => Some(all.iter().map(|(role, content)| format!("{role}: {content}")).collect::<Vec<_>>().join("\n")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -46,7 +46,7 @@ use arch::Built;
 use unused::Reads;
 
 pub use arch::{ARCHITECTURES, Architecture, module};
-pub use chat::ChatTemplate;
+pub use chat::{ChatTemplate, dialogue};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use folder::{Folder, FolderTensor, Part, same_structure};

@@ -15,5 +15,8 @@ pub(crate) struct Data {
     pub(crate) train: Option<attar_compress::TrainingText>,
 }
 
-/// What to do where a step looks at activations, and there is no text.
-pub(crate) const GIVE_TEXT: &str = "add `[data.calibration]` with the `path` of a text, or without for attar's own mixture";
+/// Which texts activations are seen on, and how many windows of each.
+pub(crate) fn described(length: usize, of: &[(String, usize)]) -> String {
+    let of: Vec<String> = of.iter().map(|(name, windows)| format!("{windows} of {name}")).collect();
+    format!("calibration: windows of {length} tokens, {}", of.join(", "))
+}

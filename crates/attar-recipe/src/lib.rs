@@ -5,6 +5,7 @@
 //! The command line is a thin layer over this crate: every verb builds a recipe.
 
 mod adapters;
+mod advice;
 mod artifact;
 mod baseline;
 mod coded;
@@ -28,6 +29,7 @@ mod model;
 mod needs;
 mod opened;
 mod output;
+mod overlap;
 mod page;
 mod plan;
 mod plot;
@@ -54,6 +56,7 @@ mod tokens;
 mod walk;
 mod walker;
 mod words;
+mod written;
 
 pub use attar_settings::Size;
 pub use engines::Engines;
@@ -71,7 +74,7 @@ pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CodedReport,
     CompilationReport, CutReport, DistillReport, EvalReport, Findings, FrontReport, FusionReport, LossReport, MeasuredPoint,
     ModelReport, PhaseReport, PlacementReport, PlainReport, ProofReport, PruneReport, RemovedReport, Report, SimulationReport,
-    SiteReport, SparseReport, TensorReport, Timed, TransformReport, VariantReport, fusion_table,
+    SiteReport, SparseReport, TensorReport, Timed, TransformReport, VariantReport, Way, fusion_table,
 };
 pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;

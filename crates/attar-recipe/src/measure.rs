@@ -16,6 +16,7 @@ use crate::{
     made::{Made, Written},
     opened::{Measured, Opened},
     output::Output,
+    overlap::{self, Known},
     predict::{Wanted, beyond},
     session::Session,
 };
@@ -123,12 +124,19 @@ impl Measuring<'_> {
     /// Measures every subject by every runner of every eval. `used` gets the blobs of the measurements.
     pub(crate) fn measure(&self, subjects: &[Subject<'_>], used: &mut BTreeSet<Digest>) -> Result<Vec<Evaluation>> {
         let mut evaluations = Vec::new();
+        let seen = self.session.and_then(|session| session.calibration);
+        let known = seen.filter(|_| !self.recipe.evals.is_empty()).map(Known::of);
         for eval in self.recipe.evals.iter().filter(|eval| !eval.task.task().timed) {
             let place = |error: Error| self.recipe.document.place(error, &eval.key);
             let tokenizer = self.opened.tokenizer().map_err(place)?;
             let chat = self.opened.chat_template().map_err(place)?;
             let language = Language { tokenizer: &tokenizer, config: self.opened.config(), chat: chat.as_ref() };
             let prepared = eval.task.prepare(&language).map_err(|e| place(e.into()))?;
+            if let Some(known) = &known
+                && let count @ 1.. = known.count(prepared.windows())
+            {
+                self.observer.note(&overlap::note(&eval.name, count, prepared.windows().len()));
+            }
             let question = Question { eval, base: self.opened.base(), prepared: &*prepared };
             self.ask(&question, subjects, used, &mut evaluations)?;
             note_missing(eval, self.engines, self.observer);

@@ -1,6 +1,6 @@
 //! What a run reads models from: the checkpoint or artifact that it is about, and the checkpoint that it compares with.
 
-use std::path::PathBuf;
+use std::{cell::RefCell, path::PathBuf};
 
 use attar_model::{ChatTemplate, Config, Model, Tokenizer};
 
@@ -8,8 +8,9 @@ use crate::{
     Error, ErrorKind, Existing, Recipe, Result, described,
     inputs::Inputs,
     recipe::{Compared, Subject},
-    session::Texts,
+    session::{Session, Texts},
     side, tokens,
+    written::written,
 };
 
 /// What a recipe is about, opened.
@@ -107,12 +108,19 @@ impl Opened {
         }
     }
 
-    /// The windows of the recipe's texts, if there are such.
-    pub(crate) fn windows(&self, recipe: &Recipe) -> Result<Texts> {
+    /// The windows of the recipe's texts, if there are such. What the model writes are units of `session`.
+    pub(crate) fn windows(&self, recipe: &Recipe, session: &Session<'_>) -> Result<Texts> {
         let place = |e: attar_compress::Error, key| recipe.document.place(e.into(), key);
+        let used = RefCell::new(Vec::new());
         let windows = |text: &attar_compress::Calibration| {
-            let chat = self.chat_template()?;
-            text.windows(&self.tokenizer()?, chat.as_ref(), self.config()).map_err(|e| place(e, "data.calibration"))
+            let (chat, length) = (self.chat_template()?, text.length(self.config()));
+            let write = |beginnings: Vec<Vec<u32>>| {
+                let (windows, blobs) = written(session.base(), &beginnings, length, text.seed, session)?;
+                used.borrow_mut().extend(blobs);
+                Ok(windows)
+            };
+            let windows = text.windows(&self.tokenizer()?, chat.as_ref(), self.config(), &write);
+            windows.map_err(|e: Error| recipe.document.place(e, "data.calibration"))
         };
         let calibration = recipe.calibration().map(windows).transpose()?;
         let calibration_of = calibration.as_ref().map(|windows| windows.of.clone()).unwrap_or_default();
@@ -121,7 +129,8 @@ impl Opened {
             let chat = self.chat_template()?;
             text.windows(&self.tokenizer()?, chat.as_ref(), self.config()).map_err(|e| place(e, "data.train"))
         };
-        Ok(Texts { calibration, calibration_of, training: recipe.training().map(windows).transpose()? })
+        let training = recipe.training().map(windows).transpose()?;
+        Ok(Texts { calibration, calibration_of, training, written: used.into_inner() })
     }
 
     /// Numbers in the weights of what the recipe is about, if it says so.

@@ -22,6 +22,9 @@ pub(crate) const STORE: &str = "store";
 /// What a finished run writes next to its artifacts.
 pub(crate) const PROMISED: [&str; 5] = ["manifest.json", "report.json", "report.md", "report.html", "measured.json"];
 
+/// Recipes that may let a gate pass that failed.
+pub(crate) const ADVICE: [&str; 3] = ["advice-1.toml", "advice-2.toml", "advice-3.toml"];
+
 /// A claimed output folder.
 pub(crate) struct Output {
     root: PathBuf,
@@ -60,7 +63,7 @@ impl Output {
 
     /// What an earlier run promised no longer holds, and what it was writing when it was killed goes.
     pub(crate) fn withdraw_promises(&self) -> Result<()> {
-        for name in PROMISED {
+        for name in PROMISED.iter().chain(&ADVICE) {
             remove(&self.root.join(name))?;
         }
         let entries = fs::read_dir(&self.root).map_err(|e| refused("read", &self.root, &e))?;

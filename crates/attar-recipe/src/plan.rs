@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     Engines, Error, ErrorKind, Existing, Recipe, Result, RunnerKind, Variant, adapters,
+    data::described,
     kept::Kept,
     model::Working,
     needs::{check_needs, missing},
@@ -36,6 +37,9 @@ pub struct Plan {
     pub read: Option<Summary>,
     /// Each way through the steps.
     pub variants: Vec<PlannedVariant>,
+    /// Which texts activations would be seen on, and how many windows of each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
     /// What would be measured: `NAME: TASK with RUNNER`.
     pub evals: Vec<String>,
     /// What compilers of vendors would be asked.
@@ -137,6 +141,7 @@ pub fn plan(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
 pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     let opened = Opened::of(recipe)?;
     recipe.check_texts(opened.config())?;
+    check_written(recipe, &opened)?;
     opened.check_chat(recipe)?;
     check_evals(recipe, &opened)?;
     if !recipe.evals.is_empty() {
@@ -146,6 +151,9 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     let mut variants = Vec::new();
     for (variant, model) in recipe.variants.iter().filter_map(|variant| Some((variant, opened.model()?))) {
         variants.push(plan_variant(recipe, variant, model, &mut peak)?);
+    }
+    if let (Some(text), Some(model)) = (recipe.calibration().filter(|text| text.is_written()), opened.model()) {
+        peak.raise(eval_memory(model, text.length(opened.config())), || "the text that the model writes".into());
     }
     for eval in &recipe.evals {
         let longest = eval.task.longest().or(opened.config().context).unwrap_or(0);
@@ -160,6 +168,7 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         read: opened.model().map(Model::summary).transpose()?,
         notes: recipe.notes().into_iter().chain(notes_of_variants(&variants)).collect(),
         variants,
+        calibration: recipe.calibration().map(|text| described(text.length(opened.config()), &text.asked())),
         evals: recipe.evals.iter().flat_map(|e| e.runners.iter().map(|(r, m)| describe(e, *r, *m))).collect(),
         predictions: recipe.predictions.iter().map(ToString::to_string).collect(),
         gates: recipe.gates.len(),
@@ -168,6 +177,19 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
         missing: missing(recipe, engines),
         blocked: check_needs(recipe, engines).err(),
     })
+}
+
+/// An encoder writes no text.
+fn check_written(recipe: &Recipe, opened: &Opened) -> Result<()> {
+    let written = recipe.calibration().is_some_and(|text| text.is_written());
+    match opened.model().filter(|model| written && !shape::predicts_tokens(&model.graph)) {
+        None => Ok(()),
+        Some(model) => {
+            let message = format!("`{}` writes no text: it is an encoder", model.graph.name());
+            let error = Error::recipe(message).hint("name a text, or take attar's own: `kind = \"mixture\"`".to_owned());
+            Err(recipe.document.place(error, "data.calibration.sources"))
+        }
+    }
 }
 
 /// What steps and exports say of themselves, each once.
@@ -395,8 +417,14 @@ mod tests {
         assert!(
             refused("shakespeare-1m", "[[step]]\nkind = \"simulate\"\n").contains("no `compile` step before it makes a proof")
         );
-        let uncalibrated = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\nalgorithm = \"gptq\"\n";
-        assert!(refused("shakespeare-1m", uncalibrated).contains("the recipe has no text for that"));
+    }
+
+    #[test]
+    fn steps_that_look_at_a_text_have_attars_own_where_none_is_named() {
+        let calibrated = "[[step]]\nkind = \"quantize\"\ngrid = \"int4\"\nalgorithm = \"gptq\"\n";
+        let told = planned("shakespeare-1m", calibrated).unwrap().calibration.unwrap();
+        assert!(told.starts_with("calibration: windows of 512 tokens, ") && told.contains(" of prose, "), "{told}");
+        assert_eq!(planned("shakespeare-1m", &calibrated.replace("gptq", "rtn")).unwrap().calibration, None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Lines over a logarithmic axis, as a self-contained SVG file (W3C SVG 1.1).
 
-use std::fmt::Write;
+use attar_compile::report::markup::{Anchor, Drawing, color};
 
 /// What is drawn.
 pub(crate) struct Plot {
@@ -26,65 +26,40 @@ pub(crate) struct Mark {
     pub(crate) error: f64,
 }
 
-/// The picture, and the frame in it: left, top, right, bottom.
-const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 480.0;
+/// Size of the picture, and the frame in it: left, top, right, bottom.
+const SIZE: [f64; 2] = [760.0, 480.0];
 const FRAME: [f64; 4] = [90.0, 50.0, 730.0, 410.0];
-
-/// Told apart by people who see colours differently (Okabe & Ito 2008).
-const COLORS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
 impl Plot {
     /// The file.
     pub(crate) fn svg(&self) -> String {
         let axes = Axes::of(self.lines.iter().flat_map(|line| &line.marks));
-        let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-        );
-        let [left, top, right, bottom] = FRAME;
-        text(&mut svg, [(left + right) / 2.0, 28.0], "middle", &self.title);
-        text(&mut svg, [(left + right) / 2.0, HEIGHT - 22.0], "middle", &self.x);
-        let middle = (top + bottom) / 2.0;
-        let _ = writeln!(
-            svg,
-            "<text transform=\"rotate(-90 24 {middle})\" x=\"24\" y=\"{middle}\" text-anchor=\"middle\">{}</text>",
-            escaped(&self.y)
-        );
-        axes.draw(&mut svg);
+        let mut drawing = Drawing::file(SIZE, &self.title);
+        let [left, top, right, _] = FRAME;
+        drawing.label([(left + right) / 2.0, 22.0], Anchor::Middle, "", &self.title);
+        drawing.label([(left + right) / 2.0, SIZE[1] - 22.0], Anchor::Middle, "", &self.x);
+        drawing.label([left - 40.0, top - 10.0], Anchor::Start, "", &self.y);
+        axes.draw(&mut drawing);
         for (at, line) in self.lines.iter().enumerate() {
-            draw(&mut svg, &axes, line, COLORS[at % COLORS.len()]);
+            draw(&mut drawing, &axes, line, &color(at));
             let y = top + 20.0 * (at + 1) as f64;
-            let _ = writeln!(
-                svg,
-                "<circle cx=\"{}\" cy=\"{}\" r=\"4\" fill=\"{}\"/>",
-                right - 12.0,
-                y - 4.0,
-                COLORS[at % COLORS.len()]
-            );
-            text(&mut svg, [right - 22.0, y], "end", &line.name);
+            drawing.circle([right - 12.0, y - 4.0, 4.0], &color(at), &line.name);
+            drawing.label([right - 22.0, y], Anchor::End, "", &line.name);
         }
-        svg + "</svg>\n"
+        drawing.done()
     }
 }
 
-fn text(svg: &mut String, [x, y]: [f64; 2], anchor: &str, words: &str) {
-    let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{}</text>", escaped(words));
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-fn draw(svg: &mut String, axes: &Axes, line: &Line, color: &str) {
+fn draw(drawing: &mut Drawing, axes: &Axes, line: &Line, color: &str) {
     let marks: Vec<&Mark> = line.marks.iter().filter(|mark| mark.y > 0.0).collect();
-    let corners: Vec<String> = marks.iter().map(|mark| format!("{:.1},{:.1}", axes.x(mark.x), axes.y(mark.y))).collect();
-    let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.5\"/>", corners.join(" "));
+    let stroke = format!("{color} line");
+    drawing.polyline(&marks.iter().map(|mark| [axes.x(mark.x), axes.y(mark.y)]).collect::<Vec<_>>(), &stroke);
     for mark in marks {
         let (x, y) = (axes.x(mark.x), axes.y(mark.y));
-        let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{color}\"/>");
+        drawing.circle([x, y, 3.0], color, &format!("{}: {} at {}", line.name, mark.y, mark.x));
         if mark.error > 0.0 {
             let (low, high) = (axes.y((mark.y - mark.error).max(axes.low)), axes.y(mark.y + mark.error));
-            let _ = writeln!(svg, "<path d=\"M{x:.1} {low:.1}V{high:.1}\" stroke=\"{color}\"/>");
+            drawing.line([x, low, x, high], &stroke);
         }
     }
 }
@@ -121,24 +96,19 @@ impl Axes {
         FRAME[3] - (y / self.low).ln() / (self.high / self.low).ln() * (FRAME[3] - FRAME[1])
     }
 
-    fn draw(&self, svg: &mut String) {
+    fn draw(&self, drawing: &mut Drawing) {
         let [left, top, right, bottom] = FRAME;
         for x in self.columns() {
             let at = self.x(x);
-            let _ = writeln!(svg, "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"#ddd\"/>");
-            text(svg, [at, bottom + 20.0], "middle", &format!("{x}"));
+            drawing.line([at, top, at, bottom], "grid");
+            drawing.label([at, bottom + 20.0], Anchor::Middle, "", &format!("{x}"));
         }
         for y in self.rows() {
             let at = self.y(y);
-            let _ = writeln!(svg, "<path d=\"M{left} {at:.1}H{right}\" stroke=\"#ddd\"/>");
-            text(svg, [left - 8.0, at + 4.0], "end", &format!("{y}"));
+            drawing.line([left, at, right, at], "grid");
+            drawing.label([left - 8.0, at + 4.0], Anchor::End, "", &format!("{y}"));
         }
-        let _ = writeln!(
-            svg,
-            "<rect x=\"{left}\" y=\"{top}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"black\"/>",
-            right - left,
-            bottom - top
-        );
+        drawing.rect([left, top, right - left, bottom - top], "frame", "");
     }
 
     /// Round numbers within the frame.
@@ -172,7 +142,7 @@ mod tests {
         let marks = |factor: f64| (1..6).map(|x| Mark { x: f64::from(x), y: factor / f64::from(x * x), error: 0.01 }).collect();
         let lines = vec![Line { name: "a < b & c".into(), marks: marks(1.0) }, Line { name: "d".into(), marks: marks(0.5) }];
         let svg = Plot { title: "t".into(), x: "x".into(), y: "y".into(), lines }.svg();
-        assert_eq!(svg.matches("r=\"3\"").count(), 10);
+        assert_eq!(svg.matches("r=\"3.00\"").count(), 10);
         assert!(svg.contains("a &lt; b &amp; c") && !svg.contains("NaN") && !svg.contains("inf"));
         assert_eq!(svg.matches('<').count(), svg.matches('>').count());
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());

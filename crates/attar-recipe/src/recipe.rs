@@ -5,6 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use attar_compress::TextSource;
 use attar_eval::{Against, Bound, DEFAULT_TASK, DEVICE, Engine, Gate, Mode, PREDICTED, PRESETS, Settings, TASKS, WrittenGate};
 use attar_export::{Format, TARGETS, Target};
 use attar_model::Model;
@@ -247,7 +248,10 @@ impl Recipe {
         let evals = root.take_tables("eval")?.into_iter().map(eval).collect::<Result<Vec<_>>>()?;
         let predictions = root.take_tables("predict")?.into_iter().map(Predict::of).collect::<Result<Vec<_>>>()?;
         let gates = root.take_tables("gate")?.into_iter().map(gate).collect::<Result<Vec<_>>>()?;
-        let head: Head = root.finish(&lists)?;
+        let mut head: Head = root.finish(&lists)?;
+        if variants.iter().flat_map(|variant| &variant.steps).any(|(_, step)| step.needs_text()) {
+            head.data.calibration.get_or_insert_default();
+        }
         let recipe = Recipe { head, variants, exports, evals, predictions, gates, document: document.clone() };
         recipe.check()?;
         Ok(recipe)
@@ -459,7 +463,9 @@ impl Recipe {
         let mut paths: Vec<(String, PathBuf)> =
             named.into_iter().chain(texts).filter_map(|(key, path)| Some((key.to_owned(), path?.clone()))).collect();
         let sources = self.calibration().into_iter().flat_map(|text| &text.sources).enumerate();
-        paths.extend(sources.map(|(at, source)| (format!("data.calibration.sources[{at}].path"), source.path.clone())));
+        let path =
+            |(at, source): (usize, &TextSource)| Some((format!("data.calibration.sources[{at}].path"), source.path.clone()?));
+        paths.extend(sources.filter_map(path));
         paths.extend(self.step_files());
         paths.extend(self.step_checkpoints());
         let of_eval = |eval: &Eval| eval.task.files().into_iter().map(|file| (format!("{}.data", eval.key), file)).collect();

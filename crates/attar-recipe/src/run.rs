@@ -7,8 +7,9 @@ use attar_graph::kernel::instruction_set;
 use attar_tensor::{Digest, Keep};
 
 use crate::{
-    Engines, Error, Observer, Plan, PlannedVariant, Recipe, Report, Result, Variant,
+    Engines, Error, Observer, Plan, PlannedVariant, Recipe, Report, Result, Variant, advice,
     coded::coded,
+    data::described,
     extras::WrittenFolder,
     inputs::Inputs,
     json::{TOOL, json},
@@ -51,18 +52,19 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
     let opened = Opened::of(recipe)?;
     let lock = lock_inputs(recipe, inputs, request)?;
     let output = claim_output(recipe)?;
-    let texts = opened.windows(recipe)?;
-    note_texts(recipe, &texts, request.observer);
-    let workspace = Workspace::open(recipe.store(&output), texts, WALKERS, inputs.clone())?;
+    let workspace = Workspace::open(recipe.store(&output), WALKERS, inputs.clone())?;
+    let texts = opened.windows(recipe, &workspace.session(opened.model(), request.observer))?;
+    note_texts(recipe, &opened, &texts, request.observer);
+    let mut used: BTreeSet<Digest> = texts.written.iter().copied().collect();
+    let workspace = workspace.reading(texts);
     let session = workspace.session(opened.model(), request.observer);
-    let mut used = BTreeSet::new();
     let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
     let measuring =
         Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: Some(&session) };
     let (evals, timed) = measure_variants(&measuring, &made, &output, &mut used)?;
     let (of_times, gates) = judge(recipe, &[&evals[..], &timed[..]].concat());
     let timed = Timed::here(lock.recipe, timed, of_times);
-    let report = Report {
+    let mut report = Report {
         report: report::FORMAT,
         tool: TOOL.into(),
         recipe: recipe.owner(),
@@ -74,7 +76,12 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
         evals,
         gates,
         timed: (!timed.is_empty()).then_some(timed),
+        ways: Vec::new(),
     };
+    for (way, text) in advice::of(recipe, &report, request.engines) {
+        output.write(&way.recipe, text.as_bytes())?;
+        report.ways.push(way);
+    }
     session.check_inputs()?;
     keep_promises(&report, &Manifest::of(recipe.owner(), &lock, &report.model, &made, &folders), &output)?;
     clean_up(recipe, workspace, &used, &output)?;
@@ -82,10 +89,9 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
 }
 
 /// Says which of several texts activations are seen on, and how much of each.
-fn note_texts(recipe: &Recipe, texts: &Texts, observer: &dyn Observer) {
+fn note_texts(recipe: &Recipe, opened: &Opened, texts: &Texts, observer: &dyn Observer) {
     let Some(asked) = recipe.calibration().filter(|text| text.path.is_none()) else { return };
-    let of: Vec<String> = texts.calibration_of.iter().map(|(name, windows)| format!("{windows} of {name}")).collect();
-    observer.note(&format!("calibration: windows of {} tokens, {}", asked.length, of.join(", ")));
+    observer.note(&described(asked.length(opened.config()), &texts.calibration_of));
     let found: usize = texts.calibration_of.iter().map(|(_, windows)| windows).sum();
     if found < asked.samples {
         observer.note(&format!("note: {} windows were asked for, and the texts have {found}", asked.samples));
@@ -285,8 +291,9 @@ mod tests {
     /// The files of the steps of the only variant, by their digests, and the searches for schedules.
     fn made(recipe: &Recipe, planned: &PlannedVariant) -> (Vec<(String, Digest)>, Vec<String>) {
         let (opened, folder, observer) = (Opened::of(recipe).unwrap(), tempfile::tempdir().unwrap(), Searches::default());
-        let workspace =
-            Workspace::open(folder.path().into(), opened.windows(recipe).unwrap(), WALKERS, Inputs::default()).unwrap();
+        let workspace = Workspace::open(folder.path().into(), WALKERS, Inputs::default()).unwrap();
+        let texts = opened.windows(recipe, &workspace.session(opened.model(), &observer)).unwrap();
+        let workspace = workspace.reading(texts);
         let session = workspace.session(opened.model(), &observer);
         let made = run_steps(recipe, &recipe.variants[0], planned, &session, &mut BTreeSet::new()).unwrap();
         let files = made.folders.iter().flat_map(|folder| &folder.files).map(|(name, content)| match content {

@@ -45,12 +45,19 @@ pub(crate) struct Texts {
     /// Names of the calibration's texts, with the numbers of their windows.
     pub(crate) calibration_of: Vec<(String, usize)>,
     pub(crate) training: Option<TrainingWindows>,
+    /// The blobs of those that the model wrote.
+    pub(crate) written: Vec<Digest>,
 }
 
 impl Workspace {
-    /// Opens the store at `root`, for work on `inputs`.
-    pub(crate) fn open(root: PathBuf, texts: Texts, walkers: &'static [&'static Walker], inputs: Inputs) -> Result<Workspace> {
-        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), texts, walkers, inputs })
+    /// Opens the store at `root`, for work on `inputs`, without texts.
+    pub(crate) fn open(root: PathBuf, walkers: &'static [&'static Walker], inputs: Inputs) -> Result<Workspace> {
+        Ok(Workspace { store: Box::new(FolderStore::open(&root)?), texts: Texts::default(), walkers, inputs })
+    }
+
+    /// With these texts.
+    pub(crate) fn reading(self, texts: Texts) -> Workspace {
+        Workspace { texts, ..self }
     }
 
     /// Work on `model`, of which `observer` hears.

@@ -83,7 +83,9 @@ fn sweep_on(inputs: &Inputs, recipe: &Recipe, points: Points, request: &Request<
     check_needs(recipe, request.engines)?;
     let opened = Opened::of(recipe)?;
     let output = Output::claim(recipe.output(), &recipe.owner())?;
-    let workspace = Workspace::open(recipe.store(&output), opened.windows(recipe)?, WALKERS, inputs.clone())?;
+    let workspace = Workspace::open(recipe.store(&output), WALKERS, inputs.clone())?;
+    let texts = opened.windows(recipe, &workspace.session(opened.model(), request.observer))?;
+    let workspace = workspace.reading(texts);
     let session = workspace.session(opened.model(), request.observer);
     let measuring =
         Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: Some(&session) };

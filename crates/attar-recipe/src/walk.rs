@@ -434,8 +434,8 @@ mod tests {
     static WALKERS: &[&Walker] = &[&WALKER];
 
     fn open(folder: &Path) -> Workspace {
-        Workspace::open(folder.into(), Texts { calibration: Some(windows()), ..Texts::default() }, WALKERS, Inputs::default())
-            .unwrap()
+        let texts = Texts { calibration: Some(windows()), ..Texts::default() };
+        Workspace::open(folder.into(), WALKERS, Inputs::default()).unwrap().reading(texts)
     }
 
     fn model() -> Model {

@@ -18,14 +18,6 @@ impl Packing {
     /// A row may be read from any multiple of so many codes on.
     pub const PERIOD: usize = 8 * TRITS;
 
-    /// Bits of so many codes, no padding.
-    pub fn bits(self, codes: usize) -> u64 {
-        match self {
-            Packing::Bits(bits) => codes as u64 * u64::from(bits),
-            Packing::Trits => (8 * codes as u64).div_ceil(TRITS as u64),
-        }
-    }
-
     /// Bytes of a row of `columns` codes.
     pub fn row_bytes(self, columns: usize) -> usize {
         match self {

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{BlockFormat, Dtype, Error, Fit, Grid, Levels, Result, ScaleFormat, Scales, error::nearest, grid};
+use crate::{BlockFormat, Dtype, Error, Fit, Grid, Levels, Result, ScaleFormat, Scales, error::nearest, grid, pack::row_bytes};
 
 /// The weights that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,6 +147,9 @@ impl Scheme {
             _ if self.grid.levels() == Levels::Even && !self.scale.is_signed() && self.is_symmetric() => {
                 not("asymmetric", "false", "true: symmetric scales have signs")
             }
+            _ if self.grid.levels() != Levels::Even && !self.scale.is_signed() && self.grid.signs().len() > 1 => {
+                not("grid", self.grid.name(), "one whose scales have no signs, such as nf4")
+            }
             _ => Ok(()),
         }
     }
@@ -176,12 +179,13 @@ impl Scheme {
         Err(Error::Contradiction { what: what.into(), setting, found: found.into(), wanted: wanted.into() })
     }
 
-    /// Bits of a `[rows, columns]` tensor: codes, scales or tables, super scales and zeros, no padding.
+    /// Bits of a `[rows, columns]` tensor as attar's checkpoints hold it: codes, scales or tables, super scales and zeros, and what fills rows of them up to
+    /// whole bytes.
     pub fn true_bits(&self, [rows, columns]: [usize; 2]) -> u64 {
-        let zero = if self.is_symmetric() { 0 } else { u64::from(self.grid.bits()) };
-        self.grid.packing().bits(rows * columns)
-            + self.scale_count([rows, columns]) as u64 * (u64::from(self.scale.bits()) + zero)
-            + self.scale.super_bits(rows)
+        let [scale_rows, scales] = self.scale_dims([rows, columns]);
+        let zeros = if self.is_symmetric() { 0 } else { row_bytes(scales, self.grid.bits()) };
+        let bytes = rows * self.grid.packing().row_bytes(columns) + scale_rows * (self.scale.row_bytes(scales) + zeros);
+        8 * bytes as u64 + self.scale.super_bits(rows)
     }
 
     /// [`Scheme::true_bits`] a weight.
@@ -276,7 +280,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// Bits of a `[rows, columns]` tensor: everything that is needed to read it, no padding.
+    /// Bits of a `[rows, columns]` tensor: everything that is needed to read it.
     pub fn true_bits(&self, dims: [usize; 2]) -> u64 {
         let elements = (dims[0] * dims[1]) as u64;
         match self {
@@ -351,6 +355,7 @@ mod tests {
             "int4/g64/asymmetric/positive",
             "nf4/g64/positive",
             "lut2/g64/int6",
+            "gauss4/g32/e8m0",
         ] {
             assert!(text.parse::<Scheme>().is_err(), "{text}");
         }
@@ -360,14 +365,17 @@ mod tests {
     fn true_bits_count_scales_and_zeros() {
         let bits = |text: &str, dims| text.parse::<Scheme>().unwrap().bits_per_weight(dims);
         assert_eq!(bits("int4/g64", [8, 576]), 4.25);
-        assert_eq!(bits("int4/g64/asymmetric", [8, 576]), 4.3125);
+        // Nine zeros of 4 bits take 5 bytes.
+        assert_eq!(bits("int4/g64/asymmetric", [8, 576]), 4.25 + 40.0 / 576.0);
         assert_eq!(bits("int8/row", [576, 576]), 8.0 + 16.0 / 576.0);
         assert_eq!(bits("int4/g32/int6", [8, 4096]), 4.0 + 6.0 / 32.0 + 16.0 / 4096.0);
         assert_eq!(bits("lut4/row", [8, 4096]), 4.0 + 256.0 / 4096.0);
         assert_eq!(bits("ternary/row", [8, 4000]), 1.6 + 16.0 / 4000.0);
         assert_eq!(bits("mxfp4/g32", [8, 4096]), 4.25);
         assert_eq!(bits("nvfp4/g16", [8, 4096]), 4.5 + 32.0 / 32768.0);
-        assert_eq!(bits("int3/g64/short", [1, 172]), 3.0 + 48.0 / 172.0);
+        // Rows of 516 bits take 65 bytes, and 18 scales of 6 bits 14.
+        assert_eq!(bits("int3/g64/short", [1, 172]), (65.0 * 8.0 + 48.0) / 172.0);
+        assert_eq!(bits("int4/g32/int6", [8, 576]), 4.0 + (14.0 * 8.0 + 16.0) / 576.0);
     }
 
     #[test]

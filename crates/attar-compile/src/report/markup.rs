@@ -1,4 +1,4 @@
-//! Text of a page: what is escaped, and drawings (W3C SVG 1.1, inline, so that they need no name space).
+//! Text of pages, which is escaped, and drawings (W3C SVG 1.1): on a page, or as files of their own.
 
 use std::fmt::Write;
 
@@ -33,13 +33,42 @@ impl Anchor {
     }
 }
 
-/// A drawing on a page. Coordinates go right and down; classes are those of the page's style; texts are escaped here.
+/// Colours that lines and boxes have in turn, told apart by people who see colours differently (Okabe & Ito 2008).
+const COLORS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+
+/// The class of the colour number `at`.
+pub fn color(at: usize) -> String {
+    format!("s{}", at % COLORS.len())
+}
+
+/// The style of a drawing that is a file: `line` is what a colour strokes, `box` what it fills.
+fn style() -> String {
+    let colors = COLORS.iter().enumerate().map(|(at, color)| format!(".s{at}{{fill:{color};stroke:{color}}}"));
+    ["svg{font:13px sans-serif;background:#fff}", ".grid{stroke:#ddd}", ".frame{fill:none;stroke:#000}", ".plane{fill:#eee}"]
+        .map(String::from)
+        .into_iter()
+        .chain(colors)
+        .chain([".line{fill:none;stroke-width:1.5}", ".box{stroke:#fff;stroke-width:.4}"].map(String::from))
+        .collect()
+}
+
+/// A drawing. Coordinates go right and down; classes are those of the page's style, or of a file's own; texts are escaped here.
 pub struct Drawing {
     text: String,
 }
 
 impl Drawing {
-    /// Of this size, with what it shows in a few words.
+    /// A file of its own.
+    pub fn file([width, height]: [f64; 2], label: &str) -> Drawing {
+        let (label, style) = (escaped(label), style());
+        let space = "xmlns=\"http://www.w3.org/2000/svg\"";
+        let mut drawing = Drawing { text: String::new() };
+        drawing.add(format_args!("<svg {space} viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">"));
+        drawing.add(format_args!("<style>{style}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>"));
+        drawing
+    }
+
+    /// On a page, of this size, with what it shows in a few words.
     pub fn new([width, height]: [f64; 2], label: &str) -> Drawing {
         let label = escaped(label);
         Drawing { text: format!("<svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">\n") }

@@ -1,43 +1,30 @@
 //! A memory plan as a picture: time to the right, bytes upwards, a self-contained SVG file (W3C SVG 1.1).
 
-use std::fmt::Write;
-
-use super::escaped;
+use super::markup::{Anchor, Drawing, color};
 use crate::memory::{Buffer, Entries, Placement};
 
 /// Size of the picture, and the frame inside it: left, top, right, bottom.
-const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 540.0;
+const SIZE: [f64; 2] = [960.0, 540.0];
 const FRAME: [f64; 4] = [110.0, 40.0, 930.0, 490.0];
-
-/// A palette that is safe for colour-blind readers (Okabe & Ito 2008).
-const COLORS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
 /// Draws every buffer as a box; hovering over it shows its id, size, lifetime and offset. `bytes` is the size of the memory:
 /// the picture is as high as that or the placement, whichever is larger.
 pub fn memory_map(entries: &Entries, placement: &Placement, bytes: u64) -> String {
     let scale = Scale::of(entries, placement.height.max(bytes));
     let [left, top, right, bottom] = FRAME;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <rect x=\"{left}\" y=\"{top}\" width=\"{}\" height=\"{}\" fill=\"#eeeeee\"/>\n",
-        right - left,
-        bottom - top
-    );
+    let mut drawing = Drawing::file(SIZE, "buffers over time");
+    drawing.rect([left, top, right - left, bottom - top], "plane", "");
     for (i, ((id, buffer), &offset)) in entries.ids.iter().zip(&entries.buffers).zip(&placement.offsets).enumerate() {
-        draw(&mut svg, &scale, id, buffer, offset, COLORS[i % COLORS.len()]);
+        draw(&mut drawing, &scale, id, buffer, offset, &color(i));
     }
-    let mut label = |x: f64, y: f64, anchor: &str, text: String| {
-        let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>");
-    };
-    label(left, bottom + 20.0, "start", scale.start.to_string());
-    label(right, bottom + 20.0, "end", scale.end.to_string());
-    label((left + right) / 2.0, bottom + 36.0, "middle", "time".into());
-    label(left - 8.0, bottom, "end", "0 B".into());
-    label(left - 8.0, top + 4.0, "end", format!("{} B", scale.top));
-    label(left, top - 12.0, "start", format!("{} buffers, height {} B", entries.ids.len(), placement.height));
-    svg + "</svg>\n"
+    let mut label = |at: [f64; 2], anchor: Anchor, text: String| drawing.label(at, anchor, "", &text);
+    label([left, bottom + 20.0], Anchor::Start, scale.start.to_string());
+    label([right, bottom + 20.0], Anchor::End, scale.end.to_string());
+    label([(left + right) / 2.0, bottom + 36.0], Anchor::Middle, "time".into());
+    label([left - 8.0, bottom], Anchor::End, "0 B".into());
+    label([left - 8.0, top + 4.0], Anchor::End, format!("{} B", scale.top));
+    label([left, top - 12.0], Anchor::Start, format!("{} buffers, height {} B", entries.ids.len(), placement.height));
+    drawing.done()
 }
 
 struct Scale {
@@ -62,16 +49,12 @@ impl Scale {
     }
 }
 
-fn draw(svg: &mut String, scale: &Scale, id: &str, buffer: &Buffer, offset: u64, color: &str) {
+fn draw(drawing: &mut Drawing, scale: &Scale, id: &str, buffer: &Buffer, offset: u64, color: &str) {
     let Buffer { lower, upper, size, .. } = *buffer;
     let (x, y) = (scale.x(lower), scale.y(offset + size));
     let (width, height) = (scale.x(upper) - x, scale.y(offset) - y);
-    let _ = writeln!(
-        svg,
-        "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" fill=\"{color}\" stroke=\"white\" \
-         stroke-width=\"0.4\"><title>{}: {size} B at {offset}, lives in {lower}..{upper}</title></rect>",
-        escaped(id)
-    );
+    let title = format!("{id}: {size} B at {offset}, lives in {lower}..{upper}");
+    drawing.rect([x, y, width, height], &format!("{color} box"), &title);
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ pub(super) static TASK: Task = Task {
     parse: parse::<Choice>,
     counted: "questions answered",
     count: "/questions",
+    parts: None,
 };
 
 static METRICS: &[Metric] = &[

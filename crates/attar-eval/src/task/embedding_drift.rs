@@ -27,6 +27,7 @@ pub(super) static TASK: Task = Task {
     parse: parse::<EmbeddingDrift>,
     counted: "lines embedded",
     count: "/lines",
+    parts: None,
 };
 
 /// The mean distance, where the scores hold it as `against_base/drift_mean`.

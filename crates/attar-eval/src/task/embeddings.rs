@@ -30,6 +30,7 @@ pub(super) static TASK: Task = Task {
     parse: parse::<Embeddings>,
     counted: "texts embedded",
     count: "/texts",
+    parts: None,
 };
 
 static METRICS: &[Metric] = &[

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use attar_model::{Config, Tokenizer};
+use attar_model::{Config, Tokenizer, dialogue};
 use regex::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,7 @@ pub(super) static TASK: Task = Task {
     parse: parse::<Generate>,
     counted: "prompts answered",
     count: "/prompts",
+    parts: None,
 };
 
 /// A metric that is a share, and has a column.
@@ -364,17 +365,6 @@ impl Generate {
         let all = if let Value::Array(all) = found { all } else { vec![found] };
         let texts = all.iter().map(|one| plain(one).ok_or_else(|| record.place.wrong(format!("the reference {one} is no text"))));
         texts.collect()
-    }
-}
-
-/// A dialogue for people: the only message, or all with who says them.
-fn dialogue(messages: &Value) -> Option<String> {
-    let said = |message: &Value| Some((message["role"].as_str()?.to_owned(), message["content"].as_str()?.to_owned()));
-    let all: Vec<(String, String)> = messages.as_array()?.iter().map(said).collect::<Option<_>>()?;
-    match &all[..] {
-        [] => None,
-        [(_, only)] => Some(only.clone()),
-        all => Some(all.iter().map(|(role, content)| format!("{role}: {content}")).collect::<Vec<_>>().join("\n")),
     }
 }
 

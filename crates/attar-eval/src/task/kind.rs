@@ -42,6 +42,9 @@ pub struct Task {
     pub counted: &'static str,
     /// Where the measurements hold that count.
     pub count: &'static str,
+    /// Where the measurements hold a list of what was measured on each part of the data, in the same shape with a `name`, for tasks that
+    /// have such.
+    pub parts: Option<&'static str>,
 }
 
 /// One number of [`Measurements`].
@@ -235,6 +238,13 @@ impl Measurements {
             // JSON has no way to write what is not a number but `null`.
             _ => Some(Estimate { value: found.as_f64().unwrap_or(f64::NAN), standard_error: None }),
         }
+    }
+
+    /// What was measured on each part of the data, with its name.
+    pub fn parts(&self, task: &Task) -> Vec<(String, Measurements)> {
+        let found = task.parts.and_then(|parts| self.0.pointer(parts)).and_then(Value::as_array);
+        let named = |part: &Value| Some((part["name"].as_str()?.to_owned(), Measurements(part.clone())));
+        found.into_iter().flatten().filter_map(named).collect()
     }
 
     /// The number at a JSON pointer.

@@ -26,6 +26,7 @@ pub(super) static TASK: Task = Task {
     parse: parse::<Latency>,
     counted: "requests",
     count: "/requests",
+    parts: None,
 };
 
 /// A time, a size or a number.

@@ -13,6 +13,7 @@ mod latency;
 pub mod perplexity;
 mod record;
 mod sts;
+mod texts;
 mod words;
 
 use attar_tensor::nearest;
@@ -23,8 +24,16 @@ pub use kind::{Against, Better, Column, Digits, Invalid, Language, Load, Measure
 use crate::{Error, Result};
 
 /// Every task, in the order of the documentation.
-pub static TASKS: &[&Task] =
-    &[&perplexity::TASK, &choice::TASK, &generate::TASK, &embeddings::TASK, &sts::TASK, &embedding_drift::TASK, &latency::TASK];
+pub static TASKS: &[&Task] = &[
+    &perplexity::TASK,
+    &texts::TASK,
+    &choice::TASK,
+    &generate::TASK,
+    &embeddings::TASK,
+    &sts::TASK,
+    &embedding_drift::TASK,
+    &latency::TASK,
+];
 
 /// What an eval measures if it does not say it.
 pub const DEFAULT_TASK: &str = "perplexity";

@@ -32,6 +32,7 @@ pub(super) static TASK: Task = Task {
     parse: parse::<Sts>,
     counted: "pairs scored",
     count: "/pairs",
+    parts: None,
 };
 
 /// How cosines rank pairs, where the scores hold it as `spearman`.

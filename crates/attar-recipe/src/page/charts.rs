@@ -1,6 +1,6 @@
 //! Drawings of the page.
 
-use attar_compile::report::markup::{Anchor, Drawing, fitted};
+use attar_compile::report::markup::{Anchor, Drawing, color, fitted};
 
 /// A drawing with what to say below it.
 pub(super) struct Figure {
@@ -8,14 +8,6 @@ pub(super) struct Figure {
     pub(super) caption: String,
     /// Pixels that it is wide at least, or it scrolls, and at most.
     pub(super) widths: [u32; 2],
-}
-
-/// Colors that lines and points have in turn.
-const COLORS: usize = 6;
-
-/// The class of the color number `at`.
-pub(super) fn color(at: usize) -> String {
-    format!("s{}", at % COLORS)
 }
 
 /// Axes of a drawing: from values to places.

@@ -19,7 +19,7 @@ use self::{
 use crate::{
     Error, Report, Result,
     lock::Input,
-    report::{Timed, VariantReport, latencies, runner},
+    report::{Timed, VariantReport, WAYS, Way, latencies, runner},
     shown::shown,
     table::{Table, bytes},
 };
@@ -103,6 +103,8 @@ struct Section {
     figures: Vec<Drawn>,
     tables: Vec<Shown>,
     prompts: Vec<Prompt>,
+    /// Texts to copy, each with what it is.
+    snippets: Vec<[String; 2]>,
 }
 
 #[derive(Serialize)]
@@ -294,7 +296,14 @@ fn size(report: &Report, variant: &VariantReport) -> Option<f64> {
 fn gates(runs: &[One<'_>]) -> Vec<Section> {
     let reproducible = table(runs, "", false, |report| Some(report.gate_table()));
     let of_times = table(runs, "On what was measured in this run", false, |report| Some(report.timed_gate_table()));
-    vec![Section { title: "Gates".into(), tables: reproducible.into_iter().chain(of_times).collect(), ..Section::default() }]
+    let ways = table(runs, WAYS, false, |report| Some(report.way_table()));
+    let snippet = |way: &Way| [format!("{} ({})", way.what, way.recipe), way.snippet.trim().to_owned()];
+    vec![Section {
+        title: "Gates".into(),
+        tables: reproducible.into_iter().chain(of_times).chain(ways).collect(),
+        snippets: runs.iter().flat_map(|run| &run.report.ways).map(snippet).collect(),
+        ..Section::default()
+    }]
 }
 
 fn evaluated(runs: &[One<'_>]) -> Vec<Section> {

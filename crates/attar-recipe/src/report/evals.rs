@@ -80,20 +80,32 @@ fn rows(task: &Task, evals: &[&EvalReport]) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let mut seen = Vec::new();
     for eval in evals {
-        let cells: Vec<String> = match &eval.outcome {
-            Outcome::Predicted(_) => unreachable!("predictions have a table of their own"),
-            Outcome::Skipped { reason } => vec!["not run".into(), reason.clone()],
-            Outcome::Measured(measured) => {
-                let baseline: Vec<String> = columns(task).map(|(metric, _, digits)| base(metric, measured, digits)).collect();
-                if baseline.iter().any(|cell| cell != "-") && !seen.contains(&&eval.eval) {
-                    seen.push(&eval.eval);
-                    rows.push(row(task, eval, "(baseline)", REFERENCE.into(), baseline));
-                }
-                columns(task).map(|(metric, _, digits)| cell(measured.estimate(metric.at), digits)).collect()
-            }
-        };
         let who = runner(&eval.runner, eval.mode, eval.device.as_deref());
-        rows.push(row(task, eval, eval.variant.as_deref().unwrap_or_default(), who, cells));
+        let variant = eval.variant.as_deref().unwrap_or_default();
+        let measured = match &eval.outcome {
+            Outcome::Predicted(_) => unreachable!("predictions have a table of their own"),
+            Outcome::Skipped { reason } => {
+                rows.push(row(task, &eval.eval, variant, who, vec!["not run".into(), reason.clone()]));
+                continue;
+            }
+            Outcome::Measured(measured) => measured,
+        };
+        // The whole, and then its parts.
+        let parts = measured.parts(task).into_iter().map(|(name, part)| (format!("{}: {name}", eval.eval), part));
+        let all: Vec<(String, Measurements)> = std::iter::once((eval.eval.clone(), measured.clone())).chain(parts).collect();
+        if !seen.contains(&&eval.eval) {
+            seen.push(&eval.eval);
+            for (name, measured) in &all {
+                let cells: Vec<String> = columns(task).map(|(metric, _, digits)| base(metric, measured, digits)).collect();
+                if cells.iter().any(|cell| cell != "-") {
+                    rows.push(row(task, name, "(baseline)", REFERENCE.into(), cells));
+                }
+            }
+        }
+        for (name, measured) in &all {
+            let cells = columns(task).map(|(metric, _, digits)| cell(measured.estimate(metric.at), digits)).collect();
+            rows.push(row(task, name, variant, who.clone(), cells));
+        }
     }
     rows
 }
@@ -105,8 +117,8 @@ pub(crate) fn runner(name: &str, mode: Option<Mode>, device: Option<&str>) -> St
 }
 
 /// Cells that are not given are dashes.
-fn row(task: &Task, eval: &EvalReport, variant: &str, who: String, cells: Vec<String>) -> Vec<String> {
-    let mut row = vec![eval.eval.clone(), or_dash(variant), who];
+fn row(task: &Task, eval: &str, variant: &str, who: String, cells: Vec<String>) -> Vec<String> {
+    let mut row = vec![eval.to_owned(), or_dash(variant), who];
     row.extend(cells);
     row.resize(3 + columns(task).count(), "-".into());
     row

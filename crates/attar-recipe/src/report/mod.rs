@@ -20,6 +20,7 @@ mod sparse;
 mod tiled;
 mod timed;
 mod transformed;
+mod way;
 
 use attar_eval::{Status, Verdict};
 use attar_export::Totals;
@@ -41,6 +42,7 @@ pub use self::{
     sparse::SparseReport,
     timed::Timed,
     transformed::{SiteReport, TransformReport},
+    way::Way,
 };
 pub(crate) use self::{evals::runner, timed::latencies};
 use crate::{
@@ -50,6 +52,9 @@ use crate::{
 
 /// Version of the report's JSON.
 pub(crate) const FORMAT: u32 = 1;
+
+/// The title of what may be done where a gate failed.
+pub(crate) const WAYS: &str = "Ways out, by prediction";
 
 /// What a run found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -76,6 +81,9 @@ pub struct Report {
     pub gates: Vec<Verdict>,
     /// Whether every gate on these passed.
     pub passed: bool,
+    /// Changes of the recipe that may let a gate pass that failed, the best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ways: Vec<Way>,
     /// What differs in each run, in a file of its own.
     #[serde(skip)]
     pub timed: Option<Timed>,
@@ -206,6 +214,7 @@ impl Report {
         if !of_times.rows.is_empty() {
             text += &format!("## Gates on times, of this run\n\n{}\n", of_times.markdown());
         }
+        text += &way::snippets(&self.ways);
         text + &Findings::sections(&self.findings(), &self.evals)
     }
 
@@ -213,9 +222,14 @@ impl Report {
     pub fn tables(&self) -> Vec<(&'static str, Table)> {
         let head = [("Variants", self.variant_table())];
         let found = self.finding_tables();
-        let judged = [("Gates", self.gate_table())];
+        let judged = [("Gates", self.gate_table()), (WAYS, self.way_table())];
         let tables = head.into_iter().chain(found).chain(evals::tables(&self.evals)).chain(judged);
         tables.filter(|(_, table)| !table.rows.is_empty()).collect()
+    }
+
+    /// Changes of the recipe that may let a gate pass that failed.
+    pub(crate) fn way_table(&self) -> Table {
+        way::table(&self.ways)
     }
 
     /// What steps found, in tables with their titles.

@@ -25,7 +25,6 @@ use serde::{Deserialize, Serialize};
 use super::kind::{PlannedTensor, Step, StepError, StepKind};
 use crate::{
     ActivationReport, Error, ErrorKind,
-    data::GIVE_TEXT,
     model::Working,
     session::Session,
     settings::of,
@@ -71,14 +70,13 @@ impl Step for Activations {
         serde_json::to_value(self).expect("settings are JSON")
     }
 
+    fn needs_text(&self) -> bool {
+        self.mode == ActivationMode::Static
+    }
+
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         model.graph = self.split(&model.graph)?.into_owned();
         let sites = self.sites(&model.graph).map_err(refused)?;
-        if self.mode == ActivationMode::Static && !model.calibrated {
-            let hint = format!("{GIVE_TEXT}; or use `mode = \"dynamic\"`");
-            let error = Error::recipe("static scales come from activations, and the recipe has no text for that").hint(hint);
-            return Err(StepError { key: Some("mode".into()), error });
-        }
         walk::plan(model, u64::from(model.calibrated));
         model.graph = insert(&model.graph, &sites)?;
         model.findings.extend(sites.iter().map(|site| report(site, None)));

@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     AllocationReport, ChoiceReport, Error,
-    data::GIVE_TEXT,
     model::Working,
     session::Session,
     shape::predicts_tokens,
@@ -138,11 +137,6 @@ fn sensitivity(settings: &Quantize, graph: &Graph, calibrated: bool) -> Result<S
         Some(asked) if asked.is_divergence() && !predicts => {
             let message = format!("`sensitivity = \"{}\"` compares predicted tokens, and an encoder predicts none", asked.name());
             refused(message, Some("leave it out: the error of the weights is compared instead"))
-        }
-        Some(asked) if asked.is_divergence() && !calibrated => {
-            let message =
-                format!("`sensitivity = \"{}\"` looks at activations, and the recipe has no text for that", asked.name());
-            refused(message, Some(GIVE_TEXT))
         }
         Some(asked) => Ok(asked),
         None if calibrated && predicts => Ok(Sensitivity::Fisher),

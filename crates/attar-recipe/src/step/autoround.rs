@@ -11,7 +11,7 @@ use attar_tensor::{Digest, Source};
 use super::{
     codes::{Live, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
-    trainable::{Trainable, check_text, gradient_memory, install, trainable, weights_key},
+    trainable::{Trainable, gradient_memory, install, trainable, weights_key},
 };
 use crate::{
     Result,
@@ -51,10 +51,13 @@ impl Step for AutoRound {
         serde_json::to_value(self).expect("settings are JSON")
     }
 
+    fn needs_text(&self) -> bool {
+        true
+    }
+
     fn plan(&self, model: &mut Working) -> std::result::Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
         let trainable = trainable(&self.select, model)?;
-        check_text("autoround", "calibration", model)?;
         walk::plan(model, 2);
         let gradients = gradient_memory(model, (self.batch * model.window) as u64);
         Ok(trainable.iter().map(|trained| trained.planned(gradients + memory(&trainable, trained))).collect())

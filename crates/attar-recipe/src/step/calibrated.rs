@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     Error,
-    data::GIVE_TEXT,
     model::Working,
     session::Session,
     walk::{Side, Visitor, Walk, Windows, block_key, first_key},
@@ -53,7 +52,7 @@ impl Stage<'_> {
 
 pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
     let graph = model.graph.clone();
-    check(model, assignments, session.calibration.is_some())?;
+    check(model, assignments)?;
     let live = Live::over(&model.source);
     let stages: Vec<Vec<Stage<'_>>> =
         graph.blocks().map(|block| stages(&graph, block, assignments)).collect::<Result<_, StepError>>()?;
@@ -79,16 +78,11 @@ pub(super) fn run(assignments: &[Assignment], model: &mut Working, session: &Ses
     Ok(used)
 }
 
-/// Whether activations can be seen at all, and whether every weight that wants them has any. Nothing is read.
-pub(super) fn check(model: &Working, assignments: &[Assignment], calibrated: bool) -> Result<(), StepError> {
+/// Whether every weight that wants to see activations has any. Nothing is read.
+pub(super) fn check(model: &Working, assignments: &[Assignment]) -> Result<(), StepError> {
     let graph = &model.graph;
     if assignments.iter().all(|a| a.algorithm.needs() == Needs::Nothing) {
         return Ok(());
-    }
-    if !calibrated {
-        let hint = GIVE_TEXT.to_owned();
-        let error = Error::recipe("the algorithm looks at activations, and the recipe has no text for that").hint(hint);
-        return Err(StepError { key: Some("algorithm".into()), error });
     }
     if !model.matches_float() && assignments.iter().any(|a| a.algorithm.needs() == Needs::Drift) {
         let hint = "put the step `activations` after this one".to_owned();

@@ -15,8 +15,8 @@ use super::{
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{
-    ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, data::GIVE_TEXT, extras::Content, json::json,
-    model::Working, session::Session, settings::of, shape::facts, walk,
+    ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, extras::Content, json::json, model::Working,
+    session::Session, settings::of, shape::facts, walk,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -57,13 +57,12 @@ impl Step for Compile {
         device::files(&self.device)
     }
 
+    fn needs_text(&self) -> bool {
+        true
+    }
+
     /// Everything but numbers is tried now: what does not fit is known before hours of work.
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
-        if !model.calibrated {
-            let hint = GIVE_TEXT.to_owned();
-            let error = Error::recipe("ranges and the prompt of the proof come from a text, and the recipe has none").hint(hint);
-            return Err(StepError { key: Some("kind".into()), error });
-        }
         check_prompt(self.seq, model)?;
         let planned = Compile::plan(self, &model.graph, &*model.source).map_err(refused)?;
         model.kept.keep(Kept { facts: facts(&model.graph), planned });
@@ -73,7 +72,7 @@ impl Step for Compile {
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
-        let windows = session.calibration.expect("`plan` asks for a text");
+        let windows = session.calibration.expect("it needs a text");
         let stage = Cell::new("");
         let watch = |progress: Progress<'_>| {
             if stage.replace(progress.stage) != progress.stage {

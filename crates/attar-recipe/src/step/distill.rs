@@ -26,7 +26,7 @@ use super::{
     local::{self, Stage},
     plain::{self, PlainTrainable},
     student,
-    trainable::{check_matches_float, check_text, gradient_memory, weights_key},
+    trainable::{check_matches_float, gradient_memory, weights_key},
 };
 use crate::{
     Error, ErrorKind,
@@ -89,12 +89,13 @@ impl Step for Distill {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
+        if model.training.is_none() && !model.calibrated {
+            let hint = "add `[data.train]` with the `path` of a text".to_owned();
+            return Err(Error::recipe("`distill` trains on text, and the recipe has none").hint(hint).into());
+        }
         let mut planned = self.student.as_ref().map_or_else(|| Ok(Vec::new()), |shape| student::plan(shape, model))?;
         let learners = self.learners(model)?;
         let teacher = self.teacher(model)?;
-        if model.training.is_none() {
-            check_text("distill", "train", model)?;
-        }
         if self.teacher.is_none() && self.labels == 0.0 && teacher.graph == model.graph {
             let hint = "name a `teacher`, or remove something by `prune` first, or learn from the text by `labels`".to_owned();
             let error = Error::recipe("the teacher is the model itself, which has nothing to learn from it").hint(hint);

@@ -67,6 +67,11 @@ pub trait Step: std::fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// Whether it looks at a text. A recipe that names none has attar's own then.
+    fn needs_text(&self) -> bool {
+        false
+    }
+
     /// What it would do to `model`, and what the model would be: facts only, nothing is read.
     #[doc(hidden)]
     fn plan(&self, model: &mut Working) -> std::result::Result<Vec<PlannedTensor>, StepError>;

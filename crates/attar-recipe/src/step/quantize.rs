@@ -71,9 +71,15 @@ impl Step for Quantize {
         serde_json::to_value(self).expect("settings are JSON")
     }
 
+    fn needs_text(&self) -> bool {
+        let algorithms = std::iter::once(self.algorithm).chain(self.overrides.iter().filter_map(|other| other.algorithm));
+        let divergence = self.sensitivity.is_some_and(|asked| asked.is_divergence());
+        divergence || algorithms.into_iter().any(|algorithm| algorithm.0.needs() != Needs::Nothing)
+    }
+
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         let options = self.options_with_zeros(&model.graph, &model.zeros).map_err(refused)?;
-        calibrated::check(model, &options.concat(), model.calibrated)?;
+        calibrated::check(model, &options.concat())?;
         let assignments = match self.budget() {
             None => options.into_iter().flatten().collect(),
             Some(budget) => allocate::plan(self, budget, options, model)?,

@@ -15,7 +15,7 @@ use super::{
     codes::{Live, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainTrainable},
-    trainable::{Trainable, check_matches_float, check_text, gradient_memory, install, trainable, weights_key},
+    trainable::{Trainable, check_matches_float, gradient_memory, install, trainable, weights_key},
 };
 use crate::{
     Error,
@@ -59,10 +59,13 @@ impl Step for Recover {
         serde_json::to_value(self).expect("settings are JSON")
     }
 
+    fn needs_text(&self) -> bool {
+        true
+    }
+
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
         let learners = Learners::of(self, model)?;
-        check_text("recover", "calibration", model)?;
         walk::plan(model, 1);
         // All that learns with two moments, and again while it is stored; what enters every block; both heads; logits.
         let [_, between] = model.token_bytes();

@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     Error,
-    data::GIVE_TEXT,
     model::Working,
     report::SiteReport,
     session::Session,
@@ -54,9 +53,12 @@ impl Step for Smooth {
         serde_json::to_value(self).expect("settings are JSON")
     }
 
+    fn needs_text(&self) -> bool {
+        true
+    }
+
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         let sites = self.sites(&model.graph).map_err(refused)?;
-        check_calibrated(model.calibrated)?;
         walk::plan(model, 1);
         let memory = sites.iter().map(|site| memory(self, site, &model.graph)).max().unwrap_or(0);
         // Any vector will do: only shapes are planned.
@@ -70,7 +72,6 @@ impl Step for Smooth {
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let sites = self.sites(&model.graph).map_err(refused)?;
-        check_calibrated(session.calibration.is_some())?;
         let blobs = seen(self, model, &sites, session)?;
         let files: Vec<PathBuf> = blobs.iter().map(|(_, blob)| session.store.open(blob)).collect::<attar_tensor::Result<_>>()?;
         let stored = Shards::open(&files, &Default::default())?;
@@ -85,15 +86,6 @@ impl Step for Smooth {
         used.extend(blobs.into_iter().map(|(_, blob)| blob));
         Ok(used)
     }
-}
-
-fn check_calibrated(calibrated: bool) -> Result<(), StepError> {
-    if calibrated {
-        return Ok(());
-    }
-    let hint = GIVE_TEXT.to_owned();
-    let error = Error::recipe("scales are chosen by what activations say, and the recipe has no text for that").hint(hint);
-    Err(StepError { key: Some("method".into()), error })
 }
 
 /// Bytes that the work at a site takes, its statistics included.

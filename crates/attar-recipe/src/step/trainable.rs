@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     Error,
-    data::GIVE_TEXT,
     model::{Float, Working},
     session::Session,
 };
@@ -163,16 +162,6 @@ const KEPT: [u64; 2] = [12, 48];
 pub(super) fn gradient_memory(model: &Working, tokens: u64) -> u64 {
     let [inside, between] = model.token_bytes();
     tokens * (KEPT[0] * inside + KEPT[1] * between)
-}
-
-/// Learning needs a text.
-pub(super) fn check_text(what: &str, text: &str, model: &Working) -> Result<(), StepError> {
-    if model.calibrated {
-        return Ok(());
-    }
-    let hint =
-        if text == "calibration" { GIVE_TEXT.to_owned() } else { format!("add `[data.{text}]` with the `path` of a text") };
-    Err(Error::recipe(format!("`{what}` trains on text, and the recipe has none")).hint(hint).into())
 }
 
 /// The model's weights are now what they learned to be: the blobs `made`, in the order of `trainable`. Returns the blobs that

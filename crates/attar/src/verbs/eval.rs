@@ -31,8 +31,7 @@ impl Verb for Eval {
                 Arg::new("task")
                     .long("task")
                     .value_name("TASK")
-                    .help("What to measure")
-                    .default_value(DEFAULT_TASK)
+                    .help("What to measure; `perplexity` with --data, and five kinds of text of attar's own (`domains`) without")
                     .value_parser(PossibleValuesParser::new(names())),
             )
             .arg(
@@ -53,10 +52,11 @@ impl Verb for Eval {
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let subject = path(arguments, "model_or_artifact");
-        let name = arguments.get_one::<String>("task").expect("it has a default");
+        let settings = settings::table(&schema(), arguments);
+        let unnamed = if settings.contains_key("data") { DEFAULT_TASK } else { WITHOUT_DATA };
+        let name = arguments.get_one::<String>("task").map_or(unnamed, String::as_str);
         let preset = PRESETS.iter().find(|preset| preset.name == name);
         let task = preset.map_or_else(|| task(name), |preset| Ok(preset.task))?;
-        let settings = settings::table(&schema(), arguments);
         check_foreign(task, &settings)?;
         let text = recipe(name, arguments, subject, &settings)?;
         if arguments.get_flag("print-recipe") {
@@ -72,6 +72,9 @@ impl Verb for Eval {
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// What is measured where nothing is named.
+const WITHOUT_DATA: &str = "domains";
 
 /// Tasks, and those with the settings of a data set.
 fn names() -> Vec<&'static str> {
@@ -113,10 +116,22 @@ fn show(task: &Task, evaluation: Evaluation, printer: &Printer) {
         printer.data(&format!("> {}\n{}\n", text("prompt").replace('\n', "\n> "), text("answer")));
     }
     for (_, table) in Report::evals(&[Evaluation { eval: task.name.into(), ..evaluation }]) {
-        printer.data(&draw(table.head, &table.rows));
+        let (head, rows) = telling(table.head, table.rows);
+        printer.data(&draw(&head, &rows));
     }
     printer.data(&format!("{count} {}", task.counted));
 }
+
+/// Without those of the first columns, which say what is measured, that say the same in all rows.
+fn telling<'h>(head: &[&'h str], rows: Vec<Vec<String>>) -> (Vec<&'h str>, Vec<Vec<String>>) {
+    let same = |column: usize| rows.len() > 1 && rows.iter().all(|row| row[column] == rows[0][column]);
+    let told: Vec<usize> = (0..head.len()).filter(|column| *column >= NAMING || !same(*column)).collect();
+    let row = |row: &Vec<String>| told.iter().map(|column| row[*column].clone()).collect();
+    (told.iter().map(|column| head[*column]).collect(), rows.iter().map(row).collect())
+}
+
+/// Columns that say what is measured: the eval, the variant and the runner.
+const NAMING: usize = 3;
 
 /// The recipe that measures the same.
 fn recipe(task: &str, arguments: &ArgMatches, subject: &Path, settings: &toml::Table) -> Result<String, Error> {

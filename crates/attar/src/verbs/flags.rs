@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! step 1 (`quantize`), `group`: found `0`, …              `--group`: found `0`, …
-//! hint: add `[data.calibration]` with the `path` of a text   hint: add `--calibration FILE`
+//! hint: add `[data.train]` with the `path` of a text         hint: add `--train FILE`
 //! ```
 
 use attar_recipe::Error;
@@ -10,15 +10,9 @@ use clap::{ArgMatches, Command};
 
 /// What a recipe calls otherwise than the command line, and how that calls it.
 const PHRASES: &[(&str, &str)] = &[
-    (
-        "`[data.calibration]` with the `path` of a text, or without for attar's own mixture",
-        "`--calibration FILE`, or `--calibration mixture` for attar's own",
-    ),
-    ("`[data.calibration]` with the `path` of a text", "`--calibration FILE`"),
     ("`[data.train]` with the `path` of a text", "`--train FILE`"),
     ("`[data.calibration]`", "`--calibration`"),
     ("`[data.train]`", "`--train`"),
-    ("the recipe has no text for that", "there is no text for that"),
     ("and the recipe has none", "and there is none"),
     ("name it in the recipe: `[model]` with ", "add "),
     (" (on the command line `--ignore`)", ""),
@@ -108,7 +102,7 @@ mod tests {
         assert_eq!(said("leave out `scale_dtype = \"int6\"`"), "leave out `--scale-dtype int6`");
         let list = "leave it out: name it in the recipe: `[model]` with `ignore = [\"a\"]` (on the command line `--ignore`)";
         assert_eq!(said(list), "leave it out: add `--ignore a`");
-        assert_eq!(said("add `[data.calibration]` with the `path` of a text"), "add `--calibration FILE`");
+        assert_eq!(said("add `[data.train]` with the `path` of a text"), "add `--train FILE`");
     }
 
     #[test]

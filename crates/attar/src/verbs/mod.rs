@@ -235,6 +235,9 @@ fn show(report: &Report, output: &Path, printer: &Printer) {
         (false, false) => "FAILED: at least one gate failed, see",
     };
     printer.data(&format!("{verdict} {}", output.join("report.md").display()));
+    if let Some(way) = report.ways.first() {
+        printer.data(&format!("the first way out: attar run {}", output.join(&way.recipe).display()));
+    }
 }
 
 /// A line for each gate that did not pass.

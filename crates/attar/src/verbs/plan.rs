@@ -72,6 +72,7 @@ impl Verb for Plan {
         for variant in &plan.variants {
             printer.data(&describe(variant, arguments.get_flag("tensors")));
         }
+        plan.calibration.iter().for_each(|text| printer.data(text));
         for eval in &plan.evals {
             printer.data(&format!("measure {eval}"));
         }

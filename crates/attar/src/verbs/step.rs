@@ -29,9 +29,13 @@ struct TextFlags {
 const CALIBRATION: TextFlags = TextFlags {
     name: "calibration",
     heading: "Calibration",
-    help: "UTF-8 text, for algorithms that observe activations; `mixture` is attar's own: prose, chat, code, tables and languages",
+    help: "UTF-8 text, for algorithms that observe activations; `mixture` is attar's own: prose, chat, code, tables and languages; with \
+           `generate` the model writes it itself [default: mixture, where one is needed]",
     words: &[],
-    counts: &[("samples", "Windows to draw from the text [default: 128]"), ("length", "Tokens per window [default: 512]")],
+    counts: &[
+        ("samples", "Windows to draw from the text [default: 128]"),
+        ("length", "Tokens per window [default: 512, or the model's context where that is shorter]"),
+    ],
 };
 
 const TRAINING: TextFlags = TextFlags {
@@ -52,6 +56,9 @@ const TRAINING: TextFlags = TextFlags {
 /// Attar's own calibration texts, in the place of a path.
 const MIXTURE: &str = "mixture";
 
+/// What the model writes itself, likewise.
+const GENERATE: &str = "generate";
+
 impl TextFlags {
     fn of(step: &str) -> &'static TextFlags {
         if STEPS.iter().any(|kind| kind.name == step && kind.trains) { &TRAINING } else { &CALIBRATION }
@@ -61,19 +68,28 @@ impl TextFlags {
         let path = Arg::new(self.name).long(self.name).value_name("FILE").help(self.help).help_heading(self.heading);
         let flag = |name: &'static str, help, value| {
             let arg = Arg::new(name).long(name.replace('_', "-")).value_name(value).help(help).help_heading(self.heading);
-            arg.requires(self.name)
+            // Without a text for calibration, there is attar's own.
+            if self.name == CALIBRATION.name { arg } else { arg.requires(self.name) }
         };
         let words = self.words.iter().map(|(name, help)| flag(name, *help, "NAME"));
         let counts = self.counts.iter().map(|(name, help)| flag(name, *help, "N").value_parser(number));
         command.arg(path.value_parser(clap::value_parser!(PathBuf))).args(words).args(counts)
     }
 
-    /// The table of the recipe as text, if a text was given.
+    /// The table of the recipe as text, if something of it was given.
     fn data(&self, arguments: &ArgMatches) -> Option<String> {
-        let path = arguments.try_get_one::<PathBuf>(self.name).ok().flatten()?;
+        let path = arguments.try_get_one::<PathBuf>(self.name).ok()?;
         let mut table = toml::Table::new();
-        if self.name != CALIBRATION.name || path.as_os_str() != MIXTURE {
-            table.insert("path".to_owned(), path.display().to_string().into());
+        match path.map(|path| path.display().to_string()) {
+            Some(own) if self.name == CALIBRATION.name && own == MIXTURE => {}
+            Some(own) if self.name == CALIBRATION.name && own == GENERATE => {
+                let source = toml::Table::from_iter([("kind".to_owned(), GENERATE.into())]);
+                table.insert("sources".to_owned(), vec![source].into());
+            }
+            Some(path) => {
+                table.insert("path".to_owned(), path.into());
+            }
+            None => {}
         }
         for (name, _) in self.words {
             table.extend(arguments.get_one::<String>(name).map(|word| ((*name).to_owned(), word.clone().into())));
@@ -81,7 +97,12 @@ impl TextFlags {
         for (name, _) in self.counts {
             table.extend(arguments.get_one::<toml::Value>(name).map(|n| ((*name).to_owned(), n.clone())));
         }
-        Some(format!("\n[data.{}]\n{}", self.name, toml::to_string(&table).expect("settings are TOML")))
+        if path.is_none() && table.is_empty() {
+            return None;
+        }
+        let named = |name: &str, table: toml::Table| toml::Table::from_iter([(name.to_owned(), table.into())]);
+        let text = toml::to_string(&named("data", named(self.name, table))).expect("settings are TOML");
+        Some(format!("\n{text}"))
     }
 }
 

@@ -5,6 +5,7 @@
 //! `testdata/cli`; `BLESS=1` rewrites those, and a person reads the difference.
 
 mod activations;
+mod advice;
 mod architectures;
 mod beside;
 mod budget;
@@ -30,6 +31,7 @@ mod output;
 mod page;
 mod profiles;
 mod pruned;
+mod reader;
 mod reading;
 mod recipes;
 mod resume;

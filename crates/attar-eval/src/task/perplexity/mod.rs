@@ -32,6 +32,7 @@ pub(super) static TASK: Task = Task {
     parse: parse::<Perplexity>,
     counted: "tokens scored",
     count: "/tokens",
+    parts: None,
 };
 
 static METRICS: &[Metric] = &[
@@ -160,23 +161,16 @@ impl ReadsFiles for Perplexity {
 #[derive(Debug)]
 struct Text(Vec<Window>);
 
-/// The logit of the right token in [`Prepared::perfect`]; others are 0. `e` to its negative is nothing in f32.
-const CERTAIN: f32 = 60.0;
-
 impl Prepared for Text {
     fn windows(&self) -> &[Window] {
         &self.0
     }
 
     fn score(&self, sides: &mut Sides<'_>, progress: Progress<'_>) -> Result<Measurements> {
-        Ok(Measurements::of(&score::measure(sides, &self.0, progress)?))
+        Ok(Measurements::of(&score::measure(sides, &self.0, 0..self.0.len(), progress)?))
     }
 
     fn perfect(&self, window: usize, position: usize, width: usize) -> Vec<f32> {
-        let mut logits = vec![0.0; width];
-        if let Some(next) = self.0[window].tokens.get(position + 1) {
-            logits[*next as usize] = CERTAIN;
-        }
-        logits
+        score::certain(&self.0[window], position, width)
     }
 }

@@ -66,7 +66,7 @@ pub fn alone<'a>(
     sibling: Option<&'a mut dyn Rows>,
     progress: Progress<'_>,
 ) -> Result<Scores> {
-    measure(&mut Sides { model, base: None, sibling }, windows, progress)
+    measure(&mut Sides { model, base: None, sibling }, windows, 0..windows.len(), progress)
 }
 
 /// Measures `model` and how far it is from `base`. `sibling` is another run of the same artifact as `model`.
@@ -77,7 +77,7 @@ pub fn compare<'a>(
     sibling: Option<&'a mut dyn Rows>,
     progress: Progress<'_>,
 ) -> Result<Scores> {
-    measure(&mut Sides { model, base: Some(base), sibling }, windows, progress)
+    measure(&mut Sides { model, base: Some(base), sibling }, windows, 0..windows.len(), progress)
 }
 
 /// Rows of logits that are held at once, per side.
@@ -95,11 +95,17 @@ struct Position {
     largest: f64,
 }
 
-pub(super) fn measure(sides: &mut Sides<'_>, windows: &[Window], progress: Progress<'_>) -> Result<Scores> {
+/// Measures on some of the windows that the sides run on.
+pub(in crate::task) fn measure(
+    sides: &mut Sides<'_>,
+    windows: &[Window],
+    of: Range<usize>,
+    progress: Progress<'_>,
+) -> Result<Scores> {
     let mut buffers = Buffers::default();
-    let mut positions = Vec::with_capacity(windows.len());
-    for (at, window) in windows.iter().enumerate() {
-        positions.push(one_window(sides, at, window, &mut buffers)?);
+    let mut positions = Vec::with_capacity(of.len());
+    for at in of {
+        positions.push(one_window(sides, at, &windows[at], &mut buffers)?);
         progress(at as u64 + 1, windows.len() as u64);
     }
     Ok(summary(&positions, sides.base.is_some(), sides.sibling.is_some()))
@@ -236,6 +242,18 @@ fn summary(windows: &[Vec<Position>], with_base: bool, with_sibling: bool) -> Sc
     });
     let tokens = windows.iter().map(|w| w.len() as u64).sum();
     Scores { tokens, windows: windows.len() as u64, perplexity, against_base, agreement }
+}
+
+/// The logit of the right token in [`certain`]; others are 0. `e` to its negative is nothing in f32.
+const CERTAIN: f32 = 60.0;
+
+/// The logits of a model that knows the next token of a window.
+pub(in crate::task) fn certain(window: &Window, position: usize, width: usize) -> Vec<f32> {
+    let mut logits = vec![0.0; width];
+    if let Some(next) = window.tokens.get(position + 1) {
+        logits[*next as usize] = CERTAIN;
+    }
+    logits
 }
 
 fn largest(windows: &[Vec<Position>], of: fn(&Position) -> f64) -> f64 {

@@ -57,15 +57,30 @@ impl Perplexity {
 
     /// The same, without the model itself.
     pub fn windows_of(&self, tokenizer: &Tokenizer, config: &Config) -> Result<Vec<Window>> {
-        let cut = self.cut(config)?;
-        let mut documents = Documents::new(tokenizer, self.split.as_deref(), self.tokens.unwrap_or(usize::MAX));
         let unread = |source| Error::Read { path: self.data.clone(), source };
-        for piece in attar_tensor::text_pieces(&self.data).map_err(unread)? {
-            if documents.push(&piece.map_err(unread)?)? {
+        let pieces = attar_tensor::text_pieces(&self.data).map_err(unread)?;
+        self.windows_of_pieces(pieces.map(|piece| piece.map_err(unread)), tokenizer, config)
+    }
+
+    /// The same of a text that is read already; `data` is its name.
+    pub(in crate::task) fn windows_of_pieces(
+        &self,
+        pieces: impl IntoIterator<Item = Result<String>>,
+        tokenizer: &Tokenizer,
+        config: &Config,
+    ) -> Result<Vec<Window>> {
+        let mut documents = Documents::new(tokenizer, self.split.as_deref(), self.tokens.unwrap_or(usize::MAX));
+        for piece in pieces {
+            if documents.push(&piece?)? {
                 break;
             }
         }
-        let mut documents = documents.finish()?;
+        self.windows_of_documents(documents.finish()?, config)
+    }
+
+    /// The same of documents that are tokens already.
+    pub(in crate::task) fn windows_of_documents(&self, mut documents: Vec<Vec<u32>>, config: &Config) -> Result<Vec<Window>> {
+        let cut = self.cut(config)?;
         if documents.is_empty() {
             return Err(Error::NoText { path: self.data.clone() });
         }

@@ -35,7 +35,6 @@ use super::{
 };
 use crate::{
     Error, ErrorKind,
-    data::GIVE_TEXT,
     divergence::Yardstick,
     model::{Float, Working},
     report::{CandidateReport, CutReport, PruneReport, RemovedReport},
@@ -80,6 +79,10 @@ impl Step for Prune {
     fn files(&self) -> Vec<(String, PathBuf)> {
         let of_target = self.target.as_ref().and_then(|target| target.device.as_deref());
         self.device.as_deref().or(of_target).map(device::files).unwrap_or_default()
+    }
+
+    fn needs_text(&self) -> bool {
+        true
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
@@ -581,10 +584,6 @@ fn check_float(model: &Working) -> Result<(), StepError> {
 }
 
 fn check_text(model: &Working) -> Result<(), StepError> {
-    if !model.calibrated {
-        let hint = GIVE_TEXT.to_owned();
-        return Err(Error::recipe("`prune` looks at activations, and the recipe has no text for that").hint(hint).into());
-    }
     if model.tokens < 2 * model.window as u64 {
         let hint = "take 16 or more windows: raise `samples` of `[data.calibration]`".to_owned();
         return Err(Error::recipe("`prune` needs two windows of text: one to look at, and one to measure on").hint(hint).into());

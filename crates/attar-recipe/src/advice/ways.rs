@@ -1,0 +1,313 @@
+//! What can be changed about a variant that loses too much.
+
+use attar_tensor::Grid;
+use serde_json::Value as Settings;
+use toml_edit::DocumentMut;
+
+use super::{
+    edit,
+    noise::{Kind, Noise, finer, refined, regrouped},
+};
+use crate::{Recipe, VariantReport};
+
+/// A change, and what it is predicted to bring.
+pub(super) struct Proposal {
+    pub(super) what: String,
+    /// The noise then, relative to now.
+    pub(super) noise: f64,
+    /// Bytes of weights more than now.
+    pub(super) bytes: i64,
+    /// What else it takes, in words.
+    pub(super) cost: String,
+    /// The same, in order: nothing, a look at activations, [`TRAINING`].
+    pub(super) effort: u8,
+    /// The text of the recipe then, and the part of it that changed.
+    pub(super) recipe: String,
+    pub(super) snippet: String,
+}
+
+/// The most that a way takes.
+pub(super) const TRAINING: u8 = 2;
+
+/// What GPTAQ leaves of the noise of rounding to nearest on the output, and of that of GPTQ (W4 and W3 on SmolLM2-135M and on the model of the tests, .5 to
+/// .7 and .85 to .95).
+const AFTER_NEAREST: f64 = 0.65;
+const AFTER_GPTQ: f64 = 0.9;
+
+/// What `recover` leaves (W3 and W4 on the same models, .55 to .8).
+const RECOVERED: f64 = 0.75;
+
+/// What a calibration four times as long leaves (.9 to .97).
+const LONGER: f64 = 0.95;
+
+/// The kind of the step that trains codes.
+const RECOVER: &str = "recover";
+
+const BITS: &str = "nothing else";
+const LOOKS: &str = "calibration: one pass of the text through two models";
+const TRAINS: &str = "training: some passes of the text, with gradients";
+
+/// A part of a recipe that changed.
+#[derive(Clone, Debug, PartialEq)]
+enum Part {
+    /// The step of a key.
+    Step(String),
+    /// A step of that kind, with nothing but defaults, which is new.
+    New(&'static str),
+    /// `[data.calibration]`.
+    Calibration,
+}
+
+impl Part {
+    fn told(&self, document: &mut DocumentMut) -> Option<String> {
+        match self {
+            Part::Step(key) => edit::told(document, key),
+            Part::New(kind) => Some(format!("[[step]]\nkind = \"{kind}\"\n")),
+            Part::Calibration => Some(format!("[data.calibration]\n{}", document["data"]["calibration"])),
+        }
+    }
+}
+
+/// A change of the text, and what it does.
+struct Change<'k> {
+    what: String,
+    noise: f64,
+    bytes: f64,
+    cost: &'static str,
+    effort: u8,
+    make: Box<dyn Fn(&mut DocumentMut) -> Option<Part> + 'k>,
+}
+
+/// The variant's steps that a change is about.
+struct Place<'r> {
+    /// The only step `quantize`.
+    key: &'r str,
+    settings: Settings,
+    /// The last step that works on the same codes.
+    last: &'r str,
+    recovers: bool,
+    /// The step `activations`.
+    activations: Option<(&'r str, Settings)>,
+}
+
+/// Changes of a variant whose noise must become `allowed` of what it is; alone, and those that go together.
+pub(super) fn proposals(recipe: &Recipe, variant: &VariantReport, allowed: f64) -> Vec<Proposal> {
+    let Some(steps) = recipe.variants.iter().find(|made| made.name == variant.name).map(|made| &made.steps) else {
+        return Vec::new();
+    };
+    let of_kind = |name: &'static str| steps.iter().filter(move |(_, step)| step.kind().name == name);
+    let (Some((key, quantize)), None) = (of_kind("quantize").next(), of_kind("quantize").nth(1)) else { return Vec::new() };
+    let on_codes = ["quantize", "autoround", "recover"];
+    let last = steps.iter().filter(|(_, step)| on_codes.contains(&step.kind().name)).next_back();
+    let place = Place {
+        key,
+        settings: quantize.settings(),
+        last: last.map_or(key, |(key, _)| key),
+        recovers: of_kind("recover").next().is_some(),
+        activations: of_kind("activations").next().map(|(key, step)| (key.as_str(), step.settings())),
+    };
+    let noise = Noise::of(variant);
+    let mut changes: Vec<Vec<Change<'_>>> = Vec::new();
+    changes.extend(more_bits(&place, &noise, allowed).map(|change| vec![change]));
+    changes.extend(smaller_groups(&place, &noise, allowed).map(|change| vec![change]));
+    changes.extend(wider_activations(&place, &noise).map(|change| vec![change]));
+    changes.extend(longer(recipe, &place).map(|change| vec![change]));
+    for of in [rounding, recovery] {
+        let Some(first) = of(&place, &noise) else { continue };
+        let rest = allowed / first.noise;
+        changes.extend(of(&place, &noise).zip(more_bits(&place, &noise, rest)).map(|(first, more)| vec![first, more]));
+        changes.push(vec![first]);
+    }
+    if let (Some(rounding), Some(recovery)) = (rounding(&place, &noise), recovery(&place, &noise)) {
+        changes.push(vec![rounding, recovery]);
+    }
+    changes.iter().filter_map(|together| proposal(recipe, together)).collect()
+}
+
+fn proposal(recipe: &Recipe, changes: &[Change<'_>]) -> Option<Proposal> {
+    let mut document: DocumentMut = recipe.document.text.parse().ok()?;
+    let mut parts: Vec<Part> = changes.iter().map(|change| (change.make)(&mut document)).collect::<Option<_>>()?;
+    parts.dedup();
+    let told = parts.iter().map(|part| part.told(&mut document)).collect::<Option<Vec<_>>>()?;
+    let hardest = changes.iter().max_by_key(|change| change.effort)?;
+    Some(Proposal {
+        what: changes.iter().map(|change| change.what.as_str()).collect::<Vec<_>>().join(", and "),
+        noise: changes.iter().map(|change| change.noise).product(),
+        bytes: changes.iter().map(|change| change.bytes).sum::<f64>().round() as i64,
+        cost: hardest.cost.into(),
+        effort: hardest.effort,
+        recipe: document.to_string(),
+        snippet: told.join("\n"),
+    })
+}
+
+/// Finer grids for the kinds of weights that lose most for their size, as many as it takes; a larger budget, where the step has one.
+fn more_bits<'k>(place: &Place<'k>, noise: &Noise, allowed: f64) -> Option<Change<'k>> {
+    let key = place.key;
+    if let Some(bits) = place.settings["bits"].as_f64() {
+        let more = (bits + (1.0 / allowed).log(4.0).max(0.05)) * 20.0;
+        let (more, weights) = (more.ceil() / 20.0, noise.kinds.iter().map(|kind| kind.weights).sum::<f64>());
+        let make = move |document: &mut DocumentMut| {
+            edit::step(document, key)?.insert("bits", toml_edit::value(more));
+            Some(Part::Step(key.into()))
+        };
+        return Some(Change {
+            what: format!("a budget of {more} bits in place of {bits}"),
+            noise: 0.25f64.powf(more - bits),
+            bytes: weights * (more - bits) / 8.0,
+            cost: BITS,
+            effort: 0,
+            make: Box::new(make),
+        });
+    }
+    place.settings["grid"].as_str()?;
+    let (chosen, noise, bytes) = spent(noise, allowed);
+    let (first, more) = chosen.split_first()?;
+    let grids: Vec<(String, &'static str)> = chosen.iter().map(|(kind, grid)| (kind.pattern.clone(), grid.name())).collect();
+    let what = match more.len() {
+        0 => format!("`{}` for `{}`", first.1.name(), first.0.pattern),
+        1 => format!("more bits for `{}` and `{}`", first.0.pattern, more[0].0.pattern),
+        others => format!("more bits for `{}` and {others} other kinds of weights", first.0.pattern),
+    };
+    let make = move |document: &mut DocumentMut| {
+        let step = edit::step(document, key)?;
+        let mut names: Vec<&str> = grids.iter().map(|(_, grid)| *grid).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let select: Vec<String> = grids.iter().filter(|(_, grid)| *grid == name).map(|(kind, _)| kind.clone()).collect();
+            edit::override_grid(step, &select, name)?;
+        }
+        Some(Part::Step(key.into()))
+    };
+    Some(Change { what, noise, bytes, cost: BITS, effort: 0, make: Box::new(make) })
+}
+
+/// The kinds that get finer grids so that no more than `allowed` of the noise is left, the best bargain first; with what is left, and what it takes.
+fn spent(noise: &Noise, allowed: f64) -> (Vec<(Kind, &'static dyn Grid)>, f64, f64) {
+    let (total, mut left, mut bytes) = (noise.total(), noise.total(), 0.0);
+    let mut grids: Vec<&'static dyn Grid> = noise.kinds.iter().map(|kind| kind.grid).collect();
+    let gain = |at: usize, grids: &[&'static dyn Grid]| {
+        let (kind, next) = (&noise.kinds[at], finer(grids[at])?);
+        let gained = kind.noise * (refined(kind.grid, grids[at]) - refined(kind.grid, next));
+        let cost = kind.weights * f64::from(next.bits() - grids[at].bits()) / 8.0;
+        (gained > 0.0).then_some((at, next, gained, cost))
+    };
+    while left > allowed * total {
+        let all = (0..grids.len()).filter_map(|at| gain(at, &grids));
+        let Some((at, next, gained, cost)) = all.max_by(|a, b| (a.2 / a.3).total_cmp(&(b.2 / b.3))) else { break };
+        grids[at] = next;
+        left -= gained;
+        bytes += cost;
+    }
+    let mut chosen: Vec<(Kind, &'static dyn Grid)> =
+        noise.kinds.iter().cloned().zip(grids).filter(|(kind, grid)| grid.name() != kind.grid.name()).collect();
+    chosen.sort_by(|a, b| b.0.noise.total_cmp(&a.0.noise));
+    (chosen, left / total, bytes)
+}
+
+/// Bits of a scale, for the price of more of them.
+const SCALE_BITS: f64 = 16.0;
+
+fn smaller_groups<'k>(place: &Place<'k>, noise: &Noise, allowed: f64) -> Option<Change<'k>> {
+    let (key, now) = (place.key, place.settings["group"].as_u64()? as usize);
+    let share = 1.0 - noise.activations / noise.total();
+    let left = |group: usize| share * regrouped(now, group) + 1.0 - share;
+    let smaller: Vec<usize> =
+        std::iter::successors(Some(now / 2), |group| Some(group / 2)).take_while(|group| *group >= 16).collect();
+    let group = smaller.iter().copied().find(|group| left(*group) <= allowed).or(smaller.last().copied())?;
+    let scale = if place.settings["scale_dtype"].as_str() == Some("int6") { 6.0 } else { SCALE_BITS };
+    let weights: f64 = noise.kinds.iter().map(|kind| kind.weights).sum();
+    let make = move |document: &mut DocumentMut| {
+        edit::step(document, key)?.insert("group", toml_edit::value(group as i64));
+        Some(Part::Step(key.into()))
+    };
+    Some(Change {
+        what: format!("groups of {group} in place of {now}"),
+        noise: left(group),
+        bytes: weights * scale * (1.0 / group as f64 - 1.0 / now as f64) / 8.0,
+        cost: BITS,
+        effort: 0,
+        make: Box::new(make),
+    })
+}
+
+/// Rounding that looks at activations.
+fn rounding<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
+    let (key, now) = (place.key, place.settings["algorithm"].as_str()?);
+    let factor = match now {
+        "rtn" | "hqq" => AFTER_NEAREST,
+        "gptq" => AFTER_GPTQ,
+        _ => return None,
+    };
+    let share = 1.0 - noise.activations / noise.total();
+    let make = move |document: &mut DocumentMut| {
+        let step = edit::step(document, key)?;
+        step.insert("algorithm", toml_edit::value("gptaq"));
+        if !step.contains_key("scales") {
+            step.insert("scales", toml_edit::value("mse"));
+        }
+        Some(Part::Step(key.into()))
+    };
+    Some(Change {
+        what: format!("`gptaq` in place of `{now}`"),
+        noise: share * factor + 1.0 - share,
+        bytes: 0.0,
+        cost: LOOKS,
+        effort: 1,
+        make: Box::new(make),
+    })
+}
+
+/// A step that trains codes and scales towards the float model.
+fn recovery<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
+    let last = place.last;
+    let make = move |document: &mut DocumentMut| edit::insert_behind(document, last, RECOVER).map(|()| Part::New(RECOVER));
+    let share = 1.0 - noise.activations / noise.total();
+    (!place.recovers).then(|| Change {
+        what: "a step `recover`".into(),
+        noise: share * RECOVERED + 1.0 - share,
+        bytes: 0.0,
+        cost: TRAINS,
+        effort: TRAINING,
+        make: Box::new(make),
+    })
+}
+
+/// Activations in 16 bits, where those in 8 lose a good part.
+fn wider_activations<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
+    const PART: f64 = 0.05;
+    let (key, settings) = place.activations.as_ref()?;
+    let (key, share) = (*key, noise.activations / noise.total());
+    let make = move |document: &mut DocumentMut| {
+        edit::step(document, key)?.insert("bits", toml_edit::value(16));
+        Some(Part::Step(key.into()))
+    };
+    (settings["bits"] == 8 && share > PART).then(|| Change {
+        what: "activations of 16 bits".into(),
+        noise: 1.0 - share,
+        bytes: 0.0,
+        cost: "int16 products: not every device has them",
+        effort: 0,
+        make: Box::new(make),
+    })
+}
+
+/// Four times as much text, of attar's own kinds where it was one.
+fn longer<'k>(recipe: &'k Recipe, place: &Place<'k>) -> Option<Change<'k>> {
+    let text =
+        recipe.calibration().filter(|_| place.settings["algorithm"].as_str().is_some_and(|name| name.starts_with("gpt")))?;
+    let samples = (text.samples * 4) as i64;
+    let make = move |document: &mut DocumentMut| {
+        document["data"]["calibration"].as_table_like_mut()?.insert("samples", toml_edit::value(samples));
+        Some(Part::Calibration)
+    };
+    Some(Change {
+        what: format!("a calibration text of {samples} windows in place of {}", text.samples),
+        noise: LONGER,
+        bytes: 0.0,
+        cost: LOOKS,
+        effort: 1,
+        make: Box::new(make),
+    })
+}
