@@ -101,6 +101,14 @@ pub enum Error {
         /// The setting that asks for one.
         key: &'static str,
     },
+    /// Processors that a process cannot be bound to.
+    #[error("the engine cannot be bound to the processors {}", numbers(wanted))]
+    Processors {
+        /// Their numbers.
+        wanted: Vec<usize>,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// One of several texts that cannot be.
     #[error("text `{name}`: {found}")]
     Text {
@@ -346,6 +354,11 @@ fn said(stderr: &str) -> String {
         "" => String::new(),
         text => format!("; its last words: {text}"),
     }
+}
+
+/// Numbers, for people.
+fn numbers(all: &[usize]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn listed(names: &[String]) -> String {

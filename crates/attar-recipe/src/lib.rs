@@ -64,6 +64,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use existing::Existing;
 pub use files::{data_beside, place_buffers, prove_plan, read_buffers, read_plan, read_proof, unusable};
 pub use lock::{Lock, LockMode};
+pub use output::PROMISED as RUN_FILES;
 pub use page::{RunReport, of_runs as compare_runs};
 pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
 pub use predict::beyond;

@@ -164,6 +164,7 @@ impl Measuring<'_> {
                         Err(missing) => Outcome::Skipped { reason: missing.to_string() },
                         Ok(mut artifact) => {
                             artifact.threads = load.threads();
+                            artifact.processors = load.processors();
                             artifact.timeout = load.timeout();
                             let measured = bench.run(&artifact, &|done, _| self.observer.advance(done, ""))?;
                             Outcome::Measured(Measurements::of(&measured))

@@ -20,7 +20,7 @@ pub(crate) const STATE: &str = ".attar";
 pub(crate) const STORE: &str = "store";
 
 /// What a finished run writes next to its artifacts.
-pub(crate) const PROMISED: [&str; 5] = ["manifest.json", "report.json", "report.md", "report.html", "measured.json"];
+pub const PROMISED: [&str; 5] = ["manifest.json", "report.json", "report.md", "report.html", "measured.json"];
 
 /// Recipes that may let a gate pass that failed.
 pub(crate) const ADVICE: [&str; 3] = ["advice-1.toml", "advice-2.toml", "advice-3.toml"];

@@ -727,6 +727,10 @@ impl Recipe {
             }
             _ => {}
         }
+        if eval.task.task().timed && gate.confidence.is_some() {
+            let hint = "leave `confidence` out; `measured.json` has the intervals of percentiles".to_owned();
+            return refused("times have no standard error, so no gate can be sure of them".into(), hint, "confidence");
+        }
         let metric = eval.task.task().metric(&gate.metric)?;
         let (against, key) = match gate.bound {
             Bound::WorseAtMost(_) | Bound::DropAtMost(_) => (Against::Base, gate.bound.key()),

@@ -36,14 +36,42 @@ line.grid { stroke: var(--grid); } line.edge { stroke: var(--faint); } line.roof
 .key.sums { background: var(--sums); }
 ";
 
+/// A picture of a plan, for a page that has the classes of this one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    /// What it shows.
+    pub title: &'static str,
+    /// How to read it.
+    pub caption: String,
+    /// The drawing.
+    pub svg: String,
+}
+
+/// The pictures of a report: roofline, timeline, on-chip memory, bytes and energy.
+pub fn pictures(report: &Report, schedule: &Schedule, simulation: &Simulation) -> Vec<Picture> {
+    let calls = first_block(&report.calls).min(simulation.calls.len());
+    let first = first_calls(calls, report.calls.len());
+    let picture = |title, caption: String, svg| Picture { title, caption, svg };
+    vec![
+        picture("Roofline", ROOFLINE.into(), roofline(report)),
+        picture("Timeline", first.clone(), timeline(report, simulation, calls)),
+        picture("On-chip memory", format!("{first} The line is the peak."), sram_map(report, &schedule.plan, calls)),
+        picture("Bytes and energy", PREDICTED.into(), bars(report)),
+    ]
+}
+
+fn first_calls(calls: usize, all: usize) -> String {
+    match calls == all {
+        true => "All calls.".to_string(),
+        false => format!("The first {calls} of {all} calls, until blocks repeat."),
+    }
+}
+
 /// An HTML page of a report, with the schedule and the simulation that it was made from.
 pub fn to_html(report: &Report, schedule: &Schedule, simulation: &Simulation) -> String {
     let calls = first_block(&report.calls).min(simulation.calls.len());
     let title = escaped(&format!("{} on {}", report.title, report.device));
-    let first = match calls == report.calls.len() {
-        true => "All calls.".to_string(),
-        false => format!("The first {calls} of {} calls, until blocks repeat.", report.calls.len()),
-    };
+    let first = first_calls(calls, report.calls.len());
     let keys = |pairs: &[(&str, &str)]| -> String {
         pairs.iter().map(|(class, text)| format!("<span class=\"key {class}\"></span>{text}")).collect()
     };

@@ -28,7 +28,7 @@ use crate::{
     simulate::{CallTrace, Rates, Simulation},
 };
 
-pub use html::to_html;
+pub use html::{Picture, pictures, to_html};
 use markup::escaped;
 pub use memory_map::memory_map;
 pub use moved::MovedReport;

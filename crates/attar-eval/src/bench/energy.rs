@@ -5,8 +5,9 @@
 
 use std::{
     fs, io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -105,7 +106,7 @@ impl Meter for Told {
     }
 
     fn joules(&mut self) -> io::Result<f64> {
-        let output = Command::new("sh").arg("-c").arg(&self.command).output()?;
+        let output = within(Command::new("sh").arg("-c").arg(&self.command), METER_LIMIT)?;
         let said = String::from_utf8_lossy(&output.stdout);
         let joules = said.trim().parse::<f64>().ok().filter(|joules| joules.is_finite() && output.status.success());
         joules.ok_or_else(|| {
@@ -113,6 +114,24 @@ impl Meter for Told {
             io::Error::new(io::ErrorKind::InvalidData, format!("the meter printed {said:?} ({}), expected joules", output.status))
         })
     }
+}
+
+/// How long a user's meter may take to say its count.
+const METER_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a command says, if it ends in time. One that does not is killed.
+fn within(command: &mut Command, limit: Duration) -> io::Result<Output> {
+    let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).process_group(0).spawn()?;
+    let start = Instant::now();
+    while child.try_wait()?.is_none() {
+        if start.elapsed() > limit {
+            let _ = child.kill();
+            child.wait()?;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("the meter said nothing for {} s", limit.as_secs())));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.wait_with_output()
 }
 
 /// A count under way.
@@ -200,6 +219,8 @@ mod tests {
         let counting = Counting::begin(Box::new(Told { command: command.clone() }), NOW).unwrap();
         fs::write(&count, "104.5").unwrap();
         assert_eq!(counting.end(9).unwrap().joules_per_token, 0.5);
+        let silent = within(Command::new("sleep").arg("5"), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(silent.kind(), io::ErrorKind::TimedOut);
         for nonsense in ["printf lots", "echo nan", "echo 3; exit 1", "true"] {
             let error = Counting::begin(Box::new(Told { command: nonsense.into() }), NOW).err().unwrap().to_string();
             assert!(error.contains("expected joules"), "{nonsense}: {error}");

@@ -10,6 +10,7 @@ mod machine;
 mod quantile;
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     time::{Duration, Instant},
 };
@@ -134,6 +135,18 @@ pub struct Memory {
     /// At the peak.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak: Option<u64>,
+    /// Of the first process, with a text of so many tokens read: how the cache of keys and values grows, and what goes with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<Grown>,
+}
+
+/// Resident memory with a text read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grown {
+    /// Tokens of the text.
+    pub tokens: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 /// How the times of one artifact are to those of another, request by request.
@@ -151,6 +164,7 @@ impl Bench {
     /// Measures an artifact. `progress` counts requests.
     pub fn run(&self, artifact: &Artifact, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Latencies> {
         let mut streams = (0..self.scenario.streams()).map(|_| Stream::open(artifact, self)).collect::<Result<Vec<_>>>()?;
+        let growth = streams[0].growth()?;
         for stream in &mut streams {
             (0..self.warm_up).try_for_each(|at| stream.warm(at))?;
         }
@@ -173,7 +187,7 @@ impl Bench {
             Some(Err(error)) => found.notes.push(format!("energy was not measured: {error}")),
         }
         found.load_seconds = streams.iter().map(|stream| stream.loaded_in).sum::<f64>() / streams.len() as f64;
-        found.memory = memory(&streams);
+        found.memory = Memory { growth, ..memory(&streams) };
         if let (Some(before), Some(after)) = (before, Ticks::now()) {
             // A stream that was opened anew has lost what it had spent.
             let [others, stolen] = after.since(before, spent(&streams).saturating_sub(spent_before));
@@ -282,8 +296,11 @@ fn busy(share: f64, whose: &str) -> Option<String> {
 
 fn memory(streams: &[Stream<'_>]) -> Memory {
     let sum = |of: &dyn Fn(&Stream<'_>) -> Option<u64>| streams.iter().map(of).sum::<Option<u64>>();
-    Memory { loaded: sum(&|stream| stream.loaded), peak: sum(&|stream| resident(stream.process())[0]) }
+    Memory { loaded: sum(&|stream| stream.loaded), peak: sum(&|stream| resident(stream.process())[0]), growth: Vec::new() }
 }
+
+/// Lengths of texts that memory is looked at with.
+const GROWN: usize = 4;
 
 /// Requests that say too little of how requests differ.
 const FEW: usize = 8;
@@ -350,6 +367,19 @@ impl<'b> Stream<'b> {
 
     fn process(&self) -> u32 {
         self.open.process()
+    }
+
+    /// Memory with longer and longer texts read, up to the longest that is asked for: what comes after is no smaller. It is warm then.
+    fn growth(&mut self) -> Result<Vec<Grown>> {
+        let longest = self.bench.requests.iter().map(|request| request.prompt + request.answer - 1).max().unwrap_or(0);
+        let lengths: BTreeSet<usize> = (1..=GROWN).map(|part| longest * part / GROWN).filter(|length| *length > 0).collect();
+        let mut found = Vec::new();
+        for length in lengths {
+            self.open.timed(&self.bench.prompt(0, length), 1)?;
+            let [_, now] = resident(self.process());
+            found.extend(now.map(|bytes| Grown { tokens: length as u64, bytes }));
+        }
+        Ok(found)
     }
 
     /// A request that does not count. One that fails ends it all: no other would be answered.

@@ -29,6 +29,8 @@ pub struct Artifact {
     pub host: PathBuf,
     /// Threads per operator; the engine decides if not given.
     pub threads: Option<usize>,
+    /// Processors that its threads are bound to; the system decides if none is given.
+    pub processors: Vec<usize>,
     /// The longest that one answer may take: loading the model, or running one window.
     pub timeout: Duration,
 }
@@ -38,7 +40,16 @@ impl Artifact {
     pub fn new(installation: Installation, folder: impl Into<PathBuf>, mode: Mode, host: impl Into<PathBuf>) -> Artifact {
         let timeout = Duration::from_secs(600);
         let device = installation.engine.devices[0].to_owned();
-        Artifact { installation, folder: folder.into(), mode, device, host: host.into(), threads: None, timeout }
+        Artifact {
+            installation,
+            folder: folder.into(),
+            mode,
+            device,
+            host: host.into(),
+            threads: None,
+            processors: Vec::new(),
+            timeout,
+        }
     }
 
     /// The same on another of the engine's devices, if one is given.
@@ -75,7 +86,7 @@ impl Artifact {
         let model = model.or_else(|| files.clone().next()).expect("an engine opens something");
         exists(&self.installation.library, "the engine's library")?;
         exists(&model, "the artifact's model")?;
-        let mut child = Child::spawn(&self.installation, &self.host, self.timeout)?;
+        let mut child = Child::spawn(&self.installation, &self.host, &self.processors, self.timeout)?;
         let load = Load {
             library: self.installation.library.clone(),
             model,

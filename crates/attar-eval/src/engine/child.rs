@@ -47,6 +47,31 @@ pub fn kill_all() {
     }
 }
 
+/// Binds a process that has just begun to processors: the threads that it starts are bound to them, too.
+#[cfg(target_os = "linux")]
+fn bind(process: &process::Child, processors: &[usize]) -> io::Result<()> {
+    use rustix::{
+        process::Pid,
+        thread::{CpuSet, sched_setaffinity},
+    };
+    if processors.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    for processor in processors {
+        if *processor >= CpuSet::MAX_CPU {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        set.set(*processor);
+    }
+    Ok(sched_setaffinity(Some(Pid::from_child(process)), &set)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bind(_: &process::Child, processors: &[usize]) -> io::Result<()> {
+    if processors.is_empty() { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+}
+
 /// A process is as good after a panic elsewhere as before.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -66,13 +91,15 @@ pub(super) struct Child {
 
 impl Child {
     /// Starts the worker of an engine; `host` is the executable that holds engines of [`Worker::Library`].
-    pub(super) fn spawn(installation: &Installation, host: &Path, timeout: Duration) -> Result<Child> {
+    /// Its threads are bound to `processors`, if some are given.
+    pub(super) fn spawn(installation: &Installation, host: &Path, processors: &[usize], timeout: Duration) -> Result<Child> {
         let mut command = command(installation, host);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: Ctrl-C in a terminal lets the unit of work that needs the engine finish.
         command.process_group(0);
         let spawned = command.spawn();
         let mut process = spawned.map_err(|source| Error::EngineStart { host: command.get_program().into(), source })?;
+        bind(&process, processors).map_err(|source| Error::Processors { wanted: processors.to_vec(), source })?;
         let stdin = process.stdin.take().expect("it is piped");
         let stdout = process.stdout.take().expect("it is piped");
         let stderr = LastWords::of(process.stderr.take().expect("it is piped"));

@@ -156,6 +156,8 @@ pub trait Load {
     fn bench(&self, language: &Language<'_>) -> Result<Bench>;
     /// Threads of each engine; the engine decides if not given.
     fn threads(&self) -> Option<usize>;
+    /// Processors that the threads of each engine are bound to; the system decides if none is given.
+    fn processors(&self) -> Vec<usize>;
     /// How long a request may take.
     fn timeout(&self) -> Duration;
 }

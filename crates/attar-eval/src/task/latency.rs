@@ -114,6 +114,9 @@ pub(super) struct Latency {
     /// Threads of each engine; the engine decides if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_threads: Option<usize>,
+    /// Processors that each engine's threads are bound to, such as `0-3` or `0,2`; the system decides if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processors: Option<String>,
     /// Seconds after which a request has failed.
     #[serde(default = "timeout")]
     pub timeout: u64,
@@ -185,6 +188,11 @@ impl ReadsFiles for Latency {
         if self.rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
             return Err(Error::Template { key: "rate", reason: "expected a number above 0".into() });
         }
+        if let Some(rate) = self.rate.filter(|rate| self.requests as f64 / rate > LONGEST) {
+            let reason = format!("{} requests at a rate of {rate} take longer than a day", self.requests);
+            return Err(Error::Template { key: "rate", reason });
+        }
+        self.processors.as_deref().map_or(Ok(()), |text| processors(text).map(drop))?;
         let longest = Request { prompt: self.prompt_tokens, answer: self.answer_tokens };
         if self.lengths.is_none() { fits(longest, config) } else { Ok(()) }
     }
@@ -200,6 +208,29 @@ impl ReadsFiles for Latency {
     fn prepare(&self, _: &Language<'_>) -> Result<Box<dyn Prepared>> {
         unreachable!("what has a load is measured by `bench`")
     }
+}
+
+/// Seconds that requests may take to come.
+const LONGEST: f64 = 86_400.0;
+
+/// Processors beyond which no machine has any.
+const MOST_PROCESSORS: usize = 1024;
+
+/// Numbers and ranges of numbers, such as `0-3,6`.
+fn processors(text: &str) -> Result<Vec<usize>> {
+    let wrong =
+        || Error::Template { key: "processors", reason: format!("`{text}`: expected numbers and ranges such as `0-3,6`") };
+    let number = |text: &str| text.trim().parse::<usize>().ok().filter(|number| *number < MOST_PROCESSORS).ok_or_else(wrong);
+    let mut found = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(wrong());
+        }
+        found.extend(first..=last);
+    }
+    Ok(found)
 }
 
 /// Whether a model has room for a request.
@@ -237,6 +268,10 @@ impl Load for Latency {
         self.engine_threads
     }
 
+    fn processors(&self) -> Vec<usize> {
+        self.processors.as_deref().and_then(|text| processors(text).ok()).unwrap_or_default()
+    }
+
     fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
     }
@@ -260,5 +295,18 @@ fn lengths(path: &Path) -> Result<Vec<Request>> {
     match requests.is_empty() {
         true => Err(Error::FewRecords { path: path.into(), found: 0, wanted: 1 }),
         false => Ok(requests),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_numbers_and_ranges() {
+        assert_eq!(processors("0-3, 6").expect("a list"), [0, 1, 2, 3, 6]);
+        for wrong in ["", "a", "3-1", "1-", "-1", "0-99999", "1,,2"] {
+            assert!(processors(wrong).is_err(), "{wrong}");
+        }
     }
 }

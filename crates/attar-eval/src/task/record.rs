@@ -4,7 +4,10 @@
 //! value in it an expression (`choices.text`); both have the methods of Python's strings, and the filters `regex_replace(pattern, to)` and
 //! `index(value)`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::{Map, Value};
@@ -90,19 +93,42 @@ impl Record {
 
     /// A text by a template.
     pub(super) fn text(&self, setting: &'static str, template: &str) -> Result<String> {
-        let rendered = jinja().render_str(template, &self.fields);
-        rendered.map_err(|error| self.place.wrong(format!("`{setting}`: {}", told(&error))))
+        let jinja = jinja();
+        let rendered = jinja.render_str(template, &self.fields);
+        rendered.map_err(|error| {
+            let named =
+                jinja.template_from_str(template).map(|template| template.undeclared_variables(false)).unwrap_or_default();
+            self.place.wrong(format!("`{setting}`: {}", self.told(&error, named)))
+        })
     }
 
     /// A value by an expression.
     pub(super) fn value(&self, setting: &'static str, expression: &str) -> Result<Value> {
         let jinja = jinja();
-        let found = jinja.compile_expression(expression).and_then(|compiled| compiled.eval(&self.fields));
-        let found = found.map_err(|error| self.place.wrong(format!("`{setting}`: {}", told(&error))))?;
+        let compiled =
+            jinja.compile_expression(expression).map_err(|error| self.place.wrong(format!("`{setting}`: {}", told(&error))))?;
+        let found = compiled.eval(&self.fields);
+        let named = || compiled.undeclared_variables(false);
+        let found = found.map_err(|error| self.place.wrong(format!("`{setting}`: {}", self.told(&error, named()))))?;
         if found.is_undefined() {
             return Err(self.place.wrong(format!("`{setting}`: there is no `{expression}`")));
         }
         serde_json::to_value(&found).map_err(|error| self.place.wrong(format!("`{setting}`: {error}")))
+    }
+}
+
+impl Record {
+    /// What is wrong with a template or expression that names these fields.
+    fn told(&self, error: &minijinja::Error, named: HashSet<String>) -> String {
+        let mut missing: Vec<&String> = named.iter().filter(|name| !self.fields.contains_key(*name)).collect();
+        missing.sort();
+        match (error.kind(), &missing[..]) {
+            (minijinja::ErrorKind::UndefinedError, [_, ..]) => {
+                let list = |names: Vec<&String>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+                format!("there is no {} among {}", list(missing), list(self.fields.keys().collect()))
+            }
+            _ => told(error),
+        }
     }
 }
 
@@ -185,7 +211,11 @@ mod tests {
     #[test]
     fn missing_fields_and_bad_templates_are_errors() {
         let record = one(r#"{ "q": "a" }"#);
-        assert!(record.text("prompt", "{{ nothing }}").is_err() && record.value("answer", "nothing").is_err());
+        let wrong = record.text("prompt", "{{ nothing }} {{ q }}").expect_err("it is not there").to_string();
+        assert!(wrong.ends_with("`prompt`: there is no `nothing` among `q`"), "{wrong}");
+        assert!(record.value("answer", "nothing").is_err());
+        let wrong = record.value("answer", "nothing.at.all").expect_err("it is not there").to_string();
+        assert!(wrong.ends_with("`answer`: there is no `nothing` among `q`"), "{wrong}");
         assert!(record.text("prompt", "{% for i in range(100000000) %}{% endfor %}").is_err(), "it ends");
         assert!(check_template("prompt", "{{ q").is_err() && check_expression("answer", "1 +").is_err());
         assert!(check_template("prompt", "{{ q }}").is_ok() && check_expression("answer", "a.b - 1").is_ok());

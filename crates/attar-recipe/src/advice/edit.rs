@@ -38,7 +38,12 @@ pub(super) fn insert_behind(document: &mut DocumentMut, key: &str, kind: &str) -
 
 /// Another grid for some of the weights of a step.
 pub(super) fn override_grid(step: &mut Table, select: &[String], grid: &str) -> Option<()> {
-    let patterns: Array = select.iter().map(String::as_str).collect();
+    let mut patterns: Array = select.iter().map(String::as_str).collect();
+    if select.len() > 2 {
+        patterns.iter_mut().for_each(|pattern| pattern.decor_mut().set_prefix("\n    "));
+        patterns.set_trailing("\n");
+        patterns.set_trailing_comma(true);
+    }
     let entry = step.entry("override").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
     match entry {
         Item::ArrayOfTables(list) => {

@@ -227,6 +227,32 @@ pub(super) fn distribution(curves: &[Curve], what: &str) -> Figure {
     }
 }
 
+/// Points of a line, by what it stands for.
+pub(super) struct Course {
+    pub(super) name: String,
+    pub(super) points: Vec<[f64; 2]>,
+}
+
+/// One quantity over another, a line each.
+pub(super) fn courses(courses: &[Course], [x, y]: [&str; 2], caption: String) -> Figure {
+    let height = 300.0 + 18.0 * courses.len() as f64;
+    let of = |axis: usize| courses.iter().flat_map(move |course| course.points.iter().map(move |point| point[axis]));
+    let axes = Axes::new([70.0, 30.0, 690.0, 250.0], of(0), of(1));
+    let mut drawing = Drawing::new([720.0, height], y);
+    axes.draw(&mut drawing, x, y);
+    for (at, course) in courses.iter().enumerate() {
+        drawing.polyline(&course.points.iter().map(|[x, y]| axes.at(*x, *y)).collect::<Vec<_>>(), &color(at));
+        for [x, y] in &course.points {
+            let [left, top] = axes.at(*x, *y);
+            drawing.circle([left, top, 3.0], &color(at), &format!("{}: {} at {}", course.name, short(*y), short(*x)));
+        }
+        let foot = 306.0 + 18.0 * at as f64;
+        drawing.rect([60.0, foot - 9.0, 12.0, 10.0], &color(at), "");
+        drawing.label([78.0, foot], Anchor::Start, "", &course.name);
+    }
+    Figure { svg: drawing.done(), caption, widths: [460, 760] }
+}
+
 /// Bars of one quantity.
 pub(super) fn bars(values: &[(String, f64)], what: &str, caption: String) -> Figure {
     const LEFT: f64 = 230.0;
@@ -269,6 +295,7 @@ mod tests {
             heat(&[]),
             distribution(&[curve, Curve { name: "none".into(), values: Vec::new() }], "time"),
             bars(&[("a".into(), 0.0)], "mJ", String::new()),
+            courses(&[Course { name: "a".into(), points: vec![[1.0, 2.0], [2.0, 2.0]] }], ["x", "y"], String::new()),
         ];
         for Figure { svg, .. } in figures {
             assert_eq!(svg.matches('<').count(), svg.matches('>').count(), "{svg}");

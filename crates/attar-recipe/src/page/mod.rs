@@ -13,13 +13,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::{
-    charts::{Cell, Curve, Figure, Point, bars, distribution, heat, pareto},
+    charts::{Cell, Course, Curve, Figure, Point, bars, courses, distribution, heat, pareto},
     difference::{html, marked},
 };
 use crate::{
     Error, Report, Result,
     lock::Input,
-    report::{Timed, VariantReport, WAYS, Way, latencies, runner},
+    report::{FORMAT, Timed, VariantReport, WAYS, Way, latencies, runner},
     shown::shown,
     table::{Table, bytes},
 };
@@ -71,6 +71,12 @@ impl RunReport {
             let error = Error::input(format!("`{}` holds no finished run: there is no `report.json`", folder.display()));
             return Err(error.hint("`attar run` leaves one in its output folder".to_owned()));
         };
+        let version = serde_json::from_slice::<Value>(&text).map_err(|e| unusable("report.json", e))?["report"].as_u64();
+        if version != Some(FORMAT.into()) {
+            let found = version.map_or("no version".into(), |version| format!("version {version}"));
+            let error = Error::input(format!("`{}` has {found} of the format", folder.join("report.json").display()));
+            return Err(error.hint(format!("this attar reads version {FORMAT}")));
+        }
         let mut report: Report = serde_json::from_slice(&text).map_err(|e| unusable("report.json", e))?;
         let timed = file("measured.json")?;
         let timed = timed.map(|text| serde_json::from_slice::<Timed>(&text).map_err(|e| unusable("measured.json", e)));
@@ -149,7 +155,7 @@ struct Told {
 
 fn page(title: &str, runs: &[One<'_>]) -> String {
     let headers: Vec<Header> = runs.iter().map(header).collect();
-    let sections: Vec<Section> = [sizes, gates, evaluated, timed, kept, predicted, answers, found, made_of]
+    let sections: Vec<Section> = [sizes, gates, evaluated, timed, kept, predicted, planned, answers, found, made_of]
         .iter()
         .flat_map(|section| section(runs))
         .filter(|section| !section.figures.is_empty() || !section.tables.is_empty() || !section.prompts.is_empty())
@@ -344,10 +350,29 @@ fn timed(runs: &[One<'_>]) -> Vec<Section> {
             .collect();
         figures.extend((!curves.is_empty()).then(|| distribution(&curves, what).into()));
     }
-    let peaks: Vec<(String, f64)> =
+    let mut peaks: Vec<(String, f64)> =
         measured.iter().filter_map(|(name, l)| Some((name.clone(), l.memory.peak? as f64 / 1e6))).collect();
     if !peaks.is_empty() {
-        figures.push(bars(&peaks, "MB", "Peak resident memory of the engine's processes, in MB.".into()).into());
+        peaks.extend(runs.iter().flat_map(sizes_beside));
+        let caption = "Peak resident memory of the engine's processes, in MB; beside it artifacts on disk, and the peaks of DRAM that are predicted.";
+        figures.push(bars(&peaks, "MB", caption.into()).into());
+    }
+    let growing: Vec<Course> = measured
+        .iter()
+        .map(|(name, l)| {
+            let points = l.memory.growth.iter().map(|grown| [grown.tokens as f64, grown.bytes as f64 / 1e6]).collect();
+            Course { name: name.clone(), points }
+        })
+        .filter(|course| course.points.len() > 1)
+        .collect();
+    if !growing.is_empty() {
+        let caption = "Resident memory of the engine with a text of so many tokens read: weights, and the growing cache of keys and values.";
+        figures.push(courses(&growing, ["tokens", "memory, MB"], caption.into()).into());
+    }
+    let energy: Vec<(String, f64)> =
+        measured.iter().filter_map(|(name, l)| Some((name.clone(), l.energy.as_ref()?.joules_per_token * 1e3))).collect();
+    if !energy.is_empty() {
+        figures.push(bars(&energy, "mJ", "Energy per token that was written, measured, in mJ.".into()).into());
     }
     let tables = table(runs, "", false, |report| {
         let evals = report.timed.as_ref()?.evals.clone();
@@ -378,6 +403,21 @@ fn timed(runs: &[One<'_>]) -> Vec<Section> {
         .map(|(title, first, rows)| Shown { title: title.into(), folded: false, head: vec![first.into(), "".into()], rows });
     let tables = tables.into_iter().chain(extra).collect();
     vec![Section { title: "Latency and memory, measured".into(), figures, tables, ..Section::default() }]
+}
+
+/// What memory that was measured is held against: the sizes of artifacts, and predicted peaks.
+fn sizes_beside(run: &One<'_>) -> Vec<(String, f64)> {
+    let artifacts =
+        run.report.variants.iter().flat_map(|variant| variant.artifacts.iter().map(move |artifact| (variant, artifact)));
+    let on_disk = artifacts.map(|(variant, artifact)| {
+        (shown(&format!("{}: {} on disk", named(run, &variant.name), artifact.target)), artifact.bytes as f64 / 1e6)
+    });
+    let predicted = run.report.evals.iter().filter_map(|evaluation| {
+        let Outcome::Predicted(prediction) = &evaluation.outcome else { return None };
+        let name = format!("{}: {}", named(run, evaluation.variant.as_deref().unwrap_or_default()), evaluation.runner);
+        Some((shown(&name), prediction.peak_dram? as f64 / 1e6))
+    });
+    on_disk.chain(predicted).collect()
 }
 
 /// How well weights are kept, as a strip of blocks and matrices, and what was not quantized.
@@ -452,6 +492,26 @@ fn predicted(runs: &[One<'_>]) -> Vec<Section> {
         }
     }
     vec![Section { title: "Predicted for devices".into(), figures, ..Section::default() }]
+}
+
+/// Pictures of compiled plans.
+fn planned(runs: &[One<'_>]) -> Vec<Section> {
+    let mut sections = Vec::new();
+    for run in runs {
+        for variant in &run.report.variants {
+            for compiled in &variant.findings.compilations {
+                let phases = compiled.phases.iter().flat_map(|phase| phase.pictures.iter().map(move |picture| (phase, picture)));
+                let figures = phases.map(|(phase, picture)| Drawn {
+                    svg: picture.svg.clone(),
+                    caption: format!("{}, {}. {}", picture.title, shown(&phase.name), picture.caption),
+                    widths: [640, 1100],
+                });
+                let title = shown(&format!("Plans of {} for {}", named(run, &variant.name), compiled.device));
+                sections.push(Section { title, figures: figures.collect(), ..Section::default() });
+            }
+        }
+    }
+    sections
 }
 
 fn capitalized(text: &str) -> String {

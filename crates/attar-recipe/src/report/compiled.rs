@@ -1,5 +1,6 @@
 //! What the step `compile` planned for a device, and proved.
 
+use attar_compile::report::Picture;
 use attar_compile::schedule::Goal;
 use attar_eval::Prediction;
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,9 @@ pub struct PhaseReport {
     /// How its first blocks were proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<ProofReport>,
+    /// Pictures of the plan. They are on the page of the run alone.
+    #[serde(skip)]
+    pub pictures: Vec<Picture>,
 }
 
 /// Blocks, or the head, whose plan was run on real numbers and agreed with the reference in every bit.

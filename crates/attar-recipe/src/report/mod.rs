@@ -47,7 +47,7 @@ pub use self::{
 pub(crate) use self::{evals::runner, timed::latencies};
 use crate::{
     shown::in_markdown,
-    table::{Table, bytes, or_dash},
+    table::{Table, bytes, or_dash, wrapped_text},
 };
 
 /// Version of the report's JSON.
@@ -215,7 +215,7 @@ impl Report {
             text += &format!("## Gates on times, of this run\n\n{}\n", of_times.markdown());
         }
         text += &way::snippets(&self.ways);
-        text + &Findings::sections(&self.findings(), &self.evals)
+        wrapped_text(&(text + &Findings::sections(&self.findings(), &self.evals)))
     }
 
     /// Everything that is told in tables, each with its title, those with rows.

@@ -5,7 +5,7 @@ use std::{cell::Cell, path::PathBuf, sync::Arc};
 use attar_compile::{
     Compile, Compiled, Phase, Plan, Planned, Progress, Proven,
     plan::Space,
-    report::to_html,
+    report::{pictures, to_html},
     schedule::chunk::{Candidate, Point},
 };
 use attar_tensor::{Digest, Source};
@@ -168,6 +168,7 @@ fn phase_report(phase: &Phase) -> PhaseReport {
         peak_sram: phase.simulation.sram_peak,
         peak_dram: peak_dram(&phase.schedule.plan),
         proof: phase.proof.as_ref().map(proof_report),
+        pictures: phase.report.as_ref().map_or_else(Vec::new, |report| pictures(report, &phase.schedule, &phase.simulation)),
     }
 }
 

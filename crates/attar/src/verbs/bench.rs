@@ -125,6 +125,7 @@ fn subject<'a>(path: &'a Path, load: &dyn Load, arguments: &ArgMatches, environm
     };
     let mut artifact = existing.run_by(engine, mode, &environment.engines())?.on(device(arguments))?;
     artifact.threads = load.threads();
+    artifact.processors = load.processors();
     artifact.timeout = load.timeout();
     Ok(Subject { path, engine, artifact })
 }
@@ -171,6 +172,10 @@ fn show(all: &[Measured<'_>], printer: &Printer) {
         text += &format!("; loaded in {load_seconds:.2} s");
         if let Some(energy) = &one.latencies.energy {
             text += &format!("; {:.3} J/token ({:.3} above idle)", energy.joules_per_token, energy.joules_per_token_above_idle);
+        }
+        if let [first, .., last] = &memory.growth[..] {
+            let grown = last.bytes.saturating_sub(first.bytes);
+            text += &format!("; {} more with {} tokens read than with {}", bytes(grown), last.tokens, first.tokens);
         }
         text += &memory.peak.map(|peak| format!("; peak memory {}", bytes(peak))).unwrap_or_default();
         if let Some(Ratio { median: Some(median), interval: [low, high], pairs }) = &one.ratio {

@@ -1,8 +1,13 @@
 //! `attar run RECIPE`.
 
-use std::{fs::OpenOptions, io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use attar_recipe::{Error, LockMode, Report};
+use attar_recipe::{Error, LockMode, RUN_FILES, Report};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{
@@ -57,31 +62,65 @@ impl Verb for Run {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let (recipe, lock) = recipe(arguments)?;
-        let lock = match (arguments.get_flag("locked"), lock) {
-            (true, LockMode::None) => {
-                return Err(Error::recipe("a recipe from standard input has no lock file".to_owned())
-                    .hint("leave `--locked` out".to_owned()));
-            }
-            (true, _) => LockMode::Require,
-            (false, lock) => lock,
-        };
-        let report = made(&recipe, lock, environment, printer)?;
-        if let Some(file) = arguments.get_one::<PathBuf>("junit") {
-            write_named(file, report.junit().as_bytes())?;
+        let done = ran(arguments, environment, printer);
+        if let (Err(error), true) = (&done, arguments.get_one::<String>("format").is_some_and(|format| format == "github")) {
+            printer.data(&format!("::error title=attar::{}", inline(&error.message)));
         }
-        match arguments.get_one::<String>("format").map(String::as_str) {
-            Some("github") => annotate(&report, environment, printer)?,
-            _ => show(&report, recipe.output(), printer),
-        }
-        Ok(code(&report))
+        done
     }
+}
+
+fn ran(arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+    let (recipe, lock) = recipe(arguments)?;
+    let lock = match (arguments.get_flag("locked"), lock) {
+        (true, LockMode::None) => {
+            return Err(
+                Error::recipe("a recipe from standard input has no lock file".to_owned()).hint("leave `--locked` out".to_owned())
+            );
+        }
+        (true, _) => LockMode::Require,
+        (false, lock) => lock,
+    };
+    if let Some(file) = arguments.get_one::<PathBuf>("junit") {
+        check_junit(file, recipe.output())?;
+    }
+    let report = made(&recipe, lock, environment, printer)?;
+    if let Some(file) = arguments.get_one::<PathBuf>("junit") {
+        write_named(file, report.junit().as_bytes())?;
+    }
+    match arguments.get_one::<String>("format").map(String::as_str) {
+        Some("github") => annotate(&report, environment, printer)?,
+        _ => show(&report, recipe.output(), printer),
+    }
+    Ok(code(&report))
+}
+
+/// What cannot be written is known before hours of work, and what a run leaves is no place for it.
+fn check_junit(file: &Path, output: &Path) -> Result<(), Error> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let found = folder.canonicalize();
+    if !found.as_ref().is_ok_and(|folder| folder.is_dir()) && folder != output {
+        let error = Error::input(format!("`--junit {}`: there is no folder `{}`", file.display(), folder.display()));
+        return Err(error.hint("make it first".to_owned()));
+    }
+    let own = file.file_name().and_then(|name| name.to_str()).is_some_and(|name| RUN_FILES.contains(&name));
+    let there = folder == output || found.ok().zip(output.canonicalize().ok()).is_some_and(|(folder, output)| folder == output);
+    match own && there {
+        true => {
+            let error = Error::recipe(format!("`--junit {}` would replace a file of the run", file.display()));
+            Err(error.hint("name another file".to_owned()))
+        }
+        false => Ok(()),
+    }
+}
+
+/// One line; these characters would end a command or a property.
+fn inline(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
 /// Workflow commands of GitHub Actions, and the report in the summary of the job.
 fn annotate(report: &Report, environment: &Environment, printer: &Printer) -> Result<(), Error> {
-    // One line each; these characters would end a command or a property.
-    let inline = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
     for gate in failed_gates(report) {
         printer.data(&format!("::error title=gate::{}", inline(&gate)));
     }

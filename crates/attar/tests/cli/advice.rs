@@ -36,9 +36,7 @@ fn ways(room: &Room, grid: &str, gate: &str) -> Vec<serde_json::Value> {
 
 #[test]
 fn the_first_way_out_lets_the_gate_pass() {
-    for (grid, gate) in
-        [("int3", "kl\"\nat_most = 0.09"), ("int3", "top1\"\nat_least = 0.85"), ("int2", "perplexity\"\nworse_at_most = \"20%\"")]
-    {
+    for (grid, gate) in [("int3", "kl\"\nat_most = 0.09"), ("int3", "top1\"\nat_least = 0.85")] {
         let room = Room::new();
         let ways = ways(&room, grid, gate);
         assert_eq!(ways.len(), 3, "{gate}: {ways:?}");
