@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use attar_graph::kernel;
+
 use crate::{Error, Generation, Result};
 
 /// Called as work goes on, with the amount done and the whole amount.
@@ -117,11 +119,6 @@ pub(crate) fn numbers(
 
 /// The index of the largest logit, the first of equals.
 pub(crate) fn likeliest(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, x) in row.iter().enumerate() {
-        if *x > row[best] {
-            best = i;
-        }
-    }
-    best as u32
+    let largest = kernel::max(row);
+    row.iter().position(|x| *x == largest).unwrap_or(0) as u32
 }

@@ -135,7 +135,9 @@ fn questions_that_cannot_be_asked_are_named_with_their_lines() {
     }
     assert_eq!(refused("\n", json!({})), "`Q` has 0 record(s), and 1 or more are needed");
     assert_eq!(refused(good, json!({ "shots": 2 })), "`Q` has 1 record(s), and 2 or more are needed");
-    assert!(refused(good, json!({ "prompt": "{{ nothing }}" })).starts_with("`Q`, line 1: `prompt`: undefined value"));
+    assert!(
+        refused(good, json!({ "prompt": "{{ nothing }}" })).starts_with("`Q`, line 1: `prompt`: there is no `nothing` among ")
+    );
     assert!(refused(good, json!({ "prompt": "{{ question" })).starts_with("`prompt` cannot be used: "));
     std::fs::write(&path, b"{\"question\": \"\xff\"}\n").unwrap();
     assert!(prepared(&model, json!({ "data": path })).is_err(), "bytes that are no text");

@@ -135,7 +135,7 @@ pub struct Memory {
     /// At the peak.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak: Option<u64>,
-    /// Of the first process, with a text of so many tokens read: how the cache of keys and values grows, and what goes with it.
+    /// Of a process of its own, with a text of so many tokens read: how the cache of keys and values grows, and what goes with it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub growth: Vec<Grown>,
 }
@@ -164,7 +164,6 @@ impl Bench {
     /// Measures an artifact. `progress` counts requests.
     pub fn run(&self, artifact: &Artifact, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Latencies> {
         let mut streams = (0..self.scenario.streams()).map(|_| Stream::open(artifact, self)).collect::<Result<Vec<_>>>()?;
-        let growth = streams[0].growth()?;
         for stream in &mut streams {
             (0..self.warm_up).try_for_each(|at| stream.warm(at))?;
         }
@@ -187,12 +186,31 @@ impl Bench {
             Some(Err(error)) => found.notes.push(format!("energy was not measured: {error}")),
         }
         found.load_seconds = streams.iter().map(|stream| stream.loaded_in).sum::<f64>() / streams.len() as f64;
-        found.memory = Memory { growth, ..memory(&streams) };
+        found.memory = memory(&streams);
         if let (Some(before), Some(after)) = (before, Ticks::now()) {
             // A stream that was opened anew has lost what it had spent.
             let [others, stolen] = after.since(before, spent(&streams).saturating_sub(spent_before));
             found.notes.extend(busy(others, "went to other processes"));
             found.notes.extend(busy(stolen, "was taken by the machine's host"));
+        }
+        drop(streams);
+        match self.growth(artifact) {
+            Ok(growth) => found.memory.growth = growth,
+            Err(error) => found.notes.push(format!("memory with longer texts was not measured: {error}")),
+        }
+        Ok(found)
+    }
+
+    /// Memory of a process with longer and longer texts read, up to the longest that is asked for.
+    fn growth(&self, artifact: &Artifact) -> Result<Vec<Grown>> {
+        let mut stream = Stream::open(artifact, self)?;
+        let longest = self.requests.iter().map(|request| request.prompt + request.answer - 1).max().unwrap_or(0);
+        let lengths: BTreeSet<usize> = (1..=GROWN).map(|part| longest * part / GROWN).filter(|length| *length > 0).collect();
+        let mut found = Vec::new();
+        for length in lengths {
+            stream.open.timed(&self.prompt(0, length), 1)?;
+            let [_, now] = resident(stream.process());
+            found.extend(now.map(|bytes| Grown { tokens: length as u64, bytes }));
         }
         Ok(found)
     }
@@ -367,19 +385,6 @@ impl<'b> Stream<'b> {
 
     fn process(&self) -> u32 {
         self.open.process()
-    }
-
-    /// Memory with longer and longer texts read, up to the longest that is asked for: what comes after is no smaller. It is warm then.
-    fn growth(&mut self) -> Result<Vec<Grown>> {
-        let longest = self.bench.requests.iter().map(|request| request.prompt + request.answer - 1).max().unwrap_or(0);
-        let lengths: BTreeSet<usize> = (1..=GROWN).map(|part| longest * part / GROWN).filter(|length| *length > 0).collect();
-        let mut found = Vec::new();
-        for length in lengths {
-            self.open.timed(&self.bench.prompt(0, length), 1)?;
-            let [_, now] = resident(self.process());
-            found.extend(now.map(|bytes| Grown { tokens: length as u64, bytes }));
-        }
-        Ok(found)
     }
 
     /// A request that does not count. One that fails ends it all: no other would be answered.

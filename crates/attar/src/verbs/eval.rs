@@ -122,10 +122,12 @@ fn show(task: &Task, evaluation: Evaluation, printer: &Printer) {
     printer.data(&format!("{count} {}", task.counted));
 }
 
-/// Without those of the first columns, which say what is measured, that say the same in all rows.
+/// Without those of the first columns, which say what is measured, that say the same in all rows, and without columns of nothing.
 fn telling<'h>(head: &[&'h str], rows: Vec<Vec<String>>) -> (Vec<&'h str>, Vec<Vec<String>>) {
     let same = |column: usize| rows.len() > 1 && rows.iter().all(|row| row[column] == rows[0][column]);
-    let told: Vec<usize> = (0..head.len()).filter(|column| *column >= NAMING || !same(*column)).collect();
+    let empty = |column: usize| rows.iter().all(|row| row[column] == "-");
+    let tells = |column: &usize| if *column < NAMING { !same(*column) } else { !empty(*column) };
+    let told: Vec<usize> = (0..head.len()).filter(tells).collect();
     let row = |row: &Vec<String>| told.iter().map(|column| row[*column].clone()).collect();
     (told.iter().map(|column| head[*column]).collect(), rows.iter().map(row).collect())
 }

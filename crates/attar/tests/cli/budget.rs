@@ -96,8 +96,8 @@ fn a_budget_without_a_text_is_spent_by_the_weights_alone_and_says_so() {
     assert!(room.read("out/report.md").contains("Predicted loss (`weights`)"));
     let head = HEAD.replace("\"out\"", "\"other\"");
     room.write("fisher.toml", &format!("{head}\n[[step]]\nkind = \"quantize\"\nbits = 4\nsensitivity = \"fisher\"\n"));
-    let said = room.attar(&["plan", "fisher.toml"]).exits(2);
-    ["[data.calibration]", "fisher.toml:8:15"].iter().for_each(|words| said.says(words));
+    // One that looks at activations has attar's own text.
+    assert!(room.attar(&["plan", "fisher.toml"]).exits(0).stdout.contains("calibration: windows of 512 tokens, 46 of prose"));
 }
 
 /// Tied tensors are one: the file is what the budget says.
@@ -186,7 +186,7 @@ fn a_sweep_shows_the_front_and_draws_it() {
     let measured: Vec<f64> = points.iter().map(kl).collect();
     assert!(measured.windows(2).all(|pair| pair[0] > pair[1]), "{measured:?}");
     let picture = room.read("out/sweep.svg");
-    assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n") && picture.matches("r=\"3\"").count() == 8);
+    assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n") && picture.matches("r=\"3.00\"").count() == 8);
     assert_eq!(room.attar(&["sweep", "recipe.toml", "--json", "--points", "3"]).exits(0).json()["sweep"], 1);
     room.write("plain.toml", &recipe("grid = \"int4\""));
     room.attar(&["sweep", "plain.toml"]).exits(2).says("has a budget");

@@ -30,18 +30,57 @@ fn gptq_is_better_than_rounding_to_nearest() {
     assert!(gptq < 0.67 * rtn, "rtn {rtn}, gptq {gptq}");
 }
 
-#[test]
-fn an_algorithm_that_sees_activations_needs_a_text() {
-    let room = Room::new();
+/// The recipe with another calibration text, or none.
+fn seeing(text: &str) -> String {
     let whole = recipe("gptq", "");
     let start = whole.find("[data.calibration]").expect("it is there");
     let end = whole.find("[[step]]").expect("it is there");
-    room.write("recipe.toml", &format!("{}{}", &whole[..start], &whole[end..]));
-    for verb in ["plan", "run"] {
-        let said = room.attar(&[verb, "recipe.toml"]).exits(2);
-        said.says("[data.calibration]");
-    }
-    assert!(!room.path("out/manifest.json").exists());
+    format!("{}{text}{}[[export]]\ntarget = \"checkpoint\"\n", &whole[..start], &whole[end..])
+}
+
+#[test]
+fn an_algorithm_that_sees_activations_has_attars_own_text_where_none_is_named() {
+    let room = Room::new();
+    room.write("recipe.toml", &seeing(""));
+    let mixture = "calibration: windows of 512 tokens, 46 of prose, 26 of chat, ";
+    assert!(room.attar(&["plan", "recipe.toml"]).exits(0).stdout.contains(mixture));
+    room.write("recipe.toml", &seeing("[data.calibration]\nsamples = 10\nlength = 64\n\n"));
+    room.attar(&["run", "recipe.toml"])
+        .exits(0)
+        .says("calibration: windows of 64 tokens, 4 of prose, 2 of chat, 2 of code, 1 of tables, 1 of languages");
+}
+
+#[test]
+fn a_model_writes_the_same_text_of_its_own_every_time() {
+    let room = Room::new();
+    let text = |seed: u32| {
+        format!("[data.calibration]\nsources = [{{ kind = \"generate\" }}]\nsamples = 20\nlength = 48\nseed = {seed}\n\n")
+    };
+    room.write("recipe.toml", &seeing(&text(1)));
+    let made = |folder: &str| {
+        room.attar(&["run", "recipe.toml", "--output", folder]).exits(0);
+        std::fs::read(room.path(folder).join("checkpoint/model.safetensors")).expect("it was written")
+    };
+    let first = made("first");
+    assert_eq!(first, made("second"));
+    room.write("recipe.toml", &seeing(&text(2)));
+    assert_ne!(first, made("third"), "another seed, another text");
+    room.write("recipe.toml", &seeing(&text(1)).replace("shakespeare-1m", "tiny-bert"));
+    room.attar(&["plan", "recipe.toml"]).exits(2).says("it is an encoder");
+}
+
+#[test]
+fn a_text_that_was_seen_is_mentioned_where_it_is_measured() {
+    let room = Room::new();
+    // Of some 1,200 windows.
+    let whole =
+        recipe("rtn", "").replace("shakespeare-valid.txt", "shakespeare-train.txt").replace("samples = 32", "samples = 1000");
+    room.write("recipe.toml", &whole);
+    let said = room.attar(&["run", "recipe.toml"]).exits(0);
+    said.says("windows share 24 tokens in a row or more with the calibration text");
+    room.write("recipe.toml", &recipe("rtn", ""));
+    let said = room.attar(&["run", "recipe.toml", "--output", "other"]).exits(0);
+    assert!(!said.stderr.contains("with the calibration text"), "{}", said.stderr);
 }
 
 #[test]

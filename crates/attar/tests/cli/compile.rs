@@ -128,12 +128,6 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
         session.note(title, &room.attar(&["plan", "recipe.toml"]).exits(2));
         assert!(!room.path("out").exists());
     }
-    let without = recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]).replace("[data.calibration]", "[data.ignored]");
-    room.write(
-        "recipe.toml",
-        &without.replace("[data.ignored]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 2\nlength = 96\n", ""),
-    );
-    session.note("no text", &room.attar(&["plan", "recipe.toml"]).exits(2));
     session.check();
 }
 

@@ -224,18 +224,6 @@ fn what_learns_is_quantized_before() {
 }
 
 #[test]
-fn learning_needs_a_text() {
-    let rtn = QUANTIZE.replace("gptq", "rtn");
-    for kind in ["autoround", "recover"] {
-        let room = Room::new();
-        room.write("recipe.toml", &recipe("", &format!("{rtn}[[step]]\nkind = \"{kind}\"\n")));
-        for verb in ["plan", "run"] {
-            room.attar(&[verb, "recipe.toml"]).exits(2).says("[data.calibration]");
-        }
-    }
-}
-
-#[test]
 fn pairs_that_make_no_sense_are_found_before_any_work() {
     for (steps, says) in [
         ("[[step]]\nkind = \"quantize\"\ngrid = \"lut3\"\n[[step]]\nkind = \"autoround\"\n", "do not learn further"),

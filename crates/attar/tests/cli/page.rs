@@ -107,6 +107,8 @@ fn runs_are_compared_on_one_page() {
     assert!(said.stderr.contains("`testdata` holds no finished run: there is no `report.json`"), "{}", said.stderr);
     assert!(!room.path("none.html").exists());
     room.write("out/report.json", "{}");
+    assert!(room.attar(&["compare", "out", "--out", "none.html"]).exits(3).stderr.contains("has no version of the format"));
+    room.write("out/report.json", "{ \"report\": 1 }");
     assert!(room.attar(&["compare", "out", "--out", "none.html"]).exits(3).stderr.contains("is no report"));
 }
 

@@ -124,7 +124,6 @@ fn mistakes_about_activations() {
     second("nothing selected", &head, "select = []", "[]");
     second("twice", &head, "\n[[step]]\nkind = \"activations\"\nselect = [\"blocks.0.mlp.up\"]", "[\"blocks.0.mlp.up\"]");
     second("a cache twice", &head, "kv = \"int8\"\n\n[[step]]\nkind = \"activations\"\nselect = []\nkv = \"int4\"", "\"int4\"");
-    second("static scales without a text", HEAD, "mode = \"static\"", "\"static\"");
     session.check();
 }
 
@@ -266,7 +265,7 @@ fn usage() {
         ("no output", &["quantize", model, "--grid", "int4"]),
         ("a group that is none", &["quantize", model, "--grid", "int4", "--group", "none", "--out", "out"]),
         ("an unknown target", &["export", model, "--target", "coreml", "--out", "out"]),
-        ("no data", &["eval", model]),
+        ("a task without data", &["eval", model, "--task", "perplexity"]),
         ("no threads", &["run", "folder.toml", "--threads", "0"]),
     ];
     for (title, arguments) in wrong {
