@@ -32,13 +32,13 @@ impl Table {
             return self.list(&rows, keys);
         }
         let mut parts: Vec<(usize, Vec<usize>)> = Vec::new();
-        for at in keys..widths.len() {
+        for (at, width) in widths.iter().enumerate().skip(keys) {
             match parts.last_mut() {
-                Some((used, part)) if *used + widths[at] <= room => {
-                    *used += widths[at];
+                Some((used, part)) if *used + width <= room => {
+                    *used += width;
                     part.push(at);
                 }
-                _ => parts.push((widths[at], (0..keys).chain([at]).collect())),
+                _ => parts.push((*width, (0..keys).chain([at]).collect())),
             }
         }
         parts.iter().map(|(_, part)| self.part(&rows, part)).collect::<Vec<_>>().join("\n")

@@ -75,8 +75,11 @@ struct Change<'k> {
     bytes: f64,
     cost: &'static str,
     effort: u8,
-    make: Box<dyn Fn(&mut DocumentMut) -> Option<Part> + 'k>,
+    make: Edit<'k>,
 }
+
+/// Changes the text of a recipe, if it is written so that it can be.
+type Edit<'k> = Box<dyn Fn(&mut DocumentMut) -> Option<Part> + 'k>;
 
 /// The variant's steps that a change is about.
 struct Place<'r> {
@@ -98,7 +101,7 @@ pub(super) fn proposals(recipe: &Recipe, variant: &VariantReport, allowed: f64) 
     let of_kind = |name: &'static str| steps.iter().filter(move |(_, step)| step.kind().name == name);
     let (Some((key, quantize)), None) = (of_kind("quantize").next(), of_kind("quantize").nth(1)) else { return Vec::new() };
     let on_codes = ["quantize", "autoround", "recover"];
-    let last = steps.iter().filter(|(_, step)| on_codes.contains(&step.kind().name)).next_back();
+    let last = steps.iter().rfind(|(_, step)| on_codes.contains(&step.kind().name));
     let place = Place {
         key,
         settings: quantize.settings(),

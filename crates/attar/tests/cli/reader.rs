@@ -1,7 +1,10 @@
 //! `testdata/oracle/reader.py`, written from `docs/formats.md`, reads what attar writes, bit by bit as attar does. It needs numpy,
 //! which the environments of the engines have.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     checkpoint::Llama,
@@ -55,7 +58,7 @@ fn python() -> Option<PathBuf> {
 }
 
 /// The reader's lines, each without its encoding: name, shape, sums and digest.
-fn read(room: &Room, python: &PathBuf, folder: &str) -> Vec<String> {
+fn read(room: &Room, python: &Path, folder: &str) -> Vec<String> {
     let said = room.finish(room.other_command(&python.to_string_lossy(), &["-W", "error", READER, folder])).exits(0);
     let without_encoding = |line: &str| {
         let (weight, rest) = line.split_once("] ").expect("a name and a shape");
