@@ -124,24 +124,36 @@ impl Measuring<'_> {
     /// Measures every subject by every runner of every eval. `used` gets the blobs of the measurements.
     pub(crate) fn measure(&self, subjects: &[Subject<'_>], used: &mut BTreeSet<Digest>) -> Result<Vec<Evaluation>> {
         let mut evaluations = Vec::new();
-        let seen = self.session.and_then(|session| session.calibration);
-        let known = seen.filter(|_| !self.recipe.evals.is_empty()).map(Known::of);
         for eval in self.recipe.evals.iter().filter(|eval| !eval.task.task().timed) {
-            let place = |error: Error| self.recipe.document.place(error, &eval.key);
-            let tokenizer = self.opened.tokenizer().map_err(place)?;
-            let chat = self.opened.chat_template().map_err(place)?;
-            let language = Language { tokenizer: &tokenizer, config: self.opened.config(), chat: chat.as_ref() };
-            let prepared = eval.task.prepare(&language).map_err(|e| place(e.into()))?;
-            if let Some(known) = &known
-                && let count @ 1.. = known.count(prepared.windows())
-            {
-                self.observer.note(&overlap::note(&eval.name, count, prepared.windows().len()));
-            }
+            let prepared = self.prepare(eval)?;
             let question = Question { eval, base: self.opened.base(), prepared: &*prepared };
             self.ask(&question, subjects, used, &mut evaluations)?;
             note_missing(eval, self.engines, self.observer);
         }
         Ok(evaluations)
+    }
+
+    /// Reads the data of an eval.
+    fn prepare(&self, eval: &Eval) -> Result<Box<dyn Prepared>> {
+        let place = |error: Error| self.recipe.document.place(error, &eval.key);
+        let tokenizer = self.opened.tokenizer().map_err(place)?;
+        let chat = self.opened.chat_template().map_err(place)?;
+        let language = Language { tokenizer: &tokenizer, config: self.opened.config(), chat: chat.as_ref() };
+        eval.task.prepare(&language).map_err(|e| place(e.into()))
+    }
+
+    /// Reads the data of all evals, so that what is wrong with it is known before the work, and says which of it was seen in calibration.
+    pub(crate) fn overlaps(&self) -> Result<Vec<String>> {
+        let known = Known::of(self.session.and_then(|session| session.calibration).unwrap_or_default());
+        let mut notes = Vec::new();
+        for eval in self.recipe.evals.iter().filter(|eval| !eval.task.task().timed) {
+            let prepared = self.prepare(eval)?;
+            if let count @ 1.. = known.count(prepared.windows()) {
+                notes.push(overlap::note(&eval.name, count, prepared.windows().len()));
+            }
+        }
+        notes.iter().for_each(|note| self.observer.note(&format!("note: {note}")));
+        Ok(notes)
     }
 
     /// Takes the times of every subject in every engine of every eval that asks for them. Nothing of it is kept.

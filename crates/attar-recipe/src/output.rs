@@ -25,6 +25,9 @@ pub const PROMISED: [&str; 5] = ["manifest.json", "report.json", "report.md", "r
 /// Recipes that may let a gate pass that failed.
 pub(crate) const ADVICE: [&str; 3] = ["advice-1.toml", "advice-2.toml", "advice-3.toml"];
 
+/// Their lock files.
+const ADVICE_LOCKS: [&str; 3] = ["advice-1.lock", "advice-2.lock", "advice-3.lock"];
+
 /// A claimed output folder.
 pub(crate) struct Output {
     root: PathBuf,
@@ -63,7 +66,7 @@ impl Output {
 
     /// What an earlier run promised no longer holds, and what it was writing when it was killed goes.
     pub(crate) fn withdraw_promises(&self) -> Result<()> {
-        for name in PROMISED.iter().chain(&ADVICE) {
+        for name in PROMISED.iter().chain(&ADVICE).chain(&ADVICE_LOCKS) {
             remove(&self.root.join(name))?;
         }
         let entries = fs::read_dir(&self.root).map_err(|e| refused("read", &self.root, &e))?;

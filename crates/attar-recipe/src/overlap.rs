@@ -31,7 +31,7 @@ fn is_varied(run: &[u32]) -> bool {
 /// What to say of it.
 pub(crate) fn note(eval: &str, count: usize, of: usize) -> String {
     format!(
-        "note: eval `{eval}`: {count} of {of} windows share {RUN} tokens in a row or more with the calibration text, so its scores flatter"
+        "eval `{eval}`: {count} of {of} windows share {RUN} tokens in a row or more with the calibration text, so its scores flatter"
     )
 }
 

@@ -651,6 +651,30 @@ impl Recipe {
         Ok(())
     }
 
+    /// A further file that a run is to write is none that it reads, and none of those that it writes itself.
+    ///
+    /// # Errors
+    /// If it is.
+    pub fn check_apart(&self, file: &Path, flag: &str) -> Result<()> {
+        let (there, shown) = (whole(file), file.display());
+        let refused =
+            |what: String| Err(Error::recipe(format!("`{flag} {shown}` is {what}")).hint("name another file".to_owned()));
+        if there.is_dir() {
+            return refused("a folder".into());
+        }
+        if let Some((_, input)) = self.inputs().into_iter().find(|(_, input)| there.starts_with(whole(input))) {
+            return refused(format!("in `{}`, which this recipe reads", input.display()));
+        }
+        let store = self.head.store.as_deref().map(whole);
+        if there.starts_with(whole(&self.head.output)) || store.is_some_and(|store| there.starts_with(store)) {
+            return refused("in the output folder or the store of this recipe".into());
+        }
+        match [&self.document.path, &Lock::path(&self.document.path)].iter().any(|own| whole(own) == there) {
+            true => refused("this recipe or its lock file".into()),
+            false => Ok(()),
+        }
+    }
+
     fn check_folders(&self) -> Result<()> {
         let taken_by_steps: Vec<_> = self.variants.iter().flat_map(Variant::folders).collect();
         for (i, export) in self.exports.iter().enumerate() {

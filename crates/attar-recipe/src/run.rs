@@ -54,13 +54,15 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
     let output = claim_output(recipe)?;
     let workspace = Workspace::open(recipe.store(&output), WALKERS, inputs.clone())?;
     let texts = opened.windows(recipe, &workspace.session(opened.model(), request.observer))?;
-    note_texts(recipe, &opened, &texts, request.observer);
+    let mut notes = notes_of_texts(recipe, &opened, &texts);
+    notes.iter().for_each(|note| request.observer.note(note));
     let mut used: BTreeSet<Digest> = texts.written.iter().copied().collect();
     let workspace = workspace.reading(texts);
     let session = workspace.session(opened.model(), request.observer);
-    let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
     let measuring =
         Measuring { recipe, engines: request.engines, opened: &opened, observer: request.observer, session: Some(&session) };
+    notes.extend(measuring.overlaps()?);
+    let (made, folders) = make_variants(recipe, &planned, &output, &session, &mut used)?;
     let (evals, timed) = measure_variants(&measuring, &made, &output, &mut used)?;
     let (of_times, gates) = judge(recipe, &[&evals[..], &timed[..]].concat());
     let timed = Timed::here(lock.recipe, timed, of_times);
@@ -76,26 +78,28 @@ fn run_on(inputs: &Inputs, recipe: &Recipe, request: &Request<'_>) -> Result<Rep
         evals,
         gates,
         timed: (!timed.is_empty()).then_some(timed),
+        notes,
         ways: Vec::new(),
     };
-    for (way, text) in advice::of(recipe, &report, request.engines) {
+    let (ways, known) = advice::of(recipe, &report, request.engines);
+    for (way, text) in ways {
         output.write(&way.recipe, text.as_bytes())?;
         report.ways.push(way);
     }
+    report.notes.extend(known);
     session.check_inputs()?;
     keep_promises(&report, &Manifest::of(recipe.owner(), &lock, &report.model, &made, &folders), &output)?;
     clean_up(recipe, workspace, &used, &output)?;
     Ok(report)
 }
 
-/// Says which of several texts activations are seen on, and how much of each.
-fn note_texts(recipe: &Recipe, opened: &Opened, texts: &Texts, observer: &dyn Observer) {
-    let Some(asked) = recipe.calibration().filter(|text| text.path.is_none()) else { return };
-    observer.note(&described(asked.length(opened.config()), &texts.calibration_of));
+/// Which texts activations are seen on, where the recipe does not say it alone, and how much of each.
+fn notes_of_texts(recipe: &Recipe, opened: &Opened, texts: &Texts) -> Vec<String> {
+    let Some(asked) = recipe.calibration().filter(|text| text.path.is_none()) else { return Vec::new() };
     let found: usize = texts.calibration_of.iter().map(|(_, windows)| windows).sum();
-    if found < asked.samples {
-        observer.note(&format!("note: {} windows were asked for, and the texts have {found}", asked.samples));
-    }
+    let fewer = (found < asked.samples)
+        .then(|| format!("calibration: {} windows were asked for, and the texts have {found}", asked.samples));
+    [described(asked.length(opened.config()), &texts.calibration_of)].into_iter().chain(fewer).collect()
 }
 
 /// Measures what the evals of a recipe without steps, exports and gates ask for. Nothing is written and nothing kept.

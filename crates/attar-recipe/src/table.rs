@@ -95,7 +95,7 @@ pub(crate) fn wrapped_text(text: &str) -> String {
     let mut code = false;
     let line = |line: &str| {
         code ^= line.starts_with("```");
-        match code || line.starts_with(['|', '#', '`', ' ']) {
+        match code || line.starts_with(['|', '#', ' ']) || line.starts_with("```") {
             true => line.to_owned(),
             false => wrapped(line),
         }

@@ -125,7 +125,8 @@ fn within(command: &mut Command, limit: Duration) -> io::Result<Output> {
     let start = Instant::now();
     while child.try_wait()?.is_none() {
         if start.elapsed() > limit {
-            let _ = child.kill();
+            // The group: what the command began ends with it.
+            let _ = rustix::process::kill_process_group(rustix::process::Pid::from_child(&child), rustix::process::Signal::KILL);
             child.wait()?;
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("the meter said nothing for {} s", limit.as_secs())));
         }

@@ -52,15 +52,18 @@ pub fn kill_all() {
 fn bind(process: &process::Child, processors: &[usize]) -> io::Result<()> {
     use rustix::{
         process::Pid,
-        thread::{CpuSet, sched_setaffinity},
+        thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     };
     if processors.is_empty() {
         return Ok(());
     }
-    let mut set = CpuSet::new();
+    let (mut set, there) = (CpuSet::new(), sched_getaffinity(None)?);
     for processor in processors {
-        if *processor >= CpuSet::MAX_CPU {
-            return Err(io::ErrorKind::InvalidInput.into());
+        if *processor >= CpuSet::MAX_CPU || !there.is_set(*processor) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("there is no processor {processor} for this process"),
+            ));
         }
         set.set(*processor);
     }

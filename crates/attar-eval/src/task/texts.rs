@@ -174,9 +174,9 @@ const TEXTS: [(&str, &str); 5] = [
 pub(super) struct Texts {
     /// The texts, each with a `name` and a `path`.
     pub(super) texts: Vec<Named>,
-    /// Tokens per window, BOS included.
-    #[serde(default = "default_window")]
-    window: usize,
+    /// Tokens per window, BOS included [default: 512, or the model's context where that is shorter].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    window: Option<usize>,
     /// Use only this many tokens of each text, from its start; BOS is not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tokens: Option<usize>,
@@ -206,9 +206,8 @@ pub(super) struct Named {
     split: Option<String>,
 }
 
-const fn default_window() -> usize {
-    512
-}
+/// Tokens per window where settings do not say it.
+const WINDOW: usize = 512;
 
 impl Named {
     /// Its text, if it ships with attar.
@@ -271,8 +270,9 @@ impl Named {
 
 impl Texts {
     /// How each is cut.
-    fn cut(&self) -> Perplexity {
-        Perplexity { window: self.window, tokens: self.tokens, bos: self.bos, ..Perplexity::of("") }
+    fn cut(&self, config: &Config) -> Perplexity {
+        let window = self.window.unwrap_or_else(|| WINDOW.min(config.context.unwrap_or(WINDOW)));
+        Perplexity { window, tokens: self.tokens, bos: self.bos, ..Perplexity::of("") }
     }
 }
 
@@ -289,20 +289,23 @@ impl ReadsFiles for Texts {
             return wanted("there is none".into(), "list one or more, each with a `name` and a `path`");
         }
         for (at, text) in self.texts.iter().enumerate() {
+            if text.name.trim().is_empty() {
+                return wanted("a name is empty".into(), "every text has a name of its own");
+            }
             if self.texts[..at].iter().any(|other| other.name == text.name) {
                 return wanted(format!("`{}` is there twice", text.name), "every text has a name of its own");
             }
             text.check()?;
         }
-        self.cut().check(config)
+        self.cut(config).check(config)
     }
 
     fn longest(&self) -> Option<usize> {
-        Some(self.window)
+        Some(self.window.unwrap_or(WINDOW))
     }
 
     fn prepare(&self, language: &Language<'_>) -> Result<Box<dyn Prepared>> {
-        let cut = self.cut();
+        let cut = self.cut(language.config);
         let (mut windows, mut parts) = (Vec::new(), Vec::new());
         for text in &self.texts {
             let own = text.windows(&cut, language)?;

@@ -73,7 +73,9 @@ pub(super) fn told(document: &mut DocumentMut, key: &str) -> Option<String> {
     table.set_position(None);
     list.push(table);
     alone.insert("step", Item::ArrayOfTables(list));
-    Some(alone.to_string())
+    let text = alone.to_string();
+    // A step of a variant has the header of one.
+    Some(if key.starts_with("variant") { text.replace("[[step", "[[variant.step") } else { text })
 }
 
 /// The recipe with another output folder.

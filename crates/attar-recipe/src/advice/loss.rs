@@ -1,6 +1,9 @@
 //! How what a gate measures depends on the noise.
 
-use attar_eval::{Against, Better, Evaluation, Measurements, Metric, Outcome, Verdict, task};
+use attar_eval::{Against, Better, Bound, Evaluation, Measurements, Metric, Outcome, Verdict, task};
+
+/// Tasks whose metrics follow a law.
+const KNOWN: [&str; 5] = ["perplexity", "texts", "choice", "embedding", "embedding-drift"];
 
 /// A measured loss, and what of it is allowed. `noise` is the energy of all rounding noise relative to now.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +37,17 @@ impl Loss {
             own && eval.variant == verdict.variant && (gate.mode.is_none() || eval.mode == gate.mode)
         })?;
         let Outcome::Measured(measurements) = &eval.outcome else { return None };
-        let metric = task(&eval.task).ok()?.metric(&gate.metric).ok()?;
+        let task = task(&eval.task).ok()?;
+        let metric = task.metric(&gate.metric).ok()?;
+        // Answers that are written go apart at the first other token: no law holds for them. And less noise makes nothing worse.
+        let towards = match gate.bound {
+            Bound::AtMost(_) => metric.better == Better::Lower,
+            Bound::AtLeast(_) => metric.better == Better::Higher,
+            Bound::WorseAtMost(_) | Bound::DropAtMost(_) => true,
+        };
+        if !KNOWN.contains(&task.name) || !towards {
+            return None;
+        }
         let law = Law::of(metric, measurements, gate.bound.is_relative())?;
         let loss = Loss { law, measured: verdict.measured?, limit: verdict.limit };
         let allowed = loss.allowed();
@@ -50,6 +63,15 @@ impl Loss {
             Law::LogShare => limit.ln_1p() / measured.ln_1p(),
             Law::Root(best) => ((best - limit) / (best - measured)).max(0.0).powi(2),
             Law::RootShare => (limit / measured).powi(2),
+        }
+    }
+
+    /// A prediction counts as one that the gate will pass if it would with so much more noise. Divergences follow their law closely; what depends on
+    /// single tokens has a noise of its own.
+    pub(super) fn caution(self) -> f64 {
+        match self.law {
+            Law::Linear => 1.2,
+            Law::Log(_) | Law::LogShare | Law::Root(_) | Law::RootShare => 2.5,
         }
     }
 

@@ -9,26 +9,34 @@ mod loss;
 mod noise;
 mod ways;
 
-use attar_eval::Status;
+use std::path::PathBuf;
+
+use attar_eval::{Status, Verdict};
 
 use self::{loss::Loss, ways::Proposal};
 use crate::{Engines, Recipe, Report, Way, output::ADVICE, plan::plan_work};
 
-/// A prediction counts as one that the gate will pass if it would with so much more noise.
-const CAUTION: f64 = 1.2;
-
-/// The ways out of the failed gate that asks most, with their recipes.
-pub(crate) fn of(recipe: &Recipe, report: &Report, engines: &Engines) -> Vec<(Way, String)> {
-    let failed = report.gates.iter().filter(|verdict| matches!(verdict.status, Status::Failed | Status::CannotTell));
-    let losses = failed.filter_map(|verdict| Some((verdict, Loss::of(verdict, &report.evals)?)));
-    let Some((verdict, loss)) = losses.min_by(|a, b| a.1.allowed().total_cmp(&b.1.allowed())) else { return Vec::new() };
-    let Some(variant) = report.variants.iter().find(|variant| variant.name == verdict.variant.as_deref().unwrap_or_default())
-    else {
-        return Vec::new();
+/// The ways out of the failed gate that asks most, with their recipes; and what to know of them, or why there are none.
+pub(crate) fn of(recipe: &Recipe, report: &Report, engines: &Engines) -> (Vec<(Way, String)>, Option<String>) {
+    let failed: Vec<&Verdict> = report.gates.iter().filter(|verdict| verdict.status == Status::Failed).collect();
+    let known = failed.iter().filter_map(|verdict| Some((*verdict, Loss::of(verdict, &report.evals)?)));
+    let known: Vec<(&Verdict, Loss)> = known.collect();
+    let most = |a: &&(&Verdict, Loss), b: &&(&Verdict, Loss)| {
+        (a.1.allowed() / a.1.caution()).total_cmp(&(b.1.allowed() / b.1.caution()))
     };
-    let mut proposals = ways::proposals(recipe, variant, loss.allowed() / CAUTION);
-    proposals.retain(|proposal| proposal.noise < 1.0);
-    let passes = |proposal: &Proposal| proposal.noise * CAUTION <= loss.allowed();
+    let Some((verdict, loss)) = known.iter().min_by(most) else {
+        let why = "no way out is known: no failed gate is about a loss of quality that rounding explains, or not even the baseline would pass";
+        return (Vec::new(), (!failed.is_empty()).then(|| why.to_owned()));
+    };
+    let of_variant = |name: &str| report.variants.iter().find(|variant| variant.name == name);
+    let Some(variant) = of_variant(verdict.variant.as_deref().unwrap_or_default()) else { return (Vec::new(), None) };
+    let allowed = loss.allowed() / loss.caution();
+    let mut proposals = match ways::proposals(recipe, variant, allowed) {
+        Ok(proposals) => proposals,
+        Err(why) => return (Vec::new(), Some(format!("no way out is known: {why}"))),
+    };
+    proposals.retain(|proposal| proposal.noise < WORTH);
+    let passes = |proposal: &Proposal| proposal.noise <= allowed;
     proposals.sort_by(|a, b| {
         let (first, second) = (passes(a), passes(b));
         let price = |proposal: &Proposal| (proposal.effort == ways::TRAINING, proposal.bytes.max(0), proposal.effort);
@@ -51,12 +59,22 @@ pub(crate) fn of(recipe: &Recipe, report: &Report, engines: &Engines) -> Vec<(Wa
         };
         ways.push((way, text));
     }
-    ways
+    let note = match (ways.is_empty(), failed.len()) {
+        (true, _) => Some("no way out is known: nothing that the plan accepts takes away enough noise".to_owned()),
+        (false, 2..) => Some(format!("{} other failed gates are not looked at", failed.len() - 1)),
+        (false, _) => None,
+    };
+    (ways, note)
 }
+
+/// A way leaves less than this of the noise.
+const WORTH: f64 = 0.97;
 
 /// The recipe of a proposal, with an output folder of its own, if a plan accepts it.
 fn accepted(recipe: &Recipe, proposal: &Proposal, at: usize, engines: &Engines) -> Option<String> {
-    let output = format!("{}-advice-{}", recipe.output().display(), at + 1);
+    // Without a slash at its end.
+    let folder: PathBuf = recipe.output().components().collect();
+    let output = format!("{}-advice-{}", folder.display(), at + 1);
     let text = edit::with_output(&proposal.recipe, &output)?;
     let parsed = Recipe::parse(&recipe.document.path, &text).ok()?;
     plan_work(&parsed, engines).ok().map(|_| text)

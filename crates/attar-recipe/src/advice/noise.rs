@@ -24,6 +24,8 @@ pub(super) struct Noise {
     pub(super) kinds: Vec<Kind>,
     /// Of activations in 8 bits.
     pub(super) activations: f64,
+    /// Of caches of keys and values.
+    pub(super) cache: f64,
 }
 
 impl Noise {
@@ -50,15 +52,25 @@ impl Noise {
         }
         // A budget's predictions are in another unit than shares of energy.
         let comparable = predicted.is_empty();
-        let of_eight =
-            variant.findings.activations.iter().filter(|activation| comparable && activation.encoding.starts_with("int8"));
-        let activations =
-            of_eight.filter_map(|activation| activation.snr_db.map(|snr| share(snr) * activation.feeds.len() as f64)).sum();
-        Noise { kinds: kinds.into_values().collect(), activations }
+        let (mut activations, mut cache) = (0.0, 0.0);
+        for activation in variant.findings.activations.iter().filter(|_| comparable) {
+            let noise = activation.snr_db.map_or(0.0, |snr| share(snr) * activation.feeds.len() as f64);
+            match activation.feeds.iter().any(|feed| feed.starts_with("cache of")) {
+                true => cache += noise,
+                false if activation.encoding.starts_with("int8") => activations += noise,
+                false => {}
+            }
+        }
+        Noise { kinds: kinds.into_values().collect(), activations, cache }
     }
 
     pub(super) fn total(&self) -> f64 {
-        self.kinds.iter().map(|kind| kind.noise).sum::<f64>() + self.activations
+        self.kinds.iter().map(|kind| kind.noise).sum::<f64>() + self.activations + self.cache
+    }
+
+    /// The share that weights have.
+    pub(super) fn of_weights(&self) -> f64 {
+        1.0 - (self.activations + self.cache) / self.total()
     }
 }
 

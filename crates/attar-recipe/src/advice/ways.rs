@@ -62,7 +62,7 @@ impl Part {
     fn told(&self, document: &mut DocumentMut) -> Option<String> {
         match self {
             Part::Step(key) => edit::told(document, key),
-            Part::New(kind) => Some(format!("[[step]]\nkind = \"{kind}\"\n")),
+            Part::New(kind) => Some(format!("# behind it\n[[step]]\nkind = \"{kind}\"\n")),
             Part::Calibration => Some(format!("[data.calibration]\n{}", document["data"]["calibration"])),
         }
     }
@@ -93,13 +93,21 @@ struct Place<'r> {
     activations: Option<(&'r str, Settings)>,
 }
 
-/// Changes of a variant whose noise must become `allowed` of what it is; alone, and those that go together.
-pub(super) fn proposals(recipe: &Recipe, variant: &VariantReport, allowed: f64) -> Vec<Proposal> {
-    let Some(steps) = recipe.variants.iter().find(|made| made.name == variant.name).map(|made| &made.steps) else {
-        return Vec::new();
-    };
+/// Changes of a variant whose noise must become `allowed` of what it is, alone and those that go together; or why none is known.
+pub(super) fn proposals(recipe: &Recipe, variant: &VariantReport, allowed: f64) -> Result<Vec<Proposal>, &'static str> {
+    let steps = recipe.variants.iter().find(|made| made.name == variant.name).map(|made| &made.steps);
+    let steps = steps.ok_or("the variant has no steps")?;
     let of_kind = |name: &'static str| steps.iter().filter(move |(_, step)| step.kind().name == name);
-    let (Some((key, quantize)), None) = (of_kind("quantize").next(), of_kind("quantize").nth(1)) else { return Vec::new() };
+    if ["prune", "distill"].iter().any(|kind| of_kind(kind).next().is_some()) {
+        return Err("a step `prune` or `distill` loses more than rounding: leave more of the model, or train longer");
+    }
+    let (Some((key, quantize)), None) = (of_kind("quantize").next(), of_kind("quantize").nth(1)) else {
+        return Err("the variant has no step `quantize`, or several");
+    };
+    let mut document: DocumentMut = recipe.document.text.parse().map_err(|_| "the recipe is no TOML")?;
+    if edit::step(&mut document, key).is_none() {
+        return Err("the step `quantize` is not a table with a header of its own");
+    }
     let on_codes = ["quantize", "autoround", "recover"];
     let last = steps.iter().rfind(|(_, step)| on_codes.contains(&step.kind().name));
     let place = Place {
@@ -114,6 +122,7 @@ pub(super) fn proposals(recipe: &Recipe, variant: &VariantReport, allowed: f64) 
     changes.extend(more_bits(&place, &noise, allowed).map(|change| vec![change]));
     changes.extend(smaller_groups(&place, &noise, allowed).map(|change| vec![change]));
     changes.extend(wider_activations(&place, &noise).map(|change| vec![change]));
+    changes.extend(finer_cache(&place, &noise).map(|change| vec![change]));
     changes.extend(longer(recipe, &place).map(|change| vec![change]));
     for of in [rounding, recovery] {
         let Some(first) = of(&place, &noise) else { continue };
@@ -124,12 +133,14 @@ pub(super) fn proposals(recipe: &Recipe, variant: &VariantReport, allowed: f64) 
     if let (Some(rounding), Some(recovery)) = (rounding(&place, &noise), recovery(&place, &noise)) {
         changes.push(vec![rounding, recovery]);
     }
-    changes.iter().filter_map(|together| proposal(recipe, together)).collect()
+    Ok(changes.iter().filter_map(|together| proposal(recipe, together)).collect())
 }
 
 fn proposal(recipe: &Recipe, changes: &[Change<'_>]) -> Option<Proposal> {
     let mut document: DocumentMut = recipe.document.text.parse().ok()?;
     let mut parts: Vec<Part> = changes.iter().map(|change| (change.make)(&mut document)).collect::<Option<_>>()?;
+    // What is new stands behind what it follows.
+    parts.sort_by_key(|part| matches!(part, Part::New(_)));
     parts.dedup();
     let told = parts.iter().map(|part| part.told(&mut document)).collect::<Option<Vec<_>>>()?;
     let hardest = changes.iter().max_by_key(|change| change.effort)?;
@@ -172,18 +183,32 @@ fn more_bits<'k>(place: &Place<'k>, noise: &Noise, allowed: f64) -> Option<Chang
         1 => format!("more bits for `{}` and `{}`", first.0.pattern, more[0].0.pattern),
         others => format!("more bits for `{}` and {others} other kinds of weights", first.0.pattern),
     };
+    let everywhere: Vec<String> =
+        place.settings["select"].as_array().into_iter().flatten().filter_map(Settings::as_str).map(Into::into).collect();
     let make = move |document: &mut DocumentMut| {
         let step = edit::step(document, key)?;
         let mut names: Vec<&str> = grids.iter().map(|(_, grid)| *grid).collect();
         names.sort_unstable();
         names.dedup();
         for name in names {
-            let select: Vec<String> = grids.iter().filter(|(_, grid)| *grid == name).map(|(kind, _)| kind.clone()).collect();
+            let select = grids.iter().filter(|(_, grid)| *grid == name).map(|(kind, _)| kind.clone()).collect();
+            let select = with_tied(select, &everywhere);
             edit::override_grid(step, &select, name)?;
         }
         Some(Part::Step(key.into()))
     };
     Some(Change { what, noise, bytes, cost: BITS, effort: 0, make: Box::new(make) })
+}
+
+/// A table that is also the head has one grid: with either of them goes the other, where the step selects it.
+fn with_tied(mut select: Vec<String>, everywhere: &[String]) -> Vec<String> {
+    for (one, other) in [("embedding", "lm_head"), ("lm_head", "embedding")] {
+        let selected = everywhere.iter().any(|pattern| pattern == other || pattern == "**");
+        if selected && select.iter().any(|name| name == one) && !select.iter().any(|name| name == other) {
+            select.push(other.into());
+        }
+    }
+    select
 }
 
 /// The kinds that get finer grids so that no more than `allowed` of the noise is left, the best bargain first; with what is left, and what it takes.
@@ -214,7 +239,7 @@ const SCALE_BITS: f64 = 16.0;
 
 fn smaller_groups<'k>(place: &Place<'k>, noise: &Noise, allowed: f64) -> Option<Change<'k>> {
     let (key, now) = (place.key, place.settings["group"].as_u64()? as usize);
-    let share = 1.0 - noise.activations / noise.total();
+    let share = noise.of_weights();
     let left = |group: usize| share * regrouped(now, group) + 1.0 - share;
     let smaller: Vec<usize> =
         std::iter::successors(Some(now / 2), |group| Some(group / 2)).take_while(|group| *group >= 16).collect();
@@ -243,7 +268,7 @@ fn rounding<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
         "gptq" => AFTER_GPTQ,
         _ => return None,
     };
-    let share = 1.0 - noise.activations / noise.total();
+    let share = noise.of_weights();
     let make = move |document: &mut DocumentMut| {
         let step = edit::step(document, key)?;
         step.insert("algorithm", toml_edit::value("gptaq"));
@@ -266,7 +291,7 @@ fn rounding<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
 fn recovery<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
     let last = place.last;
     let make = move |document: &mut DocumentMut| edit::insert_behind(document, last, RECOVER).map(|()| Part::New(RECOVER));
-    let share = 1.0 - noise.activations / noise.total();
+    let share = noise.of_weights();
     (!place.recovers).then(|| Change {
         what: "a step `recover`".into(),
         noise: share * RECOVERED + 1.0 - share,
@@ -291,6 +316,24 @@ fn wider_activations<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>>
         noise: 1.0 - share,
         bytes: 0.0,
         cost: "int16 products: not every device has them",
+        effort: 0,
+        make: Box::new(make),
+    })
+}
+
+/// A cache of keys and values in 8 bits in place of 4.
+fn finer_cache<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
+    let (key, settings) = place.activations.as_ref()?;
+    let (key, share) = (*key, noise.cache / noise.total());
+    let make = move |document: &mut DocumentMut| {
+        edit::step(document, key)?.insert("kv", toml_edit::value("int8"));
+        Some(Part::Step(key.into()))
+    };
+    (settings["kv"] == "int4" && share > 0.0).then(|| Change {
+        what: "a cache of keys and values in `int8`".into(),
+        noise: 1.0 - share * (1.0 - 1.0 / 256.0),
+        bytes: 0.0,
+        cost: "a cache of twice the size",
         effort: 0,
         make: Box::new(make),
     })

@@ -324,7 +324,12 @@ fn evaluated(runs: &[One<'_>]) -> Vec<Section> {
             Report::evals(&report.evals).into_iter().find(|(t, _)| *t == title).map(|(_, table)| table)
         })
     };
-    vec![Section { title: "Measured quality".into(), tables: titles.into_iter().filter_map(of).collect(), ..Section::default() }]
+    let notes = runs.iter().flat_map(|run| run.report.notes.iter().map(|note| vec![cell(named(run, "")), cell(note.clone())]));
+    let notes: Vec<Vec<Text>> = notes.collect();
+    let head = ["run", "note"].map(str::to_owned).to_vec();
+    let notes = (!notes.is_empty()).then(|| Shown { title: "Notes".into(), folded: false, head, rows: notes });
+    let tables = titles.into_iter().filter_map(of).chain(notes).collect();
+    vec![Section { title: "Measured quality".into(), tables, ..Section::default() }]
 }
 
 /// Latencies and memory of engines.

@@ -81,6 +81,9 @@ pub struct Report {
     pub gates: Vec<Verdict>,
     /// Whether every gate on these passed.
     pub passed: bool,
+    /// What to know of the numbers: the texts that activations were seen on, and what was measured on text that was seen before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Changes of the recipe that may let a gate pass that failed, the best first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ways: Vec<Way>,
@@ -206,6 +209,10 @@ impl Report {
         }
         if !self.model.left_out.is_empty() {
             text += &format!("Left out: {}.\n\n", in_markdown(&self.model.left_out.join("; ")));
+        }
+        if !self.notes.is_empty() {
+            let notes: String = self.notes.iter().map(|note| format!("- {}\n", in_markdown(note))).collect();
+            text += &format!("{notes}\n");
         }
         for (title, table) in self.tables() {
             text += &format!("## {title}\n\n{}\n", table.markdown());

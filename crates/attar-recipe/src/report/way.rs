@@ -34,7 +34,7 @@ pub(super) fn table(ways: &[Way]) -> Table {
         let mark = if way.passes { "passes" } else { "still fails" };
         vec![
             way.what.clone(),
-            way.gate.clone(),
+            way.variant.as_ref().map_or_else(|| way.gate.clone(), |variant| format!("{} of {variant}", way.gate)),
             format!("{:.4}, {mark}", way.predicted),
             format!("{:+.2} MB", way.bytes as f64 * 1e-6),
             way.cost.clone(),

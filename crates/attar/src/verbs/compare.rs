@@ -1,8 +1,11 @@
 //! `attar compare RUN…`: a page of several finished runs.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use attar_recipe::{Error, RunReport, compare_runs};
+use attar_recipe::{Error, RUN_FILES, RunReport, compare_runs};
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use super::{Verb, write_named};
@@ -46,8 +49,22 @@ impl Verb for Compare {
         let runs = folders.map(|folder| RunReport::read(folder)).collect::<Result<Vec<RunReport>, Error>>()?;
         let page = compare_runs(&runs)?;
         let out = arguments.get_one::<PathBuf>("out").expect("clap demands it");
+        check_apart(out, arguments.get_many::<PathBuf>("run").into_iter().flatten())?;
         write_named(out, page.as_bytes())?;
         printer.note(&format!("{} runs: {}", runs.len(), out.display()));
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A page replaces no file of the runs that it compares.
+fn check_apart<'a>(out: &Path, mut runs: impl Iterator<Item = &'a PathBuf>) -> Result<(), Error> {
+    let there = out.canonicalize().unwrap_or_else(|_| out.to_owned());
+    let own = |folder: &PathBuf| RUN_FILES.iter().any(|name| folder.join(name).canonicalize().is_ok_and(|file| file == there));
+    match runs.find(|folder| own(folder)) {
+        None => Ok(()),
+        Some(folder) => {
+            let message = format!("`--out {}` is a file of the run `{}`", out.display(), folder.display());
+            Err(Error::recipe(message).hint("name another file".to_owned()))
+        }
     }
 }

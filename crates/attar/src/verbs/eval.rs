@@ -57,7 +57,7 @@ impl Verb for Eval {
         let name = arguments.get_one::<String>("task").map_or(unnamed, String::as_str);
         let preset = PRESETS.iter().find(|preset| preset.name == name);
         let task = preset.map_or_else(|| task(name), |preset| Ok(preset.task))?;
-        check_foreign(task, &settings)?;
+        check_foreign(name, task, &settings)?;
         let text = recipe(name, arguments, subject, &settings)?;
         if arguments.get_flag("print-recipe") {
             printer.data(&text);
@@ -95,11 +95,11 @@ fn schema() -> serde_json::Value {
 }
 
 /// The flags are those of all tasks together; one of another task has no meaning.
-fn check_foreign(task: &Task, settings: &toml::Table) -> Result<(), Error> {
+fn check_foreign(name: &str, task: &Task, settings: &toml::Table) -> Result<(), Error> {
     let known = (task.schema)();
     match settings.keys().find(|key| known["properties"].get(key.as_str()).is_none()) {
         None => Ok(()),
-        Some(foreign) => Err(Error::recipe(format!("the task `{}` has no setting `--{}`", task.name, foreign.replace('_', "-")))),
+        Some(foreign) => Err(Error::recipe(format!("the task `{name}` has no setting `--{}`", foreign.replace('_', "-")))),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use attar_recipe::{Error, LockMode, RUN_FILES, Report};
+use attar_recipe::{Error, LockMode, Recipe, Report};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{
@@ -82,7 +82,7 @@ fn ran(arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> 
         (false, lock) => lock,
     };
     if let Some(file) = arguments.get_one::<PathBuf>("junit") {
-        check_junit(file, recipe.output())?;
+        check_junit(file, &recipe)?;
     }
     let report = made(&recipe, lock, environment, printer)?;
     if let Some(file) = arguments.get_one::<PathBuf>("junit") {
@@ -95,23 +95,15 @@ fn ran(arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> 
     Ok(code(&report))
 }
 
-/// What cannot be written is known before hours of work, and what a run leaves is no place for it.
-fn check_junit(file: &Path, output: &Path) -> Result<(), Error> {
+/// What cannot be written is known before hours of work.
+fn check_junit(file: &Path, recipe: &Recipe) -> Result<(), Error> {
+    recipe.check_apart(file, "--junit")?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let found = folder.canonicalize();
-    if !found.as_ref().is_ok_and(|folder| folder.is_dir()) && folder != output {
+    if !folder.is_dir() {
         let error = Error::input(format!("`--junit {}`: there is no folder `{}`", file.display(), folder.display()));
         return Err(error.hint("make it first".to_owned()));
     }
-    let own = file.file_name().and_then(|name| name.to_str()).is_some_and(|name| RUN_FILES.contains(&name));
-    let there = folder == output || found.ok().zip(output.canonicalize().ok()).is_some_and(|(folder, output)| folder == output);
-    match own && there {
-        true => {
-            let error = Error::recipe(format!("`--junit {}` would replace a file of the run", file.display()));
-            Err(error.hint("name another file".to_owned()))
-        }
-        false => Ok(()),
-    }
+    Ok(())
 }
 
 /// One line; these characters would end a command or a property.
