@@ -56,7 +56,11 @@ fn the_first_way_out_lets_the_gate_pass() {
 #[test]
 fn no_way_leads_beyond_the_base() {
     let room = Room::new();
-    assert_eq!(ways(&room, "int4", "perplexity\"\nat_most = 10"), Vec::<serde_json::Value>::new());
+    // Nor does less noise raise a perplexity.
+    for bound in ["at_least = 100", "at_most = 10"] {
+        assert_eq!(ways(&room, "int4", &format!("perplexity\"\n{bound}")), Vec::<serde_json::Value>::new());
+        assert!(room.read("out/report.md").contains("- no way out is known: "));
+    }
     assert!(!room.path("out/advice-1.toml").exists());
 }
 

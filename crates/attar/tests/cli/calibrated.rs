@@ -78,6 +78,8 @@ fn a_text_that_was_seen_is_mentioned_where_it_is_measured() {
     room.write("recipe.toml", &whole);
     let said = room.attar(&["run", "recipe.toml"]).exits(0);
     said.says("windows share 24 tokens in a row or more with the calibration text");
+    assert!(room.json("out/report.json")["notes"][0].as_str().is_some_and(|note| note.starts_with("eval `plays`: ")));
+    assert!(room.read("out/report.md").contains("- eval `plays`: "));
     room.write("recipe.toml", &recipe("rtn", ""));
     let said = room.attar(&["run", "recipe.toml", "--output", "other"]).exits(0);
     assert!(!said.stderr.contains("with the calibration text"), "{}", said.stderr);

@@ -106,10 +106,32 @@ fn runs_are_compared_on_one_page() {
     let said = room.attar(&["compare", "testdata", "--out", "none.html"]).exits(3);
     assert!(said.stderr.contains("`testdata` holds no finished run: there is no `report.json`"), "{}", said.stderr);
     assert!(!room.path("none.html").exists());
+    for out in ["out/report.json", "other/report.html"] {
+        room.attar(&["compare", "out", "other", "--out", out]).exits(2).says("is a file of the run");
+    }
     room.write("out/report.json", "{}");
     assert!(room.attar(&["compare", "out", "--out", "none.html"]).exits(3).stderr.contains("has no version of the format"));
     room.write("out/report.json", "{ \"report\": 1 }");
     assert!(room.attar(&["compare", "out", "--out", "none.html"]).exits(3).stderr.contains("is no report"));
+}
+
+#[test]
+fn the_file_of_gates_replaces_nothing_that_a_run_reads_or_writes() {
+    let room = Room::new();
+    room.write("recipe.toml", RECIPE);
+    for (file, says) in [
+        ("recipe.toml", "this recipe or its lock file"),
+        ("recipe.lock", "this recipe or its lock file"),
+        ("testdata/evals/prompts.jsonl", "which this recipe reads"),
+        ("out/gates.xml", "in the output folder"),
+        ("testdata", "a folder"),
+    ] {
+        room.attar(&["run", "recipe.toml", "--junit", file]).exits(2).says(says);
+    }
+    room.attar(&["run", "recipe.toml", "--junit", "nowhere/gates.xml"]).exits(3).says("there is no folder `nowhere`");
+    assert!(!room.path("out").exists(), "all of it before any work");
+    let said = room.attar(&["run", "nothing.toml", "--format", "github"]).exits(2);
+    assert!(said.stdout.starts_with("::error title=attar::"), "{}", said.stdout);
 }
 
 #[test]
