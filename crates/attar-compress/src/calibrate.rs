@@ -331,7 +331,14 @@ fn beginnings(count: usize, length: usize, seed: u64, tokenizer: &Tokenizer) -> 
         tokens.truncate(length);
         Ok(tokens)
     };
-    all.iter().map(tokens).collect()
+    let mut found = all.iter().map(tokens).collect::<Result<Vec<Vec<u32>>>>()?;
+    // A tokenizer may know nothing of a language, or of all of them.
+    found.retain(|tokens| !tokens.is_empty());
+    if found.is_empty() {
+        let path = "the beginnings of attar's own texts".into();
+        return Err(Error::TextTooShort { path, what: "calibration", tokens: 0, wanted: count.saturating_mul(length) });
+    }
+    Ok(found.iter().cycle().take(count).cloned().collect())
 }
 
 /// What the first message of a dialogue says.

@@ -66,7 +66,7 @@ impl Loss {
         }
     }
 
-    /// A prediction counts as one that the gate will pass if it would with so much more noise. Divergences follow their law closely; what depends on
+    /// A prediction counts as one that the gate will pass if it would with so much more noise. What depends on
     /// single tokens has a noise of its own.
     pub(super) fn caution(self) -> f64 {
         match self.law {
