@@ -37,7 +37,7 @@ pub mod simulate;
 pub mod tile;
 
 pub use bound::{attention_lower_bound, lower_bound};
-pub use compile::{Compile, Compiled, MemoryImage, Phase, Planned, Progress, Proven, Watch};
+pub use compile::{Compile, Compiled, Embedding, Entry, Manifest, MemoryImage, Phase, Planned, Progress, Proven, Watch};
 pub use data::{Data, Memory};
 pub use element::Element;
 pub use error::{Error, Result};

@@ -119,6 +119,12 @@ pub enum Error {
         /// What it can be.
         wanted: String,
     },
+    /// Plans that are missing, or are none that the target can hold.
+    #[error("the compiled model cannot be used: {reason}")]
+    Compiled {
+        /// What is wrong.
+        reason: String,
+    },
     /// A file beside the checkpoint that travels with it and is not what it should be.
     #[error("`{name}` cannot be used: {reason}")]
     Beside {

@@ -19,6 +19,7 @@
 //! ```
 
 mod artifact;
+mod c;
 mod checkpoint;
 mod decoder;
 mod error;
@@ -37,6 +38,7 @@ mod target;
 use attar_tensor::nearest;
 
 pub use artifact::{Artifact, FileEntry, Packed, PlainEntry, Plan, Port, TensorEntry, Totals, Verification, VerifiedTensor};
+pub use c::{C, Linked, compiled_files};
 pub use checkpoint::CheckpointFolder;
 pub use error::{Defect, Error, Result};
 pub use genai::OnnxGenai;
@@ -55,6 +57,7 @@ pub static TARGETS: &[&Target] = &[
     &litert::lm::TARGET,
     &litert::plain::TARGET,
     &qnn::TARGET,
+    &c::TARGET,
     &safetensors::TARGET,
     &checkpoint::TARGET,
 ];

@@ -49,6 +49,11 @@ pub trait Format: Send + Sync {
         true
     }
 
+    /// Whether it writes the plans of the step `compile` ([`Side::compiled`]), not the graph.
+    fn needs_plans(&self) -> bool {
+        false
+    }
+
     /// What would be written, or why it cannot be. Reads no weight.
     fn check(&self, graph: &Graph) -> Result<Plan>;
 
@@ -99,6 +104,8 @@ pub struct Side {
     pub context: Option<usize>,
     /// Other files by their names in a Hugging Face folder: `tokenizer.json`, `generation_config.json`, …
     pub files: BTreeMap<&'static str, Content>,
+    /// The files of the last step `compile`, by their names in its folder; none without one.
+    pub compiled: BTreeMap<String, Content>,
 }
 
 /// The content of a side file.
@@ -108,6 +115,8 @@ pub enum Content {
     File(PathBuf),
     /// Made from the checkpoint.
     Text(String),
+    /// Made by a step.
+    Bytes(Vec<u8>),
 }
 
 impl Content {
@@ -119,6 +128,7 @@ impl Content {
         match self {
             Content::File(path) => std::fs::read(path).map_err(Error::io("read", path)),
             Content::Text(text) => Ok(text.clone().into_bytes()),
+            Content::Bytes(bytes) => Ok(bytes.clone()),
         }
     }
 }
@@ -164,6 +174,7 @@ impl Side {
             let text = match content {
                 Content::File(path) => std::fs::read_to_string(path).map_err(failed)?,
                 Content::Text(text) => text.clone(),
+                Content::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
             };
             Ok(Some((path, text)))
         };

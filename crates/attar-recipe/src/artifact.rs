@@ -12,9 +12,11 @@ use attar_tensor::Digest;
 use crate::{
     Error, Export, Recipe, Result,
     described::{ARTIFACT, Described},
+    extras::Folder,
     json::{TOOL, json},
     model::Working,
     output::Output,
+    plans::digest,
     session::Session,
     side::side,
 };
@@ -30,7 +32,8 @@ pub(crate) fn write_artifact(
     session: &Session<'_>,
 ) -> Result<(Artifact, u64)> {
     let observer = session.observer;
-    let side = side(base, &working.graph)?;
+    let compiled = working.folders.iter().rfind(|folder| folder.kind == "compile").map(Folder::contents).unwrap_or_default();
+    let side = Side { compiled, ..side(base, &working.graph)? };
     let key = artifact_key(export, &side, working)?;
     if let Some(there) = read_artifact(&output.root().join(folder), &key) {
         return Ok((there.artifact, there.verified_weights));
@@ -75,6 +78,9 @@ fn artifact_key(export: &Export, side: &Side, working: &Working) -> Result<Diges
     let mut text = format!("{TOOL} {name} {version} {options}\n{}\n{}", working.graph, side.config);
     for (name, content) in &side.files {
         text += &format!("\n{name} {}", Digest::of(&content.bytes()?));
+    }
+    for (name, content) in side.compiled.iter().filter(|_| export.format.needs_plans()) {
+        text += &format!("\ncompiled/{name} {}", digest(content)?);
     }
     working.zeros.iter().for_each(|name| text += &format!("\nzeros {name}"));
     let mut seen = BTreeMap::new();

@@ -1,7 +1,10 @@
 //! Extra files that a step leaves in the output: one folder per step, named after its kind and numbered from the second on,
 //! `compiled`, `compiled-2`. What is written is read back, and listed in the manifest.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use attar_export::FileEntry;
 use attar_tensor::Digest;
@@ -53,6 +56,15 @@ impl Folder {
             Content::Bytes(bytes) if other == name => Some(&**bytes),
             _ => None,
         })
+    }
+
+    /// Its files as exports take them.
+    pub(crate) fn contents(&self) -> BTreeMap<String, attar_export::Content> {
+        let content = |content: &Content| match content {
+            Content::Bytes(bytes) => attar_export::Content::Bytes(bytes.clone()),
+            Content::Blob { path, .. } => attar_export::Content::File(path.clone()),
+        };
+        self.files.iter().map(|(name, own)| (name.clone(), content(own))).collect()
     }
 
     /// Writes the folder as `folder` of the output.

@@ -61,6 +61,8 @@ pub struct Working {
     pub(crate) kept: Kept,
     /// Extra files of the steps, in the order of the steps.
     pub(crate) folders: Vec<Folder>,
+    /// While planning: whether the plans of the last step `compile` compute logits; none without such a step.
+    pub(crate) compiled: Option<bool>,
     /// Low-rank adapters, if a step left such.
     pub(crate) adapters: Option<Adapters>,
     /// While planning: graphs whose every weight has a format that a budget may give it.
@@ -124,6 +126,7 @@ impl Working {
             findings: Findings::default(),
             kept: Kept::default(),
             folders: Vec::new(),
+            compiled: None,
             adapters: None,
             possible: Vec::new(),
         })

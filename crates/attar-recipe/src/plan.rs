@@ -265,6 +265,9 @@ fn plan_exports(
             export.profile.map_or(Ok(()), |profile| profile.check(graph)).map_err(|e| recipe.at_export(export, e))?;
             export.format.check(graph).map_err(|e| recipe.refused_export(export, e))
         };
+        if export.format.needs_plans() {
+            check_plans(export.target.name, working.compiled).map_err(|e| recipe.at_export(export, e))?;
+        }
         let written = check(&working.graph)?;
         let side = side(model, &working.graph)?;
         export.format.check_side(&side).map_err(|e| recipe.refused_export(export, e))?;
@@ -276,6 +279,22 @@ fn plan_exports(
         exports.push(PlannedExport { target, folder, bytes, notes });
     }
     Ok(exports)
+}
+
+/// There are plans, and they end with logits. `compiled` says the latter of the last step `compile`.
+fn check_plans(target: &str, compiled: Option<bool>) -> Result<()> {
+    let (message, hint) = match compiled {
+        Some(true) => return Ok(()),
+        Some(false) => (
+            format!("the plans of `compile` end before the logits, which `{target}` needs"),
+            "quantize the weight of the head and, in `activations`, its input: `select` of both includes `lm_head`",
+        ),
+        None => (
+            format!("`{target}` writes the plans of a step `compile`, and there is none"),
+            "add a step `kind = \"compile\"` at the end",
+        ),
+    };
+    Err(Error::recipe(message).hint(hint.to_owned()))
 }
 
 /// The folder of the adapters that a step would leave.

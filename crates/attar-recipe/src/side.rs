@@ -42,7 +42,12 @@ pub(crate) fn side(base: &Model, graph: &Graph) -> Result<Side> {
     if let Some(template) = base.chat_template() {
         files.insert(CHAT_TEMPLATE, Content::Text(template.to_owned()));
     }
-    Ok(Side { config: describe_in_part(&base.config.json, graph), context: base.config.context, files })
+    Ok(Side {
+        config: describe_in_part(&base.config.json, graph),
+        context: base.config.context,
+        files,
+        compiled: BTreeMap::new(),
+    })
 }
 
 /// The files beside the checkpoint that travel with it.

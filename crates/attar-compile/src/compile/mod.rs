@@ -5,6 +5,8 @@
 //! simulated memories and once by the plain reference, and must agree in every bit. The distance of the integers from the float
 //! graph is reported as well.
 
+mod embedding;
+mod manifest;
 mod memory;
 mod prove;
 mod seen;
@@ -34,6 +36,8 @@ use crate::{
     simulate::{Simulation, time},
 };
 
+pub use embedding::Embedding;
+pub use manifest::{Entry, Manifest};
 pub use memory::MemoryImage;
 pub use prove::Proven;
 use prove::{Prover, Span};
@@ -121,6 +125,8 @@ pub struct Phase {
 pub struct Planned {
     /// The chunk sizes that were tried.
     pub chunks: Chunked,
+    /// Whether logits are computed on the device.
+    pub head: bool,
     target: Target,
     /// The runs of the best size, in order: tokens and tokens before them, schedule and predicted times.
     runs: Vec<([u64; 2], Schedule, Simulation)>,
@@ -155,6 +161,10 @@ pub struct Compiled {
     pub head: Option<Proven>,
     /// The weights and constants that all plans read.
     pub memory: MemoryImage,
+    /// The rows of tokens, if the residual stream begins with a row that depends on its token alone.
+    pub embedding: Option<Embedding>,
+    /// What a runtime needs to know of the plans.
+    pub manifest: Manifest,
 }
 
 /// Progress of a long computation.
@@ -230,12 +240,13 @@ impl Compile {
     pub fn plan(&self, graph: &Graph, source: &dyn Source) -> Result<Planned> {
         let subject = self.subject(graph, source)?;
         let chunks = self.chunks(&subject, self.goal, &|_| true)?;
-        let (mut image, mut runs) = (Image::default(), Vec::new());
+        let (mut image, mut runs, mut head) = (Image::default(), Vec::new(), false);
         for (name, rows, past) in self.runs(chunks.best().chunk) {
             let phase = self.phase(&subject, name, [rows, past], &Ranges::default(), &mut image, &|_, _, _| Ok(None))?;
+            head |= phase.head;
             runs.push(([rows, past], phase.schedule, phase.simulation));
         }
-        Ok(Planned { chunks, target: subject.target, runs })
+        Ok(Planned { chunks, head, target: subject.target, runs })
     }
 
     /// The chunk sizes in which the prompt could run, with the best.
@@ -348,10 +359,14 @@ impl Compile {
         let last = Span { rows: 1, past: self.seq.get() - 1 };
         let bind = Bind { head: true, ..self.bind([last.rows, last.past], [0, 0], true) };
         let head = if head { Some(prover.head(subject.convert(&seen.ranges, bind)?, last, &image)?) } else { None };
+        let whole = subject.convert(&seen.ranges, self.bind(runs_last(&runs), ALL_BLOCKS, false))?;
+        let name = &whole.program.get(whole.input).name;
+        let embedding = Embedding::of(&seen, name, whole.residual[0].clone())?;
+        let manifest = Manifest::of(&subject.device.name, &phases, &whole, embedding.as_ref());
         let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
         let Subject { device, fused, .. } = subject;
         let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);
-        Ok(Compiled { device: device.name, chunks, front, phases, head, memory })
+        Ok(Compiled { device: device.name, chunks, front, phases, head, memory, embedding, manifest })
     }
 }
 
@@ -368,6 +383,11 @@ impl Subject<'_> {
     fn convert(&self, ranges: &Ranges, bind: Bind) -> Result<Converted> {
         convert(&self.fused, self.source, ranges, bind, &self.device.numerics.weights)
     }
+}
+
+/// Tokens of the last run, and tokens before it.
+fn runs_last(runs: &[(String, u64, u64)]) -> [u64; 2] {
+    runs.last().map_or([1, 0], |(_, rows, past)| [*rows, *past])
 }
 
 /// The graph after the passes that kernels need.

@@ -10,8 +10,8 @@ use crate::{Error, Result, convert::Ranges};
 
 /// A model's graph without fused nodes, and the ranges that were observed on it.
 pub(super) struct Seen {
-    graph: Graph,
-    source: Arc<dyn Source>,
+    pub(super) graph: Graph,
+    pub(super) source: Arc<dyn Source>,
     pub(super) ranges: Ranges,
 }
 
@@ -49,31 +49,37 @@ impl Seen {
         Ok(found)
     }
 
-    /// Passes every value to `see`, row by row with the width of a row, block by block until `see` returns false. A value that
-    /// is not finite is an error.
-    fn walk(&self, window: &[u32], see: &mut dyn FnMut(ValueId, &[f32], usize) -> bool) -> Result<()> {
-        let weights = SourceWeights(Arc::clone(&self.source));
-        let mut run = Run::new(&self.graph, &weights, Mode::Inference, vec![Inputs::tokens(&[window], 0)?]);
-        let mut wanted = true;
-        while let Some(block) = run.next_block().filter(|_| wanted) {
-            let mut failed = None;
-            let mut tap = |_: usize, id: ValueId, tensor: &candle_core::Tensor| {
-                let width = tensor.dims().last().copied().unwrap_or(1).max(1);
-                let shown = with_f32(tensor, |numbers| {
-                    if numbers.iter().all(|x| x.is_finite()) {
-                        wanted = see(id, numbers, width);
-                    } else {
-                        let (value, block) = (self.graph.get(id).name.clone(), self.graph.block_name(block).to_owned());
-                        failed.get_or_insert(Error::NotFinite { value, block });
-                    }
-                });
-                if let Err(error) = shown {
-                    failed.get_or_insert(Error::Graph(error.into()));
-                }
-            };
-            run.step(Some(&mut tap))?;
-            failed.map_or(Ok(()), Err)?;
-        }
-        Ok(())
+    fn walk(&self, window: &[u32], see: See<'_>) -> Result<()> {
+        walk(&self.graph, &self.source, window, see)
     }
+}
+
+/// Takes a value, its numbers, and the width of a row; returns whether to go on.
+pub(super) type See<'a> = &'a mut dyn FnMut(ValueId, &[f32], usize) -> bool;
+
+/// Runs tokens and passes every value to `see`, block by block until that returns false. A value that is not finite is an error.
+pub(super) fn walk(graph: &Graph, source: &Arc<dyn Source>, window: &[u32], see: See<'_>) -> Result<()> {
+    let weights = SourceWeights(Arc::clone(source));
+    let mut run = Run::new(graph, &weights, Mode::Inference, vec![Inputs::tokens(&[window], 0)?]);
+    let mut wanted = true;
+    while let Some(block) = run.next_block().filter(|_| wanted) {
+        let mut failed = None;
+        let mut tap = |_: usize, id: ValueId, tensor: &candle_core::Tensor| {
+            let width = tensor.dims().last().copied().unwrap_or(1).max(1);
+            let shown = with_f32(tensor, |numbers| {
+                if numbers.iter().all(|x| x.is_finite()) {
+                    wanted = see(id, numbers, width);
+                } else {
+                    let (value, block) = (graph.get(id).name.clone(), graph.block_name(block).to_owned());
+                    failed.get_or_insert(Error::NotFinite { value, block });
+                }
+            });
+            if let Err(error) = shown {
+                failed.get_or_insert(Error::Graph(error.into()));
+            }
+        };
+        run.step(Some(&mut tap))?;
+        failed.map_or(Ok(()), Err)?;
+    }
+    Ok(())
 }

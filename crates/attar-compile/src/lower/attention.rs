@@ -90,6 +90,13 @@ impl AttentionTiles {
         attention.keys(0).0 / self.keys * self.keys
     }
 
+    /// The most tiles of keys that all rows of a run see between them, at any position: a window may begin anywhere in a tile.
+    fn held(&self, program: &Program, attention: &Attention) -> u64 {
+        let rows = program.get(attention.query).rows;
+        let all = (attention.past + rows).div_ceil(self.keys);
+        attention.window.map_or(all, |window| all.min((window.saturating_add(rows) - 2).div_ceil(self.keys) + 1))
+    }
+
     fn sram(&self, program: &Program, attention: &Attention) -> u64 {
         let slot = |bytes: u64| bytes.next_multiple_of(self.align);
         let [group, head] = [attention.group(), attention.head];
@@ -98,7 +105,7 @@ impl AttentionTiles {
         let total = attention.past + program.get(attention.query).rows;
         let tile = slot(self.keys.min(total) * head);
         let states = match self.resident {
-            true => 2 * (total - self.first(attention)).div_ceil(self.keys) * tile,
+            true => 2 * self.held(program, attention) * tile,
             false => 4 * tile,
         };
         query + out + states + slot(4 * rows * head) + slot(8 * rows) + slot(5 * rows * RUN)

@@ -132,7 +132,7 @@ impl Norming {
             self.norm(piece, Span::tile(PIECE)),
             release(buffer),
         ];
-        let pieces = Statement::Loop { variable: PIECE, extent: Extent::rows_of(rows), tile, tiles: [0, u64::MAX], body };
+        let pieces = Statement::Loop { variable: PIECE, extent: Extent::Rows { rows }, tile, tiles: [0, u64::MAX], body };
         vec![open(self.normed, region(Span::tile(rows), self.all())), pieces]
     }
 }

@@ -14,7 +14,7 @@ pub use norm::NormTiles;
 
 use crate::{
     Element, TensorId,
-    plan::{Body, Buffer, Compute, Constant, Extent, Finish, Place, Region, Slots, Span, Statement, View},
+    plan::{Body, Buffer, Compute, Constant, Extent, Finish, Operand, Place, Region, Slots, Span, Statement, View},
     program::Epilogue,
 };
 
@@ -53,13 +53,20 @@ struct Builder {
     constants: Vec<Constant>,
 }
 
+/// The first row of an operand: of its tensor, or the position of the run's first token.
+#[derive(Clone, Copy, Default)]
+struct First {
+    row: u64,
+    position: bool,
+}
+
 /// The code of a kernel: a body, and the tensors and constants that it is applied to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lowered {
     /// The code.
     pub body: Body,
     /// Which tensor each operand is, from which row on.
-    pub operands: Vec<(TensorId, u64)>,
+    pub operands: Vec<Operand>,
     /// What its code names by index.
     pub constants: Vec<Constant>,
 }
@@ -78,7 +85,7 @@ impl Lowered {
         }
         let mut buffers = Vec::new();
         walk(&self.body.code, &mut |buffer, operand| {
-            if constant(self.operands[operand as usize].0) && !buffers.contains(&buffer) {
+            if constant(TensorId(self.operands[operand as usize].tensor)) && !buffers.contains(&buffer) {
                 buffers.push(buffer);
             }
         });
@@ -112,8 +119,12 @@ impl Builder {
         self.buffers.len() as u32 - 1
     }
 
-    fn done(self, code: Vec<Statement>, rows: &dyn Fn(usize) -> u64) -> Lowered {
-        let operands: Vec<(TensorId, u64)> = self.operands.iter().enumerate().map(|(at, id)| (*id, rows(at))).collect();
+    fn done(self, code: Vec<Statement>, first: &dyn Fn(usize) -> First) -> Lowered {
+        let operand = |(at, id): (usize, &TensorId)| {
+            let First { row, position } = first(at);
+            Operand { tensor: id.0, row, position }
+        };
+        let operands: Vec<Operand> = self.operands.iter().enumerate().map(operand).collect();
         let body = Body { name: self.name, operands: operands.len() as u32, buffers: self.buffers, code };
         Lowered { body, operands, constants: self.constants }
     }

@@ -1,6 +1,6 @@
 //! The tiles and the code of a norm: blocks of rows in, blocks of rows out.
 
-use super::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
+use super::{Builder, First, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait};
 use crate::{
     Program,
     plan::{Compute, Constant, Span, Statement, View},
@@ -52,7 +52,7 @@ impl NormTiles {
             tiles(0, count, self.rows, [0, count.div_ceil(self.rows)], body),
             release(gains_buffer),
         ];
-        builder.done(code, &|at| if at as u32 == x { norm.row } else { 0 })
+        builder.done(code, &|at| First { row: if at as u32 == x { norm.row } else { 0 }, position: false })
     }
 
     /// A block of rows: load, norm, store.

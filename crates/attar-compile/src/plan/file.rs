@@ -12,7 +12,7 @@ pub const MAGIC: &[u8; 8] = b"attarpln";
 const PROOF: &[u8; 8] = b"attarprf";
 
 /// The format version that this tool reads and writes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 const HEADER: usize = MAGIC.len() + 4 + 32;
 

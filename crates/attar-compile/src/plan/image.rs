@@ -4,6 +4,7 @@ use super::Placed;
 use crate::{
     Tensor,
     data::{self, Data},
+    program::{Column, Role},
 };
 
 /// Rows and columns, half-open.
@@ -57,6 +58,39 @@ impl Placed {
         }
     }
 
+    /// The numbers that `bytes`, which are all of its bytes, hold.
+    pub(crate) fn read(&self, bytes: &[u8]) -> Data {
+        let [rows, columns] = [self.rows, self.columns].map(|n| n as usize);
+        match self.role {
+            Role::Weight => {
+                let (bits, per) = (data::code_bits(self.element), self.element.per as usize);
+                let groups = if per > 1 { columns.div_ceil(per) } else { 0 };
+                let (mut codes, mut scales) = (vec![0i8; rows * columns], vec![0i8; rows * groups]);
+                for ([across, down], offset) in
+                    self.pieces().into_iter().map(|([rows, columns], at)| ([rows, columns], at as usize))
+                {
+                    let [height, width] = [across, down].map(|[from, to]| (to - from) as usize);
+                    let tile = data::codes(&bytes[offset..], bits, height * width);
+                    let first = offset + (height * width * bits as usize).div_ceil(8);
+                    let tile_groups = if per > 1 { width.div_ceil(per) } else { 0 };
+                    for row in 0..height {
+                        let at = across[0] as usize + row;
+                        let line = tile[row * width..][..width].iter().map(|code| *code as i8);
+                        codes[at * columns + down[0] as usize..].iter_mut().zip(line).for_each(|(place, code)| *place = code);
+                        let line = bytes[first + row * tile_groups..][..tile_groups].iter().map(|scale| *scale as i8);
+                        let from = if per > 1 { at * groups + down[0] as usize / per } else { 0 };
+                        scales[from..].iter_mut().zip(line).for_each(|(place, scale)| *place = scale);
+                    }
+                }
+                Data::Weight { codes, scales }
+            }
+            Role::Constant if self.element == Column::ELEMENT => {
+                Data::Columns(bytes.chunks_exact(Column::ELEMENT.bytes(1) as usize).map(data::column).collect())
+            }
+            _ => Data::Numbers(data::numbers(bytes, self.element.bits)),
+        }
+    }
+
     /// As a program has it, without a name.
     pub(crate) fn tensor(&self) -> Tensor {
         Tensor { name: String::new(), rows: self.rows, columns: self.columns, element: self.element, role: self.role }
@@ -80,6 +114,7 @@ mod tests {
                 let data = Data::Weight { codes, scales: (0..rows * groups).map(|at| at as i8).collect() };
                 let bytes = placed.stored(&data);
                 assert_eq!(bytes.len() as u64, placed.bytes(), "{tile:?}");
+                assert_eq!(placed.read(&bytes), data, "{tile:?}");
                 for ([rows, columns], offset) in placed.pieces() {
                     assert_eq!(placed.offset(tile, [rows, columns]), offset, "{tile:?} {rows:?} {columns:?}");
                     assert_eq!(placed.part(&bytes, [rows, columns]), data::pack(&placed.tensor(), &data, rows, columns));

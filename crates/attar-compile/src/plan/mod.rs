@@ -13,6 +13,7 @@
 //! Between calls all queues wait for each other, except weight loads whose buffers the call declares free. All coordinates are
 //! those of tensors: a view names a box, and the simulator checks that it was loaded.
 
+mod at;
 mod file;
 mod image;
 mod nest;
@@ -21,7 +22,7 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Element,
+    Element, Memory, Program, TensorId,
     fixed::Rescale,
     program::{Epilogue, Role},
     rates::Rates,
@@ -165,6 +166,8 @@ pub struct Operand {
     pub tensor: u32,
     /// Its row 0.
     pub row: u64,
+    /// Whether that row is the position of the run's first token: [`Plan::at`] moves it.
+    pub position: bool,
 }
 
 /// A range of rows or columns.
@@ -241,13 +244,20 @@ pub enum Extent {
         /// How many keys a row sees.
         window: Option<u64>,
     },
-}
-
-impl Extent {
     /// The rows of an outer loop's tile themselves; the tile of this loop divides that loop's.
-    pub fn rows_of(rows: u8) -> Extent {
-        Extent::Keys { rows, past: 0, window: Some(1) }
-    }
+    Rows {
+        /// Which loop.
+        rows: u8,
+    },
+    /// The keys that any of the run's rows sees.
+    AllKeys {
+        /// Rows of the run.
+        rows: u64,
+        /// Keys before the first row's own.
+        past: u64,
+        /// How many keys a row sees.
+        window: Option<u64>,
+    },
 }
 
 /// A statement of a body.
@@ -442,6 +452,23 @@ impl Finish {
 
 /// Rows, columns and bits of a row that a tensor of a file may have: products of them do not overflow.
 const LARGEST: u64 = 1 << 28;
+
+impl Plan {
+    /// The numbers that a run finds: weights and constants as `image` has the bytes of a memory from an address on, zeros elsewhere.
+    ///
+    /// # Errors
+    /// Those of `image`.
+    pub fn memory<E>(&self, image: &mut dyn FnMut(Space, u64, u64) -> Result<Vec<u8>, E>) -> Result<Memory, E> {
+        let tensors = self.tensors.iter().map(Placed::tensor).collect();
+        let mut memory = Memory::new(&Program { tensors, kernels: Vec::new() });
+        for (id, tensor) in (0..).map(TensorId).zip(&self.tensors) {
+            if matches!(tensor.role, Role::Weight | Role::Constant) {
+                memory.set(id, tensor.read(&image(tensor.space, tensor.address, tensor.bytes())?));
+            }
+        }
+        Ok(memory)
+    }
+}
 
 impl Placed {
     /// Whether its bytes can be counted: no tile is empty, and no size is beyond any model's.

@@ -31,9 +31,12 @@ impl fmt::Display for Plan {
             let operands: Vec<String> = call
                 .operands
                 .iter()
-                .map(|o| match o.row {
-                    0 => named(&self.tensors, o.tensor, |tensor| &tensor.name),
-                    row => format!("{} from row {row}", named(&self.tensors, o.tensor, |tensor| &tensor.name)),
+                .map(|o| match (o.row, o.position) {
+                    (0, false) => named(&self.tensors, o.tensor, |tensor| &tensor.name),
+                    (row, position) => {
+                        let word = if position { "position" } else { "row" };
+                        format!("{} from {word} {row}", named(&self.tensors, o.tensor, |tensor| &tensor.name))
+                    }
                 })
                 .collect();
             writeln!(f, "barrier{}", if call.fence_weights { "" } else { " except weight loads" })?;
@@ -123,7 +126,11 @@ impl fmt::Display for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Extent::Count(count) => write!(f, "{count}"),
-            Extent::Keys { rows, past: 0, window: Some(1) } => write!(f, "rows of v{rows}"),
+            Extent::Rows { rows } => write!(f, "rows of v{rows}"),
+            Extent::AllKeys { rows, past, window: None } => write!(f, "keys of {rows} rows after {past}"),
+            Extent::AllKeys { rows, past, window: Some(window) } => {
+                write!(f, "keys of {rows} rows after {past}, window {window}")
+            }
             Extent::Keys { rows, past, window: None } => write!(f, "keys of v{rows} after {past}"),
             Extent::Keys { rows, past, window: Some(window) } => write!(f, "keys of v{rows} after {past}, window {window}"),
         }

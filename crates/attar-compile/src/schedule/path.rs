@@ -9,7 +9,7 @@ use super::{Choice, Freedom, Goal, Image, Schedule, Target, place, place::Crowde
 use crate::{
     Error, Result,
     lower::{AttentionTiles, Entry, GatedMlpTiles, LinearTiles, Lowered, NormTiles, Tiles},
-    plan::{Body, Call, Operand, Placed, Plan},
+    plan::{Body, Call, Placed, Plan},
     program::{Attention, Epilogue, GatedMlp, Kernel, Linear, Norm, Normed, Program, Role, TensorId},
     tile::Limits,
 };
@@ -410,8 +410,14 @@ impl Bodies {
 
 /// A call that is not placed yet.
 pub(super) fn call(name: String, body: u32, lowered: &Lowered) -> Call {
-    let operands = lowered.operands.iter().map(|(id, row)| Operand { tensor: id.0, row: *row }).collect();
-    Call { name, body, operands, offsets: Vec::new(), constants: lowered.constants.clone(), fence_weights: true }
+    Call {
+        name,
+        body,
+        operands: lowered.operands.clone(),
+        offsets: Vec::new(),
+        constants: lowered.constants.clone(),
+        fence_weights: true,
+    }
 }
 
 fn residual(linear: &Linear) -> Option<TensorId> {

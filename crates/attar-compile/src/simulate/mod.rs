@@ -384,12 +384,15 @@ impl<'p, 'm> Simulator<'p, 'm> {
         let tile = tile.max(1);
         let (from, to) = match extent {
             Extent::Count(count) => (0, *count),
+            Extent::Rows { rows } => {
+                let rows = self.tiles[*rows as usize];
+                (rows.start, rows.start.saturating_add(rows.length))
+            }
             Extent::Keys { rows, past, window } => {
                 let rows = self.tiles[*rows as usize];
-                let first = past.saturating_add(rows.start).saturating_add(1);
-                let last = past.saturating_add(rows.start).saturating_add(rows.length);
-                (window.map_or(0, |window| first.saturating_sub(window)), last)
+                seen(past.saturating_add(rows.start), rows.length, *window)
             }
+            Extent::AllKeys { rows, past, window } => seen(*past, *rows, *window),
         };
         let range = first.max(from / tile)..end.min(to.div_ceil(tile));
         self.steps = self.steps.saturating_add(range.end.saturating_sub(range.start));
@@ -474,6 +477,12 @@ impl<'p, 'm> Simulator<'p, 'm> {
             })
             .collect()
     }
+}
+
+/// The keys that `rows` rows after `past` keys see: the first, and one past the last.
+fn seen(past: u64, rows: u64, window: Option<u64>) -> (u64, u64) {
+    let first = past.saturating_add(1);
+    (window.map_or(0, |window| first.saturating_sub(window)), past.saturating_add(rows))
 }
 
 fn fixed(region: &Area) -> Region {

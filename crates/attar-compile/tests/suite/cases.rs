@@ -1,7 +1,7 @@
 //! Random blocks in random room, scheduled and proven: what every seed stands for.
 
 use attar_compile::{
-    Error,
+    Error, Memory, Program,
     plan::Space,
     schedule::{Freedom, Goal, Schedule, Target, schedule},
     simulate::{Rates, Simulation, prove},
@@ -35,25 +35,44 @@ fn random_block(random: &mut Random) -> Block {
     }
 }
 
-/// Blocks, room, alignment, goal and freedom of a seed: none where not even the smallest tiles fit.
+/// Blocks with their plan in some room.
+pub(crate) struct Case {
+    pub(crate) block: Block,
+    pub(crate) program: Program,
+    pub(crate) memory: Memory,
+    pub(crate) target: Target,
+    pub(crate) schedule: Schedule,
+}
+
+impl Case {
+    /// Blocks, room, alignment, goal and freedom of a seed: none where not even the smallest tiles fit.
+    ///
+    /// # Errors
+    /// No other failure is right.
+    pub(crate) fn of(seed: u64) -> Result<Option<Case>, String> {
+        let mut random = Random(seed);
+        let mut builder = Builder::new(seed);
+        let block = random_block(&mut random);
+        builder.blocks(random.within(1, 2) as usize, &block);
+        let (program, memory) = builder.memory();
+        let target = target(random.within(2_000, 60_000) as u64, random.pick(&[1, 16, 64]));
+        let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));
+        let freedom = Freedom { join, keep, recompute };
+        let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
+        match schedule(&program, &target, goal, freedom, "test") {
+            Ok(schedule) => Ok(Some(Case { block, program, memory, target, schedule })),
+            Err(Error::DoesNotFit { .. }) => Ok(None),
+            Err(other) => Err(format!("seed {seed}: {other}")),
+        }
+    }
+}
+
+/// The case of a seed, proven.
 ///
 /// # Errors
-/// Whatever is wrong: no other failure is right, results and bytes are those foretold, and memory is not exceeded.
+/// Whatever is wrong: results and bytes are those foretold, and memory is not exceeded.
 pub(crate) fn proven(seed: u64) -> Result<Option<(Schedule, Simulation)>, String> {
-    let mut random = Random(seed);
-    let mut builder = Builder::new(seed);
-    let block = random_block(&mut random);
-    builder.blocks(random.within(1, 2) as usize, &block);
-    let (program, memory) = builder.memory();
-    let target = target(random.within(2_000, 60_000) as u64, random.pick(&[1, 16, 64]));
-    let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));
-    let freedom = Freedom { join, keep, recompute };
-    let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
-    let schedule = match schedule(&program, &target, goal, freedom, "test") {
-        Ok(schedule) => schedule,
-        Err(Error::DoesNotFit { .. }) => return Ok(None),
-        Err(other) => return Err(format!("seed {seed}: {other}")),
-    };
+    let Some(Case { block, program, memory, target, schedule }) = Case::of(seed)? else { return Ok(None) };
     let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
         .map_err(|error| format!("seed {seed}: {error}\n{block:?} {target:?}\n{}", schedule.plan))?;
     let foretold: Vec<u64> = schedule.choices.iter().map(|choice| choice.dram).collect();

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::cases::{proven, target};
+use crate::cases::{Case, proven, target};
 use crate::support::{Builder, Random, WEIGHTS};
 use attar_compile::{
-    Element, Plan,
+    Element, Kernel, Plan, Program,
     lower::{Entry, Tiles},
-    program::{Destination, Epilogue, Role},
+    program::{Destination, Epilogue, Linear, Role},
     schedule::{Choice, Freedom, Goal, schedule},
     simulate::prove,
 };
@@ -39,6 +39,43 @@ fn entry(choice: &Choice) -> Option<String> {
         _ => return None,
     };
     Some(format!("{kind}{}", if on_chip { ", x on the chip" } else { "" }))
+}
+
+/// A run after fewer tokens than it was planned for is the same plan, moved: what a program of that position defines.
+#[test]
+fn a_run_moves_to_earlier_positions() {
+    let (mut moved, mut windows) = (0, 0);
+    for seed in 0..200 {
+        let Some(case) = Case::of(seed).unwrap_or_else(|why| panic!("{why}")) else { continue };
+        let past = case.block.past;
+        for earlier in [0, past / 3, past.saturating_sub(1)].into_iter().filter(|earlier| *earlier < past) {
+            let program = at(&case.program, earlier);
+            let plan = case.schedule.plan.at(earlier);
+            let (rates, memory) = (&case.target.rates, &case.memory);
+            prove(&program, &plan, rates, memory).unwrap_or_else(|error| panic!("seed {seed} at {earlier}: {error}\n{plan}"));
+            moved += 1;
+            windows += usize::from(case.block.window.is_some());
+        }
+    }
+    assert!(moved > 50 && windows > 10, "{moved} runs moved, {windows} with a window");
+}
+
+/// The same program with so many tokens before it.
+fn at(program: &Program, past: u64) -> Program {
+    let mut program = program.clone();
+    let Program { tensors, kernels } = &mut program;
+    for (_, kernel) in kernels {
+        match kernel {
+            Kernel::Attention(attention) => attention.past = past,
+            Kernel::Linear(Linear { out, epilogue: Epilogue::Rotary { position, .. }, .. }) => {
+                *position = past;
+                let states = out.iter_mut().filter(|part| tensors[part.tensor.0 as usize].role == Role::State);
+                states.for_each(|part| part.row = past);
+            }
+            _ => {}
+        }
+    }
+    program
 }
 
 #[test]

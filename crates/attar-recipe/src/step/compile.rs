@@ -65,6 +65,7 @@ impl Step for Compile {
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         check_prompt(self.seq, model)?;
         let planned = Compile::plan(self, &model.graph, &*model.source).map_err(refused)?;
+        model.compiled = Some(planned.head);
         model.kept.keep(Kept { facts: facts(&model.graph), planned });
         walk::plan(model, 1);
         model.proves |= self.prove > 0;
@@ -85,7 +86,7 @@ impl Step for Compile {
         let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
         let planned = kept.as_ref().map(|kept| &kept.planned);
         let compiled = Compile::run(self, &model.graph, &Arc::clone(&model.source), windows, planned, &watch).map_err(refused)?;
-        let memories = memories(&compiled, &*model.source, session)?;
+        let memories = memories(&compiled, &model.source, session)?;
         let blobs = memories.iter().map(|(_, digest)| *digest).collect();
         let stored = memories.into_iter().map(|(name, digest)| {
             let path = session.store.open(&digest)?;
@@ -99,7 +100,11 @@ impl Step for Compile {
 }
 
 /// Blobs of what all plans find in DRAM and flash. They are read back, and hold what was proven.
-fn memories(compiled: &Compiled, source: &dyn Source, session: &Session<'_>) -> Result<Vec<(&'static str, Digest)>, StepError> {
+fn memories(
+    compiled: &Compiled,
+    source: &Arc<dyn Source>,
+    session: &Session<'_>,
+) -> Result<Vec<(&'static str, Digest)>, StepError> {
     let mut found = Vec::new();
     for (name, space) in [("dram.bin", Space::Dram), ("flash.bin", Space::Flash)] {
         if compiled.memory.bytes(space) == 0 {
@@ -107,7 +112,7 @@ fn memories(compiled: &Compiled, source: &dyn Source, session: &Session<'_>) -> 
         }
         session.observer.stage(&format!("write {name}"), 0);
         session.check_interrupt()?;
-        let digest = session.store.put(|to| compiled.memory.write(source, space, to).map_err(Error::from))?;
+        let digest = session.store.put(|to| compiled.memory.write(&**source, space, to).map_err(Error::from))?;
         let path = session.store.open(&digest)?;
         let unread = |source| attar_tensor::Error::Io { action: "read", path: path.clone(), source };
         let mut file = std::fs::File::open(&path).map_err(unread)?;
@@ -119,11 +124,17 @@ fn memories(compiled: &Compiled, source: &dyn Source, session: &Session<'_>) -> 
         }
         found.push((name, digest));
     }
+    if let Some(embedding) = &compiled.embedding {
+        session.observer.stage("write embedding.bin", 0);
+        session.check_interrupt()?;
+        let digest = session.store.put(|to| embedding.write(source, to).map_err(Error::from))?;
+        found.push(("embedding.bin", digest));
+    }
     Ok(found)
 }
 
 fn files(compiled: &Compiled) -> Vec<(String, Vec<u8>)> {
-    let mut files = Vec::new();
+    let mut files = vec![("model.json".to_owned(), json(&compiled.manifest))];
     for phase in &compiled.phases {
         files.push((format!("{}.plan", phase.name), phase.schedule.plan.to_bytes()));
         files.push((format!("{}.txt", phase.name), phase.schedule.plan.to_string().into_bytes()));

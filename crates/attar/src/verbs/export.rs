@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use attar_recipe::{Error, verb_schema};
+use attar_export::C;
+use attar_recipe::{Error, export_plans, verb_schema};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{
@@ -41,11 +42,15 @@ impl Verb for Export {
             "attar export int4 --target onnx --out onnx",
             "attar export int4 --for intel-npu --out npu",
             "attar export int4 --target onnx --layout matmul-nbits --out onnx-nbits",
+            "attar export plans --target c --out firmware",
         ]
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let target = arguments.get_one::<String>("target");
+        if target.is_some_and(|target| target == PLANS) {
+            return export_c(arguments, printer);
+        }
         let target = target.map(|target| ("target".to_owned(), target.as_str().into()));
         let mut export: toml::Table = target.into_iter().chain([("folder".to_owned(), ".".into())]).collect();
         export.extend(settings::table(&schema(), arguments));
@@ -55,6 +60,34 @@ impl Verb for Export {
         let chosen: String = chosen.map(|(flag, word)| format!(" --{flag} {word}")).collect();
         run_text(&format!("attar export {}{chosen}", model.display()), &text, arguments, environment, printer)
     }
+}
+
+/// The target that is made from plans, not from a model.
+const PLANS: &str = "c";
+
+/// Writes the C of a folder of plans.
+fn export_c(arguments: &ArgMatches, printer: &Printer) -> Result<ExitCode, Error> {
+    let (from, out) = (path(arguments, "model"), path(arguments, "out"));
+    let options = settings::table(&schema(), arguments);
+    let unfit = options.keys().find(|key| *key != "weights");
+    if let Some(key) = unfit {
+        return Err(Error::recipe(format!("the target `{PLANS}` has no option `{key}`")));
+    }
+    let options =
+        serde_json::to_value(&options).ok().and_then(|options| serde_json::from_value::<C>(options).ok()).unwrap_or_default();
+    let (artifact, compared) =
+        export_plans(from, &options, out, &format!("attar export {} --target {PLANS}", from.display()), &mut |_, _| ())?;
+    if printer.json {
+        printer.value(&serde_json::json!({ "out": out, "artifact": artifact, "verified_weights": compared }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    artifact.notes.iter().for_each(|note| printer.note(&format!("note: {note}")));
+    let bytes: u64 = artifact.files.iter().map(|file| file.bytes).sum();
+    let (files, bytes, out) = (artifact.files.len(), attar_recipe::bytes(bytes), out.display());
+    printer.data(&format!(
+        "{files} files, {bytes} in `{out}`; {compared} weights and constants are those of the plans\nnext: make -C {out}"
+    ));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The settings of a target, without `folder`, for which there is `--out`, and without `variant`, of which there is one.

@@ -9,6 +9,7 @@ mod advice;
 mod architectures;
 mod beside;
 mod budget;
+mod c;
 mod calibrated;
 mod cases;
 mod checkpoint;

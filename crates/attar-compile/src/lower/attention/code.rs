@@ -13,7 +13,7 @@ use super::AttentionTiles;
 use crate::{
     Element, Program,
     fixed::RUN,
-    lower::{Builder, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait},
+    lower::{Builder, First, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait},
     plan::{Attend, Compute, Constant, Extent, Region, Span, Statement, View},
     program::Attention,
 };
@@ -27,7 +27,7 @@ impl AttentionTiles {
     pub fn lower(&self, program: &Program, attention: &Attention, name: &str) -> Lowered {
         let mut builder = Builder::new(name, self.align);
         let code = Nest::new(self, program, attention, &mut builder).code();
-        builder.done(code, &|_| 0)
+        builder.done(code, &|_| First::default())
     }
 }
 
@@ -35,9 +35,8 @@ impl AttentionTiles {
 struct Nest<'a> {
     tiles: &'a AttentionTiles,
     attention: &'a Attention,
-    /// Query rows, and keys in all.
+    /// Of queries.
     rows: u64,
-    total: u64,
     operands: Operands,
     buffers: Buffers,
     /// Numbers of the constants of [`Compute::Attend`] and of [`Compute::Attended`].
@@ -61,15 +60,13 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(tiles: &AttentionTiles, attention: &Attention, total: u64, builder: &mut Builder) -> Buffers {
+    fn new(tiles: &AttentionTiles, program: &Program, attention: &Attention, builder: &mut Builder) -> Buffers {
         let head = attention.head;
         let rows = tiles.tokens * attention.group();
+        let total = attention.past + program.get(attention.query).rows;
         let key_bytes = (tiles.keys.min(total) * head).next_multiple_of(tiles.align);
         let states = ["keys", "values"].map(|name| match tiles.resident {
-            true => {
-                let count = (total - tiles.first(attention)).div_ceil(tiles.keys);
-                builder.packed(name, Element::INT8, count * key_bytes)
-            }
+            true => builder.packed(name, Element::INT8, tiles.held(program, attention) * key_bytes),
             false => builder.ring(name, Element::INT8, 2, key_bytes),
         });
         let sums = builder.ring("sums", Element::INT32, 1, 4 * rows * head);
@@ -85,11 +82,10 @@ impl Buffers {
 impl<'a> Nest<'a> {
     fn new(tiles: &'a AttentionTiles, program: &Program, attention: &'a Attention, builder: &mut Builder) -> Nest<'a> {
         let rows = program.get(attention.query).rows;
-        let total = attention.past + rows;
         let [query, state, out] = [attention.query, attention.state, attention.out].map(|id| builder.operand(id));
-        let buffers = Buffers::new(tiles, attention, total, builder);
+        let buffers = Buffers::new(tiles, program, attention, builder);
         let constants = [attention.logits, attention.rescale].map(|rescale| builder.constant(Constant::Rescale(rescale)));
-        Nest { tiles, attention, rows, total, operands: Operands { query, state, out }, buffers, constants }
+        Nest { tiles, attention, rows, operands: Operands { query, state, out }, buffers, constants }
     }
 
     /// All loops.
@@ -109,8 +105,9 @@ impl<'a> Nest<'a> {
 
     /// All keys and values of a head that some row sees.
     fn load_all(&self) -> Statement {
-        let range = [self.tiles.first(self.attention) / self.tiles.keys, self.total.div_ceil(self.tiles.keys)];
-        tiles(KEYS, self.total, self.tiles.keys, range, self.load_states())
+        let Attention { past, window, .. } = *self.attention;
+        let extent = Extent::AllKeys { rows: self.rows, past, window };
+        Statement::Loop { variable: KEYS, extent, tile: self.tiles.keys, tiles: [0, u64::MAX], body: self.load_states() }
     }
 
     /// The rows of a block in the columns of a head's group.

@@ -12,7 +12,7 @@
 use super::{GatedMlpTiles, Shape, added};
 use crate::{
     Element, Program,
-    lower::{Builder, Lowered, at_buffer, at_operand, compute, entry::Norming, load, open, region, release, tiles, wait},
+    lower::{Builder, First, Lowered, at_buffer, at_operand, compute, entry::Norming, load, open, region, release, tiles, wait},
     plan::{Compute, Finish, Region, Span, Statement, View},
     program::{Column, Epilogue, GatedMlp, Norm},
 };
@@ -27,7 +27,7 @@ impl GatedMlpTiles {
         let mut builder = Builder::new(name, self.align);
         let nest = Nest::new(self, program, mlp, norm, &mut builder);
         let (code, out, row) = (nest.code(), nest.operands.out, mlp.down.out[0].row);
-        builder.done(code, &|at| if at as u32 == out { row } else { 0 })
+        builder.done(code, &|at| First { row: if at as u32 == out { row } else { 0 }, position: false })
     }
 }
 

@@ -3,9 +3,11 @@
 use super::LinearTiles;
 use crate::{
     Element, Program,
-    lower::{Builder, Entry, Lowered, at_buffer, at_operand, compute, entry::Norming, load, open, region, release, tiles, wait},
+    lower::{
+        Builder, Entry, First, Lowered, at_buffer, at_operand, compute, entry::Norming, load, open, region, release, tiles, wait,
+    },
     plan::{Compute, Finish, Region, Span, Statement, View},
-    program::{Column, Epilogue, Linear, Norm},
+    program::{Column, Epilogue, Linear, Norm, Role},
 };
 
 const OUTER: u8 = 0;
@@ -18,7 +20,7 @@ impl LinearTiles {
         let mut builder = Builder::new(name, self.limits.align);
         let nest = Nest::new(self, program, linear, norm, &mut builder);
         let code = nest.kernel();
-        builder.done(code, &|operand| nest.first_row(linear, operand))
+        builder.done(code, &|operand| nest.first(program, linear, operand))
     }
 }
 
@@ -65,7 +67,7 @@ struct Extra {
     /// All columns of the operand, or those of the tile.
     whole_rows: Option<u64>,
     /// The operand's first row.
-    row: u64,
+    first: First,
 }
 
 /// Where results go: to operands side by side, each with its first column.
@@ -98,12 +100,13 @@ impl<'a> Nest<'a> {
     }
 
     /// The row of an operand's tensor that is its row 0.
-    fn first_row(&self, linear: &Linear, operand: usize) -> u64 {
+    fn first(&self, program: &Program, linear: &Linear, operand: usize) -> First {
         let is = |other: u32| other as usize == operand;
         if let Some(extra) = self.extra.filter(|extra| is(extra.operand)) {
-            return extra.row;
+            return extra.first;
         }
-        self.out.operands.iter().position(|(out, _)| is(*out)).map_or(0, |part| linear.out[part].row)
+        let part = self.out.operands.iter().position(|(out, _)| is(*out)).map(|part| linear.out[part]);
+        part.map_or(First::default(), |part| First { row: part.row, position: program.get(part.tensor).role == Role::State })
     }
 
     /// The whole kernel: what is loaded once, around the loops.
@@ -142,12 +145,12 @@ impl Extra {
                 let (operand, element) = (builder.operand(*residual), program.get(*residual).element);
                 let bytes = if tiles.in_place { element.bytes(tn) * tm } else { bytes };
                 let buffer = (!tiles.on_chip[2]).then(|| builder.ring("residual", element, 1, bytes));
-                Some(Extra { operand, buffer, whole_rows: None, row: 0 })
+                Some(Extra { operand, buffer, whole_rows: None, first: First::default() })
             }
             Epilogue::Rotary { table, position, .. } => {
                 let (operand, tensor) = (builder.operand(*table), program.get(*table));
                 let buffer = Some(builder.ring("table", tensor.element, 1, bytes));
-                Some(Extra { operand, buffer, whole_rows: Some(tensor.columns), row: *position })
+                Some(Extra { operand, buffer, whole_rows: Some(tensor.columns), first: First { row: *position, position: true } })
             }
             Epilogue::Rescale | Epilogue::Gated { .. } => None,
         }

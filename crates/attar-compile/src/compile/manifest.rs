@@ -1,0 +1,53 @@
+//! `model.json`: what a runtime needs to know of a folder of plans.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Embedding, Phase};
+use crate::{convert::Converted, plan};
+
+/// A compiled model as a folder has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`plan::VERSION`] of the plans.
+    pub version: u32,
+    /// The device that it was compiled for.
+    pub device: String,
+    /// Tokens that the caches have room for.
+    pub positions: u64,
+    /// Rows of `embedding.bin`; none if the model's first values depend on more than a token.
+    pub vocabulary: Option<u64>,
+    /// Codes of a row of the residual stream.
+    pub width: u64,
+    /// The value of one step of the logits; none if they are not computed.
+    pub logits: Option<f64>,
+    /// The runs: prefill or its chunks, then decode.
+    pub runs: Vec<Entry>,
+}
+
+/// A run, whose plan is `NAME.plan`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// `prefill`, `prefill-1` and so on, or `decode`.
+    pub name: String,
+    /// Tokens of the run.
+    pub rows: u64,
+    /// Tokens before it that it was planned for.
+    pub past: u64,
+    /// Whether it computes logits.
+    pub head: bool,
+}
+
+impl Manifest {
+    pub(super) fn of(device: &str, phases: &[Phase], last: &Converted, embedding: Option<&Embedding>) -> Manifest {
+        let entry = |phase: &Phase| Entry { name: phase.name.clone(), rows: phase.rows, past: phase.past, head: phase.head };
+        Manifest {
+            version: plan::VERSION,
+            device: device.into(),
+            positions: last.states.first().map_or(0, |state| last.program.get(*state).rows),
+            vocabulary: embedding.map(|embedding| embedding.rows),
+            width: last.program.get(last.input).columns,
+            logits: last.logits,
+            runs: phases.iter().map(entry).collect(),
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A folder of plans as the step `compile` leaves it.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::PathBuf,
+};
+
+use attar_compile::{
+    Entry, Manifest, Plan,
+    plan::{Placed, Space, VERSION},
+    program::Role,
+};
+
+use attar_tensor::Digest;
+
+use crate::{Content, Error, Result};
+
+/// The file that says what is in the folder.
+const MANIFEST: &str = "model.json";
+
+/// Rows of the residual stream, of every token.
+pub(super) const EMBEDDING: &str = "embedding.bin";
+
+/// The longest plan or manifest that is read.
+const LONGEST: u64 = 1 << 28;
+
+/// The image of a memory, by its name in the folder.
+pub(super) fn memory_name(space: Space) -> &'static str {
+    match space {
+        Space::Sram => unreachable!("nothing lasts on the chip"),
+        Space::Dram => "dram.bin",
+        Space::Flash => "flash.bin",
+    }
+}
+
+/// One run.
+pub(super) struct Run {
+    pub(super) entry: Entry,
+    pub(super) plan: Plan,
+}
+
+/// Plans with what they read.
+pub(super) struct Compiled<'a> {
+    files: &'a BTreeMap<String, Content>,
+    pub(super) device: String,
+    pub(super) runs: Vec<Run>,
+    pub(super) vocabulary: u64,
+    pub(super) width: u64,
+    pub(super) positions: u64,
+    pub(super) logits: f64,
+}
+
+impl<'a> Compiled<'a> {
+    pub(super) fn open(files: &'a BTreeMap<String, Content>) -> Result<Compiled<'a>> {
+        let bytes = whole(files, MANIFEST)?;
+        let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| refused(format!("`{MANIFEST}`: {error}")))?;
+        if manifest.version != VERSION {
+            let Manifest { version, .. } = manifest;
+            return Err(refused(format!(
+                "its plans are of version {version}; this attar writes and reads version {VERSION}: compile it again"
+            )));
+        }
+        let Some(vocabulary) = manifest.vocabulary else {
+            return Err(refused(
+                "the first values of this model depend on more than a token, so there is no table of them".into(),
+            ));
+        };
+        let (Some(logits), true) = (manifest.logits, manifest.runs.iter().any(|run| run.head)) else {
+            let hint = "quantize the head to integers and compile with `head = true`";
+            return Err(refused(format!("its plans end before the logits: {hint}")));
+        };
+        let run = |entry: Entry| {
+            let name = format!("{}.plan", entry.name);
+            let plan = Plan::from_bytes(&whole(files, &name)?).map_err(|error| refused(format!("`{name}`: {error}")))?;
+            let run = Run { entry, plan };
+            run.check().map_err(|why| refused(format!("`{name}`: {why}")))?;
+            Ok(run)
+        };
+        let runs = manifest.runs.into_iter().map(run).collect::<Result<Vec<Run>>>()?;
+        let (device, width, positions) = (manifest.device, manifest.width, manifest.positions);
+        let compiled = Compiled { files, device, runs, vocabulary, width, positions, logits };
+        compiled.check()?;
+        Ok(compiled)
+    }
+
+    /// Sizes of the manifest, the plans and the files agree.
+    fn check(&self) -> Result<()> {
+        let table = self.vocabulary.checked_mul(self.width).and_then(|n| n.checked_mul(2));
+        let found = self.length(EMBEDDING)?;
+        if table != Some(found) {
+            let Compiled { vocabulary, width, .. } = self;
+            return Err(refused(format!("`{EMBEDDING}` has {found} bytes; {vocabulary} rows of {width} int16 are wanted")));
+        }
+        for tensor in self.constants() {
+            let (name, end) = (memory_name(tensor.space), tensor.address + tensor.bytes());
+            let found = self.length(name)?;
+            if end > found {
+                return Err(refused(format!("`{name}` has {found} bytes; `{}` ends at {end}", tensor.name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Weights and constants of all plans, each once.
+    pub(super) fn constants(&self) -> Vec<&Placed> {
+        self.once(|role| matches!(role, Role::Weight | Role::Constant))
+    }
+
+    /// Weights of all plans, each once.
+    pub(super) fn weights(&self) -> Vec<&Placed> {
+        self.once(|role| role == Role::Weight)
+    }
+
+    fn once(&self, wanted: impl Fn(Role) -> bool) -> Vec<&Placed> {
+        let mut known = HashSet::new();
+        let tensors = self.runs.iter().flat_map(|run| &run.plan.tensors).filter(|tensor| wanted(tensor.role));
+        tensors.filter(|tensor| known.insert(tensor.name.as_str())).collect()
+    }
+
+    /// What to know of it.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let decodes = self.runs.iter().any(|run| run.entry.rows == 1);
+        let note =
+            "there is no plan of one token: a prompt must have exactly as many tokens as its plans (`decode = true` makes one)";
+        if decodes { Vec::new() } else { vec![note.into()] }
+    }
+
+    /// Some bytes of a file.
+    pub(super) fn bytes(&self, name: &str, from: u64, length: u64) -> Result<Vec<u8>> {
+        match content(self.files, name)? {
+            Content::File(path) => {
+                let mut bytes = vec![0; length as usize];
+                let mut file = File::open(path).map_err(Error::io("read", path))?;
+                file.seek(SeekFrom::Start(from)).and_then(|_| file.read_exact(&mut bytes)).map_err(Error::io("read", path))?;
+                Ok(bytes)
+            }
+            other => Ok(other.bytes()?[from as usize..(from + length) as usize].to_vec()),
+        }
+    }
+
+    /// Of the files that weights are made from.
+    pub(super) fn digests(&self) -> Result<Vec<Digest>> {
+        let names = ["dram.bin", "flash.bin", EMBEDDING];
+        let found = names.iter().filter_map(|name| self.files.get(*name));
+        found
+            .map(|content| match content {
+                Content::File(path) => Ok(Digest::of_file(path)?),
+                other => Ok(Digest::of(&other.bytes()?)),
+            })
+            .collect()
+    }
+
+    fn length(&self, name: &str) -> Result<u64> {
+        length(content(self.files, name)?)
+    }
+}
+
+impl Run {
+    /// Every index is one of something that is there; the simulator has proven the rest when the plan was made.
+    fn check(&self) -> std::result::Result<(), String> {
+        let Plan { tensors, bodies, calls, .. } = &self.plan;
+        for call in calls {
+            let Some(body) = bodies.get(call.body as usize) else { return Err(format!("`{}` calls no body", call.name)) };
+            let operands = call.operands.iter().all(|operand| (operand.tensor as usize) < tensors.len());
+            if !operands || call.offsets.len() != body.buffers.len() || call.operands.len() != body.operands as usize {
+                return Err(format!("`{}` does not fit its body", call.name));
+            }
+        }
+        for (role, what) in [(Role::Input, "input"), (Role::Output, "output")] {
+            if self.tensor(role).is_none() {
+                return Err(format!("it has no {what}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The tensor of that role.
+    pub(super) fn tensor(&self, role: Role) -> Option<usize> {
+        self.plan.tensors.iter().position(|tensor| tensor.role == role)
+    }
+}
+
+pub(super) fn refused(reason: String) -> Error {
+    Error::Compiled { reason }
+}
+
+fn content<'a>(files: &'a BTreeMap<String, Content>, name: &str) -> Result<&'a Content> {
+    files.get(name).ok_or_else(|| refused(format!("there is no `{name}`")))
+}
+
+fn length(content: &Content) -> Result<u64> {
+    match content {
+        Content::File(path) => Ok(std::fs::metadata(path).map_err(Error::io("read", path))?.len()),
+        other => Ok(other.bytes()?.len() as u64),
+    }
+}
+
+fn whole(files: &BTreeMap<String, Content>, name: &str) -> Result<Vec<u8>> {
+    let found = content(files, name)?;
+    let bytes = length(found)?;
+    if bytes > LONGEST {
+        return Err(refused(format!("`{name}` has {bytes} bytes; at most {LONGEST} are read")));
+    }
+    found.bytes()
+}
+
+/// The files of a folder that belong to a compiled model; none if it is no such folder.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn files(folder: &std::path::Path) -> Result<Option<BTreeMap<String, Content>>> {
+    let is_it = |folder: &PathBuf| folder.join(MANIFEST).is_file();
+    let Some(folder) = [folder.to_path_buf(), folder.join("compiled")].into_iter().find(is_it) else { return Ok(None) };
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(&folder).map_err(Error::io("read", &folder))? {
+        let entry = entry.map_err(Error::io("read", &folder))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            files.insert(name, Content::File(entry.path()));
+        }
+    }
+    Ok(Some(files))
+}

@@ -1,0 +1,110 @@
+/* Loads a compiled model and runs its plans. */
+#include "attar_model.h"
+
+extern const attar_plan attar_plans[ATTAR_PLANS];
+
+static const uint8_t magic[ATTAR_HEADER] = ATTAR_WEIGHTS_HEADER;
+
+static attar_status refused(attar *model, attar_status status, size_t wanted, size_t found)
+{
+    model->wanted = wanted;
+    model->found = found;
+    return status;
+}
+
+attar_status attar_init(attar *model, void *sram, size_t sram_bytes, void *dram, size_t dram_bytes, const void *weights)
+{
+    attar_run *run = &model->run;
+    if (sram_bytes < ATTAR_SRAM_BYTES)
+        return refused(model, ATTAR_SRAM_TOO_SMALL, ATTAR_SRAM_BYTES, sram_bytes);
+    if (dram_bytes < ATTAR_DRAM_BYTES)
+        return refused(model, ATTAR_DRAM_TOO_SMALL, ATTAR_DRAM_BYTES, dram_bytes);
+    if ((uintptr_t)sram % ATTAR_ALIGN != 0 || (uintptr_t)dram % ATTAR_ALIGN != 0 || (uintptr_t)weights % ATTAR_ALIGN != 0)
+        return refused(model, ATTAR_MISALIGNED, ATTAR_ALIGN, 0);
+    for (size_t at = 0; at < ATTAR_HEADER; at++)
+        if (((const uint8_t *)weights)[at] != magic[at])
+            return refused(model, ATTAR_OTHER_WEIGHTS, magic[at], ((const uint8_t *)weights)[at]);
+    run->memories[ATTAR_SRAM] = sram;
+    run->memories[ATTAR_DRAM] = dram;
+    run->memories[ATTAR_WEIGHTS] = (uint8_t *)(uintptr_t)weights; /* never written */
+    run->rings = model->rings;
+    run->slots = model->slots;
+    run->stored = model->stored;
+    run->codes = model->codes;
+    run->last_store = 0;
+    for (unsigned queue = 0; queue < ATTAR_QUEUES; queue++)
+        run->moved[queue] = 0;
+    model->logits = 0;
+    model->position = 0;
+    return ATTAR_OK;
+}
+
+/* The plan of most tokens, of which the last run computes logits. */
+static const attar_plan *plan_for(const attar *model, size_t left)
+{
+    const attar_plan *best = 0;
+    for (uint32_t at = 0; at < ATTAR_PLANS; at++) {
+        const attar_plan *plan = &attar_plans[at];
+        if (plan->rows > left || plan->past < model->position || (plan->rows == left && !plan->head))
+            continue;
+        if (best == 0 || plan->rows > best->rows)
+            best = plan;
+    }
+    return best;
+}
+
+static void run_tokens(attar *model, const attar_plan *plan, const uint32_t *tokens)
+{
+    const attar_i16 *table = (const attar_i16 *)(model->run.memories[ATTAR_WEIGHTS] + ATTAR_EMBEDDING);
+    attar_i16 *input = (attar_i16 *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->input].offset);
+    for (uint32_t row = 0; row < plan->rows; row++)
+        for (uint32_t at = 0; at < ATTAR_WIDTH; at++)
+            input[row * ATTAR_WIDTH + at] = table[(size_t)tokens[row] * ATTAR_WIDTH + at];
+    attar_run_plan(&model->run, plan, model->position);
+    model->position += plan->rows;
+    if (plan->head)
+        model->logits = (const int16_t *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->output].offset);
+}
+
+attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count)
+{
+    if (count > ATTAR_POSITIONS - model->position)
+        return refused(model, ATTAR_NO_ROOM, ATTAR_POSITIONS - model->position, count);
+    for (size_t at = 0; at < count; at++)
+        if (tokens[at] >= ATTAR_VOCABULARY)
+            return refused(model, ATTAR_NO_TOKEN, ATTAR_VOCABULARY, tokens[at]);
+    while (count > 0) {
+        const attar_plan *plan = plan_for(model, count);
+        if (plan == 0)
+            return refused(model, ATTAR_NO_PLAN, model->position, count);
+        run_tokens(model, plan, tokens);
+        tokens += plan->rows;
+        count -= plan->rows;
+    }
+    return ATTAR_OK;
+}
+
+attar_status attar_decode(attar *model, uint32_t token)
+{
+    return attar_prefill(model, &token, 1);
+}
+
+void attar_rewind(attar *model, uint32_t position)
+{
+    if (position < model->position)
+        model->position = position;
+}
+
+const int16_t *attar_logits(const attar *model)
+{
+    return model->logits;
+}
+
+uint32_t attar_best(const attar *model)
+{
+    uint32_t best = 0;
+    for (uint32_t at = 1; at < ATTAR_VOCABULARY; at++)
+        if (((const attar_i16 *)model->logits)[at] > ((const attar_i16 *)model->logits)[best])
+            best = at;
+    return best;
+}

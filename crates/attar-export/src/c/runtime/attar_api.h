@@ -1,0 +1,52 @@
+
+typedef enum {
+    ATTAR_OK,
+    /* `wanted` and `found` of the model say how many bytes. */
+    ATTAR_SRAM_TOO_SMALL,
+    ATTAR_DRAM_TOO_SMALL,
+    /* An arena or the weights do not begin at a multiple of ATTAR_ALIGN. */
+    ATTAR_MISALIGNED,
+    /* The weights are those of another model or of another export. */
+    ATTAR_OTHER_WEIGHTS,
+    /* `found` is no token: there are `wanted`. */
+    ATTAR_NO_TOKEN,
+    /* `found` tokens do not fit: there is room for `wanted`. */
+    ATTAR_NO_ROOM,
+    /* No plan is for so many tokens at this position. */
+    ATTAR_NO_PLAN
+} attar_status;
+
+/* A model in use. Its memory is the caller's. */
+typedef struct {
+    attar_run run;
+    attar_ring rings[ATTAR_BUFFERS];
+    attar_slot slots[ATTAR_SLOTS];
+    uint32_t stored[ATTAR_SLOTS];
+    int8_t codes[ATTAR_DEPTH];
+    const int16_t *logits;
+    uint32_t position;
+    size_t wanted, found;
+} attar;
+
+/* The weights, if attar_weights.S or attar_weights.c is linked. */
+extern const uint8_t attar_weights[ATTAR_WEIGHTS_BYTES];
+
+/* Takes two arenas and the weights, and checks them. */
+attar_status attar_init(attar *model, void *sram, size_t sram_bytes, void *dram, size_t dram_bytes, const void *weights);
+
+/* Reads tokens behind those that were read so far: by the largest plans that fit, the rest one by one. */
+attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count);
+
+/* Reads one token. */
+attar_status attar_decode(attar *model, uint32_t token);
+
+/* Forgets all tokens from `position` on. */
+void attar_rewind(attar *model, uint32_t position);
+
+/* The logits of the last token, ATTAR_VOCABULARY numbers in steps of ATTAR_LOGITS_STEP; none before the first. */
+const int16_t *attar_logits(const attar *model);
+
+/* The token of the largest logit, the first of equals. */
+uint32_t attar_best(const attar *model);
+
+#endif

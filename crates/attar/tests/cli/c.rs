@@ -1,0 +1,320 @@
+//! `--target c`: what a C compiler makes of plans computes what the simulator does, number by number and byte by byte.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use attar_compile::{
+    Data, Manifest, Memory, Plan, TensorId,
+    plan::Space,
+    program::Role,
+    simulate::{Simulation, simulate},
+};
+use serde_json::Value;
+
+use crate::{
+    compile::{QUANTIZE, compile, recipe},
+    room::Room,
+};
+
+/// Embedding, head and the input of the head in integers.
+const HEAD: &str = "[[step]]\nkind = \"quantize\"\nselect = [\"lm_head\"]\ngrid = \"int8\"\ngroup = \"row\"\n\n";
+const ACTIVATIONS: &str =
+    "[[step]]\nkind = \"activations\"\nmode = \"static\"\nselect = [\"blocks.*.{attention,mlp}.*\", \"lm_head\"]\n\n";
+
+/// Prompts that are read behind each other; an empty one begins again.
+const PROMPTS: [&[u32]; 6] = [&[5, 61, 7], &[9], &[], &[64, 1, 2, 3, 4], &[17, 18], &[60]];
+
+/// A compiled model in its folder.
+struct Folder {
+    path: PathBuf,
+    manifest: Manifest,
+    plans: Vec<Plan>,
+}
+
+/// What a model in use holds: its caches by name, and how many tokens it has read.
+#[derive(Default)]
+struct State {
+    caches: BTreeMap<String, Vec<i32>>,
+    position: u64,
+    logits: Vec<i32>,
+    moved: [u64; 3],
+}
+
+impl Folder {
+    fn open(path: PathBuf) -> Folder {
+        let manifest: Manifest = serde_json::from_slice(&fs::read(path.join("model.json")).unwrap()).unwrap();
+        let plan = |name: &str| Plan::from_bytes(&fs::read(path.join(format!("{name}.plan"))).unwrap()).unwrap();
+        let plans = manifest.runs.iter().map(|run| plan(&run.name)).collect();
+        Folder { path, manifest, plans }
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path.join(name)).unwrap()
+    }
+
+    /// Reads a prompt: the plans of most tokens first, and one with logits for the last.
+    fn prompt(&self, state: &mut State, mut tokens: &[u32]) {
+        while !tokens.is_empty() {
+            let fits = |(at, run): &(usize, &attar_compile::Entry)| {
+                let (rows, left) = (run.rows as usize, tokens.len());
+                let _ = at;
+                rows <= left && run.past >= state.position && (rows < left || run.head)
+            };
+            let runs = self.manifest.runs.iter().enumerate().filter(fits);
+            let (at, run) = runs
+                .fold(None, |best: Option<(usize, &attar_compile::Entry)>, next| match best {
+                    Some(best) if best.1.rows >= next.1.rows => Some(best),
+                    _ => Some(next),
+                })
+                .expect("some plan fits");
+            let rows = run.rows as usize;
+            self.run(state, at, &tokens[..rows], run.head);
+            tokens = &tokens[rows..];
+        }
+    }
+
+    fn run(&self, state: &mut State, at: usize, tokens: &[u32], head: bool) {
+        let plan = self.plans[at].at(state.position);
+        let mut memory = self.memory(&plan);
+        let table = self.read("embedding.bin");
+        let width = self.manifest.width as usize;
+        let code = |at: usize| i32::from(i16::from_le_bytes([table[2 * at], table[2 * at + 1]]));
+        let input = tokens.iter().flat_map(|token| (0..width).map(|at| *token as usize * width + at)).map(code).collect();
+        let ids = |role: Role| (0..).zip(&plan.tensors).filter(move |(_, tensor)| tensor.role == role);
+        memory.set(TensorId(ids(Role::Input).next().unwrap().0), Data::Numbers(input));
+        for (id, tensor) in ids(Role::State) {
+            if let Some(cache) = state.caches.get(&tensor.name) {
+                memory.set(TensorId(id), Data::Numbers(cache.clone()));
+            }
+        }
+        let Simulation { calls, .. } = simulate(&plan, &plan.rates, &mut memory).unwrap();
+        for call in calls {
+            let counts = [call.read[0], call.read[1], call.written];
+            state.moved.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+        for (id, tensor) in ids(Role::State) {
+            state.caches.insert(tensor.name.clone(), memory.get(TensorId(id)).numbers().to_vec());
+        }
+        state.position += tokens.len() as u64;
+        if head {
+            state.logits = memory.get(TensorId(ids(Role::Output).next().unwrap().0)).numbers().to_vec();
+        }
+    }
+
+    fn memory(&self, plan: &Plan) -> Memory {
+        let images = [self.path.join("dram.bin"), self.path.join("flash.bin")].map(|path| fs::read(path).unwrap_or_default());
+        let image = |space: Space, from: u64, length: u64| {
+            let bytes = &images[usize::from(space == Space::Flash)];
+            Ok::<_, std::convert::Infallible>(bytes[from as usize..(from + length) as usize].to_vec())
+        };
+        plan.memory(&mut { image }).unwrap()
+    }
+}
+
+/// What the simulator makes of the prompts: the logits behind each, then the state.
+fn simulated(folder: &Folder, prompts: &[&[u32]]) -> (Vec<Vec<i32>>, State) {
+    let (mut state, mut logits) = (State::default(), Vec::new());
+    for prompt in prompts {
+        match prompt {
+            [] => state.position = 0,
+            tokens => {
+                folder.prompt(&mut state, tokens);
+                logits.push(state.logits.clone());
+            }
+        }
+    }
+    (logits, state)
+}
+
+/// What is in the binary that `dump.c` writes.
+struct Dump {
+    logits: Vec<Vec<i32>>,
+    arena: Vec<u8>,
+    moved: [u64; 3],
+}
+
+impl Dump {
+    fn of(bytes: &[u8], count: usize, vocabulary: usize) -> Dump {
+        let (logits, rest) = bytes.split_at(2 * count * vocabulary);
+        let (arena, moved) = rest.split_at(rest.len() - 24);
+        let number = |pair: &[u8]| i32::from(i16::from_le_bytes([pair[0], pair[1]]));
+        let logits = logits.chunks(2 * vocabulary).map(|one| one.chunks(2).map(number).collect()).collect();
+        let moved = [0, 1, 2].map(|at| u64::from_le_bytes(moved[8 * at..8 * at + 8].try_into().unwrap()));
+        Dump { logits, arena: arena.to_vec(), moved }
+    }
+}
+
+/// Where a tensor lies in the arena, as the table of the first plan says.
+fn offset(source: &str, tensor: &str) -> usize {
+    let line = source.lines().find(|line| line.ends_with(&format!("/* {tensor} */")) && line.contains("ATTAR_DRAM")).unwrap();
+    line.trim_start_matches([' ', '{']).split('u').next().unwrap().parse().unwrap()
+}
+
+fn same(folder: &Folder, exported: &Path, found: &Dump, what: &str) {
+    let (logits, state) = simulated(folder, &PROMPTS);
+    assert_eq!(found.logits.len(), logits.len(), "{what}");
+    for (at, (found, wanted)) in found.logits.iter().zip(&logits).enumerate() {
+        assert!(found.iter().any(|x| *x != 0), "{what}: prompt {at} has logits");
+        assert_eq!(found, wanted, "{what}: logits of prompt {at}");
+    }
+    let source = fs::read_to_string(exported.join("attar_model.c")).unwrap();
+    assert!(!state.caches.is_empty());
+    for (name, cache) in &state.caches {
+        let from = offset(&source, name);
+        let found: Vec<i32> = found.arena[from..from + cache.len()].iter().map(|byte| i32::from(*byte as i8)).collect();
+        assert_eq!(&found, cache, "{what}: {name}");
+    }
+    // Queues are loads of activations, loads of weights, stores.
+    assert_eq!(found.moved, state.moved, "{what}: bytes");
+}
+
+fn script() -> String {
+    let prompt = |prompt: &&[u32]| {
+        let tokens: String = prompt.iter().map(|token| format!(", {token}")).collect();
+        format!("{}{tokens}", prompt.len())
+    };
+    let all: Vec<String> = PROMPTS.iter().map(prompt).collect();
+    format!("static const uint32_t script[] = {{{}}};\n", all.join(", "))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn found(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// Builds the sources of an export with `dump.c` and another file.
+fn build(compiler: &str, flags: &[&str], exported: &Path, port: &str, main: &str, program: &Path) {
+    let harness = root().join("testdata/c");
+    let own = ["attar_api.c", "attar_model.c", "attar_runtime.c", port, "attar_weights.S"].map(|name| exported.join(name));
+    let mut command = Command::new(compiler);
+    command.args(["-std=gnu11", "-Wall", "-Wextra", "-fno-strict-aliasing"]).args(flags);
+    command.arg("-I").arg(exported).arg("-I").arg(program.parent().unwrap()).arg(format!("-Wa,-I{}", exported.display()));
+    command.arg(harness.join("dump.c")).arg(harness.join(main)).args(own).arg("-o").arg(program);
+    command.args(if compiler.starts_with("arm") { &["-lgcc"][..] } else { &[] });
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{compiler} says: {said}");
+}
+
+/// Compiles the model of a room, exports it, and holds every compiler's program against the simulator.
+fn proven(room: &Room) {
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let folder = Folder::open(room.path("out/compiled"));
+    let exported = room.path("out/c");
+    let count = PROMPTS.iter().filter(|prompt| !prompt.is_empty()).count();
+    let vocabulary = folder.manifest.vocabulary.unwrap() as usize;
+    room.write("script.h", &script());
+    let sanitized = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    let native: [(&str, &[&str], &str); 4] = [
+        ("cc", &sanitized, "attar_port_check.c"),
+        ("cc", &["-O3", "-march=native"], "attar_port.c"),
+        ("clang", &sanitized, "attar_port_check.c"),
+        ("clang", &["-O3"], "attar_port.c"),
+    ];
+    for (compiler, flags, port) in native.into_iter().filter(|(compiler, ..)| *compiler == "cc" || found(compiler)) {
+        let (program, what) = (room.path("dump"), format!("{compiler} {}", flags.join(" ")));
+        build(compiler, flags, &exported, port, "host.c", &program);
+        let output = Command::new(&program).output().unwrap();
+        assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
+        same(&folder, &exported, &Dump::of(&output.stdout, count, vocabulary), &what);
+    }
+    let board = ["arm-none-eabi-gcc", "qemu-system-arm"];
+    if let Some(missing) = board.into_iter().find(|program| !found(program)) {
+        assert!(std::env::var_os("ATTAR_BOARD").is_none(), "`{missing}` is missing, and ATTAR_BOARD wants the board");
+        eprintln!("not run: the board needs `{missing}`");
+        return;
+    }
+    let script = root().join("testdata/c/m55/board.ld");
+    let linker = format!("-Wl,-T,{}", script.display());
+    let flags = ["-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard", "-O2", "-ffreestanding", "-nostdlib", &linker];
+    let program = room.path("board.elf");
+    build(board[0], &flags, &exported, "attar_port_check.c", "m55/board.c", &program);
+    let machine =
+        "-M mps3-an547 -cpu cortex-m55 -m 2G -nographic -monitor none -serial none -semihosting-config enable=on,target=native";
+    let mut emulator = Command::new(board[1]);
+    let output = emulator.args(machine.split(' ')).arg("-kernel").arg(&program).current_dir(room.path("")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    same(&folder, &exported, &Dump::of(&fs::read(room.path("board.out")).unwrap(), count, vocabulary), "Cortex-M55");
+}
+
+#[test]
+fn c_computes_what_the_simulator_does() {
+    let room = Room::new();
+    let export = "[[export]]\ntarget = \"c\"\n";
+    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile("prove = 1"), export]));
+    proven(&room);
+    // The verb writes the same files from the folder of plans, whole or within the output.
+    room.attar(&["export", "out", "--target", "c", "--out", "again", "--quiet"]).exits(0);
+    room.attar(&["export", "out/compiled", "--target", "c", "--out", "once-more", "--quiet"]).exits(0);
+    let names = ["Makefile", "attar_model.c", "attar_model.h", "attar_weights.S", "attar_weights.bin", "main.c"];
+    for (name, other) in names.iter().flat_map(|name| [(name, "again"), (name, "once-more")]) {
+        let read = |folder: &str| fs::read(room.path(folder).join(name)).unwrap();
+        assert!(read("out/c") == read(other), "{other}/{name}");
+    }
+    let told = room.attar(&["export", "out", "--target", "c", "--out", "again", "--json"]).exits(0);
+    let told: Value = serde_json::from_str(&told.stdout).unwrap();
+    assert!(told["verified_weights"].as_u64().is_some_and(|count| count > 500_000), "{told}");
+    // What a user does next.
+    let make = Command::new("make").arg("-C").arg(room.path("again")).output().unwrap();
+    assert!(make.status.success(), "{}", String::from_utf8_lossy(&make.stderr));
+    let example = |arguments: &[&str]| Command::new(room.path("again/example")).args(arguments).output().unwrap();
+    let folder = Folder::open(room.path("out/compiled"));
+    let (logits, _) = simulated(&folder, &[&[5, 61, 7]]);
+    let best = (0..).zip(&logits[0]).max_by_key(|(at, logit)| (**logit, -at)).unwrap().0;
+    assert_eq!(String::from_utf8(example(&["5", "61", "7"]).stdout).unwrap(), format!("{best}\n"));
+    for (arguments, said) in
+        [(&["4096"][..], "no such token"), (&["x"], "`x` is no token id"), (&["1"; 42], "too many tokens (41 wanted, 42 found)")]
+    {
+        let output = example(arguments);
+        let said_really = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said_really.contains(said), "{arguments:?}: {said_really}");
+    }
+}
+
+#[test]
+fn chunks_and_flash_become_c_too() {
+    let room = Room::new();
+    let device =
+        "set = [\"sram=48KiB\", \"dram=400KiB\", \"flash=4MiB\", \"flash.read=1GB/s\"]\nseq = 40\nchunk = 4\nprove = 0\n";
+    let compile = format!("[[step]]\nkind = \"compile\"\n{device}");
+    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile, "\n[[export]]\ntarget = \"c\"\n"]));
+    proven(&room);
+}
+
+#[test]
+fn what_cannot_become_c_is_said() {
+    let room = Room::new();
+    let export = "[[export]]\ntarget = \"c\"\n";
+    room.write("recipe.toml", &recipe(&[QUANTIZE, crate::compile::ACTIVATIONS, export]));
+    room.attar(&["plan", "recipe.toml"]).exits(2).says("writes the plans of a step `compile`, and there is none");
+    room.write("recipe.toml", &recipe(&[QUANTIZE, crate::compile::ACTIVATIONS, &compile("prove = 0"), export]));
+    room.attar(&["plan", "recipe.toml"]).exits(2).says("the plans of `compile` end before the logits");
+    room.write("recipe.toml", &recipe(&[QUANTIZE, crate::compile::ACTIVATIONS, &compile("prove = 0")]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let export = |room: &Room| room.attar(&["export", "out", "--target", "c", "--out", "c"]);
+    export(&room).exits(3).says("end before the logits");
+    assert!(!room.path("c/attar_model.c").exists());
+    room.attar(&["export", "testdata/models/shakespeare-1m", "--target", "c", "--out", "c"])
+        .exits(3)
+        .says("holds no compiled model");
+    let manifest = room.read("out/compiled/model.json");
+    room.write("out/compiled/model.json", &manifest.replace("\"version\": 4", "\"version\": 3"));
+    export(&room).exits(3).says("version 3");
+    room.write(
+        "out/compiled/model.json",
+        &manifest.replace("\"logits\": null", "\"logits\": 0.1").replace("\"head\": false", "\"head\": true"),
+    );
+    let plan = fs::read(room.path("out/compiled/decode.plan")).unwrap();
+    fs::write(room.path("out/compiled/decode.plan"), &plan[..plan.len() - 1]).unwrap();
+    export(&room).exits(3).says("`decode.plan`");
+    fs::remove_file(room.path("out/compiled/decode.plan")).unwrap();
+    export(&room).exits(3).says("there is no `decode.plan`");
+    assert!(!room.path("c/attar_model.c").exists());
+}

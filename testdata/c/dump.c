@@ -1,0 +1,27 @@
+/* Runs a script of prompts and rewinds, and writes the logits after each prompt, then the arena, then the bytes that each queue moved. */
+#include "attar_model.h"
+#include "script.h"
+
+void put(const void *bytes, size_t count);
+_Noreturn void end(int status);
+
+static _Alignas(ATTAR_ALIGN) uint8_t sram[ATTAR_SRAM_BYTES] __attribute__((section(".sram")));
+static _Alignas(ATTAR_ALIGN) uint8_t dram[ATTAR_DRAM_BYTES] __attribute__((section(".ddr")));
+static attar model;
+
+int main(void)
+{
+    attar_status status = attar_init(&model, sram, sizeof sram, dram, sizeof dram, attar_weights);
+    for (size_t at = 0; at < sizeof script / sizeof *script && status == ATTAR_OK; at += script[at] + 1) {
+        /* A prompt of no tokens is a rewind to the start. */
+        if (script[at] == 0) {
+            attar_rewind(&model, 0);
+            continue;
+        }
+        status = attar_prefill(&model, script + at + 1, script[at]);
+        put(attar_logits(&model), 2 * ATTAR_VOCABULARY);
+    }
+    put(dram, sizeof dram);
+    put(model.run.moved, sizeof model.run.moved);
+    end(status);
+}
