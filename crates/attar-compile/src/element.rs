@@ -23,6 +23,8 @@ impl Element {
     pub const INT16: Element = Element { bits: 16, per: 1 };
     /// Four bytes per number: accumulators.
     pub const INT32: Element = Element { bits: 32, per: 1 };
+    /// Eight bytes per number: accumulators of products with int16.
+    pub const INT64: Element = Element { bits: 64, per: 1 };
 
     /// Bytes of a tile of `count` numbers.
     pub fn bytes(self, count: u64) -> u64 {

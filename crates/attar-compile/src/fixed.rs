@@ -132,6 +132,14 @@ impl SoftmaxRow {
     }
 }
 
+/// A sum of 64 bits in 32: shifted down by `narrow`, halves up. Sums of 32 bits are not shifted, and wrap.
+pub fn narrowed(sum: i64, narrow: u8) -> i32 {
+    match narrow {
+        0 => sum as i32,
+        _ => saturate((sum + (1 << (narrow - 1))) >> narrow, 32),
+    }
+}
+
 /// `x / 2^shift`, halves up.
 pub(crate) fn shift_down(x: i32, shift: u32) -> i32 {
     match shift {

@@ -21,6 +21,7 @@ mod data;
 pub mod device;
 mod element;
 mod error;
+mod fast;
 pub mod fixed;
 mod front;
 pub mod lower;
@@ -37,7 +38,7 @@ pub mod simulate;
 pub mod tile;
 
 pub use bound::{attention_lower_bound, lower_bound};
-pub use compile::{Compile, Compiled, Embedding, Entry, Manifest, MemoryImage, Phase, Planned, Progress, Proven, Watch};
+pub use compile::{Compile, Compiled, Embedding, Entry, Manifest, MemoryImage, Phase, Planned, Progress, Proven, Quality, Watch};
 pub use data::{Data, Memory};
 pub use element::Element;
 pub use error::{Error, Result};

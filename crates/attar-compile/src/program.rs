@@ -122,7 +122,7 @@ impl Epilogue {
 /// `out = epilogue(x weight^T)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Linear {
-    /// `[m, k]` int8.
+    /// `[m, k]` int8 or int16.
     pub x: TensorId,
     /// `[n, k]`.
     pub weight: TensorId,
@@ -132,6 +132,8 @@ pub struct Linear {
     pub out: Vec<Destination>,
     /// How accumulators become results.
     pub epilogue: Epilogue,
+    /// Bits by which sums of 64 bits are shifted down (rounding half up) before they are rescaled; 0 for sums of 32.
+    pub narrow: u8,
 }
 
 /// Root mean square norm of int16 rows (Zhang & Sennrich 2019).
@@ -143,7 +145,7 @@ pub struct Norm {
     pub row: u64,
     /// `[1, d]` int32: see [`crate::fixed::stored_gain`].
     pub gains: TensorId,
-    /// `[m, d]` int8.
+    /// `[m, d]` int8 or int16.
     pub out: TensorId,
     /// `d * epsilon / scale^2` of `x`'s least step.
     pub epsilon: u64,
@@ -163,7 +165,7 @@ pub struct Attention {
     pub query: TensorId,
     /// `[past + m or more, 2 * key_heads * head]` int8: all key heads, then all value heads.
     pub state: TensorId,
-    /// `[m, heads * head]` int8.
+    /// `[m, heads * head]` int8 or int16.
     pub out: TensorId,
     /// Query heads.
     pub heads: u64,
@@ -306,6 +308,19 @@ impl Program {
         [self.get(linear.x).rows, weight.columns, weight.rows]
     }
 
+    /// How the sums of a product are stored: int8 makes 32 bits, int16 makes 64.
+    pub(crate) fn sums(&self, linear: &Linear) -> Element {
+        if self.get(linear.x).element == Element::INT16 { Element::INT64 } else { Element::INT32 }
+    }
+
+    /// Bits by which the sums of a product of int16 with `[n, k]` weights are shifted down, so that the largest fits in 32 bits.
+    pub fn narrow(x: Element, k: u64, weight: Element) -> u8 {
+        if x != Element::INT16 {
+            return 0;
+        }
+        (u128::BITS - largest_sum(x, k, weight).leading_zeros()).saturating_sub(31) as u8
+    }
+
     /// Multiply-accumulates of a kernel that no plan can leave out.
     pub fn macs(&self, kernel: &Kernel) -> u64 {
         match kernel {
@@ -375,10 +390,14 @@ impl Program {
         if k % u64::from(weight.element.per) != 0 {
             return Some("has a group size that does not divide its depth");
         }
-        // int8 activations, codes of half the bits of a run, scales of up to 7 bits where groups have them.
-        let code = 1u64 << (weight.element.bits / weight.element.per).saturating_sub(1);
-        let scale = if weight.element.per > 1 { 127 } else { 1 };
-        (k * 128 * code * scale >= 1 << 31).then_some("could overflow its 32-bit accumulators")
+        let x = self.get(linear.x).element;
+        if !matches!(x, Element::INT8 | Element::INT16) {
+            return Some("reads neither int8 nor int16");
+        }
+        if linear.narrow != Program::narrow(x, k, weight.element) {
+            return Some("narrows its sums by another number of bits than they need");
+        }
+        (largest_sum(x, k, weight.element) >> linear.narrow >= 1 << 31).then_some("could overflow its accumulators")
     }
 
     fn check_attention(&self, attention: &Attention) -> Option<&'static str> {
@@ -392,6 +411,13 @@ impl Program {
             && past + query.rows <= state.rows;
         (!fits).then_some("has operands whose shapes do not agree")
     }
+}
+
+/// No sum of `k` terms is larger: codes of half the bits of a run, scales of up to 7 bits where groups have them.
+fn largest_sum(x: Element, k: u64, weight: Element) -> u128 {
+    let code = 1u128 << (weight.bits / weight.per).saturating_sub(1);
+    let scale = if weight.per > 1 { 127 } else { 1 };
+    (u128::from(k) << (x.bits - 1)) * code * scale
 }
 
 impl Attention {

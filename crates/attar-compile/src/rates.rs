@@ -15,8 +15,10 @@ pub struct Rates {
     pub flash: f64,
     /// Cycles from the start of a run to its first load.
     pub dispatch: u64,
-    /// Of products and transfers.
+    /// Of products of int8 and of transfers.
     pub tile: tile::Rates,
+    /// Multiply-accumulates of one cycle with int16 activations, as a block of m, k and n; none where there are no such products.
+    pub wide: Option<[u64; 3]>,
 }
 
 impl Rates {
@@ -34,12 +36,18 @@ impl Rates {
             dram_pj: 64.0,
             cycle_pj: 0.0,
         };
-        Rates { clock: 1e9, lanes: 32, flash: 0.0, dispatch: 0, tile }
+        Rates { clock: 1e9, lanes: 32, flash: 0.0, dispatch: 0, tile, wide: Some([1, 16, 32]) }
     }
 
-    /// Cycles of a product of tiles.
-    pub(crate) fn multiply(&self, m: u64, n: u64, k: u64) -> u64 {
-        let [rows, depth, columns] = self.tile.array;
+    /// The rates of products with activations of so many bits.
+    pub(crate) fn of(&self, bits: u32) -> tile::Rates {
+        let wide = self.wide.filter(|_| bits > 8);
+        tile::Rates { array: wide.unwrap_or(self.tile.array), ..self.tile }
+    }
+
+    /// Cycles of a product of tiles, with activations of so many bits.
+    pub(crate) fn multiply(&self, m: u64, n: u64, k: u64, bits: u32) -> u64 {
+        let [rows, depth, columns] = self.of(bits).array;
         m.div_ceil(rows) * n.div_ceil(columns) * k.div_ceil(depth) + self.tile.fill as u64
     }
 

@@ -29,16 +29,17 @@ fn run_kernel(program: &Program, kernel: &Kernel, memory: &mut Memory) {
     }
 }
 
-fn norm(program: &Program, norm: &Norm, memory: &mut Memory) {
+pub(crate) fn norm(program: &Program, norm: &Norm, memory: &mut Memory) {
     let width = program.get(norm.x).columns as usize;
     let gains = memory.get(norm.gains).numbers();
     let rows = memory.get(norm.x).numbers().chunks(width).skip(norm.row as usize).take(program.get(norm.out).rows as usize);
-    let out = rows.flat_map(|row| fixed::norm_row(row, norm.epsilon, gains, norm.gain_shift, 8)).collect();
+    let bits = program.get(norm.out).element.bits;
+    let out = rows.flat_map(|row| fixed::norm_row(row, norm.epsilon, gains, norm.gain_shift, bits)).collect();
     memory.set(norm.out, Data::Numbers(out));
 }
 
 /// `x weight^T` with the scales of groups, `[m, n]`.
-fn accumulate(program: &Program, linear: &Linear, memory: &Memory) -> Vec<i32> {
+fn accumulate(program: &Program, linear: &Linear, memory: &Memory) -> Vec<i64> {
     let [m, k, n] = program.product(linear).map(|d| d as usize);
     let Data::Weight { codes, scales } = memory.get(linear.weight) else { panic!("a weight holds codes") };
     let group = match scales.is_empty() {
@@ -46,15 +47,15 @@ fn accumulate(program: &Program, linear: &Linear, memory: &Memory) -> Vec<i32> {
         false => program.get(linear.weight).element.per as usize,
     };
     let x = memory.get(linear.x).numbers();
-    let mut out = vec![0i32; m * n];
+    let mut out = vec![0i64; m * n];
     for j in 0..n {
         let row: Vec<i32> = codes[j * k..][..k].iter().map(|c| i32::from(*c)).collect();
         for i in 0..m {
             let parts = x[i * k..][..k].chunks(group).zip(row.chunks(group)).enumerate();
-            out[i * n + j] = parts.fold(0i32, |sum, (g, (x, w))| {
-                let part = x.iter().zip(w).fold(0i32, |sum, (x, w)| sum.wrapping_add(x * w));
-                let scale = scales.get(j * k.div_ceil(group) + g).map_or(1, |s| i32::from(*s));
-                sum.wrapping_add(part.wrapping_mul(scale))
+            out[i * n + j] = parts.fold(0, |sum, (g, (x, w))| {
+                let part: i64 = x.iter().zip(w).map(|(x, w)| i64::from(x * w)).sum();
+                let scale = scales.get(j * k.div_ceil(group) + g).map_or(1, |s| i64::from(*s));
+                sum + part * scale
             });
         }
     }
@@ -62,8 +63,13 @@ fn accumulate(program: &Program, linear: &Linear, memory: &Memory) -> Vec<i32> {
 }
 
 fn linear(program: &Program, linear: &Linear, memory: &mut Memory) {
+    finish(program, linear, &accumulate(program, linear, memory), memory);
+}
+
+/// From sums `[m, n]` to the outputs of a product.
+pub(crate) fn finish(program: &Program, linear: &Linear, sums: &[i64], memory: &mut Memory) {
     let [m, _, n] = program.product(linear).map(|d| d as usize);
-    let accumulators = accumulate(program, linear, memory);
+    let accumulators: Vec<i32> = sums.iter().map(|sum| fixed::narrowed(*sum, linear.narrow)).collect();
     let Data::Columns(columns) = memory.get(linear.columns) else { panic!("columns hold rescalings") };
     let rescaled = |i: usize, j: usize| columns[j].rescale.apply(accumulators[i * n + j].saturating_add(columns[j].bias));
     let bits = program.get(linear.out[0].tensor).element.bits;
@@ -122,34 +128,39 @@ fn spread(program: &Program, parts: &[Destination], out: &[i32], m: usize, memor
 }
 
 fn attention(program: &Program, attention: &Attention, memory: &mut Memory) {
-    let exponential = Exponential::default();
-    let (rows, head) = (program.get(attention.query).rows, attention.head as usize);
+    let rows = 0..program.get(attention.query).rows;
+    let out = rows.flat_map(|row| attended(program, attention, memory, row)).collect();
+    memory.set(attention.out, Data::Numbers(out));
+}
+
+/// What one row of queries attends to, in all heads.
+pub(crate) fn attended(program: &Program, attention: &Attention, memory: &Memory, row: u64) -> Vec<i32> {
+    let (exponential, head) = (Exponential::default(), attention.head as usize);
     let (query, state) = (memory.get(attention.query).numbers(), memory.get(attention.state).numbers());
     let (width, state_width) = (attention.heads as usize * head, 2 * attention.key_heads as usize * head);
-    let mut out = vec![0; rows as usize * width];
-    for row in 0..rows {
-        for h in 0..attention.heads as usize {
-            let key_head = h / attention.group() as usize;
-            let q = &query[row as usize * width + h * head..][..head];
-            let key = |j: u64| &state[j as usize * state_width + key_head * head..][..head];
-            let value = |j: u64| &state[j as usize * state_width + (attention.key_heads as usize + key_head) * head..][..head];
-            let (from, to) = attention.keys(row);
-            let (mut softmax, mut sums) = (SoftmaxRow::EMPTY, vec![0i32; head]);
-            for run in (from / RUN * RUN..to).step_by(RUN as usize) {
-                let seen = run..(run + RUN).min(to);
-                let logits: Vec<Option<i32>> = seen
-                    .clone()
-                    .map(|j| (j >= from).then(|| fixed::logit(q.iter().zip(key(j)).map(|(q, k)| q * k).sum(), attention.logits)))
-                    .collect();
-                let mut weights = vec![0; logits.len()];
-                sums = softmax.take(&exponential, &logits, &mut weights, sums.into_iter());
-                for (j, weight) in seen.zip(weights) {
-                    sums.iter_mut().zip(value(j)).for_each(|(sum, v)| *sum += weight * v);
-                }
+    let bits = program.get(attention.out).element.bits;
+    let mut out = vec![0; width];
+    for h in 0..attention.heads as usize {
+        let key_head = h / attention.group() as usize;
+        let q = &query[row as usize * width + h * head..][..head];
+        let key = |j: u64| &state[j as usize * state_width + key_head * head..][..head];
+        let value = |j: u64| &state[j as usize * state_width + (attention.key_heads as usize + key_head) * head..][..head];
+        let (from, to) = attention.keys(row);
+        let (mut softmax, mut sums) = (SoftmaxRow::EMPTY, vec![0i32; head]);
+        for run in (from / RUN * RUN..to).step_by(RUN as usize) {
+            let seen = run..(run + RUN).min(to);
+            let logits: Vec<Option<i32>> = seen
+                .clone()
+                .map(|j| (j >= from).then(|| fixed::logit(q.iter().zip(key(j)).map(|(q, k)| q * k).sum(), attention.logits)))
+                .collect();
+            let mut weights = vec![0; logits.len()];
+            sums = softmax.take(&exponential, &logits, &mut weights, sums.into_iter());
+            for (j, weight) in seen.zip(weights) {
+                sums.iter_mut().zip(value(j)).for_each(|(sum, v)| *sum += weight * v);
             }
-            let place = &mut out[row as usize * width + h * head..][..head];
-            place.iter_mut().zip(sums).for_each(|(o, sum)| *o = saturate(softmax.finish(sum, attention.rescale), 8));
         }
+        let place = &mut out[h * head..][..head];
+        place.iter_mut().zip(sums).for_each(|(o, sum)| *o = saturate(softmax.finish(sum, attention.rescale), bits));
     }
-    memory.set(attention.out, Data::Numbers(out));
+    out
 }

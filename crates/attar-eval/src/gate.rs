@@ -448,9 +448,12 @@ impl Gate {
     }
 
     fn predicted(&self, prediction: &Prediction) -> (Option<f64>, String) {
-        match device_metric(&self.metric).map(|metric| (metric.value)(prediction)) {
-            Ok(Some(number)) => (Some(number), format!("{}, predicted", self.words(number))),
-            Ok(None) => (None, format!("`{}` was not predicted", self.metric)),
+        match device_metric(&self.metric).map(|metric| (metric, (metric.value)(prediction))) {
+            Ok((metric, Some(number))) => (Some(number), format!("{}, {}", self.words(number), metric.known())),
+            Ok((metric, None)) if metric.computed => {
+                (None, format!("`{}` was not computed: the plans end before the logits, or `quality` is 0", self.metric))
+            }
+            Ok((_, None)) => (None, format!("`{}` was not predicted", self.metric)),
             Err(error) => (None, error.to_string()),
         }
     }

@@ -44,5 +44,5 @@ pub use runner::{Asked, Output, Progress, Rows, Runner, Window};
 pub use statistics::Estimate;
 pub use task::{
     Against, Better, Column, DEFAULT_TASK, Digits, Invalid, Language, Load, Measurements, Metric, PROMPTS, Prepared, Settings,
-    Sides, TASKS, Task, perplexity, perplexity::Perplexity, task,
+    Sides, TASKS, Task, perplexity, perplexity::Perplexity, shipped_texts, task,
 };

@@ -1,4 +1,5 @@
-//! A compiler's predictions for a device. Nothing here was measured, and every verdict on it says so.
+//! What a compiler says of a device: predictions, and what its integers were computed to lose. No device ran anything, and every
+//! verdict says which of the two it is about.
 
 use attar_tensor::nearest;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,15 @@ pub struct Prediction {
     /// Bytes of what was compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compiled_bytes: Option<u64>,
+    /// Mean KL divergence of the program's integers from the same weights with float activations, in nats per token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// Perplexity of the program's integers over that with float activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity_ratio: Option<f64>,
+    /// Signal-to-noise ratio of the program's logits against those with float activations, in decibels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snr: Option<f64>,
     /// What to know of these numbers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -48,43 +58,90 @@ pub struct DeviceMetric {
     pub about: &'static str,
     /// The unit.
     pub unit: &'static str,
-    /// The predicted value, if there is one.
+    /// Whether it was computed with the program's own integers, exactly as the device would; all else is predicted.
+    pub computed: bool,
+    /// The value, if there is one.
     pub value: fn(&Prediction) -> Option<f64>,
 }
 
-/// Every device metric, in the order of the documentation. Smaller is better for all.
+impl DeviceMetric {
+    /// A word for how it is known.
+    pub fn known(&self) -> &'static str {
+        if self.computed { "computed with the program's integers" } else { "predicted" }
+    }
+}
+
+/// Every device metric, in the order of the documentation. Smaller is better for all but `snr`.
 pub static DEVICE_METRICS: &[DeviceMetric] = &[
-    DeviceMetric { name: "latency", about: "predicted time to process the prompt", unit: "s", value: |p| p.latency },
+    DeviceMetric {
+        name: "latency",
+        about: "predicted time to process the prompt",
+        unit: "s",
+        computed: false,
+        value: |p| p.latency,
+    },
     DeviceMetric {
         name: "decode-latency",
         about: "predicted time of one token after the prompt",
         unit: "s",
+        computed: false,
         value: |p| p.decode_latency,
     },
     DeviceMetric {
         name: "peak-sram",
         about: "predicted peak of on-chip memory in use",
         unit: "bytes",
+        computed: false,
         value: |p| p.peak_sram.map(|bytes| bytes as f64),
     },
     DeviceMetric {
         name: "peak-dram",
         about: "predicted peak of DRAM in use",
         unit: "bytes",
+        computed: false,
         value: |p| p.peak_dram.map(|bytes| bytes as f64),
     },
     DeviceMetric {
         name: "dram-bytes",
         about: "predicted DRAM traffic to process the prompt",
         unit: "bytes",
+        computed: false,
         value: |p| p.dram_bytes.map(|bytes| bytes as f64),
     },
-    DeviceMetric { name: "energy-per-token", about: "predicted energy per token", unit: "J", value: |p| p.energy_per_token },
+    DeviceMetric {
+        name: "energy-per-token",
+        about: "predicted energy per token",
+        unit: "J",
+        computed: false,
+        value: |p| p.energy_per_token,
+    },
     DeviceMetric {
         name: "compiled-bytes",
         about: "size of what a vendor's compiler made",
         unit: "bytes",
+        computed: false,
         value: |p| p.compiled_bytes.map(|bytes| bytes as f64),
+    },
+    DeviceMetric {
+        name: "kl",
+        about: "KL divergence of the compiled integers from the same weights with float activations",
+        unit: "nats/token",
+        computed: true,
+        value: |p| p.kl,
+    },
+    DeviceMetric {
+        name: "perplexity-ratio",
+        about: "perplexity of the compiled integers over that with float activations",
+        unit: "ratio",
+        computed: true,
+        value: |p| p.perplexity_ratio,
+    },
+    DeviceMetric {
+        name: "snr",
+        about: "signal-to-noise ratio of the compiled integers' logits",
+        unit: "dB",
+        computed: true,
+        value: |p| p.snr,
     },
 ];
 

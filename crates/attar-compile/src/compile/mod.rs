@@ -9,6 +9,7 @@ mod embedding;
 mod manifest;
 mod memory;
 mod prove;
+mod quality;
 mod seen;
 
 use std::{
@@ -23,7 +24,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Program, Result,
+    Element, Error, Kernel, Program, Result,
     convert::{ALL_BLOCKS, Bind, Converted, Ranges, convert},
     device::Device,
     pass::Fuse,
@@ -41,6 +42,7 @@ pub use manifest::{Entry, Manifest};
 pub use memory::MemoryImage;
 pub use prove::Proven;
 use prove::{Prover, Span};
+pub use quality::Quality;
 use seen::Seen;
 
 /// Compile the model's blocks for a device: fuse, tile, plan memory, and prove the plan in simulation.
@@ -69,6 +71,8 @@ pub struct Compile {
     pub head: bool,
     /// Number of blocks, from the first, to prove on real numbers. 0 skips the proof of the head, too.
     pub prove: usize,
+    /// Tokens of text on which the integers are compared with float activations, all blocks and the head; 0 for none.
+    pub quality: usize,
     /// Windows of the calibration text used to find value ranges.
     pub windows: NonZeroUsize,
     /// Also list the Pareto front over chunk sizes and goals.
@@ -89,6 +93,7 @@ impl Default for Compile {
             recompute: true,
             head: true,
             prove: 1,
+            quality: 1024,
             windows: const { NonZeroUsize::new(4).unwrap() },
             pareto: false,
         }
@@ -165,6 +170,8 @@ pub struct Compiled {
     pub embedding: Option<Embedding>,
     /// What a runtime needs to know of the plans.
     pub manifest: Manifest,
+    /// What the integers lose, if there was text to see it on and the logits are theirs.
+    pub quality: Option<Quality>,
 }
 
 /// Progress of a long computation.
@@ -275,7 +282,7 @@ impl Compile {
     /// A run of this prompt, or of the token after it. Logits are computed for the last token only.
     fn bind(&self, [rows, past]: [u64; 2], blocks: [usize; 2], numbers: bool) -> Bind {
         let head = self.head && past + rows >= self.seq.get() && blocks == ALL_BLOCKS;
-        Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, head, numbers }
+        Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, head, every_row: false, numbers }
     }
 
     fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
@@ -316,7 +323,8 @@ impl Compile {
         Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, target, options).against(&other))
     }
 
-    /// Compiles a model, and proves its first blocks and its head on `windows` of text. `planned` is the result of
+    /// Compiles a model, proves its first blocks and its head on `windows` of text, and compares its integers with float activations on
+    /// `other` text, whose windows have as many tokens as the prompt. `planned` is the result of
     /// [`Compile::plan`] for a model of the same shapes, if it is known; then nothing that it has is computed again.
     ///
     /// # Errors
@@ -326,7 +334,7 @@ impl Compile {
         &self,
         graph: &Graph,
         source: &Arc<dyn Source>,
-        windows: &[Vec<u32>],
+        [windows, other]: [&[Vec<u32>]; 2],
         planned: Option<&Planned>,
         watch: Watch<'_>,
     ) -> Result<Compiled> {
@@ -362,11 +370,14 @@ impl Compile {
         let whole = subject.convert(&seen.ranges, self.bind(runs_last(&runs), ALL_BLOCKS, false))?;
         let name = &whole.program.get(whole.input).name;
         let embedding = Embedding::of(&seen, name, whole.residual[0].clone())?;
+        let measures = phases.iter().any(|phase| phase.head) && !other.is_empty();
+        let measure = || quality::measure(&subject, &seen, self.seq.get(), other, watch);
+        let quality = if measures { Some(measure()?) } else { None };
         let manifest = Manifest::of(&subject.device.name, &phases, &whole, embedding.as_ref());
         let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
         let Subject { device, fused, .. } = subject;
         let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);
-        Ok(Compiled { device: device.name, chunks, front, phases, head, memory, embedding, manifest })
+        Ok(Compiled { device: device.name, chunks, front, phases, head, memory, embedding, manifest, quality })
     }
 }
 
@@ -399,5 +410,12 @@ pub(crate) fn fused(graph: &Graph) -> Result<Graph> {
 pub(crate) fn target(device: &Device, program: &Program) -> Result<Target> {
     let weights = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
     let bits = weights.map(|tensor| crate::data::code_bits(tensor.element)).max().unwrap_or(8);
+    let wide = program.kernels.iter().any(|(_, kernel)| match kernel {
+        Kernel::Linear(linear) => program.get(linear.x).element == Element::INT16,
+        _ => false,
+    });
+    if wide {
+        device.rates(bits, 16)?;
+    }
     Target::new(device, bits)
 }

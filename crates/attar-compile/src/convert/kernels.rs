@@ -9,7 +9,7 @@ use super::{Body, Converter, INTEGERS, Made, Packed, STATIC};
 use crate::{
     Data, Element, Result,
     fixed::{LARGEST_GAIN, ROTARY_BITS, stored_gain},
-    program::{Attention, Destination, Epilogue, Kernel, Linear, Norm, Role, TensorId},
+    program::{Attention, Destination, Epilogue, Kernel, Linear, Norm, Program, Role, TensorId},
 };
 
 const PASSES: &str = "run all passes of `fuse`";
@@ -60,36 +60,40 @@ impl<'a> Converter<'a> {
     pub(super) fn logits(&mut self, [norm, linear]: [&'a Node; 2]) -> Result<Made> {
         let fused = norm.op.fused().expect("`head` found a fused norm");
         let Some(Roles::Norm { norm: at, .. }) = fused.roles() else { unreachable!("`head` found a norm") };
-        self.norm(&Body::of(norm, fused), *at, 1)?;
+        let rows = if self.bind.every_row { self.bind.rows } else { 1 };
+        self.norm(&Body::of(norm, fused), *at, rows)?;
         let body = Body::unfused(linear, self.graph);
         let x = self.input(&body, linear.inputs[0])?;
         let name = self.graph.get(linear.output()).name.clone();
         let step = self.range(&name)? / 32767.0;
         let weight = self.stack(&body, &[linear], &name)?;
-        let columns = self.columns(&body, &[linear], &name, |_, _| x.scale / step, |_| x.scale, |_| 0)?;
+        let (narrow, input) = self.sums(x, weight);
+        let columns = self.columns(&body, &[linear], &name, |_, _| input / step, |_| input, |_| 0)?;
         let width = self.program.get(weight).rows;
-        let tensor = self.program.tensor(&name, [1, width], Element::INT16, Role::Output);
+        let tensor = self.program.tensor(&name, [rows, width], Element::INT16, Role::Output);
         let out = vec![Destination { tensor, row: 0 }];
-        self.push(linear, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue: Epilogue::Rescale }));
+        self.push(linear, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue: Epilogue::Rescale, narrow }));
         Ok(Made { tensor, scale: step })
     }
 
-    /// The static scale of the rounding that ends a body.
-    pub(super) fn rounding(&self, body: &Body<'a>) -> Result<f64> {
+    /// The static scale of the rounding that ends a body, and what it rounds to.
+    pub(super) fn rounding(&self, body: &Body<'a>) -> Result<(f64, Element)> {
         let Some(rounding) = body.rounding() else {
-            return Err(self.unsupported(body.node, "has a result that is not rounded to int8", INTEGERS));
+            return Err(self.unsupported(body.node, "has a result that is not rounded to integers", INTEGERS));
         };
         let [_, scale] = rounding.inputs[..] else {
             return Err(self.unsupported(body.node, "rounds with scales per token or with a zero point", STATIC));
         };
-        if rounding.op != (Op::Quantize { bits: 8 }) {
-            return Err(self.unsupported(body.node, "rounds to another width than int8", STATIC));
-        }
+        let element = match rounding.op {
+            Op::Quantize { bits: 8 } => Element::INT8,
+            Op::Quantize { bits: 16 } => Element::INT16,
+            _ => return Err(self.unsupported(body.node, "rounds to neither int8 nor int16", STATIC)),
+        };
         if self.shapes_only() {
-            return Ok(1.0);
+            return Ok((1.0, element));
         }
         match self.plain(body, scale)?[..] {
-            [scale] => Ok(f64::from(scale)),
+            [scale] => Ok((f64::from(scale), element)),
             _ => Err(self.unsupported(body.node, "rounds with one scale per channel", STATIC)),
         }
     }
@@ -98,9 +102,9 @@ impl<'a> Converter<'a> {
     fn norm(&mut self, body: &Body<'a>, norm: usize, rows: u64) -> Result<()> {
         let norm = body.at(norm);
         let Op::RmsNorm { epsilon } = norm.op else { unreachable!("`Roles::Norm` has an `rms_norm`") };
-        let (x, scale) = (self.input(body, norm.inputs[0])?, self.rounding(body)?);
+        let (x, (scale, element)) = (self.input(body, norm.inputs[0])?, self.rounding(body)?);
         let width = self.program.get(x.tensor).columns;
-        let out = self.make(body.node, [rows, width], Element::INT8, Role::Scratch, scale);
+        let out = self.make(body.node, [rows, width], element, Role::Scratch, scale);
         let (gains, gain_shift) = self.gains(body, norm, scale)?;
         let epsilon = (width as f64 * epsilon / (x.scale * x.scale)).round() as u64;
         let row = self.program.get(x.tensor).rows - rows;
@@ -135,10 +139,11 @@ impl<'a> Converter<'a> {
         let name = self.graph.get(body.node.output()).name.clone();
         let linears = [query.linear, key.linear, value.linear];
         let weight = self.stack(body, &linears, &name)?;
+        let (narrow, input) = self.sums(x, weight);
         let wide = [&query, &key, &value].map(|part| part.range.max(part.wide) / 32767.0);
         let scales = [&query, &key, &value].map(|part| part.range / 127.0);
         let ends = [query.columns, query.columns + key.columns, query.columns + key.columns + value.columns];
-        let columns = self.columns(body, &linears, &name, |which, _| x.scale / wide[which], |_| x.scale, |_| 0)?;
+        let columns = self.columns(body, &linears, &name, |which, _| input / wide[which], |_| input, |_| 0)?;
         let mut ranges = Vec::new();
         for which in 0..3 {
             ranges.push((ends[which], self.rescale(body.node, wide[which] / scales[which])?));
@@ -152,7 +157,7 @@ impl<'a> Converter<'a> {
         let [q, state] = self.query_and_state(&name, [query.columns, key.columns + value.columns]);
         let out = vec![Destination { tensor: q, row: 0 }, Destination { tensor: state, row: self.bind.past }];
         let epilogue = Epilogue::Rotary { table, position: self.bind.past, head, rotated: ends[1], ranges };
-        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue }));
+        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
         let heads = [heads, key.columns / head, head];
         self.packed.insert(body.node.output(), Packed { query: q, state, scales, heads });
         Ok(())
@@ -216,10 +221,10 @@ impl<'a> Converter<'a> {
         let Some(Packed { query, state, scales, heads: [heads, key_heads, head] }) = packed else {
             return Err(self.unsupported(body.node, "reads queries, keys and values that are not packed", PASSES));
         };
-        let scale = self.rounding(body)?;
+        let (scale, element) = self.rounding(body)?;
         let logits = scales[0] * scales[1] * attention.scale * std::f64::consts::LOG2_E * 256.0;
         let (logits, rescale) = (self.rescale(body.node, logits)?, self.rescale(body.node, scales[2] / scale)?);
-        let out = self.make(body.node, [self.bind.rows, heads * head], Element::INT8, Role::Scratch, scale);
+        let out = self.make(body.node, [self.bind.rows, heads * head], element, Role::Scratch, scale);
         let (past, window) = (self.bind.past, attention.window.map(|window| window as u64));
         let kernel = Attention { query, state, out, heads, key_heads, head, past, window, logits, rescale };
         self.push(body.node, Kernel::Attention(kernel));
@@ -232,17 +237,18 @@ impl<'a> Converter<'a> {
             return Err(self.unsupported(body.node, "is gated by another op than `swiglu`", PASSES));
         }
         let [gate, up] = linears.map(|at| body.at(at));
-        let (x, scale) = (self.input(body, gate.inputs[0])?, self.rounding(body)?);
+        let (x, (scale, element)) = (self.input(body, gate.inputs[0])?, self.rounding(body)?);
         let name = self.graph.get(body.node.output()).name.clone();
         let steps = [self.range(body.name(gate.output()))? / 511.0, self.range(body.name(up.output()))? / 32767.0];
         let weight = self.interleave(body, [gate, up], &name)?;
-        let columns = self.columns_of_pairs(body, [gate, up], &name, steps.map(|step| x.scale / step), x.scale)?;
+        let (narrow, input) = self.sums(x, weight);
+        let columns = self.columns_of_pairs(body, [gate, up], &name, steps.map(|step| input / step), input)?;
         let (table, unit) = silu_table(steps[0]);
         let rescale = self.rescale(body.node, unit * steps[1] / scale)?;
         let width = self.program.get(weight).rows / 2;
-        let out = self.make(body.node, [self.bind.rows, width], Element::INT8, Role::Scratch, scale);
+        let out = self.make(body.node, [self.bind.rows, width], element, Role::Scratch, scale);
         let (out, epilogue) = (vec![Destination { tensor: out, row: 0 }], Epilogue::Gated { table, rescale });
-        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue }));
+        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
         Ok(())
     }
 
@@ -259,16 +265,24 @@ impl<'a> Converter<'a> {
         let (x, residual) = (self.input(body, linear.inputs[0])?, self.input(body, residual)?);
         let name = self.graph.get(body.node.output()).name.clone();
         let weight = self.stack(body, &[linear], &name)?;
-        let factor = |_, row| x.scale / to.channel(row);
+        let (narrow, input) = self.sums(x, weight);
+        let factor = |_, row| input / to.channel(row);
         let coarser = |row: usize| to.exponents[row] - from.exponents[row];
-        let columns = self.columns(body, &[linear], &name, factor, |_| x.scale, coarser)?;
+        let columns = self.columns(body, &[linear], &name, factor, |_| input, coarser)?;
         let role = if body.node.output() == output && !self.head { Role::Output } else { Role::Scratch };
         let width = self.program.get(weight).rows;
         let out = self.make(body.node, [self.bind.rows, width], Element::INT16, role, to.step);
         let epilogue = Epilogue::Add { residual: residual.tensor };
         let out = vec![Destination { tensor: out, row: 0 }];
-        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue }));
+        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
         Ok(())
+    }
+
+    /// Bits by which the sums of a product are narrowed, and the step that its inputs then have.
+    fn sums(&self, x: Made, weight: TensorId) -> (u8, f64) {
+        let (element, weight) = (self.program.get(x.tensor).element, self.program.get(weight));
+        let narrow = Program::narrow(element, weight.columns, weight.element);
+        (narrow, x.scale * f64::from(1u32 << narrow))
     }
 }
 

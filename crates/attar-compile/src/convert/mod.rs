@@ -49,6 +49,8 @@ pub struct Bind {
     pub blocks: [usize; 2],
     /// Whether to compute the logits of the last row by the last norm and the head, after the blocks or without any.
     pub head: bool,
+    /// Whether to compute those of every row.
+    pub every_row: bool,
     /// Whether to read the numbers of weights and tables. Without ranges, constants of kernels are placeholders, too.
     pub numbers: bool,
 }
@@ -107,6 +109,11 @@ pub fn convert(graph: &Graph, source: &dyn Source, ranges: &Ranges, bind: Bind, 
     converter.run()
 }
 
+/// Blocks that a device runs.
+pub(crate) fn block_count(graph: &Graph) -> usize {
+    graph.blocks().filter(|block| stream::is_device_block(graph, *block)).count()
+}
+
 struct Converter<'a> {
     graph: &'a Graph,
     source: &'a dyn Source,
@@ -147,7 +154,7 @@ struct Part<'g> {
 
 impl<'a> Converter<'a> {
     fn run(&mut self) -> Result<Converted> {
-        let all: Vec<BlockId> = self.graph.blocks().filter(|block| self.is_device_block(*block)).collect();
+        let all: Vec<BlockId> = self.graph.blocks().filter(|block| stream::is_device_block(self.graph, *block)).collect();
         self.check_ops(&all)?;
         let part = self.part(&all)?;
         self.head = part.head.is_some();
@@ -289,4 +296,4 @@ impl<'a> Converter<'a> {
 }
 
 const INTEGERS: &str = "quantize the weights and, with `mode = \"static\"`, the activations of all blocks first";
-const STATIC: &str = "use `mode = \"static\"`, `bits = 8` and one scale per tensor in the step `activations`";
+const STATIC: &str = "use `mode = \"static\"`, `bits = 8` or 16 and one scale per tensor in the step `activations`";

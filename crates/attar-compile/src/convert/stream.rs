@@ -3,24 +3,24 @@
 use std::collections::HashMap;
 
 use attar_graph::{
-    BlockId, Node, Op, Origin, ValueId,
+    BlockId, Graph, Node, Op, Origin, ValueId,
     op::{FusedKind, Roles},
 };
 
 use super::{Body, Converter, INTEGERS, Residual};
 use crate::{Error, Result};
 
-impl Converter<'_> {
-    /// Blocks with attention in them run on the device.
-    pub(super) fn is_device_block(&self, block: BlockId) -> bool {
-        let attends = |op: &Op| match op {
-            Op::Attention(_) => true,
-            Op::Fused(fused) => matches!(fused.roles(), Some(Roles::Attention { .. })),
-            _ => false,
-        };
-        self.graph.nodes_of(block).any(|node| attends(&node.op))
-    }
+/// Blocks with attention in them run on the device.
+pub(super) fn is_device_block(graph: &Graph, block: BlockId) -> bool {
+    let attends = |op: &Op| match op {
+        Op::Attention(_) => true,
+        Op::Fused(fused) => matches!(fused.roles(), Some(Roles::Attention { .. })),
+        _ => false,
+    };
+    graph.nodes_of(block).any(|node| attends(&node.op))
+}
 
+impl Converter<'_> {
     /// The one value that enters or leaves a block.
     pub(super) fn stream(&self, block: BlockId, entering: bool) -> Result<ValueId> {
         let all = if entering { self.graph.live_into(block) } else { self.graph.leaving(block) };

@@ -74,7 +74,7 @@ impl AttentionTiles {
         let (m, group, head) = (program.get(attention.query).rows, attention.group(), attention.head);
         let tile = |rows: u64, keys: u64| match keys {
             0 => 0,
-            _ => rates.multiply(rows, keys, head) + rates.multiply(rows, head, keys) + rates.vector(rows * keys, 4),
+            _ => rates.multiply(rows, keys, head, 8) + rates.multiply(rows, head, keys, 8) + rates.vector(rows * keys, 4),
         };
         let block = |block: u64| {
             let [first, after] = [block * self.tokens, ((block + 1) * self.tokens).min(m)];
@@ -101,7 +101,8 @@ impl AttentionTiles {
         let slot = |bytes: u64| bytes.next_multiple_of(self.align);
         let [group, head] = [attention.group(), attention.head];
         let rows = self.tokens * group;
-        let [query, out] = self.on_chip.map(|chip| if chip { 0 } else { 2 * slot(rows * head) });
+        let [query, out] = [(attention.query, self.on_chip[0]), (attention.out, self.on_chip[1])]
+            .map(|(id, chip)| if chip { 0 } else { 2 * slot(program.get(id).element.bytes(rows * head)) });
         let total = attention.past + program.get(attention.query).rows;
         let tile = slot(self.keys.min(total) * head);
         let states = match self.resident {

@@ -47,12 +47,12 @@ impl Entry {
     }
 
     /// Bytes on the chip in addition to the panel: gains, and two pieces of rows, or one tile of `rows` normed rows.
-    pub(super) fn bytes(self, rows: u64, width: u64, on_chip: bool, align: u64) -> u64 {
+    pub(super) fn bytes(self, [rows_held, width]: [u64; 2], normed: Element, on_chip: bool, align: u64) -> u64 {
         let slot = |bytes: u64| bytes.next_multiple_of(align);
         let held = match self {
             Entry::Once { .. } if on_chip => 0,
             Entry::Once { rows } => 2 * slot(Element::INT16.bytes(rows * width)),
-            Entry::Again { .. } => slot(Element::INT8.bytes(rows * width)),
+            Entry::Again { .. } => slot(normed.bytes(rows_held * width)),
         };
         held + slot(Element::INT32.bytes(width))
     }
@@ -77,10 +77,10 @@ impl Norming {
     /// Room for `rows` normed rows, and for `pieces` rows on their way.
     pub(super) fn new(builder: &mut Builder, program: &Program, norm: &Norm, rows: u64, pieces: Option<u64>) -> Norming {
         let [x, gains] = [norm.x, norm.gains].map(|id| builder.operand(id));
-        let width = program.get(norm.x).columns;
+        let (width, out) = (program.get(norm.x).columns, program.get(norm.out).element);
         let gains_buffer = builder.ring("gains", Element::INT32, 1, Element::INT32.bytes(width));
         let pieces = pieces.map(|rows| (builder.ring("x", Element::INT16, 2, Element::INT16.bytes(rows * width)), rows));
-        let normed = builder.ring("normed", Element::INT8, 1, Element::INT8.bytes(rows * width));
+        let normed = builder.ring("normed", out, 1, out.bytes(rows * width));
         let constant = builder.constant(Constant::Norm { epsilon: norm.epsilon, gain_shift: norm.gain_shift });
         Norming { x, pieces, gains: [gains, gains_buffer], normed, constant, width }
     }

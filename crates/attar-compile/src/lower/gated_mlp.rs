@@ -40,13 +40,20 @@ struct Shape {
     gate: Element,
     down: Element,
     out: Element,
+    /// What gate and up read, and what down reads.
+    x: Element,
+    gated: Element,
+    /// Sums of gate and up, and of down.
+    sums: [Element; 2],
 }
 
 impl Shape {
     fn of(program: &Program, mlp: &GatedMlp) -> Shape {
         let [m, d, pairs] = program.product(&mlp.gated);
         let [gate, down] = [&mlp.gated, &mlp.down].map(|linear| program.get(linear.weight).element);
-        Shape { m, d, f: pairs / 2, gate, down, out: program.get(mlp.down.out[0].tensor).element }
+        let [x, gated, out] = [mlp.gated.x, mlp.down.x, mlp.down.out[0].tensor].map(|id| program.get(id).element);
+        let sums = [&mlp.gated, &mlp.down].map(|linear| program.sums(linear));
+        Shape { m, d, f: pairs / 2, gate, down, out, x, gated, sums }
     }
 
     /// Bytes of the weights of `width` inner columns: gate with up, and down.
@@ -158,7 +165,8 @@ impl GatedMlpTiles {
             _ => 0,
         };
         let [x, out] = [mlp.gated.x, mlp.down.out[0].tensor].map(|id| program.get(id).bytes());
-        let bytes = [if self.piece.is_some() { 2 * x } else { x }, out, residual];
+        let wide = Element::INT16.bytes(program.get(mlp.gated.x).columns) * program.get(mlp.gated.x).rows;
+        let bytes = [if self.piece.is_some() { wide } else { x }, out, residual];
         std::array::from_fn(|at| if self.on_chip[at] { 0 } else { bytes[at] })
     }
 
@@ -169,17 +177,20 @@ impl GatedMlpTiles {
         let streamed = if self.kept == shape.f.div_ceil(self.inner) { 0 } else { 2 };
         let x = match self.piece {
             None if self.on_chip[0] => 0,
-            None => blocks.min(2) * slot(rows * shape.d),
+            None => blocks.min(2) * slot(shape.x.bytes(rows * shape.d)),
             Some(rows_once) => {
-                let entry = Entry::Once { rows: rows_once }.bytes(rows, shape.d, self.on_chip[0] || self.added, self.align);
+                let entry =
+                    Entry::Once { rows: rows_once }.bytes([rows, shape.d], shape.x, self.on_chip[0] || self.added, self.align);
                 let wide = if self.added { slot(Element::INT16.bytes(rows * shape.d)) } else { 0 };
-                slot(rows * shape.d) + entry + wide
+                slot(shape.x.bytes(rows * shape.d)) + entry + wide
             }
         };
         let [out, residual] = [self.on_chip[1], self.on_chip[2] || self.added]
             .map(|chip| if chip { 0 } else { slot(shape.out.bytes(self.finished) * rows) });
         let columns = slot(Column::ELEMENT.bytes(2 * self.inner)) + slot(Column::ELEMENT.bytes(self.finished));
-        let sums = slot(4 * rows * shape.d) + slot(8 * rows * self.inner) + slot(rows * self.inner);
+        let sums = slot(shape.sums[1].bytes(rows * shape.d))
+            + slot(shape.sums[0].bytes(2 * rows * self.inner))
+            + slot(shape.gated.bytes(rows * self.inner));
         x + out + residual + columns + sums + (self.kept + streamed) * tile.iter().sum::<u64>()
     }
 }

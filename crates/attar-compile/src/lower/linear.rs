@@ -85,7 +85,7 @@ impl LinearTiles {
             let tiling = tile::search_nests(&product, &left, objective, nests)?;
             let found = LinearTiles { tiling, product, entry, on_chip, columns_whole, in_place, limits: *limits };
             let extra = found.extra(program, linear).iter().map(|bytes| bytes.next_multiple_of(limits.align)).sum::<u64>();
-            let extra = extra + found.entry_bytes();
+            let extra = extra + found.entry_bytes(program.get(linear.x).element);
             if tiling.sram + extra <= limits.sram {
                 return Ok(found);
             }
@@ -154,9 +154,9 @@ impl LinearTiles {
     }
 
     /// Bytes on the chip of the norm, without a panel.
-    fn entry_bytes(&self) -> u64 {
+    fn entry_bytes(&self, normed: Element) -> u64 {
         let [tm, k, align] = [self.tiling.tile[0], self.product.k, self.limits.align];
-        self.entry.map_or(0, |entry| entry.bytes(tm, k, self.on_chip[0], align))
+        self.entry.map_or(0, |entry| entry.bytes([tm, k], normed, self.on_chip[0], align))
     }
 
     /// Bytes on the chip for rescalings and for the extra operand of the epilogue.
@@ -175,7 +175,7 @@ impl LinearTiles {
 /// The element of an operand that is on the chip already, or stays there.
 const NOTHING: Element = Element { bits: 0, per: 1 };
 
-/// A linear kernel as a product to be tiled: after a norm, rows are whole or a panel of int8.
+/// A linear kernel as a product to be tiled: after a norm, rows are whole or a panel of normed ones.
 fn product(program: &Program, linear: &Linear, entry: Option<Entry>, [x, out, _]: [bool; 3], array: [u64; 2]) -> Product {
     let ([m, k, n], weight) = (program.product(linear), program.get(linear.weight).element);
     let pairs = linear.epilogue.pairs() as u32;
@@ -190,14 +190,14 @@ fn product(program: &Program, linear: &Linear, entry: Option<Entry>, [x, out, _]
         k,
         n,
         a: match entry {
-            Some(Entry::Once { .. }) => Element::INT8,
+            Some(Entry::Once { .. }) => program.get(linear.x).element,
             _ if x => NOTHING,
             Some(Entry::Again { .. }) => Element::INT16,
             None => program.get(linear.x).element,
         },
         w: weight,
         c: if out { NOTHING } else { Element { bits: c.bits, per: pairs } },
-        partial: Element::INT32,
+        partial: program.sums(linear),
         unit: match entry {
             Some(Entry::Once { rows }) => [rows, depth, columns],
             Some(Entry::Again { times }) => [1, k, n.div_ceil(times).next_multiple_of(columns)],

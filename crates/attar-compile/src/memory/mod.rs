@@ -22,6 +22,7 @@ mod preorder;
 mod problem;
 mod search;
 mod sections;
+mod skyline;
 mod solve;
 #[cfg(test)]
 mod tests;

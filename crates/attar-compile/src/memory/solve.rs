@@ -7,13 +7,14 @@ use super::{
     greedy::ORDERS,
     infeasible::{self, Reason},
     problem::{Buffer, MAX_BYTES, Placement, Problem},
+    skyline::{self, Found},
 };
 use crate::Result;
 
 /// Limits of the search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
-    /// Nodes of the search, over all its attempts.
+    /// Nodes of the search, over all its attempts. Before it, shuffled skylines of many buffers may put down a quarter as many.
     pub nodes: u64,
 }
 
@@ -28,6 +29,8 @@ impl Default for Effort {
 pub enum Method {
     /// Lowest gap first, in this order of buffers.
     Greedy(&'static str),
+    /// Lowest moments first, with the first buffer in this order that fits there.
+    Skyline(&'static str),
     /// The exact search; ties were broken by this at the end.
     Search(&'static str),
 }
@@ -36,6 +39,7 @@ impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Method::Greedy(order) => write!(f, "greedy by {order}"),
+            Method::Skyline(order) => write!(f, "skyline by {order}"),
             Method::Search(preorder) => write!(f, "search by {preorder}"),
         }
     }
@@ -57,7 +61,7 @@ pub enum Outcome {
 pub struct Solution {
     /// The result.
     pub outcome: Outcome,
-    /// Nodes searched; 0 if greedy placement was enough.
+    /// Nodes searched, and buffers put down on shuffled skylines; 0 if greedy placement was enough.
     pub nodes: u64,
 }
 
@@ -70,12 +74,18 @@ pub struct Heights {
     pub method: Method,
     /// No placement is lower than this; equal to the placement's height if that is the least.
     pub at_least: u64,
-    /// Nodes searched.
+    /// Nodes searched, and buffers put down on shuffled skylines.
     pub nodes: u64,
 }
 
 /// Search nodes for reducing an infeasible set of buffers.
 const BLAME_NODES: u64 = 500_000;
+
+/// From so many buffers on, skylines come before the search: with many buffers each of its nodes takes long.
+const MANY: usize = 512;
+
+/// Shuffled skylines put down this part of what the search has in nodes.
+const SKYLINE_PART: u64 = 4;
 
 /// Steps of halving for which the effort of `minimise` lasts.
 const PROBES: u64 = 16;
@@ -97,7 +107,12 @@ pub fn solve(problem: &Problem, effort: Effort) -> Result<Solution> {
             return answer(Outcome::Placed(placement, Method::Greedy(order.name)), 0);
         }
     }
+    let (found, skyline) = on_skyline(problem, capacity, effort);
+    if let Some((placement, method)) = found.filter(|(placement, _)| placement.height <= capacity) {
+        return answer(Outcome::Placed(placement, method), skyline);
+    }
     let (decision, nodes) = decide(buffers, capacity, effort.nodes);
+    let nodes = skyline + nodes;
     match decision {
         Decision::Placed(offsets, preorder) => {
             answer(Outcome::Placed(problem.placement(offsets), Method::Search(preorder)), nodes)
@@ -121,6 +136,17 @@ fn best_greedy(problem: &Problem) -> (Placement, Method) {
     placements.min_by_key(|(placement, _)| placement.height).expect("there are orders")
 }
 
+/// If there are many buffers: the lowest placement on a skyline, or the first one within `goal`. Also returns the
+/// buffers put down in shuffled orders.
+fn on_skyline(problem: &Problem, goal: u64, effort: Effort) -> (Option<(Placement, Method)>, u64) {
+    if problem.buffers.len() < MANY {
+        return (None, 0);
+    }
+    let found = skyline::lowest(problem, goal, effort.nodes / SKYLINE_PART);
+    let steps = found.as_ref().map_or(0, |found| found.steps);
+    (found.map(|Found { placement, order, .. }| (placement, Method::Skyline(order))), steps)
+}
+
 /// The lowest placement, whatever the problem's capacity; an error of the fixed buffers is the reason why there is none.
 pub fn minimise(problem: &Problem, effort: Effort) -> Result<Result<Heights, Reason>> {
     problem.check()?;
@@ -128,10 +154,31 @@ pub fn minimise(problem: &Problem, effort: Effort) -> Result<Result<Heights, Rea
     if let Some(reason) = infeasible::fixed(buffers, 2 * MAX_BYTES) {
         return Ok(Err(reason));
     }
-    let (mut placement, mut method) = best_greedy(problem);
     let grain = grain(buffers);
     let fixed = buffers.iter().filter_map(|buffer| Some(buffer.fixed? + buffer.size)).max().unwrap_or(0);
-    let mut at_least = problem.max_live().max(fixed).next_multiple_of(grain);
+    let at_least = problem.max_live().max(fixed).next_multiple_of(grain);
+    // Before greedy, whose time grows with the square of the buffers.
+    let (found, skyline) = on_skyline(problem, at_least, effort);
+    let lowest = match found {
+        Some((placement, method)) if placement.height <= at_least => Heights { placement, method, at_least, nodes: 0 },
+        found => {
+            // Not from the skyline's height downwards: lower capacities are harder to decide.
+            let searched = search_lowest(problem, at_least, grain, effort);
+            match found {
+                Some((placement, method)) if placement.height < searched.placement.height => {
+                    Heights { placement, method, ..searched }
+                }
+                _ => searched,
+            }
+        }
+    };
+    Ok(Ok(Heights { nodes: lowest.nodes + skyline, ..lowest }))
+}
+
+/// The lowest placement by greedy and search. Heights are multiples of `grain`, and none is less than `at_least`.
+fn search_lowest(problem: &Problem, mut at_least: u64, grain: u64, effort: Effort) -> Heights {
+    let buffers = &problem.buffers;
+    let (mut placement, mut method) = best_greedy(problem);
     let (mut nodes, mut next) = (0, at_least);
     let mut capacity = at_least;
     while next < placement.height && nodes < effort.nodes {
@@ -145,7 +192,7 @@ pub fn minimise(problem: &Problem, effort: Effort) -> Result<Result<Heights, Rea
         }
         capacity = next + (placement.height.saturating_sub(next + grain)) / 2 / grain * grain;
     }
-    Ok(Ok(Heights { placement, method, at_least, nodes }))
+    Heights { placement, method, at_least, nodes }
 }
 
 /// Every height of a placement in which nothing can be lowered is a multiple of this.

@@ -132,6 +132,22 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
+
+    /// So many that skylines come first.
+    #[test]
+    fn many_buffers_lie_no_higher_than_greedy_places_them(buffers in prop::collection::vec(bound_buffer(), 512..600)) {
+        let mut problem = Problem { buffers, capacity: 0 };
+        problem.buffers.iter_mut().for_each(|buffer| buffer.fixed = None);
+        let lowest = minimise(&problem, Effort { nodes: 5000 }).unwrap().unwrap();
+        prop_assert!(lowest.placement.height <= greedy(&problem).unwrap().0.height && lowest.nodes <= 6250);
+        problem.capacity = lowest.placement.height;
+        prop_assert_eq!(validate(&problem, &lowest.placement), Ok(()));
+        prop_assert_eq!(minimise(&problem, Effort { nodes: 5000 }).unwrap().unwrap(), lowest);
+    }
+}
+
 #[test]
 fn too_many_live_bytes_name_the_moment() {
     let buffers = vec![Buffer::new(0, 4, 3), Buffer::new(3, 9, 4), Buffer::new(4, 6, 5)];

@@ -325,18 +325,18 @@ pub enum Statement {
 pub enum Compute {
     /// `sums[m, n] += x[m, k] w[n, k]^T`, from zero in the first step of `first`.
     Multiply {
-        /// int8.
+        /// int8 or int16.
         x: View,
         /// Codes.
         w: View,
-        /// int32.
+        /// int32, or int64 of int16.
         sums: View,
         /// The loop over `k`; without one there is one step.
         first: Option<u8>,
     },
     /// `out = epilogue(sums)`.
     Finish {
-        /// int32.
+        /// int32 or int64.
         sums: View,
         /// Of the columns.
         columns: View,
@@ -344,6 +344,8 @@ pub enum Compute {
         extra: Option<View>,
         /// The result.
         out: View,
+        /// See [`crate::program::Linear::narrow`].
+        narrow: u8,
         /// The epilogue.
         finish: Finish,
     },

@@ -2,18 +2,33 @@
 
 use std::fmt;
 
-use super::{Body, Compute, Extent, Finish, Place, Plan, Region, Slots, Span, Statement, View};
+use super::{Attend, Body, Compute, Constant, Extent, Finish, Place, Plan, Region, Slots, Span, Statement, View};
+use crate::{fixed::Rescale, rates::Rates};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "plan {:?} for {:?}, {} bytes of sram, aligned to {}", self.title, self.device, self.sram, self.align)?;
+        let Rates { clock, lanes, flash, dispatch, tile, wide } = &self.rates;
+        writeln!(f, "rates {clock} Hz, {lanes} lanes, {flash} bytes of flash, {dispatch} cycles to start")?;
+        writeln!(
+            f,
+            "products {:?} of int8, {} of int16, {} cycles to fill",
+            tile.array,
+            wide.map_or("none".into(), |w| format!("{w:?}")),
+            tile.fill
+        )?;
+        let [read, write, setup, burst] = [tile.read, tile.write, tile.setup, tile.burst as f64];
+        writeln!(f, "transfers {read} bytes read, {write} written, {setup} cycles of setup, bursts of {burst}")?;
+        let [mac, sram, dram, cycle] = [tile.mac_pj, tile.sram_pj, tile.dram_pj, tile.cycle_pj];
+        writeln!(f, "energies {mac} pJ a product, {sram} a byte of sram, {dram} of dram, {cycle} a cycle")?;
         for tensor in &self.tensors {
             write!(f, "tensor {:?} [{}, {}] {}", tensor.name, tensor.rows, tensor.columns, tensor.element)?;
             if let Some([rows, columns]) = tensor.tile {
                 write!(f, " in tiles of [{rows}, {columns}]")?;
             }
             let space = format!("{:?}", tensor.space).to_lowercase();
-            writeln!(f, " at {space} {} + {}", tensor.address, tensor.bytes())?;
+            let role = format!("{:?}", tensor.role).to_lowercase();
+            writeln!(f, " at {space} {} + {}, {role}", tensor.address, tensor.bytes())?;
         }
         for (index, body) in self.bodies.iter().enumerate() {
             writeln!(f, "body {index} {:?} ({} operands) {{", body.name, body.operands)?;
@@ -41,6 +56,9 @@ impl fmt::Display for Plan {
                 .collect();
             writeln!(f, "barrier{}", if call.fence_weights { "" } else { " except weight loads" })?;
             writeln!(f, "call {} {:?} ({}) at {:?}", call.body, call.name, operands.join(", "), call.offsets)?;
+            for (index, constant) in call.constants.iter().enumerate() {
+                writeln!(f, "  constant {index}: {constant}")?;
+            }
         }
         Ok(())
     }
@@ -87,21 +105,48 @@ fn compute_text(compute: &Compute, view: &dyn Fn(&View) -> String) -> String {
             let from = first.map_or(String::new(), |v| format!(", from zero at v{v}"));
             format!("multiply {} += {} x {}{from}", view(sums), view(x), view(w))
         }
-        Compute::Finish { sums, columns, extra, out, finish } => {
+        Compute::Finish { sums, columns, extra, out, narrow, finish } => {
             let kind = match finish {
-                Finish::Rescale => "rescale",
-                Finish::Add => "add",
-                Finish::Rotary { .. } => "rotary",
-                Finish::Gated { .. } => "gated",
+                Finish::Rescale => "rescale".into(),
+                Finish::Add => "add".into(),
+                Finish::Rotary { head, rotated, constant } => {
+                    format!("rotary by constant {constant}, {rotated} columns in heads of {head},")
+                }
+                Finish::Gated { constant } => format!("gated by constant {constant}"),
             };
             let extra = extra.as_ref().map_or(String::new(), |extra| format!(", {}", view(extra)));
-            format!("{kind} {} <- {}, {}{extra}", view(out), view(sums), view(columns))
+            let narrow = if *narrow == 0 { String::new() } else { format!(" >> {narrow}") };
+            format!("{kind} {} <- {}{narrow}, {}{extra}", view(out), view(sums), view(columns))
         }
-        Compute::Norm { x, gains, out, .. } => format!("norm {} <- {}, {}", view(out), view(x), view(gains)),
-        Compute::Attend { query, key, value, sums, softmax, .. } => {
-            format!("attend {}, {} += {}, {}, {}", view(sums), view(softmax), view(query), view(key), view(value))
+        Compute::Norm { x, gains, out, constant } => {
+            format!("norm by constant {constant} {} <- {}, {}", view(out), view(x), view(gains))
         }
-        Compute::Attended { sums, softmax, out, .. } => format!("attended {} <- {}, {}", view(out), view(sums), view(softmax)),
+        Compute::Attend { query, key, value, sums, softmax, attend } => {
+            let Attend { head, past, window, constant, first } = attend;
+            let window = window.map_or(String::new(), |window| format!(", window {window}"));
+            let from = first.map_or(String::new(), |v| format!(", from zero at v{v}"));
+            let how = format!("heads of {head} after {past}{window}");
+            let [sums, softmax, query, key, value] = [sums, softmax, query, key, value].map(view);
+            format!("attend by constant {constant}, {how}, {sums}, {softmax} += {query}, {key}, {value}{from}")
+        }
+        Compute::Attended { sums, softmax, out, head, constant } => {
+            format!("attended by constant {constant}, heads of {head}, {} <- {}, {}", view(out), view(sums), view(softmax))
+        }
+    }
+}
+
+impl fmt::Display for Constant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = |rescale: &Rescale| format!("* {} >> {}", rescale.multiplier, rescale.shift);
+        match self {
+            Constant::Norm { epsilon, gain_shift } => write!(f, "epsilon {epsilon}, gains >> {gain_shift}"),
+            Constant::Rescale(rescale) => write!(f, "{}", by(rescale)),
+            Constant::Ranges(ranges) => {
+                let all: Vec<String> = ranges.iter().map(|(end, rescale)| format!("up to {end} {}", by(rescale))).collect();
+                write!(f, "{}", all.join(", "))
+            }
+            Constant::Gate { table, rescale } => write!(f, "{}, table {table:?}", by(rescale)),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod sram_map;
 mod table;
 mod tiling;
 mod timeline;
+mod trace;
 mod words;
 
 use serde::Serialize;
@@ -36,6 +37,7 @@ use moved::moved;
 pub use table::Table;
 pub(crate) use table::pattern;
 pub use tiling::{ProductReport, TilingReport, columns};
+pub use trace::{calls, named, trace};
 
 /// Version of the report's data.
 pub const FORMAT: u32 = 1;

@@ -62,6 +62,7 @@ impl Target {
             flash: flash.map_or(0.0, |flash| flash.read * cycle),
             dispatch: (device.dispatch * device.engine.clock) as u64,
             tile: device.rates(weights, 8)?,
+            wide: device.rates(weights, 16).ok().map(|rates| rates.array),
         };
         Ok(Target {
             name: device.name.clone(),

@@ -233,7 +233,7 @@ impl<'a> Search<'a> {
         let limits = self.limits(kernel, room)?;
         let on = |id: TensorId| live.contains(&id);
         let program = self.program;
-        let rates = self.target.rates.tile;
+        let rates = self.target.rates.of(activation_bits(self.program, kernel));
         let array = [rates.array[1], rates.array[2]];
         let objective = self.goal.objective(rates);
         let norm = kernel.entry();
@@ -286,9 +286,10 @@ impl<'a> Search<'a> {
         let numbers = self.normed(kernel);
         let norm = rates.vector(numbers, Norm::OPERATIONS) as f64;
         let norms = tiles.norms() as f64;
+        let products = rates.of(activation_bits(self.program, kernel));
         let cycles = match (tiles, kernel.core()) {
-            (Tiles::Linear(tiles), _) => tiles.cycles(&rates.tile, norm),
-            (Tiles::GatedMlp(tiles), Kernel::GatedMlp(mlp)) => tiles.cycles(self.program, mlp, &rates.tile, norm),
+            (Tiles::Linear(tiles), _) => tiles.cycles(&products, norm),
+            (Tiles::GatedMlp(tiles), Kernel::GatedMlp(mlp)) => tiles.cycles(self.program, mlp, &products, norm),
             (Tiles::Attention(tiles), Kernel::Attention(attention)) => {
                 (tiles.work(self.program, attention, rates) as f64).max(dram as f64 / read)
             }
@@ -420,6 +421,16 @@ pub(super) fn call(name: String, body: u32, lowered: &Lowered) -> Call {
     }
 }
 
+/// Bits of the activations that a kernel multiplies; of a gated MLP the widest.
+fn activation_bits(program: &Program, kernel: &Kernel) -> u32 {
+    let bits = |linear: &Linear| program.get(linear.x).element.bits;
+    match kernel.core() {
+        Kernel::Linear(linear) => bits(linear),
+        Kernel::GatedMlp(mlp) => bits(&mlp.gated).max(bits(&mlp.down)),
+        _ => 8,
+    }
+}
+
 fn residual(linear: &Linear) -> Option<TensorId> {
     match linear.epilogue {
         Epilogue::Add { residual } => Some(residual),
@@ -454,9 +465,16 @@ fn shape(program: &Program, kernel: &Kernel, live: &[TensorId]) -> String {
         }
         Kernel::GatedMlp(mlp) => format!("mlp {}", epilogue(&mlp.down.epilogue)),
     };
+    // What is made within the kernel, too.
+    let inner = match kernel.core() {
+        Kernel::Linear(linear) => vec![linear.x],
+        Kernel::GatedMlp(mlp) => vec![mlp.gated.x, mlp.down.x],
+        _ => Vec::new(),
+    };
+    let inner: Vec<u32> = inner.into_iter().map(|id| program.get(id).element.bits).collect();
     // A norm's rows may be the residual, too.
     let entry = kernel.entry().map(|norm| kernel.core().reads().contains(&norm.x));
-    format!("{kind} {entry:?} {ids:?}")
+    format!("{kind} {entry:?} {inner:?} {ids:?}")
 }
 
 fn epilogue(epilogue: &Epilogue) -> String {

@@ -16,8 +16,8 @@ impl Simulator<'_, '_> {
         self.clocks[COMPUTE][COMPUTE] += 1;
         let cycles = match compute {
             Compute::Multiply { x, w, sums, first } => self.multiply(call, body, [x, w, sums], *first)?,
-            Compute::Finish { sums, columns, extra, out, finish } => {
-                self.finish(call, body, [sums, columns, out], extra.as_ref(), finish)?
+            Compute::Finish { sums, columns, extra, out, narrow, finish } => {
+                self.finish(call, body, [sums, columns, out], extra.as_ref(), (*narrow, finish))?
             }
             Compute::Norm { x, gains, out, constant } => self.norm(call, body, [x, gains, out], *constant)?,
             Compute::Attend { query, key, value, sums, softmax, attend } => {
@@ -56,6 +56,29 @@ impl Simulator<'_, '_> {
 
     fn all(&self, found: &Found) -> Vec<i32> {
         self.numbers(found, &found.region)
+    }
+
+    /// Sums of 32 or 64 bits.
+    fn wide(&self, found: &Found) -> Vec<i64> {
+        if found.bits != 64 {
+            return self.all(found).into_iter().map(i64::from).collect();
+        }
+        let row = |row: u64| {
+            let at = (found.start + row * found.stride) as usize;
+            let bytes = &self.chip.bytes[at..at + 8 * found.region.width() as usize];
+            bytes.chunks_exact(8).map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+        };
+        (0..found.region.height()).flat_map(row).collect()
+    }
+
+    fn put_wide(&mut self, found: &Found, numbers: &[i64]) {
+        let bytes = (found.bits / 8) as usize;
+        for (row, numbers) in numbers.chunks(found.region.width() as usize).enumerate() {
+            let at = (found.start + row as u64 * found.stride) as usize;
+            for (place, number) in self.chip.bytes[at..].chunks_exact_mut(bytes).zip(numbers) {
+                place.copy_from_slice(&number.to_le_bytes()[..bytes]);
+            }
+        }
     }
 
     fn put(&mut self, found: &Found, numbers: &[i32]) {
@@ -175,11 +198,11 @@ impl Simulator<'_, '_> {
             let element = body.buffers[buffer as usize].element;
             let packed = &self.chip.bytes[bytes.start as usize..][..bytes.length as usize];
             let products = multiplied(&self.all(&x), packed, element, [m as usize, n as usize, k as usize]);
-            let before = if first { vec![0; products.len()] } else { self.all(&sums_at) };
-            let after: Vec<i32> = before.iter().zip(products).map(|(b, p)| b.wrapping_add(p)).collect();
-            self.put(&sums_at, &after);
+            let before = if first { vec![0; products.len()] } else { self.wide(&sums_at) };
+            let after: Vec<i64> = before.iter().zip(products).map(|(b, p)| b.wrapping_add(p)).collect();
+            self.put_wide(&sums_at, &after);
         }
-        Ok(self.rates.multiply(m, n, k))
+        Ok(self.rates.multiply(m, n, k, x.bits))
     }
 
     /// Terms of a sum: the columns of the weight that a buffer is loaded from.
@@ -200,7 +223,7 @@ impl Simulator<'_, '_> {
         body: &Body,
         [sums, columns, out]: [&View; 3],
         extra: Option<&View>,
-        finish: &Finish,
+        (narrow, finish): (u8, &Finish),
     ) -> Checked<u64> {
         let (sums_at, out) = (self.find(call, body, sums)?, self.find(call, body, out)?);
         let columns = self.find(call, body, columns)?;
@@ -223,7 +246,8 @@ impl Simulator<'_, '_> {
             let bytes = &self.chip.bytes[constants.start as usize..][..constants.length as usize];
             let columns: Vec<Column> = bytes.chunks_exact(Column::ELEMENT.bytes(1) as usize).map(data::column).collect();
             let extra = extra.as_ref().map(|extra| (self.all(extra), extra.region));
-            let numbers = finished(call, &self.all(&sums_at), &columns, extra, finish, &out)?;
+            let sums: Vec<i32> = self.wide(&sums_at).into_iter().map(|sum| fixed::narrowed(sum, narrow.min(62))).collect();
+            let numbers = finished(call, &sums, &columns, extra, finish, &out)?;
             self.put(&out, &numbers);
         }
         Ok(self.rates.vector(sums_at.region.height() * sums_at.region.width(), 2))
@@ -293,7 +317,7 @@ impl Simulator<'_, '_> {
             self.attend_numbers([&q, &k, &v], [&sums_at, &softmax_at], attend, logits, first);
         }
         let (rows, keys) = (q.region.height() * group, k.region.height());
-        let products = self.rates.multiply(rows, keys, head) + self.rates.multiply(rows, head, keys);
+        let products = self.rates.multiply(rows, keys, head, 8) + self.rates.multiply(rows, head, keys, 8);
         Ok(products + self.rates.vector(rows * keys, 4))
     }
 
@@ -374,7 +398,7 @@ impl Simulator<'_, '_> {
             let numbers: Vec<i32> = sums
                 .chunks(head as usize)
                 .zip(rows)
-                .flat_map(|(sums, row)| sums.iter().map(move |sum| saturate(row.finish(*sum, rescale), 8)))
+                .flat_map(|(sums, row)| sums.iter().map(move |sum| saturate(row.finish(*sum, rescale), out.bits)))
                 .collect();
             self.put(&out, &numbers);
         }
@@ -388,11 +412,11 @@ fn keys(attend: &Attend, first: u64, last: u64) -> [u64; 2] {
     [from, attend.past + last + 1]
 }
 
-/// Arithmetic knows numbers of 8, 16 and 32 bits.
+/// Arithmetic knows numbers of 8, 16 and 32 bits, and sums of 64.
 fn plain(found: &Found) -> Checked {
     match found.bits {
-        8 | 16 | 32 => Ok(()),
-        bits => Err(Violation::Index { what: "number of bits", index: bits.into(), count: 32 }),
+        8 | 16 | 32 | 64 => Ok(()),
+        bits => Err(Violation::Index { what: "number of bits", index: bits.into(), count: 64 }),
     }
 }
 
@@ -422,20 +446,20 @@ fn column_bytes(columns: &Found) -> super::Bytes {
 }
 
 /// `x w^T` of a packed tile of weights, with the scales of its groups.
-fn multiplied(x: &[i32], packed: &[u8], element: crate::Element, [m, n, k]: [usize; 3]) -> Vec<i32> {
+fn multiplied(x: &[i32], packed: &[u8], element: crate::Element, [m, n, k]: [usize; 3]) -> Vec<i64> {
     let bits = data::code_bits(element);
     let codes = data::codes(packed, bits, n * k);
     let (group, scales) = match element.per {
         1 => (k, &[][..]),
         per => (per as usize, &packed[(n * k * bits as usize).div_ceil(8)..]),
     };
-    let mut out = vec![0i32; m * n];
+    let mut out = vec![0i64; m * n];
     for i in 0..m {
         for j in 0..n {
             let terms = x[i * k..][..k].chunks(group).zip(codes[j * k..][..k].chunks(group));
             for (at, (x, w)) in terms.enumerate() {
-                let part: i32 = x.iter().zip(w).fold(0, |sum, (x, w)| sum.wrapping_add(x * w));
-                let scale = scales.get(j * k.div_ceil(group) + at).map_or(1, |scale| i32::from(*scale as i8));
+                let part = x.iter().zip(w).fold(0i64, |sum, (x, w)| sum.wrapping_add(i64::from(x.wrapping_mul(*w))));
+                let scale = scales.get(j * k.div_ceil(group) + at).map_or(1, |scale| i64::from(*scale as i8));
                 out[i * n + j] = out[i * n + j].wrapping_add(part.wrapping_mul(scale));
             }
         }

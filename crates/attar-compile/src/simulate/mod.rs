@@ -112,6 +112,13 @@ pub fn time(plan: &Plan, rates: &Rates) -> Result<Simulation> {
     Simulator::new(plan, rates, None)?.run()
 }
 
+/// The same with as many events as there are, up to a number.
+pub(crate) fn whole(plan: &Plan, events: usize) -> Result<Simulation> {
+    let mut simulator = Simulator::new(plan, &plan.rates, None)?;
+    simulator.events = events;
+    simulator.run()
+}
+
 /// Runs `plan` and the reference of `program` on the same numbers and compares everything that the program writes, and how
 /// often it multiplies.
 pub fn prove(program: &Program, plan: &Plan, rates: &Rates, memory: &Memory) -> Result<Simulation> {
@@ -273,6 +280,8 @@ struct Simulator<'p, 'm> {
     call: u32,
     /// Of loops, so far.
     steps: u64,
+    /// How many events are remembered.
+    events: usize,
 }
 
 /// How many events a simulation remembers.
@@ -303,6 +312,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             result: Simulation::default(),
             call: 0,
             steps: 0,
+            events: EVENTS,
         };
         let title = plan.title.clone();
         simulator.check_plan().map_err(|what| Error::Violation { call: title, statement: "the plan".into(), what })?;

@@ -1,7 +1,7 @@
 //! Slots of SRAM buffers, and transfers between them and DRAM.
 
 use super::{
-    Area, BufferState, EVENTS, Event, Found, Simulator, Slot, Violation,
+    Area, BufferState, Event, Found, Simulator, Slot, Violation,
     chip::{self, ACTIVATIONS, Bytes, COMPUTE, Clock, STORES, WEIGHTS, join},
     fixed,
 };
@@ -126,7 +126,7 @@ impl<'p> Simulator<'p, '_> {
     }
 
     pub(super) fn event(&mut self, queue: usize, start: u64, end: u64) {
-        if self.result.events.len() < EVENTS && end > start {
+        if self.result.events.len() < self.events && end > start {
             self.result.events.push(Event { queue, call: self.call, start, end });
         }
     }

@@ -221,7 +221,7 @@ fn names_are_escaped() {
     for (x, out) in [(x, middle), (middle, out)] {
         let [weight, columns] = builder.weight(name, [32, 32], Element::INT8, 90.0);
         let out = vec![Destination { tensor: out, row: 0 }];
-        let linear = Linear { x, weight, columns, out, epilogue: Epilogue::Rescale };
+        let linear = Linear { x, weight, columns, out, epilogue: Epilogue::Rescale, narrow: 0 };
         builder.program.kernel(name, Kernel::Linear(linear));
     }
     let target = Target { name: name.into(), ..target(8 << 10) };

@@ -112,7 +112,7 @@ impl Shapes<'_> {
         let shape = [outputs, self.program.get(x).columns];
         let weight = self.program.tensor(format!("{name}.weight"), shape, self.decoder.weight, Role::Weight);
         let columns = self.program.tensor(format!("{name}.columns"), [1, outputs], Column::ELEMENT, Role::Constant);
-        self.program.kernel(name, Kernel::Linear(Linear { x, weight, columns, out, epilogue }));
+        self.program.kernel(name, Kernel::Linear(Linear { x, weight, columns, out, epilogue, narrow: 0 }));
     }
 
     fn norm(&mut self, name: &str, x: TensorId) -> TensorId {

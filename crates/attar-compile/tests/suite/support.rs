@@ -57,11 +57,13 @@ pub(crate) struct Builder {
     pub(crate) program: Program,
     pub(crate) data: Vec<(TensorId, Data)>,
     pub(crate) random: Random,
+    /// Which activations of a block are int16: those of these bits.
+    pub(crate) wide: u64,
 }
 
 impl Builder {
     pub(crate) fn new(seed: u64) -> Builder {
-        Builder { program: Program::default(), data: Vec::new(), random: Random(seed) }
+        Builder { program: Program::default(), data: Vec::new(), random: Random(seed), wide: 0 }
     }
 
     pub(crate) fn memory(self) -> (Program, Memory) {
@@ -118,8 +120,12 @@ impl Builder {
         epilogue: Epilogue,
     ) {
         let k = self.program.get(x).columns;
+        let from = self.program.get(x).element;
+        let narrow = Program::narrow(from, k, element);
+        // Numbers of int16 are 160 times those of int8 here, before their sums are narrowed.
+        let reach = if from == Element::INT16 { reach / 160.0 * f64::from(1u32 << narrow) } else { reach };
         let [weight, columns] = self.weight(name, [n, k], element, reach);
-        self.program.kernel(name, Kernel::Linear(Linear { x, weight, columns, out, epilogue }));
+        self.program.kernel(name, Kernel::Linear(Linear { x, weight, columns, out, epilogue, narrow }));
     }
 
     pub(crate) fn norm(&mut self, name: &str, x: TensorId, out: TensorId) {
@@ -138,12 +144,16 @@ impl Builder {
         Epilogue::Gated { table: (0..1024).map(silu).collect(), rescale: rescale_by(1.0 / 40_000.0) }
     }
 
+    fn activation(&self, bit: u32) -> Element {
+        if self.wide >> bit & 1 == 1 { Element::INT16 } else { Element::INT8 }
+    }
+
     /// A decoder block that reads `x` and writes `out`, int16.
     pub(crate) fn block(&mut self, at: &str, block: &Block, x: TensorId, out: TensorId) {
         let Block { rows, past, width, inner, heads, key_heads, head, window, weight } = *block;
         let name = |what: &str| format!("{at}.{what}");
         let [q_width, kv_width] = [heads * head, 2 * key_heads * head];
-        let normed = self.scratch(&name("normed"), [rows, width], Element::INT8);
+        let normed = self.scratch(&name("normed"), [rows, width], self.activation(0));
         self.norm(&name("norm"), x, normed);
         let query = self.scratch(&name("query"), [rows, q_width], Element::INT8);
         let state = self.numbers(&name("state"), [past + rows, kv_width], Element::INT8, Role::State);
@@ -153,7 +163,7 @@ impl Builder {
         let rotary = Epilogue::Rotary { table, position: past, head, rotated: q_width + kv_width / 2, ranges };
         let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&name("qkv"), normed, q_width + kv_width, weight, 4000.0, parts, rotary);
-        let attended = self.scratch(&name("attended"), [rows, q_width], Element::INT8);
+        let attended = self.scratch(&name("attended"), [rows, q_width], self.activation(1));
         let logits = rescale_by(300.0 / (head as f64).sqrt() / 5000.0);
         let rescale = rescale_by(1.7);
         let attention = Attention { query, state, out: attended, heads, key_heads, head, past, window, logits, rescale };
@@ -161,9 +171,9 @@ impl Builder {
         let middle = self.scratch(&name("middle"), [rows, width], Element::INT16);
         let parts = vec![Destination { tensor: middle, row: 0 }];
         self.linear(&name("output"), attended, width, weight, 6000.0, parts, Epilogue::Add { residual: x });
-        let normed = self.scratch(&name("normed again"), [rows, width], Element::INT8);
+        let normed = self.scratch(&name("normed again"), [rows, width], self.activation(2));
         self.norm(&name("norm again"), middle, normed);
-        let gated = self.scratch(&name("gated"), [rows, inner], Element::INT8);
+        let gated = self.scratch(&name("gated"), [rows, inner], self.activation(3));
         let gate = self.gate();
         self.linear(&name("gate"), normed, 2 * inner, weight, 300.0, vec![Destination { tensor: gated, row: 0 }], gate);
         let parts = vec![Destination { tensor: out, row: 0 }];

@@ -20,6 +20,7 @@ use attar_tensor::nearest;
 
 pub use generate::SHIPPED as PROMPTS;
 pub use kind::{Against, Better, Column, Digits, Invalid, Language, Load, Measurements, Metric, Prepared, Settings, Sides, Task};
+pub use texts::shipped_texts;
 
 use crate::{Error, Result};
 

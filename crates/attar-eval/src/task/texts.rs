@@ -168,6 +168,11 @@ const TEXTS: [(&str, &str); 5] = [
     ("attar:german", include_str!("../../../../evals/domains/german.txt")),
 ];
 
+/// The texts that ship with attar and are plain text.
+pub fn shipped_texts() -> impl Iterator<Item = &'static str> {
+    TEXTS.iter().filter(|(name, _)| *name != "attar:chat").map(|(_, text)| *text)
+}
+
 /// Several texts, cut into windows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -71,7 +71,7 @@ fn arithmetic(compute: &Compute) -> String {
             let first = first.map_or("1".into(), |variable| format!("v{variable}.index == 0"));
             format!("attar_multiply(run, {}, {weights}, {}, {}, {first})", view(x), boxed(&w.region), view(sums))
         }
-        Compute::Finish { sums, columns, extra, out, finish } => {
+        Compute::Finish { sums, columns, extra, out, narrow, finish } => {
             let extra = extra.as_ref().map_or(String::new(), |extra| format!(", {}", view(extra)));
             let (name, rest) = match finish {
                 Finish::Rescale => ("rescale", String::new()),
@@ -81,7 +81,7 @@ fn arithmetic(compute: &Compute) -> String {
                 }
                 Finish::Gated { constant } => ("gated", format!(", &run->call->constants[{constant}]")),
             };
-            format!("attar_finish_{name}({}, {}{extra}, {}{rest})", view(sums), view(columns), view(out))
+            format!("attar_finish_{name}({}, {narrow}, {}{extra}, {}{rest})", view(sums), view(columns), view(out))
         }
         Compute::Norm { x, gains, out, constant } => {
             format!("attar_norm({}, {}, {}, &run->call->constants[{constant}])", view(x), view(gains), view(out))

@@ -43,8 +43,8 @@ impl Layout {
     pub(super) fn new(compiled: &Compiled) -> Result<Layout> {
         let plans = || compiled.runs.iter().map(|run| &run.plan);
         let align = plans().map(|plan| plan.align).max().unwrap_or(1).max(16);
-        if let Some(plan) = plans().find(|plan| plan.align % 4 != 0 || align % plan.align != 0) {
-            let why = format!("buffers of `{}` are aligned to {} bytes; C needs a multiple of 4", plan.device, plan.align);
+        if let Some(plan) = plans().find(|plan| plan.align % 8 != 0 || align % plan.align != 0) {
+            let why = format!("buffers of `{}` are aligned to {} bytes; C needs a multiple of 8", plan.device, plan.align);
             return Err(refused(why));
         }
         let all = || plans().flat_map(|plan| &plan.tensors);

@@ -1,7 +1,7 @@
 //! What the step `compile` planned for a device, and proved.
 
-use attar_compile::report::Picture;
 use attar_compile::schedule::Goal;
+use attar_compile::{Quality, report::Picture};
 use attar_eval::Prediction;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct CompilationReport {
     /// The last norm and the head, if they are on the device and were proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<ProofReport>,
+    /// What the integers lose, where they end with logits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
 }
 
 /// A size of chunks, and what a prompt costs with it.
@@ -106,7 +109,11 @@ pub struct ProofReport {
 
 impl Finding for CompilationReport {
     fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
-        vec![("Compiled (predicted)", table(found)), ("Pareto front (predicted)", front_table(found))]
+        vec![
+            ("Compiled (predicted)", table(found)),
+            ("Integers of the compiled model", quality_table(found)),
+            ("Pareto front (predicted)", front_table(found)),
+        ]
     }
 
     fn prediction(&self) -> Option<Prediction> {
@@ -122,6 +129,9 @@ impl Finding for CompilationReport {
             peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max(),
             dram_bytes: Some(prefill.iter().map(|phase| phase.dram_bytes).sum()),
             energy_per_token: Some(decode.map_or_else(shared, |phase| phase.energy)),
+            kl: self.quality.map(|quality| quality.kl),
+            perplexity_ratio: self.quality.map(|quality| quality.perplexity_ratio),
+            snr: self.quality.map(|quality| quality.snr_db),
             ..Prediction::default()
         })
     }
@@ -170,6 +180,25 @@ fn head_row(device: &str, proof: &ProofReport) -> Vec<String> {
     let name = [device.into(), "norm and head".into()];
     name.into_iter().chain(costs).chain(["all".to_owned(), snr]).collect()
 }
+
+/// The integers beside float activations: all blocks and the head.
+fn quality_table(variants: &Found<'_, CompilationReport>) -> Table {
+    let rows = |compilation: &CompilationReport| {
+        let row = |quality: &Quality| {
+            vec![
+                compilation.device.clone(),
+                quality.tokens.to_string(),
+                format!("{:.4}", quality.kl),
+                format!("{:.4}", quality.perplexity_ratio),
+                format!("{:.1}", quality.snr_db),
+            ]
+        };
+        compilation.quality.iter().map(row).collect::<Vec<_>>()
+    };
+    Table { head: QUALITY_HEAD, rows: rows_of(variants.iter().copied(), rows) }
+}
+
+const QUALITY_HEAD: &[&str] = &["variant", "device", "tokens", "KL from float activations", "perplexity ratio", "logits' SNR dB"];
 
 /// Goals and sizes of chunks on the Pareto front: one row each.
 fn front_table(variants: &Found<'_, CompilationReport>) -> Table {

@@ -85,7 +85,9 @@ impl Step for Compile {
         };
         let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
         let planned = kept.as_ref().map(|kept| &kept.planned);
-        let compiled = Compile::run(self, &model.graph, &Arc::clone(&model.source), windows, planned, &watch).map_err(refused)?;
+        let other = other_text(self.quality, self.seq.get() as usize, model, session)?;
+        let texts = [windows, &other];
+        let compiled = Compile::run(self, &model.graph, &Arc::clone(&model.source), texts, planned, &watch).map_err(refused)?;
         let memories = memories(&compiled, &model.source, session)?;
         let blobs = memories.iter().map(|(_, digest)| *digest).collect();
         let stored = memories.into_iter().map(|(name, digest)| {
@@ -97,6 +99,23 @@ impl Step for Compile {
         model.findings.push(report(&compiled));
         Ok(blobs)
     }
+}
+
+/// At least `wanted` tokens of the texts that ship with attar, in turn, in windows of `length`; none without a tokenizer.
+fn other_text(wanted: usize, length: usize, model: &Working, session: &Session<'_>) -> Result<Vec<Vec<u32>>, StepError> {
+    let wanted = wanted.div_ceil(length);
+    if wanted == 0 {
+        return Ok(Vec::new());
+    }
+    if let Some(why) = model.checkpoint.no_tokenizer() {
+        session.observer.note(&format!("note: {why}, so the compiled integers are compared with nothing"));
+        return Ok(Vec::new());
+    }
+    let tokenizer = model.checkpoint.tokenizer().map_err(Error::from)?;
+    let texts = attar_eval::shipped_texts().map(|text| tokenizer.encode(text).map_err(Error::from));
+    let texts = texts.collect::<Result<Vec<Vec<u32>>, Error>>()?;
+    let windows = (0..wanted).flat_map(|round| texts.iter().filter_map(move |text| text.chunks_exact(length).nth(round)));
+    Ok(windows.take(wanted).map(<[u32]>::to_vec).collect())
 }
 
 /// Blobs of what all plans find in DRAM and flash. They are read back, and hold what was proven.
@@ -161,6 +180,7 @@ fn report(compiled: &Compiled) -> CompilationReport {
         front: compiled.front.iter().map(front_report).collect(),
         phases,
         head: compiled.head.as_ref().map(proof_report),
+        quality: compiled.quality,
     }
 }
 

@@ -10,7 +10,11 @@ use attar_recipe::{Error, data_beside, prove_plan, read_plan, read_proof, unusab
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::json;
 
-use super::{Verb, draw, path, path_argument};
+use super::{
+    Verb,
+    compile::{trace_flags, write_traces},
+    draw, path, path_argument,
+};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Simulate;
@@ -21,7 +25,7 @@ impl Verb for Simulate {
     }
 
     fn command(&self) -> Command {
-        Command::new("simulate")
+        let command = Command::new("simulate")
             .about("Run a compiled plan in simulation, to prove it or to predict its cost")
             .long_about(
                 "Run a compiled plan in simulation, to prove it or to predict its cost.\n\n\
@@ -37,7 +41,8 @@ impl Verb for Simulate {
                     .help("Data file of a proof [default: PLAN with `.data` in place of `.plan`, if that file exists]")
                     .value_parser(clap::value_parser!(PathBuf)),
             )
-            .arg(Arg::new("text").long("text").help("Print the plan as text, and do nothing else").action(ArgAction::SetTrue))
+            .arg(Arg::new("text").long("text").help("Print the plan as text, and do nothing else").action(ArgAction::SetTrue));
+        trace_flags(command)
     }
 
     fn examples(&self) -> &'static [&'static str] {
@@ -55,6 +60,7 @@ impl Verb for Simulate {
             printer.data(&plan.to_string());
             return Ok(ExitCode::SUCCESS);
         }
+        write_traces(arguments, || Ok(vec![plan.clone()]))?;
         let data = arguments.get_one::<PathBuf>("data").cloned().or_else(|| data_beside(path));
         let simulation = match &data {
             Some(data) => prove_plan(&path.display().to_string(), &plan, &read_proof(data)?)?,

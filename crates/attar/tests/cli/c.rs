@@ -278,6 +278,22 @@ fn c_computes_what_the_simulator_does() {
     }
 }
 
+/// int16 where int8 costs most: what `down` reads, what norms make, and what the head reads.
+#[test]
+fn int16_becomes_c_too() {
+    let room = Room::new();
+    let static_of = |select: &str, bits: u32| {
+        format!("[[step]]\nkind = \"activations\"\nmode = \"static\"\nbits = {bits}\nselect = [{select}]\n\n")
+    };
+    let wide = static_of("\"blocks.*.mlp.*\", \"blocks.*.attention.{query,key,value}\", \"lm_head\"", 16);
+    let rest = static_of("\"blocks.*.attention.output\"", 8);
+    let export = "\n[[export]]\ntarget = \"c\"\n";
+    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, &wide, &rest, &compile("prove = 4"), export]));
+    proven(&room);
+    let plan = room.read("out/compiled/prefill.txt");
+    assert!(plan.contains("64 bits") && plan.contains(" >> "), "sums of int16 have 64 bits:\n{plan}");
+}
+
 #[test]
 fn chunks_and_flash_become_c_too() {
     let room = Room::new();

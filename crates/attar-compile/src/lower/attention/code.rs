@@ -73,8 +73,12 @@ impl Buffers {
         let softmax = builder.ring("softmax", Element::INT32, 1, 8 * rows);
         // Logits and weights of one run: the device's own, no statement names it.
         builder.ring("scores", Element::INT8, 1, 5 * rows * RUN);
-        let [query, out] = [("query", tiles.on_chip[0]), ("out", tiles.on_chip[1])]
-            .map(|(name, on_chip)| (!on_chip).then(|| builder.ring(name, Element::INT8, 2, rows * head)));
+        let [query, out] = [("query", attention.query, tiles.on_chip[0]), ("out", attention.out, tiles.on_chip[1])].map(
+            |(name, id, on_chip)| {
+                let element = program.get(id).element;
+                (!on_chip).then(|| builder.ring(name, element, 2, element.bytes(rows * head)))
+            },
+        );
         Buffers { states, sums, softmax, query, out }
     }
 }

@@ -63,6 +63,7 @@ struct Nest<'a> {
     buffers: Buffers,
     /// Of gate with up, and of down.
     finish: [Finish; 2],
+    narrow: [u8; 2],
 }
 
 impl Operands {
@@ -93,9 +94,9 @@ impl Buffers {
         });
         let columns = [("gate columns", 2 * tiles.inner), ("down columns", tiles.finished)]
             .map(|(name, count)| builder.ring(name, Column::ELEMENT, 1, Column::ELEMENT.bytes(count)));
-        let sums = builder.ring("sums", Element::INT32, 1, 4 * tiles.rows * shape.d);
-        let gate_sums = builder.ring("gate sums", Element::INT32, 1, 8 * tiles.rows * tiles.inner);
-        let gated = builder.ring("gated", Element::INT8, 1, tiles.rows * tiles.inner);
+        let sums = builder.ring("sums", shape.sums[1], 1, shape.sums[1].bytes(tiles.rows * shape.d));
+        let gate_sums = builder.ring("gate sums", shape.sums[0], 1, shape.sums[0].bytes(2 * tiles.rows * tiles.inner));
+        let gated = builder.ring("gated", shape.gated, 1, shape.gated.bytes(tiles.rows * tiles.inner));
         let x = Buffers::x(tiles, shape, norms, builder);
         let finished = shape.out.bytes(tiles.finished) * tiles.rows;
         let own_residual = adds && !tiles.on_chip[2] && !(tiles.added && x.is_some());
@@ -109,7 +110,7 @@ impl Buffers {
         let blocks = shape.m.div_ceil(tiles.rows).min(2);
         match norms {
             _ if tiles.on_chip[0] => None,
-            false => Some(builder.ring("x", Element::INT8, blocks, tiles.rows * shape.d)),
+            false => Some(builder.ring("x", shape.x, blocks, shape.x.bytes(tiles.rows * shape.d))),
             true if tiles.added => Some(builder.ring("x", Element::INT16, 1, Element::INT16.bytes(tiles.rows * shape.d))),
             true => None,
         }
@@ -126,7 +127,8 @@ impl<'a> Nest<'a> {
         let operands = Operands::new(mlp, norm, norming, builder);
         let buffers = Buffers::new(tiles, &shape, norming.is_some(), operands.residual.is_some(), builder);
         let finish = [&mlp.gated, &mlp.down].map(|linear| builder.finish(&linear.epilogue));
-        Nest { tiles, shape, norming, operands, buffers, finish }
+        let narrow = [mlp.gated.narrow, mlp.down.narrow];
+        Nest { tiles, shape, norming, operands, buffers, finish, narrow }
     }
 
     /// All loops.
@@ -219,6 +221,7 @@ impl<'a> Nest<'a> {
                 columns: at_buffer(columns_buffer, columns),
                 extra: None,
                 out: gated,
+                narrow: self.narrow[0],
                 finish: self.finish[0],
             }),
             release(columns_buffer),
@@ -249,7 +252,7 @@ impl<'a> Nest<'a> {
         };
         let sums = at_buffer(self.buffers.sums, place);
         let columns = at_buffer(columns_buffer, columns);
-        code.push(compute(Compute::Finish { sums, columns, extra, out, finish: self.finish[1] }));
+        code.push(compute(Compute::Finish { sums, columns, extra, out, narrow: self.narrow[1], finish: self.finish[1] }));
         code.push(release(columns_buffer));
         code.extend(self.buffers.residual.map(release));
         let store = |buffer| Statement::Store { buffer, operands: vec![(self.operands.out, 0)], region: place };

@@ -46,6 +46,7 @@ struct Nest<'a> {
     extra: Option<Extra>,
     out: Out,
     finish: Finish,
+    narrow: u8,
     norming: Option<Norming>,
     /// Buffers of kept and of streamed tiles, of x and of the weight.
     factors: [[Option<u32>; 2]; 2],
@@ -93,10 +94,10 @@ impl<'a> Nest<'a> {
         let extra = Extra::new(tiles, program, linear, builder);
         let out = Out::new(tiles, program, linear, extra, finish.pairs(), builder);
         let accumulators = tiles.tiling.buffers(&tiles.product, &tiles.limits).accumulators;
-        let sums = builder.ring("sums", Element::INT32, 1, accumulators);
+        let sums = builder.ring("sums", program.sums(linear), 1, accumulators);
         let x_element = program.get(norm.map_or(linear.x, |norm| norm.x)).element;
         let factors = factors(tiles, x_element, builder);
-        Nest { tiles, pairs: finish.pairs(), reads, sums, columns, extra, out, finish, norming, factors }
+        Nest { tiles, pairs: finish.pairs(), reads, sums, columns, extra, out, finish, narrow: linear.narrow, norming, factors }
     }
 
     /// The row of an operand's tensor that is its row 0.
@@ -523,7 +524,7 @@ impl Nest<'_> {
         let extra = self.extra.map(|extra| self.ready_extra(extra, &mut code));
         let out = self.open_out(&mut code);
         let sums = at_buffer(self.sums, self.sums_region());
-        code.push(compute(Compute::Finish { sums, columns, extra, out, finish: self.finish }));
+        code.push(compute(Compute::Finish { sums, columns, extra, out, narrow: self.narrow, finish: self.finish }));
         if let Some(buffer) = self.out.buffer {
             code.push(Statement::Store { buffer, operands: self.out.operands.clone(), region: out.region });
         }

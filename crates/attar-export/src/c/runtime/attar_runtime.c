@@ -352,6 +352,31 @@ static int32_t scaled_dot(const int8_t *restrict a, const int8_t *restrict b, co
     return sum;
 }
 
+/* The same with int16: products of 256 pairs fit in 32 bits. */
+static int64_t wide_dot(const attar_i16 *a, const int8_t *b, uint32_t count)
+{
+    int64_t sum = 0;
+    while (count > 0) {
+        uint32_t some = least(count, 256);
+        int32_t part = 0;
+        for (uint32_t at = 0; at < some; at++)
+            part += (int32_t)a[at] * b[at];
+        sum += part;
+        a += some;
+        b += some;
+        count -= some;
+    }
+    return sum;
+}
+
+static int64_t wide_scaled_dot(const attar_i16 *a, const int8_t *b, const int8_t *scales, uint32_t count, uint32_t group)
+{
+    int64_t sum = 0;
+    for (uint32_t at = 0; at < count; at += group)
+        sum += wide_dot(a + at, b + at, least(group, count - at)) * *scales++;
+    return sum;
+}
+
 void attar_multiply(attar_run *run, attar_view x, uint32_t weights, attar_box box, attar_view sums, int first)
 {
     const attar_buffer *is = &run->call->body->buffers[weights];
@@ -366,6 +391,13 @@ void attar_multiply(attar_run *run, attar_view x, uint32_t weights, attar_box bo
         else
             unpack(run->codes, tile, (size_t)j * depth * bits, bits, depth);
         for (uint32_t i = 0; i < x.box.rows; i++) {
+            if (x.bits == 16) {
+                attar_i64 *sum = (attar_i64 *)(sums.at + i * sums.stride) + j;
+                const attar_i16 *row = (const attar_i16 *)(x.at + i * x.stride);
+                int64_t found = group == 1 ? wide_dot(row, codes, depth) : wide_scaled_dot(row, codes, scales + (size_t)j * groups, depth, group);
+                *sum = first ? found : *sum + found;
+                continue;
+            }
             const int8_t *row = (const int8_t *)(x.at + i * x.stride);
             attar_i32 *sum = (attar_i32 *)(sums.at + i * sums.stride) + j;
             int32_t found = group == 1 ? dot(row, codes, depth) : scaled_dot(row, codes, scales + (size_t)j * groups, depth, group);
@@ -392,28 +424,31 @@ static column column_of(attar_view columns, uint32_t at)
     return found;
 }
 
-static int64_t rescaled(attar_view sums, uint32_t row, uint32_t at, const column *by)
+static int64_t rescaled(attar_view sums, uint32_t narrow, uint32_t row, uint32_t at, const column *by)
 {
-    int64_t sum = (int64_t)((const attar_i32 *)(sums.at + row * sums.stride))[at] + by->bias;
-    return rescale(saturate(sum, 32), by->rescale);
+    const uint8_t *place = sums.at + row * sums.stride;
+    int64_t sum = sums.bits == 64 ? ((const attar_i64 *)place)[at] : ((const attar_i32 *)place)[at];
+    if (narrow > 0)
+        sum = saturate((sum + ((int64_t)1 << (narrow - 1))) >> narrow, 32);
+    return rescale(saturate(sum + by->bias, 32), by->rescale);
 }
 
-void attar_finish_rescale(attar_view sums, attar_view columns, attar_view out)
+void attar_finish_rescale(attar_view sums, uint32_t narrow, attar_view columns, attar_view out)
 {
     for (uint32_t at = 0; at < out.box.columns; at++) {
         column by = column_of(columns, at);
         for (uint32_t row = 0; row < out.box.rows; row++)
-            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescaled(sums, row, at, &by), out.bits));
+            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescaled(sums, narrow, row, at, &by), out.bits));
     }
 }
 
-void attar_finish_add(attar_view sums, attar_view columns, attar_view residual, attar_view out)
+void attar_finish_add(attar_view sums, uint32_t narrow, attar_view columns, attar_view residual, attar_view out)
 {
     for (uint32_t at = 0; at < out.box.columns; at++) {
         column by = column_of(columns, at);
         for (uint32_t row = 0; row < out.box.rows; row++) {
             int32_t carried = shift_down(get(residual.at + row * residual.stride + at * (residual.bits / 8u), residual.bits), by.coarser);
-            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescaled(sums, row, at, &by) + carried, out.bits));
+            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescaled(sums, narrow, row, at, &by) + carried, out.bits));
         }
     }
 }
@@ -430,17 +465,17 @@ static attar_rescale range_of(const attar_range *ranges, uint32_t at)
     return ranges->rescale;
 }
 
-void attar_finish_rotary(attar_view sums, attar_view columns, attar_view table, attar_view out, uint32_t head, uint32_t rotated,
+void attar_finish_rotary(attar_view sums, uint32_t narrow, attar_view columns, attar_view table, attar_view out, uint32_t head, uint32_t rotated,
                          const attar_constant *constant)
 {
     uint32_t half = head / 2, first = out.box.column;
     for (uint32_t at = 0; at < out.box.columns; at++) {
-        attar_rescale narrow = range_of(constant->ranges, first + at);
+        attar_rescale own = range_of(constant->ranges, first + at);
         column by = column_of(columns, at);
         if (first + at >= rotated) {
             for (uint32_t row = 0; row < out.box.rows; row++) {
-                int32_t wide = saturate(rescaled(sums, row, at, &by), 16);
-                put(out.at + row * out.stride + at, 8, saturate(rescale(wide, narrow), 8));
+                int32_t wide = saturate(rescaled(sums, narrow, row, at, &by), 16);
+                put(out.at + row * out.stride + at, 8, saturate(rescale(wide, own), 8));
             }
             continue;
         }
@@ -451,20 +486,20 @@ void attar_finish_rotary(attar_view sums, attar_view columns, attar_view table, 
         for (uint32_t row = 0; row < out.box.rows; row++) {
             const attar_i16 *angles = (const attar_i16 *)(table.at + row * table.stride);
             int32_t cosine = angles[at % head], sine = angles[half + at % head];
-            int32_t a = saturate(rescaled(sums, row, at, &by), 16), b = saturate(rescaled(sums, row, at + half, &with), 16);
-            put(out.at + row * out.stride + at, 8, saturate(rescale(turned(a, cosine, -b, sine), narrow), 8));
+            int32_t a = saturate(rescaled(sums, narrow, row, at, &by), 16), b = saturate(rescaled(sums, narrow, row, at + half, &with), 16);
+            put(out.at + row * out.stride + at, 8, saturate(rescale(turned(a, cosine, -b, sine), own), 8));
             put(out.at + row * out.stride + at + half, 8, saturate(rescale(turned(b, cosine, a, sine), other), 8));
         }
     }
 }
 
-void attar_finish_gated(attar_view sums, attar_view columns, attar_view out, const attar_constant *constant)
+void attar_finish_gated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant)
 {
     for (uint32_t at = 0; at < out.box.columns; at++) {
         column gate = column_of(columns, 2 * at), up = column_of(columns, 2 * at + 1);
         for (uint32_t row = 0; row < out.box.rows; row++) {
-            int32_t code = saturate(rescaled(sums, row, 2 * at, &gate), GATE_BITS) + (1 << (GATE_BITS - 1));
-            int32_t product = constant->gate[code] * saturate(rescaled(sums, row, 2 * at + 1, &up), 16);
+            int32_t code = saturate(rescaled(sums, narrow, row, 2 * at, &gate), GATE_BITS) + (1 << (GATE_BITS - 1));
+            int32_t product = constant->gate[code] * saturate(rescaled(sums, narrow, row, 2 * at + 1, &up), 16);
             put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescale(product, constant->rescale), out.bits));
         }
     }
@@ -638,6 +673,7 @@ void attar_attended(attar_view sums, attar_view softmax, attar_view out, uint32_
             int32_t sum = ((const attar_i32 *)(sums.at + row * sums.stride))[at];
             int32_t all = ((const attar_i32 *)(softmax.at + row * softmax.stride))[at / head * 2 + 1];
             int64_t scaled = (int64_t)sum * constant->rescale.multiplier, divisor = all > 1 ? all : 1;
-            put(out.at + row * out.stride + at, 8, saturate(floored((scaled >> (constant->rescale.shift - 1)) + divisor, 2 * divisor), 8));
+            int64_t mean = floored((scaled >> (constant->rescale.shift - 1)) + divisor, 2 * divisor);
+            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(mean, out.bits));
         }
 }

@@ -12,9 +12,11 @@
 #ifdef __GNUC__
 typedef int16_t __attribute__((may_alias)) attar_i16;
 typedef int32_t __attribute__((may_alias)) attar_i32;
+typedef int64_t __attribute__((may_alias)) attar_i64;
 #else
 typedef int16_t attar_i16;
 typedef int32_t attar_i32;
+typedef int64_t attar_i64;
 #endif
 
 enum { ATTAR_SRAM, ATTAR_DRAM, ATTAR_WEIGHTS, ATTAR_MEMORIES };
@@ -155,11 +157,12 @@ attar_view attar_held(attar_run *run, uint32_t buffer, attar_box box);
 attar_view attar_kept(attar_run *run, uint32_t operand, attar_box box);
 
 void attar_multiply(attar_run *run, attar_view x, uint32_t weights, attar_box box, attar_view sums, int first);
-void attar_finish_rescale(attar_view sums, attar_view columns, attar_view out);
-void attar_finish_add(attar_view sums, attar_view columns, attar_view residual, attar_view out);
-void attar_finish_rotary(attar_view sums, attar_view columns, attar_view table, attar_view out, uint32_t head, uint32_t rotated,
+/* `sums` of 64 bits are shifted down by `narrow` before they are rescaled. */
+void attar_finish_rescale(attar_view sums, uint32_t narrow, attar_view columns, attar_view out);
+void attar_finish_add(attar_view sums, uint32_t narrow, attar_view columns, attar_view residual, attar_view out);
+void attar_finish_rotary(attar_view sums, uint32_t narrow, attar_view columns, attar_view table, attar_view out, uint32_t head, uint32_t rotated,
                          const attar_constant *constant);
-void attar_finish_gated(attar_view sums, attar_view columns, attar_view out, const attar_constant *constant);
+void attar_finish_gated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant);
 void attar_norm(attar_view x, attar_view gains, attar_view out, const attar_constant *constant);
 /* `past` keys are before those of the run's first row; a row sees `window` keys, or all with 0. */
 void attar_attend(attar_run *run, attar_view query, attar_view key, attar_view value, attar_view sums, attar_view softmax, uint32_t head,
