@@ -24,6 +24,7 @@ static STAGES: &[Stage] = &[
     Stage { name: "format", run: |checkout, _| child::run(child::cargo(checkout).args(["fmt", "--all", "--check"])) },
     Stage { name: "clippy", run: |checkout, _| child::run(child::cargo(checkout).args(CLIPPY)) },
     Stage { name: "engines", run: |checkout, _| engines::run(checkout, &[]) },
+    Stage { name: "compilers", run: |_, _| compilers() },
     Stage { name: "browser", run: |_, _| system::ensure(page::BROWSER, page::BROWSER) },
     Stage { name: "smollm2", run: |checkout, _| checkpoint(checkout) },
     Stage { name: "test", run: tests },
@@ -53,6 +54,12 @@ pub(crate) fn run(checkout: &Checkout, _arguments: &[String]) -> Result<(), Fail
     test::close(done, &tally)
 }
 
+/// What the target `c` is compiled and run with, apart from the C compiler that Rust needs itself.
+fn compilers() -> Result<(), Failure> {
+    let wanted = [("clang", "clang"), ("arm-none-eabi-gcc", "gcc-arm-none-eabi"), ("qemu-system-arm", "qemu-system-arm")];
+    wanted.into_iter().try_for_each(|(program, package)| system::ensure(program, package))
+}
+
 /// The larger checkpoint, only where the folder beside the repository says that the larger tests are wanted.
 fn checkpoint(checkout: &Checkout) -> Result<(), Failure> {
     if checkout.shared.is_some() {
@@ -65,11 +72,14 @@ fn checkpoint(checkout: &Checkout) -> Result<(), Failure> {
 /// All tests. Those of `../shared/cases` run its scripts, which need packages of their own.
 fn tests(checkout: &Checkout, tally: &mut Tally) -> Result<(), Failure> {
     if checkout.shared.is_none() {
-        return test::count(checkout, &[], &[], tally);
+        return test::count(checkout, &[], &[BOARD], tally);
     }
     let python = venv::ensure(&checkout.target.join("cases-venv"), CASES)?;
-    test::count(checkout, &[], &[("ATTAR_CASES_PYTHON", &python.to_string_lossy())], tally)
+    test::count(checkout, &[], &[("ATTAR_CASES_PYTHON", &python.to_string_lossy()), BOARD], tally)
 }
+
+/// Tests on an emulated board fail where it is missing.
+const BOARD: (&str, &str) = ("ATTAR_BOARD", "1");
 
 const CASES: &[&str] = &["numpy==2.4.6", "ml_dtypes==0.6.0", "tokenizers==0.23.3", "gguf==0.19.0"];
 

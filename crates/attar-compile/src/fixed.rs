@@ -71,15 +71,36 @@ impl Default for Exponential {
 }
 
 impl Exponential {
-    /// `2^(-distance / 256)` in 7 fractional bits: 128 at 0.
-    fn weight(&self, distance: u32) -> i32 {
+    /// `2^(-distance / 256)` in `bits` fractional bits.
+    fn weight(&self, distance: u32, bits: u8) -> i32 {
         let (whole, part) = (distance >> LOGIT_BITS, distance & 0xff);
-        if whole >= 9 {
-            return 0;
+        let (bits, entry) = (u32::from(bits), i32::from(self.0[part as usize]));
+        match whole + 15 - bits {
+            _ if whole >= bits + 2 => 0,
+            0 => entry,
+            shift => (entry + (1 << (shift - 1))) >> shift,
         }
-        ((i32::from(self.0[part as usize])) + (1 << (7 + whole))) >> (8 + whole)
     }
 }
+
+/// Fractional bits of the weights of a softmax over so many keys: as many as keep sums of weights times int8 in 32 bits, 15 at most.
+pub fn weight_bits(keys: u64) -> u8 {
+    23u32.saturating_sub(keys.max(1).next_power_of_two().ilog2()).min(15) as u8
+}
+
+/// An entry of a table of a gate, between two neighbours: `code` has [`GATE_FRACTION`] bits below the index.
+pub fn looked_up(table: &[i16], code: i32) -> i32 {
+    let place = code + (1 << 15);
+    let (index, part) = ((place >> GATE_FRACTION) as usize, place & ((1 << GATE_FRACTION) - 1));
+    let [from, to] = [table[index], table[index + 1]].map(i32::from);
+    from + (((to - from) * part + (1 << (GATE_FRACTION - 1))) >> GATE_FRACTION)
+}
+
+/// Bits of a gate code between two entries of its table.
+pub const GATE_FRACTION: u32 = 6;
+
+/// Entries of a gate's table: one at each index that a code of 16 bits has, and one behind the last.
+pub const GATE_ENTRIES: usize = (1 << (16 - GATE_FRACTION)) + 1;
 
 /// A logit in base 2, from the product of query and key.
 pub fn logit(product: i32, rescale: Rescale) -> i32 {
@@ -91,7 +112,7 @@ pub fn logit(product: i32, rescale: Rescale) -> i32 {
 pub struct SoftmaxRow {
     /// The running maximum, a whole exponent; meaningless while `sum` is 0.
     pub exponent: i32,
-    /// Of the weights, in 7 fractional bits.
+    /// Of the weights, in as many fractional bits as they have.
     pub sum: i32,
 }
 
@@ -103,7 +124,7 @@ impl SoftmaxRow {
     /// and moves `accumulators` down where the maximum rises.
     pub fn take(
         &mut self,
-        exponential: &Exponential,
+        (exponential, bits): (&Exponential, u8),
         logits: &[Option<i32>],
         weights: &mut [i32],
         accumulators: impl Iterator<Item = i32>,
@@ -118,7 +139,7 @@ impl SoftmaxRow {
         self.exponent = self.exponent.max(wanted);
         self.sum = shift_down(self.sum, shift);
         for (weight, logit) in weights.iter_mut().zip(logits) {
-            *weight = logit.map_or(0, |logit| exponential.weight(((self.exponent << LOGIT_BITS) - logit) as u32));
+            *weight = logit.map_or(0, |logit| exponential.weight(((self.exponent << LOGIT_BITS) - logit) as u32, bits));
             self.sum += *weight;
         }
         accumulators.map(|x| shift_down(x, shift)).collect()
@@ -231,6 +252,30 @@ mod tests {
         }
     }
 
+    /// A key that holds most of the attention leaves the others theirs: a third of all, 7 nats below it each, at any length.
+    #[test]
+    fn a_sink_takes_no_more_than_its_share() {
+        let exponential = Exponential::default();
+        for keys in [128u64, 2048, 8192] {
+            let bits = weight_bits(keys);
+            // The others together weigh as much as the sink, or what is left of that below 7 nats.
+            let below = ((keys - 1) as f64).ln().min(7.0);
+            let other = -(below * std::f64::consts::LOG2_E * 256.0).round() as i32;
+            let (mut row, mut sum) = (SoftmaxRow::EMPTY, 0);
+            for run in 0..keys / RUN {
+                let logits: Vec<_> = (0..RUN).map(|at| Some(if run + at == 0 { 0 } else { other })).collect();
+                let mut weights = vec![0; RUN as usize];
+                sum = row.take((&exponential, bits), &logits, &mut weights, [sum].into_iter())[0];
+                // The sink's value is 0, that of the others 100.
+                sum += weights.iter().enumerate().filter(|(at, _)| run as usize + at > 0).map(|(_, w)| 100 * w).sum::<i32>();
+            }
+            let weight = (keys - 1) as f64 * (f64::from(other) / 256.0).exp2();
+            let wanted = 100.0 * weight / (1.0 + weight);
+            let found = row.finish(sum, Rescale::new(1.0).unwrap()) as f64;
+            assert!((found - wanted).abs() < 0.04 * wanted + 0.5, "{keys} keys: {found} is not {wanted:.1}");
+        }
+    }
+
     #[test]
     fn softmax_comes_near_the_real_one() {
         let exponential = Exponential::default();
@@ -241,7 +286,7 @@ mod tests {
         for (logits, values) in logits.chunks(RUN as usize).zip(values.chunks(RUN as usize)) {
             let mut weights = vec![0; logits.len()];
             let logits: Vec<_> = logits.iter().copied().map(Some).collect();
-            accumulator = row.take(&exponential, &logits, &mut weights, [accumulator].into_iter())[0];
+            accumulator = row.take((&exponential, 15), &logits, &mut weights, [accumulator].into_iter())[0];
             accumulator += weights.iter().zip(values).map(|(w, v)| w * v).sum::<i32>();
         }
         let real: Vec<f64> = logits.iter().map(|l| 2f64.powf(f64::from(*l) / 256.0)).collect();

@@ -97,9 +97,9 @@ pub enum Epilogue {
         ranges: Vec<(u64, Rescale)>,
     },
     /// Two products at once: the weight's rows `2j` and `2j + 1` are gate and up of output `j`. The gate is rescaled to
-    /// [`Epilogue::GATE_BITS`] bits and looked up, up to int16; their product is rescaled to the output.
+    /// int16 and looked up between two entries of a table, up to int16; their product is rescaled to the output.
     Gated {
-        /// `silu` of every gate code, from the lowest, in int16.
+        /// `silu` in int16 at [`crate::fixed::GATE_ENTRIES`] equidistant gates, from that of the lowest code on.
         table: Vec<i16>,
         /// From `table[gate] * up` to the output.
         rescale: Rescale,
@@ -107,9 +107,6 @@ pub enum Epilogue {
 }
 
 impl Epilogue {
-    /// Bits of a gate code.
-    pub const GATE_BITS: u32 = 10;
-
     /// Accumulator columns for each output.
     pub(crate) fn pairs(&self) -> u64 {
         match self {
@@ -177,6 +174,8 @@ pub struct Attention {
     pub past: u64,
     /// How many positions a query sees, itself included.
     pub window: Option<u64>,
+    /// Fractional bits of the weights of keys: [`crate::fixed::weight_bits`] of the state's rows.
+    pub weight_bits: u8,
     /// From products to logits in base 2.
     pub logits: Rescale,
     /// From weighted means of values to the output.
@@ -408,7 +407,8 @@ impl Program {
             && (out.rows, out.columns) == (query.rows, query.columns)
             && *key_heads > 0
             && heads % key_heads == 0
-            && past + query.rows <= state.rows;
+            && past + query.rows <= state.rows
+            && attention.weight_bits == crate::fixed::weight_bits(state.rows);
         (!fits).then_some("has operands whose shapes do not agree")
     }
 }

@@ -100,9 +100,9 @@ pub(crate) fn finish(program: &Program, linear: &Linear, sums: &[i64], memory: &
         }
         Epilogue::Gated { table, rescale } => pairs(m, n / 2)
             .map(|(i, j)| {
-                let gate = saturate(rescaled(i, 2 * j), Epilogue::GATE_BITS) + (1 << (Epilogue::GATE_BITS - 1));
+                let gate = fixed::looked_up(table, saturate(rescaled(i, 2 * j), 16));
                 let up = saturate(rescaled(i, 2 * j + 1), 16);
-                saturate(rescale.apply(i32::from(table[gate as usize]) * up), bits)
+                saturate(rescale.apply(gate * up), bits)
             })
             .collect(),
     };
@@ -154,7 +154,7 @@ pub(crate) fn attended(program: &Program, attention: &Attention, memory: &Memory
                 .map(|j| (j >= from).then(|| fixed::logit(q.iter().zip(key(j)).map(|(q, k)| q * k).sum(), attention.logits)))
                 .collect();
             let mut weights = vec![0; logits.len()];
-            sums = softmax.take(&exponential, &logits, &mut weights, sums.into_iter());
+            sums = softmax.take((&exponential, attention.weight_bits), &logits, &mut weights, sums.into_iter());
             for (j, weight) in seen.zip(weights) {
                 sums.iter_mut().zip(value(j)).for_each(|(sum, v)| *sum += weight * v);
             }

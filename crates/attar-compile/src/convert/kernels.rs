@@ -8,7 +8,7 @@ use attar_graph::{
 use super::{Body, Converter, INTEGERS, Made, Packed, STATIC};
 use crate::{
     Data, Element, Result,
-    fixed::{LARGEST_GAIN, ROTARY_BITS, stored_gain},
+    fixed::{GATE_ENTRIES, GATE_FRACTION, LARGEST_GAIN, ROTARY_BITS, stored_gain, weight_bits},
     program::{Attention, Destination, Epilogue, Kernel, Linear, Norm, Program, Role, TensorId},
 };
 
@@ -226,7 +226,8 @@ impl<'a> Converter<'a> {
         let (logits, rescale) = (self.rescale(body.node, logits)?, self.rescale(body.node, scales[2] / scale)?);
         let out = self.make(body.node, [self.bind.rows, heads * head], element, Role::Scratch, scale);
         let (past, window) = (self.bind.past, attention.window.map(|window| window as u64));
-        let kernel = Attention { query, state, out, heads, key_heads, head, past, window, logits, rescale };
+        let weight_bits = weight_bits(self.positions());
+        let kernel = Attention { query, state, out, heads, key_heads, head, past, window, weight_bits, logits, rescale };
         self.push(body.node, Kernel::Attention(kernel));
         Ok(())
     }
@@ -239,7 +240,7 @@ impl<'a> Converter<'a> {
         let [gate, up] = linears.map(|at| body.at(at));
         let (x, (scale, element)) = (self.input(body, gate.inputs[0])?, self.rounding(body)?);
         let name = self.graph.get(body.node.output()).name.clone();
-        let steps = [self.range(body.name(gate.output()))? / 511.0, self.range(body.name(up.output()))? / 32767.0];
+        let steps = [self.range(body.name(gate.output()))? / 32767.0, self.range(body.name(up.output()))? / 32767.0];
         let weight = self.interleave(body, [gate, up], &name)?;
         let (narrow, input) = self.sums(x, weight);
         let columns = self.columns_of_pairs(body, [gate, up], &name, steps.map(|step| input / step), input)?;
@@ -297,13 +298,14 @@ struct Projection<'g> {
     rope: Option<(&'g op::Rope, u64)>,
 }
 
-/// `silu` of every gate code, where one step of a code is `step`, and what one step of the table is.
+/// `silu` at the entries of a gate's table, where one step of a code is `step`, and what one step of the table is.
 fn silu_table(step: f64) -> (Vec<i16>, f64) {
     let silu = |code: i32| {
         let x = f64::from(code) * step;
         x / (1.0 + (-x).exp())
     };
-    let half = 1 << (Epilogue::GATE_BITS - 1);
-    let unit = silu(half - 1).abs().max(0.3) / 32767.0;
-    ((-half..half).map(|code| (silu(code) / unit).round() as i16).collect(), unit)
+    let half = 1 << 15;
+    let unit = silu(half).abs().max(0.3) / 32767.0;
+    let entry = |at: usize| (silu(((at as i32) << GATE_FRACTION) - half) / unit).round() as i16;
+    ((0..GATE_ENTRIES).map(entry).collect(), unit)
 }

@@ -6,7 +6,7 @@
 //! integer codes already (`int8`, `int6`, `int4` with a super scale per row), which multiply sums exactly.
 //!
 //! Values that are f32 in the graph get integer formats: the residual stream int16 with one step per channel that grows with
-//! depth ([`Residual`]), queries, keys and values int8, gate codes of 10 bits. Their scales come from [`Ranges`], observed on
+//! depth ([`Residual`]), queries, keys and values int8, gates int16. Their scales come from [`Ranges`], observed on
 //! calibration text.
 //!
 //! Nodes are converted by the roles that fused nodes know of themselves, never by names. Ops that no kernel computes are

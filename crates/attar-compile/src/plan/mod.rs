@@ -399,6 +399,8 @@ pub struct Attend {
     pub past: u64,
     /// How many keys a row sees.
     pub window: Option<u64>,
+    /// Fractional bits of the weights of keys.
+    pub weight_bits: u8,
     /// [`Constant::Rescale`], to logits in base 2.
     pub constant: u32,
     /// The loop over keys, in whose first step sums begin at zero; without one there is one step.

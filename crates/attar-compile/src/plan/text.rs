@@ -122,10 +122,10 @@ fn compute_text(compute: &Compute, view: &dyn Fn(&View) -> String) -> String {
             format!("norm by constant {constant} {} <- {}, {}", view(out), view(x), view(gains))
         }
         Compute::Attend { query, key, value, sums, softmax, attend } => {
-            let Attend { head, past, window, constant, first } = attend;
+            let Attend { head, past, window, weight_bits, constant, first } = attend;
             let window = window.map_or(String::new(), |window| format!(", window {window}"));
             let from = first.map_or(String::new(), |v| format!(", from zero at v{v}"));
-            let how = format!("heads of {head} after {past}{window}");
+            let how = format!("heads of {head} after {past}{window}, weights of {weight_bits} bits");
             let [sums, softmax, query, key, value] = [sums, softmax, query, key, value].map(view);
             format!("attend by constant {constant}, {how}, {sums}, {softmax} += {query}, {key}, {value}{from}")
         }

@@ -3,9 +3,9 @@
 use super::{Area, COMPUTE, Found, Simulator, Terms};
 use crate::{
     data,
-    fixed::{self, RUN, Rescale, SoftmaxRow, saturate},
+    fixed::{self, GATE_ENTRIES, RUN, Rescale, SoftmaxRow, saturate},
     plan::{Attend, Body, Call, Compute, Constant, Finish, Place, View},
-    program::{Column, Epilogue, Norm},
+    program::{Column, Norm},
     simulate::Violation,
 };
 
@@ -365,7 +365,7 @@ impl Simulator<'_, '_> {
                     })
                     .collect();
                 let mut weights = vec![0; logits.len()];
-                mine = row.take(&self.exponential, &logits, &mut weights, mine.into_iter());
+                mine = row.take((&self.exponential, attend.weight_bits.min(15)), &logits, &mut weights, mine.into_iter());
                 for (weight, value) in weights.iter().zip(values[run * RUN as usize * head..].chunks(head)) {
                     mine.iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
                 }
@@ -542,12 +542,9 @@ fn narrowed(narrow: &[i32], ranges: &[(u64, Rescale)], rotated: u64, out: &Found
 
 /// Pairs of gate and up: the gate's activation by table, times up.
 fn gated(wide: &[i64], table: &[i16], rescale: Rescale, out: &Found) -> Checked<Vec<i32>> {
-    if table.len() != 1 << Epilogue::GATE_BITS {
-        return Err(Violation::Index { what: "gate code", index: table.len() as u64, count: 1 << Epilogue::GATE_BITS });
+    if table.len() != GATE_ENTRIES {
+        return Err(Violation::Index { what: "gate code", index: table.len() as u64, count: GATE_ENTRIES as u64 });
     }
-    let gated = |pair: &[i64]| {
-        let gate = saturate(pair[0], Epilogue::GATE_BITS) + (1 << (Epilogue::GATE_BITS - 1));
-        rescale.apply(i32::from(table[gate as usize]) * saturate(pair[1], 16))
-    };
+    let gated = |pair: &[i64]| rescale.apply(fixed::looked_up(table, saturate(pair[0], 16)) * saturate(pair[1], 16));
     Ok(wide.chunks_exact(2).map(|pair| saturate(gated(pair), out.bits)).collect())
 }

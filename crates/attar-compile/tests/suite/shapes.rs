@@ -3,7 +3,7 @@
 
 use attar_compile::{
     Element, Kernel, Program, Result, TensorId,
-    fixed::Rescale,
+    fixed::{GATE_ENTRIES, Rescale, weight_bits},
     program::{Attention, Column, Destination, Epilogue, Linear, Norm, Role},
 };
 
@@ -85,7 +85,7 @@ impl Shapes<'_> {
         self.linear(&format!("{name}.output"), attended, width, whole(middle), Epilogue::Add { residual: x });
         let normed = self.norm(&format!("{name}.mlp.norm"), middle);
         let gated = self.scratch(&format!("{name}.gated"), inner);
-        let gate = Epilogue::Gated { table: vec![0; 1 << Epilogue::GATE_BITS], rescale: plain() };
+        let gate = Epilogue::Gated { table: vec![0; GATE_ENTRIES], rescale: plain() };
         self.linear(&format!("{name}.gate"), normed, 2 * inner, whole(gated), gate);
         self.linear(&format!("{name}.down"), gated, width, whole(out), Epilogue::Add { residual: middle });
     }
@@ -103,7 +103,19 @@ impl Shapes<'_> {
         let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&format!("{name}.qkv"), normed, queries + states, parts, rotary);
         let out = self.scratch(&format!("{name}.attended"), queries);
-        let attention = Attention { query, state, out, heads, key_heads, head, past, window, logits: plain(), rescale: plain() };
+        let attention = Attention {
+            query,
+            state,
+            out,
+            heads,
+            key_heads,
+            head,
+            past,
+            window,
+            weight_bits: weight_bits(past + rows),
+            logits: plain(),
+            rescale: plain(),
+        };
         self.program.kernel(format!("{name}.attention"), Kernel::Attention(attention));
         out
     }

@@ -2,7 +2,7 @@
 
 use attar_compile::{
     Data, Element, Kernel, Memory, Program, TensorId,
-    fixed::Rescale,
+    fixed::{GATE_ENTRIES, Rescale, weight_bits},
     program::{Attention, Column, Destination, Epilogue, Linear, Norm, Role},
 };
 
@@ -141,7 +141,7 @@ impl Builder {
             let x = f64::from(code - 512) / 64.0;
             (x / (1.0 + (-x).exp()) * 2048.0).round() as i16
         };
-        Epilogue::Gated { table: (0..1024).map(silu).collect(), rescale: rescale_by(1.0 / 40_000.0) }
+        Epilogue::Gated { table: (0..GATE_ENTRIES as i32).map(silu).collect(), rescale: rescale_by(1.0 / 40_000.0) }
     }
 
     fn activation(&self, bit: u32) -> Element {
@@ -166,7 +166,19 @@ impl Builder {
         let attended = self.scratch(&name("attended"), [rows, q_width], self.activation(1));
         let logits = rescale_by(300.0 / (head as f64).sqrt() / 5000.0);
         let rescale = rescale_by(1.7);
-        let attention = Attention { query, state, out: attended, heads, key_heads, head, past, window, logits, rescale };
+        let attention = Attention {
+            query,
+            state,
+            out: attended,
+            heads,
+            key_heads,
+            head,
+            past,
+            window,
+            weight_bits: weight_bits(past + rows),
+            logits,
+            rescale,
+        };
         self.program.kernel(name("attention"), Kernel::Attention(attention));
         let middle = self.scratch(&name("middle"), [rows, width], Element::INT16);
         let parts = vec![Destination { tensor: middle, row: 0 }];

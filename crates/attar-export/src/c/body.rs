@@ -86,11 +86,21 @@ fn arithmetic(compute: &Compute) -> String {
         Compute::Norm { x, gains, out, constant } => {
             format!("attar_norm({}, {}, {}, &run->call->constants[{constant}])", view(x), view(gains), view(out))
         }
-        Compute::Attend { query, key, value, sums, softmax, attend: Attend { head, window, constant, first, .. } } => {
+        Compute::Attend {
+            query,
+            key,
+            value,
+            sums,
+            softmax,
+            attend: Attend { head, window, weight_bits, constant, first, .. },
+        } => {
             let start = span(&query.region.rows).0;
             let first = first.map_or("1".into(), |variable| format!("v{variable}.start <= {}", first_key(&start, *window)));
             let views = [query, key, value, sums, softmax].map(view).join(", ");
-            format!("attar_attend(run, {views}, {head}, {}, {first}, &run->call->constants[{constant}])", window.unwrap_or(0))
+            format!(
+                "attar_attend(run, {views}, {head}, {}, {weight_bits}, {first}, &run->call->constants[{constant}])",
+                window.unwrap_or(0)
+            )
         }
         Compute::Attended { sums, softmax, out, head, constant } => {
             let views = [sums, softmax, out].map(view).join(", ");

@@ -30,7 +30,11 @@ pub(crate) fn open(folder: &Path) -> Model {
     // What runtimes that take texts ask for; tiny checkpoints have no tokenizer.
     let text = |text: &str| Content::Text(text.into());
     let files = [("tokenizer.json", text("{}")), ("generation_config.json", text("{\"eos_token_id\": 3}"))];
-    Model { graph, source, side: Side { context: config.context, config: config.json, files: files.into() } }
+    Model {
+        graph,
+        source,
+        side: Side { context: config.context, config: config.json, files: files.into(), compiled: Default::default() },
+    }
 }
 
 /// The same graph over weights that are made up, those of linear layers in codes of a scheme. Tied ones stay as they are.

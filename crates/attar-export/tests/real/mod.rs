@@ -24,7 +24,11 @@ pub(crate) fn shakespeare() -> Model {
         ("chat_template.jinja", Content::Text(TEMPLATE.into())),
         ("generation_config.json", Content::Text("{\"eos_token_id\": [1023, 1022]}".into())),
     ];
-    Model { graph, source, side: Side { context: config.context, config: config.json, files: files.into() } }
+    Model {
+        graph,
+        source,
+        side: Side { context: config.context, config: config.json, files: files.into(), compiled: Default::default() },
+    }
 }
 
 /// The likeliest token, over and over.

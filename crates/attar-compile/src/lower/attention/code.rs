@@ -170,12 +170,12 @@ impl<'a> Nest<'a> {
 
     /// The loop over the keys that the rows of a block see.
     fn keys(&self, query: View) -> Statement {
-        let Attention { head, past, window, .. } = *self.attention;
+        let Attention { head, past, window, weight_bits, .. } = *self.attention;
         let resident = self.tiles.resident;
         let mut body = if resident { Vec::new() } else { self.load_states() };
         let [key, value] = self.states();
         body.extend(self.buffers.states.into_iter().zip([key, value]).map(|(buffer, view)| wait(buffer, view.region)));
-        let attend = Attend { head, past, window, constant: self.constants[0], first: Some(KEYS) };
+        let attend = Attend { head, past, window, weight_bits, constant: self.constants[0], first: Some(KEYS) };
         let [sums, softmax] = self.accumulators();
         body.push(compute(Compute::Attend { query, key, value, sums, softmax, attend }));
         if !resident {

@@ -10,7 +10,7 @@
 enum {
     RUN = 32,          /* keys that softmax takes at a time */
     LOGIT_BITS = 8,    /* fractional bits of logits in base 2 */
-    GATE_BITS = 10,    /* bits of a gate code */
+    GATE_FRACTION = 6, /* bits of a gate code between two entries of its table */
     ROTARY_BITS = 14,  /* fractional bits of cosines and sines */
     COLUMN_BYTES = 10, /* multiplier, bias, shift, shift of the residual */
     LARGEST_LOGIT = 1 << 22,
@@ -498,8 +498,11 @@ void attar_finish_gated(attar_view sums, uint32_t narrow, attar_view columns, at
     for (uint32_t at = 0; at < out.box.columns; at++) {
         column gate = column_of(columns, 2 * at), up = column_of(columns, 2 * at + 1);
         for (uint32_t row = 0; row < out.box.rows; row++) {
-            int32_t code = saturate(rescaled(sums, narrow, row, 2 * at, &gate), GATE_BITS) + (1 << (GATE_BITS - 1));
-            int32_t product = constant->gate[code] * saturate(rescaled(sums, narrow, row, 2 * at + 1, &up), 16);
+            int32_t place = saturate(rescaled(sums, narrow, row, 2 * at, &gate), 16) + (1 << 15);
+            const int16_t *entry = constant->gate + (place >> GATE_FRACTION);
+            int32_t part = place & ((1 << GATE_FRACTION) - 1);
+            int32_t gated = entry[0] + (((entry[1] - entry[0]) * part + (1 << (GATE_FRACTION - 1))) >> GATE_FRACTION);
+            int32_t product = gated * saturate(rescaled(sums, narrow, row, 2 * at + 1, &up), 16);
             put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescale(product, constant->rescale), out.bits));
         }
     }
@@ -596,16 +599,18 @@ static const uint16_t powers[256] = {
     17109, 17063, 17017, 16971, 16925, 16879, 16834, 16788, 16743, 16697, 16652, 16607, 16562, 16518, 16473, 16428,
 };
 
-/* 2^(-distance / 256) in 7 fractional bits. */
-static int32_t weight_of(uint32_t distance)
+/* 2^(-distance / 256) in so many fractional bits, 15 at most. */
+static int32_t weight_of(uint32_t distance, uint32_t bits)
 {
-    uint32_t whole = distance >> LOGIT_BITS;
-    return whole >= 9 ? 0 : (powers[distance & 255] + (1 << (7 + whole))) >> (8 + whole);
+    uint32_t whole = distance >> LOGIT_BITS, shift = whole + 15 - bits;
+    if (whole >= bits + 2)
+        return 0;
+    return shift == 0 ? powers[distance & 255] : (powers[distance & 255] + (1 << (shift - 1))) >> shift;
 }
 
 /* One query row and one run of keys. */
 static void attend_run(const int8_t *query, attar_view key, attar_view value, uint32_t first, uint32_t count, uint32_t from, uint32_t to,
-                       uint32_t head, attar_rescale by, attar_i32 *sums, attar_i32 *state, int empty)
+                       uint32_t head, uint32_t bits, attar_rescale by, attar_i32 *sums, attar_i32 *state, int empty)
 {
     int32_t logits[RUN], highest = NO_KEY;
     for (uint32_t at = 0; at < count; at++) {
@@ -628,7 +633,7 @@ static void attend_run(const int8_t *query, attar_view key, attar_view value, ui
         for (uint32_t at = 0; at < head; at++)
             sums[at] = shift_down(sums[at], (uint32_t)shift);
     for (uint32_t at = 0; at < count; at++) {
-        int32_t weight = logits[at] == NO_KEY ? 0 : weight_of((uint32_t)(state[0] * (1 << LOGIT_BITS) - logits[at]));
+        int32_t weight = logits[at] == NO_KEY ? 0 : weight_of((uint32_t)(state[0] * (1 << LOGIT_BITS) - logits[at]), bits);
         const int8_t *values = (const int8_t *)(value.at + (first + at) * value.stride);
         if (weight == 0)
             continue;
@@ -639,7 +644,7 @@ static void attend_run(const int8_t *query, attar_view key, attar_view value, ui
 }
 
 void attar_attend(attar_run *run, attar_view query, attar_view key, attar_view value, attar_view sums, attar_view softmax, uint32_t head,
-                  uint32_t window, int first, const attar_constant *constant)
+                  uint32_t window, uint32_t bits, int first, const attar_constant *constant)
 {
     uint32_t group = query.box.columns / head;
     for (uint32_t row = 0; row < query.box.rows; row++) {
@@ -655,7 +660,7 @@ void attar_attend(attar_run *run, attar_view query, attar_view key, attar_view v
             }
             for (uint32_t at = 0; at < key.box.rows; at += RUN)
                 attend_run((const int8_t *)(query.at + row * query.stride) + member * head, key, value, at, least(RUN, key.box.rows - at),
-                           from, before + 1, head, constant->rescale, sum, state, state[0] == NO_KEY);
+                           from, before + 1, head, bits, constant->rescale, sum, state, state[0] == NO_KEY);
         }
     }
 }

@@ -164,9 +164,9 @@ void attar_finish_rotary(attar_view sums, uint32_t narrow, attar_view columns, a
                          const attar_constant *constant);
 void attar_finish_gated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant);
 void attar_norm(attar_view x, attar_view gains, attar_view out, const attar_constant *constant);
-/* `past` keys are before those of the run's first row; a row sees `window` keys, or all with 0. */
+/* `past` keys are before those of the run's first row; a row sees `window` keys, or all with 0. Weights of keys have `bits` fractional bits. */
 void attar_attend(attar_run *run, attar_view query, attar_view key, attar_view value, attar_view sums, attar_view softmax, uint32_t head,
-                  uint32_t window, int first, const attar_constant *constant);
+                  uint32_t window, uint32_t bits, int first, const attar_constant *constant);
 void attar_attended(attar_view sums, attar_view softmax, attar_view out, uint32_t head, const attar_constant *constant);
 
 #endif
