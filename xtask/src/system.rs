@@ -16,7 +16,7 @@ pub(crate) fn ensure(program: &str, package: &str) -> Result<(), Failure> {
         return Err(Failure::Broken(missing));
     }
     child::run(Command::new("apt-get").args(["update", "-qq"]))?;
-    child::run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", package]))?;
+    child::run(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends"]).args(package.split(' ')))?;
     if has(program) { Ok(()) } else { Err(Failure::Broken(missing)) }
 }
 

@@ -1,6 +1,6 @@
 //! A model as integer kernels over matrices: what a plan computes, before tiling and placement.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Element, Error, Result, fixed::Rescale};
 
@@ -198,7 +198,28 @@ pub struct Normed {
     /// Its output tensor is what stays on the chip.
     pub norm: Norm,
     /// [`Kernel::Linear`] or [`Kernel::GatedMlp`], whose `x` that is.
+    #[serde(deserialize_with = "product")]
     pub then: Box<Kernel>,
+}
+
+/// What a norm stands before, as a file has it: nothing nests in it, so no file makes the reader recurse.
+fn product<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Box<Kernel>, D::Error> {
+    /// [`Kernel`] by the same numbers.
+    #[derive(Deserialize)]
+    #[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
+    enum Product {
+        Norm(Norm),
+        Linear(Linear),
+        Attention(Attention),
+        GatedMlp(GatedMlp),
+    }
+    let kernel = match Product::deserialize(deserializer)? {
+        Product::Norm(norm) => Kernel::Norm(norm),
+        Product::Linear(linear) => Kernel::Linear(linear),
+        Product::Attention(attention) => Kernel::Attention(attention),
+        Product::GatedMlp(mlp) => Kernel::GatedMlp(mlp),
+    };
+    Ok(Box::new(kernel))
 }
 
 /// One step of a program.

@@ -4,9 +4,9 @@
 
 use crate::support::{Block, Builder, Random, WEIGHTS};
 use attar_compile::{
-    Memory, Plan, Program,
-    plan::{Compute, Constant, Extent, Place, Region, Slots, Space, Span, Statement, View},
-    program::Role,
+    Element, Kernel, Memory, Plan, Program,
+    plan::{Compute, Constant, Extent, Place, Proof, Region, Slots, Space, Span, Statement, View},
+    program::{Normed, Role},
     schedule::{Freedom, Goal, Target, schedule},
     simulate::{Rates, prove, simulate},
 };
@@ -348,6 +348,23 @@ fn every_mutation_is_found() {
 }
 
 /// A file can ask for loops without end, and gets an error, not the end of the stack.
+#[test]
+fn norms_that_nest_are_an_error() {
+    let mut builder = Builder::new(1);
+    let x = builder.numbers("x", [1, 8], Element::INT16, Role::Input);
+    let out = builder.scratch("normed", [1, 8], Element::INT8);
+    builder.norm("norm", x, out);
+    let (program, memory) = builder.memory();
+    let Kernel::Norm(norm) = program.kernels[0].1.clone() else { panic!("it is a norm") };
+    let normed = |then| Kernel::Normed(Normed { norm: norm.clone(), then: Box::new(then) });
+    let nested = (0..2000).fold(Kernel::Norm(norm.clone()), |kernel, _| normed(kernel));
+    for (kernel, reads) in [(normed(Kernel::Norm(norm.clone())), true), (nested, false)] {
+        let kernels = vec![("norm".to_owned(), kernel)];
+        let proof = Proof { program: Program { kernels, ..program.clone() }, memory: memory.clone() };
+        assert_eq!(Proof::from_bytes(&proof.to_bytes()).is_ok(), reads);
+    }
+}
+
 #[test]
 fn loops_that_nest_too_deep_are_an_error() {
     let (_, _, mut plan, _) = (0..).find_map(proven).unwrap();

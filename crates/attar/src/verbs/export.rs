@@ -69,12 +69,15 @@ const PLANS: &str = "c";
 fn export_c(arguments: &ArgMatches, printer: &Printer) -> Result<ExitCode, Error> {
     let (from, out) = (path(arguments, "model"), path(arguments, "out"));
     let options = settings::table(&schema(), arguments);
+    if arguments.get_flag("print-recipe") {
+        let hint = "in the recipe that compiles the model, `[[export]]` with `target = \"c\"` stands behind the step `compile`";
+        return Err(Error::recipe("a folder of plans is exported without a recipe").hint(hint.to_owned()));
+    }
     let unfit = options.keys().find(|key| *key != "weights");
     if let Some(key) = unfit {
         return Err(Error::recipe(format!("the target `{PLANS}` has no option `{key}`")));
     }
-    let options =
-        serde_json::to_value(&options).ok().and_then(|options| serde_json::from_value::<C>(options).ok()).unwrap_or_default();
+    let options: C = options.try_into().map_err(|error: toml::de::Error| Error::recipe(error.message().to_owned()))?;
     let (artifact, compared) =
         export_plans(from, &options, out, &format!("attar export {} --target {PLANS}", from.display()), &mut |_, _| ())?;
     if printer.json {

@@ -189,6 +189,16 @@ fn found(program: &str) -> bool {
     Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
+/// Whether a compiler is there, with the libraries that its flags need.
+fn links(compiler: &str, flags: &[&str]) -> bool {
+    let program = tempfile::tempdir().unwrap();
+    let source = program.path().join("empty.c");
+    fs::write(&source, "int main(void) { return 0; }\n").unwrap();
+    let mut command = Command::new(compiler);
+    command.args(flags).arg(&source).arg("-o").arg(program.path().join("empty"));
+    command.output().is_ok_and(|output| output.status.success())
+}
+
 /// Builds the sources of an export with `dump.c` and another file.
 fn build(compiler: &str, flags: &[&str], exported: &Path, port: &str, main: &str, program: &Path) {
     let harness = root().join("testdata/c");
@@ -203,10 +213,24 @@ fn build(compiler: &str, flags: &[&str], exported: &Path, port: &str, main: &str
     assert!(output.status.success() && said.is_empty(), "{compiler} says: {said}");
 }
 
+/// `testdata/oracle/plan.py`, written from `docs/formats.md`, prints every plan as attar does.
+fn read_by_python(folder: &Folder) {
+    for entry in fs::read_dir(&folder.path).unwrap() {
+        let path = entry.unwrap().path();
+        let text = path.with_extension("txt");
+        if path.extension().is_some_and(|end| end == "plan") && text.exists() {
+            let output = Command::new("python3").arg(root().join("testdata/oracle/plan.py")).arg(&path).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            assert!(output.stdout == fs::read(text).unwrap(), "{}", path.display());
+        }
+    }
+}
+
 /// Compiles the model of a room, exports it, and holds every compiler's program against the simulator.
 fn proven(room: &Room) {
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
     let folder = Folder::open(room.path("out/compiled"));
+    read_by_python(&folder);
     let exported = room.path("out/c");
     let count = PROMPTS.iter().filter(|prompt| !prompt.is_empty()).count();
     let vocabulary = folder.manifest.vocabulary.unwrap() as usize;
@@ -218,7 +242,11 @@ fn proven(room: &Room) {
         ("clang", &sanitized, "attar_port_check.c"),
         ("clang", &["-O3"], "attar_port.c"),
     ];
-    for (compiler, flags, port) in native.into_iter().filter(|(compiler, ..)| *compiler == "cc" || found(compiler)) {
+    for (compiler, flags, port) in native {
+        if compiler != "cc" && !links(compiler, flags) {
+            eprintln!("not run: `{compiler}` with {} links nothing here", flags.join(" "));
+            continue;
+        }
         let (program, what) = (room.path("dump"), format!("{compiler} {}", flags.join(" ")));
         build(compiler, flags, &exported, port, "host.c", &program);
         let output = Command::new(&program).output().unwrap();

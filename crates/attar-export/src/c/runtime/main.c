@@ -39,7 +39,12 @@ int main(int argc, char **argv)
     int given = 0;
     for (int at = 1; at < argc; at++) {
         if (strcmp(argv[at], "-n") == 0 && at + 1 < argc) {
-            more = strtoul(argv[++at], 0, 10);
+            char *end;
+            more = strtoul(argv[++at], &end, 10);
+            if (more == 0 || *end != 0) {
+                fprintf(stderr, "error: `%s` is no count\n", argv[at]);
+                return 2;
+            }
         } else {
             add(argv[at]);
             given = 1;
