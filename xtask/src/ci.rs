@@ -56,7 +56,8 @@ pub(crate) fn run(checkout: &Checkout, _arguments: &[String]) -> Result<(), Fail
 
 /// What the target `c` is compiled and run with, apart from the C compiler that Rust needs itself.
 fn compilers() -> Result<(), Failure> {
-    let wanted = [("clang", "clang libclang-rt-dev"), ("arm-none-eabi-gcc", "gcc-arm-none-eabi"), ("qemu-system-arm", "qemu-system-arm")];
+    let wanted =
+        [("clang", "clang libclang-rt-dev"), ("arm-none-eabi-gcc", "gcc-arm-none-eabi"), ("qemu-system-arm", "qemu-system-arm")];
     wanted.into_iter().try_for_each(|(program, package)| system::ensure(program, package))
 }
 

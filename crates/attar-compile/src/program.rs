@@ -206,7 +206,6 @@ pub struct Normed {
 fn product<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Box<Kernel>, D::Error> {
     /// [`Kernel`] by the same numbers.
     #[derive(Deserialize)]
-    #[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
     enum Product {
         Norm(Norm),
         Linear(Linear),

@@ -47,7 +47,7 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     is_verb: true,
     examples: &[
         "attar activations int8 --kv int8 --out dynamic",
-        "attar activations int8 --mode static --calibration text.txt --samples 16 --out static",
+        "attar activations int8 --mode static --select \"**\" --samples 16 --out static",
     ],
     looks_inside: true,
     trains: false,

@@ -26,7 +26,7 @@ pub(super) static QUANTIZE: StepKind = StepKind {
         "attar quantize model --grid int4 --group 64 --out int4",
         "attar quantize model --grid int4 --algorithm gptq --calibration text.txt --samples 16 --out gptq",
         "attar quantize model --bits 4.25 --out mixed",
-        "attar quantize model --grid int8 --group row --out int8",
+        "attar quantize model --grid int8 --group row --select \"**\" --out int8",
     ],
     looks_inside: true,
     trains: false,

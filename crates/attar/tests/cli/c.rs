@@ -1,5 +1,7 @@
 //! `--target c`: what a C compiler makes of plans computes what the simulator does, number by number and byte by byte.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -17,7 +19,7 @@ use serde_json::Value;
 
 use crate::{
     compile::{QUANTIZE, compile, recipe},
-    room::Room,
+    room::{Room, skip},
 };
 
 /// Embedding, head and the input of the head in integers.
@@ -59,9 +61,8 @@ impl Folder {
     /// Reads a prompt: the plans of most tokens first, and one with logits for the last.
     fn prompt(&self, state: &mut State, mut tokens: &[u32]) {
         while !tokens.is_empty() {
-            let fits = |(at, run): &(usize, &attar_compile::Entry)| {
+            let fits = |(_, run): &(usize, &attar_compile::Entry)| {
                 let (rows, left) = (run.rows as usize, tokens.len());
-                let _ = at;
                 rows <= left && run.past >= state.position && (rows < left || run.head)
             };
             let runs = self.manifest.runs.iter().enumerate().filter(fits);
@@ -244,7 +245,7 @@ fn proven(room: &Room) {
     ];
     for (compiler, flags, port) in native {
         if compiler != "cc" && !links(compiler, flags) {
-            eprintln!("not run: `{compiler}` with {} links nothing here", flags.join(" "));
+            skip(&format!("`{compiler}` with {} links nothing here", flags.join(" ")));
             continue;
         }
         let (program, what) = (room.path("dump"), format!("{compiler} {}", flags.join(" ")));
@@ -256,7 +257,7 @@ fn proven(room: &Room) {
     let board = ["arm-none-eabi-gcc", "qemu-system-arm"];
     if let Some(missing) = board.into_iter().find(|program| !found(program)) {
         assert!(std::env::var_os("ATTAR_BOARD").is_none(), "`{missing}` is missing, and ATTAR_BOARD wants the board");
-        eprintln!("not run: the board needs `{missing}`");
+        skip(&format!("the emulated board needs `{missing}`"));
         return;
     }
     let script = root().join("testdata/c/m55/board.ld");
