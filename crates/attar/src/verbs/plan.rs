@@ -131,7 +131,9 @@ fn describe(variant: &PlannedVariant, every_tensor: bool) -> String {
         text += &draw(table.head, &table.rows);
     }
     for export in &variant.exports {
-        text += &format!("write {} to {}: {}\n", export.target, export.folder, attar_recipe::bytes(export.bytes));
+        // What is made of plans has a size when they are there.
+        let size = if export.bytes > 0 { format!(": {}", attar_recipe::bytes(export.bytes)) } else { String::new() };
+        text += &format!("write {} to {}{size}\n", export.target, export.folder);
     }
     text
 }
