@@ -791,6 +791,10 @@ impl Recipe {
         if gate.mode.is_some() {
             return refused("a prediction for a device has no modes".into(), "mode", "leave `mode` out");
         }
+        if gate.confidence.is_some() {
+            let hint = "leave `confidence` out";
+            return refused("what is predicted or computed for a device has no standard error".into(), "confidence", hint);
+        }
         let predicts = |variant: &Variant| variant.steps.iter().any(|(_, step)| step.kind().predicts);
         match &gate.variant {
             Some(name)

@@ -1,5 +1,8 @@
 //! `model.json`: what a runtime needs to know of a folder of plans.
 
+use std::collections::BTreeMap;
+
+use attar_tensor::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::{Embedding, Phase};
@@ -22,6 +25,9 @@ pub struct Manifest {
     pub logits: Option<f64>,
     /// The runs: prefill or its chunks, then decode.
     pub runs: Vec<Entry>,
+    /// Digests of `dram.bin`, `flash.bin` and `embedding.bin`, of those that there are.
+    #[serde(default)]
+    pub images: BTreeMap<String, Digest>,
 }
 
 /// A run, whose plan is `NAME.plan`.
@@ -48,6 +54,7 @@ impl Manifest {
             width: last.program.get(last.input).columns,
             logits: last.logits,
             runs: phases.iter().map(entry).collect(),
+            images: BTreeMap::new(),
         }
     }
 }

@@ -11,6 +11,7 @@ use attar_compile::{
     Entry, Manifest, Plan,
     plan::{Placed, Space, VERSION},
     program::Role,
+    simulate::time,
 };
 
 use attar_tensor::Digest;
@@ -78,11 +79,40 @@ impl<'a> Compiled<'a> {
             run.check().map_err(|why| refused(format!("`{name}`: {why}")))?;
             Ok(run)
         };
-        let runs = manifest.runs.into_iter().map(run).collect::<Result<Vec<Run>>>()?;
-        let (device, width, positions) = (manifest.device, manifest.width, manifest.positions);
+        let runs = manifest.runs.iter().cloned().map(run).collect::<Result<Vec<Run>>>()?;
+        let (device, width, positions) = (manifest.device.clone(), manifest.width, manifest.positions);
         let compiled = Compiled { files, device, runs, vocabulary, width, positions, logits };
+        compiled.agree().map_err(refused)?;
         compiled.check()?;
+        for (name, wanted) in &manifest.images {
+            if compiled.digest(name)? != *wanted {
+                return Err(refused(format!("`{name}` is not what was written: its digest differs from that in `{MANIFEST}`")));
+            }
+        }
         Ok(compiled)
+    }
+
+    /// What the manifest says of runs is what their plans say.
+    fn agree(&self) -> std::result::Result<(), String> {
+        let Compiled { vocabulary, width, positions, logits, .. } = *self;
+        if !(logits.is_finite() && logits > 0.0) {
+            return Err(format!("a step of the logits is {logits}"));
+        }
+        let mut names = HashSet::new();
+        for Run { entry: Entry { name, rows, past, head }, plan } in &self.runs {
+            let of = |role: Role| plan.tensors.iter().filter(move |tensor| tensor.role == role);
+            let input = of(Role::Input).all(|tensor| [tensor.rows, tensor.columns] == [*rows, width]);
+            let shape = if *head { [1, vocabulary] } else { [*rows, width] };
+            let output = of(Role::Output).all(|tensor| [tensor.rows, tensor.columns] == shape);
+            let states = of(Role::State).all(|tensor| tensor.rows == positions);
+            let room = past.checked_add(*rows).is_some_and(|end| end <= positions);
+            let starts = plan.calls.iter().flat_map(|call| &call.operands).filter(|operand| operand.position);
+            let start = starts.into_iter().all(|operand| operand.row == *past);
+            if !(input && output && states && room && start && *rows > 0 && names.insert(name)) {
+                return Err(format!("`{MANIFEST}` and `{name}.plan` do not agree"));
+            }
+        }
+        Ok(())
     }
 
     /// Sizes of the manifest, the plans and the files agree.
@@ -143,13 +173,14 @@ impl<'a> Compiled<'a> {
     /// Of the files that weights are made from.
     pub(super) fn digests(&self) -> Result<Vec<Digest>> {
         let names = ["dram.bin", "flash.bin", EMBEDDING];
-        let found = names.iter().filter_map(|name| self.files.get(*name));
-        found
-            .map(|content| match content {
-                Content::File(path) => Ok(Digest::of_file(path)?),
-                other => Ok(Digest::of(&other.bytes()?)),
-            })
-            .collect()
+        names.iter().filter(|name| self.files.contains_key(**name)).map(|name| self.digest(name)).collect()
+    }
+
+    fn digest(&self, name: &str) -> Result<Digest> {
+        match content(self.files, name)? {
+            Content::File(path) => Ok(Digest::of_file(path)?),
+            other => Ok(Digest::of(&other.bytes()?)),
+        }
     }
 
     fn length(&self, name: &str) -> Result<u64> {
@@ -158,7 +189,7 @@ impl<'a> Compiled<'a> {
 }
 
 impl Run {
-    /// Every index is one of something that is there; the simulator has proven the rest when the plan was made.
+    /// Every index and every box is one of something that is there, and the run ends: it is walked through once, without numbers.
     fn check(&self) -> std::result::Result<(), String> {
         let Plan { tensors, bodies, calls, .. } = &self.plan;
         for call in calls {
@@ -173,7 +204,10 @@ impl Run {
                 return Err(format!("it has no {what}"));
             }
         }
-        Ok(())
+        time(&self.plan, &self.plan.rates).map(|_| ()).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            format!("{error}{cause}")
+        })
     }
 
     /// The tensor of that role.

@@ -3,7 +3,7 @@
 use std::{cell::Cell, path::PathBuf, sync::Arc};
 
 use attar_compile::{
-    Compile, Compiled, Phase, Plan, Planned, Progress, Proven,
+    Compile, Compiled, Manifest, Phase, Plan, Planned, Progress, Proven,
     plan::Space,
     report::{pictures, to_html},
     schedule::chunk::{Candidate, Point},
@@ -90,12 +90,17 @@ impl Step for Compile {
         let compiled = Compile::run(self, &model.graph, &Arc::clone(&model.source), texts, planned, &watch).map_err(refused)?;
         let memories = memories(&compiled, &model.source, session)?;
         let blobs = memories.iter().map(|(_, digest)| *digest).collect();
-        let stored = memories.into_iter().map(|(name, digest)| {
-            let path = session.store.open(&digest)?;
-            Ok((name.to_owned(), Content::Blob { path, digest }))
+        let stored = memories.iter().map(|(name, digest)| {
+            let path = session.store.open(digest)?;
+            Ok(((*name).to_owned(), Content::Blob { path, digest: *digest }))
         });
         let stored: Vec<(String, Content)> = stored.collect::<attar_tensor::Result<_>>()?;
-        COMPILE.leave(model, files(&compiled).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect());
+        let images = memories.iter().map(|(name, digest)| ((*name).to_owned(), *digest)).collect();
+        let manifest = Manifest { images, ..compiled.manifest.clone() };
+        COMPILE.leave(
+            model,
+            files(&compiled, &manifest).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect(),
+        );
         model.findings.push(report(&compiled));
         Ok(blobs)
     }
@@ -114,7 +119,8 @@ fn other_text(wanted: usize, length: usize, model: &Working, session: &Session<'
     let tokenizer = model.checkpoint.tokenizer().map_err(Error::from)?;
     let texts = attar_eval::shipped_texts().map(|text| tokenizer.encode(text).map_err(Error::from));
     let texts = texts.collect::<Result<Vec<Vec<u32>>, Error>>()?;
-    let windows = (0..wanted).flat_map(|round| texts.iter().filter_map(move |text| text.chunks_exact(length).nth(round)));
+    let longest = texts.iter().map(|text| text.len() / length).max().unwrap_or(0);
+    let windows = (0..longest).flat_map(|round| texts.iter().filter_map(move |text| text.chunks_exact(length).nth(round)));
     Ok(windows.take(wanted).map(<[u32]>::to_vec).collect())
 }
 
@@ -152,8 +158,8 @@ fn memories(
     Ok(found)
 }
 
-fn files(compiled: &Compiled) -> Vec<(String, Vec<u8>)> {
-    let mut files = vec![("model.json".to_owned(), json(&compiled.manifest))];
+fn files(compiled: &Compiled, manifest: &Manifest) -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![("model.json".to_owned(), json(manifest))];
     for phase in &compiled.phases {
         files.push((format!("{}.plan", phase.name), phase.schedule.plan.to_bytes()));
         files.push((format!("{}.txt", phase.name), phase.schedule.plan.to_string().into_bytes()));

@@ -42,6 +42,7 @@ impl Verb for Compile {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
+        check_traces(arguments, path(arguments, "out"))?;
         let text = step::recipe_of(NAME, arguments, &[]) + &step::data(arguments);
         let title = format!("attar {NAME} {}", path(arguments, "model").display());
         let code = run_text(&title, &text, arguments, environment, printer)?;
@@ -70,6 +71,24 @@ pub(super) fn trace_flags(command: Command) -> Command {
     command
         .arg(file("trace", "Also write the predicted timeline of all queues as a trace that Perfetto and Chrome open (JSON)"))
         .arg(file("csv", "Also write a table of all calls: cycles, stalls, utilisation, bytes (CSV)"))
+}
+
+/// Fails where a trace or a table would be written over the other, or over something in `taken`, a file or a folder.
+pub(super) fn check_traces(arguments: &ArgMatches, taken: &Path) -> Result<(), Error> {
+    let whole = |path: &Path| {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let folder = absolute.parent().and_then(|folder| folder.canonicalize().ok());
+        folder.zip(absolute.file_name()).map_or(absolute.clone(), |(folder, name)| folder.join(name))
+    };
+    let files = ["trace", "csv"].map(|name| arguments.get_one::<PathBuf>(name).map(|path| (name, path)));
+    for (name, path) in files.into_iter().flatten() {
+        let twice = name == "csv" && files[0].is_some_and(|(_, other)| whole(other) == whole(path));
+        if twice || whole(path).starts_with(whole(taken)) {
+            let hint = "give it a file of its own".to_owned();
+            return Err(Error::recipe(format!("`--{name} {}` would be written over something else", path.display())).hint(hint));
+        }
+    }
+    Ok(())
 }
 
 /// Writes what the flags ask for, of plans in running order.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     Verb,
-    compile::{trace_flags, write_traces},
+    compile::{check_traces, trace_flags, write_traces},
     draw, path, path_argument,
 };
 use crate::{environment::Environment, printer::Printer};
@@ -55,6 +55,10 @@ impl Verb for Simulate {
 
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let path = path(arguments, "plan");
+        check_traces(arguments, path)?;
+        if let Some(data) = arguments.get_one::<PathBuf>("data") {
+            check_traces(arguments, data)?;
+        }
         let plan = read_plan(path)?;
         if arguments.get_flag("text") {
             printer.data(&plan.to_string());

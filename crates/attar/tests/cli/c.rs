@@ -305,6 +305,29 @@ fn c_computes_what_the_simulator_does() {
         let said_really = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said_really.contains(said), "{arguments:?}: {said_really}");
     }
+    // What was changed since is found, in the images and in what is said of the runs.
+    let export = || room.attar(&["export", "out", "--target", "c", "--out", "damaged"]);
+    let (dump, manifest) = (fs::read(room.path("out/compiled/dram.bin")).unwrap(), room.read("out/compiled/model.json"));
+    let mut damaged = dump.clone();
+    damaged[1000] ^= 1;
+    fs::write(room.path("out/compiled/dram.bin"), damaged).unwrap();
+    export().exits(3).says("`dram.bin` is not what was written");
+    fs::write(room.path("out/compiled/dram.bin"), dump).unwrap();
+    for (from, to) in
+        [("\"positions\": 41", "\"positions\": 100000"), ("\"rows\": 1", "\"rows\": 0"), ("\"past\": 40", "\"past\": 39")]
+    {
+        assert!(manifest.contains(from), "{manifest}");
+        room.write("out/compiled/model.json", &manifest.replace(from, to));
+        export().exits(3).says("do not agree");
+    }
+    assert!(!room.path("damaged/attar_model.c").exists());
+    let taken = room.path("out/compiled/decode.plan").display().to_string();
+    room.attar(&["simulate", &taken, "--csv", &taken]).exits(2).says("would be written over something else");
+    room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.csv"]).exits(2).says("would be written over something else");
+    room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.json"]).exits(0);
+    let trace: Value = serde_json::from_str(&room.read("t.json")).unwrap();
+    assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 20));
+    assert!(room.read("t.csv").lines().count() > 10);
 }
 
 /// int16 where int8 costs most: what `down` reads, what norms make, and what the head reads.

@@ -103,6 +103,8 @@ const int16_t *attar_logits(const attar *model)
 uint32_t attar_best(const attar *model)
 {
     uint32_t best = 0;
+    if (model->logits == 0)
+        return ATTAR_VOCABULARY;
     for (uint32_t at = 1; at < ATTAR_VOCABULARY; at++)
         if (((const attar_i16 *)model->logits)[at] > ((const attar_i16 *)model->logits)[best])
             best = at;

@@ -1,4 +1,8 @@
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum {
     ATTAR_OK,
     /* `wanted` and `found` of the model say how many bytes. */
@@ -46,7 +50,11 @@ void attar_rewind(attar *model, uint32_t position);
 /* The logits of the last token, ATTAR_VOCABULARY numbers in steps of ATTAR_LOGITS_STEP; none before the first. */
 const int16_t *attar_logits(const attar *model);
 
-/* The token of the largest logit, the first of equals. */
+/* The token of the largest logit, the first of equals; ATTAR_VOCABULARY before the first. */
 uint32_t attar_best(const attar *model);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -41,7 +41,7 @@ int main(int argc, char **argv)
         if (strcmp(argv[at], "-n") == 0 && at + 1 < argc) {
             char *end;
             more = strtoul(argv[++at], &end, 10);
-            if (more == 0 || *end != 0) {
+            if (*argv[at] < '0' || *argv[at] > '9' || more == 0 || *end != 0) {
                 fprintf(stderr, "error: `%s` is no count\n", argv[at]);
                 return 2;
             }
