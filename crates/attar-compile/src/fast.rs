@@ -71,3 +71,48 @@ fn dot(x: &[i16], w: &[i16]) -> i64 {
     let part = |(x, w): (&[i16], &[i16])| -> i32 { x.iter().zip(w).map(|(x, w)| i32::from(*x) * i32::from(*w)).sum() };
     x.chunks(TERMS).zip(w.chunks(TERMS)).map(|pair| i64::from(part(pair))).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Element,
+        fixed::Rescale,
+        program::{Column, Destination, Epilogue, Role},
+    };
+
+    /// Products of both widths, with and without groups, whose sums need more than 32 bits where they may.
+    #[test]
+    fn products_are_those_of_the_reference() {
+        for (element, weight) in [Element::INT8, Element::INT16]
+            .into_iter()
+            .flat_map(|x| [Element::INT8, Element::INT4, Element { bits: 136, per: 32 }].map(|w| (x, w)))
+        {
+            let ([m, k, n], mut program) = ([3u64, 576u64, 7u64], Program::default());
+            let x = program.tensor("x", [m, k], element, Role::Input);
+            let codes = program.tensor("w", [n, k], weight, Role::Weight);
+            let columns = program.tensor("columns", [1, n], Column::ELEMENT, Role::Constant);
+            let tensor = program.tensor("out", [m, n], Element::INT16, Role::Output);
+            let narrow = Program::narrow(element, k, weight);
+            let out = vec![Destination { tensor, row: 0 }];
+            let linear = Linear { x, weight: codes, columns, out, epilogue: Epilogue::Rescale, narrow };
+            program.kernel("product", Kernel::Linear(linear));
+            program.check().expect("it is a program");
+            let mut memory = Memory::new(&program);
+            let top = (1i64 << (element.bits - 1)) - 1;
+            let number = |at: u64| (i64::from((at * 7919 % 1009) as u32) * 2 * top / 1009 - top) as i32;
+            memory.set(x, Data::Numbers((0..m * k).map(number).collect()));
+            let half = 1i64 << (crate::data::code_bits(weight) - 1);
+            let codes_of = (0..n * k).map(|at| ((at * 31 % (2 * half as u64)) as i64 - half) as i8).collect();
+            let scales = if weight.per > 1 { (0..n * k / 32).map(|at| (at * 13 % 200) as i8).collect() } else { Vec::new() };
+            memory.set(codes, Data::Weight { codes: codes_of, scales });
+            let rescale = Rescale::new(1e-4).expect("it is in range");
+            memory.set(columns, Data::Columns(vec![Column { rescale, bias: 12, coarser: 0 }; n as usize]));
+            let (mut found, mut wanted) = (memory.clone(), memory);
+            run(&program, &mut found);
+            reference::run(&program, &mut wanted);
+            assert!(found == wanted, "{element} x {weight}");
+            assert!(found.get(tensor).numbers().iter().any(|x| *x != 0), "{element} x {weight}");
+        }
+    }
+}

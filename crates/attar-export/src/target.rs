@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, ops::Range, path::Path, path::PathBuf};
 use attar_graph::Graph;
 use attar_model::ChatTemplate;
 use attar_settings::Invalid;
-use attar_tensor::Source;
+use attar_tensor::{Digest, Source};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -129,6 +129,19 @@ impl Content {
             Content::File(path) => std::fs::read(path).map_err(Error::io("read", path)),
             Content::Text(text) => Ok(text.clone().into_bytes()),
             Content::Bytes(bytes) => Ok(bytes.clone()),
+        }
+    }
+}
+
+impl Content {
+    /// Of the bytes.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn digest(&self) -> Result<Digest> {
+        match self {
+            Content::File(path) => Ok(Digest::of_file(path)?),
+            other => Ok(Digest::of(&other.bytes()?)),
         }
     }
 }

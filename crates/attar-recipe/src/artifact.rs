@@ -16,7 +16,6 @@ use crate::{
     json::{TOOL, json},
     model::Working,
     output::Output,
-    plans::digest,
     session::Session,
     side::side,
 };
@@ -77,10 +76,10 @@ fn artifact_key(export: &Export, side: &Side, working: &Working) -> Result<Diges
     let (name, version, options) = (export.target.name, export.target.version, export.format.options());
     let mut text = format!("{TOOL} {name} {version} {options}\n{}\n{}", working.graph, side.config);
     for (name, content) in &side.files {
-        text += &format!("\n{name} {}", Digest::of(&content.bytes()?));
+        text += &format!("\n{name} {}", content.digest()?);
     }
     for (name, content) in side.compiled.iter().filter(|_| export.format.needs_plans()) {
-        text += &format!("\ncompiled/{name} {}", digest(content)?);
+        text += &format!("\ncompiled/{name} {}", content.digest()?);
     }
     working.zeros.iter().for_each(|name| text += &format!("\nzeros {name}"));
     let mut seen = BTreeMap::new();

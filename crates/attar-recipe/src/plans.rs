@@ -46,15 +46,7 @@ pub fn export_plans(
 fn key(files: &BTreeMap<String, Content>) -> Result<Digest> {
     let mut text = String::new();
     for (name, content) in files {
-        text += &format!("{name} {}\n", digest(content)?);
+        text += &format!("{name} {}\n", content.digest()?);
     }
     Ok(Digest::of(text.as_bytes()))
-}
-
-/// Of what a file holds.
-pub(crate) fn digest(content: &Content) -> Result<Digest> {
-    match content {
-        Content::File(path) => Ok(Digest::of_file(path)?),
-        other => Ok(Digest::of(&other.bytes()?)),
-    }
 }

@@ -26,7 +26,6 @@ pub struct Manifest {
     /// The runs: prefill or its chunks, then decode.
     pub runs: Vec<Entry>,
     /// Digests of `dram.bin`, `flash.bin` and `embedding.bin`, of those that there are.
-    #[serde(default)]
     pub images: BTreeMap<String, Digest>,
 }
 

@@ -74,7 +74,7 @@ pub fn trace(plans: &[Plan]) -> Result<Value> {
 pub fn calls(plans: &[Plan]) -> Result<String> {
     let mut text =
         "run,call,name,start,end,cycles,compute_cycles,stalled_cycles,array_utilisation,bound_by,macs,activation_bytes_read,\
-                    weight_bytes_read,bytes_written,transfers,transfer_cycles,sram_bytes,array_assumed_macs_per_cycle\n"
+                    weight_bytes_read,bytes_written,transfers,transfer_cycles,sram_bytes,array_macs_per_cycle\n"
             .to_owned();
     for plan in plans {
         let Simulation { calls, .. } = whole(plan, 0)?;

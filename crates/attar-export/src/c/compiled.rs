@@ -13,7 +13,6 @@ use attar_compile::{
     program::Role,
     simulate::time,
 };
-
 use attar_tensor::Digest;
 
 use crate::{Content, Error, Result};
@@ -23,6 +22,9 @@ const MANIFEST: &str = "model.json";
 
 /// Rows of the residual stream, of every token.
 pub(super) const EMBEDDING: &str = "embedding.bin";
+
+/// What weights are made from.
+const IMAGES: [&str; 3] = ["dram.bin", "flash.bin", EMBEDDING];
 
 /// The longest plan or manifest that is read.
 const LONGEST: u64 = 1 << 28;
@@ -84,9 +86,9 @@ impl<'a> Compiled<'a> {
         let compiled = Compiled { files, device, runs, vocabulary, width, positions, logits };
         compiled.agree().map_err(refused)?;
         compiled.check()?;
-        for (name, wanted) in &manifest.images {
-            if compiled.digest(name)? != *wanted {
-                return Err(refused(format!("`{name}` is not what was written: its digest differs from that in `{MANIFEST}`")));
+        for (name, found) in IMAGES.iter().filter_map(|name| Some((*name, files.get(*name)?))) {
+            if manifest.images.get(name) != Some(&found.digest()?) {
+                return Err(refused(format!("`{name}` is not what was written: its digest is not that in `{MANIFEST}`")));
             }
         }
         Ok(compiled)
@@ -172,15 +174,7 @@ impl<'a> Compiled<'a> {
 
     /// Of the files that weights are made from.
     pub(super) fn digests(&self) -> Result<Vec<Digest>> {
-        let names = ["dram.bin", "flash.bin", EMBEDDING];
-        names.iter().filter(|name| self.files.contains_key(**name)).map(|name| self.digest(name)).collect()
-    }
-
-    fn digest(&self, name: &str) -> Result<Digest> {
-        match content(self.files, name)? {
-            Content::File(path) => Ok(Digest::of_file(path)?),
-            other => Ok(Digest::of(&other.bytes()?)),
-        }
+        IMAGES.iter().filter_map(|name| self.files.get(*name)).map(Content::digest).collect()
     }
 
     fn length(&self, name: &str) -> Result<u64> {

@@ -317,6 +317,8 @@ fn c_computes_what_the_simulator_does() {
     fs::write(room.path("out/compiled/dram.bin"), damaged).unwrap();
     export().exits(3).says("`dram.bin` is not what was written");
     fs::write(room.path("out/compiled/dram.bin"), dump).unwrap();
+    room.write("out/compiled/model.json", &manifest.replace("\"dram.bin\"", "\"other.bin\""));
+    export().exits(3).says("`dram.bin` is not what was written");
     for (from, to) in
         [("\"positions\": 41", "\"positions\": 100000"), ("\"rows\": 1", "\"rows\": 0"), ("\"past\": 40", "\"past\": 39")]
     {
