@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::axis::Axis;
 use super::{Buffering, Limits, Product, Tiling};
+use crate::Element;
 
 /// What a device does in a cycle and what it pays, for one pair of number formats.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,10 +46,11 @@ pub struct Cost {
 }
 
 impl Rates {
-    /// Cycles of one transfer of `pieces` contiguous runs, `bytes` in all.
-    fn transfer(&self, bytes: f64, pieces: f64, per_cycle: f64) -> f64 {
-        let burst = self.burst as f64;
-        self.setup + pieces * (bytes / pieces / burst).ceil() * burst / per_cycle
+    /// Cycles of a transfer of `bytes`, the mean of many. Bursts make each longer by as much as they do one of contiguous pieces of
+    /// `piece` bytes: rounding the mean itself would make it jump with the mix of whole tiles and edges.
+    fn transfer(&self, bytes: f64, piece: u64, per_cycle: f64) -> f64 {
+        let longer = piece.next_multiple_of(self.burst) as f64 / piece.max(1) as f64;
+        self.setup + bytes * longer / per_cycle
     }
 
     /// Array cycles along one dimension: every tile takes whole blocks.
@@ -100,15 +102,12 @@ impl Tiling {
     fn transfer_cycles(&self, product: &Product, rates: &Rates) -> [f64; 3] {
         let [tm, tk, tn] = self.tile;
         let mean = |bytes: u64, transfers: u64| bytes as f64 / transfers.max(1) as f64;
-        let rows = |part: u64, whole: u64| if part == whole { 1.0 } else { tm as f64 };
+        let piece = |element: Element, part: u64, whole: u64| element.bytes(if part == whole { tm * part } else { part });
+        let [a, c] = [piece(product.a, tk, product.k), piece(product.c, tn, product.n)];
         [
-            rates.transfer(mean(self.dram.a, self.transfers[0]), rows(tk, product.k), rates.read),
-            rates.transfer(mean(self.dram.w, self.transfers[1]), 1.0, rates.read),
-            if self.transfers[2] == 0 {
-                0.0
-            } else {
-                rates.transfer(mean(self.dram.c, self.transfers[2]), rows(tn, product.n), rates.write)
-            },
+            rates.transfer(mean(self.dram.a, self.transfers[0]), a, rates.read),
+            rates.transfer(mean(self.dram.w, self.transfers[1]), product.w.bytes(tk * tn), rates.read),
+            if self.transfers[2] == 0 { 0.0 } else { rates.transfer(mean(self.dram.c, self.transfers[2]), c, rates.write) },
         ]
     }
 

@@ -4,7 +4,8 @@
 //! The candidates of a dimension are the smallest tile for each number of tiles, at most 2 sqrt(d) of them. Traffic depends on
 //! the number of tiles and SRAM on their size, so no other tile is better when all or none of an operand is kept, except
 //! through the padding of tiles that end within a byte. For dimensions of up to [`EVERY`] units all tiles and all counts of kept
-//! tiles are tried; there the search is exact.
+//! tiles are tried; there the search is exact by bytes. By time and energy it comes within 1/32 of the least: tilings within 1/128
+//! count as equal, twice, and costs average over tiles of several sizes, so that keeping fewer of them can look faster.
 
 use super::axis::Axis;
 use super::walk::Nest;
