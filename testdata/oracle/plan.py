@@ -19,7 +19,7 @@ try:
 except ImportError:
     blake3 = None
 
-VERSION, HEADER, DEEPEST, LARGEST, MOST = 4, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
+VERSION, HEADER, DEEPEST, LARGEST, MOST = 5, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
 # A type: how a value is read, and its text. `names` are those of the buffers of a body, or of all tensors: numbers stand for them.
 Type = namedtuple("Type", "read show", defaults=[lambda x, names: str(x)])
 shown = lambda of, show: Type(of.read, lambda x, names: show(x))
@@ -155,7 +155,7 @@ ATTENTION = record(query=u32, state=u32, out=u32, **HEADS, logits=RESCALE, resca
 KERNELS = {"Norm": NORM, "Linear": LINEAR, "Attention": ATTENTION, "GatedMlp": record(gated=LINEAR, down=LINEAR)}
 KERNEL = enum(**KERNELS, Normed=record(norm=NORM, then=enum(**KERNELS)))
 DATA = enum(Numbers=many(i32), Weight=record(codes=many(i8), scales=many(i8)), Columns=many(record(rescale=RESCALE, bias=i32, coarser=u8)))
-PROOF = record(program=record(tensors=many(record(**TENSOR)), kernels=many(record("", name, KERNEL))), memory=many(DATA))
+PROOF = record(program=record(tensors=many(record(**TENSOR)), kernels=many(record("", name, KERNEL))), memory=many(DATA), results=many(record("", u32, many(i32))))
 
 def read(magic, of, data):
     if not data.startswith(magic):

@@ -439,7 +439,7 @@ impl Error {
                 false => "an encoder is measured by tasks on embeddings, such as `embedding-drift`".into(),
             }),
             Error::EngineMissing { way_in, looked, .. } => Some(format!(
-                "{way_in}; name its environment in {}; {}",
+                "{way_in} {}; {}",
                 looked.iter().map(|looked| looked.name.as_str()).find(|name| *name != "VIRTUAL_ENV").unwrap_or("VIRTUAL_ENV"),
                 searched(looked),
             )),

@@ -14,6 +14,7 @@ use crate::{
     Artifact, Defect, Error, FileEntry, Input, Original, PlainEntry, Port, Result, Side, TensorEntry, Totals, Verification,
     VerifiedTensor,
     noise::{Noise, same},
+    target::CONFIG,
 };
 
 /// The number format of a weight that is not quantized, where a target has that of its dtype. Blocks of a GGUF file are no form of any
@@ -119,7 +120,7 @@ pub(crate) fn files(folder: &Path, written: &[&str], side: &Side) -> Result<Vec<
     };
     if !side.config.is_null() {
         let text = serde_json::to_string_pretty(&side.config).expect("a configuration is JSON") + "\n";
-        put("config.json", text.as_bytes())?;
+        put(CONFIG, text.as_bytes())?;
     }
     side.files.iter().try_for_each(|(name, content)| put(name, &content.bytes()?))?;
     names.iter().map(|name| file_entry(folder, name)).collect()

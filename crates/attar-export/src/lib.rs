@@ -47,7 +47,7 @@ pub use onnx::{AccuracyLevel, Layout, Logits, Onnx, Style, verify::check as chec
 pub use openvino::{OpenVino, verify::check as check_openvino};
 pub use qnn::{Qnn, Soc};
 pub use safetensors::{Numbers, Safetensors};
-pub use target::{Content, Format, Input, Original, Progress, Side, Target, parse};
+pub use target::{CONFIG, Content, Format, Input, Original, Progress, SIDE_FILES, Side, Target, parse};
 
 /// Every target, in the order of the documentation.
 pub static TARGETS: &[&Target] = &[

@@ -108,6 +108,30 @@ pub struct Side {
     pub compiled: BTreeMap<String, Content>,
 }
 
+/// The files of a checkpoint's folder that a runtime or a reader may want, apart from the weights and the configuration.
+pub const SIDE_FILES: [&str; 17] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "sentence_bert_config.json",
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
+    "README.md",
+];
+
+/// The configuration of a model beside its side files, in the form of Hugging Face.
+pub const CONFIG: &str = "config.json";
+
 /// The content of a side file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {

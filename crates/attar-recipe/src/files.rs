@@ -6,7 +6,7 @@ use attar_compile::{
     Plan,
     memory::{Effort, Entries, Planned, read_csv},
     plan::Proof,
-    simulate::{Simulation, prove},
+    simulate::Simulation,
 };
 
 use crate::{Error, Result};
@@ -40,8 +40,7 @@ pub fn data_beside(plan: &Path) -> Option<PathBuf> {
 /// Runs the plan that is called `name` on the numbers of a proof: what it costs, if every access is in order and every result
 /// is the reference's.
 pub fn prove_plan(name: &str, plan: &Plan, proof: &Proof) -> Result<Simulation> {
-    let proven = prove(&proof.program, plan, &plan.rates, &proof.memory);
-    proven.map_err(|e| Error::input(format!("`{name}` is not proven")).because(&e))
+    proof.prove(plan).map_err(|e| Error::input(format!("`{name}` is not proven")).because(&e))
 }
 
 /// A file that does not hold what it should.

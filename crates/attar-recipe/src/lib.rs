@@ -68,7 +68,7 @@ pub use lock::{Lock, LockMode};
 pub use output::PROMISED as RUN_FILES;
 pub use page::{RunReport, of_runs as compare_runs};
 pub use plan::{Plan, PlannedExport, PlannedVariant, plan};
-pub use plans::export_plans;
+pub use plans::{emit_plans, export_plans, holds_plans};
 pub use predict::beyond;
 pub use profile::{PROFILES, Profile};
 pub use progress::{Observer, Silent};

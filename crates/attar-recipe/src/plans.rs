@@ -24,12 +24,7 @@ pub fn export_plans(
     made_by: &str,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Artifact, u64)> {
-    let Some(files) = compiled_files(folder)? else {
-        let message = format!("`{}` holds no compiled model", folder.display());
-        return Err(
-            Error::input(message).hint("`attar compile` writes one: give its output folder, or `compiled` in it".to_owned())
-        );
-    };
+    let files = plans(folder)?;
     let output = Output::claim(out, made_by)?;
     output.withdraw_promises()?;
     let partial = output.unfinished()?;
@@ -40,6 +35,30 @@ pub fn export_plans(
     std::fs::write(&path, json(&described)).map_err(|source| attar_tensor::Error::Io { action: "write", path, source })?;
     output.publish(".")?;
     Ok((described.artifact, verified_weights))
+}
+
+/// Whether there is a compiled model in `folder`, or in its folder `compiled`.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn holds_plans(folder: &Path) -> Result<bool> {
+    Ok(compiled_files(folder)?.is_some())
+}
+
+/// Writes the C of the compiled model in `folder` into `out`, a folder for the moment.
+///
+/// # Errors
+/// Those of [`export_plans`], but for the output.
+pub fn emit_plans(folder: &Path, options: &C, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    options.emit(&plans(folder)?, out, progress)?;
+    Ok(())
+}
+
+fn plans(folder: &Path) -> Result<BTreeMap<String, Content>> {
+    compiled_files(folder)?.ok_or_else(|| {
+        let message = format!("`{}` holds no compiled model", folder.display());
+        Error::input(message).hint("`attar compile` writes one: give its output folder, or `compiled` in it".to_owned())
+    })
 }
 
 /// Of everything that was read.

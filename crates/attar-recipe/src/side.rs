@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use attar_export::{Content, Side};
+use attar_export::{Content, SIDE_FILES, Side};
 use attar_graph::Graph;
 use attar_model::{Model, describe_in_part};
 
@@ -10,27 +10,6 @@ use crate::Result;
 
 const TOKENIZER: &str = "tokenizer.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
-
-/// The files of a checkpoint's folder that a runtime or a reader may want, apart from the weights and the configuration.
-const SIDE_FILES: [&str; 17] = [
-    TOKENIZER,
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    CHAT_TEMPLATE,
-    "chat_template.json",
-    "sentence_bert_config.json",
-    "LICENSE",
-    "LICENSE.md",
-    "LICENSE.txt",
-    "NOTICE",
-    "README.md",
-];
 
 /// What belongs to the model, whose graph is now `graph`: the configuration says its sizes. A tokenizer in a GGUF file or in a `tokenizer.model` becomes a
 /// `tokenizer.json`, and the chat template of a GGUF file a file, too.

@@ -36,11 +36,7 @@ pub(crate) fn engine_flags(command: Command) -> Command {
         Arg::new(engine.name)
             .long(engine.name)
             .value_name("PATH")
-            .help(format!(
-                "Where {} is: a virtual environment, its Python, or the library [env: {}]",
-                engine.title,
-                engine.variable()
-            ))
+            .help(format!("Where {} is: {} [env: {}]", engine.title, engine.place(), engine.variable()))
             .value_parser(clap::value_parser!(PathBuf))
     }))
 }

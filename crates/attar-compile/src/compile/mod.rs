@@ -69,8 +69,10 @@ pub struct Compile {
     pub recompute: bool,
     /// Also run the last norm and the head on the device if they are quantized to integers.
     pub head: bool,
-    /// Number of blocks, from the first, to prove on real numbers. 0 skips the proof of the head, too.
-    pub prove: usize,
+    /// Number of blocks, from the first, to prove on real numbers; 0 skips the proof of the head, too [default: all of them where that takes
+    /// less than a minute: up to 2^24 weights and 2^31 multiply-accumulates; otherwise 1].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prove: Option<usize>,
     /// Tokens of text on which the integers are compared with float activations, all blocks and the head; 0 for none.
     pub quality: usize,
     /// Windows of the calibration text used to find value ranges.
@@ -92,7 +94,7 @@ impl Default for Compile {
             keep: true,
             recompute: true,
             head: true,
-            prove: 1,
+            prove: None,
             quality: 1024,
             windows: const { NonZeroUsize::new(4).unwrap() },
             pareto: false,
@@ -142,6 +144,11 @@ impl Planned {
     pub fn decode_latency(&self) -> Option<f64> {
         let (_, schedule, simulation) = self.runs.iter().find(|([rows, past], ..)| *rows == 1 && *past > 0)?;
         Some(simulation.latency(&schedule.plan.rates))
+    }
+
+    /// The plans of all runs, without the numbers of weights.
+    pub fn plans(&self) -> impl Iterator<Item = &crate::Plan> {
+        self.runs.iter().map(|(_, schedule, _)| &schedule.plan)
     }
 
     /// The schedule of a run with its predicted times, for a program with numbers.
@@ -314,6 +321,15 @@ impl Compile {
         Ok(Phase { name, rows, past, program, host, head: logits.is_some(), schedule, simulation, report: None, proof: None })
     }
 
+    /// How many of so many blocks are proven.
+    fn proven_blocks(&self, all: usize, program: &Program, runs: &[(String, u64, u64)]) -> usize {
+        let matrices = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
+        let weights: u64 = matrices.map(|tensor| tensor.rows * tensor.columns).sum();
+        let tokens: u64 = runs.iter().map(|(_, rows, _)| rows).sum();
+        let quick = weights <= QUICK_WEIGHTS && weights.saturating_mul(tokens) <= QUICK_PRODUCTS;
+        self.prove.unwrap_or(if quick { all } else { 1 }).min(all)
+    }
+
     /// What a run costs, compared with the same program unfused.
     fn report(&self, target: &Target, phase: &Phase) -> Result<Report> {
         let options = Options { tokens: phase.rows };
@@ -343,10 +359,12 @@ impl Compile {
         let planned = planned.filter(|planned| planned.target == subject.target);
         let seen = Seen::new(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
         let (mut phases, mut image) = (Vec::new(), Image::default());
-        let mut prover = Prover::new(self, &subject.target, &seen, &windows[0]);
         let chunks = planned.map_or_else(|| self.chunks(&subject, self.goal, watch), |planned| Ok(planned.chunks.clone()))?;
         let front = self.front(&subject, &chunks, watch)?;
         let runs = self.runs(chunks.best().chunk);
+        let whole = subject.convert(&seen.ranges, self.bind(runs_last(&runs), ALL_BLOCKS, false))?;
+        let blocks = self.proven_blocks(subject.fused.blocks().count(), &whole.program, &runs);
+        let mut prover = Prover::new(self, &subject.target, &seen, &windows[0], blocks);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "planning and proving", what: &name, done, total: runs.len() }.tell(watch)?;
             let known = |name: &str, run: [u64; 2], program: &Program| {
@@ -357,17 +375,16 @@ impl Compile {
             };
             let mut phase = self.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image, &known)?;
             phase.report = Some(self.report(&subject.target, &phase)?);
-            if self.prove > 0 {
-                let blocks = subject.convert(&seen.ranges, self.bind([rows, past], [0, self.prove], true))?;
+            if blocks > 0 {
+                let blocks = subject.convert(&seen.ranges, self.bind([rows, past], [0, blocks], true))?;
                 phase.proof = Some(prover.blocks(blocks, Span { rows, past }, &image)?);
             }
             phases.push(phase);
         }
-        let head = phases.iter().any(|phase| phase.head) && self.prove > 0;
+        let head = phases.iter().any(|phase| phase.head) && blocks > 0;
         let last = Span { rows: 1, past: self.seq.get() - 1 };
         let bind = Bind { head: true, ..self.bind([last.rows, last.past], [0, 0], true) };
         let head = if head { Some(prover.head(subject.convert(&seen.ranges, bind)?, last, &image)?) } else { None };
-        let whole = subject.convert(&seen.ranges, self.bind(runs_last(&runs), ALL_BLOCKS, false))?;
         let name = &whole.program.get(whole.input).name;
         let embedding = Embedding::of(&seen, name, whole.residual[0].clone())?;
         let measures = phases.iter().any(|phase| phase.head) && !other.is_empty();
@@ -395,6 +412,12 @@ impl Subject<'_> {
         convert(&self.fused, self.source, ranges, bind, &self.device.numerics.weights)
     }
 }
+
+/// Multiply-accumulates of all runs up to which all blocks are proven unless the settings say otherwise.
+const QUICK_PRODUCTS: u64 = 1 << 31;
+
+/// The same for weights, which a proof holds as numbers.
+const QUICK_WEIGHTS: u64 = 1 << 24;
 
 /// Tokens of the last run, and tokens before it.
 fn runs_last(runs: &[(String, u64, u64)]) -> [u64; 2] {

@@ -5,9 +5,8 @@ use crate::{
     Data, Memory, Program, Result, TensorId,
     convert::Converted,
     plan::Proof,
-    reference,
     schedule::{Image, Schedule, Target, choose},
-    simulate::{Simulation, prove},
+    simulate::{Simulation, prove_and_keep},
 };
 
 /// A plan of the first blocks, or of the head, whose result agrees with the reference in every bit.
@@ -46,13 +45,15 @@ pub(super) struct Prover<'a> {
     target: &'a Target,
     seen: &'a Seen,
     window: &'a [u32],
+    /// How many are proven.
+    count: usize,
     /// The blocks of the previous run, with their numbers after it.
     before: Option<(Program, Memory)>,
 }
 
 impl<'a> Prover<'a> {
-    pub(super) fn new(settings: &'a Compile, target: &'a Target, seen: &'a Seen, window: &'a [u32]) -> Prover<'a> {
-        Prover { settings, target, seen, window, before: None }
+    pub(super) fn new(settings: &'a Compile, target: &'a Target, seen: &'a Seen, window: &'a [u32], count: usize) -> Prover<'a> {
+        Prover { settings, target, seen, window, count, before: None }
     }
 
     /// Proves the first blocks on some rows, after those of the previous call. Weights and states are at the addresses of `image`.
@@ -62,7 +63,7 @@ impl<'a> Prover<'a> {
         }
         let (proven, after) = self.part(converted, span, image)?;
         self.before = Some((proven.proof.program.clone(), after));
-        Ok(Proven { blocks: self.settings.prove, ..proven })
+        Ok(Proven { blocks: self.count, ..proven })
     }
 
     /// Proves the last norm and the head.
@@ -81,16 +82,14 @@ impl<'a> Prover<'a> {
         let wanted = span.of(&leaving, to.rows, to.columns).to_vec();
         let Compile { goal, .. } = self.settings;
         let (schedule, _) = choose(&program, self.target, *goal, self.settings.freedom(), "proof", image)?;
-        let simulation = prove(&program, &schedule.plan, &self.target.rates, &memory)?;
-        let mut after = memory.clone();
-        reference::run(&program, &mut after);
+        let (simulation, after) = prove_and_keep(&program, &schedule.plan, &self.target.rates, &memory)?;
         let codes = after.get(output).numbers();
         let found = match logits {
             Some(step) => codes.iter().map(|code| f64::from(*code) * step).collect(),
             None => exit.values(codes),
         };
         let snr_db = snr(&found, &wanted);
-        Ok((Proven { blocks: 0, schedule, proof: Proof { program, memory }, simulation, snr_db }, after))
+        Ok((Proven { blocks: 0, schedule, proof: Proof::new(program, memory, &after), simulation, snr_db }, after))
     }
 }
 

@@ -3,7 +3,11 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Plan;
-use crate::{Error, Memory, Program, Result};
+use crate::{
+    Error, Memory, Program, Result, TensorId,
+    program::Role,
+    simulate::{Simulation, Violation, prove_and_keep},
+};
 
 /// Magic bytes of a plan file.
 pub const MAGIC: &[u8; 8] = b"attarpln";
@@ -12,7 +16,7 @@ pub const MAGIC: &[u8; 8] = b"attarpln";
 const PROOF: &[u8; 8] = b"attarprf";
 
 /// The format version that this tool reads and writes.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 const HEADER: usize = MAGIC.len() + 4 + 32;
 
@@ -23,6 +27,8 @@ pub struct Proof {
     pub program: Program,
     /// Weights, constants, inputs and states before the run.
     pub memory: Memory,
+    /// What outputs and states hold after it, row by row: another version of attar has to compute the same.
+    pub results: Vec<(TensorId, Vec<i32>)>,
 }
 
 impl Plan {
@@ -42,6 +48,37 @@ impl Plan {
 }
 
 impl Proof {
+    /// A proof with these numbers before the run and these after it.
+    pub fn new(program: Program, memory: Memory, after: &Memory) -> Proof {
+        let lasting = (0..).zip(&program.tensors).filter(|(_, tensor)| matches!(tensor.role, Role::Output | Role::State));
+        let results = lasting.map(|(id, _)| (TensorId(id), after.get(TensorId(id)).numbers().to_vec())).collect();
+        Proof { program, memory, results }
+    }
+
+    /// Proves the plan, as [`crate::simulate::prove`] does, and compares the results with those of the file.
+    ///
+    /// # Errors
+    /// The first number that differs; results of a tensor that does not exist or has another size.
+    pub fn prove(&self, plan: &Plan) -> Result<Simulation> {
+        let (simulation, after) = prove_and_keep(&self.program, plan, &plan.rates, &self.memory)?;
+        for (id, wanted) in &self.results {
+            let tensor =
+                self.program.tensors.get(id.0 as usize).filter(|tensor| tensor.rows * tensor.columns == wanted.len() as u64);
+            let Some(tensor) = tensor else {
+                return Err(Error::PlanMalformed {
+                    why: format!("there are results of {} numbers of no tensor of that size", wanted.len()),
+                });
+            };
+            let found = after.get(*id).numbers();
+            if let Some(at) = found.iter().zip(wanted).position(|(found, wanted)| found != wanted) {
+                let (row, column) = (at as u64 / tensor.columns, at as u64 % tensor.columns);
+                let what = Violation::Differs { tensor: tensor.name.clone(), row, column, found: found[at], wanted: wanted[at] };
+                return Err(Error::Violation { call: plan.title.clone(), statement: "the result of the file".into(), what });
+            }
+        }
+        Ok(simulation)
+    }
+
     /// Its file, as bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         to_bytes(PROOF, self)

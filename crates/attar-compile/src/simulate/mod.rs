@@ -122,6 +122,11 @@ pub(crate) fn whole(plan: &Plan, events: usize) -> Result<Simulation> {
 /// Runs `plan` and the reference of `program` on the same numbers and compares everything that the program writes, and how
 /// often it multiplies.
 pub fn prove(program: &Program, plan: &Plan, rates: &Rates, memory: &Memory) -> Result<Simulation> {
+    Ok(prove_and_keep(program, plan, rates, memory)?.0)
+}
+
+/// The same, with the numbers after the run.
+pub(crate) fn prove_and_keep(program: &Program, plan: &Plan, rates: &Rates, memory: &Memory) -> Result<(Simulation, Memory)> {
     let (mut found, mut wanted) = (memory.clone(), memory.clone());
     let simulation = simulate(plan, rates, &mut found)?;
     reference::run(program, &mut wanted);
@@ -139,8 +144,8 @@ pub fn prove(program: &Program, plan: &Plan, rates: &Rates, memory: &Memory) -> 
     }
     let wanted = program.kernels.iter().map(|(_, kernel)| program.macs(kernel)).sum();
     match simulation.macs() {
-        found if found != wanted => Err(violation(Violation::Count { what: "multiply-accumulates", found, wanted })),
-        _ => Ok(simulation),
+        macs if macs != wanted => Err(violation(Violation::Count { what: "multiply-accumulates", found: macs, wanted })),
+        _ => Ok((simulation, found)),
     }
 }
 

@@ -13,6 +13,7 @@ use attar_compile::{
     plan::{MAGIC, Proof, VERSION},
     program::{Destination, Epilogue, Role},
     schedule::{Freedom, Goal, schedule},
+    simulate::simulate,
 };
 
 use crate::{cases::target, support::Builder};
@@ -45,7 +46,9 @@ fn small() -> (Plan, Proof) {
     builder.linear("product", x, 5, Element::INT4, 90.0, vec![Destination { tensor: out, row: 0 }], Epilogue::Rescale);
     let (program, memory) = builder.memory();
     let plan = schedule(&program, &target(4_000, 8), Goal::Dram, Freedom::ALL, "small").expect("it fits").plan;
-    (plan, Proof { program, memory })
+    let mut after = memory.clone();
+    simulate(&plan, &plan.rates, &mut after).expect("it runs");
+    (plan, Proof::new(program, memory, &after))
 }
 
 #[test]
@@ -67,4 +70,20 @@ fn plans_and_proofs() {
 fn devices_and_buffers() {
     assert!(seeds("device").into_iter().filter(|(path, _)| Device::load(path).is_ok()).count() > 0);
     assert!(seeds("memory").into_iter().filter(|(_, bytes)| read_csv(bytes).is_ok()).count() > 1);
+}
+
+#[test]
+fn a_proof_knows_its_results() {
+    let (plan, proof) = small();
+    assert!(proof.prove(&plan).is_ok() && proof.results.len() == 1);
+    let mut other = proof.clone();
+    other.results[0].1[7] += 1;
+    let error = other.prove(&plan).unwrap_err().to_string();
+    assert!(error.contains("the result of the file") && error.contains("out"), "{error}");
+    let mut short = proof.clone();
+    short.results[0].1.pop();
+    assert!(short.prove(&plan).unwrap_err().to_string().contains("14 numbers"));
+    let mut none = proof;
+    none.results[0].0 = attar_compile::TensorId(77);
+    assert!(none.prove(&plan).is_err());
 }

@@ -360,7 +360,7 @@ fn norms_that_nest_are_an_error() {
     let nested = (0..2000).fold(Kernel::Norm(norm.clone()), |kernel, _| normed(kernel));
     for (kernel, reads) in [(normed(Kernel::Norm(norm.clone())), true), (nested, false)] {
         let kernels = vec![("norm".to_owned(), kernel)];
-        let proof = Proof { program: Program { kernels, ..program.clone() }, memory: memory.clone() };
+        let proof = Proof { program: Program { kernels, ..program.clone() }, memory: memory.clone(), results: Vec::new() };
         assert_eq!(Proof::from_bytes(&proof.to_bytes()).is_ok(), reads);
     }
 }

@@ -1,4 +1,4 @@
-//! Where an engine is installed, and which version it is: as wheels of PyPI lay themselves out.
+//! Where an engine is installed, and which version it is: as wheels of PyPI lay themselves out, or as a program on the search path.
 
 use std::{
     ffi::OsString,
@@ -7,18 +7,21 @@ use std::{
 
 use attar_tensor::Digest;
 
-use super::kind::{Engine, Package, Worker};
+use super::kind::{Engine, Home, Package, Program, Worker};
 use crate::{Error, Result};
 
 /// Where a machine may have engines, in the order in which they are tried: for an engine `NAME`, its flag `--NAME`, the
-/// variable `ATTAR_NAME`, the folder `NAME` of `ATTAR_ENGINES`, `ATTAR_ENGINES` itself, and `VIRTUAL_ENV`.
+/// variable `ATTAR_NAME`, the folder `NAME` of `ATTAR_ENGINES`, `ATTAR_ENGINES` itself, and `VIRTUAL_ENV`; for a program its flag,
+/// `ATTAR_NAME`, [`Program::variable`] and `PATH`.
 ///
 /// A path is a shared library, a Python interpreter, a virtual environment, a `site-packages` folder, or the folder of
-/// the package.
+/// the package; for a program the program or its folder.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
     named: Vec<(&'static str, Looked)>,
     shared: Vec<Looked>,
+    /// Folders of programs.
+    path: Vec<PathBuf>,
     /// See [`Installation::runner`].
     runner: Vec<String>,
 }
@@ -52,19 +55,32 @@ impl Places {
             |name: String| Looked { path: variable(&name).filter(|value| !value.is_empty()).map(PathBuf::from), name };
         let named = engines.into_iter().flat_map(|engine| {
             let given = flag(engine.name).map(|path| Looked { name: format!("--{}", engine.name), path: Some(path) });
-            [given, Some(of_variable(engine.variable()))].into_iter().flatten().map(|looked| (engine.name, looked))
+            let usual = match &engine.home {
+                Home::Wheel(_) => None,
+                Home::Program(program) => Some(of_variable(program.variable.into())),
+            };
+            [given, Some(of_variable(engine.variable())), usual].into_iter().flatten().map(|looked| (engine.name, looked))
         });
         let words = variable(RUNNER).map(|words| words.to_string_lossy().into_owned()).unwrap_or_default();
         let runner = words.split_whitespace().map(str::to_owned).collect();
-        Places { named: named.collect(), shared: vec![of_variable(ALL.into()), of_variable(ACTIVE.into())], runner }
+        let path = variable("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+        Places { named: named.collect(), shared: vec![of_variable(ALL.into()), of_variable(ACTIVE.into())], path, runner }
     }
 
     /// The installation of `engine`. A flag that names none is an error, whatever the other places have.
     pub fn find(&self, engine: &'static Engine) -> Result<Installation> {
         let looked = self.of(engine);
-        let found = looked.iter().filter_map(|looked| looked.path.as_deref()).find_map(|path| Installation::at(engine, path));
+        let found = looked.iter().filter_map(|looked| looked.path.as_deref()).find_map(|path| self.at(engine, path));
         let found = found.map(|found| Installation { runner: self.runner.clone(), ..found });
-        found.ok_or_else(|| Error::EngineMissing { title: engine.title, way_in: engine.package.way_in(), looked })
+        found.ok_or_else(|| Error::EngineMissing { title: engine.title, way_in: engine.home.way_in(), looked })
+    }
+
+    /// A program that is named without a folder is on the search path.
+    fn at(&self, engine: &'static Engine, path: &Path) -> Option<Installation> {
+        let bare = matches!(engine.home, Home::Program(_)) && path.components().count() == 1;
+        let on_path = || self.path.iter().map(|folder| folder.join(path)).find(|path| path.is_file());
+        let path = if bare { on_path().unwrap_or_else(|| path.into()) } else { path.into() };
+        Installation::at(engine, &path)
     }
 
     fn of(&self, engine: &Engine) -> Vec<Looked> {
@@ -72,6 +88,10 @@ impl Places {
         let own: Vec<Looked> = own.collect();
         if own.first().is_some_and(|first| first.name.starts_with("--")) {
             return own[..1].to_vec();
+        }
+        if let Home::Program(_) = engine.home {
+            let folders = self.path.iter().map(|folder| Looked { name: "PATH".into(), path: Some(folder.clone()) });
+            return own.into_iter().chain(folders).collect();
         }
         let folder = self.shared.iter().filter(|looked| looked.name == ALL && looked.path.is_some());
         let folder = folder.map(|looked| Looked {
@@ -99,11 +119,11 @@ impl Engine {
 pub struct Installation {
     /// Which one.
     pub engine: &'static Engine,
-    /// Its shared library.
+    /// Its shared library, or the program.
     pub library: PathBuf,
     /// The interpreter of the environment that holds it; only sought if the engine's worker is a script.
     pub interpreter: Option<PathBuf>,
-    /// The version of its package, or the numbers in the library's name; empty if neither tells.
+    /// The version of its package, the numbers in the library's name, or what the program says; empty if none tells.
     pub version: String,
     /// Words in front of the command line of its process: an emulator of another processor. Mostly empty.
     pub runner: Vec<String>,
@@ -118,22 +138,30 @@ impl std::fmt::Debug for Installation {
 impl Installation {
     /// What `path` leads to, if it is an installation of `engine`.
     pub fn at(engine: &'static Engine, path: &Path) -> Option<Installation> {
-        let library = library(&engine.package, path)?;
+        let package = match &engine.home {
+            Home::Wheel(package) => package,
+            Home::Program(program) => {
+                let library = executable(program, path)?;
+                let version = says(&library, "-dumpversion");
+                return Some(Installation { engine, library, interpreter: None, version, runner: Vec::new() });
+            }
+        };
+        let library = library(package, path)?;
         let interpreter = match engine.worker {
             Worker::Library(_) => None,
             Worker::Python(_) => Some(interpreter(&library)?),
         };
-        let version = wheel(&engine.package, &library).map_or_else(|| numbers(&library), |(_, version)| version);
+        let version = wheel(package, &library).map_or_else(|| numbers(&library), |(_, version)| version);
         Some(Installation { engine, library, interpreter, version, runner: Vec::new() })
     }
 
     /// The engine in messages: with both versions, if this is not the one that attar is tested with.
     pub fn title(&self) -> String {
         let (title, tested) = (self.engine.title, self.engine.tested());
-        match self.version.as_str() {
-            "" => title.into(),
-            version if version == tested => title.into(),
-            version => format!("{title} {version} (attar is tested with {tested})"),
+        match (self.version.as_str(), tested) {
+            ("", _) | (_, None) => title.into(),
+            (version, Some(tested)) if version == tested => title.into(),
+            (version, Some(tested)) => format!("{title} {version} (attar is tested with {tested})"),
         }
     }
 
@@ -141,10 +169,27 @@ impl Installation {
     /// choose another processor. Paths do not count, so that two environments with the same wheel are one.
     pub fn digest(&self) -> Result<Digest> {
         let library = Digest::of_file(&self.library).map_err(attar_model::Error::from)?;
-        let files = wheel(&self.engine.package, &self.library).map(|(folder, _)| recorded(&self.engine.package, &folder));
+        let files = match &self.engine.home {
+            Home::Wheel(package) => wheel(package, &self.library).map(|(folder, _)| recorded(package, &folder)),
+            Home::Program(_) => Some(self.version.clone()),
+        };
         let rest = files.unwrap_or_default() + &self.runner.join(" ");
         Ok(Digest::of_parts([library.as_bytes().as_slice(), rest.as_bytes()]))
     }
+}
+
+/// The program at a path, or in that folder.
+fn executable(program: &Program, path: &Path) -> Option<PathBuf> {
+    let inside = program.names.iter().map(|name| path.join(name));
+    std::iter::once(path.to_path_buf()).chain(inside).find(|path| path.is_file())
+}
+
+/// What a program prints of itself; empty if it cannot be run.
+fn says(program: &Path, flag: &str) -> String {
+    let said = std::process::Command::new(program).arg(flag).stdin(std::process::Stdio::null()).output();
+    said.ok()
+        .filter(|said| said.status.success())
+        .map_or_else(String::new, |said| String::from_utf8_lossy(&said.stdout).trim().into())
 }
 
 /// The newest library of the package under `root`.
@@ -241,41 +286,47 @@ mod tests {
     use super::*;
     use crate::engine::ENGINES;
 
-    /// An environment with a wheel of `engine`, under `root`, and the library that counts.
-    fn environment(engine: &Engine, root: &Path) -> PathBuf {
+    /// Engines that are wheels, and these.
+    fn wheels() -> impl Iterator<Item = (&'static Engine, &'static Package)> {
+        let wheel = |engine: &&'static Engine| match &engine.home {
+            Home::Wheel(package) => Some((*engine, package)),
+            Home::Program(_) => None,
+        };
+        ENGINES.iter().filter_map(wheel)
+    }
+
+    /// An environment with a wheel under `root`, and the library that counts.
+    fn environment(package: &Package, root: &Path) -> PathBuf {
         let site = root.join("lib/python3.11/site-packages");
-        let folder = site.join(engine.package.module).join(engine.package.folder);
-        let wheel = site.join(format!("{}-7.8.9.dist-info", engine.package.module));
+        let folder = site.join(package.module).join(package.folder);
+        let wheel = site.join(format!("{}-7.8.9.dist-info", package.module));
         let bin = root.join("bin");
         [&folder, &wheel, &bin].into_iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
-        let library = format!("lib{}.so", engine.package.library);
-        for file in [
-            format!("{library}.1.9.0"),
-            format!("{library}.1.32.0"),
-            format!("lib{}_c.so.2.0.0", engine.package.library),
-            "x.py".into(),
-        ] {
+        let library = format!("lib{}.so", package.library);
+        for file in
+            [format!("{library}.1.9.0"), format!("{library}.1.32.0"), format!("lib{}_c.so.2.0.0", package.library), "x.py".into()]
+        {
             std::fs::write(folder.join(file), "code").unwrap();
         }
         std::fs::write(bin.join("python"), "").unwrap();
-        let record = format!("../../../bin/x,sha256={},1\n{}/a.so,sha256=abc,1\n", root.display(), engine.package.module);
+        let record = format!("../../../bin/x,sha256={},1\n{}/a.so,sha256=abc,1\n", root.display(), package.module);
         std::fs::write(wheel.join("RECORD"), record).unwrap();
         folder.join(format!("{library}.1.32.0"))
     }
 
     #[test]
     fn every_kind_of_path_leads_to_the_newest_library_and_its_version() {
-        for engine in ENGINES {
+        for (engine, package) in wheels() {
             let folder = tempfile::tempdir().unwrap();
             let root = folder.path();
-            let library = environment(engine, root);
+            let library = environment(package, root);
             let site = root.join("lib/python3.11/site-packages");
-            let package = site.join(engine.package.module);
-            for path in [root, &root.join("bin/python"), &site, &package, library.parent().unwrap(), &library] {
+            let own = site.join(package.module);
+            for path in [root, &root.join("bin/python"), &site, &own, library.parent().unwrap(), &library] {
                 let found = Installation::at(engine, path).unwrap_or_else(|| panic!("{}", path.display()));
                 assert_eq!((&found.library, found.version.as_str()), (&library, "7.8.9"), "{}", path.display());
             }
-            for path in [&root.join("lib"), Path::new("/nowhere"), &package.join("x.py")] {
+            for path in [&root.join("lib"), Path::new("/nowhere"), &own.join("x.py")] {
                 assert!(Installation::at(engine, path).is_none(), "{}", path.display());
             }
         }
@@ -283,9 +334,9 @@ mod tests {
 
     #[test]
     fn the_digest_is_that_of_the_files_and_not_of_the_place() {
-        for engine in ENGINES {
+        for (engine, package) in wheels() {
             let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-            let libraries = [&one, &two].map(|folder| environment(engine, folder.path()));
+            let libraries = [&one, &two].map(|folder| environment(package, folder.path()));
             let digest = |folder: &tempfile::TempDir| Installation::at(engine, folder.path()).unwrap().digest().unwrap();
             assert_eq!(digest(&one), digest(&two));
             std::fs::write(&libraries[1], "other code").unwrap();
@@ -295,10 +346,10 @@ mod tests {
 
     #[test]
     fn flags_come_before_variables_and_variables_before_environments() {
-        for engine in ENGINES {
+        for (engine, package) in wheels() {
             let [flag, own, all, active] = [(); 4].map(|()| tempfile::tempdir().unwrap());
             for root in [flag.path(), own.path(), &all.path().join(engine.name), active.path()] {
-                environment(engine, root);
+                environment(package, root);
             }
             let find = |with_flag: bool, set: &[(&str, &Path)]| {
                 let variable = |name: &str| set.iter().find(|(set, _)| *set == name).map(|(_, path)| path.as_os_str().to_owned());
@@ -321,7 +372,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_is_missing_says_where_it_was_looked_for() {
-        for engine in ENGINES {
+        for (engine, _) in wheels() {
             let variable = |name: &str| (name == ALL).then(|| "/nowhere".into());
             let error = Places::read(ENGINES.iter().copied(), |_| None, variable).find(engine).unwrap_err();
             assert_eq!(error.to_string(), format!("{} is not installed", engine.title));
@@ -339,5 +390,29 @@ mod tests {
                 "{flagged:?}"
             );
         }
+    }
+
+    #[test]
+    fn programs_are_named_by_flags_and_variables_or_are_on_the_path() {
+        let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let program = |at: usize, name: &str| {
+            let path = folders[at].path().join(name);
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+        let (own, cc, gcc) = (program(0, "own"), program(1, "cc"), program(2, "gcc"));
+        let engine = ENGINES.iter().find(|engine| matches!(engine.home, Home::Program(_))).unwrap();
+        let path = std::env::join_paths([folders[2].path(), folders[1].path()]).unwrap();
+        let find = |set: &[(&str, &std::ffi::OsStr)]| {
+            let variable = |name: &str| set.iter().find(|(set, _)| *set == name).map(|(_, value)| value.to_os_string());
+            Places::read([*engine], |_| None, variable).find(engine).map(|found| found.library)
+        };
+        let both = [("PATH", path.as_os_str()), ("ATTAR_C", own.as_os_str())];
+        assert_eq!(find(&both).unwrap(), own);
+        assert_eq!(find(&both[..1]).unwrap(), gcc);
+        assert_eq!(find(&[("PATH", &path), ("CC", "cc".as_ref())]).unwrap(), cc);
+        let hint = find(&[]).unwrap_err().hint().unwrap();
+        assert!(hint.ends_with("name it in ATTAR_C; ATTAR_C and CC are unset"), "{hint}");
+        assert!(find(&[("PATH", folders[0].path().as_ref())]).unwrap_err().hint().unwrap().contains("(PATH) does not have it"));
     }
 }

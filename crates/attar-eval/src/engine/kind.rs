@@ -18,8 +18,8 @@ pub struct Engine {
     /// The name its makers use.
     pub title: &'static str,
     /// Where it is installed.
-    pub package: Package,
-    /// The requirements file of the environment that it is tested in: pins, a line each.
+    pub home: Home,
+    /// The requirements file of the environment that it is tested in: pins, a line each. A program has none.
     pub pins: &'static str,
     /// What it opens.
     pub opens: &'static [Opens],
@@ -38,10 +38,19 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// The version of its package that attar is tested with.
-    pub fn tested(&self) -> &'static str {
-        let pin = self.pins.lines().find_map(|line| line.strip_prefix(self.package.name)?.strip_prefix("=="));
-        pin.expect("an engine pins its package").trim()
+    /// The version of its package that attar is tested with; none of what the machine has anyway.
+    pub fn tested(&self) -> Option<&'static str> {
+        let Home::Wheel(package) = &self.home else { return None };
+        let pin = self.pins.lines().find_map(|line| line.strip_prefix(package.name)?.strip_prefix("=="));
+        Some(pin.expect("an engine pins its package").trim())
+    }
+
+    /// What a path to it may be, in words.
+    pub fn place(&self) -> &'static str {
+        match self.home {
+            Home::Wheel(_) => "a virtual environment, its Python, or the library",
+            Home::Program(_) => "the program, or its folder",
+        }
     }
 
     /// Its device of that name, whatever the case of its letters.
@@ -56,6 +65,34 @@ impl Engine {
             known: self.devices.to_vec(),
         })
     }
+}
+
+/// Where an engine is installed.
+pub enum Home {
+    /// In a Python environment.
+    Wheel(Package),
+    /// On the search path.
+    Program(Program),
+}
+
+impl Home {
+    /// What to do where it is absent, in words.
+    pub(super) fn way_in(&self) -> String {
+        match self {
+            Home::Wheel(package) => format!("{}; name its environment in", package.way_in()),
+            Home::Program(program) => format!("{}; name it in", program.way_in),
+        }
+    }
+}
+
+/// A program that machines have.
+pub struct Program {
+    /// Its names on the search path, the first that is there counts.
+    pub names: &'static [&'static str],
+    /// The variable by which other tools find it.
+    pub variable: &'static str,
+    /// What to do where it is absent.
+    pub way_in: &'static str,
 }
 
 /// A Python package with a shared library in it.
@@ -75,8 +112,7 @@ pub struct Package {
 }
 
 impl Package {
-    /// What to do where it is absent, in words.
-    pub(super) fn way_in(&self) -> String {
+    fn way_in(&self) -> String {
         match self.installer {
             Some(installer) => format!("`{installer}` in a checkout of attar installs it"),
             None => format!("`pip install {}` into a virtual environment", self.name),
@@ -123,7 +159,7 @@ impl fmt::Display for Mode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Load {
-    /// The engine's shared library.
+    /// The engine's shared library, or its program.
     pub library: PathBuf,
     /// The artifact's file, one of [`Opens::file`].
     pub model: PathBuf,
@@ -170,5 +206,5 @@ pub trait Session {
 
     /// Rows of an output for the tokens fed last, and the width of a row. An output without a dimension for tokens has
     /// one row.
-    fn rows(&self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure>;
+    fn rows(&mut self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure>;
 }

@@ -3,19 +3,19 @@
 //! Not LiteRT-LM itself, which returns text and no logits; both run the same kernels. They round what products with codes read to int8, and have no
 //! other mode.
 
-use super::kind::{Engine, Mode, Opens, Package, Worker};
+use super::kind::{Engine, Home, Mode, Opens, Package, Worker};
 
 pub(super) static ENGINE: Engine = Engine {
     name: "litert",
     title: "LiteRT",
-    package: Package {
+    home: Home::Wheel(Package {
         name: "ai-edge-litert",
         module: "ai_edge_litert",
         folder: "",
         library: "LiteRt",
         needs: &[],
         installer: None,
-    },
+    }),
     pins: include_str!("../../engines/litert.txt"),
     opens: &[
         Opens { target: "litert-lm", file: "model.litertlm" },

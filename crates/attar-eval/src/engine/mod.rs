@@ -10,6 +10,7 @@
 //! script in the engine's own Python environment.
 
 mod artifact;
+mod c;
 mod child;
 mod find;
 mod kind;
@@ -31,12 +32,12 @@ pub use artifact::Artifact;
 pub(crate) use artifact::Streaming;
 pub use child::{VERB, kill_all};
 pub use find::{Installation, Looked, Places};
-pub use kind::{Ask, Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
+pub use kind::{Ask, Engine, Failure, Home, Load, Mode, Opens, Package, Program, Session, Worker};
 pub use serve::serve;
 
 /// Every engine, in the order of the documentation. The first that opens a target is the default for it.
 pub static ENGINES: &[&Engine] =
-    &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE, &litert::ENGINE, &onnxruntime_qnn::ENGINE];
+    &[&onnxruntime::ENGINE, &onnxruntime_genai::ENGINE, &openvino::ENGINE, &litert::ENGINE, &onnxruntime_qnn::ENGINE, &c::ENGINE];
 
 /// Every compiler of a vendor, in the order of the documentation: it opens artifacts as engines do, and predicts for devices in place of
 /// running. The first that opens a target is the default for it.

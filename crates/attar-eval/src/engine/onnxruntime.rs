@@ -7,19 +7,19 @@ use ort::{
     value::{DynValue, Outlet, Tensor},
 };
 
-use super::kind::{Engine, Failure, Load, Mode, Opens, Package, Session, Worker};
+use super::kind::{Engine, Failure, Home, Load, Mode, Opens, Package, Session, Worker};
 
 pub(super) static ENGINE: Engine = Engine {
     name: "onnxruntime",
     title: "ONNX Runtime",
-    package: Package {
+    home: Home::Wheel(Package {
         name: "onnxruntime",
         module: "onnxruntime",
         folder: "capi",
         library: "onnxruntime",
         needs: &[],
         installer: None,
-    },
+    }),
     pins: include_str!("../../engines/onnxruntime.txt"),
     opens: &[Opens { target: "onnx", file: "model.onnx" }, Opens { target: "onnx-genai", file: "model.onnx" }],
     modes: &[Mode::Exact, Mode::Default],
@@ -193,7 +193,7 @@ impl Session for Model {
         Ok(())
     }
 
-    fn rows(&self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure> {
+    fn rows(&mut self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure> {
         Ok(self.part(output, rows)?)
     }
 }

@@ -3,19 +3,19 @@
 //!
 //! Nothing is left to the CPU: a node that the provider does not take is an error. It computes in f16 what is in floats, and has no other mode.
 
-use super::kind::{Engine, Mode, Opens, Package, Worker};
+use super::kind::{Engine, Home, Mode, Opens, Package, Worker};
 
 pub(super) static ENGINE: Engine = Engine {
     name: "onnxruntime-qnn",
     title: "ONNX Runtime QNN",
-    package: Package {
+    home: Home::Wheel(Package {
         name: "onnxruntime-qnn",
         module: "onnxruntime_qnn",
         folder: "",
         library: "onnxruntime_providers_qnn",
         needs: &["onnxruntime"],
         installer: None,
-    },
+    }),
     pins: include_str!("../../engines/onnxruntime-qnn.txt"),
     opens: &[Opens { target: "qnn", file: "qnn.json" }],
     modes: &[Mode::Default],

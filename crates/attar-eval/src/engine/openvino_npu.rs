@@ -2,19 +2,19 @@
 //!
 //! It is installed on request only: `cargo xtask engines openvino-npu`.
 
-use super::kind::{Engine, Opens, Package, Worker};
+use super::kind::{Engine, Home, Opens, Package, Worker};
 
 pub(super) static ENGINE: Engine = Engine {
     name: "openvino-npu",
     title: "Intel's NPU compiler",
-    package: Package {
+    home: Home::Wheel(Package {
         name: "openvino",
         module: "openvino",
         folder: "libs",
         library: "openvino_intel_npu_compiler",
         needs: &[],
         installer: Some("cargo xtask engines openvino-npu"),
-    },
+    }),
     pins: include_str!("../../engines/openvino-npu/wheel.txt"),
     opens: &[Opens { target: "openvino", file: "openvino_model.xml" }],
     modes: &[],

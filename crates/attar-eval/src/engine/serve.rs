@@ -110,7 +110,7 @@ mod tests {
             Ok(())
         }
 
-        fn rows(&self, _: &str, _: Range<usize>) -> Result<(&[f32], usize), Failure> {
+        fn rows(&mut self, _: &str, _: Range<usize>) -> Result<(&[f32], usize), Failure> {
             Ok((&self.0, self.0.len()))
         }
     }

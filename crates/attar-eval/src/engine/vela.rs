@@ -1,11 +1,18 @@
 //! Arm's compiler for Ethos-U, through its Python package: it compiles integer-only models, without a device.
 
-use super::kind::{Engine, Opens, Package, Worker};
+use super::kind::{Engine, Home, Opens, Package, Worker};
 
 pub(super) static ENGINE: Engine = Engine {
     name: "vela",
     title: "Arm's Vela",
-    package: Package { name: "ethos-u-vela", module: "ethosu", folder: "", library: "regor", needs: &[], installer: None },
+    home: Home::Wheel(Package {
+        name: "ethos-u-vela",
+        module: "ethosu",
+        folder: "",
+        library: "regor",
+        needs: &[],
+        installer: None,
+    }),
     pins: include_str!("../../engines/vela.txt"),
     opens: &[Opens { target: "tflite", file: "model.tflite" }, Opens { target: "tflite", file: "decode.tflite" }],
     modes: &[],

@@ -225,7 +225,7 @@ fn length(content: &Content) -> Result<u64> {
     }
 }
 
-fn whole(files: &BTreeMap<String, Content>, name: &str) -> Result<Vec<u8>> {
+pub(super) fn whole(files: &BTreeMap<String, Content>, name: &str) -> Result<Vec<u8>> {
     let found = content(files, name)?;
     let bytes = length(found)?;
     if bytes > LONGEST {

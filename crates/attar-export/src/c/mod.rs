@@ -15,6 +15,7 @@ use std::{
 };
 
 use attar_graph::Graph;
+use attar_model::Tokenizer;
 use attar_tensor::{Digest, write_atomically};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,8 @@ use compiled::{Compiled, EMBEDDING, memory_name};
 use layout::Layout;
 
 use crate::{
-    Artifact, Content, Error, Format, Input, Original, Plan, Port, Progress, Result, Side, Target, TensorEntry, Totals,
-    Verification, kit, target,
+    Artifact, CONFIG, Content, Error, Format, Input, Original, Plan, Port, Progress, Result, SIDE_FILES, Side, Target,
+    TensorEntry, Totals, Verification, kit, target,
 };
 
 pub(super) static TARGET: Target = Target {
@@ -72,6 +73,10 @@ const API: &str = include_str!("runtime/attar_api.h");
 const HEADER: &str = "attar_model.h";
 const MODEL: &str = "attar_model.c";
 const BINARY: &str = "attar_weights.bin";
+const TOKENS: &str = "attar_tokens.c";
+const TOKENIZER: &str = "tokenizer.json";
+/// The sources in the Makefile, to which [`TOKENS`] may be added.
+const SOURCES: &str = "attar_model.c attar_runtime.c";
 
 /// Bytes before the weights: magic, format version, digest of what they are made from and of where it lies.
 const PREFIX: usize = 64;
@@ -121,22 +126,32 @@ impl C {
         };
         let header = prefix(&layout.digest(&compiled)?);
         weights(&compiled, &layout, &header, folder, progress)?;
-        put(HEADER, &model_header(&compiled, &layout, &header)?)?;
+        let texts = texts(files)?;
+        put(HEADER, &model_header(&compiled, &layout, &header, texts.is_some())?)?;
         put(MODEL, &tables::model(&compiled, &layout)?)?;
+        if let Some(texts) = &texts {
+            put(TOKENS, &tables::tokens(texts, compiled.vocabulary as usize))?;
+        }
+        let sources = texts.as_ref().map_or(SOURCES.to_owned(), |_| format!("{SOURCES} {TOKENS}"));
         for (name, text) in RUNTIME {
-            put(name, &text.replace("WEIGHTS ?= attar_weights.S", &format!("WEIGHTS ?= {}", self.weights.file())))?;
+            let text = text.replace("WEIGHTS ?= attar_weights.S", &format!("WEIGHTS ?= {}", self.weights.file()));
+            put(name, &text.replace(SOURCES, &sources))?;
         }
         match self.weights {
             Linked::Binary => put(self.weights.file(), &ASSEMBLY.replace("ALIGN", &layout.align.to_string()))?,
             Linked::Source => source(folder, &layout)?,
         }
-        let mut names: Vec<&str> =
-            RUNTIME.iter().map(|(name, _)| *name).chain([HEADER, MODEL, BINARY, self.weights.file()]).collect();
+        let mut names: Vec<&str> = RUNTIME
+            .iter()
+            .map(|(name, _)| *name)
+            .chain([HEADER, MODEL, BINARY, self.weights.file()])
+            .chain(texts.map(|_| TOKENS))
+            .collect();
         names.sort_unstable();
         Ok(Artifact {
             target: TARGET.name.into(),
             options: self.options(),
-            files: kit::files(folder, &names, &Side::default())?,
+            files: kit::files(folder, &names, &beside(files, compiled.positions)?)?,
             inputs: vec![port("tokens", &["count"], "u32")],
             outputs: vec![port("logits", &[&compiled.vocabulary.to_string()], "i16")],
             totals: totals(&compiled),
@@ -202,6 +217,31 @@ impl Format for C {
         kit::same_files(artifact, folder)?;
         Ok(Verification { tensors: Vec::new(), weights })
     }
+}
+
+/// The bytes of each token, if there is a tokenizer whose tokens have bytes of their own.
+fn texts(files: &BTreeMap<String, Content>) -> Result<Option<Vec<Vec<u8>>>> {
+    if !files.contains_key(TOKENIZER) {
+        return Ok(None);
+    }
+    Ok(Tokenizer::from_json(Path::new(TOKENIZER), &compiled::whole(files, TOKENIZER)?)?.texts())
+}
+
+/// What travels with the model that was compiled, so that evals find its tokenizer. Its configuration names the positions that the
+/// program has as those of the model: nothing reads more.
+fn beside(files: &BTreeMap<String, Content>, positions: u64) -> Result<Side> {
+    let found = SIDE_FILES.iter().filter_map(|name| Some((*name, files.get(*name)?.clone())));
+    let mut side = Side { files: found.collect(), ..Side::default() };
+    if files.contains_key(CONFIG) {
+        let refused = |error: serde_json::Error| Error::Beside { name: CONFIG, reason: error.to_string() };
+        side.config = serde_json::from_slice(&compiled::whole(files, CONFIG)?).map_err(refused)?;
+        for key in ["max_position_embeddings", "n_positions"] {
+            if let Some(found) = side.config.get_mut(key) {
+                *found = positions.into();
+            }
+        }
+    }
+    Ok(side)
 }
 
 fn port(name: &str, dims: &[&str], dtype: &str) -> Port {
@@ -294,7 +334,7 @@ fn source(folder: &Path, layout: &Layout) -> Result<()> {
     })
 }
 
-fn model_header(compiled: &Compiled, layout: &Layout, prefix: &[u8; PREFIX]) -> Result<String> {
+fn model_header(compiled: &Compiled, layout: &Layout, prefix: &[u8; PREFIX], texts: bool) -> Result<String> {
     let held = tables::held(compiled)?;
     let runs: Vec<String> = compiled.runs.iter().map(|run| format!("{} ({} tokens)", run.entry.name, run.entry.rows)).collect();
     let bytes: Vec<String> = prefix.iter().map(u8::to_string).collect();
@@ -323,6 +363,9 @@ fn model_header(compiled: &Compiled, layout: &Layout, prefix: &[u8; PREFIX]) -> 
     }
     writeln!(text, "#define ATTAR_LOGITS_STEP {:e}f", compiled.logits as f32).expect("strings grow");
     writeln!(text, "#define ATTAR_WEIGHTS_HEADER {{{}}}", bytes.join(", ")).expect("strings grow");
+    if texts {
+        text += "#define ATTAR_TEXTS 1 /* attar_tokens.c has what tokens stand for */\n";
+    }
     text += API;
     Ok(text)
 }

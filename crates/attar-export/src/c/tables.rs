@@ -183,3 +183,24 @@ fn calls(run: &Run, name: &str, gates: &mut Gates) -> String {
 fn rescale(by: &Rescale) -> String {
     format!("{{{}, {}}}", by.multiplier, by.shift)
 }
+
+/// The bytes of tokens, one after the other, and where each ends.
+pub(super) fn tokens(texts: &[Vec<u8>], vocabulary: usize) -> String {
+    let of = |token: usize| texts.get(token).map_or(&[][..], Vec::as_slice);
+    let bytes: Vec<String> = (0..vocabulary).flat_map(|token| of(token).iter().map(u8::to_string)).collect();
+    let ends = (0..vocabulary).scan(0, |end, token| {
+        *end += of(token).len();
+        Some(end.to_string())
+    });
+    let ends: Vec<String> = ends.collect();
+    let lines = |numbers: &[String]| numbers.chunks(32).map(|line| line.join(",")).collect::<Vec<String>>().join(",\n");
+    // An array of nothing is no C.
+    let bytes = if bytes.is_empty() { "0".to_owned() } else { lines(&bytes) };
+    format!(
+        "/* What tokens stand for. */\n#include \"attar_model.h\"\n\nstatic const unsigned char bytes[] = {{\n{bytes}}};\n\n\
+         static const uint32_t ends[ATTAR_VOCABULARY] = {{\n{}}};\n\n\
+         const char *attar_text(uint32_t token, size_t *count)\n{{\n    uint32_t from = token == 0 || token >= ATTAR_VOCABULARY ? 0 : ends[token - 1];\n    \
+         *count = token >= ATTAR_VOCABULARY ? 0 : ends[token] - from;\n    return (const char *)bytes + from;\n}}\n",
+        lines(&ends)
+    )
+}

@@ -3,6 +3,7 @@
 mod gguf;
 mod pieces;
 mod stream;
+mod text;
 
 use std::{
     collections::BTreeMap,
@@ -91,9 +92,13 @@ impl Tokenizer {
         if !path.exists() {
             return Err(Error::Tokenizer { path: path.into(), reason: "the file does not exist".into() });
         }
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        Tokenizer::from_json(path, &std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?)
+    }
+
+    /// Reads the content of a `tokenizer.json`; `path` is for errors.
+    pub fn from_json(path: &Path, bytes: &[u8]) -> Result<Tokenizer> {
         // A byte-order mark, as some editors write it.
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let depth = depth(bytes);
         if depth > DEEPEST {
             let reason = format!("its JSON is nested {depth} deep; at most {DEEPEST} levels are read");

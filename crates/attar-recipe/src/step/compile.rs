@@ -1,6 +1,6 @@
 //! The step `compile`: plans of the model for a device, proven on numbers. The model itself stays as it is.
 
-use std::{cell::Cell, path::PathBuf, sync::Arc};
+use std::{cell::Cell, collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use attar_compile::{
     Compile, Compiled, Manifest, Phase, Plan, Planned, Progress, Proven,
@@ -8,15 +8,23 @@ use attar_compile::{
     report::{pictures, to_html},
     schedule::chunk::{Candidate, Point},
 };
+use attar_graph::kernel::instruction_set;
 use attar_tensor::{Digest, Source};
+use serde::{Deserialize, Serialize};
 
 use super::{
     device::{self, check_prompt, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{
-    ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport, extras::Content, json::json, model::Working,
-    session::Session, settings::of, shape::facts, walk,
+    ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport,
+    extras::Content,
+    json::{TOOL, json},
+    model::Working,
+    session::Session,
+    settings::of,
+    shape::facts,
+    side, walk,
 };
 
 pub(super) static COMPILE: StepKind = StepKind {
@@ -68,42 +76,155 @@ impl Step for Compile {
         model.compiled = Some(planned.head);
         model.kept.keep(Kept { facts: facts(&model.graph), planned });
         walk::plan(model, 1);
-        model.proves |= self.prove > 0;
+        model.proves |= self.prove != Some(0);
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let windows = session.calibration.expect("it needs a text");
-        let stage = Cell::new("");
-        let watch = |progress: Progress<'_>| {
-            if stage.replace(progress.stage) != progress.stage {
-                let title = format!("{}: compile for {}, {}", model.title, self.device, progress.stage);
-                session.observer.stage(&title, progress.total as u64);
-            }
-            session.observer.advance(progress.done as u64, progress.what);
-            !session.observer.interrupted()
-        };
-        let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
-        let planned = kept.as_ref().map(|kept| &kept.planned);
         let other = other_text(self.quality, self.seq.get() as usize, model, session)?;
         let texts = [windows, &other];
-        let compiled = Compile::run(self, &model.graph, &Arc::clone(&model.source), texts, planned, &watch).map_err(refused)?;
-        let memories = memories(&compiled, &model.source, session)?;
-        let blobs = memories.iter().map(|(_, digest)| *digest).collect();
-        let stored = memories.iter().map(|(name, digest)| {
+        let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
+        let planned = match kept {
+            Some(kept) => kept.planned.clone(),
+            None => Compile::plan(self, &model.graph, &*model.source).map_err(refused)?,
+        };
+        let beside = beside(model)?;
+        let key = key(self, model, &planned, texts, &beside)?;
+        let unit = match Unit::kept(&key, session)? {
+            Some(unit) => unit,
+            None => {
+                let (files, images, report) = compiled(self, model, &planned, texts, session)?;
+                Unit::keep(&key, files.into_iter().chain(beside).collect(), images, report, session)?
+            }
+        };
+        let blobs = unit.blobs.clone();
+        let files = unit.files.iter().map(|(name, digest)| {
             let path = session.store.open(digest)?;
-            Ok(((*name).to_owned(), Content::Blob { path, digest: *digest }))
+            if name.ends_with(IMAGE) {
+                return Ok((name.clone(), Content::Blob { path, digest: *digest }));
+            }
+            let bytes = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
+            Ok((name.clone(), bytes.into()))
         });
-        let stored: Vec<(String, Content)> = stored.collect::<attar_tensor::Result<_>>()?;
-        let images = memories.iter().map(|(name, digest)| ((*name).to_owned(), *digest)).collect();
-        let manifest = Manifest { images, ..compiled.manifest.clone() };
-        COMPILE.leave(
-            model,
-            files(&compiled, &manifest).into_iter().map(|(name, bytes)| (name, bytes.into())).chain(stored).collect(),
-        );
-        model.findings.push(report(&compiled));
+        COMPILE.leave(model, files.collect::<attar_tensor::Result<Vec<_>>>()?);
+        model.findings.push(unit.report);
         Ok(blobs)
     }
+}
+
+/// What of a compiled model is too large for memory ends so.
+const IMAGE: &str = ".bin";
+
+/// Moves whenever the same model, plans and texts give other files.
+const VERSION: u32 = 1;
+
+/// What decides the files: the plans, all weights and constants, both texts, what lies beside, and whose floats they are compared with.
+fn key(
+    settings: &Compile,
+    model: &Working,
+    planned: &Planned,
+    [windows, other]: [&[Vec<u32>]; 2],
+    beside: &[(String, Vec<u8>)],
+) -> Result<Digest, StepError> {
+    let mut text = format!("{TOOL} compile {VERSION} {} {}\n{}", instruction_set(), Step::settings(settings), model.graph);
+    let mut digests: Vec<Digest> = planned.plans().map(|plan| Digest::of(&plan.to_bytes())).collect();
+    let mut seen = BTreeSet::new();
+    for (_, _, expr) in model.graph.weights() {
+        if seen.insert(expr.to_string()) {
+            digests.push(expr.digest(&*model.source)?);
+        }
+    }
+    let tokens = windows.iter().map(|window| (0, window)).chain(other.iter().map(|window| (1, window)));
+    digests.extend(tokens.map(|(which, window)| {
+        Digest::of_parts([&[which][..], &window.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>()])
+    }));
+    digests.extend(beside.iter().map(|(name, bytes)| Digest::of_parts([name.as_bytes(), bytes])));
+    digests.iter().for_each(|digest| text += &format!("\n{digest}"));
+    Ok(Digest::of(text.as_bytes()))
+}
+
+/// Everything that the step makes: the content of a unit. Each file is a unit of its own.
+#[derive(Serialize, Deserialize)]
+struct Unit {
+    files: Vec<(String, Digest)>,
+    report: CompilationReport,
+    /// Of the files, and of this.
+    #[serde(skip)]
+    blobs: Vec<Digest>,
+}
+
+impl Unit {
+    fn part(key: &Digest, name: &str) -> Digest {
+        Digest::of_parts([key.as_bytes().as_slice(), name.as_bytes()])
+    }
+
+    /// What is in the store, if it is whole.
+    fn kept(key: &Digest, session: &Session<'_>) -> Result<Option<Unit>, StepError> {
+        let Some(blob) = session.done(key)? else { return Ok(None) };
+        let path = session.store.open(&blob)?;
+        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
+        let Ok(mut unit) = serde_json::from_slice::<Unit>(&text) else { return Ok(None) };
+        for (name, digest) in &unit.files {
+            if session.done(&Unit::part(key, name))? != Some(*digest) {
+                return Ok(None);
+            }
+        }
+        unit.blobs = unit.files.iter().map(|(_, digest)| *digest).chain([blob]).collect();
+        Ok(Some(unit))
+    }
+
+    fn keep(
+        key: &Digest,
+        files: Vec<(String, Vec<u8>)>,
+        images: Vec<(&'static str, Digest)>,
+        report: CompilationReport,
+        session: &Session<'_>,
+    ) -> Result<Unit, StepError> {
+        let mut unit = Unit { files: Vec::new(), report, blobs: Vec::new() };
+        for (name, bytes) in files {
+            let put =
+                |to: &mut dyn std::io::Write| to.write_all(&bytes).map_err(|error| Error::from(attar_tensor::Error::from(error)));
+            let digest = session.store.put(put)?;
+            unit.files.push((name, digest));
+        }
+        unit.files.extend(images.into_iter().map(|(name, digest)| (name.to_owned(), digest)));
+        session.check_inputs()?;
+        for (name, digest) in &unit.files {
+            session.store.record(Unit::part(key, name), *digest)?;
+        }
+        let text = json(&unit);
+        let blob = session.unit(*key, |to| to.write_all(&text).map_err(|error| attar_tensor::Error::from(error).into()))?;
+        unit.blobs = unit.files.iter().map(|(_, digest)| *digest).chain([blob]).collect();
+        Ok(unit)
+    }
+}
+
+type Made = (Vec<(String, Vec<u8>)>, Vec<(&'static str, Digest)>, CompilationReport);
+
+/// Compiles: files in memory, blobs of images, and what is reported.
+fn compiled(
+    settings: &Compile,
+    model: &Working,
+    planned: &Planned,
+    texts: [&[Vec<u32>]; 2],
+    session: &Session<'_>,
+) -> Result<Made, StepError> {
+    let stage = Cell::new("");
+    let watch = |progress: Progress<'_>| {
+        if stage.replace(progress.stage) != progress.stage {
+            let title = format!("{}: compile for {}, {}", model.title, settings.device, progress.stage);
+            session.observer.stage(&title, progress.total as u64);
+        }
+        session.observer.advance(progress.done as u64, progress.what);
+        !session.observer.interrupted()
+    };
+    let source = Arc::clone(&model.source);
+    let compiled = Compile::run(settings, &model.graph, &source, texts, Some(planned), &watch).map_err(refused)?;
+    let memories = memories(&compiled, &model.source, session)?;
+    let images = memories.iter().map(|(name, digest)| ((*name).to_owned(), *digest)).collect();
+    let manifest = Manifest { images, ..compiled.manifest.clone() };
+    Ok((files(&compiled, &manifest), memories, report(&compiled)))
 }
 
 /// At least `wanted` tokens of the texts that ship with attar, in turn, in windows of `length`; none without a tokenizer.
@@ -156,6 +277,14 @@ fn memories(
         found.push(("embedding.bin", digest));
     }
     Ok(found)
+}
+
+/// The configuration and the tokenizer, with what else travels with a model: who runs the plans reads text.
+fn beside(model: &Working) -> Result<Vec<(String, Vec<u8>)>, StepError> {
+    let side = side::side(&model.checkpoint, &model.graph)?;
+    let config = (!side.config.is_null()).then(|| (attar_export::CONFIG.to_owned(), json(&side.config)));
+    let files = side.files.iter().map(|(name, content)| Ok(((*name).to_owned(), content.bytes()?)));
+    Ok(config.into_iter().chain(files.collect::<attar_export::Result<Vec<_>>>().map_err(Error::from)?).collect())
 }
 
 fn files(compiled: &Compiled, manifest: &Manifest) -> Vec<(String, Vec<u8>)> {

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{
     Verb, draw, path, path_argument,
-    written::{chosen, device, mode, runner_flags},
+    written::{Chosen, device, mode, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer, progress::Bars, settings};
 
@@ -48,12 +48,12 @@ impl Verb for Bench {
         let table = serde_json::to_value(settings::table(&schema(), arguments)).expect("flags are plain values");
         let settings = (task("latency")?.parse)(table).map_err(|e| Error::recipe(format!("`--{}`: {}", e.key, e.message)))?;
         let load = settings.load().expect("it is the task that has one");
-        let existing = Existing::open(first)?;
-        let asked = load.bench(&language(&existing, &existing.tokenizer()?))?;
         let mut subjects = Vec::new();
         for path in paths {
             subjects.push(subject(path, load, arguments, environment)?);
         }
+        let existing = Existing::open(&subjects[0].chosen.path)?;
+        let asked = load.bench(&language(&existing, &existing.tokenizer()?))?;
         let artifacts: Vec<Artifact> = subjects.iter().map(|subject| subject.artifact.clone()).collect();
         let bars = Bars::new(printer);
         bars.stage("requests", asked.requests.len() as u64);
@@ -86,6 +86,7 @@ fn schema() -> serde_json::Value {
 /// An artifact in its engine.
 struct Subject<'a> {
     path: &'a Path,
+    chosen: Chosen,
     engine: &'static Engine,
     artifact: Artifact,
 }
@@ -111,12 +112,13 @@ fn language<'a>(existing: &'a Existing, tokenizer: &'a Tokenizer) -> Language<'a
 }
 
 fn subject<'a>(path: &'a Path, load: &dyn Load, arguments: &ArgMatches, environment: &Environment) -> Result<Subject<'a>, Error> {
-    let Some(engine) = chosen(path, arguments)? else {
+    let chosen = Chosen::at(path, arguments)?;
+    let Some(engine) = chosen.engine else {
         let message = format!("`{}` is no artifact that an engine opens", path.display());
         return Err(Error::recipe(message).hint("export it first: `attar export --target onnx`".to_owned()));
     };
-    Existing::check_whole(path)?;
-    let existing = Existing::open(path)?;
+    Existing::check_whole(&chosen.path)?;
+    let existing = Existing::open(&chosen.path)?;
     // Each has a context of its own.
     load.bench(&language(&existing, &existing.tokenizer()?))?;
     let mode = match arguments.contains_id("mode") && arguments.value_source("mode").is_some() {
@@ -127,7 +129,7 @@ fn subject<'a>(path: &'a Path, load: &dyn Load, arguments: &ArgMatches, environm
     artifact.threads = load.threads();
     artifact.processors = load.processors();
     artifact.timeout = load.timeout();
-    Ok(Subject { path, engine, artifact })
+    Ok(Subject { path, chosen, engine, artifact })
 }
 
 impl Subject<'_> {

@@ -73,22 +73,9 @@ pub(super) fn trace_flags(command: Command) -> Command {
         .arg(file("csv", "Also write a table of all calls: cycles, stalls, utilisation, bytes (CSV)"))
 }
 
-/// Fails where a trace or a table would be written over the other, or over something in `taken`, a file or a folder.
+/// Fails where a trace or a table cannot be written, or would be over the other or over something in `taken`, a file or a folder.
 pub(super) fn check_traces(arguments: &ArgMatches, taken: &Path) -> Result<(), Error> {
-    let whole = |path: &Path| {
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
-        let folder = absolute.parent().and_then(|folder| folder.canonicalize().ok());
-        folder.zip(absolute.file_name()).map_or(absolute.clone(), |(folder, name)| folder.join(name))
-    };
-    let files = ["trace", "csv"].map(|name| arguments.get_one::<PathBuf>(name).map(|path| (name, path)));
-    for (name, path) in files.into_iter().flatten() {
-        let twice = name == "csv" && files[0].is_some_and(|(_, other)| whole(other) == whole(path));
-        if twice || whole(path).starts_with(whole(taken)) {
-            let hint = "give it a file of its own".to_owned();
-            return Err(Error::recipe(format!("`--{name} {}` would be written over something else", path.display())).hint(hint));
-        }
-    }
-    Ok(())
+    check_written(arguments, &["trace", "csv"], taken)
 }
 
 /// Writes what the flags ask for, of plans in running order.

@@ -11,7 +11,7 @@ use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use super::{
     Verb, draw, ignore_argument, ignored, model_value, path, path_argument, print_recipe_argument,
-    written::{chosen, device, mode, runner_flags},
+    written::{Chosen, device, mode, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer, progress::Bars, settings};
 
@@ -51,19 +51,19 @@ impl Verb for Eval {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let subject = path(arguments, "model_or_artifact");
+        let subject = Chosen::at(path(arguments, "model_or_artifact"), arguments)?;
         let settings = settings::table(&schema(), arguments);
         let unnamed = if settings.contains_key("data") { DEFAULT_TASK } else { WITHOUT_DATA };
         let name = arguments.get_one::<String>("task").map_or(unnamed, String::as_str);
         let preset = PRESETS.iter().find(|preset| preset.name == name);
         let task = preset.map_or_else(|| task(name), |preset| Ok(preset.task))?;
         check_foreign(name, task, &settings)?;
-        let text = recipe(name, arguments, subject, &settings)?;
+        let text = recipe(name, arguments, &subject, &settings)?;
         if arguments.get_flag("print-recipe") {
             printer.data(&text);
             return Ok(ExitCode::SUCCESS);
         }
-        let recipe = Recipe::parse(Path::new(&format!("attar eval {}", subject.display())), &text)?;
+        let recipe = Recipe::parse(Path::new(&format!("attar eval {}", subject.path.display())), &text)?;
         let (bars, engines) = (Bars::new(printer), environment.engines());
         let request = Request { lock: LockMode::None, engines: &engines, observer: &bars, max_memory: environment.max_memory };
         let measured = attar_recipe::evaluate(&recipe, &request)?;
@@ -136,11 +136,11 @@ fn telling<'h>(head: &[&'h str], rows: Vec<Vec<String>>) -> (Vec<&'h str>, Vec<V
 const NAMING: usize = 3;
 
 /// The recipe that measures the same.
-fn recipe(task: &str, arguments: &ArgMatches, subject: &Path, settings: &toml::Table) -> Result<String, Error> {
-    let engine = chosen(subject, arguments)?;
+fn recipe(task: &str, arguments: &ArgMatches, subject: &Chosen, settings: &toml::Table) -> Result<String, Error> {
+    let Chosen { path: subject, engine, .. } = subject;
     let baseline = arguments.get_one::<PathBuf>("baseline").map(|path| toml::Value::from(path.display().to_string()));
     let mut eval = toml::Table::from_iter([("name".to_owned(), "eval".into()), ("task".to_owned(), task.into())]);
-    let head = match engine {
+    let head = match *engine {
         None => vec![("model", model_value(subject, &ignored(arguments))), ("baseline", baseline.unwrap_or(false.into()))],
         Some(engine) => {
             eval.insert("runners".into(), vec![engine.name].into());

@@ -86,11 +86,19 @@ fn export_c(arguments: &ArgMatches, printer: &Printer) -> Result<ExitCode, Error
     }
     artifact.notes.iter().for_each(|note| printer.note(&format!("note: {note}")));
     let bytes: u64 = artifact.files.iter().map(|file| file.bytes).sum();
-    let (files, bytes, out) = (artifact.files.len(), attar_recipe::bytes(bytes), out.display());
+    let (files, bytes, quoted) = (artifact.files.len(), attar_recipe::bytes(bytes), quoted(out));
+    let out = out.display();
     printer.data(&format!(
-        "{files} files, {bytes} in `{out}`; {compared} weights and constants are those of the plans\nnext: make -C {out}"
+        "{files} files, {bytes} in `{out}`; {compared} weights and constants are those of the plans\nnext: make -C {quoted}"
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// As a word of a shell.
+fn quoted(path: &std::path::Path) -> String {
+    let text = path.display().to_string();
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "._/-+=:@".contains(c));
+    if plain { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// The settings of a target, without `folder`, for which there is `--out`, and without `variant`, of which there is one.

@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 
 use super::{
     Verb, ignore_argument, open, path, path_argument,
-    written::{chosen, device, mode, runner_flags},
+    written::{Chosen, device, mode, runner_flags},
 };
 use crate::{environment::Environment, printer::Printer};
 
@@ -36,20 +36,20 @@ impl Verb for Generate {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let subject = path(arguments, "model_or_artifact");
+        let subject = Chosen::at(path(arguments, "model_or_artifact"), arguments)?;
         let prompt = arguments.get_one::<String>("prompt").expect("clap demands it").replace("\\n", "\n");
         let limit = *arguments.get_one::<usize>("tokens").expect("it has a default");
-        match chosen(subject, arguments)? {
+        match subject.engine {
             Some(engine) => {
-                Existing::check_whole(subject)?;
-                let existing = Existing::open(subject)?;
+                Existing::check_whole(&subject.path)?;
+                let existing = Existing::open(&subject.path)?;
                 let tokenizer = existing.tokenizer()?;
                 let artifact =
                     existing.run_by(engine, mode(arguments, engine)?, &environment.engines())?.on(device(arguments))?;
                 generate(&artifact, &tokenizer, &existing.config, &prompt, limit, printer)
             }
             None => {
-                let model = open(subject, arguments)?;
+                let model = open(&subject.path, arguments)?;
                 generate(&Reference::new(&model), &model.tokenizer()?, &model.config, &prompt, limit, printer)
             }
         }

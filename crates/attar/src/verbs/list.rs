@@ -105,7 +105,7 @@ fn row_of_engine(engine: &'static Engine, environment: &Environment) -> Vec<Stri
         Ok(found) => [found.version, found.library.display().to_string()],
         Err(_) => ["-".into(), format!("not found; install it, or set {}", engine.variable())],
     };
-    vec![engine.name.into(), opens.join(", "), engine.devices.join(", "), version, engine.tested().into(), library]
+    vec![engine.name.into(), opens.join(", "), engine.devices.join(", "), version, engine.tested().unwrap_or("-").into(), library]
 }
 
 fn row_of_target(name: &str, about: &str) -> Vec<String> {

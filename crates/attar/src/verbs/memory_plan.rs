@@ -10,7 +10,7 @@ use attar_recipe::{Error, Size, place_buffers, read_buffers};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Map, Value, json};
 
-use super::{GATE_FAILED, Verb, path, path_argument};
+use super::{GATE_FAILED, Verb, check_written, path, path_argument};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct MemoryPlan;
@@ -53,6 +53,7 @@ impl Verb for MemoryPlan {
 
     fn run(&self, arguments: &ArgMatches, _: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         let file = path(arguments, "file");
+        check_written(arguments, &["out", "map"], file)?;
         let entries = read_buffers(file)?;
         let effort = Effort { nodes: *arguments.get_one("nodes").expect("it has a default") };
         let capacity = arguments.get_one::<Size>("capacity").map(|size| size.0);

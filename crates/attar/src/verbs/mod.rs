@@ -27,7 +27,11 @@ mod sweep;
 mod tile;
 mod written;
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use attar_eval::Status;
 use attar_model::{Model, OpenOptions, Pattern};
@@ -103,11 +107,11 @@ pub(crate) fn command(verb: &'static dyn Verb) -> Command {
 }
 
 fn path_argument(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name.to_lowercase()).value_name(name).help(help).required(true).value_parser(clap::value_parser!(std::path::PathBuf))
+    Arg::new(name.to_lowercase()).value_name(name).help(help).required(true).value_parser(clap::value_parser!(PathBuf))
 }
 
 fn path<'a>(arguments: &'a ArgMatches, name: &str) -> &'a Path {
-    arguments.get_one::<std::path::PathBuf>(name).expect("clap demands it")
+    arguments.get_one::<PathBuf>(name).expect("clap demands it")
 }
 
 fn out_argument() -> Arg {
@@ -116,7 +120,7 @@ fn out_argument() -> Arg {
         .value_name("DIR")
         .help("Output folder, created if it does not exist")
         .required(true)
-        .value_parser(clap::value_parser!(std::path::PathBuf))
+        .value_parser(clap::value_parser!(PathBuf))
 }
 
 /// What of a checkpoint may be left out.
@@ -210,6 +214,32 @@ fn write_named(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         return file.write_all(bytes).map_err(unwritten);
     }
     attar_tensor::write_atomically(&there, |to| to.write_all(bytes).map_err(unwritten))
+}
+
+/// Fails where a file that a flag names has no folder, is a folder, or is the file of an earlier flag or lies in `taken`.
+fn check_written(arguments: &ArgMatches, flags: &[&str], taken: &Path) -> Result<(), Error> {
+    let whole = |path: &Path| {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let folder = absolute.parent().and_then(|folder| folder.canonicalize().ok());
+        folder.zip(absolute.file_name()).map_or(absolute.clone(), |(folder, name)| folder.join(name))
+    };
+    let mut earlier = vec![whole(taken)];
+    for name in flags {
+        let Some(path) = arguments.get_one::<PathBuf>(name) else { continue };
+        let own = whole(path);
+        if earlier.iter().any(|taken| own.starts_with(taken)) {
+            let hint = "give it a file of its own".to_owned();
+            return Err(Error::recipe(format!("`--{name} {}` would be written over something else", path.display())).hint(hint));
+        }
+        if own.is_dir() || own.parent().is_some_and(|folder| !folder.is_dir()) {
+            return Err(Error::recipe(format!(
+                "`--{name} {}` can be no file: its folder does not exist, or it is one",
+                path.display()
+            )));
+        }
+        earlier.push(own);
+    }
+    Ok(())
 }
 
 /// What a finished run ends with.

@@ -1,16 +1,17 @@
 //! A folder that was exported, as the verbs that run a model find it: which engines open it, and how it speaks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use attar_eval::{ENGINES, Engine, Mode, REFERENCE};
-use attar_recipe::{Error, Existing, RunnerKind};
+use attar_export::C;
+use attar_recipe::{Error, Existing, RunnerKind, emit_plans, holds_plans};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
 use crate::environment::engine_flags;
 
 /// Adds `--runner`, `--mode`, `--device` and the engines' own flags.
 pub(super) fn runner_flags(command: Command) -> Command {
-    let names = [REFERENCE].into_iter().chain(ENGINES.iter().map(|engine| engine.name));
+    let names = [REFERENCE, COMPILED].into_iter().chain(ENGINES.iter().map(|engine| engine.name));
     let runner = Arg::new("runner")
         .long("runner")
         .value_name("NAME")
@@ -45,14 +46,45 @@ pub(super) fn mode(arguments: &ArgMatches, engine: &Engine) -> Result<Mode, Erro
     }
 }
 
+/// A runner's other name: [`PROGRAM`], which runs what was compiled.
+const COMPILED: &str = "compiled";
+
+/// The engine that runs plans, in C.
+const PROGRAM: &str = "c";
+
+/// What is to be run, and by which engine; none if by the reference.
+pub(super) struct Chosen {
+    pub(super) path: PathBuf,
+    pub(super) engine: Option<&'static Engine>,
+    /// Plans become C in a folder of their own, for as long as they are run.
+    _scratch: Option<tempfile::TempDir>,
+}
+
+impl Chosen {
+    /// What is at `path`: a checkpoint, an artifact, or the plans of a compiled model.
+    pub(super) fn at(path: &Path, arguments: &ArgMatches) -> Result<Chosen, Error> {
+        let runner = arguments.get_one::<String>("runner").map(|name| if name == COMPILED { PROGRAM } else { name });
+        let plans = Existing::engines(path).next().is_none() && holds_plans(path)?;
+        if plans && runner.is_none_or(|runner| runner == PROGRAM) {
+            let scratch = tempfile::tempdir().map_err(|source| {
+                Error::from(attar_tensor::Error::Io { action: "create", path: std::env::temp_dir(), source })
+            })?;
+            emit_plans(path, &C::default(), scratch.path(), &mut |_, _| ())?;
+            let (path, engine) = (scratch.path().to_owned(), Some(attar_eval::engine(PROGRAM)?));
+            return Ok(Chosen { path, engine, _scratch: Some(scratch) });
+        }
+        Ok(Chosen { path: path.into(), engine: chosen(path, runner, arguments)?, _scratch: None })
+    }
+}
+
 /// The engine that is to run what is at `path`; none if the reference is.
-pub(super) fn chosen(path: &Path, arguments: &ArgMatches) -> Result<Option<&'static Engine>, Error> {
+fn chosen(path: &Path, runner: Option<&str>, arguments: &ArgMatches) -> Result<Option<&'static Engine>, Error> {
     let fitting = || Existing::engines(path).next();
     if fitting().is_none() {
         // Without the file that an engine opens, an artifact would be taken for a checkpoint.
         Existing::check_whole(path)?;
     }
-    let engine = match arguments.get_one::<String>("runner") {
+    let engine = match runner {
         None => fitting(),
         Some(name) => RunnerKind::named(name)?.engine(),
     };

@@ -200,14 +200,15 @@ fn links(compiler: &str, flags: &[&str]) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
-/// Builds the sources of an export with `dump.c` and another file.
-fn build(compiler: &str, flags: &[&str], exported: &Path, port: &str, main: &str, program: &Path) {
+/// Builds the sources of an export with files of `testdata/c`.
+fn build(compiler: &str, flags: &[&str], exported: &Path, port: &str, mains: [&str; 2], program: &Path) {
     let harness = root().join("testdata/c");
-    let own = ["attar_api.c", "attar_model.c", "attar_runtime.c", port, "attar_weights.S"].map(|name| exported.join(name));
+    let own = ["attar_api.c", "attar_model.c", "attar_runtime.c", "attar_tokens.c", port, "attar_weights.S"];
+    let own = own.map(|name| exported.join(name));
     let mut command = Command::new(compiler);
     command.args(["-std=gnu11", "-Wall", "-Wextra", "-fno-strict-aliasing"]).args(flags);
     command.arg("-I").arg(exported).arg("-I").arg(program.parent().unwrap()).arg(format!("-Wa,-I{}", exported.display()));
-    command.arg(harness.join("dump.c")).arg(harness.join(main)).args(own).arg("-o").arg(program);
+    command.args(mains.map(|main| harness.join(main))).args(own).arg("-o").arg(program);
     command.args(if compiler.starts_with("arm") { &["-lgcc"][..] } else { &[] });
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -225,6 +226,42 @@ fn read_by_python(folder: &Folder) {
             assert!(output.stdout == fs::read(text).unwrap(), "{}", path.display());
         }
     }
+}
+
+/// Runs an export with a file of `testdata/c` on an emulated board with a Cortex-M55; what it writes is then in `board.out`. `false` if
+/// there is no board here.
+fn on_board(room: &Room, exported: &Path, main: &str) -> bool {
+    let board = ["arm-none-eabi-gcc", "qemu-system-arm"];
+    if let Some(missing) = board.into_iter().find(|program| !found(program)) {
+        assert!(std::env::var_os("ATTAR_BOARD").is_none(), "`{missing}` is missing, and ATTAR_BOARD wants the board");
+        skip(&format!("the emulated board needs `{missing}`"));
+        return false;
+    }
+    let script = root().join("testdata/c/m55/board.ld");
+    let linker = format!("-Wl,-T,{}", script.display());
+    let flags = ["-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard", "-O2", "-ffreestanding", "-nostdlib", &linker];
+    let program = room.path("board.elf");
+    build(board[0], &flags, exported, "attar_port_check.c", [main, "m55/board.c"], &program);
+    let machine =
+        "-M mps3-an547 -cpu cortex-m55 -m 2G -nographic -monitor none -serial none -semihosting-config enable=on,target=native";
+    let mut emulator = Command::new(board[1]);
+    let output = emulator.args(machine.split(' ')).arg("-kernel").arg(&program).current_dir(room.path("")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    true
+}
+
+/// A model writes text on the board, a token a call, with the table of its tokens in flash: what the engine `c` writes here.
+fn speaks(room: &Room, exported: &Path) {
+    let tokenizer = attar_model::Tokenizer::open(&exported.join("tokenizer.json")).unwrap();
+    let tokens: Vec<String> = tokenizer.encode("KING HENRY:\n").unwrap().iter().map(u32::to_string).collect();
+    room.write("prompt.h", &format!("#define MORE 20\nstatic const uint32_t prompt[] = {{{}}};\n", tokens.join(", ")));
+    if !on_board(room, exported, "speak.c") {
+        return;
+    }
+    let here = ["generate", "out", "--runner", "compiled", "--prompt", "KING HENRY:\\n", "--tokens", "20", "--quiet"];
+    let here = room.attar(&here).exits(0).stdout;
+    let board = room.read("board.out");
+    assert!(board.trim().len() > 20 && board.trim_end() == here.trim_end(), "{board:?}, {here:?}");
 }
 
 /// Compiles the model of a room, exports it, and holds every compiler's program against the simulator.
@@ -250,27 +287,14 @@ fn proven(room: &Room) {
             continue;
         }
         let (program, what) = (room.path("dump"), format!("{compiler} {}", flags.join(" ")));
-        build(compiler, flags, &exported, port, "host.c", &program);
+        build(compiler, flags, &exported, port, ["dump.c", "host.c"], &program);
         let output = Command::new(&program).output().unwrap();
         assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
         same(&folder, &exported, &Dump::of(&output.stdout, count, vocabulary), &what);
     }
-    let board = ["arm-none-eabi-gcc", "qemu-system-arm"];
-    if let Some(missing) = board.into_iter().find(|program| !found(program)) {
-        assert!(std::env::var_os("ATTAR_BOARD").is_none(), "`{missing}` is missing, and ATTAR_BOARD wants the board");
-        skip(&format!("the emulated board needs `{missing}`"));
+    if !on_board(room, &exported, "dump.c") {
         return;
     }
-    let script = root().join("testdata/c/m55/board.ld");
-    let linker = format!("-Wl,-T,{}", script.display());
-    let flags = ["-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard", "-O2", "-ffreestanding", "-nostdlib", &linker];
-    let program = room.path("board.elf");
-    build(board[0], &flags, &exported, "attar_port_check.c", "m55/board.c", &program);
-    let machine =
-        "-M mps3-an547 -cpu cortex-m55 -m 2G -nographic -monitor none -serial none -semihosting-config enable=on,target=native";
-    let mut emulator = Command::new(board[1]);
-    let output = emulator.args(machine.split(' ')).arg("-kernel").arg(&program).current_dir(room.path("")).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     same(&folder, &exported, &Dump::of(&fs::read(room.path("board.out")).unwrap(), count, vocabulary), "Cortex-M55");
 }
 
@@ -280,10 +304,20 @@ fn c_computes_what_the_simulator_does() {
     let export = "[[export]]\ntarget = \"c\"\n";
     room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile("prove = 1"), export]));
     proven(&room);
+    speaks(&room, &room.path("out/c"));
     // The verb writes the same files from the folder of plans, whole or within the output.
     room.attar(&["export", "out", "--target", "c", "--out", "again", "--quiet"]).exits(0);
     room.attar(&["export", "out/compiled", "--target", "c", "--out", "once-more", "--quiet"]).exits(0);
-    let names = ["Makefile", "attar_model.c", "attar_model.h", "attar_weights.S", "attar_weights.bin", "main.c"];
+    let names = [
+        "Makefile",
+        "attar_tokens.c",
+        "config.json",
+        "attar_model.c",
+        "attar_model.h",
+        "attar_weights.S",
+        "attar_weights.bin",
+        "main.c",
+    ];
     for (name, other) in names.iter().flat_map(|name| [(name, "again"), (name, "once-more")]) {
         let read = |folder: &str| fs::read(room.path(folder).join(name)).unwrap();
         assert!(read("out/c") == read(other), "{other}/{name}");
@@ -302,6 +336,9 @@ fn c_computes_what_the_simulator_does() {
     let (logits, _) = simulated(&folder, &[&[5, 61, 7]]);
     let best = (0..).zip(&logits[0]).max_by_key(|(at, logit)| (**logit, -at)).unwrap().0;
     assert_eq!(String::from_utf8(example(&["5", "61", "7"]).stdout).unwrap(), format!("{best}\n"));
+    let tokenizer = attar_model::Tokenizer::open(&room.path("again/tokenizer.json")).unwrap();
+    let text = tokenizer.texts().unwrap()[best as usize].clone();
+    assert_eq!(example(&["-t", "5", "61", "7"]).stdout, text);
     for (arguments, said) in
         [(&["4096"][..], "no such token"), (&["x"], "`x` is no token id"), (&["1"; 42], "too many tokens (41 wanted, 42 found)")]
     {
@@ -330,6 +367,7 @@ fn c_computes_what_the_simulator_does() {
     let taken = room.path("out/compiled/decode.plan").display().to_string();
     room.attar(&["simulate", &taken, "--csv", &taken]).exits(2).says("would be written over something else");
     room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.csv"]).exits(2).says("would be written over something else");
+    room.attar(&["simulate", &taken, "--csv", "nowhere/t.csv"]).exits(2).says("its folder does not exist");
     room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.json"]).exits(0);
     let trace: Value = serde_json::from_str(&room.read("t.json")).unwrap();
     assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 20));
@@ -360,6 +398,71 @@ fn chunks_and_flash_become_c_too() {
     let compile = format!("[[step]]\nkind = \"compile\"\n{device}");
     room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile, "\n[[export]]\ntarget = \"c\"\n"]));
     proven(&room);
+}
+
+/// Perplexity of windows of `length` tokens, by the simulator's logits.
+fn perplexity(folder: &Folder, tokens: &[u32], length: usize) -> f64 {
+    let step = folder.manifest.logits.unwrap();
+    let mut losses = Vec::new();
+    for window in tokens.chunks(length) {
+        let each: Vec<&[u32]> = window.chunks(1).collect();
+        for (logits, next) in simulated(folder, &each).0.iter().zip(&window[1..]) {
+            let largest = f64::from(*logits.iter().max().unwrap());
+            let sum: f64 = logits.iter().map(|logit| ((f64::from(*logit) - largest) * step).exp()).sum();
+            losses.push(sum.ln() - (f64::from(logits[*next as usize]) - largest) * step);
+        }
+    }
+    (losses.iter().sum::<f64>() / losses.len() as f64).exp()
+}
+
+/// The engine `c` is a compiler: what it makes of plans is measured, judged, asked and timed like any artifact in its engine.
+#[test]
+fn evals_and_gates_run_the_compiled_c() {
+    let room = Room::new();
+    if !found("cc") {
+        return skip("there is no `cc`");
+    }
+    let rest = "[[export]]\ntarget = \"c\"\n\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 32\ntokens = 64\nrunners = [\"reference\", \"c\"]\n\n[[gate]]\nmetric = \"text/perplexity\"\nrunner = \"c\"\nat_most = 20\n";
+    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile("prove = 0"), rest]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let report = room.json("out/report.json");
+    let evaluations = report["evals"].as_array().unwrap();
+    let of = |runner: &str| evaluations.iter().find(|found| found["runner"] == runner).unwrap();
+    let measured =
+        of("c").pointer("/measurements/perplexity/value").and_then(Value::as_f64).unwrap_or_else(|| panic!("{}", of("c")));
+    let folder = Folder::open(room.path("out/compiled"));
+    let tokenizer = attar_model::Tokenizer::open(&room.path("out/compiled/tokenizer.json")).unwrap();
+    let text = fs::read_to_string(root().join("testdata/evals/shakespeare-valid.txt")).unwrap();
+    let tokens = tokenizer.encode(&text).unwrap();
+    let wanted = perplexity(&folder, &tokens[..64], 32);
+    assert!((measured / wanted - 1.0).abs() < 1e-5, "{measured}, {wanted} by the simulator");
+    assert_eq!(report["gates"][0]["passed"], true, "{}", report["gates"]);
+    // The verbs run the folder of plans as well as the C.
+    let eval = ["--data", "testdata/evals/shakespeare-valid.txt", "--window", "32", "--tokens", "64", "--json"];
+    for (subject, runner) in [("out", &["--runner", "compiled"][..]), ("out/compiled", &["--runner", "c"]), ("out/c", &[])] {
+        let said = room.attar(&[&["eval", subject], runner, &eval[..]].concat()).exits(0).json();
+        assert_eq!(said.pointer("/perplexity/value").and_then(Value::as_f64), Some(measured), "{subject}: {said}");
+    }
+    let words = ["generate", "out/c", "--prompt", "KING HENRY:\\n", "--tokens", "20"];
+    let said = room.attar(&words).exits(0).stdout;
+    let mut tokens = tokenizer.encode("KING HENRY:\n").unwrap();
+    for _ in 0..20 {
+        let (logits, _) = simulated(&folder, &[&tokens]);
+        tokens.push((0..).zip(&logits[0]).max_by_key(|(at, logit)| (**logit, -at)).unwrap().0 as u32);
+    }
+    assert_eq!(said.trim_end(), tokenizer.decode(&tokens[tokens.len() - 20..]).unwrap().trim_end());
+    let lengths = ["--prompt-tokens", "6", "--answer-tokens", "3", "--requests", "2", "--warm-up", "0", "--json"];
+    let timed = room.attar(&[&["bench", "out", "--runner", "compiled"], &lengths[..]].concat()).exits(0).json();
+    assert_eq!((&timed["engine"], &timed["failed"]), (&"c".into(), &0.into()), "{timed}");
+    // What does not fit, and what does not compile.
+    let long = ["eval", "out", "--runner", "compiled", "--data", "testdata/evals/shakespeare-valid.txt", "--window", "64"];
+    room.attar(&long).exits(2).says("41");
+    room.attar(&["eval", "out/c", "--c", "/nowhere", "--data", "testdata/evals/shakespeare-valid.txt", "--window", "32"])
+        .exits(3)
+        .says("C compiler is not installed");
+    room.write("out/c/attar_artifact.json", "");
+    fs::remove_file(room.path("out/c/attar_runtime.h")).unwrap();
+    room.attar(&["generate", "out/c", "--prompt", "x"]).exits(3);
 }
 
 #[test]

@@ -53,6 +53,11 @@ const int16_t *attar_logits(const attar *model);
 /* The token of the largest logit, the first of equals; ATTAR_VOCABULARY before the first. */
 uint32_t attar_best(const attar *model);
 
+#ifdef ATTAR_TEXTS
+/* The bytes of a token's text, and how many: a text is those of its tokens. They are read only. */
+const char *attar_text(uint32_t token, size_t *count);
+#endif
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,4 +1,5 @@
-/* Reads token ids, from the arguments or from standard input, and prints the likeliest next one; with -n COUNT it goes on from there. */
+/* Reads token ids, from the arguments or from standard input, and prints the likeliest next one; with -n COUNT it goes on from there, with -t it
+   prints text. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,11 +33,25 @@ static void add(const char *word)
         tokens[count++] = (uint32_t)token;
 }
 
+static void say(uint32_t token, int as_text)
+{
+#ifdef ATTAR_TEXTS
+    if (as_text) {
+        size_t bytes;
+        const char *text = attar_text(token, &bytes);
+        fwrite(text, 1, bytes, stdout);
+        return;
+    }
+#endif
+    (void)as_text;
+    printf("%u\n", (unsigned)token);
+}
+
 int main(int argc, char **argv)
 {
     unsigned long more = 1;
     char word[32];
-    int given = 0;
+    int given = 0, as_text = 0;
     for (int at = 1; at < argc; at++) {
         if (strcmp(argv[at], "-n") == 0 && at + 1 < argc) {
             char *end;
@@ -45,6 +60,10 @@ int main(int argc, char **argv)
                 fprintf(stderr, "error: `%s` is no count\n", argv[at]);
                 return 2;
             }
+#ifdef ATTAR_TEXTS
+        } else if (strcmp(argv[at], "-t") == 0) {
+            as_text = 1;
+#endif
         } else {
             add(argv[at]);
             given = 1;
@@ -53,14 +72,14 @@ int main(int argc, char **argv)
     while (!given && scanf("%31s", word) == 1)
         add(word);
     if (count == 0) {
-        fprintf(stderr, "usage: %s [-n COUNT] TOKEN...\n", argv[0]);
+        fprintf(stderr, "usage: %s [-n COUNT] [-t] TOKEN...\n", argv[0]);
         return 2;
     }
     check(attar_init(&model, sram, sizeof sram, dram, sizeof dram, attar_weights));
     check(attar_prefill(&model, tokens, count));
     for (; more > 0; more--) {
         uint32_t best = attar_best(&model);
-        printf("%u\n", (unsigned)best);
+        say(best, as_text);
         fflush(stdout);
         if (more > 1)
             check(attar_decode(&model, best));

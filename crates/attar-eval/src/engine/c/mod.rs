@@ -1,0 +1,287 @@
+//! A compiled model in C: the C compiler of this machine makes a library of what the target `c` wrote, and this process runs it.
+//!
+//! The program is integers from end to end, so every compiler and every processor gives the same logits. It runs on one thread.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    ops::Range,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use libloading::Library;
+
+use super::kind::{Engine, Failure, Home, Load, Mode, Opens, Program, Session, Worker};
+
+pub(super) static ENGINE: Engine = Engine {
+    name: "c",
+    title: "C compiler",
+    home: Home::Program(Program {
+        names: &["cc", "gcc", "clang"],
+        variable: "CC",
+        way_in: "install a C compiler: `apt install gcc`, `xcode-select --install`",
+    }),
+    pins: "",
+    opens: &[Opens { target: "c", file: "attar_model.h" }],
+    modes: &[Mode::Default],
+    devices: &["CPU"],
+    worker: Worker::Library(|load| Ok(Box::new(Compiled::open(load)?))),
+};
+
+/// What is compiled of an artifact; `attar_port.c` copies where a device has DMA.
+const SOURCES: [&str; 4] = ["attar_api.c", "attar_model.c", "attar_runtime.c", "attar_port.c"];
+
+/// The file of weights.
+const WEIGHTS: &str = "attar_weights.bin";
+
+const SHIM: &str = include_str!("shim.c");
+
+/// Bytes of a compiler's messages that are repeated.
+const QUOTED: usize = 2000;
+
+/// Why the program did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("no device is named `{0}`")]
+    Device(String),
+    #[error("`{program}` cannot be started: {source}")]
+    Start { program: String, source: io::Error },
+    #[error("`{program}` ended with {status}: {said}")]
+    Compile { program: String, status: std::process::ExitStatus, said: String },
+    #[error("what was compiled cannot be loaded: {0}")]
+    Loading(#[from] libloading::Error),
+    #[error("cannot write what is compiled: {0}")]
+    Scratch(#[from] io::Error),
+    #[error("`{path}` {problem}")]
+    Weights { path: String, problem: String },
+    #[error("there is no token {found}: the program has {wanted}")]
+    NoToken { wanted: u64, found: u64 },
+    #[error(
+        "{tokens} tokens do not fit: the program was compiled for {positions}; ask for shorter windows, or compile with a larger `seq` or `decode`"
+    )]
+    NoRoom { tokens: usize, positions: u64 },
+    #[error("no plan of the program reads {tokens} tokens behind {position}")]
+    NoPlan { tokens: u64, position: u64 },
+    #[error("the program returned the status {0}, which this version does not know")]
+    Status(i32),
+    #[error("the model's outputs are `logits`, not `{0}`")]
+    Output(String),
+    #[error("rows {rows:?} were asked for, {fed} tokens were fed")]
+    Rows { rows: Range<usize>, fed: usize },
+    #[error("{length} tokens should stay of {have}")]
+    Rewind { length: usize, have: usize },
+}
+
+type Read = unsafe extern "C" fn(*const u32, usize, *mut u64) -> i32;
+type Rewind = unsafe extern "C" fn(u32);
+type Logits = unsafe extern "C" fn() -> *const i16;
+
+/// A compiled model, loaded. Its state is static, so that there is one at a time of each library.
+struct Compiled {
+    read: Read,
+    rewind: Rewind,
+    logits: Logits,
+    vocabulary: usize,
+    positions: u64,
+    step: f32,
+    /// Tokens of the last feeding, and how many were read before them.
+    fed: Vec<u32>,
+    before: usize,
+    /// How many of those the program has read: it reads them when rows are asked for.
+    done: usize,
+    /// Rows of logits that were asked for last, from this token of those fed on.
+    rows: Vec<f32>,
+    first: usize,
+    /// Declared last: the functions are in it.
+    _library: Library,
+}
+
+impl Compiled {
+    fn open(load: &Load) -> Result<Compiled, Error> {
+        if !ENGINE.devices.contains(&load.device.as_str()) {
+            return Err(Error::Device(load.device.clone()));
+        }
+        let folder = load.model.parent().unwrap_or(Path::new("."));
+        let library = compiled(&load.library, folder)?;
+        let weights = folder.join(WEIGHTS);
+        let path = CString::new(weights.as_os_str().as_bytes()).map_err(io::Error::from)?;
+        let (mut vocabulary, mut positions, mut step) = (0, 0, 0.0);
+        // SAFETY: the signatures are those of `shim.c`, which was compiled into the library just now; the path ends with a zero.
+        let (status, read, rewind, logits) = unsafe {
+            let open = library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i32>("attar_engine_open")?;
+            let status = open(path.as_ptr());
+            let sizes = library.get::<unsafe extern "C" fn(*mut u64, *mut u64, *mut f32)>("attar_engine_sizes")?;
+            sizes(&raw mut vocabulary, &raw mut positions, &raw mut step);
+            let read = *library.get::<Read>("attar_engine_read")?;
+            let rewind = *library.get::<Rewind>("attar_engine_rewind")?;
+            (status, read, rewind, *library.get::<Logits>("attar_engine_logits")?)
+        };
+        let path = weights.display().to_string();
+        let problem = match status {
+            0 => None,
+            -1 => Some("cannot be read"),
+            -2 => Some("has another size than the program's weights"),
+            OTHER_WEIGHTS => Some("holds the weights of another program"),
+            other => return Err(Error::Status(other)),
+        };
+        if let Some(problem) = problem {
+            return Err(Error::Weights { path, problem: problem.into() });
+        }
+        let vocabulary = vocabulary as usize;
+        let none = (Vec::new(), Vec::new());
+        Ok(Compiled {
+            read,
+            rewind,
+            logits,
+            vocabulary,
+            positions,
+            step,
+            fed: none.0,
+            before: 0,
+            done: 0,
+            rows: none.1,
+            first: 0,
+            _library: library,
+        })
+    }
+
+    /// Reads the tokens fed before `to` that are not read yet.
+    fn advance(&mut self, to: usize) -> Result<(), Error> {
+        let tokens = &self.fed[self.done..to];
+        let mut about = [0; 2];
+        // SAFETY: pointer and length are those of one slice; `about` has room for two numbers.
+        let status = unsafe { (self.read)(tokens.as_ptr(), tokens.len(), about.as_mut_ptr()) };
+        let [wanted, found] = about;
+        match status {
+            0 => self.done = to,
+            NO_TOKEN => return Err(Error::NoToken { wanted, found }),
+            NO_ROOM => return Err(Error::NoRoom { tokens: self.before + self.fed.len(), positions: self.positions }),
+            NO_PLAN => return Err(Error::NoPlan { tokens: found, position: wanted }),
+            other => return Err(Error::Status(other)),
+        }
+        Ok(())
+    }
+
+    /// Forgets tokens of those fed from number `length` on.
+    fn back(&mut self, length: usize) {
+        // SAFETY: any position is taken.
+        unsafe { (self.rewind)((self.before + length) as u32) };
+        self.done = self.done.min(length);
+    }
+
+    /// Appends the logits of the token that was read last.
+    fn row(&mut self) {
+        // SAFETY: a token was read, so that there are logits, as many as the vocabulary has tokens.
+        let codes = unsafe { std::slice::from_raw_parts((self.logits)(), self.vocabulary) };
+        self.rows.extend(codes.iter().map(|code| f32::from(*code) * self.step));
+    }
+
+    fn part(&mut self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Error> {
+        if output != "logits" {
+            return Err(Error::Output(output.into()));
+        }
+        if rows.start > rows.end || rows.end > self.fed.len() {
+            return Err(Error::Rows { rows, fed: self.fed.len() });
+        }
+        let held = self.first..self.first + self.rows.len() / self.vocabulary;
+        if rows.start < held.start || rows.end > held.end {
+            self.back(rows.start);
+            self.rows.clear();
+            self.first = rows.start;
+            for token in rows.clone() {
+                self.advance(token + 1)?;
+                self.row();
+            }
+        }
+        let at = |row: usize| (row - self.first) * self.vocabulary;
+        Ok((&self.rows[at(rows.start)..at(rows.end)], self.vocabulary))
+    }
+}
+
+/// See `attar_status` in `attar_model.h`.
+const OTHER_WEIGHTS: i32 = 4;
+const NO_TOKEN: i32 = 5;
+const NO_ROOM: i32 = 6;
+const NO_PLAN: i32 = 7;
+
+impl Session for Compiled {
+    fn outputs(&self) -> Vec<String> {
+        vec!["logits".into()]
+    }
+
+    fn feed(&mut self, tokens: &[u32], afresh: bool) -> Result<(), Failure> {
+        if afresh {
+            self.before = 0;
+            self.done = 0;
+            self.back(0);
+        } else {
+            self.advance(self.fed.len())?;
+            self.before += self.fed.len();
+        }
+        let all = self.before + tokens.len();
+        if all as u64 > self.positions {
+            return Err(Error::NoRoom { tokens: all, positions: self.positions }.into());
+        }
+        self.fed = tokens.to_vec();
+        (self.done, self.first) = (0, 0);
+        self.rows.clear();
+        Ok(())
+    }
+
+    fn rewinds(&self) -> bool {
+        true
+    }
+
+    fn rewind(&mut self, length: usize) -> Result<(), Failure> {
+        let have = self.before + self.fed.len();
+        if length > have {
+            return Err(Error::Rewind { length, have }.into());
+        }
+        if length > self.before + self.done {
+            self.advance(length - self.before)?;
+        }
+        self.fed.clear();
+        (self.before, self.done) = (length, 0);
+        self.back(0);
+        self.rows.clear();
+        Ok(())
+    }
+
+    fn rows(&mut self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Failure> {
+        Ok(self.part(output, rows)?)
+    }
+}
+
+/// The artifact in `folder` as a library.
+fn compiled(compiler: &Path, folder: &Path) -> Result<Library, Error> {
+    let scratch = tempfile::tempdir()?;
+    let [shim, library] = ["shim.c", "model.so"].map(|name| scratch.path().join(name));
+    fs::write(&shim, SHIM)?;
+    let mut command = Command::new(compiler);
+    command.args(["-O3", "-std=gnu11", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]).args(processor());
+    command.arg("-I").arg(folder).arg(&shim).args(SOURCES.map(|source| folder.join(source)));
+    let done = command.arg("-o").arg(&library).stdin(Stdio::null()).output();
+    let program = compiler.display().to_string();
+    let done = done.map_err(|source| Error::Start { program: program.clone(), source })?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr);
+        let said = said.char_indices().nth(QUOTED).map_or(&*said, |(end, _)| &said[..end]).trim().to_owned();
+        return Err(Error::Compile { program, status: done.status, said });
+    }
+    // SAFETY: loading runs nothing of the library: C without constructors.
+    let loaded = unsafe { Library::new(&library)? };
+    // What is loaded needs no file: whoever ends this process leaves nothing behind.
+    scratch.close()?;
+    Ok(loaded)
+}
+
+/// Instructions of this processor that the runtime has kernels for.
+fn processor() -> &'static [&'static str] {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        return &["-mavx2"];
+    }
+    &[]
+}

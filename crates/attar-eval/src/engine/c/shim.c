@@ -1,0 +1,56 @@
+/* Compiled with an exported model: its arenas, its weights from their file, and functions without a type of the model's. */
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "attar_model.h"
+
+static _Alignas(ATTAR_ALIGN) uint8_t sram[ATTAR_SRAM_BYTES], dram[ATTAR_DRAM_BYTES];
+static attar model;
+
+/* -1: the file cannot be read. -2: it has another size. Otherwise a status. */
+int attar_engine_open(const char *path)
+{
+    struct stat found;
+    int file = open(path, O_RDONLY);
+    void *weights;
+    if (file < 0 || fstat(file, &found) != 0)
+        return -1;
+    if ((uint64_t)found.st_size != ATTAR_WEIGHTS_BYTES) {
+        model.wanted = ATTAR_WEIGHTS_BYTES;
+        model.found = (size_t)found.st_size;
+        return -2;
+    }
+    weights = mmap(0, ATTAR_WEIGHTS_BYTES, PROT_READ, MAP_PRIVATE, file, 0);
+    close(file);
+    if (weights == MAP_FAILED)
+        return -1;
+    return (int)attar_init(&model, sram, sizeof sram, dram, sizeof dram, weights);
+}
+
+void attar_engine_sizes(uint64_t *vocabulary, uint64_t *positions, float *step)
+{
+    *vocabulary = ATTAR_VOCABULARY;
+    *positions = ATTAR_POSITIONS;
+    *step = ATTAR_LOGITS_STEP;
+}
+
+/* The status, and the two numbers that it is about. */
+int attar_engine_read(const uint32_t *tokens, size_t count, uint64_t *about)
+{
+    attar_status status = attar_prefill(&model, tokens, count);
+    about[0] = model.wanted;
+    about[1] = model.found;
+    return (int)status;
+}
+
+void attar_engine_rewind(uint32_t position)
+{
+    attar_rewind(&model, position);
+}
+
+const int16_t *attar_engine_logits(void)
+{
+    return attar_logits(&model);
+}
