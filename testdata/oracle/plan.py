@@ -88,11 +88,13 @@ tensor = Type(u32.read, lambda x, names: quoted(names[x]) if x < len(names) else
 BLOCK, RESCALE = record("[{}, {}, {}]", u64, u64, u64), record("* {multiplier} >> {shift}", multiplier=i32, shift=u8)
 ELEMENT = record("{bits} bits{per}", bits=u32, per=shown(u32, lambda x: "" if x == 1 else f" for {x}"))
 RATES = {"clock": f64, "lanes": u64, "flash": f64, "dispatch": u64}
-RATES |= {"array": BLOCK, "fill": f64, "read": f64, "write": f64, "setup": f64, "burst": shown(u64, digits)}
+RATES |= {"array": BLOCK, "fill": f64, "read": f64, "write": f64, "setup": f64, "outstanding": u64, "burst": shown(u64, digits), "coded": f64}
 RATES |= {"mac_pj": f64, "sram_pj": f64, "dram_pj": f64, "cycle_pj": f64, "wide": maybe(BLOCK, none="none")}
+RATES |= {work: maybe(f64, none="none") for work in ("product", "score", "norm", "rescale", "add", "rotary", "gate")}
 RATES = record("""rates {clock} Hz, {lanes} lanes, {flash} bytes of flash, {dispatch} cycles to start
 products {array} of int8, {wide} of int16, {fill} cycles to fill
-transfers {read} bytes read, {write} written, {setup} cycles of setup, bursts of {burst}
+transfers {read} bytes read, {write} written, {setup} cycles of setup, bursts of {burst}, {outstanding} outstanding, {coded} bytes for one of int8 weights
+elementwise {product} a product, {score} a score, {norm} a norm, {rescale} a rescaling, {add} an addition, {rotary} a rotation, {gate} a gate
 energies {mac_pj} pJ a product, {sram_pj} a byte of sram, {dram_pj} of dram, {cycle_pj} a cycle\n""", **RATES)
 ROLE = enum(Input=None, Output=None, Scratch=None, State=None, Weight=None, Constant=None)
 TENSOR = {"name": name, "rows": u64, "columns": u64, "element": ELEMENT, "role": ROLE}

@@ -147,6 +147,8 @@ fn time_chooses_within_what_counts_as_equal() {
         read: 32.0,
         write: 32.0,
         setup: 100.0,
+        outstanding: 1,
+        coded: 1.0,
         burst: 64,
         mac_pj: 0.2,
         sram_pj: 1.6,

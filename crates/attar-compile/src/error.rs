@@ -265,6 +265,28 @@ pub enum Error {
         /// Bits.
         activations: u32,
     },
+    /// A kernel that the device cannot run.
+    #[error("`{device}` cannot run `{kernel}` (`{key}` of its device file)")]
+    DeviceCannot {
+        /// Its name.
+        device: String,
+        /// The key that says so.
+        key: &'static str,
+        /// Name of the kernel.
+        kernel: String,
+    },
+    /// A kernel that does not fit because of what the device cannot do.
+    #[error("kernel `{kernel}` does not fit on `{device}` as its `{key}` demands")]
+    DeviceNeeds {
+        /// Its name.
+        device: String,
+        /// The key of what it cannot do.
+        key: &'static str,
+        /// Name of the kernel.
+        kernel: String,
+        /// What it needs.
+        source: Box<Error>,
+    },
     /// A buffer with an empty lifetime.
     #[error("buffer {buffer} has the lifetime {lower}..{upper}, which is empty")]
     Lifetime {
@@ -483,7 +505,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Unsupported { hint, .. } => Some((*hint).into()),
-            Error::DoesNotFit { .. } | Error::TileTooLarge { .. } | Error::SramTooSmall { .. } => {
+            Error::DoesNotFit { .. } | Error::DeviceNeeds { .. } | Error::TileTooLarge { .. } | Error::SramTooSmall { .. } => {
                 Some("give the device more SRAM (`set = [\"sram=…\"]`), or compile fewer tokens at once (`seq`)".into())
             }
             Error::MemoryTooSmall { .. } => {

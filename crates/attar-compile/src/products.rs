@@ -114,7 +114,8 @@ impl Tile {
         let rates = &target.rates.tile;
         let limits = target.limits(target.sram / target.align * target.align);
         let find = |limits: &Limits, objective: &Objective| {
-            LinearTiles::search(program, linear, None, [false; 3], limits, [rates.array[1], rates.array[2]], objective)
+            let block = target.block(8, program.product(linear)[1]);
+            LinearTiles::search(program, linear, None, [false; 3], limits, block, objective)
         };
         let LinearTiles { tiling, product, .. } = find(&limits, &self.goal.objective(*rates))?;
         let bound = lower_bound(&product, limits.sram);

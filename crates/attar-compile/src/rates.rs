@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::tile;
+use crate::{program::Norm, tile};
 
 /// Rates and energies, in cycles of the compute clock. These are a model of the device, not measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,41 @@ pub struct Rates {
     pub tile: tile::Rates,
     /// Multiply-accumulates of one cycle with int16 activations, as a block of m, k and n; none where there are no such products.
     pub wide: Option<[u64; 3]>,
+    /// Of elementwise work.
+    pub elementwise: Elementwise,
+}
+
+/// Cycles of elementwise work for one number, where they are known. Where they are not, a number takes some operations of
+/// [`Rates::lanes`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Elementwise {
+    /// A multiply-accumulate of two activations; on the array, if absent.
+    pub product: Option<f64>,
+    /// A score of a softmax.
+    pub score: Option<f64>,
+    /// A number that is normed.
+    pub norm: Option<f64>,
+    /// An output that is only rescaled.
+    pub rescale: Option<f64>,
+    /// An output with a residual added.
+    pub add: Option<f64>,
+    /// An output with a rotary embedding.
+    pub rotary: Option<f64>,
+    /// An output of a gate, made of two sums.
+    pub gate: Option<f64>,
+}
+
+/// Elementwise work on numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Numbers of a norm.
+    Norm,
+    /// Outputs that are rescaled.
+    Rescale,
+    /// Outputs with a residual.
+    Add,
+    /// Sums of a gate, two for each output.
+    Gate,
 }
 
 impl Rates {
@@ -30,13 +65,23 @@ impl Rates {
             read: 32.0,
             write: 32.0,
             setup: 0.0,
+            outstanding: 1,
             burst: 1,
+            coded: 1.0,
             mac_pj: 0.2,
             sram_pj: 1.6,
             dram_pj: 64.0,
             cycle_pj: 0.0,
         };
-        Rates { clock: 1e9, lanes: 32, flash: 0.0, dispatch: 0, tile, wide: Some([1, 16, 32]) }
+        Rates {
+            clock: 1e9,
+            lanes: 32,
+            flash: 0.0,
+            dispatch: 0,
+            tile,
+            wide: Some([1, 16, 32]),
+            elementwise: Elementwise::default(),
+        }
     }
 
     /// The rates of products with activations of so many bits.
@@ -51,19 +96,58 @@ impl Rates {
         m.div_ceil(rows) * n.div_ceil(columns) * k.div_ceil(depth) + self.tile.fill as u64
     }
 
-    /// Cycles of `operations` elementwise operations on each of `count` numbers.
-    pub(crate) fn vector(&self, count: u64, operations: u64) -> u64 {
-        count.div_ceil(self.lanes) * operations
+    /// Cycles of elementwise work on `count` numbers.
+    pub(crate) fn work(&self, work: Work, count: u64) -> u64 {
+        let known = &self.elementwise;
+        let (each, operations) = match work {
+            Work::Norm => (known.norm, Norm::OPERATIONS),
+            Work::Rescale => (known.rescale, 2),
+            Work::Add => (known.add, 2),
+            Work::Gate => (known.gate.map(|output| output / 2.0), 2),
+        };
+        self.elements(each, count, operations)
     }
 
-    /// Cycles of a transfer of `pieces` contiguous pieces of `bytes` each, after its setup.
-    pub(crate) fn transfer(&self, pieces: u64, bytes: u64, port: Port) -> u64 {
-        let speed = match port {
+    /// Cycles of finishing `all` outputs, of which `rotated` have a rotary embedding and the others are only rescaled.
+    pub(crate) fn rotary(&self, all: u64, rotated: u64) -> u64 {
+        match self.elementwise.rotary {
+            Some(each) => (rotated as f64 * each).ceil() as u64 + self.work(Work::Rescale, all - rotated),
+            None => self.work(Work::Rescale, all),
+        }
+    }
+
+    /// Cycles of attention of `rows` rows to `keys` keys of one head: scores, softmax, and means of values.
+    pub(crate) fn attend(&self, rows: u64, keys: u64, head: u64) -> u64 {
+        let products = match self.elementwise.product {
+            Some(each) => ((2 * rows * keys * head) as f64 * each).ceil() as u64,
+            None => self.multiply(rows, keys, head, 8) + self.multiply(rows, head, keys, 8),
+        };
+        products + self.elements(self.elementwise.score, rows * keys, 4)
+    }
+
+    /// At `each` cycles per number, or by `operations` in the lanes.
+    fn elements(&self, each: Option<f64>, count: u64, operations: u64) -> u64 {
+        each.map_or(count.div_ceil(self.lanes) * operations, |each| (count as f64 * each).ceil() as u64)
+    }
+
+    /// Cycles of a transfer of `pieces` contiguous pieces of `bytes` each, after its setup; `moved` is what a byte of them becomes on
+    /// its way.
+    pub(crate) fn transfer(&self, pieces: u64, bytes: u64, moved: f64, port: Port) -> u64 {
+        ((pieces * bytes.next_multiple_of(self.tile.burst)) as f64 * moved / self.speed(port)).ceil() as u64
+    }
+
+    /// How many cycles before the end of a transfer the next one of its queue may be requested.
+    pub(crate) fn lead(&self, port: Port) -> u64 {
+        self.tile.lead(self.speed(port)) as u64
+    }
+
+    /// Bytes per cycle.
+    fn speed(&self, port: Port) -> f64 {
+        match port {
             Port::Read => self.tile.read,
             Port::Write => self.tile.write,
             Port::Flash => self.flash,
-        };
-        ((pieces * bytes.next_multiple_of(self.tile.burst)) as f64 / speed).ceil() as u64
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Every number a device has.
 
-use super::quantity::Unit;
+use super::{Products, Softmax, quantity::Unit};
 
 /// One number of a device: its key in files and in `--set`, and what it means.
 pub(super) struct Key {
@@ -25,7 +25,7 @@ pub(super) enum Need {
 }
 
 use Need::{Given, OrZero, Positive, PositiveIfGiven};
-use Unit::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Numbers, Pattern, Power, Shape, Time, Whole};
+use Unit::{Bandwidth, Bits, Bytes, Count, Energy, Frequency, Numbers, Pattern, Power, Shape, Time, Whole, Word};
 
 const fn key(name: &'static str, kind: Unit, need: Need, meaning: &'static str) -> Key {
     Key { name, kind, need, meaning }
@@ -69,9 +69,62 @@ pub(super) static KEYS: &[Key] = &[
     key("engine.w16a16", Count, PositiveIfGiven, "the same with 16-bit weights and activations; unsupported if absent"),
     key("dma.channels", Whole, Positive, "concurrent transfers"),
     key("dma.setup", Count, Given, "cycles to start a transfer, in addition to the memory's latency"),
+    key(
+        "dma.outstanding",
+        Whole,
+        PositiveIfGiven,
+        "bursts that are requested before the first of them is there; default: 1, every transfer waits for the one before it",
+    ),
     key("numerics.weights", Bits, Positive, "supported widths of stored weights, in bits"),
     key("numerics.activations", Bits, Positive, "supported widths of activations, in bits"),
     key("numerics.accumulator", Whole, Positive, "accumulator width, in bits"),
+    key(
+        "can.products",
+        Word(Products::NAMES),
+        OrZero,
+        "what multiplies two activations: `array`, `elementwise` or `none`; default: `array`",
+    ),
+    key(
+        "can.splits",
+        Word(&["yes", "no"]),
+        OrZero,
+        "whether partial sums stay in SRAM between tiles of k: `yes` or `no`; default: `yes`",
+    ),
+    key(
+        "can.norm",
+        Word(&["inside", "apart"]),
+        OrZero,
+        "where norms are: `inside` the products that read them, or only `apart`; default: `inside`",
+    ),
+    key(
+        "can.softmax",
+        Word(Softmax::NAMES),
+        OrZero,
+        "softmax of attention: `online`, over tiles of keys, or of `whole` rows; default: `online`",
+    ),
+    key(
+        "can.weights",
+        Count,
+        PositiveIfGiven,
+        "bits that an int8 weight takes on its way, where weights are a compressed stream; default: 8",
+    ),
+    key(
+        "elementwise.product",
+        Count,
+        PositiveIfGiven,
+        "cycles per multiply-accumulate of two activations by the elementwise unit; needed for `can.products = \"elementwise\"`",
+    ),
+    key("elementwise.score", Count, OrZero, "cycles per score of a softmax; default: four operations in the lanes"),
+    key("elementwise.norm", Count, OrZero, "cycles per number of a norm; default: three operations in the lanes"),
+    key("elementwise.rescale", Count, OrZero, "cycles per output that is only rescaled; default: two operations in the lanes"),
+    key("elementwise.add", Count, OrZero, "cycles per output to which a residual is added; default: two operations in the lanes"),
+    key("elementwise.rotary", Count, OrZero, "cycles per output with a rotary embedding; default: two operations in the lanes"),
+    key(
+        "elementwise.gate",
+        Count,
+        OrZero,
+        "cycles per output of a gate; default: two operations in the lanes on each of its two sums",
+    ),
     key(
         "sparsity.coded",
         Numbers,

@@ -10,17 +10,20 @@
 //! assert_eq!(device.sram.usable, 256 << 10);
 //! ```
 
+mod can;
 mod file;
 mod keys;
 mod quantity;
 mod zeros;
 
+use crate::rates::Elementwise;
 use crate::tile::{Buffering, Limits, Product, Rates, Tiling};
 use crate::{Element, Error, Result};
 use file::{File, Location, Setting};
 use keys::{KEYS, Key, Need};
 use std::path::{Path, PathBuf};
 
+pub use can::{Can, Products, Softmax};
 pub use zeros::Zeros;
 
 /// The shipped devices and their files.
@@ -157,6 +160,8 @@ pub struct Dma {
     pub channels: u64,
     /// Cycles to start a transfer, in addition to the memory's latency.
     pub setup: f64,
+    /// Requests of one burst each that are in flight at a time.
+    pub outstanding: u64,
 }
 
 /// The supported number formats.
@@ -193,6 +198,10 @@ pub struct Device {
     pub dma: Dma,
     /// The supported number formats.
     pub numerics: Numerics,
+    /// What it can do besides multiplying weights.
+    pub can: Can,
+    /// Cycles of elementwise work.
+    pub elementwise: Elementwise,
     /// What it does with weights that are zero.
     pub zeros: Zeros,
     /// Every buffer starts at a multiple of this many bytes.
@@ -309,7 +318,9 @@ impl Device {
             read: self.dram.read * cycle,
             write: self.dram.write * cycle,
             setup: self.dma.setup + self.dram.latency,
+            outstanding: self.dma.outstanding,
             burst: self.dram.burst,
+            coded: self.can.weights / 8.0,
             mac_pj: self.engine.energy * f64::from(weights * activations) / 64.0,
             sram_pj: self.sram.energy,
             dram_pj: self.dram.energy,
@@ -342,11 +353,31 @@ impl Device {
                 energy: fields.or("engine.energy", 0.0),
                 pairs: pairs.collect(),
             },
-            dma: Dma { channels: fields.or("dma.channels", 1.0) as u64, setup: fields.or("dma.setup", 0.0) },
+            dma: Dma {
+                channels: fields.or("dma.channels", 1.0) as u64,
+                setup: fields.or("dma.setup", 0.0),
+                outstanding: fields.or("dma.outstanding", 1.0) as u64,
+            },
             numerics: Numerics {
                 weights: bits("numerics.weights"),
                 activations: bits("numerics.activations"),
                 accumulator: fields.or("numerics.accumulator", 32.0) as u32,
+            },
+            can: Can {
+                products: Products::ALL[fields.or("can.products", 0.0) as usize],
+                splits: fields.or("can.splits", 0.0) == 0.0,
+                norm_inside: fields.or("can.norm", 0.0) == 0.0,
+                softmax: Softmax::ALL[fields.or("can.softmax", 0.0) as usize],
+                weights: fields.or("can.weights", 8.0),
+            },
+            elementwise: Elementwise {
+                product: fields.given("elementwise.product"),
+                score: fields.given("elementwise.score"),
+                norm: fields.given("elementwise.norm"),
+                rescale: fields.given("elementwise.rescale"),
+                add: fields.given("elementwise.add"),
+                rotary: fields.given("elementwise.rotary"),
+                gate: fields.given("elementwise.gate"),
             },
             zeros: Zeros {
                 coded: fields.values("sparsity.coded"),
@@ -370,6 +401,9 @@ impl Device {
             if usable > bytes {
                 return Err(Error::DeviceUsable { device: self.name.clone(), memory, usable, bytes });
             }
+        }
+        if self.can.products == Products::Elementwise && self.elementwise.product.is_none() {
+            return Err(Error::DeviceMissing { device: self.name.clone(), key: "elementwise.product" });
         }
         if self.flash.is_some_and(|flash| flash.read == 0.0) {
             return Err(Error::DeviceMissing { device: self.name.clone(), key: "flash.read" });

@@ -27,6 +27,8 @@ pub(super) enum Unit {
     Numbers,
     /// Weights that stay of consecutive ones: `2:4`.
     Pattern,
+    /// One of some words, kept as its index.
+    Word(&'static [&'static str]),
 }
 
 /// Units of a kind and what each is worth.
@@ -76,15 +78,17 @@ impl Unit {
             Unit::Bits => "numbers of bits such as `8 4`",
             Unit::Numbers => "numbers such as `7.06 4.58`",
             Unit::Pattern => "a pattern such as `2:4`",
+            Unit::Word(_) => "a word of the key's description",
         }
     }
 
-    /// The values of `text`: three of a shape, two of a pattern, any number of bits and numbers, else one. None if it is not of this kind or below 0.
+    /// The values of `text`: three of a shape, two of a pattern, any number of bits and numbers, the index of a word, else one. None if it is not of this kind or below 0.
     pub(super) fn parse(self, text: &str) -> Option<Vec<f64>> {
         let split: Vec<&str> = match self {
             Unit::Shape => text.split('x').collect(),
             Unit::Bits | Unit::Numbers => text.split_whitespace().collect(),
             Unit::Pattern => text.split(':').collect(),
+            Unit::Word(words) => return words.iter().position(|word| *word == text.trim()).map(|at| vec![at as f64]),
             _ => return Some(vec![self.one(text)?]),
         };
         let part = if self == Unit::Numbers { Unit::Count } else { Unit::Whole };

@@ -3,7 +3,7 @@
 
 mod code;
 
-use crate::{Program, fixed::RUN, program::Attention, rates::Rates, tile::Limits};
+use crate::{Program, device::Softmax, fixed::RUN, program::Attention, rates::Rates, tile::Limits};
 
 /// How attention is tiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct AttentionTiles {
     pub resident: bool,
     /// Whether queries and output are kept on the chip.
     pub on_chip: [bool; 2],
+    /// How the softmax is taken: with whole rows, all keys are one tile, and its scores are in SRAM at the same time.
+    pub softmax: Softmax,
     align: u64,
 }
 
@@ -29,14 +31,19 @@ impl AttentionTiles {
         attention: &Attention,
         on_chip: [bool; 2],
         limits: &Limits,
+        softmax: Softmax,
     ) -> crate::Result<AttentionTiles> {
         let m = program.get(attention.query).rows;
         let total = attention.past + m;
         let runs = total.div_ceil(RUN);
-        let make = |tokens, keys, resident| AttentionTiles { tokens, keys, resident, on_chip, align: limits.align };
+        let make = |tokens, keys, resident| AttentionTiles { tokens, keys, resident, on_chip, softmax, align: limits.align };
+        let (least, most) = match softmax {
+            Softmax::Online => (1, vec![1, 2, 4, 8, 16]),
+            Softmax::Whole => (runs, vec![runs]),
+        };
         let mut best: Option<(u64, u64, AttentionTiles)> = None;
         for resident in [true, false] {
-            for run in [1, 2, 4, 8, 16].into_iter().filter(|run| *run == 1 || *run <= runs) {
+            for run in most.iter().copied().filter(|run| *run == least || *run <= runs) {
                 let fits = |tokens: &u64| make(*tokens, run * RUN, resident).sram(program, attention) <= limits.sram;
                 let Some(tokens) = largest(m, &fits) else { continue };
                 // The same number of blocks with less room.
@@ -48,7 +55,7 @@ impl AttentionTiles {
                 }
             }
         }
-        let needed = || make(1, RUN, false).sram(program, attention);
+        let needed = || make(1, least * RUN, false).sram(program, attention);
         best.map(|(_, _, tiles)| tiles).ok_or_else(|| crate::Error::TileTooLarge { needed: needed(), sram: limits.sram })
     }
 
@@ -74,7 +81,7 @@ impl AttentionTiles {
         let (m, group, head) = (program.get(attention.query).rows, attention.group(), attention.head);
         let tile = |rows: u64, keys: u64| match keys {
             0 => 0,
-            _ => rates.multiply(rows, keys, head, 8) + rates.multiply(rows, head, keys, 8) + rates.vector(rows * keys, 4),
+            _ => rates.attend(rows, keys, head),
         };
         let block = |block: u64| {
             let [first, after] = [block * self.tokens, ((block + 1) * self.tokens).min(m)];
@@ -109,7 +116,12 @@ impl AttentionTiles {
             true => 2 * self.held(program, attention) * tile,
             false => 4 * tile,
         };
-        query + out + states + slot(4 * rows * head) + slot(8 * rows) + slot(5 * rows * RUN)
+        query + out + states + slot(4 * rows * head) + slot(8 * rows) + slot(self.scores(rows))
+    }
+
+    /// Bytes of the logits and weights that are there at a time: of one run of keys, or of all.
+    fn scores(&self, rows: u64) -> u64 {
+        5 * rows * if self.softmax == Softmax::Whole { self.keys } else { RUN }
     }
 }
 

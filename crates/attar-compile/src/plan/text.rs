@@ -3,12 +3,15 @@
 use std::fmt;
 
 use super::{Attend, Body, Compute, Constant, Extent, Finish, Place, Plan, Region, Slots, Span, Statement, View};
-use crate::{fixed::Rescale, rates::Rates};
+use crate::{
+    fixed::Rescale,
+    rates::{Elementwise, Rates},
+};
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "plan {:?} for {:?}, {} bytes of sram, aligned to {}", self.title, self.device, self.sram, self.align)?;
-        let Rates { clock, lanes, flash, dispatch, tile, wide } = &self.rates;
+        let Rates { clock, lanes, flash, dispatch, tile, wide, elementwise } = &self.rates;
         writeln!(f, "rates {clock} Hz, {lanes} lanes, {flash} bytes of flash, {dispatch} cycles to start")?;
         writeln!(
             f,
@@ -18,7 +21,15 @@ impl fmt::Display for Plan {
             tile.fill
         )?;
         let [read, write, setup, burst] = [tile.read, tile.write, tile.setup, tile.burst as f64];
-        writeln!(f, "transfers {read} bytes read, {write} written, {setup} cycles of setup, bursts of {burst}")?;
+        let (outstanding, coded) = (tile.outstanding, tile.coded);
+        write!(f, "transfers {read} bytes read, {write} written, {setup} cycles of setup, bursts of {burst}")?;
+        writeln!(f, ", {outstanding} outstanding, {coded} bytes for one of int8 weights")?;
+        let cycles = |each: Option<f64>| each.map_or("none".into(), |each| each.to_string());
+        let Elementwise { product, score, norm, rescale, add, rotary, gate } = elementwise;
+        let [product, score, norm, rescale] = [product, score, norm, rescale].map(|each| cycles(*each));
+        let [add, rotary, gate] = [add, rotary, gate].map(|each| cycles(*each));
+        write!(f, "elementwise {product} a product, {score} a score, {norm} a norm, {rescale} a rescaling")?;
+        writeln!(f, ", {add} an addition, {rotary} a rotation, {gate} a gate")?;
         let [mac, sram, dram, cycle] = [tile.mac_pj, tile.sram_pj, tile.dram_pj, tile.cycle_pj];
         writeln!(f, "energies {mac} pJ a product, {sram} a byte of sram, {dram} of dram, {cycle} a cycle")?;
         for tensor in &self.tensors {

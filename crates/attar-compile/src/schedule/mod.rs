@@ -23,10 +23,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Result,
-    device::Device,
+    device::{Can, Device, Products},
     lower::Tiles,
     plan::Plan,
     program::{Kernel, Program},
+    rates::Elementwise,
     simulate::Rates,
     tile::{Buffering, Limits, Objective},
 };
@@ -46,6 +47,8 @@ pub struct Target {
     pub flash: u64,
     /// Its speeds.
     pub rates: Rates,
+    /// What it can do besides multiplying weights.
+    pub can: Can,
 }
 
 impl Target {
@@ -63,7 +66,11 @@ impl Target {
             dispatch: (device.dispatch * device.engine.clock) as u64,
             tile: device.rates(weights, 8)?,
             wide: device.rates(weights, 16).ok().map(|rates| rates.array),
+            elementwise: device.elementwise,
         };
+        // What the elementwise unit multiplies is of no concern where the array does.
+        let product = rates.elementwise.product.filter(|_| device.can.products == Products::Elementwise);
+        let rates = Rates { elementwise: Elementwise { product, ..rates.elementwise }, ..rates };
         Ok(Target {
             name: device.name.clone(),
             sram: device.sram.usable,
@@ -71,7 +78,14 @@ impl Target {
             dram: device.dram.usable,
             flash: flash.map_or(0, |flash| flash.usable),
             rates,
+            can: device.can,
         })
+    }
+
+    /// What tiles of a product with `k` inputs are multiples of in k and n, for activations of so many bits.
+    pub(crate) fn block(&self, bits: u32, k: u64) -> [u64; 2] {
+        let [_, depth, columns] = self.rates.of(bits).array;
+        [self.can.depth(depth, k), columns]
     }
 
     /// The limits of a kernel in `sram` bytes of on-chip memory, with this device's buffering.
@@ -169,6 +183,8 @@ pub fn schedule_on(
     image: &Image,
 ) -> Result<Schedule> {
     program.check()?;
+    target.can.check(program, &target.name)?;
+    let freedom = target.can.leaves(freedom);
     let program = &*order::least_live(program)?;
     let all = target.sram / target.align * target.align;
     let mut room = vec![all; program.kernels.len()];

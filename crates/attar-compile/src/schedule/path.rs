@@ -10,7 +10,8 @@ use crate::{
     Error, Result,
     lower::{AttentionTiles, Entry, GatedMlpTiles, LinearTiles, Lowered, NormTiles, Tiles},
     plan::{Body, Call, Placed, Plan},
-    program::{Attention, Epilogue, GatedMlp, Kernel, Linear, Norm, Normed, Program, Role, TensorId},
+    program::{Attention, Epilogue, GatedMlp, Kernel, Linear, Normed, Program, Role, TensorId},
+    rates::Work,
     tile::Limits,
 };
 
@@ -121,7 +122,14 @@ impl<'a> Search<'a> {
     fn too_small(&mut self, position: usize) -> Error {
         let (name, kernel) = &self.program.kernels[position];
         match self.tiles(kernel, &[], self.room[position]) {
-            Err(source) => Error::DoesNotFit { kernel: name.clone(), source: Box::new(source) },
+            Err(source) => {
+                let (kernel_name, device) = (name.clone(), self.target.name.clone());
+                let source = Box::new(source);
+                match self.target.can.needs_room(kernel) {
+                    Some(key) => Error::DeviceNeeds { device, key, kernel: kernel_name, source },
+                    None => Error::DoesNotFit { kernel: kernel_name, source },
+                }
+            }
             Ok(_) => Error::Kernel { kernel: name.clone(), what: "fits alone, but no schedule reaches it" },
         }
     }
@@ -233,8 +241,9 @@ impl<'a> Search<'a> {
         let limits = self.limits(kernel, room)?;
         let on = |id: TensorId| live.contains(&id);
         let program = self.program;
-        let rates = self.target.rates.of(activation_bits(self.program, kernel));
-        let array = [rates.array[1], rates.array[2]];
+        let bits = activation_bits(self.program, kernel);
+        let rates = self.target.rates.of(bits);
+        let array = |k: u64| self.target.block(bits, k);
         let objective = self.goal.objective(rates);
         let norm = kernel.entry();
         let read = |x: TensorId| on(norm.map_or(x, |norm| norm.x));
@@ -242,7 +251,9 @@ impl<'a> Search<'a> {
             Kernel::Norm(norm) => Tiles::Norm(NormTiles::search(program, norm, [on(norm.x), on(norm.out)], &limits)?),
             Kernel::Linear(linear) => {
                 let chip = [read(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
-                let search = |entry| LinearTiles::search(program, linear, entry, chip, &limits, array, &objective);
+                let search = |entry| {
+                    LinearTiles::search(program, linear, entry, chip, &limits, array(program.product(linear)[1]), &objective)
+                };
                 let Some(norm) = norm else { return Ok(Tiles::Linear(search(None)?)) };
                 let entries = Entry::all(&limits, program.get(norm.x).columns, chip[0]);
                 let cost = |tiles: &Result<Tiles>| tiles.as_ref().ok().map(|tiles| self.cost(kernel, tiles, live).2);
@@ -257,12 +268,13 @@ impl<'a> Search<'a> {
             }
             Kernel::Attention(attention) => {
                 let chip = [on(attention.query), on(attention.out)];
-                Tiles::Attention(AttentionTiles::search(program, attention, chip, &limits)?)
+                Tiles::Attention(AttentionTiles::search(program, attention, chip, &limits, self.target.can.softmax)?)
             }
             Kernel::Normed(_) => unreachable!("a norm stands before a product"),
             Kernel::GatedMlp(mlp) => {
                 let chip = [read(mlp.gated.x), on(mlp.down.out[0].tensor), residual(&mlp.down).is_some_and(on)];
-                Tiles::GatedMlp(GatedMlpTiles::search(program, mlp, norm, chip, &limits, array)?)
+                let [_, depth, columns] = rates.array;
+                Tiles::GatedMlp(GatedMlpTiles::search(program, mlp, norm, chip, &limits, [depth, columns])?)
             }
         })
     }
@@ -284,7 +296,7 @@ impl<'a> Search<'a> {
         let dram = traffic(self.program, kernel, tiles, &on);
         let macs = self.program.macs(kernel) as f64;
         let numbers = self.normed(kernel);
-        let norm = rates.vector(numbers, Norm::OPERATIONS) as f64;
+        let norm = rates.work(Work::Norm, numbers) as f64;
         let norms = tiles.norms() as f64;
         let products = rates.of(activation_bits(self.program, kernel));
         let cycles = match (tiles, kernel.core()) {

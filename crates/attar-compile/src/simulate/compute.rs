@@ -5,7 +5,8 @@ use crate::{
     data,
     fixed::{self, GATE_ENTRIES, RUN, Rescale, SoftmaxRow, saturate},
     plan::{Attend, Body, Call, Compute, Constant, Finish, Place, View},
-    program::{Column, Norm},
+    program::Column,
+    rates::Work,
     simulate::Violation,
 };
 
@@ -250,7 +251,21 @@ impl Simulator<'_, '_> {
             let numbers = finished(call, &sums, &columns, extra, finish, &out)?;
             self.put(&out, &numbers);
         }
-        Ok(self.rates.vector(sums_at.region.height() * sums_at.region.width(), 2))
+        Ok(self.finishing(finish, &sums_at.region))
+    }
+
+    /// Cycles of finishing sums.
+    fn finishing(&self, finish: &Finish, sums: &Area) -> u64 {
+        let all = sums.height() * sums.width();
+        match finish {
+            Finish::Rescale => self.rates.work(Work::Rescale, all),
+            Finish::Add => self.rates.work(Work::Add, all),
+            Finish::Gated { .. } => self.rates.work(Work::Gate, all),
+            Finish::Rotary { rotated, .. } => {
+                let columns = sums.columns.map(|column| column.min(*rotated));
+                self.rates.rotary(all, sums.height() * (columns[1] - columns[0]))
+            }
+        }
     }
 
     fn norm(&mut self, call: &Call, body: &Body, [x, gains, out]: [&View; 3], constant: u32) -> Checked<u64> {
@@ -271,7 +286,7 @@ impl Simulator<'_, '_> {
             let numbers: Vec<i32> = rows.flat_map(|row| fixed::norm_row(row, *epsilon, &gains, shift, out.bits)).collect();
             self.put(&out, &numbers);
         }
-        Ok(self.rates.vector(x.region.height() * x.region.width(), Norm::OPERATIONS))
+        Ok(self.rates.work(Work::Norm, x.region.height() * x.region.width()))
     }
 
     fn attend(&mut self, call: &Call, body: &Body, views: [&View; 5], attend: &Attend) -> Checked<u64> {
@@ -317,8 +332,7 @@ impl Simulator<'_, '_> {
             self.attend_numbers([&q, &k, &v], [&sums_at, &softmax_at], attend, logits, first);
         }
         let (rows, keys) = (q.region.height() * group, k.region.height());
-        let products = self.rates.multiply(rows, keys, head, 8) + self.rates.multiply(rows, head, keys, 8);
-        Ok(products + self.rates.vector(rows * keys, 4))
+        Ok(self.rates.attend(rows, keys, head))
     }
 
     /// Whether no key was seen by these rows yet: the loop over keys is at the first tile that they see.
@@ -402,7 +416,7 @@ impl Simulator<'_, '_> {
                 .collect();
             self.put(&out, &numbers);
         }
-        Ok(self.rates.vector(out.region.height() * out.region.width(), 2))
+        Ok(self.rates.work(Work::Rescale, out.region.height() * out.region.width()))
     }
 }
 

@@ -15,7 +15,7 @@ mod violation;
 
 use std::collections::VecDeque;
 
-pub use crate::rates::Rates;
+pub use crate::rates::{Elementwise, Rates};
 pub use timeline::Event;
 pub use violation::Violation;
 
@@ -265,6 +265,8 @@ struct Simulator<'p, 'm> {
     exponential: Exponential,
     clocks: [Clock; 4],
     times: [u64; 4],
+    /// The earliest cycle at which each queue may request its next transfer.
+    requests: [u64; 4],
     /// What was known at the last barrier, and when that was.
     barrier: (Clock, u64),
     port: Port,
@@ -303,6 +305,7 @@ impl<'p, 'm> Simulator<'p, 'm> {
             exponential: Exponential::default(),
             clocks: [[0; 4]; 4],
             times: [rates.dispatch; 4],
+            requests: [rates.dispatch; 4],
             barrier: Default::default(),
             port: Port::default(),
             flash: Port::default(),
@@ -373,10 +376,12 @@ impl<'p, 'm> Simulator<'p, 'm> {
         for queue in waiting {
             join(&mut self.clocks[*queue], &all);
             self.times[*queue] = time;
+            self.requests[*queue] = time;
         }
         let (before, before_time) = std::mem::replace(&mut self.barrier, (all, time));
         join(&mut self.clocks[WEIGHTS], &before);
         self.times[WEIGHTS] = self.times[WEIGHTS].max(before_time);
+        self.requests[WEIGHTS] = self.requests[WEIGHTS].max(before_time);
     }
 
     fn statements(&mut self, call: &Call, body: &Body, code: &[Statement]) -> Result<()> {

@@ -58,7 +58,7 @@ impl<'p> Simulator<'p, '_> {
         self.chip.forget(place);
         let clock = self.clocks[queue];
         self.chip.write(&body.buffers[buffer as usize].name, queue, &clock, place)?;
-        let end = self.transfer(queue, self.times[queue].max(time), tensor, &region, bytes);
+        let end = self.transfer(queue, time, tensor, &region, bytes);
         self.trace.read[usize::from(queue == WEIGHTS)] += bytes;
         self.trace.operands[operand as usize][0] += bytes;
         if let Some(memory) = &self.memory {
@@ -106,7 +106,8 @@ impl<'p> Simulator<'p, '_> {
         Ok(())
     }
 
-    /// Occupies the port; returns the time at which the transfer is complete.
+    /// Occupies the port for a transfer whose slot or numbers are there at `ready`; returns the time at which it is complete. A queue's
+    /// transfers arrive in order, and each is requested as early as the number of requests in flight allows.
     fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Area, bytes: u64) -> u64 {
         let pieces = if tensor.tile.is_some() || region.width() == tensor.columns { 1 } else { region.height() };
         let way = match (tensor.space, queue) {
@@ -114,11 +115,14 @@ impl<'p> Simulator<'p, '_> {
             (_, STORES) => rates::Port::Write,
             _ => rates::Port::Read,
         };
-        let cycles = self.rates.transfer(pieces, bytes / pieces.max(1), way);
+        let moved = if tensor.role == Role::Weight { self.rates.tile.moved(tensor.element) } else { 1.0 };
+        let cycles = self.rates.transfer(pieces, bytes / pieces.max(1), moved, way);
+        let requested = ready.max(self.requests[queue]);
         let port = if way == rates::Port::Flash { &mut self.flash } else { &mut self.port };
-        let start = port.take(ready + self.rates.tile.setup as u64, cycles);
+        let start = port.take((requested + self.rates.tile.setup as u64).max(self.times[queue]), cycles);
         let end = start + cycles;
         self.times[queue] = end;
+        self.requests[queue] = requested.max(end.saturating_sub(self.rates.lead(way)));
         self.trace.transfers += 1;
         self.trace.sram_bytes += bytes;
         self.event(queue, start, end);
@@ -215,7 +219,7 @@ impl<'p> Simulator<'p, '_> {
             let columns = [region.columns[0].max(*first), region.columns[1].min(next)];
             if columns[0] < columns[1] {
                 let part = Area { rows: region.rows, columns };
-                end = self.store_part(call, *operand, *first, &found, &part, end)?;
+                end = self.store_part(call, *operand, *first, &found, &part, self.times[COMPUTE])?;
             }
         }
         let (index, loaded) = self.slot(body, buffer, &region).map(|slot| (slot.index, slot.loaded))?;

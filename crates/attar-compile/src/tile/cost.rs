@@ -20,8 +20,13 @@ pub struct Rates {
     pub write: f64,
     /// Cycles before the first byte of a transfer.
     pub setup: f64,
+    /// Requests of one burst each that a stream of transfers keeps in flight. With more than one, the next transfer is requested
+    /// before the last byte of this one, and so much of its setup is hidden. At least 1.
+    pub outstanding: u64,
     /// A contiguous piece of a transfer takes a multiple of this many bytes. At least 1.
     pub burst: u64,
+    /// Bytes that move for a stored byte of an int8 weight: less than 1 where weights come as a compressed stream.
+    pub coded: f64,
     /// Energy of a multiply-accumulate, pJ.
     pub mac_pj: f64,
     /// Energy of a byte read from or written to SRAM, pJ.
@@ -46,11 +51,29 @@ pub struct Cost {
 }
 
 impl Rates {
-    /// Cycles of a transfer of `bytes`, the mean of many. Bursts make each longer by as much as they do one of contiguous pieces of
-    /// `piece` bytes: rounding the mean itself would make it jump with the mix of whole tiles and edges.
+    /// Cycles of a transfer of `bytes` after its setup, the mean of many. Bursts make each longer by as much as they do one of
+    /// contiguous pieces of `piece` bytes: rounding the mean itself would make it jump with the mix of whole tiles and edges.
     fn transfer(&self, bytes: f64, piece: u64, per_cycle: f64) -> f64 {
         let longer = piece.next_multiple_of(self.burst) as f64 / piece.max(1) as f64;
-        self.setup + bytes * longer / per_cycle
+        bytes * longer / per_cycle
+    }
+
+    /// How many cycles before the end of a transfer the next one is requested: what the other requests in flight still move.
+    pub(crate) fn lead(&self, per_cycle: f64) -> f64 {
+        (self.outstanding.max(1) - 1) as f64 * self.burst as f64 / per_cycle
+    }
+
+    /// Cycles of setup that a transfer adds to the one before it, with buffers that let it be requested early.
+    pub(super) fn exposed_setup(&self, buffering: Buffering, per_cycle: f64) -> f64 {
+        match buffering {
+            Buffering::Single => self.setup,
+            Buffering::DoubleStreamed => (self.setup - self.lead(per_cycle)).max(0.0),
+        }
+    }
+
+    /// Bytes that move for a stored byte of such weights.
+    pub(crate) fn moved(&self, weights: Element) -> f64 {
+        if weights == Element::INT8 { self.coded } else { 1.0 }
     }
 
     /// Array cycles along one dimension: every tile takes whole blocks.
@@ -73,11 +96,13 @@ impl Tiling {
         let counts = self.counts(product);
         let steps = (counts[0] * counts[1] * counts[2]) as f64;
         let compute = self.compute(product, rates) + steps * rates.fill + work;
-        let [a, w, c] = self.transfer_cycles(product, rates);
+        let [a, w, c] = self.transfer_cycles(product, limits.buffering, rates);
         let store = self.transfers[2] as f64 * c;
         let (hidden, exposed) =
             if limits.staged && limits.buffering == Buffering::DoubleStreamed { (store, 0.0) } else { (0.0, store) };
-        let mut cycles = a + w + exposed + if exposed == 0.0 { c } else { 0.0 };
+        // The setup of the very first loads hides behind nothing.
+        let first = rates.setup - rates.exposed_setup(limits.buffering, rates.read);
+        let mut cycles = first + a + w + exposed + if exposed == 0.0 { c } else { 0.0 };
         for (outer, inner, count) in self.load_classes(product) {
             let [loads_a, loads_w] = if self.order.columns_first() { [inner, outer] } else { [outer, inner] };
             let dma = f64::from(u8::from(loads_a)) * a + f64::from(u8::from(loads_w)) * w + hidden / steps;
@@ -99,15 +124,20 @@ impl Tiling {
     }
 
     /// Mean cycles of one load of A, of W, and one store of C. A and C lie row by row in DRAM, W tile by tile.
-    fn transfer_cycles(&self, product: &Product, rates: &Rates) -> [f64; 3] {
+    fn transfer_cycles(&self, product: &Product, buffering: Buffering, rates: &Rates) -> [f64; 3] {
         let [tm, tk, tn] = self.tile;
         let mean = |bytes: u64, transfers: u64| bytes as f64 / transfers.max(1) as f64;
         let piece = |element: Element, part: u64, whole: u64| element.bytes(if part == whole { tm * part } else { part });
         let [a, c] = [piece(product.a, tk, product.k), piece(product.c, tn, product.n)];
+        let [read, write] = [rates.read, rates.write].map(|per_cycle| rates.exposed_setup(buffering, per_cycle));
+        let weights = mean(self.dram.w, self.transfers[1]) * rates.moved(product.w);
         [
-            rates.transfer(mean(self.dram.a, self.transfers[0]), a, rates.read),
-            rates.transfer(mean(self.dram.w, self.transfers[1]), product.w.bytes(tk * tn), rates.read),
-            if self.transfers[2] == 0 { 0.0 } else { rates.transfer(mean(self.dram.c, self.transfers[2]), c, rates.write) },
+            read + rates.transfer(mean(self.dram.a, self.transfers[0]), a, rates.read),
+            read + rates.transfer(weights, product.w.bytes(tk * tn), rates.read),
+            match self.transfers[2] {
+                0 => 0.0,
+                stores => write + rates.transfer(mean(self.dram.c, stores), c, rates.write),
+            },
         ]
     }
 

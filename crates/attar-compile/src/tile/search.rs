@@ -185,7 +185,8 @@ impl Measure<'_> {
             let depth = product.k.div_ceil(rates.array[1]);
             let blocks = Rates::blocks(rows, rates.array[0]) * Rates::blocks(columns, rates.array[2]) * depth;
             let compute = blocks as f64 + (outputs * depths) as f64 * rates.fill;
-            let dma = dram / rates.read.max(rates.write) + transfers * rates.setup;
+            let setup = rates.exposed_setup(limits.buffering, rates.read.min(rates.write));
+            let dma = dram * rates.moved(product.w).min(1.0) / rates.read.max(rates.write) + transfers * setup;
             if limits.buffering == Buffering::Single { compute + dma } else { compute.max(dma) }
         };
         match self {

@@ -2,6 +2,7 @@
 
 use attar_compile::{
     Error, Memory, Program,
+    device::Can,
     plan::Space,
     schedule::{Freedom, Goal, Schedule, Target, schedule},
     simulate::{Rates, Simulation, prove},
@@ -13,7 +14,7 @@ use crate::support::{Block, Builder, Random, WEIGHTS};
 pub(crate) fn target(sram: u64, align: u64) -> Target {
     let mut rates = Rates::generic();
     rates.tile.array = [1, 8, 8];
-    Target { name: "test".into(), sram, align, dram: 1 << 40, flash: 0, rates }
+    Target { name: "test".into(), sram, align, dram: 1 << 40, flash: 0, rates, can: Can::default() }
 }
 
 fn random_block(random: &mut Random) -> Block {

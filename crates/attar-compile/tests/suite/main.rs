@@ -1,6 +1,7 @@
 //! Every test of the crate in one binary, so that it links once.
 
 mod bound;
+mod can;
 mod cases;
 mod chunk;
 mod devices;

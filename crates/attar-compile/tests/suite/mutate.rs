@@ -5,6 +5,7 @@
 use crate::support::{Block, Builder, Random, WEIGHTS};
 use attar_compile::{
     Element, Kernel, Memory, Plan, Program,
+    device::Can,
     plan::{Compute, Constant, Extent, Place, Proof, Region, Slots, Space, Span, Statement, View},
     program::{Normed, Role},
     schedule::{Freedom, Goal, Target, schedule},
@@ -317,8 +318,9 @@ fn proven(seed: u64) -> Option<(Program, Memory, Plan, Rates)> {
     let (program, memory) = builder.memory();
     let mut rates = Rates::generic();
     rates.tile.array = [1, 8, 8];
+    let can = Can::default();
     let target =
-        Target { name: "test".into(), sram: random.within(9_000, 20_000) as u64, align: 16, dram: 1 << 40, flash: 0, rates };
+        Target { name: "test".into(), sram: random.within(9_000, 20_000) as u64, align: 16, dram: 1 << 40, flash: 0, rates, can };
     let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));
     let freedom = Freedom { join, keep, recompute };
     let plan = schedule(&program, &target, Goal::Dram, freedom, "test").ok()?.plan;

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use crate::support::{Block, Builder, Random, WEIGHTS};
 use attar_compile::{
     Element, Error, Kernel, Program,
+    device::Can,
     program::{Destination, Epilogue, Linear, Role},
     report::{Holds, KernelKind, Limit, MovedReport, Options, Report, Table, to_html},
     schedule::{Freedom, Goal, Schedule, Target, schedule},
@@ -31,7 +32,7 @@ fn target(sram: u64) -> Target {
     let mut rates = Rates::generic();
     rates.dispatch = 100;
     rates.tile.cycle_pj = 3.0;
-    Target { name: "test".into(), sram, align: 16, dram: 1 << 40, flash: 0, rates }
+    Target { name: "test".into(), sram, align: 16, dram: 1 << 40, flash: 0, rates, can: Can::default() }
 }
 
 /// So many blocks, planned and timed.

@@ -147,6 +147,8 @@ fn rates() -> Rates {
         read: 4.0,
         write: 2.0,
         setup: 5.0,
+        outstanding: 1,
+        coded: 1.0,
         burst: 4,
         mac_pj: 0.2,
         sram_pj: 1.0,

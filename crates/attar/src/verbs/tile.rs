@@ -135,7 +135,8 @@ fn one([m, k, n]: [u64; 3], bits: u32, settings: &Settings, printer: &Printer) -
     let width = device.numerics.weights.iter().copied().filter(|width| *width >= bits).min().unwrap_or(8);
     let rates = device.rates(width, 8).map_err(refused_by_device)?;
     let weights = Element { bits: width, per: 1 };
-    let product = Product::new(m, k, n, Element::INT8, weights).aligned([1, rates.array[1], rates.array[2]]);
+    let product = Product::new(m, k, n, Element::INT8, weights);
+    let product = product.aligned([1, device.can.depth(rates.array[1], k), rates.array[2]]);
     let limits = device.limits();
     let found: Vec<Tiling> = match settings.pareto {
         true => pareto(&product, &limits, &rates).map(|front| front.into_iter().map(|(tiling, _)| tiling).collect()),

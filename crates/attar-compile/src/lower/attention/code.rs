@@ -12,7 +12,6 @@
 use super::AttentionTiles;
 use crate::{
     Element, Program,
-    fixed::RUN,
     lower::{Builder, First, Lowered, at_buffer, at_operand, compute, load, open, region, release, tiles, wait},
     plan::{Attend, Compute, Constant, Extent, Region, Span, Statement, View},
     program::Attention,
@@ -71,8 +70,8 @@ impl Buffers {
         });
         let sums = builder.ring("sums", Element::INT32, 1, 4 * rows * head);
         let softmax = builder.ring("softmax", Element::INT32, 1, 8 * rows);
-        // Logits and weights of one run: the device's own, no statement names it.
-        builder.ring("scores", Element::INT8, 1, 5 * rows * RUN);
+        // Logits and weights: the device's own, no statement names them.
+        builder.ring("scores", Element::INT8, 1, tiles.scores(rows));
         let [query, out] = [("query", attention.query, tiles.on_chip[0]), ("out", attention.out, tiles.on_chip[1])].map(
             |(name, id, on_chip)| {
                 let element = program.get(id).element;
