@@ -12,7 +12,7 @@ use attar_compile::{
 use attar_recipe::{Error, read_plan};
 use clap::{Arg, ArgMatches, Command};
 
-use super::{Verb, path, run_text, step, write_named};
+use super::{Verb, check_written, path, run_text, step, write_named};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Compile;
