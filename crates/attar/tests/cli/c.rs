@@ -429,14 +429,14 @@ fn evals_and_gates_run_the_compiled_c() {
     let evaluations = report["evals"].as_array().unwrap();
     let of = |runner: &str| evaluations.iter().find(|found| found["runner"] == runner).unwrap();
     let measured =
-        of("c").pointer("/measurements/perplexity/value").and_then(Value::as_f64).unwrap_or_else(|| panic!("{}", of("c")));
+        of("c").pointer("/outcome/measured/perplexity/value").and_then(Value::as_f64).unwrap_or_else(|| panic!("{}", of("c")));
     let folder = Folder::open(room.path("out/compiled"));
     let tokenizer = attar_model::Tokenizer::open(&room.path("out/compiled/tokenizer.json")).unwrap();
     let text = fs::read_to_string(root().join("testdata/evals/shakespeare-valid.txt")).unwrap();
     let tokens = tokenizer.encode(&text).unwrap();
     let wanted = perplexity(&folder, &tokens[..64], 32);
     assert!((measured / wanted - 1.0).abs() < 1e-5, "{measured}, {wanted} by the simulator");
-    assert_eq!(report["gates"][0]["passed"], true, "{}", report["gates"]);
+    assert_eq!(report["gates"][0]["status"], "passed", "{}", report["gates"]);
     // The verbs run the folder of plans as well as the C.
     let eval = ["--data", "testdata/evals/shakespeare-valid.txt", "--window", "32", "--tokens", "64", "--json"];
     for (subject, runner) in [("out", &["--runner", "compiled"][..]), ("out/compiled", &["--runner", "c"]), ("out/c", &[])] {
@@ -460,9 +460,15 @@ fn evals_and_gates_run_the_compiled_c() {
     room.attar(&["eval", "out/c", "--c", "/nowhere", "--data", "testdata/evals/shakespeare-valid.txt", "--window", "32"])
         .exits(3)
         .says("C compiler is not installed");
-    room.write("out/c/attar_artifact.json", "");
     fs::remove_file(room.path("out/c/attar_runtime.h")).unwrap();
-    room.attar(&["generate", "out/c", "--prompt", "x"]).exits(3);
+    room.attar(&["generate", "out/c", "--prompt", "x"]).exits(3).says("is missing");
+    fs::remove_file(room.path("out/c/artifact.json")).unwrap();
+    let said = room.attar(&["generate", "out/c", "--prompt", "x"]).exits(3);
+    assert!(
+        said.stderr.contains("C compiler failed at loading the model") && said.stderr.contains("attar_runtime.h"),
+        "{}",
+        said.stderr
+    );
 }
 
 #[test]
@@ -482,8 +488,8 @@ fn what_cannot_become_c_is_said() {
         .exits(3)
         .says("holds no compiled model");
     let manifest = room.read("out/compiled/model.json");
-    room.write("out/compiled/model.json", &manifest.replace("\"version\": 4", "\"version\": 3"));
-    export(&room).exits(3).says("version 3");
+    room.write("out/compiled/model.json", &manifest.replace("\"version\": 5", "\"version\": 4"));
+    export(&room).exits(3).says("version 4");
     room.write(
         "out/compiled/model.json",
         &manifest.replace("\"logits\": null", "\"logits\": 0.1").replace("\"head\": false", "\"head\": true"),
