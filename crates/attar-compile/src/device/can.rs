@@ -19,6 +19,8 @@ impl Products {
     pub(super) const ALL: [Products; 3] = [Products::Array, Products::Elementwise, Products::None];
     /// Their names in device files.
     pub(super) const NAMES: &[&str] = &["array", "elementwise", "none"];
+    /// The same for messages.
+    pub(super) const LISTED: &str = "`array`, `elementwise` or `none`";
 }
 
 /// How attention takes its softmax.
@@ -36,6 +38,8 @@ impl Softmax {
     pub(super) const ALL: [Softmax; 2] = [Softmax::Online, Softmax::Whole];
     /// Their names in device files.
     pub(super) const NAMES: &[&str] = &["online", "whole"];
+    /// The same for messages.
+    pub(super) const LISTED: &str = "`online` or `whole`";
 }
 
 /// What a device can do besides multiplying weights: everything, unless a file says otherwise.

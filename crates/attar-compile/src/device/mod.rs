@@ -30,6 +30,7 @@ pub use zeros::Zeros;
 static DEVICES: &[(&str, &str)] = &[
     ("ethos-u55-256", include_str!("../../../../devices/ethos-u55-256.toml")),
     ("ethos-u65-512", include_str!("../../../../devices/ethos-u65-512.toml")),
+    ("ethos-u85-256", include_str!("../../../../devices/ethos-u85-256.toml")),
     ("ethos-u85-1024", include_str!("../../../../devices/ethos-u85-1024.toml")),
     ("intel-npu4", include_str!("../../../../devices/intel-npu4.toml")),
     ("hexagon-v79", include_str!("../../../../devices/hexagon-v79.toml")),

@@ -27,8 +27,8 @@ pub(super) enum Unit {
     Numbers,
     /// Weights that stay of consecutive ones: `2:4`.
     Pattern,
-    /// One of some words, kept as its index.
-    Word(&'static [&'static str]),
+    /// One of some words, kept as its index, and the words as a message lists them.
+    Word(&'static [&'static str], &'static str),
 }
 
 /// Units of a kind and what each is worth.
@@ -78,7 +78,7 @@ impl Unit {
             Unit::Bits => "numbers of bits such as `8 4`",
             Unit::Numbers => "numbers such as `7.06 4.58`",
             Unit::Pattern => "a pattern such as `2:4`",
-            Unit::Word(_) => "a word of the key's description",
+            Unit::Word(_, listed) => listed,
         }
     }
 
@@ -88,7 +88,7 @@ impl Unit {
             Unit::Shape => text.split('x').collect(),
             Unit::Bits | Unit::Numbers => text.split_whitespace().collect(),
             Unit::Pattern => text.split(':').collect(),
-            Unit::Word(words) => return words.iter().position(|word| *word == text.trim()).map(|at| vec![at as f64]),
+            Unit::Word(words, _) => return words.iter().position(|word| *word == text.trim()).map(|at| vec![at as f64]),
             _ => return Some(vec![self.one(text)?]),
         };
         let part = if self == Unit::Numbers { Unit::Count } else { Unit::Whole };

@@ -127,10 +127,7 @@ fn a_compressed_stream_shortens_loads_of_int8_weights() {
 fn words_of_a_device_file_are_checked() {
     let mut device = Device::named("generic-npu").unwrap();
     let mut set = |key: &str, value: &str| device.set(key, value).map_err(|error| error.to_string());
-    assert_eq!(
-        set("can.splits", "never").unwrap_err(),
-        "--set: `can.splits` is `never`; expected a word of the key's description"
-    );
+    assert_eq!(set("can.splits", "never").unwrap_err(), "--set: `can.splits` is `never`; expected `yes` or `no`");
     assert_eq!(set("can.products", "elementwise").unwrap_err(), "the device `generic-npu` has no `elementwise.product`");
     set("elementwise.product", "0.5").unwrap();
     set("can.products", "elementwise").unwrap();

@@ -1,6 +1,6 @@
 //! Every shipped device, and what is said of a wrong one.
 
-use attar_compile::device::{Confidence, Device};
+use attar_compile::device::{Confidence, Device, Products, Softmax};
 use attar_compile::tile::{Objective, Product, search};
 use attar_compile::{Element, Error};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::path::Path;
 #[test]
 fn every_device_is_complete_and_every_number_has_a_source() {
     let names: Vec<_> = Device::names().collect();
-    assert_eq!(names.len(), 9);
+    assert_eq!(names.len(), 10);
     for name in names {
         let device = Device::named(name).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(device.name, name);
@@ -61,6 +61,22 @@ fn a_source_stands_beside_its_number() {
     assert!(origin.text.contains("Vela"));
     assert_eq!((device.dram.read, device.dram.write, device.dram.latency), (12e9, 12e9, 500.0));
     assert_eq!(device.flash.unwrap().read, 0.5e9, "inherited");
+}
+
+/// As Vela's configurations have it, from which none of these may be inherited by accident.
+#[test]
+fn ethos_files_have_what_ethos_has() {
+    let names = ["ethos-u55-256", "ethos-u65-512", "ethos-u85-256", "ethos-u85-1024"];
+    let devices = names.map(|name| Device::named(name).unwrap());
+    assert!(devices.iter().all(|device| device.dispatch == 0.0 && device.engine.fill == 0.0 && device.dma.setup == 0.0));
+    assert!(devices.iter().all(|device| !device.can.splits && !device.can.norm_inside && device.can.softmax == Softmax::Whole));
+    let [elementwise, array] = [Products::Elementwise, Products::Array];
+    assert_eq!(devices.each_ref().map(|device| device.can.products), [elementwise, elementwise, array, array]);
+    assert_eq!(devices.each_ref().map(|device| device.dma.outstanding), [2, 24, 64, 64]);
+    assert_eq!(devices.each_ref().map(|device| device.engine.cores), [1, 2, 1, 1]);
+    assert_eq!([0, 1].map(|at: usize| devices[at].engine.array), [[4, 8, 8]; 2], "micro-blocks of 2 x 2 x 8");
+    let rates = devices[2].rates(8, 8).unwrap();
+    assert!(rates.coded < 1.0 && Device::named("generic-npu").unwrap().rates(8, 8).unwrap().coded == 1.0);
 }
 
 #[test]
