@@ -161,3 +161,47 @@ pub(crate) enum Port {
     /// From flash.
     Flash,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Starts of blocks of `size` in `whole`, one after the other.
+    fn blocks(whole: u64, size: u64) -> u64 {
+        let (mut count, mut at) = (0, 0);
+        while at < whole {
+            (count, at) = (count + 1, at + size);
+        }
+        count
+    }
+
+    /// The simulator and the planner share these formulas; this counts the same with loops.
+    #[test]
+    fn cycles_are_those_of_blocks_and_bursts_counted_one_by_one() {
+        let mut rates = Rates::generic();
+        rates.tile = tile::Rates { array: [2, 8, 4], fill: 3.0, burst: 16, read: 4.0, write: 2.0, ..rates.tile };
+        rates.wide = Some([1, 4, 4]);
+        for (m, n, k) in [(1, 1, 1), (3, 9, 17), (4, 8, 16), (5, 13, 40)] {
+            for (bits, [rows, depth, columns]) in [(8, [2, 8, 4]), (16, [1, 4, 4])] {
+                let mut cycles = 3;
+                for _ in 0..blocks(m, rows) {
+                    for _ in 0..blocks(n, columns) {
+                        cycles += blocks(k, depth);
+                    }
+                }
+                assert_eq!(rates.multiply(m, n, k, bits), cycles, "{m} {n} {k} {bits}");
+            }
+        }
+        for (pieces, bytes) in [(1, 1), (3, 16), (5, 33), (7, 48)] {
+            let mut moved = 0;
+            for _ in 0..pieces {
+                moved += 16 * blocks(bytes, 16);
+            }
+            assert_eq!(rates.transfer(pieces, bytes, 1.0, Port::Read), blocks(moved, 4));
+            assert_eq!(rates.transfer(pieces, bytes, 1.0, Port::Write), blocks(moved, 2));
+        }
+        for count in [1, 31, 32, 33, 100] {
+            assert_eq!(rates.work(Work::Rescale, count), 2 * blocks(count, 32));
+        }
+    }
+}
