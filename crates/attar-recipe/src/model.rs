@@ -19,6 +19,8 @@ use crate::{Error, Result, data::Data, described, extras::Folder, kept::Kept, re
 pub struct Working {
     /// For progress and messages.
     pub(crate) title: String,
+    /// Name of the recipe, or the command that stands for one; empty while planning.
+    pub(crate) recipe: String,
     /// What it computes.
     pub(crate) graph: Graph,
     /// Where its weights are.
@@ -105,6 +107,7 @@ impl Working {
         let opened = Float { graph: model.graph.clone(), source: model.source.clone() };
         Ok(Working {
             title: title.into(),
+            recipe: String::new(),
             graph: model.graph.clone(),
             source: model.source.clone(),
             damage: BTreeMap::new(),

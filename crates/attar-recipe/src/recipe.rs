@@ -228,6 +228,11 @@ pub(crate) struct VariantHead {
     pub(crate) name: String,
 }
 
+/// The last part of a path.
+pub(crate) fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
 impl Recipe {
     /// From the text of a file.
     pub fn parse(path: &Path, text: &str) -> Result<Recipe> {
@@ -255,6 +260,15 @@ impl Recipe {
         let recipe = Recipe { head, variants, exports, evals, predictions, gates, document: document.clone() };
         recipe.check()?;
         Ok(recipe)
+    }
+
+    /// The name of its file; of a command that stands for a recipe, `attar` and the verb.
+    pub(crate) fn name(&self) -> String {
+        let title = self.document.path.to_string_lossy();
+        match title.strip_prefix("attar ").and_then(|rest| rest.split(' ').next()) {
+            Some(verb) => format!("attar {verb}"),
+            None => name_of(&self.document.path),
+        }
     }
 
     /// Output folder: artifacts, reports, and the store unless `store` is set.

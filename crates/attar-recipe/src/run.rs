@@ -185,6 +185,7 @@ fn run_steps(
 ) -> Result<Working> {
     let mut working = Working::new(variant.title(), session.base(), recipe.data())?;
     working.kept = planned.kept.clone();
+    working.recipe = recipe.name();
     for (at, (key, step)) in variant.steps.iter().enumerate() {
         working.kept.at(at);
         used.extend(step.run(&mut working, session).map_err(|e| recipe.failed_step(key, step.kind(), e))?);

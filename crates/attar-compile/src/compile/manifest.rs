@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use attar_tensor::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::{Embedding, Phase};
-use crate::{convert::Converted, plan};
+use super::{Compile, Embedding, Phase};
+use crate::{convert::Converted, plan, schedule::Goal};
 
 /// A compiled model as a folder has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,6 +15,12 @@ pub struct Manifest {
     pub version: u32,
     /// The device that it was compiled for.
     pub device: String,
+    /// What was minimized; none in folders of attar before it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<Goal>,
+    /// Numbers of the device that were set: `sram=256KiB`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<String>,
     /// Tokens that the caches have room for.
     pub positions: u64,
     /// Rows of `embedding.bin`; none if the model's first values depend on more than a token.
@@ -43,11 +49,19 @@ pub struct Entry {
 }
 
 impl Manifest {
-    pub(super) fn of(device: &str, phases: &[Phase], last: &Converted, embedding: Option<&Embedding>) -> Manifest {
+    pub(super) fn of(
+        settings: &Compile,
+        device: &str,
+        phases: &[Phase],
+        last: &Converted,
+        embedding: Option<&Embedding>,
+    ) -> Manifest {
         let entry = |phase: &Phase| Entry { name: phase.name.clone(), rows: phase.rows, past: phase.past, head: phase.head };
         Manifest {
             version: plan::VERSION,
             device: device.into(),
+            goal: Some(settings.goal),
+            set: settings.set.clone(),
             positions: last.states.first().map_or(0, |state| last.program.get(*state).rows),
             vocabulary: embedding.map(|embedding| embedding.rows),
             width: last.program.get(last.input).columns,

@@ -331,12 +331,14 @@ impl Compile {
     }
 
     /// What a run costs, compared with the same program unfused.
-    fn report(&self, target: &Target, phase: &Phase) -> Result<Report> {
+    fn report(&self, subject: &Subject<'_>, phase: &Phase) -> Result<Report> {
+        let target = &subject.target;
         let options = Options { tokens: phase.rows };
         let other = schedule(&phase.program, target, self.goal, Freedom::NONE, "unfused")?;
         let times = time(&other.plan, &target.rates)?;
         let other = Report::new(&phase.program, &other, &times, target, options);
-        Ok(Report::new(&phase.program, &phase.schedule, &phase.simulation, target, options).against(&other))
+        let report = Report::new(&phase.program, &phase.schedule, &phase.simulation, target, options);
+        Ok(report.resting_on(&subject.device, &phase.schedule.plan).against(&other))
     }
 
     /// Compiles a model, proves its first blocks and its head on `windows` of text, and compares its integers with float activations on
@@ -374,7 +376,7 @@ impl Compile {
                 known.map_or_else(|| progress.tell(watch).map(|()| None), |known| Ok(Some(known)))
             };
             let mut phase = self.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image, &known)?;
-            phase.report = Some(self.report(&subject.target, &phase)?);
+            phase.report = Some(self.report(&subject, &phase)?);
             if blocks > 0 {
                 let blocks = subject.convert(&seen.ranges, self.bind([rows, past], [0, blocks], true))?;
                 phase.proof = Some(prover.blocks(blocks, Span { rows, past }, &image)?);
@@ -390,7 +392,7 @@ impl Compile {
         let measures = phases.iter().any(|phase| phase.head) && !other.is_empty();
         let measure = || quality::measure(&subject, &seen, self.seq.get(), other, watch);
         let quality = if measures { Some(measure()?) } else { None };
-        let manifest = Manifest::of(&subject.device.name, &phases, &whole, embedding.as_ref());
+        let manifest = Manifest::of(self, &subject.device.name, &phases, &whole, embedding.as_ref());
         let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
         let Subject { device, fused, .. } = subject;
         let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);

@@ -55,6 +55,8 @@ fn style() -> String {
 /// A drawing. Coordinates go right and down; classes are those of the page's style, or of a file's own; texts are escaped here.
 pub struct Drawing {
     text: String,
+    /// The unit of coordinates to the right: none, or `%`.
+    unit: &'static str,
 }
 
 impl Drawing {
@@ -62,7 +64,7 @@ impl Drawing {
     pub fn file([width, height]: [f64; 2], label: &str) -> Drawing {
         let (label, style) = (escaped(label), style());
         let space = "xmlns=\"http://www.w3.org/2000/svg\"";
-        let mut drawing = Drawing { text: String::new() };
+        let mut drawing = Drawing { text: String::new(), unit: "" };
         drawing.add(format_args!("<svg {space} viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">"));
         drawing.add(format_args!("<style>{style}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>"));
         drawing
@@ -71,7 +73,25 @@ impl Drawing {
     /// On a page, of this size, with what it shows in a few words.
     pub fn new([width, height]: [f64; 2], label: &str) -> Drawing {
         let label = escaped(label);
-        Drawing { text: format!("<svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">\n") }
+        let text = format!("<svg viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" aria-label=\"{label}\">\n");
+        Drawing { text, unit: "" }
+    }
+
+    /// On a page, so many pixels high and as wide as its place: coordinates to the right are in percent of that, and texts have
+    /// the size of the page's.
+    pub fn strip(height: f64, class: &str, label: &str) -> Drawing {
+        let label = escaped(label);
+        let text = format!("<svg class=\"{class}\" style=\"height: {height:.0}px\" role=\"img\" aria-label=\"{label}\">\n");
+        Drawing { text, unit: "%" }
+    }
+
+    /// A coordinate to the right. Percents are of up to 60,000 pixels.
+    fn across(&self, x: f64) -> String {
+        if self.unit.is_empty() {
+            return format!("{x:.2}");
+        }
+        let number = format!("{x:.4}");
+        format!("{}%", number.trim_end_matches('0').trim_end_matches('.'))
     }
 
     fn add(&mut self, line: std::fmt::Arguments) {
@@ -81,7 +101,8 @@ impl Drawing {
 
     /// A box: left, top, width, height; with a text for whoever points at it.
     pub fn rect(&mut self, [x, y, width, height]: [f64; 4], class: &str, title: &str) {
-        let place = format!("x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" class=\"{class}\"");
+        let (x, width) = (self.across(x), self.across(width));
+        let place = format!("x=\"{x}\" y=\"{y:.2}\" width=\"{width}\" height=\"{height:.2}\" class=\"{class}\"");
         match title {
             "" => self.add(format_args!("<rect {place}/>")),
             title => self.add(format_args!("<rect {place}><title>{}</title></rect>", escaped(title))),
@@ -90,7 +111,8 @@ impl Drawing {
 
     /// From, to.
     pub fn line(&mut self, [x1, y1, x2, y2]: [f64; 4], class: &str) {
-        self.add(format_args!("<line x1=\"{x1:.2}\" y1=\"{y1:.2}\" x2=\"{x2:.2}\" y2=\"{y2:.2}\" class=\"{class}\"/>"));
+        let (x1, x2) = (self.across(x1), self.across(x2));
+        self.add(format_args!("<line x1=\"{x1}\" y1=\"{y1:.2}\" x2=\"{x2}\" y2=\"{y2:.2}\" class=\"{class}\"/>"));
     }
 
     /// Middle and radius, with a text for whoever points at it.
@@ -102,8 +124,8 @@ impl Drawing {
 
     /// On a line of text whose foot is at `y`.
     pub fn label(&mut self, [x, y]: [f64; 2], anchor: Anchor, class: &str, text: &str) {
-        let (anchor, text) = (anchor.name(), escaped(text));
-        self.add(format_args!("<text x=\"{x:.2}\" y=\"{y:.2}\" text-anchor=\"{anchor}\" class=\"{class}\">{text}</text>"));
+        let (anchor, text, x) = (anchor.name(), escaped(text), self.across(x));
+        self.add(format_args!("<text x=\"{x}\" y=\"{y:.2}\" text-anchor=\"{anchor}\" class=\"{class}\">{text}</text>"));
     }
 
     /// Points, joined.

@@ -6,12 +6,16 @@
 //!
 //! The roofline is that of Williams, Waterman & Patterson (2009).
 
+mod axis;
 mod bars;
+mod compare;
 mod html;
+mod known;
 mod least;
 pub mod markup;
 mod memory_map;
 mod moved;
+mod names;
 mod roofline;
 mod sram_map;
 mod table;
@@ -29,15 +33,18 @@ use crate::{
     simulate::{CallTrace, Rates, Simulation},
 };
 
-pub use html::{Picture, pictures, to_html};
+pub use compare::{Comparison, Cost, Operation, PredictedSide, Settings, Side};
+pub use html::{Origin, Picture, pictures, to_html};
+pub use known::{MARK, RestsOn, most_assumed, rests_on};
 use markup::escaped;
 pub use memory_map::memory_map;
 pub use moved::MovedReport;
 use moved::moved;
+pub use names::named;
 pub use table::Table;
 pub(crate) use table::pattern;
 pub use tiling::{ProductReport, TilingReport, columns};
-pub use trace::{calls, named, trace};
+pub use trace::{calls, trace, waits_for};
 
 /// Version of the report's data.
 pub const FORMAT: u32 = 1;
@@ -77,6 +84,9 @@ pub struct Report {
     pub roles: Vec<RoleShare>,
     /// Tensors that stay on the chip between calls.
     pub kept: Vec<Kept>,
+    /// The numbers of the device that the predictions rest on, those that count most first; empty if that is not known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub predicted_from: Vec<RestsOn>,
     /// Totals of the same program unfused (every kernel alone, nothing kept on the chip), if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unfused: Option<Totals>,
@@ -276,12 +286,25 @@ pub struct Predicted {
     pub compute: u64,
     /// Cycles in which it waited for data or for room.
     pub stalled: u64,
+    /// Cycles in which it did nothing, by what it waited for. With `compute` they are all cycles of the call.
+    pub waits: Waits,
     /// Multiply-accumulates divided by those that the array could do in these cycles.
     pub utilisation: f64,
     /// What limits its speed.
     pub limit: Limit,
     /// Joules.
     pub energy: Energy,
+}
+
+/// Cycles in which the compute queue did nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Waits {
+    /// It waited for activations or states to be loaded.
+    pub activation_loads: u64,
+    /// It waited for weights or constants to be loaded.
+    pub weight_loads: u64,
+    /// It waited for room that a store leaves, or for the last store of the call.
+    pub stores: u64,
 }
 
 /// All calls.
@@ -416,6 +439,7 @@ impl Report {
             kept: kept(plan),
             calls,
             totals,
+            predicted_from: Vec::new(),
             unfused: None,
         }
     }
@@ -457,6 +481,7 @@ fn one(
         cycles,
         compute: trace.compute,
         stalled: trace.stalled,
+        waits: Waits { activation_loads: trace.waits[0], weight_loads: trace.waits[1], stores: trace.waits[3] },
         utilisation: ratio(trace.macs as f64, cycles as f64 * array(rates)),
         limit: limit(rates, trace, flash, cycles),
         energy: Energy::new(rates, trace.macs, trace.sram_bytes, read + trace.written, cycles),

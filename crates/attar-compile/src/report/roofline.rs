@@ -153,11 +153,12 @@ fn roof(drawing: &mut Drawing, plane: &Plane, report: &Report) {
     let right = plane.point([10f64.powf(plane.x[1]), macs]);
     drawing.line([foot[0], foot[1], ridge[0], ridge[1]], "roof");
     drawing.line([ridge[0], ridge[1], right[0], right[1]], "roof");
-    let text = format!("{} (array)", words::round(macs, "MAC/s"));
+    let array = ["engine.clock", "engine.w8a8", "engine.w4a8", "engine.w16a16"];
+    let text = format!("{} (array)", report.marked_by(words::round(macs, "MAC/s"), &array));
     // Left of the ridge nothing can lie above the slope.
     let corner = if ridge[0] - width(&text) > FRAME[0] { ridge } else { right };
     drawing.label([corner[0] - 8.0, corner[1] - 6.0], Anchor::End, "faint", &text);
-    let text = format!("{} (DRAM reads)", words::round(bytes, "B/s"));
+    let text = format!("{} (DRAM reads)", report.marked_by(words::round(bytes, "B/s"), &["dram.read"]));
     let part = |at: usize| foot[at] + 0.75 * (ridge[at] - foot[at]);
     let middle = [part(0) - 8.0, part(1) - 6.0];
     let (middle, anchor) = match middle[0] - width(&text) > FRAME[0] {

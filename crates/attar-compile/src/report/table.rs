@@ -2,7 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::{CallReport, Energy, Report, Totals, words};
+use super::{
+    CallReport, Energy, Report, Totals,
+    known::{MARK, On, RestsOn, signed},
+    names::{block, named},
+    words,
+};
 
 /// Cells below a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +20,7 @@ pub struct Table {
 
 /// Calls that differ in nothing but the number of their block.
 pub(super) struct Group {
-    /// Of one call its name; of more `30 x blocks.*.norm`.
+    /// As a person knows it: of one call `block 3 / MLP / norm`, of more `blocks 0 to 29 / MLP / norm`.
     pub(super) name: String,
     /// Indices of the calls.
     pub(super) calls: Vec<usize>,
@@ -37,27 +42,31 @@ pub(super) fn groups(calls: &[CallReport]) -> Vec<Group> {
     }
     for group in &mut groups {
         group.name = match group.calls[..] {
-            [only] => calls[only].name.clone(),
-            _ => format!("{} x {}", group.calls.len(), group.name),
+            [only] => named(&calls[only].name),
+            ref some => several(&group.name, &some.iter().map(|at| calls[*at].name.as_str()).collect::<Vec<_>>()),
         };
     }
     groups
+}
+
+/// What calls of a pattern are called together: by their blocks, if each belongs to the one after the one before.
+pub(super) fn several(pattern: &str, names: &[&str]) -> String {
+    const ANY: &str = "block * / ";
+    let name = named(pattern);
+    let numbers: Option<Vec<u64>> = names.iter().map(|name| block(name)?.rsplit(' ').next()?.parse().ok()).collect();
+    match (name.strip_prefix(ANY), numbers.as_deref()) {
+        (Some(rest), Some([first, .., last])) if last - first + 1 == names.len() as u64 => {
+            format!("blocks {first} to {last} / {rest}")
+        }
+        (Some(rest), Some(_)) => format!("{} blocks / {rest}", names.len()),
+        _ => format!("{} x {name}", names.len()),
+    }
 }
 
 /// A name with a star for every number in it: `blocks.*.norm`, `b*.norm`.
 pub(crate) fn pattern(name: &str) -> String {
     let starred = |piece: &str| number(piece).map_or_else(|| piece.to_owned(), |prefix| format!("{prefix}*"));
     let part = |part: &str| part.split('.').map(starred).collect::<Vec<_>>().join(".");
-    name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
-}
-
-/// The rest of a name after its last number: `norm`.
-pub(super) fn within_block(name: &str) -> String {
-    let part = |part: &str| {
-        let pieces: Vec<&str> = part.split('.').collect();
-        let after = pieces.iter().rposition(|piece| number(piece).is_some()).map_or(0, |at| at + 1);
-        if after < pieces.len() { pieces[after..].join(".") } else { part.into() }
-    };
     name.split(" + ").map(part).collect::<Vec<_>>().join(" + ")
 }
 
@@ -86,7 +95,9 @@ impl Report {
                 "distance",
                 "predicted cycles",
                 "predicted compute",
-                "predicted stalled",
+                "predicted wait for activations",
+                "predicted wait for weights",
+                "predicted wait for stores",
                 "predicted utilisation",
                 "predicted limit",
                 "predicted energy",
@@ -103,6 +114,7 @@ impl Report {
         let energy = calls.iter().fold(Energy::default(), |sum, call| sum.plus(&call.predicted.energy));
         let part = |count: u64| words::percent(super::ratio(count as f64, cycles as f64));
         let most = cycles as f64 * self.roof.macs / self.roof.clock;
+        let in_cycles = |text: String| self.marked(text, On::Cycles);
         vec![
             (at + 1).to_string(),
             group.name.clone(),
@@ -114,23 +126,26 @@ impl Report {
             words::bytes(sum(CallReport::bytes)),
             words::bytes(sum(|c| c.least)),
             format!("{:.3}", super::distance(sum(CallReport::bytes), sum(|c| c.least))),
-            cycles.to_string(),
-            part(sum(|c| c.predicted.compute)),
-            part(sum(|c| c.predicted.stalled)),
-            words::percent(super::ratio(sum(|c| c.macs) as f64, most)),
-            most_common(&calls),
-            words::quantity(energy.total(), "J"),
+            in_cycles(cycles.to_string()),
+            in_cycles(part(sum(|c| c.predicted.compute))),
+            in_cycles(part(sum(|c| c.predicted.waits.activation_loads))),
+            in_cycles(part(sum(|c| c.predicted.waits.weight_loads))),
+            in_cycles(part(sum(|c| c.predicted.waits.stores))),
+            in_cycles(words::percent(super::ratio(sum(|c| c.macs) as f64, most))),
+            in_cycles(most_common(&calls)),
+            self.marked(words::quantity(energy.total(), "J"), On::Joules),
         ]
     }
 
     /// Totals of the run, with those of the unfused program if they are known.
     pub fn totals_table(&self) -> Table {
-        let row = |(name, value): (&str, Value)| {
+        let row = |(name, on, value): (&str, Option<On>, Value)| {
             let mine = value(&self.totals);
-            let mut row = vec![name.to_string(), mine.text()];
+            let marked = |text: String| on.map_or(text.clone(), |on| self.marked(text, on));
+            let mut row = vec![name.to_string(), marked(mine.text())];
             if let Some(unfused) = &self.unfused {
                 let theirs = value(unfused);
-                row.extend([theirs.text(), mine.over(&theirs)]);
+                row.extend([theirs.text(), mine.over(&theirs)].map(marked));
             }
             row
         };
@@ -141,6 +156,28 @@ impl Report {
         Table { head, rows: FIGURES.into_iter().map(row).collect() }
     }
 
+    /// The numbers of the device that predictions rest on, and what changes if each is twice as bad.
+    pub fn numbers_table(&self) -> Table {
+        let row = |rests: &RestsOn| {
+            let value = if rests.is_assumed() { format!("{}{MARK}", rests.value) } else { rests.value.clone() };
+            let changes = [rests.cycles, rests.latency, rests.energy].map(signed);
+            let known = vec![rests.key.clone(), value, rests.confidence.into()];
+            known.into_iter().chain(changes).chain([rests.source.clone()]).collect()
+        };
+        Table {
+            head: &[
+                "number",
+                "value",
+                "known by",
+                "predicted cycles if twice as bad",
+                "predicted latency",
+                "predicted energy",
+                "source",
+            ],
+            rows: self.predicted_from.iter().map(row).collect(),
+        }
+    }
+
     /// Where bytes and joules go: by the kind of kernel, then by what tensors hold.
     pub fn shares_table(&self) -> Table {
         let totals = &self.totals;
@@ -148,7 +185,8 @@ impl Report {
         let row = |name: &str, moved: u64, energy: f64| {
             let parts = [(moved as f64, bytes), (energy, joules)].map(|(part, all)| words::percent(super::ratio(part, all)));
             let [bytes_part, joules_part] = parts;
-            vec![name.into(), words::bytes(moved), bytes_part, words::quantity(energy, "J"), joules_part]
+            let [energy, joules_part] = [words::quantity(energy, "J"), joules_part].map(|text| self.marked(text, On::Joules));
+            vec![name.into(), words::bytes(moved), bytes_part, energy, joules_part]
         };
         let kinds = self.kinds.iter().map(|k| {
             let name = format!("{} ({} calls)", k.kind.name(), k.calls);
@@ -179,24 +217,24 @@ enum Figure {
 
 type Value = fn(&Totals) -> Figure;
 
-/// What is said of a run.
-const FIGURES: [(&str, Value); 16] = [
-    ("predicted latency", |t| Figure::Unit(t.predicted.latency, "s")),
-    ("predicted tokens per second", |t| Figure::Unit(t.predicted.tokens_per_second, "")),
-    ("predicted energy", |t| Figure::Unit(t.predicted.energy.total(), "J")),
-    ("predicted energy per token", |t| Figure::Unit(t.predicted.energy_per_token, "J")),
-    ("predicted cycles", |t| Figure::Count(t.predicted.cycles)),
-    ("predicted cycles before the first load", |t| Figure::Count(t.predicted.dispatch)),
-    ("predicted utilisation", |t| Figure::Percent(t.predicted.utilisation)),
-    ("multiply-accumulates", |t| Figure::Unit(t.macs as f64, "")),
-    ("DRAM bytes", |t| Figure::Bytes(t.bytes() - t.flash)),
-    ("flash bytes", |t| Figure::Bytes(t.flash)),
-    ("lower bound on bytes, given what is kept", |t| Figure::Bytes(t.least)),
-    ("bytes / lower bound", |t| Figure::Ratio(t.distance)),
-    ("peak SRAM", |t| Figure::Bytes(t.sram_peak)),
-    ("peak DRAM", |t| Figure::Bytes(t.dram_peak)),
-    ("peak flash", |t| Figure::Bytes(t.flash_peak)),
-    ("calls", |t| Figure::Count(t.calls)),
+/// What is said of a run, and what it rests on.
+const FIGURES: [(&str, Option<On>, Value); 16] = [
+    ("predicted latency", Some(On::Seconds), |t| Figure::Unit(t.predicted.latency, "s")),
+    ("predicted tokens per second", Some(On::Seconds), |t| Figure::Unit(t.predicted.tokens_per_second, "")),
+    ("predicted energy", Some(On::Joules), |t| Figure::Unit(t.predicted.energy.total(), "J")),
+    ("predicted energy per token", Some(On::Joules), |t| Figure::Unit(t.predicted.energy_per_token, "J")),
+    ("predicted cycles", Some(On::Cycles), |t| Figure::Count(t.predicted.cycles)),
+    ("predicted cycles before the first load", Some(On::Dispatch), |t| Figure::Count(t.predicted.dispatch)),
+    ("predicted utilisation", Some(On::Cycles), |t| Figure::Percent(t.predicted.utilisation)),
+    ("multiply-accumulates", None, |t| Figure::Unit(t.macs as f64, "")),
+    ("DRAM bytes", None, |t| Figure::Bytes(t.bytes() - t.flash)),
+    ("flash bytes", None, |t| Figure::Bytes(t.flash)),
+    ("lower bound on bytes, given what is kept", None, |t| Figure::Bytes(t.least)),
+    ("bytes / lower bound", None, |t| Figure::Ratio(t.distance)),
+    ("peak SRAM", None, |t| Figure::Bytes(t.sram_peak)),
+    ("peak DRAM", None, |t| Figure::Bytes(t.dram_peak)),
+    ("peak flash", None, |t| Figure::Bytes(t.flash_peak)),
+    ("calls", None, |t| Figure::Count(t.calls)),
 ];
 
 impl Figure {
@@ -236,6 +274,5 @@ mod tests {
             names.map(pattern),
             ["blocks.*.mlp.gate + blocks.*.mlp.down", "lm_head", "layer2.norm", "out.*", "b*.gated + b*.x"]
         );
-        assert_eq!(names.map(within_block), ["mlp.gate + mlp.down", "lm_head", "layer2.norm", "out.7", "gated + x"]);
     }
 }

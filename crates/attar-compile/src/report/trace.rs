@@ -1,10 +1,12 @@
 //! What queues do when, for other tools: the trace event format that Chrome and Perfetto read (Google, "Trace Event Format"), and a table
 //! of calls as CSV. Every time in them is predicted.
 
-use std::fmt::Write;
-
 use serde_json::{Value, json};
 
+use super::{
+    known::{Influence, influences_of},
+    named,
+};
 use crate::{
     Result,
     plan::Plan,
@@ -16,27 +18,6 @@ const TRACKS: [&str; 5] = ["calls", "activation loads", "weight loads", "compute
 
 /// The most events of a run that are written.
 const EVENTS: usize = 1 << 22;
-
-/// A name that a person reads: `b3.attention.query.int8` is `block 3 / attention / query`.
-pub fn named(name: &str) -> String {
-    let part = |part: &str| {
-        let words: Vec<String> = part.split('.').filter(|word| *word != "int8" && *word != "int16").map(word).collect();
-        words.join(" / ")
-    };
-    let parts: Vec<String> = name.split(" + ").map(part).collect();
-    let (first, rest) = parts.split_first().expect("a name has a part");
-    let block = first.split(" / ").next().filter(|word| word.starts_with("block ")).map(|block| format!("{block} / "));
-    let rest = rest.iter().map(|part| block.as_ref().and_then(|block| part.strip_prefix(block.as_str())).unwrap_or(part));
-    std::iter::once(first.as_str()).chain(rest).collect::<Vec<_>>().join(" + ")
-}
-
-/// `b3` is a block; other words lose their underscores.
-fn word(word: &str) -> String {
-    match word.strip_prefix('b').and_then(|rest| rest.parse::<u32>().ok()) {
-        Some(number) => format!("block {number}"),
-        None => word.replace('_', " "),
-    }
-}
 
 /// The trace of runs, each a process of its own whose threads are the queues.
 ///
@@ -55,8 +36,9 @@ pub fn trace(plans: &[Plan]) -> Result<Value> {
             json!({ "name": name, "ph": "X", "pid": process, "tid": track, "ts": ts, "dur": dur, "args": args })
         };
         for call in &simulation.calls {
-            let args = json!({ "multiply-accumulates": call.macs, "stalled cycles": call.stalled, "read": call.read[0] + call.read[1],
-                               "written": call.written });
+            let args = json!({ "multiply-accumulates": call.macs, "stalled cycles": call.waits.iter().sum::<u64>(),
+                               "waits for": waits_for(call), "critical cycles": call.critical.cycles(),
+                               "read": call.read[0] + call.read[1], "written": call.written });
             events.push(complete(&named(&call.name), 0, [call.start, call.end.max(call.start)], args));
         }
         for event in &simulation.events {
@@ -67,53 +49,124 @@ pub fn trace(plans: &[Plan]) -> Result<Value> {
     Ok(json!({ "displayTimeUnit": "ns", "traceEvents": events }))
 }
 
-/// One line for each call of each run.
+/// What the compute queue waits for, in the order of [`crate::simulate::Event::queue`].
+const WAITS: [&str; 4] = ["activation loads", "weight loads", "nothing", "stores"];
+
+/// What a call waits for longest: `weight loads`, or `nothing`.
+pub fn waits_for(call: &CallTrace) -> &'static str {
+    let longest = call.waits.iter().enumerate().rev().max_by_key(|(_, cycles)| **cycles);
+    longest.filter(|(_, cycles)| **cycles > 0).map_or("nothing", |(queue, _)| WAITS[queue])
+}
+
+/// The columns of [`calls`], each with its value for a call. Of the cycles of a call, those of `compute_cycles` and `stalled_cycles`
+/// are all, and those of `stalled_on_…` all that are stalled. The critical cycles of all calls and `before_first_load` are the cycles of
+/// the run.
+const COLUMNS: [(&str, fn(&Line<'_>) -> String); 30] = [
+    ("run", |line| quoted(line.plan.title.split(':').next().unwrap_or_default())),
+    ("call", |line| line.at.to_string()),
+    ("name", |line| quoted(&named(&line.call.name))),
+    ("start", |line| line.call.start.to_string()),
+    ("end", |line| line.call.end.to_string()),
+    ("cycles", |line| line.cycles().to_string()),
+    ("compute_cycles", |line| line.call.compute.to_string()),
+    ("stalled_cycles", |line| line.call.waits.iter().sum::<u64>().to_string()),
+    ("stalled_on_activation_loads", |line| line.call.waits[0].to_string()),
+    ("stalled_on_weight_loads", |line| line.call.waits[1].to_string()),
+    ("stalled_on_stores", |line| line.call.waits[3].to_string()),
+    ("waits_for", |line| quoted(waits_for(line.call))),
+    ("on_critical_path", |line| if line.call.critical.cycles() > 0 { "yes" } else { "no" }.into()),
+    ("critical_cycles", |line| line.call.critical.cycles().to_string()),
+    ("critical_compute", |line| line.call.critical.queues[2].to_string()),
+    ("critical_activation_loads", |line| line.call.critical.queues[0].to_string()),
+    ("critical_weight_loads", |line| line.call.critical.queues[1].to_string()),
+    ("critical_stores", |line| line.call.critical.queues[3].to_string()),
+    ("critical_setup", |line| line.call.critical.setup.to_string()),
+    ("array_utilisation", |line| format!("{:.4}", line.call.macs as f64 / (line.cycles().max(1) * line.array().max(1)) as f64)),
+    ("macs", |line| line.call.macs.to_string()),
+    ("array_macs_per_cycle", |line| line.array().to_string()),
+    ("activation_bytes_read", |line| line.call.read[0].to_string()),
+    ("weight_bytes_read", |line| line.call.read[1].to_string()),
+    ("bytes_written", |line| line.call.written.to_string()),
+    ("transfers", |line| line.call.transfers.to_string()),
+    ("transfer_cycles", |line| format!("{:.0}", line.transfer())),
+    ("sram_bytes", |line| line.call.sram_bytes.to_string()),
+    ("sram_staged", |line| line.staged().to_string()),
+    ("cycles_rest_on_assumed", |line| quoted(&line.assumed())),
+];
+
+/// A call and what is known of it.
+struct Line<'a> {
+    plan: &'a Plan,
+    at: usize,
+    call: &'a CallTrace,
+    /// Bytes of the tensors that stay on the chip during it.
+    kept: u64,
+    /// What the plan's predictions rest on, if that is known.
+    influences: Option<&'a [Influence]>,
+}
+
+impl Line<'_> {
+    fn cycles(&self) -> u64 {
+        self.call.end.saturating_sub(self.call.start)
+    }
+
+    /// Multiply-accumulates per cycle.
+    fn array(&self) -> u64 {
+        self.plan.rates.tile.array.iter().product()
+    }
+
+    /// Cycles in which its bytes could move, one after another.
+    fn transfer(&self) -> f64 {
+        let (CallTrace { read, written, .. }, rates) = (self.call, &self.plan.rates);
+        let flash = super::flash(self.plan, &self.plan.calls[self.at], self.call);
+        let dram = read.iter().sum::<u64>() - flash;
+        dram as f64 / rates.tile.read + *written as f64 / rates.tile.write + super::ratio(flash as f64, rates.flash)
+    }
+
+    /// Keys of the assumed numbers of the device that decide the call's cycles; `unknown` if the device is not known.
+    fn assumed(&self) -> String {
+        let Some(influences) = self.influences else { return "unknown".into() };
+        let decides = |influence: &&Influence| {
+            let worse = influence.worse.calls.get(self.at).map(|call| call.end.saturating_sub(call.start));
+            influence.rests_on.is_assumed() && worse != Some(self.cycles())
+        };
+        influences.iter().filter(decides).map(|influence| influence.rests_on.key.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Bytes on the chip that are in use during the call: its buffers, and what is kept.
+    fn staged(&self) -> u64 {
+        let body = &self.plan.bodies[self.plan.calls[self.at].body as usize];
+        body.buffers.iter().map(|buffer| buffer.bytes).sum::<u64>() + self.kept
+    }
+}
+
+/// One line for each call of each run, below the names of the columns.
 ///
 /// # Errors
 /// A plan that cannot run.
 pub fn calls(plans: &[Plan]) -> Result<String> {
-    let mut text =
-        "run,call,name,start,end,cycles,compute_cycles,stalled_cycles,array_utilisation,bound_by,macs,activation_bytes_read,\
-                    weight_bytes_read,bytes_written,transfers,transfer_cycles,sram_bytes,array_macs_per_cycle\n"
-            .to_owned();
+    let mut text = COLUMNS.map(|(name, _)| name).join(",") + "\n";
     for plan in plans {
         let Simulation { calls, .. } = whole(plan, 0)?;
-        for (at, call) in calls.iter().enumerate() {
-            line(&mut text, plan, at, call);
+        let (kept, influences) = (kept_bytes(plan), influences_of(plan));
+        for (at, (call, kept)) in calls.iter().zip(kept).enumerate() {
+            let line = Line { plan, at, call, kept, influences: influences.as_deref() };
+            text += &COLUMNS.map(|(_, value)| value(&line)).join(",");
+            text.push('\n');
         }
     }
     Ok(text)
 }
 
-fn line(text: &mut String, plan: &Plan, at: usize, call: &CallTrace) {
-    let run = plan.title.split(':').next().unwrap_or_default();
-    let (cycles, array) = (call.end.saturating_sub(call.start), plan.rates.tile.array.iter().product::<u64>());
-    let utilisation = call.macs as f64 / (cycles.max(1) * array.max(1)) as f64;
-    let rates = &plan.rates.tile;
-    let transfer = (call.read[0] + call.read[1]) as f64 / rates.read + call.written as f64 / rates.write;
-    let bound = if call.compute as f64 >= transfer { "compute" } else { "transfers" };
-    let quoted = |word: &str| format!("\"{}\"", word.replace('"', "\"\""));
-    let CallTrace { start, end, compute, stalled, macs, read, written, transfers, sram_bytes, .. } = call;
-    let [activations, weights] = read;
-    writeln!(
-        text,
-        "{},{at},{},{start},{end},{cycles},{compute},{stalled},{utilisation:.4},{bound},{macs},{activations},{weights},{written},\
-         {transfers},{transfer:.0},{sram_bytes},{array}",
-        quoted(run),
-        quoted(&named(&call.name)),
-    )
-    .expect("strings grow");
+/// Bytes of the tensors that stay on the chip, during each call from the first to the last that uses them.
+fn kept_bytes(plan: &Plan) -> Vec<u64> {
+    let mut bytes = vec![0; plan.calls.len()];
+    for kept in super::kept(plan) {
+        bytes[kept.calls[0]..=kept.calls[1]].iter_mut().for_each(|sum| *sum += kept.bytes);
+    }
+    bytes
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_those_that_a_person_knows() {
-        assert_eq!(named("b3.attention.query.int8"), "block 3 / attention / query");
-        assert_eq!(named("b0.attention_in.int8 + b0.qkv"), "block 0 / attention in + qkv");
-        assert_eq!(named("final_norm"), "final norm");
-        assert_eq!(named("b1.x + b2.y"), "block 1 / x + block 2 / y");
-    }
+fn quoted(word: &str) -> String {
+    format!("\"{}\"", word.replace('"', "\"\""))
 }

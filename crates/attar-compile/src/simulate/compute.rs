@@ -31,6 +31,7 @@ impl Simulator<'_, '_> {
         let start = self.times[COMPUTE];
         self.times[COMPUTE] += cycles;
         self.trace.compute += cycles;
+        self.paths[COMPUTE] = self.then(&self.paths[COMPUTE], |path| path.queues[COMPUTE] += cycles);
         self.event(COMPUTE, start, start + cycles);
         Ok(())
     }

@@ -9,6 +9,7 @@
 mod check;
 mod chip;
 mod compute;
+mod critical;
 mod timeline;
 mod transfer;
 mod violation;
@@ -16,10 +17,12 @@ mod violation;
 use std::collections::VecDeque;
 
 pub use crate::rates::{Elementwise, Rates};
+pub use critical::Critical;
 pub use timeline::Event;
 pub use violation::Violation;
 
 use chip::{ACTIVATIONS, Bytes, COMPUTE, Chip, Clock, STORES, WEIGHTS, join};
+use critical::{Path, spread, then};
 use timeline::Port;
 
 use crate::{
@@ -63,6 +66,11 @@ pub struct CallTrace {
     pub compute: u64,
     /// Cycles in which it waited for data or room.
     pub stalled: u64,
+    /// Cycles of the call in which the compute queue did nothing, by the queue that it waited for: [`CallTrace::stalled`], and
+    /// those at the end in which the other queues finish. With `compute` they are all cycles of the call.
+    pub waits: [u64; 4],
+    /// Its cycles on the critical path of the run, where that was followed; of a call's weight loads, some are before its start.
+    pub critical: Critical,
     /// DRAM and flash bytes read: activations and states, then weights and constants.
     pub read: [u64; 2],
     /// DRAM bytes written.
@@ -112,10 +120,10 @@ pub fn time(plan: &Plan, rates: &Rates) -> Result<Simulation> {
     Simulator::new(plan, rates, None)?.run()
 }
 
-/// The same with as many events as there are, up to a number.
+/// The same with as many events as there are, up to a number, and with the critical path.
 pub(crate) fn whole(plan: &Plan, events: usize) -> Result<Simulation> {
     let mut simulator = Simulator::new(plan, &plan.rates, None)?;
-    simulator.events = events;
+    (simulator.events, simulator.follows) = (events, true);
     simulator.run()
 }
 
@@ -209,6 +217,10 @@ struct Slot {
     /// When it was loaded; compute knows of what it opened.
     clock: Clock,
     time: u64,
+    /// How it came to be there at that time.
+    path: Path,
+    /// The queue that loaded it, or whose stores made room for it.
+    queue: usize,
     /// By a load, not opened.
     loaded: bool,
     sums: Vec<Terms>,
@@ -220,7 +232,7 @@ struct BufferState {
     /// Slots handed out so far.
     given: u64,
     /// Of each slot of a ring (one for a packed buffer): when it became free.
-    freed: Vec<(Clock, u64)>,
+    freed: Vec<(Clock, u64, Path)>,
     /// Bytes in use of a packed buffer.
     filled: u64,
 }
@@ -267,8 +279,12 @@ struct Simulator<'p, 'm> {
     times: [u64; 4],
     /// The earliest cycle at which each queue may request its next transfer.
     requests: [u64; 4],
+    /// How each queue came to be at its time.
+    paths: [Path; 4],
+    /// Whether paths are followed.
+    follows: bool,
     /// What was known at the last barrier, and when that was.
-    barrier: (Clock, u64),
+    barrier: (Clock, u64, Path),
     port: Port,
     flash: Port,
     /// Which tensors hold what they are said to.
@@ -306,6 +322,8 @@ impl<'p, 'm> Simulator<'p, 'm> {
             clocks: [[0; 4]; 4],
             times: [rates.dispatch; 4],
             requests: [rates.dispatch; 4],
+            paths: Default::default(),
+            follows: false,
             barrier: Default::default(),
             port: Port::default(),
             flash: Port::default(),
@@ -334,6 +352,9 @@ impl<'p, 'm> Simulator<'p, 'm> {
             self.run_call(index)?;
         }
         self.result.cycles = self.times.into_iter().max().unwrap_or(0);
+        let mut critical = vec![Critical::default(); self.result.calls.len()];
+        spread(&self.paths[self.last(&[0, 1, 2, 3])], &mut critical);
+        self.result.calls.iter_mut().zip(critical).for_each(|(call, critical)| call.critical = critical);
         Ok(self.result)
     }
 
@@ -359,7 +380,9 @@ impl<'p, 'm> Simulator<'p, 'm> {
         self.statements(call, body, &body.code)?;
         self.check_released(body).map_err(|what| violation(call, "the end", what))?;
         self.check_stored(call).map_err(|what| violation(call, "the end", what))?;
-        self.trace.end = self.times.into_iter().max().unwrap_or(0);
+        let last = self.last(&[COMPUTE, STORES, ACTIVATIONS, WEIGHTS]);
+        self.trace.end = self.times[last];
+        self.trace.waits[last] += self.times[last] - self.times[COMPUTE];
         let earliest = self.times[ACTIVATIONS].min(self.times[STORES]).min(self.times[WEIGHTS]);
         self.port.forget(earliest);
         self.flash.forget(earliest);
@@ -372,16 +395,31 @@ impl<'p, 'm> Simulator<'p, 'm> {
         let waiting: &[usize] = if weights { &[0, 1, 2, 3] } else { &[ACTIVATIONS, COMPUTE, STORES] };
         let mut all = [0; 4];
         waiting.iter().for_each(|queue| join(&mut all, &self.clocks[*queue]));
-        let time = waiting.iter().map(|queue| self.times[*queue]).max().unwrap_or(0);
+        let last = self.last(waiting);
+        let (time, path) = (self.times[last], self.paths[last].clone());
         for queue in waiting {
             join(&mut self.clocks[*queue], &all);
             self.times[*queue] = time;
             self.requests[*queue] = time;
+            self.paths[*queue].clone_from(&path);
         }
-        let (before, before_time) = std::mem::replace(&mut self.barrier, (all, time));
+        let (before, before_time, before_path) = std::mem::replace(&mut self.barrier, (all, time, path));
         join(&mut self.clocks[WEIGHTS], &before);
-        self.times[WEIGHTS] = self.times[WEIGHTS].max(before_time);
         self.requests[WEIGHTS] = self.requests[WEIGHTS].max(before_time);
+        if before_time > self.times[WEIGHTS] {
+            (self.times[WEIGHTS], self.paths[WEIGHTS]) = (before_time, before_path);
+        }
+    }
+
+    /// The queue of these that is the last to be done, the first of equals.
+    fn last(&self, queues: &[usize]) -> usize {
+        let later = |best: usize, next: usize| if self.times[next] > self.times[best] { next } else { best };
+        queues.iter().copied().reduce(later).unwrap_or(COMPUTE)
+    }
+
+    /// The way to the end of something of this call that began at the end of `path`.
+    fn then(&self, path: &Path, add: impl FnOnce(&mut Critical)) -> Path {
+        if self.follows { then(path, self.call, add) } else { None }
     }
 
     fn statements(&mut self, call: &Call, body: &Body, code: &[Statement]) -> Result<()> {

@@ -3,6 +3,7 @@
 use super::{
     Area, BufferState, Event, Found, Simulator, Slot, Violation,
     chip::{self, ACTIVATIONS, Bytes, COMPUTE, Clock, STORES, WEIGHTS, join},
+    critical::Path,
     fixed,
 };
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
 
 impl<'p> Simulator<'p, '_> {
     /// The next slot of a buffer: its number, its byte range, and when it was freed.
-    fn next_slot(&mut self, call: &Call, body: &Body, buffer: u32, bytes: u64) -> Result<(u64, Bytes, Clock, u64), Violation> {
+    fn next_slot(&mut self, call: &Call, body: &Body, buffer: u32, bytes: u64) -> Result<(u64, Bytes, Freed), Violation> {
         let count = body.buffers.len() as u64;
         let what = body.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
         let (state, offset) = (&mut self.buffers[buffer as usize], call.offsets[buffer as usize]);
@@ -36,8 +37,8 @@ impl<'p> Simulator<'p, '_> {
         if what.slots == Slots::Packed {
             state.filled = start + bytes.next_multiple_of(self.plan.align);
         }
-        let (clock, time) = state.freed.get(index as usize).copied().unwrap_or_default();
-        Ok((index, Bytes { start: offset + start, length: bytes }, clock, time))
+        let freed = state.freed.get(index as usize).cloned().unwrap_or_default();
+        Ok((index, Bytes { start: offset + start, length: bytes }, freed))
     }
 
     pub(super) fn load(&mut self, call: &Call, body: &Body, buffer: u32, operand: u32, region: &Region) -> Result<(), Violation> {
@@ -51,14 +52,14 @@ impl<'p> Simulator<'p, '_> {
             let (found, wanted) = (element(tensor.element), element(body.buffers[buffer as usize].element));
             return Err(Violation::Mismatch { what: "elements", found, wanted });
         }
-        let (index, place, clock, time) = self.next_slot(call, body, buffer, bytes)?;
+        let (index, place, (clock, time, path)) = self.next_slot(call, body, buffer, bytes)?;
         join(&mut self.clocks[queue], &clock);
         self.clocks[queue][queue] += 1;
         self.read_tensor(of.tensor as usize, queue)?;
         self.chip.forget(place);
         let clock = self.clocks[queue];
         self.chip.write(&body.buffers[buffer as usize].name, queue, &clock, place)?;
-        let end = self.transfer(queue, time, tensor, &region, bytes);
+        let end = self.transfer(queue, (time, path), tensor, &region, bytes);
         self.trace.read[usize::from(queue == WEIGHTS)] += bytes;
         self.trace.operands[operand as usize][0] += bytes;
         if let Some(memory) = &self.memory {
@@ -72,7 +73,8 @@ impl<'p> Simulator<'p, '_> {
             };
             self.chip.bytes[place.start as usize..][..packed.len()].copy_from_slice(&packed);
         }
-        let slot = Slot { index, bytes: place, region, clock, time: end, loaded: true, sums: Vec::new() };
+        let path = self.paths[queue].clone();
+        let slot = Slot { index, bytes: place, region, clock, time: end, path, queue, loaded: true, sums: Vec::new() };
         self.buffers[buffer as usize].held.push_back(slot);
         Ok(())
     }
@@ -108,7 +110,7 @@ impl<'p> Simulator<'p, '_> {
 
     /// Occupies the port for a transfer whose slot or numbers are there at `ready`; returns the time at which it is complete. A queue's
     /// transfers arrive in order, and each is requested as early as the number of requests in flight allows.
-    fn transfer(&mut self, queue: usize, ready: u64, tensor: &Placed, region: &Area, bytes: u64) -> u64 {
+    fn transfer(&mut self, queue: usize, (ready, path): (u64, Path), tensor: &Placed, region: &Area, bytes: u64) -> u64 {
         let pieces = if tensor.tile.is_some() || region.width() == tensor.columns { 1 } else { region.height() };
         let way = match (tensor.space, queue) {
             (Space::Flash, _) => rates::Port::Flash,
@@ -119,9 +121,23 @@ impl<'p> Simulator<'p, '_> {
         let cycles = self.rates.transfer(pieces, bytes / pieces.max(1), moved, way);
         let requested = ready.max(self.requests[queue]);
         let port = if way == rates::Port::Flash { &mut self.flash } else { &mut self.port };
-        let start = port.take((requested + self.rates.tile.setup as u64).max(self.times[queue]), cycles);
+        let setup = self.rates.tile.setup as u64;
+        let earliest = (requested + setup).max(self.times[queue]);
+        let (start, waited) = port.take(earliest, cycles);
         let end = start + cycles;
-        self.times[queue] = end;
+        let path = if start > earliest {
+            self.then(&waited, |path| path.queues[queue] += cycles)
+        } else if requested == ready && start == ready + setup {
+            self.then(&path, |path| (path.setup, path.queues[queue]) = (path.setup + setup, path.queues[queue] + cycles))
+        } else {
+            // Held by the queue's transfer before it: what follows that one's end is latency.
+            let latency = start - self.times[queue];
+            let before = self.paths[queue].clone();
+            self.then(&before, |path| (path.setup, path.queues[queue]) = (path.setup + latency, path.queues[queue] + cycles))
+        };
+        let port = if way == rates::Port::Flash { &mut self.flash } else { &mut self.port };
+        port.ended(end, &path);
+        (self.times[queue], self.paths[queue]) = (end, path);
         self.requests[queue] = requested.max(end.saturating_sub(self.rates.lead(way)));
         self.trace.transfers += 1;
         self.trace.sram_bytes += bytes;
@@ -138,16 +154,21 @@ impl<'p> Simulator<'p, '_> {
     pub(super) fn wait(&mut self, body: &Body, buffer: u32, region: &Region) -> Result<(), Violation> {
         let region = self.region(region);
         let slot = self.slot(body, buffer, &region)?;
-        let (clock, time) = (slot.clock, slot.time);
+        let (clock, time, path, queue) = (slot.clock, slot.time, slot.path.clone(), slot.queue);
         join(&mut self.clocks[COMPUTE], &clock);
-        self.stall_until(time);
+        self.stall_until(time, &path, queue);
         Ok(())
     }
 
-    pub(super) fn stall_until(&mut self, time: u64) {
-        let waited = time.saturating_sub(self.times[COMPUTE]);
-        self.trace.stalled += waited;
-        self.times[COMPUTE] += waited;
+    /// Compute does nothing until `queue` is done.
+    fn stall_until(&mut self, time: u64, path: &Path, queue: usize) {
+        if time > self.times[COMPUTE] {
+            let waited = time - self.times[COMPUTE];
+            self.trace.stalled += waited;
+            self.trace.waits[queue] += waited;
+            self.times[COMPUTE] = time;
+            self.paths[COMPUTE].clone_from(path);
+        }
     }
 
     /// The slot that holds a box; the latest, if several do.
@@ -163,7 +184,7 @@ impl<'p> Simulator<'p, '_> {
 
     pub(super) fn release(&mut self, body: &Body, buffer: u32) -> Result<(), Violation> {
         self.clocks[COMPUTE][COMPUTE] += 1;
-        let freed = (self.clocks[COMPUTE], self.times[COMPUTE]);
+        let freed = (self.clocks[COMPUTE], self.times[COMPUTE], self.paths[COMPUTE].clone());
         let count = body.buffers.len() as u64;
         let (Some(state), Some(what)) = (self.buffers.get_mut(buffer as usize), body.buffers.get(buffer as usize)) else {
             return Err(Violation::Index { what: "buffer", index: buffer.into(), count });
@@ -184,14 +205,15 @@ impl<'p> Simulator<'p, '_> {
         let count = body.buffers.len() as u64;
         let what = body.buffers.get(buffer as usize).ok_or(Violation::Index { what: "buffer", index: buffer.into(), count })?;
         let bytes = what.element.bytes(region.width()) * region.height();
-        let (index, place, clock, time) = self.next_slot(call, body, buffer, bytes)?;
+        let (index, place, (clock, time, path)) = self.next_slot(call, body, buffer, bytes)?;
         join(&mut self.clocks[COMPUTE], &clock);
-        self.stall_until(time);
+        self.stall_until(time, &path, STORES);
         self.clocks[COMPUTE][COMPUTE] += 1;
         self.chip.forget(place);
         let state = &mut self.buffers[buffer as usize];
         state.held.retain(|slot| slot.index != index);
-        let slot = Slot { index, bytes: place, region, clock: self.clocks[COMPUTE], time, loaded: false, sums: Vec::new() };
+        let (clock, queue) = (self.clocks[COMPUTE], STORES);
+        let slot = Slot { index, bytes: place, region, clock, time, path, queue, loaded: false, sums: Vec::new() };
         state.held.push_back(slot);
         Ok(())
     }
@@ -213,20 +235,23 @@ impl<'p> Simulator<'p, '_> {
         for run in found.runs() {
             self.chip.read(&found.name, STORES, &clock, run)?;
         }
-        let mut end = self.times[STORES].max(self.times[COMPUTE]);
+        let last = self.last(&[STORES, COMPUTE]);
+        let (mut end, mut path) = (self.times[last], self.paths[last].clone());
         for (at, (operand, first)) in operands.iter().enumerate() {
             let next = operands.get(at + 1).map_or(u64::MAX, |(_, next)| *next);
             let columns = [region.columns[0].max(*first), region.columns[1].min(next)];
             if columns[0] < columns[1] {
                 let part = Area { rows: region.rows, columns };
-                end = self.store_part(call, *operand, *first, &found, &part, self.times[COMPUTE])?;
+                end =
+                    self.store_part(call, *operand, *first, &found, &part, (self.times[COMPUTE], self.paths[COMPUTE].clone()))?;
+                path = self.paths[STORES].clone();
             }
         }
         let (index, loaded) = self.slot(body, buffer, &region).map(|slot| (slot.index, slot.loaded))?;
         if loaded {
             self.buffers[buffer as usize].held.retain(|slot| slot.index != index);
         }
-        free(&mut self.buffers[buffer as usize], index, (self.clocks[STORES], end));
+        free(&mut self.buffers[buffer as usize], index, (self.clocks[STORES], end, path));
         Ok(())
     }
 
@@ -238,7 +263,7 @@ impl<'p> Simulator<'p, '_> {
         first: u64,
         found: &Found,
         part: &Area,
-        ready: u64,
+        ready: (u64, Path),
     ) -> Result<u64, Violation> {
         let (of, tensor) = self.tensor(call, operand)?;
         let local = Area { rows: part.rows, columns: part.columns.map(|column| column - first) };
@@ -328,8 +353,11 @@ impl<'p> Simulator<'p, '_> {
     }
 }
 
+/// When a slot became free: what was known then, the time, and the way to it.
+type Freed = (Clock, u64, Path);
+
 /// Frees a slot.
-fn free(state: &mut BufferState, index: u64, freed: (Clock, u64)) {
+fn free(state: &mut BufferState, index: u64, freed: Freed) {
     let index = index as usize;
     if state.freed.len() <= index {
         state.freed.resize(index + 1, Default::default());

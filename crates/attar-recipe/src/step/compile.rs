@@ -5,7 +5,7 @@ use std::{cell::Cell, collections::BTreeSet, path::PathBuf, sync::Arc};
 use attar_compile::{
     Compile, Compiled, Manifest, Phase, Plan, Planned, Progress, Proven,
     plan::Space,
-    report::{pictures, to_html},
+    report::{Origin, pictures, to_html},
     schedule::chunk::{Candidate, Point},
 };
 use attar_graph::kernel::instruction_set;
@@ -21,6 +21,7 @@ use crate::{
     extras::Content,
     json::{TOOL, json},
     model::Working,
+    recipe::name_of,
     session::Session,
     settings::of,
     shape::facts,
@@ -113,6 +114,11 @@ impl Step for Compile {
     }
 }
 
+/// What pages of plans say of where they come from.
+fn origin(model: &Working) -> Origin {
+    Origin { model: name_of(&model.checkpoint.path), recipe: model.recipe.clone() }
+}
+
 /// What of a compiled model is too large for memory ends so.
 const IMAGE: &str = ".bin";
 
@@ -128,6 +134,7 @@ fn key(
     beside: &[(String, Vec<u8>)],
 ) -> Result<Digest, StepError> {
     let mut text = format!("{TOOL} compile {VERSION} {} {}\n{}", instruction_set(), Step::settings(settings), model.graph);
+    text += &format!("\n{:?}", origin(model));
     let mut digests: Vec<Digest> = planned.plans().map(|plan| Digest::of(&plan.to_bytes())).collect();
     let mut seen = BTreeSet::new();
     for (_, _, expr) in model.graph.weights() {
@@ -224,7 +231,7 @@ fn compiled(
     let memories = memories(&compiled, &model.source, session)?;
     let images = memories.iter().map(|(name, digest)| ((*name).to_owned(), *digest)).collect();
     let manifest = Manifest { images, ..compiled.manifest.clone() };
-    Ok((files(&compiled, &manifest), memories, report(&compiled)))
+    Ok((files(&compiled, &manifest, &origin(model)), memories, report(&compiled)))
 }
 
 /// At least `wanted` tokens of the texts that ship with attar, in turn, in windows of `length`; none without a tokenizer.
@@ -287,13 +294,13 @@ fn beside(model: &Working) -> Result<Vec<(String, Vec<u8>)>, StepError> {
     Ok(config.into_iter().chain(files.collect::<attar_export::Result<Vec<_>>>().map_err(Error::from)?).collect())
 }
 
-fn files(compiled: &Compiled, manifest: &Manifest) -> Vec<(String, Vec<u8>)> {
+fn files(compiled: &Compiled, manifest: &Manifest, origin: &Origin) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("model.json".to_owned(), json(manifest))];
     for phase in &compiled.phases {
         files.push((format!("{}.plan", phase.name), phase.schedule.plan.to_bytes()));
         files.push((format!("{}.txt", phase.name), phase.schedule.plan.to_string().into_bytes()));
         if let Some(report) = &phase.report {
-            let page = to_html(report, &phase.schedule, &phase.simulation);
+            let page = to_html(report, &phase.schedule, &phase.simulation, origin);
             files.push((format!("{}.html", phase.name), page.into_bytes()));
             files.push((format!("{}.json", phase.name), json(report)));
         }

@@ -55,12 +55,16 @@ impl Verb for Compile {
 
 /// The plans of a folder, in the order in which they run.
 fn plans(folder: &Path) -> Result<Vec<Plan>, Error> {
+    read_manifest(folder)?.runs.iter().map(|run| read_plan(&folder.join(format!("{}.plan", run.name)))).collect()
+}
+
+/// What a folder of plans says of them.
+pub(super) fn read_manifest(folder: &Path) -> Result<Manifest, Error> {
     let unread =
         |path: &Path, error: &dyn std::error::Error| Error::input(format!("cannot read `{}`", path.display())).because(error);
     let path = folder.join("model.json");
     let bytes = std::fs::read(&path).map_err(|e| unread(&path, &e))?;
-    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| unread(&path, &e))?;
-    manifest.runs.iter().map(|run| read_plan(&folder.join(format!("{}.plan", run.name)))).collect()
+    serde_json::from_slice(&bytes).map_err(|e| unread(&path, &e))
 }
 
 /// Adds `--trace` and `--csv`.

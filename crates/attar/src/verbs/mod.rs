@@ -58,13 +58,14 @@ pub(crate) fn verbs() -> impl Iterator<Item = &'static dyn Verb> {
     OF_RECIPES.iter().copied().chain(steps).chain(OTHERS.iter().copied())
 }
 
-static OF_RECIPES: &[&dyn Verb] = &[&run::Run, &plan::Plan, &sweep::Sweep, &compare::Compare];
+static OF_RECIPES: &[&dyn Verb] = &[&run::Run, &plan::Plan, &sweep::Sweep];
 
 static OTHERS: &[&dyn Verb] = &[
     &fuse::Fuse,
     &tile::Tile,
     &compile::Compile,
     &simulate::Simulate,
+    &compare::Compare,
     &export::Export,
     &eval::Eval,
     &bench::Bench,

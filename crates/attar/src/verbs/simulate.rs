@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use attar_compile::{
     Plan,
+    report::{MARK, most_assumed, named, rests_on, waits_for},
     simulate::{Simulation, time},
 };
 use attar_recipe::{Error, data_beside, prove_plan, read_plan, read_proof, unusable};
@@ -77,19 +78,22 @@ impl Verb for Simulate {
 
 fn show(plan: &Plan, simulation: &Simulation, proven: bool, printer: &Printer) {
     let (seconds, joules) = (simulation.latency(&plan.rates), simulation.energy(&plan.rates));
+    let rests = rests_on(plan);
     if printer.json {
         let calls: Vec<_> = simulation
             .calls
             .iter()
             .map(|call| {
-                json!({ "name": call.name, "cycles": call.end - call.start, "compute": call.compute, "stalled": call.stalled,
-                        "read": call.read, "written": call.written, "transfers": call.transfers, "macs": call.macs })
+                let [activation_loads, weight_loads, _, stores] = call.waits;
+                let waits = json!({ "activation_loads": activation_loads, "weight_loads": weight_loads, "stores": stores });
+                json!({ "name": call.name, "label": named(&call.name), "cycles": call.end - call.start, "compute": call.compute,
+                        "stalled": call.stalled, "waits": waits, "waits_for": waits_for(call), "read": call.read, "written": call.written, "transfers": call.transfers, "macs": call.macs })
             })
             .collect();
         return printer.value(&json!({
             "device": plan.device, "title": plan.title, "proven": proven, "latency": seconds, "energy": joules,
             "cycles": simulation.cycles, "dram_bytes": simulation.dram(), "macs": simulation.macs(),
-            "peak_sram": simulation.sram_peak, "calls": calls,
+            "peak_sram": simulation.sram_peak, "rests_on": rests, "calls": calls,
         }));
     }
     let rows: Vec<Vec<String>> = simulation
@@ -98,10 +102,10 @@ fn show(plan: &Plan, simulation: &Simulation, proven: bool, printer: &Printer) {
         .map(|call| {
             let cycles = call.end.saturating_sub(call.start).max(1);
             vec![
-                call.name.clone(),
+                named(&call.name),
                 cycles.to_string(),
                 format!("{:.0}%", 100.0 * call.compute as f64 / cycles as f64),
-                call.stalled.to_string(),
+                waits_for(call).into(),
                 attar_recipe::bytes(call.read[0]),
                 attar_recipe::bytes(call.read[1]),
                 attar_recipe::bytes(call.written),
@@ -109,18 +113,23 @@ fn show(plan: &Plan, simulation: &Simulation, proven: bool, printer: &Printer) {
             ]
         })
         .collect();
-    let head = ["kernel", "cycles", "computing", "stalled", "activations read", "weights read", "written", "MACs"];
+    let head = ["kernel", "cycles", "computing", "waits for", "activations read", "weights read", "written", "MACs"];
     printer.data(&draw(&head, &rows));
     let word = if proven {
         "proven: every result equals the reference bit for bit"
     } else {
         "not proven (no data file): only cycles and bytes were counted"
     };
+    let most = rests.as_deref().and_then(most_assumed);
+    let mark = if most.is_some() { MARK } else { "" };
     printer.data(&format!(
-        "{}: {word}\npredicted: {} cycles, {seconds:.6} s, {joules:.6} J, {} of DRAM traffic, {} of SRAM at the peak",
+        "{}: {word}\npredicted: {} cycles{mark}, {seconds:.6} s{mark}, {joules:.6} J{mark}, {} of DRAM traffic, {} of SRAM at the peak",
         plan.title,
         simulation.cycles,
         attar_recipe::bytes(simulation.dram()),
         attar_recipe::bytes(simulation.sram_peak),
     ));
+    if let Some(most) = most {
+        printer.data(&format!("{MARK} {most}"));
+    }
 }

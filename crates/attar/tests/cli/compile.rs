@@ -92,10 +92,9 @@ fn weights_behind_dram_are_read_from_flash() {
 #[test]
 fn plans_are_the_same_bytes_at_any_thread_count() {
     let room = Room::new();
-    room.write("one.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]).replace("\"out\"", "\"one\""));
-    room.write("two.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]).replace("\"out\"", "\"two\""));
-    room.attar(&["run", "one.toml", "--quiet", "--threads", "1"]).exits(0);
-    room.attar(&["run", "two.toml", "--quiet", "--threads", "2"]).exits(0);
+    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("")]));
+    room.attar(&["run", "recipe.toml", "--output", "one", "--quiet", "--threads", "1"]).exits(0);
+    room.attar(&["run", "recipe.toml", "--output", "two", "--quiet", "--threads", "2"]).exits(0);
     assert_same_files(&room.files("one/compiled"), &room.files("two/compiled"), "threads decide nothing");
 }
 
@@ -183,4 +182,112 @@ fn a_product_is_tiled() {
         session.note(title, &room.attar(arguments).exits(code));
     }
     session.check();
+}
+
+/// Two plans that differ in their settings, and a plan beside itself.
+#[test]
+fn plans_are_compared() {
+    let room = Room::new();
+    for (name, sram) in [("large", "64KiB"), ("small", "24KiB")] {
+        let settings = compile("prove = 0\nquality = 0\ngoal = \"latency\"").replace("48KiB", sram);
+        room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &settings]));
+        room.attar(&["run", "recipe.toml", "--output", name, "--quiet"]).exits(0);
+    }
+    let compared = room.attar(&["compare", "large", "small/compiled", "--json"]).exits(0);
+    let compared: Value = serde_json::from_str(&compared.stdout).expect("it is JSON");
+    let both = compared["compared"].as_array().expect("prefill and decode are compared");
+    assert_eq!(both.len(), 2);
+    for (run, found) in ["prefill", "decode"].into_iter().zip(both) {
+        for (side, folder) in ["large", "small"].into_iter().enumerate() {
+            let simulated = room.attar(&["simulate", &format!("{folder}/compiled/{run}.plan"), "--json"]).exits(0);
+            let simulated: Value = serde_json::from_str(&simulated.stdout).expect("it is JSON");
+            let plan = &found["plans"][side];
+            assert_eq!((&plan["predicted"]["cycles"], &plan["macs"]), (&simulated["cycles"], &simulated["macs"]));
+            assert_eq!(plan["read"].as_u64().zip(plan["written"].as_u64()).map(|(r, w)| r + w), simulated["dram_bytes"].as_u64());
+            assert_eq!((&plan["goal"], &plan["set"][0]), (&"latency".into(), &["sram=64KiB", "sram=24KiB"][side].into()));
+            // Every call is part of one operation.
+            let side = ["first", "second"][side];
+            let sum = |key: &str| -> u64 {
+                let operations = found["operations"].as_array().expect("there are operations");
+                operations.iter().filter_map(|operation| operation[side][key].as_u64()).sum()
+            };
+            assert_eq!((Some(sum("macs")), Some(sum("bytes"))), (simulated["macs"].as_u64(), simulated["dram_bytes"].as_u64()));
+        }
+    }
+    let bytes = |side: usize| both[0]["plans"][side]["read"].as_u64().expect("it is a number");
+    assert!(bytes(0) < bytes(1), "less SRAM, more traffic");
+    let text = room.attar(&["compare", "large/compiled/prefill.plan", "small/compiled/prefill.plan"]).exits(0).stdout;
+    for wanted in ["sram=64KiB", "sram=24KiB", "blocks 0 to 3 / MLP", "predicted latency", "are assumed"] {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
+    let itself = room.attar(&["compare", "large/compiled/decode.plan", "large/compiled/decode.plan"]).exits(0).stdout;
+    assert!(itself.contains("same") && !itself.contains('%'), "{itself}");
+}
+
+#[test]
+fn what_is_no_plan_is_not_compared() {
+    let mut session = Session::new("compare-mistakes");
+    let room = Room::new();
+    let settings = compile("prove = 0\nquality = 0\ndecode = false");
+    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &settings]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let plan = std::fs::read(room.path("out/compiled/prefill.plan")).expect("it was written");
+    let mut other = plan.clone();
+    other[8] += 1;
+    for (name, bytes) in [("good.plan", &plan), ("other.plan", &other), ("empty.plan", &Vec::new())] {
+        std::fs::write(room.path(name), bytes).expect("the folder takes files");
+    }
+    std::fs::create_dir(room.path("nothing")).expect("the folder takes folders");
+    let cases: [(&str, &[&str], i32); 7] = [
+        ("no plan", &["compare", "good.plan", "recipe.toml"], 3),
+        ("nothing in it", &["compare", "empty.plan", "good.plan"], 3),
+        ("another version", &["compare", "good.plan", "other.plan"], 3),
+        ("a folder without plans", &["compare", "nothing", "out"], 3),
+        ("a folder and a file", &["compare", "out", "good.plan"], 2),
+        ("one plan", &["compare", "good.plan"], 2),
+        ("a page of plans", &["compare", "good.plan", "good.plan", "--out", "page.html"], 2),
+    ];
+    for (title, arguments, code) in cases {
+        session.note(title, &room.attar(arguments).exits(code));
+    }
+    session.check();
+}
+
+/// The table of calls adds up to what the simulation says, and the page says what it is of.
+#[test]
+fn tables_and_pages_of_plans_say_what_they_are_of() {
+    let room = Room::new();
+    let settings = compile("prove = 0\nquality = 0\ndecode = false");
+    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &settings]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let simulated = room.attar(&["simulate", "out/compiled/prefill.plan", "--csv", "calls.csv", "--json"]).exits(0);
+    let simulated: Value = serde_json::from_str(&simulated.stdout).expect("it is JSON");
+    let table = room.read("calls.csv");
+    let head: Vec<&str> = table.lines().next().expect("it has a head").split(',').collect();
+    let column = |name: &str| head.iter().position(|head| *head == name).unwrap_or_else(|| panic!("no column {name}"));
+    // Names have commas, and no column of numbers after theirs has: counted from the end, cells are in their columns.
+    let cell = |line: &str, name: &str| {
+        let cells: Vec<&str> = line.split(',').collect();
+        cells[cells.len() - head.len() + column(name)].to_owned()
+    };
+    let sum = |name: &str| -> u64 { table.lines().skip(1).map(|line| cell(line, name).parse::<u64>().expect(name)).sum() };
+    let dispatch = cell(table.lines().nth(1).expect("there are calls"), "start").parse::<u64>().expect("a cycle");
+    assert_eq!(Some(sum("cycles") + dispatch), simulated["cycles"].as_u64());
+    assert_eq!(Some(sum("critical_cycles") + dispatch), simulated["cycles"].as_u64());
+    assert_eq!(sum("compute_cycles") + sum("stalled_cycles"), sum("cycles"));
+    assert!(table.contains("\"block 3 / attention / norm + query, key, value\""), "{table}");
+    let assumed = cell(table.lines().nth(1).expect("there are calls"), "cycles_rest_on_assumed");
+    assert!(assumed.contains("engine.lanes"), "{assumed}");
+    let page = room.read("out/compiled/prefill.html");
+    let version = env!("CARGO_PKG_VERSION");
+    let title = format!(
+        "<title>shakespeare-1m, prefill: 40 tokens, empty cache, on generic-npu, by recipe.toml, attar {version}</title>"
+    );
+    assert!(page.contains(&title), "{}", &page[..300]);
+    let data = room.json("out/compiled/prefill.json");
+    let assumed = data["predicted_from"].as_array().expect("numbers of the device");
+    assert!(
+        assumed.iter().any(|number| number["confidence"] == "assumed" && number["latency"].as_f64() > Some(0.0)),
+        "{assumed:?}"
+    );
 }
