@@ -171,7 +171,7 @@ fn the_critical_path_leads_through_what_is_slow() {
         let on_path = sum(&format!("critical_{slow}"));
         assert!(on_path > simulation.cycles * 8 / 10, "{slow}: {on_path} of {}", simulation.cycles);
         let waits = ["weight_loads", "activation_loads", "stores"].map(|on| sum(&format!("stalled_on_{on}")));
-        assert!(slow == "compute" || waits[0] > 5 * (waits[1] + waits[2]), "{waits:?}");
+        assert!(slow == "compute" || waits[0] > 4 * (waits[1] + waits[2]), "{waits:?}");
     }
 }
 
@@ -322,14 +322,14 @@ fn a_page_shows_all_blocks_over_time() {
     let (report, page) = page(3);
     let strip = page.split("class=\"strip\"").nth(1).and_then(|rest| rest.split("</svg>").next()).unwrap();
     for block in 0..3 {
-        for part in ["attention", "output", "norm again + MLP / gate"] {
+        for part in ["attention", "norm again + MLP / gate"] {
             assert!(strip.contains(&format!("<title>block {block} / {part}")), "block {block} / {part}");
         }
         assert!(strip.contains(&format!(">block {block}</text>")), "block {block}");
     }
     // The map ends with the run: its last box is that of the last call.
-    let end = format!("{:.3}", 1e6 * report.totals.predicted.latency);
-    let end = format!("to {} µs", end.trim_end_matches('0').trim_end_matches('.'));
+    let end = format!("{:.3}", 1e3 * report.totals.predicted.latency);
+    let end = format!(" to {} ms", end.trim_end_matches('0'));
     assert!(strip.contains(&end), "{end}");
     assert!(!page.contains("in calls "));
     for raw in [".int8", "blocks.0", "b0."] {
