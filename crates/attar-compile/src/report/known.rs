@@ -65,7 +65,7 @@ pub(super) enum On {
 type Worsen = fn(&mut Device);
 
 /// The numbers that predictions can rest on.
-const NUMBERS: [(&str, Worsen); 21] = [
+const NUMBERS: [(&str, Worsen); 30] = [
     ("dram.read", |device| device.dram.read /= 2.0),
     ("dram.write", |device| device.dram.write /= 2.0),
     ("dram.latency", |device| device.dram.latency *= 2.0),
@@ -86,9 +86,22 @@ const NUMBERS: [(&str, Worsen); 21] = [
     ("engine.w4a16", |device| slower(device, 4, 16)),
     ("engine.w16a16", |device| slower(device, 16, 16)),
     ("dma.setup", |device| device.dma.setup *= 2.0),
+    ("dma.outstanding", |device| device.dma.outstanding = (device.dma.outstanding / 2).max(1)),
+    ("can.weights", |device| device.can.weights *= 2.0),
+    ("elementwise.product", |device| twice(&mut device.elementwise.product)),
+    ("elementwise.score", |device| twice(&mut device.elementwise.score)),
+    ("elementwise.norm", |device| twice(&mut device.elementwise.norm)),
+    ("elementwise.rescale", |device| twice(&mut device.elementwise.rescale)),
+    ("elementwise.add", |device| twice(&mut device.elementwise.add)),
+    ("elementwise.rotary", |device| twice(&mut device.elementwise.rotary)),
+    ("elementwise.gate", |device| twice(&mut device.elementwise.gate)),
     ("overhead.dispatch", |device| device.dispatch *= 2.0),
     ("overhead.power", |device| device.power *= 2.0),
 ];
+
+fn twice(cycles: &mut Option<f64>) {
+    cycles.iter_mut().for_each(|cycles| *cycles *= 2.0);
+}
 
 /// Half as many multiply-accumulates of a pair of widths.
 fn slower(device: &mut Device, weights: u32, activations: u32) {
