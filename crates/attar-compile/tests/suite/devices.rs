@@ -75,6 +75,7 @@ fn ethos_files_have_what_ethos_has() {
     assert_eq!(devices.each_ref().map(|device| device.dma.outstanding), [2, 24, 64, 64]);
     assert_eq!(devices.each_ref().map(|device| device.engine.cores), [1, 2, 1, 1]);
     assert_eq!([0, 1].map(|at: usize| devices[at].engine.array), [[4, 8, 8]; 2], "micro-blocks of 2 x 2 x 8");
+    assert_eq!([2, 3].map(|at: usize| devices[at].engine.array), [[4, 8, 8], [4, 8, 32]]);
     let rates = devices[2].rates(8, 8).unwrap();
     assert!(rates.coded < 1.0 && Device::named("generic-npu").unwrap().rates(8, 8).unwrap().coded == 1.0);
 }
