@@ -23,6 +23,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cargo build --release", "builds the binary that is under test here"),
     ("cargo xtask", "the project's own commands; CI runs them, and one of them runs this test"),
     (".ci/run", "CI itself"),
+    ("target/engines/vela/bin/python benches/vela/compare.py", "a bench; Vela is not everywhere"),
     ("cargo run --release -- run recipes/smollm2-gguf.toml", "needs a model that `cargo xtask smollm2` downloads"),
     ("cargo run --release -- generate target/smollm2-gguf/onnx", "needs a model that `cargo xtask smollm2` downloads"),
 ];
