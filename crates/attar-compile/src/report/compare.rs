@@ -279,7 +279,7 @@ fn operations(simulations: &[Simulation; 2]) -> Vec<Operation> {
             };
             let sum = if side == 0 { &mut operation.first } else { &mut operation.second };
             *sum = Some(sum.unwrap_or_default().plus(cost));
-            for part in call.name.split(" + ") {
+            for part in parts(&call.name) {
                 if !operation.raw.split(" + ").any(|known| known == part) {
                     let between = if operation.raw.is_empty() { "" } else { " + " };
                     operation.raw = format!("{}{between}{part}", operation.raw);
@@ -291,6 +291,11 @@ fn operations(simulations: &[Simulation; 2]) -> Vec<Operation> {
     operations
 }
 
+/// The kernels that a call joins, whatever the width of their results.
+fn parts(name: &str) -> impl Iterator<Item = &str> {
+    name.split(" + ").map(|part| [".int8", ".int16"].iter().find_map(|width| part.strip_suffix(width)).unwrap_or(part))
+}
+
 /// Sets of names that some call has together (Tarjan 1975, without ranks).
 #[derive(Default)]
 struct Sets {
@@ -300,7 +305,7 @@ struct Sets {
 
 impl Sets {
     fn join(&mut self, name: &str) {
-        let ids: Vec<usize> = name.split(" + ").map(|part| self.id(part)).collect();
+        let ids: Vec<usize> = parts(name).map(|part| self.id(part)).collect();
         for pair in ids.windows(2) {
             let [a, b] = [self.root(pair[0]), self.root(pair[1])];
             self.parent[a.max(b)] = a.min(b);
@@ -308,7 +313,7 @@ impl Sets {
     }
 
     fn of(&mut self, name: &str) -> usize {
-        let first = name.split(" + ").next().unwrap_or_default();
+        let first = parts(name).next().unwrap_or_default();
         let id = self.id(first);
         self.root(id)
     }

@@ -14,7 +14,7 @@ use attar_recipe::{Error, RUN_FILES, RunReport, compare_runs, read_plan, unusabl
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::json;
 
-use super::{Verb, compile::read_manifest, draw, write_named};
+use super::{Verb, compile::read_manifest, write_named};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Compare;
@@ -201,7 +201,7 @@ fn settings(manifest: Manifest) -> Settings {
 
 fn show(comparison: &Comparison, printer: &Printer) {
     for table in [comparison.figures(), comparison.table()] {
-        printer.data(&draw(table.head, &table.rows));
+        printer.data(&table.to_string());
     }
     for (which, side) in ["first", "second"].into_iter().zip(&comparison.plans) {
         match &side.predicted.from {
