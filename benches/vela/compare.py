@@ -125,7 +125,7 @@ def compiled(arguments, folder, tokens, device):
         for row in csv.DictReader(file):
             where, _, name = row["name"].partition(" / ")
             if where == "block 1":
-                part = {"attention in": "norms", "mlp in": "norms", "merged": "attention"}.get(name, "projections")
+                part = {"scaled dot product": "attention", "norm": "norms"}.get(name.rpartition(" / ")[2], "projections")
                 found[part] += float(row["cycles"])
     return found
 

@@ -12,6 +12,8 @@ use super::{
     timeline::{self, first_block},
     words,
 };
+use serde::{Deserialize, Serialize};
+
 use crate::{
     schedule::Schedule,
     simulate::{Simulation, whole},
@@ -64,10 +66,10 @@ input[name=zoom]:focus-visible + label { outline: 2px solid var(--activations); 
 ";
 
 /// A picture of a plan, for a page that has the classes of this one.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Picture {
     /// What it shows.
-    pub title: &'static str,
+    pub title: String,
     /// How to read it.
     pub caption: String,
     /// The drawing.
@@ -100,7 +102,7 @@ const NAMES: f64 = 116.0;
 pub fn pictures(report: &Report, schedule: &Schedule, simulation: &Simulation) -> Vec<Picture> {
     let calls = first_block(&report.calls).min(simulation.calls.len());
     let first = first_calls(calls, report.calls.len());
-    let picture = |title, caption: String, svg| Picture { title, caption, svg };
+    let picture = |title: &str, caption: String, svg| Picture { title: title.into(), caption, svg };
     let end = simulation.calls.iter().take(calls).map(|call| call.end).max().unwrap_or(1);
     let axis = Axis::fixed(end, SIDES);
     let mut lanes = Drawing::new([WIDTH, timeline::HEIGHT + TICKS], "timeline of queues");

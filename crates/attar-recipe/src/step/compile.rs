@@ -5,7 +5,7 @@ use std::{cell::Cell, collections::BTreeSet, path::PathBuf, sync::Arc};
 use attar_compile::{
     Compile, Compiled, Manifest, Phase, Plan, Planned, Progress, Proven,
     plan::Space,
-    report::{Origin, pictures, to_html},
+    report::{Origin, Picture, pictures, to_html},
     schedule::chunk::{Candidate, Point},
 };
 use attar_graph::kernel::instruction_set;
@@ -156,6 +156,8 @@ fn key(
 struct Unit {
     files: Vec<(String, Digest)>,
     report: CompilationReport,
+    /// Of each phase: reports leave them out.
+    pictures: Vec<Vec<Picture>>,
     /// Of the files, and of this.
     #[serde(skip)]
     blobs: Vec<Digest>,
@@ -177,6 +179,9 @@ impl Unit {
                 return Ok(None);
             }
         }
+        for (phase, pictures) in unit.report.phases.iter_mut().zip(std::mem::take(&mut unit.pictures)) {
+            phase.pictures = pictures;
+        }
         unit.blobs = unit.files.iter().map(|(_, digest)| *digest).chain([blob]).collect();
         Ok(Some(unit))
     }
@@ -188,7 +193,8 @@ impl Unit {
         report: CompilationReport,
         session: &Session<'_>,
     ) -> Result<Unit, StepError> {
-        let mut unit = Unit { files: Vec::new(), report, blobs: Vec::new() };
+        let pictures = report.phases.iter().map(|phase| phase.pictures.clone()).collect();
+        let mut unit = Unit { files: Vec::new(), report, pictures, blobs: Vec::new() };
         for (name, bytes) in files {
             let put =
                 |to: &mut dyn std::io::Write| to.write_all(&bytes).map_err(|error| Error::from(attar_tensor::Error::from(error)));

@@ -217,7 +217,7 @@ fn write_named(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     attar_tensor::write_atomically(&there, |to| to.write_all(bytes).map_err(unwritten))
 }
 
-/// Fails where a file that a flag names has no folder, is a folder, or is the file of an earlier flag or lies in `taken`.
+/// Fails where a file that a flag names has no folder, is the file of an earlier flag, or lies in `taken`.
 fn check_written(arguments: &ArgMatches, flags: &[&str], taken: &Path) -> Result<(), Error> {
     let whole = |path: &Path| {
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
@@ -232,12 +232,8 @@ fn check_written(arguments: &ArgMatches, flags: &[&str], taken: &Path) -> Result
             let hint = "give it a file of its own".to_owned();
             return Err(Error::recipe(format!("`--{name} {}` would be written over something else", path.display())).hint(hint));
         }
-        if own.is_dir() || own.parent().is_some_and(|folder| !folder.is_dir()) {
-            return Err(Error::recipe(format!(
-                "`--{name} {}` can be no file: its folder does not exist, or it is one",
-                path.display()
-            )));
-        }
+        let folder = own.parent().map_or(Ok(()), |folder| std::fs::metadata(folder).map(|_| ()));
+        folder.map_err(|error| Error::input(format!("cannot write `{}`", path.display())).because(&error))?;
         earlier.push(own);
     }
     Ok(())

@@ -367,7 +367,7 @@ fn c_computes_what_the_simulator_does() {
     let taken = room.path("out/compiled/decode.plan").display().to_string();
     room.attar(&["simulate", &taken, "--csv", &taken]).exits(2).says("would be written over something else");
     room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.csv"]).exits(2).says("would be written over something else");
-    room.attar(&["simulate", &taken, "--csv", "nowhere/t.csv"]).exits(2).says("its folder does not exist");
+    room.attar(&["simulate", &taken, "--csv", "nowhere/t.csv"]).exits(3).says("cannot write `nowhere/t.csv`");
     room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.json"]).exits(0);
     let trace: Value = serde_json::from_str(&room.read("t.json")).unwrap();
     assert!(trace["traceEvents"].as_array().is_some_and(|events| events.len() > 20));
