@@ -103,7 +103,8 @@ impl Axis {
 /// Digits in groups of three: `1,234,567`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
-    let group = |(at, digit): (usize, char)| (at > 0 && (digits.len() - at) % 3 == 0).then_some(',').into_iter().chain([digit]);
+    let group =
+        |(at, digit): (usize, char)| (at > 0 && (digits.len() - at).is_multiple_of(3)).then_some(',').into_iter().chain([digit]);
     digits.chars().enumerate().flat_map(group).collect()
 }
 

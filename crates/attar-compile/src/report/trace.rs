@@ -58,10 +58,13 @@ pub fn waits_for(call: &CallTrace) -> &'static str {
     longest.filter(|(_, cycles)| **cycles > 0).map_or("nothing", |(queue, _)| WAITS[queue])
 }
 
+/// The text of a column in a line.
+type Cell = fn(&Line<'_>) -> String;
+
 /// The columns of [`calls`], each with its value for a call. Of the cycles of a call, those of `compute_cycles` and `stalled_cycles`
 /// are all, and those of `stalled_on_…` all that are stalled. The critical cycles of all calls and `before_first_load` are the cycles of
 /// the run.
-const COLUMNS: [(&str, fn(&Line<'_>) -> String); 30] = [
+const COLUMNS: [(&str, Cell); 30] = [
     ("run", |line| quoted(line.plan.title.split(':').next().unwrap_or_default())),
     ("call", |line| line.at.to_string()),
     ("name", |line| quoted(&named(&line.call.name))),

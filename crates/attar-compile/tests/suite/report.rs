@@ -278,10 +278,10 @@ fn text(text: &str) {
 
 /// The page of three blocks on a device that comes with attar.
 fn page(blocks: usize) -> (Report, String) {
-    let device = Device::named("generic-npu").unwrap();
-    let target = Target::new(&device, 4).unwrap();
-    let (program, schedule, simulation) = planned(blocks, &SMOL, &target, Freedom::ALL).unwrap();
-    let (_, unfused, unfused_simulation) = planned(blocks, &SMOL, &target, Freedom::NONE).unwrap();
+    let device = Device::named("generic-npu").expect("it is there");
+    let target = Target::new(&device, 4).expect("it has int4");
+    let (program, schedule, simulation) = planned(blocks, &SMOL, &target, Freedom::ALL).expect("it fits");
+    let (_, unfused, unfused_simulation) = planned(blocks, &SMOL, &target, Freedom::NONE).expect("it fits");
     let other = Report::new(&program, &unfused, &unfused_simulation, &target, tokens(&SMOL));
     let report = Report::new(&program, &schedule, &simulation, &target, tokens(&SMOL)).against(&other);
     check(&report, &simulation, &target);
