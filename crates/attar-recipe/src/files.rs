@@ -55,3 +55,8 @@ fn cannot_be_used(path: &Path) -> String {
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::input(format!("cannot read `{}`", path.display())).because(&e))
 }
+
+/// The last part of a path.
+pub(crate) fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}

@@ -18,6 +18,7 @@ use crate::{
     data::Data,
     document::{self, Document, Section, fields},
     extras::numbered,
+    files::name_of,
     lock::Lock,
     output::{Output, PROMISED, STATE, STORE},
     predict::{Predict, Wanted},
@@ -226,11 +227,6 @@ fn reference_only() -> Vec<RunnerKind> {
 pub(crate) struct VariantHead {
     /// Name of the variant, and of its folder.
     pub(crate) name: String,
-}
-
-/// The last part of a path.
-pub(crate) fn name_of(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 impl Recipe {

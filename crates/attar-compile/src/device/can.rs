@@ -1,6 +1,6 @@
 //! What a device can do besides multiplying weights. Planners read it and take only what there is.
 
-use crate::{Error, Kernel, Program, Result, schedule::Freedom};
+use crate::{Error, Kernel, Program, Result};
 
 /// What multiplies two activations, as attention does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,11 +64,6 @@ impl Default for Can {
 }
 
 impl Can {
-    /// What is left of the freedom of a schedule: a gated MLP as one kernel sums up over tiles of its inner columns.
-    pub(crate) fn leaves(&self, freedom: Freedom) -> Freedom {
-        Freedom { join: freedom.join && self.splits, recompute: freedom.recompute && self.norm_inside, ..freedom }
-    }
-
     /// What tiles are multiples of in k for a product with `k` inputs on an array that takes `block` of them at a time: of all of k
     /// where no partial sums stay between tiles.
     pub fn depth(&self, block: u64, k: u64) -> u64 {

@@ -134,6 +134,11 @@ impl Freedom {
     pub const ALL: Freedom = Freedom { join: true, keep: true, recompute: true };
     /// Every kernel alone, nothing kept on the chip.
     pub const NONE: Freedom = Freedom { join: false, keep: false, recompute: false };
+
+    /// What a device leaves of it: a gated MLP as one kernel sums up over tiles of its inner columns.
+    fn on(self, can: &Can) -> Freedom {
+        Freedom { join: self.join && can.splits, recompute: self.recompute && can.norm_inside, ..self }
+    }
 }
 
 /// A plan with the choices that led to it.
@@ -184,7 +189,7 @@ pub fn schedule_on(
 ) -> Result<Schedule> {
     program.check()?;
     target.can.check(program, &target.name)?;
-    let freedom = target.can.leaves(freedom);
+    let freedom = freedom.on(&target.can);
     let program = &*order::least_live(program)?;
     let all = target.sram / target.align * target.align;
     let mut room = vec![all; program.kernels.len()];

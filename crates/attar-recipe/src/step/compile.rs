@@ -19,9 +19,9 @@ use super::{
 use crate::{
     ChunkReport, CompilationReport, Error, FrontReport, PhaseReport, ProofReport,
     extras::Content,
+    files::name_of,
     json::{TOOL, json},
     model::Working,
-    recipe::name_of,
     session::Session,
     settings::of,
     shape::facts,
