@@ -110,7 +110,16 @@ impl Engine {
 
     /// The environment variables that are read to find engines.
     pub fn variables(engines: impl IntoIterator<Item = &'static Engine>) -> Vec<String> {
-        engines.into_iter().map(|engine| engine.variable()).chain([ALL.into(), ACTIVE.into()]).collect()
+        let usual = |engine: &Engine| match &engine.home {
+            Home::Wheel(_) => None,
+            Home::Program(program) => Some(program.variable.to_owned()),
+        };
+        engines
+            .into_iter()
+            .flat_map(|engine| [Some(engine.variable()), usual(engine)])
+            .flatten()
+            .chain([ALL.into(), ACTIVE.into()])
+            .collect()
     }
 }
 

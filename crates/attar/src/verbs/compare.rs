@@ -139,6 +139,9 @@ fn compare_plans(given: &[&PathBuf], printer: &Printer) -> Result<(), Error> {
 
 /// The plans to compare: two files, or those of two folders that have the same name.
 fn pairs(first: &Path, second: &Path) -> Result<Vec<[Given; 2]>, Error> {
+    for path in [first, second] {
+        std::fs::metadata(path).map_err(|e| Error::input(format!("cannot read `{}`", path.display())).because(&e))?;
+    }
     match (first.is_dir(), second.is_dir()) {
         (false, false) => Ok(vec![[of_file(first)?, of_file(second)?]]),
         (true, true) => {

@@ -220,6 +220,10 @@ fn write_named(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Fails where a file that a flag names has no folder, is the file of an earlier flag, or lies in `taken`.
 fn check_written(arguments: &ArgMatches, flags: &[&str], taken: &Path) -> Result<(), Error> {
     let whole = |path: &Path| {
+        // What is written through a link is what it leads to.
+        if let Ok(there) = path.canonicalize() {
+            return there;
+        }
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
         let folder = absolute.parent().and_then(|folder| folder.canonicalize().ok());
         folder.zip(absolute.file_name()).map_or(absolute.clone(), |(folder, name)| folder.join(name))

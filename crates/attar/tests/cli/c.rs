@@ -367,6 +367,8 @@ fn c_computes_what_the_simulator_does() {
     let taken = room.path("out/compiled/decode.plan").display().to_string();
     room.attar(&["simulate", &taken, "--csv", &taken]).exits(2).says("would be written over something else");
     room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.csv"]).exits(2).says("would be written over something else");
+    std::os::unix::fs::symlink(&taken, room.path("link.csv")).unwrap();
+    room.attar(&["simulate", &taken, "--csv", "link.csv"]).exits(2).says("would be written over something else");
     room.attar(&["simulate", &taken, "--csv", "nowhere/t.csv"]).exits(3).says("cannot write `nowhere/t.csv`");
     room.attar(&["simulate", &taken, "--csv", "t.csv", "--trace", "t.json"]).exits(0);
     let trace: Value = serde_json::from_str(&room.read("t.json")).unwrap();

@@ -295,7 +295,10 @@ fn lists_name_what_can_be_chosen() {
     let mut session = Session::new("lists");
     let room = Room::new();
     for list in ["devices", "engines", "targets", "grids"] {
-        session.note(list, &room.attar(&[list]).exits(0));
+        // Which compiler a machine has is its own affair.
+        let mut command = room.command(&[list]);
+        command.env("PATH", "/nowhere");
+        session.note(list, &room.finish(command).exits(0));
     }
     session.check();
     let grids = room.attar(&["grids", "--json"]).exits(0).json();
