@@ -184,7 +184,7 @@ pub struct Compiled {
 /// Progress of a long computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
-    /// The stage: `observing ranges`, `trying chunk sizes`, `planning and proving`.
+    /// The stage: `observing ranges`, `trying chunk sizes`, `planning`, `planning and proving`.
     pub stage: &'static str,
     /// The item that begins.
     pub what: &'a str,
@@ -252,15 +252,27 @@ impl Compile {
     /// # Errors
     /// What the device cannot run or hold.
     pub fn plan(&self, graph: &Graph, source: &dyn Source) -> Result<Planned> {
+        self.plan_watched(graph, source, &|_| true)
+    }
+
+    /// The same, telling `watch` of each schedule that is searched.
+    ///
+    /// # Errors
+    /// Those of [`Compile::plan`], and a stop requested by `watch`.
+    pub fn plan_watched(&self, graph: &Graph, source: &dyn Source, watch: Watch<'_>) -> Result<Planned> {
         let subject = self.subject(graph, source)?;
-        let chunks = self.chunks(&subject, self.goal, &|_| true)?;
-        let (mut image, mut runs, mut head) = (Image::default(), Vec::new(), false);
-        for (name, rows, past) in self.runs(chunks.best().chunk) {
+        let chunks = self.chunks(&subject, self.goal, watch)?;
+        let (mut image, mut planned, mut head) = (Image::default(), Vec::new(), false);
+        let runs = self.runs(chunks.best().chunk);
+        let total = runs.len();
+        for (done, (name, rows, past)) in runs.into_iter().enumerate() {
+            let what = format!("schedule of {name}");
+            Progress { stage: "planning", what: &what, done, total }.tell(watch)?;
             let phase = self.phase(&subject, name, [rows, past], &Ranges::default(), &mut image, &|_, _, _| Ok(None))?;
             head |= phase.head;
-            runs.push(([rows, past], phase.schedule, phase.simulation));
+            planned.push(([rows, past], phase.schedule, phase.simulation));
         }
-        Ok(Planned { chunks, head, target: subject.target, runs })
+        Ok(Planned { chunks, head, target: subject.target, runs: planned })
     }
 
     /// The chunk sizes in which the prompt could run, with the best.

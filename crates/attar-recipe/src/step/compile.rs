@@ -88,7 +88,11 @@ impl Step for Compile {
         let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
         let planned = match kept {
             Some(kept) => kept.planned.clone(),
-            None => Compile::plan(self, &model.graph, &*model.source).map_err(refused)?,
+            None => {
+                let stage = Cell::new("");
+                let watch = |progress: Progress<'_>| tell(self, model, session, &stage, progress);
+                self.plan_watched(&model.graph, &*model.source, &watch).map_err(refused)?
+            }
         };
         let beside = beside(model)?;
         let key = key(self, model, &planned, texts, &beside)?;
@@ -213,6 +217,16 @@ impl Unit {
     }
 }
 
+/// Passes progress on; `false` to stop.
+fn tell(settings: &Compile, model: &Working, session: &Session<'_>, stage: &Cell<&'static str>, progress: Progress<'_>) -> bool {
+    if stage.replace(progress.stage) != progress.stage {
+        let title = format!("{}: compile for {}, {}", model.title, settings.device, progress.stage);
+        session.observer.stage(&title, progress.total as u64);
+    }
+    session.observer.advance(progress.done as u64, progress.what);
+    !session.observer.interrupted()
+}
+
 type Made = (Vec<(String, Vec<u8>)>, Vec<(&'static str, Digest)>, CompilationReport);
 
 /// Compiles: files in memory, blobs of images, and what is reported.
@@ -224,14 +238,7 @@ fn compiled(
     session: &Session<'_>,
 ) -> Result<Made, StepError> {
     let stage = Cell::new("");
-    let watch = |progress: Progress<'_>| {
-        if stage.replace(progress.stage) != progress.stage {
-            let title = format!("{}: compile for {}, {}", model.title, settings.device, progress.stage);
-            session.observer.stage(&title, progress.total as u64);
-        }
-        session.observer.advance(progress.done as u64, progress.what);
-        !session.observer.interrupted()
-    };
+    let watch = |progress: Progress<'_>| tell(settings, model, session, &stage, progress);
     let source = Arc::clone(&model.source);
     let compiled = Compile::run(settings, &model.graph, &source, texts, Some(planned), &watch).map_err(refused)?;
     let memories = memories(&compiled, &model.source, session)?;
