@@ -1,13 +1,6 @@
 /* Runs a script of prompts and rewinds, and writes the logits after each prompt, then the arena, then the bytes that each queue moved. */
-#include "attar_model.h"
+#include "arenas.h"
 #include "script.h"
-
-void put(const void *bytes, size_t count);
-_Noreturn void end(int status);
-
-static _Alignas(ATTAR_ALIGN) uint8_t sram[ATTAR_SRAM_BYTES] __attribute__((section(".sram")));
-static _Alignas(ATTAR_ALIGN) uint8_t dram[ATTAR_DRAM_BYTES] __attribute__((section(".ddr")));
-static attar model;
 
 int main(void)
 {

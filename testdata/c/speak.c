@@ -1,13 +1,6 @@
 /* Reads a prompt and writes the text of the tokens that follow it, each by a call of its own. */
-#include "attar_model.h"
+#include "arenas.h"
 #include "prompt.h"
-
-void put(const void *bytes, size_t count);
-_Noreturn void end(int status);
-
-static _Alignas(ATTAR_ALIGN) uint8_t sram[ATTAR_SRAM_BYTES] __attribute__((section(".sram")));
-static _Alignas(ATTAR_ALIGN) uint8_t dram[ATTAR_DRAM_BYTES] __attribute__((section(".ddr")));
-static attar model;
 
 int main(void)
 {

@@ -207,12 +207,12 @@ impl From<attar_compile::Error> for Error {
 /// The setting that chose a device which there is not or cannot be.
 pub(crate) fn device_key(error: &attar_compile::Error) -> Option<&'static str> {
     use attar_compile::Error::{
-        DeviceCycle, DeviceKey, DeviceMissing, DevicePair, DeviceRead, DeviceSram, DeviceSyntax, DeviceUnknown, DeviceUsable,
-        DeviceValue, MemoryTooSmall,
+        DeviceCannot, DeviceCycle, DeviceKey, DeviceMissing, DevicePair, DeviceRead, DeviceSram, DeviceSyntax, DeviceUnknown,
+        DeviceUsable, DeviceValue, MemoryTooSmall,
     };
     match error {
         DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } | DeviceCycle { .. } => Some("device"),
-        DeviceUsable { .. } | DeviceSram { .. } | DevicePair { .. } => Some("device"),
+        DeviceUsable { .. } | DeviceSram { .. } | DevicePair { .. } | DeviceCannot { .. } => Some("device"),
         DeviceKey { .. } | DeviceValue { .. } | DeviceMissing { .. } | MemoryTooSmall { .. } => Some("set"),
         _ => None,
     }

@@ -1,15 +1,15 @@
 //! The axis of time that the timeline and the map of on-chip memory share: cycles to the right, on a picture of fixed size or on a
-//! strip that a page can stretch. Texts know at which stretch they have room.
+//! strip that a page can zoom. Texts know at which zoom levels they have room.
 
 use super::{
     markup::{Anchor, Drawing, step, width},
     words,
 };
 
-/// How many times a strip can be stretched; the page's style has a class `zN` for each.
+/// Zoom levels of a strip; the page's style has a class `zN` for each.
 pub(super) const ZOOMS: [u32; 4] = [1, 4, 16, 64];
 
-/// Pixels that a strip has at least, without being stretched.
+/// Pixels that a strip has at least, at zoom level 1.
 pub(super) const STRIP: f64 = 900.0;
 
 /// Boxes nearer than this many pixels are drawn as one.
@@ -21,9 +21,9 @@ pub(super) struct Axis {
     pub(super) end: u64,
     /// Of the drawing: where cycle 0 and the last one are.
     pub(super) sides: [f64; 2],
-    /// Pixels for each unit of the drawing, without being stretched.
+    /// Pixels for each unit of the drawing at zoom level 1.
     pixels: f64,
-    /// How many times it can be stretched, ascending.
+    /// Its zoom levels, ascending.
     zooms: &'static [u32],
 }
 
@@ -43,17 +43,17 @@ impl Axis {
         left + (right - left) * (cycle.min(self.end) as f64 / self.end as f64)
     }
 
-    /// Cycles that no eye tells apart at some stretch.
+    /// Cycles that no eye tells apart at a zoom level.
     pub(super) fn near(&self, zoom: u32) -> u64 {
         (NEAR / self.pixels / f64::from(zoom) / (self.sides[1] - self.sides[0]) * self.end as f64) as u64
     }
 
-    /// The stretches, largest first.
+    /// The zoom levels, largest first.
     pub(super) fn zooms(&self) -> impl Iterator<Item = u32> {
         self.zooms.iter().rev().copied()
     }
 
-    /// Classes of something that is shown at stretches that `shown` is true for; none if there are no such.
+    /// Classes of something that is shown at the zoom levels that `shown` is true for; none if there are no such.
     fn classes(&self, shown: impl Fn(u32) -> bool) -> Option<String> {
         let at: Vec<u32> = self.zooms.iter().copied().filter(|zoom| shown(*zoom)).collect();
         match at.len() {
@@ -63,7 +63,7 @@ impl Axis {
         }
     }
 
-    /// The first of some texts that has room between two cycles, in the middle; at every stretch the best.
+    /// The first of some texts that has room between two cycles, in the middle; at every zoom level the best.
     pub(super) fn text(&self, drawing: &mut Drawing, [from, to]: [u64; 2], y: f64, class: &str, texts: &[String]) {
         let (left, right) = (self.x(from), self.x(to));
         let room = |zoom: u32| (right - left) * self.pixels * f64::from(zoom) - 6.0;
@@ -118,10 +118,10 @@ mod tests {
     }
 
     #[test]
-    fn a_strip_has_room_for_longer_texts_when_it_is_stretched() {
+    fn a_strip_has_room_for_longer_texts_at_higher_zoom_levels() {
         let axis = Axis::strip(1000);
         let mut drawing = Drawing::strip(10.0, "strip", "test");
-        // 90 pixels, 360 when stretched four times.
+        // 90 pixels, 360 at zoom level 4.
         axis.text(&mut drawing, [100, 200], 5.0, "", &["x".repeat(40), "short".into()]);
         let drawn = drawing.done();
         assert!(drawn.contains("class=\"at z1\">short</text>"), "{drawn}");

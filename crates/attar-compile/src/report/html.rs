@@ -232,7 +232,7 @@ fn numbers(report: &Report) -> String {
     }
 }
 
-/// Timeline and map above each other on the same axis, which buttons stretch.
+/// Timeline and map above each other on the same axis, which buttons zoom.
 fn over_time(report: &Report, schedule: &Schedule, simulation: &Simulation) -> String {
     const MAP: f64 = timeline::HEIGHT + TICKS + 20.0;
     const HEIGHT: f64 = MAP + sram_map::HEIGHT + TICKS;
@@ -256,7 +256,7 @@ fn over_time(report: &Report, schedule: &Schedule, simulation: &Simulation) -> S
     )
 }
 
-/// The style of the buttons that stretch the axis, and of what is shown at each stretch.
+/// The style of the buttons that zoom the axis, and of what is shown at each level.
 fn zoom_style() -> String {
     let zoom = |zoom: &u32| {
         let width = STRIP * f64::from(*zoom);

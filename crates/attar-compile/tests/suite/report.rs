@@ -337,7 +337,7 @@ fn a_page_shows_all_blocks_over_time() {
     }
 }
 
-/// Wide things scroll in boxes of their own, buttons stretch what is over time, and colours follow the reader's choice.
+/// Wide things scroll in boxes of their own, buttons zoom what is over time, and colours follow the reader's choice.
 #[test]
 fn a_page_fits_narrow_screens_and_dark_rooms() {
     let (_, page) = page(1);

@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tempfile::TempDir;
+
 use super::{
     find::Installation,
     kind::Worker,
@@ -36,14 +38,35 @@ const GRACE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The processes that run.
-static RUNNING: Mutex<Vec<Weak<Mutex<process::Child>>>> = Mutex::new(Vec::new());
+static RUNNING: Mutex<Vec<Weak<Mutex<Running>>>> = Mutex::new(Vec::new());
+
+/// An engine's process, and the folder of its temporary files: whoever kills it removes them.
+struct Running {
+    process: process::Child,
+    scratch: Option<TempDir>,
+}
+
+impl Running {
+    /// Ends the process and all that it has started, which are in its group.
+    fn kill(&mut self) {
+        // What is dead already cannot be killed, which is no harm.
+        if matches!(self.process.try_wait(), Ok(None)) {
+            let _ = rustix::process::kill_process_group(
+                rustix::process::Pid::from_child(&self.process),
+                rustix::process::Signal::KILL,
+            );
+        }
+        let _ = self.process.wait();
+        // A file that stays is no reason to fail.
+        let _ = self.scratch.take().map(TempDir::close);
+    }
+}
 
 /// Kills every engine of this process: for callers about to exit, which drops nothing.
 pub fn kill_all() {
     let running = std::mem::take(&mut *lock(&RUNNING));
     for process in running.iter().filter_map(Weak::upgrade) {
-        // One that is dead already cannot be killed, which is no harm.
-        let _ = lock(&process).kill();
+        lock(&process).kill();
     }
 }
 
@@ -85,7 +108,7 @@ type Answer = io::Result<Option<(Reply, Vec<f32>)>>;
 /// A child that is killed when this is dropped.
 pub(super) struct Child {
     title: String,
-    process: Arc<Mutex<process::Child>>,
+    process: Arc<Mutex<Running>>,
     requests: Sender<(Request, Vec<u32>)>,
     answers: Receiver<Answer>,
     stderr: LastWords,
@@ -96,7 +119,9 @@ impl Child {
     /// Starts the worker of an engine; `host` is the executable that holds engines of [`Worker::Library`].
     /// Its threads are bound to `processors`, if some are given.
     pub(super) fn spawn(installation: &Installation, host: &Path, processors: &[usize], timeout: Duration) -> Result<Child> {
+        let scratch = tempfile::tempdir().map_err(|source| Error::EngineStart { host: host.into(), source })?;
         let mut command = command(installation, host);
+        command.env("TMPDIR", scratch.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: Ctrl-C in a terminal lets the unit of work that needs the engine finish.
         command.process_group(0);
@@ -109,7 +134,7 @@ impl Child {
         let (requests, to_send) = mpsc::channel();
         let (to_answer, answers) = mpsc::channel();
         thread::spawn(move || converse(stdin, BufReader::new(stdout), &to_send, &to_answer));
-        let process = Arc::new(Mutex::new(process));
+        let process = Arc::new(Mutex::new(Running { process, scratch: Some(scratch) }));
         let mut running = lock(&RUNNING);
         running.retain(|process| process.strong_count() > 0);
         running.push(Arc::downgrade(&process));
@@ -137,7 +162,7 @@ impl Child {
 
     /// The process's number.
     pub(super) fn process(&self) -> u32 {
-        lock(&self.process).id()
+        lock(&self.process).process.id()
     }
 
     /// The error for an answer that makes no sense.
@@ -149,7 +174,7 @@ impl Child {
     fn died(&mut self, doing: &'static str) -> Error {
         let until = Instant::now() + GRACE;
         let status = loop {
-            let status = lock(&self.process).try_wait();
+            let status = lock(&self.process).process.try_wait();
             match status {
                 Ok(Some(status)) => break status.to_string(),
                 Ok(None) if Instant::now() < until => thread::sleep(PAUSE),
@@ -161,10 +186,7 @@ impl Child {
     }
 
     fn kill(&mut self) {
-        // A child that is dead already cannot be killed, which is no harm.
-        let mut process = lock(&self.process);
-        let _ = process.kill();
-        let _ = process.wait();
+        lock(&self.process).kill();
     }
 }
 

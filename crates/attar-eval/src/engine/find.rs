@@ -67,7 +67,7 @@ impl Places {
         Places { named: named.collect(), shared: vec![of_variable(ALL.into()), of_variable(ACTIVE.into())], path, runner }
     }
 
-    /// The installation of `engine`. A flag that names none is an error, whatever the other places have.
+    /// The installation of `engine`. A flag or a variable of its own that names none is an error, whatever the other places have.
     pub fn find(&self, engine: &'static Engine) -> Result<Installation> {
         let looked = self.of(engine);
         let found = looked.iter().filter_map(|looked| looked.path.as_deref()).find_map(|path| self.at(engine, path));
@@ -86,8 +86,10 @@ impl Places {
     fn of(&self, engine: &Engine) -> Vec<Looked> {
         let own = self.named.iter().filter(|(name, _)| *name == engine.name).map(|(_, looked)| looked.clone());
         let own: Vec<Looked> = own.collect();
-        if own.first().is_some_and(|first| first.name.starts_with("--")) {
-            return own[..1].to_vec();
+        let decides =
+            |looked: &&Looked| looked.path.is_some() && (looked.name.starts_with("--") || looked.name == engine.variable());
+        if let Some(looked) = own.iter().find(decides) {
+            return vec![looked.clone()];
         }
         if let Home::Program(_) = engine.home {
             let folders = self.path.iter().map(|folder| Looked { name: "PATH".into(), path: Some(folder.clone()) });

@@ -96,6 +96,9 @@ const ASSEMBLY: &str = r#"/* The weights, as they are. */
     .balign ALIGN
 SYMBOL:
     .incbin "attar_weights.bin"
+    .if . - SYMBOL - BYTES
+    .error "attar_weights.bin has another size than the weights of this program"
+    .endif
 #if defined(__linux__) && defined(__ELF__)
     .section .note.GNU-stack, "", %progbits
 #endif
@@ -138,7 +141,10 @@ impl C {
             put(name, &text.replace(SOURCES, &sources))?;
         }
         match self.weights {
-            Linked::Binary => put(self.weights.file(), &ASSEMBLY.replace("ALIGN", &layout.align.to_string()))?,
+            Linked::Binary => put(
+                self.weights.file(),
+                &ASSEMBLY.replace("ALIGN", &layout.align.to_string()).replace("BYTES", &layout.weights.to_string()),
+            )?,
             Linked::Source => source(folder, &layout)?,
         }
         let mut names: Vec<&str> = RUNTIME

@@ -14,7 +14,11 @@ use attar_recipe::{Error, RUN_FILES, RunReport, compare_runs, read_plan, unusabl
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::json;
 
-use super::{Verb, compile::read_manifest, write_named};
+use super::{
+    Verb,
+    compile::{MANIFEST, read_manifest},
+    write_named,
+};
 use crate::{environment::Environment, printer::Printer};
 
 pub(super) struct Compare;
@@ -176,8 +180,6 @@ fn of_file(path: &Path) -> Result<Given, Error> {
     let manifest = around.and_then(|folder| read_manifest(folder).ok()).filter(|manifest| manifest.device == plan.device);
     Ok(Given { name: stem, path: path.into(), plan, settings: manifest.map(settings).unwrap_or_default() })
 }
-
-const MANIFEST: &str = "model.json";
 
 /// The plans of a folder of `compile`, or of the run that it is a part of.
 fn of_folder(folder: &Path) -> Result<Vec<Given>, Error> {

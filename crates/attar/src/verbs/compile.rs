@@ -58,11 +58,14 @@ fn plans(folder: &Path) -> Result<Vec<Plan>, Error> {
     read_manifest(folder)?.runs.iter().map(|run| read_plan(&folder.join(format!("{}.plan", run.name)))).collect()
 }
 
+/// The file of a folder of plans that says which there are.
+pub(super) const MANIFEST: &str = "model.json";
+
 /// What a folder of plans says of them.
 pub(super) fn read_manifest(folder: &Path) -> Result<Manifest, Error> {
     let unread =
         |path: &Path, error: &dyn std::error::Error| Error::input(format!("cannot read `{}`", path.display())).because(error);
-    let path = folder.join("model.json");
+    let path = folder.join(MANIFEST);
     let bytes = std::fs::read(&path).map_err(|e| unread(&path, &e))?;
     serde_json::from_slice(&bytes).map_err(|e| unread(&path, &e))
 }

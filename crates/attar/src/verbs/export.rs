@@ -63,7 +63,7 @@ impl Verb for Export {
 }
 
 /// The target that is made from plans, not from a model.
-const PLANS: &str = "c";
+pub(super) const PLANS: &str = "c";
 
 /// Writes the C of a folder of plans.
 fn export_c(arguments: &ArgMatches, printer: &Printer) -> Result<ExitCode, Error> {

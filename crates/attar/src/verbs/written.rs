@@ -7,6 +7,7 @@ use attar_export::C;
 use attar_recipe::{Error, Existing, RunnerKind, emit_plans, holds_plans};
 use clap::{Arg, ArgMatches, Command, builder::PossibleValuesParser};
 
+use super::export::PLANS;
 use crate::environment::engine_flags;
 
 /// Adds `--runner`, `--mode`, `--device` and the engines' own flags.
@@ -46,11 +47,14 @@ pub(super) fn mode(arguments: &ArgMatches, engine: &Engine) -> Result<Mode, Erro
     }
 }
 
-/// A runner's other name: [`PROGRAM`], which runs what was compiled.
+/// The name of the runner of compiled models: the engine that opens the target [`PLANS`].
 const COMPILED: &str = "compiled";
 
-/// The engine that runs plans, in C.
-const PROGRAM: &str = "c";
+/// The engine that runs what is made from plans.
+fn of_plans() -> &'static Engine {
+    let opens = |engine: &&&Engine| engine.opens.iter().any(|opens| opens.target == PLANS);
+    ENGINES.iter().find(opens).expect("an engine opens it")
+}
 
 /// What is to be run, and by which engine; none if by the reference.
 pub(super) struct Chosen {
@@ -63,14 +67,15 @@ pub(super) struct Chosen {
 impl Chosen {
     /// What is at `path`: a checkpoint, an artifact, or the plans of a compiled model.
     pub(super) fn at(path: &Path, arguments: &ArgMatches) -> Result<Chosen, Error> {
-        let runner = arguments.get_one::<String>("runner").map(|name| if name == COMPILED { PROGRAM } else { name });
-        let plans = Existing::engines(path).next().is_none() && holds_plans(path)?;
-        if plans && runner.is_none_or(|runner| runner == PROGRAM) {
+        let runner = arguments.get_one::<String>("runner").map(|name| if name == COMPILED { of_plans().name } else { name });
+        // Only if it is asked for: beside the plans in a folder may be the checkpoint that they were made from.
+        let asked = runner == Some(of_plans().name);
+        if asked && Existing::engines(path).next().is_none() && holds_plans(path)? {
             let scratch = tempfile::tempdir().map_err(|source| {
                 Error::from(attar_tensor::Error::Io { action: "create", path: std::env::temp_dir(), source })
             })?;
             emit_plans(path, &C::default(), scratch.path(), &mut |_, _| ())?;
-            let (path, engine) = (scratch.path().to_owned(), Some(attar_eval::engine(PROGRAM)?));
+            let (path, engine) = (scratch.path().to_owned(), Some(of_plans()));
             return Ok(Chosen { path, engine, _scratch: Some(scratch) });
         }
         Ok(Chosen { path: path.into(), engine: chosen(path, runner, arguments)?, _scratch: None })

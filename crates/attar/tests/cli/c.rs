@@ -207,7 +207,14 @@ fn build(compiler: &str, flags: &[&str], exported: &Path, port: &str, mains: [&s
     let own = own.map(|name| exported.join(name));
     let mut command = Command::new(compiler);
     command.args(["-std=gnu11", "-Wall", "-Wextra", "-fno-strict-aliasing"]).args(flags);
-    command.arg("-I").arg(exported).arg("-I").arg(program.parent().unwrap()).arg(format!("-Wa,-I{}", exported.display()));
+    command
+        .arg("-I")
+        .arg(&harness)
+        .arg("-I")
+        .arg(exported)
+        .arg("-I")
+        .arg(program.parent().unwrap())
+        .arg(format!("-Wa,-I{}", exported.display()));
     command.args(mains.map(|main| harness.join(main))).args(own).arg("-o").arg(program);
     command.args(if compiler.starts_with("arm") { &["-lgcc"][..] } else { &[] });
     let output = command.output().unwrap();
@@ -346,6 +353,13 @@ fn c_computes_what_the_simulator_does() {
         let said_really = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said_really.contains(said), "{arguments:?}: {said_really}");
     }
+    // Weights that were cut are found when they are linked.
+    let weights = room.path("again/attar_weights.bin");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..1000]).unwrap();
+    let make = Command::new("make").arg("-B").arg("-C").arg(room.path("again")).output().unwrap();
+    let said = String::from_utf8_lossy(&make.stderr).into_owned();
+    assert!(!make.status.success() && said.contains("another size than the weights of this program"), "{said}");
     // What was changed since is found, in the images and in what is said of the runs.
     let export = || room.attar(&["export", "out", "--target", "c", "--out", "damaged"]);
     let (dump, manifest) = (fs::read(room.path("out/compiled/dram.bin")).unwrap(), room.read("out/compiled/model.json"));
@@ -422,11 +436,16 @@ fn perplexity(folder: &Folder, tokens: &[u32], length: usize) -> f64 {
 fn evals_and_gates_run_the_compiled_c() {
     let room = Room::new();
     if !found("cc") {
+        assert!(std::env::var_os("ATTAR_BOARD").is_none(), "ATTAR_BOARD wants `cc`");
         return skip("there is no `cc`");
     }
     let rest = "[[export]]\ntarget = \"c\"\n\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 32\ntokens = 64\nrunners = [\"reference\", \"c\"]\n\n[[gate]]\nmetric = \"text/perplexity\"\nrunner = \"c\"\nat_most = 20\n";
     room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile("prove = 0"), rest]));
-    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    // What was compiled is not compiled again.
+    let compiles = |said: &crate::room::Said| said.stderr.contains("compile for generic-npu");
+    assert!(compiles(&room.attar(&["run", "recipe.toml"]).exits(0)));
+    let again = room.attar(&["run", "recipe.toml"]).exits(0);
+    assert!(!compiles(&again), "{}", again.stderr);
     let report = room.json("out/report.json");
     let evaluations = report["evals"].as_array().unwrap();
     let of = |runner: &str| evaluations.iter().find(|found| found["runner"] == runner).unwrap();
@@ -462,6 +481,11 @@ fn evals_and_gates_run_the_compiled_c() {
     room.attar(&["eval", "out/c", "--c", "/nowhere", "--data", "testdata/evals/shakespeare-valid.txt", "--window", "32"])
         .exits(3)
         .says("C compiler is not installed");
+    let mut command = room.command(&["generate", "out/c", "--prompt", "x"]);
+    command.env("ATTAR_C", "/nowhere");
+    room.finish(command).exits(3).says("C compiler is not installed");
+    // A checkpoint beside plans is what it was.
+    room.attar(&["eval", "out", "--data", "testdata/evals/shakespeare-valid.txt", "--window", "32"]).exits(3);
     fs::remove_file(room.path("out/c/attar_runtime.h")).unwrap();
     room.attar(&["generate", "out/c", "--prompt", "x"]).exits(3).says("is missing");
     fs::remove_file(room.path("out/c/artifact.json")).unwrap();

@@ -23,7 +23,7 @@ fn engines_with(engine: &'static Engine) -> Option<OsString> {
     match places.find(engine) {
         Ok(_) => Some(engines),
         Err(_) => {
-            skip(&format!("there is no {} in ATTAR_ENGINES: `cargo xtask engines` installs it", engine.title));
+            skip(&format!("{} is not in ATTAR_ENGINES: `cargo xtask engines` installs what is tested", engine.title));
             None
         }
     }

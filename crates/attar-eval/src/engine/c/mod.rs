@@ -17,7 +17,7 @@ use super::kind::{Engine, Failure, Home, Load, Mode, Opens, Program, Session, Wo
 
 pub(super) static ENGINE: Engine = Engine {
     name: "c",
-    title: "C compiler",
+    title: "the C compiler",
     home: Home::Program(Program {
         names: &["cc", "gcc", "clang"],
         variable: "CC",
@@ -103,7 +103,9 @@ impl Compiled {
         if !ENGINE.devices.contains(&load.device.as_str()) {
             return Err(Error::Device(load.device.clone()));
         }
-        let folder = load.model.parent().unwrap_or(Path::new("."));
+        // A name that begins with a dash would be an option of the compiler.
+        let model = std::path::absolute(&load.model)?;
+        let folder = model.parent().unwrap_or(Path::new("/"));
         let library = compiled(&load.library, folder)?;
         let weights = folder.join(WEIGHTS);
         let path = CString::new(weights.as_os_str().as_bytes()).map_err(io::Error::from)?;
@@ -272,7 +274,7 @@ fn compiled(compiler: &Path, folder: &Path) -> Result<Library, Error> {
     }
     // SAFETY: loading runs nothing of the library: C without constructors.
     let loaded = unsafe { Library::new(&library)? };
-    // What is loaded needs no file: whoever ends this process leaves nothing behind.
+    // What is loaded needs no file.
     scratch.close()?;
     Ok(loaded)
 }
