@@ -142,6 +142,14 @@ pub enum Error {
         /// Name of the value that it makes.
         node: String,
     },
+    /// A draft that is none, or longer than the prompt.
+    #[error("`verify` is {verify}: a draft has 2 tokens or more, and no more than `seq`, {seq}")]
+    Verify {
+        /// Its tokens.
+        verify: u64,
+        /// Tokens of the prompt.
+        seq: u64,
+    },
     /// A graph without a block that a device could run.
     #[error("the graph has no block with attention; only transformer blocks can be compiled for a device")]
     NothingToRun,

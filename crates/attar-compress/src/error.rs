@@ -305,6 +305,20 @@ pub enum Error {
         /// The one that is missing.
         other: &'static str,
     },
+    /// Activations of 8 or 16 bits, and nothing says how many of them may have 16.
+    #[error("`bits = \"auto\"` needs a budget")]
+    NoActivationBudget,
+    /// Several budgets of activations, or none.
+    #[error("`budget` bounds one of `cycles` and `bytes`")]
+    OneActivationBudget,
+    /// What is no share by which something may grow.
+    #[error("`budget.{key}` is {found}, and is to be a share of 0 or more")]
+    Increase {
+        /// What has the budget.
+        key: &'static str,
+        /// As it was written.
+        found: String,
+    },
     /// A file of JSON objects where a text is expected.
     #[error("`{}` holds JSON objects, and nothing says which of their texts is meant", path.display())]
     JsonLines {
@@ -406,6 +420,8 @@ impl Error {
             Error::NothingToScale | Error::NothingToPrune => Some("kind"),
             Error::Bound { key, .. } => Some(key),
             Error::Idle { key, .. } => Some(key),
+            Error::NoActivationBudget => Some("bits"),
+            Error::OneActivationBudget | Error::Increase { .. } => Some("budget"),
             Error::OneBudget { .. } | Error::NotUniform | Error::NoShape { .. } => Some("target"),
             Error::NoSublayers => Some("blocks"),
             Error::JsonLines { .. } => Some("path"),
@@ -467,6 +483,11 @@ impl Error {
             Error::NoMlp => Some("remove `mlp = true`".into()),
             Error::NothingToScale => Some("remove the step".into()),
             Error::NothingToPrune => Some("say what stays: `mlp = 1152` keeps so many channels of every MLP".into()),
+            Error::NoActivationBudget => {
+                Some("`budget` bounds `bytes` of activations or `cycles` of a `device`: 25% allows a quarter more than 8 bits take".into())
+            }
+            Error::OneActivationBudget => Some("cycles are those of a `device`; bytes are those of the activations".into()),
+            Error::Increase { .. } => Some("`\"10%\"` or `0.1` allows a tenth more than with 8 bits throughout".into()),
             Error::OneBudget { .. } => Some("give one of `parameters`, `bytes`, `macs`, `kv_bytes` and `latency`".into()),
             Error::NotUniform => Some("say what stays by `mlp`, `heads` and `kv_heads`".into()),
             Error::NoSublayers => Some("leave `blocks` out".into()),

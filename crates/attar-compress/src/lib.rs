@@ -23,8 +23,9 @@ mod training;
 mod transform;
 
 pub use activation::{
-    ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, Codes, Counts, Distribution, Feed,
-    Known, KvCache, OBSERVERS, Observer, ObserverName, Site as ActivationSite, insert,
+    ActivationBits, ActivationBudget, ActivationCost, ActivationGranularity, ActivationMode, ActivationSensitivity,
+    ActivationValues, Activations, Codes, Counts, Distribution, Feed, Known, KvCache, OBSERVERS, Observer, ObserverName,
+    Site as ActivationSite, insert,
 };
 pub use calibrate::{Calibration, SourceKind, TextSource, Windows};
 pub use error::{Error, Result};

@@ -1,9 +1,9 @@
 //! Bounds on metrics.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
-
+use attar_settings::Share;
 use attar_tensor::nearest;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Better, DEFAULT_TASK, DEVICE, Error, Estimate, Measurements, Metric, Mode, PREDICTED, Prediction, REFERENCE, Result, Task,
@@ -168,56 +168,6 @@ fn is_reference(runner: &String) -> bool {
     runner == REFERENCE
 }
 
-/// `"3%"` or `0.03`.
-#[derive(Serialize, JsonSchema)]
-#[serde(untagged)]
-enum Share {
-    Number(f64),
-    Percent(String),
-}
-
-impl<'de> Deserialize<'de> for Share {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Share, D::Error> {
-        from.deserialize_any(NumberOrPercent)
-    }
-}
-
-/// A visitor, since an untagged enum would not say what it expects.
-struct NumberOrPercent;
-
-impl de::Visitor<'_> for NumberOrPercent {
-    type Value = Share;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a share such as `\"3%\"` or `0.03`")
-    }
-
-    fn visit_f64<E: de::Error>(self, number: f64) -> std::result::Result<Share, E> {
-        Ok(Share::Number(number))
-    }
-
-    fn visit_i64<E: de::Error>(self, number: i64) -> std::result::Result<Share, E> {
-        Ok(Share::Number(number as f64))
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> std::result::Result<Share, E> {
-        Ok(Share::Number(number as f64))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<Share, E> {
-        Ok(Share::Percent(text.into()))
-    }
-}
-
-impl Share {
-    fn number(&self) -> Option<f64> {
-        match self {
-            Share::Number(n) => Some(*n),
-            Share::Percent(text) => text.strip_suffix('%')?.trim().parse::<f64>().ok().map(|percent| percent / 100.0),
-        }
-    }
-}
-
 impl TryFrom<WrittenGate> for Gate {
     type Error = Error;
 
@@ -285,15 +235,6 @@ impl WrittenGate {
             ("drop_at_most", self.drop_at_most.is_some()),
         ];
         given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
-    }
-}
-
-impl std::fmt::Display for Share {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Share::Number(n) => n.fmt(f),
-            Share::Percent(text) => write!(f, "{text:?}"),
-        }
     }
 }
 
@@ -449,7 +390,11 @@ impl Gate {
 
     fn predicted(&self, prediction: &Prediction) -> (Option<f64>, String) {
         match device_metric(&self.metric).map(|metric| (metric, (metric.value)(prediction))) {
-            Ok((metric, Some(number))) => (Some(number), format!("{}, {}", self.words(number), metric.known())),
+            Ok((metric, Some(number))) => {
+                let assumed = prediction.assumed.iter().any(|name| name == metric.name);
+                let from = if assumed { " from assumed numbers of the device" } else { "" };
+                (Some(number), format!("{}, {}{from}", self.words(number), metric.known()))
+            }
             Ok((metric, None)) if metric.computed => {
                 (None, format!("`{}` was not computed: the plans end before the logits, or `quality` is 0", self.metric))
             }

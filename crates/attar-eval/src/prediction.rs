@@ -45,6 +45,9 @@ pub struct Prediction {
     /// Signal-to-noise ratio of the program's logits against those with float activations, in decibels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snr: Option<f64>,
+    /// Metrics that rest on numbers of the device which nobody has measured or published.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<String>,
     /// What to know of these numbers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

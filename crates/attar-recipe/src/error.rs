@@ -208,11 +208,12 @@ impl From<attar_compile::Error> for Error {
 pub(crate) fn device_key(error: &attar_compile::Error) -> Option<&'static str> {
     use attar_compile::Error::{
         DeviceCannot, DeviceCycle, DeviceKey, DeviceMissing, DevicePair, DeviceRead, DeviceSram, DeviceSyntax, DeviceUnknown,
-        DeviceUsable, DeviceValue, MemoryTooSmall,
+        DeviceUsable, DeviceValue, MemoryTooSmall, Verify,
     };
     match error {
         DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } | DeviceCycle { .. } => Some("device"),
         DeviceUsable { .. } | DeviceSram { .. } | DevicePair { .. } | DeviceCannot { .. } => Some("device"),
+        Verify { .. } => Some("verify"),
         DeviceKey { .. } | DeviceValue { .. } | DeviceMissing { .. } | MemoryTooSmall { .. } => Some("set"),
         _ => None,
     }

@@ -77,7 +77,7 @@ pub use report::{
     ActivationReport, AllocationReport, ArtifactReport, CandidateReport, ChoiceReport, ChunkReport, CodedReport,
     CompilationReport, CutReport, DistillReport, EvalReport, Findings, FrontReport, FusionReport, LossReport, MeasuredPoint,
     ModelReport, PhaseReport, PlacementReport, PlainReport, ProofReport, PruneReport, RemovedReport, Report, SimulationReport,
-    SiteReport, SparseReport, TensorReport, Timed, TransformReport, VariantReport, Way, fusion_table,
+    SiteReport, SparseReport, TensorReport, Timed, TransformReport, VariantReport, Way, WidthReport, WidthsReport, fusion_table,
 };
 pub use run::{Request, evaluate, run};
 pub use runner::RunnerKind;

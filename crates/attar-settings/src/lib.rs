@@ -3,12 +3,14 @@
 //! A setting is defined once, as a documented field of a struct. Recipes, the published schema and the flags of the command line
 //! are derived from it.
 
+mod share;
 mod size;
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+pub use share::Share;
 pub use size::{Count, Size};
 
 /// Why a table is not the settings that were expected.

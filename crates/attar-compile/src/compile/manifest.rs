@@ -29,7 +29,7 @@ pub struct Manifest {
     pub width: u64,
     /// The value of one step of the logits; none if they are not computed.
     pub logits: Option<f64>,
-    /// The runs: prefill or its chunks, then decode.
+    /// The runs: prefill or its chunks, then decode and verify.
     pub runs: Vec<Entry>,
     /// Digests of `dram.bin`, `flash.bin` and `embedding.bin`, of those that there are.
     pub images: BTreeMap<String, Digest>,
@@ -38,7 +38,7 @@ pub struct Manifest {
 /// A run, whose plan is `NAME.plan`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// `prefill`, `prefill-1` and so on, or `decode`.
+    /// `prefill`, `prefill-1` and so on, `decode`, or `verify`.
     pub name: String,
     /// Tokens of the run.
     pub rows: u64,
@@ -46,6 +46,20 @@ pub struct Entry {
     pub past: u64,
     /// Whether it computes logits.
     pub head: bool,
+    /// Whether it computes those of every token, and not of the last only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub every_row: bool,
+}
+
+impl Entry {
+    /// Tokens whose logits it computes.
+    pub fn logits(&self) -> u64 {
+        match (self.head, self.every_row) {
+            (false, _) => 0,
+            (true, false) => 1,
+            (true, true) => self.rows,
+        }
+    }
 }
 
 impl Manifest {
@@ -56,7 +70,11 @@ impl Manifest {
         last: &Converted,
         embedding: Option<&Embedding>,
     ) -> Manifest {
-        let entry = |phase: &Phase| Entry { name: phase.name.clone(), rows: phase.rows, past: phase.past, head: phase.head };
+        let entry = |phase: &Phase| {
+            let Phase { rows, past, head, .. } = *phase;
+            let every_row = head && rows > 1 && past + rows > settings.seq.get();
+            Entry { name: phase.name.clone(), rows, past, head, every_row }
+        };
         Manifest {
             version: plan::VERSION,
             device: device.into(),

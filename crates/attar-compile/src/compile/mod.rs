@@ -61,6 +61,10 @@ pub struct Compile {
     pub chunk: Option<NonZeroU64>,
     /// Also plan decoding: one token after the prompt.
     pub decode: bool,
+    /// Also plan a run of so many tokens behind those before, with the logits of each: to verify a draft of them at once (speculative
+    /// decoding, Leviathan et al. 2023). 2 or more, and no more than `seq`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify: Option<NonZeroU64>,
     /// Allow an MLP's gate, up and down projections to become one kernel where that is better.
     pub join: bool,
     /// Allow tensors to stay in SRAM between kernels where that is better.
@@ -90,6 +94,7 @@ impl Default for Compile {
             seq: const { NonZeroU64::new(128).unwrap() },
             chunk: None,
             decode: true,
+            verify: None,
             join: true,
             keep: true,
             recompute: true,
@@ -105,7 +110,7 @@ impl Default for Compile {
 /// One run of a model: prefill, a chunk of it, or decode.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
-    /// `prefill`, `prefill-1` and so on for chunks, or `decode`.
+    /// `prefill`, `prefill-1` and so on for chunks, `decode`, or `verify`.
     pub name: String,
     /// Tokens of this run.
     pub rows: u64,
@@ -167,10 +172,11 @@ pub struct Compiled {
     pub chunks: Chunked,
     /// The Pareto front over chunk sizes and goals, if it was requested.
     pub front: Vec<Point>,
-    /// Prefill or its chunks, then decode if it was requested.
+    /// Prefill or its chunks, then decode and verify if they were requested.
     pub phases: Vec<Phase>,
-    /// The proof of the last norm and the head, if they are on the device: the same kernels in all phases.
-    pub head: Option<Proven>,
+    /// The proofs of the last norm and the head, if they are on the device, by name: `head` for one token, the same kernels in all phases
+    /// but one, and `verify-head` for every token of that.
+    pub heads: Vec<(&'static str, Proven)>,
     /// The weights and constants that all plans read.
     pub memory: MemoryImage,
     /// The rows of tokens, if the residual stream begins with a row that depends on its token alone.
@@ -240,7 +246,17 @@ impl Compile {
         Freedom { join: self.join, keep: self.keep, recompute: self.recompute }
     }
 
+    /// Settings that no model meets.
+    fn check(&self) -> Result<()> {
+        let (seq, verify) = (self.seq.get(), self.verify.map(NonZeroU64::get));
+        match verify.filter(|tokens| !(2..=seq).contains(tokens)) {
+            Some(verify) => Err(Error::Verify { verify, seq }),
+            None => Ok(()),
+        }
+    }
+
     fn subject<'a>(&self, graph: &Graph, source: &'a dyn Source) -> Result<Subject<'a>> {
+        self.check()?;
         let (device, fused) = (self.device()?, fused(graph)?);
         let last = self.bind([1, self.seq.get() - 1], ALL_BLOCKS, false);
         let program = convert(&fused, source, &Ranges::default(), last, &device.numerics.weights)?.program;
@@ -298,10 +314,12 @@ impl Compile {
         Ok(front(found.iter().map(|(goal, chunked)| (*goal, chunked))))
     }
 
-    /// A run of this prompt, or of the token after it. Logits are computed for the last token only.
+    /// A run of this prompt, or one that ends with the token after it. Of a prompt, logits are computed for the last token only.
     fn bind(&self, [rows, past]: [u64; 2], blocks: [usize; 2], numbers: bool) -> Bind {
-        let head = self.head && past + rows >= self.seq.get() && blocks == ALL_BLOCKS;
-        Bind { rows, past, capacity: self.seq.get() + u64::from(self.decode), blocks, head, every_row: false, numbers }
+        let (seq, end) = (self.seq.get(), past + rows);
+        let head = self.head && end >= seq && blocks == ALL_BLOCKS;
+        let capacity = seq + u64::from(self.decode || self.verify.is_some());
+        Bind { rows, past, capacity, blocks, head, every_row: end > seq, numbers }
     }
 
     fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
@@ -309,7 +327,8 @@ impl Compile {
         let name = |at: u64| if chunk >= seq { "prefill".into() } else { format!("prefill-{}", at + 1) };
         let prefill = (0..seq.div_ceil(chunk)).map(|at| (name(at), chunk.min(seq - at * chunk), at * chunk));
         let decode = self.decode.then(|| ("decode".into(), 1, seq));
-        prefill.chain(decode).collect()
+        let verify = self.verify.map(|tokens| (VERIFY.into(), tokens.get(), seq + 1 - tokens.get()));
+        prefill.chain(decode).chain(verify).collect()
     }
 
     /// Plans a run. The first one decides the image that the others use. `known` may know its schedule.
@@ -395,10 +414,14 @@ impl Compile {
             }
             phases.push(phase);
         }
-        let head = phases.iter().any(|phase| phase.head) && blocks > 0;
-        let last = Span { rows: 1, past: self.seq.get() - 1 };
-        let bind = Bind { head: true, ..self.bind([last.rows, last.past], [0, 0], true) };
-        let head = if head { Some(prover.head(subject.convert(&seen.ranges, bind)?, last, &image)?) } else { None };
+        let mut heads = Vec::new();
+        if phases.iter().any(|phase| phase.head) && blocks > 0 {
+            let verify = runs.iter().find(|(name, ..)| name == VERIFY).map(|(_, rows, past)| ("verify-head", *rows, *past));
+            for (name, rows, past) in [("head", 1, self.seq.get() - 1)].into_iter().chain(verify) {
+                let bind = Bind { head: true, ..self.bind([rows, past], [0, 0], true) };
+                heads.push((name, prover.head(subject.convert(&seen.ranges, bind)?, Span { rows, past }, &image)?));
+            }
+        }
         let name = &whole.program.get(whole.input).name;
         let embedding = Embedding::of(&seen, name, whole.residual[0].clone())?;
         let measures = phases.iter().any(|phase| phase.head) && !other.is_empty();
@@ -408,9 +431,12 @@ impl Compile {
         let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
         let Subject { device, fused, .. } = subject;
         let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);
-        Ok(Compiled { device: device.name, chunks, front, phases, head, memory, embedding, manifest, quality })
+        Ok(Compiled { device: device.name, chunks, front, phases, heads, memory, embedding, manifest, quality })
     }
 }
+
+/// The name of the run that verifies a draft.
+const VERIFY: &str = "verify";
 
 /// A model and the device that it is compiled for.
 struct Subject<'a> {

@@ -189,6 +189,12 @@ impl Report {
     }
 }
 
+/// Whether seconds and joules rest on an assumed number.
+pub fn assumed(rests: &[RestsOn]) -> [bool; 2] {
+    let any = |change: &dyn Fn(&RestsOn) -> f64| rests.iter().any(|rests| rests.is_assumed() && change(rests).abs() > NOTHING);
+    [any(&|rests| rests.latency), any(&|rests| rests.energy)]
+}
+
 /// Which assumed numbers count most, in a sentence; none if nothing is assumed, or nothing known.
 pub fn most_assumed(rests: &[RestsOn]) -> Option<String> {
     const SHOWN: usize = 3;

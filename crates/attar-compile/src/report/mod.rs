@@ -35,7 +35,7 @@ use crate::{
 
 pub use compare::{Comparison, Cost, Operation, PredictedSide, Settings, Side};
 pub use html::{Origin, Picture, pictures, to_html};
-pub use known::{MARK, RestsOn, most_assumed, rests_on};
+pub use known::{MARK, RestsOn, assumed, most_assumed, rests_on};
 use markup::escaped;
 pub use memory_map::memory_map;
 pub use moved::MovedReport;

@@ -1,6 +1,6 @@
 //! The settings of the step `activations`, and what they mean for a graph.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use attar_graph::{Graph, Node, Op, ValueId};
 use attar_tensor::nearest;
@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{
-    Codes, Feed, Known, OBSERVERS, Observer, Site,
+    ActivationBudget, ActivationSensitivity, Codes, Feed, Known, OBSERVERS, Observer, Site,
     values::{self, is_quantized, weight_of},
 };
 use crate::{Error, Patterns, Result, pattern, quantize::registered};
@@ -21,9 +21,15 @@ pub struct Activations {
     /// least one; an empty list quantizes only the KV cache.
     #[serde(default = "crate::quantize::block_matrices")]
     pub select: Patterns,
-    /// Bits per activation: 8 or 16.
+    /// Bits per activation: 8, 16, or `auto` for 16 where they help most within a `budget`, and 8 elsewhere.
     #[serde(default)]
     pub bits: ActivationBits,
+    /// Under `bits = "auto"`: what 16 bits may cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<ActivationBudget>,
+    /// Under `bits = "auto"`: how the loss of 8 bits is found [default: `fisher`, and `noise` for encoders].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<ActivationSensitivity>,
     /// `dynamic`: a scale for each token, computed at inference. `static`: fixed scales, from the calibration text.
     #[serde(default)]
     pub mode: ActivationMode,
@@ -63,21 +69,72 @@ pub enum ActivationValues {
 }
 
 /// Bits per code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct ActivationBits(pub u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivationBits {
+    /// 8 or 16.
+    Fixed(u32),
+    /// 16 where a budget allows and the loss of 8 is largest; otherwise 8.
+    Auto,
+}
+
+impl ActivationBits {
+    /// The bits, or the fewest that may be chosen.
+    pub fn least(self) -> u32 {
+        match self {
+            ActivationBits::Fixed(bits) => bits,
+            ActivationBits::Auto => 8,
+        }
+    }
+}
 
 impl Default for ActivationBits {
     fn default() -> ActivationBits {
-        ActivationBits(8)
+        ActivationBits::Fixed(8)
+    }
+}
+
+const AUTO: &str = "auto";
+
+impl Serialize for ActivationBits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            ActivationBits::Fixed(bits) => serializer.serialize_u32(*bits),
+            ActivationBits::Auto => serializer.serialize_str(AUTO),
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for ActivationBits {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<ActivationBits, D::Error> {
-        match i64::deserialize(deserializer)? {
-            bits @ (8 | 16) => Ok(ActivationBits(bits as u32)),
-            other => Err(de::Error::custom(format!("invalid value: `{other}`, expected 8 or 16"))),
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = ActivationBits;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("8, 16 or \"auto\"")
+            }
+
+            fn visit_i64<E: de::Error>(self, bits: i64) -> std::result::Result<ActivationBits, E> {
+                match bits {
+                    8 | 16 => Ok(ActivationBits::Fixed(bits as u32)),
+                    other => Err(E::custom(format!("invalid value: `{other}`, expected 8, 16 or \"auto\""))),
+                }
+            }
+
+            fn visit_u64<E: de::Error>(self, bits: u64) -> std::result::Result<ActivationBits, E> {
+                self.visit_i64(bits.min(i64::MAX as u64) as i64)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<ActivationBits, E> {
+                match text {
+                    AUTO => Ok(ActivationBits::Auto),
+                    other => Err(E::custom(format!("invalid value: `{other}`, expected 8, 16 or \"auto\""))),
+                }
+            }
         }
+
+        deserializer.deserialize_any(Visitor)
     }
 }
 
@@ -87,7 +144,7 @@ impl JsonSchema for ActivationBits {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "integer", "enum": [8, 16] })
+        json_schema!({ "oneOf": [{ "type": "integer", "enum": [8, 16] }, { "type": "string", "const": AUTO }] })
     }
 
     fn inline_schema() -> bool {
@@ -136,14 +193,14 @@ registered!(
 );
 
 impl Activations {
-    /// The values of `graph` that become integers, in running order. Reads no weight.
+    /// The values of `graph` that become integers, in running order, with the fewest bits that they may have. Reads no weight.
     pub fn sites(&self, graph: &Graph) -> Result<Vec<Site>> {
         self.check()?;
         if self.values() == ActivationValues::All {
             let wide = self.wide.as_deref().unwrap_or_default();
             let names: Vec<&str> = graph.nodes().iter().filter_map(|node| weight_of(graph, node)).collect();
             pattern::check("wide", wide, &names, false)?;
-            return values::sites(graph, Codes { bits: self.bits.0, asymmetric: self.asymmetric }, wide);
+            return values::sites(graph, Codes { bits: self.bits.least(), asymmetric: self.asymmetric }, wide);
         }
         let linears: Vec<(&Node, &str)> = graph.nodes().iter().filter_map(|node| Some((node, weight_of(graph, node)?))).collect();
         let names: Vec<&str> = linears.iter().map(|(_, name)| *name).collect();
@@ -170,7 +227,7 @@ impl Activations {
         let mut sites: Vec<Site> = sites.into_iter().map(|(_, site)| site).collect();
         if self.values() == ActivationValues::Linear {
             let results = linears.iter().filter(|(_, name)| self.select.iter().any(|pattern| pattern.matches(name)));
-            let codes = Codes { bits: self.bits.0, asymmetric: self.asymmetric };
+            let codes = Codes { bits: self.bits.least(), asymmetric: self.asymmetric };
             sites.extend(results.map(|(node, _)| values::site(graph, node.output(), codes)));
         }
         Ok(sites)
@@ -217,9 +274,9 @@ impl Activations {
                 let name = weight_of(graph, node).filter(|name| self.select.iter().any(|pattern| pattern.matches(name)))?;
                 let feed = Feed::Linear(name.into());
                 Some(match self.mode {
-                    ActivationMode::Dynamic => (feed, dynamic(self.bits.0), None),
+                    ActivationMode::Dynamic => (feed, dynamic(self.bits.least()), None),
                     ActivationMode::Static => {
-                        let codes = Codes { bits: self.bits.0, asymmetric: self.asymmetric };
+                        let codes = Codes { bits: self.bits.least(), asymmetric: self.asymmetric };
                         (feed, codes, Some(self.granularity.unwrap_or_default()))
                     }
                 })
@@ -229,6 +286,7 @@ impl Activations {
 
     /// Settings that contradict each other.
     fn check(&self) -> Result<()> {
+        self.check_budget()?;
         let dynamic = self.mode == ActivationMode::Dynamic;
         let given = [
             ("granularity", self.granularity.is_some()),

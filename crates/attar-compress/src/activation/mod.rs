@@ -4,6 +4,7 @@
 //! input of a cache. Scales are dynamic (one per row, computed at inference) or static; static scales are chosen by an
 //! [`Observer`] from the distribution of values on calibration text.
 
+mod budget;
 mod config;
 mod distribution;
 mod minmax;
@@ -18,6 +19,7 @@ use attar_graph::{
 };
 use attar_tensor::{Dtype, Encoding};
 
+pub use budget::{ActivationBudget, ActivationCost, ActivationSensitivity};
 pub use config::{ActivationBits, ActivationGranularity, ActivationMode, ActivationValues, Activations, KvCache, ObserverName};
 pub use distribution::{Counts, Distribution};
 

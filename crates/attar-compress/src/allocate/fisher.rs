@@ -17,6 +17,7 @@ use attar_graph::{BlockId, Graph, Mode, Node, Op, Origin, ValueId, Values, Weigh
 use candle_core::{DType, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
 
+use super::forward;
 use crate::{Error, Hessian, Result};
 
 /// Tokens whose logits are in memory at a time.
@@ -61,6 +62,24 @@ impl Reads {
             Reads::Table { tokens, gradients, length } => along(&change.index_select(tokens, 0)?, gradients, *length),
             Reads::Logits { inputs } => of_logits(inputs, weight, change),
         }
+    }
+}
+
+/// A value of the forward pass, and its gradients.
+pub struct Watched {
+    /// `[tokens, width]`.
+    pub values: Tensor,
+    /// Of the log-likelihood with respect to them: `[tokens, width]`.
+    gradients: Tensor,
+    /// Tokens per window.
+    length: usize,
+}
+
+impl Watched {
+    /// The sum over tokens of the divergence that follows from `change` of the values, `[tokens, width]`, in nats; and the number
+    /// of tokens.
+    pub fn divergence(&self, change: &Tensor) -> Result<(f64, usize)> {
+        along(change, &self.gradients, self.length)
     }
 }
 
@@ -113,7 +132,8 @@ fn of_logits(inputs: &Tensor, weight: &Tensor, change: &Tensor) -> Result<(f64, 
     Ok((total, tokens))
 }
 
-fn divergence(z: &[f32], dz: &[f32]) -> f64 {
+/// `KL(softmax z || softmax (z + dz))`.
+pub(super) fn divergence(z: &[f32], dz: &[f32]) -> f64 {
     let mut p = z.to_vec();
     let largest = kernel::max(z);
     kernel::exp_sum(&mut p, largest);
@@ -132,6 +152,8 @@ fn divergence(z: &[f32], dz: &[f32]) -> f64 {
 pub struct Outputs {
     /// By weight: inputs and gradients of its readers, per lane.
     pub reads: BTreeMap<ValueId, Vec<Reads>>,
+    /// By the value that is watched, per lane.
+    pub watched: BTreeMap<ValueId, Vec<Watched>>,
     /// By the value that linear layers read.
     hessians: BTreeMap<ValueId, Hessian>,
     /// Which value a linear layer's weight is multiplied with.
@@ -151,7 +173,7 @@ pub struct Backward<'a> {
     pub graph: &'a Graph,
     /// Its constants.
     pub weights: &'a dyn Weights,
-    /// The weights to report on.
+    /// The weights to report on, and the values that nodes compute.
     pub wanted: &'a dyn Fn(ValueId) -> bool,
     /// Seed of the random labels.
     pub seed: u64,
@@ -171,19 +193,11 @@ impl<'a> Backward<'a> {
                 kept.push((block, lanes.clone()));
             }
             if block.index() < (count - 1) / stride * stride {
-                lanes = lanes.iter().map(|lane| self.after(block, lane)).collect::<Result<_>>()?;
+                lanes = lanes.iter().map(|lane| forward::after(self.graph, self.weights, block, lane)).collect::<Result<_>>()?;
             }
         }
         let gradients = vec![Values::new(); differentiated];
         Ok(Backwards { of: self, differentiated, stride, kept, ahead: Vec::new(), gradients })
-    }
-
-    /// What is read after `block`, once it ran.
-    fn after(&self, block: BlockId, lane: &Values) -> Result<Values> {
-        let mut all = lane.clone();
-        all.extend(self.graph.evaluate_block(block, self.weights, Mode::Inference, lane)?);
-        all.retain(|id, _| self.graph.is_read_after(*id, block));
-        Ok(all)
     }
 
     /// The linear layers and tables of a block whose weight is wanted.
@@ -233,7 +247,8 @@ impl Backwards<'_> {
         let mut block = first;
         let last = (first.index() + self.stride).min(self.of.graph.block_count());
         while block.index() + 1 < last {
-            let next = lanes.iter().map(|lane| self.of.after(block, lane)).collect::<Result<_>>()?;
+            let next =
+                lanes.iter().map(|lane| forward::after(self.of.graph, self.of.weights, block, lane)).collect::<Result<_>>()?;
             self.ahead.push((block, std::mem::replace(&mut lanes, next)));
             block = BlockId::after(block);
         }
@@ -326,8 +341,13 @@ impl Backwards<'_> {
         let readers: Vec<Node> = self.of.readers(block).cloned().collect();
         let (mut values, mut steps): (HashMap<ValueId, Tensor>, HashMap<ValueId, Tensor>) = Default::default();
         values.extend(inside.clone());
+        let mut watched = BTreeMap::new();
         let leaving = self.inner(block, &inside, Mode::Training, |id, tensor| {
-            let tensor = match readers.iter().any(|reader| reader.output() == id) {
+            let is_watched = (self.of.wanted)(id);
+            if is_watched {
+                watched.insert(id, tensor.detach());
+            }
+            let tensor = match is_watched || readers.iter().any(|reader| reader.output() == id) {
                 true => {
                     let step = Var::zeros(tensor.shape(), DType::F32, tensor.device())?;
                     steps.insert(id, step.as_tensor().clone());
@@ -341,7 +361,7 @@ impl Backwards<'_> {
             Ok(tensor)
         })?;
         let inputs = readers.iter().map(|reader| (reader.output(), values[&reader.inputs[0]].detach())).collect();
-        Ok(Traced { entering: inside, leaving, readers, inputs, steps })
+        Ok(Traced { entering: inside, leaving, readers, inputs, watched, steps })
     }
 
     /// The same for the block that gives the logits, with labels drawn from them, some positions at a time.
@@ -390,6 +410,7 @@ impl Backwards<'_> {
 
     /// Takes in what a lane's parts read; of the inputs of logits only so many that all lanes together have enough.
     fn merge(&self, parts: Outputs, outputs: &mut Outputs) -> Result<()> {
+        parts.watched.into_iter().for_each(|(id, watched)| outputs.watched.entry(id).or_default().extend(watched));
         let most = JUDGED.div_ceil(self.differentiated);
         for (weight, reads) in parts.reads {
             let all = outputs.reads.entry(weight).or_default();
@@ -418,7 +439,9 @@ struct Traced {
     readers: Vec<Node>,
     /// What a reader reads, by what it makes.
     inputs: HashMap<ValueId, Tensor>,
-    /// Zeros that were added to what a reader makes: their gradients are its.
+    /// Values that are watched.
+    watched: BTreeMap<ValueId, Tensor>,
+    /// Zeros that were added to what a reader makes, and to what is watched: their gradients are its.
     steps: HashMap<ValueId, Tensor>,
 }
 
@@ -435,6 +458,12 @@ impl Traced {
                 _ => Reads::Linear { inputs: rows()?, gradients, length },
             };
             outputs.reads.entry(reader.inputs[1]).or_default().push(reads);
+        }
+        for (id, values) in &self.watched {
+            let Some(gradient) = store.remove(&self.steps[id]) else { continue };
+            let [.., length, width] = *gradient.dims() else { continue };
+            let (values, gradients) = (values.reshape(((), width))?, gradient.reshape(((), width))?);
+            outputs.watched.entry(*id).or_default().push(Watched { values, gradients, length });
         }
         Ok(())
     }

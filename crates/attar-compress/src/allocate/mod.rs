@@ -5,8 +5,10 @@
 
 mod budget;
 mod fisher;
+mod forward;
 mod knapsack;
 
 pub use budget::{Budget, Choice, Sensitivity, default_choices};
-pub use fisher::{Backward, Backwards, Outputs, Reads};
+pub use fisher::{Backward, Backwards, Outputs, Reads, Watched};
+pub use forward::Forward;
 pub use knapsack::{Cost, Solution, least_bits, most_bits, solve};

@@ -97,7 +97,9 @@ impl Artifact {
         };
         let doing = if ask.is_some() { "compiling the model" } else { "loading the model" };
         match child.ask(doing, Request::Open(load), &[])? {
-            (Reply::Opened { outputs, rewinds, predicted }, _) => Ok(Open { child, outputs, rewinds, predicted }),
+            (Reply::Opened { outputs, rewinds, predicted }, _) => {
+                Ok(Open { child, outputs, rewinds, predicted: predicted.map(|boxed| *boxed) })
+            }
             (reply, _) => Err(child.nonsense(doing, format!("{reply:?}"))),
         }
     }

@@ -72,7 +72,7 @@ pub enum Reply {
         rewinds: bool,
         /// What a compiler predicts of it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        predicted: Option<Prediction>,
+        predicted: Option<Box<Prediction>>,
     },
     /// The tokens have run, or are forgotten.
     Fed,

@@ -101,10 +101,11 @@ impl<'a> Compiled<'a> {
             return Err(format!("a step of the logits is {logits}"));
         }
         let mut names = HashSet::new();
-        for Run { entry: Entry { name, rows, past, head }, plan } in &self.runs {
+        for Run { entry, plan } in &self.runs {
+            let Entry { name, rows, past, head, .. } = entry;
             let of = |role: Role| plan.tensors.iter().filter(move |tensor| tensor.role == role);
             let input = of(Role::Input).all(|tensor| [tensor.rows, tensor.columns] == [*rows, width]);
-            let shape = if *head { [1, vocabulary] } else { [*rows, width] };
+            let shape = if *head { [entry.logits(), vocabulary] } else { [*rows, width] };
             let output = of(Role::Output).all(|tensor| [tensor.rows, tensor.columns] == shape);
             let states = of(Role::State).all(|tensor| tensor.rows == positions);
             let room = past.checked_add(*rows).is_some_and(|end| end <= positions);
@@ -115,6 +116,11 @@ impl<'a> Compiled<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Tokens of which a run has the logits of each; 0 if there is none.
+    pub(super) fn verified(&self) -> u64 {
+        self.runs.iter().filter(|run| run.entry.every_row).map(|run| run.entry.rows).max().unwrap_or(0)
     }
 
     /// Sizes of the manifest, the plans and the files agree.

@@ -359,6 +359,7 @@ fn model_header(compiled: &Compiled, layout: &Layout, prefix: &[u8; PREFIX], tex
         ("WEIGHTS_BYTES", layout.weights, "read only"),
         ("EMBEDDING", layout.embedding, "where the rows of tokens begin"),
         ("HEADER", PREFIX as u64, "bytes that say which weights these are"),
+        ("VERIFY", compiled.verified(), "tokens that attar_verify reads at once; 0 if there is no plan of that"),
         ("PLANS", compiled.runs.len() as u64, "runs"),
         ("BUFFERS", held.buffers, "of one kernel at most"),
         ("SLOTS", held.slots, "boxes that these hold at most"),

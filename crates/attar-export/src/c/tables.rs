@@ -79,7 +79,7 @@ pub(super) fn model(compiled: &Compiled, layout: &Layout) -> Result<String> {
             entry.rows,
             entry.past,
             run.plan.align,
-            u8::from(entry.head)
+            entry.logits()
         )
         .expect("strings grow");
     }

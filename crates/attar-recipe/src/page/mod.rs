@@ -7,6 +7,7 @@ mod difference;
 
 use std::{fs, path::Path};
 
+use attar_compile::report::MARK;
 use attar_eval::{Against, Evaluation, Metric, Outcome, Status, TASKS, Task};
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
@@ -489,11 +490,14 @@ fn predicted(runs: &[One<'_>]) -> Vec<Section> {
             .filter_map(|(run, evaluation)| {
                 let Outcome::Predicted(prediction) = &evaluation.outcome else { return None };
                 let name = format!("{}, {}", named(run, evaluation.variant.as_deref().unwrap_or_default()), evaluation.runner);
-                Some((shown(&name), (metric.value)(prediction)? * scale))
+                let mark = if prediction.assumed.iter().any(|name| name == metric.name) { MARK } else { "" };
+                Some((shown(&name) + mark, (metric.value)(prediction)? * scale))
             })
             .collect();
         if !values.is_empty() {
-            figures.push(bars(&values, unit, format!("{}, in {unit}.", capitalized(metric.about))).into());
+            let assumed = values.iter().any(|(name, _)| name.ends_with(MARK));
+            let mark = if assumed { format!(" {MARK} rests on assumed numbers of the device.") } else { String::new() };
+            figures.push(bars(&values, unit, format!("{}, in {unit}.{mark}", capitalized(metric.about))).into());
         }
     }
     vec![Section { title: "Predicted for devices".into(), figures, ..Section::default() }]

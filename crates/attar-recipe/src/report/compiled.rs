@@ -1,12 +1,21 @@
 //! What the step `compile` planned for a device, and proved.
 
-use attar_compile::schedule::Goal;
-use attar_compile::{Quality, report::Picture};
+use attar_compile::{
+    Quality,
+    report::{MARK, Picture},
+    schedule::Goal,
+};
 use attar_eval::Prediction;
 use serde::{Deserialize, Serialize};
 
-use super::finding::{Finding, Found};
-use crate::table::{Table, bytes, rows_of};
+use super::{
+    evals::EvalReport,
+    finding::{Finding, Found},
+};
+use crate::{
+    shown::in_markdown,
+    table::{Table, bytes, rows_of},
+};
 
 /// A model for a device. Times, energies and bytes are predicted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,11 +29,17 @@ pub struct CompilationReport {
     /// The Pareto front over chunk sizes and goals, if it was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub front: Vec<FrontReport>,
-    /// Prefill, and decode if it was asked for.
+    /// Prefill, and decode and verify if they were asked for.
     pub phases: Vec<PhaseReport>,
     /// The last norm and the head, if they are on the device and were proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<ProofReport>,
+    /// The same for every token of the run `verify`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_head: Option<ProofReport>,
+    /// Which assumed numbers of the device count most for the prompt, in a sentence; none where nothing is assumed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rests_on: Option<String>,
     /// What the integers lose, where they end with logits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<Quality>,
@@ -82,6 +97,9 @@ pub struct PhaseReport {
     pub latency: f64,
     /// Joules.
     pub energy: f64,
+    /// Whether the seconds and the joules rest on assumed numbers of the device.
+    #[serde(default)]
+    pub assumed: [bool; 2],
     /// Bytes.
     pub peak_sram: u64,
     /// Bytes.
@@ -116,13 +134,28 @@ impl Finding for CompilationReport {
         ]
     }
 
+    fn sections(found: &Found<'_, Self>, _: &[EvalReport]) -> String {
+        let mut text = String::new();
+        for compilation in found.iter().flat_map(|(_, compilations)| compilations.iter()) {
+            let Some(sentence) = &compilation.rests_on else { continue };
+            let said = format!("\\{MARK} {}: {sentence}\n\n", in_markdown(&compilation.device));
+            if !text.contains(&said) {
+                text += &said;
+            }
+        }
+        text
+    }
+
     fn prediction(&self) -> Option<Prediction> {
-        let (decode, prefill): (Vec<&PhaseReport>, Vec<&PhaseReport>) =
-            self.phases.iter().partition(|phase| phase.name == "decode");
-        let decode = decode.first();
+        let decode = self.phases.iter().find(|phase| phase.name == "decode");
+        let prefill: Vec<&PhaseReport> = self.phases.iter().filter(|phase| phase.name.starts_with("prefill")).collect();
         let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
         let shared = || prefill.iter().map(|phase| phase.energy).sum::<f64>() / tokens.max(1) as f64;
+        let rest = |phase: &PhaseReport, of: usize, name: &str| phase.assumed[of].then(|| name.to_owned());
+        let prompt = prefill.iter().find_map(|phase| rest(phase, 0, "latency"));
+        let energy = prefill.iter().copied().chain(decode).find_map(|phase| rest(phase, 1, "energy-per-token"));
         Some(Prediction {
+            assumed: [prompt, decode.and_then(|phase| rest(phase, 0, "decode-latency")), energy].into_iter().flatten().collect(),
             latency: Some(prefill.iter().map(|phase| phase.latency).sum()),
             decode_latency: decode.map(|phase| phase.latency),
             peak_sram: self.phases.iter().map(|phase| phase.peak_sram).max(),
@@ -142,7 +175,9 @@ fn table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
         let device = &compilation.device;
         let phases = compilation.phases.iter().map(|phase| phase_row(device, phase));
-        phases.chain(compilation.head.as_ref().map(|head| head_row(device, head))).collect::<Vec<_>>()
+        let heads = [("norm and head", &compilation.head), ("norm and head of verify", &compilation.verify_head)];
+        let heads = heads.into_iter().filter_map(|(name, head)| Some(head_row(device, name, head.as_ref()?)));
+        phases.chain(heads).collect::<Vec<_>>()
     };
     Table { head: HEAD, rows: rows_of(variants.iter().copied(), rows) }
 }
@@ -163,8 +198,8 @@ fn phase_row(device: &str, phase: &PhaseReport) -> Vec<String> {
         device.into(),
         phase_title(phase),
         format!("{} of {} kinds", phase.kernels, phase.bodies),
-        format!("{:.3} ms", 1e3 * phase.latency),
-        format!("{:.3e}", phase.energy),
+        marked(format!("{:.3} ms", 1e3 * phase.latency), phase.assumed[0]),
+        marked(format!("{:.3e}", phase.energy), phase.assumed[1]),
         bytes(phase.dram_bytes),
         bytes(phase.peak_sram),
         bytes(phase.peak_dram),
@@ -173,11 +208,16 @@ fn phase_row(device: &str, phase: &PhaseReport) -> Vec<String> {
     ]
 }
 
+/// A figure, marked where it rests on assumed numbers.
+fn marked(text: String, assumed: bool) -> String {
+    if assumed { text + MARK } else { text }
+}
+
 /// What was proven of the norm and the head; their costs are within those of the runs.
-fn head_row(device: &str, proof: &ProofReport) -> Vec<String> {
+fn head_row(device: &str, name: &str, proof: &ProofReport) -> Vec<String> {
     let snr = proof.snr_db.map_or("-".into(), |snr| format!("{snr:.1}"));
     let costs = std::iter::repeat_n("-".to_owned(), 6);
-    let name = [device.into(), "norm and head".into()];
+    let name = [device.into(), name.into()];
     name.into_iter().chain(costs).chain(["all".to_owned(), snr]).collect()
 }
 
@@ -203,7 +243,9 @@ const QUALITY_HEAD: &[&str] = &["variant", "device", "tokens", "KL from float ac
 /// Goals and sizes of chunks on the Pareto front: one row each.
 fn front_table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
-        compilation.front.iter().map(|point| front_row(&compilation.device, point)).collect::<Vec<_>>()
+        let all = compilation.phases.iter().map(|phase| phase.assumed);
+        let assumed = all.fold([false; 2], |[seconds, joules], phase| [seconds || phase[0], joules || phase[1]]);
+        compilation.front.iter().map(|point| front_row(&compilation.device, point, assumed)).collect::<Vec<_>>()
     };
     Table { head: FRONT_HEAD, rows: rows_of(variants.iter().copied(), rows) }
 }
@@ -211,7 +253,7 @@ fn front_table(variants: &Found<'_, CompilationReport>) -> Table {
 const FRONT_HEAD: &[&str] =
     &["variant", "device", "goal", "chunks", "DRAM traffic", "peak SRAM", "cycles (predicted)", "J (predicted)", "counted"];
 
-fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
+fn front_row(device: &str, point: &FrontReport, assumed: [bool; 2]) -> Vec<String> {
     let ChunkReport { chunk, chunks, dram_bytes, cycles, peak_sram, exact, .. } = &point.prompt;
     vec![
         device.into(),
@@ -219,8 +261,8 @@ fn front_row(device: &str, point: &FrontReport) -> Vec<String> {
         format!("{chunks} of {chunk}"),
         bytes(*dram_bytes),
         bytes(*peak_sram),
-        cycles.to_string(),
-        format!("{:.3e}", point.energy),
+        marked(cycles.to_string(), assumed[0]),
+        marked(format!("{:.3e}", point.energy), assumed[1]),
         if *exact { "every chunk" } else { "some chunks, the rest between" }.into(),
     ]
 }

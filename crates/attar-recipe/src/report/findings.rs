@@ -8,7 +8,7 @@ use super::{
     activations::ActivationReport, budget::AllocationReport, coded::CodedReport, compiled::CompilationReport,
     distilled::DistillReport, evals::EvalReport, finding::Finding, fused::FusionReport, lost::LossReport,
     placed::PlacementReport, pruned::PruneReport, simulated::SimulationReport, sparse::SparseReport,
-    transformed::TransformReport,
+    transformed::TransformReport, widths::WidthsReport,
 };
 use crate::table::Table;
 
@@ -72,6 +72,8 @@ findings! {
     losses: LossReport,
     /// Runs of training, in the order of the steps.
     distillations: DistillReport,
+    /// How budgets of activations were spent, in the order of the steps.
+    widths: WidthsReport,
     /// Every activation in integers, the lowest signal-to-noise ratio first.
     activations: ActivationReport,
     /// What passes did to the graph, in the order of the passes.

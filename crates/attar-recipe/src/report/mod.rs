@@ -21,6 +21,7 @@ mod tiled;
 mod timed;
 mod transformed;
 mod way;
+mod widths;
 
 use attar_eval::{Status, Verdict};
 use attar_export::Totals;
@@ -43,6 +44,7 @@ pub use self::{
     timed::Timed,
     transformed::{SiteReport, TransformReport},
     way::Way,
+    widths::{WidthReport, WidthsReport},
 };
 pub(crate) use self::{evals::runner, timed::latencies};
 use crate::{

@@ -5,7 +5,7 @@ use std::{cell::Cell, collections::BTreeSet, path::PathBuf, sync::Arc};
 use attar_compile::{
     Compile, Compiled, Manifest, Phase, Plan, Planned, Progress, Proven,
     plan::Space,
-    report::{Origin, Picture, pictures, to_html},
+    report::{Origin, Picture, assumed, most_assumed, pictures, to_html},
     schedule::chunk::{Candidate, Point},
 };
 use attar_graph::kernel::instruction_set;
@@ -282,7 +282,8 @@ fn memories(
         let path = session.store.open(&digest)?;
         let unread = |source| attar_tensor::Error::Io { action: "read", path: path.clone(), source };
         let mut file = std::fs::File::open(&path).map_err(unread)?;
-        let proofs = compiled.phases.iter().filter_map(|phase| phase.proof.as_ref()).chain(&compiled.head);
+        let proofs =
+            compiled.phases.iter().filter_map(|phase| phase.proof.as_ref()).chain(compiled.heads.iter().map(|(_, head)| head));
         for proof in proofs {
             if let Some(tensor) = proof.missing_in(space, &mut file).map_err(unread)? {
                 return Err(Error::input(format!("`{name}` does not hold `{tensor}` as it was proven: a bug of attar")).into());
@@ -318,8 +319,12 @@ fn files(compiled: &Compiled, manifest: &Manifest, origin: &Origin) -> Vec<(Stri
             files.push((format!("{}.json", phase.name), json(report)));
         }
     }
-    let proofs = compiled.phases.iter().map(|phase| (phase.name.as_str(), &phase.proof)).chain([("head", &compiled.head)]);
-    for (name, proven) in proofs.filter_map(|(name, proof)| Some((name, proof.as_ref()?))) {
+    let proofs = compiled
+        .phases
+        .iter()
+        .map(|phase| (phase.name.as_str(), &phase.proof))
+        .filter_map(|(name, proof)| Some((name, proof.as_ref()?)));
+    for (name, proven) in proofs.chain(compiled.heads.iter().map(|(name, head)| (*name, head))) {
         files.push((format!("{name}{PROOF_PLAN}"), proven.schedule.plan.to_bytes()));
         files.push((format!("{name}{PROOF_DATA}"), proven.proof.to_bytes()));
     }
@@ -334,7 +339,9 @@ fn report(compiled: &Compiled) -> CompilationReport {
         chunks: compiled.chunks.candidates.iter().map(chunk_report).collect(),
         front: compiled.front.iter().map(front_report).collect(),
         phases,
-        head: compiled.head.as_ref().map(proof_report),
+        head: compiled.heads.first().map(|(_, head)| proof_report(head)),
+        verify_head: compiled.heads.get(1).map(|(_, head)| proof_report(head)),
+        rests_on: compiled.phases.first().and_then(|phase| most_assumed(&phase.report.as_ref()?.predicted_from)),
         quality: compiled.quality,
     }
 }
@@ -351,6 +358,7 @@ fn phase_report(phase: &Phase) -> PhaseReport {
         dram_bytes: phase.simulation.dram(),
         latency: phase.simulation.latency(rates),
         energy: phase.simulation.energy(rates),
+        assumed: phase.report.as_ref().map_or([false; 2], |report| assumed(&report.predicted_from)),
         peak_sram: phase.simulation.sram_peak,
         peak_dram: peak_dram(&phase.schedule.plan),
         proof: phase.proof.as_ref().map(proof_report),

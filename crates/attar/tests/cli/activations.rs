@@ -132,3 +132,119 @@ fn activations_that_overflow_stop_the_run() {
     }
     assert!(!room.path("out/manifest.json").exists());
 }
+
+/// Where 8 bits lose most, and 16 elsewhere within a budget.
+fn chosen(room: &Room, settings: &str) -> Value {
+    let text = format!(
+        "recipe = 1\nmodel = \"testdata/models/shakespeare-1m\"\noutput = \"out\"\n\n{CALIBRATION}\
+         [[step]]\nkind = \"activations\"\nmode = \"static\"\nselect = [\"**\"]\n{settings}\n\n\
+         [[eval]]\nname = \"plays\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 256\ntokens = 4096\n"
+    );
+    room.write("recipe.toml", &text);
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    room.json("out/report.json")
+}
+
+fn widths(report: &Value) -> &Value {
+    &report["variants"][0]["widths"][0]
+}
+
+fn measured(report: &Value) -> f64 {
+    report["evals"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|eval| eval["outcome"]["measured"]["against_base"]["kl_mean"]["value"].as_f64())
+        .next_back()
+        .expect("measured")
+}
+
+/// Sixteen bits go where they help: a fifth more bytes take most of what 8 bits lose, and the prediction is what is measured.
+#[test]
+fn bits_are_spent_where_they_help() {
+    let room = Room::new();
+    let eight = measured(&chosen(&room, ""));
+    let report = chosen(&room, "bits = \"auto\"\nbudget = { bytes = \"20%\" }");
+    let (found, fisher) = (measured(&report), widths(&report).clone());
+    assert!(found < 0.5 * eight, "{found} of {eight}");
+    let number = |key: &str| fisher[key].as_f64().expect("a number");
+    assert!((number("predicted_least") / eight - 1.0).abs() < 0.35, "{} predicted, {eight} measured", fisher["predicted_least"]);
+    assert!((number("predicted") / found - 1.0).abs() < 0.35, "{} predicted, {found} measured", fisher["predicted"]);
+    assert!(number("spent") <= number("allowed") && number("allowed") <= 1.2 * number("least"), "{fisher}");
+    assert_eq!(number("most"), 2.0 * number("least"));
+    let wide = |report: &Value| -> Vec<String> {
+        let activations = report["variants"][0]["activations"].as_array().expect("a list");
+        let sixteen = activations.iter().filter(|a| a["encoding"].as_str().is_some_and(|text| text.starts_with("int16/")));
+        let mut names: Vec<String> = sixteen.filter_map(|a| a["name"].as_str().map(Into::into)).collect();
+        names.sort();
+        names
+    };
+    let sixteen = |widths: &Value| -> Vec<String> {
+        let choices = widths["choices"].as_array().expect("a list").iter().filter(|choice| choice["bits"] == 16);
+        let mut names: Vec<String> = choices.filter_map(|choice| choice["name"].as_str().map(Into::into)).collect();
+        names.sort();
+        names
+    };
+    assert!(!wide(&report).is_empty() && wide(&report) == sixteen(&fisher), "{fisher}");
+    assert!(room.read("out/report.md").contains("## Bits of activations: `bytes = \"20%\"`"));
+    // Gradients foretell what is measured one activation at a time.
+    let report = chosen(&room, "bits = \"auto\"\nbudget = { bytes = \"20%\" }\nsensitivity = \"kl\"");
+    let kl = widths(&report);
+    for (one, other) in fisher["choices"].as_array().into_iter().flatten().zip(kl["choices"].as_array().into_iter().flatten()) {
+        let ratio = one["losses"][0].as_f64().zip(other["losses"][0].as_f64()).map(|(one, other)| one / other);
+        assert!(one["name"] == other["name"] && ratio.is_some_and(|ratio| (0.6..1.7).contains(&ratio)), "{one} {other}");
+    }
+    // Cycles are those of a device: int16 at half the rate doubles a product.
+    let report = chosen(&room, "bits = \"auto\"\nbudget = { cycles = 0.3, device = \"generic-npu\" }");
+    let cycles = widths(&report);
+    assert_eq!(cycles["most"].as_u64(), cycles["least"].as_u64().map(|least| 2 * least));
+    assert!(cycles["spent"].as_u64() <= cycles["allowed"].as_u64() && measured(&report) < 0.5 * eight, "{cycles}");
+}
+
+/// An encoder predicts no tokens: the noise of its activations decides.
+#[test]
+fn encoders_spend_bits_by_noise() {
+    let room = Room::new();
+    let run = |more: &[&str]| {
+        let all = [
+            "activations",
+            "testdata/models/tiny-bert",
+            "--mode",
+            "static",
+            "--bits",
+            "auto",
+            "--budget",
+            "bytes=60%",
+            "--out",
+            "out",
+        ];
+        room.attar(&[&all[..], more].concat())
+    };
+    run(&["--sensitivity", "fisher"]).exits(2).says("an encoder predicts none");
+    run(&["--samples", "2", "--calibration", "testdata/evals/shakespeare-train.txt"]).exits(0);
+    assert!(room.read("out/graph.ir").contains(".int16 = quantize"));
+}
+
+#[test]
+fn budgets_of_activations_that_mean_nothing_are_refused() {
+    let room = Room::new();
+    for (settings, said) in [
+        (&["--bits", "auto"][..], "needs a budget"),
+        (&["--budget", "bytes=10%"], "`--budget` says nothing without"),
+        (&["--sensitivity", "kl"], "`--sensitivity` says nothing without"),
+        (&["--bits", "auto", "--budget", "bytes=10%", "--budget", "cycles=10%"], "bounds one of `cycles` and `bytes`"),
+        (&["--bits", "auto", "--budget", "cycles=10%"], "`budget.cycles` says nothing without `budget.device`"),
+        (
+            &["--bits", "auto", "--budget", "bytes=10%", "--budget", "device=generic-npu"],
+            "`budget.device` says nothing without `budget.cycles`",
+        ),
+        (&["--bits", "auto", "--budget", "bytes=few"], "`budget.bytes` is \"few\", and is to be a share of 0 or more"),
+        (&["--bits", "auto", "--budget", "cycles=10%", "--budget", "device=nothing"], "no device is named `nothing`"),
+        (&["--bits", "auto", "--budget", "bytes=10%", "--values", "all"], "`--values` does not go with `--bits auto`"),
+        (&["--bits", "12"], "found `12`, expected 8, 16 or \"auto\""),
+    ] {
+        let all = ["activations", "testdata/models/shakespeare-1m", "--mode", "static", "--out", "out"];
+        room.attar(&[&all[..], settings].concat()).exits(2).says(said);
+    }
+    assert!(!room.path("out").exists());
+}

@@ -102,7 +102,9 @@ impl Folder {
         }
         state.position += tokens.len() as u64;
         if head {
-            state.logits = memory.get(TensorId(ids(Role::Output).next().unwrap().0)).numbers().to_vec();
+            // Where every token has its logits, the last ones count.
+            let logits = memory.get(TensorId(ids(Role::Output).next().unwrap().0)).numbers();
+            state.logits = logits[logits.len() - self.manifest.vocabulary.unwrap() as usize..].to_vec();
         }
     }
 
@@ -400,10 +402,37 @@ fn int16_becomes_c_too() {
     let wide = static_of("\"blocks.*.mlp.*\", \"blocks.*.attention.{query,key,value}\", \"lm_head\"", 16);
     let rest = static_of("\"blocks.*.attention.output\"", 8);
     let export = "\n[[export]]\ntarget = \"c\"\n";
-    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, &wide, &rest, &compile("prove = 4"), export]));
+    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, &wide, &rest, &compile("prove = 4\nverify = 3"), export]));
     proven(&room);
+    verified(&room);
     let plan = room.read("out/compiled/prefill.txt");
     assert!(plan.contains("64 bits") && plan.contains(" >> "), "sums of int16 have 64 bits:\n{plan}");
+}
+
+/// A draft is verified in one run, and what does not stand leaves no trace: the text is the same, in fewer runs.
+fn verified(room: &Room) {
+    let report = room.json("out/report.json");
+    let compiled = &report["variants"][0]["compilations"][0];
+    let names: Vec<&str> = compiled["phases"].as_array().unwrap().iter().filter_map(|phase| phase["name"].as_str()).collect();
+    assert_eq!(names, ["prefill", "decode", "verify"]);
+    assert!(compiled["verify_head"]["macs"].as_u64() == compiled["head"]["macs"].as_u64().map(|macs| 3 * macs), "{compiled}");
+    if !found("make") {
+        return skip("there is no `make`");
+    }
+    let exported = room.path("out/c");
+    let make = Command::new("make").arg("-C").arg(&exported).output().unwrap();
+    assert!(make.status.success(), "{}", String::from_utf8_lossy(&make.stderr));
+    let example = |drafts: &[&str]| {
+        let prompt = ["-n", "30", "1", "403", "407", "1", "403", "407", "1"];
+        let output = Command::new(exported.join("example")).args(drafts).args(prompt).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap())
+    };
+    let ([alone, _], [drafted, runs]) = (example(&[]), example(&["-d"]));
+    assert_eq!(alone.lines().count(), 30);
+    assert_eq!(alone, drafted);
+    let runs: u32 = runs.split(' ').next().and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{runs}"));
+    assert!(runs < 29, "some of the drafts stand: {runs} runs");
 }
 
 #[test]
@@ -440,7 +469,7 @@ fn evals_and_gates_run_the_compiled_c() {
         return skip("there is no `cc`");
     }
     let rest = "[[export]]\ntarget = \"c\"\n\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 32\ntokens = 64\nrunners = [\"reference\", \"c\"]\n\n[[gate]]\nmetric = \"text/perplexity\"\nrunner = \"c\"\nat_most = 20\n";
-    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile("prove = 0"), rest]));
+    room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile("prove = 0\nverify = 5"), rest]));
     // What was compiled is not compiled again.
     let compiles = |said: &crate::room::Said| said.stderr.contains("compile for generic-npu");
     assert!(compiles(&room.attar(&["run", "recipe.toml"]).exits(0)));

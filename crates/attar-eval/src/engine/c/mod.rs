@@ -77,12 +77,15 @@ enum Error {
 type Read = unsafe extern "C" fn(*const u32, usize, *mut u64) -> i32;
 type Rewind = unsafe extern "C" fn(u32);
 type Logits = unsafe extern "C" fn() -> *const i16;
+type LogitsOf = unsafe extern "C" fn(usize) -> *const i16;
 
 /// A compiled model, loaded. Its state is static, so that there is one at a time of each library.
 struct Compiled {
     read: Read,
     rewind: Rewind,
     logits: Logits,
+    /// Reads up to so many tokens and keeps the logits of each.
+    verify: (usize, Read, LogitsOf),
     vocabulary: usize,
     positions: u64,
     step: f32,
@@ -111,14 +114,17 @@ impl Compiled {
         let path = CString::new(weights.as_os_str().as_bytes()).map_err(io::Error::from)?;
         let (mut vocabulary, mut positions, mut step) = (0, 0, 0.0);
         // SAFETY: the signatures are those of `shim.c`, which was compiled into the library just now; the path ends with a zero.
-        let (status, read, rewind, logits) = unsafe {
+        let (status, read, rewind, logits, verify) = unsafe {
             let open = library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i32>("attar_engine_open")?;
             let status = open(path.as_ptr());
             let sizes = library.get::<unsafe extern "C" fn(*mut u64, *mut u64, *mut f32)>("attar_engine_sizes")?;
             sizes(&raw mut vocabulary, &raw mut positions, &raw mut step);
             let read = *library.get::<Read>("attar_engine_read")?;
             let rewind = *library.get::<Rewind>("attar_engine_rewind")?;
-            (status, read, rewind, *library.get::<Logits>("attar_engine_logits")?)
+            let most = library.get::<unsafe extern "C" fn() -> u64>("attar_engine_verifies")?() as usize;
+            let verify =
+                (most, *library.get::<Read>("attar_engine_verify")?, *library.get::<LogitsOf>("attar_engine_logits_of")?);
+            (status, read, rewind, *library.get::<Logits>("attar_engine_logits")?, verify)
         };
         let path = weights.display().to_string();
         let problem = match status {
@@ -137,6 +143,7 @@ impl Compiled {
             read,
             rewind,
             logits,
+            verify,
             vocabulary,
             positions,
             step,
@@ -151,10 +158,15 @@ impl Compiled {
 
     /// Reads the tokens fed before `to` that are not read yet.
     fn advance(&mut self, to: usize) -> Result<(), Error> {
+        self.take(self.read, to)
+    }
+
+    /// The same by one of the ways to read.
+    fn take(&mut self, read: Read, to: usize) -> Result<(), Error> {
         let tokens = &self.fed[self.done..to];
         let mut about = [0; 2];
         // SAFETY: pointer and length are those of one slice; `about` has room for two numbers.
-        let status = unsafe { (self.read)(tokens.as_ptr(), tokens.len(), about.as_mut_ptr()) };
+        let status = unsafe { read(tokens.as_ptr(), tokens.len(), about.as_mut_ptr()) };
         let [wanted, found] = about;
         match status {
             0 => self.done = to,
@@ -173,10 +185,28 @@ impl Compiled {
         self.done = self.done.min(length);
     }
 
-    /// Appends the logits of the token that was read last.
-    fn row(&mut self) {
-        // SAFETY: a token was read, so that there are logits, as many as the vocabulary has tokens.
-        let codes = unsafe { std::slice::from_raw_parts((self.logits)(), self.vocabulary) };
+    /// Reads the tokens fed before `to` and appends their logits: several at a time where there is a plan of that and room for it.
+    fn read_rows(&mut self, to: usize) -> Result<(), Error> {
+        let (most, verify, logits_of) = self.verify;
+        while self.done < to {
+            let count = most.min(to - self.done);
+            if count > 1 && (self.before + self.done + most) as u64 <= self.positions {
+                self.take(verify, self.done + count)?;
+                // SAFETY: these tokens were just read, so that each has logits.
+                (0..count).for_each(|row| self.row(unsafe { logits_of(row) }));
+            } else {
+                self.advance(self.done + 1)?;
+                // SAFETY: a token was read, so that there are logits.
+                self.row(unsafe { (self.logits)() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the logits that `codes` points to.
+    fn row(&mut self, codes: *const i16) {
+        // SAFETY: they are as many as the vocabulary has tokens.
+        let codes = unsafe { std::slice::from_raw_parts(codes, self.vocabulary) };
         self.rows.extend(codes.iter().map(|code| f32::from(*code) * self.step));
     }
 
@@ -192,10 +222,9 @@ impl Compiled {
             self.back(rows.start);
             self.rows.clear();
             self.first = rows.start;
-            for token in rows.clone() {
-                self.advance(token + 1)?;
-                self.row();
-            }
+            // Of those before it, only the cache is needed.
+            self.advance(rows.start)?;
+            self.read_rows(rows.end)?;
         }
         let at = |row: usize| (row - self.first) * self.vocabulary;
         Ok((&self.rows[at(rows.start)..at(rows.end)], self.vocabulary))

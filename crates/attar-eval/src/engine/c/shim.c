@@ -45,6 +45,36 @@ int attar_engine_read(const uint32_t *tokens, size_t count, uint64_t *about)
     return (int)status;
 }
 
+/* Tokens that the next function reads at once, at most; 0 if there is no plan of that. */
+uint64_t attar_engine_verifies(void)
+{
+    return ATTAR_VERIFY;
+}
+
+/* The same as the function before, for tokens whose logits are all kept. */
+int attar_engine_verify(const uint32_t *tokens, size_t count, uint64_t *about)
+{
+#if ATTAR_VERIFY
+    attar_status status = attar_verify(&model, tokens, count);
+#else
+    attar_status status = attar_prefill(&model, tokens, count);
+#endif
+    about[0] = model.wanted;
+    about[1] = model.found;
+    return (int)status;
+}
+
+/* The logits of a token of these. */
+const int16_t *attar_engine_logits_of(size_t row)
+{
+#if ATTAR_VERIFY
+    return attar_logits_of(&model, row);
+#else
+    (void)row;
+    return attar_logits(&model);
+#endif
+}
+
 void attar_engine_rewind(uint32_t position)
 {
     attar_rewind(&model, position);

@@ -45,7 +45,7 @@ static const attar_plan *plan_for(const attar *model, size_t left)
     const attar_plan *best = 0;
     for (uint32_t at = 0; at < ATTAR_PLANS; at++) {
         const attar_plan *plan = &attar_plans[at];
-        if (plan->rows > left || plan->past < model->position || (plan->rows == left && !plan->head))
+        if (plan->rows > left || plan->past < model->position || (plan->rows == left && plan->logits == 0))
             continue;
         if (best == 0 || plan->rows > best->rows)
             best = plan;
@@ -53,31 +53,51 @@ static const attar_plan *plan_for(const attar *model, size_t left)
     return best;
 }
 
-static void run_tokens(attar *model, const attar_plan *plan, const uint32_t *tokens)
+/* Reads `count` tokens; the plan's other rows hold the first token again, and nothing reads what they make. */
+static void run_tokens(attar *model, const attar_plan *plan, const uint32_t *tokens, uint32_t count)
 {
     const attar_i16 *table = (const attar_i16 *)(model->run.memories[ATTAR_WEIGHTS] + ATTAR_EMBEDDING);
     attar_i16 *input = (attar_i16 *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->input].offset);
     for (uint32_t row = 0; row < plan->rows; row++)
         for (uint32_t at = 0; at < ATTAR_WIDTH; at++)
-            input[row * ATTAR_WIDTH + at] = table[(size_t)tokens[row] * ATTAR_WIDTH + at];
+            input[row * ATTAR_WIDTH + at] = table[(size_t)tokens[row < count ? row : 0] * ATTAR_WIDTH + at];
     attar_run_plan(&model->run, plan, model->position);
-    model->position += plan->rows;
-    if (plan->head)
-        model->logits = (const int16_t *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->output].offset);
+    model->position += count;
+    if (plan->logits > 0) {
+        uint32_t row = plan->logits < plan->rows ? 0 : count - 1;
+        model->logits = (const int16_t *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->output].offset) + (size_t)row * ATTAR_VOCABULARY;
+    }
 }
 
-attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count)
+static attar_status check_tokens(attar *model, const uint32_t *tokens, size_t count)
 {
     if (count > ATTAR_POSITIONS - model->position)
         return refused(model, ATTAR_NO_ROOM, ATTAR_POSITIONS - model->position, count);
     for (size_t at = 0; at < count; at++)
         if (tokens[at] >= ATTAR_VOCABULARY)
             return refused(model, ATTAR_NO_TOKEN, ATTAR_VOCABULARY, tokens[at]);
+    return ATTAR_OK;
+}
+
+static uint32_t largest(const attar_i16 *logits)
+{
+    uint32_t best = 0;
+    for (uint32_t at = 1; at < ATTAR_VOCABULARY; at++)
+        if (logits[at] > logits[best])
+            best = at;
+    return best;
+}
+
+attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count)
+{
+    attar_status status = check_tokens(model, tokens, count);
+    if (status != ATTAR_OK)
+        return status;
     while (count > 0) {
         const attar_plan *plan = plan_for(model, count);
         if (plan == 0)
             return refused(model, ATTAR_NO_PLAN, model->position, count);
-        run_tokens(model, plan, tokens);
+        run_tokens(model, plan, tokens, plan->rows);
         tokens += plan->rows;
         count -= plan->rows;
     }
@@ -88,6 +108,47 @@ attar_status attar_decode(attar *model, uint32_t token)
 {
     return attar_prefill(model, &token, 1);
 }
+
+#if ATTAR_VERIFY
+/* The plan with the logits of each of its tokens. */
+static const attar_plan *verifying(void)
+{
+    for (uint32_t at = 0; at < ATTAR_PLANS; at++)
+        if (attar_plans[at].rows == ATTAR_VERIFY && attar_plans[at].logits == ATTAR_VERIFY)
+            return &attar_plans[at];
+    return 0;
+}
+
+attar_status attar_verify(attar *model, const uint32_t *tokens, size_t count)
+{
+    const attar_plan *plan = verifying();
+    attar_status status = check_tokens(model, tokens, count);
+    if (status != ATTAR_OK)
+        return status;
+    if (plan == 0 || count == 0 || count > ATTAR_VERIFY)
+        return refused(model, ATTAR_NO_PLAN, model->position, count);
+    if (plan->past < model->position)
+        return refused(model, ATTAR_NO_ROOM, ATTAR_POSITIONS - model->position, ATTAR_VERIFY);
+    run_tokens(model, plan, tokens, (uint32_t)count);
+    return ATTAR_OK;
+}
+
+const int16_t *attar_logits_of(const attar *model, size_t row)
+{
+    const attar_plan *plan = verifying();
+    return (const int16_t *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->output].offset) + row * ATTAR_VOCABULARY;
+}
+
+size_t attar_accept(attar *model, const uint32_t *tokens, size_t count)
+{
+    size_t good = 0;
+    while (good + 1 < count && largest((const attar_i16 *)attar_logits_of(model, good)) == tokens[good + 1])
+        good++;
+    model->position -= (uint32_t)(count - 1 - good);
+    model->logits = attar_logits_of(model, good);
+    return good;
+}
+#endif
 
 void attar_rewind(attar *model, uint32_t position)
 {
@@ -102,11 +163,5 @@ const int16_t *attar_logits(const attar *model)
 
 uint32_t attar_best(const attar *model)
 {
-    uint32_t best = 0;
-    if (model->logits == 0)
-        return ATTAR_VOCABULARY;
-    for (uint32_t at = 1; at < ATTAR_VOCABULARY; at++)
-        if (((const attar_i16 *)model->logits)[at] > ((const attar_i16 *)model->logits)[best])
-            best = at;
-    return best;
+    return model->logits == 0 ? ATTAR_VOCABULARY : largest((const attar_i16 *)model->logits);
 }

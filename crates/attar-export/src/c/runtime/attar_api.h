@@ -27,7 +27,7 @@ typedef struct {
     attar_slot slots[ATTAR_SLOTS];
     uint32_t stored[ATTAR_SLOTS];
     int8_t codes[ATTAR_DEPTH];
-    const int16_t *logits;
+    const int16_t *logits; /* of the last token of the last run that computes any */
     uint32_t position;
     size_t wanted, found;
 } attar;
@@ -43,6 +43,18 @@ attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count);
 
 /* Reads one token. */
 attar_status attar_decode(attar *model, uint32_t token);
+
+#if ATTAR_VERIFY
+/* Reads up to ATTAR_VERIFY tokens at once and keeps the logits of each. Needs room for ATTAR_VERIFY tokens, however few are read. */
+attar_status attar_verify(attar *model, const uint32_t *tokens, size_t count);
+
+/* The logits of token `row` of the last attar_verify. */
+const int16_t *attar_logits_of(const attar *model, size_t row);
+
+/* After attar_verify of these tokens, of which all but the first are a draft: forgets the draft from the first token on that is not the likeliest one
+   there. Returns how many of the draft stay; attar_best is the token behind them. */
+size_t attar_accept(attar *model, const uint32_t *tokens, size_t count);
+#endif
 
 /* Forgets all tokens from `position` on. */
 void attar_rewind(attar *model, uint32_t position);

@@ -81,8 +81,7 @@ typedef struct {
 typedef struct {
     const attar_call *calls;
     const attar_tensor *tensors;
-    uint32_t count, rows, past, input, output, align;
-    uint8_t head;
+    uint32_t count, rows, past, input, output, align, logits; /* tokens whose logits it computes: none, the last, or all */
 } attar_plan;
 
 /* Rows and columns of a tensor. */

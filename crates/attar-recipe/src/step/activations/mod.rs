@@ -3,12 +3,14 @@
 //! Windows of calibration text run through the graph that is being made: a value is seen through all weights and all
 //! rounding before it, gets its scale, and what follows sees it rounded. Its noise is measured on the way.
 
+mod auto;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, RwLock},
 };
 
-use attar_compress::{ActivationMode, ActivationSite as Site, Activations, Counts, Distribution, insert};
+use attar_compress::{ActivationBits, ActivationMode, ActivationSite as Site, Activations, Counts, Distribution, insert};
 use attar_graph::{
     BlockId, Expr, Graph, SourceWeights, ValueId, Weights,
     integer::{IntegerMatrix, Rounding},
@@ -48,6 +50,7 @@ pub(super) static ACTIVATIONS: StepKind = StepKind {
     examples: &[
         "attar activations int8 --kv int8 --out dynamic",
         "attar activations int8 --mode static --select \"**\" --samples 16 --out static",
+        "attar activations int8 --mode static --bits auto --budget bytes=25% --samples 16 --out widths",
     ],
     looks_inside: true,
     trains: false,
@@ -71,22 +74,32 @@ impl Step for Activations {
     }
 
     fn needs_text(&self) -> bool {
-        self.mode == ActivationMode::Static
+        self.mode == ActivationMode::Static || self.bits == ActivationBits::Auto
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         model.graph = self.split(&model.graph)?.into_owned();
         let sites = self.sites(&model.graph).map_err(refused)?;
         walk::plan(model, u64::from(model.calibrated));
-        model.graph = insert(&model.graph, &sites)?;
-        model.findings.extend(sites.iter().map(|site| report(site, None)));
+        let Some(budget) = &self.budget else { return place(&sites, model) };
+        let sites = auto::plan(self, budget, sites, model)?;
+        place(&sites, model)?;
+        let planned = model.findings.activations.iter_mut().rev().zip(sites.iter().rev());
+        planned.filter(|(_, site)| auto::is_open(site)).for_each(|(report, _)| report.encoding = either(&report.encoding));
         Ok(Vec::new())
     }
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let before = model.findings.activations.len();
-        let sites = self.sites(&*self.split(&model.graph)?).map_err(refused)?;
-        self.plan(model)?;
+        model.graph = self.split(&model.graph)?.into_owned();
+        let mut sites = self.sites(&model.graph).map_err(refused)?;
+        let mut spent = Vec::new();
+        if let Some(budget) = &self.budget {
+            let auto::Spent { report, used } = auto::run(self, budget, &mut sites, model, session)?;
+            model.findings.push(report);
+            spent = used;
+        }
+        place(&sites, model)?;
         // A dynamic scale needs no text; with one, its noise is measured.
         let Some(windows) = session.calibration else { return Ok(Vec::new()) };
         let graph = model.graph.clone();
@@ -102,6 +115,7 @@ impl Step for Activations {
             used: Vec::new(),
         };
         let Looking { used: mut blobs, seen, .. } = looking.all(windows, &model.title)?;
+        blobs.extend(spent);
         for (site, report) in sites.iter().zip(&mut model.findings.activations[before..]) {
             report.snr_db = Some(seen[&site.quantized()].damage().snr_db()).filter(|snr| snr.is_finite());
         }
@@ -110,9 +124,22 @@ impl Step for Activations {
     }
 }
 
-fn report(site: &Site, snr_db: Option<f64>) -> ActivationReport {
+/// The model with its sites in integers.
+fn place(sites: &[Site], model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
+    model.graph = insert(&model.graph, sites)?;
+    model.findings.extend(sites.iter().map(report));
+    Ok(Vec::new())
+}
+
+fn report(site: &Site) -> ActivationReport {
     let feeds = site.feeds.iter().map(ToString::to_string).collect();
-    ActivationReport { name: site.value.clone(), width: site.width, encoding: site.encoding(), feeds, snr_db }
+    ActivationReport { name: site.value.clone(), width: site.width, encoding: site.encoding(), feeds, snr_db: None }
+}
+
+/// An encoding of which nobody knows yet whether it has 8 or 16 bits.
+fn either(encoding: &str) -> String {
+    let shared = encoding.split_once('/').map_or("", |(_, shared)| shared);
+    format!("int8 or int16/{shared}")
 }
 
 /// A choice that cannot be made is the recipe's fault.
@@ -258,42 +285,42 @@ impl<'a> Looking<'a> {
         if !is_finite(&lanes)? {
             return Err(not_finite(self.graph.block_name(block), &site.value));
         }
-        let mut seen = self.scales(site, &lanes)?;
+        let mut seen = scales(self.settings, site, &lanes)?;
         let rounding = seen.rounding(site);
         for x in &lanes {
             with_f32(x, |x| add_noise(&mut seen, &rounding, x, site.width)).map_err(attar_graph::Error::from)?;
         }
         Ok(seen)
     }
+}
 
-    /// Static scales and zeros.
-    fn scales(&self, site: &Site, lanes: &[Tensor]) -> crate::Result<Seen> {
-        let Some(count) = site.scales else { return Ok(Seen::default()) };
-        let covers = match count {
-            1 => vec![site.known.cover(site.codes, self.settings.range(&distribution(lanes)?, site.codes))],
-            _ => self.channel_covers(site, lanes)?,
-        };
-        let (scale, zero) = covers.into_iter().unzip();
-        Ok(Seen { scale, zero: if site.codes.asymmetric { zero } else { Vec::new() }, ..Seen::default() })
-    }
+/// Static scales and zeros of values that were seen; none if they are dynamic.
+fn scales(settings: &Activations, site: &Site, lanes: &[Tensor]) -> crate::Result<Seen> {
+    let Some(count) = site.scales else { return Ok(Seen::default()) };
+    let covers = match count {
+        1 => vec![site.known.cover(site.codes, settings.range(&distribution(lanes)?, site.codes))],
+        _ => channel_covers(settings, site, lanes)?,
+    };
+    let (scale, zero) = covers.into_iter().unzip();
+    Ok(Seen { scale, zero: if site.codes.asymmetric { zero } else { Vec::new() }, ..Seen::default() })
+}
 
-    /// A few channels at a time: their values are gathered and sorted.
-    fn channel_covers(&self, site: &Site, lanes: &[Tensor]) -> crate::Result<Vec<(f32, f32)>> {
-        let mut covers = Vec::with_capacity(site.width);
-        for first in (0..site.width).step_by(CHANNELS) {
-            let mut channels = vec![Vec::new(); CHANNELS.min(site.width - first)];
-            for x in lanes {
-                let gather = |x: &[f32]| {
-                    let rows = x.chunks(site.width).map(|row| &row[first..]);
-                    rows.for_each(|row| channels.iter_mut().zip(row).for_each(|(channel, x)| channel.push(*x)));
-                };
-                with_f32(x, gather).map_err(attar_graph::Error::from)?;
-            }
-            let cover = |channel| site.codes.cover(self.settings.range(&Distribution::of(channel), site.codes));
-            covers.extend(channels.into_iter().map(cover));
+/// A few channels at a time: their values are gathered and sorted.
+fn channel_covers(settings: &Activations, site: &Site, lanes: &[Tensor]) -> crate::Result<Vec<(f32, f32)>> {
+    let mut covers = Vec::with_capacity(site.width);
+    for first in (0..site.width).step_by(CHANNELS) {
+        let mut channels = vec![Vec::new(); CHANNELS.min(site.width - first)];
+        for x in lanes {
+            let gather = |x: &[f32]| {
+                let rows = x.chunks(site.width).map(|row| &row[first..]);
+                rows.for_each(|row| channels.iter_mut().zip(row).for_each(|(channel, x)| channel.push(*x)));
+            };
+            with_f32(x, gather).map_err(attar_graph::Error::from)?;
         }
-        Ok(covers)
+        let cover = |channel| site.codes.cover(settings.range(&Distribution::of(channel), site.codes));
+        covers.extend(channels.into_iter().map(cover));
     }
+    Ok(covers)
 }
 
 /// The sites whose value is made in `block`, in running order.
