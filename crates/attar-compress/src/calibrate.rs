@@ -27,9 +27,25 @@ pub struct Calibration {
     /// Tokens per window [default: 512, or the model's context where that is shorter].
     #[serde(default, serialize_with = "serialize_length")]
     pub length: Option<usize>,
+    /// How the documents of a text share windows. Lines of JSONL are documents, and any other text is one.
+    #[serde(default)]
+    pub packing: Packing,
     /// Seed for drawing the windows.
     #[serde(default)]
     pub seed: u64,
+}
+
+/// How documents share windows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Packing {
+    /// A window begins where a document begins, and has several documents if they fit. What does not fit begins the next window, and only its beginning
+    /// fills this one. Longer documents than a window are cut.
+    #[default]
+    Whole,
+    /// One document behind the other, cut where a window ends.
+    Stream,
 }
 
 /// The default is written out: settings have every default filled in.
@@ -40,7 +56,14 @@ fn serialize_length<S: serde::Serializer>(length: &Option<usize>, to: S) -> std:
 impl Default for Calibration {
     /// Attar's own mixture.
     fn default() -> Calibration {
-        Calibration { path: None, sources: Vec::new(), samples: default_samples(), length: None, seed: 0 }
+        Calibration {
+            path: None,
+            sources: Vec::new(),
+            samples: default_samples(),
+            length: None,
+            packing: Packing::default(),
+            seed: 0,
+        }
     }
 }
 
@@ -110,8 +133,8 @@ const WRITTEN: &str = "the model's own";
 struct Text {
     name: String,
     weight: f64,
-    /// `None` for one that the model writes, as long as is asked for.
-    tokens: Option<Vec<u32>>,
+    /// The tokens of each; `None` for a text that the model writes, as long as is asked for.
+    documents: Option<Vec<Vec<u32>>>,
 }
 
 /// Windows to observe, and where they come from.
@@ -193,7 +216,7 @@ impl Calibration {
     ) -> std::result::Result<Windows, E> {
         self.check(config)?;
         let (texts, length) = (self.texts(tokenizer, chat)?, self.length(config));
-        let cut = |text: &Text| text.tokens.as_ref().map(|tokens| tokens.chunks_exact(length).map(<[u32]>::to_vec).collect());
+        let cut = |text: &Text| text.documents.as_ref().map(|documents| self.packing.windows(documents, length));
         let windows: Vec<Option<Vec<Vec<u32>>>> = texts.iter().map(cut).collect();
         let there: Vec<usize> = windows.iter().map(|windows| windows.as_ref().map_or(usize::MAX, Vec::len)).collect();
         let all = there.iter().fold(0, |all: usize, there| all.saturating_add(*there));
@@ -201,7 +224,7 @@ impl Calibration {
             let error = Error::TextTooShort {
                 path: self.files().first().cloned().unwrap_or_else(|| "attar's own mixture".into()),
                 what: "calibration",
-                tokens: texts.iter().flat_map(|text| &text.tokens).map(Vec::len).sum(),
+                tokens: texts.iter().flat_map(|text| text.documents.iter().flatten()).map(Vec::len).sum(),
                 wanted: self.samples.saturating_mul(length),
             };
             return Err(error.into());
@@ -232,14 +255,39 @@ impl Calibration {
 
     fn texts(&self, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Vec<Text>> {
         if let Some(path) = &self.path {
-            let tokens = Some(tokens_of(path, tokenizer)?);
-            return Ok(vec![Text { name: path.display().to_string(), weight: 1.0, tokens }]);
+            let documents = Some(vec![tokens_of(path, tokenizer)?]);
+            return Ok(vec![Text { name: path.display().to_string(), weight: 1.0, documents }]);
         }
         if self.sources.is_empty() {
             return shipped(1.0, tokenizer, chat);
         }
         let texts = self.sources.iter().map(|source| source.texts(tokenizer, chat)).collect::<Result<Vec<_>>>()?;
         Ok(texts.into_iter().flatten().collect())
+    }
+}
+
+impl Packing {
+    /// Windows of `length` tokens each; what is left over is left out.
+    fn windows(self, documents: &[Vec<u32>], length: usize) -> Vec<Vec<u32>> {
+        if self == Packing::Stream {
+            return documents.concat().chunks_exact(length).map(<[u32]>::to_vec).collect();
+        }
+        let (mut windows, mut window): (Vec<Vec<u32>>, Vec<u32>) = Default::default();
+        for document in documents {
+            let mut rest = &document[..];
+            while !rest.is_empty() {
+                let (fits, began) = (rest.len().min(length - window.len()), !window.is_empty());
+                window.extend(&rest[..fits]);
+                // What does not fit beside others begins anew.
+                if fits == rest.len() || !began {
+                    rest = &rest[fits..];
+                }
+                if window.len() == length {
+                    windows.push(std::mem::take(&mut window));
+                }
+            }
+        }
+        windows
     }
 }
 
@@ -275,21 +323,21 @@ impl TextSource {
     }
 
     fn texts(&self, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Vec<Text>> {
-        let text = |name: String, tokens| vec![Text { name, weight: self.weight, tokens }];
+        let text = |name: String, documents| vec![Text { name, weight: self.weight, documents }];
         let path = match (self.kind, &self.path) {
             (SourceKind::Mixture, _) => return shipped(self.weight, tokenizer, chat),
             (SourceKind::Generate, _) => return Ok(text(WRITTEN.into(), None)),
             (SourceKind::Text, path) => path.as_ref().ok_or(Error::NoPath)?,
         };
-        let tokens = match (&self.field, &self.messages) {
-            (Some(field), _) => lines::tokens(path, field, &lines::text_of, tokenizer)?,
+        let documents = match (&self.field, &self.messages) {
+            (Some(field), _) => lines::documents(path, field, &lines::text_of, tokenizer)?,
             (None, Some(messages)) => {
                 let chat = chat.ok_or(Error::NoChatTemplate)?;
-                lines::tokens(path, messages, &|value| lines::dialogue_of(value, chat), tokenizer)?
+                lines::documents(path, messages, &|value| lines::dialogue_of(value, chat), tokenizer)?
             }
-            (None, None) => tokens_of(path, tokenizer)?,
+            (None, None) => vec![tokens_of(path, tokenizer)?],
         };
-        Ok(text(path.display().to_string(), Some(tokens)))
+        Ok(text(path.display().to_string(), Some(documents)))
     }
 }
 
@@ -365,22 +413,22 @@ fn first_words(text: &str) -> &str {
 /// One of attar's own texts. Dialogues go through the model's template, or are told by names where it has none.
 fn own(name: String, weight: f64, text: &str, tokenizer: &Tokenizer, chat: Option<&ChatTemplate>) -> Result<Text> {
     let told = |value: &serde_json::Value| dialogue(value).unwrap_or_default() + "\n\n";
-    let tokens = match is_chat(text) {
+    let documents = match is_chat(text) {
         true => {
             let dialogue = |value: &serde_json::Value| match chat {
                 // A template may refuse what others take.
                 Some(chat) => Ok(lines::dialogue_of(value, chat).unwrap_or_else(|_| told(value))),
                 None => Ok(told(value)),
             };
-            lines::tokens_of(text.as_bytes(), Path::new(&name), "messages", &dialogue, tokenizer)?
+            lines::documents_of(text.as_bytes(), Path::new(&name), "messages", &dialogue, tokenizer)?
         }
         false => {
             let mut encoder = Encoder::of(tokenizer);
             encoder.push(text)?;
-            encoder.finish()?
+            vec![encoder.finish()?]
         }
     };
-    Ok(Text { name, weight, tokens: Some(tokens) })
+    Ok(Text { name, weight, documents: Some(documents) })
 }
 
 /// How many windows each text gives of `samples`, in proportion to their weights and no more than are there; what one lacks, the others give.
@@ -460,6 +508,35 @@ mod tests {
         assert_eq!(shares(10, &[1.0, 1.0, 2.0], &[1, 100, 2]), [1, 7, 2]);
         assert_eq!(shares(10, &[1.0, 5.0], &[2, 3]), [2, 3]);
         assert_eq!(shares(0, &[1.0], &[5]), [0]);
+    }
+
+    /// By the rule itself: every window begins with a document or goes on in a long one, and every document is whole in some window.
+    #[test]
+    fn documents_are_whole_where_they_fit() {
+        let mut random = SplitMix64::new(7);
+        for round in 0..200 {
+            let length = 1 + (random.bits() % 40) as usize;
+            let count = 1 + random.bits() % 20;
+            let document = |first: u64, tokens: u64| (0..tokens).map(|at| (1000 * first + at) as u32).collect::<Vec<u32>>();
+            let documents: Vec<Vec<u32>> = (0..count).map(|first| document(first, random.bits() % 60)).collect();
+            let windows = Packing::Whole.windows(&documents, length);
+            assert!(windows.iter().all(|window| window.len() == length), "round {round}");
+            let short = documents.iter().filter(|document| (1..=length).contains(&document.len()));
+            let whole =
+                |document: &Vec<u32>| windows.iter().any(|window| window.windows(document.len()).any(|part| part == document));
+            let missing: Vec<&Vec<u32>> = short.clone().skip_while(|document| whole(document)).collect();
+            let left = missing.iter().map(|document| document.len()).sum::<usize>();
+            assert!(
+                left < length && !missing.iter().any(|document| whole(document)),
+                "round {round}: only what is left over at the end"
+            );
+            for window in &windows {
+                let starts = window[0] % 1000 == 0 || documents[window[0] as usize / 1000].len() > length;
+                assert!(starts, "round {round}: {window:?} begins within a document that fits");
+            }
+            let one = documents.concat();
+            assert_eq!(Packing::Whole.windows(std::slice::from_ref(&one), length), Packing::Stream.windows(&documents, length));
+        }
     }
 
     #[test]

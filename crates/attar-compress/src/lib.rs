@@ -27,7 +27,7 @@ pub use activation::{
     ActivationValues, Activations, Codes, Counts, Distribution, Feed, Known, KvCache, OBSERVERS, Observer, ObserverName,
     Site as ActivationSite, insert,
 };
-pub use calibrate::{Calibration, SourceKind, TextSource, Windows};
+pub use calibrate::{Calibration, Packing, SourceKind, TextSource, Windows};
 pub use error::{Error, Result};
 pub(crate) use hessian::Factor;
 pub use hessian::{Cross, Drift, Hessian};

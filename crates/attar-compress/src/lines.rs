@@ -11,22 +11,44 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The tokens of what `text` makes of the value `key` of every line of a file.
+/// The tokens of what `text` makes of the value `key` of every line of a file, as one text.
 pub(crate) fn tokens(path: &Path, key: &str, text: TextOf<'_>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let unread = |source| attar_tensor::Error::Io { action: "read", path: path.into(), source };
-    tokens_of(BufReader::new(File::open(path).map_err(unread)?), path, key, text, tokenizer)
+    let mut encoder = Encoder::of(tokenizer);
+    each(opened(path)?, path, key, text, &mut |text| Ok(encoder.push(text)?))?;
+    Ok(encoder.finish()?)
+}
+
+/// The same, every line by itself.
+pub(crate) fn documents(path: &Path, key: &str, text: TextOf<'_>, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
+    documents_of(opened(path)?, path, key, text, tokenizer)
 }
 
 /// The same of lines that are called `path`.
-pub(crate) fn tokens_of(
+pub(crate) fn documents_of(
     lines: impl BufRead,
     path: &Path,
     key: &str,
     text: TextOf<'_>,
     tokenizer: &Tokenizer,
-) -> Result<Vec<u32>> {
+) -> Result<Vec<Vec<u32>>> {
+    let mut all = Vec::new();
+    each(lines, path, key, text, &mut |text| {
+        let mut encoder = Encoder::of(tokenizer);
+        encoder.push(text)?;
+        all.push(encoder.finish()?);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+fn opened(path: &Path) -> Result<BufReader<File>> {
     let unread = |source| attar_tensor::Error::Io { action: "read", path: path.into(), source };
-    let mut encoder = Encoder::of(tokenizer);
+    Ok(BufReader::new(File::open(path).map_err(unread)?))
+}
+
+/// Passes on what `text` makes of the value `key` of every line.
+fn each(lines: impl BufRead, path: &Path, key: &str, text: TextOf<'_>, take: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    let unread = |source| attar_tensor::Error::Io { action: "read", path: path.into(), source };
     for (at, line) in lines.lines().enumerate() {
         let line = line.map_err(unread)?;
         if line.trim().is_empty() {
@@ -39,9 +61,9 @@ pub(crate) fn tokens_of(
             let known: Vec<String> = object.keys().map(|key| format!("`{key}`")).collect();
             refused(format!("no `{key}` among {}", known.join(", ")))
         })?;
-        encoder.push(&text(value).map_err(|problem| refused(format!("`{key}` {problem}")))?)?;
+        take(&text(value).map_err(|problem| refused(format!("`{key}` {problem}")))?)?;
     }
-    Ok(encoder.finish()?)
+    Ok(())
 }
 
 /// What a value of a line says, or what is wrong with it.

@@ -392,7 +392,11 @@ impl Gate {
         match device_metric(&self.metric).map(|metric| (metric, (metric.value)(prediction))) {
             Ok((metric, Some(number))) => {
                 let assumed = prediction.assumed.iter().any(|name| name == metric.name);
-                let from = if assumed { " from assumed numbers of the device" } else { "" };
+                let from = match prediction.tokens.filter(|_| metric.computed) {
+                    Some(tokens) => format!(" on {tokens} tokens"),
+                    None if assumed => " from assumed numbers of the device".into(),
+                    None => String::new(),
+                };
                 (Some(number), format!("{}, {}{from}", self.words(number), metric.known()))
             }
             Ok((metric, None)) if metric.computed => {

@@ -45,6 +45,9 @@ pub struct Prediction {
     /// Signal-to-noise ratio of the program's logits against those with float activations, in decibels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snr: Option<f64>,
+    /// Tokens on which these three were computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
     /// Metrics that rest on numbers of the device which nobody has measured or published.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub assumed: Vec<String>,

@@ -165,6 +165,7 @@ impl Finding for CompilationReport {
             kl: self.quality.map(|quality| quality.kl),
             perplexity_ratio: self.quality.map(|quality| quality.perplexity_ratio),
             snr: self.quality.map(|quality| quality.snr_db),
+            tokens: self.quality.map(|quality| quality.tokens),
             ..Prediction::default()
         })
     }

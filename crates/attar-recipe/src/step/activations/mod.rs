@@ -7,6 +7,7 @@ mod auto;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    path::PathBuf,
     sync::{Arc, RwLock},
 };
 
@@ -24,7 +25,10 @@ use attar_tensor::{
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::kind::{PlannedTensor, Step, StepError, StepKind};
+use super::{
+    device,
+    kind::{PlannedTensor, Step, StepError, StepKind},
+};
 use crate::{
     ActivationReport, Error, ErrorKind,
     model::Working,
@@ -71,6 +75,11 @@ impl Step for Activations {
 
     fn settings(&self) -> serde_json::Value {
         serde_json::to_value(self).expect("settings are JSON")
+    }
+
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        let device = self.budget.as_ref().and_then(|budget| budget.device.as_deref());
+        device.map_or_else(Vec::new, device::files)
     }
 
     fn needs_text(&self) -> bool {
