@@ -469,6 +469,10 @@ fn evals_and_gates_run_the_compiled_c() {
         return skip("there is no `cc`");
     }
     let rest = "[[export]]\ntarget = \"c\"\n\n[[eval]]\nname = \"text\"\ntask = \"perplexity\"\ndata = \"testdata/evals/shakespeare-valid.txt\"\nwindow = 32\ntokens = 64\nrunners = [\"reference\", \"c\"]\n\n[[gate]]\nmetric = \"text/perplexity\"\nrunner = \"c\"\nat_most = 20\n";
+    let integers = [("kl", "at_most = 0.2"), ("perplexity-ratio", "at_most = 1.2"), ("snr", "at_least = 10")];
+    let gates: String =
+        integers.iter().map(|(metric, bound)| format!("[[gate]]\nmetric = \"device/{metric}\"\n{bound}\n\n")).collect();
+    let rest = &format!("{rest}\n{gates}");
     room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile("prove = 0\nverify = 5"), rest]));
     // What was compiled is not compiled again.
     let compiles = |said: &crate::room::Said| said.stderr.contains("compile for generic-npu");
@@ -476,6 +480,12 @@ fn evals_and_gates_run_the_compiled_c() {
     let again = room.attar(&["run", "recipe.toml"]).exits(0);
     assert!(!compiles(&again), "{}", again.stderr);
     let report = room.json("out/report.json");
+    // What the integers lose is computed, on some tokens, and no part of it is assumed.
+    for (verdict, (metric, _)) in report["gates"].as_array().unwrap()[1..].iter().zip(integers) {
+        assert_eq!(verdict["gate"]["metric"], format!("device/{metric}"));
+        let reason = verdict["reason"].as_str().unwrap();
+        assert!(reason.ends_with(", computed with the program's integers on 1040 tokens"), "{reason}");
+    }
     let evaluations = report["evals"].as_array().unwrap();
     let of = |runner: &str| evaluations.iter().find(|found| found["runner"] == runner).unwrap();
     let measured =
