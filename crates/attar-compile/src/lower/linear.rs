@@ -7,7 +7,7 @@ use super::Entry;
 use crate::{
     Element, Program,
     program::{Column, Epilogue, Linear},
-    tile::{self, Limits, Nests, Objective, Order, Product, Tiling},
+    tile::{self, Among, Limits, Nests, Objective, Order, Product, Stage, Tiling},
 };
 
 /// How a product is tiled.
@@ -43,54 +43,8 @@ impl LinearTiles {
         array: [u64; 2],
         objective: &Objective,
     ) -> crate::Result<LinearTiles> {
-        let fitting = |in_place| {
-            let product = product(program, linear, entry, on_chip, array);
-            LinearTiles::fitting(program, linear, (entry, product), on_chip, limits, objective, in_place)
-        };
-        let apart = fitting(false);
-        if !matches!(linear.epilogue, Epilogue::Add { .. }) || on_chip[1] || on_chip[2] {
-            return apart;
-        }
-        let in_place = fitting(true);
-        let value = |tiles: &LinearTiles| match objective {
-            Objective::Dram { .. } => tiles.traffic(program, linear) as f64,
-            Objective::Latency(rates) => tiles.tiling.cost(&tiles.product, limits, rates).cycles,
-            Objective::Energy(rates) => tiles.tiling.cost(&tiles.product, limits, rates).energy,
-        };
-        match (apart, in_place) {
-            (Ok(apart), Ok(in_place)) => Ok(if value(&in_place) < value(&apart) { in_place } else { apart }),
-            (apart, in_place) => apart.or(in_place),
-        }
-    }
-
-    /// The best with or without the residual in place.
-    fn fitting(
-        program: &Program,
-        linear: &Linear,
-        (entry, product): (Option<Entry>, Product),
-        on_chip: [bool; 3],
-        limits: &Limits,
-        objective: &Objective,
-        in_place: bool,
-    ) -> crate::Result<LinearTiles> {
-        let nests = match entry {
-            None => Nests::All,
-            Some(Entry::Once { .. }) => Nests::RowPanel,
-            Some(Entry::Again { .. }) => Nests::RowsWithin,
-        };
-        let columns_whole = 16 * Column::ELEMENT.bytes(product.n) <= limits.sram;
-        let mut reserve = 0;
-        loop {
-            let left = Limits { sram: limits.sram.saturating_sub(reserve), ..*limits };
-            let tiling = tile::search_nests(&product, &left, objective, nests)?;
-            let found = LinearTiles { tiling, product, entry, on_chip, columns_whole, in_place, limits: *limits };
-            let extra = found.extra(program, linear).iter().map(|bytes| bytes.next_multiple_of(limits.align)).sum::<u64>();
-            let extra = extra + found.entry_bytes(program.get(linear.x).element);
-            if tiling.sram + extra <= limits.sram {
-                return Ok(found);
-            }
-            reserve = (limits.sram + reserve + 1 - tiling.sram.min(limits.sram)).min(extra).max(reserve + limits.align);
-        }
+        let product = product(program, linear, entry, on_chip, array);
+        Problem { program, linear, product, entry, on_chip, limits, objective }.best()
     }
 
     /// DRAM bytes, with rescalings and the extra operand of the epilogue.
@@ -109,11 +63,21 @@ impl LinearTiles {
             _ => 0,
         };
         let gains = self.entry.map_or(0, |_| Element::INT32.bytes(self.product.k));
-        let x = match self.entry {
+        self.x_loads() + self.tiling.dram.w + self.tiling.dram.c + gains + rescalings + extra
+    }
+
+    /// Transfers of tiles and strips: loads of the product's operands and of the residual, and stores.
+    fn transfers(&self, linear: &Linear) -> u64 {
+        let residual = matches!(linear.epilogue, Epilogue::Add { .. }) && !self.on_chip[2];
+        self.tiling.transfers.iter().sum::<u64>() + if residual { self.tiling.transfers[2] } else { 0 }
+    }
+
+    /// DRAM bytes of `x`.
+    fn x_loads(&self) -> u64 {
+        match self.entry {
             Some(Entry::Once { .. }) => self.panel_loads(),
             _ => self.tiling.dram.a,
-        };
-        x + self.tiling.dram.w + self.tiling.dram.c + gains + rescalings + extra
+        }
     }
 
     /// DRAM bytes of the rows that fill the panel of [`Entry::Once`]: not those of the panel, but wider ones.
@@ -141,8 +105,9 @@ impl LinearTiles {
             Some(Entry::Once { .. }) => {
                 // Rows come and are normed before the rest begins.
                 let product = Product { a: NOTHING, ..self.product };
-                let Tiling { order, tile, kept, .. } = self.tiling;
-                let alone = Tiling::new(&product, &self.limits, order, tile, kept).cost(&product, &self.limits, rates);
+                let Tiling { order, tile, kept, strip, .. } = self.tiling;
+                let alone = Tiling::new(&product, &self.limits, order, tile, kept).in_strips(&product, &self.limits, strip);
+                let alone = alone.cost(&product, &self.limits, rates);
                 alone.cycles + norm.max(self.panel_loads() as f64 / rates.read)
             }
         }
@@ -159,16 +124,103 @@ impl LinearTiles {
         self.entry.map_or(0, |entry| entry.bytes([tm, k], normed, self.on_chip[0], align))
     }
 
-    /// Bytes on the chip for rescalings and for the extra operand of the epilogue.
-    fn extra(&self, program: &Program, linear: &Linear) -> [u64; 2] {
-        let [tm, _, tn] = self.tiling.tile;
+    /// Slots on the chip for rescalings and for the extra operand of the epilogue, and the bytes of each.
+    fn extra(&self, program: &Program, linear: &Linear) -> [[u64; 2]; 2] {
+        let ([tm, _, tn], strip) = (self.tiling.tile, self.tiling.strip);
         let columns = Column::ELEMENT.bytes(if self.columns_whole { self.product.n } else { tn });
         let extra = match &linear.epilogue {
-            Epilogue::Add { residual } if !self.on_chip[2] && !self.in_place => program.get(*residual).element.bytes(tn) * tm,
-            Epilogue::Rotary { table, .. } => program.get(*table).bytes() / program.get(*table).rows * tm,
-            _ => 0,
+            Epilogue::Add { residual } if !self.on_chip[2] && !self.in_place => {
+                [self.tiling.strip_slots(), program.get(*residual).element.bytes(tn) * strip]
+            }
+            Epilogue::Rotary { table, .. } => [1, program.get(*table).bytes() / program.get(*table).rows * tm],
+            _ => [0; 2],
         };
-        [columns, extra]
+        [[1, columns], extra]
+    }
+}
+
+/// A product with everything that decides its tiles.
+struct Problem<'a> {
+    program: &'a Program,
+    linear: &'a Linear,
+    product: Product,
+    entry: Option<Entry>,
+    on_chip: [bool; 3],
+    limits: &'a Limits,
+    objective: &'a Objective,
+}
+
+impl Problem<'_> {
+    /// The best tiles, with outputs in whole tiles or in strips.
+    fn best(&self) -> crate::Result<LinearTiles> {
+        let tiles = self.whole_tiles();
+        if !self.objective.tries_strips(&self.product, self.limits) {
+            return tiles;
+        }
+        let most = tiles.as_ref().ok().map(|tiles| self.bytes(tiles) - tiles.x_loads() + tiles.tiling.dram.a);
+        let strips = self.fitting(false, Stage::Strips, most);
+        let moved = |tiles: &LinearTiles| [self.bytes(tiles), tiles.transfers(self.linear)];
+        better(tiles, strips, |strips, tiles| self.objective.prefers_strips(moved(strips), moved(tiles)))
+    }
+
+    /// The best with outputs in whole tiles, with or without the residual in place.
+    fn whole_tiles(&self) -> crate::Result<LinearTiles> {
+        let apart = self.fitting(false, Stage::Tile, None);
+        if !matches!(self.linear.epilogue, Epilogue::Add { .. }) || self.on_chip[1] || self.on_chip[2] {
+            return apart;
+        }
+        let in_place = self.fitting(true, Stage::Tile, None);
+        better(apart, in_place, |in_place, apart| self.value(in_place) < self.value(apart))
+    }
+
+    fn bytes(&self, tiles: &LinearTiles) -> u64 {
+        tiles.traffic(self.program, self.linear)
+    }
+
+    /// What the objective counts first.
+    fn value(&self, tiles: &LinearTiles) -> f64 {
+        match self.objective {
+            Objective::Dram { .. } => self.bytes(tiles) as f64,
+            Objective::Latency(rates) => tiles.tiling.cost(&tiles.product, self.limits, rates).cycles,
+            Objective::Energy(rates) => tiles.tiling.cost(&tiles.product, self.limits, rates).energy,
+        }
+    }
+
+    /// The best with the residual in place or not, with outputs that are stored from such a buffer, of at most so many DRAM bytes
+    /// of the product alone.
+    fn fitting(&self, in_place: bool, stage: Stage, most: Option<u64>) -> crate::Result<LinearTiles> {
+        let Problem { program, linear, product, entry, on_chip, limits, objective } = *self;
+        let nests = match entry {
+            None => Nests::All,
+            Some(Entry::Once { .. }) => Nests::RowPanel,
+            Some(Entry::Again { .. }) => Nests::RowsWithin,
+        };
+        let among = Among { nests, stage, most };
+        let columns_whole = 16 * Column::ELEMENT.bytes(product.n) <= limits.sram;
+        let mut reserve = 0;
+        loop {
+            let left = Limits { sram: limits.sram.saturating_sub(reserve), ..*limits };
+            let tiling = tile::search_among(&product, &left, objective, &among)?;
+            let found = LinearTiles { tiling, product, entry, on_chip, columns_whole, in_place, limits: *limits };
+            let extra = found.extra(program, linear).map(|[slots, bytes]| slots * bytes.next_multiple_of(limits.align));
+            let extra = extra.iter().sum::<u64>() + found.entry_bytes(program.get(linear.x).element);
+            if tiling.sram + extra <= limits.sram {
+                return Ok(found);
+            }
+            reserve = (limits.sram + reserve + 1 - tiling.sram.min(limits.sram)).min(extra).max(reserve + limits.align);
+        }
+    }
+}
+
+/// The second if it is the only one, or if it `wins` over the first.
+fn better(
+    first: crate::Result<LinearTiles>,
+    second: crate::Result<LinearTiles>,
+    wins: impl Fn(&LinearTiles, &LinearTiles) -> bool,
+) -> crate::Result<LinearTiles> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok(if wins(&second, &first) { second } else { first }),
+        (first, second) => first.or(second),
     }
 }
 

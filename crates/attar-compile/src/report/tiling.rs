@@ -38,6 +38,8 @@ pub struct TilingReport {
     pub kept: [u64; 2],
     /// Slots that the other tiles stream through.
     pub slots: [u64; 2],
+    /// Rows of a tile of outputs that are finished and stored at once.
+    pub strip: u64,
     /// Bytes moved.
     pub dram_bytes: u64,
     /// Bytes moved divided by the lower bound.
@@ -63,6 +65,7 @@ impl TilingReport {
             tile: tiling.tile,
             kept: tiling.kept,
             slots: tiling.slots,
+            strip: tiling.strip,
             dram_bytes: tiling.dram.total(),
             distance: distance(tiling.dram.total(), bound),
             sram_bytes: tiling.sram,
@@ -73,8 +76,9 @@ impl TilingReport {
 
     /// Cells below [`TilingReport::HEAD`].
     pub fn row(&self) -> Vec<String> {
+        let strips = if self.strip < self.tile[0] { format!(", strips of {}", self.strip) } else { String::new() };
         vec![
-            self.order.clone(),
+            format!("{}{strips}", self.order),
             format!("{:?}", self.tile),
             format!("{:?}", self.kept),
             self.dram_bytes.to_string(),

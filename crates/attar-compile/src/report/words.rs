@@ -48,7 +48,7 @@ pub(super) fn order(program: &Program, choice: &Choice) -> String {
             let text = loops(linear.tiling.order).to_string();
             let panel = if linear.tiling.order.columns_first() { [m * k, k] } else { [k, k * n] };
             let stays = stays(&linear.tiling, panel, linear.on_chip[0]);
-            [Some(text), stays].into_iter().flatten().collect::<Vec<_>>().join("; ")
+            [Some(text), stays, strips(&linear.tiling)].into_iter().flatten().collect::<Vec<_>>().join("; ")
         }
         Tiles::Attention(attention) => {
             let stays = if attention.resident { "; keys and values of a head stay" } else { "" };
@@ -76,6 +76,12 @@ fn stays(tiling: &Tiling, all: [u64; 2], x_on_chip: bool) -> Option<String> {
     let x = if x_on_chip { Some("x is on the chip".into()) } else { kept_text(tiling.kept[0], all[0], "x") };
     let both: Vec<String> = [x, kept_text(tiling.kept[1], all[1], "weights")].into_iter().flatten().collect();
     (!both.is_empty()).then(|| both.join("; "))
+}
+
+/// How many rows of a tile of outputs are stored at once, if not all.
+fn strips(tiling: &Tiling) -> Option<String> {
+    let rows = if tiling.strip == 1 { "row" } else { "rows" };
+    tiling.has_strips().then(|| format!("outputs in strips of {} {rows}", tiling.strip))
 }
 
 fn kept_text(kept: u64, all: u64, what: &str) -> Option<String> {

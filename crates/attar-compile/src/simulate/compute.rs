@@ -145,22 +145,17 @@ impl Simulator<'_, '_> {
         Ok(())
     }
 
-    /// The sums at `place` are complete, and used up. They may be some columns of a larger box.
+    /// The sums at `place` are complete, and used up. They may be a part of a larger box.
     fn take_terms(&mut self, call: &Call, body: &Body, sums: &View, place: Area) -> Checked {
         let all = self.terms(call, body, sums)?;
-        let Some(at) = all.iter().position(|terms| terms.place.contains(&place) && terms.place.rows == place.rows) else {
+        let Some(at) = all.iter().position(|terms| terms.place.contains(&place)) else {
             return Err(Violation::Terms { found: Vec::new(), wanted: place.columns, why: "no sums of this box are there" });
         };
         let terms = all.swap_remove(at);
         if terms.found != [terms.wanted] {
             return Err(Violation::Terms { found: terms.found, wanted: terms.wanted, why: "some are missing" });
         }
-        let [from, to] = terms.place.columns;
-        for columns in [[from, place.columns[0]], [place.columns[1], to]] {
-            if columns[0] < columns[1] {
-                all.push(Terms { place: Area { columns, ..place }, ..terms.clone() });
-            }
-        }
+        all.extend(terms.place.without(&place).map(|place| Terms { place, ..terms.clone() }));
         Ok(())
     }
 

@@ -198,6 +198,14 @@ impl Area {
         let within = |mine: [u64; 2], theirs: [u64; 2]| mine[0] <= theirs[0] && theirs[1] <= mine[1];
         within(self.rows, other.rows) && within(self.columns, other.columns)
     }
+
+    /// The areas that are left of it without one that it contains: above and below, then to the left and to the right.
+    fn without(&self, part: &Area) -> impl Iterator<Item = Area> {
+        let sides = |all: [u64; 2], part: [u64; 2]| [[all[0], part[0]], [part[1], all[1]]];
+        let rows = sides(self.rows, part.rows).map(|rows| Area { rows, ..*self });
+        let columns = sides(self.columns, part.columns).map(|columns| Area { columns, ..*part });
+        rows.into_iter().chain(columns).filter(|area| area.height() > 0 && area.width() > 0)
+    }
 }
 
 /// What part of a sum is there: terms, ascending and joined where they touch, of all that there are.

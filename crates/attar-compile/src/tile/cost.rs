@@ -85,8 +85,8 @@ impl Rates {
 
 impl Tiling {
     /// Predicted time and energy. Each step waits for its own loads (single buffers) or takes the longer of its
-    /// computation and the next step's loads (double buffers); stores are spread over the steps when they leave from a
-    /// buffer of their own, and add up otherwise.
+    /// computation and the next step's loads (double buffers); stores of whole tiles are spread over the steps when they leave
+    /// from a buffer of their own. Otherwise they add up, and so do those of strips but for the last two of a tile.
     pub fn cost(&self, product: &Product, limits: &Limits, rates: &Rates) -> Cost {
         self.cost_with(product, limits, rates, 0.0)
     }
@@ -98,8 +98,8 @@ impl Tiling {
         let compute = self.compute(product, rates) + steps * rates.fill + work;
         let [a, w, c] = self.transfer_cycles(product, limits.buffering, rates);
         let store = self.transfers[2] as f64 * c;
-        let (hidden, exposed) =
-            if limits.staged && limits.buffering == Buffering::DoubleStreamed { (store, 0.0) } else { (0.0, store) };
+        let hidden = if limits.staged && limits.buffering == Buffering::DoubleStreamed { store * self.behind() } else { 0.0 };
+        let exposed = store - hidden;
         // The setup of the very first loads hides behind nothing.
         let first = rates.setup - rates.exposed_setup(limits.buffering, rates.read);
         let mut cycles = first + a + w + exposed + if exposed == 0.0 { c } else { 0.0 };
@@ -117,6 +117,11 @@ impl Tiling {
         Cost { cycles, compute, dma, energy }
     }
 
+    /// The part of a tile's store behind which the next tile's computation may begin.
+    fn behind(&self) -> f64 {
+        (self.strip_slots() * self.strip) as f64 / self.tile[0] as f64
+    }
+
     /// Cycles of multiplication alone, exact for the array's shape.
     fn compute(&self, product: &Product, rates: &Rates) -> f64 {
         let whole = [product.m, product.k, product.n];
@@ -127,8 +132,9 @@ impl Tiling {
     fn transfer_cycles(&self, product: &Product, buffering: Buffering, rates: &Rates) -> [f64; 3] {
         let [tm, tk, tn] = self.tile;
         let mean = |bytes: u64, transfers: u64| bytes as f64 / transfers.max(1) as f64;
-        let piece = |element: Element, part: u64, whole: u64| element.bytes(if part == whole { tm * part } else { part });
-        let [a, c] = [piece(product.a, tk, product.k), piece(product.c, tn, product.n)];
+        let piece =
+            |element: Element, rows: u64, part: u64, whole: u64| element.bytes(if part == whole { rows * part } else { part });
+        let [a, c] = [piece(product.a, tm, tk, product.k), piece(product.c, self.strip, tn, product.n)];
         let [read, write] = [rates.read, rates.write].map(|per_cycle| rates.exposed_setup(buffering, per_cycle));
         let weights = mean(self.dram.w, self.transfers[1]) * rates.moved(product.w);
         [

@@ -20,8 +20,8 @@ mod search;
 mod walk;
 
 pub use cost::{Cost, Rates};
+pub(crate) use search::{Among, Nests, Stage, pareto_by, search_among};
 pub use search::{EQUAL, Objective, candidates, pareto, search};
-pub(crate) use search::{Nests, pareto_by, search_nests};
 pub use walk::{Slot, Step, Steps, TileUse};
 
 use crate::Element;
@@ -81,8 +81,8 @@ pub struct Limits {
     pub align: u64,
     /// Whether the next tile is loaded while this one is used.
     pub buffering: Buffering,
-    /// Outputs are stored from a buffer of their own (one tile of C) rather than from the accumulators, so that the
-    /// next tile may start while they leave.
+    /// Outputs are stored from a buffer of their own rather than from the accumulators: a tile of C, so that the next tile may
+    /// start while they leave, or two strips of one (see [`Tiling::strip`]).
     pub staged: bool,
     /// The tiles of k and n that W is stored in already, where it is.
     pub stored: Option<[u64; 2]>,
@@ -133,6 +133,8 @@ pub enum Buffering {
 /// Nkm: for j, l, i: W[l,j] is loaded at i = 0, never kept; A keeps l*nm + i < kept[0], loaded at j = 0;
 ///                   accumulators are m x tn
 /// ```
+///
+/// `store C[i,j]` stores the whole tile, or one strip of its rows after the other: see [`Tiling::strip`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Order {
     /// Rows, columns, depth: output stationary. With all of A's row block kept, the A panel.
@@ -192,7 +194,7 @@ pub struct Buffers {
     pub w_streamed: u64,
     /// Sums: one tile, or a row (column) of tiles, the last of which has the edge's size.
     pub accumulators: u64,
-    /// One tile of C where [`Limits::staged`] asks for it and C is stored.
+    /// Where [`Limits::staged`] asks for it and C is stored: one tile of C, or two strips of one.
     pub stage: u64,
 }
 
@@ -214,9 +216,12 @@ pub struct Tiling {
     pub kept: [u64; 2],
     /// Through how many slots the other tiles of A and of W pass: 0 where there are none, else 1 or 2.
     pub slots: [u64; 2],
+    /// Rows of a tile of C that are finished and stored at once: tm, or a divisor of it. Strips of fewer rows pass through two
+    /// slots, so that the sums of a tile are finished strip by strip, and a strip waits for the store of the one before the last.
+    pub strip: u64,
     /// Bytes moved, exact.
     pub dram: Traffic,
-    /// Transfers of tiles: loads of A, loads of W, stores of C.
+    /// Transfers: loads of tiles of A and of W, stores of tiles or strips of C.
     pub transfers: [u64; 3],
     /// What is held: [`Buffers::total`].
     pub sram: u64,

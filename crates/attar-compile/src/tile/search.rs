@@ -8,7 +8,7 @@
 //! count as equal, twice, and costs average over tiles of several sizes, so that keeping fewer of them can look faster.
 
 use super::axis::Axis;
-use super::walk::Nest;
+use super::walk::{Nest, stage};
 use super::{Buffering, Limits, Order, Product, Rates, Tiling};
 use crate::{Error, Result, front::front};
 use std::collections::BinaryHeap;
@@ -43,12 +43,64 @@ impl Objective {
 
     /// DRAM bytes alone.
     pub const BYTES: Objective = Objective::Dram { overhead: 0 };
+
+    /// Whether outputs in strips may be better than whole tiles: they leave more SRAM to operands, but the array waits for their
+    /// stores.
+    pub(crate) fn tries_strips(&self, product: &Product, limits: &Limits) -> bool {
+        matches!(self, Objective::Dram { .. }) && limits.staged && product.c.bits > 0
+    }
+
+    /// Whether something that moves `bytes` in so many `transfers` with outputs in strips is better than the same with whole
+    /// tiles: it moves fewer bytes, and they outweigh its transfers.
+    pub(crate) fn prefers_strips(&self, [bytes, transfers]: [u64; 2], tiles: [u64; 2]) -> bool {
+        let Objective::Dram { overhead } = self else { return false };
+        bytes < tiles[0] && bytes + overhead * transfers < tiles[0] + overhead * tiles[1]
+    }
+}
+
+/// What to search.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Among {
+    /// The loops.
+    pub(crate) nests: Nests,
+    /// What outputs are stored from.
+    pub(crate) stage: Stage,
+    /// The most DRAM bytes of interest.
+    pub(crate) most: Option<u64>,
+}
+
+/// What [`Limits::staged`] outputs are stored from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// A buffer of a tile.
+    #[default]
+    Tile,
+    /// Two slots for strips of a tile: see [`Tiling::strip`].
+    Strips,
+}
+
+impl Stage {
+    /// The heights of strips that take less room than a tile of `rows` rows: divisors, since the strips of a tile begin with it.
+    fn strips(self, rows: u64) -> Vec<u64> {
+        match self {
+            Stage::Tile => vec![rows],
+            Stage::Strips => {
+                let small = (1..=rows.isqrt()).filter(|strip| rows.is_multiple_of(*strip));
+                let mut strips: Vec<u64> =
+                    small.flat_map(|strip| [strip, rows / strip]).filter(|strip| 2 * strip < rows).collect();
+                strips.sort_unstable();
+                strips.dedup();
+                strips
+            }
+        }
+    }
 }
 
 /// The loop nests to search.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Nests {
     /// All.
+    #[default]
     All,
     /// Rows in the outermost loop, with the whole row block of A kept in SRAM.
     RowPanel,
@@ -66,28 +118,40 @@ impl Nests {
     }
 }
 
-/// The best tiling that fits.
+/// The best tiling that fits. Outputs that are staged leave in strips where that moves fewer bytes of DRAM and these count.
 ///
 /// # Errors
 /// When not even the smallest tile fits.
 pub fn search(product: &Product, limits: &Limits, objective: &Objective) -> Result<Tiling> {
-    search_nests(product, limits, objective, Nests::All)
+    let tiles = search_among(product, limits, objective, &Among::default());
+    if !objective.tries_strips(product, limits) {
+        return tiles;
+    }
+    let most = tiles.as_ref().ok().map(|tiles| tiles.dram.total());
+    let strips = search_among(product, limits, objective, &Among { stage: Stage::Strips, most, ..Among::default() });
+    let moved = |tiling: &Tiling| [tiling.dram.total(), tiling.transfers.iter().sum()];
+    match (tiles, strips) {
+        (Ok(tiles), Ok(strips)) => Ok(if objective.prefers_strips(moved(&strips), moved(&tiles)) { strips } else { tiles }),
+        (tiles, strips) => strips.or(tiles),
+    }
 }
 
-/// The best tiling within the given nests.
-pub(crate) fn search_nests(product: &Product, limits: &Limits, objective: &Objective, nests: Nests) -> Result<Tiling> {
+/// The best tiling among these.
+pub(crate) fn search_among(product: &Product, limits: &Limits, objective: &Objective, among: &Among) -> Result<Tiling> {
+    let Among { nests, stage, most } = *among;
     let (first, second) = match objective {
         Objective::Dram { overhead } => {
-            return Search { nests, ..Search::new(product, limits, Measure::Bytes(*overhead)) }.run();
+            let within = most.map(|most| (Measure::Bytes(0), most as f64));
+            return Search { nests, stage, within, ..Search::new(product, limits, Measure::Bytes(*overhead)) }.run();
         }
         Objective::Latency(rates) => (Measure::Cycles(rates), Measure::Bytes(0)),
         Objective::Energy(rates) => (Measure::Energy(rates), Measure::Cycles(rates)),
     };
-    let best = Search { nests, equal: EQUAL, ..Search::new(product, limits, first) }.run()?;
+    let best = Search { nests, stage, equal: EQUAL, ..Search::new(product, limits, first) }.run()?;
     let most = first.key(product, limits, &best)[0] * (1.0 + EQUAL);
     let start = Some((second.key(product, limits, &best), best));
     let within = Some((first, most));
-    Search { nests, equal: EQUAL, within, best: start, ..Search::new(product, limits, second) }.run()
+    Search { nests, stage, equal: EQUAL, within, best: start, ..Search::new(product, limits, second) }.run()
 }
 
 /// The Pareto front of DRAM bytes, SRAM and cycles, with the cycles of each tiling, in descending order of SRAM. It is built from
@@ -176,10 +240,12 @@ impl Measure<'_> {
     }
 
     /// A lower bound on the first two parts of the key, for at least `dram` bytes and at least `depths` tiles of k.
-    fn least(&self, product: &Product, limits: &Limits, [tm, _, tn]: [u64; 3], depths: u64, dram: f64) -> [f64; 2] {
+    fn least(&self, product: &Product, limits: &Limits, cut: Cut, depths: u64, dram: f64) -> [f64; 2] {
+        let [tm, _, tn] = cut.tile;
         let (rows, columns) = (Axis { whole: product.m, tile: tm }, Axis { whole: product.n, tile: tn });
         let outputs = rows.tiles() * columns.tiles();
-        let stores = if product.c.bits == 0 { 0 } else { outputs };
+        let strips = Axis { whole: product.m, tile: cut.strip }.tiles() * columns.tiles();
+        let stores = if product.c.bits == 0 { 0 } else { strips };
         let transfers = ((rows.tiles() + columns.tiles()) * depths + stores) as f64;
         let cycles = |rates: &Rates| {
             let depth = product.k.div_ceil(rates.array[1]);
@@ -209,18 +275,25 @@ fn least_energy(p: &Product, rates: &Rates, tm: u64, tn: u64, dram: f64) -> f64 
     macs * rates.mac_pj + dram * rates.dram_pj + (dram + reads_a + reads_w + sums) * rates.sram_pj
 }
 
-/// A loop order and tiles of m and n, with a lower bound on every tiling that has them.
+/// Loops over tiles, and the rows of outputs that are stored at once.
+#[derive(Clone, Copy)]
+struct Cut {
+    order: Order,
+    tile: [u64; 3],
+    strip: u64,
+}
+
+/// Tiles of m and n, with the smallest of k and a lower bound on every tiling that has them.
 struct Pair {
     bound: [f64; 2],
-    order: Order,
-    tm: u64,
-    tn: u64,
+    cut: Cut,
 }
 
 struct Search<'a> {
     product: &'a Product,
     limits: &'a Limits,
     nests: Nests,
+    stage: Stage,
     measure: Measure<'a>,
     /// Relative distance from the best that is accepted.
     equal: f64,
@@ -235,7 +308,8 @@ impl<'a> Search<'a> {
     fn new(product: &'a Product, limits: &'a Limits, measure: Measure<'a>) -> Self {
         let mut depths = of_weight(product.k, product.unit[1], limits.stored.map(|[depth, _]| depth));
         depths.reverse();
-        Search { product, limits, nests: Nests::All, measure, equal: 0.0, within: None, depths, best: None }
+        let Among { nests, stage, .. } = Among::default();
+        Search { product, limits, nests, stage, measure, equal: 0.0, within: None, depths, best: None }
     }
 
     fn run(mut self) -> Result<Tiling> {
@@ -253,12 +327,15 @@ impl<'a> Search<'a> {
         let rows = candidates(self.product.m, self.product.unit[0]);
         let columns = of_weight(self.product.n, self.product.unit[2], self.limits.stored.map(|[_, columns]| columns));
         let Some(&depth) = self.depths.last() else { return Vec::new() };
+        let strips: Vec<(u64, u64)> =
+            rows.iter().flat_map(|tm| self.stage.strips(*tm).into_iter().map(|strip| (*tm, strip))).collect();
         let mut pairs = Vec::with_capacity(4 * rows.len() * columns.len());
         for &order in self.nests.orders() {
-            for &tm in &rows {
+            for &(tm, strip) in &strips {
                 for &tn in &columns {
-                    if let Some(bound) = self.bound(order, [tm, depth, tn], 1) {
-                        pairs.push(Pair { bound, order, tm, tn });
+                    let cut = Cut { order, tile: [tm, depth, tn], strip };
+                    if let Some(bound) = self.bound(cut, 1) {
+                        pairs.push(Pair { bound, cut });
                     }
                 }
             }
@@ -266,32 +343,32 @@ impl<'a> Search<'a> {
         pairs
     }
 
-    /// A lower bound on the first two parts of the key, for at least `depths` tiles of k that are no smaller than `tile` says;
+    /// A lower bound on the first two parts of the key, for at least `depths` tiles of k that are no smaller than `cut` says;
     /// `None` if such tiles do not fit, or exceed the limits.
-    fn bound(&self, order: Order, tile: [u64; 3], depths: u64) -> Option<[f64; 2]> {
-        let dram = self.least_dram(order, tile)?;
-        self.least(tile, depths, dram)
+    fn bound(&self, cut: Cut, depths: u64) -> Option<[f64; 2]> {
+        let dram = self.least_dram(cut)?;
+        self.least(cut, depths, dram)
     }
 
     /// The same for at least `dram` bytes.
-    fn least(&self, tile: [u64; 3], depths: u64, dram: f64) -> Option<[f64; 2]> {
+    fn least(&self, cut: Cut, depths: u64, dram: f64) -> Option<[f64; 2]> {
         if let Some((measure, most)) = self.within
-            && measure.least(self.product, self.limits, tile, depths, dram)[0] > most
+            && measure.least(self.product, self.limits, cut, depths, dram)[0] > most
         {
             return None;
         }
-        Some(self.measure.least(self.product, self.limits, tile, depths, dram))
+        Some(self.measure.least(self.product, self.limits, cut, depths, dram))
     }
 
     /// DRAM bytes of a relaxation: SRAM filled with kept pieces of any size, those that save most first.
-    fn least_dram(&self, order: Order, [tm, tk, tn]: [u64; 3]) -> Option<f64> {
-        let (p, limits) = (self.product, self.limits);
+    fn least_dram(&self, Cut { order, tile, strip }: Cut) -> Option<f64> {
+        let (p, limits, [tm, tk, tn]) = (self.product, self.limits, tile);
         let held = match order {
             Order::Mnk | Order::Nmk => tm * tn,
             Order::Mkn => tm * p.n,
             Order::Nkm => p.m * tn,
         };
-        let stage = if limits.staged { p.c.bytes(tm * tn) } else { 0 };
+        let stage = stage(p, limits, tile, strip);
         let tiles = [p.a.bytes(tm * tk), p.w.bytes(tk * tn)];
         let left = limits.sram.checked_sub(p.partial.bytes(held) + stage)?;
         left.checked_sub(tiles[0] + tiles[1])?;
@@ -336,20 +413,21 @@ impl<'a> Search<'a> {
     /// Tries every depth and every count of kept tiles for a pair.
     fn attempt(&mut self, pair: &Pair) {
         for index in 0..self.depths.len() {
-            let tile = [pair.tm, self.depths[index], pair.tn];
-            let depths = self.product.k.div_ceil(tile[1]);
-            if self.bound(pair.order, tile, depths).is_some_and(|bound| self.hopeful(bound)) {
-                self.keep(pair.order, tile, depths);
+            let [tm, _, tn] = pair.cut.tile;
+            let cut = Cut { tile: [tm, self.depths[index], tn], ..pair.cut };
+            let depths = self.product.k.div_ceil(self.depths[index]);
+            if self.bound(cut, depths).is_some_and(|bound| self.hopeful(bound)) {
+                self.keep(cut, depths);
             }
         }
     }
 
     /// Tries the candidate counts of kept tiles for a tile.
-    fn keep(&mut self, order: Order, tile: [u64; 3], depths: u64) {
+    fn keep(&mut self, cut: Cut, depths: u64) {
         let (p, limits) = (self.product, self.limits);
-        let nest = Nest::new(p, order, tile, [0, 0]);
-        let stage = if limits.staged { p.c.bytes(tile[0] * tile[2]).next_multiple_of(limits.align) } else { 0 };
-        let Some(room) = limits.sram.checked_sub(nest.sums(p.partial, limits.align) + stage) else { return };
+        let nest = Nest::new(p, cut.order, cut.tile, [0, 0]);
+        let held = nest.sums(p.partial, limits.align) + stage(p, limits, cut.tile, cut.strip);
+        let Some(room) = limits.sram.checked_sub(held) else { return };
         let most = nest.most_outer(room.saturating_sub(nest.inner_least(limits)), limits);
         let panel = self.nests == Nests::RowPanel;
         if panel && most < depths {
@@ -360,9 +438,9 @@ impl<'a> Search<'a> {
             let nest = nest.keeping_outer(outer);
             let Some(left) = room.checked_sub(nest.outer_sram(limits)) else { continue };
             let dram = p.c.bytes(p.m * p.n) as f64 + nest.outer_bytes() as f64 + nest.least_inner(left);
-            if self.least(tile, depths, dram).is_some_and(|bound| self.hopeful(bound)) {
+            if self.least(cut, depths, dram).is_some_and(|bound| self.hopeful(bound)) {
                 for inner in nest.inner_counts(left, limits) {
-                    self.consider(order, tile, [outer, inner]);
+                    self.consider(cut, [outer, inner]);
                 }
             } else if outer == most && !nest.inner_saves_more() {
                 return;
@@ -371,13 +449,13 @@ impl<'a> Search<'a> {
     }
 
     /// The tiling that keeps these numbers of tiles of the outer and the inner operand.
-    fn tiling(&self, order: Order, tile: [u64; 3], [outer, inner]: [u64; 2]) -> Tiling {
+    fn tiling(&self, Cut { order, tile, strip }: Cut, [outer, inner]: [u64; 2]) -> Tiling {
         let kept = if order.columns_first() { [inner, outer] } else { [outer, inner] };
-        Tiling::new(self.product, self.limits, order, tile, kept)
+        Tiling::new(self.product, self.limits, order, tile, kept).in_strips(self.product, self.limits, strip)
     }
 
-    fn consider(&mut self, order: Order, tile: [u64; 3], kept: [u64; 2]) {
-        let tiling = self.tiling(order, tile, kept);
+    fn consider(&mut self, cut: Cut, kept: [u64; 2]) {
+        let tiling = self.tiling(cut, kept);
         if tiling.sram > self.limits.sram {
             return;
         }
@@ -408,7 +486,7 @@ fn compare<const N: usize>(x: &[f64; N], y: &[f64; N]) -> std::cmp::Ordering {
 /// The greatest has the lowest bound. The pair itself breaks ties, so that the order is the same on every machine.
 impl Ord for Pair {
     fn cmp(&self, other: &Pair) -> std::cmp::Ordering {
-        let known = |pair: &Pair| (pair.order, pair.tm, pair.tn);
+        let known = |pair: &Pair| (pair.cut.order, pair.cut.tile, pair.cut.strip);
         compare(&self.bound, &other.bound).then(known(self).cmp(&known(other))).reverse()
     }
 }

@@ -60,6 +60,7 @@ impl Tiling {
             tile,
             kept,
             slots: swap(order, [outer_slots, inner_slots]),
+            strip: tile[0],
             dram: Traffic { a: 0, w: 0, c: grid(product.c, rows, columns, 1) },
             transfers: [0, 0, stores],
             sram: 0,
@@ -70,19 +71,38 @@ impl Tiling {
         tiling
     }
 
+    /// The same with tiles of C that are stored in strips of so many rows, a divisor of a tile's.
+    #[must_use]
+    pub fn in_strips(mut self, product: &Product, limits: &Limits, rows: u64) -> Tiling {
+        let (strips, columns) = (Axis { whole: product.m, tile: rows }, Axis { whole: product.n, tile: self.tile[2] });
+        self.strip = rows;
+        self.transfers[2] = if product.c.bits == 0 { 0 } else { strips.tiles() * columns.tiles() };
+        self.sram = self.buffers(product, limits).total();
+        self
+    }
+
+    /// Whether tiles of C are stored in several strips.
+    pub fn has_strips(&self) -> bool {
+        self.strip < self.tile[0]
+    }
+
+    /// Slots of the buffer that outputs are stored from.
+    pub(crate) fn strip_slots(&self) -> u64 {
+        strip_slots(self.tile, self.strip)
+    }
+
     /// SRAM that it holds.
     pub fn buffers(&self, product: &Product, limits: &Limits) -> Buffers {
         let nest = Nest::new(product, self.order, self.tile, self.kept);
         let [a_kept, w_kept] = swap(self.order, [nest.outer_held(limits.align), nest.inner_held(limits.align)]);
         let [tm, tk, tn] = self.tile;
-        let stage = if limits.staged { product.c.bytes(tm * tn).next_multiple_of(limits.align) } else { 0 };
         Buffers {
             a_kept,
             a_streamed: self.slots[0] * product.a.bytes(tm * tk).next_multiple_of(limits.align),
             w_kept,
             w_streamed: self.slots[1] * product.w.bytes(tk * tn).next_multiple_of(limits.align),
             accumulators: nest.sums(product.partial, limits.align),
-            stage,
+            stage: stage(product, limits, self.tile, self.strip),
         }
     }
 
@@ -106,6 +126,17 @@ impl Tiling {
     pub fn counts(&self, product: &Product) -> [u64; 3] {
         [product.m.div_ceil(self.tile[0]), product.k.div_ceil(self.tile[1]), product.n.div_ceil(self.tile[2])]
     }
+}
+
+/// SRAM of the buffer that outputs are stored from, for tiles in strips of so many rows.
+pub(super) fn stage(product: &Product, limits: &Limits, tile: [u64; 3], strip: u64) -> u64 {
+    let slot = product.c.bytes(strip * tile[2]).next_multiple_of(limits.align);
+    if limits.staged { strip_slots(tile, strip) * slot } else { 0 }
+}
+
+/// A tile is finished in its slot and stored; of several strips, one is finished while another is stored.
+fn strip_slots(tile: [u64; 3], strip: u64) -> u64 {
+    if strip < tile[0] { 2 } else { 1 }
 }
 
 /// (outer, inner) to (a, w) and back.

@@ -6,6 +6,7 @@ use crate::cases::{Case, proven, target};
 use crate::support::{Builder, Random, WEIGHTS};
 use attar_compile::{
     Element, Kernel, Plan, Program,
+    fixed::Rescale,
     lower::{Entry, Tiles},
     program::{Destination, Epilogue, Linear, Role},
     schedule::{Choice, Freedom, Goal, schedule},
@@ -19,12 +20,18 @@ fn random_blocks_are_proven() {
     assert!(proven.len() as u64 * 2 > count, "{} of {count} fit", proven.len());
     let in_place = |choice: &Choice| matches!(&choice.tiles, Tiles::Linear(tiles) if tiles.in_place);
     assert!(proven.iter().any(|(schedule, _)| schedule.choices.iter().any(in_place)), "no residual was added in place");
+    assert!(proven.iter().any(|(schedule, _)| schedule.choices.iter().any(in_strips)), "no output left in strips");
     let found: BTreeSet<String> = proven.iter().flat_map(|(schedule, _)| schedule.choices.iter().filter_map(entry)).collect();
     let wanted = ["linear once", "linear once, x on the chip", "linear again", "linear again, x on the chip"];
     let of_units = ["mlp", "mlp, x on the chip", "mlp, x is added"];
     for way in wanted.iter().chain(&of_units) {
         assert!(found.contains(*way), "no kernel was normed as `{way}`: {found:?}");
     }
+}
+
+/// Whether a product's outputs are finished and stored in strips.
+fn in_strips(choice: &Choice) -> bool {
+    matches!(&choice.tiles, Tiles::Linear(tiles) if tiles.tiling.has_strips())
 }
 
 /// How a kernel norms its rows, if it does.
@@ -102,6 +109,52 @@ fn one_product_in_every_order() {
         let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
             .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
         assert_eq!(simulation.dram(), schedule.choices[0].dram, "seed {seed}\n{}", schedule.plan);
+    }
+}
+
+/// Long sums in little room, with every epilogue and sums of 32 and 64 bits: the tile of outputs gives way to strips.
+#[test]
+fn products_in_strips_with_every_epilogue() {
+    let mut found = BTreeSet::new();
+    for seed in 0..400 {
+        let mut random = Random(seed ^ 0x5712_1550);
+        let mut builder = Builder::new(seed);
+        let weight = random.pick(&WEIGHTS);
+        let [m, k, n] = [[40, 100], [100, 400], [8, 16]].map(|[from, to]| random.within(from, to) as u64);
+        let (k, n) = (k.next_multiple_of(weight.per.into()), 8 * n);
+        let wide = random.pick(&[Element::INT8, Element::INT16]);
+        let x = builder.numbers("x", [m, k], wide, Role::Input);
+        let (kind, epilogue, element) = match random.next() % 4 {
+            0 => ("rescale", Epilogue::Rescale, Element::INT8),
+            1 => {
+                let residual = builder.numbers("residual", [m, n], Element::INT16, Role::Input);
+                ("add", Epilogue::Add { residual }, Element::INT16)
+            }
+            2 => {
+                let table = builder.numbers("table", [m, 8], Element::INT16, Role::Constant);
+                let ranges = vec![(n, Rescale::new(1.0 / 64.0).unwrap())];
+                ("rotary", Epilogue::Rotary { table, position: 0, head: 8, rotated: n / 16 * 8, ranges }, Element::INT8)
+            }
+            _ => ("gated", builder.gate(), Element::INT8),
+        };
+        let outputs = if kind == "gated" { n / 2 } else { n };
+        let out = builder.program.tensor("out", [m, outputs], element, Role::Output);
+        builder.linear("product", x, n, weight, 2000.0, vec![Destination { tensor: out, row: 0 }], epilogue);
+        let (program, memory) = builder.memory();
+        let target = target(random.within(2_500, 10_000) as u64, random.pick(&[1, 8, 32]));
+        let Ok(schedule) = schedule(&program, &target, Goal::Dram, Freedom::ALL, "test") else { continue };
+        if !in_strips(&schedule.choices[0]) {
+            continue;
+        }
+        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
+        assert_eq!(simulation.dram(), schedule.choices[0].dram, "seed {seed}\n{}", schedule.plan);
+        found.insert(format!("{kind} of int{}", wide.bits));
+    }
+    for kind in ["rescale", "add", "rotary", "gated"] {
+        for bits in [8, 16] {
+            assert!(found.contains(&format!("{kind} of int{bits}")), "no `{kind}` of int{bits} in strips: {found:?}");
+        }
     }
 }
 

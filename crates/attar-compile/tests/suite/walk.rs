@@ -17,6 +17,7 @@ struct Count {
 struct Cut {
     product: Product,
     tile: [u64; 3],
+    strip: u64,
 }
 
 impl Cut {
@@ -41,6 +42,9 @@ impl Cut {
     }
     fn c(&self, i: u64, j: u64) -> u64 {
         self.product.c.bytes(self.height(i) * self.width(j))
+    }
+    fn stores(&self, i: u64) -> u64 {
+        if self.product.c.bits > 0 { self.height(i).div_ceil(self.strip) } else { 0 }
     }
 }
 
@@ -75,13 +79,16 @@ fn by_hand(cut: &Cut, order: Order, kept: [u64; 2]) -> Count {
         }
         if l + 1 == nk {
             count.bytes[2] += cut.c(i, j);
-            count.transfers[2] += u64::from(cut.product.c.bits > 0);
+            count.transfers[2] += cut.stores(i);
         }
     }
     count
 }
 
-fn products() -> impl Strategy<Value = (Product, Order, [u64; 3], [u64; 2], Limits)> {
+/// A tiling with what it is of.
+type Case = (Product, Tiling, Limits);
+
+fn tilings() -> impl Strategy<Value = Case> {
     let element = prop_oneof![
         Just(Element::INT8),
         Just(Element::INT4),
@@ -90,7 +97,7 @@ fn products() -> impl Strategy<Value = (Product, Order, [u64; 3], [u64; 2], Limi
         Just(Element { bits: 136, per: 32 })
     ];
     let dims = (1u64..14, 1u64..14, 1u64..14);
-    let fractions = (0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64);
+    let fractions = (0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64, 0.0..1.0f64);
     let order = proptest::sample::select(&Order::ALL[..]);
     (dims, fractions, element.clone(), element, order, 0u32..3, any::<bool>(), any::<bool>()).prop_map(
         |((m, k, n), f, a, w, order, align, double, stored)| {
@@ -107,7 +114,10 @@ fn products() -> impl Strategy<Value = (Product, Order, [u64; 3], [u64; 2], Limi
             };
             let kept = [(f.3 * (most[0] + 1) as f64) as u64, (f.4 * (most[1] + 1) as f64) as u64];
             let buffering = if double { Buffering::DoubleStreamed } else { Buffering::Single };
-            (product, order, tile, kept, Limits { sram: 1 << 20, align: 1 << align, buffering, staged: stored, stored: None })
+            let limits = Limits { sram: 1 << 20, align: 1 << align, buffering, staged: stored, stored: None };
+            let heights: Vec<u64> = (1..=tile[0]).filter(|rows| tile[0] % rows == 0).collect();
+            let strip = heights[(f.5 * heights.len() as f64) as usize];
+            (product, Tiling::new(&product, &limits, order, tile, kept).in_strips(&product, &limits, strip), limits)
         },
     )
 }
@@ -116,18 +126,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
-    fn closed_forms_count_what_the_loops_move((product, order, tile, kept, limits) in products()) {
-        let tiling = Tiling::new(&product, &limits, order, tile, kept);
-        let expected = by_hand(&Cut { product, tile }, order, kept);
+    fn closed_forms_count_what_the_loops_move((product, tiling, _) in tilings()) {
+        let Tiling { order, tile, kept, strip, .. } = tiling;
+        let expected = by_hand(&Cut { product, tile, strip }, order, kept);
         prop_assert_eq!([tiling.dram.a, tiling.dram.w, tiling.dram.c], expected.bytes);
         prop_assert_eq!(tiling.transfers, expected.transfers);
         prop_assert_eq!(tiling.slots.map(|s| s > 0), expected.streamed);
     }
 
     #[test]
-    fn steps_move_what_the_closed_forms_count((product, order, tile, kept, limits) in products()) {
-        let tiling = Tiling::new(&product, &limits, order, tile, kept);
-        let cut = Cut { product, tile };
+    fn steps_move_what_the_closed_forms_count((product, tiling, limits) in tilings()) {
+        let Tiling { tile, strip, .. } = tiling;
+        let cut = Cut { product, tile, strip };
         let (mut bytes, mut transfers, mut macs) = ([0; 3], [0; 3], 0);
         let mut standing: [HashMap<Slot, (u64, u64)>; 2] = Default::default();
         let mut held: [HashMap<Slot, u64>; 2] = Default::default();
@@ -158,7 +168,7 @@ proptest! {
             if step.last {
                 prop_assert_eq!(l + 1, cut.counts()[1]);
                 bytes[2] += cut.c(i, j);
-                transfers[2] += u64::from(product.c.bits > 0);
+                transfers[2] += cut.stores(i);
             }
         }
         prop_assert_eq!(macs, product.macs());
@@ -182,6 +192,10 @@ proptest! {
             prop_assert!(streamed(which).is_none_or(|most| most <= full[which]));
             prop_assert!(held[which].keys().filter(|s| matches!(s, Slot::Streamed(_))).count() as u64 <= tiling.slots[which]);
         }
+        // One tile of outputs, or two strips of one.
+        let [slots, rows] = if strip == tile[0] { [1, tile[0]] } else { [2, strip] };
+        let stage = slots * product.c.bytes(rows * tile[2]).next_multiple_of(limits.align);
+        prop_assert_eq!(buffers.stage, if limits.staged { stage } else { 0 });
         let sums: u64 = accumulators.values().map(|b| b.next_multiple_of(limits.align)).sum();
         prop_assert_eq!(buffers.accumulators, sums);
         prop_assert_eq!(buffers.total(), tiling.sram);

@@ -6,13 +6,15 @@ use crate::{
     lower::{
         Builder, Entry, First, Lowered, at_buffer, at_operand, compute, entry::Norming, load, open, region, release, tiles, wait,
     },
-    plan::{Compute, Finish, Region, Span, Statement, View},
+    plan::{Compute, Extent, Finish, Region, Span, Statement, View},
     program::{Column, Epilogue, Linear, Norm, Role},
 };
 
 const OUTER: u8 = 0;
 const DEPTH: u8 = 1;
 const INNER: u8 = 2;
+/// The loop over the strips of a tile of the output.
+const STRIP: u8 = 4;
 
 impl LinearTiles {
     /// The code of a kernel, with `norm` at its entry if these are tiles for that.
@@ -128,10 +130,10 @@ impl<'a> Nest<'a> {
 impl Columns {
     fn new(tiles: &LinearTiles, program: &Program, linear: &Linear, builder: &mut Builder) -> Columns {
         let operand = builder.operand(linear.columns);
-        let [bytes, _] = tiles.extra(program, linear);
+        let [[slots, bytes], _] = tiles.extra(program, linear);
         let buffer = match tiles.columns_whole {
             true => builder.packed("columns", Column::ELEMENT, bytes.next_multiple_of(tiles.limits.align)),
-            false => builder.ring("columns", Column::ELEMENT, 1, bytes),
+            false => builder.ring("columns", Column::ELEMENT, slots, bytes),
         };
         Columns { buffer, operand }
     }
@@ -140,17 +142,17 @@ impl Columns {
 impl Extra {
     fn new(tiles: &LinearTiles, program: &Program, linear: &Linear, builder: &mut Builder) -> Option<Extra> {
         let [tm, _, tn] = tiles.tiling.tile;
-        let [_, bytes] = tiles.extra(program, linear);
+        let [_, [slots, bytes]] = tiles.extra(program, linear);
         match &linear.epilogue {
             Epilogue::Add { residual } => {
                 let (operand, element) = (builder.operand(*residual), program.get(*residual).element);
-                let bytes = if tiles.in_place { element.bytes(tn) * tm } else { bytes };
-                let buffer = (!tiles.on_chip[2]).then(|| builder.ring("residual", element, 1, bytes));
+                let [slots, bytes] = if tiles.in_place { [1, element.bytes(tn) * tm] } else { [slots, bytes] };
+                let buffer = (!tiles.on_chip[2]).then(|| builder.ring("residual", element, slots, bytes));
                 Some(Extra { operand, buffer, whole_rows: None, first: First::default() })
             }
             Epilogue::Rotary { table, position, .. } => {
                 let (operand, tensor) = (builder.operand(*table), program.get(*table));
-                let buffer = Some(builder.ring("table", tensor.element, 1, bytes));
+                let buffer = Some(builder.ring("table", tensor.element, slots, bytes));
                 Some(Extra { operand, buffer, whole_rows: Some(tensor.columns), first: First { row: *position, position: true } })
             }
             Epilogue::Rescale | Epilogue::Gated { .. } => None,
@@ -173,10 +175,11 @@ impl Out {
             operands.push((builder.operand(part.tensor), first));
             first += program.get(part.tensor).columns;
         }
-        let ([tm, _, tn], element) = (tiles.tiling.tile, program.get(linear.out[0].tensor).element);
+        let ([_, _, tn], strip, slots) = (tiles.tiling.tile, tiles.tiling.strip, tiles.tiling.strip_slots());
+        let element = program.get(linear.out[0].tensor).element;
         let residual = extra.and_then(|extra| extra.buffer).filter(|_| tiles.in_place);
         let buffer = (!tiles.on_chip[1])
-            .then(|| residual.unwrap_or_else(|| builder.ring("out", element, 1, element.bytes(tn / pairs) * tm)));
+            .then(|| residual.unwrap_or_else(|| builder.ring("out", element, slots, element.bytes(tn / pairs) * strip)));
         Out { operands, buffer }
     }
 }
@@ -479,20 +482,29 @@ impl Nest<'_> {
         (!self.tiles.columns_whole).then_some(level)
     }
 
-    /// The same of the extra operand of the epilogue, with its buffer.
+    /// The same of the extra operand of the epilogue, with its buffer: a residual comes in strips like the output.
     fn loaded_extra(&self) -> Option<(Extra, u32, u8)> {
         let extra = self.extra?;
-        let level = if extra.whole_rows.is_some() && !self.columns_first() { OUTER } else { INNER };
+        let level = match extra.whole_rows {
+            Some(_) if !self.columns_first() => OUTER,
+            None if self.tiles.tiling.has_strips() => STRIP,
+            _ => INNER,
+        };
         Some((extra, extra.buffer?, level))
+    }
+
+    /// The rows that are finished at once.
+    fn finished_rows(&self) -> Span {
+        Span::tile(if self.tiles.tiling.has_strips() { STRIP } else { self.rows_columns()[0] })
     }
 
     fn columns_region(&self) -> Region {
         region(Span::all(1), self.wide(self.rows_columns()[1]))
     }
 
-    fn extra_region(&self, extra: Extra) -> Region {
-        let [rows, columns] = self.rows_columns();
-        region(Span::tile(rows), extra.whole_rows.map_or(Span::tile(columns), Span::all))
+    /// Those `rows` of the extra operand that belong to a tile.
+    fn extra_region(&self, extra: Extra, rows: Span) -> Region {
+        region(rows, extra.whole_rows.map_or(Span::tile(self.rows_columns()[1]), Span::all))
     }
 
     /// What is loaded at the start of a step of this loop.
@@ -502,7 +514,8 @@ impl Nest<'_> {
             code.push(load(self.columns.buffer, self.columns.operand, self.columns_region()));
         }
         if let Some((extra, buffer, _)) = self.loaded_extra().filter(|(_, _, at)| *at == level) {
-            code.push(load(buffer, extra.operand, self.extra_region(extra)));
+            let rows = if level == STRIP { self.finished_rows() } else { Span::tile(self.rows_columns()[0]) };
+            code.push(load(buffer, extra.operand, self.extra_region(extra, rows)));
         }
         code
     }
@@ -517,24 +530,42 @@ impl Nest<'_> {
     /// From sums to the output.
     fn finished(&self) -> Vec<Statement> {
         let mut code = Vec::new();
-        let columns = at_buffer(self.columns.buffer, self.columns_region());
         if !self.tiles.columns_whole {
-            code.push(wait(self.columns.buffer, columns.region));
+            code.push(wait(self.columns.buffer, self.columns_region()));
         }
+        code.extend(self.stripped(self.strip()));
+        code.extend(self.late(INNER));
+        code
+    }
+
+    /// What is done for each strip of a tile of the output, or once for all of it.
+    fn stripped(&self, body: Vec<Statement>) -> Vec<Statement> {
+        let tiling = &self.tiles.tiling;
+        if !tiling.has_strips() {
+            return body;
+        }
+        let extent = Extent::Rows { rows: self.rows_columns()[0] };
+        vec![Statement::Loop { variable: STRIP, extent, tile: tiling.strip, tiles: [0, u64::MAX], body }]
+    }
+
+    /// From sums to the output for the rows that are finished at once.
+    fn strip(&self) -> Vec<Statement> {
+        let mut code = self.early(STRIP);
+        let columns = at_buffer(self.columns.buffer, self.columns_region());
         let extra = self.extra.map(|extra| self.ready_extra(extra, &mut code));
         let out = self.open_out(&mut code);
-        let sums = at_buffer(self.sums, self.sums_region());
+        let sums = at_buffer(self.sums, region(self.finished_rows(), self.sums_region().columns));
         code.push(compute(Compute::Finish { sums, columns, extra, out, narrow: self.narrow, finish: self.finish }));
         if let Some(buffer) = self.out.buffer {
             code.push(Statement::Store { buffer, operands: self.out.operands.clone(), region: out.region });
         }
-        code.extend(self.late(INNER));
+        code.extend(self.late(STRIP));
         code
     }
 
     /// The extra operand of the epilogue, once it is loaded.
     fn ready_extra(&self, extra: Extra, code: &mut Vec<Statement>) -> View {
-        let region = self.extra_region(extra);
+        let region = self.extra_region(extra, self.finished_rows());
         let Some(buffer) = extra.buffer else { return at_operand(extra.operand, region) };
         code.push(wait(buffer, region));
         at_buffer(buffer, region)
@@ -542,8 +573,7 @@ impl Nest<'_> {
 
     /// Where a tile of the output is written: a new slot, unless the residual was loaded there.
     fn open_out(&self, code: &mut Vec<Statement>) -> View {
-        let [rows, columns] = self.rows_columns();
-        let place = region(Span::tile(rows), Span::tile(columns));
+        let place = region(self.finished_rows(), Span::tile(self.rows_columns()[1]));
         let Some(buffer) = self.out.buffer else { return at_operand(self.out.operands[0].0, place) };
         if !self.tiles.in_place {
             code.push(open(buffer, place));
