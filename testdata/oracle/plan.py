@@ -19,7 +19,7 @@ try:
 except ImportError:
     blake3 = None
 
-VERSION, HEADER, DEEPEST, LARGEST, MOST = 5, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
+VERSION, HEADER, DEEPEST, LARGEST, MOST = 6, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
 # A type: how a value is read, and its text. `names` are those of the buffers of a body, or of all tensors: numbers stand for them.
 Type = namedtuple("Type", "read show", defaults=[lambda x, names: str(x)])
 shown = lambda of, show: Type(of.read, lambda x, names: show(x))
@@ -110,7 +110,9 @@ VIEW = record("{place} {region}", place=enum(Buffer=buffer, Operand=shown(u32, "
 KEYS = record("keys of v{rows} after {past}{window}", rows=u8, past=u64, window=window)
 ALL_KEYS = record("keys of {rows} rows after {past}{window}", rows=u64, past=u64, window=window)
 EXTENT = enum(Count=u64, Keys=KEYS, Rows=record("rows of v{rows}", rows=u8), AllKeys=ALL_KEYS)
-ROTARY = record("rotary by constant {constant}, {rotated} columns in heads of {head},", head=u64, rotated=u64, constant=u32)
+NORMED = shown(u64, lambda x: f" {x} normed," if x else "")
+ROTARY = {"head": u64, "normed": NORMED, "rotated": u64, "constant": u32}
+ROTARY = record("rotary by constant {constant}, {rotated} columns in heads of {head},{normed}", **ROTARY)
 FINISHING = enum(Rescale=None, Add=None, Rotary=ROTARY, Gated=record("gated by constant {constant}", constant=u32))
 FINISH = {"sums": VIEW, "columns": VIEW, "extra": maybe(VIEW, ", "), "out": VIEW, "narrow": shown(u8, lambda x: f" >> {x}" if x else "")}
 ATTEND = {"query": VIEW, "key": VIEW, "value": VIEW, "sums": VIEW, "softmax": VIEW}
@@ -136,7 +138,9 @@ STATEMENT = enum(
 )
 CODE, BUFFERS = many(enum(Do=STATEMENT, End=None)), many(BUFFER, "")
 BODY = record("{name} ({operands} operands) {{\n{buffers}", name=name, operands=u32, buffers=BUFFERS, code=CODE)
-RANGES, GATE = many(record("up to {} {}", u64, RESCALE)), record("{rescale}, table [{table}]", table=many(i16), rescale=RESCALE)
+HEAD_NORM = record("epsilon {epsilon}, gains [{gains}] >> {gain_shift}, ", gains=many(i32), epsilon=u64, gain_shift=u32)
+RANGES = many(record("up to {end} {norm}{rescale}", end=u64, norm=maybe(HEAD_NORM, "normed with "), rescale=RESCALE))
+GATE = record("{rescale}, table [{table}]", table=many(i16), rescale=RESCALE)
 NORM_CONSTANT = record("epsilon {epsilon}, gains >> {gain_shift}", epsilon=u64, gain_shift=u32)
 CONSTANT = enum(Norm=NORM_CONSTANT, Ranges=RANGES, Gate=GATE, Rescale=RESCALE)
 CONSTANTS = shown(many(CONSTANT), lambda x: "".join(f"  constant {at}: {CONSTANT.show(one, [])}\n" for at, one in enumerate(x)))

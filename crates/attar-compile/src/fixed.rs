@@ -252,6 +252,41 @@ mod tests {
         }
     }
 
+    /// From int16 to int16, as of the heads of queries and keys.
+    #[test]
+    fn a_normed_row_comes_near_the_real_one() {
+        let (row, step, out_step, epsilon) = ([3000, -120, 0, 31, -9000, 4, 77, -1], 1e-3, 1e-4, 1e-6);
+        let gain = |at: usize| 0.2 + 0.3 * at as f64;
+        let width = row.len() as f64;
+        let unit = width.sqrt() / out_step * 64.0;
+        let gains: Vec<i32> = (0..row.len()).map(|at| stored_gain(gain(at) * unit, 0)).collect();
+        let stored = (width * epsilon / (step * step)).round() as u64;
+        let found: Vec<i32> = norm_row(&row, stored, &gains, 6, 16).collect();
+        let mean = row.iter().map(|x| (f64::from(*x) * step).powi(2)).sum::<f64>() / width;
+        for (at, (x, found)) in row.iter().zip(found).enumerate() {
+            let real = f64::from(*x) * step / (mean + epsilon).sqrt() * gain(at) / out_step;
+            let wanted = real.clamp(-32768.0, 32767.0);
+            assert!((f64::from(found) - wanted).abs() <= 0.51 + wanted.abs() * 1e-6, "{at}: {found} is not {wanted}");
+        }
+    }
+
+    /// The largest numbers, gains and exponents there are, and rows of nothing.
+    #[test]
+    fn a_norm_saturates_and_never_wraps() {
+        for (x, exponent, shift) in [(-32768, 0, 0), (32767, 0, 40), (-32768, 10, 0), (0, 10, 40), (1, 0, 61)] {
+            for gain in [-LARGEST_GAIN, LARGEST_GAIN] {
+                let gains = vec![stored_gain(gain, exponent); 1 << 13];
+                let rows = vec![x; 1 << 13];
+                let root = (8192f64).sqrt();
+                let wanted = f64::from(x).signum() * f64::from(i32::from(x != 0)) * gain / root / 2f64.powi(shift);
+                for found in norm_row(&rows, 0, &gains, shift as u32, 16) {
+                    let wanted = wanted.clamp(-32768.0, 32767.0);
+                    assert!((f64::from(found) - wanted).abs() <= 0.51, "{x} {exponent} {shift}: {found} is not {wanted}");
+                }
+            }
+        }
+    }
+
     /// A key that holds most of the attention leaves the others theirs: a third of all, 7 nats below it each, at any length.
     #[test]
     fn a_sink_takes_no_more_than_its_share() {

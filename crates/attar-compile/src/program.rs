@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{Element, Error, Result, fixed::Rescale};
+use crate::{
+    Element, Error, Result,
+    fixed::{self, Rescale},
+};
 
 /// Index of a [`Tensor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -82,8 +85,8 @@ pub enum Epilogue {
         /// int16, in the output's steps or finer ones: see [`Column::coarser`].
         residual: TensorId,
     },
-    /// Rescaled to int16, rotated by position (RoPE), rescaled to int8. The first `rotated` columns are rotated, in pairs
-    /// `(i, i + head / 2)` of every head.
+    /// Rescaled to int16, normed head by head where a range says so, rotated by position (RoPE), rescaled to int8. The first
+    /// `rotated` columns are rotated, in pairs `(i, i + head / 2)` of every head.
     Rotary {
         /// `[positions, head]` int16: cosines of a position, then sines, each `head / 2`.
         table: TensorId,
@@ -93,8 +96,8 @@ pub enum Epilogue {
         head: u64,
         /// A multiple of `head`.
         rotated: u64,
-        /// From int16 to int8: for the queries', keys' and values' columns, with the end of each.
-        ranges: Vec<(u64, Rescale)>,
+        /// What is done with the columns of queries, of keys and of values. Those that are normed come first.
+        ranges: Vec<Range>,
     },
     /// Two products at once: the weight's rows `2j` and `2j + 1` are gate and up of output `j`. The gate is rescaled to
     /// int16 and looked up between two entries of a table, up to int16; their product is rescaled to the output.
@@ -104,6 +107,55 @@ pub enum Epilogue {
         /// From `table[gate] * up` to the output.
         rescale: Rescale,
     },
+}
+
+/// Neighbouring columns of a product with a rotary embedding: whole heads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// One past its last column; it begins where the one before ends.
+    pub end: u64,
+    /// The norm of each of its heads, before the rotary embedding.
+    pub norm: Option<HeadNorm>,
+    /// From int16 to int8, at the end.
+    pub rescale: Rescale,
+}
+
+/// Root mean square norm of the columns of a head, from int16 to int16 (Zhang & Sennrich 2019; of queries and keys: Henry et al.
+/// 2020, Dehghani et al. 2023).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadNorm {
+    /// Of the columns of a head: see [`crate::fixed::stored_gain`].
+    pub gains: Vec<i32>,
+    /// `head * epsilon / scale^2` of the step before the norm.
+    pub epsilon: u64,
+    /// Fractional bits of the gains.
+    pub gain_shift: u32,
+}
+
+impl HeadNorm {
+    /// Norms the columns of a head.
+    pub(crate) fn apply(&self, head: &[i32]) -> impl Iterator<Item = i32> {
+        fixed::norm_row(head, self.epsilon, &self.gains, self.gain_shift, 16)
+    }
+}
+
+/// Columns of `ranges` whose heads are normed: all of those before the first range that is not.
+pub(crate) fn normed_columns(ranges: &[Range]) -> u64 {
+    ranges.iter().take_while(|range| range.norm.is_some()).last().map_or(0, |range| range.end)
+}
+
+/// What is wrong with the ranges of `columns` columns in heads of `head`, of which the first `normed` are normed.
+pub(crate) fn wrong_ranges(ranges: &[Range], [columns, head, normed]: [u64; 3]) -> Option<&'static str> {
+    let start = |at: usize| if at == 0 { 0 } else { ranges[at - 1].end };
+    let whole = |at: usize| ranges[at].end > start(at) && ranges[at].end.is_multiple_of(head);
+    if head == 0 || head % 2 != 0 || !(0..ranges.len()).all(whole) || ranges.last().is_none_or(|last| last.end < columns) {
+        return Some("has ranges of columns that are no whole heads");
+    }
+    let right = |range: &Range| match &range.norm {
+        Some(norm) => range.end <= normed && norm.gains.len() as u64 == head,
+        None => range.end > normed,
+    };
+    (!ranges.iter().all(right)).then_some("norms heads with other gains than they need")
 }
 
 impl Epilogue {
@@ -415,6 +467,12 @@ impl Program {
         }
         if linear.narrow != Program::narrow(x, k, weight.element) {
             return Some("narrows its sums by another number of bits than they need");
+        }
+        if let Epilogue::Rotary { head, ranges, rotated, .. } = &linear.epilogue {
+            let wrong = wrong_ranges(ranges, [n, *head, normed_columns(ranges)]);
+            if wrong.is_some() || rotated % head != 0 {
+                return wrong.or(Some("rotates columns that are no whole heads"));
+            }
         }
         (largest_sum(x, k, weight.element) >> linear.narrow >= 1 << 31).then_some("could overflow its accumulators")
     }

@@ -87,7 +87,13 @@ impl Rates {
     /// The rates of products with activations of so many bits.
     pub(crate) fn of(&self, bits: u32) -> tile::Rates {
         let wide = self.wide.filter(|_| bits > 8);
-        tile::Rates { array: wide.unwrap_or(self.tile.array), ..self.tile }
+        let mac_pj = if bits > 8 { self.products(1, 1) } else { self.tile.mac_pj };
+        tile::Rates { array: wide.unwrap_or(self.tile.array), mac_pj, ..self.tile }
+    }
+
+    /// Picojoules of multiply-accumulates, of which `wide` have int16 activations: energy goes with the product of the widths.
+    pub(crate) fn products(&self, macs: u64, wide: u64) -> f64 {
+        (macs + wide) as f64 * self.tile.mac_pj
     }
 
     /// Cycles of a product of tiles, with activations of so many bits.
@@ -165,6 +171,7 @@ pub(crate) enum Port {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{device::Device, schedule::Target};
 
     /// Starts of blocks of `size` in `whole`, one after the other.
     fn blocks(whole: u64, size: u64) -> u64 {
@@ -173,6 +180,15 @@ mod tests {
             (count, at) = (count + 1, at + size);
         }
         count
+    }
+
+    #[test]
+    fn a_product_of_int16_takes_the_energy_that_the_device_says() {
+        let devices = Device::names().map(|name| Device::named(name).unwrap());
+        let pairs: Vec<[f64; 2]> = devices
+            .filter_map(|device| Some([Target::new(&device, 8).ok()?.rates.of(16).mac_pj, device.rates(8, 16).ok()?.mac_pj]))
+            .collect();
+        assert!(pairs.len() > 3 && pairs.iter().all(|[ours, device]| ours == device), "{pairs:?}");
     }
 
     /// The simulator and the planner share these formulas; this counts the same with loops.

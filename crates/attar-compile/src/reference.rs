@@ -82,7 +82,17 @@ pub(crate) fn finish(program: &Program, linear: &Linear, sums: &[i64], memory: &
         }
         Epilogue::Rotary { table, position, head, rotated, ranges } => {
             let (half, table) = (*head as usize / 2, memory.get(*table).numbers());
-            let wide = |i: usize, j: usize| saturate(rescaled(i, j), 16);
+            let range_of = |j: usize| ranges.iter().find(|range| j < range.end as usize).expect("ranges cover all columns");
+            let all: Vec<i32> = pairs(m, n).map(|(i, j)| saturate(rescaled(i, j), 16)).collect();
+            // A row is whole heads, so that heads lie behind each other.
+            let heads = all.chunks(2 * half).enumerate();
+            let all: Vec<i32> = heads
+                .flat_map(|(at, numbers)| match &range_of(at * 2 * half % n).norm {
+                    Some(norm) => norm.apply(numbers).collect(),
+                    None => numbers.to_vec(),
+                })
+                .collect();
+            let wide = |i: usize, j: usize| all[i * n + j];
             pairs(m, n)
                 .map(|(i, j)| {
                     let (within, row) = (j % (2 * half), &table[(*position as usize + i) * 2 * half..][..2 * half]);
@@ -93,8 +103,7 @@ pub(crate) fn finish(program: &Program, linear: &Linear, sums: &[i64], memory: &
                         (true, true) => turn(j, within).0,
                         (true, false) => turn(j - half, within - half).1,
                     };
-                    let range = ranges.iter().find(|(end, _)| j < *end as usize).expect("ranges cover all columns");
-                    saturate(range.1.apply(value), 8)
+                    saturate(range_of(j).rescale.apply(value), 8)
                 })
                 .collect()
         }

@@ -9,7 +9,7 @@ use super::{Body, Converter, INTEGERS, Made, Packed, STATIC};
 use crate::{
     Data, Element, Result,
     fixed::{GATE_ENTRIES, GATE_FRACTION, LARGEST_GAIN, ROTARY_BITS, stored_gain, weight_bits},
-    program::{Attention, Destination, Epilogue, Kernel, Linear, Norm, Program, Role, TensorId},
+    program::{Attention, Destination, Epilogue, HeadNorm, Kernel, Linear, Norm, Program, Range, Role, TensorId},
 };
 
 const PASSES: &str = "run all passes of `fuse`";
@@ -121,15 +121,21 @@ impl<'a> Converter<'a> {
         if self.shapes_only() {
             return Ok((gains, 16));
         }
-        let gain = self.plain(body, norm.inputs[1])?;
-        let root = (width as f64).sqrt() / scale;
-        let largest = gain.iter().fold(1e-9f64, |most, g| most.max(f64::from(g.abs()) * root));
-        let shift = (LARGEST_GAIN.log2().floor() - largest.log2().ceil()).clamp(0.0, 40.0) as u32;
-        let unit = root * 2f64.powi(shift as i32);
-        let stored = |(gain, exponent): (&f32, &u8)| stored_gain(f64::from(*gain) * unit, *exponent);
-        let stored = gain.iter().zip(&stream.exponents).map(stored).collect();
+        let (stored, shift) = stored_gains(&self.plain(body, norm.inputs[1])?, &stream.exponents, scale);
         self.numbers(gains, |_| Ok(Data::Numbers(stored)))?;
         Ok((gains, shift))
+    }
+
+    /// A norm of heads of `columns` columns, from steps of `before` to steps of `after`.
+    fn head_norm(&self, body: &Body<'a>, norm: &Node, columns: u64, [before, after]: [f64; 2]) -> Result<HeadNorm> {
+        let Op::RmsNorm { epsilon } = norm.op else { unreachable!("`Projection` has an `rms_norm`") };
+        let epsilon = (columns as f64 * epsilon / (before * before)).round() as u64;
+        let exponents = vec![0; columns as usize];
+        if self.shapes_only() {
+            return Ok(HeadNorm { gains: vec![0; columns as usize], epsilon, gain_shift: 16 });
+        }
+        let (gains, gain_shift) = stored_gains(&self.plain(body, norm.inputs[1])?, &exponents, after);
+        Ok(HeadNorm { gains, epsilon, gain_shift })
     }
 
     /// Query, key and value projections with their rotary embedding: queries, and keys with values appended to the cache.
@@ -140,19 +146,26 @@ impl<'a> Converter<'a> {
         let linears = [query.linear, key.linear, value.linear];
         let weight = self.stack(body, &linears, &name)?;
         let (narrow, input) = self.sums(x, weight);
-        let wide = [&query, &key, &value].map(|part| part.range.max(part.wide) / 32767.0);
-        let scales = [&query, &key, &value].map(|part| part.range / 127.0);
+        let parts = [&query, &key, &value];
+        let scales = parts.map(|part| part.range / 127.0);
         let ends = [query.columns, query.columns + key.columns, query.columns + key.columns + value.columns];
-        let columns = self.columns(body, &linears, &name, |which, _| input / wide[which], |_| input, |_| 0)?;
-        let mut ranges = Vec::new();
-        for which in 0..3 {
-            ranges.push((ends[which], self.rescale(body.node, wide[which] / scales[which])?));
-        }
+        let columns = self.columns(body, &linears, &name, |which, _| input / parts[which].made(), |_| input, |_| 0)?;
         let Some((rope, heads)) = query.rope else {
             let (why, hint) = ("has queries without a rotary embedding", "only rotary positions can be compiled for a device");
             return Err(self.unsupported(body.node, why, hint));
         };
+        if query.norm.is_none() && key.norm.is_some() {
+            let why = "norms the heads of keys and not those of queries";
+            let hint = "only norms of queries, or of queries and keys, can be compiled for a device";
+            return Err(self.unsupported(body.node, why, hint));
+        }
         let head = query.columns / heads;
+        let mut ranges = Vec::new();
+        for (which, part) in parts.into_iter().enumerate() {
+            let norm = part.norm.as_ref().map(|(norm, _)| self.head_norm(body, norm, head, [part.made(), part.turned()]));
+            let rescale = self.rescale(body.node, part.turned() / scales[which])?;
+            ranges.push(Range { end: ends[which], norm: norm.transpose()?, rescale });
+        }
         let table = self.table(rope, head)?;
         let [q, state] = self.query_and_state(&name, [query.columns, key.columns + value.columns]);
         let out = vec![Destination { tensor: q, row: 0 }, Destination { tensor: state, row: self.bind.past }];
@@ -181,13 +194,19 @@ impl<'a> Converter<'a> {
         let linear = body.at(role.linear);
         let columns = body.body.fact(linear.output()).width().unwrap_or(0) as u64;
         let wide = self.range(body.name(linear.output()))?;
-        let Some(rope_at) = role.rope else { return Ok(Projection { linear, columns, range: wide, wide, rope: None }) };
+        let Some(rope_at) = role.rope else {
+            return Ok(Projection { linear, columns, range: wide, wide, norm: None, rope: None });
+        };
         let range = self.range(body.name(body.at(rope_at).output()))?;
+        let norm = match role.norm.map(|norm| body.at(norm)) {
+            Some(norm) => Some((norm, self.range(body.name(norm.output()))?)),
+            None => None,
+        };
         let rope = match (&body.at(rope_at).op, role.split.map(|split| &body.at(split).op)) {
             (Op::Rope(rope), Some(Op::SplitHeads { heads })) => Some((rope, *heads as u64)),
             _ => None,
         };
-        Ok(Projection { linear, columns, range, wide, rope })
+        Ok(Projection { linear, columns, range, wide, norm, rope })
     }
 
     /// Cosines and sines of all positions that a run sees.
@@ -294,8 +313,33 @@ struct Projection<'g> {
     /// The largest magnitude of what attention reads, and of what the linear layer makes.
     range: f64,
     wide: f64,
+    /// The norm of each head, and the largest magnitude of what it makes.
+    norm: Option<(&'g Node, f64)>,
     /// The rotary embedding, and the number of heads that it is split into.
     rope: Option<(&'g op::Rope, u64)>,
+}
+
+impl Projection<'_> {
+    /// The int16 step of what the linear layer makes. Without a norm, it is also that of what is rotated.
+    fn made(&self) -> f64 {
+        if self.norm.is_some() { self.wide / 32767.0 } else { self.turned() }
+    }
+
+    /// The int16 step of what is rotated: before and after.
+    fn turned(&self) -> f64 {
+        self.range.max(self.norm.map_or(self.wide, |(_, normed)| normed)) / 32767.0
+    }
+}
+
+/// Gains of a norm whose result is in steps of `scale`, as they are stored, and their fractional bits: as many as the largest has
+/// room for.
+fn stored_gains(gains: &[f32], exponents: &[u8], scale: f64) -> (Vec<i32>, u32) {
+    let root = (gains.len() as f64).sqrt() / scale;
+    let largest = gains.iter().fold(1e-9f64, |most, g| most.max(f64::from(g.abs()) * root));
+    let shift = (LARGEST_GAIN.log2().floor() - largest.log2().ceil()).clamp(0.0, 40.0) as u32;
+    let unit = root * 2f64.powi(shift as i32);
+    let stored = |(gain, exponent): (&f32, &u8)| stored_gain(f64::from(*gain) * unit, *exponent);
+    (gains.iter().zip(exponents).map(stored).collect(), shift)
 }
 
 /// `silu` at the entries of a gate's table, where one step of a code is `step`, and what one step of the table is.

@@ -1,6 +1,6 @@
 //! Which ops the kernels of a program can hold. Everything else is refused by name before anything is converted.
 
-use attar_graph::{BlockId, Graph, Node, Op};
+use attar_graph::{BlockId, Graph, Node, Op, op::FusedKind};
 
 use super::Converter;
 use crate::{Error, Result};
@@ -11,26 +11,36 @@ impl Converter<'_> {
     pub(super) fn check_ops(&self, blocks: &[BlockId]) -> Result<()> {
         for node in blocks.iter().flat_map(|block| self.graph.nodes_of(*block)) {
             match &node.op {
-                Op::Fused(fused) => fused.body().nodes().iter().try_for_each(|node| check(fused.body(), node))?,
-                _ => check(self.graph, node)?,
+                Op::Fused(fused) => {
+                    let (body, kind) = (fused.body(), Some(fused.kind()));
+                    body.nodes().iter().try_for_each(|node| check(body, kind, node))?;
+                }
+                _ => check(self.graph, None, node)?,
             }
         }
         Ok(())
     }
 }
 
-fn check(graph: &Graph, node: &Node) -> Result<()> {
-    match why_not(graph, node) {
+fn check(graph: &Graph, kind: Option<FusedKind>, node: &Node) -> Result<()> {
+    match why_not(graph, kind, node) {
         None => Ok(()),
         Some(op) => Err(Error::NoKernel { op, node: graph.get(node.outputs[0]).name.clone() }),
     }
 }
 
-/// What a node does that no kernel does.
-fn why_not(graph: &Graph, node: &Node) -> Option<String> {
+/// What a node does, in a fused node of that kind or on its own, that no kernel does.
+fn why_not(graph: &Graph, kind: Option<FusedKind>, node: &Node) -> Option<String> {
     let name = node.op.def().name;
     match &node.op {
-        Op::RmsNorm { .. } => (graph.fact(node.inputs[0]).dims.len() > 3).then(|| format!("{name} of each head")),
+        // Queries and keys are normed where they are made, before they are rotated.
+        Op::RmsNorm { .. } if graph.fact(node.inputs[0]).dims.len() > 3 => {
+            (kind != Some(FusedKind::Qkv)).then(|| format!("{name} of each head"))
+        }
+        Op::RmsNorm { .. } => {
+            let of_layer = graph.maker(node.inputs[0]).is_some_and(|maker| maker.op == Op::Linear);
+            of_layer.then(|| format!("{name} of the result of a linear layer"))
+        }
         Op::Attention(attention) if !attention.causal => Some(format!("{name} {{causal = false}}")),
         Op::Attention(attention) => attention.softcap.map(|cap| format!("{name} {{softcap = {cap}}}")),
         Op::Linear

@@ -94,7 +94,7 @@ pub(super) static KEYS: &[Key] = &[
         "can.norm",
         Word(&["inside", "apart"], "`inside` or `apart`"),
         OrZero,
-        "where norms are: `inside` the products that read them, or only `apart`; default: `inside`",
+        "where norms are: `inside` the products that read them, or only `apart`; default: `inside`. Norms of heads of queries and keys are elementwise work behind their product, like rotary embeddings",
     ),
     key(
         "can.softmax",

@@ -1,6 +1,6 @@
-//! Query, key and value of an attention layer: three linear layers that read one value, and the rotary embedding of two of
-//! them, become one node of kind `qkv`. Its value is their concatenation, `[batch, seq, (heads + 2 * key heads) * head]`; slices
-//! take it apart again.
+//! Query, key and value of an attention layer: three linear layers that read one value, with the rotary embedding of two of
+//! them and the norm of each head before it, become one node of kind `qkv`. Its value is their concatenation,
+//! `[batch, seq, (heads + 2 * key heads) * head]`; slices take it apart again.
 //!
 //! The weights stay three operands. As one expression they would need one encoding, and one scale where a scale is the
 //! tensor's; so they keep their codes, and each its own format.
@@ -16,7 +16,7 @@ use super::{
 
 pub(super) static QKV: Fusing = Fusing {
     name: "qkv",
-    about: "Fuse query, key and value with their rotary positions",
+    about: "Fuse query, key and value with their norms and rotary positions",
     groups: |view| view.all(|op| matches!(op, Op::Attention(_))).filter_map(|at| group(view, at)).collect(),
 };
 
@@ -44,7 +44,7 @@ struct Projection {
 }
 
 /// Up from an operand of attention: through caches and rounding, which stay outside, to the rotary embedding, if there is one, the
-/// heads and the linear layer.
+/// norm of each head before it, if there is one, the heads and the linear layer.
 fn part(view: &View<'_>, operand: ValueId, attention: usize) -> Option<Projection> {
     let (mut value, mut reader) = (operand, attention);
     loop {
@@ -52,9 +52,11 @@ fn part(view: &View<'_>, operand: ValueId, attention: usize) -> Option<Projectio
         match view.node(at).op {
             Op::Cache { .. } | Op::Quantize { .. } => (value, reader) = (view.node(at).inputs[0], at),
             Op::Rope(_) => {
-                let split = view.private(view.node(at).inputs[0], at).filter(|split| is_split(view, *split))?;
-                let linear = view.private(view.node(split).inputs[0], split).filter(|linear| is_linear(view, *linear))?;
-                return Some(Projection { linear, nodes: vec![linear, split, at], output: value });
+                let before = |at: usize| view.private(view.node(at).inputs[0], at);
+                let norm = before(at).filter(|norm| is_norm(view, *norm));
+                let split = before(norm.unwrap_or(at)).filter(|split| is_split(view, *split))?;
+                let linear = before(split).filter(|linear| is_linear(view, *linear))?;
+                return Some(Projection { linear, nodes: [linear, split, at].into_iter().chain(norm).collect(), output: value });
             }
             Op::SplitHeads { .. } => {
                 let output = view.node(at).inputs[0];
@@ -64,6 +66,10 @@ fn part(view: &View<'_>, operand: ValueId, attention: usize) -> Option<Projectio
             _ => return None,
         }
     }
+}
+
+fn is_norm(view: &View<'_>, at: usize) -> bool {
+    matches!(view.node(at).op, Op::RmsNorm { .. })
 }
 
 fn is_split(view: &View<'_>, at: usize) -> bool {

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Element, Memory, Program, TensorId,
     fixed::Rescale,
-    program::{Epilogue, Role},
+    program::{Epilogue, Range, Role, normed_columns},
     rates::Rates,
 };
 
@@ -146,8 +146,8 @@ pub enum Constant {
         /// Fractional bits of the gains.
         gain_shift: u32,
     },
-    /// From int16 to int8 after the rotary embedding, with the end of each range of columns.
-    Ranges(Vec<(u64, Rescale)>),
+    /// Of [`Epilogue::Rotary`].
+    Ranges(Vec<Range>),
     /// Of [`Epilogue::Gated`].
     Gate {
         /// Of gate codes.
@@ -418,6 +418,8 @@ pub enum Finish {
     Rotary {
         /// Columns of a head.
         head: u64,
+        /// Number of columns whose heads are normed.
+        normed: u64,
         /// Number of columns that are rotated.
         rotated: u64,
         /// [`Constant::Ranges`].
@@ -437,7 +439,8 @@ impl Finish {
             Epilogue::Rescale => (Finish::Rescale, None),
             Epilogue::Add { .. } => (Finish::Add, None),
             Epilogue::Rotary { head, rotated, ranges, .. } => {
-                (Finish::Rotary { head: *head, rotated: *rotated, constant }, Some(Constant::Ranges(ranges.clone())))
+                let normed = normed_columns(ranges);
+                (Finish::Rotary { head: *head, normed, rotated: *rotated, constant }, Some(Constant::Ranges(ranges.clone())))
             }
             Epilogue::Gated { table, rescale } => {
                 (Finish::Gated { constant }, Some(Constant::Gate { table: table.clone(), rescale: *rescale }))

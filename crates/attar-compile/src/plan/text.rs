@@ -5,6 +5,7 @@ use std::fmt;
 use super::{Attend, Body, Compute, Constant, Extent, Finish, Place, Plan, Region, Slots, Span, Statement, View};
 use crate::{
     fixed::Rescale,
+    program::{HeadNorm, Range},
     rates::{Elementwise, Rates},
 };
 
@@ -120,8 +121,9 @@ fn compute_text(compute: &Compute, view: &dyn Fn(&View) -> String) -> String {
             let kind = match finish {
                 Finish::Rescale => "rescale".into(),
                 Finish::Add => "add".into(),
-                Finish::Rotary { head, rotated, constant } => {
-                    format!("rotary by constant {constant}, {rotated} columns in heads of {head},")
+                Finish::Rotary { head, normed, rotated, constant } => {
+                    let normed = if *normed == 0 { String::new() } else { format!(" {normed} normed,") };
+                    format!("rotary by constant {constant}, {rotated} columns in heads of {head},{normed}")
                 }
                 Finish::Gated { constant } => format!("gated by constant {constant}"),
             };
@@ -153,8 +155,14 @@ impl fmt::Display for Constant {
             Constant::Norm { epsilon, gain_shift } => write!(f, "epsilon {epsilon}, gains >> {gain_shift}"),
             Constant::Rescale(rescale) => write!(f, "{}", by(rescale)),
             Constant::Ranges(ranges) => {
-                let all: Vec<String> = ranges.iter().map(|(end, rescale)| format!("up to {end} {}", by(rescale))).collect();
-                write!(f, "{}", all.join(", "))
+                let norm = |norm: &Option<HeadNorm>| match norm {
+                    Some(HeadNorm { gains, epsilon, gain_shift }) => {
+                        format!("normed with epsilon {epsilon}, gains {gains:?} >> {gain_shift}, ")
+                    }
+                    None => String::new(),
+                };
+                let range = |range: &Range| format!("up to {} {}{}", range.end, norm(&range.norm), by(&range.rescale));
+                write!(f, "{}", ranges.iter().map(range).collect::<Vec<String>>().join(", "))
             }
             Constant::Gate { table, rescale } => write!(f, "{}, table {table:?}", by(rescale)),
         }

@@ -236,7 +236,7 @@ impl Side {
                 latency: simulation.latency(&plan.rates),
                 energy: Energy::new(
                     &plan.rates,
-                    simulation.macs(),
+                    [simulation.macs(), simulation.wide_macs()],
                     sum(|call| call.sram_bytes),
                     read + written,
                     simulation.cycles,

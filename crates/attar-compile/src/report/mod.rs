@@ -208,11 +208,12 @@ pub struct Energy {
 }
 
 impl Energy {
-    fn new(rates: &Rates, macs: u64, sram: u64, dram: u64, cycles: u64) -> Energy {
+    /// Of multiply-accumulates and those of them with int16 activations, bytes, and cycles.
+    fn new(rates: &Rates, [macs, wide]: [u64; 2], sram: u64, dram: u64, cycles: u64) -> Energy {
         let joules = |count: u64, picojoules: f64| count as f64 * picojoules * 1e-12;
         let tile = &rates.tile;
         Energy {
-            mac: joules(macs, tile.mac_pj),
+            mac: rates.products(macs, wide) * 1e-12,
             sram: joules(sram, tile.sram_pj),
             dram: joules(dram, tile.dram_pj),
             fixed: joules(cycles, tile.cycle_pj),
@@ -484,7 +485,7 @@ fn one(
         waits: Waits { activation_loads: trace.waits[0], weight_loads: trace.waits[1], stores: trace.waits[3] },
         utilisation: ratio(trace.macs as f64, cycles as f64 * array(rates)),
         limit: limit(rates, trace, flash, cycles),
-        energy: Energy::new(rates, trace.macs, trace.sram_bytes, read + trace.written, cycles),
+        energy: Energy::new(rates, [trace.macs, trace.wide_macs], trace.sram_bytes, read + trace.written, cycles),
     };
     CallReport {
         name: call.name.clone(),
@@ -526,7 +527,7 @@ fn totals(calls: &[CallReport], plan: &Plan, simulation: &Simulation, rates: &Ra
     let sram = simulation.calls.iter().map(|call| call.sram_bytes).sum();
     let tokens = options.tokens.max(1) as f64;
     let (cycles, latency) = (simulation.cycles, simulation.latency(rates));
-    let energy = Energy::new(rates, macs, sram, read + written, cycles);
+    let energy = Energy::new(rates, [macs, simulation.wide_macs()], sram, read + written, cycles);
     let peak = |space: Space| {
         let ends = plan.tensors.iter().filter(|tensor| tensor.space == space).map(|tensor| tensor.address + tensor.bytes());
         ends.max().unwrap_or(0)

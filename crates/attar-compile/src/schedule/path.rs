@@ -10,7 +10,7 @@ use crate::{
     Error, Result,
     lower::{AttentionTiles, Entry, GatedMlpTiles, LinearTiles, Lowered, NormTiles, Tiles},
     plan::{Body, Call, Placed, Plan},
-    program::{Attention, Epilogue, GatedMlp, Kernel, Linear, Normed, Program, Role, TensorId},
+    program::{Attention, Epilogue, GatedMlp, Kernel, Linear, Normed, Program, Role, TensorId, normed_columns},
     rates::Work,
     tile::Limits,
 };
@@ -310,7 +310,7 @@ impl<'a> Search<'a> {
         // Rows are read in int16 and written in int8.
         let normed = norms * 3.0 * numbers as f64;
         let moved = dram as f64 * rates.tile.dram_pj + normed * rates.tile.sram_pj;
-        let energy = macs * rates.tile.mac_pj + moved + cycles * rates.tile.cycle_pj;
+        let energy = macs * products.mac_pj + moved + cycles * rates.tile.cycle_pj;
         let bytes = dram as f64;
         let cost = match self.goal {
             Goal::Dram => [bytes, cycles, energy],
@@ -493,7 +493,7 @@ fn epilogue(epilogue: &Epilogue) -> String {
     match epilogue {
         Epilogue::Rescale => "rescale".into(),
         Epilogue::Add { .. } => "add".into(),
-        Epilogue::Rotary { head, rotated, .. } => format!("rotary {head} {rotated}"),
+        Epilogue::Rotary { head, rotated, ranges, .. } => format!("rotary {head} {rotated} {}", normed_columns(ranges)),
         Epilogue::Gated { .. } => "gated".into(),
     }
 }

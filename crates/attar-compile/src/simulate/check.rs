@@ -58,8 +58,12 @@ impl Simulator<'_, '_> {
     fn check_constants(&self, call: &Call) -> Result<(), Violation> {
         for constant in &call.constants {
             let shifts: Vec<u32> = match constant {
-                Constant::Norm { gain_shift, .. } => vec![gain_shift + 1],
-                Constant::Ranges(ranges) => ranges.iter().map(|(_, rescale)| rescale.shift.into()).collect(),
+                Constant::Norm { gain_shift, .. } => vec![gain_shift.saturating_add(1)],
+                Constant::Ranges(ranges) => {
+                    let norms = ranges.iter().filter_map(|range| range.norm.as_ref());
+                    let gains = norms.map(|norm| norm.gain_shift.saturating_add(1));
+                    ranges.iter().map(|range| range.rescale.shift.into()).chain(gains).collect()
+                }
                 Constant::Gate { rescale, .. } | Constant::Rescale(rescale) => vec![rescale.shift.into()],
             };
             if let Some(shift) = shifts.into_iter().find(|shift| !(1..=62).contains(shift)) {

@@ -5,7 +5,7 @@ use crate::{
     data,
     fixed::{self, GATE_ENTRIES, RUN, Rescale, SoftmaxRow, saturate},
     plan::{Attend, Body, Call, Compute, Constant, Finish, Place, View},
-    program::Column,
+    program::{Column, Range, wrong_ranges},
     rates::Work,
     simulate::Violation,
 };
@@ -191,6 +191,9 @@ impl Simulator<'_, '_> {
         self.writes(&sums_at)?;
         let (m, n, k) = (x.region.height(), w_region.height(), w_region.width());
         self.trace.macs += m * n * k;
+        if x.bits > 8 {
+            self.trace.wide_macs += m * n * k;
+        }
         if self.memory.is_some() {
             let element = body.buffers[buffer as usize].element;
             let packed = &self.chip.bytes[bytes.start as usize..][..bytes.length as usize];
@@ -230,6 +233,7 @@ impl Simulator<'_, '_> {
         agree("rescaled columns", columns.region.columns, sums_at.region.columns)?;
         self.take_terms(call, body, sums, sums_at.region)?;
         let extra = extra.map(|view| self.find(call, body, view)).transpose()?;
+        check_heads(call, finish, &out, extra.as_ref())?;
         if let Some(extra) = &extra {
             agree("rows of the extra operand", extra.region.rows, out.region.rows)?;
             self.reads(extra)?;
@@ -257,9 +261,12 @@ impl Simulator<'_, '_> {
             Finish::Rescale => self.rates.work(Work::Rescale, all),
             Finish::Add => self.rates.work(Work::Add, all),
             Finish::Gated { .. } => self.rates.work(Work::Gate, all),
-            Finish::Rotary { rotated, .. } => {
-                let columns = sums.columns.map(|column| column.min(*rotated));
-                self.rates.rotary(all, sums.height() * (columns[1] - columns[0]))
+            Finish::Rotary { normed, rotated, .. } => {
+                let up_to = |end: u64| {
+                    let [from, to] = sums.columns.map(|column| column.min(end));
+                    sums.height() * (to - from)
+                };
+                self.rates.rotary(all, up_to(*rotated)) + self.rates.work(Work::Norm, up_to(*normed))
             }
         }
     }
@@ -494,10 +501,12 @@ fn finished(
     match finish {
         Finish::Rescale => Ok(wide.iter().map(|x| saturate(*x, out.bits)).collect()),
         Finish::Add => added(&wide, columns, extra()?, out),
-        Finish::Rotary { head, rotated, constant } => {
-            let Constant::Ranges(ranges) = constant_of(call, *constant)? else { return Err(no_constant(call, *constant)) };
-            let narrow = rotate(&wide, extra()?, [*head, *rotated], out)?;
-            narrowed(&narrow, ranges, *rotated, out)
+        Finish::Rotary { head, rotated, constant, .. } => {
+            let ranges = ranges_of(call, *constant)?;
+            let mut numbers: Vec<i32> = wide.iter().map(|x| saturate(*x, 16)).collect();
+            norm_heads(&mut numbers, ranges, *head, out);
+            rotate(&mut numbers, &extra()?.0, [*head, *rotated], out);
+            Ok(narrowed(&numbers, ranges, out))
         }
         Finish::Gated { constant } => {
             let Constant::Gate { table, rescale } = constant_of(call, *constant)? else {
@@ -515,16 +524,49 @@ fn added(wide: &[i64], columns: &[Column], (residual, region): (Vec<i32>, Area),
     Ok(wide.iter().zip(carried).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect())
 }
 
-/// The first `rotated` columns of the output rotated by position, in heads of `head` columns; int16.
-fn rotate(wide: &[i64], (table, region): (Vec<i32>, Area), [head, rotated]: [u64; 2], out: &Found) -> Checked<Vec<i32>> {
-    let (width, base) = (out.region.width(), out.region.columns[0]);
-    agree("columns of the table", region.columns, [0, head])?;
-    if base % head != 0 || !width.is_multiple_of(head) {
-        return Err(Violation::Mismatch { what: "heads", found: out.region.columns, wanted: [0, head] });
+/// The boxes of a rotary embedding are whole heads, and every head has its angles, its range and its gains.
+fn check_heads(call: &Call, finish: &Finish, out: &Found, table: Option<&Found>) -> Checked {
+    let Finish::Rotary { head, normed, rotated, constant } = finish else { return Ok(()) };
+    let table = table.ok_or(Violation::Index { what: "extra operand", index: 0, count: 0 })?;
+    agree("columns of the table", table.region.columns, [0, *head])?;
+    let [from, to] = out.region.columns;
+    let whole = |column: u64| column.is_multiple_of(*head);
+    if wrong_ranges(ranges_of(call, *constant)?, [to, *head, *normed]).is_some() || ![from, to, *rotated].into_iter().all(whole) {
+        return Err(Violation::Mismatch { what: "heads", found: out.region.columns, wanted: [0, *head] });
     }
-    let mut narrow: Vec<i32> = wide.iter().map(|x| saturate(*x, 16)).collect();
+    Ok(())
+}
+
+fn ranges_of(call: &Call, index: u32) -> Checked<&[Range]> {
+    match constant_of(call, index)? {
+        Constant::Ranges(ranges) => Ok(ranges),
+        _ => Err(no_constant(call, index)),
+    }
+}
+
+/// The range of a column, which has one: see [`check_heads`].
+fn range_of(ranges: &[Range], column: u64) -> &Range {
+    ranges.iter().find(|range| column < range.end).expect("`check_heads` found a range for each column")
+}
+
+/// The heads of the output that have gains, normed in place; int16.
+fn norm_heads(numbers: &mut [i32], ranges: &[Range], head: u64, out: &Found) {
+    let [from, to] = out.region.columns;
+    for row in numbers.chunks_mut(out.region.width() as usize) {
+        for (start, numbers) in (from..to).step_by(head as usize).zip(row.chunks_mut(head as usize)) {
+            if let Some(norm) = &range_of(ranges, start).norm {
+                let normed: Vec<i32> = norm.apply(numbers).collect();
+                numbers.copy_from_slice(&normed);
+            }
+        }
+    }
+}
+
+/// The first `rotated` columns of the output rotated by position, in heads of `head` columns.
+fn rotate(numbers: &mut [i32], table: &[i32], [head, rotated]: [u64; 2], out: &Found) {
+    let (width, base) = (out.region.width(), out.region.columns[0]);
     let half = head as usize / 2;
-    for (row, angles) in narrow.chunks_mut(width as usize).zip(table.chunks(2 * half)) {
+    for (row, angles) in numbers.chunks_mut(width as usize).zip(table.chunks(2 * half)) {
         for (at, pair) in row.chunks_mut(2 * half).enumerate() {
             if base + (at * 2 * half) as u64 >= rotated {
                 continue;
@@ -535,19 +577,14 @@ fn rotate(wide: &[i64], (table, region): (Vec<i32>, Area), [head, rotated]: [u64
             }
         }
     }
-    Ok(narrow)
 }
 
 /// From int16 to int8, each range of columns by its own rescaling.
-fn narrowed(narrow: &[i32], ranges: &[(u64, Rescale)], rotated: u64, out: &Found) -> Checked<Vec<i32>> {
+fn narrowed(numbers: &[i32], ranges: &[Range], out: &Found) -> Vec<i32> {
     let [from, to] = out.region.columns;
-    let range = |column: u64| ranges.iter().find(|(end, _)| column < *end).map(|(_, rescale)| *rescale);
-    let rescales: Option<Vec<Rescale>> = (from..to).map(range).collect();
-    let Some(rescales) = rescales else {
-        return Err(Violation::Mismatch { what: "ranges of columns", found: out.region.columns, wanted: [0, rotated] });
-    };
-    let rows = narrow.chunks(rescales.len());
-    Ok(rows.flat_map(|row| row.iter().zip(&rescales).map(|(x, r)| saturate(r.apply(*x), 8))).collect())
+    let rescales: Vec<Rescale> = (from..to).map(|column| range_of(ranges, column).rescale).collect();
+    let rows = numbers.chunks(rescales.len().max(1));
+    rows.flat_map(|row| row.iter().zip(&rescales).map(|(x, r)| saturate(r.apply(*x), 8))).collect()
 }
 
 /// Pairs of gate and up: the gate's activation by table, times up.

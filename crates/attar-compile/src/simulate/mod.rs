@@ -79,6 +79,8 @@ pub struct CallTrace {
     pub transfers: u64,
     /// Multiply-accumulates, without masked or padded terms.
     pub macs: u64,
+    /// Of these, the ones with int16 activations.
+    pub wide_macs: u64,
     /// Bytes between compute and SRAM, and between DRAM and SRAM.
     pub sram_bytes: u64,
     /// Of each operand: bytes read from where it lies, and written there.
@@ -96,6 +98,11 @@ impl Simulation {
         self.calls.iter().map(|call| call.macs).sum()
     }
 
+    /// Of these, the ones with int16 activations.
+    pub fn wide_macs(&self) -> u64 {
+        self.calls.iter().map(|call| call.wide_macs).sum()
+    }
+
     /// Seconds.
     pub fn latency(&self, rates: &Rates) -> f64 {
         self.cycles as f64 / rates.clock
@@ -104,9 +111,10 @@ impl Simulation {
     /// Joules.
     pub fn energy(&self, rates: &Rates) -> f64 {
         let sram: u64 = self.calls.iter().map(|call| call.sram_bytes).sum();
+        let products = rates.products(self.macs(), self.wide_macs());
         let rates = &rates.tile;
         let moved = sram as f64 * rates.sram_pj + self.dram() as f64 * rates.dram_pj;
-        (self.macs() as f64 * rates.mac_pj + moved + self.cycles as f64 * rates.cycle_pj) * 1e-12
+        (products + moved + self.cycles as f64 * rates.cycle_pj) * 1e-12
     }
 }
 

@@ -13,8 +13,18 @@ use crate::{
     support::{Block, Builder},
 };
 
-const BLOCK: Block =
-    Block { rows: 40, past: 5, width: 64, inner: 96, heads: 4, key_heads: 2, head: 16, window: None, weight: Element::INT8 };
+const BLOCK: Block = Block {
+    rows: 40,
+    past: 5,
+    width: 64,
+    inner: 96,
+    heads: 4,
+    key_heads: 2,
+    head: 16,
+    window: None,
+    weight: Element::INT8,
+    normed_heads: false,
+};
 
 fn block() -> (Program, Memory) {
     let mut builder = Builder::new(3);

@@ -33,6 +33,7 @@ fn random_block(random: &mut Random) -> Block {
         head,
         window: random.pick(&[None, None, Some(7), Some(40)]),
         weight,
+        normed_heads: Random(random.0 ^ 0x5eed).next().is_multiple_of(2),
     }
 }
 

@@ -151,7 +151,7 @@ fn sizes_cost_what_numbers_do() {
         let (rows, past) = (random.within(1, 40) as u64, random.pick(&[0u64, 9]));
         let window = random.pick(&[None, Some(12)]);
         let [width, inner, heads, key_heads, head] = [48, 96, 4, 2, 16];
-        let block = Block { rows, past, width, inner, heads, key_heads, head, window, weight };
+        let block = Block { rows, past, width, inner, heads, key_heads, head, window, weight, normed_heads: false };
         let mut builder = Builder::new(seed);
         builder.blocks(2, &block);
         let decoder = Decoder { width, inner, heads, key_heads, head, blocks: 2, window, weight, vocabulary: None };

@@ -1,5 +1,5 @@
 //! The seeds of the fuzz targets, once each: every file is read or refused. Plans and proofs are seeds without their header, so
-//! that a fuzzer need not find a digest; `BLESS=1` writes a small one of each.
+//! that a fuzzer need not find a digest; `BLESS=1` writes two small ones of each.
 
 use std::{
     fs,
@@ -16,7 +16,10 @@ use attar_compile::{
     simulate::simulate,
 };
 
-use crate::{cases::target, support::Builder};
+use crate::{
+    cases::target,
+    support::{Block, Builder},
+};
 
 /// Magic bytes, version and digest.
 const HEADER: usize = 8 + 4 + 32;
@@ -44,8 +47,22 @@ fn small() -> (Plan, Proof) {
     let x = builder.numbers("x", [3, 8], Element::INT8, Role::Input);
     let out = builder.program.tensor("out", [3, 5], Element::INT8, Role::Output);
     builder.linear("product", x, 5, Element::INT4, 90.0, vec![Destination { tensor: out, row: 0 }], Epilogue::Rescale);
+    planned(builder, 4_000)
+}
+
+/// The same of a block of a decoder, with norms of heads.
+fn block() -> (Plan, Proof) {
+    let mut builder = Builder::new(1);
+    let (weight, window) = (Element::INT8, Some(3));
+    let block =
+        Block { rows: 2, past: 2, width: 8, inner: 8, heads: 2, key_heads: 1, head: 4, window, weight, normed_heads: true };
+    builder.blocks(1, &block);
+    planned(builder, 30_000)
+}
+
+fn planned(builder: Builder, sram: u64) -> (Plan, Proof) {
     let (program, memory) = builder.memory();
-    let plan = schedule(&program, &target(4_000, 8), Goal::Dram, Freedom::ALL, "small").expect("it fits").plan;
+    let plan = schedule(&program, &target(sram, 8), Goal::Dram, Freedom::ALL, "small").expect("it fits").plan;
     let mut after = memory.clone();
     simulate(&plan, &plan.rates, &mut after).expect("it runs");
     (plan, Proof::new(program, memory, &after))
@@ -53,17 +70,18 @@ fn small() -> (Plan, Proof) {
 
 #[test]
 fn plans_and_proofs() {
-    let (plan, proof) = small();
-    if std::env::var_os("BLESS").is_some() {
-        for (target, bytes) in [("plan", plan.to_bytes()), ("proof", proof.to_bytes())] {
-            fs::create_dir_all(folder(target)).unwrap();
-            fs::write(folder(target).join("small"), &bytes[HEADER..]).unwrap();
+    for (name, (plan, proof)) in [("small", small()), ("block", block())] {
+        if std::env::var_os("BLESS").is_some() {
+            for (target, bytes) in [("plan", plan.to_bytes()), ("proof", proof.to_bytes())] {
+                fs::create_dir_all(folder(target)).unwrap();
+                fs::write(folder(target).join(name), &bytes[HEADER..]).unwrap();
+            }
         }
+        let plans = seeds("plan").into_iter().filter_map(|(_, body)| Plan::from_bytes(&sealed(MAGIC, &body)).ok());
+        assert!(plans.map(|plan| plan.to_string()).any(|text| text == plan.to_string()), "{name}");
+        let proofs = seeds("proof").into_iter().filter_map(|(_, body)| Proof::from_bytes(&sealed(b"attarprf", &body)).ok());
+        assert!(proofs.into_iter().any(|found| found == proof), "{name}");
     }
-    let plans = seeds("plan").into_iter().filter_map(|(_, body)| Plan::from_bytes(&sealed(MAGIC, &body)).ok());
-    assert!(plans.map(|plan| plan.to_string()).any(|text| text == plan.to_string()));
-    let proofs = seeds("proof").into_iter().filter_map(|(_, body)| Proof::from_bytes(&sealed(b"attarprf", &body)).ok());
-    assert!(proofs.into_iter().any(|found| found == proof));
 }
 
 #[test]

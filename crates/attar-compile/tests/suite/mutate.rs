@@ -7,7 +7,7 @@ use attar_compile::{
     Element, Kernel, Memory, Plan, Program,
     device::Can,
     plan::{Compute, Constant, Extent, Place, Proof, Region, Slots, Space, Span, Statement, View},
-    program::{Normed, Role},
+    program::{HeadNorm, Normed, Role},
     schedule::{Freedom, Goal, Target, schedule},
     simulate::{Rates, prove, simulate},
 };
@@ -127,9 +127,14 @@ const MUTATIONS: &[(&str, Mutation)] = &[
     ("another rescaling", |plan, random| {
         let call = pick_call(plan, random, |plan, call| matches!(plan.calls[call].constants.first(), Some(Constant::Ranges(_))))?;
         if let Some(Constant::Ranges(ranges)) = plan.calls[call].constants.first_mut() {
-            ranges.iter_mut().for_each(|(_, rescale)| rescale.shift += 2);
+            ranges.iter_mut().for_each(|range| range.rescale.shift += 2);
         }
         Some(())
+    }),
+    ("other gains of a head's norm", |plan, random| edit_norm(plan, random, &|norm| norm.gain_shift -= 2)),
+    ("another epsilon of a head's norm", |plan, random| edit_norm(plan, random, &|norm| norm.epsilon = u64::MAX)),
+    ("a gain too few of a head's norm", |plan, random| {
+        edit_norm(plan, random, &|norm| norm.gains.truncate(norm.gains.len() - 1))
     }),
     ("a tensor on top of another", |plan, random| {
         let lasting = |t: &attar_compile::plan::Placed| t.space == Space::Dram && !matches!(t.role, Role::Scratch);
@@ -288,6 +293,17 @@ fn edit_body(
     (all > 0 && apply(&mut plan.bodies[body].code, &mut left, wanted, change)).then_some(())
 }
 
+/// Changes the norm of queries of a call that has one.
+fn edit_norm(plan: &mut Plan, random: &mut Random, change: &dyn Fn(&mut HeadNorm)) -> Option<()> {
+    let norm = |constant: &mut Constant| match constant {
+        Constant::Ranges(ranges) => ranges[0].norm.as_mut().map(change),
+        _ => None,
+    };
+    let has = |plan: &Plan, call: usize| plan.calls[call].constants.clone().iter_mut().any(|constant| norm(constant).is_some());
+    let call = pick_call(plan, random, has)?;
+    plan.calls[call].constants.iter_mut().find_map(norm)
+}
+
 fn edit_region(
     plan: &mut Plan,
     random: &mut Random,
@@ -312,6 +328,7 @@ fn proven(seed: u64) -> Option<(Program, Memory, Plan, Rates)> {
         head: 32,
         window: random.pick(&[None, Some(11)]),
         weight: random.pick(&WEIGHTS[..4]),
+        normed_heads: seed.is_multiple_of(2),
     };
     let mut builder = Builder::new(seed);
     builder.blocks(1, &block);

@@ -28,6 +28,7 @@ const SMOL: Block = Block {
     head: 64,
     window: None,
     weight: Element { bits: 136, per: 32 },
+    normed_heads: false,
 };
 
 fn target(sram: u64) -> Target {
@@ -193,6 +194,7 @@ fn sums_are_those_of_the_simulation() {
             head: random.pick(&[4u64, 8, 16]).next_multiple_of(per),
             window: random.pick(&[None, Some(7), Some(40)]),
             weight,
+            normed_heads: seed.is_multiple_of(2),
         };
         let target = target(random.within(3_000, 60_000) as u64);
         let [join, keep, recompute] = [0; 3].map(|_| random.next().is_multiple_of(2));

@@ -4,7 +4,7 @@
 use attar_compile::{
     Element, Kernel, Program, Result, TensorId,
     fixed::{GATE_ENTRIES, Rescale, weight_bits},
-    program::{Attention, Column, Destination, Epilogue, Linear, Norm, Role},
+    program::{Attention, Column, Destination, Epilogue, Linear, Norm, Range, Role},
 };
 
 /// A decoder of equal blocks: norm, QKV with rotary positions, attention, output, norm, gated MLP.
@@ -98,7 +98,7 @@ impl Shapes<'_> {
         let query = self.scratch(&format!("{name}.query"), queries);
         let state = self.program.tensor(format!("{name}.state"), [past + rows, states], Element::INT8, Role::State);
         let rotated = queries + states / 2;
-        let ranges = vec![(queries, plain()), (rotated, plain()), (queries + states, plain())];
+        let ranges = [queries, rotated, queries + states].map(|end| Range { end, norm: None, rescale: plain() }).to_vec();
         let rotary = Epilogue::Rotary { table, position: past, head, rotated, ranges };
         let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&format!("{name}.qkv"), normed, queries + states, parts, rotary);

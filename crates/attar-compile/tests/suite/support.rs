@@ -2,8 +2,8 @@
 
 use attar_compile::{
     Data, Element, Kernel, Memory, Program, TensorId,
-    fixed::{GATE_ENTRIES, Rescale, weight_bits},
-    program::{Attention, Column, Destination, Epilogue, Linear, Norm, Role},
+    fixed::{GATE_ENTRIES, Rescale, stored_gain, weight_bits},
+    program::{Attention, Column, Destination, Epilogue, HeadNorm, Linear, Norm, Range, Role},
 };
 
 /// A small generator (SplitMix64, Steele et al. 2014).
@@ -45,6 +45,8 @@ pub(crate) struct Block {
     pub(crate) head: u64,
     pub(crate) window: Option<u64>,
     pub(crate) weight: Element,
+    /// Whether heads of queries and keys are normed.
+    pub(crate) normed_heads: bool,
 }
 
 /// A factor that is in range.
@@ -136,6 +138,13 @@ impl Builder {
         self.program.kernel(name, Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: width, gain_shift: 10 }));
     }
 
+    /// Gains that bring heads to about 4,000.
+    fn head_norm(&mut self, head: u64) -> HeadNorm {
+        let reach = 4000.0 * (head as f64).sqrt();
+        let gains = (0..head).map(|_| stored_gain(self.random.within(20, 180) as f64 / 100.0 * reach * 64.0, 0)).collect();
+        HeadNorm { gains, epsilon: head * 100, gain_shift: 6 }
+    }
+
     pub(crate) fn gate(&mut self) -> Epilogue {
         let silu = |code: i32| {
             let x = f64::from(code - 512) / 64.0;
@@ -150,7 +159,7 @@ impl Builder {
 
     /// A decoder block that reads `x` and writes `out`, int16.
     pub(crate) fn block(&mut self, at: &str, block: &Block, x: TensorId, out: TensorId) {
-        let Block { rows, past, width, inner, heads, key_heads, head, window, weight } = *block;
+        let Block { rows, past, width, inner, heads, key_heads, head, window, weight, .. } = *block;
         let name = |what: &str| format!("{at}.{what}");
         let [q_width, kv_width] = [heads * head, 2 * key_heads * head];
         let normed = self.scratch(&name("normed"), [rows, width], self.activation(0));
@@ -159,7 +168,13 @@ impl Builder {
         let state = self.numbers(&name("state"), [past + rows, kv_width], Element::INT8, Role::State);
         let table = self.numbers(&name("table"), [past + rows, head], Element::INT16, Role::Constant);
         let rescale = rescale_by(1.0 / 64.0);
-        let ranges = vec![(q_width, rescale), (q_width + kv_width / 2, rescale_by(1.0 / 80.0)), (q_width + kv_width, rescale)];
+        let norms = [0, 1].map(|_| block.normed_heads.then(|| self.head_norm(head)));
+        let [query_norm, key_norm] = norms;
+        let ranges = vec![
+            Range { end: q_width, norm: query_norm, rescale },
+            Range { end: q_width + kv_width / 2, norm: key_norm, rescale: rescale_by(1.0 / 80.0) },
+            Range { end: q_width + kv_width, norm: None, rescale },
+        ];
         let rotary = Epilogue::Rotary { table, position: past, head, rotated: q_width + kv_width / 2, ranges };
         let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&name("qkv"), normed, q_width + kv_width, weight, 4000.0, parts, rotary);

@@ -76,7 +76,7 @@ fn arithmetic(compute: &Compute) -> String {
             let (name, rest) = match finish {
                 Finish::Rescale => ("rescale", String::new()),
                 Finish::Add => ("add", String::new()),
-                Finish::Rotary { head, rotated, constant } => {
+                Finish::Rotary { head, rotated, constant, .. } => {
                     ("rotary", format!(", {head}, {rotated}, &run->call->constants[{constant}]"))
                 }
                 Finish::Gated { constant } => ("gated", format!(", &run->call->constants[{constant}]")),

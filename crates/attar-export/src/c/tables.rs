@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt::Write as _};
 use attar_compile::{
     fixed::Rescale,
     plan::{Constant, Placed, Slots, Space},
-    program::Role,
+    program::{HeadNorm, Range, Role},
 };
 
 use super::{
@@ -157,8 +157,12 @@ fn calls(run: &Run, name: &str, gates: &mut Gates) -> String {
                     format!("{{.rescale = {}, .gate = {}}}", rescale(by), gates.name(table))
                 }
                 Constant::Ranges(ranges) => {
-                    let all: Vec<String> = ranges.iter().map(|(end, by)| format!("{{{end}, {}}}", rescale(by))).collect();
                     let own = format!("{name}_ranges_{at}_{index}");
+                    let mut all = Vec::new();
+                    for (number, Range { end, norm, rescale: by }) in ranges.iter().enumerate() {
+                        let normed = norm.as_ref().map(|norm| head_norm(&mut text, &format!("{own}_{number}"), norm));
+                        all.push(format!("{{{end}, {}, {}}}", rescale(by), normed.as_deref().unwrap_or("0")));
+                    }
                     writeln!(text, "static const attar_range {own}[] = {{{}}};", all.join(", ")).expect("strings grow");
                     format!("{{.ranges = {own}}}")
                 }
@@ -178,6 +182,16 @@ fn calls(run: &Run, name: &str, gates: &mut Gates) -> String {
         .expect("strings grow");
     }
     format!("{text}\nstatic const attar_call {name}_calls[] = {{\n{calls}}};\n\n")
+}
+
+/// Writes the norm of a head, and returns its address.
+fn head_norm(text: &mut String, name: &str, norm: &HeadNorm) -> String {
+    let HeadNorm { gains, epsilon, gain_shift } = norm;
+    let gains: Vec<String> = gains.iter().map(i32::to_string).collect();
+    writeln!(text, "static const int32_t {name}_gains[] = {{{}}};", gains.join(", ")).expect("strings grow");
+    writeln!(text, "static const attar_head_norm {name}_norm = {{{epsilon}u, {gain_shift}, {name}_gains}};")
+        .expect("strings grow");
+    format!("&{name}_norm")
 }
 
 fn rescale(by: &Rescale) -> String {

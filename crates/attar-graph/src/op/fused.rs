@@ -25,8 +25,8 @@ use crate::{Dim, Fact, Graph, Result, ValueId, error::Problem, integer::RowScale
 pub enum FusedKind {
     /// A norm with the addition before it or the rounding after it.
     Norm,
-    /// Query, key and value projections of one input with their rotary embedding, concatenated along the last dimension:
-    /// `[batch, seq, (heads + 2 * key heads) * head]`.
+    /// Query, key and value projections of one input, with norms of each head of queries and keys and with their rotary
+    /// embedding, concatenated along the last dimension: `[batch, seq, (heads + 2 * key heads) * head]`.
     Qkv,
     /// Attention with its caches and the reshapes around it; the scores are never materialised.
     Attention,

@@ -124,7 +124,7 @@ fn every_architecture_becomes_a_hugging_face_folder_that_every_command_reads() {
     }
 }
 
-/// An encoder generates no text, and a plan for a device holds blocks of the Llama family and of Phi-3 only.
+/// An encoder generates no text, and a plan for a device holds blocks of the Llama family, of Phi-3 and of Qwen3 only.
 #[test]
 fn what_an_architecture_cannot_do_is_refused_by_name() {
     let mut session = Session::new("architectures");
@@ -139,7 +139,7 @@ fn what_an_architecture_cannot_do_is_refused_by_name() {
                      [[step]]\nkind = \"compile\"\nset = [\"sram=48KiB\"]\nseq = 16\n";
         room.write("recipe.toml", &recipe(steps, ""));
         let planned = room.attar(&["plan", "recipe.toml"]);
-        match ["llama", "mistral", "qwen2", "phi3"].contains(&name.as_str()) {
+        match ["llama", "mistral", "qwen2", "qwen3", "phi3"].contains(&name.as_str()) {
             true => drop(planned.exits(0)),
             false => session.note(&format!("a plan of {name}"), &planned.exits(2)),
         }

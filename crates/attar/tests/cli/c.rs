@@ -445,6 +445,49 @@ fn chunks_and_flash_become_c_too() {
     proven(&room);
 }
 
+/// A tiny checkpoint in a room, with a tokenizer of as many tokens.
+fn tiny(room: &Room, name: &str) {
+    let (models, folder) = (root().join("testdata/models"), room.path(name));
+    fs::create_dir_all(&folder).unwrap();
+    let own = ["config.json", "model.safetensors"].map(|file| models.join(format!("tiny-{name}")).join(file));
+    for file in own.into_iter().chain([models.join("tiny-bert/tokenizer.json")]) {
+        fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+}
+
+/// Compiles a tiny model of a room with all of it on the device: the integers lose next to nothing, and C computes them.
+fn proven_and_near(room: &Room, model: &str) {
+    let quantize = "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\ngroup = \"row\"\n\n";
+    let rest = "\n[[gate]]\nmetric = \"device/kl\"\nat_most = 0.01\n\n[[export]]\ntarget = \"c\"\n";
+    let text = recipe(&[quantize, HEAD, ACTIVATIONS, &compile("quality = 256"), rest]);
+    room.write("recipe.toml", &text.replace("testdata/models/shakespeare-1m", model).replace("length = 96", "length = 32"));
+    proven(room);
+    let gate = &room.json("out/report.json")["gates"][0];
+    assert_eq!(gate["status"], "passed", "{model}: {gate}");
+}
+
+/// Heads of queries and keys that are normed before they are turned (Qwen3); and, as in Gemma 3, with a window, another base of positions and another
+/// scale in the second block.
+#[test]
+fn normed_heads_become_c_too() {
+    let room = Room::new();
+    tiny(&room, "qwen3");
+    room.attar(&["export", "qwen3", "--target", "checkpoint", "--out", "windowed", "--quiet"]).exits(0);
+    let graph = room.read("windowed/graph.ir");
+    let (plain, windowed) = ("b1.values {scale = 0.25}", "b1.values {scale = 0.4, window = 8}");
+    let (turned, local) =
+        ("rope b1.query_normed, positions {theta = 1000000}", "rope b1.query_normed, positions {theta = 10000}");
+    let keys = [turned, local].map(|line| line.replace("query", "key"));
+    assert!(graph.contains(plain) && graph.contains(turned) && graph.contains(&keys[0]), "{graph}");
+    room.write("windowed/graph.ir", &graph.replace(plain, windowed).replace(turned, local).replace(&keys[0], &keys[1]));
+    for model in ["qwen3", "windowed"] {
+        proven_and_near(&room, model);
+        let plan = room.read("out/compiled/prefill.txt");
+        assert!(plan.contains("columns in heads of 16, 96 normed"), "{plan}");
+        assert_eq!(plan.contains("window 8"), model == "windowed", "{plan}");
+    }
+}
+
 /// Perplexity of windows of `length` tokens, by the simulator's logits.
 fn perplexity(folder: &Folder, tokens: &[u32], length: usize) -> f64 {
     let step = folder.manifest.logits.unwrap();

@@ -67,10 +67,10 @@ fn what_is_fused_comes_apart_into_what_it_was() {
     }
 }
 
-/// Of the Llama family: there is a fused op for each part of its blocks.
+/// Of the Llama family, and of Qwen3: there is a fused op for each part of its blocks.
 #[test]
 fn a_block_in_integers_is_seven_nodes() {
-    let of_llama = |graph: &Graph| ["llama", "mistral", "qwen2"].contains(&graph.name());
+    let of_llama = |graph: &Graph| ["llama", "mistral", "qwen2", "qwen3"].contains(&graph.name());
     for (name, graph) in graphs().into_iter().filter(|(name, graph)| name.ends_with("integers") && of_llama(graph)) {
         let (fused, _) = Fuse::default().run(&graph).unwrap();
         let blocks = fused.blocks().filter(|block| fused.block_name(*block).starts_with("blocks."));

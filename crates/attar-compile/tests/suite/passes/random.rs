@@ -94,13 +94,18 @@ impl Builder {
 
     /// Attention with everything around it; keys in a cache and rotated, if the flavour has them so.
     fn attention(&mut self, x: ValueId, other: ValueId, flavour: u8) -> ValueId {
-        let (heads, rotated) = (2, flavour & 1 > 0);
+        let (heads, rotated, normed) = (2, flavour & 1 > 0, flavour & 32 > 0);
         let rope = Op::Rope(Rope { theta: 100.0, scaling: Scaling::Default });
         let mut parts = Vec::new();
         for at in 0..3u8 {
             let from = if flavour & 2 > 0 && at == 0 { other } else { x };
             let made = self.linear(from, flavour.rotate_left(at.into()));
             let mut part = self.node("split", Op::SplitHeads { heads }, &[made]);
+            if normed && at < 2 {
+                let gain = self.name("gain");
+                let gain = self.weight(&gain, &[WIDTH / heads], "f32");
+                part = self.node("normed", Op::RmsNorm { epsilon: 1e-5 }, &[part, gain]);
+            }
             if rotated && at < 2 {
                 part = self.node("rotated", rope.clone(), &[part, self.positions]);
             }

@@ -458,41 +458,6 @@ static int32_t turned(int32_t a, int32_t b, int32_t c, int32_t d)
     return (int32_t)(((int64_t)a * b + (int64_t)c * d + (1 << (ROTARY_BITS - 1))) >> ROTARY_BITS);
 }
 
-static attar_rescale range_of(const attar_range *ranges, uint32_t at)
-{
-    while (at >= ranges->end)
-        ranges++;
-    return ranges->rescale;
-}
-
-void attar_finish_rotary(attar_view sums, uint32_t narrow, attar_view columns, attar_view table, attar_view out, uint32_t head, uint32_t rotated,
-                         const attar_constant *constant)
-{
-    uint32_t half = head / 2, first = out.box.column;
-    for (uint32_t at = 0; at < out.box.columns; at++) {
-        attar_rescale own = range_of(constant->ranges, first + at);
-        column by = column_of(columns, at);
-        if (first + at >= rotated) {
-            for (uint32_t row = 0; row < out.box.rows; row++) {
-                int32_t wide = saturate(rescaled(sums, narrow, row, at, &by), 16);
-                put(out.at + row * out.stride + at, 8, saturate(rescale(wide, own), 8));
-            }
-            continue;
-        }
-        if (at % head >= half)
-            continue; /* done with the other of the pair */
-        column with = column_of(columns, at + half);
-        attar_rescale other = range_of(constant->ranges, first + at + half);
-        for (uint32_t row = 0; row < out.box.rows; row++) {
-            const attar_i16 *angles = (const attar_i16 *)(table.at + row * table.stride);
-            int32_t cosine = angles[at % head], sine = angles[half + at % head];
-            int32_t a = saturate(rescaled(sums, narrow, row, at, &by), 16), b = saturate(rescaled(sums, narrow, row, at + half, &with), 16);
-            put(out.at + row * out.stride + at, 8, saturate(rescale(turned(a, cosine, -b, sine), own), 8));
-            put(out.at + row * out.stride + at + half, 8, saturate(rescale(turned(b, cosine, a, sine), other), 8));
-        }
-    }
-}
-
 void attar_finish_gated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant)
 {
     for (uint32_t at = 0; at < out.box.columns; at++) {
@@ -557,24 +522,109 @@ static int64_t shifted_product(int64_t a, uint32_t b, uint32_t shift)
     return high * ((int64_t)1 << (32 - shift)) + (int64_t)((low + ((uint64_t)1 << (shift - 1))) >> shift);
 }
 
+/* What a number is in the least step of its row; the low bits of a gain are an exponent. */
+static int64_t widened(int32_t x, int32_t gain)
+{
+    return (int64_t)x * ((int64_t)1 << least(gain & 15, 10));
+}
+
+static uint64_t with_square(uint64_t squares, int64_t wide)
+{
+    uint64_t square = (uint64_t)(wide * wide);
+    return squares > UINT64_MAX - square ? UINT64_MAX : squares + square;
+}
+
+/* 1 / sqrt(squares): multiplier / 2^shift. */
+typedef struct {
+    uint32_t multiplier, shift;
+} inverse_root;
+
+static inverse_root inverse_root_of(uint64_t squares)
+{
+    squares = squares == 0 ? 1 : squares;
+    uint32_t shift = (60 + length(squares) + 1) / 2;
+    inverse_root found = {root(divided(shift, squares)), shift};
+    return found;
+}
+
+static int32_t normed(int32_t x, int32_t gain, inverse_root by, uint32_t gain_shift, uint32_t bits)
+{
+    return saturate(shifted_product(widened(x, gain) * (gain >> 4), by.multiplier, by.shift + gain_shift), bits);
+}
+
 void attar_norm(attar_view x, attar_view gains, attar_view out, const attar_constant *constant)
 {
     const attar_i32 *gain = (const attar_i32 *)gains.at;
     for (uint32_t row = 0; row < x.box.rows; row++) {
         const attar_i16 *from = (const attar_i16 *)(x.at + row * x.stride);
-        uint8_t *to = out.at + row * out.stride;
         uint64_t squares = constant->epsilon;
-        for (uint32_t at = 0; at < x.box.columns; at++) {
-            int64_t wide = (int64_t)from[at] * ((int64_t)1 << least(gain[at] & 15, 10));
-            uint64_t square = (uint64_t)(wide * wide);
-            squares = squares > UINT64_MAX - square ? UINT64_MAX : squares + square;
-        }
-        squares = squares == 0 ? 1 : squares;
-        uint32_t shift = (60 + length(squares) + 1) / 2, inverse = root(divided(shift, squares));
-        shift += constant->gain_shift;
-        for (uint32_t at = 0; at < x.box.columns; at++) {
-            int64_t wide = (int64_t)from[at] * ((int64_t)1 << least(gain[at] & 15, 10));
-            put(to + at * (out.bits / 8u), out.bits, saturate(shifted_product(wide * (gain[at] >> 4), inverse, shift), out.bits));
+        for (uint32_t at = 0; at < x.box.columns; at++)
+            squares = with_square(squares, widened(from[at], gain[at]));
+        inverse_root by = inverse_root_of(squares);
+        for (uint32_t at = 0; at < x.box.columns; at++)
+            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, normed(from[at], gain[at], by, constant->gain_shift, out.bits));
+    }
+}
+
+/* A row of a head on its way from sums to int8. */
+typedef struct {
+    attar_view sums, columns;
+    uint32_t narrow, row, first;
+    const attar_head_norm *norm;
+    inverse_root by;
+} head_row;
+
+static int32_t made(const head_row *of, uint32_t at)
+{
+    column by = column_of(of->columns, of->first + at);
+    return saturate(rescaled(of->sums, of->narrow, of->row, of->first + at, &by), 16);
+}
+
+/* Finds what its numbers are multiplied by. */
+static void find_root(head_row *of, uint32_t head)
+{
+    if (of->norm == 0)
+        return;
+    uint64_t squares = of->norm->epsilon;
+    for (uint32_t at = 0; at < head; at++)
+        squares = with_square(squares, widened(made(of, at), of->norm->gains[at]));
+    of->by = inverse_root_of(squares);
+}
+
+static int32_t head_number(const head_row *of, uint32_t at)
+{
+    int32_t x = made(of, at);
+    return of->norm == 0 ? x : normed(x, of->norm->gains[at], of->by, of->norm->gain_shift, 16);
+}
+
+static const attar_range *range_of(const attar_range *ranges, uint32_t at)
+{
+    while (at >= ranges->end)
+        ranges++;
+    return ranges;
+}
+
+void attar_finish_rotary(attar_view sums, uint32_t narrow, attar_view columns, attar_view table, attar_view out, uint32_t head, uint32_t rotated,
+                         const attar_constant *constant)
+{
+    uint32_t half = head / 2;
+    for (uint32_t first = 0; first < out.box.columns; first += head) {
+        const attar_range *own = range_of(constant->ranges, out.box.column + first);
+        for (uint32_t row = 0; row < out.box.rows; row++) {
+            head_row of = {sums, columns, narrow, row, first, own->norm, {0, 0}};
+            const attar_i16 *angles = (const attar_i16 *)(table.at + row * table.stride);
+            uint8_t *to = out.at + row * out.stride + first;
+            find_root(&of, head);
+            for (uint32_t at = 0; at < half; at++) {
+                int32_t a = head_number(&of, at), b = head_number(&of, at + half);
+                if (out.box.column + first < rotated) {
+                    int32_t cosine = angles[at], sine = angles[half + at], before = a;
+                    a = turned(before, cosine, -b, sine);
+                    b = turned(b, cosine, before, sine);
+                }
+                put(to + at, 8, saturate(rescale(a, own->rescale), 8));
+                put(to + at + half, 8, saturate(rescale(b, own->rescale), 8));
+            }
         }
     }
 }

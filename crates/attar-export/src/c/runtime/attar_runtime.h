@@ -47,10 +47,18 @@ typedef struct {
     uint8_t shift;
 } attar_rescale;
 
-/* Up to the column `end`. */
+/* The norm of a head, with the gains of its columns. */
+typedef struct {
+    uint64_t epsilon;
+    uint32_t gain_shift;
+    const int32_t *gains;
+} attar_head_norm;
+
+/* Heads up to the column `end`; `norm` is 0 where they have none. */
 typedef struct {
     uint32_t end;
     attar_rescale rescale;
+    const attar_head_norm *norm;
 } attar_range;
 
 /* A constant of a layer: which fields are used depends on what reads it. */

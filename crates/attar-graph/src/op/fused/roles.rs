@@ -52,8 +52,10 @@ pub enum Roles {
 pub struct Projection {
     /// The linear layer.
     pub linear: usize,
-    /// The split into heads before the rotary embedding.
+    /// The split into heads before the norm and the rotary embedding.
     pub split: Option<usize>,
+    /// The norm of each head, between split and rotary embedding.
+    pub norm: Option<usize>,
     /// The rotary embedding.
     pub rope: Option<usize>,
 }
@@ -122,11 +124,12 @@ impl<'g> Body<'g> {
 
     /// From a value of the concatenation back to its linear layer.
     fn projection(&self, packed: ValueId) -> Option<Projection> {
-        let (mut at, mut split, mut rope) = (self.maker(packed)?, None, None);
+        let (mut at, mut split, mut norm, mut rope) = (self.maker(packed)?, None, None, None);
         loop {
             match self.node(at).op {
-                Op::Linear => return Some(Projection { linear: at, split, rope }),
+                Op::Linear => return Some(Projection { linear: at, split, norm, rope }),
                 Op::Rope(_) => rope = Some(at),
+                Op::RmsNorm { .. } if rope.is_some() && norm.is_none() && split.is_none() => norm = Some(at),
                 Op::SplitHeads { .. } => split = Some(at),
                 Op::MergeHeads => {}
                 _ => return None,
