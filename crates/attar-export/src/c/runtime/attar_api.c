@@ -142,6 +142,8 @@ const int16_t *attar_logits_of(const attar *model, size_t row)
 size_t attar_accept(attar *model, const uint32_t *tokens, size_t count)
 {
     size_t good = 0;
+    if (count == 0 || count > ATTAR_VERIFY || count > model->position)
+        return 0;
     while (good + 1 < count && largest((const attar_i16 *)attar_logits_of(model, good)) == tokens[good + 1])
         good++;
     model->position -= (uint32_t)(count - 1 - good);
