@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Element, Error, Kernel, Program, Result,
-    convert::{ALL_BLOCKS, Bind, Converted, Ranges, convert},
+    convert::{ALL_BLOCKS, Bind, Converted, Ranges, block_count, convert},
     device::Device,
     pass::Fuse,
     report::{Options, Report},
@@ -396,7 +396,7 @@ impl Compile {
         let front = self.front(&subject, &chunks, watch)?;
         let runs = self.runs(chunks.best().chunk);
         let whole = subject.convert(&seen.ranges, self.bind(runs_last(&runs), ALL_BLOCKS, false))?;
-        let blocks = self.proven_blocks(subject.fused.blocks().count(), &whole.program, &runs);
+        let blocks = self.proven_blocks(block_count(&subject.fused), &whole.program, &runs);
         let mut prover = Prover::new(self, &subject.target, &seen, &windows[0], blocks);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "planning and proving", what: &name, done, total: runs.len() }.tell(watch)?;

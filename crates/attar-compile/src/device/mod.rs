@@ -305,7 +305,8 @@ impl Device {
     /// # Errors
     /// If it does not multiply such a pair.
     pub fn rates(&self, weights: u32, activations: u32) -> Result<Rates> {
-        let pair = self.engine.pairs.iter().find(|p| p.weights == weights && p.activations == activations);
+        let takes = self.numerics.activations.contains(&activations);
+        let pair = self.engine.pairs.iter().find(|p| takes && p.weights == weights && p.activations == activations);
         let pair = pair.ok_or_else(|| Error::DevicePair { device: self.name.clone(), weights, activations })?;
         let [m, k, n] = self.engine.array;
         let columns = n * self.engine.cores;

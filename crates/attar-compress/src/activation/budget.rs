@@ -4,7 +4,7 @@ use attar_settings::Share;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationBits, ActivationValues, Activations};
+use super::{ActivationBits, ActivationGranularity, ActivationValues, Activations};
 use crate::{Error, Result};
 
 /// What 16-bit activations may cost beyond 8 bits throughout: one of `cycles` and `bytes`.
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 #[serde(deny_unknown_fields)]
 pub struct ActivationBudget {
     /// Cycles of the array of `device` for the products of the selected layers with a prompt of 128 tokens, as a share of those
-    /// with 8 bits: `"10%"` or `0.1`. Transfers are not counted.
+    /// with 8 bits: `"10%"` or `0.1`. Transfers are not counted. Weights that are not quantized count as those of 8 bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cycles: Option<Share>,
     /// Bytes of the quantized activations of a token, as a share of those with 8 bits: `"25%"` or `0.25`.
@@ -108,7 +108,8 @@ impl std::fmt::Display for ActivationBudget {
             .iter()
             .filter_map(|(key, share)| Some((key, share.as_ref()?)))
             .try_for_each(|(key, share)| write!(f, "{key} = {share}"))?;
-        self.device.iter().try_for_each(|device| write!(f, ", device = {device:?}"))
+        self.device.iter().try_for_each(|device| write!(f, ", device = {device:?}"))?;
+        if self.set.is_empty() { Ok(()) } else { write!(f, ", set = {:?}", self.set) }
     }
 }
 
@@ -126,8 +127,13 @@ impl Activations {
             (None, _) => return Ok(()),
         }
         if self.values.is_some_and(|values| values != ActivationValues::Inputs) {
-            let hint = "give the layers of 16 bits as `wide`, or leave `values` out";
+            let hint = "leave `values` out; with `values = \"all\"`, `wide` names the layers of 16 bits";
             return Err(Error::Contradiction { key: "values", other: auto(), hint });
+        }
+        let cycles = self.budget.as_ref().is_some_and(|budget| budget.cycles.is_some());
+        if cycles && self.granularity == Some(ActivationGranularity::Channel) {
+            let hint = "products with a scale per channel have no cycles in integers: leave it out, or bound `bytes`";
+            return Err(Error::Contradiction { key: "granularity", other: "budget.cycles".into(), hint });
         }
         Ok(())
     }

@@ -316,7 +316,7 @@ impl Activations {
         }
         if self.wide.is_some() && self.values() != ActivationValues::All {
             let hint = "add `values = \"all\"`, or leave it out";
-            return Err(Error::Contradiction { key: "wide", other: "other `values`".into(), hint });
+            return Err(Error::Contradiction { key: "wide", other: "values = \"inputs\" or \"linear\"".into(), hint });
         }
         let Some(percent) = self.percentile else { return Ok(()) };
         if self.observer().default_number().is_none() {

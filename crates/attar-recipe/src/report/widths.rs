@@ -66,7 +66,7 @@ fn section(variant: &str, widths: &WidthsReport) -> String {
     let unit = if widths.divergence { " nats of KL divergence per token" } else { "" };
     let more = |amount: u64| 100.0 * (amount as f64 / widths.least.max(1) as f64 - 1.0);
     format!(
-        "## Bits of activations{of}: `{}`\n\n{} of {} activations have 16 bits: {} +{:.1}%, of +{:.1}% allowed; all of them would take +{:.1}%. \
+        "## Bits of activations{of}: `{}`\n\n{} of {} activations have 16 bits: {} {:+.1}%, of {:+.1}% allowed; all of them would take {:+.1}%. \
          Predicted loss (`{}`): {:.5}{unit}; with 8 bits throughout {:.5}.\n\n{}\n",
         widths.budget,
         widths.wide,

@@ -240,6 +240,23 @@ fn budgets_of_activations_that_mean_nothing_are_refused() {
         ),
         (&["--bits", "auto", "--budget", "bytes=few"], "`budget.bytes` is \"few\", and is to be a share of 0 or more"),
         (&["--bits", "auto", "--budget", "cycles=10%", "--budget", "device=nothing"], "no device is named `nothing`"),
+        (
+            &[
+                "--bits",
+                "auto",
+                "--budget",
+                "cycles=10%",
+                "--budget",
+                "device=generic-npu",
+                "--budget",
+                "set=numerics.activations=8",
+            ],
+            "does not multiply 8-bit weights with 16-bit activations",
+        ),
+        (
+            &["--bits", "auto", "--budget", "cycles=10%", "--budget", "device=generic-npu", "--granularity", "channel"],
+            "products with a scale per channel have no cycles in integers",
+        ),
         (&["--bits", "auto", "--budget", "bytes=10%", "--values", "all"], "`--values` does not go with `--bits auto`"),
         (&["--bits", "12"], "found `12`, expected 8, 16 or \"auto\""),
     ] {

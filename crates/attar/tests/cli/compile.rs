@@ -29,7 +29,7 @@ fn a_model_is_compiled_and_every_block_is_proven() {
     let room = Room::new();
     let gates =
         "[[gate]]\nmetric = \"device/latency\"\nat_most = 1\n\n[[gate]]\nmetric = \"device/peak-sram\"\nat_most = 49152\n";
-    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile("prove = 4"), gates]));
+    room.write("recipe.toml", &recipe(&[QUANTIZE, ACTIVATIONS, &compile(""), gates]));
     room.attar(&["plan", "recipe.toml"]).exits(0);
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
     let report = room.json("out/report.json");

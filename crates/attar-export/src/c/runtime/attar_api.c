@@ -36,6 +36,7 @@ attar_status attar_init(attar *model, void *sram, size_t sram_bytes, void *dram,
         run->moved[queue] = 0;
     model->logits = 0;
     model->position = 0;
+    model->verified = 0;
     return ATTAR_OK;
 }
 
@@ -63,6 +64,7 @@ static void run_tokens(attar *model, const attar_plan *plan, const uint32_t *tok
             input[row * ATTAR_WIDTH + at] = table[(size_t)tokens[row < count ? row : 0] * ATTAR_WIDTH + at];
     attar_run_plan(&model->run, plan, model->position);
     model->position += count;
+    model->verified = 0;
     if (plan->logits > 0) {
         uint32_t row = plan->logits < plan->rows ? 0 : count - 1;
         model->logits = (const int16_t *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->output].offset) + (size_t)row * ATTAR_VOCABULARY;
@@ -130,6 +132,7 @@ attar_status attar_verify(attar *model, const uint32_t *tokens, size_t count)
     if (plan->past < model->position)
         return refused(model, ATTAR_NO_ROOM, ATTAR_POSITIONS - model->position, ATTAR_VERIFY);
     run_tokens(model, plan, tokens, (uint32_t)count);
+    model->verified = (uint32_t)count;
     return ATTAR_OK;
 }
 
@@ -142,20 +145,24 @@ const int16_t *attar_logits_of(const attar *model, size_t row)
 size_t attar_accept(attar *model, const uint32_t *tokens, size_t count)
 {
     size_t good = 0;
-    if (count == 0 || count > ATTAR_VERIFY || count > model->position)
+    if (count == 0 || count != model->verified)
         return 0;
     while (good + 1 < count && largest((const attar_i16 *)attar_logits_of(model, good)) == tokens[good + 1])
         good++;
     model->position -= (uint32_t)(count - 1 - good);
     model->logits = attar_logits_of(model, good);
+    model->verified = 0;
     return good;
 }
 #endif
 
 void attar_rewind(attar *model, uint32_t position)
 {
-    if (position < model->position)
-        model->position = position;
+    if (position >= model->position)
+        return;
+    model->position = position;
+    model->logits = 0;
+    model->verified = 0;
 }
 
 const int16_t *attar_logits(const attar *model)

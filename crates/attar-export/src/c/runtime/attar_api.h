@@ -16,7 +16,7 @@ typedef enum {
     ATTAR_NO_TOKEN,
     /* `found` tokens do not fit: there is room for `wanted`. */
     ATTAR_NO_ROOM,
-    /* No plan is for so many tokens at this position. */
+    /* No plan is for `found` tokens at the position `wanted`; those before them were read. */
     ATTAR_NO_PLAN
 } attar_status;
 
@@ -29,6 +29,7 @@ typedef struct {
     int8_t codes[ATTAR_DEPTH];
     const int16_t *logits; /* of the last token of the last run that computes any */
     uint32_t position;
+    uint32_t verified; /* tokens of the last run, if it was attar_verify */
     size_t wanted, found;
 } attar;
 
@@ -52,17 +53,17 @@ attar_status attar_verify(attar *model, const uint32_t *tokens, size_t count);
 const int16_t *attar_logits_of(const attar *model, size_t row);
 
 /* After attar_verify of these tokens, of which all but the first are a draft: forgets the draft from the first token on that is not the likeliest one
-   there. Returns how many of the draft stay; attar_best is the token behind them. */
+   there. Returns how many of the draft stay; attar_best is the token behind them. Does nothing unless attar_verify has just read so many tokens. */
 size_t attar_accept(attar *model, const uint32_t *tokens, size_t count);
 #endif
 
 /* Forgets all tokens from `position` on. */
 void attar_rewind(attar *model, uint32_t position);
 
-/* The logits of the last token, ATTAR_VOCABULARY numbers in steps of ATTAR_LOGITS_STEP; none before the first. */
+/* The logits of the last token, ATTAR_VOCABULARY numbers in steps of ATTAR_LOGITS_STEP; none before the first, and behind attar_rewind. */
 const int16_t *attar_logits(const attar *model);
 
-/* The token of the largest logit, the first of equals; ATTAR_VOCABULARY before the first. */
+/* The token of the largest logit, the first of equals; ATTAR_VOCABULARY where there are none. */
 uint32_t attar_best(const attar *model);
 
 #ifdef ATTAR_TEXTS

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use attar_compile::Compile;
 use attar_compress::{
     ActivationBudget, ActivationCost, ActivationSensitivity as Sensitivity, ActivationSite as Site, Activations, Feed,
-    allocate::{Backward, Cost, Forward, Solution, least_bits, most_bits, solve},
+    allocate::{Backward, Cost, Forward, Solution, most_bits, solve},
 };
 use attar_graph::{Graph, Node, SourceWeights, ValueId, Values, kernel::with_f32};
 use attar_tensor::{Digest, Encoding};
@@ -74,6 +74,8 @@ struct Room {
     /// By site whose bits are chosen, in each of [`OPTIONS`].
     costs: Vec<[u64; OPTIONS.len()]>,
     cost: ActivationCost,
+    /// What 8 bits throughout cost.
+    eight: u64,
     capacity: u64,
 }
 
@@ -85,16 +87,17 @@ impl Room {
             ActivationCost::Bytes => open.map(|site| OPTIONS.map(|bits| (site.width as u64) * u64::from(bits) / 8)).collect(),
             ActivationCost::Cycles => cycles(budget, open, graph)?,
         };
-        let least: u64 = costs.iter().map(|[eight, _]| eight).sum();
+        let eight: u64 = costs.iter().map(|[eight, _]| eight).sum();
         // A share that was divided out of whole numbers gives them back.
-        let capacity = (least as f64 * (1.0 + share) * (1.0 + 1e-12)) as u64;
-        Ok(Room { costs, cost, capacity })
+        let capacity = (eight as f64 * (1.0 + share) * (1.0 + 1e-12)) as u64;
+        Ok(Room { costs, cost, eight, capacity })
     }
 
-    fn spend(&self, losses: &[Losses]) -> (Solution, [u64; 2]) {
+    /// The choices of least loss, and what 16 bits cost wherever they are of use.
+    fn spend(&self, losses: &[Losses]) -> (Solution, u64) {
         let items: Vec<Vec<Cost>> = self.costs.iter().zip(losses).map(|(costs, losses)| pairs(costs, losses)).collect();
-        let solution = solve(&items, self.capacity.max(least_bits(&items))).expect("8 bits throughout are within any budget");
-        (solution, [least_bits(&items), most_bits(&items)])
+        let solution = solve(&items, self.capacity).expect("8 bits throughout are within any budget");
+        (solution, most_bits(&items))
     }
 }
 
@@ -186,15 +189,15 @@ pub(super) fn run(
     let mut judge = Judge { settings, sensitivity, model, session, losses: BTreeMap::new(), used: Vec::new() };
     judge.all(&open)?;
     let losses: Vec<Losses> = open.iter().map(|site| judge.losses[&site.value]).collect();
-    let (solution, [least, most]) = room.spend(&losses);
+    let (solution, most) = room.spend(&losses);
     choose(sites, &solution);
     let report = WidthsReport {
         budget: budget.to_string(),
         sensitivity: sensitivity.name().into(),
         divergence: sensitivity.is_divergence(),
         cost: room.cost.name().into(),
-        least,
-        allowed: room.capacity.max(least),
+        least: room.eight,
+        allowed: room.capacity,
         spent: solution.bits,
         most,
         predicted: solution.loss,
