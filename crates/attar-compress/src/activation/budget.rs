@@ -4,7 +4,6 @@ use attar_settings::Share;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ActivationBits, ActivationGranularity, ActivationValues, Activations};
 use crate::{Error, Result};
 
 /// What 16-bit activations may cost beyond 8 bits throughout: one of `cycles` and `bytes`.
@@ -110,31 +109,5 @@ impl std::fmt::Display for ActivationBudget {
             .try_for_each(|(key, share)| write!(f, "{key} = {share}"))?;
         self.device.iter().try_for_each(|device| write!(f, ", device = {device:?}"))?;
         if self.set.is_empty() { Ok(()) } else { write!(f, ", set = {:?}", self.set) }
-    }
-}
-
-impl Activations {
-    /// `bits = "auto"` has a budget, and nothing else has.
-    pub(super) fn check_budget(&self) -> Result<()> {
-        let auto = || "bits = \"auto\"".to_owned();
-        match (&self.budget, self.bits) {
-            (Some(budget), ActivationBits::Auto) => budget.bound().map(drop)?,
-            (None, ActivationBits::Auto) => return Err(Error::NoActivationBudget),
-            (Some(_), _) => return Err(Error::Idle { key: "budget", other: "bits = \"auto\"" }),
-            (None, _) if self.sensitivity.is_some() => {
-                return Err(Error::Idle { key: "sensitivity", other: "bits = \"auto\"" });
-            }
-            (None, _) => return Ok(()),
-        }
-        if self.values.is_some_and(|values| values != ActivationValues::Inputs) {
-            let hint = "leave `values` out; with `values = \"all\"`, `wide` names the layers of 16 bits";
-            return Err(Error::Contradiction { key: "values", other: auto(), hint });
-        }
-        let cycles = self.budget.as_ref().is_some_and(|budget| budget.cycles.is_some());
-        if cycles && self.granularity == Some(ActivationGranularity::Channel) {
-            let hint = "products with a scale per channel have no cycles in integers: leave it out, or bound `bytes`";
-            return Err(Error::Contradiction { key: "granularity", other: "budget.cycles".into(), hint });
-        }
-        Ok(())
     }
 }

@@ -284,6 +284,30 @@ impl Activations {
         }
     }
 
+    /// `bits = "auto"` has a budget, and nothing else has.
+    fn check_budget(&self) -> Result<()> {
+        let auto = || "bits = \"auto\"".to_owned();
+        match (&self.budget, self.bits) {
+            (Some(budget), ActivationBits::Auto) => budget.bound().map(drop)?,
+            (None, ActivationBits::Auto) => return Err(Error::NoActivationBudget),
+            (Some(_), _) => return Err(Error::Idle { key: "budget", other: "bits = \"auto\"" }),
+            (None, _) if self.sensitivity.is_some() => {
+                return Err(Error::Idle { key: "sensitivity", other: "bits = \"auto\"" });
+            }
+            (None, _) => return Ok(()),
+        }
+        if self.values.is_some_and(|values| values != ActivationValues::Inputs) {
+            let hint = "leave `values` out; with `values = \"all\"`, `wide` names the layers of 16 bits";
+            return Err(Error::Contradiction { key: "values", other: auto(), hint });
+        }
+        let cycles = self.budget.as_ref().is_some_and(|budget| budget.cycles.is_some());
+        if cycles && self.granularity == Some(ActivationGranularity::Channel) {
+            let hint = "products with a scale per channel have no cycles in integers: leave it out, or bound `bytes`";
+            return Err(Error::Contradiction { key: "granularity", other: "budget.cycles".into(), hint });
+        }
+        Ok(())
+    }
+
     /// Settings that contradict each other.
     fn check(&self) -> Result<()> {
         self.check_budget()?;

@@ -8,7 +8,7 @@ use attar_graph::{BlockId, Graph, Mode, ValueId, Values, Weights, kernel::with_f
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::fisher::divergence;
+use super::divergence::divergence;
 use crate::Result;
 
 /// Positions whose logits are in memory at a time.

@@ -4,6 +4,7 @@
 //! choices of least sum that fit the budget. [`Backward`] and [`Outputs`] give the predictions their gradients.
 
 mod budget;
+mod divergence;
 mod fisher;
 mod forward;
 mod knapsack;
