@@ -12,7 +12,7 @@ use attar_tensor::Digest;
 
 use crate::{
     Engines, Error, Eval, Existing, Observer, Recipe, Result, RunnerKind,
-    json::{TOOL, json},
+    json::TOOL,
     made::{Made, Written},
     opened::{Measured, Opened},
     output::Output,
@@ -270,9 +270,9 @@ impl Measuring<'_> {
         used: &mut BTreeSet<Digest>,
     ) -> Result<Measurements> {
         let Some(session) = self.session else { return make() };
-        let blob = session.unit(key()?, |to| to.write_all(&json(&make()?)).map_err(|e| attar_tensor::Error::from(e).into()))?;
+        let blob = session.json(key()?, make)?;
         used.insert(blob);
-        read_measurements(&session.store.open(&blob)?)
+        session.read_json(&blob, "a measurement")
     }
 }
 
@@ -284,11 +284,6 @@ fn note_missing(eval: &Eval, engines: &Engines, observer: &dyn Observer) {
             observer.note(&format!("eval `{}` was not run by {}: {missing}{hint}", eval.name, engine.name));
         }
     }
-}
-
-fn read_measurements(path: &Path) -> Result<Measurements> {
-    let text = std::fs::read(path).map_err(|source| attar_tensor::Error::Io { action: "read", path: path.into(), source })?;
-    serde_json::from_slice(&text).map_err(|e| Error::input("a measurement in the store cannot be read").because(&e))
 }
 
 /// One eval, of which every subject and every runner is asked.

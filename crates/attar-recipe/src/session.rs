@@ -5,8 +5,9 @@ use std::{io::Write, path::PathBuf};
 use attar_compress::TrainingWindows;
 use attar_model::Model;
 use attar_tensor::{Digest, FolderStore, Store};
+use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Error, Observer, Result, inputs::Inputs, walker::Walker};
+use crate::{Error, Observer, Result, inputs::Inputs, json::json, walker::Walker};
 
 /// What units of work need while they run.
 pub struct Session<'a> {
@@ -94,6 +95,18 @@ impl<'a> Session<'a> {
         self.check_inputs()?;
         self.store.record(key, blob)?;
         Ok(blob)
+    }
+
+    /// A unit whose result is JSON.
+    pub(crate) fn json<T: Serialize>(&self, key: Digest, make: impl FnOnce() -> Result<T>) -> Result<Digest> {
+        self.unit(key, |to| to.write_all(&json(&make()?)).map_err(|e| attar_tensor::Error::from(e).into()))
+    }
+
+    /// What is in the blob of such a unit; `what` it is, for an error.
+    pub(crate) fn read_json<T: DeserializeOwned>(&self, blob: &Digest, what: &str) -> Result<T> {
+        let path = self.store.open(blob)?;
+        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
+        serde_json::from_slice(&text).map_err(|e| Error::input(format!("{what} in the store cannot be read")).because(&e))
     }
 
     /// A unit whose result is one number, and its blob.

@@ -72,7 +72,7 @@ impl Manifest {
     ) -> Manifest {
         let entry = |phase: &Phase| {
             let Phase { rows, past, head, .. } = *phase;
-            let every_row = head && rows > 1 && past + rows > settings.seq.get();
+            let every_row = head && rows > 1 && settings.has_every_row([rows, past]);
             Entry { name: phase.name.clone(), rows, past, head, every_row }
         };
         Manifest {

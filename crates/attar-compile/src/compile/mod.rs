@@ -107,7 +107,7 @@ impl Default for Compile {
     }
 }
 
-/// One run of a model: prefill, a chunk of it, or decode.
+/// One run of a model: prefill, a chunk of it, decode, or the verification of a draft.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
     /// `prefill`, `prefill-1` and so on for chunks, `decode`, or `verify`.
@@ -319,7 +319,12 @@ impl Compile {
         let (seq, end) = (self.seq.get(), past + rows);
         let head = self.head && end >= seq && blocks == ALL_BLOCKS;
         let capacity = seq + u64::from(self.decode || self.verify.is_some());
-        Bind { rows, past, capacity, blocks, head, every_row: end > seq, numbers }
+        Bind { rows, past, capacity, blocks, head, every_row: self.has_every_row([rows, past]), numbers }
+    }
+
+    /// Whether a run computes the logits of all its tokens, and not of the last only: one that goes on behind the prompt.
+    fn has_every_row(&self, [rows, past]: [u64; 2]) -> bool {
+        past + rows > self.seq.get()
     }
 
     fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {

@@ -76,10 +76,12 @@ impl TilingReport {
 
     /// Cells below [`TilingReport::HEAD`].
     pub fn row(&self) -> Vec<String> {
-        let strips = if self.strip < self.tile[0] { format!(", strips of {}", self.strip) } else { String::new() };
+        let [m, k, n] = self.tile;
+        // Rows that are stored at once, where these are not all.
+        let rows = if self.strip < m { format!("{m} by {}", self.strip) } else { m.to_string() };
         vec![
-            format!("{}{strips}", self.order),
-            format!("{:?}", self.tile),
+            self.order.clone(),
+            format!("[{rows}, {k}, {n}]"),
             format!("{:?}", self.kept),
             self.dram_bytes.to_string(),
             format!("{:.3}", self.distance),

@@ -100,10 +100,11 @@ impl<'a> Forward<'a> {
         }
         for (wanted, found) in self.last.get().into_iter().flatten().zip(&changed) {
             let length = self.positions(*last, wanted);
-            for position in (0..length).step_by(self.at_once(*last, length)) {
-                let count_here = self.at_once(*last, length).min(length - position);
-                let z = self.logits(*last, wanted, position..position + count_here, &mut |_, tensor| Ok(tensor))?;
-                let moved = self.logits(*last, found, position..position + count_here, &mut change)?;
+            let at_once = self.at_once(*last, length);
+            for first in (0..length).step_by(at_once) {
+                let positions = first..(first + at_once).min(length);
+                let z = self.logits(*last, wanted, positions.clone(), &mut |_, tensor| Ok(tensor))?;
+                let moved = self.logits(*last, found, positions, &mut change)?;
                 let (more, rows) = compare(&z, &moved)?;
                 (sum, count) = (sum + more, count + rows);
             }

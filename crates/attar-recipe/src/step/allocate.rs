@@ -287,19 +287,13 @@ impl<'a> Judge<'a> {
     }
 
     fn take(&mut self, part: &Part, blob: Digest) -> Result<(), Error> {
-        let path = self.session.store.open(&blob)?;
-        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
-        let loss: f64 =
-            serde_json::from_slice(&text).map_err(|e| Error::input("a prediction in the store cannot be read").because(&e))?;
-        self.losses[part.weight][part.option] += loss;
+        self.losses[part.weight][part.option] += self.session.read_json::<f64>(&blob, "a prediction")?;
         self.used.push(blob);
         Ok(())
     }
 
     fn note(&mut self, part: &Part, loss: f64) -> Result<(), Error> {
-        let blob = self.session.unit(part.key, |to| {
-            serde_json::to_writer(to, &loss).map_err(|e| attar_tensor::Error::from(std::io::Error::from(e)).into())
-        })?;
+        let blob = self.session.json(part.key, || Ok(loss))?;
         self.take(part, blob)
     }
 

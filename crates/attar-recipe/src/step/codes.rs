@@ -130,14 +130,12 @@ pub(super) fn quantize(
 pub(super) fn losses(lossy: &Lossy<'_>, rule: LostRule, session: &Session<'_>) -> Result<(Losses, Digest)> {
     let weights = lossy.expr.digest(lossy.source)?;
     let key = [b"losses 1".as_slice(), lossy.blob.as_bytes(), weights.as_bytes()];
-    let kept = session.unit(Digest::of_parts(key), |to| {
+    let kept = session.json(Digest::of_parts(key), || {
         let mut codes = Blobs::default();
         codes.insert(lossy.name, session.store, lossy.blob, lossy.scheme, lossy.dims)?;
-        let found = Losses::measure(lossy, &codes, lossy.name)?;
-        Ok(to.write_all(&serde_json::to_vec(&found).expect("losses are JSON")).map_err(attar_tensor::Error::from)?)
+        Ok(Losses::measure(lossy, &codes, lossy.name)?)
     })?;
-    let bytes = std::fs::read(session.store.open(&kept)?).map_err(attar_tensor::Error::from)?;
-    let found: Losses = serde_json::from_slice(&bytes).map_err(std::io::Error::from).map_err(attar_tensor::Error::from)?;
+    let found: Losses = session.read_json(&kept, "what a weight lost")?;
     match found.first.first() {
         Some(first) if rule == LostRule::Error => {
             let (weight, others) = (lossy.name.to_owned(), found.lost - 1);

@@ -175,9 +175,7 @@ fn the_verb_cuts_a_model_as_the_step_does() {
     let flags = ["--set", "sram=48KiB", "--seq", "40", "--pareto"];
     let verb = |more: &[&str]| room.attar(&[&["tile-for-sram", "out/checkpoint"], &flags[..], more].concat()).exits(0);
     assert_eq!(verb(&["--json"]).json(), room.json("out/tiled/tiles.json"));
-    // Where cells are narrow, names break.
-    let table: String = verb(&[]).stdout.split_whitespace().collect();
-    assert!(table.contains("4xb*") && table.contains("qkv"), "{table}");
+    assert!(verb(&[]).stdout.contains("4 x b*.qkv"));
     let long = room.attar(&["tile", "out/checkpoint", "--seq", "1000000000"]).exits(2);
     long.says("the model's context is");
     verb(&["--out", "alone", "--quiet"]);

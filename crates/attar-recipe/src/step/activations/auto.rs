@@ -10,16 +10,16 @@ use attar_compress::{
     ActivationBudget, ActivationCost, ActivationSensitivity as Sensitivity, ActivationSite as Site, Activations, Feed,
     allocate::{Backward, Cost, Forward, Solution, most_bits, solve},
 };
-use attar_graph::{Graph, Node, SourceWeights, ValueId, Values, kernel::with_f32};
+use attar_graph::{Graph, Node, SourceWeights, ValueId, Values, integer::Rounding, kernel::with_f32};
 use attar_tensor::{Digest, Encoding};
 use candle_core::Tensor;
 
 use super::{
     super::{device, kind::StepError},
-    VERSION, add_noise, first_key, refused, scales,
+    Seen, VERSION, add_noise, first_key, refused, scales,
 };
 use crate::{
-    Error, WidthsReport,
+    Error, WidthReport, WidthsReport,
     model::Working,
     session::Session,
     shape::predicts_tokens,
@@ -209,7 +209,7 @@ pub(super) fn run(
             .iter()
             .zip(&losses)
             .zip(&solution.choices)
-            .map(|((site, losses), at)| crate::WidthReport {
+            .map(|((site, losses), at)| WidthReport {
                 name: site.value.clone(),
                 bits: OPTIONS[*at],
                 losses: *losses,
@@ -280,19 +280,13 @@ impl Judge<'_> {
     }
 
     fn take(&mut self, site: &Site, blob: Digest) -> Result<(), Error> {
-        let path = self.session.store.open(&blob)?;
-        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
-        let losses: Losses = serde_json::from_slice(&text)
-            .map_err(|e| Error::input("a loss of an activation in the store cannot be read").because(&e))?;
-        self.losses.insert(site.value.clone(), losses);
+        self.losses.insert(site.value.clone(), self.session.read_json(&blob, "a loss of an activation")?);
         self.used.push(blob);
         Ok(())
     }
 
     fn note(&mut self, key: Digest, site: &Site, losses: Losses) -> Result<(), Error> {
-        let blob = self.session.unit(key, |to| {
-            serde_json::to_writer(to, &losses).map_err(|e| attar_tensor::Error::from(std::io::Error::from(e)).into())
-        })?;
+        let blob = self.session.json(key, || Ok(losses))?;
         self.take(site, blob)
     }
 
@@ -310,9 +304,10 @@ impl Judge<'_> {
             for (id, watched) in &outputs.watched {
                 let (key, site) = sites[id];
                 let values: Vec<Tensor> = watched.iter().map(|lane| lane.values.clone()).collect();
-                let losses = self.each_width(site, &values, &mut |rounded| {
+                let losses = self.losses_of(site, &values, &mut |rounding| {
                     let (mut sum, mut tokens) = (0.0, 0);
-                    for (lane, rounded) in watched.iter().zip(rounded) {
+                    for lane in watched {
+                        let rounded = rounded(rounding, &lane.values, site.width)?;
                         let (more, of) = lane.divergence(&(rounded - &lane.values).map_err(attar_graph::Error::from)?)?;
                         (sum, tokens) = (sum + more, tokens + of);
                     }
@@ -344,17 +339,10 @@ impl Judge<'_> {
                 let Some(id) = graph.find(&site.value).filter(|id| made.contains(id)) else { continue };
                 self.session.check_interrupt()?;
                 let values = forward.values(id)?;
-                let losses = match self.sensitivity {
-                    Sensitivity::Kl => {
-                        let roundings = self.roundings(site, &values)?;
-                        let mut losses = [0.0; OPTIONS.len()];
-                        for (loss, rounding) in losses.iter_mut().zip(&roundings) {
-                            *loss = forward.divergence(id, &|x| rounded(rounding, x, site.width))?;
-                        }
-                        losses
-                    }
-                    _ => self.noise(site, &values)?,
-                };
+                let losses = self.losses_of(site, &values, &mut |rounding| match self.sensitivity {
+                    Sensitivity::Kl => Ok(forward.divergence(id, &|x| rounded(rounding, x, site.width))?),
+                    _ => noise(rounding, &values, site.width),
+                })?;
                 self.note(*key, site, losses)?;
                 done += 1;
                 self.session.observer.advance(done, &site.value);
@@ -364,47 +352,34 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// Squared error as a share of the values' energy.
-    fn noise(&self, site: &Site, values: &[Tensor]) -> Result<Losses, Error> {
-        let mut losses = [0.0; OPTIONS.len()];
-        for (loss, rounding) in losses.iter_mut().zip(self.roundings(site, values)?) {
-            let mut seen = super::Seen::default();
-            for x in values {
-                with_f32(x, |x| add_noise(&mut seen, &rounding, x, site.width)).map_err(attar_graph::Error::from)?;
-            }
-            *loss = if seen.energy > 0.0 { seen.squared_error / seen.energy } else { 0.0 };
-        }
-        Ok(losses)
-    }
-
-    /// How the values would be rounded in each of [`OPTIONS`].
-    fn roundings(&self, site: &Site, values: &[Tensor]) -> Result<Vec<attar_graph::integer::Rounding>, Error> {
-        let of = |bits| {
-            let mut site = site.clone();
-            site.codes.bits = bits;
-            Ok(scales(self.settings, &site, values)?.rounding(&site))
-        };
-        OPTIONS.into_iter().map(of).collect()
-    }
-
-    /// What `loss` finds for the values, rounded in each of [`OPTIONS`].
-    fn each_width(
+    /// What `loss` finds with the rounding in each of [`OPTIONS`], as if all that read the value read its codes.
+    fn losses_of(
         &self,
         site: &Site,
         values: &[Tensor],
-        loss: &mut dyn FnMut(&[Tensor]) -> Result<f64, Error>,
+        loss: &mut dyn FnMut(&Rounding) -> Result<f64, Error>,
     ) -> Result<Losses, Error> {
         let mut losses = [0.0; OPTIONS.len()];
-        for (place, rounding) in losses.iter_mut().zip(self.roundings(site, values)?) {
-            let rounded: attar_graph::Result<Vec<Tensor>> = values.iter().map(|x| rounded(&rounding, x, site.width)).collect();
-            *place = loss(&rounded?)?;
+        for (place, bits) in losses.iter_mut().zip(OPTIONS) {
+            let mut site = site.clone();
+            site.codes.bits = bits;
+            *place = loss(&scales(self.settings, &site, values)?.rounding(&site))?;
         }
         Ok(losses)
     }
 }
 
+/// Squared error as a share of the values' energy.
+fn noise(rounding: &Rounding, values: &[Tensor], width: usize) -> Result<f64, Error> {
+    let mut seen = Seen::default();
+    for x in values {
+        with_f32(x, |x| add_noise(&mut seen, rounding, x, width)).map_err(attar_graph::Error::from)?;
+    }
+    Ok(if seen.energy > 0.0 { seen.squared_error / seen.energy } else { 0.0 })
+}
+
 /// The values that the codes of `x` mean.
-fn rounded(rounding: &attar_graph::integer::Rounding, x: &Tensor, width: usize) -> attar_graph::Result<Tensor> {
+fn rounded(rounding: &Rounding, x: &Tensor, width: usize) -> attar_graph::Result<Tensor> {
     let numbers = with_f32(&x.contiguous()?, |x| {
         let mut rounded = vec![0.0; x.len()];
         rounding.round(x, width, &mut rounded);

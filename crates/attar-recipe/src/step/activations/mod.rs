@@ -242,7 +242,7 @@ impl Visitor for Looking<'_> {
 
     fn take(&mut self, block: BlockId, _: &Digest, blobs: &[Digest]) -> crate::Result<()> {
         for blob in blobs {
-            let found = self.read(blob)?;
+            let found: Found = self.session.read_json(blob, "scales of activations")?;
             self.sites[block.index()].iter().for_each(|(_, site)| self.constants.add(site, &found[&site.quantized()]));
             self.seen.extend(found);
             self.used.push(*blob);
@@ -257,10 +257,8 @@ impl Visitor for Looking<'_> {
             self.constants.add(site, &seen);
             found.insert(site.quantized(), seen);
         }
-        let text = crate::json::json(&found);
+        self.used.push(self.session.json(*key, || Ok(&found))?);
         self.seen.extend(found);
-        let unit = |to: &mut dyn std::io::Write| to.write_all(&text).map_err(|e| attar_tensor::Error::from(e).into());
-        self.used.push(self.session.unit(*key, unit)?);
         Ok(())
     }
 }
@@ -274,12 +272,6 @@ impl<'a> Looking<'a> {
         let sides = vec![Side { graph, weights: constants }];
         Walk::new(&WALKER, title, first, sides, self.session).visit(count, &mut self)?;
         Ok(self)
-    }
-
-    fn read(&self, blob: &Digest) -> crate::Result<Found> {
-        let path = self.session.store.open(blob)?;
-        let text = std::fs::read(&path).map_err(|source| attar_tensor::Error::Io { action: "read", path, source })?;
-        serde_json::from_slice(&text).map_err(|e| Error::input("scales of activations in the store cannot be read").because(&e))
     }
 
     /// Runs the windows to a value, finds its scale and measures what rounding does to it.
