@@ -19,7 +19,7 @@ try:
 except ImportError:
     blake3 = None
 
-VERSION, HEADER, DEEPEST, LARGEST, MOST = 6, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
+VERSION, HEADER, DEEPEST, LARGEST, MOST = 7, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
 # A type: how a value is read, and its text. `names` are those of the buffers of a body, or of all tensors: numbers stand for them.
 Type = namedtuple("Type", "read show", defaults=[lambda x, names: str(x)])
 shown = lambda of, show: Type(of.read, lambda x, names: show(x))
@@ -81,7 +81,7 @@ u32, u64 = Type(lambda file: unsigned(file, 32)), Type(lambda file: unsigned(fil
 i16, i32 = (Type(lambda file, bits=bits: (n := unsigned(file, bits)) >> 1 ^ -(n & 1)) for bits in (16, 32))
 f64 = shown(Type(lambda file: struct.unpack("<d", file.read(8))[0]), digits)
 flag, plain = Type(lambda file: [False, True][file.read(1)[0]]), Type(lambda file: file.read(unsigned(file, 64)).decode())
-name, first, window = shown(plain, quoted), maybe(u8, ", from zero at v"), maybe(u64, ", window ")
+name, first = shown(plain, quoted), maybe(u8, ", from zero at v")
 buffer = Type(u32.read, lambda x, names: names[x] if x < len(names) else "missing-buffer")
 tensor = Type(u32.read, lambda x, names: quoted(names[x]) if x < len(names) else f"#{x}, which is missing")
 # Types of a plan, with their texts.
@@ -107,23 +107,28 @@ STEP = lambda x: f"v{x['variable']}" if (x["base"], x["unit"]) == (0, 1) else f"
 SPAN = enum(Fixed=FIXED, Tile=shown(record(variable=u8, base=u64, unit=u64), lambda x: STEP(x).removeprefix("0 + ")))
 REGION = record("[{rows}, {columns}]", rows=SPAN, columns=SPAN)
 VIEW = record("{place} {region}", place=enum(Buffer=buffer, Operand=shown(u32, "operand {}".format)), region=REGION)
-KEYS = record("keys of v{rows} after {past}{window}", rows=u8, past=u64, window=window)
-ALL_KEYS = record("keys of {rows} rows after {past}{window}", rows=u64, past=u64, window=window)
+MASKS = {"Causal": "", "Past": ", and no others"}
+MASK = enum(Causal=None, Window=u64, Past=None)
+MASK = Type(MASK.read, lambda x, names: MASKS[x] if isinstance(x, str) else f", window {x['Window']}")
+KEYS = record("keys of v{rows} after {past}{mask}", rows=u8, past=u64, mask=MASK)
+ALL_KEYS = record("keys of {rows} rows after {past}{mask}", rows=u64, past=u64, mask=MASK)
 EXTENT = enum(Count=u64, Keys=KEYS, Rows=record("rows of v{rows}", rows=u8), AllKeys=ALL_KEYS)
 NORMED = shown(u64, lambda x: f" {x} normed," if x else "")
 ROTARY = {"head": u64, "normed": NORMED, "rotated": u64, "constant": u32}
 ROTARY = record("rotary by constant {constant}, {rotated} columns in heads of {head},{normed}", **ROTARY)
-FINISHING = enum(Rescale=None, Add=None, Rotary=ROTARY, Gated=record("gated by constant {constant}", constant=u32))
+ACTIVATED = record("activated by constant {constant}", constant=u32)
+FINISHING = enum(Rescale=None, Add=None, Activated=ACTIVATED, Rotary=ROTARY, Gated=record("gated by constant {constant}", constant=u32))
 FINISH = {"sums": VIEW, "columns": VIEW, "extra": maybe(VIEW, ", "), "out": VIEW, "narrow": shown(u8, lambda x: f" >> {x}" if x else "")}
 ATTEND = {"query": VIEW, "key": VIEW, "value": VIEW, "sums": VIEW, "softmax": VIEW}
-ATTEND_TEXT = "attend by constant {constant}, heads of {head} after {past}{window}, weights of {weight_bits} bits, "
+NORMED_VIEWS = {"x": VIEW, "gains": VIEW, "residual": maybe(VIEW, ", "), "out": VIEW}
+ATTEND_TEXT = "attend by constant {constant}, heads of {head} after {past}{mask}, weights of {weight_bits} bits, "
 ATTEND_TEXT += "{sums}, {softmax} += {query}, {key}, {value}{first}"
 ATTENDED_TEXT = "attended by constant {constant}, heads of {head}, {out} <- {sums}, {softmax}"
 COMPUTE = enum(
     Multiply=record("multiply {sums} += {x} x {w}{first}", x=VIEW, w=VIEW, sums=VIEW, first=first),
     Finish=record("{finish} {out} <- {sums}{narrow}, {columns}{extra}", **FINISH, finish=FINISHING),
-    Norm=record("norm by constant {constant} {out} <- {x}, {gains}", x=VIEW, gains=VIEW, out=VIEW, constant=u32),
-    Attend=record(ATTEND_TEXT, **ATTEND, head=u64, past=u64, window=window, weight_bits=u8, constant=u32, first=first),
+    Norm=record("norm by constant {constant} {out} <- {x}, {gains}{residual}", **NORMED_VIEWS, constant=u32),
+    Attend=record(ATTEND_TEXT, **ATTEND, head=u64, past=u64, mask=MASK, weight_bits=u8, constant=u32, first=first),
     Attended=record(ATTENDED_TEXT, sums=VIEW, softmax=VIEW, out=VIEW, head=u64, constant=u32),
 )
 LOOP_TEXT, TARGETS = "for v{variable} in {extent} by {tile}, tiles {tiles} {{", many(record("operand {} from column {}", u32, u64))
@@ -141,7 +146,8 @@ BODY = record("{name} ({operands} operands) {{\n{buffers}", name=name, operands=
 HEAD_NORM = record("epsilon {epsilon}, gains [{gains}] >> {gain_shift}, ", gains=many(i32), epsilon=u64, gain_shift=u32)
 RANGES = many(record("up to {end} {norm}{rescale}", end=u64, norm=maybe(HEAD_NORM, "normed with "), rescale=RESCALE))
 GATE = record("{rescale}, table [{table}]", table=many(i16), rescale=RESCALE)
-NORM_CONSTANT = record("epsilon {epsilon}, gains >> {gain_shift}", epsilon=u64, gain_shift=u32)
+CENTERED = shown(flag, lambda x: ", centered" if x else "")
+NORM_CONSTANT = record("epsilon {epsilon}, gains >> {gain_shift}{centered}", epsilon=u64, gain_shift=u32, centered=CENTERED)
 CONSTANT = enum(Norm=NORM_CONSTANT, Ranges=RANGES, Gate=GATE, Rescale=RESCALE)
 CONSTANTS = shown(many(CONSTANT), lambda x: "".join(f"  constant {at}: {CONSTANT.show(one, [])}\n" for at, one in enumerate(x)))
 FROM_ROW = record("{tensor} from {position} {row}", tensor=tensor, row=u64, position=shown(flag, lambda x: "position" if x else "row"))
@@ -153,10 +159,11 @@ PLAN = {"device": name, "title": name, "sram": u64, "align": u64, "rates": RATES
 PLAN_TEXT = "plan {title} for {device}, {sram} bytes of sram, aligned to {align}\n{rates}{tensors}{bodies}{calls}"
 PLAN = record(PLAN_TEXT, **PLAN, bodies=shown(many(BODY), lambda x: "".join(body(at, one) for at, one in enumerate(x))), calls=CALLS)
 # Types of a proof, which has no text.
-NORM, ADD = record(x=u32, row=u64, gains=u32, out=u32, epsilon=u64, gain_shift=u32), record(residual=u32)
-EPILOGUE = enum(Rescale=None, Add=ADD, Rotary=record(table=u32, position=u64, head=u64, rotated=u64, ranges=RANGES), Gated=GATE)
+NORM = record(x=u32, row=u64, gains=u32, out=u32, epsilon=u64, gain_shift=u32, centered=flag, residual=maybe(u32))
+ADD = record(residual=u32)
+EPILOGUE = enum(Rescale=None, Add=ADD, Activated=GATE, Rotary=record(table=maybe(u32), position=u64, head=u64, rotated=u64, ranges=RANGES), Gated=GATE)
 LINEAR = record(x=u32, weight=u32, columns=u32, out=many(record(tensor=u32, row=u64)), epilogue=EPILOGUE, narrow=u8)
-HEADS = {"heads": u64, "key_heads": u64, "head": u64, "past": u64, "window": window, "weight_bits": u8}
+HEADS = {"heads": u64, "key_heads": u64, "head": u64, "past": u64, "mask": MASK, "weight_bits": u8}
 ATTENTION = record(query=u32, state=u32, out=u32, **HEADS, logits=RESCALE, rescale=RESCALE)
 KERNELS = {"Norm": NORM, "Linear": LINEAR, "Attention": ATTENTION, "GatedMlp": record(gated=LINEAR, down=LINEAR)}
 KERNEL = enum(**KERNELS, Normed=record(norm=NORM, then=enum(**KERNELS)))

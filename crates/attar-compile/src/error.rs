@@ -150,6 +150,12 @@ pub enum Error {
         /// Tokens of the prompt.
         seq: u64,
     },
+    /// A setting of what an encoder does not have.
+    #[error("`{setting}` is of decoders: an encoder reads all of its tokens in one run")]
+    Encoder {
+        /// Its name.
+        setting: &'static str,
+    },
     /// A graph without a block that a device could run.
     #[error("the graph has no block with attention; only transformer blocks can be compiled for a device")]
     NothingToRun,

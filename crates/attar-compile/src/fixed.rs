@@ -177,20 +177,56 @@ pub fn inverse_root(x: u64) -> (u32, u32) {
     (((1u128 << (2 * shift)) / x).isqrt() as u32, shift)
 }
 
-/// One row of a norm: `x / sqrt(mean(x^2) + epsilon) * gain`, where `epsilon` is `width * epsilon / scale^2` of the row's
-/// scale and a gain is `gain * sqrt(width) / out_scale` in `gain_shift` fractional bits. A channel is worth `2^exponent` as much
-/// as its code; its exponent is stored with its gain ([`stored_gain`]).
-pub fn norm_row(x: &[i32], epsilon: u64, gains: &[i32], gain_shift: u32, bits: u32) -> impl Iterator<Item = i32> {
-    let wide = |(x, gain): (&i32, &i32)| i64::from(*x) << exponent(*gain);
-    let squares = x.iter().zip(gains).fold(epsilon, |sum, pair| sum.saturating_add(wide(pair).pow(2) as u64));
-    let (inverse, shift) = inverse_root(squares);
-    let shift = shift + gain_shift;
-    x.iter().zip(gains).map(move |pair| {
-        let product = i128::from(wide(pair)) * i128::from(pair.1 >> EXPONENT_BITS) * i128::from(inverse);
-        let rounded = (product + (1 << (shift - 1))) >> shift;
-        saturate(rounded.clamp(i128::from(i32::MIN), i128::from(i32::MAX)) as i64, bits)
-    })
+/// A norm of rows: `x / sqrt(mean(x^2) + epsilon) * gain`, where `epsilon` is `width * epsilon / scale^2` of the row's scale and a gain
+/// is `gain * sqrt(width) / out_scale` in `gain_shift` fractional bits. A channel is worth `2^exponent` as much as its code; its exponent
+/// is stored with its gain ([`stored_gain`]). With biases, `x` is what it differs from the row's mean by, and a bias in
+/// [`BIAS_BITS`] fractional bits is added.
+#[derive(Clone, Copy, Debug)]
+pub struct NormRow<'a> {
+    /// Added to the sum of squares.
+    pub epsilon: u64,
+    /// Fractional bits of the gains.
+    pub gain_shift: u32,
+    /// Of each channel.
+    pub gains: &'a [i32],
+    /// Of each channel.
+    pub biases: Option<&'a [i32]>,
 }
+
+impl<'a> NormRow<'a> {
+    /// The norm whose constants lie behind each other, rows of `width` numbers: gains, then biases if it is `centered`.
+    pub fn of([epsilon, gain_shift]: [u64; 2], constants: &'a [i32], width: usize, centered: bool) -> NormRow<'a> {
+        let (gains, rest) = constants.split_at(width);
+        NormRow { epsilon, gain_shift: gain_shift as u32, gains, biases: centered.then(|| &rest[..width]) }
+    }
+
+    /// A row in the output's steps, before saturation.
+    pub fn apply(self, x: &[i32]) -> impl Iterator<Item = i64> {
+        let NormRow { epsilon, gain_shift, gains, biases } = self;
+        let mut wide: Vec<i64> = x.iter().zip(gains).map(|(x, gain)| i64::from(*x) << exponent(*gain)).collect();
+        if biases.is_some() {
+            let mean = mean(&wide);
+            wide.iter_mut().for_each(|x| *x -= mean);
+        }
+        let squares = wide.iter().fold(epsilon, |sum, x| sum.saturating_add(x.pow(2) as u64));
+        let (inverse, shift) = inverse_root(squares);
+        let shift = shift + gain_shift - biases.map_or(0, |_| BIAS_BITS);
+        wide.into_iter().zip(gains).enumerate().map(move |(at, (x, gain))| {
+            let product = i128::from(x) * i128::from(gain >> EXPONENT_BITS) * i128::from(inverse);
+            let rounded = ((product + (1 << (shift - 1))) >> shift) as i64;
+            biases.map_or(rounded, |biases| (rounded + i64::from(biases[at]) + (1 << (BIAS_BITS - 1))) >> BIAS_BITS)
+        })
+    }
+}
+
+/// The nearest integer to the mean of numbers, halves up.
+fn mean(x: &[i64]) -> i64 {
+    let count = x.len().max(1) as i64;
+    (2 * x.iter().sum::<i64>() + count).div_euclid(2 * count)
+}
+
+/// Fractional bits of the biases of a norm.
+pub const BIAS_BITS: u32 = 8;
 
 /// Low bits of a stored gain that are its channel's exponent.
 const EXPONENT_BITS: u32 = 4;
@@ -261,12 +297,42 @@ mod tests {
         let unit = width.sqrt() / out_step * 64.0;
         let gains: Vec<i32> = (0..row.len()).map(|at| stored_gain(gain(at) * unit, 0)).collect();
         let stored = (width * epsilon / (step * step)).round() as u64;
-        let found: Vec<i32> = norm_row(&row, stored, &gains, 6, 16).collect();
+        let norm = NormRow { epsilon: stored, gain_shift: 6, gains: &gains, biases: None };
+        let found: Vec<i32> = norm.apply(&row).map(|x| saturate(x, 16)).collect();
         let mean = row.iter().map(|x| (f64::from(*x) * step).powi(2)).sum::<f64>() / width;
         for (at, (x, found)) in row.iter().zip(found).enumerate() {
             let real = f64::from(*x) * step / (mean + epsilon).sqrt() * gain(at) / out_step;
             let wanted = real.clamp(-32768.0, 32767.0);
             assert!((f64::from(found) - wanted).abs() <= 0.51 + wanted.abs() * 1e-6, "{at}: {found} is not {wanted}");
+        }
+    }
+
+    /// What a row differs from its mean by, with biases, from steps that differ by channel.
+    #[test]
+    fn a_centered_row_comes_near_the_real_one() {
+        let (row, step, out_step, epsilon) = ([3000, -120, 700, 31, -9000, 4, 77, -2000], 1e-3, 0.01, 1e-6);
+        let exponents = [0, 1, 2, 0, 0, 3, 0, 1];
+        let (gain, bias) = (|at: usize| 0.2 + 0.3 * at as f64, |at: usize| 0.4 - 0.15 * at as f64);
+        let width = row.len() as f64;
+        let unit = width.sqrt() / out_step * 1024.0;
+        let mut constants: Vec<i32> = (0..row.len()).map(|at| stored_gain(gain(at) * unit, exponents[at])).collect();
+        constants.extend((0..row.len()).map(|at| (bias(at) / out_step * 256.0).round() as i32));
+        let stored = (width * epsilon / (step * step)).round() as u64;
+        let found: Vec<i64> = NormRow::of([stored, 10], &constants, row.len(), true).apply(&row).collect();
+        let values: Vec<f64> = row.iter().zip(exponents).map(|(x, e)| f64::from(*x) * step * f64::from(1 << e)).collect();
+        let mean = values.iter().sum::<f64>() / width;
+        let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width;
+        for (at, (x, found)) in values.iter().zip(found).enumerate() {
+            let wanted = ((x - mean) / (variance + epsilon).sqrt() * gain(at) + bias(at)) / out_step;
+            assert!((found as f64 - wanted).abs() <= 0.51 + wanted.abs() * 1e-3, "{at}: {found} is not {wanted}");
+        }
+    }
+
+    /// Halves are rounded up, also of negative sums.
+    #[test]
+    fn a_mean_is_the_nearest_integer() {
+        for (x, wanted) in [(&[1, 2][..], 2), (&[-1, -2], -1), (&[-3, 0, 0], -1), (&[7], 7), (&[-5, -6, -6], -6)] {
+            assert_eq!(mean(x), wanted, "{x:?}");
         }
     }
 
@@ -279,7 +345,8 @@ mod tests {
                 let rows = vec![x; 1 << 13];
                 let root = (8192f64).sqrt();
                 let wanted = f64::from(x).signum() * f64::from(i32::from(x != 0)) * gain / root / 2f64.powi(shift);
-                for found in norm_row(&rows, 0, &gains, shift as u32, 16) {
+                let norm = NormRow { epsilon: 0, gain_shift: shift as u32, gains: &gains, biases: None };
+                for found in norm.apply(&rows).map(|x| saturate(x, 16)) {
                     let wanted = wanted.clamp(-32768.0, 32767.0);
                     assert!((f64::from(found) - wanted).abs() <= 0.51, "{x} {exponent} {shift}: {found} is not {wanted}");
                 }

@@ -38,7 +38,10 @@ pub mod simulate;
 pub mod tile;
 
 pub use bound::{attention_lower_bound, lower_bound};
-pub use compile::{Compile, Compiled, Embedding, Entry, Manifest, MemoryImage, Phase, Planned, Progress, Proven, Quality, Watch};
+pub use compile::{
+    Compile, Compiled, Embedding, Entry, Index, Manifest, MemoryImage, Phase, Planned, Pooled, Pooling, Progress, Proven,
+    Quality, Table, Watch,
+};
 pub use data::{Data, Memory};
 pub use element::Element;
 pub use error::{Error, Result};

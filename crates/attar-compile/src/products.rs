@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Compile, Element, Error, Program, Result,
     compile::{fused, target},
-    convert::{ALL_BLOCKS, Bind, Ranges, convert},
+    convert::{ALL_BLOCKS, Bind, Ranges, convert, is_encoder},
     lower::LinearTiles,
     lower_bound,
     program::{Epilogue, Kernel, Linear},
@@ -77,7 +77,7 @@ impl Tile {
     pub fn run(&self, graph: &Graph, source: &dyn Source) -> Result<Tiled> {
         let device = Compile { device: self.device.clone(), set: self.set.clone(), ..Compile::default() }.device()?;
         let (fused, mut products) = (fused(graph)?, Vec::new());
-        for (rows, past) in self.runs() {
+        for (rows, past) in self.runs(is_encoder(&fused)) {
             let capacity = self.seq.get() + u64::from(self.decode);
             let bind = Bind { rows, past, capacity, blocks: ALL_BLOCKS, head: true, every_row: false, numbers: false };
             let program = convert(&fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program;
@@ -87,9 +87,9 @@ impl Tile {
     }
 
     /// Tokens per run, and tokens in the cache before it.
-    fn runs(&self) -> Vec<(u64, u64)> {
+    fn runs(&self, encoder: bool) -> Vec<(u64, u64)> {
         let seq = self.seq.get();
-        let decode = (self.decode && seq > 1).then_some((1, seq));
+        let decode = (self.decode && seq > 1 && !encoder).then_some((1, seq));
         std::iter::once((seq, 0)).chain(decode).collect()
     }
 
@@ -137,7 +137,7 @@ impl Tile {
 
 fn shape(program: &Program, linear: &Linear) -> Shape {
     let rotary = match &linear.epilogue {
-        Epilogue::Rotary { head, table, .. } => Some([*head, program.get(*table).columns]),
+        Epilogue::Rotary { head, table, .. } => Some([*head, table.map_or(0, |table| program.get(table).columns)]),
         _ => None,
     };
     let tensors = [linear.x, linear.weight, linear.out[0].tensor];

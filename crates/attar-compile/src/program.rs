@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     Element, Error, Result,
-    fixed::{self, Rescale},
+    fixed::{NormRow, Rescale, saturate},
 };
 
 /// Index of a [`Tensor`].
@@ -85,11 +85,18 @@ pub enum Epilogue {
         /// int16, in the output's steps or finer ones: see [`Column::coarser`].
         residual: TensorId,
     },
+    /// Rescaled to int16, looked up between two entries of a table, and rescaled to the output: an activation.
+    Activated {
+        /// The activation in int16 at [`crate::fixed::GATE_ENTRIES`] equidistant codes, from the lowest on.
+        table: Vec<i16>,
+        /// From the table's step to the output's.
+        rescale: Rescale,
+    },
     /// Rescaled to int16, normed head by head where a range says so, rotated by position (RoPE), rescaled to int8. The first
     /// `rotated` columns are rotated, in pairs `(i, i + head / 2)` of every head.
     Rotary {
-        /// `[positions, head]` int16: cosines of a position, then sines, each `head / 2`.
-        table: TensorId,
+        /// `[positions, head]` int16: cosines of a position, then sines, each `head / 2`. None where nothing is rotated.
+        table: Option<TensorId>,
         /// The position of the first row.
         position: u64,
         /// Columns of a head.
@@ -102,7 +109,7 @@ pub enum Epilogue {
     /// Two products at once: the weight's rows `2j` and `2j + 1` are gate and up of output `j`. The gate is rescaled to
     /// int16 and looked up between two entries of a table, up to int16; their product is rescaled to the output.
     Gated {
-        /// `silu` in int16 at [`crate::fixed::GATE_ENTRIES`] equidistant gates, from that of the lowest code on.
+        /// The activation in int16 at [`crate::fixed::GATE_ENTRIES`] equidistant gates, from that of the lowest code on.
         table: Vec<i16>,
         /// From `table[gate] * up` to the output.
         rescale: Rescale,
@@ -135,7 +142,8 @@ pub struct HeadNorm {
 impl HeadNorm {
     /// Norms the columns of a head.
     pub(crate) fn apply(&self, head: &[i32]) -> impl Iterator<Item = i32> {
-        fixed::norm_row(head, self.epsilon, &self.gains, self.gain_shift, 16)
+        let norm = NormRow { epsilon: self.epsilon, gain_shift: self.gain_shift, gains: &self.gains, biases: None };
+        norm.apply(head).map(|x| saturate(x, 16))
     }
 }
 
@@ -185,14 +193,16 @@ pub struct Linear {
     pub narrow: u8,
 }
 
-/// Root mean square norm of int16 rows (Zhang & Sennrich 2019).
+/// Norm of int16 rows: by their root mean square (Zhang & Sennrich 2019), or of what they differ from their mean (Ba et al. 2016), with
+/// a residual added to the result where there is one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Norm {
     /// `[row + m or more, d]` int16.
     pub x: TensorId,
     /// The row of `x` that becomes the first.
     pub row: u64,
-    /// `[1, d]` int32: see [`crate::fixed::stored_gain`].
+    /// `[1 or more, d]` int32: gains ([`crate::fixed::stored_gain`]); if rows are centered, biases behind them
+    /// ([`crate::fixed::BIAS_BITS`]); if there is a residual, the bits by which it is shifted down, like [`Column::coarser`].
     pub gains: TensorId,
     /// `[m, d]` int8 or int16.
     pub out: TensorId,
@@ -200,19 +210,49 @@ pub struct Norm {
     pub epsilon: u64,
     /// Fractional bits of the gains.
     pub gain_shift: u32,
+    /// Whether the mean of a row is taken off, and a bias added.
+    pub centered: bool,
+    /// `[m, d]` int16, added to the result.
+    pub residual: Option<TensorId>,
 }
 
 impl Norm {
-    /// Elementwise operations on each number: square, sum, scale.
-    pub(crate) const OPERATIONS: u64 = 3;
+    /// Rows of its constants.
+    pub fn constants(&self) -> u64 {
+        1 + u64::from(self.centered) + u64::from(self.residual.is_some())
+    }
 }
 
-/// Causal attention; a key head serves `heads / key_heads` query heads.
+/// Which keys a row of queries sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Mask {
+    /// Those before its own, and its own.
+    Causal,
+    /// So many of these at most: the last ones.
+    Window(u64),
+    /// All that count as past, and no others.
+    Past,
+}
+
+impl Mask {
+    /// The keys that `rows` rows see between them, of which the first is `row` rows behind `past` keys: the first key, and one past the
+    /// last.
+    pub fn keys(self, past: u64, row: u64, rows: u64) -> (u64, u64) {
+        let first = past.saturating_add(row);
+        let from = match self {
+            Mask::Window(window) => first.saturating_add(1).saturating_sub(window),
+            Mask::Causal | Mask::Past => 0,
+        };
+        (from, if self == Mask::Past { past } else { first.saturating_add(rows) })
+    }
+}
+
+/// Attention; a key head serves `heads / key_heads` query heads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
     /// `[m, heads * head]` int8.
     pub query: TensorId,
-    /// `[past + m or more, 2 * key_heads * head]` int8: all key heads, then all value heads.
+    /// As many rows as there are keys, or more, `2 * key_heads * head` int8 each: all key heads, then all value heads.
     pub state: TensorId,
     /// `[m, heads * head]` int8 or int16.
     pub out: TensorId,
@@ -222,10 +262,10 @@ pub struct Attention {
     pub key_heads: u64,
     /// Columns of a head.
     pub head: u64,
-    /// Rows of the state before the first query's own.
+    /// Rows of the state before the first query's own; with [`Mask::Past`], the rows that count.
     pub past: u64,
-    /// How many positions a query sees, itself included.
-    pub window: Option<u64>,
+    /// Which of them a row of queries sees.
+    pub mask: Mask,
     /// Fractional bits of the weights of keys: [`crate::fixed::weight_bits`] of the state's rows.
     pub weight_bits: u8,
     /// From products to logits in base 2.
@@ -292,7 +332,7 @@ impl Kernel {
     /// The tensors it reads, in the order of its operands.
     pub fn reads(&self) -> Vec<TensorId> {
         match self {
-            Kernel::Norm(norm) => vec![norm.x, norm.gains],
+            Kernel::Norm(norm) => [norm.x, norm.gains].into_iter().chain(norm.residual).collect(),
             Kernel::Linear(linear) => linear.reads(),
             Kernel::Attention(attention) => vec![attention.query, attention.state],
             Kernel::GatedMlp(mlp) => {
@@ -340,8 +380,8 @@ impl Linear {
         let mut ids = vec![self.x, self.weight, self.columns];
         match &self.epilogue {
             Epilogue::Add { residual } => ids.push(*residual),
-            Epilogue::Rotary { table, .. } => ids.push(*table),
-            Epilogue::Rescale | Epilogue::Gated { .. } => {}
+            Epilogue::Rotary { table, .. } => ids.extend(table),
+            Epilogue::Rescale | Epilogue::Activated { .. } | Epilogue::Gated { .. } => {}
         }
         ids
     }
@@ -434,7 +474,8 @@ impl Program {
                 Kernel::Linear(Linear { x, .. }) | Kernel::GatedMlp(GatedMlp { gated: Linear { x, .. }, .. })
                     if *x == norm.out =>
                 {
-                    self.check_norm(norm).or(self.wrong(then))
+                    let adds = norm.residual.map(|_| "adds a residual to rows that never leave the chip");
+                    adds.or(self.check_norm(norm)).or(self.wrong(then))
                 }
                 _ => Some("norms rows that it does not read"),
             },
@@ -443,8 +484,13 @@ impl Program {
 
     fn check_norm(&self, norm: &Norm) -> Option<&'static str> {
         let [x, gains, out] = [norm.x, norm.gains, norm.out].map(|id| self.get(id));
-        (x.columns != gains.columns || x.columns != out.columns || norm.row + out.rows > x.rows)
-            .then_some("has operands whose shapes do not agree")
+        let residual = norm.residual.map(|id| self.get(id));
+        (x.columns != gains.columns
+            || gains.rows != norm.constants()
+            || x.columns != out.columns
+            || norm.row + out.rows > x.rows
+            || residual.is_some_and(|residual| [residual.rows, residual.columns] != [out.rows, out.columns]))
+        .then_some("has operands whose shapes do not agree")
     }
 
     fn check_linear(&self, linear: &Linear) -> Option<&'static str> {
@@ -468,10 +514,13 @@ impl Program {
         if linear.narrow != Program::narrow(x, k, weight.element) {
             return Some("narrows its sums by another number of bits than they need");
         }
-        if let Epilogue::Rotary { head, ranges, rotated, .. } = &linear.epilogue {
+        if let Epilogue::Rotary { table, head, ranges, rotated, .. } = &linear.epilogue {
             let wrong = wrong_ranges(ranges, [n, *head, normed_columns(ranges)]);
             if wrong.is_some() || rotated % head != 0 {
                 return wrong.or(Some("rotates columns that are no whole heads"));
+            }
+            if (*rotated > 0) != table.is_some() {
+                return Some("has a rotary table and rotates nothing, or the other way round");
             }
         }
         (largest_sum(x, k, weight.element) >> linear.narrow >= 1 << 31).then_some("could overflow its accumulators")
@@ -479,13 +528,15 @@ impl Program {
 
     fn check_attention(&self, attention: &Attention) -> Option<&'static str> {
         let (query, state, out) = (self.get(attention.query), self.get(attention.state), self.get(attention.out));
-        let Attention { heads, key_heads, head, past, .. } = attention;
+        let Attention { heads, key_heads, head, past, mask, .. } = attention;
+        let keys = mask.keys(*past, 0, query.rows);
         let fits = query.columns == heads * head
             && state.columns == 2 * key_heads * head
             && (out.rows, out.columns) == (query.rows, query.columns)
             && *key_heads > 0
             && heads % key_heads == 0
-            && past + query.rows <= state.rows
+            && keys.0 < keys.1
+            && keys.1 <= state.rows
             && attention.weight_bits == crate::fixed::weight_bits(state.rows);
         (!fits).then_some("has operands whose shapes do not agree")
     }
@@ -501,8 +552,12 @@ fn largest_sum(x: Element, k: u64, weight: Element) -> u128 {
 impl Attention {
     /// The keys that query row `row` sees: from, to.
     pub fn keys(&self, row: u64) -> (u64, u64) {
-        let to = self.past + row + 1;
-        (self.window.map_or(0, |window| to.saturating_sub(window)), to)
+        self.mask.keys(self.past, row, 1)
+    }
+
+    /// Keys that there are for `rows` rows of queries, seen or not.
+    pub fn total(&self, rows: u64) -> u64 {
+        self.mask.keys(self.past, 0, rows).1
     }
 
     /// Query heads of a key head.

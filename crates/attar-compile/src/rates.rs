@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{program::Norm, tile};
+use crate::tile;
 
 /// Rates and energies, in cycles of the compute clock. These are a model of the device, not measurements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,8 +46,10 @@ pub struct Elementwise {
 /// Elementwise work on numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Numbers of a norm.
+    /// Numbers of a norm: square, sum, scale.
     Norm,
+    /// Numbers of a norm that takes off their mean: two operations more.
+    Centered,
     /// Outputs that are rescaled.
     Rescale,
     /// Outputs with a residual.
@@ -106,12 +108,19 @@ impl Rates {
     pub(crate) fn work(&self, work: Work, count: u64) -> u64 {
         let known = &self.elementwise;
         let (each, operations) = match work {
-            Work::Norm => (known.norm, Norm::OPERATIONS),
+            Work::Norm => (known.norm, 3),
+            Work::Centered => (known.norm, 5),
             Work::Rescale => (known.rescale, 2),
             Work::Add => (known.add, 2),
             Work::Gate => (known.gate.map(|output| output / 2.0), 2),
         };
         self.elements(each, count, operations)
+    }
+
+    /// Cycles of norming `count` numbers.
+    pub(crate) fn norm(&self, count: u64, centered: bool, adds: bool) -> u64 {
+        let added = if adds { self.work(Work::Add, count) } else { 0 };
+        self.work(if centered { Work::Centered } else { Work::Norm }, count) + added
     }
 
     /// Cycles of finishing `all` outputs, of which `rotated` have a rotary embedding and the others are only rescaled.

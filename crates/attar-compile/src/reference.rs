@@ -4,7 +4,7 @@
 use crate::{
     Program,
     data::{Data, Memory},
-    fixed::{self, Exponential, RUN, SoftmaxRow, saturate},
+    fixed::{self, Exponential, NormRow, RUN, SoftmaxRow, saturate},
     program::{Attention, Destination, Epilogue, Kernel, Linear, Norm},
 };
 
@@ -31,10 +31,19 @@ fn run_kernel(program: &Program, kernel: &Kernel, memory: &mut Memory) {
 
 pub(crate) fn norm(program: &Program, norm: &Norm, memory: &mut Memory) {
     let width = program.get(norm.x).columns as usize;
-    let gains = memory.get(norm.gains).numbers();
+    let constants = memory.get(norm.gains).numbers();
+    let by = NormRow::of([norm.epsilon, norm.gain_shift.into()], constants, width, norm.centered);
     let rows = memory.get(norm.x).numbers().chunks(width).skip(norm.row as usize).take(program.get(norm.out).rows as usize);
     let bits = program.get(norm.out).element.bits;
-    let out = rows.flat_map(|row| fixed::norm_row(row, norm.epsilon, gains, norm.gain_shift, bits)).collect();
+    let normed = rows.flat_map(|row| by.apply(row));
+    let out = match norm.residual.map(|id| memory.get(id).numbers()) {
+        None => normed.map(|x| saturate(x, bits)).collect(),
+        Some(residual) => {
+            let shifts = &constants[constants.len() - width..];
+            let carried = residual.iter().zip(shifts.iter().cycle()).map(|(x, shift)| fixed::shift_down(*x, *shift as u32));
+            normed.zip(carried).map(|(x, carried)| saturate(x + i64::from(carried), bits)).collect()
+        }
+    };
     memory.set(norm.out, Data::Numbers(out));
 }
 
@@ -81,7 +90,7 @@ pub(crate) fn finish(program: &Program, linear: &Linear, sums: &[i64], memory: &
             pairs(m, n).map(|(i, j)| saturate(rescaled(i, j) + i64::from(carried(i, j)), bits)).collect()
         }
         Epilogue::Rotary { table, position, head, rotated, ranges } => {
-            let (half, table) = (*head as usize / 2, memory.get(*table).numbers());
+            let (half, table) = (*head as usize / 2, table.map_or(&[][..], |table| memory.get(table).numbers()));
             let range_of = |j: usize| ranges.iter().find(|range| j < range.end as usize).expect("ranges cover all columns");
             let all: Vec<i32> = pairs(m, n).map(|(i, j)| saturate(rescaled(i, j), 16)).collect();
             // A row is whole heads, so that heads lie behind each other.
@@ -95,9 +104,11 @@ pub(crate) fn finish(program: &Program, linear: &Linear, sums: &[i64], memory: &
             let wide = |i: usize, j: usize| all[i * n + j];
             pairs(m, n)
                 .map(|(i, j)| {
-                    let (within, row) = (j % (2 * half), &table[(*position as usize + i) * 2 * half..][..2 * half]);
-                    let turn =
-                        |first: usize, at: usize| fixed::rotate(wide(i, first), wide(i, first + half), row[at], row[half + at]);
+                    let within = j % (2 * half);
+                    let turn = |first: usize, at: usize| {
+                        let row = &table[(*position as usize + i) * 2 * half..][..2 * half];
+                        fixed::rotate(wide(i, first), wide(i, first + half), row[at], row[half + at])
+                    };
                     let value = match (j < *rotated as usize, within < half) {
                         (false, _) => wide(i, j),
                         (true, true) => turn(j, within).0,
@@ -107,6 +118,12 @@ pub(crate) fn finish(program: &Program, linear: &Linear, sums: &[i64], memory: &
                 })
                 .collect()
         }
+        Epilogue::Activated { table, rescale } => pairs(m, n)
+            .map(|(i, j)| {
+                let activated = fixed::looked_up(table, saturate(rescaled(i, j), 16));
+                saturate(rescale.apply(activated), bits)
+            })
+            .collect(),
         Epilogue::Gated { table, rescale } => pairs(m, n / 2)
             .map(|(i, j)| {
                 let gate = fixed::looked_up(table, saturate(rescaled(i, 2 * j), 16));

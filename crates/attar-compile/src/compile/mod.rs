@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Element, Error, Kernel, Program, Result,
-    convert::{ALL_BLOCKS, Bind, Converted, Ranges, block_count, convert},
+    convert::{ALL_BLOCKS, Bind, Converted, Ranges, block_count, convert, is_encoder},
     device::Device,
     pass::Fuse,
     report::{Options, Report},
@@ -37,8 +37,8 @@ use crate::{
     simulate::{Simulation, time},
 };
 
-pub use embedding::Embedding;
-pub use manifest::{Entry, Manifest};
+pub use embedding::{Embedding, Index, Table};
+pub use manifest::{Entry, Manifest, Pooled, Pooling};
 pub use memory::MemoryImage;
 pub use prove::Proven;
 use prove::{Prover, Span};
@@ -55,11 +55,11 @@ pub struct Compile {
     pub set: Vec<String>,
     /// What to minimize.
     pub goal: Goal,
-    /// Tokens in the prompt.
+    /// Tokens in the prompt, or in the longest text of an encoder.
     pub seq: NonZeroU64,
     /// Tokens of the prompt per chunk [default: the best of about twenty sizes].
     pub chunk: Option<NonZeroU64>,
-    /// Also plan decoding: one token after the prompt.
+    /// Also plan decoding: one token after the prompt. Encoders do not decode.
     pub decode: bool,
     /// Also plan a run of so many tokens behind those before, with the logits of each: to verify a draft of them at once (speculative
     /// decoding, Leviathan et al. 2023). 2 or more, and no more than `seq`.
@@ -71,7 +71,7 @@ pub struct Compile {
     pub keep: bool,
     /// Allow a norm to be recomputed where its output is read, instead of stored, where that is better.
     pub recompute: bool,
-    /// Also run the last norm and the head on the device if they are quantized to integers.
+    /// Also run the last norm and the head on the device if they are quantized to integers; of an encoder, its last norm.
     pub head: bool,
     /// Number of blocks, from the first, to prove on real numbers; 0 skips the proof of the head, too [default: all of them where that takes
     /// less than a minute: up to 2^24 weights and 2^31 multiply-accumulates; otherwise 1].
@@ -107,10 +107,10 @@ impl Default for Compile {
     }
 }
 
-/// One run of a model: prefill, a chunk of it, decode, or the verification of a draft.
+/// One run of a model: prefill, a chunk of it, decode, the verification of a draft, or all that an encoder does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
-    /// `prefill`, `prefill-1` and so on for chunks, `decode`, or `verify`.
+    /// `prefill`, `prefill-1` and so on for chunks, `decode`, `verify`, or `encode`.
     pub name: String,
     /// Tokens of this run.
     pub rows: u64,
@@ -120,8 +120,10 @@ pub struct Phase {
     pub program: Program,
     /// Names of the nodes that stay on the host.
     pub host: Vec<String>,
-    /// Whether it computes logits.
+    /// Whether it computes logits, or the normed rows of an encoder.
     pub head: bool,
+    /// Rows of what it returns.
+    pub returned: u64,
     /// Its plan and the choices behind it.
     pub schedule: Schedule,
     /// Its predicted times.
@@ -179,7 +181,7 @@ pub struct Compiled {
     pub heads: Vec<(&'static str, Proven)>,
     /// The weights and constants that all plans read.
     pub memory: MemoryImage,
-    /// The rows of tokens, if the residual stream begins with a row that depends on its token alone.
+    /// The tables that the residual stream begins with, if that is a row of its token alone, or a sum of rows.
     pub embedding: Option<Embedding>,
     /// What a runtime needs to know of the plans.
     pub manifest: Manifest,
@@ -246,17 +248,26 @@ impl Compile {
         Freedom { join: self.join, keep: self.keep, recompute: self.recompute }
     }
 
-    /// Settings that no model meets.
-    fn check(&self) -> Result<()> {
+    /// The settings as they are for a model: an encoder runs once, on all of its tokens.
+    ///
+    /// # Errors
+    /// Settings that it cannot meet.
+    fn of(&self, graph: &Graph) -> Result<Compile> {
         let (seq, verify) = (self.seq.get(), self.verify.map(NonZeroU64::get));
-        match verify.filter(|tokens| !(2..=seq).contains(tokens)) {
-            Some(verify) => Err(Error::Verify { verify, seq }),
-            None => Ok(()),
+        if let Some(verify) = verify.filter(|tokens| !(2..=seq).contains(tokens)) {
+            return Err(Error::Verify { verify, seq });
+        }
+        if !is_encoder(graph) {
+            return Ok(self.clone());
+        }
+        match (self.verify, self.chunk.filter(|chunk| *chunk != self.seq)) {
+            (Some(_), _) => Err(Error::Encoder { setting: "verify" }),
+            (_, Some(_)) => Err(Error::Encoder { setting: "chunk" }),
+            (None, None) => Ok(Compile { chunk: Some(self.seq), decode: false, ..self.clone() }),
         }
     }
 
     fn subject<'a>(&self, graph: &Graph, source: &'a dyn Source) -> Result<Subject<'a>> {
-        self.check()?;
         let (device, fused) = (self.device()?, fused(graph)?);
         let last = self.bind([1, self.seq.get() - 1], ALL_BLOCKS, false);
         let program = convert(&fused, source, &Ranges::default(), last, &device.numerics.weights)?.program;
@@ -276,10 +287,14 @@ impl Compile {
     /// # Errors
     /// Those of [`Compile::plan`], and a stop requested by `watch`.
     pub fn plan_watched(&self, graph: &Graph, source: &dyn Source, watch: Watch<'_>) -> Result<Planned> {
+        self.of(graph)?.planned(graph, source, watch)
+    }
+
+    fn planned(&self, graph: &Graph, source: &dyn Source, watch: Watch<'_>) -> Result<Planned> {
         let subject = self.subject(graph, source)?;
         let chunks = self.chunks(&subject, self.goal, watch)?;
         let (mut image, mut planned, mut head) = (Image::default(), Vec::new(), false);
-        let runs = self.runs(chunks.best().chunk);
+        let runs = self.runs(chunks.best().chunk, &subject);
         let total = runs.len();
         for (done, (name, rows, past)) in runs.into_iter().enumerate() {
             let what = format!("schedule of {name}");
@@ -327,8 +342,11 @@ impl Compile {
         past + rows > self.seq.get()
     }
 
-    fn runs(&self, chunk: u64) -> Vec<(String, u64, u64)> {
+    fn runs(&self, chunk: u64, subject: &Subject<'_>) -> Vec<(String, u64, u64)> {
         let seq = self.seq.get();
+        if is_encoder(&subject.fused) {
+            return vec![("encode".into(), seq, 0)];
+        }
         let name = |at: u64| if chunk >= seq { "prefill".into() } else { format!("prefill-{}", at + 1) };
         let prefill = (0..seq.div_ceil(chunk)).map(|at| (name(at), chunk.min(seq - at * chunk), at * chunk));
         let decode = self.decode.then(|| ("decode".into(), 1, seq));
@@ -353,8 +371,9 @@ impl Compile {
             None => choose(&converted.program, &subject.target, self.goal, self.freedom(), &title, image)?,
         };
         image.add(&schedule.plan);
-        let Converted { program, host, logits, .. } = converted;
-        Ok(Phase { name, rows, past, program, host, head: logits.is_some(), schedule, simulation, report: None, proof: None })
+        let Converted { program, host, logits, output, .. } = converted;
+        let (head, returned) = (logits.is_some(), program.get(output).rows);
+        Ok(Phase { name, rows, past, program, host, head, returned, schedule, simulation, report: None, proof: None })
     }
 
     /// How many of so many blocks are proven.
@@ -392,6 +411,17 @@ impl Compile {
         planned: Option<&Planned>,
         watch: Watch<'_>,
     ) -> Result<Compiled> {
+        self.of(graph)?.compiled(graph, source, [windows, other], planned, watch)
+    }
+
+    fn compiled(
+        &self,
+        graph: &Graph,
+        source: &Arc<dyn Source>,
+        [windows, other]: [&[Vec<u32>]; 2],
+        planned: Option<&Planned>,
+        watch: Watch<'_>,
+    ) -> Result<Compiled> {
         let subject = self.subject(graph, &**source)?;
         // A device file may have changed since.
         let planned = planned.filter(|planned| planned.target == subject.target);
@@ -399,7 +429,7 @@ impl Compile {
         let (mut phases, mut image) = (Vec::new(), Image::default());
         let chunks = planned.map_or_else(|| self.chunks(&subject, self.goal, watch), |planned| Ok(planned.chunks.clone()))?;
         let front = self.front(&subject, &chunks, watch)?;
-        let runs = self.runs(chunks.best().chunk);
+        let runs = self.runs(chunks.best().chunk, &subject);
         let whole = subject.convert(&seen.ranges, self.bind(runs_last(&runs), ALL_BLOCKS, false))?;
         let blocks = self.proven_blocks(block_count(&subject.fused), &whole.program, &runs);
         let mut prover = Prover::new(self, &subject.target, &seen, &windows[0], blocks);
@@ -432,7 +462,7 @@ impl Compile {
         let measures = phases.iter().any(|phase| phase.head) && !other.is_empty();
         let measure = || quality::measure(&subject, &seen, self.seq.get(), other, watch);
         let quality = if measures { Some(measure()?) } else { None };
-        let manifest = Manifest::of(self, &subject.device.name, &phases, &whole, embedding.as_ref());
+        let manifest = Manifest::of(self, &subject.device.name, &phases, &whole, embedding.as_ref(), Pooling::of(graph));
         let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
         let Subject { device, fused, .. } = subject;
         let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);

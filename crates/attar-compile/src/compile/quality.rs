@@ -1,4 +1,4 @@
-//! How good a language model the integers are: their logits beside those of the same weights with float activations.
+//! How good a model the integers are: their logits, or an encoder's rows, beside those of the same weights with float activations.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use attar_graph::{Graph, Op};
 use attar_tensor::Source;
 use serde::{Deserialize, Serialize};
 
-use super::{Progress, Seen, Subject, Watch, seen};
+use super::{Pooled, Pooling, Progress, Seen, Subject, Watch, seen};
 use crate::{
     Data, Result,
     convert::{Bind, Converted, block_count},
@@ -16,13 +16,18 @@ use crate::{
 /// What the integers of a program lose, on text that nothing was fitted to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
-    /// Tokens whose logits were compared.
+    /// Tokens whose logits or rows were compared.
     pub tokens: u64,
     /// Mean KL divergence of the integers' distributions from those with float activations, in nats per token.
-    pub kl: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
     /// Perplexity of the integers over that with float activations.
-    pub perplexity_ratio: f64,
-    /// Signal-to-noise ratio of the logits, each token's mean taken off, in decibels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity_ratio: Option<f64>,
+    /// Mean cosine of an encoder's embeddings of texts to those with float activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// Signal-to-noise ratio of the logits or rows, each token's mean taken off, in decibels.
     pub snr_db: f64,
 }
 
@@ -34,6 +39,8 @@ struct Sums {
     /// Negative log-likelihoods of the integers less those of floats, and how many there are.
     loss: f64,
     predicted: u64,
+    cosines: f64,
+    texts: u64,
     signal: f64,
     noise: f64,
 }
@@ -53,22 +60,41 @@ pub(super) fn measure(subject: &Subject<'_>, seen: &Seen, rows: u64, windows: &[
     }
     Progress { stage: "measuring the integers", what: "the head", done: count, total: count + 1 }.tell(watch)?;
     let head = subject.convert(&seen.ranges, Bind { head: true, ..bind })?;
-    let (step, float) = (head.logits.unwrap_or(1.0), without_rounding(&seen.graph)?);
+    let (step, float, pools) = (head.logits.unwrap_or(1.0), without_rounding(&seen.graph)?, Pooling::of(&seen.graph));
     let mut sums = Sums::default();
     let mut memory = head.memory.expect("numbers were asked for");
     for (window, stream) in windows.iter().zip(streams) {
         memory.set(head.input, Data::Numbers(stream));
         fast::run(&head.program, &mut memory);
-        let wanted = logits(&float, &seen.source, window)?;
+        let wanted = values(&float, &seen.source, window, &head.program.get(head.output).name)?;
         let width = wanted.len() / window.len();
-        let found = memory.get(head.output).numbers().chunks(width);
-        for (at, (wanted, found)) in wanted.chunks(width).zip(found).enumerate() {
-            let found: Vec<f64> = found.iter().map(|code| f64::from(*code) * step).collect();
-            let wanted: Vec<f64> = wanted.iter().map(|x| f64::from(*x)).collect();
-            sums.add(&wanted, &found, window.get(at + 1).map(|token| *token as usize));
+        let wanted: Vec<f64> = wanted.iter().map(|x| f64::from(*x)).collect();
+        let found: Vec<f64> = memory.get(head.output).numbers().iter().map(|code| f64::from(*code) * step).collect();
+        for (at, (wanted, found)) in wanted.chunks(width).zip(found.chunks(width)).enumerate() {
+            sums.add(wanted, found);
+            if pools.is_none() {
+                sums.add_logits(wanted, found, window.get(at + 1).map(|token| *token as usize));
+            }
+        }
+        if let Some(pooling) = pools {
+            sums.texts += 1;
+            sums.cosines += cosine(&pooled(pooling, &wanted, width), &pooled(pooling, &found, width));
         }
     }
     Ok(sums.quality())
+}
+
+/// The direction of the one row that is made of those of all tokens.
+fn pooled(by: Pooling, rows: &[f64], width: usize) -> Vec<f64> {
+    let mut sum = vec![0.0; width];
+    let rows = rows.chunks(width).take(if by.of == Pooled::First { 1 } else { usize::MAX });
+    rows.for_each(|row| sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
+    sum
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    product(a, b) / (product(a, a) * product(b, b)).sqrt().max(f64::MIN_POSITIVE)
 }
 
 /// The codes of the residual stream where it enters the first block.
@@ -105,28 +131,33 @@ fn without_rounding(graph: &Graph) -> Result<Graph> {
     Ok(graph)
 }
 
-/// The logits of every token of a window.
-fn logits(graph: &Graph, source: &Arc<dyn Source>, window: &[u32]) -> Result<Vec<f32>> {
-    let (output, mut found) = (graph.outputs()[0], Vec::new());
+/// The rows of a value for every token of a window.
+fn values(graph: &Graph, source: &Arc<dyn Source>, window: &[u32], name: &str) -> Result<Vec<f32>> {
+    let (output, mut found) = (graph.find(name), Vec::new());
     seen::walk(graph, source, window, &mut |id, numbers, _| {
-        if id == output {
+        if Some(id) == output {
             found = numbers.to_vec();
         }
-        true
+        found.is_empty()
     })?;
     Ok(found)
 }
 
 impl Sums {
-    fn add(&mut self, wanted: &[f64], found: &[f64], next: Option<usize>) {
+    /// Logits, and the token that comes next.
+    fn add_logits(&mut self, wanted: &[f64], found: &[f64], next: Option<usize>) {
         let [p, q] = [wanted, found].map(log_softmax);
-        self.tokens += 1;
         self.kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
         if let Some(next) = next {
             self.loss += p[next] - q[next];
             self.predicted += 1;
         }
-        let mean = |logits: &[f64]| logits.iter().sum::<f64>() / logits.len() as f64;
+    }
+
+    /// A row.
+    fn add(&mut self, wanted: &[f64], found: &[f64]) {
+        self.tokens += 1;
+        let mean = |row: &[f64]| row.iter().sum::<f64>() / row.len() as f64;
         let (wanted_mean, found_mean) = (mean(wanted), mean(found));
         for (wanted, found) in wanted.iter().zip(found) {
             let (signal, found) = (wanted - wanted_mean, found - found_mean);
@@ -136,10 +167,12 @@ impl Sums {
     }
 
     fn quality(&self) -> Quality {
+        let predicts = self.texts == 0;
         Quality {
             tokens: self.tokens,
-            kl: self.kl / self.tokens.max(1) as f64,
-            perplexity_ratio: (self.loss / self.predicted.max(1) as f64).exp(),
+            kl: predicts.then(|| self.kl / self.tokens.max(1) as f64),
+            perplexity_ratio: predicts.then(|| (self.loss / self.predicted.max(1) as f64).exp()),
+            cosine: (!predicts).then(|| self.cosines / self.texts as f64),
             snr_db: 10.0 * (self.signal / self.noise.max(f64::MIN_POSITIVE)).log10(),
         }
     }

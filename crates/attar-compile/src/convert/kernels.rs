@@ -5,36 +5,30 @@ use attar_graph::{
     op::{self, Roles},
 };
 
-use super::{Body, Converter, INTEGERS, Made, Packed, STATIC};
+use super::{Body, Converter, INTEGERS, Made, Packed, Residual, STATIC, norms::stored_gains};
 use crate::{
     Data, Element, Result,
-    fixed::{GATE_ENTRIES, GATE_FRACTION, LARGEST_GAIN, ROTARY_BITS, stored_gain, weight_bits},
-    program::{Attention, Destination, Epilogue, HeadNorm, Kernel, Linear, Norm, Program, Range, Role, TensorId},
+    fixed::{GATE_ENTRIES, GATE_FRACTION, ROTARY_BITS, weight_bits},
+    program::{Attention, Destination, Epilogue, HeadNorm, Kernel, Linear, Mask, Program, Range, Role, TensorId},
 };
 
-const PASSES: &str = "run all passes of `fuse`";
+pub(super) const PASSES: &str = "run all passes of `fuse`";
 
 impl<'a> Converter<'a> {
-    /// The kernel of a node; `output` is where the residual stream leaves the last block.
-    pub(super) fn node(&mut self, node: &'a Node, output: attar_graph::ValueId) -> Result<()> {
-        let Op::Fused(fused) = &node.op else {
-            let why = format!("is a `{}` on its own, which no kernel computes", node.op.def().name);
-            return Err(self.unsupported(node, why, INTEGERS));
-        };
+    /// The kernel of a node.
+    pub(super) fn node(&mut self, node: &'a Node) -> Result<()> {
+        let Op::Fused(fused) = &node.op else { return self.alone(node) };
         let body = Body::of(node, fused);
         match fused.roles() {
-            Some(Roles::Norm { add: None, norm }) => self.norm(&body, *norm, self.bind.rows),
+            Some(Roles::Norm { add: None, norm }) => self.norm(&body, body.at(*norm), self.bind.rows),
             Some(Roles::Norm { add: Some(_), .. }) => {
-                Err(self.unsupported(node, "adds before it norms", "only pre-norm decoders can be compiled for a device"))
+                Err(self.unsupported(node, "adds before it norms", "run the pass `linear_add` of `fuse`, too"))
             }
             Some(Roles::Qkv(projections)) => self.qkv(&body, projections),
             Some(Roles::Attention { attention }) => self.attention(&body, *attention),
             Some(Roles::Gated { gate, up, activation }) => self.gated(&body, [*gate, *up], *activation),
-            Some(Roles::LinearAdd { linear, residual, .. }) => self.linear_add(&body, *linear, *residual, output),
-            Some(Roles::LinearAct { .. }) => {
-                let why = "is a linear layer with an activation and no gate";
-                Err(self.unsupported(node, why, "only gated MLPs can be compiled for a device"))
-            }
+            Some(Roles::LinearAdd { linear, residual, .. }) => self.linear_add(&body, *linear, *residual),
+            Some(Roles::LinearAct { linear, activation }) => self.activated(&body, [*linear, *activation]),
             None => {
                 let why = format!("is a fused `{}` of a form that no kernel computes", fused.kind().name());
                 Err(self.unsupported(node, why, PASSES))
@@ -61,9 +55,10 @@ impl<'a> Converter<'a> {
         let fused = norm.op.fused().expect("`head` found a fused norm");
         let Some(Roles::Norm { norm: at, .. }) = fused.roles() else { unreachable!("`head` found a norm") };
         let rows = if self.bind.every_row { self.bind.rows } else { 1 };
-        self.norm(&Body::of(norm, fused), *at, rows)?;
+        let norm_body = Body::of(norm, fused);
+        self.norm(&norm_body, norm_body.at(*at), rows)?;
         let body = Body::unfused(linear, self.graph);
-        let x = self.input(&body, linear.inputs[0])?;
+        let x = self.codes(&body, linear.inputs[0])?;
         let name = self.graph.get(linear.output()).name.clone();
         let step = self.range(&name)? / 32767.0;
         let weight = self.stack(&body, &[linear], &name)?;
@@ -81,6 +76,11 @@ impl<'a> Converter<'a> {
         let Some(rounding) = body.rounding() else {
             return Err(self.unsupported(body.node, "has a result that is not rounded to integers", INTEGERS));
         };
+        self.scale(body, rounding)
+    }
+
+    /// The static scale of a rounding, and what it rounds to.
+    pub(super) fn scale(&self, body: &Body<'a>, rounding: &Node) -> Result<(f64, Element)> {
         let [_, scale] = rounding.inputs[..] else {
             return Err(self.unsupported(body.node, "rounds with scales per token or with a zero point", STATIC));
         };
@@ -98,50 +98,22 @@ impl<'a> Converter<'a> {
         }
     }
 
-    /// The last `rows` rows, normed.
-    fn norm(&mut self, body: &Body<'a>, norm: usize, rows: u64) -> Result<()> {
-        let norm = body.at(norm);
-        let Op::RmsNorm { epsilon } = norm.op else { unreachable!("`Roles::Norm` has an `rms_norm`") };
-        let (x, (scale, element)) = (self.input(body, norm.inputs[0])?, self.rounding(body)?);
-        let width = self.program.get(x.tensor).columns;
-        let out = self.make(body.node, [rows, width], element, Role::Scratch, scale);
-        let (gains, gain_shift) = self.gains(body, norm, scale)?;
-        let epsilon = (width as f64 * epsilon / (x.scale * x.scale)).round() as u64;
-        let row = self.program.get(x.tensor).rows - rows;
-        self.push(body.node, Kernel::Norm(Norm { x: x.tensor, row, gains, out, epsilon, gain_shift }));
-        Ok(())
-    }
-
-    /// The gains of a norm whose result is in steps of `scale`, and their fractional bits.
-    fn gains(&mut self, body: &Body<'a>, norm: &Node, scale: f64) -> Result<(TensorId, u32)> {
-        let stream = self.point_of(body, norm.inputs[0])?;
-        let width = stream.exponents.len() as u64;
-        let name = format!("{}.gains", self.graph.get(body.node.output()).name);
-        let gains = self.program.tensor(name, [1, width], Element::INT32, Role::Constant);
-        if self.shapes_only() {
-            return Ok((gains, 16));
-        }
-        let (stored, shift) = stored_gains(&self.plain(body, norm.inputs[1])?, &stream.exponents, scale);
-        self.numbers(gains, |_| Ok(Data::Numbers(stored)))?;
-        Ok((gains, shift))
-    }
-
     /// A norm of heads of `columns` columns, from steps of `before` to steps of `after`.
     fn head_norm(&self, body: &Body<'a>, norm: &Node, columns: u64, [before, after]: [f64; 2]) -> Result<HeadNorm> {
         let Op::RmsNorm { epsilon } = norm.op else { unreachable!("`Projection` has an `rms_norm`") };
         let epsilon = (columns as f64 * epsilon / (before * before)).round() as u64;
-        let exponents = vec![0; columns as usize];
         if self.shapes_only() {
             return Ok(HeadNorm { gains: vec![0; columns as usize], epsilon, gain_shift: 16 });
         }
-        let (gains, gain_shift) = stored_gains(&self.plain(body, norm.inputs[1])?, &exponents, after);
+        let [from, to] = [before, after].map(|step| Residual::even(step, columns as usize));
+        let (gains, gain_shift) = stored_gains(&self.plain(body, norm.inputs[1])?, &from, &to);
         Ok(HeadNorm { gains, epsilon, gain_shift })
     }
 
     /// Query, key and value projections with their rotary embedding: queries, and keys with values appended to the cache.
     fn qkv(&mut self, body: &Body<'a>, projections: &[op::Projection; 3]) -> Result<()> {
         let [query, key, value] = self.projections(body, projections)?;
-        let x = self.input(body, query.linear.inputs[0])?;
+        let x = self.codes(body, query.linear.inputs[0])?;
         let name = self.graph.get(body.node.output()).name.clone();
         let linears = [query.linear, key.linear, value.linear];
         let weight = self.stack(body, &linears, &name)?;
@@ -150,9 +122,8 @@ impl<'a> Converter<'a> {
         let scales = parts.map(|part| part.range / 127.0);
         let ends = [query.columns, query.columns + key.columns, query.columns + key.columns + value.columns];
         let columns = self.columns(body, &linears, &name, |which, _| input / parts[which].made(), |_| input, |_| 0)?;
-        let Some((rope, heads)) = query.rope else {
-            let (why, hint) = ("has queries without a rotary embedding", "only rotary positions can be compiled for a device");
-            return Err(self.unsupported(body.node, why, hint));
+        let Some(heads) = self.heads(body.node) else {
+            return Err(self.unsupported(body.node, "has queries that no attention reads", PASSES));
         };
         if query.norm.is_none() && key.norm.is_some() {
             let why = "norms the heads of keys and not those of queries";
@@ -166,10 +137,13 @@ impl<'a> Converter<'a> {
             let rescale = self.rescale(body.node, part.turned() / scales[which])?;
             ranges.push(Range { end: ends[which], norm: norm.transpose()?, rescale });
         }
-        let table = self.table(rope, head)?;
+        let (table, rotated) = match query.rope {
+            Some(rope) => (Some(self.table(rope, head)?), ends[1]),
+            None => (None, 0),
+        };
         let [q, state] = self.query_and_state(&name, [query.columns, key.columns + value.columns]);
         let out = vec![Destination { tensor: q, row: 0 }, Destination { tensor: state, row: self.bind.past }];
-        let epilogue = Epilogue::Rotary { table, position: self.bind.past, head, rotated: ends[1], ranges };
+        let epilogue = Epilogue::Rotary { table, position: self.bind.past, head, rotated, ranges };
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
         let heads = [heads, key.columns / head, head];
         self.packed.insert(body.node.output(), Packed { query: q, state, scales, heads });
@@ -180,9 +154,20 @@ impl<'a> Converter<'a> {
     fn query_and_state(&mut self, name: &str, [queries, states]: [u64; 2]) -> [TensorId; 2] {
         let (rows, positions) = (self.bind.rows, self.positions());
         let query = self.program.tensor(format!("{name}.query"), [rows, queries], Element::INT8, Role::Scratch);
-        let state = self.program.tensor(format!("{name}.state"), [positions, states], Element::INT8, Role::State);
-        self.states.push(state);
+        let role = if self.encoder { Role::Scratch } else { Role::State };
+        let state = self.program.tensor(format!("{name}.state"), [positions, states], Element::INT8, role);
+        self.states.extend((!self.encoder).then_some(state));
         [query, state]
+    }
+
+    /// Heads of the queries that a node makes: as its block's attention has them.
+    fn heads(&self, node: &Node) -> Option<u64> {
+        self.graph.nodes_of(node.block).find_map(|other| {
+            let fused = other.op.fused()?;
+            let Some(Roles::Attention { attention }) = fused.roles() else { return None };
+            let query = *fused.body().nodes()[*attention].inputs.first()?;
+            fused.body().fact(query).dims.get(1)?.constant().map(|heads| heads as u64)
+        })
     }
 
     fn projections(&self, body: &Body<'a>, roles: &[op::Projection; 3]) -> Result<[Projection<'a>; 3]> {
@@ -202,10 +187,7 @@ impl<'a> Converter<'a> {
             Some(norm) => Some((norm, self.range(body.name(norm.output()))?)),
             None => None,
         };
-        let rope = match (&body.at(rope_at).op, role.split.map(|split| &body.at(split).op)) {
-            (Op::Rope(rope), Some(Op::SplitHeads { heads })) => Some((rope, *heads as u64)),
-            _ => None,
-        };
+        let rope = if let Op::Rope(rope) = &body.at(rope_at).op { Some(rope) } else { None };
         Ok(Projection { linear, columns, range, wide, norm, rope })
     }
 
@@ -244,26 +226,30 @@ impl<'a> Converter<'a> {
         let logits = scales[0] * scales[1] * attention.scale * std::f64::consts::LOG2_E * 256.0;
         let (logits, rescale) = (self.rescale(body.node, logits)?, self.rescale(body.node, scales[2] / scale)?);
         let out = self.make(body.node, [self.bind.rows, heads * head], element, Role::Scratch, scale);
-        let (past, window) = (self.bind.past, attention.window.map(|window| window as u64));
+        let (past, mask) = match attention.window {
+            _ if self.encoder => (self.bind.rows, Mask::Past),
+            Some(window) => (self.bind.past, Mask::Window(window as u64)),
+            None => (self.bind.past, Mask::Causal),
+        };
         let weight_bits = weight_bits(self.positions());
-        let kernel = Attention { query, state, out, heads, key_heads, head, past, window, weight_bits, logits, rescale };
+        let kernel = Attention { query, state, out, heads, key_heads, head, past, mask, weight_bits, logits, rescale };
         self.push(body.node, Kernel::Attention(kernel));
         Ok(())
     }
 
     /// Gate and up with the activation between them.
     fn gated(&mut self, body: &Body<'a>, linears: [usize; 2], activation: usize) -> Result<()> {
-        if !matches!(body.at(activation).op, Op::Swiglu) {
-            return Err(self.unsupported(body.node, "is gated by another op than `swiglu`", PASSES));
-        }
+        let Some(function) = activation_of(&body.at(activation).op) else {
+            return Err(self.unsupported(body.node, "is gated by another op than an activation", PASSES));
+        };
         let [gate, up] = linears.map(|at| body.at(at));
-        let (x, (scale, element)) = (self.input(body, gate.inputs[0])?, self.rounding(body)?);
+        let (x, (scale, element)) = (self.codes(body, gate.inputs[0])?, self.rounding(body)?);
         let name = self.graph.get(body.node.output()).name.clone();
         let steps = [self.range(body.name(gate.output()))? / 32767.0, self.range(body.name(up.output()))? / 32767.0];
         let weight = self.interleave(body, [gate, up], &name)?;
         let (narrow, input) = self.sums(x, weight);
         let columns = self.columns_of_pairs(body, [gate, up], &name, steps.map(|step| input / step), input)?;
-        let (table, unit) = silu_table(steps[0]);
+        let (table, unit) = table_of(function, steps[0]);
         let rescale = self.rescale(body.node, unit * steps[1] / scale)?;
         let width = self.program.get(weight).rows / 2;
         let out = self.make(body.node, [self.bind.rows, width], element, Role::Scratch, scale);
@@ -272,34 +258,53 @@ impl<'a> Converter<'a> {
         Ok(())
     }
 
+    /// A linear layer and an activation.
+    fn activated(&mut self, body: &Body<'a>, [linear, activation]: [usize; 2]) -> Result<()> {
+        let [linear, activation] = [linear, activation].map(|at| body.at(at));
+        let Some(function) = activation_of(&activation.op) else {
+            return Err(self.unsupported(body.node, format!("ends with a `{}`", activation.op.def().name), PASSES));
+        };
+        let (x, (scale, element)) = (self.codes(body, linear.inputs[0])?, self.rounding(body)?);
+        let name = self.graph.get(body.node.output()).name.clone();
+        let step = self.range(body.name(linear.output()))? / 32767.0;
+        let weight = self.stack(body, &[linear], &name)?;
+        let (narrow, input) = self.sums(x, weight);
+        let columns = self.columns(body, &[linear], &name, |_, _| input / step, |_| input, |_| 0)?;
+        let (table, unit) = table_of(function, step);
+        let rescale = self.rescale(body.node, unit / scale)?;
+        let width = self.program.get(weight).rows;
+        let out = self.make(body.node, [self.bind.rows, width], element, Role::Scratch, scale);
+        let (out, epilogue) = (vec![Destination { tensor: out, row: 0 }], Epilogue::Activated { table, rescale });
+        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
+        Ok(())
+    }
+
     /// A linear layer whose result is added to the residual stream.
-    fn linear_add(
-        &mut self,
-        body: &Body<'a>,
-        linear: usize,
-        residual: attar_graph::ValueId,
-        output: attar_graph::ValueId,
-    ) -> Result<()> {
+    fn linear_add(&mut self, body: &Body<'a>, linear: usize, residual: attar_graph::ValueId) -> Result<()> {
         let linear = body.at(linear);
         let (from, to) = (self.point_of(body, residual)?, self.point(body.node.output())?);
-        let (x, residual) = (self.input(body, linear.inputs[0])?, self.input(body, residual)?);
+        let (x, residual) = (self.codes(body, linear.inputs[0])?, self.input(body, residual)?);
         let name = self.graph.get(body.node.output()).name.clone();
         let weight = self.stack(body, &[linear], &name)?;
         let (narrow, input) = self.sums(x, weight);
         let factor = |_, row| input / to.channel(row);
         let coarser = |row: usize| to.exponents[row] - from.exponents[row];
         let columns = self.columns(body, &[linear], &name, factor, |_| input, coarser)?;
-        let role = if body.node.output() == output && !self.head { Role::Output } else { Role::Scratch };
         let width = self.program.get(weight).rows;
-        let out = self.make(body.node, [self.bind.rows, width], Element::INT16, role, to.step);
+        let out = self.make(body.node, [self.bind.rows, width], Element::INT16, self.role(body.node), to.step);
         let epilogue = Epilogue::Add { residual: residual.tensor };
         let out = vec![Destination { tensor: out, row: 0 }];
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
         Ok(())
     }
 
+    /// The role of what a node makes.
+    pub(super) fn role(&self, node: &Node) -> Role {
+        if self.output == Some(node.output()) { Role::Output } else { Role::Scratch }
+    }
+
     /// Bits by which the sums of a product are narrowed, and the step that its inputs then have.
-    fn sums(&self, x: Made, weight: TensorId) -> (u8, f64) {
+    pub(super) fn sums(&self, x: Made, weight: TensorId) -> (u8, f64) {
         let (element, weight) = (self.program.get(x.tensor).element, self.program.get(weight));
         let narrow = Program::narrow(element, weight.columns, weight.element);
         (narrow, x.scale * f64::from(1u32 << narrow))
@@ -315,8 +320,8 @@ struct Projection<'g> {
     wide: f64,
     /// The norm of each head, and the largest magnitude of what it makes.
     norm: Option<(&'g Node, f64)>,
-    /// The rotary embedding, and the number of heads that it is split into.
-    rope: Option<(&'g op::Rope, u64)>,
+    /// The rotary embedding.
+    rope: Option<&'g op::Rope>,
 }
 
 impl Projection<'_> {
@@ -331,25 +336,24 @@ impl Projection<'_> {
     }
 }
 
-/// Gains of a norm whose result is in steps of `scale`, as they are stored, and their fractional bits: as many as the largest has
-/// room for.
-fn stored_gains(gains: &[f32], exponents: &[u8], scale: f64) -> (Vec<i32>, u32) {
-    let root = (gains.len() as f64).sqrt() / scale;
-    let largest = gains.iter().fold(1e-9f64, |most, g| most.max(f64::from(g.abs()) * root));
-    let shift = (LARGEST_GAIN.log2().floor() - largest.log2().ceil()).clamp(0.0, 40.0) as u32;
-    let unit = root * 2f64.powi(shift as i32);
-    let stored = |(gain, exponent): (&f32, &u8)| stored_gain(f64::from(*gain) * unit, *exponent);
-    (gains.iter().zip(exponents).map(stored).collect(), shift)
+/// The function of an activation.
+fn activation_of(op: &Op) -> Option<fn(f64) -> f64> {
+    Some(match op {
+        Op::Silu | Op::Swiglu => |x| x / (1.0 + (-x).exp()),
+        Op::Gelu => |x| 0.5 * x * (1.0 + candle_core::cpu::erf::erf_f64(x * std::f64::consts::FRAC_1_SQRT_2)),
+        Op::GeluTanh => |x| {
+            let root = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+            0.5 * x * (1.0 + (root * (x + 0.044_715 * x * x * x)).tanh())
+        },
+        _ => return None,
+    })
 }
 
-/// `silu` at the entries of a gate's table, where one step of a code is `step`, and what one step of the table is.
-fn silu_table(step: f64) -> (Vec<i16>, f64) {
-    let silu = |code: i32| {
-        let x = f64::from(code) * step;
-        x / (1.0 + (-x).exp())
-    };
+/// An activation at the entries of its table, where one step of a code is `step`, and what one step of the table is.
+fn table_of(function: fn(f64) -> f64, step: f64) -> (Vec<i16>, f64) {
+    let value = |code: i32| function(f64::from(code) * step);
     let half = 1 << 15;
-    let unit = silu(half).abs().max(0.3) / 32767.0;
-    let entry = |at: usize| (silu(((at as i32) << GATE_FRACTION) - half) / unit).round() as i16;
+    let unit = value(half).abs().max(0.3) / 32767.0;
+    let entry = |at: usize| (value(((at as i32) << GATE_FRACTION) - half) / unit).round() as i16;
     ((0..GATE_ENTRIES).map(entry).collect(), unit)
 }

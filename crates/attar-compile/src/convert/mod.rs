@@ -1,7 +1,8 @@
 //! From a fused graph in integers to a program of integer kernels.
 //!
-//! The blocks of a decoder become kernels, and so do the last norm and the head if they are in integers. Everything else (the
-//! embedding; a norm and head in float) stays on the host and is not part of the program. Codes are taken as they are. A
+//! The blocks of a model become kernels, and so do the last norm and the head if they are in integers. Everything else (the
+//! embedding; a norm and head in float; the pooling of an encoder) stays on the host and is not part of the program. Where the residual
+//! stream is the result of a norm, blocks are cut before that: a block begins with the norm of what the one before it has added up. Codes are taken as they are. A
 //! weight's scales become integers: one scale per row goes into the rescaling of its column; groups need scales that are
 //! integer codes already (`int8`, `int6`, `int4` with a super scale per row), which multiply sums exactly.
 //!
@@ -14,6 +15,7 @@
 
 mod body;
 mod kernels;
+mod norms;
 mod residual;
 mod stream;
 mod supported;
@@ -21,7 +23,7 @@ mod weights;
 
 use std::collections::{BTreeMap, HashMap};
 
-use attar_graph::{BlockId, Graph, Node, Origin, Value, ValueId};
+use attar_graph::{BlockId, Graph, Node, Op, Origin, Value, ValueId};
 use attar_tensor::Source;
 use body::Body;
 pub use residual::Residual;
@@ -65,15 +67,15 @@ pub struct Converted {
     pub program: Program,
     /// Numbers of weights and constants, if they were requested; everything else is 0.
     pub memory: Option<Memory>,
-    /// The residual stream before the first block, or after the last if no blocks are converted: int16.
+    /// The residual stream before the first block, or after the last if no blocks are converted: int16, and not normed.
     pub input: TensorId,
-    /// The residual stream after the last block, or the logits.
+    /// The residual stream after the last block, or what the head makes of it: logits, or an encoder's normed rows.
     pub output: TensorId,
     /// Steps of the residual stream at the input and at the output.
     pub residual: [Residual; 2],
-    /// The step of the logits, if they are computed.
+    /// The step of what the head makes, if it is computed.
     pub logits: Option<f64>,
-    /// Keys and values of each block.
+    /// Keys and values of each block, where they are kept between runs.
     pub states: Vec<TensorId>,
     /// Names of the nodes that stay on the host.
     pub host: Vec<String>,
@@ -103,7 +105,8 @@ pub fn convert(graph: &Graph, source: &dyn Source, ranges: &Ranges, bind: Bind, 
         packed: HashMap::new(),
         states: Vec::new(),
         steps: HashMap::new(),
-        head: false,
+        output: None,
+        encoder: is_encoder(graph),
         tables: HashMap::new(),
     };
     converter.run()
@@ -112,6 +115,15 @@ pub fn convert(graph: &Graph, source: &dyn Source, ranges: &Ranges, bind: Bind, 
 /// Blocks that a device runs.
 pub(crate) fn block_count(graph: &Graph) -> usize {
     graph.blocks().filter(|block| stream::is_device_block(graph, *block)).count()
+}
+
+/// Whether a model reads all of its tokens at once, so that there is nothing to keep between runs.
+pub(crate) fn is_encoder(graph: &Graph) -> bool {
+    let sees_all = |op: &Op| matches!(op, Op::Attention(attention) if !attention.causal);
+    graph.nodes().iter().any(|node| match &node.op {
+        Op::Fused(fused) => fused.body().nodes().iter().any(|node| sees_all(&node.op)),
+        op => sees_all(op),
+    })
 }
 
 struct Converter<'a> {
@@ -128,8 +140,9 @@ struct Converter<'a> {
     states: Vec<TensorId>,
     /// Steps of the codes at each point of the residual stream.
     steps: HashMap<ValueId, Residual>,
-    /// Whether the logits are computed.
-    head: bool,
+    /// The value that the program returns, if no head follows it.
+    output: Option<ValueId>,
+    encoder: bool,
     /// Rotary tables, by the settings that they are made from.
     tables: HashMap<String, TensorId>,
 }
@@ -144,29 +157,45 @@ struct Packed {
 
 /// The part of a graph that is converted.
 struct Part<'g> {
-    blocks: Vec<BlockId>,
+    /// In running order, without the head.
+    nodes: Vec<&'g Node>,
     /// The residual stream where it enters and leaves.
     input: ValueId,
     output: ValueId,
-    /// Proves the last norm and the head.
-    head: Option<[&'g Node; 2]>,
+    head: Option<Head<'g>>,
+}
+
+/// What follows the last block.
+#[derive(Clone, Copy)]
+enum Head<'g> {
+    /// A norm of the last row, and the logits.
+    Logits([&'g Node; 2]),
+    /// The norm of every row that ends an encoder.
+    Norm(&'g Node),
 }
 
 impl<'a> Converter<'a> {
     fn run(&mut self) -> Result<Converted> {
         let all: Vec<BlockId> = self.graph.blocks().filter(|block| stream::is_device_block(self.graph, *block)).collect();
         self.check_ops(&all)?;
+        if self.encoder {
+            self.bind = Bind { past: 0, capacity: self.bind.rows, ..self.bind };
+        }
         let part = self.part(&all)?;
-        self.head = part.head.is_some();
+        self.output = part.head.is_none().then_some(part.output);
         self.steps = self.stream_steps(&all)?;
         let shape = [self.bind.rows, self.width(part.input)?];
         let input = self.program.tensor(&self.graph.get(part.input).name, shape, Element::INT16, Role::Input);
         self.made.insert(part.input, Made { tensor: input, scale: self.point(part.input)?.step });
-        for node in part.blocks.iter().flat_map(|block| self.graph.nodes_of(*block)) {
-            self.node(node, part.output)?;
+        for node in &part.nodes {
+            self.node(node)?;
         }
-        let logits = part.head.map(|head| self.logits(head)).transpose()?;
-        self.finish(&part, input, logits)
+        let made = match part.head {
+            None => None,
+            Some(Head::Logits(head)) => Some(self.logits(head)?),
+            Some(Head::Norm(norm)) => Some(self.last_norm(norm)?),
+        };
+        self.finish(&part, input, made)
     }
 
     /// What is converted of a graph with these device blocks.
@@ -176,13 +205,22 @@ impl<'a> Converter<'a> {
         let (Some(first), Some(last)) = (blocks.first().or(all.first()), blocks.last().or(all.last())) else {
             return Err(Error::NothingToRun);
         };
-        let (entering, output) = (self.stream(*first, true)?, self.stream(*last, false)?);
-        let head = self.head(output).filter(|_| self.bind.head && (blocks.is_empty() || to == all.len()));
+        let (entering, leaving) = (self.stream(*first, true)?, self.stream(*last, false)?);
+        let [(before, first_norm), (output, last_norm)] = [entering, leaving].map(|id| self.before_norm(id));
+        let head = match last_norm {
+            Some(norm) => Some(Head::Norm(norm)),
+            None => self.head(output).map(Head::Logits),
+        };
+        let head = head.filter(|_| self.bind.head && (blocks.is_empty() || to == all.len()));
         if blocks.is_empty() && head.is_none() {
             return Err(Error::NothingToRun);
         }
-        let input = if blocks.is_empty() { output } else { entering };
-        Ok(Part { blocks, input, output, head })
+        if blocks.is_empty() {
+            return Ok(Part { nodes: Vec::new(), input: output, output, head });
+        }
+        let inner = blocks.iter().flat_map(|block| self.graph.nodes_of(*block));
+        let nodes = first_norm.into_iter().chain(inner.filter(|node| last_norm.is_none_or(|last| last.outputs != node.outputs)));
+        Ok(Part { nodes: nodes.collect(), input: before, output, head })
     }
 
     /// The program with its numbers, checked.
@@ -208,10 +246,13 @@ impl<'a> Converter<'a> {
 
     /// Names of the nodes that stay with the host.
     fn host(&self, part: &Part<'_>) -> Vec<String> {
-        let on_device = |node: &&Node| {
-            part.blocks.contains(&node.block) || part.head.iter().flatten().any(|mine| mine.outputs == node.outputs)
+        let head = match &part.head {
+            None => &[][..],
+            Some(Head::Logits(nodes)) => nodes,
+            Some(Head::Norm(node)) => std::slice::from_ref(node),
         };
-        let host = self.graph.nodes().iter().filter(|node| !on_device(node));
+        let device = part.nodes.iter().chain(head);
+        let host = self.graph.nodes().iter().filter(|node| !device.clone().any(|mine| mine.outputs == node.outputs));
         host.flat_map(|node| &node.outputs).map(|id| self.graph.get(*id).name.clone()).collect()
     }
 

@@ -25,6 +25,11 @@ impl Residual {
         most.max(1e-6) / LARGEST / f64::from(1 << MOST_EXPONENT)
     }
 
+    /// One step for all channels.
+    pub(super) fn even(step: f64, channels: usize) -> Residual {
+        Residual { step, exponents: vec![0; channels] }
+    }
+
     /// Steps for channels with these largest magnitudes.
     pub(super) fn of(largest: &[f64], step: f64) -> Residual {
         let exponent = |largest: &f64| (largest / LARGEST / step).max(1.0).log2().ceil().min(f64::from(MOST_EXPONENT)) as u8;

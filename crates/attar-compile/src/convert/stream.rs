@@ -1,4 +1,4 @@
-//! The residual stream of a decoder: where it enters and leaves blocks, and in what steps its codes are at each of its points.
+//! The residual stream of a model: where it enters and leaves blocks, and in what steps its codes are at each of its points.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use attar_graph::{
     op::{FusedKind, Roles},
 };
 
-use super::{Body, Converter, INTEGERS, Residual};
+use super::{Body, Converter, INTEGERS, Residual, norms::made_by_norm};
 use crate::{Error, Result};
 
 /// Blocks with attention in them run on the device.
@@ -20,7 +20,7 @@ pub(super) fn is_device_block(graph: &Graph, block: BlockId) -> bool {
     graph.nodes_of(block).any(|node| attends(&node.op))
 }
 
-impl Converter<'_> {
+impl<'a> Converter<'a> {
     /// The one value that enters or leaves a block.
     pub(super) fn stream(&self, block: BlockId, entering: bool) -> Result<ValueId> {
         let all = if entering { self.graph.live_into(block) } else { self.graph.leaving(block) };
@@ -31,26 +31,41 @@ impl Converter<'_> {
             _ => Err(Error::Unsupported {
                 node: self.graph.block_name(block).into(),
                 why: format!("passes on {} values; expected one, the residual stream", values.len()),
-                hint: "only decoders with one residual stream can be compiled for a device",
+                hint: "only models with one residual stream can be compiled for a device",
             }),
         }
     }
 
-    /// Steps of the residual stream at each of its points: those that the largest value of each channel up to there needs.
+    /// A point of the stream as the sum that it is, and the norm that makes it of that, if it is the result of one.
+    pub(super) fn before_norm(&self, id: ValueId) -> (ValueId, Option<&'a Node>) {
+        match made_by_norm(self.graph, id) {
+            Some(norm) => (norm.inputs[0], Some(norm)),
+            None => (id, None),
+        }
+    }
+
+    /// Steps of the residual stream at each of its points: those that the largest value of each channel needs, up to there from the
+    /// last norm of the stream on.
     pub(super) fn stream_steps(&self, blocks: &[BlockId]) -> Result<HashMap<ValueId, Residual>> {
         let input = self.stream(blocks[0], true)?;
-        let sums = blocks.iter().flat_map(|block| self.graph.nodes_of(*block)).filter(|node| adds(node));
-        let points: Vec<ValueId> = std::iter::once(input).chain(sums.map(|node| node.output())).collect();
+        let (before, norm) = self.before_norm(input);
+        let nodes = blocks.iter().flat_map(|block| self.graph.nodes_of(*block));
+        let inner = nodes.filter(|node| adds(node) || matches!(node.op, Op::LayerNorm { .. })).map(|node| node.output());
+        let points: Vec<ValueId> = [before].into_iter().chain(norm.map(|norm| norm.output())).chain(inner).collect();
         let mut largest = vec![0.0f64; self.width(input)? as usize];
-        let mut most = Vec::new();
+        let (mut most, mut top) = (Vec::new(), 0.0f64);
         for id in &points {
+            if made_by_norm(self.graph, *id).is_some() {
+                largest.fill(0.0);
+            }
             let seen = if self.shapes_only() { None } else { Some(self.seen(&self.graph.get(*id).name)?) };
             for (most, x) in largest.iter_mut().zip(seen.into_iter().flatten()) {
                 *most = most.max(f64::from(*x));
             }
+            top = largest.iter().copied().fold(top, f64::max);
             most.push(largest.clone());
         }
-        let step = Residual::step(largest.iter().copied().fold(0.0, f64::max));
+        let step = Residual::step(top);
         Ok(points.into_iter().zip(most).map(|(id, largest)| (id, Residual::of(&largest, step))).collect())
     }
 
@@ -59,7 +74,7 @@ impl Converter<'_> {
         self.steps.get(&id).cloned().ok_or_else(|| Error::Unsupported {
             node: self.graph.get(id).name.clone(),
             why: "is not the output of an `add`; expected the residual stream here".into(),
-            hint: "only pre-norm decoders can be compiled for a device",
+            hint: "only models with one residual stream can be compiled for a device",
         })
     }
 

@@ -1,6 +1,9 @@
 //! Which ops the kernels of a program can hold. Everything else is refused by name before anything is converted.
 
-use attar_graph::{BlockId, Graph, Node, Op, op::FusedKind};
+use attar_graph::{
+    BlockId, Graph, Node, Op,
+    op::{Attention, FusedKind},
+};
 
 use super::Converter;
 use crate::{Error, Result};
@@ -37,16 +40,18 @@ fn why_not(graph: &Graph, kind: Option<FusedKind>, node: &Node) -> Option<String
         Op::RmsNorm { .. } if graph.fact(node.inputs[0]).dims.len() > 3 => {
             (kind != Some(FusedKind::Qkv)).then(|| format!("{name} of each head"))
         }
-        Op::RmsNorm { .. } => {
-            let of_layer = graph.maker(node.inputs[0]).is_some_and(|maker| maker.op == Op::Linear);
-            of_layer.then(|| format!("{name} of the result of a linear layer"))
+        Op::Attention(Attention { causal: false, window: Some(window), .. }) => {
+            Some(format!("{name} {{causal = false, window = {window}}}"))
         }
-        Op::Attention(attention) if !attention.causal => Some(format!("{name} {{causal = false}}")),
         Op::Attention(attention) => attention.softcap.map(|cap| format!("{name} {{softcap = {cap}}}")),
         Op::Linear
+        | Op::RmsNorm { .. }
+        | Op::LayerNorm { .. }
         | Op::Add
         | Op::Mul
         | Op::Silu
+        | Op::Gelu
+        | Op::GeluTanh
         | Op::Swiglu
         | Op::Quantize { .. }
         | Op::Rope(_)

@@ -3,7 +3,14 @@
 
 mod code;
 
-use crate::{Program, device::Softmax, fixed::RUN, program::Attention, rates::Rates, tile::Limits};
+use crate::{
+    Program,
+    device::Softmax,
+    fixed::RUN,
+    program::{Attention, Mask},
+    rates::Rates,
+    tile::Limits,
+};
 
 /// How attention is tiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +41,7 @@ impl AttentionTiles {
         softmax: Softmax,
     ) -> crate::Result<AttentionTiles> {
         let m = program.get(attention.query).rows;
-        let total = attention.past + m;
+        let total = attention.total(m);
         let runs = total.div_ceil(RUN);
         let make = |tokens, keys, resident| AttentionTiles { tokens, keys, resident, on_chip, softmax, align: limits.align };
         let (least, most) = match softmax {
@@ -65,7 +72,7 @@ impl AttentionTiles {
         let [query, out] = [(attention.query, self.on_chip[0]), (attention.out, self.on_chip[1])]
             .map(|(id, chip)| if chip { 0 } else { program.get(id).bytes() });
         let seen: u64 = match self.resident {
-            true => attention.past + m - self.first(attention),
+            true => attention.total(m) - self.first(attention),
             false => (0..m.div_ceil(self.tokens))
                 .map(|block| {
                     let [first, last] = [block * self.tokens, ((block + 1) * self.tokens).min(m) - 1];
@@ -100,8 +107,11 @@ impl AttentionTiles {
     /// The most tiles of keys that all rows of a run see between them, at any position: a window may begin anywhere in a tile.
     fn held(&self, program: &Program, attention: &Attention) -> u64 {
         let rows = program.get(attention.query).rows;
-        let all = (attention.past + rows).div_ceil(self.keys);
-        attention.window.map_or(all, |window| all.min((window.saturating_add(rows) - 2).div_ceil(self.keys) + 1))
+        let all = attention.total(rows).div_ceil(self.keys);
+        match attention.mask {
+            Mask::Window(window) => all.min((window.saturating_add(rows) - 2).div_ceil(self.keys) + 1),
+            Mask::Causal | Mask::Past => all,
+        }
     }
 
     fn sram(&self, program: &Program, attention: &Attention) -> u64 {
@@ -110,7 +120,7 @@ impl AttentionTiles {
         let rows = self.tokens * group;
         let [query, out] = [(attention.query, self.on_chip[0]), (attention.out, self.on_chip[1])]
             .map(|(id, chip)| if chip { 0 } else { 2 * slot(program.get(id).element.bytes(rows * head)) });
-        let total = attention.past + program.get(attention.query).rows;
+        let total = attention.total(program.get(attention.query).rows);
         let tile = slot(self.keys.min(total) * head);
         let states = match self.resident {
             true => 2 * self.held(program, attention) * tile,

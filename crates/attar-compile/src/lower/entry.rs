@@ -7,7 +7,7 @@
 use super::{Builder, at_buffer, at_operand, compute, load, open, region, release, wait};
 use crate::{
     Element, Program,
-    plan::{Compute, Constant, Extent, Span, Statement, View},
+    plan::{Compute, Constant, Extent, Region, Span, Statement, View},
     program::Norm,
     tile::Limits,
 };
@@ -46,15 +46,14 @@ impl Entry {
         1 << rows.ilog2()
     }
 
-    /// Bytes on the chip in addition to the panel: gains, and two pieces of rows, or one tile of `rows` normed rows.
+    /// Bytes on the chip in addition to the panel and the constants: two pieces of rows, or one tile of `rows` normed rows.
     pub(super) fn bytes(self, [rows_held, width]: [u64; 2], normed: Element, on_chip: bool, align: u64) -> u64 {
         let slot = |bytes: u64| bytes.next_multiple_of(align);
-        let held = match self {
+        match self {
             Entry::Once { .. } if on_chip => 0,
             Entry::Once { rows } => 2 * slot(Element::INT16.bytes(rows * width)),
             Entry::Again { .. } => slot(normed.bytes(rows_held * width)),
-        };
-        held + slot(Element::INT32.bytes(width))
+        }
     }
 }
 
@@ -65,35 +64,43 @@ pub(super) struct Norming {
     pub(super) x: u32,
     /// Pieces of them come here, so many rows at a time; nowhere if they are on the chip.
     pieces: Option<(u32, u64)>,
-    /// Operand and buffer.
-    gains: [u32; 2],
+    gains: Gains,
     /// Where normed rows lie.
     normed: u32,
     constant: u32,
     width: u64,
 }
 
+/// The constants of the channels.
+#[derive(Clone, Copy)]
+struct Gains {
+    operand: u32,
+    buffer: u32,
+    region: Region,
+}
+
 impl Norming {
-    /// Room for `rows` normed rows, and for `pieces` rows on their way.
-    pub(super) fn new(builder: &mut Builder, program: &Program, norm: &Norm, rows: u64, pieces: Option<u64>) -> Norming {
+    /// Room for `held` normed rows, and for `pieces` rows on their way.
+    pub(super) fn new(builder: &mut Builder, program: &Program, norm: &Norm, held: u64, pieces: Option<u64>) -> Norming {
         let [x, gains] = [norm.x, norm.gains].map(|id| builder.operand(id));
         let (width, out) = (program.get(norm.x).columns, program.get(norm.out).element);
-        let gains_buffer = builder.ring("gains", Element::INT32, 1, Element::INT32.bytes(width));
+        let gains_buffer = builder.ring("gains", Element::INT32, 1, program.get(norm.gains).bytes());
         let pieces = pieces.map(|rows| (builder.ring("x", Element::INT16, 2, Element::INT16.bytes(rows * width)), rows));
-        let normed = builder.ring("normed", out, 1, out.bytes(rows * width));
-        let constant = builder.constant(Constant::Norm { epsilon: norm.epsilon, gain_shift: norm.gain_shift });
-        Norming { x, pieces, gains: [gains, gains_buffer], normed, constant, width }
+        let normed = builder.ring("normed", out, 1, out.bytes(held * width));
+        let constant = builder.constant(Constant::of(norm));
+        let gains = Gains { operand: gains, buffer: gains_buffer, region: region(Span::all(norm.constants()), Span::all(width)) };
+        Norming { x, pieces, gains, normed, constant, width }
     }
 
     /// Before all loops.
     pub(super) fn start(&self) -> [Statement; 2] {
-        let all = region(Span::all(1), self.all());
-        [load(self.gains[1], self.gains[0], all), wait(self.gains[1], all)]
+        let Gains { operand, buffer, region } = self.gains;
+        [load(buffer, operand, region), wait(buffer, region)]
     }
 
     /// Behind them.
     pub(super) fn end(&self) -> Statement {
-        release(self.gains[1])
+        release(self.gains.buffer)
     }
 
     fn all(&self) -> Span {
@@ -113,8 +120,8 @@ impl Norming {
 
     /// The rows that `x` shows become normed ones.
     fn norm(&self, x: View, rows: Span) -> Statement {
-        let gains = at_buffer(self.gains[1], region(Span::all(1), self.all()));
-        compute(Compute::Norm { x, gains, out: self.view(rows, self.all()), constant: self.constant })
+        let gains = at_buffer(self.gains.buffer, self.gains.region);
+        compute(Compute::Norm { x, gains, residual: None, out: self.view(rows, self.all()), constant: self.constant })
     }
 
     /// All rows that `x` shows.

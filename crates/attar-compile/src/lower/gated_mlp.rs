@@ -24,6 +24,8 @@ pub struct GatedMlpTiles {
     pub finished: u64,
     /// Rows that are normed at a time, if `x` is normed before it is read.
     pub piece: Option<u64>,
+    /// Bytes of the constants of that norm.
+    gains: u64,
     /// Whether rows that are normed come all at once and stay until they are added, being the residual, too.
     pub added: bool,
     /// Whether `x` (what is normed), the output and the residual are kept on the chip.
@@ -77,10 +79,11 @@ impl GatedMlpTiles {
     ) -> crate::Result<GatedMlpTiles> {
         let shape = Shape::of(program, mlp);
         let piece = norm.map(|_| Entry::piece(limits, shape.d, on_chip[0]));
+        let gains = norm.map_or(0, |norm| program.get(norm.gains).bytes());
         let (whole, finished) = (added(mlp, norm) && !on_chip[0], shape.d.min(2 * array[1]));
         let tiles = |rows: u64, inner: u64, added: bool| {
             let rows = rows.next_multiple_of(piece.unwrap_or(1)).min(shape.m);
-            GatedMlpTiles { rows, inner, kept: 0, finished, piece, added, on_chip, align: limits.align }
+            GatedMlpTiles { rows, inner, kept: 0, finished, piece, gains, added, on_chip, align: limits.align }
         };
         let unit = array[1].max(u64::from(shape.down.per)).next_multiple_of(u64::from(shape.down.per));
         let mut best: Option<([u64; 3], GatedMlpTiles)> = None;
@@ -138,9 +141,8 @@ impl GatedMlpTiles {
         let tiles = |count: u64| count.min(full) * bytes(self.inner) + if count > full { bytes(shape.f % self.inner) } else { 0 };
         let weights = tiles(self.kept) + blocks * (tiles(all) - tiles(self.kept));
         let columns = blocks * Column::ELEMENT.bytes(2 * shape.f + shape.d);
-        let gains = self.piece.map_or(0, |_| Element::INT32.bytes(shape.d));
         let [x, out, residual] = self.operands(program, mlp);
-        weights + columns + gains + x + out + residual
+        weights + columns + self.gains + x + out + residual
     }
 
     /// Predicted cycles, where norming each row once takes `norm` cycles of work: rows that are normed come before the rest of
@@ -182,7 +184,7 @@ impl GatedMlpTiles {
                 let entry =
                     Entry::Once { rows: rows_once }.bytes([rows, shape.d], shape.x, self.on_chip[0] || self.added, self.align);
                 let wide = if self.added { slot(Element::INT16.bytes(rows * shape.d)) } else { 0 };
-                slot(shape.x.bytes(rows * shape.d)) + entry + wide
+                slot(shape.x.bytes(rows * shape.d)) + entry + wide + slot(self.gains)
             }
         };
         let [out, residual] = [self.on_chip[1], self.on_chip[2] || self.added]

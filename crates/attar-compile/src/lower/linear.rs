@@ -6,7 +6,7 @@ mod code;
 use super::Entry;
 use crate::{
     Element, Program,
-    program::{Column, Epilogue, Linear},
+    program::{Column, Epilogue, Linear, Norm},
     tile::{self, Among, Limits, Nests, Objective, Order, Product, Stage, Tiling},
 };
 
@@ -19,6 +19,8 @@ pub struct LinearTiles {
     pub product: Product,
     /// How `x` is normed before it is read, if there is a norm at the entry.
     pub entry: Option<Entry>,
+    /// Bytes of the constants of that norm.
+    gains: u64,
     /// Whether `x` (what is normed), the output, and the residual are kept on the chip.
     pub on_chip: [bool; 3],
     /// Whether the rescalings of all columns are loaded at once.
@@ -37,14 +39,16 @@ impl LinearTiles {
     pub fn search(
         program: &Program,
         linear: &Linear,
-        entry: Option<Entry>,
+        entry: Option<(Entry, &Norm)>,
         on_chip: [bool; 3],
         limits: &Limits,
         array: [u64; 2],
         objective: &Objective,
     ) -> crate::Result<LinearTiles> {
+        let gains = entry.map_or(0, |(_, norm)| program.get(norm.gains).bytes());
+        let entry = entry.map(|(entry, _)| entry);
         let product = product(program, linear, entry, on_chip, array);
-        Problem { program, linear, product, entry, on_chip, limits, objective }.best()
+        Problem { program, linear, product, entry, gains, on_chip, limits, objective }.best()
     }
 
     /// DRAM bytes, with rescalings and the extra operand of the epilogue.
@@ -56,14 +60,13 @@ impl LinearTiles {
         let rescalings = times * Column::ELEMENT.bytes(n);
         let extra = match &linear.epilogue {
             Epilogue::Add { residual } if !self.on_chip[2] => program.get(*residual).element.bytes(n) * m,
-            Epilogue::Rotary { table, .. } => {
+            Epilogue::Rotary { table: Some(table), .. } => {
                 let row = program.get(*table).bytes() / program.get(*table).rows;
                 row * m * if columns_first { columns } else { 1 }
             }
             _ => 0,
         };
-        let gains = self.entry.map_or(0, |_| Element::INT32.bytes(self.product.k));
-        self.x_loads() + self.tiling.dram.w + self.tiling.dram.c + gains + rescalings + extra
+        self.x_loads() + self.tiling.dram.w + self.tiling.dram.c + self.gains + rescalings + extra
     }
 
     /// Transfers of tiles and strips: loads of the product's operands and of the residual, and stores.
@@ -121,7 +124,7 @@ impl LinearTiles {
     /// Bytes on the chip of the norm, without a panel.
     fn entry_bytes(&self, normed: Element) -> u64 {
         let [tm, k, align] = [self.tiling.tile[0], self.product.k, self.limits.align];
-        self.entry.map_or(0, |entry| entry.bytes([tm, k], normed, self.on_chip[0], align))
+        self.entry.map_or(0, |entry| entry.bytes([tm, k], normed, self.on_chip[0], align) + self.gains.next_multiple_of(align))
     }
 
     /// Slots on the chip for rescalings and for the extra operand of the epilogue, and the bytes of each.
@@ -132,7 +135,7 @@ impl LinearTiles {
             Epilogue::Add { residual } if !self.on_chip[2] && !self.in_place => {
                 [self.tiling.strip_slots(), program.get(*residual).element.bytes(tn) * strip]
             }
-            Epilogue::Rotary { table, .. } => [1, program.get(*table).bytes() / program.get(*table).rows * tm],
+            Epilogue::Rotary { table: Some(table), .. } => [1, program.get(*table).bytes() / program.get(*table).rows * tm],
             _ => [0; 2],
         };
         [[1, columns], extra]
@@ -145,6 +148,7 @@ struct Problem<'a> {
     linear: &'a Linear,
     product: Product,
     entry: Option<Entry>,
+    gains: u64,
     on_chip: [bool; 3],
     limits: &'a Limits,
     objective: &'a Objective,
@@ -189,7 +193,7 @@ impl Problem<'_> {
     /// The best with the residual in place or not, with outputs that are stored from such a buffer, of at most so many DRAM bytes
     /// of the product alone.
     fn fitting(&self, in_place: bool, stage: Stage, most: Option<u64>) -> crate::Result<LinearTiles> {
-        let Problem { program, linear, product, entry, on_chip, limits, objective } = *self;
+        let Problem { program, linear, product, entry, gains, on_chip, limits, objective } = *self;
         let nests = match entry {
             None => Nests::All,
             Some(Entry::Once { .. }) => Nests::RowPanel,
@@ -201,7 +205,7 @@ impl Problem<'_> {
         loop {
             let left = Limits { sram: limits.sram.saturating_sub(reserve), ..*limits };
             let tiling = tile::search_among(&product, &left, objective, &among)?;
-            let found = LinearTiles { tiling, product, entry, on_chip, columns_whole, in_place, limits: *limits };
+            let found = LinearTiles { tiling, product, entry, gains, on_chip, columns_whole, in_place, limits: *limits };
             let extra = found.extra(program, linear).map(|[slots, bytes]| slots * bytes.next_multiple_of(limits.align));
             let extra = extra.iter().sum::<u64>() + found.entry_bytes(program.get(linear.x).element);
             if tiling.sram + extra <= limits.sram {

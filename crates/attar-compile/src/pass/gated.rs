@@ -28,10 +28,10 @@ fn group(view: &View<'_>, at: usize) -> Option<Group> {
     Some(Group::of(FusedKind::Gated, nodes))
 }
 
-/// The gated form written as a product: gate, up, and the SiLU after the gate.
+/// The gated form written as a product: gate, up, and the activation after the gate.
 fn activated(view: &View<'_>, gate: attar_graph::ValueId, up: attar_graph::ValueId, at: usize) -> Option<Vec<usize>> {
-    let silu = view.private(gate, at).filter(|silu| view.node(*silu).op == Op::Silu)?;
-    Some(vec![linear(view, view.node(silu).inputs[0], silu)?, linear(view, up, at)?, silu])
+    let activation = view.private(gate, at).filter(|activation| view.node(*activation).op.is_activation())?;
+    Some(vec![linear(view, view.node(activation).inputs[0], activation)?, linear(view, up, at)?, activation])
 }
 
 fn linear(view: &View<'_>, id: attar_graph::ValueId, reader: usize) -> Option<usize> {

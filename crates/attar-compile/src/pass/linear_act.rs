@@ -10,8 +10,8 @@ pub(super) static LINEAR_ACT: Fusing = Fusing {
     groups: |view| {
         let linears = view.all(|op| *op == Op::Linear);
         let groups = linears.filter_map(|linear| {
-            let silu = view.next(linear, |op| *op == Op::Silu)?;
-            Some(Group::of(FusedKind::LinearAct, [linear, silu].into_iter().chain(view.rounding(silu))))
+            let activation = view.next(linear, Op::is_activation)?;
+            Some(Group::of(FusedKind::LinearAct, [linear, activation].into_iter().chain(view.rounding(activation))))
         });
         groups.collect()
     },

@@ -9,9 +9,11 @@ pub(super) static RESIDUAL_NORM: Fusing = Fusing {
     name: "residual_norm",
     about: "Fuse norms with the rounding after them and the addition before them",
     groups: |view| {
-        let norms = view.all(|op| matches!(op, Op::RmsNorm { .. }));
+        let norms = view.all(|op| matches!(op, Op::RmsNorm { .. } | Op::LayerNorm { .. }));
         let groups = norms.filter_map(|norm| {
-            let sum = view.private(view.node(norm).inputs[0], norm).filter(|at| view.node(*at).op == Op::Add);
+            // The result of a `layer_norm` may be the residual stream itself, of which the sum before it is a part of its own.
+            let adds = matches!(view.node(norm).op, Op::RmsNorm { .. });
+            let sum = view.private(view.node(norm).inputs[0], norm).filter(|at| adds && view.node(*at).op == Op::Add);
             let nodes: Vec<usize> = sum.into_iter().chain([norm]).chain(view.rounding(norm)).collect();
             (nodes.len() > 1).then(|| Group::of(FusedKind::Norm, nodes))
         });

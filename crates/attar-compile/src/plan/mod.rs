@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Element, Memory, Program, TensorId,
     fixed::Rescale,
-    program::{Epilogue, Range, Role, normed_columns},
+    program::{Epilogue, Mask, Norm, Range, Role, normed_columns},
     rates::Rates,
 };
 
@@ -145,18 +145,27 @@ pub enum Constant {
         epsilon: u64,
         /// Fractional bits of the gains.
         gain_shift: u32,
+        /// Whether the mean of a row is taken off, and a bias added.
+        centered: bool,
     },
     /// Of [`Epilogue::Rotary`].
     Ranges(Vec<Range>),
-    /// Of [`Epilogue::Gated`].
+    /// Of [`Epilogue::Gated`] and of [`Epilogue::Activated`].
     Gate {
-        /// Of gate codes.
+        /// Of codes of the gate.
         table: Vec<i16>,
         /// To the output.
         rescale: Rescale,
     },
     /// To logits in base 2, or from weighted means to the output.
     Rescale(Rescale),
+}
+
+impl Constant {
+    /// Of a norm.
+    pub fn of(norm: &Norm) -> Constant {
+        Constant::Norm { epsilon: norm.epsilon, gain_shift: norm.gain_shift, centered: norm.centered }
+    }
 }
 
 /// A tensor, starting at a row.
@@ -241,8 +250,8 @@ pub enum Extent {
         rows: u8,
         /// Keys before the first row's own.
         past: u64,
-        /// How many keys a row sees.
-        window: Option<u64>,
+        /// Which keys a row sees.
+        mask: Mask,
     },
     /// The rows of an outer loop's tile themselves; the tile of this loop divides that loop's.
     Rows {
@@ -255,8 +264,8 @@ pub enum Extent {
         rows: u64,
         /// Keys before the first row's own.
         past: u64,
-        /// How many keys a row sees.
-        window: Option<u64>,
+        /// Which keys a row sees.
+        mask: Mask,
     },
 }
 
@@ -340,7 +349,7 @@ pub enum Compute {
         sums: View,
         /// Of the columns.
         columns: View,
-        /// The extra operand of the epilogue: residual or rotary table.
+        /// The extra operand of the epilogue, if it has one: residual or rotary table.
         extra: Option<View>,
         /// The result.
         out: View,
@@ -353,9 +362,11 @@ pub enum Compute {
     Norm {
         /// int16.
         x: View,
-        /// int32.
+        /// int32, with what else [`crate::program::Norm::gains`] holds.
         gains: View,
-        /// int8.
+        /// int16, added to the result.
+        residual: Option<View>,
+        /// int8 or int16.
         out: View,
         /// [`Constant::Norm`].
         constant: u32,
@@ -397,8 +408,8 @@ pub struct Attend {
     pub head: u64,
     /// Keys before the first row's own.
     pub past: u64,
-    /// How many keys a row sees.
-    pub window: Option<u64>,
+    /// Which keys a row sees.
+    pub mask: Mask,
     /// Fractional bits of the weights of keys.
     pub weight_bits: u8,
     /// [`Constant::Rescale`], to logits in base 2.
@@ -414,6 +425,11 @@ pub enum Finish {
     Rescale,
     /// [`Epilogue::Add`].
     Add,
+    /// [`Epilogue::Activated`].
+    Activated {
+        /// [`Constant::Gate`].
+        constant: u32,
+    },
     /// [`Epilogue::Rotary`].
     Rotary {
         /// Columns of a head.
@@ -438,6 +454,9 @@ impl Finish {
         match epilogue {
             Epilogue::Rescale => (Finish::Rescale, None),
             Epilogue::Add { .. } => (Finish::Add, None),
+            Epilogue::Activated { table, rescale } => {
+                (Finish::Activated { constant }, Some(Constant::Gate { table: table.clone(), rescale: *rescale }))
+            }
             Epilogue::Rotary { head, rotated, ranges, .. } => {
                 let normed = normed_columns(ranges);
                 (Finish::Rotary { head: *head, normed, rotated: *rotated, constant }, Some(Constant::Ranges(ranges.clone())))

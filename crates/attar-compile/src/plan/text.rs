@@ -5,7 +5,7 @@ use std::fmt;
 use super::{Attend, Body, Compute, Constant, Extent, Finish, Place, Plan, Region, Slots, Span, Statement, View};
 use crate::{
     fixed::Rescale,
-    program::{HeadNorm, Range},
+    program::{HeadNorm, Mask, Range},
     rates::{Elementwise, Rates},
 };
 
@@ -125,20 +125,21 @@ fn compute_text(compute: &Compute, view: &dyn Fn(&View) -> String) -> String {
                     let normed = if *normed == 0 { String::new() } else { format!(" {normed} normed,") };
                     format!("rotary by constant {constant}, {rotated} columns in heads of {head},{normed}")
                 }
+                Finish::Activated { constant } => format!("activated by constant {constant}"),
                 Finish::Gated { constant } => format!("gated by constant {constant}"),
             };
             let extra = extra.as_ref().map_or(String::new(), |extra| format!(", {}", view(extra)));
             let narrow = if *narrow == 0 { String::new() } else { format!(" >> {narrow}") };
             format!("{kind} {} <- {}{narrow}, {}{extra}", view(out), view(sums), view(columns))
         }
-        Compute::Norm { x, gains, out, constant } => {
-            format!("norm by constant {constant} {} <- {}, {}", view(out), view(x), view(gains))
+        Compute::Norm { x, gains, residual, out, constant } => {
+            let residual = residual.as_ref().map_or(String::new(), |residual| format!(", {}", view(residual)));
+            format!("norm by constant {constant} {} <- {}, {}{residual}", view(out), view(x), view(gains))
         }
         Compute::Attend { query, key, value, sums, softmax, attend } => {
-            let Attend { head, past, window, weight_bits, constant, first } = attend;
-            let window = window.map_or(String::new(), |window| format!(", window {window}"));
+            let Attend { head, past, mask, weight_bits, constant, first } = attend;
             let from = first.map_or(String::new(), |v| format!(", from zero at v{v}"));
-            let how = format!("heads of {head} after {past}{window}, weights of {weight_bits} bits");
+            let how = format!("heads of {head} after {past}{mask}, weights of {weight_bits} bits");
             let [sums, softmax, query, key, value] = [sums, softmax, query, key, value].map(view);
             format!("attend by constant {constant}, {how}, {sums}, {softmax} += {query}, {key}, {value}{from}")
         }
@@ -152,7 +153,9 @@ impl fmt::Display for Constant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by = |rescale: &Rescale| format!("* {} >> {}", rescale.multiplier, rescale.shift);
         match self {
-            Constant::Norm { epsilon, gain_shift } => write!(f, "epsilon {epsilon}, gains >> {gain_shift}"),
+            Constant::Norm { epsilon, gain_shift, centered } => {
+                write!(f, "epsilon {epsilon}, gains >> {gain_shift}{}", if *centered { ", centered" } else { "" })
+            }
             Constant::Rescale(rescale) => write!(f, "{}", by(rescale)),
             Constant::Ranges(ranges) => {
                 let norm = |norm: &Option<HeadNorm>| match norm {
@@ -191,12 +194,18 @@ impl fmt::Display for Extent {
         match self {
             Extent::Count(count) => write!(f, "{count}"),
             Extent::Rows { rows } => write!(f, "rows of v{rows}"),
-            Extent::AllKeys { rows, past, window: None } => write!(f, "keys of {rows} rows after {past}"),
-            Extent::AllKeys { rows, past, window: Some(window) } => {
-                write!(f, "keys of {rows} rows after {past}, window {window}")
-            }
-            Extent::Keys { rows, past, window: None } => write!(f, "keys of v{rows} after {past}"),
-            Extent::Keys { rows, past, window: Some(window) } => write!(f, "keys of v{rows} after {past}, window {window}"),
+            Extent::AllKeys { rows, past, mask } => write!(f, "keys of {rows} rows after {past}{mask}"),
+            Extent::Keys { rows, past, mask } => write!(f, "keys of v{rows} after {past}{mask}"),
+        }
+    }
+}
+
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mask::Causal => Ok(()),
+            Mask::Window(window) => write!(f, ", window {window}"),
+            Mask::Past => write!(f, ", and no others"),
         }
     }
 }

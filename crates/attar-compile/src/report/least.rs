@@ -28,7 +28,8 @@ pub(super) fn least(program: &Program, choice: &Choice, sram: u64, on: &dyn Fn(T
         }
         (Kernel::Norm(norm), _) => {
             let rows = program.get(norm.out).rows;
-            least.rows(norm.x, rows) + least.whole(norm.out) + least.whole(norm.gains)
+            let residual = norm.residual.map_or(0, |residual| least.whole(residual));
+            least.rows(norm.x, rows) + residual + least.whole(norm.out) + least.whole(norm.gains)
         }
         (kernel, _) => kernel.reads().iter().chain(&kernel.writes()).map(|id| least.whole(*id)).sum(),
     }
@@ -66,8 +67,8 @@ impl Least<'_> {
         let [rows, _, n] = self.program.product(linear);
         let more = match &linear.epilogue {
             Epilogue::Add { residual } => self.whole(*residual),
-            Epilogue::Rotary { table, .. } => self.rows(*table, rows),
-            Epilogue::Rescale | Epilogue::Gated { .. } => 0,
+            Epilogue::Rotary { table, .. } => table.map_or(0, |table| self.rows(table, rows)),
+            Epilogue::Rescale | Epilogue::Activated { .. } | Epilogue::Gated { .. } => 0,
         };
         Column::ELEMENT.bytes(n) + more
     }

@@ -58,7 +58,7 @@ fn touched(program: &Program, kernel: &Kernel, id: TensorId) -> Option<u64> {
         Kernel::Norm(norm) if norm.x == id => Some(program.get(norm.out).rows),
         Kernel::Normed(normed) => touched(program, &normed.then, id),
         Kernel::Linear(linear) => match linear.epilogue {
-            Epilogue::Rotary { table, .. } if table == id => Some(rows(linear)),
+            Epilogue::Rotary { table, .. } if table == Some(id) => Some(rows(linear)),
             _ => linear.out.iter().any(|part| part.tensor == id && program.get(id).role == Role::State).then(|| rows(linear)),
         },
         Kernel::Attention(attention) if attention.state == id => Some(keys(program, attention)),

@@ -59,7 +59,10 @@ mod tests {
         let columns = program.get(x).columns;
         let gains = program.tensor(format!("{name}.gains"), [1, columns], Element::INT32, Role::Constant);
         let out = program.tensor(name, [rows, columns], Element::INT16, role);
-        program.kernel(name, Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: 1, gain_shift: 0 }));
+        program.kernel(
+            name,
+            Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: 1, gain_shift: 0, centered: false, residual: None }),
+        );
         out
     }
 

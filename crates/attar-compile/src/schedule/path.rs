@@ -11,7 +11,6 @@ use crate::{
     lower::{AttentionTiles, Entry, GatedMlpTiles, LinearTiles, Lowered, NormTiles, Tiles},
     plan::{Body, Call, Placed, Plan},
     program::{Attention, Epilogue, GatedMlp, Kernel, Linear, Normed, Program, Role, TensorId, normed_columns},
-    rates::Work,
     tile::Limits,
 };
 
@@ -248,7 +247,10 @@ impl<'a> Search<'a> {
         let norm = kernel.entry();
         let read = |x: TensorId| on(norm.map_or(x, |norm| norm.x));
         Ok(match kernel.core() {
-            Kernel::Norm(norm) => Tiles::Norm(NormTiles::search(program, norm, [on(norm.x), on(norm.out)], &limits)?),
+            Kernel::Norm(norm) => {
+                let chip = [on(norm.x), on(norm.out), norm.residual.is_some_and(on)];
+                Tiles::Norm(NormTiles::search(program, norm, chip, &limits)?)
+            }
             Kernel::Linear(linear) => {
                 let chip = [read(linear.x), linear.out.len() == 1 && on(linear.out[0].tensor), residual(linear).is_some_and(on)];
                 let search = |entry| {
@@ -257,7 +259,7 @@ impl<'a> Search<'a> {
                 let Some(norm) = norm else { return Ok(Tiles::Linear(search(None)?)) };
                 let entries = Entry::all(&limits, program.get(norm.x).columns, chip[0]);
                 let cost = |tiles: &Result<Tiles>| tiles.as_ref().ok().map(|tiles| self.cost(kernel, tiles, live).2);
-                let tiles = entries.into_iter().map(|entry| search(Some(entry)).map(Tiles::Linear));
+                let tiles = entries.into_iter().map(|entry| search(Some((entry, norm))).map(Tiles::Linear));
                 let ways = tiles.map(|tiles| (cost(&tiles), tiles));
                 let better = |best: &Option<Cost>, next: &Option<Cost>| match (best, next) {
                     (Some(best), Some(next)) => next.order(best).is_lt(),
@@ -279,13 +281,16 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// Numbers that a kernel norms, each time.
-    fn normed(&self, kernel: &Kernel) -> u64 {
+    /// Numbers that a kernel norms, each time, and the cycles of that.
+    fn normed(&self, kernel: &Kernel) -> [u64; 2] {
         let norm = match kernel {
             Kernel::Norm(norm) => Some(norm),
             _ => kernel.entry(),
         };
-        norm.map_or(0, |norm| self.program.get(norm.out).rows * self.program.get(norm.out).columns)
+        norm.map_or([0; 2], |norm| {
+            let numbers = self.program.get(norm.out).rows * self.program.get(norm.out).columns;
+            [numbers, self.target.rates.norm(numbers, norm.centered, norm.residual.is_some())]
+        })
     }
 
     /// DRAM bytes and the cost of tiles, in the order of the goal.
@@ -295,8 +300,7 @@ impl<'a> Search<'a> {
         let read = rates.tile.read;
         let dram = traffic(self.program, kernel, tiles, &on);
         let macs = self.program.macs(kernel) as f64;
-        let numbers = self.normed(kernel);
-        let norm = rates.work(Work::Norm, numbers) as f64;
+        let [numbers, norm] = self.normed(kernel).map(|count| count as f64);
         let norms = tiles.norms() as f64;
         let products = rates.of(activation_bits(self.program, kernel));
         let cycles = match (tiles, kernel.core()) {
@@ -308,7 +312,7 @@ impl<'a> Search<'a> {
             _ => norm.max(dram as f64 / read),
         };
         // Rows are read in int16 and written in int8.
-        let normed = norms * 3.0 * numbers as f64;
+        let normed = norms * 3.0 * numbers;
         let moved = dram as f64 * rates.tile.dram_pj + normed * rates.tile.sram_pj;
         let energy = macs * products.mac_pj + moved + cycles * rates.tile.cycle_pj;
         let bytes = dram as f64;
@@ -470,10 +474,11 @@ fn shape(program: &Program, kernel: &Kernel, live: &[TensorId]) -> String {
     };
     let ids: Vec<_> = kernel.reads().iter().chain(&kernel.writes()).map(tensor).collect();
     let kind = match kernel.core() {
-        Kernel::Norm(_) | Kernel::Normed(_) => "norm".to_string(),
+        Kernel::Norm(norm) => format!("norm {} {}", norm.centered, norm.residual.is_some()),
+        Kernel::Normed(_) => unreachable!("a norm stands before a product"),
         Kernel::Linear(linear) => format!("linear {}", epilogue(&linear.epilogue)),
-        Kernel::Attention(Attention { heads, key_heads, head, past, window, .. }) => {
-            format!("attention {heads} {key_heads} {head} {past} {window:?}")
+        Kernel::Attention(Attention { heads, key_heads, head, past, mask, .. }) => {
+            format!("attention {heads} {key_heads} {head} {past} {mask:?}")
         }
         Kernel::GatedMlp(mlp) => format!("mlp {}", epilogue(&mlp.down.epilogue)),
     };
@@ -485,7 +490,7 @@ fn shape(program: &Program, kernel: &Kernel, live: &[TensorId]) -> String {
     };
     let inner: Vec<u32> = inner.into_iter().map(|id| program.get(id).element.bits).collect();
     // A norm's rows may be the residual, too.
-    let entry = kernel.entry().map(|norm| kernel.core().reads().contains(&norm.x));
+    let entry = kernel.entry().map(|norm| (kernel.core().reads().contains(&norm.x), norm.centered));
     format!("{kind} {entry:?} {inner:?} {ids:?}")
 }
 
@@ -493,6 +498,7 @@ fn epilogue(epilogue: &Epilogue) -> String {
     match epilogue {
         Epilogue::Rescale => "rescale".into(),
         Epilogue::Add { .. } => "add".into(),
+        Epilogue::Activated { .. } => "activated".into(),
         Epilogue::Rotary { head, rotated, ranges, .. } => format!("rotary {head} {rotated} {}", normed_columns(ranges)),
         Epilogue::Gated { .. } => "gated".into(),
     }
@@ -503,7 +509,7 @@ fn traffic(program: &Program, kernel: &Kernel, tiles: &Tiles, on: &dyn Fn(Tensor
     match (kernel.core(), tiles) {
         (Kernel::Norm(norm), _) => {
             let rows = program.get(norm.out).rows;
-            let moved = [norm.x, norm.out].into_iter().filter(|id| !on(*id)).map(|id| program.get(id));
+            let moved = [norm.x, norm.out].into_iter().chain(norm.residual).filter(|id| !on(*id)).map(|id| program.get(id));
             moved.map(|tensor| tensor.element.bytes(tensor.columns) * rows).sum::<u64>() + program.get(norm.gains).bytes()
         }
         (Kernel::Linear(linear), Tiles::Linear(tiles)) => tiles.traffic(program, linear),

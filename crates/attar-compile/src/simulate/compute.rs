@@ -3,7 +3,7 @@
 use super::{Area, COMPUTE, Found, Simulator, Terms};
 use crate::{
     data,
-    fixed::{self, GATE_ENTRIES, RUN, Rescale, SoftmaxRow, saturate},
+    fixed::{self, GATE_ENTRIES, NormRow, RUN, Rescale, SoftmaxRow, saturate},
     plan::{Attend, Body, Call, Compute, Constant, Finish, Place, View},
     program::{Column, Range, wrong_ranges},
     rates::Work,
@@ -20,7 +20,9 @@ impl Simulator<'_, '_> {
             Compute::Finish { sums, columns, extra, out, narrow, finish } => {
                 self.finish(call, body, [sums, columns, out], extra.as_ref(), (*narrow, finish))?
             }
-            Compute::Norm { x, gains, out, constant } => self.norm(call, body, [x, gains, out], *constant)?,
+            Compute::Norm { x, gains, residual, out, constant } => {
+                self.norm(call, body, [x, gains, out], residual.as_ref(), *constant)?
+            }
             Compute::Attend { query, key, value, sums, softmax, attend } => {
                 self.attend(call, body, [query, key, value, sums, softmax], attend)?
             }
@@ -258,7 +260,7 @@ impl Simulator<'_, '_> {
     fn finishing(&self, finish: &Finish, sums: &Area) -> u64 {
         let all = sums.height() * sums.width();
         match finish {
-            Finish::Rescale => self.rates.work(Work::Rescale, all),
+            Finish::Rescale | Finish::Activated { .. } => self.rates.work(Work::Rescale, all),
             Finish::Add => self.rates.work(Work::Add, all),
             Finish::Gated { .. } => self.rates.work(Work::Gate, all),
             Finish::Rotary { normed, rotated, .. } => {
@@ -271,25 +273,46 @@ impl Simulator<'_, '_> {
         }
     }
 
-    fn norm(&mut self, call: &Call, body: &Body, [x, gains, out]: [&View; 3], constant: u32) -> Checked<u64> {
-        let Constant::Norm { epsilon, gain_shift } = constant_of(call, constant)? else {
+    fn norm(
+        &mut self,
+        call: &Call,
+        body: &Body,
+        [x, gains, out]: [&View; 3],
+        residual: Option<&View>,
+        constant: u32,
+    ) -> Checked<u64> {
+        let Constant::Norm { epsilon, gain_shift, centered } = constant_of(call, constant)? else {
             return Err(no_constant(call, constant));
         };
         let (x, gains, out) = (self.find(call, body, x)?, self.find(call, body, gains)?, self.find(call, body, out)?);
         agree("rows", x.region.rows, out.region.rows)?;
         agree("columns", x.region.columns, out.region.columns)?;
         agree("gains", gains.region.columns, x.region.columns)?;
-        self.reads(&x)?;
-        self.reads(&gains)?;
+        let residual = residual.map(|view| self.find(call, body, view)).transpose()?;
+        let constants = 1 + u64::from(*centered) + u64::from(residual.is_some());
+        agree("rows of gains", gains.region.rows, [0, constants])?;
+        for found in [&x, &gains].into_iter().chain(&residual) {
+            self.reads(found)?;
+        }
+        if let Some(residual) = &residual {
+            agree("rows of the residual", residual.region.rows, out.region.rows)?;
+            agree("columns of the residual", residual.region.columns, out.region.columns)?;
+        }
         self.writes(&out)?;
         if self.memory.is_some() {
-            let (rows, gains) = (self.all(&x), self.all(&gains));
-            let rows = rows.chunks(x.region.width() as usize);
-            let shift = *gain_shift.min(&64);
-            let numbers: Vec<i32> = rows.flat_map(|row| fixed::norm_row(row, *epsilon, &gains, shift, out.bits)).collect();
+            let (rows, constants, width) = (self.all(&x), self.all(&gains), x.region.width() as usize);
+            let by = NormRow::of([*epsilon, (*gain_shift).min(64).into()], &constants, width, *centered);
+            let mut numbers: Vec<i64> = rows.chunks(width).flat_map(|row| by.apply(row)).collect();
+            if let Some(residual) = &residual {
+                let shifts = &constants[constants.len() - width..];
+                let carried = self.all(residual).into_iter().zip(shifts.iter().cycle());
+                let carried = carried.map(|(x, shift)| fixed::shift_down(x, (*shift).clamp(0, 31) as u32));
+                numbers.iter_mut().zip(carried).for_each(|(x, carried)| *x += i64::from(carried));
+            }
+            let numbers: Vec<i32> = numbers.into_iter().map(|x| saturate(x, out.bits)).collect();
             self.put(&out, &numbers);
         }
-        Ok(self.rates.work(Work::Norm, x.region.height() * x.region.width()))
+        Ok(self.rates.norm(x.region.height() * x.region.width(), *centered, residual.is_some()))
     }
 
     fn attend(&mut self, call: &Call, body: &Body, views: [&View; 5], attend: &Attend) -> Checked<u64> {
@@ -308,7 +331,7 @@ impl Simulator<'_, '_> {
         if !heads || k.region.width() != head || v.region.width() != head || softmax_at.region.width() != 2 * group {
             return Err(Violation::Mismatch { what: "heads", found: k.region.columns, wanted: v.region.columns });
         }
-        let [from, to] = keys(attend, q.region.rows[0], q.region.rows[1] - 1);
+        let [from, to] = keys(attend, q.region.rows);
         let wanted = [from / RUN * RUN, to];
         let range = [k.region.rows[0].max(wanted[0]), k.region.rows[1]];
         self.add_terms(call, body, sums, sums_at.region, [range, wanted], first)?;
@@ -326,7 +349,7 @@ impl Simulator<'_, '_> {
         self.writes(&softmax_at)?;
         let visible: u64 = (q.region.rows[0]..q.region.rows[1])
             .map(|row| {
-                let [from, to] = keys(attend, row, row);
+                let [from, to] = keys(attend, [row, row + 1]);
                 to.min(k.region.rows[1]).saturating_sub(from.max(k.region.rows[0]))
             })
             .sum();
@@ -342,7 +365,7 @@ impl Simulator<'_, '_> {
     fn is_first_keys(&self, query: &View, attend: &Attend) -> bool {
         attend.first.is_none_or(|variable| {
             let (rows, tile) = (self.span(&query.region.rows), self.tiles[variable as usize]);
-            let from = keys(attend, rows[0], rows[0])[0];
+            let from = keys(attend, rows)[0];
             tile.start <= from
         })
     }
@@ -368,7 +391,7 @@ impl Simulator<'_, '_> {
         };
         for (at, row) in state.iter_mut().enumerate() {
             let token = q.region.rows[0] + (at / group) as u64;
-            let [from, to] = keys(attend, token, token);
+            let [from, to] = keys(attend, [token, token + 1]);
             let query = &queries[at * head..][..head];
             let mut mine = sums[at * head..][..head].to_vec();
             for (run, key_run) in keys_.chunks(RUN as usize * head).enumerate() {
@@ -423,10 +446,10 @@ impl Simulator<'_, '_> {
     }
 }
 
-/// The keys that rows `first` to `last` see between them.
-fn keys(attend: &Attend, first: u64, last: u64) -> [u64; 2] {
-    let from = attend.window.map_or(0, |window| (attend.past + first + 1).saturating_sub(window));
-    [from, attend.past + last + 1]
+/// The keys that rows see between them.
+fn keys(attend: &Attend, [first, end]: [u64; 2]) -> [u64; 2] {
+    let (from, to) = attend.mask.keys(attend.past, first, end - first);
+    [from, to]
 }
 
 /// Arithmetic knows numbers of 8, 16 and 32 bits, and sums of 64.
@@ -501,18 +524,24 @@ fn finished(
     match finish {
         Finish::Rescale => Ok(wide.iter().map(|x| saturate(*x, out.bits)).collect()),
         Finish::Add => added(&wide, columns, extra()?, out),
+        Finish::Activated { constant } => {
+            let (table, rescale) = table_of(call, *constant)?;
+            let activated = wide.iter().map(|x| rescale.apply(fixed::looked_up(table, saturate(*x, 16))));
+            Ok(activated.map(|x| saturate(x, out.bits)).collect())
+        }
         Finish::Rotary { head, rotated, constant, .. } => {
             let ranges = ranges_of(call, *constant)?;
             let mut numbers: Vec<i32> = wide.iter().map(|x| saturate(*x, 16)).collect();
             norm_heads(&mut numbers, ranges, *head, out);
-            rotate(&mut numbers, &extra()?.0, [*head, *rotated], out);
+            if *rotated > 0 {
+                rotate(&mut numbers, &extra()?.0, [*head, *rotated], out);
+            }
             Ok(narrowed(&numbers, ranges, out))
         }
         Finish::Gated { constant } => {
-            let Constant::Gate { table, rescale } = constant_of(call, *constant)? else {
-                return Err(no_constant(call, *constant));
-            };
-            gated(&wide, table, *rescale, out)
+            let (table, rescale) = table_of(call, *constant)?;
+            let gated = |pair: &[i64]| rescale.apply(fixed::looked_up(table, saturate(pair[0], 16)) * saturate(pair[1], 16));
+            Ok(wide.chunks_exact(2).map(|pair| saturate(gated(pair), out.bits)).collect())
         }
     }
 }
@@ -527,8 +556,11 @@ fn added(wide: &[i64], columns: &[Column], (residual, region): (Vec<i32>, Area),
 /// The boxes of a rotary embedding are whole heads, and every head has its angles, its range and its gains.
 fn check_heads(call: &Call, finish: &Finish, out: &Found, table: Option<&Found>) -> Checked {
     let Finish::Rotary { head, normed, rotated, constant } = finish else { return Ok(()) };
-    let table = table.ok_or(Violation::Index { what: "extra operand", index: 0, count: 0 })?;
-    agree("columns of the table", table.region.columns, [0, *head])?;
+    match table {
+        Some(table) => agree("columns of the table", table.region.columns, [0, *head])?,
+        None if *rotated == 0 => {}
+        None => return Err(Violation::Index { what: "extra operand", index: 0, count: 0 }),
+    }
     let [from, to] = out.region.columns;
     let whole = |column: u64| column.is_multiple_of(*head);
     if wrong_ranges(ranges_of(call, *constant)?, [to, *head, *normed]).is_some() || ![from, to, *rotated].into_iter().all(whole) {
@@ -587,11 +619,13 @@ fn narrowed(numbers: &[i32], ranges: &[Range], out: &Found) -> Vec<i32> {
     rows.flat_map(|row| row.iter().zip(&rescales).map(|(x, r)| saturate(r.apply(*x), 8))).collect()
 }
 
-/// Pairs of gate and up: the gate's activation by table, times up.
-fn gated(wide: &[i64], table: &[i16], rescale: Rescale, out: &Found) -> Checked<Vec<i32>> {
-    if table.len() != GATE_ENTRIES {
-        return Err(Violation::Index { what: "gate code", index: table.len() as u64, count: GATE_ENTRIES as u64 });
+/// The table of an activation, with what its results are rescaled by.
+fn table_of(call: &Call, index: u32) -> Checked<(&[i16], Rescale)> {
+    match constant_of(call, index)? {
+        Constant::Gate { table, rescale } if table.len() == GATE_ENTRIES => Ok((table, *rescale)),
+        Constant::Gate { table, .. } => {
+            Err(Violation::Index { what: "gate code", index: table.len() as u64, count: GATE_ENTRIES as u64 })
+        }
+        _ => Err(no_constant(call, index)),
     }
-    let gated = |pair: &[i64]| rescale.apply(fixed::looked_up(table, saturate(pair[0], 16)) * saturate(pair[1], 16));
-    Ok(wide.chunks_exact(2).map(|pair| saturate(gated(pair), out.bits)).collect())
 }

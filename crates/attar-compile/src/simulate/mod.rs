@@ -462,11 +462,11 @@ impl<'p, 'm> Simulator<'p, 'm> {
                 let rows = self.tiles[*rows as usize];
                 (rows.start, rows.start.saturating_add(rows.length))
             }
-            Extent::Keys { rows, past, window } => {
+            Extent::Keys { rows, past, mask } => {
                 let rows = self.tiles[*rows as usize];
-                seen(past.saturating_add(rows.start), rows.length, *window)
+                mask.keys(*past, rows.start, rows.length)
             }
-            Extent::AllKeys { rows, past, window } => seen(*past, *rows, *window),
+            Extent::AllKeys { rows, past, mask } => mask.keys(*past, 0, *rows),
         };
         let range = first.max(from / tile)..end.min(to.div_ceil(tile));
         self.steps = self.steps.saturating_add(range.end.saturating_sub(range.start));
@@ -551,12 +551,6 @@ impl<'p, 'm> Simulator<'p, 'm> {
             })
             .collect()
     }
-}
-
-/// The keys that `rows` rows after `past` keys see: the first, and one past the last.
-fn seen(past: u64, rows: u64, window: Option<u64>) -> (u64, u64) {
-    let first = past.saturating_add(1);
-    (window.map_or(0, |window| first.saturating_sub(window)), past.saturating_add(rows))
 }
 
 fn fixed(region: &Area) -> Region {

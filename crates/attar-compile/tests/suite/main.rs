@@ -5,6 +5,7 @@ mod can;
 mod cases;
 mod chunk;
 mod devices;
+mod encoders;
 mod freedom;
 mod fuzz;
 mod minimalloc;

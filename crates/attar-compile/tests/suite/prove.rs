@@ -133,7 +133,11 @@ fn products_in_strips_with_every_epilogue() {
             2 => {
                 let table = builder.numbers("table", [m, 8], Element::INT16, Role::Constant);
                 let ranges = vec![Range { end: n, norm: None, rescale: Rescale::new(1.0 / 64.0).unwrap() }];
-                ("rotary", Epilogue::Rotary { table, position: 0, head: 8, rotated: n / 16 * 8, ranges }, Element::INT8)
+                (
+                    "rotary",
+                    Epilogue::Rotary { table: Some(table), position: 0, head: 8, rotated: n / 16 * 8, ranges },
+                    Element::INT8,
+                )
             }
             _ => ("gated", builder.gate(), Element::INT8),
         };

@@ -4,7 +4,7 @@
 use attar_compile::{
     Element, Kernel, Program, Result, TensorId,
     fixed::{GATE_ENTRIES, Rescale, weight_bits},
-    program::{Attention, Column, Destination, Epilogue, Linear, Norm, Range, Role},
+    program::{Attention, Column, Destination, Epilogue, Linear, Mask, Norm, Range, Role},
 };
 
 /// A decoder of equal blocks: norm, QKV with rotary positions, attention, output, norm, gated MLP.
@@ -99,7 +99,7 @@ impl Shapes<'_> {
         let state = self.program.tensor(format!("{name}.state"), [past + rows, states], Element::INT8, Role::State);
         let rotated = queries + states / 2;
         let ranges = [queries, rotated, queries + states].map(|end| Range { end, norm: None, rescale: plain() }).to_vec();
-        let rotary = Epilogue::Rotary { table, position: past, head, rotated, ranges };
+        let rotary = Epilogue::Rotary { table: Some(table), position: past, head, rotated, ranges };
         let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&format!("{name}.qkv"), normed, queries + states, parts, rotary);
         let out = self.scratch(&format!("{name}.attended"), queries);
@@ -111,7 +111,7 @@ impl Shapes<'_> {
             key_heads,
             head,
             past,
-            window,
+            mask: window.map_or(Mask::Causal, Mask::Window),
             weight_bits: weight_bits(past + rows),
             logits: plain(),
             rescale: plain(),
@@ -131,7 +131,10 @@ impl Shapes<'_> {
         let width = self.decoder.width;
         let gains = self.program.tensor(format!("{name}.gains"), [1, width], Element::INT32, Role::Constant);
         let out = self.scratch(&format!("{name}.out"), width);
-        self.program.kernel(name, Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: width, gain_shift: 10 }));
+        self.program.kernel(
+            name,
+            Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: width, gain_shift: 10, centered: false, residual: None }),
+        );
         out
     }
 

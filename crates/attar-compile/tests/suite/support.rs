@@ -3,7 +3,7 @@
 use attar_compile::{
     Data, Element, Kernel, Memory, Program, TensorId,
     fixed::{GATE_ENTRIES, Rescale, stored_gain, weight_bits},
-    program::{Attention, Column, Destination, Epilogue, HeadNorm, Linear, Norm, Range, Role},
+    program::{Attention, Column, Destination, Epilogue, HeadNorm, Linear, Mask, Norm, Range, Role},
 };
 
 /// A small generator (SplitMix64, Steele et al. 2014).
@@ -131,11 +131,25 @@ impl Builder {
     }
 
     pub(crate) fn norm(&mut self, name: &str, x: TensorId, out: TensorId) {
+        self.norm_of(name, x, out, false, None);
+    }
+
+    /// Of rows that are centered or not, with a residual or not.
+    pub(crate) fn norm_of(&mut self, name: &str, x: TensorId, out: TensorId, centered: bool, residual: Option<TensorId>) {
         let width = self.program.get(x).columns;
-        let gains = self.program.tensor(format!("{name} gains"), [1, width], Element::INT32, Role::Constant);
-        let all = (0..width).map(|_| self.random.within(20_000, 90_000) as i32 * (width as f64).sqrt() as i32).collect();
+        let norm = Norm { x, row: 0, gains: x, out, epsilon: width, gain_shift: 10, centered, residual };
+        let shape = [norm.constants(), width];
+        let gains = self.program.tensor(format!("{name} gains"), shape, Element::INT32, Role::Constant);
+        let root = (width as f64).sqrt() as i32;
+        let mut all: Vec<i32> = (0..width).map(|_| self.random.within(20_000, 90_000) as i32 * root).collect();
+        if centered {
+            all.extend((0..width).map(|_| self.random.within(-9_000, 9_000) as i32));
+        }
+        if residual.is_some() {
+            all.extend((0..width).map(|_| self.random.within(0, 3) as i32));
+        }
         self.data.push((gains, Data::Numbers(all)));
-        self.program.kernel(name, Kernel::Norm(Norm { x, row: 0, gains, out, epsilon: width, gain_shift: 10 }));
+        self.program.kernel(name, Kernel::Norm(Norm { gains, ..norm }));
     }
 
     /// Gains that bring heads to about 4,000.
@@ -143,6 +157,12 @@ impl Builder {
         let reach = 4000.0 * (head as f64).sqrt();
         let gains = (0..head).map(|_| stored_gain(self.random.within(20, 180) as f64 / 100.0 * reach * 64.0, 0)).collect();
         HeadNorm { gains, epsilon: head * 100, gain_shift: 6 }
+    }
+
+    /// An activation without a gate.
+    pub(crate) fn activation_table(&mut self) -> Epilogue {
+        let Epilogue::Gated { table, .. } = self.gate() else { unreachable!("it is a gate") };
+        Epilogue::Activated { table, rescale: rescale_by(1.0 / 64.0) }
     }
 
     pub(crate) fn gate(&mut self) -> Epilogue {
@@ -175,7 +195,7 @@ impl Builder {
             Range { end: q_width + kv_width / 2, norm: key_norm, rescale: rescale_by(1.0 / 80.0) },
             Range { end: q_width + kv_width, norm: None, rescale },
         ];
-        let rotary = Epilogue::Rotary { table, position: past, head, rotated: q_width + kv_width / 2, ranges };
+        let rotary = Epilogue::Rotary { table: Some(table), position: past, head, rotated: q_width + kv_width / 2, ranges };
         let parts = vec![Destination { tensor: query, row: 0 }, Destination { tensor: state, row: past }];
         self.linear(&name("qkv"), normed, q_width + kv_width, weight, 4000.0, parts, rotary);
         let attended = self.scratch(&name("attended"), [rows, q_width], self.activation(1));
@@ -189,7 +209,7 @@ impl Builder {
             key_heads,
             head,
             past,
-            window,
+            mask: window.map_or(Mask::Causal, Mask::Window),
             weight_bits: weight_bits(past + rows),
             logits,
             rescale,

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use attar_compile::plan::{Attend, Body, Compute, Extent, Finish, Place, Region, Slots, Span, Statement, View};
+use attar_compile::{
+    plan::{Attend, Body, Compute, Extent, Finish, Place, Region, Slots, Span, Statement, View},
+    program::Mask,
+};
 
 /// A function of that name.
 pub(super) fn function(body: &Body, name: &str) -> String {
@@ -36,16 +39,20 @@ fn range(extent: &Extent) -> (String, String) {
     match extent {
         Extent::Count(count) => ("0".into(), count.to_string()),
         Extent::Rows { rows } => (format!("v{rows}.start"), format!("v{rows}.start + v{rows}.length")),
-        Extent::Keys { rows, window, .. } => {
-            (first_key(&format!("v{rows}.start"), *window), format!("run->past + v{rows}.start + v{rows}.length"))
+        Extent::Keys { mask: Mask::Past, .. } | Extent::AllKeys { mask: Mask::Past, .. } => ("0".into(), "run->past".into()),
+        Extent::Keys { rows, mask, .. } => {
+            (first_key(&format!("v{rows}.start"), *mask), format!("run->past + v{rows}.start + v{rows}.length"))
         }
-        Extent::AllKeys { rows, window, .. } => (first_key("0", *window), format!("run->past + {rows}")),
+        Extent::AllKeys { rows, mask, .. } => (first_key("0", *mask), format!("run->past + {rows}")),
     }
 }
 
 /// The first key that a row of the run sees.
-fn first_key(row: &str, window: Option<u64>) -> String {
-    window.map_or("0".into(), |window| format!("attar_first_key(run->past + {row}, {window})"))
+fn first_key(row: &str, mask: Mask) -> String {
+    match mask {
+        Mask::Window(window) => format!("attar_first_key(run->past + {row}, {window})"),
+        Mask::Causal | Mask::Past => "0".into(),
+    }
 }
 
 fn line(statement: &Statement) -> String {
@@ -72,10 +79,15 @@ fn arithmetic(compute: &Compute) -> String {
             format!("attar_multiply(run, {}, {weights}, {}, {}, {first})", view(x), boxed(&w.region), view(sums))
         }
         Compute::Finish { sums, columns, extra, out, narrow, finish } => {
-            let extra = extra.as_ref().map_or(String::new(), |extra| format!(", {}", view(extra)));
+            let extra = match (extra, finish) {
+                (Some(extra), _) => format!(", {}", view(extra)),
+                (None, Finish::Rotary { .. }) => ", (attar_view){0}".to_owned(),
+                (None, _) => String::new(),
+            };
             let (name, rest) = match finish {
                 Finish::Rescale => ("rescale", String::new()),
                 Finish::Add => ("add", String::new()),
+                Finish::Activated { constant } => ("activated", format!(", &run->call->constants[{constant}]")),
                 Finish::Rotary { head, rotated, constant, .. } => {
                     ("rotary", format!(", {head}, {rotated}, &run->call->constants[{constant}]"))
                 }
@@ -83,24 +95,25 @@ fn arithmetic(compute: &Compute) -> String {
             };
             format!("attar_finish_{name}({}, {narrow}, {}{extra}, {}{rest})", view(sums), view(columns), view(out))
         }
-        Compute::Norm { x, gains, out, constant } => {
-            format!("attar_norm({}, {}, {}, &run->call->constants[{constant}])", view(x), view(gains), view(out))
+        Compute::Norm { x, gains, residual, out, constant } => {
+            let [x, gains, out] = [x, gains, out].map(view);
+            match residual.as_ref().map(view) {
+                None => format!("attar_norm({x}, {gains}, {out}, &run->call->constants[{constant}])"),
+                Some(residual) => {
+                    format!("attar_norm_add({x}, {gains}, {residual}, {out}, &run->call->constants[{constant}])")
+                }
+            }
         }
-        Compute::Attend {
-            query,
-            key,
-            value,
-            sums,
-            softmax,
-            attend: Attend { head, window, weight_bits, constant, first, .. },
-        } => {
+        Compute::Attend { query, key, value, sums, softmax, attend: Attend { head, mask, weight_bits, constant, first, .. } } => {
             let start = span(&query.region.rows).0;
-            let first = first.map_or("1".into(), |variable| format!("v{variable}.start <= {}", first_key(&start, *window)));
+            let first = first.map_or("1".into(), |variable| format!("v{variable}.start <= {}", first_key(&start, *mask)));
             let views = [query, key, value, sums, softmax].map(view).join(", ");
-            format!(
-                "attar_attend(run, {views}, {head}, {}, {weight_bits}, {first}, &run->call->constants[{constant}])",
-                window.unwrap_or(0)
-            )
+            let window = match mask {
+                Mask::Causal => "0".to_owned(),
+                Mask::Window(window) => window.to_string(),
+                Mask::Past => "ATTAR_PAST".to_owned(),
+            };
+            format!("attar_attend(run, {views}, {head}, {window}, {weight_bits}, {first}, &run->call->constants[{constant}])")
         }
         Compute::Attended { sums, softmax, out, head, constant } => {
             let views = [sums, softmax, out].map(view).join(", ");
@@ -185,20 +198,17 @@ impl Walk {
     }
 
     fn range(&self, extent: &Extent) -> (u64, u64) {
-        let keys = |before: u64, rows: u64, window: Option<u64>| {
-            (window.map_or(0, |window| (before + 1).saturating_sub(window)), before + rows)
-        };
         match extent {
             Extent::Count(count) => (0, *count),
             Extent::Rows { rows } => {
                 let [start, length] = self.tiles[*rows as usize];
                 (start, start + length)
             }
-            Extent::Keys { rows, past, window } => {
+            Extent::Keys { rows, past, mask } => {
                 let [start, length] = self.tiles[*rows as usize];
-                keys(past + start, length, *window)
+                mask.keys(*past, start, length)
             }
-            Extent::AllKeys { rows, past, window } => keys(*past, *rows, *window),
+            Extent::AllKeys { rows, past, mask } => mask.keys(*past, 0, *rows),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use attar_compile::{
-    Entry, Manifest, Plan,
+    Entry, Index, Manifest, Plan, Pooling,
     plan::{Placed, Space, VERSION},
     program::Role,
     simulate::time,
@@ -20,11 +20,8 @@ use crate::{Content, Error, Result};
 /// The file that says what is in the folder.
 const MANIFEST: &str = "model.json";
 
-/// Rows of the residual stream, of every token.
-pub(super) const EMBEDDING: &str = "embedding.bin";
-
-/// What weights are made from.
-const IMAGES: [&str; 3] = ["dram.bin", "flash.bin", EMBEDDING];
+/// The images of memories, which with the tables of the residual stream's rows are what weights are made from.
+const IMAGES: [&str; 2] = ["dram.bin", "flash.bin"];
 
 /// The longest plan or manifest that is read.
 const LONGEST: u64 = 1 << 28;
@@ -49,9 +46,15 @@ pub(super) struct Compiled<'a> {
     files: &'a BTreeMap<String, Content>,
     pub(super) device: String,
     pub(super) runs: Vec<Run>,
-    pub(super) vocabulary: u64,
+    /// Whether its run reads a whole text and returns a row for each token.
+    pub(super) encoder: bool,
+    /// What is made of those rows.
+    pub(super) pooling: Option<Pooling>,
+    /// The tables whose rows are added up to the first values, with the rows of each: that of tokens first.
+    pub(super) tables: Vec<(Index, u64)>,
     pub(super) width: u64,
     pub(super) positions: u64,
+    /// The step of logits, or of an encoder's rows.
     pub(super) logits: f64,
 }
 
@@ -65,11 +68,11 @@ impl<'a> Compiled<'a> {
                 "its plans are of version {version}; this attar writes and reads version {VERSION}: compile it again"
             )));
         }
-        let Some(vocabulary) = manifest.vocabulary else {
-            return Err(refused(
-                "the first values of this model depend on more than a token, so there is no table of them".into(),
-            ));
-        };
+        let rows = [manifest.vocabulary, manifest.position_rows, manifest.token_type_rows];
+        let tables: Vec<(Index, u64)> = Index::ALL.into_iter().zip(rows).filter_map(|(of, rows)| Some((of, rows?))).collect();
+        if manifest.vocabulary.is_none() {
+            return Err(refused("the first values of this model are no rows of tables, so there is nothing to look up".into()));
+        }
         let (Some(logits), true) = (manifest.logits, manifest.runs.iter().any(|run| run.head)) else {
             let hint = "quantize the head to integers and compile with `head = true`";
             return Err(refused(format!("its plans end before the logits: {hint}")));
@@ -82,11 +85,11 @@ impl<'a> Compiled<'a> {
             Ok(run)
         };
         let runs = manifest.runs.iter().cloned().map(run).collect::<Result<Vec<Run>>>()?;
-        let (device, width, positions) = (manifest.device.clone(), manifest.width, manifest.positions);
-        let compiled = Compiled { files, device, runs, vocabulary, width, positions, logits };
+        let Manifest { device, width, positions, encoder, pooling, .. } = manifest.clone();
+        let compiled = Compiled { files, device, runs, encoder, pooling, tables, width, positions, logits };
         compiled.agree().map_err(refused)?;
         compiled.check()?;
-        for (name, found) in IMAGES.iter().filter_map(|name| Some((*name, files.get(*name)?))) {
+        for (name, found) in images().filter_map(|name| Some((name, files.get(name)?))) {
             if manifest.images.get(name) != Some(&found.digest()?) {
                 return Err(refused(format!("`{name}` is not what was written: its digest is not that in `{MANIFEST}`")));
             }
@@ -96,7 +99,7 @@ impl<'a> Compiled<'a> {
 
     /// What the manifest says of runs is what their plans say.
     fn agree(&self) -> std::result::Result<(), String> {
-        let Compiled { vocabulary, width, positions, logits, .. } = *self;
+        let Compiled { encoder, width, positions, logits, .. } = *self;
         if !(logits.is_finite() && logits > 0.0) {
             return Err(format!("a step of the logits is {logits}"));
         }
@@ -105,13 +108,18 @@ impl<'a> Compiled<'a> {
             let Entry { name, rows, past, head, .. } = entry;
             let of = |role: Role| plan.tensors.iter().filter(move |tensor| tensor.role == role);
             let input = of(Role::Input).all(|tensor| [tensor.rows, tensor.columns] == [*rows, width]);
-            let shape = if *head { [entry.logits(), vocabulary] } else { [*rows, width] };
+            let shape = match *head {
+                true if encoder => [*rows, width],
+                true => [entry.logits(), self.vocabulary()],
+                false => [*rows, width],
+            };
             let output = of(Role::Output).all(|tensor| [tensor.rows, tensor.columns] == shape);
-            let states = of(Role::State).all(|tensor| tensor.rows == positions);
+            let states = of(Role::State).all(|tensor| tensor.rows == positions && !encoder);
             let room = past.checked_add(*rows).is_some_and(|end| end <= positions);
             let starts = plan.calls.iter().flat_map(|call| &call.operands).filter(|operand| operand.position);
             let start = starts.into_iter().all(|operand| operand.row == *past);
-            if !(input && output && states && room && start && *rows > 0 && names.insert(name)) {
+            let whole = !encoder || [*rows, *past] == [positions, 0];
+            if !(whole && input && output && states && room && start && *rows > 0 && names.insert(name)) {
                 return Err(format!("`{MANIFEST}` and `{name}.plan` do not agree"));
             }
         }
@@ -120,16 +128,21 @@ impl<'a> Compiled<'a> {
 
     /// Tokens of which a run has the logits of each; 0 if there is none.
     pub(super) fn verified(&self) -> u64 {
-        self.runs.iter().filter(|run| run.entry.every_row).map(|run| run.entry.rows).max().unwrap_or(0)
+        let runs = if self.encoder { &[][..] } else { &self.runs };
+        runs.iter().filter(|run| run.entry.every_row).map(|run| run.entry.rows).max().unwrap_or(0)
     }
 
     /// Sizes of the manifest, the plans and the files agree.
     fn check(&self) -> Result<()> {
-        let table = self.vocabulary.checked_mul(self.width).and_then(|n| n.checked_mul(2));
-        let found = self.length(EMBEDDING)?;
-        if table != Some(found) {
-            let Compiled { vocabulary, width, .. } = self;
-            return Err(refused(format!("`{EMBEDDING}` has {found} bytes; {vocabulary} rows of {width} int16 are wanted")));
+        let width = self.width;
+        for (name, rows) in self.tables.iter().map(|(of, rows)| (of.file(), *rows)) {
+            let found = self.length(name)?;
+            if rows.checked_mul(width).and_then(|n| n.checked_mul(2)) != Some(found) {
+                return Err(refused(format!("`{name}` has {found} bytes; {rows} rows of {width} int16 are wanted")));
+            }
+            if self.rows(Index::Position).is_some_and(|rows| rows < self.positions) {
+                return Err(refused(format!("`{}` has fewer rows than there are positions", Index::Position.file())));
+            }
         }
         for tensor in self.constants() {
             let (name, end) = (memory_name(tensor.space), tensor.address + tensor.bytes());
@@ -139,6 +152,16 @@ impl<'a> Compiled<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Tokens.
+    pub(super) fn vocabulary(&self) -> u64 {
+        self.rows(Index::Token).unwrap_or(0)
+    }
+
+    /// Rows of a table, if there is one.
+    pub(super) fn rows(&self, of: Index) -> Option<u64> {
+        self.tables.iter().find(|(table, _)| *table == of).map(|(_, rows)| *rows)
     }
 
     /// Weights and constants of all plans, each once.
@@ -159,7 +182,7 @@ impl<'a> Compiled<'a> {
 
     /// What to know of it.
     pub(super) fn notes(&self) -> Vec<String> {
-        let decodes = self.runs.iter().any(|run| run.entry.rows == 1);
+        let decodes = self.encoder || self.runs.iter().any(|run| run.entry.rows == 1);
         let note =
             "there is no plan of one token: a prompt must have exactly as many tokens as its plans (`decode = true` makes one)";
         if decodes { Vec::new() } else { vec![note.into()] }
@@ -180,7 +203,7 @@ impl<'a> Compiled<'a> {
 
     /// Of the files that weights are made from.
     pub(super) fn digests(&self) -> Result<Vec<Digest>> {
-        IMAGES.iter().filter_map(|name| self.files.get(*name)).map(Content::digest).collect()
+        images().filter_map(|name| self.files.get(name)).map(Content::digest).collect()
     }
 
     fn length(&self, name: &str) -> Result<u64> {
@@ -214,6 +237,11 @@ impl Run {
     pub(super) fn tensor(&self, role: Role) -> Option<usize> {
         self.plan.tensors.iter().position(|tensor| tensor.role == role)
     }
+}
+
+/// What weights are made from.
+fn images() -> impl Iterator<Item = &'static str> {
+    IMAGES.into_iter().chain(Index::ALL.into_iter().map(Index::file))
 }
 
 pub(super) fn refused(reason: String) -> Error {

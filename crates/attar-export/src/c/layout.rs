@@ -2,6 +2,7 @@
 //! lies between the tensors of a kind is left out.
 
 use attar_compile::{
+    Index,
     plan::{Placed, Space},
     program::Role,
 };
@@ -31,8 +32,8 @@ pub(super) struct Layout {
     pub(super) dram: u64,
     /// Bytes of the binary.
     pub(super) weights: u64,
-    /// Where the rows of tokens lie in the binary.
-    pub(super) embedding: u64,
+    /// The tables of first values, and where each lies in the binary.
+    pub(super) tables: Vec<(Index, u64)>,
     /// Weights and constants in the binary.
     pub(super) parts: Vec<Part>,
     /// Everything else off the chip.
@@ -52,17 +53,29 @@ impl Layout {
         let off_chip = |tensor: &&Placed| tensor.space != Space::Sram;
         let (parts, end) = compact(all().filter(is_lasting), PREFIX as u64, align);
         let (arena, dram) = compact(all().filter(off_chip).filter(|tensor| !is_lasting(tensor)), 0, align);
-        let embedding = end.next_multiple_of(align);
-        let weights = (embedding + 2 * compiled.vocabulary * compiled.width).next_multiple_of(align);
+        let mut weights = end;
+        let tables = compiled.tables.iter().map(|(of, rows)| {
+            let offset = weights.next_multiple_of(align);
+            weights = offset + 2 * rows * compiled.width;
+            (*of, offset)
+        });
+        let tables = tables.collect();
+        let weights = weights.next_multiple_of(align);
         let sram = plans().map(|plan| plan.sram).max().unwrap_or(0);
-        Ok(Layout { align, sram, dram, weights, embedding, parts, arena })
+        Ok(Layout { align, sram, dram, weights, tables, parts, arena })
+    }
+
+    /// Where a table lies; 0 if there is none.
+    pub(super) fn table(&self, of: Index) -> u64 {
+        self.tables.iter().find(|(table, _)| *table == of).map_or(0, |(_, offset)| *offset)
     }
 
     /// Of what the weights are made from, and of where they lie.
     pub(super) fn digest(&self, compiled: &Compiled) -> Result<Digest> {
         let mut facts = compiled.digests()?.iter().flat_map(|digest| digest.as_bytes().to_vec()).collect::<Vec<u8>>();
         let places = self.parts.iter().flat_map(|part| [part.from, part.to, part.offset]);
-        let numbers = places.chain([self.embedding, self.weights, VERSION.into()]);
+        let tables = self.tables.iter().map(|(_, offset)| *offset);
+        let numbers = places.chain(tables).chain([self.weights, VERSION.into()]);
         facts.extend(numbers.flat_map(u64::to_le_bytes));
         Ok(Digest::of(&facts))
     }

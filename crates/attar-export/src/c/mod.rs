@@ -14,6 +14,7 @@ use std::{
     path::Path,
 };
 
+use attar_compile::{Index, Pooled, Pooling};
 use attar_graph::Graph;
 use attar_model::Tokenizer;
 use attar_tensor::{Digest, write_atomically};
@@ -22,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use compiled::files as compiled_files;
-use compiled::{Compiled, EMBEDDING, memory_name};
+use compiled::{Compiled, memory_name};
 use layout::Layout;
 
 use crate::{
@@ -58,17 +59,19 @@ pub struct C {
 }
 
 /// Files that are the same for every model.
-const RUNTIME: [(&str, &str); 8] = [
+const RUNTIME: [(&str, &str); 7] = [
     ("attar_api.c", include_str!("runtime/attar_api.c")),
     ("attar_port.c", include_str!("runtime/attar_port.c")),
     ("attar_port.h", include_str!("runtime/attar_port.h")),
     ("attar_port_check.c", include_str!("runtime/attar_port_check.c")),
     ("attar_runtime.c", include_str!("runtime/attar_runtime.c")),
     ("attar_runtime.h", include_str!("runtime/attar_runtime.h")),
-    ("main.c", include_str!("runtime/main.c")),
     ("Makefile", include_str!("runtime/Makefile")),
 ];
 
+/// Examples.
+const DECODER: &str = include_str!("runtime/main.c");
+const ENCODER: &str = include_str!("runtime/encode.c");
 const API: &str = include_str!("runtime/attar_api.h");
 const HEADER: &str = "attar_model.h";
 const MODEL: &str = "attar_model.c";
@@ -133,10 +136,11 @@ impl C {
         put(HEADER, &model_header(&compiled, &layout, &header, texts.is_some())?)?;
         put(MODEL, &tables::model(&compiled, &layout)?)?;
         if let Some(texts) = &texts {
-            put(TOKENS, &tables::tokens(texts, compiled.vocabulary as usize))?;
+            put(TOKENS, &tables::tokens(texts, compiled.vocabulary() as usize))?;
         }
         let sources = texts.as_ref().map_or(SOURCES.to_owned(), |_| format!("{SOURCES} {TOKENS}"));
-        for (name, text) in RUNTIME {
+        let example = if compiled.encoder { ("main.c", ENCODER) } else { ("main.c", DECODER) };
+        for (name, text) in RUNTIME.into_iter().chain([example]) {
             let text = text.replace("WEIGHTS ?= attar_weights.S", &format!("WEIGHTS ?= {}", self.weights.file()));
             put(name, &text.replace(SOURCES, &sources))?;
         }
@@ -150,7 +154,7 @@ impl C {
         let mut names: Vec<&str> = RUNTIME
             .iter()
             .map(|(name, _)| *name)
-            .chain([HEADER, MODEL, BINARY, self.weights.file()])
+            .chain([HEADER, MODEL, BINARY, "main.c", self.weights.file()])
             .chain(texts.map(|_| TOKENS))
             .collect();
         names.sort_unstable();
@@ -159,7 +163,10 @@ impl C {
             options: self.options(),
             files: kit::files(folder, &names, &beside(files, compiled.positions)?)?,
             inputs: vec![port("tokens", &["count"], "u32")],
-            outputs: vec![port("logits", &[&compiled.vocabulary.to_string()], "i16")],
+            outputs: vec![match compiled.encoder {
+                true => port("sentence_embedding", &[&compiled.width.to_string()], "i32"),
+                false => port("logits", &[&compiled.vocabulary().to_string()], "i16"),
+            }],
             totals: totals(&compiled),
             not_quantized: Vec::new(),
             notes: compiled.notes(),
@@ -189,11 +196,18 @@ impl C {
             }
             weights += tensor.rows * tensor.columns;
         }
-        let table = compiled.vocabulary * compiled.width * 2;
-        for at in (0..table).step_by(1 << 20) {
-            let length = (table - at).min(1 << 20);
-            if read(layout.embedding + at, length)? != compiled.bytes(EMBEDDING, at, length)? {
-                return Err(Error::unexpected(folder, "the rows of tokens".into(), "other bytes", "those of the model"));
+        for (of, rows) in &compiled.tables {
+            let (bytes, start) = (2 * rows * compiled.width, layout.table(*of));
+            for at in (0..bytes).step_by(1 << 20) {
+                let length = (bytes - at).min(1 << 20);
+                if read(start + at, length)? != compiled.bytes(of.file(), at, length)? {
+                    return Err(Error::unexpected(
+                        folder,
+                        format!("the rows of `{}`", of.file()),
+                        "other bytes",
+                        "those of the model",
+                    ));
+                }
             }
         }
         Ok(weights)
@@ -295,8 +309,8 @@ fn prefix(digest: &Digest) -> [u8; PREFIX] {
 fn weights(compiled: &Compiled, layout: &Layout, prefix: &[u8], folder: &Path, progress: Progress<'_>) -> Result<()> {
     let path = folder.join(BINARY);
     let parts = layout.parts.iter().map(|part| (memory_name(part.space), part.from, part.to, part.offset));
-    let table = (EMBEDDING, 0, 2 * compiled.vocabulary * compiled.width, layout.embedding);
-    let all: Vec<(&str, u64, u64, u64)> = parts.chain([table]).collect();
+    let tables = compiled.tables.iter().map(|(of, rows)| (of.file(), 0, 2 * rows * compiled.width, layout.table(*of)));
+    let all: Vec<(&str, u64, u64, u64)> = parts.chain(tables).collect();
     write_atomically(&path, |to| -> Result<()> {
         let mut put = |bytes: &[u8]| to.write_all(bytes).map_err(Error::io("write", &path));
         put(prefix)?;
@@ -349,15 +363,23 @@ fn model_header(compiled: &Compiled, layout: &Layout, prefix: &[u8; PREFIX], tex
         words(&compiled.device),
         runs.join(", ")
     );
+    let (pooled, normalized) =
+        compiled.pooling.map_or((0, false), |Pooling { of, normalized }| (1 + u64::from(of == Pooled::First), normalized));
     let numbers = [
-        ("VOCABULARY", compiled.vocabulary, "tokens"),
+        ("VOCABULARY", compiled.vocabulary(), "tokens"),
         ("POSITIONS", compiled.positions, "tokens that can be read"),
         ("WIDTH", compiled.width, "numbers of a token's row"),
         ("ALIGN", layout.align, "of arenas and weights"),
         ("SRAM_BYTES", layout.sram, "on-chip memory"),
         ("DRAM_BYTES", layout.dram, "caches and what passes between kernels"),
         ("WEIGHTS_BYTES", layout.weights, "read only"),
-        ("EMBEDDING", layout.embedding, "where the rows of tokens begin"),
+        ("EMBEDDING", layout.table(Index::Token), "where the rows of tokens begin"),
+        ("POSITION_EMBEDDING", layout.table(Index::Position), "the same of positions, which are added; 0 if there are none"),
+        ("TOKEN_TYPE_EMBEDDING", layout.table(Index::TokenType), "the same of types of tokens"),
+        ("TOKEN_TYPES", compiled.rows(Index::TokenType).unwrap_or(0), "how many"),
+        ("ENCODER", compiled.encoder.into(), "1 if it reads whole texts: attar_encode"),
+        ("POOLING", pooled, "rows that attar_pooled adds up: 1 all of them, 2 the first; 0 if the model has no such thing"),
+        ("NORMALIZED", normalized.into(), "1 if the model brings the result to length 1"),
         ("HEADER", PREFIX as u64, "bytes that say which weights these are"),
         ("VERIFY", compiled.verified(), "tokens that attar_verify reads at once; 0 if there is no plan of that"),
         ("PLANS", compiled.runs.len() as u64, "runs"),
@@ -368,7 +390,8 @@ fn model_header(compiled: &Compiled, layout: &Layout, prefix: &[u8; PREFIX], tex
     for (name, number, what) in numbers {
         writeln!(text, "#define ATTAR_{name} {number}u /* {what} */").expect("strings grow");
     }
-    writeln!(text, "#define ATTAR_LOGITS_STEP {:e}f", compiled.logits as f32).expect("strings grow");
+    let what = if compiled.encoder { "ROWS" } else { "LOGITS" };
+    writeln!(text, "#define ATTAR_{what}_STEP {:e}f", compiled.logits as f32).expect("strings grow");
     writeln!(text, "#define ATTAR_WEIGHTS_HEADER {{{}}}", bytes.join(", ")).expect("strings grow");
     if texts {
         text += "#define ATTAR_TEXTS 1 /* attar_tokens.c has what tokens stand for */\n";

@@ -151,7 +151,10 @@ fn calls(run: &Run, name: &str, gates: &mut Gates) -> String {
         let mut constants = Vec::new();
         for (index, constant) in call.constants.iter().enumerate() {
             constants.push(match constant {
-                Constant::Norm { epsilon, gain_shift } => format!("{{.epsilon = {epsilon}u, .gain_shift = {gain_shift}}}"),
+                Constant::Norm { epsilon, gain_shift, centered } => {
+                    let centered = u8::from(*centered);
+                    format!("{{.epsilon = {epsilon}u, .gain_shift = {gain_shift}, .centered = {centered}}}")
+                }
                 Constant::Rescale(by) => format!("{{.rescale = {}}}", rescale(by)),
                 Constant::Gate { table, rescale: by } => {
                     format!("{{.rescale = {}, .gate = {}}}", rescale(by), gates.name(table))

@@ -301,6 +301,11 @@ impl Op {
         }
     }
 
+    /// Whether it is an activation of one number: what stands between the linear layers of an MLP.
+    pub fn is_activation(&self) -> bool {
+        matches!(self, Op::Silu | Op::Gelu | Op::GeluTanh)
+    }
+
     /// Evaluates all its results and counts what it multiplies.
     pub(crate) fn perform(&self, operands: &[Operand<'_>], facts: &[&Fact], context: &mut Context<'_>) -> Result<Vec<Tensor>> {
         let def = self.def();

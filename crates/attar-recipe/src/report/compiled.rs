@@ -130,6 +130,7 @@ impl Finding for CompilationReport {
         vec![
             ("Compiled (predicted)", table(found)),
             ("Integers of the compiled model", quality_table(found)),
+            ("Integers of the compiled encoder", embedding_table(found)),
             ("Pareto front (predicted)", front_table(found)),
         ]
     }
@@ -148,7 +149,8 @@ impl Finding for CompilationReport {
 
     fn prediction(&self) -> Option<Prediction> {
         let decode = self.phases.iter().find(|phase| phase.name == "decode");
-        let prefill: Vec<&PhaseReport> = self.phases.iter().filter(|phase| phase.name.starts_with("prefill")).collect();
+        let reads = |phase: &&PhaseReport| phase.name.starts_with("prefill") || phase.name == "encode";
+        let prefill: Vec<&PhaseReport> = self.phases.iter().filter(reads).collect();
         let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
         let shared = || prefill.iter().map(|phase| phase.energy).sum::<f64>() / tokens.max(1) as f64;
         let rest = |phase: &PhaseReport, of: usize, name: &str| phase.assumed[of].then(|| name.to_owned());
@@ -162,8 +164,8 @@ impl Finding for CompilationReport {
             peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max(),
             dram_bytes: Some(prefill.iter().map(|phase| phase.dram_bytes).sum()),
             energy_per_token: Some(decode.map_or_else(shared, |phase| phase.energy)),
-            kl: self.quality.map(|quality| quality.kl),
-            perplexity_ratio: self.quality.map(|quality| quality.perplexity_ratio),
+            kl: self.quality.and_then(|quality| quality.kl),
+            perplexity_ratio: self.quality.and_then(|quality| quality.perplexity_ratio),
             snr: self.quality.map(|quality| quality.snr_db),
             tokens: self.quality.map(|quality| quality.tokens),
             ..Prediction::default()
@@ -189,8 +191,12 @@ const HEAD: &[&str] =
 /// `prefill: 64 tokens, empty cache`; `decode: 1 token, 64 in the cache`.
 fn phase_title(phase: &PhaseReport) -> String {
     let tokens = if phase.rows == 1 { "1 token".into() } else { format!("{} tokens", phase.rows) };
-    let cache = if phase.past == 0 { "empty cache".into() } else { format!("{} in the cache", phase.past) };
-    format!("{}: {tokens}, {cache}", phase.name)
+    let cache = match phase.past {
+        _ if phase.name == "encode" => String::new(),
+        0 => ", empty cache".into(),
+        past => format!(", {past} in the cache"),
+    };
+    format!("{}: {tokens}{cache}", phase.name)
 }
 
 fn phase_row(device: &str, phase: &PhaseReport) -> Vec<String> {
@@ -224,22 +230,32 @@ fn head_row(device: &str, name: &str, proof: &ProofReport) -> Vec<String> {
 
 /// The integers beside float activations: all blocks and the head.
 fn quality_table(variants: &Found<'_, CompilationReport>) -> Table {
-    let rows = |compilation: &CompilationReport| {
-        let row = |quality: &Quality| {
-            vec![
-                compilation.device.clone(),
-                quality.tokens.to_string(),
-                format!("{:.4}", quality.kl),
-                format!("{:.4}", quality.perplexity_ratio),
-                format!("{:.1}", quality.snr_db),
-            ]
-        };
-        compilation.quality.iter().map(row).collect::<Vec<_>>()
+    let row = |quality: &Quality| {
+        let [kl, ratio] = [quality.kl?, quality.perplexity_ratio?].map(|x| format!("{x:.4}"));
+        Some(vec![quality.tokens.to_string(), kl, ratio, format!("{:.1}", quality.snr_db)])
     };
-    Table { head: QUALITY_HEAD, rows: rows_of(variants.iter().copied(), rows) }
+    Table { head: QUALITY_HEAD, rows: quality_rows(variants, row) }
 }
 
 const QUALITY_HEAD: &[&str] = &["variant", "device", "tokens", "KL from float activations", "perplexity ratio", "logits' SNR dB"];
+
+/// The same of encoders, which have no logits.
+fn embedding_table(variants: &Found<'_, CompilationReport>) -> Table {
+    let row = |quality: &Quality| {
+        Some(vec![quality.tokens.to_string(), format!("{:.5}", quality.cosine?), format!("{:.1}", quality.snr_db)])
+    };
+    Table { head: EMBEDDING_HEAD, rows: quality_rows(variants, row) }
+}
+
+const EMBEDDING_HEAD: &[&str] = &["variant", "device", "tokens", "mean cosine to float activations", "rows' SNR dB"];
+
+fn quality_rows(variants: &Found<'_, CompilationReport>, row: impl Fn(&Quality) -> Option<Vec<String>>) -> Vec<Vec<String>> {
+    let rows = |compilation: &CompilationReport| {
+        let row = compilation.quality.as_ref().and_then(&row);
+        row.map(|row| std::iter::once(compilation.device.clone()).chain(row).collect()).into_iter().collect::<Vec<Vec<String>>>()
+    };
+    rows_of(variants.iter().copied(), rows)
+}
 
 /// Goals and sizes of chunks on the Pareto front: one row each.
 fn front_table(variants: &Found<'_, CompilationReport>) -> Table {

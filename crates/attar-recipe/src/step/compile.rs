@@ -38,7 +38,7 @@ pub(super) static COMPILE: StepKind = StepKind {
     examples: &[],
     looks_inside: true,
     trains: false,
-    needs_tokens: true,
+    needs_tokens: false,
     predicts: true,
 };
 
@@ -291,11 +291,14 @@ fn memories(
         }
         found.push((name, digest));
     }
-    if let Some(embedding) = &compiled.embedding {
-        session.observer.stage("write embedding.bin", 0);
+    for (embedding, table) in
+        compiled.embedding.iter().flat_map(|embedding| embedding.tables.iter().map(move |table| (embedding, table)))
+    {
+        let name = table.of.file();
+        session.observer.stage(&format!("write {name}"), 0);
         session.check_interrupt()?;
-        let digest = session.store.put(|to| embedding.write(source, to).map_err(Error::from))?;
-        found.push(("embedding.bin", digest));
+        let digest = session.store.put(|to| embedding.write(table, source, to).map_err(Error::from))?;
+        found.push((name, digest));
     }
     Ok(found)
 }

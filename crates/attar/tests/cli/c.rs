@@ -10,7 +10,7 @@ use std::{
 };
 
 use attar_compile::{
-    Data, Manifest, Memory, Plan, TensorId,
+    Data, Index, Manifest, Memory, Plan, TensorId,
     plan::{Space, VERSION},
     program::Role,
     simulate::{Simulation, simulate},
@@ -54,10 +54,6 @@ impl Folder {
         Folder { path, manifest, plans }
     }
 
-    fn read(&self, name: &str) -> Vec<u8> {
-        fs::read(self.path.join(name)).unwrap()
-    }
-
     /// Reads a prompt: the plans of most tokens first, and one with logits for the last.
     fn prompt(&self, state: &mut State, mut tokens: &[u32]) {
         while !tokens.is_empty() {
@@ -81,10 +77,7 @@ impl Folder {
     fn run(&self, state: &mut State, at: usize, tokens: &[u32], head: bool) {
         let plan = self.plans[at].at(state.position);
         let mut memory = self.memory(&plan);
-        let table = self.read("embedding.bin");
-        let width = self.manifest.width as usize;
-        let code = |at: usize| i32::from(i16::from_le_bytes([table[2 * at], table[2 * at + 1]]));
-        let input = tokens.iter().flat_map(|token| (0..width).map(|at| *token as usize * width + at)).map(code).collect();
+        let input = self.first_values(tokens, state.position as usize);
         let ids = |role: Role| (0..).zip(&plan.tensors).filter(move |(_, tensor)| tensor.role == role);
         memory.set(TensorId(ids(Role::Input).next().unwrap().0), Data::Numbers(input));
         for (id, tensor) in ids(Role::State) {
@@ -106,6 +99,41 @@ impl Folder {
             let logits = memory.get(TensorId(ids(Role::Output).next().unwrap().0)).numbers();
             state.logits = logits[logits.len() - self.manifest.vocabulary.unwrap() as usize..].to_vec();
         }
+    }
+
+    /// Rows of tokens, with those of their positions from `first` on and of the first type of tokens where there are such.
+    fn first_values(&self, tokens: &[u32], first: usize) -> Vec<i32> {
+        let width = self.manifest.width as usize;
+        let row = |of: Index, row: usize| {
+            let Ok(table) = fs::read(self.path.join(of.file())) else { return vec![0; width] };
+            let bytes = &table[2 * row * width..][..2 * width];
+            bytes.chunks(2).map(|pair| i32::from(i16::from_le_bytes([pair[0], pair[1]]))).collect()
+        };
+        let add = |sum: Vec<i32>, other: Vec<i32>| sum.iter().zip(other).map(|(a, b)| (a + b).clamp(-32768, 32767)).collect();
+        let values = |(at, token): (usize, &u32)| {
+            let placed: Vec<i32> = add(row(Index::Token, *token as usize), row(Index::Position, first + at));
+            add(placed, row(Index::TokenType, 0))
+        };
+        tokens.iter().enumerate().flat_map(values).collect()
+    }
+
+    /// The rows of an encoder for a text.
+    fn encode(&self, tokens: &[u32], moved: &mut [u64; 3]) -> Vec<i32> {
+        let plan = self.plans[0].at(tokens.len() as u64);
+        let mut memory = self.memory(&plan);
+        let ids = |role: Role| TensorId((0..).zip(&plan.tensors).find(|(_, tensor)| tensor.role == role).unwrap().0);
+        // Rows behind the text hold its first token again.
+        let rows = self.manifest.positions as usize;
+        let mut input = self.first_values(tokens, 0);
+        let first = input[..self.manifest.width as usize].to_vec();
+        (tokens.len()..rows).for_each(|_| input.extend(&first));
+        memory.set(ids(Role::Input), Data::Numbers(input));
+        let Simulation { calls, .. } = simulate(&plan, &plan.rates, &mut memory).unwrap();
+        for call in calls {
+            let counts = [call.read[0], call.read[1], call.written];
+            moved.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+        memory.get(ids(Role::Output)).numbers()[..tokens.len() * first.len()].to_vec()
     }
 
     fn memory(&self, plan: &Plan) -> Memory {
@@ -279,9 +307,15 @@ fn proven(room: &Room) {
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
     let folder = Folder::open(room.path("out/compiled"));
     read_by_python(&folder);
-    let exported = room.path("out/c");
     let count = PROMPTS.iter().filter(|prompt| !prompt.is_empty()).count();
     let vocabulary = folder.manifest.vocabulary.unwrap() as usize;
+    let exported = room.path("out/c");
+    compare(room, "dump.c", &|written, what| same(&folder, &exported, &Dump::of(written, count, vocabulary), what));
+}
+
+/// Builds `main` with the export of a room by every compiler that is here and for the board, and shows what each program writes.
+fn compare(room: &Room, main: &str, show: &dyn Fn(&[u8], &str)) {
+    let exported = room.path("out/c");
     room.write("script.h", &script());
     let sanitized = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
     let native: [(&str, &[&str], &str); 4] = [
@@ -297,15 +331,14 @@ fn proven(room: &Room) {
             continue;
         }
         let (program, what) = (room.path("dump"), format!("{compiler} {}", flags.join(" ")));
-        build(compiler, flags, &exported, port, ["dump.c", "host.c"], &program);
+        build(compiler, flags, &exported, port, [main, "host.c"], &program);
         let output = Command::new(&program).output().unwrap();
         assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stderr));
-        same(&folder, &exported, &Dump::of(&output.stdout, count, vocabulary), &what);
+        show(&output.stdout, &what);
     }
-    if !on_board(room, &exported, "dump.c") {
-        return;
+    if on_board(room, &exported, main) {
+        show(&fs::read(room.path("board.out")).unwrap(), "Cortex-M55");
     }
-    same(&folder, &exported, &Dump::of(&fs::read(room.path("board.out")).unwrap(), count, vocabulary), "Cortex-M55");
 }
 
 #[test]
@@ -465,6 +498,54 @@ fn proven_and_near(room: &Room, model: &str) {
     proven(room);
     let gate = &room.json("out/report.json")["gates"][0];
     assert_eq!(gate["status"], "passed", "{model}: {gate}");
+}
+
+/// Norms of what differs from the mean, positions in a table, an activation without a gate (GPT-2); norms of what layers add, a gate by GELU (Gemma 3).
+#[test]
+fn other_decoders_become_c_too() {
+    for model in ["gpt2", "gemma3"] {
+        let room = Room::new();
+        tiny(&room, model);
+        proven_and_near(&room, model);
+    }
+}
+
+/// An encoder reads texts of any length up to that of its plan: its rows are those of the simulator, and its embeddings near those of floats. The
+/// engine that runs it is measured like others.
+#[test]
+fn an_encoder_becomes_c_too() {
+    let room = Room::new();
+    tiny(&room, "bert");
+    fs::create_dir_all(room.path("bert/1_Pooling")).unwrap();
+    fs::copy(root().join("testdata/models/tiny-bert/1_Pooling/config.json"), room.path("bert/1_Pooling/config.json")).unwrap();
+    let quantize = "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\ngroup = \"row\"\n\n";
+    let activations = "[[step]]\nkind = \"activations\"\nmode = \"static\"\nbits = 16\n\n";
+    let compile = "[[step]]\nkind = \"compile\"\nset = [\"sram=16KiB\"]\nseq = 40\n";
+    let rest = "\n[[gate]]\nmetric = \"device/snr\"\nat_least = 30\n\n[[export]]\ntarget = \"c\"\n";
+    let text = recipe(&[quantize, activations, compile, rest]);
+    room.write("recipe.toml", &text.replace("testdata/models/shakespeare-1m", "bert").replace("length = 96", "length = 32"));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let report = room.json("out/report.json");
+    let compiled = &report["variants"][0]["compilations"][0];
+    assert_eq!(compiled["phases"][0]["name"], "encode");
+    assert_eq!(compiled["phases"][0]["proof"]["blocks"], 2, "{compiled}");
+    assert!(compiled["quality"]["cosine"].as_f64().is_some_and(|cosine| cosine > 0.999), "{compiled}");
+    let folder = Folder::open(room.path("out/compiled"));
+    read_by_python(&folder);
+    let (mut wanted, mut moved) = (Vec::new(), [0; 3]);
+    for tokens in PROMPTS.iter().filter(|tokens| !tokens.is_empty()) {
+        wanted.extend(folder.encode(tokens, &mut moved));
+    }
+    compare(&room, "encode.c", &|written, what| {
+        let (rows, counts) = written.split_at(written.len() - 24);
+        let found: Vec<i32> = rows.chunks(2).map(|pair| i32::from(i16::from_le_bytes([pair[0], pair[1]]))).collect();
+        assert!(found == wanted && found.iter().any(|x| *x != 0), "{what}: rows");
+        let counts = [0, 1, 2].map(|at| u64::from_le_bytes(counts[8 * at..][..8].try_into().unwrap()));
+        assert_eq!(counts, moved, "{what}: bytes");
+    });
+    let drift = ["eval", "out/c", "--base", "bert", "--task", "embedding-drift", "--json"];
+    let told = room.attar(&drift).exits(0).stdout;
+    assert!(told.contains("cosine"), "{told}");
 }
 
 /// Heads of queries and keys that are normed before they are turned (Qwen3); and, as in Gemma 3, with a window, another base of positions and another

@@ -62,7 +62,7 @@ impl Buffers {
     fn new(tiles: &AttentionTiles, program: &Program, attention: &Attention, builder: &mut Builder) -> Buffers {
         let head = attention.head;
         let rows = tiles.tokens * attention.group();
-        let total = attention.past + program.get(attention.query).rows;
+        let total = attention.total(program.get(attention.query).rows);
         let key_bytes = (tiles.keys.min(total) * head).next_multiple_of(tiles.align);
         let states = ["keys", "values"].map(|name| match tiles.resident {
             true => builder.packed(name, Element::INT8, tiles.held(program, attention) * key_bytes),
@@ -108,8 +108,8 @@ impl<'a> Nest<'a> {
 
     /// All keys and values of a head that some row sees.
     fn load_all(&self) -> Statement {
-        let Attention { past, window, .. } = *self.attention;
-        let extent = Extent::AllKeys { rows: self.rows, past, window };
+        let Attention { past, mask, .. } = *self.attention;
+        let extent = Extent::AllKeys { rows: self.rows, past, mask };
         Statement::Loop { variable: KEYS, extent, tile: self.tiles.keys, tiles: [0, u64::MAX], body: self.load_states() }
     }
 
@@ -169,18 +169,18 @@ impl<'a> Nest<'a> {
 
     /// The loop over the keys that the rows of a block see.
     fn keys(&self, query: View) -> Statement {
-        let Attention { head, past, window, weight_bits, .. } = *self.attention;
+        let Attention { head, past, mask, weight_bits, .. } = *self.attention;
         let resident = self.tiles.resident;
         let mut body = if resident { Vec::new() } else { self.load_states() };
         let [key, value] = self.states();
         body.extend(self.buffers.states.into_iter().zip([key, value]).map(|(buffer, view)| wait(buffer, view.region)));
-        let attend = Attend { head, past, window, weight_bits, constant: self.constants[0], first: Some(KEYS) };
+        let attend = Attend { head, past, mask, weight_bits, constant: self.constants[0], first: Some(KEYS) };
         let [sums, softmax] = self.accumulators();
         body.push(compute(Compute::Attend { query, key, value, sums, softmax, attend }));
         if !resident {
             body.extend(self.buffers.states.map(release));
         }
-        let extent = Extent::Keys { rows: ROWS, past, window };
+        let extent = Extent::Keys { rows: ROWS, past, mask };
         Statement::Loop { variable: KEYS, extent, tile: self.tiles.keys, tiles: [0, u64::MAX], body }
     }
 }

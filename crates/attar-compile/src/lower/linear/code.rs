@@ -150,12 +150,14 @@ impl Extra {
                 let buffer = (!tiles.on_chip[2]).then(|| builder.ring("residual", element, slots, bytes));
                 Some(Extra { operand, buffer, whole_rows: None, first: First::default() })
             }
-            Epilogue::Rotary { table, position, .. } => {
+            Epilogue::Rotary { table: Some(table), position, .. } => {
                 let (operand, tensor) = (builder.operand(*table), program.get(*table));
                 let buffer = Some(builder.ring("table", tensor.element, slots, bytes));
                 Some(Extra { operand, buffer, whole_rows: Some(tensor.columns), first: First { row: *position, position: true } })
             }
-            Epilogue::Rescale | Epilogue::Gated { .. } => None,
+            Epilogue::Rescale | Epilogue::Activated { .. } | Epilogue::Rotary { table: None, .. } | Epilogue::Gated { .. } => {
+                None
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! The program is integers from end to end, so every compiler and every processor gives the same logits. It runs on one thread.
 
+mod encoder;
+
 use std::{
     ffi::CString,
     fs, io,
@@ -27,7 +29,7 @@ pub(super) static ENGINE: Engine = Engine {
     opens: &[Opens { target: "c", file: "attar_model.h" }],
     modes: &[Mode::Default],
     devices: &["CPU"],
-    worker: Worker::Library(|load| Ok(Box::new(Compiled::open(load)?))),
+    worker: Worker::Library(|load| Ok(open(load)?)),
 };
 
 /// What is compiled of an artifact; `attar_port.c` copies where a device has DMA.
@@ -66,8 +68,10 @@ enum Error {
     NoPlan { tokens: u64, position: u64 },
     #[error("the program returned the status {0}, which this version does not know")]
     Status(i32),
-    #[error("the model's outputs are `logits`, not `{0}`")]
-    Output(String),
+    #[error("the model's output is `{wanted}`, not `{found}`")]
+    Output { wanted: &'static str, found: String },
+    #[error("the model's rows are not pooled, so that it has no `sentence_embedding`")]
+    NoPooling,
     #[error("rows {rows:?} were asked for, {fed} tokens were fed")]
     Rows { rows: Range<usize>, fed: usize },
     #[error("{length} tokens should stay of {have}")]
@@ -78,6 +82,63 @@ type Read = unsafe extern "C" fn(*const u32, usize, *mut u64) -> i32;
 type Rewind = unsafe extern "C" fn(u32);
 type Logits = unsafe extern "C" fn() -> *const i16;
 type LogitsOf = unsafe extern "C" fn(usize) -> *const i16;
+
+/// What a model that predicts tokens makes.
+const LOGITS: &str = "logits";
+
+/// The library of an artifact, whose weights are loaded.
+fn open(load: &Load) -> Result<Box<dyn Session>, Error> {
+    if !ENGINE.devices.contains(&load.device.as_str()) {
+        return Err(Error::Device(load.device.clone()));
+    }
+    // A name that begins with a dash would be an option of the compiler.
+    let model = std::path::absolute(&load.model)?;
+    let folder = model.parent().unwrap_or(Path::new("/"));
+    let library = compiled(&load.library, folder)?;
+    let weights = folder.join(WEIGHTS);
+    let path = CString::new(weights.as_os_str().as_bytes()).map_err(io::Error::from)?;
+    // SAFETY: the signatures are those of `shim.c`, which was compiled into the library just now; the path ends with a zero.
+    let (status, width) = unsafe {
+        let open = library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i32>("attar_engine_open")?;
+        let width = library.get::<unsafe extern "C" fn() -> u64>("attar_engine_width")?;
+        (open(path.as_ptr()), width() as usize)
+    };
+    let path = weights.display().to_string();
+    let problem = match status {
+        0 => None,
+        -1 => Some("cannot be read"),
+        -2 => Some("has another size than the program's weights"),
+        OTHER_WEIGHTS => Some("holds the weights of another program"),
+        other => return Err(Error::Status(other)),
+    };
+    match problem {
+        Some(problem) => Err(Error::Weights { path, problem: problem.into() }),
+        None if width > 0 => Ok(Box::new(encoder::Encoder::of(library, width)?)),
+        None => Ok(Box::new(Compiled::of(library)?)),
+    }
+}
+
+/// Tokens that it knows, tokens that it reads, and the value of a step of what it makes.
+fn sizes(library: &Library) -> Result<(usize, u64, f32), Error> {
+    let (mut vocabulary, mut positions, mut step) = (0, 0, 0.0);
+    // SAFETY: the signature is that of `shim.c`.
+    unsafe {
+        let sizes = library.get::<unsafe extern "C" fn(*mut u64, *mut u64, *mut f32)>("attar_engine_sizes")?;
+        sizes(&raw mut vocabulary, &raw mut positions, &raw mut step);
+    }
+    Ok((vocabulary as usize, positions, step))
+}
+
+/// What a status of the program means; `about` are the two numbers that come with it, and `tokens` all that it should hold.
+fn check(status: i32, [wanted, found]: [u64; 2], (tokens, positions): (usize, u64)) -> Result<(), Error> {
+    match status {
+        0 => Ok(()),
+        NO_TOKEN => Err(Error::NoToken { wanted, found }),
+        NO_ROOM => Err(Error::NoRoom { tokens, positions }),
+        NO_PLAN => Err(Error::NoPlan { tokens: found, position: wanted }),
+        other => Err(Error::Status(other)),
+    }
+}
 
 /// A compiled model, loaded. Its state is static, so that there is one at a time of each library.
 struct Compiled {
@@ -102,42 +163,16 @@ struct Compiled {
 }
 
 impl Compiled {
-    fn open(load: &Load) -> Result<Compiled, Error> {
-        if !ENGINE.devices.contains(&load.device.as_str()) {
-            return Err(Error::Device(load.device.clone()));
-        }
-        // A name that begins with a dash would be an option of the compiler.
-        let model = std::path::absolute(&load.model)?;
-        let folder = model.parent().unwrap_or(Path::new("/"));
-        let library = compiled(&load.library, folder)?;
-        let weights = folder.join(WEIGHTS);
-        let path = CString::new(weights.as_os_str().as_bytes()).map_err(io::Error::from)?;
-        let (mut vocabulary, mut positions, mut step) = (0, 0, 0.0);
-        // SAFETY: the signatures are those of `shim.c`, which was compiled into the library just now; the path ends with a zero.
-        let (status, read, rewind, logits, verify) = unsafe {
-            let open = library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> i32>("attar_engine_open")?;
-            let status = open(path.as_ptr());
-            let sizes = library.get::<unsafe extern "C" fn(*mut u64, *mut u64, *mut f32)>("attar_engine_sizes")?;
-            sizes(&raw mut vocabulary, &raw mut positions, &raw mut step);
-            let read = *library.get::<Read>("attar_engine_read")?;
-            let rewind = *library.get::<Rewind>("attar_engine_rewind")?;
+    fn of(library: Library) -> Result<Compiled, Error> {
+        let (vocabulary, positions, step) = sizes(&library)?;
+        // SAFETY: the signatures are those of `shim.c`.
+        let (read, rewind, logits, verify) = unsafe {
             let most = library.get::<unsafe extern "C" fn() -> u64>("attar_engine_verifies")?() as usize;
             let verify =
                 (most, *library.get::<Read>("attar_engine_verify")?, *library.get::<LogitsOf>("attar_engine_logits_of")?);
-            (status, read, rewind, *library.get::<Logits>("attar_engine_logits")?, verify)
+            let rewind = *library.get::<Rewind>("attar_engine_rewind")?;
+            (*library.get::<Read>("attar_engine_read")?, rewind, *library.get::<Logits>("attar_engine_logits")?, verify)
         };
-        let path = weights.display().to_string();
-        let problem = match status {
-            0 => None,
-            -1 => Some("cannot be read"),
-            -2 => Some("has another size than the program's weights"),
-            OTHER_WEIGHTS => Some("holds the weights of another program"),
-            other => return Err(Error::Status(other)),
-        };
-        if let Some(problem) = problem {
-            return Err(Error::Weights { path, problem: problem.into() });
-        }
-        let vocabulary = vocabulary as usize;
         let none = (Vec::new(), Vec::new());
         Ok(Compiled {
             read,
@@ -167,14 +202,8 @@ impl Compiled {
         let mut about = [0; 2];
         // SAFETY: pointer and length are those of one slice; `about` has room for two numbers.
         let status = unsafe { read(tokens.as_ptr(), tokens.len(), about.as_mut_ptr()) };
-        let [wanted, found] = about;
-        match status {
-            0 => self.done = to,
-            NO_TOKEN => return Err(Error::NoToken { wanted, found }),
-            NO_ROOM => return Err(Error::NoRoom { tokens: self.before + self.fed.len(), positions: self.positions }),
-            NO_PLAN => return Err(Error::NoPlan { tokens: found, position: wanted }),
-            other => return Err(Error::Status(other)),
-        }
+        check(status, about, (self.before + self.fed.len(), self.positions))?;
+        self.done = to;
         Ok(())
     }
 
@@ -211,8 +240,8 @@ impl Compiled {
     }
 
     fn part(&mut self, output: &str, rows: Range<usize>) -> Result<(&[f32], usize), Error> {
-        if output != "logits" {
-            return Err(Error::Output(output.into()));
+        if output != LOGITS {
+            return Err(Error::Output { wanted: LOGITS, found: output.into() });
         }
         if rows.start > rows.end || rows.end > self.fed.len() {
             return Err(Error::Rows { rows, fed: self.fed.len() });
@@ -239,7 +268,7 @@ const NO_PLAN: i32 = 7;
 
 impl Session for Compiled {
     fn outputs(&self) -> Vec<String> {
-        vec!["logits".into()]
+        vec![LOGITS.into()]
     }
 
     fn feed(&mut self, tokens: &[u32], afresh: bool) -> Result<(), Failure> {

@@ -33,7 +33,45 @@ void attar_engine_sizes(uint64_t *vocabulary, uint64_t *positions, float *step)
 {
     *vocabulary = ATTAR_VOCABULARY;
     *positions = ATTAR_POSITIONS;
+#if ATTAR_ENCODER
+    *step = ATTAR_ROWS_STEP;
+#else
     *step = ATTAR_LOGITS_STEP;
+#endif
+}
+
+#if ATTAR_ENCODER
+uint64_t attar_engine_width(void)
+{
+    return ATTAR_WIDTH;
+}
+
+/* How rows become one, and whether that is brought to length 1. */
+void attar_engine_pooling(uint64_t *rows, uint64_t *normalized)
+{
+    *rows = ATTAR_POOLING;
+    *normalized = ATTAR_NORMALIZED;
+}
+
+/* Reads a text and makes its embedding. The status, and the two numbers that it is about. */
+int attar_engine_encode(const uint32_t *tokens, size_t count, int32_t *embedding, uint64_t *about)
+{
+    attar_status status = attar_encode(&model, tokens, 0, count);
+#if ATTAR_POOLING
+    if (status == ATTAR_OK)
+        attar_pooled(&model, embedding);
+#else
+    (void)embedding;
+#endif
+    about[0] = model.wanted;
+    about[1] = model.found;
+    return (int)status;
+}
+#else
+/* Numbers of an embedding; 0 of a model that predicts tokens. */
+uint64_t attar_engine_width(void)
+{
+    return 0;
 }
 
 /* The status, and the two numbers that it is about. */
@@ -84,3 +122,4 @@ const int16_t *attar_engine_logits(void)
 {
     return attar_logits(&model);
 }
+#endif

@@ -40,6 +40,7 @@ attar_status attar_init(attar *model, void *sram, size_t sram_bytes, void *dram,
     return ATTAR_OK;
 }
 
+#if !ATTAR_ENCODER
 /* The plan of most tokens, of which the last run computes logits. */
 static const attar_plan *plan_for(const attar *model, size_t left)
 {
@@ -54,14 +55,86 @@ static const attar_plan *plan_for(const attar *model, size_t left)
     return best;
 }
 
-/* Reads `count` tokens; the plan's other rows hold the first token again, and nothing reads what they make. */
+#endif
+
+#if ATTAR_POSITION_EMBEDDING || ATTAR_TOKEN_TYPE_EMBEDDING
+static void add_row(attar_i16 *to, const attar_i16 *row)
+{
+    for (uint32_t at = 0; at < ATTAR_WIDTH; at++) {
+        int32_t sum = to[at] + row[at];
+        to[at] = (int16_t)(sum > INT16_MAX ? INT16_MAX : sum < INT16_MIN ? INT16_MIN : sum);
+    }
+}
+#endif
+
+/* A row of a table of first values. */
+static const attar_i16 *row_of(const attar *model, size_t table, size_t row)
+{
+    return (const attar_i16 *)(model->run.memories[ATTAR_WEIGHTS] + table) + row * ATTAR_WIDTH;
+}
+
+/* The first values of `count` tokens; the plan's other rows hold the first token again, and nothing reads what they make. */
+static void put_tokens(attar *model, const attar_plan *plan, const uint32_t *tokens, const uint8_t *types, uint32_t count)
+{
+    attar_i16 *input = (attar_i16 *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->input].offset);
+    for (uint32_t row = 0; row < plan->rows; row++, input += ATTAR_WIDTH) {
+        uint32_t of = row < count ? row : 0;
+        const attar_i16 *values = row_of(model, ATTAR_EMBEDDING, tokens[of]);
+        for (uint32_t at = 0; at < ATTAR_WIDTH; at++)
+            input[at] = values[at];
+#if ATTAR_POSITION_EMBEDDING
+        add_row(input, row_of(model, ATTAR_POSITION_EMBEDDING, model->position + of));
+#endif
+#if ATTAR_TOKEN_TYPE_EMBEDDING
+        add_row(input, row_of(model, ATTAR_TOKEN_TYPE_EMBEDDING, types == 0 ? 0 : types[of]));
+#else
+        (void)types;
+#endif
+    }
+}
+
+#if ATTAR_ENCODER
+attar_status attar_encode(attar *model, const uint32_t *tokens, const uint8_t *types, size_t count)
+{
+    if (count == 0)
+        return refused(model, ATTAR_NO_PLAN, 0, 0);
+    if (count > ATTAR_POSITIONS)
+        return refused(model, ATTAR_NO_ROOM, ATTAR_POSITIONS, count);
+    for (size_t at = 0; at < count; at++) {
+        if (tokens[at] >= ATTAR_VOCABULARY)
+            return refused(model, ATTAR_NO_TOKEN, ATTAR_VOCABULARY, tokens[at]);
+        if (types != 0 && types[at] >= (ATTAR_TOKEN_TYPES == 0 ? 1 : ATTAR_TOKEN_TYPES))
+            return refused(model, ATTAR_NO_TOKEN, ATTAR_TOKEN_TYPES, types[at]);
+    }
+    model->position = 0;
+    put_tokens(model, &attar_plans[0], tokens, types, (uint32_t)count);
+    attar_run_plan(&model->run, &attar_plans[0], (uint32_t)count);
+    model->position = (uint32_t)count;
+    return ATTAR_OK;
+}
+
+const int16_t *attar_row(const attar *model, size_t row)
+{
+    const attar_plan *plan = &attar_plans[0];
+    return (const int16_t *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->output].offset) + row * ATTAR_WIDTH;
+}
+
+#if ATTAR_POOLING
+void attar_pooled(const attar *model, int32_t *embedding)
+{
+    for (uint32_t at = 0; at < ATTAR_WIDTH; at++)
+        embedding[at] = 0;
+    for (uint32_t row = 0; row < (ATTAR_POOLING == 2 ? 1 : model->position); row++) {
+        const attar_i16 *values = (const attar_i16 *)attar_row(model, row);
+        for (uint32_t at = 0; at < ATTAR_WIDTH; at++)
+            embedding[at] += values[at];
+    }
+}
+#endif
+#else
 static void run_tokens(attar *model, const attar_plan *plan, const uint32_t *tokens, uint32_t count)
 {
-    const attar_i16 *table = (const attar_i16 *)(model->run.memories[ATTAR_WEIGHTS] + ATTAR_EMBEDDING);
-    attar_i16 *input = (attar_i16 *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->input].offset);
-    for (uint32_t row = 0; row < plan->rows; row++)
-        for (uint32_t at = 0; at < ATTAR_WIDTH; at++)
-            input[row * ATTAR_WIDTH + at] = table[(size_t)tokens[row < count ? row : 0] * ATTAR_WIDTH + at];
+    put_tokens(model, plan, tokens, 0, count);
     attar_run_plan(&model->run, plan, model->position);
     model->position += count;
     model->verified = 0;
@@ -174,3 +247,4 @@ uint32_t attar_best(const attar *model)
 {
     return model->logits == 0 ? ATTAR_VOCABULARY : largest((const attar_i16 *)model->logits);
 }
+#endif

@@ -12,7 +12,7 @@ typedef enum {
     ATTAR_MISALIGNED,
     /* The weights are those of another model or of another export. */
     ATTAR_OTHER_WEIGHTS,
-    /* `found` is no token: there are `wanted`. */
+    /* `found` is no token, or no type of one: there are `wanted`. */
     ATTAR_NO_TOKEN,
     /* `found` tokens do not fit: there is room for `wanted`. */
     ATTAR_NO_ROOM,
@@ -28,7 +28,7 @@ typedef struct {
     uint32_t stored[ATTAR_SLOTS];
     int8_t codes[ATTAR_DEPTH];
     const int16_t *logits; /* of the last token of the last run that computes any */
-    uint32_t position;
+    uint32_t position; /* tokens that were read */
     uint32_t verified; /* tokens of the last run, if it was attar_verify */
     size_t wanted, found;
 } attar;
@@ -39,6 +39,18 @@ extern const uint8_t attar_weights[ATTAR_WEIGHTS_BYTES];
 /* Takes two arenas and the weights, and checks them. */
 attar_status attar_init(attar *model, void *sram, size_t sram_bytes, void *dram, size_t dram_bytes, const void *weights);
 
+#if ATTAR_ENCODER
+/* Reads a text of up to ATTAR_POSITIONS tokens, with special tokens if the model has any. `types` are those of its tokens; none: all are 0. */
+attar_status attar_encode(attar *model, const uint32_t *tokens, const uint8_t *types, size_t count);
+
+/* The last values of token `row` of that text, ATTAR_WIDTH numbers in steps of ATTAR_ROWS_STEP. */
+const int16_t *attar_row(const attar *model, size_t row);
+
+#if ATTAR_POOLING
+/* The text's embedding, ATTAR_WIDTH numbers: the sum of all its rows, whose direction is that of their mean, or the first (ATTAR_POOLING). */
+void attar_pooled(const attar *model, int32_t *embedding);
+#endif
+#else
 /* Reads tokens behind those that were read so far: by the largest plans that fit, the rest one by one. */
 attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count);
 
@@ -65,6 +77,7 @@ const int16_t *attar_logits(const attar *model);
 
 /* The token of the largest logit, the first of equals; ATTAR_VOCABULARY where there are none. */
 uint32_t attar_best(const attar *model);
+#endif
 
 #ifdef ATTAR_TEXTS
 /* The bytes of a token's text, and how many: a text is those of its tokens. They are read only. */

@@ -458,15 +458,31 @@ static int32_t turned(int32_t a, int32_t b, int32_t c, int32_t d)
     return (int32_t)(((int64_t)a * b + (int64_t)c * d + (1 << (ROTARY_BITS - 1))) >> ROTARY_BITS);
 }
 
+/* An entry of a table, between two neighbours. */
+static int32_t looked_up(const int16_t *table, int32_t code)
+{
+    int32_t place = code + (1 << 15), part = place & ((1 << GATE_FRACTION) - 1);
+    const int16_t *entry = table + (place >> GATE_FRACTION);
+    return entry[0] + (((entry[1] - entry[0]) * part + (1 << (GATE_FRACTION - 1))) >> GATE_FRACTION);
+}
+
+void attar_finish_activated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant)
+{
+    for (uint32_t at = 0; at < out.box.columns; at++) {
+        column by = column_of(columns, at);
+        for (uint32_t row = 0; row < out.box.rows; row++) {
+            int32_t activated = looked_up(constant->gate, saturate(rescaled(sums, narrow, row, at, &by), 16));
+            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescale(activated, constant->rescale), out.bits));
+        }
+    }
+}
+
 void attar_finish_gated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant)
 {
     for (uint32_t at = 0; at < out.box.columns; at++) {
         column gate = column_of(columns, 2 * at), up = column_of(columns, 2 * at + 1);
         for (uint32_t row = 0; row < out.box.rows; row++) {
-            int32_t place = saturate(rescaled(sums, narrow, row, 2 * at, &gate), 16) + (1 << 15);
-            const int16_t *entry = constant->gate + (place >> GATE_FRACTION);
-            int32_t part = place & ((1 << GATE_FRACTION) - 1);
-            int32_t gated = entry[0] + (((entry[1] - entry[0]) * part + (1 << (GATE_FRACTION - 1))) >> GATE_FRACTION);
+            int32_t gated = looked_up(constant->gate, saturate(rescaled(sums, narrow, row, 2 * at, &gate), 16));
             int32_t product = gated * saturate(rescaled(sums, narrow, row, 2 * at + 1, &up), 16);
             put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(rescale(product, constant->rescale), out.bits));
         }
@@ -511,7 +527,7 @@ static uint32_t length(uint64_t x)
     return bits;
 }
 
-/* (a * b + 2^(shift - 1)) >> shift, where a has 54 bits, b 31, and the shift is 30 at least. */
+/* (a * b + 2^(shift - 1)) >> shift, where a has 54 bits, b 31, and the shift is 22 at least. */
 static int64_t shifted_product(int64_t a, uint32_t b, uint32_t shift)
 {
     uint64_t low = (uint64_t)(a & 0xffffffff) * b;
@@ -552,18 +568,55 @@ static int32_t normed(int32_t x, int32_t gain, inverse_root by, uint32_t gain_sh
     return saturate(shifted_product(widened(x, gain) * (gain >> 4), by.multiplier, by.shift + gain_shift), bits);
 }
 
-void attar_norm(attar_view x, attar_view gains, attar_view out, const attar_constant *constant)
+/* Divided by a positive number, rounded down. */
+static int64_t floored(int64_t x, int64_t by)
 {
-    const attar_i32 *gain = (const attar_i32 *)gains.at;
+    return x >= 0 ? x / by : -((-x + by - 1) / by);
+}
+
+/* The mean of a row in its least step, to the nearest integer. */
+static int64_t mean_of(const attar_i16 *row, const attar_i32 *gain, uint32_t count)
+{
+    int64_t sum = 0;
+    for (uint32_t at = 0; at < count; at++)
+        sum += widened(row[at], gain[at]);
+    return floored(2 * sum + count, 2 * (int64_t)count);
+}
+
+/* `residual` has no columns where there is none. */
+static void norm_rows(attar_view x, attar_view gains, attar_view residual, attar_view out, const attar_constant *constant)
+{
+    uint32_t width = x.box.columns, bias_bits = constant->centered ? 8 : 0;
+    const attar_i32 *gain = (const attar_i32 *)gains.at, *bias = (const attar_i32 *)(gains.at + gains.stride);
+    const attar_i32 *shifts = (const attar_i32 *)(gains.at + (constant->centered ? 2 : 1) * gains.stride);
     for (uint32_t row = 0; row < x.box.rows; row++) {
         const attar_i16 *from = (const attar_i16 *)(x.at + row * x.stride);
+        int64_t mean = constant->centered ? mean_of(from, gain, width) : 0;
         uint64_t squares = constant->epsilon;
-        for (uint32_t at = 0; at < x.box.columns; at++)
-            squares = with_square(squares, widened(from[at], gain[at]));
+        for (uint32_t at = 0; at < width; at++)
+            squares = with_square(squares, widened(from[at], gain[at]) - mean);
         inverse_root by = inverse_root_of(squares);
-        for (uint32_t at = 0; at < x.box.columns; at++)
-            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, normed(from[at], gain[at], by, constant->gain_shift, out.bits));
+        for (uint32_t at = 0; at < width; at++) {
+            int64_t wide = widened(from[at], gain[at]) - mean;
+            int64_t found = shifted_product(wide * (gain[at] >> 4), by.multiplier, by.shift + constant->gain_shift - bias_bits);
+            if (constant->centered)
+                found = (found + bias[at] + 128) >> 8;
+            if (residual.box.columns != 0)
+                found = saturate(found, 32) + (int64_t)shift_down(get(residual.at + row * residual.stride + 2 * at, 16), (uint32_t)shifts[at]);
+            put(out.at + row * out.stride + at * (out.bits / 8u), out.bits, saturate(found, out.bits));
+        }
     }
+}
+
+void attar_norm(attar_view x, attar_view gains, attar_view out, const attar_constant *constant)
+{
+    attar_view none = {0};
+    norm_rows(x, gains, none, out, constant);
+}
+
+void attar_norm_add(attar_view x, attar_view gains, attar_view residual, attar_view out, const attar_constant *constant)
+{
+    norm_rows(x, gains, residual, out, constant);
 }
 
 /* A row of a head on its way from sums to int8. */
@@ -699,6 +752,7 @@ void attar_attend(attar_run *run, attar_view query, attar_view key, attar_view v
     uint32_t group = query.box.columns / head;
     for (uint32_t row = 0; row < query.box.rows; row++) {
         uint32_t before = run->past + query.box.row + row, from = attar_first_key(before, window);
+        uint32_t to = window == ATTAR_PAST ? run->past : before + 1;
         for (uint32_t member = 0; member < group; member++) {
             attar_i32 *sum = (attar_i32 *)(sums.at + row * sums.stride) + member * head;
             attar_i32 *state = (attar_i32 *)(softmax.at + row * softmax.stride) + 2 * member;
@@ -710,15 +764,9 @@ void attar_attend(attar_run *run, attar_view query, attar_view key, attar_view v
             }
             for (uint32_t at = 0; at < key.box.rows; at += RUN)
                 attend_run((const int8_t *)(query.at + row * query.stride) + member * head, key, value, at, least(RUN, key.box.rows - at),
-                           from, before + 1, head, bits, constant->rescale, sum, state, state[0] == NO_KEY);
+                           from, to, head, bits, constant->rescale, sum, state, state[0] == NO_KEY);
         }
     }
-}
-
-/* Divided by a positive number, rounded down. */
-static int64_t floored(int64_t x, int64_t by)
-{
-    return x >= 0 ? x / by : -((-x + by - 1) / by);
 }
 
 void attar_attended(attar_view sums, attar_view softmax, attar_view out, uint32_t head, const attar_constant *constant)

@@ -64,7 +64,7 @@ typedef struct {
 /* A constant of a layer: which fields are used depends on what reads it. */
 typedef struct {
     uint64_t epsilon;
-    uint32_t gain_shift;
+    uint32_t gain_shift, centered;
     attar_rescale rescale;
     const attar_range *ranges;
     const int16_t *gate;
@@ -170,8 +170,14 @@ void attar_finish_add(attar_view sums, uint32_t narrow, attar_view columns, atta
 void attar_finish_rotary(attar_view sums, uint32_t narrow, attar_view columns, attar_view table, attar_view out, uint32_t head, uint32_t rotated,
                          const attar_constant *constant);
 void attar_finish_gated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant);
+void attar_finish_activated(attar_view sums, uint32_t narrow, attar_view columns, attar_view out, const attar_constant *constant);
+/* Of the centered rows, if the constant says so. */
 void attar_norm(attar_view x, attar_view gains, attar_view out, const attar_constant *constant);
-/* `past` keys are before those of the run's first row; a row sees `window` keys, or all with 0. Weights of keys have `bits` fractional bits. */
+/* The same with a residual added. */
+void attar_norm_add(attar_view x, attar_view gains, attar_view residual, attar_view out, const attar_constant *constant);
+/* `past` keys are before those of the run's first row; a row sees `window` keys, all up to its own with 0, or with ATTAR_PAST those `past` and no
+   others. Weights of keys have `bits` fractional bits. */
+#define ATTAR_PAST UINT32_MAX
 void attar_attend(attar_run *run, attar_view query, attar_view key, attar_view value, attar_view sums, attar_view softmax, uint32_t head,
                   uint32_t window, uint32_t bits, int first, const attar_constant *constant);
 void attar_attended(attar_view sums, attar_view softmax, attar_view out, uint32_t head, const attar_constant *constant);

@@ -66,7 +66,7 @@ impl Roles {
         let body = Body(body);
         match kind {
             FusedKind::Norm => {
-                let norm = body.first(|op| matches!(op, Op::RmsNorm { .. }))?;
+                let norm = body.first(|op| matches!(op, Op::RmsNorm { .. } | Op::LayerNorm { .. }))?;
                 Some(Roles::Norm { add: body.input_of(norm, 0, |op| *op == Op::Add), norm })
             }
             FusedKind::Qkv => body.qkv(),
