@@ -53,8 +53,9 @@ fn block(builder: &mut Builder, at: usize, x: TensorId, [heads, head, inner]: [u
     builder.linear(&name("output"), out, width, weight, 6000.0, whole(middle), Epilogue::Add { residual: stream });
     let (stream, normed) = norms(builder, &name("norm again"), middle);
     let activated = builder.scratch(&name("activated"), [rows, inner], Element::INT8);
-    let table = builder.activation_table();
-    builder.linear(&name("up"), normed, inner, weight, 300.0, whole(activated), table);
+    let Epilogue::Gated { table, .. } = builder.gate() else { unreachable!("it is a gate") };
+    let activation = Epilogue::Activated { table, rescale: by(1.0 / 64.0) };
+    builder.linear(&name("up"), normed, inner, weight, 300.0, whole(activated), activation);
     let sum = builder.scratch(&name("sum"), [rows, width], Element::INT16);
     builder.linear(&name("down"), activated, width, weight, 6000.0, whole(sum), Epilogue::Add { residual: stream });
     sum
@@ -81,7 +82,7 @@ fn random_encoders_are_proven_and_read_shorter_texts() {
         let rows = random.within(1, 70) as u64;
         let [width, inner] = [0; 2].map(|_| (random.within(1, 40) as u64).next_multiple_of(weight.per.into()));
         let head = 2 * random.within(1, 8) as u64;
-        let heads = (1..4).find(|heads| heads * head % u64::from(weight.per) == 0).unwrap_or(u64::from(weight.per));
+        let heads = (1..4).find(|heads| (heads * head).is_multiple_of(weight.per.into())).unwrap_or(u64::from(weight.per));
         let mut x = builder.numbers("x", [rows, width], Element::INT16, Role::Input);
         for at in 0..2 {
             x = block(&mut builder, at, x, [heads, head, inner], weight);

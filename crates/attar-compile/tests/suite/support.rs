@@ -159,12 +159,6 @@ impl Builder {
         HeadNorm { gains, epsilon: head * 100, gain_shift: 6 }
     }
 
-    /// An activation without a gate.
-    pub(crate) fn activation_table(&mut self) -> Epilogue {
-        let Epilogue::Gated { table, .. } = self.gate() else { unreachable!("it is a gate") };
-        Epilogue::Activated { table, rescale: rescale_by(1.0 / 64.0) }
-    }
-
     pub(crate) fn gate(&mut self) -> Epilogue {
         let silu = |code: i32| {
             let x = f64::from(code - 512) / 64.0;

@@ -543,7 +543,8 @@ fn an_encoder_becomes_c_too() {
         let counts = [0, 1, 2].map(|at| u64::from_le_bytes(counts[8 * at..][..8].try_into().unwrap()));
         assert_eq!(counts, moved, "{what}: bytes");
     });
-    let drift = ["eval", "out/c", "--base", "bert", "--task", "embedding-drift", "--json"];
+    let drift =
+        ["eval", "out/c", "--baseline", "bert", "--task", "embedding-drift", "--data", "testdata/evals/sts.tsv", "--json"];
     let told = room.attar(&drift).exits(0).stdout;
     assert!(told.contains("cosine"), "{told}");
 }

@@ -665,12 +665,12 @@ void attar_finish_rotary(attar_view sums, uint32_t narrow, attar_view columns, a
         const attar_range *own = range_of(constant->ranges, out.box.column + first);
         for (uint32_t row = 0; row < out.box.rows; row++) {
             head_row of = {sums, columns, narrow, row, first, own->norm, {0, 0}};
-            const attar_i16 *angles = (const attar_i16 *)(table.at + row * table.stride);
             uint8_t *to = out.at + row * out.stride + first;
             find_root(&of, head);
             for (uint32_t at = 0; at < half; at++) {
                 int32_t a = head_number(&of, at), b = head_number(&of, at + half);
                 if (out.box.column + first < rotated) {
+                    const attar_i16 *angles = (const attar_i16 *)(table.at + row * table.stride);
                     int32_t cosine = angles[at], sine = angles[half + at], before = a;
                     a = turned(before, cosine, -b, sine);
                     b = turned(b, cosine, before, sine);
