@@ -5,14 +5,12 @@ use attar_graph::{
     op::{self, Roles},
 };
 
-use super::{Body, Converter, INTEGERS, Made, Packed, Residual, STATIC, norms::stored_gains};
+use super::{Body, Converter, INTEGERS, Made, PASSES, Packed, Residual, STATIC, norms::stored_gains};
 use crate::{
     Data, Element, Result,
     fixed::{GATE_ENTRIES, GATE_FRACTION, ROTARY_BITS, weight_bits},
     program::{Attention, Destination, Epilogue, HeadNorm, Kernel, Linear, Mask, Program, Range, Role, TensorId},
 };
-
-pub(super) const PASSES: &str = "run all passes of `fuse`";
 
 impl<'a> Converter<'a> {
     /// The kernel of a node.

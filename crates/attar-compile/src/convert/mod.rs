@@ -337,4 +337,5 @@ impl<'a> Converter<'a> {
 }
 
 const INTEGERS: &str = "quantize the weights and, with `mode = \"static\"`, the activations of all blocks first";
+const PASSES: &str = "run all passes of `fuse`";
 const STATIC: &str = "use `mode = \"static\"`, `bits = 8` or 16 and one scale per tensor in the step `activations`";

@@ -2,7 +2,7 @@
 
 use attar_graph::{Graph, Node, Op, ValueId};
 
-use super::{Body, Converter, INTEGERS, Made, Residual, kernels::PASSES};
+use super::{Body, Converter, INTEGERS, Made, PASSES, Residual};
 use crate::{
     Data, Element, Result,
     fixed::{BIAS_BITS, LARGEST_GAIN, stored_gain},
@@ -19,7 +19,7 @@ struct Normed {
 }
 
 /// Whether a node norms whole rows.
-pub(super) fn is_norm(node: &Node) -> bool {
+fn is_norm(node: &Node) -> bool {
     matches!(node.op, Op::RmsNorm { .. } | Op::LayerNorm { .. })
 }
 

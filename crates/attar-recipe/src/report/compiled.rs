@@ -178,7 +178,9 @@ fn table(variants: &Found<'_, CompilationReport>) -> Table {
     let rows = |compilation: &CompilationReport| {
         let device = &compilation.device;
         let phases = compilation.phases.iter().map(|phase| phase_row(device, phase));
-        let heads = [("norm and head", &compilation.head), ("norm and head of verify", &compilation.verify_head)];
+        let encodes = compilation.phases.iter().any(|phase| phase.name == "encode");
+        let last = if encodes { "last norm" } else { "norm and head" };
+        let heads = [(last, &compilation.head), ("norm and head of verify", &compilation.verify_head)];
         let heads = heads.into_iter().filter_map(|(name, head)| Some(head_row(device, name, head.as_ref()?)));
         phases.chain(heads).collect::<Vec<_>>()
     };
