@@ -71,11 +71,8 @@ impl Pooling {
     /// That of a graph, if it pools at all.
     pub(super) fn of(graph: &Graph) -> Option<Pooling> {
         let has = |wanted: fn(&Op) -> bool| graph.nodes().iter().any(|node| wanted(&node.op));
-        let of = match () {
-            () if has(|op| *op == Op::MeanPool) => Pooled::Mean,
-            () if has(|op| *op == Op::FirstPool) => Pooled::First,
-            () => return None,
-        };
+        let mean = has(|op| *op == Op::MeanPool).then_some(Pooled::Mean);
+        let of = mean.or_else(|| has(|op| *op == Op::FirstPool).then_some(Pooled::First))?;
         Some(Pooling { of, normalized: has(|op| matches!(op, Op::Normalize { .. })) })
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Pooled, Pooling, Progress, Seen, Subject, Watch, seen};
 use crate::{
     Data, Result,
-    convert::{Bind, Converted, block_count},
+    convert::{Bind, Converted, block_count, is_encoder},
     fast,
 };
 
@@ -60,7 +60,8 @@ pub(super) fn measure(subject: &Subject<'_>, seen: &Seen, rows: u64, windows: &[
     }
     Progress { stage: "measuring the integers", what: "the head", done: count, total: count + 1 }.tell(watch)?;
     let head = subject.convert(&seen.ranges, Bind { head: true, ..bind })?;
-    let (step, float, pools) = (head.logits.unwrap_or(1.0), without_rounding(&seen.graph)?, Pooling::of(&seen.graph));
+    let (step, float) = (head.logits.unwrap_or(1.0), without_rounding(&seen.graph)?);
+    let (encoder, pools) = (is_encoder(&seen.graph), Pooling::of(&seen.graph));
     let mut sums = Sums::default();
     let mut memory = head.memory.expect("numbers were asked for");
     for (window, stream) in windows.iter().zip(streams) {
@@ -72,7 +73,7 @@ pub(super) fn measure(subject: &Subject<'_>, seen: &Seen, rows: u64, windows: &[
         let found: Vec<f64> = memory.get(head.output).numbers().iter().map(|code| f64::from(*code) * step).collect();
         for (at, (wanted, found)) in wanted.chunks(width).zip(found.chunks(width)).enumerate() {
             sums.add(wanted, found);
-            if pools.is_none() {
+            if !encoder {
                 sums.add_logits(wanted, found, window.get(at + 1).map(|token| *token as usize));
             }
         }
@@ -167,12 +168,12 @@ impl Sums {
     }
 
     fn quality(&self) -> Quality {
-        let predicts = self.texts == 0;
+        let predicts = self.predicted > 0;
         Quality {
             tokens: self.tokens,
             kl: predicts.then(|| self.kl / self.tokens.max(1) as f64),
             perplexity_ratio: predicts.then(|| (self.loss / self.predicted.max(1) as f64).exp()),
-            cosine: (!predicts).then(|| self.cosines / self.texts as f64),
+            cosine: (self.texts > 0).then(|| self.cosines / self.texts as f64),
             snr_db: 10.0 * (self.signal / self.noise.max(f64::MIN_POSITIVE)).log10(),
         }
     }

@@ -56,17 +56,23 @@ impl<'a> Converter<'a> {
         let norm_body = Body::of(norm, fused);
         self.norm(&norm_body, norm_body.at(*at), rows)?;
         let body = Body::unfused(linear, self.graph);
-        let x = self.codes(&body, linear.inputs[0])?;
-        let name = self.graph.get(linear.output()).name.clone();
-        let step = self.range(&name)? / 32767.0;
-        let weight = self.stack(&body, &[linear], &name)?;
-        let (narrow, input) = self.sums(x, weight);
-        let columns = self.columns(&body, &[linear], &name, |_, _| input / step, |_| input, |_| 0)?;
-        let width = self.program.get(weight).rows;
-        let tensor = self.program.tensor(&name, [rows, width], Element::INT16, Role::Output);
-        let out = vec![Destination { tensor, row: 0 }];
-        self.push(linear, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue: Epilogue::Rescale, narrow }));
+        let (product, step) = self.product(&body, linear)?;
+        let width = self.program.get(product.weight).rows;
+        let tensor = self.program.tensor(&self.graph.get(linear.output()).name, [rows, width], Element::INT16, Role::Output);
+        self.push(linear, Kernel::Linear(Linear { out: vec![Destination { tensor, row: 0 }], ..product }));
         Ok(Made { tensor, scale: step })
+    }
+
+    /// A linear layer whose sums become int16 that hold the largest value seen, and the step of those; its output is still missing.
+    pub(super) fn product(&mut self, body: &Body<'a>, linear: &Node) -> Result<(Linear, f64)> {
+        let x = self.codes(body, linear.inputs[0])?;
+        let name = self.graph.get(body.node.output()).name.clone();
+        let step = self.range(body.name(linear.output()))? / 32767.0;
+        let weight = self.stack(body, &[linear], &name)?;
+        let (narrow, input) = self.sums(x, weight);
+        let columns = self.columns(body, &[linear], &name, |_, _| input / step, |_| input, |_| 0)?;
+        let linear = Linear { x: x.tensor, weight, columns, out: Vec::new(), epilogue: Epilogue::Rescale, narrow };
+        Ok((linear, step))
     }
 
     /// The static scale of the rounding that ends a body, and what it rounds to.
@@ -262,18 +268,13 @@ impl<'a> Converter<'a> {
         let Some(function) = activation_of(&activation.op) else {
             return Err(self.unsupported(body.node, format!("ends with a `{}`", activation.op.def().name), PASSES));
         };
-        let (x, (scale, element)) = (self.codes(body, linear.inputs[0])?, self.rounding(body)?);
-        let name = self.graph.get(body.node.output()).name.clone();
-        let step = self.range(body.name(linear.output()))? / 32767.0;
-        let weight = self.stack(body, &[linear], &name)?;
-        let (narrow, input) = self.sums(x, weight);
-        let columns = self.columns(body, &[linear], &name, |_, _| input / step, |_| input, |_| 0)?;
+        let ((product, step), (scale, element)) = (self.product(body, linear)?, self.rounding(body)?);
         let (table, unit) = table_of(function, step);
         let rescale = self.rescale(body.node, unit / scale)?;
-        let width = self.program.get(weight).rows;
+        let width = self.program.get(product.weight).rows;
         let out = self.make(body.node, [self.bind.rows, width], element, Role::Scratch, scale);
         let (out, epilogue) = (vec![Destination { tensor: out, row: 0 }], Epilogue::Activated { table, rescale });
-        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
+        self.push(body.node, Kernel::Linear(Linear { out, epilogue, ..product }));
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::{Body, Converter, INTEGERS, Made, PASSES, Residual};
 use crate::{
     Data, Element, Result,
     fixed::{BIAS_BITS, LARGEST_GAIN, stored_gain},
-    program::{Destination, Epilogue, Kernel, Linear, Norm, Role, TensorId},
+    program::{Destination, Kernel, Linear, Norm, Role, TensorId},
 };
 
 /// Where the result of a norm goes.
@@ -99,16 +99,10 @@ impl<'a> Converter<'a> {
 
     /// A linear layer whose result is normed in int16.
     fn wide_linear(&mut self, body: &Body<'a>) -> Result<()> {
-        let x = self.codes(body, body.node.inputs[0])?;
-        let name = self.graph.get(body.node.output()).name.clone();
-        let step = self.range(&name)? / 32767.0;
-        let weight = self.stack(body, &[body.node], &name)?;
-        let (narrow, input) = self.sums(x, weight);
-        let columns = self.columns(body, &[body.node], &name, |_, _| input / step, |_| input, |_| 0)?;
-        let width = self.program.get(weight).rows;
+        let (linear, step) = self.product(body, body.node)?;
+        let width = self.program.get(linear.weight).rows;
         let tensor = self.make(body.node, [self.bind.rows, width], Element::INT16, Role::Scratch, step);
-        let out = vec![Destination { tensor, row: 0 }];
-        self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue: Epilogue::Rescale, narrow }));
+        self.push(body.node, Kernel::Linear(Linear { out: vec![Destination { tensor, row: 0 }], ..linear }));
         Ok(())
     }
 
