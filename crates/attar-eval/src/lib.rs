@@ -37,7 +37,7 @@ pub use engine::{Artifact, Ask, COMPILERS, ENGINES, Engine, Installation, Mode, 
 pub use error::{Error, Result};
 pub use gate::{Bound, Evaluation, Gate, Outcome, Status, Verdict, WrittenGate};
 pub use generation::{Generation, Sampling};
-pub use prediction::{DEVICE, DEVICE_METRICS, DeviceMetric, PREDICTED, Prediction, device_metric};
+pub use prediction::{DEVICE, DEVICE_METRICS, DeviceMetric, PREDICTED, PredictedCall, Prediction, device_metric};
 pub use preset::{PRESETS, Preset};
 pub use reference::{REFERENCE, Reference, outputs};
 pub use runner::{Asked, Output, Progress, Rows, Runner, Window};

@@ -54,6 +54,30 @@ pub struct Prediction {
     /// What to know of these numbers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// The calls that a vendor's compiler compiled, where it tells them apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<PredictedCall>,
+}
+
+/// What a vendor's compiler predicts of one call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictedCall {
+    /// `prefill`, `decode`, or `model` where there is one call alone.
+    pub name: String,
+    /// Tokens at once.
+    pub rows: u64,
+    /// Tokens that the cache holds before them.
+    pub past: u64,
+    /// Cycles of the device's clock.
+    pub cycles: u64,
+    /// Seconds.
+    pub latency: f64,
+    /// Bytes of on-chip memory in use.
+    pub peak_sram: u64,
+    /// Bytes of DRAM and flash in use.
+    pub peak_dram: u64,
+    /// Bytes that are moved from and to DRAM and flash.
+    pub dram_bytes: u64,
 }
 
 /// One number of a [`Prediction`].

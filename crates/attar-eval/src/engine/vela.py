@@ -6,11 +6,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# The memories of Arm's own examples, which Vela takes by itself, too, and calls a guess.
+# Of Arm's own examples, the memories that attar's files of these devices have, too: predictions by both are of one system.
 SYSTEMS = {
     "ethos-u55": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
-    "ethos-u65": ("Ethos_U65_Client_Server", "Dedicated_Sram_384KB"),
-    "ethos-u85": ("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_384KB"),
+    "ethos-u65": ("Ethos_U65_High_End", "Dedicated_Sram_512KB"),
+    "ethos-u85": ("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_512KB"),
 }
 LEFT = re.compile(r"CPU operators = (\d+)")
 TAKEN = re.compile(r"NPU operators = (\d+)")
@@ -32,9 +32,9 @@ class Session:
         notes = [f"by Vela's model of {system} with {memory}"]
         names = ("part of a prompt", "token") if decode else ("text",)
         for name, found in zip(names, compiled):
-            tokens = f" of {found['tokens']}" if name.startswith("part") else ""
+            tokens = f" of {found['rows']}" if name.startswith("part") else ""
             notes.append(f"a {name}{tokens}: {found['operators']} operators, all on the NPU, {found['cycles_total']:.0f} cycles")
-        parts = -(-ask["prompt"] // first["tokens"]) if decode else 1
+        parts = -(-ask["prompt"] // first["rows"]) if decode else 1
         total = {key: max(found[key] for found in compiled) for key in ("sram_memory_used", "off_chip")}
         self.predicted = {
             "latency": parts * first["inference_time"],
@@ -44,6 +44,7 @@ class Session:
             "dram_bytes": round(parts * first["off_chip_bytes"]),
             "compiled_bytes": sum(found["bytes"] for found in compiled),
             "notes": notes,
+            "calls": [call(name, found) for name, found in zip(("prefill", "decode") if decode else ("model",), compiled)],
         }
 
     def compile(self, model, device):
@@ -71,14 +72,29 @@ class Session:
         found["off_chip_bytes"] = float(row["dram_total_bytes"]) + float(row["off_chip_flash_total_bytes"])
         found["operators"] = int(taken[1])
         found["bytes"] = (self.folder / f"{model.stem}_vela.tflite").stat().st_size
-        found["tokens"] = tokens_of(model)
+        found["rows"], found["past"] = tokens_of(model)
         return found
 
 
+def call(name, found):
+    """What is predicted of one call."""
+    return {
+        "name": name,
+        **{key: found[key] for key in ("rows", "past")},
+        "cycles": round(found["cycles_total"]),
+        "latency": found["inference_time"],
+        "peak_sram": round(found["sram_memory_used"] * KIB),
+        "peak_dram": round(found["off_chip"] * KIB),
+        "dram_bytes": round(found["off_chip_bytes"]),
+    }
+
+
 def tokens_of(model):
-    """Tokens of a call: the rows of its mask, which no text has more than one of."""
+    """Tokens of a call, and tokens in the cache before: the rows of its mask, and how many columns there are more. All tokens of an encoder have one row."""
     from ethosu.vela.tflite.Model import Model
 
     graph = Model.GetRootAs(model.read_bytes(), 0).Subgraphs(0)
     inputs = [graph.Tensors(graph.Inputs(i)) for i in range(graph.InputsLength())]
-    return next((int(t.Shape(2)) for t in inputs if b"/mask" in t.Name()), 1)
+    shape = next(([int(size) for size in t.ShapeAsNumpy()] for t in inputs if b"/mask" in t.Name()), [1, 1, 1, 1])
+    rows = shape[3] if model.name == "model.tflite" else shape[2]
+    return rows, shape[3] - rows

@@ -20,7 +20,7 @@ use self::{
 use crate::{
     Error, Report, Result,
     lock::Input,
-    report::{FORMAT, Timed, VariantReport, WAYS, Way, latencies, runner},
+    report::{BESIDE, FORMAT, Timed, VariantReport, WAYS, Way, latencies, runner},
     shown::shown,
     table::{Table, bytes},
 };
@@ -500,7 +500,8 @@ fn predicted(runs: &[One<'_>]) -> Vec<Section> {
             figures.push(bars(&values, unit, format!("{}, in {unit}.{mark}", capitalized(metric.about))).into());
         }
     }
-    vec![Section { title: "Predicted for devices".into(), figures, ..Section::default() }]
+    let tables = table(runs, BESIDE, false, |report| Some(report.beside_table())).into_iter().collect();
+    vec![Section { title: "Predicted for devices".into(), figures, tables, ..Section::default() }]
 }
 
 /// Pictures of compiled plans.

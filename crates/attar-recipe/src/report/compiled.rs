@@ -93,6 +93,9 @@ pub struct PhaseReport {
     pub macs: u64,
     /// DRAM bytes moved.
     pub dram_bytes: u64,
+    /// Cycles of the device's clock.
+    #[serde(default)]
+    pub cycles: u64,
     /// Seconds.
     pub latency: f64,
     /// Joules.
@@ -218,7 +221,7 @@ fn phase_row(device: &str, phase: &PhaseReport) -> Vec<String> {
 }
 
 /// A figure, marked where it rests on assumed numbers.
-fn marked(text: String, assumed: bool) -> String {
+pub(super) fn marked(text: String, assumed: bool) -> String {
     if assumed { text + MARK } else { text }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing in a report depends on when or how fast it was made: the same recipe gives the same report.
 
 mod activations;
+mod beside;
 mod budget;
 mod coded;
 mod compiled;
@@ -54,6 +55,9 @@ use crate::{
 
 /// Version of the report's JSON.
 pub(crate) const FORMAT: u32 = 1;
+
+/// The title of what several predict of one device.
+pub(crate) const BESIDE: &str = "Predictions for a device, side by side";
 
 /// The title of what may be done where a gate failed.
 pub(crate) const WAYS: &str = "Ways out, by prediction";
@@ -231,7 +235,7 @@ impl Report {
     pub fn tables(&self) -> Vec<(&'static str, Table)> {
         let head = [("Variants", self.variant_table())];
         let found = self.finding_tables();
-        let judged = [("Gates", self.gate_table()), (WAYS, self.way_table())];
+        let judged = [(BESIDE, self.beside_table()), ("Gates", self.gate_table()), (WAYS, self.way_table())];
         let tables = head.into_iter().chain(found).chain(evals::tables(&self.evals)).chain(judged);
         tables.filter(|(_, table)| !table.rows.is_empty()).collect()
     }
@@ -239,6 +243,11 @@ impl Report {
     /// Changes of the recipe that may let a gate pass that failed.
     pub(crate) fn way_table(&self) -> Table {
         way::table(&self.ways)
+    }
+
+    /// What attar's plans and compilers of vendors predict of the same devices, one beside the other.
+    pub(crate) fn beside_table(&self) -> Table {
+        beside::table(&self.findings(), &self.evals)
     }
 
     /// What steps found, in tables with their titles.

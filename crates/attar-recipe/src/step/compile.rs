@@ -126,8 +126,8 @@ fn origin(model: &Working) -> Origin {
 /// What of a compiled model is too large for memory ends so.
 const IMAGE: &str = ".bin";
 
-/// Moves whenever the same model, plans and texts give other files.
-const VERSION: u32 = 1;
+/// Moves whenever the same model, plans and texts give other files, or another report.
+const VERSION: u32 = 2;
 
 /// What decides the files: the plans, all weights and constants, both texts, what lies beside, and whose floats they are compared with.
 fn key(
@@ -359,6 +359,7 @@ fn phase_report(phase: &Phase) -> PhaseReport {
         bodies: phase.schedule.plan.bodies.len(),
         macs: phase.simulation.macs(),
         dram_bytes: phase.simulation.dram(),
+        cycles: phase.simulation.cycles,
         latency: phase.simulation.latency(rates),
         energy: phase.simulation.energy(rates),
         assumed: phase.report.as_ref().map_or([false; 2], |report| assumed(&report.predicted_from)),

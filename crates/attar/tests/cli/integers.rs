@@ -79,6 +79,80 @@ fn a_decoder_of_a_microcontroller_is_compiled_whole_for_ethos_u() {
     compiled_whole(&run(&engines, &(recipe + more + &predicted_for(&DEVICES))), 3, 200);
 }
 
+/// A plan for the same device stands beside what Vela predicts, in the report and on the page.
+#[test]
+fn what_vela_predicts_stands_beside_a_plan_for_the_same_device() {
+    let Some(engines) = engines() else { return };
+    let room = Room::new();
+    room.write("recipe.toml", BESIDE);
+    let mut command = room.command(&["run", "recipe.toml", "--quiet"]);
+    command.env("ATTAR_ENGINES", engines);
+    room.finish(command).exits(0);
+    let report = room.json("out/report.json");
+    let vela = report["evals"].as_array().expect("a list").iter().find(|eval| eval["runner"] == "vela").expect("it predicted");
+    let calls = vela.pointer("/outcome/predicted/calls").and_then(serde_json::Value::as_array).expect("a list");
+    let told = |key: &str| calls.iter().filter_map(|call| call[key].as_u64()).collect::<Vec<u64>>();
+    assert_eq!((told("rows"), told("past")), (vec![32, 1], vec![32, 32]));
+    let phases = report.pointer("/variants/0/compilations/0/phases").and_then(serde_json::Value::as_array).expect("a list");
+    let [page, text] = ["out/report.html", "out/report.md"].map(|name| room.read(name));
+    let (_, table) = text.split_once("## Predictions for a device, side by side").expect("there is such a table");
+    for (phase, call) in phases.iter().zip(calls) {
+        let (run, ours, theirs) = (call["name"].as_str().expect("a name"), &phase["cycles"], &call["cycles"]);
+        let row = format!("| ethos-u65-512 | {run} | cycles | {ours} | {theirs} |");
+        assert!(table.contains(&row) && ours.as_u64() > Some(0) && theirs.as_u64() > Some(0), "{row}\n{table}");
+        assert!(page.contains(&format!(">{theirs}<")), "the page has it, too");
+    }
+}
+
+const BESIDE: &str = r#"recipe = 1
+model = "testdata/models/shakespeare-1m"
+output = "out"
+
+[data.calibration]
+path = "testdata/evals/shakespeare-valid.txt"
+samples = 4
+length = 64
+
+[[step]]
+kind = "quantize"
+select = ["**"]
+grid = "int8"
+group = "row"
+scale_dtype = "f32"
+positive_scales = true
+
+[[variant]]
+name = "plan"
+[[variant.step]]
+kind = "activations"
+mode = "static"
+[[variant.step]]
+kind = "compile"
+device = "ethos-u65-512"
+goal = "latency"
+seq = 32
+prove = 1
+
+[[variant]]
+name = "integers"
+[[variant.step]]
+kind = "activations"
+mode = "static"
+values = "all"
+asymmetric = true
+
+[[export]]
+for = "ethos-u65"
+variant = "integers"
+context = 32
+prefill = 32
+
+[[predict]]
+compiler = "vela"
+device = "ethos-u65-512"
+prompt = 32
+"#;
+
 /// Sentences are as near to each other as people say, no less than before.
 #[test]
 fn an_encoder_of_integers_is_as_good_as_it_was() {
