@@ -28,11 +28,7 @@ impl Decoder {
             found,
             hint: "use `target = \"onnx\"`",
         };
-        if graph.nodes().iter().any(|node| matches!(node.op, Op::Scores { .. })) {
-            let found = "has attention in parts, for integer-only runtimes";
-            let hint = "use `target = \"tflite\"`, or other `values` in the step `activations`";
-            return Err(Error::Kind { target, wanted: "decoders with whole attention", found, hint });
-        }
+        check_attention(graph, target)?;
         let logits = graph.outputs().iter().find(|id| graph.get(**id).name == "logits");
         let logits = logits.ok_or_else(|| refuse("returns no logits"))?;
         let attentions: Vec<_> = graph.nodes().iter().filter(|node| matches!(node.op, Op::Attention(_))).collect();
@@ -52,6 +48,16 @@ impl Decoder {
         let vocabulary = dims(*logits).last().copied().unwrap_or(0);
         Ok(Decoder { vocabulary, hidden, layers: attentions.len(), heads: query[1], key_heads: key[1], head: query[3] })
     }
+}
+
+/// Attention is whole, and not in parts that are rounded one by one.
+pub(crate) fn check_attention(graph: &Graph, target: &'static str) -> Result<()> {
+    if !graph.nodes().iter().any(|node| matches!(node.op, Op::Scores { .. })) {
+        return Ok(());
+    }
+    let found = "has attention in parts, for integer-only runtimes";
+    let hint = "use `target = \"tflite\"`, or other `values` in the step `activations`";
+    Err(Error::Kind { target, wanted: "models with whole attention", found, hint })
 }
 
 /// The attention layer and the role, `key` or `value`, of what a cache holds.

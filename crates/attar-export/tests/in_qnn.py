@@ -1,7 +1,7 @@
 """Runs graphs of target `qnn` on Qualcomm's HTP library for x86-64, with nothing left to the CPU. stdin: a list of cases; stdout: what each gave, as JSON.
 
 A case is {"folder", "calls"}: each call is {"tokens", "padding"}, run by the graph of that size over the cache of those before. The answer has the
-logits of each call's tokens. With "soc" it also has what the provider's context binary of `decode.onnx` was made for.
+logits of each call's tokens, or the first output of an encoder for each call's text. With "soc" it also has what the provider's context binary of `decode.onnx` was made for.
 """
 
 import json
@@ -45,10 +45,22 @@ def embedded(folder, config):
     return {key: re.search(rb"%s=(\w+)" % key.encode(), data).group(1).decode() for key in ("soc_type", "arch", "vtcm_size")}
 
 
+def text(folder, config, tokens):
+    """What an encoder returns for a text, which is padded behind."""
+    session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options(config))
+    size = config["tokens"]
+    fill = [0] * (size - len(tokens))
+    numbers = {"input_ids": tokens + fill, "position_ids": range(size), "attention_mask": [1] * len(tokens) + fill, "token_type_ids": [0] * size}
+    given = {port.name: np.array(list(numbers[port.name]), np.int64)[None] for port in session.get_inputs()}
+    return session.run(None, given)[0].tolist()
+
+
 def run(case):
     folder = case["folder"]
     with open(f"{folder}/qnn.json", encoding="utf-8") as file:
         config = json.load(file)
+    if "tokens" in config:
+        return {"outputs": [text(folder, config, call["tokens"]) for call in case["calls"]]}
     sessions = {size: onnxruntime.InferenceSession(f"{folder}/{name}.onnx", options(config)) for name, size in (("prefill", config["prefill"]), ("decode", 1))}
     shapes = {port.name: port.shape for port in sessions[1].get_inputs()}
     cache = {name: np.zeros((*shape[:2], config["context"], shape[3]), np.float32) for name, shape in shapes.items() if "past" in name}

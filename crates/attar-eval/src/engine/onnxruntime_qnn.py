@@ -15,13 +15,19 @@ class Session:
         onnxruntime.register_execution_provider_library(NAME, onnxruntime_qnn.get_library_path())
         devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == NAME]
         settings = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), **config["provider_options"]}
-        self.context, self.calls = config["context"], {}
-        for name, tokens in (("prefill", config["prefill"]), ("decode", 1)):
+
+        def load(name):
             options = onnxruntime.SessionOptions()
             # A node that the processor does not take must be an error, and not run elsewhere.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             options.add_provider_for_devices(devices[:1], settings)
-            self.calls[tokens] = onnxruntime.InferenceSession(os.path.join(folder, f"{name}.onnx"), options)
+            return onnxruntime.InferenceSession(os.path.join(folder, f"{name}.onnx"), options)
+
+        self.text = Text(load("model"), config["tokens"]) if "tokens" in config else None
+        if self.text:
+            self.outputs = self.text.outputs
+            return
+        self.context, self.calls = config["context"], {config["prefill"]: load("prefill"), 1: load("decode")}
         self.inputs = {port.name: port.shape for port in self.calls[1].get_inputs()}
         self.present = [port.name for port in self.calls[1].get_outputs() if port.name.startswith("present.")]
         self.outputs = [port.name for port in self.calls[1].get_outputs() if port.name not in self.present]
@@ -37,6 +43,9 @@ class Session:
         }
 
     def feed(self, tokens, afresh):
+        self.fed = len(tokens)
+        if self.text:
+            return self.text.run(tokens)
         if afresh:
             self.forget()
         if len(tokens) > self.context - self.length:
@@ -54,7 +63,6 @@ class Session:
             rows.append(self.run(tokens[at : at + count], padding))
             at += count
         self.values = {name: np.concatenate([row[name] for row in rows]) for name in self.outputs}
-        self.fed = len(tokens)
 
     def run(self, tokens, padding):
         size = len(tokens) + padding
@@ -74,4 +82,25 @@ class Session:
         return {name: results[name][0, padding:] for name in self.outputs}
 
     def rows(self, output, start, end):
+        if self.text:
+            return chosen(self.text.values[output], start, end, self.fed)
         return chosen(self.values[output], start, end, self.fed)
+
+
+class Text:
+    """An encoder for texts of one length, which are padded behind."""
+
+    def __init__(self, call, length):
+        self.call, self.length = call, length
+        self.inputs = [port.name for port in call.get_inputs()]
+        self.outputs = [port.name for port in call.get_outputs()]
+
+    def run(self, tokens):
+        if len(tokens) > self.length:
+            raise ValueError(f"{len(tokens)} tokens were given, and texts have {self.length} at most: export with more `tokens`")
+        given = {name: np.zeros((1, self.length), np.int64) for name in self.inputs}
+        known = {"input_ids": tokens, "attention_mask": np.ones(len(tokens)), "position_ids": np.arange(len(tokens))}
+        for name, values in known.items():
+            if name in given:
+                given[name][0, : len(tokens)] = values
+        self.values = dict(zip(self.outputs, self.call.run(None, given)))

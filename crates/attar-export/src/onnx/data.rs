@@ -6,7 +6,7 @@
 use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::Path};
 
 use attar_tensor::{
-    Granularity, QuantizedTensor, Scheme, Source,
+    Dtype, Granularity, QuantizedTensor, Scheme, Source,
     pack::{self, Packing},
 };
 
@@ -40,7 +40,7 @@ pub(super) struct DataFile<'a> {
     done: u64,
     total: u64,
     tile: usize,
-    unsigned_zeros: bool,
+    on_device: bool,
 }
 
 impl<'a> DataFile<'a> {
@@ -65,8 +65,8 @@ impl<'a> DataFile<'a> {
         let file = temporary.as_file().try_clone().map_err(Error::io("create", path))?;
         file.set_len(weights.bytes).map_err(Error::io("write", path))?;
         let total = weights.stored.iter().map(Stored::bytes).sum();
-        let unsigned_zeros = weights.unsigned_zeros;
-        let mut data = DataFile { file, path, source, progress, done: 0, total, tile, unsigned_zeros };
+        let on_device = weights.on_device;
+        let mut data = DataFile { file, path, source, progress, done: 0, total, tile, on_device };
         for stored in &weights.stored {
             data.weight(stored)?;
         }
@@ -77,8 +77,8 @@ impl<'a> DataFile<'a> {
 
     fn weight(&mut self, stored: &Stored) -> Result<()> {
         match stored.form {
-            Form::Plain(_) => self.plain(stored),
-            Form::Columns(scheme, _) => self.columns(stored, scheme),
+            Form::Plain(dtype) => self.plain(stored, dtype),
+            Form::Columns(scheme, _) | Form::Blocks(scheme) => self.columns(stored, scheme),
             Form::Rows(scheme) => self.by_rows(stored, scheme, stored_bits(&scheme), 0),
             Form::Blobs(scheme, _) => self.by_rows(stored, scheme, stored_bits(&scheme), blob_group(&scheme)),
             Form::Table(scheme) => {
@@ -95,14 +95,13 @@ impl<'a> DataFile<'a> {
         Ok(())
     }
 
-    fn plain(&mut self, stored: &Stored) -> Result<()> {
-        let Form::Plain(dtype) = stored.form else { unreachable!("called for plain weights") };
+    fn plain(&mut self, stored: &Stored, dtype: Dtype) -> Result<()> {
         let [rows, columns] = stored.matrix();
         let (mut values, mut bytes, mut at) = (Vec::new(), Vec::new(), 0);
         for chunk in chunks(rows, CHUNK / (4 * columns).max(1)) {
             values.resize(chunk.len() * columns, 0.0);
             stored.expr.read(self.source, chunk, &mut values)?;
-            if self.unsigned_zeros {
+            if self.on_device {
                 kit::without_negative_zeros(&mut values);
             }
             bytes.clear();
@@ -152,8 +151,11 @@ impl<'a> DataFile<'a> {
             return Ok(());
         }
         let mut bytes = Vec::new();
-        dtype.encode(&tensor.supers, &mut bytes);
-        self.put(part, first * dtype.bytes(), &bytes)
+        match stored.form {
+            Form::Blocks(_) => Dtype::F32.encode(&magnitudes(&tensor.supers), &mut bytes),
+            _ => dtype.encode(&tensor.supers, &mut bytes),
+        }
+        self.put(part, first * part.element.bits() as usize / 8, &bytes)
     }
 
     fn columns(&mut self, stored: &Stored, scheme: Scheme) -> Result<()> {
@@ -195,7 +197,12 @@ impl<'a> DataFile<'a> {
         for group in 0..groups {
             let mut bytes = Vec::new();
             for (row, scale) in tensor.scales.iter().skip(group).step_by(groups).enumerate() {
-                encode(tensor.scheme.scale, &[*scale], tensor.super_of(row), &mut bytes);
+                let (format, over) = (tensor.scheme.scale, tensor.super_of(row));
+                match stored.form {
+                    Form::Blocks(_) => bytes.push(format.value(format.code(*scale, over)).abs() as u8),
+                    _ if self.on_device && *scale == 0.0 => encode(format, &[1.0], over, &mut bytes),
+                    _ => encode(format, &[*scale], over, &mut bytes),
+                }
             }
             self.put(part, (group * rows + tile.start) * part.element.bits() as usize / 8, &bytes)?;
         }
@@ -246,9 +253,16 @@ impl<'a> DataFile<'a> {
     }
 }
 
+/// Super scales without signs, which codes of scales have lost, too. Under one that is 0 all codes are.
+fn magnitudes(supers: &[f32]) -> Vec<f32> {
+    supers.iter().map(|over| if *over == 0.0 { 1.0 } else { over.abs() }).collect()
+}
+
 fn shift(codes: &mut [u8], form: Form) {
     let (by, mask) = match form {
-        Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s, _) | Form::Table(s) if stored_bits(&s) == 4 => (form.shift(), 15),
+        Form::Columns(s, _) | Form::Blocks(s) | Form::Rows(s) | Form::Blobs(s, _) | Form::Table(s) if stored_bits(&s) == 4 => {
+            (form.shift(), 15)
+        }
         _ => (form.shift(), 255),
     };
     for code in codes {

@@ -12,6 +12,8 @@ pub(super) enum Form {
     Plain(Dtype),
     /// Codes `[in, out]`, scales and zeros `[groups, out]`: what a `MatMul` reads.
     Columns(Scheme, Sign),
+    /// The same in blocks whose scales are codes without a sign under an f32 a row: what QNN calls low-power blockwise quantization (LPBQ).
+    Blocks(Scheme),
     /// Codes, scales and zeros by rows, codes of less than 8 bits two per byte: what a `Gather` reads.
     Rows(Scheme),
     /// Codes by rows, every group whole, zeros packed by rows: what `MatMulNBits` and `GatherBlockQuantized` want.
@@ -72,10 +74,18 @@ impl Form {
         }
     }
 
+    /// The same for Hexagon.
+    pub(super) fn on_device(self) -> Form {
+        match self {
+            Form::Columns(scheme, Sign::Signed) if is_lpbq(&scheme) => Form::Blocks(scheme),
+            other => other,
+        }
+    }
+
     /// Whether zero points are stored.
     pub(super) fn has_zeros(self) -> bool {
         match self {
-            Form::Plain(_) => false,
+            Form::Plain(_) | Form::Blocks(_) => false,
             Form::Columns(_, sign) => sign == Sign::Unsigned,
             Form::Rows(s) | Form::Blobs(s, _) | Form::Table(s) => !s.is_symmetric(),
         }
@@ -85,6 +95,7 @@ impl Form {
     pub(super) fn is_signed(self) -> bool {
         match self {
             Form::Columns(s, sign) => sign == Sign::Signed && is_even(&s),
+            Form::Blocks(_) => true,
             Form::Rows(s) => s.is_symmetric() && stored_bits(&s) == 8,
             Form::Blobs(..) | Form::Table(_) | Form::Plain(_) => false,
         }
@@ -93,7 +104,7 @@ impl Form {
     /// What is added to a code, modulo the stored width, so that the code that means zero is where the form has it.
     pub(super) fn shift(self) -> u8 {
         match self {
-            Form::Columns(s, _) | Form::Rows(s) | Form::Blobs(s, _) if s.is_symmetric() && is_even(&s) => {
+            Form::Columns(s, _) | Form::Blocks(s) | Form::Rows(s) | Form::Blobs(s, _) if s.is_symmetric() && is_even(&s) => {
                 let zero = if self.is_signed() { 0 } else { 1 << (stored_bits(&s) - 1) };
                 u8::wrapping_sub(zero, s.grid.middle())
             }
@@ -104,7 +115,7 @@ impl Form {
     pub(super) fn in_words(self) -> String {
         let (scheme, what) = match self {
             Form::Plain(dtype) => return dtype.to_string(),
-            Form::Columns(s, _) => (s, "transposed"),
+            Form::Columns(s, _) | Form::Blocks(s) => (s, "transposed"),
             Form::Rows(s) => (s, "by rows"),
             Form::Blobs(s, _) => (s, "in blobs"),
             Form::Table(s) => (s, "by rows, looked up"),
@@ -124,6 +135,7 @@ impl Form {
         let room = if bits == stored { String::new() } else { format!("; {bits}-bit levels in {stored}-bit storage") };
         let scales = match self {
             Form::Blobs(_, Scales::F32) => "f32 scales".into(),
+            Form::Blocks(_) => "int4 scales in 8 bits under an f32 a row".into(),
             _ => scales_in_words(&scheme),
         };
         format!("{element} {what}, {shared}, {scales}{room}")
@@ -136,6 +148,12 @@ impl Form {
             _ => scheme.scale,
         }
     }
+}
+
+/// Whether codes are of so few bits, and scales codes without signs under one super scale a row.
+fn is_lpbq(scheme: &Scheme) -> bool {
+    let blocks = matches!(scheme.granularity, Granularity::Group(_)) && scheme.scale == ScaleFormat::Int4;
+    blocks && matches!(scheme.grid.bits(), 3 | 4) && is_even(scheme) && scheme.is_symmetric() && scheme.has_positive_scales()
 }
 
 fn scales_in_words(scheme: &Scheme) -> String {

@@ -42,8 +42,8 @@ pub(super) struct Weights {
     pub(super) pairs: HashSet<ValueId>,
     /// Length of the data file.
     pub(super) bytes: u64,
-    /// Whether zeros in plain numbers lose their sign.
-    pub(super) unsigned_zeros: bool,
+    /// Whether zeros in plain numbers lose their sign, and scales that are 0 become 1, of which Hexagon's products are no longer wrong.
+    pub(super) on_device: bool,
 }
 
 /// Who reads a weight.
@@ -64,13 +64,16 @@ impl Readers<'_> {
 
 impl Weights {
     /// Chooses a form for every weight, and its place.
-    /// `on_device`: every activation with one static scale is a pair, and no weight need be unsigned.
+    /// `on_device`: every activation with one static scale is a pair, and no weight need be unsigned. See also [`Weights::on_device`].
     pub(super) fn new(graph: &Graph, options: &Onnx, on_device: bool) -> Result<Weights> {
         let readers = readers(graph);
-        let forms = readers.iter().map(|readers| form(graph, options.layout, readers)).collect::<Result<Vec<Form>>>()?;
+        let form_of = |readers: &Readers<'_>| {
+            let form = form(graph, options.layout, readers)?;
+            Ok(if on_device { form.on_device() } else { form })
+        };
+        let forms = readers.iter().map(form_of).collect::<Result<Vec<Form>>>()?;
         let of = readers.iter().enumerate().flat_map(|(at, readers)| readers.values.iter().map(move |id| (*id, at))).collect();
-        let mut weights =
-            Weights { stored: Vec::new(), of, packs: Vec::new(), pairs: HashSet::new(), bytes: 0, unsigned_zeros: false };
+        let mut weights = Weights { stored: Vec::new(), of, packs: Vec::new(), pairs: HashSet::new(), bytes: 0, on_device };
         weights.pairs = match on_device {
             true => integer::static_pairs(graph),
             false => integer::pairs(graph, &|id| weights.of.get(&id).map(|at| forms[*at])),
@@ -234,6 +237,10 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
             };
             (s, Part::new(name.into(), element, &[columns, rows]), shared.clone(), Part::new(zero_name, element, &shared))
         }
+        Form::Blocks(s) => {
+            let shared = vec![s.groups(columns), rows];
+            (s, Part::new(name.into(), Element::I4, &[columns, rows]), shared.clone(), Part::new(zero_name, Element::I4, &shared))
+        }
         Form::Rows(s) => {
             let packed = (columns * stored_bits(&s) as usize).div_ceil(8);
             let element = if stored_bits(&s) == 8 && s.is_symmetric() { Element::I8 } else { Element::U8 };
@@ -264,10 +271,12 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
     };
     let scale = form.scale_format(&scheme);
     let super_dims = if scale.super_count(2) == 2 { vec![rows] } else { vec![] };
-    let mut all = vec![codes, Part::new(scale_name, scale_element(scale), &shared_dims).of(Role::Scales)];
+    let is_lpbq = matches!(form, Form::Blocks(_));
+    let element = if is_lpbq { Element::U8 } else { scale_element(scale) };
+    let mut all = vec![codes, Part::new(scale_name, element, &shared_dims).of(Role::Scales)];
     all.extend(form.has_zeros().then_some(zeros.of(Role::Zeros)));
     all.extend(scale.supers().map(|(dtype, _)| {
-        let element = Element::of(dtype).expect("super scales are f16 or f32");
+        let element = if is_lpbq { Element::F32 } else { Element::of(dtype).expect("super scales are f16 or f32") };
         Part::new(format!("{name}/super"), element, &super_dims).of(Role::Supers)
     }));
     all

@@ -10,7 +10,7 @@ use attar_export::{Content, Side};
 use attar_graph::{Expr, Graph, Inputs, Mode, Op, Run, SourceWeights, ValueId};
 use attar_tensor::Encoding;
 
-use crate::tiny::{self, Model};
+use crate::tiny::{self, Model, PRUNED};
 
 /// The tiny checkpoints.
 pub(crate) fn folders() -> Vec<PathBuf> {
@@ -39,15 +39,34 @@ pub(crate) fn open(folder: &Path) -> Model {
 
 /// The same graph over weights that are made up, those of linear layers in codes of a scheme. Tied ones stay as they are.
 pub(crate) fn in_codes(model: &Model, folder: &Path, scheme: &str) -> Model {
-    made_up(model, folder, scheme, false)
+    made_up(model, folder, &|_, _| scheme, false, "")
 }
 
 /// The same with tied ones in codes, too.
 pub(crate) fn all_in_codes(model: &Model, folder: &Path, scheme: &str) -> Model {
-    made_up(model, folder, scheme, true)
+    made_up(model, folder, &|_, _| scheme, true, "")
 }
 
-fn made_up(model: &Model, folder: &Path, scheme: &str, with_tied: bool) -> Model {
+/// The scheme of a weight.
+pub(crate) type SchemeOf = fn(&Graph, ValueId) -> &'static str;
+
+/// The same with a scheme for each weight.
+pub(crate) fn each_in_codes(model: &Model, folder: &Path, scheme: SchemeOf) -> Model {
+    made_up(model, folder, &scheme, true, "")
+}
+
+/// The same with a row of zeros in each matrix, as pruning leaves them.
+pub(crate) fn pruned_in_codes(model: &Model, folder: &Path, scheme: SchemeOf) -> Model {
+    made_up(model, folder, &scheme, true, PRUNED)
+}
+
+fn made_up<'s>(
+    model: &Model,
+    folder: &Path,
+    scheme: &dyn Fn(&Graph, ValueId) -> &'s str,
+    with_tied: bool,
+    ending: &str,
+) -> Model {
     let mut graph = model.graph.clone();
     let reads = |position| move |node: &attar_graph::Node| node.inputs.get(position).copied();
     let linears = graph.nodes().iter().filter(|node| node.op == Op::Linear);
@@ -59,8 +78,9 @@ fn made_up(model: &Model, folder: &Path, scheme: &str, with_tied: bool) -> Model
     for (id, name, plain) in weights {
         let is_tied = stored(&graph, id).is_some_and(|name| tied.contains(&name));
         let coded = if is_tied { with_tied } else { matrices.contains(&id) };
-        let encoding = if coded { Encoding::Quantized(scheme.parse().unwrap()) } else { plain };
-        let expr = if is_tied { Expr::tensor(stored(&graph, id).unwrap()) } else { Expr::tensor(name) };
+        let encoding = if coded { Encoding::Quantized(scheme(&model.graph, id).parse().unwrap()) } else { plain };
+        let ending = if matrices.contains(&id) { ending } else { "" };
+        let expr = if is_tied { Expr::tensor(stored(&graph, id).unwrap()) } else { Expr::tensor(name + ending) };
         graph.replace_weight(id, encoding, expr);
     }
     let source = tiny::source(&graph, &folder.join("weights.safetensors"));

@@ -323,6 +323,9 @@ pub(crate) fn quantize(values: &[f32], [rows, columns]: [usize; 2], scheme: Sche
     tensor
 }
 
+/// How names of matrices end that have a row of zeros.
+pub(crate) const PRUNED: &str = ".pruned";
+
 /// Every stored tensor of `graph`, made from its name.
 pub(crate) fn source(graph: &Graph, path: &Path) -> Arc<dyn Source> {
     let (mut entries, mut bytes, mut quantized) = (Vec::new(), Vec::new(), BTreeMap::new());
@@ -332,7 +335,11 @@ pub(crate) fn source(graph: &Graph, path: &Path) -> Arc<dyn Source> {
     }
     for (name, fact) in stored {
         let dims = fact.constant_dims().unwrap();
-        let values = original(&name, dims.iter().product());
+        let mut values = original(name.trim_end_matches(PRUNED), dims.iter().product());
+        if name.ends_with(PRUNED) {
+            let columns = values.len() / dims[0];
+            values[dims[0] / 2 * columns..][..columns].fill(0.0);
+        }
         match fact.encoding {
             Encoding::Quantized(scheme) => {
                 let dims = [dims[0], dims[1]];

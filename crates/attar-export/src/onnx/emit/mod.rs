@@ -126,10 +126,7 @@ impl<'g> Emission<'g> {
             graph,
             options,
             purpose,
-            weights: Weights {
-                unsigned_zeros: purpose.fixed.is_some(),
-                ..Weights::new(graph, options, purpose.fixed.is_some())?
-            },
+            weights: Weights::new(graph, options, purpose.fixed.is_some())?,
             fusions,
             caches,
             names: HashMap::new(),

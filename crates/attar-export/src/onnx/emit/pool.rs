@@ -12,11 +12,23 @@ pub(super) fn mean_pool(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
         return Ok(e.node("ReduceMean", name, &[&x, &positions], vec![("keepdims", Value::Int(0))]));
     }
     let (real, last) = (e.cast(format!("{name}/real"), MASK, Element::F32), e.ints(&[-1]));
-    let column = e.node("Unsqueeze", format!("{name}/column"), &[&real, &last], vec![]);
-    let kept = e.node("Mul", format!("{name}/kept"), &[&x, &column], vec![]);
-    let sum = e.node("ReduceSum", format!("{name}/sum"), &[&kept, &positions], vec![("keepdims", Value::Int(0))]);
+    let sum = if e.purpose.fixed.is_some() {
+        sum_by_product(e, name, &x, &real)
+    } else {
+        let column = e.node("Unsqueeze", format!("{name}/column"), &[&real, &last], vec![]);
+        let kept = e.node("Mul", format!("{name}/kept"), &[&x, &column], vec![]);
+        e.node("ReduceSum", format!("{name}/sum"), &[&kept, &positions], vec![("keepdims", Value::Int(0))])
+    };
     let count = e.node("ReduceSum", format!("{name}/count"), &[&real, &positions], vec![("keepdims", Value::Int(1))]);
     Ok(e.node("Div", name, &[&sum, &count], vec![]))
+}
+
+/// The same sum for Hexagon, whose provider leaves a `ReduceSum` of tokens to the CPU.
+fn sum_by_product(e: &mut Emission<'_>, name: &str, x: &str, real: &str) -> String {
+    let axis = e.ints(&[1]);
+    let row = e.node("Unsqueeze", format!("{name}/row"), &[real, &axis], vec![]);
+    let sum = e.node("MatMul", format!("{name}/kept"), &[&row, x], vec![]);
+    e.node("Squeeze", format!("{name}/sum"), &[&sum, &axis], vec![])
 }
 
 /// The first position: padding must be on the right.

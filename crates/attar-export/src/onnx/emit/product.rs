@@ -35,7 +35,7 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
             let parts = e.weights.stored[at].parts.clone();
             return e.multiply_blobs(name, x, &parts, e.weights.stored[at].dims[1], scheme);
         }
-        Some((at, Form::Columns(scheme, _))) => {
+        Some((at, Form::Columns(scheme, _) | Form::Blocks(scheme))) => {
             let attributes = match scheme.granularity {
                 Granularity::Tensor => vec![],
                 Granularity::Row => vec![("axis", Value::Int(1))],
@@ -76,9 +76,8 @@ impl Emission<'_> {
     fn zeros_of_columns(&mut self, at: usize) -> Option<String> {
         self.purpose.fixed?;
         let stored = &self.weights.stored[at];
-        let (element, columns) = (stored.parts[0].element, stored.dims[0]);
-        let bytes = vec![0; (columns * element.bits() as usize).div_ceil(8)];
-        Some(self.constant(format!("zeros:{}:{columns}", element.bits()), element, &[columns], bytes))
+        let (element, dims) = (stored.parts[0].element, stored.parts[1].dims.clone());
+        Some(self.zeros(element, &dims))
     }
 
     /// The logits, if only those of the last token are wanted.

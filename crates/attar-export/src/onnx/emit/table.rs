@@ -33,6 +33,7 @@ pub(super) fn embedding(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
             }
         }
         Form::Rows(scheme) => e.gather_rows(name, &tokens, at, scheme),
+        Form::Blocks(_) => return Err(e.refuse(node, "codes for products", "a table of its own")),
         Form::Columns(scheme, _) => e.gather_columns(name, &tokens, at, scheme),
         Form::Blobs(scheme, _) => e.gather_blobs(name, &tokens, at, scheme),
         Form::Table(scheme) => {

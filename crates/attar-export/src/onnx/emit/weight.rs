@@ -31,7 +31,10 @@ impl Emission<'_> {
     /// The scales of a quantized weight as f32.
     pub(super) fn scale(&mut self, at: usize) -> String {
         let stored = &self.weights.stored[at];
-        let (parts, axis) = (stored.parts.clone(), i64::from(matches!(stored.form, Form::Columns(..))));
+        let (parts, axis) = (stored.parts.clone(), i64::from(matches!(stored.form, Form::Columns(..) | Form::Blocks(_))));
+        if let Form::Blocks(_) = stored.form {
+            return self.scale_of_blocks(&parts);
+        }
         self.scale_of(&parts, axis)
     }
 
@@ -45,6 +48,21 @@ impl Emission<'_> {
         let attributes = if over.dims.is_empty() { vec![] } else { vec![("axis", Value::Int(axis))] };
         let over = self.as_f32(over.name.clone(), over.element);
         self.shared("DequantizeLinear", &format!("{}/f32", part.name), &[&part.name, &over], attributes)
+    }
+
+    /// The same of blocks for Hexagon, which leaves them to the CPU without zeros.
+    fn scale_of_blocks(&mut self, parts: &[Part]) -> String {
+        let [codes, over] = [Role::Scales, Role::Supers].map(|role| parts.iter().find(|part| part.role == role));
+        let (codes, over) = (codes.expect("codes have scales"), over.expect("scales of blocks are codes"));
+        let zero = self.zeros(codes.element, &over.dims);
+        let inputs = [codes.name.as_str(), &over.name, &zero];
+        self.shared("DequantizeLinear", &format!("{}/f32", codes.name), &inputs, vec![("axis", Value::Int(1))])
+    }
+
+    /// Zeros of integers.
+    pub(super) fn zeros(&mut self, element: Element, dims: &[usize]) -> String {
+        let bytes = vec![0; (dims.iter().product::<usize>() * element.bits() as usize).div_ceil(8)];
+        self.constant(format!("zeros:{}:{dims:?}", element.0), element, dims, bytes)
     }
 
     pub(super) fn zero(&self, at: usize) -> Option<String> {

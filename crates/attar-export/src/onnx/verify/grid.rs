@@ -98,12 +98,18 @@ impl<'f> Grid<'f> {
     pub(super) fn decode(&self, opened: &Opened, bytes: &[u8]) -> Result<Vec<f32>> {
         let dtype = match self.place.code {
             1 => Dtype::F32,
+            2 => return Ok(bytes.iter().map(|code| f32::from(*code)).collect()),
             3 => Dtype::I8,
             10 => Dtype::F16,
             16 => Dtype::BF16,
             17 => return Ok(bytes.iter().map(|code| float(*code, 4, 3)).collect()),
             code => {
-                return Err(Error::unexpected(&opened.path, "the type of scales".into(), code, "f32, f16, bf16, int8 or e4m3"));
+                return Err(Error::unexpected(
+                    &opened.path,
+                    "the type of scales".into(),
+                    code,
+                    "f32, f16, bf16, int8, uint8 or e4m3",
+                ));
             }
         };
         let mut values = vec![0.0; bytes.len() / dtype.bytes()];

@@ -127,6 +127,9 @@ fn scales<'f>(opened: &'f Opened, name: &str, rows: usize) -> Result<(&'f Place,
     let Some(maker) = opened.maker(name).filter(|m| m.op_type == "DequantizeLinear") else {
         return Ok((opened.place(name)?, None));
     };
+    if maker.input.get(2).is_some_and(|zero| !opened.tensor(zero).is_some_and(is_zero)) {
+        return Err(Error::unexpected(&opened.path, format!("the zeros of `{name}`"), "others", "zeros"));
+    }
     let (scale, over) = (opened.place(&maker.input[0])?, opened.place(origin(opened, &maker.input[1]))?);
     let along_rows = int(maker, "axis").and_then(|axis| scale.dims.get(usize::try_from(axis).ok()?)) == Some(&rows);
     match over.dims.as_slice() {

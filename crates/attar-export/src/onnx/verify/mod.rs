@@ -35,7 +35,7 @@ pub fn check(path: &Path, bytes: &[u8]) -> Result<()> {
 pub(crate) struct Written<'f> {
     /// The file of the graph.
     pub(crate) file: &'f str,
-    /// Whether zeros in plain numbers lost their sign.
+    /// Whether zeros in plain numbers lost their sign; those of codes may have.
     pub(crate) unsigned_zeros: bool,
 }
 
@@ -68,15 +68,18 @@ impl Read<'_> {
     fn compare(&self, original: Option<Original<'_>>) -> Result<(VerifiedTensor, usize)> {
         let [rows, columns] = self.weight.expr.info(self.weight.source)?.matrix();
         let mut noise = Noise::default();
-        let mut buffers = [Vec::new(), Vec::new()];
+        let mut buffers = [Vec::new(), Vec::new(), Vec::new()];
         let mut compare = |rows: Range<usize>, found: &[f32]| -> Result<()> {
-            let [wanted, before] = &mut buffers;
+            let [wanted, before, without_signs] = &mut buffers;
             wanted.resize(found.len(), 0.0);
             self.weight.expr.read(self.weight.source, rows.clone(), wanted)?;
             kit::as_stored(self.weight.encoding, wanted);
-            if self.unsigned_zeros && matches!(self.weight.encoding, Encoding::Plain(_)) {
+            if self.unsigned_zeros {
                 kit::without_negative_zeros(wanted);
             }
+            // Of codes, it is the scale that has the sign.
+            let coded = self.unsigned_zeros && matches!(self.weight.encoding, Encoding::Quantized(_));
+            let found = if coded { unsigned(found, without_signs) } else { found };
             same(&self.weight.entry.name, rows.start, columns, found, wanted)?;
             let Some(original) = original else { return Ok(()) };
             before.resize(found.len(), 0.0);
@@ -160,6 +163,13 @@ impl Read<'_> {
         }
         Ok(())
     }
+}
+
+/// The same with zeros that have no sign.
+fn unsigned<'b>(values: &[f32], buffer: &'b mut Vec<f32>) -> &'b [f32] {
+    values.clone_into(buffer);
+    kit::without_negative_zeros(buffer);
+    buffer
 }
 
 /// Takes some rows as the artifact has them.
