@@ -34,6 +34,8 @@ pub enum ActivationSensitivity {
     Fisher,
     /// KL divergence in nats per token, measured on the calibration text. Slow.
     Kl,
+    /// Cosine distance of an encoder's embeddings of texts, measured on the calibration text.
+    Drift,
     /// Squared error relative to the energy of the activation.
     Noise,
 }
@@ -44,13 +46,14 @@ impl ActivationSensitivity {
         match self {
             ActivationSensitivity::Fisher => "fisher",
             ActivationSensitivity::Kl => "kl",
+            ActivationSensitivity::Drift => "drift",
             ActivationSensitivity::Noise => "noise",
         }
     }
 
     /// Whether losses are KL divergences.
     pub fn is_divergence(self) -> bool {
-        self != ActivationSensitivity::Noise
+        matches!(self, ActivationSensitivity::Fisher | ActivationSensitivity::Kl)
     }
 }
 

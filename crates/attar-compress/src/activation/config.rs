@@ -27,7 +27,7 @@ pub struct Activations {
     /// Under `bits = "auto"`: what 16 bits may cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<ActivationBudget>,
-    /// Under `bits = "auto"`: how the loss of 8 bits is found [default: `fisher`, and `noise` for encoders].
+    /// Under `bits = "auto"`: how the loss of 8 bits is found [default: `fisher`, and `drift` for encoders].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<ActivationSensitivity>,
     /// `dynamic`: a scale for each token, computed at inference. `static`: fixed scales, from the calibration text.

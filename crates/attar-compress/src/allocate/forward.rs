@@ -1,4 +1,4 @@
-//! What changes of values do to a model's predictions, measured.
+//! What changes of values do to a model's predictions or embeddings, measured.
 //!
 //! What enters a block is kept, so that a change in it costs the blocks from there on, and not those before it.
 
@@ -14,7 +14,10 @@ use crate::Result;
 /// Positions whose logits are in memory at a time.
 const LOGITS: usize = 128;
 
-/// A model on some text, block by block. Its last block gives the logits.
+/// How far apart rows of two outputs are: the sum over all, and how many there are.
+pub type Distance = fn(&Tensor, &Tensor) -> Result<(f64, usize)>;
+
+/// A model on some text, block by block. Its last block gives what it returns.
 pub struct Forward<'a> {
     graph: &'a Graph,
     weights: &'a dyn Weights,
@@ -82,11 +85,17 @@ impl<'a> Forward<'a> {
         Ok(found)
     }
 
-    /// Mean KL divergence in nats of what follows from replacing the value `id` of the next block, for all that read it.
+    /// Mean distance of what the model returns if the value `id` of the next block is replaced, for all that read it: of logits, the
+    /// [`kl_divergence`] of each position; of an encoder's embeddings, the [`cosine_distance`] of each text.
     ///
     /// # Errors
     /// If a weight cannot be read.
-    pub fn divergence(&self, id: ValueId, replace: &dyn Fn(&Tensor) -> attar_graph::Result<Tensor>) -> Result<f64> {
+    pub fn distance(
+        &self,
+        id: ValueId,
+        replace: &dyn Fn(&Tensor) -> attar_graph::Result<Tensor>,
+        distance: Distance,
+    ) -> Result<f64> {
         let mut change = |made, tensor| if made == id { replace(&tensor) } else { Ok(tensor) };
         let (mut sum, mut count) = (0.0, 0);
         let Some(first) = self.next else { return Ok(sum) };
@@ -103,9 +112,8 @@ impl<'a> Forward<'a> {
             let at_once = self.at_once(*last, length);
             for first in (0..length).step_by(at_once) {
                 let positions = first..(first + at_once).min(length);
-                let z = self.logits(*last, wanted, positions.clone(), &mut |_, tensor| Ok(tensor))?;
-                let moved = self.logits(*last, found, positions, &mut change)?;
-                let (more, rows) = compare(&z, &moved)?;
+                let wanted = self.output(*last, wanted, positions.clone(), &mut |_, tensor| Ok(tensor))?;
+                let (more, rows) = distance(&wanted, &self.output(*last, found, positions, &mut change)?)?;
                 (sum, count) = (sum + more, count + rows);
             }
         }
@@ -131,13 +139,13 @@ impl<'a> Forward<'a> {
         read.iter().find_map(|id| lane.get(id)?.dims().get(1)).copied().unwrap_or(0)
     }
 
-    /// Positions of which the last block can give the logits on its own.
+    /// Positions of which the last block can give what it returns on its own.
     fn at_once(&self, last: BlockId, length: usize) -> usize {
         let alone = self.graph.nodes_of(last).all(|node| node.op.is_pointwise());
         if alone { LOGITS } else { length.max(1) }
     }
 
-    fn logits(&self, last: BlockId, lane: &Values, positions: std::ops::Range<usize>, change: Replace<'_>) -> Result<Tensor> {
+    fn output(&self, last: BlockId, lane: &Values, positions: std::ops::Range<usize>, change: Replace<'_>) -> Result<Tensor> {
         let read = self.graph.live_into(last);
         let cut = |id: &ValueId| Ok((*id, lane[id].narrow(1, positions.start, positions.len())?.contiguous()?));
         let part: Values = read.iter().filter(|id| lane.contains_key(id)).map(cut).collect::<candle_core::Result<_>>()?;
@@ -146,15 +154,48 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// The sum over rows of `KL(softmax z || softmax moved)`, and the number of rows.
-fn compare(z: &Tensor, moved: &Tensor) -> Result<(f64, usize)> {
-    let width = z.dims().last().copied().unwrap_or(1).max(1);
-    let moved = (moved - z)?;
-    let each = with_f32(z, |z| {
-        with_f32(&moved, |moved| {
-            let rows = z.par_chunks(width).zip(moved.par_chunks(width));
-            rows.map(|(z, dz)| divergence(z, dz)).collect::<Vec<f64>>()
+/// The sum over rows of `KL(softmax z || softmax moved)` in nats, and the number of rows.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn kl_divergence(z: &Tensor, moved: &Tensor) -> Result<(f64, usize)> {
+    rows_apart(z, &(moved - z)?, &divergence)
+}
+
+/// The sum over rows of 1 less their cosine, and the number of rows.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn cosine_distance(a: &Tensor, b: &Tensor) -> Result<(f64, usize)> {
+    let distance = |a: &[f32], b: &[f32]| {
+        let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let lengths = (product(a, a) * product(b, b)).sqrt();
+        if lengths > 0.0 { 1.0 - product(a, b) / lengths } else { 0.0 }
+    };
+    rows_apart(a, b, &distance)
+}
+
+fn rows_apart(a: &Tensor, b: &Tensor, distance: &(dyn Fn(&[f32], &[f32]) -> f64 + Sync)) -> Result<(f64, usize)> {
+    let width = a.dims().last().copied().unwrap_or(1).max(1);
+    let each = with_f32(a, |a| {
+        with_f32(b, |b| {
+            let rows = a.par_chunks(width).zip(b.par_chunks(width));
+            rows.map(|(a, b)| distance(a, b)).collect::<Vec<f64>>()
         })
     })??;
     Ok((each.iter().sum(), each.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn cosines_are_of_rows_whatever_their_length() {
+        let rows = |values: &[f32]| Tensor::from_slice(values, (2, 2), &Device::Cpu).expect("two rows of two");
+        let (sum, count) = cosine_distance(&rows(&[3.0, 0.0, 1.0, 1.0]), &rows(&[0.5, 0.0, -2.0, 2.0])).expect("shapes agree");
+        assert!((sum - 1.0).abs() < 1e-6 && count == 2, "{sum} of {count}");
+    }
 }

@@ -11,5 +11,5 @@ mod knapsack;
 
 pub use budget::{Budget, Choice, Sensitivity, default_choices};
 pub use fisher::{Backward, Backwards, Outputs, Reads, Watched};
-pub use forward::Forward;
+pub use forward::{Distance, Forward, cosine_distance, kl_divergence};
 pub use knapsack::{Cost, Solution, least_bits, most_bits, solve};

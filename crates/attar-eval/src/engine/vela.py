@@ -44,7 +44,7 @@ class Session:
             "dram_bytes": round(parts * first["off_chip_bytes"]),
             "compiled_bytes": sum(found["bytes"] for found in compiled),
             "notes": notes,
-            "calls": [call(name, found) for name, found in zip(("prefill", "decode") if decode else ("model",), compiled)],
+            "calls": [call(name, found) for name, found in zip(("prefill", "decode") if decode else ("encode",), compiled)],
         }
 
     def compile(self, model, device):

@@ -34,7 +34,7 @@ pub(super) fn table(variants: &[(&str, &Findings)], evals: &[EvalReport]) -> Tab
 fn planned<'r>(variants: &[(&'r str, &'r Findings)]) -> Vec<Side<'r>> {
     let compilations = variants.iter().flat_map(|(name, findings)| findings.compilations.iter().map(move |one| (*name, one)));
     let runs = |(variant, compilation): (&'r str, &'r CompilationReport)| {
-        ["prefill", "decode"].into_iter().filter_map(move |name| planned_run(variant, compilation, name))
+        ["prefill", "decode", "encode"].into_iter().filter_map(move |name| planned_run(variant, compilation, name))
     };
     compilations.flat_map(runs).collect()
 }

@@ -63,7 +63,11 @@ impl Finding for WidthsReport {
 
 fn section(variant: &str, widths: &WidthsReport) -> String {
     let of = if variant.is_empty() { String::new() } else { format!(" of {}", in_markdown(variant)) };
-    let unit = if widths.divergence { " nats of KL divergence per token" } else { "" };
+    let unit = match widths.sensitivity.as_str() {
+        _ if widths.divergence => " nats of KL divergence per token",
+        "drift" => " of cosine distance of the embeddings",
+        _ => "",
+    };
     let more = |amount: u64| 100.0 * (amount as f64 / widths.least.max(1) as f64 - 1.0);
     format!(
         "## Bits of activations{of}: `{}`\n\n{} of {} activations have 16 bits: {} {:+.1}%, of {:+.1}% allowed; all of them would take {:+.1}%. \

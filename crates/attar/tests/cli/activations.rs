@@ -201,28 +201,27 @@ fn bits_are_spent_where_they_help() {
     assert!(cycles["spent"].as_u64() <= cycles["allowed"].as_u64() && measured(&report) < 0.5 * eight, "{cycles}");
 }
 
-/// An encoder predicts no tokens: the noise of its activations decides.
+/// An encoder predicts no tokens: how far its embeddings move decides, unless noise is asked for.
 #[test]
-fn encoders_spend_bits_by_noise() {
+fn encoders_spend_bits_by_the_drift_of_their_embeddings() {
     let room = Room::new();
-    let run = |more: &[&str]| {
-        let all = [
-            "activations",
-            "testdata/models/tiny-bert",
-            "--mode",
-            "static",
-            "--bits",
-            "auto",
-            "--budget",
-            "bytes=60%",
-            "--out",
-            "out",
-        ];
-        room.attar(&[&all[..], more].concat())
+    let run = |model: &str, more: &[&str]| {
+        let text = ["--samples", "2", "--calibration", "testdata/evals/shakespeare-train.txt"];
+        let bits = ["--mode", "static", "--bits", "auto", "--budget", "bytes=60%", "--out", "out"];
+        room.attar(&[&["activations", model], &bits[..], &text, more].concat())
     };
-    run(&["--sensitivity", "fisher"]).exits(2).says("an encoder predicts none");
-    run(&["--samples", "2", "--calibration", "testdata/evals/shakespeare-train.txt"]).exits(0);
-    assert!(room.read("out/graph.ir").contains(".int16 = quantize"));
+    let bert = "testdata/models/tiny-bert";
+    run(bert, &["--sensitivity", "fisher"]).exits(2).says("an encoder predicts none");
+    run("testdata/models/shakespeare-1m", &["--sensitivity", "drift"]).exits(2).says("compares embeddings");
+    for (more, sensitivity) in [(&["--sensitivity", "noise"][..], "noise"), (&[], "drift")] {
+        run(bert, more).exits(0);
+        assert!(room.read("out/graph.ir").contains(".int16 = quantize"));
+        let report = room.json("out/report.json");
+        let found = widths(&report);
+        let [chosen, least] = ["predicted", "predicted_least"].map(|key| found[key].as_f64().expect("a sum of losses"));
+        assert_eq!(found["sensitivity"], sensitivity);
+        assert!(chosen > 0.0 && chosen < 0.7 * least, "{sensitivity}: {chosen} of {least}");
+    }
 }
 
 #[test]

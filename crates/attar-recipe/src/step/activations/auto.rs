@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use attar_compile::Compile;
 use attar_compress::{
     ActivationBudget, ActivationCost, ActivationSensitivity as Sensitivity, ActivationSite as Site, Activations, Feed,
-    allocate::{Backward, Cost, Forward, Solution, most_bits, solve},
+    allocate::{Backward, Cost, Forward, Solution, cosine_distance, kl_divergence, most_bits, solve},
 };
 use attar_graph::{Graph, Node, SourceWeights, ValueId, Values, integer::Rounding, kernel::with_f32};
 use attar_tensor::{Digest, Encoding};
@@ -55,12 +55,18 @@ fn sensitivity(settings: &Activations, graph: &Graph) -> Result<Sensitivity, Ste
     match settings.sensitivity {
         Some(asked) if asked.is_divergence() && !predicts => {
             let message = format!("`sensitivity = \"{}\"` compares predicted tokens, and an encoder predicts none", asked.name());
-            let error = Error::recipe(message).hint("leave it out: the noise of the activations is compared instead".to_owned());
+            let error = Error::recipe(message).hint("leave it out: its embeddings are compared instead (`drift`)".to_owned());
+            Err(StepError { key: Some("sensitivity".into()), error })
+        }
+        Some(Sensitivity::Drift) if predicts => {
+            let message = "`sensitivity = \"drift\"` compares embeddings, and a model that predicts tokens makes none";
+            let error =
+                Error::recipe(message).hint("leave it out: divergences of what it predicts are compared (`fisher`)".to_owned());
             Err(StepError { key: Some("sensitivity".into()), error })
         }
         Some(asked) => Ok(asked),
         None if predicts => Ok(Sensitivity::Fisher),
-        None => Ok(Sensitivity::Noise),
+        None => Ok(Sensitivity::Drift),
     }
 }
 
@@ -249,7 +255,7 @@ impl Judge<'_> {
         self.session.observer.stage(&stage, open.len() as u64);
         match self.sensitivity {
             Sensitivity::Fisher => self.back(&open),
-            Sensitivity::Kl | Sensitivity::Noise => self.forth(&open),
+            Sensitivity::Kl | Sensitivity::Drift | Sensitivity::Noise => self.forth(&open),
         }
     }
 
@@ -340,7 +346,8 @@ impl Judge<'_> {
                 self.session.check_interrupt()?;
                 let values = forward.values(id)?;
                 let losses = self.losses_of(site, &values, &mut |rounding| match self.sensitivity {
-                    Sensitivity::Kl => Ok(forward.divergence(id, &|x| rounded(rounding, x, site.width))?),
+                    Sensitivity::Kl => Ok(forward.distance(id, &|x| rounded(rounding, x, site.width), kl_divergence)?),
+                    Sensitivity::Drift => Ok(forward.distance(id, &|x| rounded(rounding, x, site.width), cosine_distance)?),
                     _ => noise(rounding, &values, site.width),
                 })?;
                 self.note(*key, site, losses)?;
