@@ -150,6 +150,14 @@ pub enum Error {
         /// Tokens of the prompt.
         seq: u64,
     },
+    /// More tokens than a table of positions has rows.
+    #[error("the model has positions for {rows} tokens, and the plans would read {tokens}: `seq`, and a token after it")]
+    Positions {
+        /// Tokens that the plans would read.
+        tokens: u64,
+        /// Rows of the table.
+        rows: u64,
+    },
     /// A setting of what an encoder does not have.
     #[error("`{setting}` is of decoders: an encoder reads all of its tokens in one run")]
     Encoder {

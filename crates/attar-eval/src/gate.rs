@@ -399,13 +399,9 @@ impl Gate {
                 };
                 (Some(number), format!("{}, {}{from}", self.words(number), metric.known()))
             }
-            Ok((metric, None)) if metric.computed => (
-                None,
-                format!(
-                    "`{}` was not computed: the plans of a decoder end before the logits, an encoder has none (`device/snr` is about its rows), or `quality` is 0",
-                    self.metric
-                ),
-            ),
+            Ok((metric, None)) if metric.computed => {
+                (None, format!("`{}` was not computed: the plans end before the logits, or `quality` is 0", self.metric))
+            }
             Ok((_, None)) => (None, format!("`{}` was not predicted", self.metric)),
             Err(error) => (None, error.to_string()),
         }

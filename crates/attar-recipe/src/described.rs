@@ -31,6 +31,11 @@ pub(crate) fn weights_in(folder: &Path) -> Option<u64> {
     Some(Described::read(folder).ok()??.artifact.totals.weights)
 }
 
+/// The target of the artifact in `folder`, if it describes itself.
+pub(crate) fn target_of(folder: &Path) -> Option<String> {
+    Some(Described::read(folder).ok()??.artifact.target)
+}
+
 /// The weights of the checkpoint in `folder` whose zeros stay, by canonical name; none, if it does not describe itself.
 pub(crate) fn zeros_in(folder: &Path) -> Result<BTreeSet<String>> {
     Ok(Described::read(folder)?.map(|described| described.zeros).unwrap_or_default())

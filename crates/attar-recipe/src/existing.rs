@@ -57,9 +57,13 @@ impl Existing {
         described::returns_last(&self.folder)
     }
 
-    /// The engines that open what is at `path`; none opens a checkpoint.
+    /// The engines that open what is at `path`, those for the target that it names first; none opens a checkpoint.
     pub fn engines(path: &Path) -> impl Iterator<Item = &'static Engine> {
-        ENGINES.iter().copied().filter(move |engine| engine.opens.iter().any(|opens| path.join(opens.file).exists()))
+        let target = described::target_of(path);
+        let mut engines: Vec<&Engine> = ENGINES.to_vec();
+        engines.retain(|engine| engine.opens.iter().any(|opens| path.join(opens.file).exists()));
+        engines.sort_by_key(|engine| !engine.opens.iter().any(|opens| Some(opens.target) == target.as_deref()));
+        engines.into_iter()
     }
 
     /// Whether `engine` opens what is at `path`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use attar_eval::Output;
+use attar_eval::{DEVICE, Gate, Output};
 use attar_graph::Graph;
 use attar_model::{Model, Summary};
 use serde::Serialize;
@@ -144,6 +144,7 @@ pub(crate) fn plan_work(recipe: &Recipe, engines: &Engines) -> Result<Plan> {
     check_written(recipe, &opened)?;
     opened.check_chat(recipe)?;
     check_evals(recipe, &opened)?;
+    check_gates(recipe, &opened)?;
     if !recipe.evals.is_empty() {
         opened.check_tokenizers().map_err(|e| recipe.document.place(e, "baseline"))?;
     }
@@ -313,6 +314,18 @@ fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> S
     let mode = runner.engine().map(|_| format!(", {mode} mode")).unwrap_or_default();
     let device = runner.engine().and(eval.device.as_ref()).map(|device| format!(", on {device}")).unwrap_or_default();
     format!("{}: {} with {runner}{mode}{device}", eval.name, eval.task.task().name)
+}
+
+/// An encoder predicts no tokens, so nothing foretells what becomes of them.
+fn check_gates(recipe: &Recipe, opened: &Opened) -> Result<()> {
+    let Some(model) = opened.model().filter(|model| !shape::predicts_tokens(&model.graph)) else { return Ok(()) };
+    let of_tokens = |gate: &Gate| gate.eval == DEVICE && ["kl", "perplexity-ratio", "decode-latency"].contains(&&*gate.metric);
+    let Some((index, gate)) = recipe.gates.iter().enumerate().find(|(_, gate)| of_tokens(gate)) else { return Ok(()) };
+    let (metric, name) = (&gate.metric, model.graph.name());
+    let message =
+        format!("`{DEVICE}/{metric}` is about tokens that a model predicts, and `{name}` predicts none: it is an encoder");
+    let error = Error::recipe(message).hint("`device/snr` is about its last values, `device/latency` about a text".to_owned());
+    Err(recipe.document.place(error, &format!("gate[{index}].metric")))
 }
 
 /// What cannot be measured so is known before hours of work, not after: a setting that this model cannot have, an output that

@@ -144,6 +144,12 @@ impl Embedding {
     }
 }
 
+/// Rows of the table of positions, if the model has one.
+pub(super) fn positions(graph: &Graph) -> Option<u64> {
+    let tables = graph.nodes().iter().filter_map(|node| looked_up(graph, node));
+    tables.filter(|table| table.of == Index::Position).map(|table| table.rows).next()
+}
+
 /// The tables whose rows are added up to a value, if that is all that it is.
 fn sum(graph: &Graph, value: ValueId) -> Option<Vec<Table>> {
     let maker = graph.maker(value)?;

@@ -11,6 +11,7 @@ use crate::{convert::Converted, plan, schedule::Goal};
 
 /// A compiled model as a folder has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`plan::VERSION`] of the plans.
     pub version: u32,
@@ -79,6 +80,7 @@ impl Pooling {
 
 /// A run, whose plan is `NAME.plan`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// `prefill`, `prefill-1` and so on, `decode`, `verify`, or `encode`.
     pub name: String,

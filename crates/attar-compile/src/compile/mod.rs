@@ -258,7 +258,11 @@ impl Compile {
             return Err(Error::Verify { verify, seq });
         }
         if !is_encoder(graph) {
-            return Ok(self.clone());
+            let tokens = self.capacity();
+            return match embedding::positions(graph).filter(|rows| *rows < tokens) {
+                Some(rows) => Err(Error::Positions { tokens, rows }),
+                None => Ok(self.clone()),
+            };
         }
         match (self.verify, self.chunk.filter(|chunk| *chunk != self.seq)) {
             (Some(_), _) => Err(Error::Encoder { setting: "verify" }),
@@ -333,8 +337,13 @@ impl Compile {
     fn bind(&self, [rows, past]: [u64; 2], blocks: [usize; 2], numbers: bool) -> Bind {
         let (seq, end) = (self.seq.get(), past + rows);
         let head = self.head && end >= seq && blocks == ALL_BLOCKS;
-        let capacity = seq + u64::from(self.decode || self.verify.is_some());
+        let capacity = self.capacity();
         Bind { rows, past, capacity, blocks, head, every_row: self.has_every_row([rows, past]), numbers }
+    }
+
+    /// Tokens that the caches have room for.
+    fn capacity(&self) -> u64 {
+        self.seq.get() + u64::from(self.decode || self.verify.is_some())
     }
 
     /// Whether a run computes the logits of all its tokens, and not of the last only: one that goes on behind the prompt.
@@ -425,7 +434,10 @@ impl Compile {
         let subject = self.subject(graph, &**source)?;
         // A device file may have changed since.
         let planned = planned.filter(|planned| planned.target == subject.target);
-        let seen = Seen::new(graph, source, &windows[..windows.len().min(self.windows.get())], watch)?;
+        let few = &windows[..windows.len().min(self.windows.get())];
+        let (encoder, few) = (is_encoder(graph), few.to_vec());
+        let (texts, other) = if encoder { (beginnings(&few), in_turn(other)) } else { (few, other.to_vec()) };
+        let seen = Seen::new(graph, source, &texts, watch)?;
         let (mut phases, mut image) = (Vec::new(), Image::default());
         let chunks = planned.map_or_else(|| self.chunks(&subject, self.goal, watch), |planned| Ok(planned.chunks.clone()))?;
         let front = self.front(&subject, &chunks, watch)?;
@@ -460,7 +472,7 @@ impl Compile {
         let name = &whole.program.get(whole.input).name;
         let embedding = Embedding::of(&seen, name, whole.residual[0].clone())?;
         let measures = phases.iter().any(|phase| phase.head) && !other.is_empty();
-        let measure = || quality::measure(&subject, &seen, self.seq.get(), other, watch);
+        let measure = || quality::measure(&subject, &seen, &other, watch);
         let quality = if measures { Some(measure()?) } else { None };
         let manifest = Manifest::of(self, &subject.device.name, &phases, &whole, embedding.as_ref(), Pooling::of(graph));
         let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
@@ -468,6 +480,20 @@ impl Compile {
         let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);
         Ok(Compiled { device: device.name, chunks, front, phases, heads, memory, embedding, manifest, quality })
     }
+}
+
+/// Texts, and their first half, quarter and so on down to two tokens: an encoder reads texts of any length, and the values of short ones
+/// are others.
+fn beginnings(texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let lengths = |whole: usize| std::iter::successors(Some(whole), |length| Some(length / 2)).take_while(|length| *length > 1);
+    let each = |text: &Vec<u32>| lengths(text.len().max(2)).map(|length| text[..length.min(text.len())].to_vec()).collect();
+    texts.iter().flat_map(|text| -> Vec<Vec<u32>> { each(text) }).collect()
+}
+
+/// One text whole, the next its first half, a quarter, an eighth, and so on.
+fn in_turn(texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let part = |(at, text): (usize, &Vec<u32>)| text[..(text.len() >> (at % 4)).max(1)].to_vec();
+    texts.iter().enumerate().map(part).collect()
 }
 
 /// The name of the run that verifies a draft.

@@ -1,6 +1,6 @@
 //! How good a model the integers are: their logits, or an encoder's rows, beside those of the same weights with float activations.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use attar_graph::{Graph, Op};
 use attar_tensor::Source;
@@ -45,44 +45,56 @@ struct Sums {
     noise: f64,
 }
 
-/// Runs the program over windows of `rows` tokens each: all blocks, block by block, and the head.
-pub(super) fn measure(subject: &Subject<'_>, seen: &Seen, rows: u64, windows: &[Vec<u32>], watch: Watch<'_>) -> Result<Quality> {
-    let count = block_count(&subject.fused);
-    let bind = Bind { rows, past: 0, capacity: rows, blocks: [0, 0], head: false, every_row: true, numbers: true };
-    let mut streams: Vec<Vec<i32>> = Vec::new();
-    for block in 0..count {
-        Progress { stage: "measuring the integers", what: "a block", done: block, total: count + 1 }.tell(watch)?;
-        let converted = subject.convert(&seen.ranges, Bind { blocks: [block, block + 1], ..bind })?;
-        if block == 0 {
-            streams = entering(seen, &converted, windows)?;
-        }
-        streams = passed(converted, streams);
-    }
-    Progress { stage: "measuring the integers", what: "the head", done: count, total: count + 1 }.tell(watch)?;
-    let head = subject.convert(&seen.ranges, Bind { head: true, ..bind })?;
-    let (step, float) = (head.logits.unwrap_or(1.0), without_rounding(&seen.graph)?);
-    let (encoder, pools) = (is_encoder(&seen.graph), Pooling::of(&seen.graph));
+/// Runs the program over windows of tokens: all blocks, block by block, and the head.
+pub(super) fn measure(subject: &Subject<'_>, seen: &Seen, windows: &[Vec<u32>], watch: Watch<'_>) -> Result<Quality> {
+    let mut by_length: BTreeMap<usize, Vec<&Vec<u32>>> = BTreeMap::new();
+    windows.iter().for_each(|window| by_length.entry(window.len()).or_default().push(window));
     let mut sums = Sums::default();
-    let mut memory = head.memory.expect("numbers were asked for");
-    for (window, stream) in windows.iter().zip(streams) {
-        memory.set(head.input, Data::Numbers(stream));
-        fast::run(&head.program, &mut memory);
-        let wanted = values(&float, &seen.source, window, &head.program.get(head.output).name)?;
-        let width = wanted.len() / window.len();
-        let wanted: Vec<f64> = wanted.iter().map(|x| f64::from(*x)).collect();
-        let found: Vec<f64> = memory.get(head.output).numbers().iter().map(|code| f64::from(*code) * step).collect();
-        for (at, (wanted, found)) in wanted.chunks(width).zip(found.chunks(width)).enumerate() {
-            sums.add(wanted, found);
-            if !encoder {
-                sums.add_logits(wanted, found, window.get(at + 1).map(|token| *token as usize));
-            }
-        }
-        if let Some(pooling) = pools {
-            sums.texts += 1;
-            sums.cosines += cosine(&pooled(pooling, &wanted, width), &pooled(pooling, &found, width));
-        }
+    for (length, windows) in by_length {
+        sums.measure(subject, seen, length as u64, &windows, watch)?;
     }
     Ok(sums.quality())
+}
+
+impl Sums {
+    /// Adds windows of `rows` tokens each.
+    fn measure(&mut self, subject: &Subject<'_>, seen: &Seen, rows: u64, windows: &[&Vec<u32>], watch: Watch<'_>) -> Result<()> {
+        let count = block_count(&subject.fused);
+        let bind = Bind { rows, past: 0, capacity: rows, blocks: [0, 0], head: false, every_row: true, numbers: true };
+        let mut streams: Vec<Vec<i32>> = Vec::new();
+        for block in 0..count {
+            Progress { stage: "measuring the integers", what: "a block", done: block, total: count + 1 }.tell(watch)?;
+            let converted = subject.convert(&seen.ranges, Bind { blocks: [block, block + 1], ..bind })?;
+            if block == 0 {
+                streams = entering(seen, &converted, windows)?;
+            }
+            streams = passed(converted, streams);
+        }
+        Progress { stage: "measuring the integers", what: "the head", done: count, total: count + 1 }.tell(watch)?;
+        let head = subject.convert(&seen.ranges, Bind { head: true, ..bind })?;
+        let (step, float) = (head.logits.unwrap_or(1.0), without_rounding(&seen.graph)?);
+        let (encoder, pools) = (is_encoder(&seen.graph), Pooling::of(&seen.graph));
+        let mut memory = head.memory.expect("numbers were asked for");
+        for (window, stream) in windows.iter().zip(streams) {
+            memory.set(head.input, Data::Numbers(stream));
+            fast::run(&head.program, &mut memory);
+            let wanted = values(&float, &seen.source, window, &head.program.get(head.output).name)?;
+            let width = wanted.len() / window.len();
+            let wanted: Vec<f64> = wanted.iter().map(|x| f64::from(*x)).collect();
+            let found: Vec<f64> = memory.get(head.output).numbers().iter().map(|code| f64::from(*code) * step).collect();
+            for (at, (wanted, found)) in wanted.chunks(width).zip(found.chunks(width)).enumerate() {
+                self.add(wanted, found);
+                if !encoder {
+                    self.add_logits(wanted, found, window.get(at + 1).map(|token| *token as usize));
+                }
+            }
+            if let Some(pooling) = pools {
+                self.texts += 1;
+                self.cosines += cosine(&pooled(pooling, &wanted, width), &pooled(pooling, &found, width));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The direction of the one row that is made of those of all tokens.
@@ -99,9 +111,9 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// The codes of the residual stream where it enters the first block.
-fn entering(seen: &Seen, first: &Converted, windows: &[Vec<u32>]) -> Result<Vec<Vec<i32>>> {
+fn entering(seen: &Seen, first: &Converted, windows: &[&Vec<u32>]) -> Result<Vec<Vec<i32>>> {
     let name = &first.program.get(first.input).name;
-    let codes = |window: &Vec<u32>| {
+    let codes = |window: &&Vec<u32>| {
         let [values, _] = seen.values(window, window.len(), [name, name])?;
         Ok(first.residual[0].round(&values))
     };

@@ -70,12 +70,21 @@ impl<'a> Compiled<'a> {
         }
         let rows = [manifest.vocabulary, manifest.position_rows, manifest.token_type_rows];
         let tables: Vec<(Index, u64)> = Index::ALL.into_iter().zip(rows).filter_map(|(of, rows)| Some((of, rows?))).collect();
+        let listed = |of: &Index| manifest.images.contains_key(of.file());
+        if let Some((of, _)) = Index::ALL.iter().zip(rows).find(|(of, rows)| listed(of) != rows.is_some()) {
+            return Err(refused(format!(
+                "`{MANIFEST}` does not agree with itself: `{}` has a digest or rows, and not both",
+                of.file()
+            )));
+        }
         if manifest.vocabulary.is_none() {
             return Err(refused("the first values of this model are no rows of tables, so there is nothing to look up".into()));
         }
         let (Some(logits), true) = (manifest.logits, manifest.runs.iter().any(|run| run.head)) else {
-            let hint = "quantize the head to integers and compile with `head = true`";
-            return Err(refused(format!("its plans end before the logits: {hint}")));
+            return Err(refused(match manifest.encoder {
+                true => "its plan ends before the last norm: compile with `head = true`".into(),
+                false => "its plans end before the logits: quantize the head to integers and compile with `head = true`".into(),
+            }));
         };
         let run = |entry: Entry| {
             let name = format!("{}.plan", entry.name);

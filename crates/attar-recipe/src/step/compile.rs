@@ -24,7 +24,7 @@ use crate::{
     model::Working,
     session::Session,
     settings::of,
-    shape::facts,
+    shape::{facts, predicts_tokens},
     side, walk,
 };
 
@@ -83,7 +83,9 @@ impl Step for Compile {
 
     fn run(&self, model: &mut Working, session: &Session<'_>) -> Result<Vec<Digest>, StepError> {
         let windows = session.calibration.expect("it needs a text");
-        let other = other_text(self.quality, self.seq.get() as usize, model, session)?;
+        // Of an encoder's texts, on average 15 of 32 tokens are read.
+        let wanted = if predicts_tokens(&model.graph) { self.quality } else { (self.quality * 32).div_ceil(15) };
+        let other = other_text(wanted, self.seq.get() as usize, model, session)?;
         let texts = [windows, &other];
         let kept = model.kept.get::<Kept>().filter(|kept| kept.facts == facts(&model.graph));
         let planned = match kept {

@@ -521,7 +521,7 @@ fn an_encoder_becomes_c_too() {
     let quantize = "[[step]]\nkind = \"quantize\"\ngrid = \"int8\"\ngroup = \"row\"\n\n";
     let activations = "[[step]]\nkind = \"activations\"\nmode = \"static\"\nbits = 16\n\n";
     let compile = "[[step]]\nkind = \"compile\"\nset = [\"sram=16KiB\"]\nseq = 40\n";
-    let rest = "\n[[gate]]\nmetric = \"device/snr\"\nat_least = 30\n\n[[export]]\ntarget = \"c\"\n";
+    let rest = "\n[[gate]]\nmetric = \"device/snr\"\nat_least = 25\n\n[[export]]\ntarget = \"c\"\n";
     let text = recipe(&[quantize, activations, compile, rest]);
     room.write("recipe.toml", &text.replace("testdata/models/shakespeare-1m", "bert").replace("length = 96", "length = 32"));
     room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
