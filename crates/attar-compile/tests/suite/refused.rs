@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{collections::BTreeMap, fs, ops::Range, path::Path};
+use std::{collections::BTreeMap, fs, num::NonZeroU64, ops::Range, path::Path};
 
 use attar_compile::{Compile, Tile};
 use attar_graph::Graph;
@@ -69,8 +69,9 @@ fn what_a_variant_of_an_architecture_does_is_refused_by_name() {
 /// What `compile` and `tile` say of a model.
 fn refusal(model: &str) -> String {
     let (graph, source) = (graph(model), Empty(BTreeMap::new()));
-    let compiled = Compile::default().plan(&graph, &source).unwrap_err().to_string();
-    let tiled = Tile::default().run(&graph, &source).unwrap_err().to_string();
+    let seq = NonZeroU64::new(16).unwrap();
+    let compiled = Compile { seq, ..Compile::default() }.plan(&graph, &source).unwrap_err().to_string();
+    let tiled = Tile { seq, ..Tile::default() }.run(&graph, &source).unwrap_err().to_string();
     assert_eq!(compiled, tiled, "{model}");
     compiled
 }
@@ -86,7 +87,23 @@ fn a_float_model_is_told_to_quantize_first() {
         ("tiny-bert", "`b0.qkv` reads `x`, which is not in integers"),
     ] {
         assert_eq!(refusal(model), why, "{model}");
-        let error = Compile::default().plan(&graph(model), &Empty(BTreeMap::new())).unwrap_err();
+        let compile = Compile { seq: NonZeroU64::new(16).unwrap(), ..Compile::default() };
+        let error = compile.plan(&graph(model), &Empty(BTreeMap::new())).unwrap_err();
         assert!(error.hint().unwrap().contains("quantize the weights"), "{error:?}");
+    }
+}
+
+/// A table of positions has a row for every token that is read, also for the one behind the longest prompt.
+#[test]
+fn a_decoder_reads_no_more_tokens_than_it_has_positions() {
+    let error = |seq: u64, decode: bool| {
+        let compile = Compile { seq: NonZeroU64::new(seq).unwrap(), decode, ..Compile::default() };
+        compile.plan(&graph("tiny-gpt2"), &Empty(BTreeMap::new())).unwrap_err().to_string()
+    };
+    let said = "the model has positions for 64 tokens, and the plans would read 65: `seq`, and a token after it";
+    assert_eq!(error(64, true), said);
+    assert_eq!(error(65, false), said);
+    for (seq, decode) in [(64, false), (63, true)] {
+        assert!(!error(seq, decode).contains("positions"), "{seq}");
     }
 }
