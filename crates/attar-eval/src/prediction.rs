@@ -62,7 +62,7 @@ pub struct Prediction {
 /// What a vendor's compiler predicts of one call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PredictedCall {
-    /// `prefill`, `decode`, or `model` where there is one call alone.
+    /// `prefill`, `decode`, or `encode`.
     pub name: String,
     /// Tokens at once.
     pub rows: u64,
@@ -90,6 +90,8 @@ pub struct DeviceMetric {
     pub unit: &'static str,
     /// Whether it was computed with the program's own integers, exactly as the device would; all else is predicted.
     pub computed: bool,
+    /// Whether it is about tokens that a model predicts, so that an encoder has none.
+    pub of_tokens: bool,
     /// The value, if there is one.
     pub value: fn(&Prediction) -> Option<f64>,
 }
@@ -108,6 +110,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "predicted time to process the prompt",
         unit: "s",
         computed: false,
+        of_tokens: false,
         value: |p| p.latency,
     },
     DeviceMetric {
@@ -115,6 +118,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "predicted time of one token after the prompt",
         unit: "s",
         computed: false,
+        of_tokens: true,
         value: |p| p.decode_latency,
     },
     DeviceMetric {
@@ -122,6 +126,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "predicted peak of on-chip memory in use",
         unit: "bytes",
         computed: false,
+        of_tokens: false,
         value: |p| p.peak_sram.map(|bytes| bytes as f64),
     },
     DeviceMetric {
@@ -129,6 +134,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "predicted peak of DRAM in use",
         unit: "bytes",
         computed: false,
+        of_tokens: false,
         value: |p| p.peak_dram.map(|bytes| bytes as f64),
     },
     DeviceMetric {
@@ -136,6 +142,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "predicted DRAM traffic to process the prompt",
         unit: "bytes",
         computed: false,
+        of_tokens: false,
         value: |p| p.dram_bytes.map(|bytes| bytes as f64),
     },
     DeviceMetric {
@@ -143,6 +150,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "predicted energy per token",
         unit: "J",
         computed: false,
+        of_tokens: false,
         value: |p| p.energy_per_token,
     },
     DeviceMetric {
@@ -150,6 +158,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "size of what a vendor's compiler made",
         unit: "bytes",
         computed: false,
+        of_tokens: false,
         value: |p| p.compiled_bytes.map(|bytes| bytes as f64),
     },
     DeviceMetric {
@@ -157,6 +166,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "KL divergence of the compiled integers from the same weights with float activations",
         unit: "nats/token",
         computed: true,
+        of_tokens: true,
         value: |p| p.kl,
     },
     DeviceMetric {
@@ -164,6 +174,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "perplexity of the compiled integers over that with float activations",
         unit: "ratio",
         computed: true,
+        of_tokens: true,
         value: |p| p.perplexity_ratio,
     },
     DeviceMetric {
@@ -171,6 +182,7 @@ pub static DEVICE_METRICS: &[DeviceMetric] = &[
         about: "signal-to-noise ratio of the compiled integers' logits",
         unit: "dB",
         computed: true,
+        of_tokens: false,
         value: |p| p.snr,
     },
 ];

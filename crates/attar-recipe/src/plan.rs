@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use attar_eval::{DEVICE, Gate, Output};
+use attar_eval::{DEVICE, DEVICE_METRICS, Gate, Output};
 use attar_graph::Graph;
 use attar_model::{Model, Summary};
 use serde::Serialize;
@@ -316,10 +316,11 @@ fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> S
     format!("{}: {} with {runner}{mode}{device}", eval.name, eval.task.task().name)
 }
 
-/// An encoder predicts no tokens, so nothing foretells what becomes of them.
+/// No gate is about tokens that an encoder would have to predict.
 fn check_gates(recipe: &Recipe, opened: &Opened) -> Result<()> {
     let Some(model) = opened.model().filter(|model| !shape::predicts_tokens(&model.graph)) else { return Ok(()) };
-    let of_tokens = |gate: &Gate| gate.eval == DEVICE && ["kl", "perplexity-ratio", "decode-latency"].contains(&&*gate.metric);
+    let of_tokens = |name: &str| DEVICE_METRICS.iter().any(|metric| metric.name == name && metric.of_tokens);
+    let of_tokens = |gate: &Gate| gate.eval == DEVICE && of_tokens(&gate.metric);
     let Some((index, gate)) = recipe.gates.iter().enumerate().find(|(_, gate)| of_tokens(gate)) else { return Ok(()) };
     let (metric, name) = (&gate.metric, model.graph.name());
     let message =

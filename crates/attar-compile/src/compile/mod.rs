@@ -291,19 +291,16 @@ impl Compile {
     /// # Errors
     /// Those of [`Compile::plan`], and a stop requested by `watch`.
     pub fn plan_watched(&self, graph: &Graph, source: &dyn Source, watch: Watch<'_>) -> Result<Planned> {
-        self.of(graph)?.planned(graph, source, watch)
-    }
-
-    fn planned(&self, graph: &Graph, source: &dyn Source, watch: Watch<'_>) -> Result<Planned> {
-        let subject = self.subject(graph, source)?;
-        let chunks = self.chunks(&subject, self.goal, watch)?;
+        let settings = self.of(graph)?;
+        let subject = settings.subject(graph, source)?;
+        let chunks = settings.chunks(&subject, settings.goal, watch)?;
         let (mut image, mut planned, mut head) = (Image::default(), Vec::new(), false);
-        let runs = self.runs(chunks.best().chunk, &subject);
+        let runs = settings.runs(chunks.best().chunk, &subject);
         let total = runs.len();
         for (done, (name, rows, past)) in runs.into_iter().enumerate() {
             let what = format!("schedule of {name}");
             Progress { stage: "planning", what: &what, done, total }.tell(watch)?;
-            let phase = self.phase(&subject, name, [rows, past], &Ranges::default(), &mut image, &|_, _, _| Ok(None))?;
+            let phase = settings.phase(&subject, name, [rows, past], &Ranges::default(), &mut image, &|_, _, _| Ok(None))?;
             head |= phase.head;
             planned.push(([rows, past], phase.schedule, phase.simulation));
         }
@@ -420,31 +417,22 @@ impl Compile {
         planned: Option<&Planned>,
         watch: Watch<'_>,
     ) -> Result<Compiled> {
-        self.of(graph)?.compiled(graph, source, [windows, other], planned, watch)
-    }
-
-    fn compiled(
-        &self,
-        graph: &Graph,
-        source: &Arc<dyn Source>,
-        [windows, other]: [&[Vec<u32>]; 2],
-        planned: Option<&Planned>,
-        watch: Watch<'_>,
-    ) -> Result<Compiled> {
-        let subject = self.subject(graph, &**source)?;
+        let settings = self.of(graph)?;
+        let subject = settings.subject(graph, &**source)?;
         // A device file may have changed since.
         let planned = planned.filter(|planned| planned.target == subject.target);
-        let few = &windows[..windows.len().min(self.windows.get())];
+        let few = &windows[..windows.len().min(settings.windows.get())];
         let (encoder, few) = (is_encoder(graph), few.to_vec());
         let (texts, other) = if encoder { (beginnings(&few), in_turn(other)) } else { (few, other.to_vec()) };
         let seen = Seen::new(graph, source, &texts, watch)?;
         let (mut phases, mut image) = (Vec::new(), Image::default());
-        let chunks = planned.map_or_else(|| self.chunks(&subject, self.goal, watch), |planned| Ok(planned.chunks.clone()))?;
-        let front = self.front(&subject, &chunks, watch)?;
-        let runs = self.runs(chunks.best().chunk, &subject);
-        let whole = subject.convert(&seen.ranges, self.bind(runs_last(&runs), ALL_BLOCKS, false))?;
-        let blocks = self.proven_blocks(block_count(&subject.fused), &whole.program, &runs);
-        let mut prover = Prover::new(self, &subject.target, &seen, &windows[0], blocks);
+        let chunks =
+            planned.map_or_else(|| settings.chunks(&subject, settings.goal, watch), |planned| Ok(planned.chunks.clone()))?;
+        let front = settings.front(&subject, &chunks, watch)?;
+        let runs = settings.runs(chunks.best().chunk, &subject);
+        let whole = subject.convert(&seen.ranges, settings.bind(runs_last(&runs), ALL_BLOCKS, false))?;
+        let blocks = settings.proven_blocks(block_count(&subject.fused), &whole.program, &runs);
+        let mut prover = Prover::new(&settings, &subject.target, &seen, &windows[0], blocks);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "planning and proving", what: &name, done, total: runs.len() }.tell(watch)?;
             let known = |name: &str, run: [u64; 2], program: &Program| {
@@ -453,10 +441,10 @@ impl Compile {
                 let progress = Progress { stage: "planning and proving", what: &what, done, total: runs.len() };
                 known.map_or_else(|| progress.tell(watch).map(|()| None), |known| Ok(Some(known)))
             };
-            let mut phase = self.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image, &known)?;
-            phase.report = Some(self.report(&subject, &phase)?);
+            let mut phase = settings.phase(&subject, name.clone(), [rows, past], &seen.ranges, &mut image, &known)?;
+            phase.report = Some(settings.report(&subject, &phase)?);
             if blocks > 0 {
-                let blocks = subject.convert(&seen.ranges, self.bind([rows, past], [0, blocks], true))?;
+                let blocks = subject.convert(&seen.ranges, settings.bind([rows, past], [0, blocks], true))?;
                 phase.proof = Some(prover.blocks(blocks, Span { rows, past }, &image)?);
             }
             phases.push(phase);
@@ -464,8 +452,8 @@ impl Compile {
         let mut heads = Vec::new();
         if phases.iter().any(|phase| phase.head) && blocks > 0 {
             let verify = runs.iter().find(|(name, ..)| name == VERIFY).map(|(_, rows, past)| ("verify-head", *rows, *past));
-            for (name, rows, past) in [("head", 1, self.seq.get() - 1)].into_iter().chain(verify) {
-                let bind = Bind { head: true, ..self.bind([rows, past], [0, 0], true) };
+            for (name, rows, past) in [("head", 1, settings.seq.get() - 1)].into_iter().chain(verify) {
+                let bind = Bind { head: true, ..settings.bind([rows, past], [0, 0], true) };
                 heads.push((name, prover.head(subject.convert(&seen.ranges, bind)?, Span { rows, past }, &image)?));
             }
         }
@@ -474,8 +462,8 @@ impl Compile {
         let measures = phases.iter().any(|phase| phase.head) && !other.is_empty();
         let measure = || quality::measure(&subject, &seen, &other, watch);
         let quality = if measures { Some(measure()?) } else { None };
-        let manifest = Manifest::of(self, &subject.device.name, &phases, &whole, embedding.as_ref(), Pooling::of(graph));
-        let bind = Bind { head: self.head, ..self.bind([1, 0], ALL_BLOCKS, true) };
+        let manifest = Manifest::of(&settings, &subject.device.name, &phases, &whole, embedding.as_ref(), Pooling::of(graph));
+        let bind = Bind { head: settings.head, ..settings.bind([1, 0], ALL_BLOCKS, true) };
         let Subject { device, fused, .. } = subject;
         let memory = MemoryImage::new(bind, &device, fused, seen.ranges, image);
         Ok(Compiled { device: device.name, chunks, front, phases, heads, memory, embedding, manifest, quality })

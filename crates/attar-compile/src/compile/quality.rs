@@ -35,6 +35,8 @@ pub struct Quality {
 #[derive(Default)]
 struct Sums {
     tokens: u64,
+    /// Rows that are logits, and their divergences.
+    logits: u64,
     kl: f64,
     /// Negative log-likelihoods of the integers less those of floats, and how many there are.
     loss: f64,
@@ -160,6 +162,7 @@ impl Sums {
     /// Logits, and the token that comes next.
     fn add_logits(&mut self, wanted: &[f64], found: &[f64], next: Option<usize>) {
         let [p, q] = [wanted, found].map(log_softmax);
+        self.logits += 1;
         self.kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
         if let Some(next) = next {
             self.loss += p[next] - q[next];
@@ -180,10 +183,10 @@ impl Sums {
     }
 
     fn quality(&self) -> Quality {
-        let predicts = self.predicted > 0;
+        let predicts = self.logits > 0;
         Quality {
             tokens: self.tokens,
-            kl: predicts.then(|| self.kl / self.tokens.max(1) as f64),
+            kl: predicts.then(|| self.kl / self.logits as f64),
             perplexity_ratio: predicts.then(|| (self.loss / self.predicted.max(1) as f64).exp()),
             cosine: (self.texts > 0).then(|| self.cosines / self.texts as f64),
             snr_db: 10.0 * (self.signal / self.noise.max(f64::MIN_POSITIVE)).log10(),

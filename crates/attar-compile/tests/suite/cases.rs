@@ -77,17 +77,26 @@ impl Case {
 /// Whatever is wrong: results and bytes are those foretold, and memory is not exceeded.
 pub(crate) fn proven(seed: u64) -> Result<Option<(Schedule, Simulation)>, String> {
     let Some(Case { block, program, memory, target, schedule }) = Case::of(seed)? else { return Ok(None) };
-    let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
-        .map_err(|error| format!("seed {seed}: {error}\n{block:?} {target:?}\n{}", schedule.plan))?;
+    let simulation = checked(&program, &memory, &target, &schedule).map_err(|why| format!("seed {seed}, {block:?}: {why}"))?;
+    Ok(Some((schedule, simulation)))
+}
+
+/// Runs the plan of a program.
+///
+/// # Errors
+/// Whatever is wrong: results and bytes are those foretold, and memory is not exceeded.
+pub(crate) fn checked(program: &Program, memory: &Memory, target: &Target, schedule: &Schedule) -> Result<Simulation, String> {
+    let simulation = prove(program, &schedule.plan, &target.rates, memory)
+        .map_err(|error| format!("{error}\n{target:?}\n{}", schedule.plan))?;
     let foretold: Vec<u64> = schedule.choices.iter().map(|choice| choice.dram).collect();
     let moved: Vec<u64> = simulation.calls.iter().map(|call| call.read[0] + call.read[1] + call.written).collect();
     if foretold != moved {
-        return Err(format!("seed {seed}: bytes {foretold:?} are {moved:?}\n{}", schedule.plan));
+        return Err(format!("bytes {foretold:?} are {moved:?}\n{}", schedule.plan));
     }
     let kept = schedule.plan.tensors.iter().filter(|tensor| tensor.space == Space::Sram);
     let highest = kept.map(|tensor| tensor.address + tensor.bytes()).max().unwrap_or(0);
     if !(highest..=target.sram).contains(&simulation.sram_peak) {
-        return Err(format!("seed {seed}: {} bytes of {}, {highest} are kept", simulation.sram_peak, target.sram));
+        return Err(format!("{} bytes of {}, {highest} are kept", simulation.sram_peak, target.sram));
     }
-    Ok(Some((schedule, simulation)))
+    Ok(simulation)
 }

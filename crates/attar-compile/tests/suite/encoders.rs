@@ -1,7 +1,7 @@
 //! Kernels of encoders and of decoders that norm what their layers add, in random programs with random amounts of SRAM.
 
 use crate::{
-    cases::target,
+    cases::{checked, target},
     support::{Builder, Random, WEIGHTS},
 };
 use attar_compile::{
@@ -93,10 +93,7 @@ fn random_encoders_are_proven_and_read_shorter_texts() {
         let target = target(random.within(2_000, 30_000) as u64, random.pick(&[1, 8, 32]));
         let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
         let Ok(schedule) = schedule(&program, &target, goal, Freedom::ALL, "test") else { continue };
-        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
-        let foretold: u64 = schedule.choices.iter().map(|choice| choice.dram).sum();
-        assert_eq!(simulation.dram(), foretold, "seed {seed}\n{}", schedule.plan);
+        checked(&program, &memory, &target, &schedule).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         proven += 1;
         inside += usize::from(schedule.choices.iter().any(|choice| !matches!(choice.tiles, Tiles::Norm(_)) && choice.norms > 0));
         for count in [1, rows / 2, rows - 1].into_iter().filter(|count| (1..rows).contains(count)) {
@@ -159,10 +156,7 @@ fn norms_that_add_a_residual_are_proven() {
         let (program, memory) = builder.memory();
         let target = target(random.within(600, 5_000) as u64, random.pick(&[1, 8, 32]));
         let Ok(schedule) = schedule(&program, &target, Goal::Dram, Freedom::ALL, "test") else { continue };
-        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
-        let foretold: u64 = schedule.choices.iter().map(|choice| choice.dram).sum();
-        assert_eq!(simulation.dram(), foretold, "seed {seed}\n{}", schedule.plan);
+        checked(&program, &memory, &target, &schedule).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         on_chip[usize::from(!schedule.choices[0].kept.is_empty())] += 1;
     }
     assert!(on_chip.iter().all(|count| *count > 20), "{on_chip:?} plans, from memory and on the chip");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::cases::{Case, proven, target};
+use crate::cases::{Case, checked, proven, target};
 use crate::support::{Builder, Random, WEIGHTS};
 use attar_compile::{
     Element, Kernel, Plan, Program,
@@ -106,9 +106,7 @@ fn one_product_in_every_order() {
         let (program, memory) = builder.memory();
         let target = target(random.within(600, 9_000) as u64, random.pick(&[1, 8, 32]));
         let Ok(schedule) = schedule(&program, &target, Goal::Dram, Freedom::ALL, "test") else { continue };
-        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
-        assert_eq!(simulation.dram(), schedule.choices[0].dram, "seed {seed}\n{}", schedule.plan);
+        checked(&program, &memory, &target, &schedule).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
 
@@ -150,9 +148,7 @@ fn products_in_strips_with_every_epilogue() {
         if !in_strips(&schedule.choices[0]) {
             continue;
         }
-        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
-        assert_eq!(simulation.dram(), schedule.choices[0].dram, "seed {seed}\n{}", schedule.plan);
+        checked(&program, &memory, &target, &schedule).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         found.insert(format!("{kind} of int{}", wide.bits));
     }
     for kind in ["rescale", "add", "rotary", "gated"] {
@@ -199,10 +195,7 @@ fn one_normed_product_in_every_order() {
         let target = target(random.within(600, 9_000) as u64, random.pick(&[1, 8, 32]));
         let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
         let Ok(schedule) = schedule(&program, &target, goal, Freedom::ALL, "test") else { continue };
-        let simulation = prove(&program, &schedule.plan, &target.rates, &memory)
-            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{}", schedule.plan));
-        let foretold: u64 = schedule.choices.iter().map(|choice| choice.dram).sum();
-        assert_eq!(simulation.dram(), foretold, "seed {seed}\n{}", schedule.plan);
+        checked(&program, &memory, &target, &schedule).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         most = schedule.choices.iter().map(|choice| choice.norms).fold(most, u64::max);
         ways.extend(schedule.choices.iter().filter_map(entry).map(|way| format!("{way}, {kind}")));
     }
