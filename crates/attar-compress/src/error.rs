@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use attar_tensor::{Dtype, Granularity, Scheme};
 
-use crate::Lost;
+use crate::{Lost, QUANTIZERS};
 
 /// The result of choosing or quantizing weights.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -86,6 +86,12 @@ pub enum Error {
     /// A budget with nothing to choose from.
     #[error("`choices` is empty")]
     NoChoices,
+    /// A budget of coded bits for an algorithm that does not weigh them.
+    #[error("`{algorithm}` rounds to the nearest code, whatever its bits cost")]
+    NoRate {
+        /// Its name.
+        algorithm: &'static str,
+    },
     /// A budget that the smallest choices exceed.
     #[error("the smallest choices take {least}, and the budget is {budget}")]
     BudgetTooSmall {
@@ -431,6 +437,7 @@ impl Error {
             Error::Share { key, .. } | Error::Setting { key, .. } | Error::Number { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
             Error::NoChoices => Some("choices"),
+            Error::NoRate { .. } => Some("algorithm"),
             Error::BudgetTooSmall { key, .. } => Some(key),
             Error::Contradiction { key, .. } | Error::AlreadyIntegers { key, .. } => Some(key),
             Error::Percentile { .. } => Some("percentile"),
@@ -458,6 +465,10 @@ impl Error {
                 Some("give the override a `grid`: its weights then have that format, whatever the budget".into())
             }
             Error::NoChoices => Some("leave it out for the usual ones".into()),
+            Error::NoRate { .. } => {
+                let able: Vec<&str> = QUANTIZERS.iter().filter(|q| q.weighs_bits()).map(|q| q.name()).collect();
+                Some(format!("`coded_bits` takes algorithms that weigh bits against losses: {}", able.join(", ")))
+            }
             Error::BudgetTooSmall { least, .. } => Some(format!("`{least}` can be met; smaller `choices` allow less")),
             Error::JsonLines { what: "training", .. } => Some("`field` names the text in every object, `messages` the dialogue".into()),
             Error::JsonLines { .. } => Some("name it in `sources`, with the `field` or the `messages` of its objects".into()),

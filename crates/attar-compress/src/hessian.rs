@@ -127,6 +127,8 @@ pub(crate) struct Factor {
     order: Vec<usize>,
     /// `[columns, columns]`, row `j` divided by its diagonal.
     rows: Vec<f32>,
+    /// `1 / U_jj^2`.
+    variances: Vec<f32>,
     columns: usize,
     /// The damping, as a share of the mean of the diagonal, if more than [`DAMPING`] was needed.
     raised: Option<f64>,
@@ -143,14 +145,21 @@ impl Factor {
             let inverse = damped.llt(Side::Lower).ok()?.inverse();
             inverse.llt(Side::Lower).ok().map(|cholesky| cholesky.L().to_owned())
         })?;
+        let variances = (0..n).map(|j| lower[(j, j)].powi(-2) as f32).collect();
         let rows = (0..n).flat_map(|j| (0..n).map(move |i| (i, j)));
         let rows = rows.map(|(i, j)| if i < j { 0.0 } else { (lower[(i, j)] / lower[(j, j)]) as f32 }).collect();
-        Ok(Factor { rows, order, columns: n, raised: (damping > DAMPING).then_some(damping) })
+        Ok(Factor { rows, variances, order, columns: n, raised: (damping > DAMPING).then_some(damping) })
     }
 
     /// The columns in the order in which they are rounded.
     pub(crate) fn order(&self) -> &[usize] {
         &self.order
+    }
+
+    /// `1 / U_jj^2` for the `j`-th column of the order: the variance of its input given those of the columns after it, and so what an error of
+    /// 1 in it loses once they make up for it.
+    pub(crate) fn variance(&self, j: usize) -> f32 {
+        self.variances[j]
     }
 
     /// `U[j, j+1..] / U_jj` for the `j`-th column of the order: how its error moves the columns after it.

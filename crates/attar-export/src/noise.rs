@@ -45,6 +45,9 @@ pub(crate) fn same(name: &str, first: usize, columns: usize, found: &[f32], want
 pub(crate) struct Noise {
     signal: f64,
     noise: f64,
+    count: usize,
+    /// The smallest magnitude found that is not zero: with even levels, the step between two codes of some row.
+    step: Option<f32>,
     found: Only,
     original: Only,
 }
@@ -61,6 +64,9 @@ impl Noise {
                 false => Damage::between(original, found),
             });
         }
+        self.count += found.len();
+        let least = found.iter().map(|w| w.abs()).fold(f32::INFINITY, |least, w| if w > 0.0 { least.min(w) } else { least });
+        self.step = self.step.into_iter().chain(least.is_finite().then_some(least)).reduce(f32::min);
         self.found.add(found);
         self.original.add(original);
     }
@@ -76,13 +82,21 @@ impl Noise {
         if let Some(only) = self.found.only().filter(|_| self.original.only().is_none() && self.signal > 0.0) {
             return Err(Error::Constant { tensor: name.into(), found: only });
         }
-        let (found, wanted) = (self.decibels(), floor(&scheme));
+        let (found, wanted) = (self.decibels(), floor(&scheme).min(self.coarse(&scheme)));
         match found {
             Some(found) if found < wanted => {
                 Err(Error::Noise { tensor: name.into(), encoding: scheme.to_string(), found, wanted })
             }
             found => Ok(found),
         }
+    }
+
+    /// The floor under a step that is coarse for the grid, as rounding for a coder makes it: the noise is `step^2 / 12` where weights are
+    /// rounded to the nearest code, and less than six times that where bits are weighed against it.
+    fn coarse(&self, scheme: &Scheme) -> f64 {
+        let Some(step) = self.step.filter(|_| scheme.grid.levels() == Levels::Even) else { return f64::INFINITY };
+        let steps = self.signal / self.count.max(1) as f64 / f64::from(step).powi(2);
+        (10.0 * (2.0 * steps).log10()).max(0.5)
     }
 
     fn decibels(&self) -> Option<f64> {

@@ -1,31 +1,31 @@
-//! Counts the codes of sparse weights, for an estimate of what a device's coder makes of them.
+//! Counts the codes of weights, for an estimate of what a device's coder makes of them.
 
 use std::collections::BTreeMap;
 
+use attar_compile::device::Zeros;
 use attar_graph::Expr;
 use attar_tensor::{Encoding, Granularity, Levels, Scheme, Source};
+use serde::{Deserialize, Serialize};
 
 use crate::{Result, model::Working, report::CodedReport};
 
-/// Of the sparse weights of a finished model, if `prune` was told a device with a coder and some have such codes.
+/// Of the weights of a finished model that a step made for the coder of a device, if some have such codes.
 pub(crate) fn coded(model: &Working) -> Result<Option<CodedReport>> {
     let Some((device, zeros)) = &model.coder else { return Ok(None) };
     let mut sums = CodedReport { device: device.clone(), ..CodedReport::default() };
-    for (_, value, expr) in model.graph.weights().filter(|(_, value, _)| model.zeros.contains(&value.name)) {
+    for (_, value, expr) in model.graph.weights().filter(|(_, value, _)| model.coded.contains(&value.name)) {
         let (Encoding::Quantized(scheme), Some(dims)) = (value.fact.encoding, value.fact.constant_dims()) else { continue };
         if !is_coded(&scheme) {
             continue;
         }
-        let counts = counts(expr, &*model.source, dims[0])?;
-        let (all, none) = (counts.values().sum::<u64>(), counts.get(&0).copied().unwrap_or(0));
-        let weights = all as f64;
-        let entropy = counts.values().map(|n| *n as f64 / weights).map(|share| -share * share.log2()).sum::<f64>();
-        let Some(coded) = zeros.estimated_bits(entropy, none as f64 / weights) else { continue };
+        let codes = Codes::of(expr, &*model.source, dims[0])?;
+        let Some(coded) = codes.coded_bits(zeros) else { continue };
+        let weights = codes.weights as f64;
         sums.layers += 1;
-        sums.weights += all;
-        sums.zeros += none;
+        sums.weights += codes.weights;
+        sums.zeros += codes.zeros;
         sums.bits_per_weight += weights * f64::from(scheme.grid.bits());
-        sums.entropy += weights * entropy;
+        sums.entropy += weights * codes.entropy;
         sums.coded_bits_per_weight += weights * coded;
     }
     let weights = sums.weights as f64;
@@ -33,8 +33,37 @@ pub(crate) fn coded(model: &Working) -> Result<Option<CodedReport>> {
     Ok((sums.weights > 0).then_some(sums))
 }
 
+/// What a coder's bits are estimated from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Codes {
+    /// How many there are.
+    pub(crate) weights: u64,
+    /// Zeros among them.
+    pub(crate) zeros: u64,
+    /// Codes of 1 and -1 among them.
+    ones: u64,
+    /// Bits per weight.
+    entropy: f64,
+}
+
+impl Codes {
+    /// Of a weight in codes.
+    pub(crate) fn of(expr: &Expr, source: &dyn Source, rows: usize) -> Result<Codes> {
+        let counts = counts(expr, source, rows)?;
+        let of = |code: i32| counts.get(&code).copied().unwrap_or(0);
+        let (weights, zeros, ones) = (counts.values().sum::<u64>(), of(0), of(1) + of(-1));
+        let shares = counts.values().map(|n| *n as f64 / weights as f64);
+        Ok(Codes { weights, zeros, ones, entropy: shares.map(|share| -share * share.log2()).sum() })
+    }
+
+    /// Bits per weight that the coder of a device takes, estimated; `None` without a coder.
+    pub(crate) fn coded_bits(&self, coder: &Zeros) -> Option<f64> {
+        coder.estimated_bits(self.entropy, self.zeros.saturating_sub(self.ones) as f64 / self.weights.max(1) as f64)
+    }
+}
+
 /// Whether codes of a scheme are integers of a stream that the coder takes.
-fn is_coded(scheme: &Scheme) -> bool {
+pub(crate) fn is_coded(scheme: &Scheme) -> bool {
     scheme.grid.levels() == Levels::Even && matches!(scheme.granularity, Granularity::Row | Granularity::Tensor)
 }
 

@@ -33,7 +33,9 @@ pub struct Working {
     pub(crate) may_lose: BTreeSet<String>,
     /// Weights whose numbers that are exactly zero left by pruning, and stay zero; by canonical name.
     pub(crate) zeros: BTreeSet<String>,
-    /// The device that sparse weights are for, if it has a coder for them.
+    /// Weights that a step made for the coder of a device, by canonical name.
+    pub(crate) coded: BTreeSet<String>,
+    /// That device, and what its coder takes.
     pub(crate) coder: Option<(String, Zeros)>,
     /// While planning: what is no mistake, and may not be meant.
     pub(crate) notes: Vec<String>,
@@ -114,6 +116,7 @@ impl Working {
             losses: BTreeMap::new(),
             may_lose: BTreeSet::new(),
             zeros: described::zeros_in(&model.path)?,
+            coded: BTreeSet::new(),
             coder: None,
             notes: Vec::new(),
             float: opened.clone(),

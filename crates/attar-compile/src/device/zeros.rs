@@ -24,9 +24,10 @@ impl Zeros {
         between(&self.coded, share)
     }
 
-    /// Bits that the coder takes for a weight, estimated from the entropy of its codes and their share of zeros: what it took for the
-    /// weights that `coded` is of exceeds their entropy by as much. Zeros are taken to be the smallest of those. Vela takes 2.99 bits for
-    /// Gaussian weights on 16 levels, where this gives 2.85.
+    /// Bits that the coder takes for a weight, estimated from the entropy of its codes and the share of zeros beyond that of the codes 1
+    /// and -1: what it took for the weights that `coded` is of exceeds their entropy by as much. Zeros are taken to be the smallest of
+    /// those. Of the weights of a small model, Vela's coder takes 5.40 bits for int8 with half of them zero, 3.67 for int4, and 3.02 and
+    /// 2.01 for int8 with coarse steps, where this gives 5.08, 3.71, 3.00 and 2.00.
     pub fn estimated_bits(&self, entropy: f64, share: f64) -> Option<f64> {
         let last = (self.coded.len().min(GAUSSIAN.len()) as f64 - 1.0) * STEP;
         let over: Vec<f64> = self.coded.iter().zip(GAUSSIAN).map(|(coded, entropy)| coded - entropy).collect();

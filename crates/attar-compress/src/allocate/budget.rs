@@ -93,6 +93,8 @@ pub enum Budget {
     Bits(f64),
     /// Bytes of the whole model.
     Bytes(u64),
+    /// Bits per weight of the stream that a device's coder makes of the codes, over the selected weights.
+    Coded(f64),
 }
 
 impl Budget {
@@ -101,6 +103,7 @@ impl Budget {
         match self {
             Budget::Bits(_) => "bits",
             Budget::Bytes(_) => "bytes",
+            Budget::Coded(_) => "coded_bits",
         }
     }
 
@@ -108,7 +111,7 @@ impl Budget {
     pub fn bits(self, weights: u64, rest: u64) -> u64 {
         match self {
             // A mean that was divided out of whole bits gives them back.
-            Budget::Bits(bits) => (bits * weights as f64 * (1.0 + 1e-12)).max(0.0) as u64,
+            Budget::Bits(bits) | Budget::Coded(bits) => (bits * weights as f64 * (1.0 + 1e-12)).max(0.0) as u64,
             Budget::Bytes(bytes) => bytes.saturating_mul(8).saturating_sub(rest),
         }
     }
@@ -116,7 +119,9 @@ impl Budget {
     /// The budget, in the words of a recipe, that allows the selected `weights` that many `bits`, rounded up.
     pub fn that_allows(self, bits: u64, weights: u64, rest: u64) -> String {
         match self {
-            Budget::Bits(_) => format!("bits = {}", (bits as f64 / weights.max(1) as f64 * 1e4).ceil() / 1e4),
+            Budget::Bits(_) | Budget::Coded(_) => {
+                format!("{} = {}", self.key(), (bits as f64 / weights.max(1) as f64 * 1e4).ceil() / 1e4)
+            }
             Budget::Bytes(_) => format!("bytes = {}", (bits + rest).div_ceil(8)),
         }
     }
@@ -125,7 +130,7 @@ impl Budget {
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Budget::Bits(bits) => write!(f, "bits = {bits}"),
+            Budget::Bits(amount) | Budget::Coded(amount) => write!(f, "{} = {amount}", self.key()),
             Budget::Bytes(bytes) => write!(f, "bytes = {bytes}"),
         }
     }
@@ -138,12 +143,13 @@ mod tests {
     #[test]
     fn what_would_allow_some_bits_does() {
         let (weights, rest, bits) = (1_000_003u64, 12_345u64, 3_456_789u64);
-        for budget in [Budget::Bits(1.0), Budget::Bytes(1)] {
+        for budget in [Budget::Bits(1.0), Budget::Bytes(1), Budget::Coded(1.0)] {
             let text = budget.that_allows(bits, weights, rest);
             let number = text.split(" = ").nth(1).and_then(|number| number.parse::<f64>().ok());
             let again = match budget {
                 Budget::Bits(_) => number.map(Budget::Bits),
                 Budget::Bytes(_) => number.map(|bytes| Budget::Bytes(bytes as u64)),
+                Budget::Coded(_) => number.map(Budget::Coded),
             };
             let allowed = again.map(|again| again.bits(weights, rest)).unwrap_or(0);
             assert!(allowed >= bits && allowed < bits + 200, "{text}: {allowed}");

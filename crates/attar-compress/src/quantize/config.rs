@@ -8,7 +8,10 @@ use attar_tensor::{Encoding, GRIDS, Granularity, Grid, ScaleFormat, Scheme, Tail
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{QUANTIZERS, Quantizer};
+use super::{
+    QUANTIZERS, Quantizer, Rate,
+    rate::{self, rates},
+};
 use crate::{
     Error, Pattern, Patterns, Result, ScaleSearch,
     allocate::{Budget, Choice, Sensitivity, default_choices},
@@ -18,7 +21,7 @@ use crate::{
 /// Quantize weights.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("oneOf" = [{ "required": ["grid"] }, { "required": ["bits"] }, { "required": ["bytes"] }]))]
+#[schemars(extend("oneOf" = [{ "required": ["grid"] }, { "required": ["bits"] }, { "required": ["bytes"] }, { "required": ["coded_bits"] }]))]
 pub struct Quantize {
     /// Weights to quantize, as patterns over canonical names. Every pattern must match at least one weight.
     #[serde(default = "block_matrices")]
@@ -36,6 +39,13 @@ pub struct Quantize {
     /// Instead of `grid`: budget for the whole model as stored, in bytes or as a size such as `"60 MB"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<Size>,
+    /// Instead of `grid`: budget in bits per weight of the stream that the coder of `device` makes of the codes, averaged over the selected
+    /// weights. Each weight gets a step between its int8 codes, the same for all rows, and zeros where they cost least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coded_bits: Option<f64>,
+    /// With `coded_bits`: a device whose file says what its coder takes, by name or file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// With a budget: schemes to choose from, such as `int4/g32/int6`. A weight can only get those whose group size
     /// divides its rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,7 +78,8 @@ pub struct Quantize {
     #[serde(default)]
     pub algorithm: Algorithm,
     /// What to do where all weights of a row or group, not all zero, came out as zeros or as a single value, or where
-    /// their scale has no precision left: fail (`error`) or list it in the report (`report`).
+    /// their scale has no precision left: fail (`error`) or list it in the report (`report`, which `coded_bits` implies: rows of zeros cost
+    /// no bits).
     #[serde(default, skip_serializing_if = "LostRule::is_error")]
     pub lost: LostRule,
     /// Other settings for some of the selected weights. The last override that matches applies.
@@ -325,6 +336,8 @@ pub struct Assignment {
     pub lost: LostRule,
     /// Whether its weights that are exactly zero stay so.
     pub zeros: bool,
+    /// How coarse it is rounded for a coder of codes.
+    pub rate: Option<Rate>,
 }
 
 impl Assignment {
@@ -418,7 +431,7 @@ impl Quantize {
 
     /// The budget of the selected weights, if there is one.
     pub fn budget(&self) -> Option<Budget> {
-        self.bits.map(Budget::Bits).or(self.bytes.map(|size| Budget::Bytes(size.0)))
+        self.bits.map(Budget::Bits).or(self.bytes.map(|size| Budget::Bytes(size.0))).or(self.coded_bits.map(Budget::Coded))
     }
 
     fn check_budget(&self) -> Result<()> {
@@ -427,6 +440,9 @@ impl Quantize {
         }
         if self.choices.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::NoChoices);
+        }
+        if let Some(found) = self.coded_bits.filter(|bits| !(*bits > 1.0 && *bits <= 8.0)) {
+            return Err(Error::Number { key: "coded_bits", found, wanted: "a number above 1, of at most 8" });
         }
         let whole = |other: &Override| other.grid.is_some();
         let part = |other: &Override| {
@@ -452,8 +468,10 @@ impl Quantize {
         let mut settings = self.clone();
         self.overrides.iter().filter(|o| any(&o.select, &matrix.name)).for_each(|other| settings.replace(other));
         let fits = |scheme: &Scheme| scheme.check().and_then(|()| scheme.fit(matrix.dims[1]));
+        let coded = settings.grid.is_none() && settings.coded_bits.is_some();
         let schemes = match settings.grid {
             Some(grid) => vec![settings.scheme(grid)],
+            None if coded => vec![rate::scheme()],
             None => settings.choices.clone().unwrap_or_else(default_choices).into_iter().map(|choice| choice.0).collect(),
         };
         let fitting: Vec<Scheme> = schemes.iter().copied().filter(|scheme| fits(scheme).is_ok()).collect();
@@ -464,7 +482,11 @@ impl Quantize {
             };
             return Err(Error::DoesNotFit { key, weight: matrix.name, others: 0, scheme: schemes[0], source });
         }
-        let assignment = |scheme| Assignment {
+        if coded && !settings.algorithm.0.weighs_bits() {
+            return Err(Error::NoRate { algorithm: settings.algorithm.0.name() });
+        }
+        let rates = if coded { rates().map(Some).collect() } else { vec![None] };
+        let assignment = |(scheme, rate)| Assignment {
             id: matrix.id,
             name: matrix.name.clone(),
             tied: Vec::new(),
@@ -473,10 +495,11 @@ impl Quantize {
             scheme,
             search: settings.scales,
             algorithm: settings.algorithm.0,
-            lost: settings.lost,
+            lost: if coded { LostRule::Report } else { settings.lost },
             zeros: false,
+            rate,
         };
-        Ok(fitting.into_iter().map(assignment).collect())
+        Ok(fitting.into_iter().flat_map(|scheme| rates.iter().map(move |rate| (scheme, *rate))).map(assignment).collect())
     }
 
     /// Where `setting` is decided for a weight: in the last override that has it, or in the step.
@@ -528,7 +551,11 @@ pub fn scheme(grid: GridName, group: Option<Grouping>, scale: Option<ScaleDtype>
 /// Whether two weights have the same expression and the same options.
 fn is_tied(a: &[Assignment], b: &[Assignment]) -> bool {
     let same = |a: &Assignment, b: &Assignment| {
-        a.expr == b.expr && a.scheme == b.scheme && a.search == b.search && a.algorithm.name() == b.algorithm.name()
+        a.expr == b.expr
+            && a.scheme == b.scheme
+            && a.rate == b.rate
+            && a.search == b.search
+            && a.algorithm.name() == b.algorithm.name()
     };
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
 }

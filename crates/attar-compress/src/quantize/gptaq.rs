@@ -30,6 +30,10 @@ impl Quantizer for Gptaq {
         Needs::Drift
     }
 
+    fn weighs_bits(&self) -> bool {
+        true
+    }
+
     fn memory(&self, dims @ [rows, columns]: [usize; 2]) -> u64 {
         gptq::Gptq.memory(dims) + (4 * rows * columns) as u64 + 2 * Hessian::bytes(columns)
     }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use attar_tensor::{BlobWriter, Damage, QuantizedTensor, Scheme};
 use rayon::prelude::*;
 
-use super::{Needs, Quantizer, Seen, WeightRows};
+use super::{Needs, Quantizer, Seen, WeightRows, rate::Coder};
 use crate::{Error, Factor, Hessian, Result, RowFits, ScaleSearch, Shared, row_fits};
 
 /// GPTQ.
@@ -32,6 +32,10 @@ impl Quantizer for Gptq {
 
     fn needs(&self) -> Needs {
         Needs::Hessian
+    }
+
+    fn weighs_bits(&self) -> bool {
+        true
     }
 
     fn memory(&self, [rows, columns]: [usize; 2]) -> u64 {
@@ -82,7 +86,9 @@ pub(super) fn round_towards(
     let fitted = what_stays(weights.keeps_zeros(), target, original);
     let shared = Shared::weighted(&scheme, search, &fitted, &importance).map_err(refused)?;
     let zeros = weights.keeps_zeros();
-    let task = Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared, zeros };
+    let coder = weights.rate().map(|rate| Coder::new(rate, &fitted, columns, &factor));
+    let task =
+        Task { name: weights.name(), scheme, search, columns, factor: &factor, importance: &importance, shared, zeros, coder };
     let parts = target.par_chunks(ROWS * columns).zip(original.par_chunks(ROWS * columns)).enumerate();
     let parts: Vec<(QuantizedTensor, Damage)> =
         parts.map(|(at, (rows, original))| task.rows(at * ROWS, rows, original)).collect::<Result<_>>()?;
@@ -112,6 +118,8 @@ struct Task<'a> {
     shared: Shared,
     /// Whether original weights that are zero stay zero.
     zeros: bool,
+    /// Where the bits of codes count.
+    coder: Option<Coder>,
 }
 
 impl Task<'_> {
@@ -133,7 +141,10 @@ impl Task<'_> {
     /// The scale and zero of every group of a row.
     fn fits(&self, row: usize, original: &[f32]) -> Result<RowFits> {
         let refused = |(columns, source)| Error::Scale { weight: self.name.into(), rows: row..row + 1, columns, source };
-        row_fits(&self.scheme, self.search, &self.shared, original, Some(self.importance)).map_err(refused)
+        match &self.coder {
+            Some(coder) => coder.fits(&self.scheme, original).map_err(|source| refused((0..self.columns, source))),
+            None => row_fits(&self.scheme, self.search, &self.shared, original, Some(self.importance)).map_err(refused),
+        }
     }
 
     /// The recursion: w[.., j+1..] -= (w_j - q_j) / U_jj * U[j, j+1..].
@@ -149,7 +160,12 @@ impl Task<'_> {
                 let (now, ahead) = w[row * columns + step..(row + 1) * columns].split_at_mut(1);
                 let (mut code, mut value) = ([0], [0.0]);
                 let gone = self.zeros && original[row * columns + column] == 0.0;
-                self.scheme.grid.encode(if gone { &[0.0] } else { now }, fit, &mut code);
+                let wanted = match &self.coder {
+                    _ if gone => 0.0,
+                    Some(coder) => coder.round(now[0], fit.scale, self.factor.variance(step)),
+                    None => now[0],
+                };
+                self.scheme.grid.encode(&[wanted], fit, &mut code);
                 self.scheme.grid.decode(&code, fit, &mut value);
                 codes[row * columns + column] = code[0];
                 let error = now[0] - value[0];

@@ -4,6 +4,7 @@ mod config;
 mod gptaq;
 mod gptq;
 mod hqq;
+mod rate;
 mod rtn;
 
 use std::ops::Range;
@@ -12,6 +13,8 @@ use attar_tensor::{BlobWriter, Damage, Scheme};
 
 pub use config::{Algorithm, Assignment, GridName, Grouping, LostRule, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
 pub(crate) use config::{block_matrices, registered};
+
+pub use rate::Rate;
 
 use crate::{Drift, Hessian, Result, ScaleSearch};
 
@@ -48,6 +51,10 @@ pub trait WeightRows: Sync {
     fn keeps_zeros(&self) -> bool {
         false
     }
+    /// How coarse the weights are rounded for a coder of codes, where [`Quantizer::weighs_bits`].
+    fn rate(&self) -> Option<Rate> {
+        None
+    }
 }
 
 /// An algorithm that picks codes.
@@ -60,6 +67,11 @@ pub trait Quantizer: Sync {
 
     /// The statistics that it needs.
     fn needs(&self) -> Needs;
+
+    /// Whether it rounds to the [`WeightRows::rate`].
+    fn weighs_bits(&self) -> bool {
+        false
+    }
 
     /// Bytes of memory that quantizing a tensor of `dims` takes at most.
     fn memory(&self, dims: [usize; 2]) -> u64;

@@ -2,10 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{fs, ops::Range, path::Path};
+use std::{collections::BTreeMap, fs, ops::Range, path::Path};
 
 use attar_compress::{
-    Drift, Hessian, Needs, QUANTIZERS, Quantizer, Result, ScaleSearch, Seen, WeightRows,
+    Drift, Hessian, Needs, QUANTIZERS, Quantizer, Rate, Result, ScaleSearch, Seen, WeightRows,
     learn::Learned,
     prune::{Score, Sparsity, Wanted, on_support, sparse},
 };
@@ -92,8 +92,8 @@ fn what_left_stays_away_when_more_leaves() {
     }
 }
 
-/// A weight half of which left.
-struct Half(Vec<f32>);
+/// A weight half of which left, or none, and how coarse it is rounded.
+struct Half(Vec<f32>, Option<Rate>);
 
 impl WeightRows for Half {
     fn dims(&self) -> [usize; 2] {
@@ -112,11 +112,15 @@ impl WeightRows for Half {
     fn keeps_zeros(&self) -> bool {
         true
     }
+
+    fn rate(&self) -> Option<Rate> {
+        self.1
+    }
 }
 
 fn half() -> Half {
     let stays = sparse(Score::Size, &weight(), &moments(), Sparsity::Share(0.5)).unwrap();
-    Half(stays.weight)
+    Half(stays.weight, None)
 }
 
 /// Every scheme of a grid with a zero that divides the rows.
@@ -133,6 +137,10 @@ fn schemes() -> impl Iterator<Item = Scheme> {
 
 /// The weights as they are read back, and in codes.
 fn quantized(quantizer: &dyn Quantizer, scheme: Scheme, search: ScaleSearch) -> (Vec<f32>, QuantizedTensor) {
+    quantized_of(&half(), quantizer, scheme, search)
+}
+
+fn quantized_of(weight: &Half, quantizer: &dyn Quantizer, scheme: Scheme, search: ScaleSearch) -> (Vec<f32>, QuantizedTensor) {
     let (hessian, mut drift) = (moments(), Drift::new(COLUMNS));
     drift.add(&(inputs() * 1.05).unwrap(), &inputs()).unwrap();
     let seen = Seen {
@@ -143,7 +151,7 @@ fn quantized(quantizer: &dyn Quantizer, scheme: Scheme, search: ScaleSearch) -> 
     let path = folder.path().join("codes");
     let mut file = fs::File::create(&path).unwrap();
     let writer = BlobWriter::new(&mut file, scheme, [ROWS, COLUMNS]).unwrap();
-    quantizer.quantize(&half(), seen, scheme, search, writer, &|_| {}).unwrap();
+    quantizer.quantize(weight, seen, scheme, search, writer, &|_| {}).unwrap();
     let mut blobs = Blobs::default();
     blobs.insert_file("half", path, scheme, [ROWS, COLUMNS]);
     let mut values = vec![1.0; ROWS * COLUMNS];
@@ -184,6 +192,48 @@ fn every_quantizer_keeps_zeros_in_every_grid_that_has_one() {
         }
     }
     assert!(tried > 300, "{tried} combinations");
+}
+
+/// The entropy of codes, in bits per weight, and what they lose of a layer's outputs.
+fn entropy_and_loss(weight: &Half, quantizer: &dyn Quantizer, scheme: &str) -> (f64, f64) {
+    let (found, codes) = quantized_of(weight, quantizer, scheme.parse().unwrap(), ScaleSearch::Absmax);
+    let packing = codes.scheme.grid.packing();
+    let (mut counts, mut row) = (BTreeMap::<u8, u32>::new(), vec![0; COLUMNS]);
+    for packed in codes.codes.chunks(packing.row_bytes(COLUMNS)) {
+        packing.unpack(packed, &mut row);
+        row.iter().for_each(|code| *counts.entry(*code).or_default() += 1);
+    }
+    let shares = counts.values().map(|count| f64::from(*count) / (ROWS * COLUMNS) as f64);
+    let error: Vec<f64> = weight.0.iter().zip(&found).map(|(w, q)| f64::from(w - q)).collect();
+    let moments = moments();
+    let pairs = (0..COLUMNS).flat_map(|i| (0..COLUMNS).map(move |j| (i, j)));
+    let of_row = |error: &[f64]| pairs.clone().map(|(i, j)| error[i] * error[j] * moments.mean(i.max(j), i.min(j))).sum::<f64>();
+    (shares.map(|share| -share * share.log2()).sum(), error.chunks(COLUMNS).map(of_row).sum())
+}
+
+/// Weights that are close to Gaussian.
+fn bell() -> Vec<f32> {
+    let parts: Vec<Vec<f32>> = (3..11).map(|seed| noise(ROWS * COLUMNS, seed)).collect();
+    (0..ROWS * COLUMNS).map(|at| parts.iter().map(|part| part[at]).sum::<f32>() / 512.0 + 1.0 / 1024.0).collect()
+}
+
+/// At no more entropy than a grid of few levels has, int8 with a coarse step loses less; bits that have a price are fewer, and zeros stay.
+#[test]
+fn priced_bits_lose_less_than_a_grid_of_as_many() {
+    for quantizer in QUANTIZERS.iter().filter(|quantizer| quantizer.weighs_bits()) {
+        for (grid, part) in [("int3/row", 0.9), ("int4/row", 1.0)] {
+            let (bits, of_grid) = entropy_and_loss(&Half(bell(), None), *quantizer, grid);
+            let rates = (0..40).map(|at| Rate { step: 2f32.powf(at as f32 / 8.0 - 3.5), price: 1.0 });
+            let coarse = rates.map(|rate| entropy_and_loss(&Half(bell(), Some(rate)), *quantizer, "int8/row"));
+            let best = coarse.filter(|(entropy, _)| *entropy <= bits).map(|(_, loss)| loss).fold(f64::INFINITY, f64::min);
+            assert!(best < part * of_grid, "{} {grid}: {best} of {of_grid}", quantizer.name());
+        }
+        let entropy = |price| entropy_and_loss(&Half(bell(), Some(Rate { step: 0.5, price })), *quantizer, "int8/row").0;
+        assert!(entropy(1.0) < entropy(0.0) - 0.05, "{}", quantizer.name());
+        let sparse = Half(half().0, Some(Rate { step: 0.25, price: 1.0 }));
+        let (found, _) = quantized_of(&sparse, *quantizer, "int8/row".parse().unwrap(), ScaleSearch::Absmax);
+        assert!(sparse.0.iter().zip(&found).all(|(original, found)| *original != 0.0 || *found == 0.0), "{}", quantizer.name());
+    }
 }
 
 #[test]

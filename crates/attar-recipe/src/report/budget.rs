@@ -19,13 +19,13 @@ pub struct AllocationReport {
     pub budget: String,
     /// How losses were predicted.
     pub sensitivity: String,
-    /// True bits per selected weight that the budget allows.
+    /// Bits per selected weight that the budget allows: true bits, or coded ones.
     pub allowed: f64,
-    /// True bits per selected weight that the choices take.
+    /// Bits per selected weight that the choices take, of the same kind.
     pub bits_per_weight: f64,
     /// Bytes of the whole model with these choices.
     pub bytes: u64,
-    /// The smallest and the largest choices, in true bits per selected weight.
+    /// The smallest and the largest choices, in such bits per selected weight.
     pub range: [f64; 2],
     /// The sum of what the choices lose: in nats of KL divergence per token, or else without a unit.
     pub predicted: f64,
@@ -44,10 +44,13 @@ pub struct ChoiceReport {
     pub name: String,
     /// Its format.
     pub scheme: String,
-    /// True bits per weight.
+    /// Bits per weight, of the budget's kind.
     pub bits_per_weight: f64,
     /// What it loses.
     pub predicted: f64,
+    /// Of a budget of coded bits: the share of zeros among its codes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zeros: Option<f64>,
 }
 
 impl Finding for AllocationReport {
@@ -61,9 +64,10 @@ fn sections(variants: &Found<'_, AllocationReport>, evals: &[EvalReport]) -> Str
     let mut text = String::new();
     for (variant, allocation) in variants.iter().flat_map(|(name, found)| found.iter().map(move |a| (*name, a))) {
         let of = if variant.is_empty() { String::new() } else { format!(" of {}", in_markdown(variant)) };
+        let kind = if allocation.is_coded() { "coded" } else { "true" };
         let unit = if allocation.divergence { " nats of KL divergence per token" } else { "" };
         text += &format!(
-            "## Budget{of}: `{}`\n\n{:.4} true bits per selected weight of {:.4} allowed; {} in all. Predicted loss (`{}`): {:.5}{unit}{}.\n\n{}\n",
+            "## Budget{of}: `{}`\n\n{:.4} {kind} bits per selected weight of {:.4} allowed; {} in all. Predicted loss (`{}`): {:.5}{unit}{}.\n\n{}\n",
             allocation.budget,
             allocation.bits_per_weight,
             allocation.allowed,
@@ -89,12 +93,24 @@ fn measured_divergences(variant: &str, evals: &[EvalReport]) -> String {
     text
 }
 
+impl AllocationReport {
+    /// Whether its bits are those of a coder's stream, as estimated.
+    fn is_coded(&self) -> bool {
+        self.choices.iter().any(|choice| choice.zeros.is_some())
+    }
+}
+
 /// One row per weight, costly ones first.
 fn choice_table(allocation: &AllocationReport) -> Table {
     let mut choices: Vec<&ChoiceReport> = allocation.choices.iter().collect();
     choices.sort_by(|a, b| b.predicted.total_cmp(&a.predicted));
     let row = |c: &&ChoiceReport| {
-        vec![c.name.clone(), c.scheme.clone(), format!("{:.3}", c.bits_per_weight), format!("{:.2e}", c.predicted)]
+        let own = [c.name.clone(), c.scheme.clone(), format!("{:.3}", c.bits_per_weight), format!("{:.2e}", c.predicted)];
+        own.into_iter().chain(c.zeros.map(|zeros| format!("{:.1}%", 100.0 * zeros))).collect()
     };
-    Table { head: &["weight", "scheme", "bits/weight", "predicted loss"], rows: choices.iter().map(row).collect() }
+    let head: &[&str] = match allocation.is_coded() {
+        true => &["weight", "scheme", "coded bits/weight", "predicted loss", "zeros"],
+        false => &["weight", "scheme", "bits/weight", "predicted loss"],
+    };
+    Table { head, rows: choices.iter().map(row).collect() }
 }

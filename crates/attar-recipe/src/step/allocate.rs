@@ -6,22 +6,26 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use attar_compile::device::Zeros;
 use attar_compress::{
     Assignment, Hessian, Needs, Quantize, Seen,
     allocate::{Backward, Budget, Cost, Outputs, Reads, Sensitivity, least_bits, most_bits, solve},
 };
 use attar_eval::{Output, Reference, Rows, Runner, Window, perplexity};
-use attar_graph::{Graph, SourceWeights, ValueId, kernel::instruction_set};
+use attar_graph::{Expr, Graph, SourceWeights, ValueId, kernel::instruction_set};
 use attar_model::Model;
 use attar_tensor::{Blobs, Digest, Overlay, Scratch, Source, TensorInfo};
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::{
     codes::{self, place, refused},
+    device,
     kind::StepError,
 };
 use crate::{
     AllocationReport, ChoiceReport, Error,
+    coded::{Codes, is_coded},
     model::Working,
     session::Session,
     shape::predicts_tokens,
@@ -29,7 +33,7 @@ use crate::{
 };
 
 /// Moves whenever the same input gives other predictions.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Tokens that gradients are taken on, and tokens that second moments are summed over, at most.
 const GRADIENT_TOKENS: usize = 4096;
@@ -89,9 +93,40 @@ impl Room {
     }
 }
 
-fn costs(options: &[Vec<Assignment>], losses: &[Vec<f64>]) -> Vec<Vec<Cost>> {
-    let cost = |(a, loss): (&Assignment, &f64)| Cost { bits: a.scheme.true_bits(a.dims), loss: *loss };
-    options.iter().zip(losses).map(|(options, losses)| options.iter().zip(losses).map(cost).collect()).collect()
+/// What an option is predicted to lose, and its codes.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+struct Prediction {
+    loss: f64,
+    /// Of integers with a scale per row or tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    codes: Option<Codes>,
+}
+
+impl Prediction {
+    /// Bits of a weight: those that the `coder` takes, where there is one, or else as stored.
+    fn bits(&self, a: &Assignment, coder: Option<&Zeros>) -> u64 {
+        let weights = (a.dims[0] * a.dims[1]) as f64;
+        let coded = coder.and_then(|coder| self.codes?.coded_bits(coder));
+        coded.map_or_else(|| a.scheme.true_bits(a.dims), |bits| (weights * bits).ceil() as u64)
+    }
+}
+
+fn costs(options: &[Vec<Assignment>], predictions: &[Vec<Prediction>], coder: Option<&Zeros>) -> Vec<Vec<Cost>> {
+    let cost = |(a, found): (&Assignment, &Prediction)| Cost { bits: found.bits(a, coder), loss: found.loss };
+    options.iter().zip(predictions).map(|(options, found)| options.iter().zip(found).map(cost).collect()).collect()
+}
+
+/// The device of a budget of coded bits, and what its coder takes.
+pub(super) fn coder(settings: &Quantize) -> Result<Option<(String, Zeros)>, StepError> {
+    let Some(name) = settings.device.as_ref().filter(|_| settings.coded_bits.is_some()) else { return Ok(None) };
+    let zeros = device::named(name)?.zeros;
+    if zeros.coded.is_empty() {
+        let hint = "`sparsity.coded` in a device's file says what its coder takes; `attar devices` lists what attar has";
+        let error = Error::recipe(format!("`{name}` does not code its weights, so codes of few bits bring it nothing"))
+            .hint(hint.to_owned());
+        return Err(StepError { key: Some("device".into()), error });
+    }
+    Ok(Some((name.clone(), zeros)))
 }
 
 /// Whether the budget can be met and predictions can be made; and choices as they could be if all weights were alike.
@@ -102,9 +137,14 @@ pub(super) fn plan(
     model: &mut Working,
 ) -> Result<Vec<Assignment>, StepError> {
     sensitivity(settings, &model.graph, model.calibrated)?;
+    if coder(settings)?.is_some() {
+        // All options are stored alike.
+        return Ok(options.into_iter().filter_map(|options| options.into_iter().next()).collect());
+    }
     let even = |a: &Assignment| (a.dims[0] * a.dims[1]) as f64 * 4f64.powf(-a.scheme.bits_per_weight(a.dims));
-    let losses: Vec<Vec<f64>> = options.iter().map(|options| options.iter().map(even).collect()).collect();
-    let solution = Room::of(budget, &options, &model.graph).spend(&costs(&options, &losses))?;
+    let even = |a: &Assignment| Prediction { loss: even(a), codes: None };
+    let losses: Vec<Vec<Prediction>> = options.iter().map(|options| options.iter().map(even).collect()).collect();
+    let solution = Room::of(budget, &options, &model.graph).spend(&costs(&options, &losses, None))?;
     let most = options.iter().map(Vec::len).max().unwrap_or(0);
     for at in 0..most {
         let mut graph = model.graph.clone();
@@ -149,26 +189,33 @@ pub(super) fn run(settings: &Quantize, budget: Budget, model: &Working, session:
     let options = settings.options_with_zeros(&model.graph, &model.zeros).map_err(refused)?;
     let sensitivity = sensitivity(settings, &model.graph, session.calibration.is_some())?;
     let room = Room::of(budget, &options, &model.graph);
+    let coder = coder(settings)?;
+    let coder = coder.as_ref().map(|(_, zeros)| zeros);
     let (losses, used) = Judge::new(sensitivity, &options, model, session)?.losses()?;
-    let costs = costs(&options, &losses);
+    let costs = costs(&options, &losses, coder);
     let solution = room.spend(&costs)?;
     if settings.sensitivity.is_none() && session.calibration.is_none() {
         session.observer.note("without `[data.calibration]` a budget is spent by the error of the weights alone");
     }
     let chosen =
         || options.iter().zip(&losses).zip(&solution.choices).map(|((options, losses), at)| (&options[*at], losses[*at]));
-    let choice = |(a, loss): (&Assignment, f64)| ChoiceReport {
-        name: a.name.clone(),
-        scheme: a.scheme.to_string(),
-        bits_per_weight: a.scheme.bits_per_weight(a.dims),
-        predicted: loss,
+    let choice = |(a, found): (&Assignment, Prediction)| {
+        let step = a.rate.map(|rate| format!(", step {:.3}", rate.step)).unwrap_or_default();
+        ChoiceReport {
+            name: a.name.clone(),
+            scheme: format!("{}{step}", a.scheme),
+            bits_per_weight: found.bits(a, coder) as f64 / (a.dims[0] * a.dims[1]).max(1) as f64,
+            predicted: found.loss,
+            zeros: coder.and(found.codes).map(|codes| codes.zeros as f64 / codes.weights.max(1) as f64),
+        }
     };
+    let stored: u64 = chosen().map(|(a, _)| a.scheme.true_bits(a.dims)).sum();
     let report = AllocationReport {
         budget: budget.to_string(),
         sensitivity: sensitivity.name().into(),
         allowed: room.per_weight(room.capacity()),
         bits_per_weight: room.per_weight(solution.bits),
-        bytes: (solution.bits + room.rest).div_ceil(8),
+        bytes: (stored + room.rest).div_ceil(8),
         range: [room.per_weight(least_bits(&costs)), room.per_weight(most_bits(&costs))],
         predicted: solution.loss,
         divergence: sensitivity.is_divergence(),
@@ -197,7 +244,7 @@ struct Judge<'a> {
     session: &'a Session<'a>,
     title: &'a str,
     parts: Vec<Part>,
-    losses: Vec<Vec<f64>>,
+    losses: Vec<Vec<Prediction>>,
     used: Vec<Digest>,
 }
 
@@ -209,7 +256,7 @@ impl<'a> Judge<'a> {
         session: &'a Session<'a>,
     ) -> Result<Judge<'a>, StepError> {
         let (graph, source) = (&model.graph, model.source.clone());
-        let losses = options.iter().map(|options| vec![0.0; options.len()]).collect();
+        let losses = options.iter().map(|options| vec![Prediction::default(); options.len()]).collect();
         let mut judge = Judge {
             sensitivity,
             options,
@@ -271,7 +318,7 @@ impl<'a> Judge<'a> {
     }
 
     /// By weight and option, and the blobs they are in.
-    fn losses(mut self) -> Result<(Vec<Vec<f64>>, Vec<Digest>), StepError> {
+    fn losses(mut self) -> Result<(Vec<Vec<Prediction>>, Vec<Digest>), StepError> {
         let mut open = Vec::new();
         for part in std::mem::take(&mut self.parts) {
             match self.session.done(&part.key)? {
@@ -287,13 +334,16 @@ impl<'a> Judge<'a> {
     }
 
     fn take(&mut self, part: &Part, blob: Digest) -> Result<(), Error> {
-        self.losses[part.weight][part.option] += self.session.read_json::<f64>(&blob, "a prediction")?;
+        let found = self.session.read_json::<Prediction>(&blob, "a prediction")?;
+        let sum = &mut self.losses[part.weight][part.option];
+        *sum = Prediction { loss: sum.loss + found.loss, codes: found.codes };
         self.used.push(blob);
         Ok(())
     }
 
-    fn note(&mut self, part: &Part, loss: f64) -> Result<(), Error> {
-        let blob = self.session.json(part.key, || Ok(loss))?;
+    fn note(&mut self, part: &Part, loss: f64, candidate: &Candidate<'_>) -> Result<(), Error> {
+        let found = Prediction { loss, codes: candidate.codes()? };
+        let blob = self.session.json(part.key, || Ok(found))?;
         self.take(part, blob)
     }
 
@@ -302,7 +352,7 @@ impl<'a> Judge<'a> {
         for (at, part) in open.iter().enumerate() {
             self.session.check_interrupt()?;
             let candidate = self.candidate(part, None)?;
-            self.note(part, candidate.noise()?)?;
+            self.note(part, candidate.noise()?, &candidate)?;
             self.session.observer.advance(at as u64 + 1, &candidate.assignment.name);
         }
         Ok(())
@@ -337,7 +387,7 @@ impl<'a> Judge<'a> {
                     Sensitivity::Kl => exact.divergence(&candidate)?,
                     Sensitivity::Weights => candidate.noise()?,
                 };
-                self.note(part, loss)?;
+                self.note(part, loss, &candidate)?;
                 done += 1;
                 self.session.observer.advance(done, &candidate.assignment.name);
             }
@@ -379,6 +429,12 @@ impl Candidate<'_> {
         let (a, mut blobs) = (self.assignment, Blobs::default());
         a.names().for_each(|name| blobs.insert_file(name, self.path.clone(), a.scheme, a.dims));
         blobs
+    }
+
+    /// Of integers with a scale per row or tensor.
+    fn codes(&self) -> Result<Option<Codes>, Error> {
+        let a = self.assignment;
+        is_coded(&a.scheme).then(|| Codes::of(&Expr::tensor(&a.name), &self.blobs(), a.dims[0])).transpose()
     }
 
     /// Squared error as a share of the weights' energy.

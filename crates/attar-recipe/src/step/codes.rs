@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
-use attar_compress::{Assignment, Losses, LostRule, Seen, WeightRows};
+use attar_compress::{Assignment, Losses, LostRule, Rate, Seen, WeightRows};
 use attar_graph::{Expr, Graph, SourceWeights, Weights};
 use attar_tensor::{BlobWriter, Blobs, Digest, Encoding, Overlay, Scheme, Source};
 use candle_core::{Device, Tensor};
@@ -102,12 +102,13 @@ fn stored_name(graph: &Graph, assignment: &Assignment) -> String {
 /// All that decides the bytes of a unit.
 pub(super) fn key(assignment: &Assignment, source: &dyn Source) -> Result<Digest> {
     let settings = format!(
-        "quantize {} {} {} {:?}{}",
+        "quantize {} {} {} {:?}{}{}",
         assignment.algorithm.name(),
         assignment.algorithm.version(),
         assignment.scheme,
         assignment.search,
-        if assignment.zeros { " zeros" } else { "" }
+        if assignment.zeros { " zeros" } else { "" },
+        assignment.rate.map(|rate| format!(" {rate:?}")).unwrap_or_default()
     );
     Ok(Digest::of_parts([settings.as_bytes(), assignment.expr.digest(source)?.as_bytes()]))
 }
@@ -201,6 +202,10 @@ impl WeightRows for Rows<'_> {
 
     fn keeps_zeros(&self) -> bool {
         self.assignment.zeros
+    }
+
+    fn rate(&self) -> Option<Rate> {
+        self.assignment.rate
     }
 }
 

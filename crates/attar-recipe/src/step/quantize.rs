@@ -1,13 +1,14 @@
 //! The step `quantize`: a unit is a tensor.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
-use attar_compress::{Assignment, Needs, Quantize, Seen};
+use attar_compress::{Assignment, Needs, Quantize, Seen, allocate::Budget};
 use attar_tensor::{Blobs, Digest};
 
 use super::{
     allocate, calibrated,
     codes::{Lossy, install, key, losses, place, quantize, refused},
+    device,
     kind::{PlannedTensor, Step, StepError, StepKind},
 };
 use crate::{AllocationReport, document::Section, model::Working, session::Session, settings::of, walk};
@@ -26,6 +27,7 @@ pub(super) static QUANTIZE: StepKind = StepKind {
         "attar quantize model --grid int4 --group 64 --out int4",
         "attar quantize model --grid int4 --algorithm gptq --calibration text.txt --samples 16 --out gptq",
         "attar quantize model --bits 4.25 --out mixed",
+        "attar quantize model --coded-bits 3 --device ethos-u55-256 --algorithm gptq --out coded",
         "attar quantize model --grid int8 --group row --select \"**\" --out int8",
     ],
     looks_inside: true,
@@ -41,24 +43,56 @@ fn check_format(section: &Section<'_, '_>) -> Result<(), crate::Error> {
         Err(if key.is_empty() { section.document.at(error, section.header()) } else { section.place(error, key) })
     };
     let given = |keys: &[&'static str]| keys.iter().copied().find(|key| section.has(key));
-    match (given(&["bits", "bytes"]), given(&["grid", "group", "tail", "asymmetric", "positive_scales", "scale_dtype"])) {
-        (None, Some("grid")) => match given(&["choices", "sensitivity"]) {
+    match (given(BUDGETS), given(&["grid", "group", "tail", "asymmetric", "positive_scales", "scale_dtype"])) {
+        (None, Some("grid")) => match given(&["choices", "sensitivity", "device"]) {
             Some(key) => wrong(
                 key,
                 format!("`{key}` says how a budget is spent, and there is none"),
-                "give `bits` or `bytes` instead of `grid`",
+                "give `bits`, `bytes` or `coded_bits` instead of `grid`",
             ),
             None => Ok(()),
         },
-        (None, _) => wrong("", "`grid` is missing".into(), "`grid` gives all weights one format, `bits` or `bytes` a budget"),
-        (Some("bits"), _) if section.has("bytes") => {
-            wrong("bytes", "`bits` and `bytes` are two budgets".into(), "leave one of them out")
+        (None, _) => {
+            let hint = "`grid` gives all weights one format; `bits`, `bytes` or `coded_bits` a budget";
+            wrong("", "`grid` is missing".into(), hint)
         }
         (Some(budget), Some(key)) => {
-            let hint = "`choices` lists the schemes that a budget may use; an override with a `grid` fixes that of some weights";
+            let hint = match budget {
+                CODED => {
+                    "all weights become int8 with a scale for each row; an override with a `grid` fixes the format of some weights"
+                }
+                _ => "`choices` lists the schemes that a budget may use; an override with a `grid` fixes that of some weights",
+            };
             wrong(key, format!("`{key}` and `{budget}` exclude each other"), hint)
         }
-        (Some(_), None) => Ok(()),
+        (Some(budget), None) => match BUDGETS.iter().find(|other| **other != budget && section.has(other)) {
+            Some(other) => wrong(other, format!("`{budget}` and `{other}` are two budgets"), "leave one of them out"),
+            None => check_device(section, budget == CODED, wrong),
+        },
+    }
+}
+
+/// The settings that are budgets.
+const BUDGETS: &[&str] = &["bits", "bytes", CODED];
+const CODED: &str = "coded_bits";
+
+/// What goes with a budget of coded bits, and only with that.
+fn check_device(
+    section: &Section<'_, '_>,
+    coded: bool,
+    wrong: impl Fn(&str, String, &str) -> Result<(), crate::Error>,
+) -> Result<(), crate::Error> {
+    match (coded, section.has("device")) {
+        (true, false) => {
+            wrong(CODED, "`device` is missing".into(), "the coder of weights is a device's: name one, such as `ethos-u55-256`")
+        }
+        (false, true) => wrong("device", format!("`device` is for a budget of `{CODED}`"), "leave it out, or give that budget"),
+        (true, true) if section.has("choices") => wrong(
+            "choices",
+            format!("`choices` and `{CODED}` exclude each other"),
+            "the choices are steps between int8 codes: leave it out",
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -75,6 +109,10 @@ impl Step for Quantize {
         let algorithms = std::iter::once(self.algorithm).chain(self.overrides.iter().filter_map(|other| other.algorithm));
         let divergence = self.sensitivity.is_some_and(|asked| asked.is_divergence());
         divergence || algorithms.into_iter().any(|algorithm| algorithm.0.needs() != Needs::Nothing)
+    }
+
+    fn files(&self) -> Vec<(String, PathBuf)> {
+        self.device.as_ref().map(|device| device::files(device)).unwrap_or_default()
     }
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
@@ -104,8 +142,10 @@ impl Step for Quantize {
     }
 
     fn with_bits(&self, bits: f64) -> Option<Arc<dyn Step>> {
-        self.budget()?;
-        Some(Arc::new(Quantize { bits: Some(bits), bytes: None, ..self.clone() }))
+        Some(Arc::new(match self.budget()? {
+            Budget::Coded(_) => Quantize { coded_bits: Some(bits), ..self.clone() },
+            _ => Quantize { bits: Some(bits), bytes: None, ..self.clone() },
+        }))
     }
 
     fn allocate(&self, model: &Working, session: &Session<'_>) -> Result<Option<(AllocationReport, Vec<Digest>)>, StepError> {
@@ -120,6 +160,10 @@ impl Step for Quantize {
             Some(budget) => {
                 let spent = allocate::run(self, budget, model, session)?;
                 model.findings.push(spent.report);
+                if let Some(coder) = allocate::coder(self)? {
+                    model.coder = Some(coder);
+                    model.coded.extend(spent.assignments.iter().flat_map(|a| a.names().map(str::to_owned)));
+                }
                 (spent.assignments, spent.used)
             }
         };

@@ -129,7 +129,9 @@ pub(super) fn run(
         warning: gains.warning,
     });
     model.coder = settings.device.clone().zip(gains.coder);
-    model.zeros.extend(layers.iter().map(|layer| before.graph.get(layer.weight).name.clone()));
+    let names = || layers.iter().map(|layer| before.graph.get(layer.weight).name.clone());
+    model.zeros.extend(names());
+    model.coded.extend(names());
     (model.graph, model.source, model.float) = (after.graph.clone(), after.source.clone(), after);
     Ok(made.iter().map(|made| made.blob).chain([measured]).collect())
 }
