@@ -19,7 +19,7 @@ try:
 except ImportError:
     blake3 = None
 
-VERSION, HEADER, DEEPEST, LARGEST, MOST = 7, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
+VERSION, HEADER, DEEPEST, LARGEST, MOST = 8, 8 + 4 + 32, 16, 1 << 28, (1 << 64) - 1
 # A type: how a value is read, and its text. `names` are those of the buffers of a body, or of all tensors: numbers stand for them.
 Type = namedtuple("Type", "read show", defaults=[lambda x, names: str(x)])
 shown = lambda of, show: Type(of.read, lambda x, names: show(x))
@@ -150,7 +150,9 @@ CENTERED = shown(flag, lambda x: ", centered" if x else "")
 NORM_CONSTANT = record("epsilon {epsilon}, gains >> {gain_shift}{centered}", epsilon=u64, gain_shift=u32, centered=CENTERED)
 CONSTANT = enum(Norm=NORM_CONSTANT, Ranges=RANGES, Gate=GATE, Rescale=RESCALE)
 CONSTANTS = shown(many(CONSTANT), lambda x: "".join(f"  constant {at}: {CONSTANT.show(one, [])}\n" for at, one in enumerate(x)))
-FROM_ROW = record("{tensor} from {position} {row}", tensor=tensor, row=u64, position=shown(flag, lambda x: "position" if x else "row"))
+POSITION = shown(u64, lambda x: {0: "row", 1: "position"}.get(x, f"row ({x} a position)"))
+BESIDE = shown(u64, lambda x: f", {x} rows side by side" if x != 1 else "")
+FROM_ROW = record("{tensor} from {position} {row}{beside}", tensor=tensor, row=u64, position=POSITION, beside=BESIDE)
 OPERAND = Type(FROM_ROW.read, lambda x, names: FROM_ROW.show(x, names).removesuffix(" from row 0"))
 CALL = {"name": name, "body": u32, "operands": many(OPERAND), "offsets": many(u64), "constants": CONSTANTS}
 CALL |= {"fence_weights": shown(flag, lambda x: "" if x else " except weight loads")}
@@ -168,7 +170,7 @@ ATTENTION = record(query=u32, state=u32, out=u32, **HEADS, logits=RESCALE, resca
 KERNELS = {"Norm": NORM, "Linear": LINEAR, "Attention": ATTENTION, "GatedMlp": record(gated=LINEAR, down=LINEAR)}
 KERNEL = enum(**KERNELS, Normed=record(norm=NORM, then=enum(**KERNELS)))
 DATA = enum(Numbers=many(i32), Weight=record(codes=many(i8), scales=many(i8)), Columns=many(record(rescale=RESCALE, bias=i32, coarser=u8)))
-PROOF = record(program=record(tensors=many(record(**TENSOR)), kernels=many(record("", name, KERNEL))), memory=many(DATA), results=many(record("", u32, many(i32))))
+PROOF = record(program=record(tensors=many(record(**TENSOR)), kernels=many(record("", name, KERNEL)), batch=u64), memory=many(DATA), results=many(record("", u32, many(i32))))
 
 def read(magic, of, data):
     if not data.startswith(magic):

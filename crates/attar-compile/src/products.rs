@@ -79,7 +79,7 @@ impl Tile {
         let (fused, mut products) = (fused(graph)?, Vec::new());
         for (rows, past) in self.runs(is_encoder(&fused)) {
             let capacity = self.seq.get() + u64::from(self.decode);
-            let bind = Bind { rows, past, capacity, blocks: ALL_BLOCKS, head: true, every_row: false, numbers: false };
+            let bind = Bind { batch: 1, rows, past, capacity, blocks: ALL_BLOCKS, head: true, every_row: false, numbers: false };
             let program = convert(&fused, source, &Ranges::default(), bind, &device.numerics.weights)?.program;
             products.extend(self.products(&program, &target(&device, &program)?)?);
         }

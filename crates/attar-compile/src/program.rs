@@ -95,9 +95,9 @@ pub enum Epilogue {
     /// Rescaled to int16, normed head by head where a range says so, rotated by position (RoPE), rescaled to int8. The first
     /// `rotated` columns are rotated, in pairs `(i, i + head / 2)` of every head.
     Rotary {
-        /// `[positions, head]` int16: cosines of a position, then sines, each `head / 2`. None where nothing is rotated.
+        /// `[positions * batch, head]` int16: cosines of a position, then sines, each `head / 2`. None where nothing is rotated.
         table: Option<TensorId>,
-        /// The position of the first row.
+        /// The row of the table for the first row.
         position: u64,
         /// Columns of a head.
         head: u64,
@@ -250,11 +250,11 @@ impl Mask {
 /// Attention; a key head serves `heads / key_heads` query heads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
-    /// `[m, heads * head]` int8.
+    /// `[m * batch, heads * head]` int8.
     pub query: TensorId,
-    /// As many rows as there are keys, or more, `2 * key_heads * head` int8 each: all key heads, then all value heads.
+    /// For each sequence as many rows as there are keys, or more, `2 * key_heads * head` int8 each: all key heads, then all value heads.
     pub state: TensorId,
-    /// `[m, heads * head]` int8 or int16.
+    /// `[m * batch, heads * head]` int8 or int16.
     pub out: TensorId,
     /// Query heads.
     pub heads: u64,
@@ -262,7 +262,7 @@ pub struct Attention {
     pub key_heads: u64,
     /// Columns of a head.
     pub head: u64,
-    /// Rows of the state before the first query's own; with [`Mask::Past`], the rows that count.
+    /// Keys of a sequence before the first query's own; with [`Mask::Past`], the keys that count.
     pub past: u64,
     /// Which of them a row of queries sees.
     pub mask: Mask,
@@ -388,12 +388,23 @@ impl Linear {
 }
 
 /// Kernels in running order over tensors.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+///
+/// With a `batch`, several sequences of one length run side by side. Their rows are interleaved in every tensor that has rows of tokens, states
+/// and rotary tables included: row `i * batch + b` is that of token `i` of sequence `b`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Program {
     /// All of them.
     pub tensors: Vec<Tensor>,
     /// Each with its name.
     pub kernels: Vec<(String, Kernel)>,
+    /// Sequences side by side, 1 or more.
+    pub batch: u64,
+}
+
+impl Default for Program {
+    fn default() -> Program {
+        Program { tensors: Vec::new(), kernels: Vec::new(), batch: 1 }
+    }
 }
 
 impl Program {
@@ -419,6 +430,11 @@ impl Program {
         [self.get(linear.x).rows, weight.columns, weight.rows]
     }
 
+    /// Rows of queries of each sequence.
+    pub fn queries(&self, attention: &Attention) -> u64 {
+        self.get(attention.query).rows / self.batch.max(1)
+    }
+
     /// How the sums of a product are stored: int8 makes 32 bits, int16 makes 64.
     pub(crate) fn sums(&self, linear: &Linear) -> Element {
         if self.get(linear.x).element == Element::INT16 { Element::INT64 } else { Element::INT32 }
@@ -438,9 +454,9 @@ impl Program {
             Kernel::Norm(_) => 0,
             Kernel::Linear(linear) => self.product(linear).iter().product(),
             Kernel::Attention(attention) => {
-                let rows = self.get(attention.query).rows;
+                let rows = self.queries(attention);
                 let seen: u64 = (0..rows).map(|row| attention.keys(row).1 - attention.keys(row).0).sum();
-                2 * seen * attention.heads * attention.head
+                2 * seen * self.batch * attention.heads * attention.head
             }
             Kernel::GatedMlp(mlp) => [&mlp.gated, &mlp.down].iter().map(|l| self.product(l).iter().product::<u64>()).sum(),
             Kernel::Normed(normed) => self.macs(&normed.then),
@@ -529,15 +545,19 @@ impl Program {
     fn check_attention(&self, attention: &Attention) -> Option<&'static str> {
         let (query, state, out) = (self.get(attention.query), self.get(attention.state), self.get(attention.out));
         let Attention { heads, key_heads, head, past, mask, .. } = attention;
-        let keys = mask.keys(*past, 0, query.rows);
+        if self.batch == 0 || [query.rows, state.rows].iter().any(|rows| !rows.is_multiple_of(self.batch)) {
+            return Some("has rows that are not those of a batch of sequences");
+        }
+        let keys = mask.keys(*past, 0, self.queries(attention));
+        let room = state.rows / self.batch;
         let fits = query.columns == heads * head
             && state.columns == 2 * key_heads * head
             && (out.rows, out.columns) == (query.rows, query.columns)
             && *key_heads > 0
             && heads % key_heads == 0
             && keys.0 < keys.1
-            && keys.1 <= state.rows
-            && attention.weight_bits == crate::fixed::weight_bits(state.rows);
+            && keys.1 <= room
+            && attention.weight_bits == crate::fixed::weight_bits(room);
         (!fits).then_some("has operands whose shapes do not agree")
     }
 }

@@ -159,8 +159,9 @@ fn attention(program: &Program, attention: &Attention, memory: &mut Memory) {
     memory.set(attention.out, Data::Numbers(out));
 }
 
-/// What one row of queries attends to, in all heads.
+/// What one row of queries attends to, in all heads: the keys of its own sequence.
 pub(crate) fn attended(program: &Program, attention: &Attention, memory: &Memory, row: u64) -> Vec<i32> {
+    let [batch, of, at] = [program.batch, row % program.batch, row / program.batch].map(|n| n as usize);
     let (exponential, head) = (Exponential::default(), attention.head as usize);
     let (query, state) = (memory.get(attention.query).numbers(), memory.get(attention.state).numbers());
     let (width, state_width) = (attention.heads as usize * head, 2 * attention.key_heads as usize * head);
@@ -169,9 +170,10 @@ pub(crate) fn attended(program: &Program, attention: &Attention, memory: &Memory
     for h in 0..attention.heads as usize {
         let key_head = h / attention.group() as usize;
         let q = &query[row as usize * width + h * head..][..head];
-        let key = |j: u64| &state[j as usize * state_width + key_head * head..][..head];
-        let value = |j: u64| &state[j as usize * state_width + (attention.key_heads as usize + key_head) * head..][..head];
-        let (from, to) = attention.keys(row);
+        let part = |j: u64, part: usize| &state[(j as usize * batch + of) * state_width + part * head..][..head];
+        let key = |j: u64| part(j, key_head);
+        let value = |j: u64| part(j, attention.key_heads as usize + key_head);
+        let (from, to) = attention.keys(at as u64);
         let (mut softmax, mut sums) = (SoftmaxRow::EMPTY, vec![0i32; head]);
         for run in (from / RUN * RUN..to).step_by(RUN as usize) {
             let seen = run..(run + RUN).min(to);

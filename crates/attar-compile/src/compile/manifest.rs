@@ -29,7 +29,10 @@ pub struct Manifest {
     /// How an encoder makes one row of those of all tokens; none of decoders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pooling: Option<Pooling>,
-    /// Tokens that the caches have room for, or that an encoder reads at most.
+    /// Sequences that run side by side: see [`crate::Program`].
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub batch: u64,
+    /// Tokens of each that the caches have room for, or that an encoder reads at most.
     pub positions: u64,
     /// Rows of `embedding.bin`; none if the model's first values depend on more than the rows of these tables.
     pub vocabulary: Option<u64>,
@@ -47,6 +50,14 @@ pub struct Manifest {
     pub runs: Vec<Entry>,
     /// Digests of `dram.bin`, `flash.bin`, `embedding.bin`, `position_embedding.bin` and `token_type_embedding.bin`, of those that there are.
     pub images: BTreeMap<String, Digest>,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn is_one(batch: &u64) -> bool {
+    *batch == 1
 }
 
 /// How one row of a text is made of those of its tokens.
@@ -84,7 +95,7 @@ impl Pooling {
 pub struct Entry {
     /// `prefill`, `prefill-1` and so on, `decode`, `verify`, or `encode`.
     pub name: String,
-    /// Tokens of the run.
+    /// Tokens of the run, of each sequence.
     pub rows: u64,
     /// Tokens before it that it was planned for.
     pub past: u64,
@@ -96,7 +107,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Tokens whose logits it computes.
+    /// Tokens of each sequence whose logits it computes.
     pub fn logits(&self) -> u64 {
         match (self.head, self.every_row) {
             (false, _) => 0,
@@ -128,7 +139,8 @@ impl Manifest {
             set: settings.set.clone(),
             encoder: last.states.is_empty(),
             pooling,
-            positions: last.states.first().map_or(settings.seq.get(), |state| last.program.get(*state).rows),
+            batch: settings.batch.get(),
+            positions: last.states.first().map_or(settings.seq.get(), |state| last.program.get(*state).rows / settings.batch),
             vocabulary: rows(Index::Token),
             position_rows: rows(Index::Position),
             token_type_rows: rows(Index::TokenType),

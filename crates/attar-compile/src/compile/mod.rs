@@ -65,6 +65,9 @@ pub struct Compile {
     /// decoding, Leviathan et al. 2023). 2 or more, and no more than `seq`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<NonZeroU64>,
+    /// Sequences that run side by side, as many tokens of each: the weights are loaded once for all. Not for encoders.
+    #[serde(skip_serializing_if = "is_one")]
+    pub batch: NonZeroU64,
     /// Allow an MLP's gate, up and down projections to become one kernel where that is better.
     pub join: bool,
     /// Allow tensors to stay in SRAM between kernels where that is better.
@@ -95,6 +98,7 @@ impl Default for Compile {
             chunk: None,
             decode: true,
             verify: None,
+            batch: NonZeroU64::MIN,
             join: true,
             keep: true,
             recompute: true,
@@ -107,12 +111,16 @@ impl Default for Compile {
     }
 }
 
+fn is_one(batch: &NonZeroU64) -> bool {
+    *batch == NonZeroU64::MIN
+}
+
 /// One run of a model: prefill, a chunk of it, decode, the verification of a draft, or all that an encoder does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
     /// `prefill`, `prefill-1` and so on for chunks, `decode`, `verify`, or `encode`.
     pub name: String,
-    /// Tokens of this run.
+    /// Tokens of this run, of each sequence of a batch.
     pub rows: u64,
     /// Tokens in the cache before it.
     pub past: u64,
@@ -122,7 +130,7 @@ pub struct Phase {
     pub host: Vec<String>,
     /// Whether it computes logits, or the normed rows of an encoder.
     pub head: bool,
-    /// Rows of what it returns.
+    /// Rows of what it returns for each sequence.
     pub returned: u64,
     /// Its plan and the choices behind it.
     pub schedule: Schedule,
@@ -264,6 +272,9 @@ impl Compile {
                 None => Ok(self.clone()),
             };
         }
+        if !is_one(&self.batch) {
+            return Err(Error::Encoder { setting: "batch" });
+        }
         match (self.verify, self.chunk.filter(|chunk| *chunk != self.seq)) {
             (Some(_), _) => Err(Error::Encoder { setting: "verify" }),
             (_, Some(_)) => Err(Error::Encoder { setting: "chunk" }),
@@ -335,7 +346,8 @@ impl Compile {
         let (seq, end) = (self.seq.get(), past + rows);
         let head = self.head && end >= seq && blocks == ALL_BLOCKS;
         let capacity = self.capacity();
-        Bind { rows, past, capacity, blocks, head, every_row: self.has_every_row([rows, past]), numbers }
+        let (batch, every_row) = (self.batch.get(), self.has_every_row([rows, past]));
+        Bind { batch, rows, past, capacity, blocks, head, every_row, numbers }
     }
 
     /// Tokens that the caches have room for.
@@ -371,14 +383,15 @@ impl Compile {
         known: Known<'_>,
     ) -> Result<Phase> {
         let converted = subject.convert(ranges, self.bind([rows, past], ALL_BLOCKS, false))?;
-        let title = format!("{name}: {}", tokens_text(rows, past));
+        let batch = if is_one(&self.batch) { String::new() } else { format!(", batch of {}", self.batch) };
+        let title = format!("{name}: {}{batch}", tokens_text(rows, past));
         let (schedule, simulation) = match known(&name, [rows, past], &converted.program)? {
             Some(known) => known,
             None => choose(&converted.program, &subject.target, self.goal, self.freedom(), &title, image)?,
         };
         image.add(&schedule.plan);
         let Converted { program, host, logits, output, .. } = converted;
-        let (head, returned) = (logits.is_some(), program.get(output).rows);
+        let (head, returned) = (logits.is_some(), program.get(output).rows / self.batch);
         Ok(Phase { name, rows, past, program, host, head, returned, schedule, simulation, report: None, proof: None })
     }
 
@@ -386,7 +399,7 @@ impl Compile {
     fn proven_blocks(&self, all: usize, program: &Program, runs: &[(String, u64, u64)]) -> usize {
         let matrices = program.tensors.iter().filter(|tensor| tensor.role == crate::program::Role::Weight);
         let weights: u64 = matrices.map(|tensor| tensor.rows * tensor.columns).sum();
-        let tokens: u64 = runs.iter().map(|(_, rows, _)| rows).sum();
+        let tokens = self.batch.get() * runs.iter().map(|(_, rows, _)| rows).sum::<u64>();
         let quick = weights <= QUICK_WEIGHTS && weights.saturating_mul(tokens) <= QUICK_PRODUCTS;
         self.prove.unwrap_or(if quick { all } else { 1 }).min(all)
     }
@@ -394,7 +407,7 @@ impl Compile {
     /// What a run costs, compared with the same program unfused.
     fn report(&self, subject: &Subject<'_>, phase: &Phase) -> Result<Report> {
         let target = &subject.target;
-        let options = Options { tokens: phase.rows };
+        let options = Options { tokens: phase.rows * self.batch.get() };
         let other = schedule(&phase.program, target, self.goal, Freedom::NONE, "unfused")?;
         let times = time(&other.plan, &target.rates)?;
         let other = Report::new(&phase.program, &other, &times, target, options);
@@ -432,7 +445,7 @@ impl Compile {
         let runs = settings.runs(chunks.best().chunk, &subject);
         let whole = subject.convert(&seen.ranges, settings.bind(runs_last(&runs), ALL_BLOCKS, false))?;
         let blocks = settings.proven_blocks(block_count(&subject.fused), &whole.program, &runs);
-        let mut prover = Prover::new(&settings, &subject.target, &seen, &windows[0], blocks);
+        let mut prover = Prover::new(&settings, &subject.target, &seen, windows, blocks);
         for (done, (name, rows, past)) in runs.iter().cloned().enumerate() {
             Progress { stage: "planning and proving", what: &name, done, total: runs.len() }.tell(watch)?;
             let known = |name: &str, run: [u64; 2], program: &Program| {

@@ -44,7 +44,8 @@ pub(super) struct Prover<'a> {
     settings: &'a Compile,
     target: &'a Target,
     seen: &'a Seen,
-    window: &'a [u32],
+    /// The first ones are the sequences of a batch.
+    windows: &'a [Vec<u32>],
     /// How many are proven.
     count: usize,
     /// The blocks of the previous run, with their numbers after it.
@@ -52,8 +53,14 @@ pub(super) struct Prover<'a> {
 }
 
 impl<'a> Prover<'a> {
-    pub(super) fn new(settings: &'a Compile, target: &'a Target, seen: &'a Seen, window: &'a [u32], count: usize) -> Prover<'a> {
-        Prover { settings, target, seen, window, count, before: None }
+    pub(super) fn new(
+        settings: &'a Compile,
+        target: &'a Target,
+        seen: &'a Seen,
+        windows: &'a [Vec<u32>],
+        count: usize,
+    ) -> Prover<'a> {
+        Prover { settings, target, seen, windows, count, before: None }
     }
 
     /// Proves the first blocks on some rows, after those of the previous call. Weights and states are at the addresses of `image`.
@@ -76,10 +83,15 @@ impl<'a> Prover<'a> {
         let mut memory = memory.expect("numbers were asked for");
         let [from, to] = [input, output].map(|id| program.get(id));
         let tokens = (span.past + span.rows) as usize;
-        let [entering, leaving] = self.seen.values(self.window, tokens, [&from.name, &to.name])?;
+        let (mut entering, mut wanted) = (Vec::new(), Vec::new());
+        for window in self.windows.iter().cycle().take(program.batch as usize) {
+            let [before, after] = self.seen.values(window, tokens, [&from.name, &to.name])?;
+            entering.push(span.of(&before, span.rows, from.columns).to_vec());
+            wanted.push(span.of(&after, to.rows / program.batch, to.columns).to_vec());
+        }
         let [entry, exit] = residual;
-        memory.set(input, Data::Numbers(entry.round(span.of(&entering, span.rows, from.columns))));
-        let wanted = span.of(&leaving, to.rows, to.columns).to_vec();
+        memory.set(input, Data::Numbers(entry.round(&interleaved(&entering, from.columns))));
+        let wanted = interleaved(&wanted, to.columns);
         let Compile { goal, .. } = self.settings;
         let (schedule, _) = choose(&program, self.target, *goal, self.settings.freedom(), "proof", image)?;
         let (simulation, after) = prove_and_keep(&program, &schedule.plan, &self.target.rates, &memory)?;
@@ -91,6 +103,13 @@ impl<'a> Prover<'a> {
         let snr_db = snr(&found, &wanted);
         Ok((Proven { blocks: 0, schedule, proof: Proof::new(program, memory, &after), simulation, snr_db }, after))
     }
+}
+
+/// The first rows of all sequences, then the second ones, and so on.
+fn interleaved(sequences: &[Vec<f32>], columns: u64) -> Vec<f32> {
+    let rows = |at: usize| sequences.iter().filter_map(move |all| all.chunks(columns as usize).nth(at)).flatten().copied();
+    let count = sequences.first().map_or(0, |all| all.len() / columns as usize);
+    (0..count).flat_map(rows).collect()
 }
 
 /// Copies the states of an earlier run into the first rows of this one's.

@@ -62,7 +62,7 @@ impl Sums {
     /// Adds windows of `rows` tokens each.
     fn measure(&mut self, subject: &Subject<'_>, seen: &Seen, rows: u64, windows: &[&Vec<u32>], watch: Watch<'_>) -> Result<()> {
         let count = block_count(&subject.fused);
-        let bind = Bind { rows, past: 0, capacity: rows, blocks: [0, 0], head: false, every_row: true, numbers: true };
+        let bind = Bind { batch: 1, rows, past: 0, capacity: rows, blocks: [0, 0], head: false, every_row: true, numbers: true };
         let mut streams: Vec<Vec<i32>> = Vec::new();
         for block in 0..count {
             Progress { stage: "measuring the integers", what: "a block", done: block, total: count + 1 }.tell(watch)?;

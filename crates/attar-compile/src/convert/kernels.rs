@@ -18,7 +18,7 @@ impl<'a> Converter<'a> {
         let Op::Fused(fused) = &node.op else { return self.alone(node) };
         let body = Body::of(node, fused);
         match fused.roles() {
-            Some(Roles::Norm { add: None, norm }) => self.norm(&body, body.at(*norm), self.bind.rows),
+            Some(Roles::Norm { add: None, norm }) => self.norm(&body, body.at(*norm), self.rows()),
             Some(Roles::Norm { add: Some(_), .. }) => {
                 Err(self.unsupported(node, "adds before it norms", "run the pass `linear_add` of `fuse`, too"))
             }
@@ -48,11 +48,11 @@ impl<'a> Converter<'a> {
         (alone && last && integers).then_some([norm, linear])
     }
 
-    /// The logits of the last row.
+    /// The logits of the last row, or of all.
     pub(super) fn logits(&mut self, [norm, linear]: [&'a Node; 2]) -> Result<Made> {
         let fused = norm.op.fused().expect("`head` found a fused norm");
         let Some(Roles::Norm { norm: at, .. }) = fused.roles() else { unreachable!("`head` found a norm") };
-        let rows = if self.bind.every_row { self.bind.rows } else { 1 };
+        let rows = if self.bind.every_row { self.rows() } else { self.bind.batch };
         let norm_body = Body::of(norm, fused);
         self.norm(&norm_body, norm_body.at(*at), rows)?;
         let body = Body::unfused(linear, self.graph);
@@ -146,8 +146,9 @@ impl<'a> Converter<'a> {
             None => (None, 0),
         };
         let [q, state] = self.query_and_state(&name, [query.columns, key.columns + value.columns]);
-        let out = vec![Destination { tensor: q, row: 0 }, Destination { tensor: state, row: self.bind.past }];
-        let epilogue = Epilogue::Rotary { table, position: self.bind.past, head, rotated, ranges };
+        let first = self.bind.past * self.bind.batch;
+        let out = vec![Destination { tensor: q, row: 0 }, Destination { tensor: state, row: first }];
+        let epilogue = Epilogue::Rotary { table, position: first, head, rotated, ranges };
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
         let heads = [heads, key.columns / head, head];
         self.packed.insert(body.node.output(), Packed { query: q, state, scales, heads });
@@ -156,7 +157,7 @@ impl<'a> Converter<'a> {
 
     /// Tensors of so many columns for the queries of a run, and for all keys with values.
     fn query_and_state(&mut self, name: &str, [queries, states]: [u64; 2]) -> [TensorId; 2] {
-        let (rows, positions) = (self.bind.rows, self.positions());
+        let (rows, positions) = (self.rows(), self.positions() * self.bind.batch);
         let query = self.program.tensor(format!("{name}.query"), [rows, queries], Element::INT8, Role::Scratch);
         let role = if self.encoder { Role::Scratch } else { Role::State };
         let state = self.program.tensor(format!("{name}.state"), [positions, states], Element::INT8, role);
@@ -201,10 +202,10 @@ impl<'a> Converter<'a> {
         if let Some(known) = self.tables.get(&key) {
             return Ok(*known);
         }
-        let rows = self.positions();
+        let (rows, batch) = (self.positions(), self.bind.batch);
         // By its contents: each part of a model finds the same table.
         let name = format!("rotary.{}", &attar_tensor::Digest::of(key.as_bytes()).to_string()[..8]);
-        let id = self.program.tensor(name, [rows, head], Element::INT16, Role::Constant);
+        let id = self.program.tensor(name, [rows * batch, head], Element::INT16, Role::Constant);
         self.tables.insert(key, id);
         let one = f64::from(1u32 << ROTARY_BITS) * f64::from(rope.magnitude());
         let frequencies = rope.frequencies_of(head as usize, rows as usize);
@@ -215,7 +216,7 @@ impl<'a> Converter<'a> {
                 let sines: Vec<i32> = frequencies.iter().map(|f| (angle(f).sin() * one).round() as i32).collect();
                 [cosines, sines].concat()
             };
-            Ok(Data::Numbers((0..rows).flat_map(row).collect()))
+            Ok(Data::Numbers((0..rows).flat_map(|position| row(position).repeat(batch as usize)).collect()))
         })?;
         Ok(id)
     }
@@ -229,7 +230,7 @@ impl<'a> Converter<'a> {
         let (scale, element) = self.rounding(body)?;
         let logits = scales[0] * scales[1] * attention.scale * std::f64::consts::LOG2_E * 256.0;
         let (logits, rescale) = (self.rescale(body.node, logits)?, self.rescale(body.node, scales[2] / scale)?);
-        let out = self.make(body.node, [self.bind.rows, heads * head], element, Role::Scratch, scale);
+        let out = self.make(body.node, [self.rows(), heads * head], element, Role::Scratch, scale);
         let (past, mask) = match attention.window {
             _ if self.encoder => (self.bind.rows, Mask::Past),
             Some(window) => (self.bind.past, Mask::Window(window as u64)),
@@ -256,7 +257,7 @@ impl<'a> Converter<'a> {
         let (table, unit) = table_of(function, steps[0]);
         let rescale = self.rescale(body.node, unit * steps[1] / scale)?;
         let width = self.program.get(weight).rows / 2;
-        let out = self.make(body.node, [self.bind.rows, width], element, Role::Scratch, scale);
+        let out = self.make(body.node, [self.rows(), width], element, Role::Scratch, scale);
         let (out, epilogue) = (vec![Destination { tensor: out, row: 0 }], Epilogue::Gated { table, rescale });
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));
         Ok(())
@@ -272,7 +273,7 @@ impl<'a> Converter<'a> {
         let (table, unit) = table_of(function, step);
         let rescale = self.rescale(body.node, unit / scale)?;
         let width = self.program.get(product.weight).rows;
-        let out = self.make(body.node, [self.bind.rows, width], element, Role::Scratch, scale);
+        let out = self.make(body.node, [self.rows(), width], element, Role::Scratch, scale);
         let (out, epilogue) = (vec![Destination { tensor: out, row: 0 }], Epilogue::Activated { table, rescale });
         self.push(body.node, Kernel::Linear(Linear { out, epilogue, ..product }));
         Ok(())
@@ -290,7 +291,7 @@ impl<'a> Converter<'a> {
         let coarser = |row: usize| to.exponents[row] - from.exponents[row];
         let columns = self.columns(body, &[linear], &name, factor, |_| input, coarser)?;
         let width = self.program.get(weight).rows;
-        let out = self.make(body.node, [self.bind.rows, width], Element::INT16, self.role(body.node), to.step);
+        let out = self.make(body.node, [self.rows(), width], Element::INT16, self.role(body.node), to.step);
         let epilogue = Epilogue::Add { residual: residual.tensor };
         let out = vec![Destination { tensor: out, row: 0 }];
         self.push(body.node, Kernel::Linear(Linear { x: x.tensor, weight, columns, out, epilogue, narrow }));

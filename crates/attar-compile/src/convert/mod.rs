@@ -41,9 +41,11 @@ pub struct Ranges(pub BTreeMap<String, Vec<f32>>);
 /// The run that a program is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bind {
-    /// Tokens of a run.
+    /// Sequences side by side: see [`Program`].
+    pub batch: u64,
+    /// Tokens of each in a run.
     pub rows: u64,
-    /// Tokens in the cache from earlier runs.
+    /// Tokens of each in the cache from earlier runs.
     pub past: u64,
     /// Tokens that the caches and the rotary tables have room for, at least those of this run.
     pub capacity: u64,
@@ -99,7 +101,7 @@ pub fn convert(graph: &Graph, source: &dyn Source, ranges: &Ranges, bind: Bind, 
         ranges,
         bind,
         widths,
-        program: Program::default(),
+        program: Program { batch: bind.batch, ..Program::default() },
         data: Vec::new(),
         made: HashMap::new(),
         packed: HashMap::new(),
@@ -184,7 +186,7 @@ impl<'a> Converter<'a> {
         let part = self.part(&all)?;
         self.output = part.head.is_none().then_some(part.output);
         self.steps = self.stream_steps(&all)?;
-        let shape = [self.bind.rows, self.width(part.input)?];
+        let shape = [self.rows(), self.width(part.input)?];
         let input = self.program.tensor(&self.graph.get(part.input).name, shape, Element::INT16, Role::Input);
         self.made.insert(part.input, Made { tensor: input, scale: self.point(part.input)?.step });
         for node in &part.nodes {
@@ -256,7 +258,12 @@ impl<'a> Converter<'a> {
         host.flat_map(|node| &node.outputs).map(|id| self.graph.get(*id).name.clone()).collect()
     }
 
-    /// Rows of states and tables.
+    /// Rows of a run.
+    fn rows(&self) -> u64 {
+        self.bind.rows * self.bind.batch
+    }
+
+    /// Tokens of a sequence that states and tables have rows for.
     fn positions(&self) -> u64 {
         self.bind.capacity.max(self.bind.past + self.bind.rows)
     }

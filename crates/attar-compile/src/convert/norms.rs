@@ -37,7 +37,7 @@ impl<'a> Converter<'a> {
         match &node.op {
             Op::LayerNorm { .. } if self.steps.contains_key(&node.output()) => self.stream_norm(&body),
             Op::Quantize { .. } if norm.is_some_and(|norm| self.steps.contains_key(&norm.output())) => {
-                self.norm(&body, norm.expect("there is one"), self.bind.rows)
+                self.norm(&body, norm.expect("there is one"), self.rows())
             }
             Op::Linear if self.added_norm(node).is_some() => self.wide_linear(&body),
             // Computed where its result is added.
@@ -80,7 +80,7 @@ impl<'a> Converter<'a> {
 
     /// A norm whose result is the residual stream.
     fn stream_norm(&mut self, body: &Body<'a>) -> Result<()> {
-        let (steps, rows) = (self.point(body.node.output())?, self.bind.rows);
+        let (steps, rows) = (self.point(body.node.output())?, self.rows());
         let shape = [rows, steps.exponents.len() as u64];
         let out = self.make(body.node, shape, Element::INT16, self.role(body.node), steps.step);
         self.push_norm(body, body.node, rows, Normed { out, steps, residual: None })
@@ -89,7 +89,7 @@ impl<'a> Converter<'a> {
     /// The norm that ends an encoder: of every row, in one step for all channels.
     pub(super) fn last_norm(&mut self, node: &'a Node) -> Result<Made> {
         let body = Body::unfused(node, self.graph);
-        let (width, rows) = (self.width(node.output())?, self.bind.rows);
+        let (width, rows) = (self.width(node.output())?, self.rows());
         let steps = Residual::even(self.range(&self.graph.get(node.output()).name)? / 32767.0, width as usize);
         let out = self.make(node, [rows, width], Element::INT16, Role::Output, steps.step);
         let made = Made { tensor: out, scale: steps.step };
@@ -101,7 +101,7 @@ impl<'a> Converter<'a> {
     fn wide_linear(&mut self, body: &Body<'a>) -> Result<()> {
         let (linear, step) = self.product(body, body.node)?;
         let width = self.program.get(linear.weight).rows;
-        let tensor = self.make(body.node, [self.bind.rows, width], Element::INT16, Role::Scratch, step);
+        let tensor = self.make(body.node, [self.rows(), width], Element::INT16, Role::Scratch, step);
         self.push(body.node, Kernel::Linear(Linear { out: vec![Destination { tensor, row: 0 }], ..linear }));
         Ok(())
     }
@@ -117,9 +117,9 @@ impl<'a> Converter<'a> {
         let (from, steps) = (self.point(carried)?, self.point(node.output())?);
         let residual = self.input(body, carried)?;
         let shifts = from.exponents.iter().zip(&steps.exponents).map(|(from, to)| i32::from(to - from)).collect();
-        let shape = [self.bind.rows, steps.exponents.len() as u64];
+        let shape = [self.rows(), steps.exponents.len() as u64];
         let out = self.make(node, shape, Element::INT16, self.role(node), steps.step);
-        self.push_norm(body, norm, self.bind.rows, Normed { out, steps, residual: Some((residual.tensor, shifts)) })
+        self.push_norm(body, norm, self.rows(), Normed { out, steps, residual: Some((residual.tensor, shifts)) })
     }
 
     /// The kernel of a norm with its constants, named after the node that `body` is of.

@@ -40,7 +40,7 @@ impl AttentionTiles {
         limits: &Limits,
         softmax: Softmax,
     ) -> crate::Result<AttentionTiles> {
-        let m = program.get(attention.query).rows;
+        let m = program.queries(attention);
         let total = attention.total(m);
         let runs = total.div_ceil(RUN);
         let make = |tokens, keys, resident| AttentionTiles { tokens, keys, resident, on_chip, softmax, align: limits.align };
@@ -68,7 +68,7 @@ impl AttentionTiles {
 
     /// DRAM bytes.
     pub fn traffic(&self, program: &Program, attention: &Attention) -> u64 {
-        let m = program.get(attention.query).rows;
+        let m = program.queries(attention);
         let [query, out] = [(attention.query, self.on_chip[0]), (attention.out, self.on_chip[1])]
             .map(|(id, chip)| if chip { 0 } else { program.get(id).bytes() });
         let seen: u64 = match self.resident {
@@ -80,12 +80,12 @@ impl AttentionTiles {
                 })
                 .sum(),
         };
-        query + out + seen * 2 * attention.key_heads * attention.head
+        query + out + seen * program.batch * 2 * attention.key_heads * attention.head
     }
 
     /// Cycles of compute: tiles of products, and four operations on each score.
     pub(crate) fn work(&self, program: &Program, attention: &Attention, rates: &Rates) -> u64 {
-        let (m, group, head) = (program.get(attention.query).rows, attention.group(), attention.head);
+        let (m, group, head) = (program.queries(attention), attention.group(), attention.head);
         let tile = |rows: u64, keys: u64| match keys {
             0 => 0,
             _ => rates.attend(rows, keys, head),
@@ -96,7 +96,7 @@ impl AttentionTiles {
             let from = attention.keys(first).0 / self.keys;
             (end / self.keys).saturating_sub(from) * tile(rows, self.keys) + tile(rows, end % self.keys)
         };
-        attention.key_heads * (0..m.div_ceil(self.tokens)).map(block).sum::<u64>()
+        program.batch * attention.key_heads * (0..m.div_ceil(self.tokens)).map(block).sum::<u64>()
     }
 
     /// The first key that is loaded at all.
@@ -106,7 +106,7 @@ impl AttentionTiles {
 
     /// The most tiles of keys that all rows of a run see between them, at any position: a window may begin anywhere in a tile.
     fn held(&self, program: &Program, attention: &Attention) -> u64 {
-        let rows = program.get(attention.query).rows;
+        let rows = program.queries(attention);
         let all = attention.total(rows).div_ceil(self.keys);
         match attention.mask {
             Mask::Window(window) => all.min((window.saturating_add(rows) - 2).div_ceil(self.keys) + 1),
@@ -120,7 +120,7 @@ impl AttentionTiles {
         let rows = self.tokens * group;
         let [query, out] = [(attention.query, self.on_chip[0]), (attention.out, self.on_chip[1])]
             .map(|(id, chip)| if chip { 0 } else { 2 * slot(program.get(id).element.bytes(rows * head)) });
-        let total = attention.total(program.get(attention.query).rows);
+        let total = attention.total(program.queries(attention));
         let tile = slot(self.keys.min(total) * head);
         let states = match self.resident {
             true => 2 * self.held(program, attention) * tile,

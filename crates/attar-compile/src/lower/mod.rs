@@ -53,11 +53,18 @@ struct Builder {
     constants: Vec<Constant>,
 }
 
-/// The first row of an operand: of its tensor, or the position of the run's first token.
-#[derive(Clone, Copy, Default)]
+/// Where an operand begins in its tensor: see [`Operand`].
+#[derive(Clone, Copy)]
 struct First {
     row: u64,
-    position: bool,
+    position: u64,
+    beside: u64,
+}
+
+impl Default for First {
+    fn default() -> First {
+        First { row: 0, position: 0, beside: 1 }
+    }
 }
 
 /// The code of a kernel: a body, and the tensors and constants that it is applied to.
@@ -121,8 +128,8 @@ impl Builder {
 
     fn done(self, code: Vec<Statement>, first: &dyn Fn(usize) -> First) -> Lowered {
         let operand = |(at, id): (usize, &TensorId)| {
-            let First { row, position } = first(at);
-            Operand { tensor: id.0, row, position }
+            let First { row, position, beside } = first(at);
+            Operand { tensor: id.0, row, position, beside }
         };
         let operands: Vec<Operand> = self.operands.iter().enumerate().map(operand).collect();
         let body = Body { name: self.name, operands: operands.len() as u32, buffers: self.buffers, code };

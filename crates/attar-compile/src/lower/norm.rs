@@ -61,7 +61,7 @@ impl NormTiles {
             tiles(0, count, self.rows, [0, count.div_ceil(self.rows)], body),
             release(gains_buffer),
         ];
-        builder.done(code, &|at| First { row: if at as u32 == x { norm.row } else { 0 }, position: false })
+        builder.done(code, &|at| First { row: if at as u32 == x { norm.row } else { 0 }, ..First::default() })
     }
 
     /// A block of rows: load, norm, store. The operands are those of [`NormTiles::tensors`].

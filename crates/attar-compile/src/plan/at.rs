@@ -14,7 +14,8 @@ impl Plan {
         };
         let call = |call: &Call| {
             let mut call = call.clone();
-            call.operands.iter_mut().filter(|operand| operand.position).for_each(|operand| operand.row = past);
+            let moving = call.operands.iter_mut().filter(|operand| operand.position > 0);
+            moving.for_each(|operand| operand.row = past * operand.position);
             call
         };
         let (bodies, calls) = (self.bodies.iter().map(body).collect(), self.calls.iter().map(call).collect());

@@ -16,7 +16,7 @@ pub const MAGIC: &[u8; 8] = b"attarpln";
 const PROOF: &[u8; 8] = b"attarprf";
 
 /// The format version that this tool reads and writes.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 const HEADER: usize = MAGIC.len() + 4 + 32;
 

@@ -19,6 +19,8 @@ mod image;
 mod nest;
 mod text;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -175,8 +177,10 @@ pub struct Operand {
     pub tensor: u32,
     /// Its row 0.
     pub row: u64,
-    /// Whether that row is the position of the run's first token: [`Plan::at`] moves it.
-    pub position: bool,
+    /// Rows for each token before the run, where row 0 is that of the run's first token: [`Plan::at`] moves it. 0 where it stays.
+    pub position: u64,
+    /// Rows of the tensor that are one row of the operand, side by side: those of a batch of sequences, or 1.
+    pub beside: u64,
 }
 
 /// A range of rows or columns.
@@ -486,7 +490,7 @@ impl Plan {
     /// Those of `image`.
     pub fn memory<E>(&self, image: &mut dyn FnMut(Space, u64, u64) -> Result<Vec<u8>, E>) -> Result<Memory, E> {
         let tensors = self.tensors.iter().map(Placed::tensor).collect();
-        let mut memory = Memory::new(&Program { tensors, kernels: Vec::new() });
+        let mut memory = Memory::new(&Program { tensors, ..Program::default() });
         for (id, tensor) in (0..).map(TensorId).zip(&self.tensors) {
             if matches!(tensor.role, Role::Weight | Role::Constant) {
                 memory.set(id, tensor.read(&image(tensor.space, tensor.address, tensor.bytes())?));
@@ -504,6 +508,14 @@ impl Placed {
         let small = sizes.chain([bits]).all(|size| size <= LARGEST);
         let tiles = self.tile.into_iter().flatten().all(|size| size > 0);
         small && tiles && self.rows.checked_mul(self.columns).and_then(|n| n.checked_mul(bits)).is_some()
+    }
+
+    /// With so many of its rows as one. Bytes stay where they are.
+    pub(crate) fn side_by_side(&self, rows: u64) -> Cow<'_, Placed> {
+        match rows {
+            0 | 1 => Cow::Borrowed(self),
+            _ => Cow::Owned(Placed { rows: self.rows / rows, columns: self.columns.saturating_mul(rows), ..self.clone() }),
+        }
     }
 
     /// Bytes that it takes in memory.

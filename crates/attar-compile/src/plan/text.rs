@@ -58,12 +58,18 @@ impl fmt::Display for Plan {
             let operands: Vec<String> = call
                 .operands
                 .iter()
-                .map(|o| match (o.row, o.position) {
-                    (0, false) => named(&self.tensors, o.tensor, |tensor| &tensor.name),
-                    (row, position) => {
-                        let word = if position { "position" } else { "row" };
-                        format!("{} from {word} {row}", named(&self.tensors, o.tensor, |tensor| &tensor.name))
-                    }
+                .map(|o| {
+                    let word = match o.position {
+                        0 => "row".into(),
+                        1 => "position".into(),
+                        each => format!("row ({each} a position)"),
+                    };
+                    let beside = if o.beside == 1 { String::new() } else { format!(", {} rows side by side", o.beside) };
+                    let from = match (o.row, o.position, o.beside) {
+                        (0, 0, 1) => String::new(),
+                        (row, ..) => format!(" from {word} {row}{beside}"),
+                    };
+                    named(&self.tensors, o.tensor, |tensor| &tensor.name) + &from
                 })
                 .collect();
             writeln!(f, "barrier{}", if call.fence_weights { "" } else { " except weight loads" })?;

@@ -61,13 +61,13 @@ fn touched(program: &Program, kernel: &Kernel, id: TensorId) -> Option<u64> {
             Epilogue::Rotary { table, .. } if table == Some(id) => Some(rows(linear)),
             _ => linear.out.iter().any(|part| part.tensor == id && program.get(id).role == Role::State).then(|| rows(linear)),
         },
-        Kernel::Attention(attention) if attention.state == id => Some(keys(program, attention)),
+        Kernel::Attention(attention) if attention.state == id => Some(program.batch * keys(program, attention)),
         _ => None,
     }
 }
 
 /// Keys that some row sees.
 fn keys(program: &Program, attention: &Attention) -> u64 {
-    let last = program.get(attention.query).rows - 1;
+    let last = program.queries(attention) - 1;
     attention.keys(last).1 - attention.keys(0).0
 }

@@ -18,7 +18,7 @@ pub(super) fn shape(program: &Program, kernel: &Kernel) -> [u64; 3] {
         Kernel::Linear(linear) => program.product(linear),
         Kernel::Attention(attention) => {
             let query = program.get(attention.query);
-            [query.rows, attention.total(query.rows), query.columns]
+            [query.rows, attention.total(program.queries(attention)), query.columns]
         }
         Kernel::GatedMlp(mlp) => {
             let [m, d, pairs] = program.product(&mlp.gated);

@@ -22,7 +22,7 @@ pub(super) fn least_live(program: &Program) -> Result<Cow<'_, Program>> {
         return Ok(Cow::Borrowed(program));
     }
     let kernels = found.order.iter().map(|at| program.kernels[*at].clone()).collect();
-    Ok(Cow::Owned(Program { tensors: program.tensors.clone(), kernels }))
+    Ok(Cow::Owned(Program { tensors: program.tensors.clone(), kernels, batch: program.batch }))
 }
 
 /// Kernels and the tensors that they pass to each other. States and outputs have memory of their own: they only constrain the

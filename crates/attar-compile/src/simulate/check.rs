@@ -89,6 +89,10 @@ impl Simulator<'_, '_> {
                 let count = plan.tensors.len() as u64;
                 return Err(Violation::Index { what: "tensor", index: operand.tensor.into(), count });
             }
+            let (of, tensor) = (operand.beside, &plan.tensors[operand.tensor as usize]);
+            if of == 0 || !tensor.rows.is_multiple_of(of) || (of > 1 && tensor.tile.is_some()) {
+                return Err(Violation::Index { what: "rows side by side", index: of, count: tensor.rows });
+            }
         }
         let buffers = body.buffers.iter().zip(&call.offsets).map(|(b, offset)| (b.name.as_str(), *offset, b.bytes));
         let live = plan.tensors.iter().zip(uses).filter(|(tensor, uses)| {

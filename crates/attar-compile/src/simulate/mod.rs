@@ -14,7 +14,7 @@ mod timeline;
 mod transfer;
 mod violation;
 
-use std::collections::VecDeque;
+use std::{borrow::Cow, collections::VecDeque};
 
 pub use crate::rates::{Elementwise, Rates};
 pub use critical::Critical;
@@ -503,10 +503,11 @@ impl<'p, 'm> Simulator<'p, 'm> {
         Area { rows: self.span(&region.rows), columns: self.span(&region.columns) }
     }
 
-    fn tensor(&self, call: &Call, operand: u32) -> Result<(Operand, &'p Placed), Violation> {
+    /// An operand, and its tensor in the operand's rows and columns.
+    fn tensor(&self, call: &Call, operand: u32) -> Result<(Operand, Cow<'p, Placed>), Violation> {
         let count = call.operands.len() as u64;
         let of = call.operands.get(operand as usize).ok_or(Violation::Index { what: "operand", index: operand.into(), count })?;
-        Ok((*of, &self.plan.tensors[of.tensor as usize]))
+        Ok((*of, self.plan.tensors[of.tensor as usize].side_by_side(of.beside)))
     }
 
     /// Where a view lies.

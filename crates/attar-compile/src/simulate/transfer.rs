@@ -44,7 +44,7 @@ impl<'p> Simulator<'p, '_> {
     pub(super) fn load(&mut self, call: &Call, body: &Body, buffer: u32, operand: u32, region: &Region) -> Result<(), Violation> {
         let (of, tensor) = self.tensor(call, operand)?;
         let region = self.region(region);
-        let bytes = moved(tensor, of.row, &region)?;
+        let bytes = moved(&tensor, of.row, &region)?;
         let queue = if matches!(tensor.role, Role::Weight | Role::Constant) { WEIGHTS } else { ACTIVATIONS };
         self.free_slot(body, buffer)?;
         if body.buffers[buffer as usize].element != tensor.element {
@@ -59,7 +59,7 @@ impl<'p> Simulator<'p, '_> {
         self.chip.forget(place);
         let clock = self.clocks[queue];
         self.chip.write(&body.buffers[buffer as usize].name, queue, &clock, place)?;
-        let end = self.transfer(queue, (time, path), tensor, &region, bytes);
+        let end = self.transfer(queue, (time, path), &tensor, &region, bytes);
         self.trace.read[usize::from(queue == WEIGHTS)] += bytes;
         self.trace.operands[operand as usize][0] += bytes;
         if let Some(memory) = &self.memory {
@@ -267,12 +267,12 @@ impl<'p> Simulator<'p, '_> {
     ) -> Result<u64, Violation> {
         let (of, tensor) = self.tensor(call, operand)?;
         let local = Area { rows: part.rows, columns: part.columns.map(|column| column - first) };
-        let bytes = moved(tensor, of.row, &local)?;
+        let bytes = moved(&tensor, of.row, &local)?;
         self.write_tensor(of.tensor as usize)?;
-        let end = self.transfer(STORES, ready, tensor, &local, bytes);
+        let end = self.transfer(STORES, ready, &tensor, &local, bytes);
         self.trace.written += bytes;
         self.trace.operands[operand as usize][1] += bytes;
-        self.mark_written(operand, of.row, tensor, &local)?;
+        self.mark_written(operand, of.row, &tensor, &local)?;
         let numbers = if self.memory.is_some() { self.numbers(found, part) } else { Vec::new() };
         if let Some(memory) = &mut self.memory {
             let target = memory.numbers_mut(TensorId(of.tensor));
@@ -339,7 +339,7 @@ impl<'p> Simulator<'p, '_> {
     /// Checks that a call stores its tensors completely (of a state: complete rows).
     pub(super) fn check_stored(&self, call: &Call) -> Result<(), Violation> {
         for (operand, written) in call.operands.iter().zip(&self.written) {
-            let tensor = &self.plan.tensors[operand.tensor as usize];
+            let tensor = self.plan.tensors[operand.tensor as usize].side_by_side(operand.beside);
             let rows = written.chunks(tensor.columns.max(1) as usize).filter(|row| row.contains(&true));
             let touched: Vec<&[bool]> = rows.collect();
             let holes: usize = touched.iter().map(|row| row.iter().filter(|cell| !**cell).count()).sum();

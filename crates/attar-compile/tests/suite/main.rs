@@ -1,5 +1,6 @@
 //! Every test of the crate in one binary, so that it links once.
 
+mod batch;
 mod bound;
 mod can;
 mod cases;

@@ -68,16 +68,16 @@ fn a_run_moves_to_earlier_positions() {
 }
 
 /// The same program with so many tokens before it.
-fn at(program: &Program, past: u64) -> Program {
+pub(crate) fn at(program: &Program, past: u64) -> Program {
     let mut program = program.clone();
-    let Program { tensors, kernels } = &mut program;
+    let Program { tensors, kernels, batch } = &mut program;
     for (_, kernel) in kernels {
         match kernel {
             Kernel::Attention(attention) => attention.past = past,
             Kernel::Linear(Linear { out, epilogue: Epilogue::Rotary { position, .. }, .. }) => {
-                *position = past;
+                *position = past * *batch;
                 let states = out.iter_mut().filter(|part| tensors[part.tensor.0 as usize].role == Role::State);
-                states.for_each(|part| part.row = past);
+                states.for_each(|part| part.row = past * *batch);
             }
             _ => {}
         }

@@ -27,7 +27,7 @@ impl GatedMlpTiles {
         let mut builder = Builder::new(name, self.align);
         let nest = Nest::new(self, program, mlp, norm, &mut builder);
         let (code, out, row) = (nest.code(), nest.operands.out, mlp.down.out[0].row);
-        builder.done(code, &|at| First { row: if at as u32 == out { row } else { 0 }, position: false })
+        builder.done(code, &|at| First { row: if at as u32 == out { row } else { 0 }, ..First::default() })
     }
 }
 

@@ -109,7 +109,11 @@ impl<'a> Nest<'a> {
             return extra.first;
         }
         let part = self.out.operands.iter().position(|(out, _)| is(*out)).map(|part| linear.out[part]);
-        part.map_or(First::default(), |part| First { row: part.row, position: program.get(part.tensor).role == Role::State })
+        part.map_or(First::default(), |part| First {
+            row: part.row,
+            position: if program.get(part.tensor).role == Role::State { program.batch } else { 0 },
+            ..First::default()
+        })
     }
 
     /// The whole kernel: what is loaded once, around the loops.
@@ -153,7 +157,8 @@ impl Extra {
             Epilogue::Rotary { table: Some(table), position, .. } => {
                 let (operand, tensor) = (builder.operand(*table), program.get(*table));
                 let buffer = Some(builder.ring("table", tensor.element, slots, bytes));
-                Some(Extra { operand, buffer, whole_rows: Some(tensor.columns), first: First { row: *position, position: true } })
+                let first = First { row: *position, position: program.batch, ..First::default() };
+                Some(Extra { operand, buffer, whole_rows: Some(tensor.columns), first })
             }
             Epilogue::Rescale | Epilogue::Activated { .. } | Epilogue::Rotary { table: None, .. } | Epilogue::Gated { .. } => {
                 None
