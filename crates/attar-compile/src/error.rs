@@ -150,6 +150,20 @@ pub enum Error {
         /// Tokens of the prompt.
         seq: u64,
     },
+    /// More sequences than are planned side by side.
+    #[error("`batch` is {batch}: at most {most} sequences run side by side")]
+    Batch {
+        /// Its sequences.
+        batch: u64,
+        /// How many there can be.
+        most: u64,
+    },
+    /// A draft of several sequences.
+    #[error("a draft is of one sequence, and `batch` is {batch}")]
+    Drafts {
+        /// Its sequences.
+        batch: u64,
+    },
     /// More tokens than a table of positions has rows.
     #[error("the model has positions for {rows} tokens, and the plans would read {tokens}: `seq`, and a token after it")]
     Positions {

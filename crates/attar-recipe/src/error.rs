@@ -207,13 +207,15 @@ impl From<attar_compile::Error> for Error {
 /// The setting that chose a device which there is not or cannot be.
 pub(crate) fn device_key(error: &attar_compile::Error) -> Option<&'static str> {
     use attar_compile::Error::{
-        DeviceCannot, DeviceCycle, DeviceKey, DeviceMissing, DevicePair, DeviceRead, DeviceSram, DeviceSyntax, DeviceUnknown,
-        DeviceUsable, DeviceValue, MemoryTooSmall, Verify,
+        Batch, DeviceCannot, DeviceCycle, DeviceKey, DeviceMissing, DevicePair, DeviceRead, DeviceSram, DeviceSyntax,
+        DeviceUnknown, DeviceUsable, DeviceValue, Drafts, Encoder, MemoryTooSmall, Verify,
     };
     match error {
         DeviceUnknown { .. } | DeviceRead { .. } | DeviceSyntax { .. } | DeviceCycle { .. } => Some("device"),
         DeviceUsable { .. } | DeviceSram { .. } | DevicePair { .. } | DeviceCannot { .. } => Some("device"),
-        Verify { .. } => Some("verify"),
+        Verify { .. } | Drafts { .. } => Some("verify"),
+        Batch { .. } => Some("batch"),
+        Encoder { setting } => Some(setting),
         DeviceKey { .. } | DeviceValue { .. } | DeviceMissing { .. } | MemoryTooSmall { .. } => Some("set"),
         _ => None,
     }

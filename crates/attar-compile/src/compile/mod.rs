@@ -261,11 +261,17 @@ impl Compile {
     /// # Errors
     /// Settings that it cannot meet.
     fn of(&self, graph: &Graph) -> Result<Compile> {
-        let (seq, verify) = (self.seq.get(), self.verify.map(NonZeroU64::get));
+        let (seq, verify, batch) = (self.seq.get(), self.verify.map(NonZeroU64::get), self.batch.get());
+        if batch > MOST_SEQUENCES {
+            return Err(Error::Batch { batch, most: MOST_SEQUENCES });
+        }
         if let Some(verify) = verify.filter(|tokens| !(2..=seq).contains(tokens)) {
             return Err(Error::Verify { verify, seq });
         }
         if !is_encoder(graph) {
+            if verify.is_some() && batch > 1 {
+                return Err(Error::Drafts { batch });
+            }
             let tokens = self.capacity();
             return match embedding::positions(graph).filter(|rows| *rows < tokens) {
                 Some(rows) => Err(Error::Positions { tokens, rows }),
@@ -496,6 +502,9 @@ fn in_turn(texts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let part = |(at, text): (usize, &Vec<u32>)| text[..(text.len() >> (at % 4)).max(1)].to_vec();
     texts.iter().enumerate().map(part).collect()
 }
+
+/// Sequences of a batch, whose attention is code of its own for each.
+const MOST_SEQUENCES: u64 = 64;
 
 /// The name of the run that verifies a draft.
 const VERIFY: &str = "verify";

@@ -97,7 +97,8 @@ fn sequences_of_a_batch_are_computed_as_each_alone() {
         }
         let goal = random.pick(&[Goal::Dram, Goal::Latency, Goal::Energy]);
         let Ok(schedule) = schedule(&all, &target, goal, Freedom::ALL, "test") else { continue };
-        checked(&all, &together, &target, &schedule).unwrap_or_else(|why| panic!("seed {seed}, batch of {batch}, {block:?}: {why}"));
+        checked(&all, &together, &target, &schedule)
+            .unwrap_or_else(|why| panic!("seed {seed}, batch of {batch}, {block:?}: {why}"));
         proven += 1;
         let after: Vec<Memory> = sequences.iter().cloned().map(|mut memory| ran(&program, &mut memory)).collect();
         let mut together = together.clone();

@@ -26,6 +26,9 @@ const IMAGES: [&str; 2] = ["dram.bin", "flash.bin"];
 /// The longest plan or manifest that is read.
 const LONGEST: u64 = 1 << 28;
 
+/// The largest batch.
+const MOST: u64 = 1 << 16;
+
 /// The image of a memory, by its name in the folder.
 pub(super) fn memory_name(space: Space) -> &'static str {
     match space {
@@ -53,6 +56,8 @@ pub(super) struct Compiled<'a> {
     /// The tables whose rows are added up to the first values, with the rows of each: that of tokens first.
     pub(super) tables: Vec<(Index, u64)>,
     pub(super) width: u64,
+    /// Sequences side by side.
+    pub(super) batch: u64,
     pub(super) positions: u64,
     /// The step of logits, or of an encoder's rows.
     pub(super) logits: f64,
@@ -94,8 +99,8 @@ impl<'a> Compiled<'a> {
             Ok(run)
         };
         let runs = manifest.runs.iter().cloned().map(run).collect::<Result<Vec<Run>>>()?;
-        let Manifest { device, width, positions, encoder, pooling, .. } = manifest.clone();
-        let compiled = Compiled { files, device, runs, encoder, pooling, tables, width, positions, logits };
+        let Manifest { device, width, batch, positions, encoder, pooling, .. } = manifest.clone();
+        let compiled = Compiled { files, device, runs, encoder, pooling, tables, width, batch, positions, logits };
         compiled.agree().map_err(refused)?;
         compiled.check()?;
         for (name, found) in images().filter_map(|name| Some((name, files.get(name)?))) {
@@ -108,7 +113,10 @@ impl<'a> Compiled<'a> {
 
     /// What the manifest says of runs is what their plans say.
     fn agree(&self) -> std::result::Result<(), String> {
-        let Compiled { encoder, width, positions, logits, .. } = *self;
+        let Compiled { encoder, width, positions, logits, batch, .. } = *self;
+        if batch == 0 || batch > MOST || (encoder && batch > 1) {
+            return Err(format!("a batch of {batch} sequences"));
+        }
         if !(logits.is_finite() && logits > 0.0) {
             return Err(format!("a step of the logits is {logits}"));
         }
@@ -116,17 +124,17 @@ impl<'a> Compiled<'a> {
         for Run { entry, plan } in &self.runs {
             let Entry { name, rows, past, head, .. } = entry;
             let of = |role: Role| plan.tensors.iter().filter(move |tensor| tensor.role == role);
-            let input = of(Role::Input).all(|tensor| [tensor.rows, tensor.columns] == [*rows, width]);
+            let input = of(Role::Input).all(|tensor| [tensor.rows, tensor.columns] == [rows.saturating_mul(batch), width]);
             let shape = match *head {
-                true if encoder => [*rows, width],
-                true => [entry.logits(), self.vocabulary()],
-                false => [*rows, width],
+                true if !encoder => [entry.logits().saturating_mul(batch), self.vocabulary()],
+                _ => [rows.saturating_mul(batch), width],
             };
             let output = of(Role::Output).all(|tensor| [tensor.rows, tensor.columns] == shape);
-            let states = of(Role::State).all(|tensor| tensor.rows == positions && !encoder);
+            let states = of(Role::State).all(|tensor| Some(tensor.rows) == positions.checked_mul(batch) && !encoder);
             let room = past.checked_add(*rows).is_some_and(|end| end <= positions);
-            let starts = plan.calls.iter().flat_map(|call| &call.operands).filter(|operand| operand.position);
-            let start = starts.into_iter().all(|operand| operand.row == *past);
+            let starts = plan.calls.iter().flat_map(|call| &call.operands).filter(|operand| operand.position > 0);
+            let start =
+                starts.into_iter().all(|operand| operand.position == batch && Some(operand.row) == past.checked_mul(batch));
             let whole = !encoder || [*rows, *past] == [positions, 0];
             if !(whole && input && output && states && room && start && *rows > 0 && names.insert(name)) {
                 return Err(format!("`{MANIFEST}` and `{name}.plan` do not agree"));

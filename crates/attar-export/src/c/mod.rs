@@ -34,7 +34,7 @@ use crate::{
 pub(super) static TARGET: Target = Target {
     name: "c",
     about: "a compiled model as C99 that needs no library: for microcontrollers, NPU firmware and tests (after the step `compile`)",
-    version: 1,
+    version: 2,
     schema: attar_settings::schema::<C>,
     parse: target::parse::<C>,
 };
@@ -71,6 +71,7 @@ const RUNTIME: [(&str, &str); 7] = [
 
 /// Examples.
 const DECODER: &str = include_str!("runtime/main.c");
+const BATCH: &str = include_str!("runtime/batch.c");
 const ENCODER: &str = include_str!("runtime/encode.c");
 const API: &str = include_str!("runtime/attar_api.h");
 const HEADER: &str = "attar_model.h";
@@ -139,7 +140,11 @@ impl C {
             put(TOKENS, &tables::tokens(texts, compiled.vocabulary() as usize))?;
         }
         let sources = texts.as_ref().map_or(SOURCES.to_owned(), |_| format!("{SOURCES} {TOKENS}"));
-        let example = if compiled.encoder { ("main.c", ENCODER) } else { ("main.c", DECODER) };
+        let example = match (compiled.encoder, compiled.batch) {
+            (true, _) => ("main.c", ENCODER),
+            (false, 1) => ("main.c", DECODER),
+            (false, _) => ("main.c", BATCH),
+        };
         for (name, text) in RUNTIME.into_iter().chain([example]) {
             let text = text.replace("WEIGHTS ?= attar_weights.S", &format!("WEIGHTS ?= {}", self.weights.file()));
             put(name, &text.replace(SOURCES, &sources))?;
@@ -162,9 +167,15 @@ impl C {
             target: TARGET.name.into(),
             options: self.options(),
             files: kit::files(folder, &names, &beside(files, compiled.positions)?)?,
-            inputs: vec![port("tokens", &["count"], "u32")],
+            inputs: vec![match compiled.batch {
+                1 => port("tokens", &["count"], "u32"),
+                batch => port("tokens", &["count", &batch.to_string()], "u32"),
+            }],
             outputs: vec![match compiled.encoder {
                 true => port("sentence_embedding", &[&compiled.width.to_string()], "i32"),
+                false if compiled.batch > 1 => {
+                    port("logits", &[&compiled.batch.to_string(), &compiled.vocabulary().to_string()], "i16")
+                }
                 false => port("logits", &[&compiled.vocabulary().to_string()], "i16"),
             }],
             totals: totals(&compiled),
@@ -367,7 +378,8 @@ fn model_header(compiled: &Compiled, layout: &Layout, prefix: &[u8; PREFIX], tex
         compiled.pooling.map_or((0, false), |Pooling { of, normalized }| (1 + u64::from(of == Pooled::First), normalized));
     let numbers = [
         ("VOCABULARY", compiled.vocabulary(), "tokens"),
-        ("POSITIONS", compiled.positions, "tokens that can be read"),
+        ("BATCH", compiled.batch, "sequences that are read side by side"),
+        ("POSITIONS", compiled.positions, "tokens of each that can be read"),
         ("WIDTH", compiled.width, "numbers of a token's row"),
         ("ALIGN", layout.align, "of arenas and weights"),
         ("SRAM_BYTES", layout.sram, "on-chip memory"),

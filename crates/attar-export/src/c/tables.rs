@@ -144,7 +144,7 @@ fn calls(run: &Run, name: &str, gates: &mut Gates) -> String {
     let (mut text, mut calls) = (String::new(), String::new());
     for (at, call) in run.plan.calls.iter().enumerate() {
         let operands: Vec<String> =
-            call.operands.iter().map(|o| format!("{{{}, {}, {}}}", o.tensor, o.row, u8::from(o.position))).collect();
+            call.operands.iter().map(|o| format!("{{{}, {}, {}, {}}}", o.tensor, o.row, o.position, o.beside)).collect();
         let offsets: Vec<String> = call.offsets.iter().map(|offset| format!("{offset}u")).collect();
         writeln!(text, "static const attar_operand {name}_operands_{at}[] = {{{}}};", operands.join(", ")).expect("strings grow");
         writeln!(text, "static const uint32_t {name}_offsets_{at}[] = {{{}}};", offsets.join(", ")).expect("strings grow");

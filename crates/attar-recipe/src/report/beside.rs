@@ -39,9 +39,9 @@ fn planned<'r>(variants: &[(&'r str, &'r Findings)]) -> Vec<Side<'r>> {
     compilations.flat_map(runs).collect()
 }
 
-/// A run of a plan. That of a prompt may be in several chunks, `prefill-1` and so on.
+/// A run of a plan of one sequence. That of a prompt may be in several chunks, `prefill-1` and so on.
 fn planned_run<'r>(variant: &str, compilation: &'r CompilationReport, name: &str) -> Option<Side<'r>> {
-    let phases = compilation.phases.iter().filter(|phase| phase.name.split('-').next() == Some(name));
+    let phases = compilation.phases.iter().filter(|phase| phase.batch == 1 && phase.name.split('-').next() == Some(name));
     let phases: Vec<&PhaseReport> = phases.collect();
     let sum = |of: fn(&PhaseReport) -> u64| phases.iter().map(|phase| of(phase)).sum();
     let largest = |of: fn(&PhaseReport) -> u64| phases.iter().map(|phase| of(phase)).max().unwrap_or(0);
@@ -101,6 +101,7 @@ mod tests {
         PhaseReport {
             name: name.into(),
             rows,
+            batch: 1,
             past,
             kernels: 1,
             bodies: 1,

@@ -81,8 +81,11 @@ pub struct FrontReport {
 pub struct PhaseReport {
     /// `prefill` or `decode`.
     pub name: String,
-    /// Tokens at once.
+    /// Tokens at once, of each sequence.
     pub rows: u64,
+    /// Sequences side by side.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub batch: u64,
     /// Tokens before them.
     pub past: u64,
     /// Calls of the plan.
@@ -128,6 +131,14 @@ pub struct ProofReport {
     pub snr_db: Option<f64>,
 }
 
+fn one() -> u64 {
+    1
+}
+
+fn is_one(batch: &u64) -> bool {
+    *batch == 1
+}
+
 impl Finding for CompilationReport {
     fn tables(found: &Found<'_, Self>) -> Vec<(&'static str, Table)> {
         vec![
@@ -154,7 +165,7 @@ impl Finding for CompilationReport {
         let decode = self.phases.iter().find(|phase| phase.name == "decode");
         let reads = |phase: &&PhaseReport| phase.name.starts_with("prefill") || phase.name == "encode";
         let prefill: Vec<&PhaseReport> = self.phases.iter().filter(reads).collect();
-        let tokens: u64 = prefill.iter().map(|phase| phase.rows).sum();
+        let tokens: u64 = prefill.iter().map(|phase| phase.rows * phase.batch).sum();
         let shared = || prefill.iter().map(|phase| phase.energy).sum::<f64>() / tokens.max(1) as f64;
         let rest = |phase: &PhaseReport, of: usize, name: &str| phase.assumed[of].then(|| name.to_owned());
         let prompt = prefill.iter().find_map(|phase| rest(phase, 0, "latency"));
@@ -166,7 +177,7 @@ impl Finding for CompilationReport {
             peak_sram: self.phases.iter().map(|phase| phase.peak_sram).max(),
             peak_dram: self.phases.iter().map(|phase| phase.peak_dram).max(),
             dram_bytes: Some(prefill.iter().map(|phase| phase.dram_bytes).sum()),
-            energy_per_token: Some(decode.map_or_else(shared, |phase| phase.energy)),
+            energy_per_token: Some(decode.map_or_else(shared, |phase| phase.energy / phase.batch.max(1) as f64)),
             kl: self.quality.and_then(|quality| quality.kl),
             perplexity_ratio: self.quality.and_then(|quality| quality.perplexity_ratio),
             snr: self.quality.map(|quality| quality.snr_db),
@@ -196,6 +207,7 @@ const HEAD: &[&str] =
 /// `prefill: 64 tokens, empty cache`; `decode: 1 token, 64 in the cache`.
 fn phase_title(phase: &PhaseReport) -> String {
     let tokens = if phase.rows == 1 { "1 token".into() } else { format!("{} tokens", phase.rows) };
+    let tokens = if is_one(&phase.batch) { tokens } else { format!("{tokens} of each of {} sequences", phase.batch) };
     let cache = match phase.past {
         _ if phase.name == "encode" => String::new(),
         0 => ", empty cache".into(),

@@ -356,6 +356,7 @@ fn phase_report(phase: &Phase) -> PhaseReport {
     PhaseReport {
         name: phase.name.clone(),
         rows: phase.rows,
+        batch: phase.program.batch,
         past: phase.past,
         kernels: phase.schedule.plan.calls.len(),
         bodies: phase.schedule.plan.bodies.len(),

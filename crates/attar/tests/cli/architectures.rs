@@ -158,9 +158,12 @@ fn what_an_architecture_cannot_do_is_refused_by_name() {
     let room = Room::new();
     copy(&room, &repository().join("testdata/models/tiny-bert"));
     session.note("text from an encoder", &room.attar(&["generate", "model", "--prompt", "to be"]).exits(3));
-    for (what, setting, gate, code) in
-        [("a draft", "verify = 4\n", "", 2), ("chunks", "chunk = 4\n", "", 2), ("a gate on logits", "", KL, 2)]
-    {
+    for (what, setting, gate, code) in [
+        ("a draft", "verify = 4\n", "", 2),
+        ("chunks", "chunk = 4\n", "", 2),
+        ("a batch", "batch = 2\n", "", 2),
+        ("a gate on logits", "", KL, 2),
+    ] {
         room.write("recipe.toml", &recipe(&format!("{COMPILED}{setting}"), gate));
         session.note(&format!("{what} of an encoder"), &room.attar(&["run", "recipe.toml", "--quiet"]).exits(code));
     }

@@ -54,11 +54,15 @@ impl Folder {
         Folder { path, manifest, plans }
     }
 
-    /// Reads a prompt: the plans of most tokens first, and one with logits for the last.
+    fn batch(&self) -> usize {
+        self.manifest.batch as usize
+    }
+
+    /// Reads a prompt, of a batch the prompts of all sequences side by side: the plans of most tokens first, and one with logits for the last.
     fn prompt(&self, state: &mut State, mut tokens: &[u32]) {
         while !tokens.is_empty() {
             let fits = |(_, run): &(usize, &attar_compile::Entry)| {
-                let (rows, left) = (run.rows as usize, tokens.len());
+                let (rows, left) = (run.rows as usize, tokens.len() / self.batch());
                 rows <= left && run.past >= state.position && (rows < left || run.head)
             };
             let runs = self.manifest.runs.iter().enumerate().filter(fits);
@@ -68,7 +72,7 @@ impl Folder {
                     _ => Some(next),
                 })
                 .expect("some plan fits");
-            let rows = run.rows as usize;
+            let rows = run.rows as usize * self.batch();
             self.run(state, at, &tokens[..rows], run.head);
             tokens = &tokens[rows..];
         }
@@ -93,12 +97,17 @@ impl Folder {
         for (id, tensor) in ids(Role::State) {
             state.caches.insert(tensor.name.clone(), memory.get(TensorId(id)).numbers().to_vec());
         }
-        state.position += tokens.len() as u64;
+        state.position += (tokens.len() / self.batch()) as u64;
         if head {
             // Where every token has its logits, the last ones count.
             let logits = memory.get(TensorId(ids(Role::Output).next().unwrap().0)).numbers();
-            state.logits = logits[logits.len() - self.manifest.vocabulary.unwrap() as usize..].to_vec();
+            state.logits = logits[logits.len() - self.vocabulary()..].to_vec();
         }
+    }
+
+    /// Logits of all sequences.
+    fn vocabulary(&self) -> usize {
+        self.manifest.vocabulary.unwrap() as usize * self.batch()
     }
 
     /// Rows of tokens, with those of their positions from `first` on and of the first type of tokens where there are such.
@@ -111,7 +120,7 @@ impl Folder {
         };
         let add = |sum: Vec<i32>, other: Vec<i32>| sum.iter().zip(other).map(|(a, b)| (a + b).clamp(-32768, 32767)).collect();
         let values = |(at, token): (usize, &u32)| {
-            let placed: Vec<i32> = add(row(Index::Token, *token as usize), row(Index::Position, first + at));
+            let placed: Vec<i32> = add(row(Index::Token, *token as usize), row(Index::Position, first + at / self.batch()));
             add(placed, row(Index::TokenType, 0))
         };
         tokens.iter().enumerate().flat_map(values).collect()
@@ -146,6 +155,14 @@ impl Folder {
     }
 }
 
+/// A prompt of each sequence of a batch, side by side: the first sequence reads the prompt itself.
+fn side_by_side(prompt: &[u32], batch: usize) -> Vec<u32> {
+    prompt
+        .iter()
+        .flat_map(|token| (0..batch as u32).map(move |of| if of == 0 { *token } else { (token + 29 * of) % 100 }))
+        .collect()
+}
+
 /// What the simulator makes of the prompts: the logits behind each, then the state.
 fn simulated(folder: &Folder, prompts: &[&[u32]]) -> (Vec<Vec<i32>>, State) {
     let (mut state, mut logits) = (State::default(), Vec::new());
@@ -153,7 +170,7 @@ fn simulated(folder: &Folder, prompts: &[&[u32]]) -> (Vec<Vec<i32>>, State) {
         match prompt {
             [] => state.position = 0,
             tokens => {
-                folder.prompt(&mut state, tokens);
+                folder.prompt(&mut state, &side_by_side(tokens, folder.batch()));
                 logits.push(state.logits.clone());
             }
         }
@@ -203,9 +220,9 @@ fn same(folder: &Folder, exported: &Path, found: &Dump, what: &str) {
     assert_eq!(found.moved, state.moved, "{what}: bytes");
 }
 
-fn script() -> String {
+fn script(batch: usize) -> String {
     let prompt = |prompt: &&[u32]| {
-        let tokens: String = prompt.iter().map(|token| format!(", {token}")).collect();
+        let tokens: String = side_by_side(prompt, batch).iter().map(|token| format!(", {token}")).collect();
         format!("{}{tokens}", prompt.len())
     };
     let all: Vec<String> = PROMPTS.iter().map(prompt).collect();
@@ -308,7 +325,7 @@ fn proven(room: &Room) {
     let folder = Folder::open(room.path("out/compiled"));
     read_by_python(&folder);
     let count = PROMPTS.iter().filter(|prompt| !prompt.is_empty()).count();
-    let vocabulary = folder.manifest.vocabulary.unwrap() as usize;
+    let vocabulary = folder.vocabulary();
     let exported = room.path("out/c");
     compare(room, "dump.c", &|written, what| same(&folder, &exported, &Dump::of(written, count, vocabulary), what));
 }
@@ -316,7 +333,7 @@ fn proven(room: &Room) {
 /// Builds `main` with the export of a room by every compiler that is here and for the board, and shows what each program writes.
 fn compare(room: &Room, main: &str, show: &dyn Fn(&[u8], &str)) {
     let exported = room.path("out/c");
-    room.write("script.h", &script());
+    room.write("script.h", &script(Folder::open(room.path("out/compiled")).batch()));
     let sanitized = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
     let native: [(&str, &[&str], &str); 4] = [
         ("cc", &sanitized, "attar_port_check.c"),
@@ -467,6 +484,67 @@ fn verified(room: &Room) {
     assert_eq!(alone, drafted);
     let runs: u32 = runs.split(' ').next().and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{runs}"));
     assert!(runs < 29, "some of the drafts stand: {runs} runs");
+}
+
+/// Several sequences side by side: each has the logits, and says the tokens, that it has alone.
+#[test]
+fn a_batch_becomes_c_too() {
+    let room = Room::new();
+    let compiled = |batch: u32| {
+        let settings = format!("prove = 2\nbatch = {batch}");
+        let export = "[[export]]\ntarget = \"c\"\n";
+        room.write("recipe.toml", &recipe(&[QUANTIZE, HEAD, ACTIVATIONS, &compile(&settings), export]));
+    };
+    compiled(1);
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    fs::rename(room.path("out"), room.path("alone")).unwrap();
+    compiled(3);
+    proven(&room);
+    let [one, three] = ["alone", "out"].map(|output| Folder::open(room.path(&format!("{output}/compiled"))));
+    let batch = three.batch();
+    assert_eq!((one.batch(), batch), (1, 3));
+    let own =
+        |of: usize| PROMPTS.map(|prompt| side_by_side(prompt, batch).into_iter().skip(of).step_by(batch).collect::<Vec<_>>());
+    let (together, _) = simulated(&three, &PROMPTS);
+    for of in 0..batch {
+        let prompts = own(of);
+        let (alone, _) = simulated(&one, &prompts.each_ref().map(Vec::as_slice));
+        let vocabulary = one.vocabulary();
+        for (at, (together, alone)) in together.iter().zip(&alone).enumerate() {
+            assert_eq!(&together[of * vocabulary..][..vocabulary], alone, "prompt {at} of sequence {of}");
+        }
+    }
+    // Weights are loaded once for all: three tokens cost less than twice as much traffic as one.
+    let report = |output: &str| room.json(&format!("{output}/report.json"))["variants"][0]["compilations"][0]["phases"].clone();
+    let bytes = |phases: &Value| phases[1]["dram_bytes"].as_u64().unwrap();
+    let (alone, together) = (report("alone"), report("out"));
+    assert_eq!((&together[1]["name"], &together[1]["batch"]), (&"decode".into(), &3.into()));
+    assert!(bytes(&together) < 2 * bytes(&alone), "{together}");
+    // The engine reads the same text in all sequences.
+    let eval = ["--data", "testdata/evals/shakespeare-valid.txt", "--window", "32", "--tokens", "64", "--json"];
+    let [one, three] =
+        ["alone", "out"].map(|subject| room.attar(&[&["eval", subject, "--runner", "compiled"], &eval[..]].concat()));
+    assert_eq!(one.exits(0).json(), three.exits(0).json());
+    if !found("make") {
+        return skip("there is no `make`");
+    }
+    let example = |output: &str, arguments: &[&str]| {
+        let make = Command::new("make").arg("-C").arg(room.path(output).join("c")).output().unwrap();
+        assert!(make.status.success(), "{}", String::from_utf8_lossy(&make.stderr));
+        Command::new(room.path(output).join("c/example")).args(arguments).output().unwrap()
+    };
+    let prompts = [["5", "61", "7"], ["9", "1", "2"], ["64", "1", "17"]];
+    let alone = prompts.map(|prompt| example("alone", &[&["-n", "4"], &prompt[..]].concat()).stdout);
+    let lines: Vec<Vec<String>> =
+        alone.iter().map(|said| String::from_utf8_lossy(said).lines().map(str::to_owned).collect()).collect();
+    let wanted: String =
+        (0..4).map(|step| lines.iter().map(|said| said[step].clone()).collect::<Vec<_>>().join(" ") + "\n").collect();
+    let all = ["-n", "4", "5", "61", "7", "/", "9", "1", "2", "/", "64", "1", "17"];
+    assert_eq!(String::from_utf8_lossy(&example("out", &all).stdout), wanted);
+    for wrong in [&["5", "/", "6"][..], &["5", "/", "6", "/", "7", "8"], &["5", "/", "/", "6"], &["x"], &["-n", "0"]] {
+        let output = example("out", wrong);
+        assert!(output.status.code() == Some(2) && output.stdout.is_empty(), "{wrong:?}");
+    }
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
     let dynamic = ACTIVATIONS.replace("mode = \"static\"\n", "");
     let device = |settings: &str| format!("[[step]]\nkind = \"compile\"\nseq = 40\n{settings}\n");
     let gate = "[[gate]]\nmetric = \"device/latncy\"\nat_most = 1\n";
-    let cases: [(&str, &[&str]); 16] = [
+    let cases: [(&str, &[&str]); 19] = [
         ("a float model", &[&compile("")]),
         ("weights with scales in f16", &[&f16, ACTIVATIONS, &compile("")]),
         ("activations in f32", &[QUANTIZE, &compile("")]),
@@ -125,6 +125,9 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
         ("no tokens", &[QUANTIZE, ACTIVATIONS, &device("").replace("seq = 40", "seq = 0")]),
         ("a draft of one token", &[QUANTIZE, ACTIVATIONS, &device("verify = 1")]),
         ("a draft longer than the prompt", &[QUANTIZE, ACTIVATIONS, &device("verify = 41")]),
+        ("drafts of a batch", &[QUANTIZE, ACTIVATIONS, &device("verify = 4\nbatch = 2")]),
+        ("a batch of nothing", &[QUANTIZE, ACTIVATIONS, &device("batch = 0")]),
+        ("a batch beyond any", &[QUANTIZE, ACTIVATIONS, &device("batch = 65")]),
         ("more tokens than the model takes", &[QUANTIZE, ACTIVATIONS, &device("").replace("seq = 40", "seq = 513")]),
         ("chunks of no tokens", &[QUANTIZE, ACTIVATIONS, &device("chunk = 0")]),
         ("a gate on what is not foretold", &[QUANTIZE, ACTIVATIONS, &compile(""), gate]),

@@ -74,10 +74,22 @@ uint64_t attar_engine_width(void)
     return 0;
 }
 
+/* The same text in every sequence of a batch: what the first makes of it is read. Too many tokens are refused before they are looked at. */
+static attar_status read_all(const uint32_t *tokens, size_t count)
+{
+#if ATTAR_BATCH > 1
+    static uint32_t all[ATTAR_POSITIONS * ATTAR_BATCH];
+    for (size_t at = 0; count <= ATTAR_POSITIONS && at < count * ATTAR_BATCH; at++)
+        all[at] = tokens[at / ATTAR_BATCH];
+    tokens = all;
+#endif
+    return attar_prefill(&model, tokens, count);
+}
+
 /* The status, and the two numbers that it is about. */
 int attar_engine_read(const uint32_t *tokens, size_t count, uint64_t *about)
 {
-    attar_status status = attar_prefill(&model, tokens, count);
+    attar_status status = read_all(tokens, count);
     about[0] = model.wanted;
     about[1] = model.found;
     return (int)status;
@@ -95,7 +107,7 @@ int attar_engine_verify(const uint32_t *tokens, size_t count, uint64_t *about)
 #if ATTAR_VERIFY
     attar_status status = attar_verify(&model, tokens, count);
 #else
-    attar_status status = attar_prefill(&model, tokens, count);
+    attar_status status = read_all(tokens, count);
 #endif
     about[0] = model.wanted;
     about[1] = model.found;

@@ -73,17 +73,18 @@ static const attar_i16 *row_of(const attar *model, size_t table, size_t row)
     return (const attar_i16 *)(model->run.memories[ATTAR_WEIGHTS] + table) + row * ATTAR_WIDTH;
 }
 
-/* The first values of `count` tokens; the plan's other rows hold the first token again, and nothing reads what they make. */
+/* The first values of `count` tokens of each sequence, which lie side by side; the plan's other rows hold the first ones again, and nothing reads what
+   they make. */
 static void put_tokens(attar *model, const attar_plan *plan, const uint32_t *tokens, const uint8_t *types, uint32_t count)
 {
     attar_i16 *input = (attar_i16 *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->input].offset);
-    for (uint32_t row = 0; row < plan->rows; row++, input += ATTAR_WIDTH) {
-        uint32_t of = row < count ? row : 0;
+    for (uint32_t row = 0; row < plan->rows * ATTAR_BATCH; row++, input += ATTAR_WIDTH) {
+        uint32_t of = row < count * ATTAR_BATCH ? row : row % ATTAR_BATCH;
         const attar_i16 *values = row_of(model, ATTAR_EMBEDDING, tokens[of]);
         for (uint32_t at = 0; at < ATTAR_WIDTH; at++)
             input[at] = values[at];
 #if ATTAR_POSITION_EMBEDDING
-        add_row(input, row_of(model, ATTAR_POSITION_EMBEDDING, model->position + of));
+        add_row(input, row_of(model, ATTAR_POSITION_EMBEDDING, model->position + of / ATTAR_BATCH));
 #endif
 #if ATTAR_TOKEN_TYPE_EMBEDDING
         add_row(input, row_of(model, ATTAR_TOKEN_TYPE_EMBEDDING, types == 0 ? 0 : types[of]));
@@ -139,7 +140,7 @@ static void run_tokens(attar *model, const attar_plan *plan, const uint32_t *tok
     model->position += count;
     model->verified = 0;
     if (plan->logits > 0) {
-        uint32_t row = plan->logits < plan->rows ? 0 : count - 1;
+        uint32_t row = plan->logits < plan->rows ? 0 : (count - 1) * ATTAR_BATCH;
         model->logits = (const int16_t *)(model->run.memories[ATTAR_DRAM] + plan->tensors[plan->output].offset) + (size_t)row * ATTAR_VOCABULARY;
     }
 }
@@ -148,7 +149,7 @@ static attar_status check_tokens(attar *model, const uint32_t *tokens, size_t co
 {
     if (count > ATTAR_POSITIONS - model->position)
         return refused(model, ATTAR_NO_ROOM, ATTAR_POSITIONS - model->position, count);
-    for (size_t at = 0; at < count; at++)
+    for (size_t at = 0; at < count * ATTAR_BATCH; at++)
         if (tokens[at] >= ATTAR_VOCABULARY)
             return refused(model, ATTAR_NO_TOKEN, ATTAR_VOCABULARY, tokens[at]);
     return ATTAR_OK;
@@ -173,16 +174,18 @@ attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count)
         if (plan == 0)
             return refused(model, ATTAR_NO_PLAN, model->position, count);
         run_tokens(model, plan, tokens, plan->rows);
-        tokens += plan->rows;
+        tokens += plan->rows * ATTAR_BATCH;
         count -= plan->rows;
     }
     return ATTAR_OK;
 }
 
+#if ATTAR_BATCH == 1
 attar_status attar_decode(attar *model, uint32_t token)
 {
     return attar_prefill(model, &token, 1);
 }
+#endif
 
 #if ATTAR_VERIFY
 /* The plan with the logits of each of its tokens. */
@@ -243,8 +246,13 @@ const int16_t *attar_logits(const attar *model)
     return model->logits;
 }
 
+uint32_t attar_best_of(const attar *model, size_t sequence)
+{
+    return model->logits == 0 ? ATTAR_VOCABULARY : largest((const attar_i16 *)model->logits + sequence * ATTAR_VOCABULARY);
+}
+
 uint32_t attar_best(const attar *model)
 {
-    return model->logits == 0 ? ATTAR_VOCABULARY : largest((const attar_i16 *)model->logits);
+    return attar_best_of(model, 0);
 }
 #endif

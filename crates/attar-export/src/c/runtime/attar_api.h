@@ -27,8 +27,8 @@ typedef struct {
     attar_slot slots[ATTAR_SLOTS];
     uint32_t stored[ATTAR_SLOTS];
     int8_t codes[ATTAR_DEPTH];
-    const int16_t *logits; /* of the last token of the last run that computes any */
-    uint32_t position; /* tokens that were read */
+    const int16_t *logits; /* of the last token of each sequence, of the last run that computes any */
+    uint32_t position; /* tokens that were read, of each sequence */
     uint32_t verified; /* tokens of the last run, if it was attar_verify */
     size_t wanted, found;
 } attar;
@@ -51,11 +51,14 @@ const int16_t *attar_row(const attar *model, size_t row);
 void attar_pooled(const attar *model, int32_t *embedding);
 #endif
 #else
-/* Reads tokens behind those that were read so far: by the largest plans that fit, the rest one by one. */
+/* Reads `count` tokens of each of ATTAR_BATCH sequences behind those that were read so far: by the largest plans that fit, the rest one by one. All first
+   tokens lie before all second ones: token `i` of sequence `s` is tokens[i * ATTAR_BATCH + s]. */
 attar_status attar_prefill(attar *model, const uint32_t *tokens, size_t count);
 
+#if ATTAR_BATCH == 1
 /* Reads one token. */
 attar_status attar_decode(attar *model, uint32_t token);
+#endif
 
 #if ATTAR_VERIFY
 /* Reads up to ATTAR_VERIFY tokens at once and keeps the logits of each. Needs room for ATTAR_VERIFY tokens, however few are read. */
@@ -72,10 +75,14 @@ size_t attar_accept(attar *model, const uint32_t *tokens, size_t count);
 /* Forgets all tokens from `position` on. */
 void attar_rewind(attar *model, uint32_t position);
 
-/* The logits of the last token, ATTAR_VOCABULARY numbers in steps of ATTAR_LOGITS_STEP; none before the first, and behind attar_rewind. */
+/* The logits of the last token of each sequence, ATTAR_VOCABULARY numbers in steps of ATTAR_LOGITS_STEP, one sequence behind the other; none before
+   the first, and behind attar_rewind. */
 const int16_t *attar_logits(const attar *model);
 
-/* The token of the largest logit, the first of equals; ATTAR_VOCABULARY where there are none. */
+/* The token of a sequence's largest logit, the first of equals; ATTAR_VOCABULARY where there are none. */
+uint32_t attar_best_of(const attar *model, size_t sequence);
+
+/* That of the first sequence. */
 uint32_t attar_best(const attar *model);
 #endif
 

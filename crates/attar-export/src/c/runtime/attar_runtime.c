@@ -98,7 +98,13 @@ static attar_slot *next_slot(attar_run *run, uint32_t buffer, const attar_box *b
 
 static uint32_t row_of(const attar_run *run, const attar_operand *operand)
 {
-    return operand->position ? run->past : operand->row;
+    return operand->position ? run->past * operand->position : operand->row;
+}
+
+/* Bytes of a row of an operand that is stored by rows. */
+static size_t width_of(const attar_operand *operand, const attar_tensor *tensor)
+{
+    return bytes_of((size_t)tensor->columns * operand->beside, tensor->bits, tensor->per);
 }
 
 /* The first byte of a box of an operand in memory. */
@@ -108,7 +114,7 @@ static uint8_t *place_of(const attar_run *run, const attar_operand *operand, con
     uint8_t *base = run->memories[tensor->memory] + tensor->offset;
     uint32_t row = row_of(run, operand) + box->row;
     if (tensor->tile_rows == 0)
-        return base + (size_t)row * bytes_of(tensor->columns, tensor->bits, tensor->per) + bytes_of(box->column, tensor->bits, tensor->per);
+        return base + row * width_of(operand, tensor) + bytes_of(box->column, tensor->bits, tensor->per);
     uint32_t height = tensor->tile_rows, width = tensor->tile_columns;
     uint32_t full = tensor->rows / height, rest = tensor->rows % height;
     size_t across = full * bytes_of((size_t)height * width, tensor->bits, tensor->per) + bytes_of((size_t)rest * width, tensor->bits, tensor->per);
@@ -126,7 +132,7 @@ void attar_load(attar_run *run, uint32_t buffer, uint32_t index, attar_box box)
         transfer.bytes = held = bytes_of((size_t)box.rows * box.columns, tensor->bits, tensor->per);
     } else {
         transfer.bytes = transfer.to_stride = bytes_of(box.columns, tensor->bits, tensor->per);
-        transfer.from_stride = bytes_of(tensor->columns, tensor->bits, tensor->per);
+        transfer.from_stride = width_of(operand, tensor);
         transfer.rows = box.rows;
         held = transfer.bytes * box.rows;
     }
@@ -178,7 +184,7 @@ void attar_store(attar_run *run, uint32_t buffer, attar_box box, const attar_par
         const attar_tensor *tensor = &run->plan->tensors[operand->tensor];
         attar_box part = {box.row, box.rows, from - parts[at].first, to - from};
         attar_transfer transfer = {place_of(run, operand, &part), view.at + (from - box.column) * bytes, (to - from) * bytes, box.rows,
-                                   tensor->columns * bytes, view.stride};
+                                   width_of(operand, tensor), view.stride};
         run->last_store = attar_port_start(ATTAR_STORES, &transfer);
         run->moved[ATTAR_STORES] += (uint64_t)transfer.bytes * box.rows;
     }
@@ -203,7 +209,7 @@ attar_view attar_kept(attar_run *run, uint32_t index, attar_box box)
 {
     const attar_operand *operand = &run->call->operands[index];
     const attar_tensor *tensor = &run->plan->tensors[operand->tensor];
-    attar_view view = {place_of(run, operand, &box), (size_t)tensor->columns * (tensor->bits / 8u), box, tensor->bits};
+    attar_view view = {place_of(run, operand, &box), width_of(operand, tensor), box, tensor->bits};
     return view;
 }
 

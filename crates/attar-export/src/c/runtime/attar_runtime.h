@@ -29,10 +29,10 @@ typedef struct {
     uint8_t memory;
 } attar_tensor;
 
-/* A tensor from a row on; with `position`, from the row of the run's first token. */
+/* A tensor from a row on; with `position`, from the row of the run's first token, so many rows for each before it. `beside` of its rows are one
+   of the operand, side by side. */
 typedef struct {
-    uint32_t tensor, row;
-    uint8_t position;
+    uint32_t tensor, row, position, beside;
 } attar_operand;
 
 /* On-chip bytes: `slots` equal slots, used in turn; with 0 slots boxes one after another. At most `held` boxes are held at once. */
