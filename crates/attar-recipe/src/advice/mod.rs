@@ -7,11 +7,12 @@
 mod edit;
 mod loss;
 mod noise;
+mod shape;
 mod ways;
 
 use std::path::PathBuf;
 
-use attar_eval::{Status, Verdict};
+use attar_eval::{Evaluation, Outcome, Status, Verdict, perplexity::DIVERGENCE};
 
 use self::{loss::Loss, ways::Proposal};
 use crate::{Engines, Recipe, Report, Way, output::ADVICE, plan::plan_work};
@@ -31,7 +32,7 @@ pub(crate) fn of(recipe: &Recipe, report: &Report, engines: &Engines) -> (Vec<(W
     let of_variant = |name: &str| report.variants.iter().find(|variant| variant.name == name);
     let Some(variant) = of_variant(verdict.variant.as_deref().unwrap_or_default()) else { return (Vec::new(), None) };
     let allowed = loss.allowed() / loss.caution();
-    let mut proposals = match ways::proposals(recipe, variant, allowed) {
+    let mut proposals = match ways::proposals(recipe, variant, allowed, divergence(verdict, &report.evals)) {
         Ok(proposals) => proposals,
         Err(why) => return (Vec::new(), Some(format!("no way out is known: {why}"))),
     };
@@ -65,6 +66,16 @@ pub(crate) fn of(recipe: &Recipe, report: &Report, engines: &Engines) -> (Vec<(W
         (false, _) => None,
     };
     (ways, note)
+}
+
+/// What the eval of a gate measured from the baseline, in nats per token.
+fn divergence(verdict: &Verdict, evals: &[Evaluation]) -> Option<f64> {
+    let gate = &verdict.gate;
+    let own = |eval: &&Evaluation| eval.eval == gate.eval && eval.runner == gate.runner && eval.variant == verdict.variant;
+    match &evals.iter().find(own)?.outcome {
+        Outcome::Measured(measured) => measured.estimate(DIVERGENCE).map(|kl| kl.value),
+        _ => None,
+    }
 }
 
 /// A way leaves less than this of the noise.

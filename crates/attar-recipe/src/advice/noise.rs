@@ -12,6 +12,8 @@ use crate::VariantReport;
 pub(super) struct Kind {
     /// A pattern that all of them match.
     pub(super) pattern: String,
+    /// One of them.
+    pub(super) example: String,
     pub(super) weights: f64,
     /// The grid of most of them.
     pub(super) grid: &'static dyn Grid,
@@ -26,6 +28,8 @@ pub(super) struct Noise {
     pub(super) activations: f64,
     /// Of caches of keys and values.
     pub(super) cache: f64,
+    /// Of weights that are not looked at.
+    pub(super) others: f64,
 }
 
 impl Noise {
@@ -46,7 +50,7 @@ impl Noise {
             let noise = predicted.get(tensor.name.as_str()).copied().or(tensor.snr_db.map(share)).unwrap_or(0.0);
             let (pattern, weights) = (kind(&tensor.name), tensor.dims.iter().product::<usize>() as f64);
             let entry = kinds.entry((pattern.clone(), grid.name()));
-            let found = entry.or_insert_with(|| Kind { pattern, weights: 0.0, grid, noise: 0.0 });
+            let found = entry.or_insert_with(|| Kind { pattern, example: tensor.name.clone(), weights: 0.0, grid, noise: 0.0 });
             found.weights += weights;
             found.noise += noise;
         }
@@ -61,16 +65,23 @@ impl Noise {
                 false => {}
             }
         }
-        Noise { kinds: kinds.into_values().collect(), activations, cache }
+        Noise { kinds: kinds.into_values().collect(), activations, cache, others: 0.0 }
+    }
+
+    /// Looks at some kinds of weights only; what the others lose stays.
+    pub(super) fn restrict(&mut self, own: &dyn Fn(&Kind) -> bool) {
+        let (kept, others): (Vec<Kind>, Vec<Kind>) = std::mem::take(&mut self.kinds).into_iter().partition(own);
+        self.kinds = kept;
+        self.others += others.iter().map(|kind| kind.noise).sum::<f64>();
     }
 
     pub(super) fn total(&self) -> f64 {
-        self.kinds.iter().map(|kind| kind.noise).sum::<f64>() + self.activations + self.cache
+        self.kinds.iter().map(|kind| kind.noise).sum::<f64>() + self.others + self.activations + self.cache
     }
 
     /// The share that weights have.
     pub(super) fn of_weights(&self) -> f64 {
-        1.0 - (self.activations + self.cache) / self.total()
+        1.0 - (self.others + self.activations + self.cache) / self.total()
     }
 }
 

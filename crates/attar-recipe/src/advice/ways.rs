@@ -1,5 +1,8 @@
 //! What can be changed about a variant that loses too much.
 
+use std::sync::Arc;
+
+use attar_compress::Pattern;
 use attar_tensor::Grid;
 use serde_json::Value as Settings;
 use toml_edit::DocumentMut;
@@ -7,8 +10,9 @@ use toml_edit::DocumentMut;
 use super::{
     edit,
     noise::{Kind, Noise, finer, refined, regrouped},
+    shape::Shrunk,
 };
-use crate::{Recipe, VariantReport};
+use crate::{Recipe, VariantReport, step::Step};
 
 /// A change, and what it is predicted to bring.
 pub(super) struct Proposal {
@@ -48,11 +52,11 @@ const RECOVER: &str = "recover";
 
 const BITS: &str = "nothing else";
 const LOOKS: &str = "calibration: one pass of the text through two models";
-const TRAINS: &str = "training: some passes of the text, with gradients";
+pub(super) const TRAINS: &str = "training: some passes of the text, with gradients";
 
 /// A part of a recipe that changed.
 #[derive(Clone, Debug, PartialEq)]
-enum Part {
+pub(super) enum Part {
     /// The step of a key.
     Step(String),
     /// A step of that kind, with nothing but defaults, which is new.
@@ -72,21 +76,24 @@ impl Part {
 }
 
 /// A change of the text, and what it does.
-struct Change<'k> {
-    what: String,
-    noise: f64,
-    bytes: f64,
-    cost: &'static str,
-    effort: u8,
-    make: Edit<'k>,
+pub(super) struct Change<'k> {
+    pub(super) what: String,
+    /// What it leaves of the noise of rounding, or of what a smaller shape lost.
+    pub(super) noise: f64,
+    pub(super) bytes: f64,
+    pub(super) cost: &'static str,
+    pub(super) effort: u8,
+    /// Which of the two.
+    pub(super) of_shape: bool,
+    pub(super) make: Edit<'k>,
 }
 
 /// Changes the text of a recipe, if it is written so that it can be.
-type Edit<'k> = Box<dyn Fn(&mut DocumentMut) -> Option<Part> + 'k>;
+pub(super) type Edit<'k> = Box<dyn Fn(&mut DocumentMut) -> Option<Part> + 'k>;
 
 /// The variant's steps that a change is about.
 struct Place<'r> {
-    /// The only step `quantize`.
+    /// The step `quantize` that is changed.
     key: &'r str,
     settings: Settings,
     /// The last step that works on the same codes.
@@ -96,47 +103,97 @@ struct Place<'r> {
     activations: Option<(&'r str, Settings)>,
 }
 
-/// Changes of a variant whose noise must become `allowed` of what it is, alone and those that go together; or why none is known.
-pub(super) fn proposals(recipe: &Recipe, variant: &VariantReport, allowed: f64) -> Result<Vec<Proposal>, &'static str> {
+/// Changes of a variant whose loss must become `allowed` of what it is, alone and those that go together; or why none is known. `divergence` is
+/// what the gate's eval measured from the baseline, in nats per token.
+pub(super) fn proposals(
+    recipe: &Recipe,
+    variant: &VariantReport,
+    allowed: f64,
+    divergence: Option<f64>,
+) -> Result<Vec<Proposal>, &'static str> {
+    let shrunk = Shrunk::of(recipe, variant);
+    let (mut changes, mut shape) = (Vec::new(), 0.0);
+    if let Some(shrunk) = &shrunk {
+        let all = divergence.ok_or("the gate's eval measures no KL divergence, which says what `prune` lost")?;
+        shape = (shrunk.divergence / all).clamp(0.0, 1.0);
+        changes.extend(shrunk.changes((allowed - (1.0 - shape)) / shape).into_iter().map(|change| vec![change]));
+    }
     let steps = recipe.variants.iter().find(|made| made.name == variant.name).map(|made| &made.steps);
     let steps = steps.ok_or("the variant has no steps")?;
-    let of_kind = |name: &'static str| steps.iter().filter(move |(_, step)| step.kind().name == name);
-    if ["prune", "distill"].iter().any(|kind| of_kind(kind).next().is_some()) {
-        return Err("a step `prune` or `distill` loses more than rounding: leave more of the model, or train longer");
+    // What rounding may leave if nothing else changes.
+    let rest = |of_shape: f64| (allowed - shape * of_shape) / (1.0 - shape);
+    let mut noise = Noise::of(variant);
+    let place = Place::of(recipe, steps, &mut noise);
+    match place {
+        Ok(place) if rest(1.0) > 0.0 => changes.extend(of_rounding(recipe, &place, &noise, rest(1.0))),
+        // Not enough alone: finer weights beside the cheapest change of the shape that leaves room for them.
+        Ok(place) => {
+            let firsts = shrunk.iter().flat_map(|shrunk| shrunk.changes(allowed / 2.0)).filter(|first| rest(first.noise) > 0.0);
+            let pairs = firsts.filter_map(|first| {
+                let more = more_bits(&place, &noise, rest(first.noise)).filter(|more| more.noise < 1.0)?;
+                Some(vec![first, more])
+            });
+            changes.extend(pairs);
+        }
+        Err(why) if shrunk.is_none() => return Err(why),
+        Err(_) => {}
     }
-    let (Some((key, quantize)), None) = (of_kind("quantize").next(), of_kind("quantize").nth(1)) else {
-        return Err("the variant has no step `quantize`, or several");
-    };
-    let mut document: DocumentMut = recipe.document.text.parse().map_err(|_| "the recipe is no TOML")?;
-    if edit::step(&mut document, key).is_none() {
-        return Err("the step `quantize` is not a table with a header of its own");
-    }
-    let on_codes = ["quantize", "autoround", "recover"];
-    let last = steps.iter().rfind(|(_, step)| on_codes.contains(&step.kind().name));
-    let place = Place {
-        key,
-        settings: quantize.settings(),
-        last: last.map_or(key, |(key, _)| key),
-        recovers: of_kind("recover").next().is_some(),
-        activations: of_kind("activations").next().map(|(key, step)| (key.as_str(), step.settings())),
-    };
-    let noise = Noise::of(variant);
-    let mut changes: Vec<Vec<Change<'_>>> = Vec::new();
-    changes.extend(more_bits(&place, &noise, allowed).map(|change| vec![change]));
-    changes.extend(smaller_groups(&place, &noise, allowed).map(|change| vec![change]));
-    changes.extend(wider_activations(&place, &noise).map(|change| vec![change]));
-    changes.extend(finer_cache(&place, &noise).map(|change| vec![change]));
-    changes.extend(longer(recipe, &place).map(|change| vec![change]));
-    for of in [rounding, recovery] {
-        let Some(first) = of(&place, &noise) else { continue };
-        let rest = allowed / first.noise;
-        changes.extend(of(&place, &noise).zip(more_bits(&place, &noise, rest)).map(|(first, more)| vec![first, more]));
-        changes.push(vec![first]);
-    }
-    Ok(changes.iter().filter_map(|together| proposal(recipe, together)).collect())
+    Ok(changes.iter().filter_map(|together| proposal(recipe, together, shape)).collect())
 }
 
-fn proposal(recipe: &Recipe, changes: &[Change<'_>]) -> Option<Proposal> {
+fn of_rounding<'k>(recipe: &'k Recipe, place: &Place<'k>, noise: &Noise, allowed: f64) -> Vec<Vec<Change<'k>>> {
+    let mut changes: Vec<Vec<Change<'_>>> = Vec::new();
+    changes.extend(more_bits(place, noise, allowed).map(|change| vec![change]));
+    changes.extend(smaller_groups(place, noise, allowed).map(|change| vec![change]));
+    changes.extend(wider_activations(place, noise).map(|change| vec![change]));
+    changes.extend(finer_cache(place, noise).map(|change| vec![change]));
+    changes.extend(longer(recipe, place).map(|change| vec![change]));
+    for of in [rounding, recovery] {
+        let Some(first) = of(place, noise) else { continue };
+        let rest = allowed / first.noise;
+        changes.extend(of(place, noise).zip(more_bits(place, noise, rest)).map(|(first, more)| vec![first, more]));
+        changes.push(vec![first]);
+    }
+    changes
+}
+
+impl<'r> Place<'r> {
+    /// The step `quantize` among those of a variant; of several the one whose weights lose most, and then `noise` knows no others.
+    fn of(recipe: &Recipe, steps: &'r [(String, Arc<dyn Step>)], noise: &mut Noise) -> Result<Place<'r>, &'static str> {
+        let of_kind = |name: &'static str| steps.iter().filter(move |(_, step)| step.kind().name == name);
+        let selected = |step: &dyn Step| {
+            let settings = step.settings();
+            let patterns = settings["select"].as_array().into_iter().flatten().filter_map(Settings::as_str);
+            let patterns: Vec<Pattern> = patterns.filter_map(|text| Pattern::new(text).ok()).collect();
+            move |kind: &Kind| patterns.iter().any(|pattern| pattern.matches(&kind.example))
+        };
+        let lost = |step: &dyn Step| {
+            let own = selected(step);
+            noise.kinds.iter().filter(|kind| own(kind)).map(|kind| kind.noise).sum::<f64>()
+        };
+        let most = of_kind("quantize").max_by(|a, b| lost(&*a.1).total_cmp(&lost(&*b.1)));
+        let (key, quantize) = most.ok_or("the variant has no step `quantize`")?;
+        if of_kind("quantize").nth(1).is_some() {
+            noise.restrict(&selected(&**quantize));
+        }
+        let mut document: DocumentMut = recipe.document.text.parse().map_err(|_| "the recipe is no TOML")?;
+        if edit::step(&mut document, key).is_none() {
+            return Err("the step `quantize` is not a table with a header of its own");
+        }
+        let on_codes = ["quantize", "autoround", "recover"];
+        let last = steps.iter().rfind(|(_, step)| on_codes.contains(&step.kind().name));
+        Ok(Place {
+            key,
+            settings: quantize.settings(),
+            last: last.map_or(key, |(key, _)| key),
+            recovers: of_kind("recover").next().is_some(),
+            activations: of_kind("activations").next().map(|(key, step)| (key.as_str(), step.settings())),
+        })
+    }
+}
+
+/// `shape` is the share of the loss that is not rounding's.
+fn proposal(recipe: &Recipe, changes: &[Change<'_>], shape: f64) -> Option<Proposal> {
     let mut document: DocumentMut = recipe.document.text.parse().ok()?;
     let mut parts: Vec<Part> = changes.iter().map(|change| (change.make)(&mut document)).collect::<Option<_>>()?;
     // What is new stands behind what it follows.
@@ -144,9 +201,11 @@ fn proposal(recipe: &Recipe, changes: &[Change<'_>]) -> Option<Proposal> {
     parts.dedup();
     let told = parts.iter().map(|part| part.told(&mut document)).collect::<Option<Vec<_>>>()?;
     let hardest = changes.iter().max_by_key(|change| change.effort)?;
+    let left =
+        |of_shape: bool| changes.iter().filter(|change| change.of_shape == of_shape).map(|change| change.noise).product::<f64>();
     Some(Proposal {
         what: changes.iter().map(|change| change.what.as_str()).collect::<Vec<_>>().join(", and "),
-        noise: changes.iter().map(|change| change.noise).product(),
+        noise: shape * left(true) + (1.0 - shape) * left(false),
         bytes: changes.iter().map(|change| change.bytes).sum::<f64>().round() as i64,
         cost: hardest.cost.into(),
         effort: hardest.effort,
@@ -171,6 +230,7 @@ fn more_bits<'k>(place: &Place<'k>, noise: &Noise, allowed: f64) -> Option<Chang
             bytes: weights * (more - bits) / 8.0,
             cost: BITS,
             effort: 0,
+            of_shape: false,
             make: Box::new(make),
         });
     }
@@ -197,7 +257,7 @@ fn more_bits<'k>(place: &Place<'k>, noise: &Noise, allowed: f64) -> Option<Chang
         }
         Some(Part::Step(key.into()))
     };
-    Some(Change { what, noise, bytes, cost: BITS, effort: 0, make: Box::new(make) })
+    Some(Change { what, noise, bytes, cost: BITS, effort: 0, of_shape: false, make: Box::new(make) })
 }
 
 /// A table that is also the head has one grid: with either of them goes the other, where the step selects it.
@@ -256,6 +316,7 @@ fn smaller_groups<'k>(place: &Place<'k>, noise: &Noise, allowed: f64) -> Option<
         bytes: weights * scale * (1.0 / group as f64 - 1.0 / now as f64) / 8.0,
         cost: BITS,
         effort: 0,
+        of_shape: false,
         make: Box::new(make),
     })
 }
@@ -283,6 +344,7 @@ fn rounding<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
         bytes: 0.0,
         cost: LOOKS,
         effort: 1,
+        of_shape: false,
         make: Box::new(make),
     })
 }
@@ -300,6 +362,7 @@ fn recovery<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
         bytes: 0.0,
         cost: TRAINS,
         effort: TRAINING,
+        of_shape: false,
         make: Box::new(make),
     })
 }
@@ -319,6 +382,7 @@ fn wider_activations<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>>
         bytes: 0.0,
         cost: "int16 products: not every device has them",
         effort: 0,
+        of_shape: false,
         make: Box::new(make),
     })
 }
@@ -337,6 +401,7 @@ fn finer_cache<'k>(place: &Place<'k>, noise: &Noise) -> Option<Change<'k>> {
         bytes: 0.0,
         cost: "a cache of twice the size",
         effort: 0,
+        of_shape: false,
         make: Box::new(make),
     })
 }
@@ -360,6 +425,7 @@ fn longer<'k>(recipe: &'k Recipe, place: &Place<'k>) -> Option<Change<'k>> {
         bytes: 0.0,
         cost: LOOKS,
         effort: 1,
+        of_shape: false,
         make: Box::new(make),
     })
 }

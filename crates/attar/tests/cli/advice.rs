@@ -72,3 +72,24 @@ fn ways_of_an_earlier_run_do_not_stay() {
     room.attar(&["run", "recipe.toml"]).exits(0);
     assert!(!room.path("out/advice-1.toml").exists());
 }
+
+/// Of a model that was pruned: leave more of it, or fewer zeros; and what is predicted to pass, passes.
+#[test]
+fn pruned_models_have_ways_out() {
+    for (prune, bound, first) in
+        [("mlp = 192", "0.25", "`mlp = "), ("sparsity = 0.6", "0.16", "`sparsity = 0.45` in place of 0.6")]
+    {
+        let room = Room::new();
+        let calibration = "\n[data.calibration]\npath = \"testdata/evals/shakespeare-train.txt\"\nsamples = 32\nlength = 128\n";
+        let prune = format!(
+            "{calibration}\n[[step]]\nkind = \"prune\"\n{prune}\n\n[[step]]\nkind = \"quantize\"\nselect = [\"embedding\", \"lm_head\"]\ngrid = \"int8\"\n\n[[step]]"
+        );
+        let text = RECIPE.replace("METRIC\"", &format!("kl\"\nat_most = {bound}")).replacen("\n[[step]]", &prune, 1);
+        room.write("recipe.toml", &text.replace("GRID", "int4"));
+        let report = room.attar(&["run", "recipe.toml", "--json"]).exits(1).json();
+        let way = &report["ways"][0];
+        assert_eq!(way["passes"], true, "{report}");
+        assert!(way["what"].as_str().is_some_and(|what| what.starts_with(first)), "{way}");
+        room.attar(&["run", "out/advice-1.toml", "--quiet"]).exits(0);
+    }
+}
