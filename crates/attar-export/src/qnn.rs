@@ -28,7 +28,7 @@ use crate::{
 pub(super) static TARGET: Target = Target {
     name: "qnn",
     about: "ONNX of fixed shapes for Qualcomm Hexagon, through ONNX Runtime's QNN execution provider",
-    version: 3,
+    version: 4,
     schema: attar_settings::schema::<Qnn>,
     parse: target::parse::<Qnn>,
 };

@@ -238,11 +238,16 @@ fn every_architecture_is_within_a_step_of_its_reference_run() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What Hexagon makes of products in integers, as a share of the largest logit: everything else is f16. Measured at 9.6e-3 and .127 at most.
-const IN_HALVES: [(u32, f32); 2] = [(16, 1e-2), (8, 0.15)];
+/// Forms of weights, and what Hexagon makes of products with them and activations of 16 bits, as a share of the largest logit: everything else is f16. Measured
+/// at 3.0e-3, 6.5e-3 and 1.16e-2 at most.
+const ON_HEXAGON: [(&str, SchemeOf, f32); 3] = [
+    ("rows of int8", |_, _| CODES, 4e-3),
+    ("rows of int4", |_, _| "int4/row/f32/positive", 7e-3),
+    ("blocks of int4", in_blocks, 1.2e-2),
+];
 
-const ON_HEXAGON: [(&str, SchemeOf); 3] =
-    [("rows of int8", |_, _| CODES), ("rows of int4", |_, _| "int4/row/f32/positive"), ("blocks of int4", in_blocks)];
+/// The same of 8 bits. Measured at .143.
+const IN_BYTES: f32 = 0.15;
 
 /// Low-power blockwise quantization, and a scale a row where Hexagon multiplies blocks by something else.
 fn in_blocks(graph: &Graph, weight: ValueId) -> &'static str {
@@ -261,7 +266,8 @@ fn every_architecture_with_products_in_integers_agrees_on_hexagon() {
     let (mut cases, mut wanted) = (Vec::new(), Vec::new());
     let text: Vec<u32> = tokens(9, 20);
     for path in folders() {
-        for ((bits, bound), (form, scheme)) in IN_HALVES.into_iter().flat_map(|of| ON_HEXAGON.map(|form| (of, form))) {
+        for (bits, (form, scheme, wide)) in [16, 8].into_iter().flat_map(|bits| ON_HEXAGON.map(|form| (bits, form))) {
+            let bound = if bits == 16 { wide } else { IN_BYTES };
             let what = format!("{} in {form} and {bits} bits", name(&path));
             let kept = [(); 3].map(|()| tempfile::tempdir().unwrap());
             let [codes, constants, target] = kept.each_ref().map(|folder| folder.path());
@@ -302,13 +308,40 @@ fn every_architecture_with_products_in_integers_agrees_on_hexagon() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// As they are written for other runtimes, Hexagon's norms of heads are silently wrong for some numbers of tokens: by .5 of the largest logit for 24.
+#[test]
+fn norms_of_heads_are_right_for_any_number_of_tokens() {
+    let (mut cases, mut wanted) = (Vec::new(), Vec::new());
+    let text: Vec<u32> = tokens(9, 24);
+    let normed = |path: &Path| ["tiny-qwen3", "tiny-gemma3", "tiny-gemma3-softcap"].contains(&name(path).as_str());
+    for (path, count) in
+        folders().into_iter().filter(|path| normed(path)).flat_map(|path| [1, 5, 18, 24].map(|n| (path.clone(), n)))
+    {
+        let what = format!("{}, {count} tokens", name(&path));
+        let kept = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let [codes, constants, target] = kept.each_ref().map(|folder| folder.path());
+        let settings = json!({ "mode": "static", "values": "linear", "bits": 16, "select": ["**"] });
+        let model = in_integers(&each_in_codes(&open(&path), codes, |_, _| CODES), settings, &text, constants);
+        let format = Qnn { context: Some(32), prefill: Some(count), ..Qnn::default() };
+        format.write(&model.input(), target, &mut |_, _| ()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        cases.push(json!({ "folder": target, "calls": [{ "tokens": text[..count], "padding": 0 }] }));
+        wanted.push((reference(&model, &text[..count]), what, kept));
+    }
+    let Some(results) = engines::run("onnxruntime-qnn", "tests/in_qnn.py", &cases) else { return };
+    for (result, (wanted, what, _)) in results.iter().zip(&wanted) {
+        let found: Vec<Vec<Vec<f32>>> = serde_json::from_value(result["logits"].clone()).unwrap_or_else(|_| panic!("{result}"));
+        let off = difference(&found[0], wanted, what);
+        assert!(off <= ON_HEXAGON[0].2, "{what}: off by {off}");
+    }
+}
+
 /// Under a scale of 0, Hexagon's products are off by half of the largest logit.
 #[test]
 fn rows_of_zeros_are_zeros_on_hexagon() {
     let (mut cases, mut wanted) = (Vec::new(), Vec::new());
     let text: Vec<u32> = tokens(9, 20);
     let path = folders().into_iter().find(|path| name(path) == "tiny-llama-yarn").unwrap();
-    for (form, scheme) in ON_HEXAGON {
+    for (form, scheme, bound) in ON_HEXAGON {
         let kept = [(); 3].map(|()| tempfile::tempdir().unwrap());
         let [codes, constants, target] = kept.each_ref().map(|folder| folder.path());
         let settings = json!({ "mode": "static", "values": "linear", "bits": 16, "select": ["**"] });
@@ -317,13 +350,13 @@ fn rows_of_zeros_are_zeros_on_hexagon() {
         let artifact = format.write(&model.input(), target, &mut |_, _| ()).unwrap_or_else(|error| panic!("{form}: {error}"));
         format.verify(&model.input(), &artifact, target, None).unwrap_or_else(|error| panic!("{form}: {error}"));
         cases.push(json!({ "folder": target, "calls": [{ "tokens": text, "padding": 0 }] }));
-        wanted.push((reference(&model, &text), form, kept));
+        wanted.push((reference(&model, &text), bound, form, kept));
     }
     let Some(results) = engines::run("onnxruntime-qnn", "tests/in_qnn.py", &cases) else { return };
-    for (result, (wanted, form, _)) in results.iter().zip(&wanted) {
+    for (result, (wanted, bound, form, _)) in results.iter().zip(&wanted) {
         let found: Vec<Vec<Vec<f32>>> = serde_json::from_value(result["logits"].clone()).unwrap_or_else(|_| panic!("{result}"));
         let off = difference(&found[0], wanted, form);
-        assert!(off <= IN_HALVES[0].1, "{form}: off by {off}");
+        assert!(off <= *bound, "{form}: off by {off}");
     }
 }
 

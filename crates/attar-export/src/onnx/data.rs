@@ -11,7 +11,7 @@ use attar_tensor::{
 };
 
 use super::{
-    form::{Form, stored_bits, table_bits},
+    form::{EVEN, Form, block, stored_bits, table_bits},
     storage::{Weights, blob_group},
     stored::{Part, Role, Stored},
 };
@@ -144,8 +144,12 @@ impl<'a> DataFile<'a> {
 
     /// The super scales of rows from `first` on; the one of a whole tensor comes with its first rows.
     fn supers(&mut self, stored: &Stored, tensor: &QuantizedTensor, first: usize) -> Result<()> {
-        let (Some(part), Some((dtype, granularity))) = (stored.part(Role::Supers), tensor.scheme.scale.supers()) else {
-            return Ok(());
+        let Some(part) = stored.part(Role::Supers) else { return Ok(()) };
+        let Some((dtype, granularity)) = tensor.scheme.scale.supers() else {
+            let even: Vec<f32> = magnitudes(&tensor.scales).iter().map(|scale| scale / f32::from(EVEN)).collect();
+            let mut bytes = Vec::new();
+            Dtype::F32.encode(&even, &mut bytes);
+            return self.put(part, first * part.element.bits() as usize / 8, &bytes);
         };
         if granularity == Granularity::Tensor && first > 0 {
             return Ok(());
@@ -188,6 +192,10 @@ impl<'a> DataFile<'a> {
 
     /// Scales and zeros of a tile, `[groups, rows]`.
     fn transposed_shared(&mut self, stored: &Stored, tensor: &QuantizedTensor, tile: &Range<usize>) -> Result<()> {
+        if let (Form::Blocks(scheme), Granularity::Row) = (stored.form, tensor.scheme.granularity) {
+            let (blocks, even) = (tensor.dims[1] / block(&scheme, tensor.dims[1]), vec![EVEN; tile.len()]);
+            return (0..blocks).try_for_each(|at| self.put(&stored.parts[1], at * stored.dims[0] + tile.start, &even));
+        }
         let groups = tensor.scheme.groups(tensor.dims[1]);
         let (rows, tile) = match tensor.scheme.granularity {
             Granularity::Tensor => (1, 0..1),

@@ -12,7 +12,8 @@ pub(super) enum Form {
     Plain(Dtype),
     /// Codes `[in, out]`, scales and zeros `[groups, out]`: what a `MatMul` reads.
     Columns(Scheme, Sign),
-    /// The same in blocks whose scales are codes without a sign under an f32 a row: what QNN calls low-power blockwise quantization (LPBQ).
+    /// The same in blocks whose scales are codes without a sign under an f32 a row: what QNN calls low-power blockwise quantization (LPBQ). Of rows with one
+    /// scale, all blocks of a row have [`EVEN`] of it.
     Blocks(Scheme),
     /// Codes, scales and zeros by rows, codes of less than 8 bits two per byte: what a `Gather` reads.
     Rows(Scheme),
@@ -58,6 +59,23 @@ pub(super) fn float(scheme: &Scheme) -> Option<Element> {
     known.into_iter().find(|(float, _)| values.len() == 256 && same(*float)).map(|(_, element)| element)
 }
 
+/// The code of every scale of blocks that are all alike: dividing by it and multiplying with it are exact.
+pub(super) const EVEN: u8 = 8;
+
+/// Columns of a block of [`Form::Blocks`].
+pub(super) fn block(scheme: &Scheme, columns: usize) -> usize {
+    match scheme.granularity {
+        Granularity::Group(size) => size,
+        _ => [128, 64, 32].into_iter().find(|size| columns.is_multiple_of(*size)).unwrap_or(columns),
+    }
+}
+
+/// Whether rows with one f32 scale can be such blocks.
+fn is_even_lpbq(scheme: &Scheme, columns: usize) -> bool {
+    let one = scheme.granularity == Granularity::Row && scheme.scale == ScaleFormat::F32 && scheme.has_positive_scales();
+    one && scheme.is_symmetric() && is_even(scheme) && stored_bits(scheme) == 4 && columns.is_multiple_of(32)
+}
+
 impl Sign {
     /// What a scheme asks for by itself.
     pub(super) fn of(scheme: &Scheme) -> Sign {
@@ -74,10 +92,14 @@ impl Form {
         }
     }
 
-    /// The same for Hexagon.
-    pub(super) fn on_device(self) -> Form {
+    /// The same for Hexagon, of rows of so many `columns`; `wide` where all that they are multiplied with has 16 bits, and there is no bias.
+    ///
+    /// Its products lose the lower 8 bits of their sums, always downwards. Those with blocks lose as much of sums that count in smaller units: so rows
+    /// of one scale are blocks, too.
+    pub(super) fn on_device(self, columns: usize, wide: bool) -> Form {
         match self {
             Form::Columns(scheme, Sign::Signed) if is_lpbq(&scheme) => Form::Blocks(scheme),
+            Form::Columns(scheme, Sign::Signed) if wide && is_even_lpbq(&scheme, columns) => Form::Blocks(scheme),
             other => other,
         }
     }
@@ -135,6 +157,7 @@ impl Form {
         let room = if bits == stored { String::new() } else { format!("; {bits}-bit levels in {stored}-bit storage") };
         let scales = match self {
             Form::Blobs(_, Scales::F32) => "f32 scales".into(),
+            Form::Blocks(s) if s.granularity == Granularity::Row => "f32 scales, over even blocks".into(),
             Form::Blocks(_) => "int4 scales in 8 bits under an f32 a row".into(),
             _ => scales_in_words(&scheme),
         };

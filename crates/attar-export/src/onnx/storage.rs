@@ -13,7 +13,7 @@ use attar_tensor::{Dtype, Encoding, Granularity, ScaleFormat, Scheme};
 
 use super::{
     Layout, Onnx,
-    form::{Form, Scales, Sign, float, is_even, stored_bits, table_bits},
+    form::{Form, Scales, Sign, block, float, is_even, stored_bits, table_bits},
     integer,
     pack::{self, Pack},
     proto::Element,
@@ -69,7 +69,9 @@ impl Weights {
         let readers = readers(graph);
         let form_of = |readers: &Readers<'_>| {
             let form = form(graph, options.layout, readers)?;
-            Ok(if on_device { form.on_device() } else { form })
+            let columns =
+                readers.values.first().and_then(|id| graph.fact(*id).constant_dims()).map_or(0, |dims| dims[dims.len() - 1]);
+            Ok(if on_device { form.on_device(columns, is_wide(graph, readers)) } else { form })
         };
         let forms = readers.iter().map(form_of).collect::<Result<Vec<Form>>>()?;
         let of = readers.iter().enumerate().flat_map(|(at, readers)| readers.values.iter().map(move |id| (*id, at))).collect();
@@ -238,7 +240,7 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
             (s, Part::new(name.into(), element, &[columns, rows]), shared.clone(), Part::new(zero_name, element, &shared))
         }
         Form::Blocks(s) => {
-            let shared = vec![s.groups(columns), rows];
+            let shared = vec![columns / block(&s, columns), rows];
             (s, Part::new(name.into(), Element::I4, &[columns, rows]), shared.clone(), Part::new(zero_name, Element::I4, &shared))
         }
         Form::Rows(s) => {
@@ -275,11 +277,16 @@ fn parts(form: Form, name: &str, dims: &[usize], for_matmul: bool) -> Vec<Part> 
     let element = if is_lpbq { Element::U8 } else { scale_element(scale) };
     let mut all = vec![codes, Part::new(scale_name, element, &shared_dims).of(Role::Scales)];
     all.extend(form.has_zeros().then_some(zeros.of(Role::Zeros)));
-    all.extend(scale.supers().map(|(dtype, _)| {
-        let element = if is_lpbq { Element::F32 } else { Element::of(dtype).expect("super scales are f16 or f32") };
-        Part::new(format!("{name}/super"), element, &super_dims).of(Role::Supers)
-    }));
+    let of_rows = is_lpbq.then_some((Element::F32, vec![rows]));
+    let own = || scale.supers().map(|(dtype, _)| (Element::of(dtype).expect("super scales are f16 or f32"), super_dims));
+    all.extend(of_rows.or_else(own).map(|(element, dims)| Part::new(format!("{name}/super"), element, &dims).of(Role::Supers)));
     all
+}
+
+/// Whether all that is multiplied with a weight has 16 bits, and nothing is added to the products.
+fn is_wide(graph: &Graph, readers: &Readers<'_>) -> bool {
+    let wide = |node: &&Node| graph.maker(node.inputs[0]).is_some_and(|maker| maker.op == (Op::Quantize { bits: 16 }));
+    readers.matrices.iter().all(|node| node.inputs.len() == 2 && wide(node))
 }
 
 /// Values that a blob has room for.

@@ -64,13 +64,25 @@ pub(super) fn attention(e: &mut Emission<'_>, node: &Node, name: &str) -> Result
     let seen = e.node("Add", format!("{name}/seen"), &[&scores, &mask], vec![]);
     let shares = e.node("Softmax", format!("{name}/shares"), &[&seen], vec![("axis", Value::Int(-1))]);
     if group == 1 {
-        return Ok(e.node("MatMul", name, &[&shares, &v], vec![]));
+        return Ok(e.mix(name, &shares, &v));
     }
-    let mixed = e.node("MatMul", format!("{name}/mixed"), &[&shares, &v], vec![]);
+    let mixed = e.mix(&format!("{name}/mixed"), &shares, &v);
     Ok(e.node("Reshape", name, &[&mixed, &spread], vec![]))
 }
 
 impl Emission<'_> {
+    /// Values by their shares. In f16, those of Hexagon's softmax add up to 1 only within 2e-3: what they make is divided by their sum, to first order.
+    fn mix(&mut self, name: &str, shares: &str, values: &str) -> String {
+        if self.purpose.fixed.is_none() {
+            return self.node("MatMul", name, &[shares, values], vec![]);
+        }
+        let (two, last) = (self.float(2.0), self.ints(&[-1]));
+        let sum = self.node("ReduceSum", format!("{name}/sum"), &[shares, &last], vec![("keepdims", Value::Int(1))]);
+        let missing = self.node("Sub", format!("{name}/missing"), &[&two, &sum], vec![]);
+        let mixed = self.node("MatMul", format!("{name}/of_shares"), &[shares, values], vec![]);
+        self.node("Mul", name, &[&mixed, &missing], vec![])
+    }
+
     /// What is added to scores: `[batch, 1, group * seq, past + seq]`, once for each way to see and group. Where all
     /// queries see the same keys it is `[batch, 1, 1, past + seq]`.
     fn mask(&mut self, queries: Queries<'_>, group: i64, attention: &Attention) -> String {

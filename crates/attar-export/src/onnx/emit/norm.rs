@@ -1,6 +1,6 @@
 //! Normalisation over the last dimension.
 
-use attar_graph::{Node, Op};
+use attar_graph::{Dim, Node, Op};
 
 use super::{Emission, Value};
 use crate::{Result, onnx::Style};
@@ -9,7 +9,17 @@ use crate::{Result, onnx::Style};
 pub(super) fn rms_norm(e: &mut Emission<'_>, node: &Node, name: &str) -> Result<String> {
     let Op::RmsNorm { epsilon } = node.op else { unreachable!("the table is right") };
     let (x, gain) = (e.value(node.inputs[0]), e.value(node.inputs[1]));
-    // In f16, squares of the residual stream are infinite: QNN has an operator, too.
+    // In f16, squares of the residual stream are infinite: QNN has an operator, too. Of heads, `[1, heads, tokens, head]`, it is silently wrong for some
+    // numbers of them, so these are rows of one matrix for it.
+    let dims = &e.graph.fact(node.inputs[0]).dims;
+    if let (Some(_), [_, a, b, width]) = (e.purpose.fixed, dims.as_slice()) {
+        let size = |dim: &Dim| dim.constant().map_or(-1, |size| size as i64);
+        let (heads, rows) = ([1, size(a), size(b), size(width)], [1, -1, size(width)]);
+        let (heads, rows) = (e.ints(&heads), e.ints(&rows));
+        let matrix = e.node("Reshape", format!("{name}/rows"), &[&x, &rows], vec![]);
+        let normed = e.whole_norm(format!("{name}/normed"), &matrix, &gain, epsilon);
+        return Ok(e.node("Reshape", name, &[&normed, &heads], vec![]));
+    }
     if e.options.style != Style::Plain || e.purpose.fixed.is_some() {
         return Ok(e.whole_norm(name, &x, &gain, epsilon));
     }

@@ -8,7 +8,7 @@ use crate::{
     Result,
     onnx::{
         Logits,
-        form::{Form, stored_bits},
+        form::{Form, block, stored_bits},
         proto::MICROSOFT,
         storage::blob_group,
         stored::{Part, Role},
@@ -37,6 +37,9 @@ fn product(e: &mut Emission<'_>, node: &Node, x: &str, name: &str) -> String {
         }
         Some((at, Form::Columns(scheme, _) | Form::Blocks(scheme))) => {
             let attributes = match scheme.granularity {
+                Granularity::Row if matches!(e.weights.stored[at].form, Form::Blocks(_)) => {
+                    blocks(0, block(&scheme, e.weights.stored[at].dims[1]))
+                }
                 Granularity::Tensor => vec![],
                 Granularity::Row => vec![("axis", Value::Int(1))],
                 Granularity::Group(size) => blocks(0, size),
