@@ -219,6 +219,14 @@ pub enum Error {
         /// What is done with it.
         problem: &'static str,
     },
+    /// A residual stream of which no channel can leave.
+    #[error("channels of the residual stream cannot leave: `{value}` {problem}")]
+    NoChannels {
+        /// The value in the graph.
+        value: String,
+        /// What is done with it.
+        problem: &'static str,
+    },
     /// A transformation of a weight that is codes already.
     #[error("`{weight}` is already quantized to {scheme}, and quantized weights cannot be transformed")]
     CodesStay {
@@ -437,6 +445,7 @@ impl Error {
             Error::Share { key, .. } | Error::Setting { key, .. } | Error::Number { key, .. } => Some(key),
             Error::NoGrid { key } => Some(key),
             Error::NoChoices => Some("choices"),
+            Error::NoChannels { .. } => Some("hidden"),
             Error::NoRate { .. } => Some("algorithm"),
             Error::BudgetTooSmall { key, .. } => Some(key),
             Error::Contradiction { key, .. } | Error::AlreadyIntegers { key, .. } => Some(key),
@@ -502,6 +511,7 @@ impl Error {
             Error::OneBudget { .. } => Some("give one of `parameters`, `bytes`, `macs`, `kv_bytes` and `latency`".into()),
             Error::NotUniform => Some("say what stays by `mlp`, `heads` and `kv_heads`".into()),
             Error::NoSublayers => Some("leave `blocks` out".into()),
+            Error::NoChannels { .. } => Some("prune `mlp`, `heads` or `blocks` instead".into()),
             Error::Structure { .. } => Some(
                 "`rotate` with `residual = false` needs no particular structure of the residual stream; otherwise remove the step"
                     .into(),

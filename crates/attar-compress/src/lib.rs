@@ -34,8 +34,8 @@ pub use hessian::{Cross, Drift, Hessian};
 pub use losses::{Became, Losses, Lost, RowLoss};
 pub use pattern::{Pattern, Patterns};
 pub use quantize::{
-    Algorithm, Assignment, GridName, Grouping, LostRule, Needs, Override, QUANTIZERS, Quantize, Quantizer, Rate, ScaleDtype,
-    Seen, TailRule, WeightRows, kind, scheme,
+    Algorithm, Assignment, GridName, Grouping, LEAST_CODED, LostRule, MOST_CODED, Needs, Override, QUANTIZERS, Quantize,
+    Quantizer, Rate, ScaleDtype, Seen, TailRule, WeightRows, kind, scheme,
 };
 pub use random::SplitMix64;
 pub use scale::{Refusal, RowFits, ScaleSearch, Shared, row_fits};

@@ -79,6 +79,10 @@ impl TrainingText {
     /// Whether a model of that configuration can see the text so. The text is not read.
     pub fn check(&self, config: &Config) -> Result<()> {
         check_windows(self.samples.unwrap_or(1), self.length, config)?;
+        if self.length < 2 {
+            let wanted = "a window of 2 tokens and more: the last token of a window has no next one to learn";
+            return Err(Error::Setting { key: "length", found: self.length, wanted: wanted.into() });
+        }
         match (&self.field, &self.messages) {
             (Some(_), Some(messages)) => {
                 let hint = "a line is one text or one dialogue: leave one of them out";

@@ -416,11 +416,13 @@ impl Gate {
 
     fn words(&self, measured: f64) -> String {
         let kept = self.bound.holds(measured);
+        let small = measured != 0.0 && measured.abs() < 1e-3;
+        let number = if small { format!("{measured:.3e}") } else { format!("{measured:.4}") };
         match self.bound {
-            Bound::AtMost(limit) if kept => format!("{measured:.4} is at most {limit}"),
-            Bound::AtMost(limit) => format!("{measured:.4} is not at most {limit}"),
-            Bound::AtLeast(limit) if kept => format!("{measured:.4} is at least {limit}"),
-            Bound::AtLeast(limit) => format!("{measured:.4} is not at least {limit}"),
+            Bound::AtMost(limit) if kept => format!("{number} is at most {limit}"),
+            Bound::AtMost(limit) => format!("{number} is not at most {limit}"),
+            Bound::AtLeast(limit) if kept => format!("{number} is at least {limit}"),
+            Bound::AtLeast(limit) => format!("{number} is not at least {limit}"),
             Bound::WorseAtMost(limit) | Bound::DropAtMost(limit) => {
                 format!("{:.2}% worse than the baseline; at most {}% allowed", 100.0 * measured, 100.0 * limit)
             }

@@ -1,6 +1,6 @@
 //! Counts the codes of weights, for an estimate of what a device's coder makes of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use attar_compile::device::Zeros;
 use attar_graph::Expr;
@@ -13,9 +13,11 @@ use crate::{Result, model::Working, report::CodedReport};
 pub(crate) fn coded(model: &Working) -> Result<Option<CodedReport>> {
     let Some((device, zeros)) = &model.coder else { return Ok(None) };
     let mut sums = CodedReport { device: device.clone(), ..CodedReport::default() };
+    // Tied weights are one.
+    let mut seen = HashSet::new();
     for (_, value, expr) in model.graph.weights().filter(|(_, value, _)| model.coded.contains(&value.name)) {
         let (Encoding::Quantized(scheme), Some(dims)) = (value.fact.encoding, value.fact.constant_dims()) else { continue };
-        if !is_coded(&scheme) {
+        if !is_coded(&scheme) || !seen.insert(expr.clone()) {
             continue;
         }
         let codes = Codes::of(expr, &*model.source, dims[0])?;

@@ -55,7 +55,10 @@ impl Hidden {
     /// # Errors
     /// If something else than RMSNorms, sums and tables of embeddings touches it.
     pub fn of(graph: &Graph) -> Result<Hidden> {
-        let residual = Residual::of(graph)?;
+        let residual = Residual::of(graph).map_err(|error| match error {
+            Error::Structure { value, problem } => Error::NoChannels { value, problem },
+            other => other,
+        })?;
         let mut places = Vec::new();
         for norm in &residual.norms {
             let node = maker(graph, norm.readers[0].input)?;

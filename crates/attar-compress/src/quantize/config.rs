@@ -112,6 +112,12 @@ pub struct Override {
     pub algorithm: Option<Algorithm>,
 }
 
+/// What `coded_bits` can be at least: the coarsest steps that are tried take more of most weights.
+pub const LEAST_CODED: f64 = 1.4;
+
+/// And at most: what int8 takes uncoded.
+pub const MOST_CODED: f64 = 8.0;
+
 pub(crate) fn block_matrices() -> Patterns {
     vec![Pattern::new("blocks.*.{attention,mlp}.*").expect("a constant that the tests parse")]
 }
@@ -441,8 +447,8 @@ impl Quantize {
         if self.choices.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::NoChoices);
         }
-        if let Some(found) = self.coded_bits.filter(|bits| !(*bits > 1.0 && *bits <= 8.0)) {
-            return Err(Error::Number { key: "coded_bits", found, wanted: "a number above 1, of at most 8" });
+        if let Some(found) = self.coded_bits.filter(|bits| !(LEAST_CODED..=MOST_CODED).contains(bits)) {
+            return Err(Error::Number { key: "coded_bits", found, wanted: "a number from 1.4 to 8" });
         }
         let whole = |other: &Override| other.grid.is_some();
         let part = |other: &Override| {

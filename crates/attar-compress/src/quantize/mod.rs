@@ -11,7 +11,10 @@ use std::ops::Range;
 
 use attar_tensor::{BlobWriter, Damage, Scheme};
 
-pub use config::{Algorithm, Assignment, GridName, Grouping, LostRule, Override, Quantize, ScaleDtype, TailRule, kind, scheme};
+pub use config::{
+    Algorithm, Assignment, GridName, Grouping, LEAST_CODED, LostRule, MOST_CODED, Override, Quantize, ScaleDtype, TailRule, kind,
+    scheme,
+};
 pub(crate) use config::{block_matrices, registered};
 
 pub use rate::Rate;

@@ -25,9 +25,9 @@ const LAST: f32 = 127.0;
 /// `-d(s^2 / 12) / d(bits)`, as a share of `s^2`, where a bit more halves the step `s`.
 const SLOPE: f32 = std::f32::consts::LN_2 / 6.0;
 
-/// What is tried for every tensor: from 1.1 to 6 bits of Gaussian weights.
+/// What is tried for every tensor: from 1.6 to 7 bits of Gaussian weights.
 pub(super) fn rates() -> impl Iterator<Item = Rate> {
-    (-8..=2).map(|at| Rate { step: 2f32.powf(at as f32 / 2.0), price: 1.0 })
+    (-10..=2).map(|at| Rate { step: 2f32.powf(at as f32 / 2.0), price: 1.0 })
 }
 
 /// The scheme of codes under a rate.

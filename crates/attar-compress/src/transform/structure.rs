@@ -90,11 +90,7 @@ impl Residual {
                 (Op::Scale { .. }, [x]) if stream.contains(x) => stream.push(node.output()),
                 (Op::RmsNorm { .. }, [x, ..]) if stream.contains(x) => found.norms.push(Norm::of_node(graph, node)?),
                 (Op::LayerNorm { .. }, [x, ..]) if stream.contains(x) => {
-                    return refuse(
-                        graph,
-                        node.output(),
-                        "is a LayerNorm, and subtracting the mean does not commute with a rotation",
-                    );
+                    return refuse(graph, node.output(), "is a LayerNorm, which takes the mean of all channels off each");
                 }
                 (_, inputs) if inputs.iter().any(|id| stream.contains(id)) => {
                     return refuse(graph, node.outputs[0], "reads the residual stream, and is neither a norm nor an addition");

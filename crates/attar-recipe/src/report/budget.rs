@@ -104,11 +104,13 @@ impl AllocationReport {
 fn choice_table(allocation: &AllocationReport) -> Table {
     let mut choices: Vec<&ChoiceReport> = allocation.choices.iter().collect();
     choices.sort_by(|a, b| b.predicted.total_cmp(&a.predicted));
+    let coded = allocation.is_coded();
     let row = |c: &&ChoiceReport| {
         let own = [c.name.clone(), c.scheme.clone(), format!("{:.3}", c.bits_per_weight), format!("{:.2e}", c.predicted)];
-        own.into_iter().chain(c.zeros.map(|zeros| format!("{:.1}%", 100.0 * zeros))).collect()
+        let zeros = c.zeros.map_or_else(|| "-".to_owned(), |zeros| format!("{:.1}%", 100.0 * zeros));
+        own.into_iter().chain(coded.then_some(zeros)).collect()
     };
-    let head: &[&str] = match allocation.is_coded() {
+    let head: &[&str] = match coded {
         true => &["weight", "scheme", "coded bits/weight", "predicted loss", "zeros"],
         false => &["weight", "scheme", "bits/weight", "predicted loss"],
     };

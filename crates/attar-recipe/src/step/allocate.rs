@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use attar_compile::device::Zeros;
 use attar_compress::{
-    Assignment, Hessian, Needs, Quantize, Seen,
+    Assignment, Hessian, LEAST_CODED, Needs, Quantize, Seen,
     allocate::{Backward, Budget, Cost, Outputs, Reads, Sensitivity, least_bits, most_bits, solve},
 };
 use attar_eval::{Output, Reference, Rows, Runner, Window, perplexity};
@@ -137,7 +137,15 @@ pub(super) fn plan(
     model: &mut Working,
 ) -> Result<Vec<Assignment>, StepError> {
     sensitivity(settings, &model.graph, model.calibrated)?;
-    if coder(settings)?.is_some() {
+    if let Some(found) = coder(settings)? {
+        let least = |a: &Assignment| match a.rate {
+            Some(_) => Cost { bits: (LEAST_CODED * (a.dims[0] * a.dims[1]) as f64) as u64, loss: 0.0 },
+            None => Cost { bits: a.scheme.true_bits(a.dims), loss: 0.0 },
+        };
+        let least: Vec<Vec<Cost>> = options.iter().map(|options| options.iter().take(1).map(least).collect()).collect();
+        Room::of(budget, &options, &model.graph).spend(&least)?;
+        model.coder = Some(found);
+        model.coded.extend(options.iter().flat_map(|options| options[0].names().map(str::to_owned)));
         // All options are stored alike.
         return Ok(options.into_iter().filter_map(|options| options.into_iter().next()).collect());
     }

@@ -11,7 +11,7 @@ use attar_tensor::{Digest, Source};
 use super::{
     codes::{Live, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
-    trainable::{Trainable, gradient_memory, install, trainable, weights_key},
+    trainable::{Trainable, gradient_memory, install, note_coded, trainable, weights_key},
 };
 use crate::{
     Result,
@@ -57,6 +57,7 @@ impl Step for AutoRound {
 
     fn plan(&self, model: &mut Working) -> std::result::Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
+        note_coded(self.kind().name, model);
         let trainable = trainable(&self.select, model)?;
         walk::plan(model, 2);
         let gradients = gradient_memory(model, (self.batch * model.window) as u64);

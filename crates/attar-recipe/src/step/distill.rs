@@ -580,6 +580,12 @@ impl<'a> Training<'a> {
         // As they are read back.
         let [kl, labels] = [found.kl, found.labels].map(|sum| f64::from((sum / windows) as f32));
         if !(kl.is_finite() && labels.is_finite()) {
+            if step == 0 {
+                let error = Error::input(
+                    "the loss is not finite before the first step: the student or the teacher computes numbers that are not",
+                );
+                return Err(error.hint("`attar eval` of each tells which; check its checkpoint".to_owned()).into());
+            }
             let block = course.student.first_not_finite(&lessons.inputs[self.text.train.len() / size])?;
             let block = self.graph.block_name(block).into();
             return Err(diverged(attar_compress::Error::Diverged { step, block }));

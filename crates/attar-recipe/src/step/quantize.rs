@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use attar_compress::{Assignment, Needs, Quantize, Seen, allocate::Budget};
+use attar_compress::{Assignment, MOST_CODED, Needs, Quantize, Seen, allocate::Budget};
 use attar_tensor::{Blobs, Digest};
 
 use super::{
@@ -143,7 +143,7 @@ impl Step for Quantize {
 
     fn with_bits(&self, bits: f64) -> Option<Arc<dyn Step>> {
         Some(Arc::new(match self.budget()? {
-            Budget::Coded(_) => Quantize { coded_bits: Some(bits), ..self.clone() },
+            Budget::Coded(_) => Quantize { coded_bits: Some(bits.min(MOST_CODED)), ..self.clone() },
             _ => Quantize { bits: Some(bits), bytes: None, ..self.clone() },
         }))
     }

@@ -15,7 +15,7 @@ use super::{
     codes::{Live, refused},
     kind::{PlannedTensor, Step, StepError, StepKind},
     plain::{self, PlainTrainable},
-    trainable::{Trainable, check_matches_float, gradient_memory, install, trainable, weights_key},
+    trainable::{Trainable, check_matches_float, gradient_memory, install, note_coded, trainable, weights_key},
 };
 use crate::{
     Error,
@@ -65,6 +65,7 @@ impl Step for Recover {
 
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         self.check().map_err(refused)?;
+        note_coded(self.kind().name, model);
         let learners = Learners::of(self, model)?;
         walk::plan(model, 1);
         // All that learns with two moments, and again while it is stored; what enters every block; both heads; logits.

@@ -76,6 +76,16 @@ pub(super) fn trainable(select: &[Pattern], model: &Working) -> Result<Vec<Train
     }
 }
 
+/// Training knows losses alone, and no budget of coded bits.
+pub(super) fn note_coded(step: &str, model: &mut Working) {
+    if let (Some((device, _)), false) = (&model.coder, model.coded.is_empty()) {
+        let note = format!(
+            "`{step}` moves codes whatever their bits cost, and may exceed `coded_bits`: the report estimates what the coder of `{device}` takes behind it"
+        );
+        model.notes.push(note);
+    }
+}
+
 /// What learns is held against the float model, value by value.
 pub(super) fn check_matches_float(model: &Working) -> Result<(), StepError> {
     let integers = model.graph.nodes().iter().any(|node| matches!(node.op, attar_graph::Op::Quantize { .. }));

@@ -43,7 +43,7 @@ impl Verb for Compile {
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
         check_traces(arguments, path(arguments, "out"))?;
-        let text = step::recipe_of(NAME, arguments, &[]) + &step::data(arguments);
+        let text = step::recipe_of(NAME, arguments, &[]) + &step::data(NAME, arguments);
         let title = format!("attar {NAME} {}", path(arguments, "model").display());
         let code = run_text(&title, &text, arguments, environment, printer)?;
         if !arguments.get_flag("print-recipe") {

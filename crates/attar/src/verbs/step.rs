@@ -78,7 +78,7 @@ impl TextFlags {
 
     /// The table of the recipe as text, if something of it was given.
     fn data(&self, arguments: &ArgMatches) -> Option<String> {
-        let path = arguments.try_get_one::<PathBuf>(self.name).ok()?;
+        let path = arguments.get_one::<PathBuf>(self.name);
         let mut table = toml::Table::new();
         match path.map(|path| path.display().to_string()) {
             Some(own) if self.name == CALIBRATION.name && own == MIXTURE => {}
@@ -127,7 +127,7 @@ impl Verb for StepKind {
     }
 
     fn run(&self, arguments: &ArgMatches, environment: &Environment, printer: &Printer) -> Result<ExitCode, Error> {
-        let text = recipe(self.name, arguments) + &data(arguments);
+        let text = recipe(self.name, arguments) + &data(self.name, arguments);
         run_text(&format!("attar {} {}", self.name, path(arguments, "model").display()), &text, arguments, environment, printer)
     }
 }
@@ -166,7 +166,7 @@ pub(super) fn recipe_of(step: &str, arguments: &ArgMatches, more: &[(&str, toml:
     one_shot(path(arguments, "model"), &ignored(arguments), path(arguments, "out"), &sections)
 }
 
-/// The table of the text that was given, if one was.
-pub(super) fn data(arguments: &ArgMatches) -> String {
-    [&CALIBRATION, &TRAINING].into_iter().find_map(|text| text.data(arguments)).unwrap_or_default()
+/// The table of the text that a step was given, if it was.
+pub(super) fn data(step: &str, arguments: &ArgMatches) -> String {
+    TextFlags::of(step).data(arguments).unwrap_or_default()
 }

@@ -333,6 +333,13 @@ fn the_verb_is_a_recipe_of_one_step() {
         "--out",
         "student",
     ];
+    let told = room.attar(&[&arguments[..], &["--print-recipe"]].concat()).exits(0).stdout;
+    let data: toml::Table = told.parse().expect("it is a recipe");
+    assert_eq!(
+        data["data"].to_string(),
+        "{ train = { path = \"testdata/evals/shakespeare-train.txt\", samples = 8, length = 32, held_out = 2 } }",
+        "{told}"
+    );
     room.attar(&arguments).exits(0);
     assert!(room.path("student/model.safetensors").exists() || room.path("student/manifest.json").exists());
     let arguments =

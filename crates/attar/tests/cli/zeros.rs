@@ -272,6 +272,32 @@ fn coded_bits_choose_steps_and_zeros_together() {
     is_what_the_coder_takes(&room, &["three", "two"], &bits);
 }
 
+/// Weights of another format beside them have their own bits; a tied table counts once; a sweep goes over such budgets, too; and training behind them is told of.
+#[test]
+fn coded_bits_go_with_other_formats_ties_and_sweeps() {
+    let room = Room::new();
+    let grouped = "\n[[step.override]]\nselect = [\"blocks.0.**\"]\ngrid = \"int4\"\ngroup = 32\n";
+    room.write("recipe.toml", &recipe(&[&(coded(4.0) + grouped)]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let choices = room.json("out/report.json")["variants"][0]["allocations"][0]["choices"].clone();
+    let first =
+        choices.as_array().expect("a list").iter().find(|choice| choice["scheme"] == "int4/g32").expect("as the override says");
+    assert!(first["zeros"].is_null() && first["bits_per_weight"] == 4.5, "{first}");
+    room.write("recipe.toml", &recipe(&[&(coded(3.0) + "\nselect = [\"**\"]")]));
+    room.attar(&["run", "recipe.toml", "--quiet"]).exits(0);
+    let report = room.json("out/report.json")["variants"][0].clone();
+    assert_eq!((&report["coded"][0]["weights"], &report["coded"][0]["layers"]), (&917_504.into(), &29.into()), "{report}");
+    room.attar(&["sweep", "recipe.toml", "--points", "3"]).exits(0);
+    let swept = room.json("out/sweep.json");
+    let bits = |at: usize| {
+        swept.pointer(&format!("/fronts/0/points/{at}/allocation/bits_per_weight")).and_then(serde_json::Value::as_f64)
+    };
+    assert!(bits(0) < bits(1) && bits(1) < bits(2) && bits(2) > Some(6.0), "{swept}");
+    room.write("recipe.toml", &recipe(&[&coded(3.0), "kind = \"autoround\"\niterations = 4\nrounding = 0.2"]));
+    let planned = room.attar(&["plan", "recipe.toml"]).exits(0).stdout;
+    assert!(planned.contains("may exceed `coded_bits`"), "{planned}");
+}
+
 /// Vela's own coder takes as many bits for the exported codes as the report says, within 5%.
 fn is_what_the_coder_takes(room: &Room, variants: &[&str], said: &dyn Fn(&str) -> f64) {
     let python = PathBuf::from(std::env::var_os("ATTAR_ENGINES").unwrap_or_default()).join("vela/bin/python");
@@ -341,6 +367,12 @@ fn mistakes_are_found_in_the_plan() {
             &["kind = \"quantize\"\nchoices = [\"int4/g32\"]\ncoded_bits = 3\ndevice = \"ethos-u55-256\""],
         ),
         ("an algorithm that weighs no bits", &["kind = \"quantize\"\ncoded_bits = 3\ndevice = \"ethos-u55-256\""]),
+        (
+            "other formats beyond coded bits",
+            &[
+                "kind = \"quantize\"\ncoded_bits = 3\ndevice = \"ethos-u55-256\"\nalgorithm = \"gptq\"\n[[step.override]]\nselect = [\"blocks.**\"]\ngrid = \"int4\"\ngroup = 32",
+            ],
+        ),
         ("no bits at all", &["kind = \"quantize\"\ncoded_bits = 0\ndevice = \"ethos-u55-256\"\nalgorithm = \"gptq\""]),
         ("exported adapters", &[half, QUANTIZE, "kind = \"recover\"\nmethod = \"lora\"\nadapters = \"export\""]),
     ];
