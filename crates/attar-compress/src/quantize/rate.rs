@@ -25,9 +25,10 @@ const LAST: f32 = 127.0;
 /// `-d(s^2 / 12) / d(bits)`, as a share of `s^2`, where a bit more halves the step `s`.
 const SLOPE: f32 = std::f32::consts::LN_2 / 6.0;
 
-/// What is tried for every tensor: from 1.6 to 7 bits of Gaussian weights.
+/// What is tried for every tensor, each step the root of two times the one before: from 7 bits of Gaussian weights to 1.6.
 pub(super) fn rates() -> impl Iterator<Item = Rate> {
-    (-10..=2).map(|at| Rate { step: 2f32.powf(at as f32 / 2.0), price: 1.0 })
+    let step = |at: i32| 2f32.powi(at.div_euclid(2)) * [1.0, std::f32::consts::SQRT_2][at.rem_euclid(2) as usize];
+    (-10..=2).map(move |at| Rate { step: step(at), price: 1.0 })
 }
 
 /// The scheme of codes under a rate.
