@@ -247,12 +247,18 @@ impl Asked for Distill {
     /// Bytes: values, moments and gradients of all that learns, and a block of them as tensors; what enters every block of the
     /// student and the last one of the teacher; both heads; logits; the inside of one block.
     fn memory(&self, model: &Working, teacher: &Float, plain: &[PlainTrainable]) -> u64 {
-        let (windows, length) = match &model.training {
-            Some(text) => (text.most_windows() + text.most_held_out(), text.length),
-            None => (model.tokens as usize / model.window.max(1), model.window),
+        let (windows, held_out, length) = match &model.training {
+            Some(text) => (text.most_windows() + text.most_held_out(), text.most_held_out(), text.length),
+            None => (model.tokens as usize / model.window.max(1), 0, model.window),
         };
         let steps = self.steps.map_or(windows, |steps| steps.saturating_mul(self.accumulate * self.batch).min(windows));
-        let tokens = ((if self.kl == 0.0 { 0 } else { steps }) * length) as u64;
+        // Where hidden states count, the teacher comes to its last block at every step, and only held-out windows wait there.
+        let asked = match (self.kl == 0.0, self.hidden > 0.0) {
+            (true, _) => 0,
+            (false, true) => held_out,
+            (false, false) => steps,
+        };
+        let tokens = (asked * length) as u64;
         let learned: u64 = plain.iter().map(PlainTrainable::numbers).sum();
         let [_, between] = model.token_bytes();
         let entered = (self.batch * length * model.graph.block_count()) as u64 * between;
@@ -375,7 +381,7 @@ impl<'a> Training<'a> {
         let graph = self.teacher.graph.to_string();
         let zeros: String = self.model.zeros.iter().map(|name| format!(" {name}")).collect();
         let parts = [
-            b"distill 1".as_slice(),
+            b"distill 2".as_slice(),
             settings.as_bytes(),
             train.as_bytes(),
             &held_out,
@@ -412,16 +418,16 @@ impl<'a> Training<'a> {
         while course.trace.losses.len() < steps && !course.trace.is_over(settings) {
             session.check_interrupt()?;
             let step = course.trace.losses.len();
-            let batch = |at: usize| -> crate::Result<Batch<'_>> {
-                let states = teaching.states(&meetings, &lessons.inputs[at % batches], &teacher)?;
-                Ok(Batch { states, ..teaching.batch(&lessons, at % batches, &heads[1]) })
-            };
+            let meet = |at: usize| Ok((at, teaching.meet(&meetings, &lessons.inputs[at], &teacher)?));
             if step == 0 && !meetings.is_empty() {
-                let first: Vec<Batch<'_>> = (0..batches.min(MAPPED)).map(batch).collect::<crate::Result<_>>()?;
-                settings.begin_maps(&mut course.student, &first)?;
+                let first = (0..batches.min(MAPPED)).map(meet).collect::<crate::Result<Vec<_>>>()?;
+                let first = first.iter().map(|(at, met)| teaching.batch(&lessons, *at, met.as_ref(), &heads[1]));
+                settings.begin_maps(&mut course.student, &first.collect::<Vec<_>>())?;
             }
-            let taken = (step * settings.accumulate..).take(settings.accumulate).map(batch);
-            let taken: Vec<Batch<'_>> = taken.collect::<crate::Result<_>>()?;
+            let taken = (step * settings.accumulate..).take(settings.accumulate).map(|at| meet(at % batches));
+            let taken = taken.collect::<crate::Result<Vec<_>>>()?;
+            let taken = taken.iter().map(|(at, met)| teaching.batch(&lessons, *at, met.as_ref(), &heads[1]));
+            let taken: Vec<Batch<'_>> = taken.collect();
             let loss = settings.step(&mut course.student, &taken, &heads[0], [step, steps]).map_err(diverged)?;
             course.trace.losses.push(loss as f32);
             let done = step + 1;
@@ -439,7 +445,7 @@ impl<'a> Training<'a> {
             }
         }
         if self.text.held_out.is_empty() {
-            self.check_first(&course, &lessons, &heads)?;
+            self.check_first(&course, &lessons, &heads, &meetings)?;
         }
         let learned = self.finish(&course, part)?;
         let trace = session.unit(part(TRACE), |to| {
@@ -452,12 +458,20 @@ impl<'a> Training<'a> {
     }
 
     /// Where nothing is held out, fails if the first step's batches are worse at the end than they were before it.
-    fn check_first(&self, course: &Course<'_>, lessons: &Lessons, heads: &[Cached<'_>; 2]) -> Result<(), StepError> {
+    fn check_first(
+        &self,
+        course: &Course<'_>,
+        lessons: &Lessons,
+        heads: &[Cached<'_>; 2],
+        meetings: &[Meeting],
+    ) -> Result<(), StepError> {
+        let (teaching, teacher) = (self.teaching(), SourceWeights(self.teacher.source.clone()));
         let (count, first) = (self.settings.accumulate, f64::from(course.trace.losses[0]));
         let batches = self.text.train.len() / self.settings.batch;
         let mut last = 0.0;
         for at in 0..count {
-            let found = self.teaching().batch(lessons, at % batches, &heads[1]).measure(&course.student, &heads[0])?;
+            let met = teaching.meet(meetings, &lessons.inputs[at % batches], &teacher)?;
+            let found = teaching.batch(lessons, at % batches, met.as_ref(), &heads[1]).measure(&course.student, &heads[0])?;
             last += self.settings.loss(found) / count as f64;
         }
         if last <= RISEN * first {
@@ -568,7 +582,7 @@ impl<'a> Training<'a> {
         for at in self.text.train.len() / size..lessons.inputs.len() {
             self.session.check_interrupt()?;
             let teaching = self.teaching();
-            let batch = teaching.batch(lessons, at, &heads[1]);
+            let batch = teaching.batch(lessons, at, None, &heads[1]);
             let (of_batch, weight) = (batch.measure(&course.student, &heads[0])?, batch.tokens.len() as f64);
             found = Measured { kl: found.kl + weight * of_batch.kl, labels: found.labels + weight * of_batch.labels };
             windows += weight;

@@ -1,7 +1,7 @@
 //! What a teacher says about the texts of `distill`: what enters its last block, its most probable tokens, its hidden states.
 //!
 //! It is asked in one resumable walk. Most probable tokens are units of the store, batch by batch, so that another run need not ask; hidden
-//! states are computed at every step, for they are larger than anything else.
+//! states are computed at every step, for they are larger than anything else, and what enters the last block comes along with them.
 
 use std::collections::BTreeMap;
 
@@ -67,6 +67,14 @@ pub(super) fn pairs(student: &Graph, teacher: &Graph) -> Result<Pairs, StepError
     Ok(met.into_iter().map(|meeting| (meeting.student, [meeting.value, meeting.wanted])).collect())
 }
 
+/// A teacher on its way through a batch, where hidden states count.
+pub(super) struct Met {
+    /// Its residual stream, by the student's block that it is held against and the value behind that.
+    states: BTreeMap<BlockId, (ValueId, Tensor)>,
+    /// What enters its last block.
+    entering: Values,
+}
+
 /// What the windows of the text are held against, batch by batch: first those to train on.
 pub(super) struct Lessons {
     pub(super) inputs: Vec<Values>,
@@ -88,39 +96,38 @@ pub(super) struct Teaching<'a> {
 }
 
 impl<'a> Teaching<'a> {
-    /// A batch, of those to train on and then those that are held out.
-    pub(super) fn batch<'b>(&'b self, lessons: &'b Lessons, at: usize, head: &'b Cached<'_>) -> Batch<'b> {
+    /// A batch, of those to train on and then those that are held out. `met` is what the teacher was asked about it now.
+    pub(super) fn batch<'b>(&'b self, lessons: &'b Lessons, at: usize, met: Option<&'b Met>, head: &'b Cached<'_>) -> Batch<'b> {
         let (train, size) = (&self.text.train, self.settings.batch);
         let tokens = match (at * size).checked_sub(train.len()) {
             None => &train[at * size..][..size],
             Some(from) => &self.text.held_out[from..(from + size).min(self.text.held_out.len())],
         };
-        let teacher = lessons.wanted[at].as_ref().map(|entering| Teacher { graph: &self.teacher.graph, entering, head });
-        Batch { inputs: &lessons.inputs[at], tokens, teacher, top: lessons.tops.get(at), states: BTreeMap::new() }
+        let met_now = met.filter(|_| self.settings.kl > 0.0).map(|met| &met.entering);
+        let entering = met_now.or(lessons.wanted[at].as_ref());
+        let teacher = entering.map(|entering| Teacher { graph: &self.teacher.graph, entering, head });
+        let states = met.map_or_else(BTreeMap::new, |met| met.states.clone());
+        Batch { inputs: &lessons.inputs[at], tokens, teacher, top: lessons.tops.get(at), states }
     }
 
-    /// The teacher's residual stream on a batch, for the student's blocks that it is held against.
-    pub(super) fn states(
-        &self,
-        meetings: &[Meeting],
-        inputs: &Values,
-        teacher: &SourceWeights,
-    ) -> crate::Result<BTreeMap<BlockId, (ValueId, Tensor)>> {
-        let (graph, mut found) = (&self.teacher.graph, BTreeMap::new());
+    /// Runs the teacher on a batch up to its last block; nothing, where only what it says counts.
+    pub(super) fn meet(&self, meetings: &[Meeting], inputs: &Values, teacher: &SourceWeights) -> crate::Result<Option<Met>> {
+        if meetings.is_empty() {
+            return Ok(None);
+        }
+        let (graph, mut states) = (&self.teacher.graph, BTreeMap::new());
+        let last = graph.blocks().last().unwrap_or(BlockId::FIRST);
         let by_name = |(id, tensor): (&ValueId, &Tensor)| Some((graph.find(&self.graph.get(*id).name)?, tensor.clone()));
         let mut values: Values = inputs.iter().filter_map(by_name).collect();
-        for block in graph.blocks() {
-            if found.len() == meetings.len() {
-                break;
-            }
+        for block in graph.blocks().take_while(|block| *block != last) {
             let left = graph.evaluate_block(block, teacher, Mode::Inference, &values)?;
             for meeting in meetings.iter().filter(|meeting| meeting.teacher == block) {
-                found.insert(meeting.student, (meeting.value, left[&meeting.wanted].clone()));
+                states.insert(meeting.student, (meeting.value, left[&meeting.wanted].clone()));
             }
             values.extend(left);
             values.retain(|id, _| graph.is_read_after(*id, block));
         }
-        Ok(found)
+        Ok(Some(Met { states, entering: values }))
     }
 
     /// What the teacher says. The blob holds what enters its last block while the student learns.
@@ -132,8 +139,11 @@ impl<'a> Teaching<'a> {
             Some(count) => self.tops(count, teacher)?,
             None => Vec::new(),
         };
-        // Nobody asks the teacher about what only the text is held against, or what is known of it.
-        let unasked = if self.settings.kl == 0.0 || !tops.is_empty() { self.text.train.len() } else { 0 };
+        // Nobody asks the teacher here about what only the text is held against, what is known of it, or what it is asked at every step.
+        let unasked = match self.settings {
+            settings if settings.kl == 0.0 || settings.hidden > 0.0 || !tops.is_empty() => self.text.train.len(),
+            _ => 0,
+        };
         let mut wanted: Vec<Option<Values>> = vec![None; unasked / batch];
         let (asked, entering) = self.arrived(&all[unasked..], teacher)?;
         wanted.extend(asked.into_iter().map(Some));

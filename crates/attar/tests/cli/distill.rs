@@ -228,6 +228,19 @@ fn hidden_states_lead_a_narrower_student() {
         .exits(0);
 }
 
+/// A teacher whose hidden states count comes to its last block at every step, so it is not asked before; the first text can still be compared.
+#[test]
+fn a_teacher_of_hidden_states_is_not_asked_twice() {
+    let step = format!("{TEACHER}hidden = 1.0\nbatch = 2\nsteps = 4\nselect = [\"blocks.*.mlp.down\"]\n");
+    let text = TEXT.replace("held_out = 4", "held_out = 0");
+    let asks = |step: &str| {
+        let said = ready(&text, step).attar(&["run", "recipe.toml"]).exits(0).stderr;
+        said.contains("run the teacher")
+    };
+    assert!(!asks(&step));
+    assert!(asks(&step.replace("hidden = 1.0", "hidden = 0.0")));
+}
+
 /// The teacher's most probable tokens teach nearly what its whole distribution does, and a second run does not ask it again.
 #[test]
 fn the_teachers_top_is_kept_in_place_of_the_teacher() {
