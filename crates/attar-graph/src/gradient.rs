@@ -360,6 +360,7 @@ mod tests {
             let wanted = kernel::Wanted {
                 teacher: (of_teacher > 0.0).then(|| (kernel::Taught::Logits(teacher.clone()), of_teacher)),
                 labels: Some((labels.map(Some).to_vec(), of_labels)),
+                soften: None,
             };
             let found = wanted.compare(&student).unwrap();
             let value = f64::from(of_teacher) * found.divergence + f64::from(of_labels) * found.entropy;
@@ -374,6 +375,26 @@ mod tests {
     }
 
     /// The most probable tokens and all others as one, by ops; with all of them, the whole distribution.
+    #[test]
+    fn a_softened_loss_has_the_gradient_of_its_definition() {
+        let (teacher, student) = (noise(&[1, 1, 101], 6).as_detached_tensor(), noise(&[1, 1, 101], 7));
+        let c = 0.05;
+        for top in [false, true] {
+            let taught = match top {
+                false => kernel::Taught::Logits(teacher.clone()),
+                true => kernel::Taught::Top(kernel::Top::of(&teacher, 101).unwrap()),
+            };
+            let wanted = kernel::Wanted { teacher: Some((taught, 0.7)), labels: Some((vec![Some(3)], 0.2)), soften: Some(c) };
+            let found = wanted.compare(&student).unwrap();
+            let [divergence, entropy] = slow_losses(&teacher, &student, &[3]);
+            let c = f64::from(c);
+            let softened = divergence.affine(c, c * c).unwrap().sqrt().unwrap().affine(2.0, -2.0 * c).unwrap();
+            let slow = ((softened * 0.7).unwrap() + (entropy * 0.2).unwrap()).unwrap();
+            let value = 0.7 * 2.0 * ((c * c + c * found.divergence).sqrt() - c) + 0.2 * found.entropy;
+            assert_same("softened", &[&student], &seeded(&student, value, found.gradient).unwrap(), &slow);
+        }
+    }
+
     #[test]
     fn a_teachers_top_has_the_loss_of_its_definition() {
         let (teacher, student) = (noise(&[2, 3, 101], 6).as_detached_tensor(), noise(&[2, 3, 101], 7));
@@ -396,8 +417,11 @@ mod tests {
             };
             let divergence = (of_top + of_rest).unwrap();
             let entropy = &slow_losses(&teacher, &student, &labels)[1];
-            let wanted =
-                kernel::Wanted { teacher: Some((kernel::Taught::Top(top), 0.7)), labels: Some((labels.map(Some).to_vec(), 0.2)) };
+            let wanted = kernel::Wanted {
+                teacher: Some((kernel::Taught::Top(top), 0.7)),
+                labels: Some((labels.map(Some).to_vec(), 0.2)),
+                soften: None,
+            };
             let found = wanted.compare(&student).unwrap();
             let value = 0.7 * found.divergence + 0.2 * found.entropy;
             let fast = seeded(&student, value, found.gradient).unwrap();

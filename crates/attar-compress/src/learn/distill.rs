@@ -51,6 +51,11 @@ pub struct Distill {
     /// enters its last block].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher_top: Option<usize>,
+    /// Divergence of a token, in nats, about from which on it counts by its square root instead of itself, so that few tokens far from the
+    /// teacher do not drown all others: the loss of a token is `2 (sqrt(c^2 + c d) - c)` [default: its divergence `d`]. What is measured is the
+    /// divergence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soften: Option<f64>,
     /// Weight of the cross-entropy with the tokens that follow in the text.
     #[serde(default)]
     pub labels: f64,
@@ -234,7 +239,7 @@ pub struct Measured {
 
 impl Batch<'_> {
     /// What some positions are held against; the weights are those of a row.
-    fn wanted(&self, positions: Range<usize>, [kl, labels]: [f32; 2]) -> Result<Wanted> {
+    fn wanted(&self, positions: Range<usize>, [kl, labels]: [f32; 2], soften: Option<f64>) -> Result<Wanted> {
         let teacher = match (self.top, &self.teacher) {
             (Some(top), _) => {
                 let length = top.rest.len() / self.tokens.len().max(1);
@@ -245,7 +250,8 @@ impl Batch<'_> {
             (None, None) => None,
         };
         let followers = |window: &Vec<u32>| positions.clone().map(|at| window.get(at + 1).copied()).collect::<Vec<_>>();
-        Ok(Wanted { teacher, labels: Some((self.tokens.iter().flat_map(followers).collect(), labels)) })
+        let labels = Some((self.tokens.iter().flat_map(followers).collect(), labels));
+        Ok(Wanted { teacher, labels, soften: soften.map(|c| c as f32) })
     }
 
     /// Rows that have a distribution, and rows that have a token behind them.
@@ -257,7 +263,7 @@ impl Batch<'_> {
     pub fn measure(&self, student: &Student<'_>, head: &dyn Weights) -> Result<Measured> {
         let mut sums = [0.0; 2];
         student.logits(self.inputs, head, &mut |positions, logits| {
-            let found = self.wanted(positions, [0.0; 2])?.compare(logits)?;
+            let found = self.wanted(positions, [0.0; 2], None)?.compare(logits)?;
             sums = [sums[0] + found.divergence, sums[1] + found.entropy];
             Ok(())
         })?;
@@ -328,7 +334,8 @@ impl Distill {
             return Err(Error::Number { key, found, wanted: "a share below 1" });
         }
         let positive = [("learning_rate", self.learning_rate), ("clip", self.clip)];
-        if let Some((key, found)) = positive.into_iter().find(|(_, x)| !(*x > 0.0 && x.is_finite())) {
+        let mut positive = positive.into_iter().chain(self.soften.map(|c| ("soften", c)));
+        if let Some((key, found)) = positive.find(|(_, x)| !(*x > 0.0 && x.is_finite())) {
             return Err(Error::Number { key, found, wanted: "a number above 0" });
         }
         if let Some((key, found)) =
@@ -522,7 +529,7 @@ impl Distill {
         let [rows, followed] = batch.rows().map(|rows| rows.max(1) as f64);
         let weights = [self.kl * share / rows, self.labels * share / followed];
         let objective = |positions: Range<usize>| {
-            let wanted = batch.wanted(positions, weights.map(|weight| weight as f32))?;
+            let wanted = batch.wanted(positions, weights.map(|weight| weight as f32), self.soften)?;
             Ok(Box::new(move |logits: &Tensor| {
                 let found = wanted.compare(logits)?;
                 Ok((weights[0] * found.divergence + weights[1] * found.entropy, found.gradient))

@@ -58,6 +58,9 @@ pub struct Wanted {
     pub teacher: Option<(Taught, f32)>,
     /// The token that follows at every row, if it is known, and the weight of a row's cross-entropy.
     pub labels: Option<(Vec<Option<u32>>, f32)>,
+    /// A divergence `c`: the loss of a row with divergence `d` is `2 (sqrt(c^2 + c d) - c)`, which is `d` where `d` is small and grows with its
+    /// root where it is large. Without it, the loss is `d`.
+    pub soften: Option<f32>,
 }
 
 /// What a teacher says of the next token, row by row.
@@ -161,13 +164,16 @@ impl Wanted {
         let (divergence, log_sum) = match (teacher, &self.teacher) {
             (Some(mut teacher), Some((_, of_teacher))) => {
                 let (divergence, sum, log_sum) = divergence_row(&mut teacher, student);
+                let of_teacher = of_teacher * self.slope(divergence);
                 scale(student, of_teacher + of_label);
                 if of_label != 0.0 {
                     add_scaled(student, &teacher, of_label / sum);
                 }
                 (divergence, log_sum)
             }
-            (None, Some((Taught::Top(top), of_teacher))) => top_row(top, row, student, *of_teacher, of_label),
+            (None, Some((Taught::Top(top), of_teacher))) => {
+                top_row(top, row, student, &|divergence| *of_teacher * self.slope(divergence), of_label)
+            }
             _ => {
                 let offset = max(student);
                 let sum = exp_sum(student, offset);
@@ -180,11 +186,16 @@ impl Wanted {
         }
         [divergence, logit.map_or(0.0, |logit| log_sum - logit)]
     }
+
+    /// The derivative of a row's loss by its divergence.
+    fn slope(&self, divergence: f64) -> f32 {
+        self.soften.map_or(1.0, |c| (f64::from(c) / (f64::from(c) + divergence.max(0.0))).sqrt() as f32)
+    }
 }
 
 /// With the teacher's `p` of the top tokens and `r` of the rest, and the student's `q` and `s`: the divergence is
 /// `sum p ln (p / q) + r ln (r / s)`, its gradient `q - p` at the top and `q (1 - r / s)` elsewhere.
-fn top_row(top: &Top, row: usize, student: &mut [f32], of_teacher: f32, of_label: f32) -> (f64, f64) {
+fn top_row(top: &Top, row: usize, student: &mut [f32], of_teacher: &dyn Fn(f64) -> f32, of_label: f32) -> (f64, f64) {
     let tokens = &top.tokens[row * top.count..][..top.count];
     let (logs, rest) = (&top.logs[row * top.count..][..top.count], f64::from(top.rest[row]));
     let logits: Vec<f64> = tokens.iter().map(|token| f64::from(student[*token as usize])).collect();
@@ -203,6 +214,7 @@ fn top_row(top: &Top, row: usize, student: &mut [f32], of_teacher: f32, of_label
         divergence += rest * (rest / others).ln();
     }
     let elsewhere = rest / others;
+    let of_teacher = of_teacher(divergence);
     scale(student, (f64::from(of_teacher) * (1.0 - elsewhere) + f64::from(of_label)) as f32 / sum);
     for ((token, log), q) in tokens.iter().zip(logs).zip(&mine) {
         student[*token as usize] += (f64::from(of_teacher) * (elsewhere * q - f64::from(*log).exp())) as f32;
