@@ -155,6 +155,26 @@ impl Memory {
         &self.0
     }
 
+    /// The first tensor of a program for which this has other numbers, or not as many as it has room for.
+    pub(crate) fn misfit<'p>(&self, program: &'p Program) -> Option<&'p str> {
+        let fits = |(tensor, data): (&Tensor, Option<&Data>)| {
+            let count = tensor.rows.checked_mul(tensor.columns);
+            let is = |found: usize, wanted: Option<u64>| wanted == Some(found as u64);
+            let groups = |per: u32| if per > 1 { tensor.columns.div_ceil(u64::from(per)) } else { 0 };
+            match (tensor.role, data) {
+                (Role::Weight, Some(Data::Weight { codes, scales })) => {
+                    is(codes.len(), count) && is(scales.len(), tensor.rows.checked_mul(groups(tensor.element.per)))
+                }
+                (Role::Constant, Some(Data::Columns(columns))) => tensor.element == Column::ELEMENT && is(columns.len(), count),
+                (Role::Weight, _) => false,
+                (_, Some(Data::Numbers(numbers))) => tensor.element != Column::ELEMENT && is(numbers.len(), count),
+                _ => false,
+            }
+        };
+        let data = (0..program.tensors.len()).map(|at| self.0.get(at));
+        program.tensors.iter().zip(data).find(|pair| !fits(*pair)).map(|(tensor, _)| tensor.name.as_str())
+    }
+
     pub(crate) fn numbers_mut(&mut self, id: TensorId) -> &mut [i32] {
         match &mut self.0[id.0 as usize] {
             Data::Numbers(numbers) => numbers,

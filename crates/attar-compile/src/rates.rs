@@ -93,6 +93,19 @@ impl Rates {
         tile::Rates { array: wide.unwrap_or(self.tile.array), mac_pj, ..self.tile }
     }
 
+    /// Whether work can be counted in them: no array is without rows, depth or columns, and no rate is none.
+    pub(crate) fn are_possible(&self) -> bool {
+        let arrays = self.wide.iter().chain([&self.tile.array]).flatten();
+        let positive = [self.clock, self.tile.read, self.tile.write];
+        let others = [self.flash, self.tile.fill, self.tile.setup, self.tile.coded];
+        self.lanes > 0
+            && arrays.into_iter().all(|size| *size > 0)
+            && self.tile.outstanding > 0
+            && self.tile.burst > 0
+            && positive.into_iter().all(|rate| rate > 0.0 && rate.is_finite())
+            && others.into_iter().all(|rate| rate >= 0.0 && rate.is_finite())
+    }
+
     /// Picojoules of multiply-accumulates, of which `wide` have int16 activations: energy goes with the product of the widths.
     pub(crate) fn products(&self, macs: u64, wide: u64) -> f64 {
         (macs + wide) as f64 * self.tile.mac_pj

@@ -316,8 +316,29 @@ fn describe(eval: &crate::Eval, runner: RunnerKind, mode: attar_eval::Mode) -> S
     format!("{}: {} with {runner}{mode}{device}", eval.name, eval.task.task().name)
 }
 
+/// No gate is about what no step `compile` measures or plans.
+fn check_compiled_gates(recipe: &Recipe) -> Result<()> {
+    let steps = recipe.variants.iter().flat_map(|variant| &variant.steps).filter(|(_, step)| step.kind().name == "compile");
+    let settings: Vec<serde_json::Value> = steps.map(|(_, step)| step.settings()).collect();
+    let without = |metric: &str| match metric {
+        "kl" | "perplexity-ratio" | "snr" => settings.iter().all(|step| step["quality"] == 0).then_some("quality = 0"),
+        "decode-latency" => settings.iter().all(|step| step["decode"] == false).then_some("decode = false"),
+        _ => None,
+    };
+    let gates = recipe.gates.iter().enumerate().filter(|(_, gate)| gate.eval == DEVICE && !settings.is_empty());
+    for (index, gate) in gates {
+        if let Some(setting) = without(&gate.metric) {
+            let message = format!("nothing would measure `{DEVICE}/{}`: the step `compile` has `{setting}`", gate.metric);
+            let error = Error::recipe(message).hint("leave that setting out, or the gate".to_owned());
+            return Err(recipe.document.place(error, &format!("gate[{index}].metric")));
+        }
+    }
+    Ok(())
+}
+
 /// No gate is about tokens that an encoder would have to predict.
 fn check_gates(recipe: &Recipe, opened: &Opened) -> Result<()> {
+    check_compiled_gates(recipe)?;
     let Some(model) = opened.model().filter(|model| !shape::predicts_tokens(&model.graph)) else { return Ok(()) };
     let of_tokens = |name: &str| DEVICE_METRICS.iter().any(|metric| metric.name == name && metric.of_tokens);
     let of_tokens = |gate: &Gate| gate.eval == DEVICE && of_tokens(&gate.metric);

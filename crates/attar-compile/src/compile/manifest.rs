@@ -48,6 +48,8 @@ pub struct Manifest {
     pub logits: Option<f64>,
     /// The runs: prefill or its chunks, then decode and verify; or `encode`.
     pub runs: Vec<Entry>,
+    /// Digests of the plans, by the names of their runs: plans of another compilation have other constants.
+    pub plans: BTreeMap<String, Digest>,
     /// Digests of `dram.bin`, `flash.bin`, `embedding.bin`, `position_embedding.bin` and `token_type_embedding.bin`, of those that there are.
     pub images: BTreeMap<String, Digest>,
 }
@@ -147,6 +149,7 @@ impl Manifest {
             width: last.program.get(last.input).columns,
             logits: last.logits,
             runs: phases.iter().map(entry).collect(),
+            plans: phases.iter().map(|phase| (phase.name.clone(), Digest::of(&phase.schedule.plan.to_bytes()))).collect(),
             images: BTreeMap::new(),
         }
     }

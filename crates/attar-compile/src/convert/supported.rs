@@ -43,6 +43,13 @@ fn why_not(graph: &Graph, kind: Option<FusedKind>, node: &Node) -> Option<String
         Op::Attention(Attention { causal: false, window: Some(window), .. }) => {
             Some(format!("{name} {{causal = false, window = {window}}}"))
         }
+        Op::Rope(_) if graph.maker(node.inputs[0]).is_some_and(|maker| matches!(maker.op, Op::Slice { .. })) => {
+            Some(format!("{name} of a part of each head"))
+        }
+        // Keys and values have one scale for all tokens in a program.
+        Op::Cache { .. } if graph.maker(node.inputs[0]).is_some_and(|maker| matches!(maker.op, Op::Quantize { .. })) => {
+            Some(format!("{name} of codes with scales of their own (kv of the step activations)"))
+        }
         Op::Attention(attention) => attention.softcap.map(|cap| format!("{name} {{softcap = {cap}}}")),
         Op::Linear
         | Op::RmsNorm { .. }

@@ -40,6 +40,9 @@ impl Plan {
     /// Reads the bytes of a file. The content is not trusted: [`crate::simulate`] checks every access.
     pub fn from_bytes(bytes: &[u8]) -> Result<Plan> {
         let plan: Plan = from_bytes(MAGIC, bytes)?;
+        if !plan.rates.are_possible() {
+            return Err(Error::PlanMalformed { why: "its rates are those of no device".into() });
+        }
         match plan.tensors.iter().find(|tensor| !tensor.is_possible()) {
             Some(tensor) => Err(Error::PlanMalformed { why: format!("the tensor `{}` has an impossible size", tensor.name) }),
             None => Ok(plan),
@@ -86,7 +89,11 @@ impl Proof {
 
     /// Reads the bytes of a file.
     pub fn from_bytes(bytes: &[u8]) -> Result<Proof> {
-        from_bytes(PROOF, bytes)
+        let proof: Proof = from_bytes(PROOF, bytes)?;
+        match proof.memory.misfit(&proof.program) {
+            Some(tensor) => Err(Error::PlanMalformed { why: format!("it has other numbers than `{tensor}` has room for") }),
+            None => Ok(proof),
+        }
     }
 }
 

@@ -235,7 +235,7 @@ impl Simulator<'_, '_> {
         agree("rescaled columns", columns.region.columns, sums_at.region.columns)?;
         self.take_terms(call, body, sums, sums_at.region)?;
         let extra = extra.map(|view| self.find(call, body, view)).transpose()?;
-        check_heads(call, finish, &out, extra.as_ref())?;
+        check_finish(call, finish, &out, extra.as_ref())?;
         if let Some(extra) = &extra {
             agree("rows of the extra operand", extra.region.rows, out.region.rows)?;
             self.reads(extra)?;
@@ -553,8 +553,14 @@ fn added(wide: &[i64], columns: &[Column], (residual, region): (Vec<i32>, Area),
     Ok(wide.iter().zip(carried).map(|(x, y)| saturate(x + i64::from(y), out.bits)).collect())
 }
 
-/// The boxes of a rotary embedding are whole heads, and every head has its angles, its range and its gains.
-fn check_heads(call: &Call, finish: &Finish, out: &Found, table: Option<&Found>) -> Checked {
+/// A residual is there, and a table of activations. The boxes of a rotary embedding are whole heads, and every head has its angles, its range and its
+/// gains.
+fn check_finish(call: &Call, finish: &Finish, out: &Found, table: Option<&Found>) -> Checked {
+    match finish {
+        Finish::Add if table.is_none() => return Err(Violation::Index { what: "extra operand", index: 0, count: 0 }),
+        Finish::Activated { constant } | Finish::Gated { constant } => table_of(call, *constant).map(drop)?,
+        _ => {}
+    }
     let Finish::Rotary { head, normed, rotated, constant } = finish else { return Ok(()) };
     match table {
         Some(table) => agree("columns of the table", table.region.columns, [0, *head])?,
@@ -576,9 +582,9 @@ fn ranges_of(call: &Call, index: u32) -> Checked<&[Range]> {
     }
 }
 
-/// The range of a column, which has one: see [`check_heads`].
+/// The range of a column, which has one: see [`check_finish`].
 fn range_of(ranges: &[Range], column: u64) -> &Range {
-    ranges.iter().find(|range| column < range.end).expect("`check_heads` found a range for each column")
+    ranges.iter().find(|range| column < range.end).expect("`check_finish` found a range for each column")
 }
 
 /// The heads of the output that have gains, normed in place; int16.

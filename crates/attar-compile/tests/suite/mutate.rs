@@ -4,12 +4,12 @@
 
 use crate::support::{Block, Builder, Random, WEIGHTS};
 use attar_compile::{
-    Element, Kernel, Memory, Plan, Program,
+    Data, Element, Kernel, Memory, Plan, Program, TensorId,
     device::Can,
-    plan::{Compute, Constant, Extent, Place, Proof, Region, Slots, Space, Span, Statement, View},
+    plan::{Compute, Constant, Extent, Finish, Place, Proof, Region, Slots, Space, Span, Statement, View},
     program::{HeadNorm, Normed, Role},
     schedule::{Freedom, Goal, Target, schedule},
-    simulate::{Rates, prove, simulate},
+    simulate::{Rates, prove, simulate, time},
 };
 
 /// A change, where there is something to change.
@@ -381,6 +381,49 @@ fn norms_that_nest_are_an_error() {
         let kernels = vec![("norm".to_owned(), kernel)];
         let proof = Proof { program: Program { kernels, ..program.clone() }, memory: memory.clone(), results: Vec::new() };
         assert_eq!(Proof::from_bytes(&proof.to_bytes()).is_ok(), reads);
+    }
+}
+
+/// An array without rows, and numbers of another size than their tensor's.
+#[test]
+fn impossible_rates_and_numbers_are_errors() {
+    let (program, memory, plan, _) = (0..).find_map(proven).unwrap();
+    for at in 0..3 {
+        let mut plan = plan.clone();
+        plan.rates.tile.array[at] = 0;
+        assert!(Plan::from_bytes(&plan.to_bytes()).is_err());
+    }
+    let proof = Proof { program: program.clone(), memory: memory.clone(), results: Vec::new() };
+    assert!(Proof::from_bytes(&proof.to_bytes()).is_ok());
+    for (at, tensor) in program.tensors.iter().enumerate() {
+        let mut memory = memory.clone();
+        memory.set(TensorId(at as u32), Data::Numbers(Vec::new()));
+        let proof = Proof { program: program.clone(), memory, results: Vec::new() };
+        assert!(Proof::from_bytes(&proof.to_bytes()).is_err(), "{}", tensor.name);
+    }
+}
+
+/// A sum that adds nothing is found without numbers, too: what is exported is walked through so.
+#[test]
+fn a_residual_that_is_missing_is_found_without_numbers() {
+    let found = (0..).find_map(|seed| {
+        let (_, _, mut plan, rates) = proven(seed)?;
+        let mut taken = false;
+        plan.bodies.iter_mut().for_each(|body| without_extra(&mut body.code, &mut taken));
+        taken.then_some((plan, rates))
+    });
+    let (plan, rates) = found.unwrap();
+    assert!(time(&plan, &rates).is_err());
+}
+
+/// Takes the residuals of additions away.
+fn without_extra(code: &mut [Statement], taken: &mut bool) {
+    for statement in code {
+        match statement {
+            Statement::Loop { body, .. } => without_extra(body, taken),
+            Statement::Compute(Compute::Finish { extra, finish: Finish::Add, .. }) => *taken |= extra.take().is_some(),
+            _ => {}
+        }
     }
 }
 

@@ -93,7 +93,13 @@ impl<'a> Compiled<'a> {
         };
         let run = |entry: Entry| {
             let name = format!("{}.plan", entry.name);
-            let plan = Plan::from_bytes(&whole(files, &name)?).map_err(|error| refused(format!("`{name}`: {error}")))?;
+            let bytes = whole(files, &name)?;
+            let plan = Plan::from_bytes(&bytes).map_err(|error| refused(format!("`{name}`: {error}")))?;
+            if manifest.plans.get(&entry.name) != Some(&Digest::of(&bytes)) {
+                return Err(refused(format!(
+                    "`{name}` is not the plan that was written: its digest is not that in `{MANIFEST}`"
+                )));
+            }
             let run = Run { entry, plan };
             run.check().map_err(|why| refused(format!("`{name}`: {why}")))?;
             Ok(run)

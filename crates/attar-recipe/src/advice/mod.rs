@@ -4,6 +4,7 @@
 //! has for every weight and activation says what a change of a part of it is worth. The scale comes from what was measured. A way is a
 //! recipe that [`crate::plan`] accepts; those that the model or a target refuses are left out.
 
+mod change;
 mod edit;
 mod loss;
 mod noise;
@@ -40,7 +41,7 @@ pub(crate) fn of(recipe: &Recipe, report: &Report, engines: &Engines) -> (Vec<(W
     let passes = |proposal: &Proposal| proposal.noise <= allowed;
     proposals.sort_by(|a, b| {
         let (first, second) = (passes(a), passes(b));
-        let price = |proposal: &Proposal| (proposal.effort == ways::TRAINING, proposal.bytes.max(0), proposal.effort);
+        let price = |proposal: &Proposal| (proposal.effort == change::TRAINING, proposal.bytes.max(0), proposal.effort);
         second.cmp(&first).then_with(|| if first { price(a).cmp(&price(b)) } else { a.noise.total_cmp(&b.noise) })
     });
     let mut ways: Vec<(Way, String)> = Vec::new();

@@ -4,8 +4,8 @@ use serde_json::Value as Settings;
 use toml_edit::DocumentMut;
 
 use super::{
+    change::{Change, Part, TRAINING, TRAINS},
     edit,
-    ways::{Change, Part, TRAINING, TRAINS},
 };
 use crate::{Recipe, VariantReport};
 

@@ -8,6 +8,7 @@ use serde_json::Value as Settings;
 use toml_edit::DocumentMut;
 
 use super::{
+    change::{BITS, Change, LOOKS, Part, TRAINING, TRAINS},
     edit,
     noise::{Kind, Noise, finer, refined, regrouped},
     shape::Shrunk,
@@ -30,9 +31,6 @@ pub(super) struct Proposal {
     pub(super) snippet: String,
 }
 
-/// The most that a way takes.
-pub(super) const TRAINING: u8 = 2;
-
 /// What GPTAQ leaves of the divergence of rounding to nearest, and of that of GPTQ. Measured on shakespeare-1m, groups of 64, calibrated on the mixture: .51 and .56, .80
 /// and .82 (3 and 4 bits; 8,192 tokens of the plays); these are more cautious.
 const AFTER_NEAREST: f64 = 0.65;
@@ -49,47 +47,6 @@ const SHORT: usize = 4096;
 
 /// The kind of the step that trains codes.
 const RECOVER: &str = "recover";
-
-const BITS: &str = "nothing else";
-const LOOKS: &str = "calibration: one pass of the text through two models";
-pub(super) const TRAINS: &str = "training: some passes of the text, with gradients";
-
-/// A part of a recipe that changed.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Part {
-    /// The step of a key.
-    Step(String),
-    /// A step of that kind, with nothing but defaults, which is new.
-    New(&'static str),
-    /// `[data.calibration]`.
-    Calibration,
-}
-
-impl Part {
-    fn told(&self, document: &mut DocumentMut) -> Option<String> {
-        match self {
-            Part::Step(key) => edit::told(document, key),
-            Part::New(kind) => Some(format!("# behind it\n[[step]]\nkind = \"{kind}\"\n")),
-            Part::Calibration => Some(format!("[data.calibration]\n{}", document["data"]["calibration"])),
-        }
-    }
-}
-
-/// A change of the text, and what it does.
-pub(super) struct Change<'k> {
-    pub(super) what: String,
-    /// What it leaves of the noise of rounding, or of what a smaller shape lost.
-    pub(super) noise: f64,
-    pub(super) bytes: f64,
-    pub(super) cost: &'static str,
-    pub(super) effort: u8,
-    /// Which of the two.
-    pub(super) of_shape: bool,
-    pub(super) make: Edit<'k>,
-}
-
-/// Changes the text of a recipe, if it is written so that it can be.
-pub(super) type Edit<'k> = Box<dyn Fn(&mut DocumentMut) -> Option<Part> + 'k>;
 
 /// The variant's steps that a change is about.
 struct Place<'r> {

@@ -8,7 +8,7 @@ use attar_compile::{
     report::{Origin, Picture, assumed, most_assumed, pictures, to_html},
     schedule::chunk::{Candidate, Point},
 };
-use attar_graph::kernel::instruction_set;
+use attar_graph::{Graph, Op, kernel::instruction_set};
 use attar_tensor::{Digest, Source};
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,9 @@ impl Step for Compile {
     fn plan(&self, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
         check_prompt(self.seq, model)?;
         let planned = Compile::plan(self, &model.graph, &*model.source).map_err(refused)?;
+        if self.head && !planned.head {
+            model.notes.push(on_the_host(&model.graph).into());
+        }
         model.compiled = Some(planned.head);
         model.kept.keep(Kept { facts: facts(&model.graph), planned });
         walk::plan(model, 1);
@@ -123,6 +126,19 @@ impl Step for Compile {
 /// What pages of plans say of where they come from.
 fn origin(model: &Working) -> Origin {
     Origin { model: name_of(&model.checkpoint.path), recipe: model.recipe.clone() }
+}
+
+/// Why the head is none of the device's.
+fn on_the_host(graph: &Graph) -> &'static str {
+    match graph.nodes().iter().any(|node| matches!(node.op, Op::Softcap { .. })) {
+        true => {
+            "the last norm and the head stay on the host: the logits are capped, which no kernel computes; `device/kl` and the like cannot be measured"
+        }
+        false => {
+            "the last norm and the head stay on the host, so `device/kl` and the like cannot be measured: `quantize` and `activations` (static) take them \
+             with `lm_head` in `select`"
+        }
+    }
 }
 
 /// What of a compiled model is too large for memory ends so.

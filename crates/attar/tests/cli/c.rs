@@ -421,6 +421,12 @@ fn c_computes_what_the_simulator_does() {
     fs::write(room.path("out/compiled/dram.bin"), damaged).unwrap();
     export().exits(3).says("`dram.bin` is not what was written");
     fs::write(room.path("out/compiled/dram.bin"), dump).unwrap();
+    let decode = fs::read(room.path("out/compiled/decode.plan")).unwrap();
+    let mut foreign = Plan::from_bytes(&decode).unwrap();
+    foreign.title.push('!');
+    fs::write(room.path("out/compiled/decode.plan"), foreign.to_bytes()).unwrap();
+    export().exits(3).says("`decode.plan` is not the plan that was written");
+    fs::write(room.path("out/compiled/decode.plan"), decode).unwrap();
     room.write("out/compiled/model.json", &manifest.replace("\"dram.bin\"", "\"other.bin\""));
     export().exits(3).says("`dram.bin` is not what was written");
     for (from, to) in

@@ -112,7 +112,7 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
     let dynamic = ACTIVATIONS.replace("mode = \"static\"\n", "");
     let device = |settings: &str| format!("[[step]]\nkind = \"compile\"\nseq = 40\n{settings}\n");
     let gate = "[[gate]]\nmetric = \"device/latncy\"\nat_most = 1\n";
-    let cases: [(&str, &[&str]); 19] = [
+    let cases: [(&str, &[&str]); 22] = [
         ("a float model", &[&compile("")]),
         ("weights with scales in f16", &[&f16, ACTIVATIONS, &compile("")]),
         ("activations in f32", &[QUANTIZE, &compile("")]),
@@ -126,6 +126,15 @@ fn what_cannot_be_compiled_is_said_before_the_work() {
         ("a draft of one token", &[QUANTIZE, ACTIVATIONS, &device("verify = 1")]),
         ("a draft longer than the prompt", &[QUANTIZE, ACTIVATIONS, &device("verify = 41")]),
         ("drafts of a batch", &[QUANTIZE, ACTIVATIONS, &device("verify = 4\nbatch = 2")]),
+        (
+            "a gate that nothing measures",
+            &[QUANTIZE, ACTIVATIONS, &device("quality = 0"), "\n[[gate]]\nmetric = \"device/kl\"\nat_most = 1\n"],
+        ),
+        (
+            "a gate on decoding that is not planned",
+            &[QUANTIZE, ACTIVATIONS, &device("decode = false"), "\n[[gate]]\nmetric = \"device/decode-latency\"\nat_most = 1\n"],
+        ),
+        ("a cache in codes of its own", &[QUANTIZE, &ACTIVATIONS.replace("\n\n", "\nkv = \"int4\"\n\n"), &device("")]),
         ("a batch of nothing", &[QUANTIZE, ACTIVATIONS, &device("batch = 0")]),
         ("a batch beyond any", &[QUANTIZE, ACTIVATIONS, &device("batch = 65")]),
         ("more tokens than the model takes", &[QUANTIZE, ACTIVATIONS, &device("").replace("seq = 40", "seq = 513")]),
