@@ -211,6 +211,11 @@ impl Asked for Distill {
             let hint = "a teacher has the vocabulary of its student: choose a model of the same family";
             return refused(format!("the teacher has logits for {other} tokens, and the model for {own}"), hint);
         }
+        if let Some(top) = self.teacher_top.filter(|top| *top as u64 > other) {
+            let error = Error::recipe(format!("{top} tokens of a vocabulary of {other}"));
+            let error = error.hint("leave `teacher_top` out: then every token counts".to_owned());
+            return Err(StepError { key: Some("teacher_top".into()), error });
+        }
         if let Some(opened) = opened {
             let (own, other) = (model.checkpoint.tokenizer().map_err(failed)?, opened.tokenizer().map_err(failed)?);
             if let Some(difference) = tokens::difference(&own, &other).or_else(|| tokens::other_tokens(&own, &other)) {

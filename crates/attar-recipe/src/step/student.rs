@@ -30,6 +30,11 @@ const SEEN: usize = 128;
 /// The model is of the student's shape from now on; only shapes are planned.
 pub(super) fn plan(student: &StudentShape, model: &mut Working) -> Result<Vec<PlannedTensor>, StepError> {
     match student.init {
+        Init::Prune if student.prunings().is_empty() => {
+            let error = Error::recipe("the student has no shape of its own");
+            let error = error.hint("say what it has less of, `mlp` or `blocks` for example, or leave `student` out".to_owned());
+            Err(StepError { key: Some("student".into()), error })
+        }
         Init::Prune => {
             let own = (model.calibrated, model.tokens, model.window);
             if let (false, Some(text)) = (model.calibrated, &model.training) {

@@ -262,6 +262,8 @@ fn the_teachers_top_is_kept_in_place_of_the_teacher() {
     assert!(!said.contains("keep what the teacher says"), "{said}");
     room.write("recipe.toml", &text.replace("teacher_top = 32", "teacher_top = 32\nhidden = 1.0"));
     room.attar(&RUN).exits(2).says("hidden states take the teacher at every step");
+    room.write("recipe.toml", &text.replace("teacher_top = 32", "teacher_top = 100000"));
+    room.attar(&RUN).exits(2).says("100000 tokens of a vocabulary of ");
 }
 
 /// Blocks that were matched one by one start nearer to the teacher.
@@ -284,6 +286,8 @@ fn a_first_stage_matches_blocks_one_by_one() {
     assert!(matched < 0.95 * pruned, "{matched} matched, {pruned} pruned alone");
     write("student = { blocks = 3, ends = 1 }\nlocal = 1\n");
     room.attar(&RUN).exits(2).says("they cannot be matched one by one");
+    write("student = {}\n");
+    room.attar(&RUN).exits(2).says("the student has no shape of its own");
     write("student = { hidden = 96 }\nlocal = 1\n");
     room.attar(&RUN).exits(2).says("has 96 channels and the teacher's 128");
 }

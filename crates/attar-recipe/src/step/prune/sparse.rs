@@ -102,7 +102,6 @@ pub(super) fn run(
     let (seen, aside) = windows.split_at(windows.len() - aside(windows.len()));
     let layers = settings.sparse_layers(&before.graph).map_err(refused)?;
     let gains = Gains::of(settings, sparsity)?;
-    gains.warning.iter().for_each(|warning| session.observer.note(&format!("note: {warning}")));
     let widest = layers.iter().map(|layer| dims(&before.graph, layer)[1]).max();
     settings.note_few_tokens(widest.unwrap_or(0), seen, session);
     let score = settings.score().map_err(refused)?;
